@@ -1,8 +1,28 @@
 //! The CNI protocol, without a kernel: what comes in through the environment
 //! and standard input, what goes out, and what happens in between.
+//!
+//! A plugin implements [`Plugin`] and its `main` is [`run`]. The modules follow
+//! the life of a call: [`env`] and [`conf`] read it, [`request`] is what the
+//! plugin sees of it, [`result`] what it answers, [`delegate`] whom it asks,
+//! [`Undo`] what happens if it fails.
 
+pub mod address;
+pub mod conf;
+pub mod delegate;
+pub mod env;
 mod error;
+pub mod json;
+pub mod names;
+pub mod request;
+pub mod result;
+mod run;
 mod undo;
+pub mod version;
 
+pub use address::Cidr;
 pub use error::{Code, Error};
+pub use request::{Add, Attachment, Call, Check, Del, Gc, Status};
+pub use result::AddResult;
+pub use run::{Plugin, run};
 pub use undo::{BestEffort, Undo};
+pub use version::Version;

@@ -1,0 +1,113 @@
+//! Addresses as configurations and results write them.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// An address with its prefix, `10.1.0.2/24`; the host bits are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Cidr(pub IpNetwork);
+
+impl Cidr {
+    /// The address, host bits included.
+    pub fn ip(self) -> IpAddr {
+        self.0.ip()
+    }
+
+    /// The length of the prefix in bits.
+    pub fn prefix(self) -> u8 {
+        self.0.prefix()
+    }
+
+    /// Whether this is 0.0.0.0/0 or ::/0.
+    pub fn is_default(self) -> bool {
+        self.prefix() == 0 && self.ip().is_unspecified()
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = String;
+
+    /// A netmask after the slash, which `ipnetwork` takes, is no CIDR notation.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let invalid = || format!("invalid CIDR address: {text}");
+        let (ip, prefix) = text.split_once('/').ok_or_else(invalid)?;
+        let ip: IpAddr = ip.parse().map_err(|_| invalid())?;
+        if prefix.is_empty() || !prefix.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(invalid());
+        }
+        let prefix = prefix.parse().map_err(|_| invalid())?;
+        IpNetwork::new(ip, prefix).map(Self).map_err(|_| invalid())
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.ip(), self.prefix())
+    }
+}
+
+impl<'de> Deserialize<'de> for Cidr {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
+impl Serialize for Cidr {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Parses an address; the text of the error is the Go plugins'.
+pub fn parse_ip(text: &str) -> Result<IpAddr, String> {
+    text.parse::<IpAddr>()
+        .map(|ip| ip.to_canonical())
+        .map_err(|_| format!("invalid IP address: {text}"))
+}
+
+/// For `#[serde(deserialize_with)]`: an address, unset when the text is empty.
+pub fn optional_ip<'de, D: Deserializer<'de>>(d: D) -> Result<Option<IpAddr>, D::Error> {
+    let text = String::deserialize(d)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    parse_ip(&text).map(Some).map_err(de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cidr_keeps_its_host_bits() {
+        let cidr: Cidr = "10.1.2.3/24".parse().unwrap();
+        assert_eq!(cidr.to_string(), "10.1.2.3/24");
+        assert_eq!(
+            "FD00::2/64".parse::<Cidr>().unwrap().to_string(),
+            "fd00::2/64"
+        );
+    }
+
+    #[test]
+    fn what_is_no_cidr_is_refused() {
+        for text in [
+            "10.1.2.3",
+            "10.1.2.3/33",
+            "10.1.2.3/255.255.255.0",
+            "x/8",
+            "10.0.0.0/",
+            "10.0.0.0/+8",
+            "",
+        ] {
+            assert_eq!(
+                text.parse::<Cidr>(),
+                Err(format!("invalid CIDR address: {text}"))
+            );
+        }
+    }
+}

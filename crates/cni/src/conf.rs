@@ -1,0 +1,156 @@
+//! The keys that every network configuration has, and how a plugin's own are read.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Code, Error};
+use crate::json::{DecodeError, Json};
+use crate::result::Dns;
+
+/// The keys of the specification, section "Plugin configuration objects".
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct NetConf {
+    /// The plugin's `type`.
+    #[serde(rename = "type")]
+    pub plugin: String,
+    /// What the runtime may pass in `runtimeConfig`; libcni has filtered by it already.
+    pub capabilities: BTreeMap<String, bool>,
+    /// Who hands out addresses.
+    pub ipam: IpamType,
+    /// How the container resolves names.
+    pub dns: Dns,
+    /// What the plugins before this one, or the ADD, answered.
+    pub prev_result: Option<PrevResult>,
+    /// GC: what is still in use; `None` when the runtime did not say.
+    #[serde(rename = "cni.dev/valid-attachments")]
+    pub valid_attachments: Option<Vec<ValidAttachment>>,
+    /// The same under the name that an early text of the specification gave it.
+    #[serde(rename = "cni.dev/attachments")]
+    pub attachments: Option<Vec<ValidAttachment>>,
+}
+
+/// The one key of `ipam` that is not the IPAM plugin's own.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct IpamType {
+    /// Name of the IPAM plugin; empty for an attachment without addresses.
+    #[serde(rename = "type")]
+    pub plugin: String,
+}
+
+/// A result as it came in, decoded when it is asked for.
+#[derive(Clone, Debug)]
+pub struct PrevResult(pub Json);
+
+impl<'de> Deserialize<'de> for PrevResult {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Json::deserialize(deserializer)? {
+            object @ Json::Object(_) => Ok(Self(object)),
+            _ => Err(serde::de::Error::custom("expected an object")),
+        }
+    }
+}
+
+/// An attachment that a GC must leave alone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+pub struct ValidAttachment {
+    /// `CNI_CONTAINERID` of its ADD.
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    /// `CNI_IFNAME` of its ADD.
+    pub ifname: String,
+}
+
+/// The two keys that are checked before the verb is looked at.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Head {
+    pub name: String,
+}
+
+impl NetConf {
+    /// What a GC must leave alone, if the runtime said it under either name.
+    pub fn valid(&self) -> Option<&[ValidAttachment]> {
+        let list = self
+            .valid_attachments
+            .as_ref()
+            .or(self.attachments.as_ref());
+        list.map(Vec::as_slice)
+    }
+}
+
+/// How faults in a configuration are met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// ADD, CHECK, STATUS: a fault is an error.
+    Strict,
+    /// DEL, GC: a key with a fault is left out and told on stderr, because the
+    /// runtime calls DEL with the very configuration that made ADD fail.
+    Lenient,
+}
+
+/// Reads a `T` from `document`.
+pub(crate) fn read<T: DeserializeOwned>(document: &Json, reading: Reading) -> Result<T, Error> {
+    let mut document = document.clone();
+    loop {
+        match document.decode() {
+            Ok(conf) => return Ok(conf),
+            Err(error) if reading == Reading::Lenient && document.get(error.key()).is_some() => {
+                eprintln!("ignoring a key of the configuration: {error}");
+                document = document.without(error.key());
+            }
+            Err(error) => return Err(load_error(&error)),
+        }
+    }
+}
+
+fn load_error(error: &DecodeError) -> Error {
+    Code::InvalidConfig.err(format!("failed to load netconf: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Sample {
+        is_gateway: bool,
+        mtu: u32,
+    }
+
+    fn document() -> Json {
+        Json::parse(br#"{"IsGateway": "yes", "mtu": 1400}"#).unwrap()
+    }
+
+    #[test]
+    fn a_fault_is_an_error_with_its_path() {
+        let error = read::<Sample>(&document(), Reading::Strict).unwrap_err();
+        assert_eq!(error.code, 7);
+        assert!(
+            error
+                .msg
+                .starts_with("failed to load netconf: isGateway: invalid type")
+        );
+    }
+
+    #[test]
+    fn a_lenient_reading_leaves_the_faulty_key_out() {
+        let sample = read::<Sample>(&document(), Reading::Lenient).unwrap();
+        assert!(!sample.is_gateway);
+        assert_eq!(sample.mtu, 1400);
+    }
+
+    #[test]
+    fn valid_attachments_are_found_under_both_names() {
+        let read = |text: &[u8]| -> NetConf {
+            super::read(&Json::parse(text).unwrap(), Reading::Strict).unwrap()
+        };
+        let conf = read(br#"{"cni.dev/attachments": [{"containerID": "a", "ifname": "eth0"}]}"#);
+        assert_eq!(conf.valid().unwrap()[0].container_id, "a");
+        assert!(read(b"{}").valid().is_none());
+    }
+}

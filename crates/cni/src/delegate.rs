@@ -1,0 +1,267 @@
+//! Executing another plugin, as the specification says in its section
+//! "Plugin Delegation".
+
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::rc::Rc;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::Deserialize;
+
+use crate::env::{Environment, Verb};
+use crate::error::{Code, Error};
+use crate::json::Json;
+use crate::request::Call;
+use crate::result::AddResult;
+use crate::undo::Undo;
+
+/// Looks up the executable of plugin `name` in `path`: the first regular file.
+pub fn find(name: &str, path: &[PathBuf]) -> Result<PathBuf> {
+    if name.is_empty() {
+        bail!("no plugin name provided");
+    }
+    if name.contains('/') {
+        bail!("invalid plugin name: {name}");
+    }
+    if path.is_empty() {
+        bail!("no paths provided");
+    }
+    path.iter()
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
+        .ok_or_else(|| {
+            let dirs: Vec<_> = path.iter().map(|dir| dir.display().to_string()).collect();
+            anyhow!(
+                "failed to find plugin {name:?} in path [{}]",
+                dirs.join(" ")
+            )
+        })
+}
+
+/// Asks the IPAM plugin for addresses. Whatever it reserved is released again
+/// by `undo`, also when it fails half-way: the specification wants a DEL after
+/// a failed ADD.
+pub fn ipam_add(call: &Call, undo: &mut Undo) -> Result<AddResult> {
+    let ipam = Delegate::ipam(call)?;
+    let inverse = ipam.clone();
+    undo.push("release the addresses", move || {
+        inverse.run(Verb::Del).map(drop)
+    });
+    let answer = ipam.run(Verb::Add)?;
+    let document = Json::parse(&answer)
+        .with_context(|| format!("parse the result of IPAM plugin {}", call.net.ipam.plugin))?;
+    let result = AddResult::decode_any(&document, call.version)
+        .with_context(|| format!("parse the result of IPAM plugin {}", call.net.ipam.plugin))?;
+    if result.ips.is_empty() {
+        bail!("IPAM plugin returned missing IP config");
+    }
+    Ok(result)
+}
+
+/// Has the IPAM plugin release what the attachment holds.
+pub fn ipam_del(call: &Call) -> Result<()> {
+    Delegate::ipam(call)?.run(Verb::Del).map(drop)
+}
+
+/// Has the IPAM plugin say whether the attachment holds its addresses.
+pub fn ipam_check(call: &Call) -> Result<()> {
+    Delegate::ipam(call)?.run(Verb::Check).map(drop)
+}
+
+/// Forwards a GC.
+pub fn ipam_gc(call: &Call) -> Result<()> {
+    Delegate::ipam(call)?.run(Verb::Gc).map(drop)
+}
+
+/// Forwards a STATUS; an IPAM plugin that cannot be executed is "not available".
+pub fn ipam_status(call: &Call) -> Result<()> {
+    let ipam =
+        Delegate::ipam(call).map_err(|error| Code::NotAvailable.err(format!("{error:#}")))?;
+    ipam.run(Verb::Status).map(drop)
+}
+
+/// A plugin to execute with our own environment and standard input.
+#[derive(Clone)]
+pub struct Delegate {
+    executable: PathBuf,
+    env: Rc<Environment>,
+    stdin: Rc<[u8]>,
+}
+
+impl Delegate {
+    fn ipam(call: &Call) -> Result<Self> {
+        Ok(Self {
+            executable: find(&call.net.ipam.plugin, &call.path)?,
+            env: Rc::clone(&call.env),
+            stdin: Rc::clone(&call.stdin),
+        })
+    }
+
+    /// A plugin to execute with an environment and a standard input of the caller's choice.
+    pub fn new(executable: &Path, env: Environment, stdin: &[u8]) -> Self {
+        Self {
+            executable: executable.to_owned(),
+            env: Rc::new(env),
+            stdin: Rc::from(stdin),
+        }
+    }
+
+    /// Executes the plugin for `verb` and returns its standard output. An error
+    /// that it reports is returned unchanged, code included.
+    pub fn run(&self, verb: Verb) -> Result<Vec<u8>> {
+        let output = self
+            .execute(verb)
+            .with_context(|| format!("execute {}", self.executable.display()))?;
+        if !output.status.success() {
+            return Err(reported(&output).into());
+        }
+        // What it logs is for whoever reads our log.
+        let _ = std::io::stderr().write_all(&output.stderr);
+        Ok(output.stdout)
+    }
+
+    fn execute(&self, verb: Verb) -> std::io::Result<Output> {
+        let mut child = self.spawn(verb)?;
+        if let Some(mut pipe) = child.stdin.take() {
+            // A plugin that does not read (VERSION) is not at fault.
+            if let Err(error) = pipe.write_all(&self.stdin)
+                && error.kind() != ErrorKind::BrokenPipe
+            {
+                return Err(error);
+            }
+        }
+        child.wait_with_output()
+    }
+
+    /// A binary that is being replaced is busy for a moment (ETXTBSY).
+    fn spawn(&self, verb: Verb) -> std::io::Result<std::process::Child> {
+        let mut tries = 5;
+        loop {
+            match self.command(verb).spawn() {
+                Err(error) if error.kind() == ErrorKind::ExecutableFileBusy && tries > 0 => {
+                    tries -= 1;
+                    sleep(Duration::from_secs(1));
+                }
+                other => return other,
+            }
+        }
+    }
+
+    #[allow(clippy::disallowed_methods)] // the one place that executes
+    fn command(&self, verb: Verb) -> Command {
+        let mut command = Command::new(&self.executable);
+        command
+            .env_clear()
+            .envs(self.env.iter())
+            .env("CNI_COMMAND", verb.as_str())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+}
+
+/// The error document of a plugin.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Report {
+    code: u32,
+    msg: String,
+    details: String,
+}
+
+/// What a plugin that failed has to say.
+fn reported(output: &Output) -> Error {
+    let unknown = |msg: String| Error {
+        code: 0,
+        msg,
+        details: String::new(),
+    };
+    if output.stdout.is_empty() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        if said.is_empty() {
+            return unknown(format!(
+                "netplugin failed with no error message: {}",
+                exit_text(output)
+            ));
+        }
+        return unknown(format!("netplugin failed: {said:?}"));
+    }
+    let report = Json::parse(&output.stdout)
+        .map_err(|error| error.to_string())
+        .and_then(|document| document.decode().map_err(|error| error.to_string()));
+    match report {
+        Ok(Report { code, msg, details }) => Error { code, msg, details },
+        Err(why) => unknown(format!(
+            "netplugin failed but error parsing its diagnostic message {:?}: {why}",
+            String::from_utf8_lossy(&output.stdout)
+        )),
+    }
+}
+
+fn exit_text(output: &Output) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (output.status.code(), output.status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "unknown status".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    fn failed(stdout: &str, stderr: &str) -> Error {
+        reported(&Output {
+            status: ExitStatus::from_raw(2 << 8),
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+        })
+    }
+
+    #[test]
+    fn a_plugin_is_found_by_name_only() {
+        let dirs = [PathBuf::from("/nonexistent"), PathBuf::from("/x")];
+        for (name, dirs, text) in [
+            ("", &dirs[..], "no plugin name provided"),
+            ("../x", &dirs, "invalid plugin name: ../x"),
+            ("x", &[], "no paths provided"),
+            (
+                "x",
+                &dirs,
+                "failed to find plugin \"x\" in path [/nonexistent /x]",
+            ),
+        ] {
+            assert_eq!(find(name, dirs).unwrap_err().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn the_error_of_a_delegate_is_passed_on_unchanged() {
+        let error = failed(r#"{"code": 11, "msg": "busy", "details": "x"}"#, "noise");
+        assert_eq!(
+            (error.code, error.msg.as_str(), error.details.as_str()),
+            (11, "busy", "x")
+        );
+    }
+
+    #[test]
+    fn a_delegate_without_a_document_is_quoted() {
+        assert_eq!(failed("", "oh no").msg, "netplugin failed: \"oh no\"");
+        assert_eq!(
+            failed("", "").msg,
+            "netplugin failed with no error message: exit status 2"
+        );
+        assert!(
+            failed("{", "")
+                .msg
+                .starts_with("netplugin failed but error parsing its diagnostic message \"{\": ")
+        );
+    }
+}

@@ -1,0 +1,385 @@
+//! What a runtime says through the environment.
+//!
+//! Source: CNI specification 1.1.0, section "Parameters"; which variables each
+//! verb needs, and the texts of the errors, are the Go library's.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Code, Error};
+
+/// A container id: letters, digits, `_`, `.` and `-`, not starting with the last three.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ContainerId(String);
+
+impl ContainerId {
+    /// Checks `text`; the error is what the runtime reads.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        if !is_identifier(text) {
+            let error = Code::InvalidEnvironment.err("invalid characters in containerID");
+            return Err(error.details(text));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// As the runtime wrote it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What container ids and network names are made of: `[a-zA-Z0-9][a-zA-Z0-9_.\-]*`.
+pub(crate) fn is_identifier(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    match text.as_bytes() {
+        [first, rest @ ..] => first.is_ascii_alphanumeric() && rest.iter().copied().all(inner),
+        [] => false,
+    }
+}
+
+/// The name of an interface: what the kernel takes (`dev_valid_name` in
+/// net/core/dev.c), at most 15 bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct IfName(String);
+
+impl IfName {
+    /// Checks `text`; the error is what the runtime reads.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let fault = |msg: &str| Err(Code::InvalidEnvironment.err(msg));
+        if text.is_empty() {
+            return fault("interface name is empty");
+        }
+        if text.len() > 15 {
+            return Err(Code::InvalidEnvironment
+                .err("interface name is too long")
+                .details("interface name should be less than 16 characters"));
+        }
+        if matches!(text, "." | "..") {
+            return fault("interface name is . or ..");
+        }
+        if text.contains(|c: char| matches!(c, '/' | ':') || c.is_whitespace()) {
+            return fault("interface name contains / or : or whitespace characters");
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// As the runtime wrote it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for IfName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The path of a network namespace, as the runtime wrote it. That it is one is
+/// found out when it is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetnsPath(String);
+
+impl NetnsPath {
+    /// Any path that is not empty.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// As the runtime wrote it: results repeat it to the letter.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// As a path.
+    pub fn as_path(&self) -> &Path {
+        Path::new(&self.0)
+    }
+}
+
+/// The verb that the runtime asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // the specification's names
+pub enum Verb {
+    Add,
+    Del,
+    Check,
+    Gc,
+    Status,
+    Version,
+}
+
+impl Verb {
+    /// As the specification writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+            Self::Check => "CHECK",
+            Self::Gc => "GC",
+            Self::Status => "STATUS",
+            Self::Version => "VERSION",
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        [
+            Self::Add,
+            Self::Del,
+            Self::Check,
+            Self::Gc,
+            Self::Status,
+            Self::Version,
+        ]
+        .into_iter()
+        .find(|verb| verb.as_str() == text)
+    }
+
+    /// Whether the verb is about one attachment.
+    fn names_an_attachment(self) -> bool {
+        matches!(self, Self::Add | Self::Del | Self::Check)
+    }
+}
+
+/// The environment of a process; in tests, any list of variables.
+#[derive(Clone, Debug, Default)]
+pub struct Environment(Vec<(OsString, OsString)>);
+
+impl Environment {
+    /// That of this process.
+    pub fn of_process() -> Self {
+        Self(std::env::vars_os().collect())
+    }
+
+    /// A made-up one.
+    pub fn from_pairs<K: Into<OsString>, V: Into<OsString>>(
+        pairs: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
+        let own = |(key, value): (K, V)| (key.into(), value.into());
+        Self(pairs.into_iter().map(own).collect())
+    }
+
+    /// All variables, for a delegate.
+    pub fn iter(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
+        self.0
+            .iter()
+            .map(|(key, value)| (key.as_os_str(), value.as_os_str()))
+    }
+
+    /// A variable; one that is empty counts as missing.
+    fn get(&self, name: &str) -> Option<&OsStr> {
+        let (_, value) = self.0.iter().find(|(key, _)| key == name)?;
+        Some(value.as_os_str()).filter(|value| !value.is_empty())
+    }
+
+    /// A variable as text.
+    fn text(&self, name: &str) -> Result<Option<&str>, Error> {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        let not_text = || Code::InvalidEnvironment.err(format!("{name} is not valid UTF-8"));
+        value.to_str().map(Some).ok_or_else(not_text)
+    }
+
+    /// `CNI_COMMAND`, before it is known to be a verb.
+    pub(crate) fn command(&self) -> Result<Option<&str>, Error> {
+        self.text("CNI_COMMAND")
+    }
+
+    /// `CNI_NETNS_OVERRIDE`: the runtime means it when it names our own namespace.
+    pub(crate) fn netns_override(&self) -> bool {
+        self.get("CNI_NETNS_OVERRIDE")
+            .is_some_and(|value| value == "1" || value.eq_ignore_ascii_case("true"))
+    }
+}
+
+/// The variables of one call, checked for its verb.
+#[derive(Clone, Debug)]
+pub struct Variables {
+    /// `None`: no verb that we know, which is reported after the configuration was read.
+    pub verb: Option<Verb>,
+    /// `CNI_CONTAINERID`, where the verb is about an attachment.
+    pub container_id: Option<ContainerId>,
+    /// `CNI_NETNS`; optional for DEL.
+    pub netns: Option<NetnsPath>,
+    /// `CNI_IFNAME`, where the verb is about an attachment.
+    pub ifname: Option<IfName>,
+    /// `CNI_ARGS`, unparsed; empty when there are none.
+    pub args: String,
+    /// `CNI_PATH`: where delegates are looked for, in order.
+    pub path: Vec<PathBuf>,
+}
+
+impl Variables {
+    /// Reads and checks what `command` needs. A malformed value is reported at
+    /// once, missing variables all together.
+    pub(crate) fn read(env: &Environment, command: &str) -> Result<Self, Error> {
+        let verb = Verb::parse(command);
+        let attachment = verb.is_some_and(Verb::names_an_attachment);
+        let mut missing = Vec::new();
+        let mut required = |name: &'static str, needed: bool| -> Result<Option<&str>, Error> {
+            let value = env.text(name)?;
+            if value.is_none() && needed {
+                missing.push(name);
+            }
+            Ok(value.filter(|_| attachment || name == "CNI_PATH"))
+        };
+
+        let container_id = required("CNI_CONTAINERID", attachment)?
+            .map(ContainerId::parse)
+            .transpose()?;
+        let netns =
+            required("CNI_NETNS", attachment && verb != Some(Verb::Del))?.map(NetnsPath::new);
+        let ifname = required("CNI_IFNAME", attachment)?
+            .map(IfName::parse)
+            .transpose()?;
+        let path = required("CNI_PATH", verb.is_some())?.unwrap_or_default();
+        let path = std::env::split_paths(path)
+            .filter(|dir| !dir.as_os_str().is_empty())
+            .collect();
+        if !missing.is_empty() {
+            return Err(Code::InvalidEnvironment.err(format!(
+                "required env variables [{}] missing",
+                missing.join(",")
+            )));
+        }
+        Ok(Self {
+            verb,
+            container_id,
+            netns,
+            ifname,
+            args: env.text("CNI_ARGS")?.unwrap_or_default().to_owned(),
+            path,
+        })
+    }
+}
+
+/// Reads `CNI_ARGS` (`K=V;K=V`) and returns the value of each of `known`, in
+/// that order; a key that is not among them is an error unless `IgnoreUnknown`
+/// is set. The last of duplicate keys wins.
+pub fn parse_args<const N: usize>(
+    args: &str,
+    known: [&str; N],
+) -> Result<[Option<String>; N], Error> {
+    let fault = |msg: String| Code::InvalidEnvironment.err(msg);
+    let mut values = [const { None }; N];
+    let mut unknown = Vec::new();
+    let mut ignore_unknown = false;
+    if args.is_empty() {
+        return Ok(values);
+    }
+    for pair in args.split(';') {
+        let (key, value) = pair
+            .split_once('=')
+            .filter(|(_, value)| !value.contains('='))
+            .ok_or_else(|| fault(format!("ARGS: invalid pair {pair:?}")))?;
+        if key == "IgnoreUnknown" {
+            ignore_unknown = parse_bool(value).ok_or_else(|| {
+                fault(format!(
+                    "ARGS: error parsing value of pair {pair:?}: not a boolean"
+                ))
+            })?;
+        } else if let Some(index) = known.iter().position(|name| *name == key) {
+            values[index] = Some(value.to_owned());
+        } else {
+            unknown.push(format!("{pair:?}"));
+        }
+    }
+    if !unknown.is_empty() && !ignore_unknown {
+        return Err(fault(format!("ARGS: unknown args [{}]", unknown.join(" "))));
+    }
+    Ok(values)
+}
+
+fn parse_bool(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" => Some(true),
+        "0" | "false" => Some(false),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pairs: &[(&str, &str)], command: &str) -> Result<Variables, Error> {
+        Variables::read(&Environment::from_pairs(pairs.iter().copied()), command)
+    }
+
+    #[test]
+    fn missing_variables_are_reported_together() {
+        let error = read(&[("CNI_CONTAINERID", "a"), ("CNI_IFNAME", "")], "ADD").unwrap_err();
+        assert_eq!(error.code, 4);
+        assert_eq!(
+            error.msg,
+            "required env variables [CNI_NETNS,CNI_IFNAME,CNI_PATH] missing"
+        );
+    }
+
+    #[test]
+    fn del_needs_no_namespace_and_gc_no_attachment() {
+        let some = [
+            ("CNI_CONTAINERID", "a"),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_PATH", "/x:/y"),
+        ];
+        let variables = read(&some, "DEL").unwrap();
+        assert_eq!(variables.netns, None);
+        assert_eq!(variables.path, [Path::new("/x"), Path::new("/y")]);
+        assert!(
+            read(&[("CNI_PATH", "/x")], "GC")
+                .unwrap()
+                .container_id
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn a_malformed_value_is_reported_before_missing_ones() {
+        let error = read(&[("CNI_CONTAINERID", "../x")], "ADD").unwrap_err();
+        assert_eq!(error.to_string(), "invalid characters in containerID; ../x");
+    }
+
+    #[test]
+    fn interface_names_are_what_the_kernel_takes() {
+        assert!(IfName::parse("eth0.100-abcdef").is_ok());
+        for (text, msg) in [
+            ("", "interface name is empty"),
+            ("sixteen-bytes-it", "interface name is too long"),
+            ("..", "interface name is . or .."),
+            (
+                "a/b",
+                "interface name contains / or : or whitespace characters",
+            ),
+            (
+                "a\u{a0}b",
+                "interface name contains / or : or whitespace characters",
+            ),
+        ] {
+            assert_eq!(IfName::parse(text).unwrap_err().msg, msg);
+        }
+    }
+
+    #[test]
+    fn args_are_strict_unless_told_otherwise() {
+        let [mac] = parse_args("MAC=x", ["MAC"]).unwrap();
+        assert_eq!(mac.as_deref(), Some("x"));
+        assert_eq!(
+            parse_args("FOO=1", ["MAC"]).unwrap_err().msg,
+            "ARGS: unknown args [\"FOO=1\"]"
+        );
+        let [mac] = parse_args("FOO=1;IgnoreUnknown=True;MAC=y", ["MAC"]).unwrap();
+        assert_eq!(mac.as_deref(), Some("y"));
+        for text in ["MAC=1;", "MAC", "MAC=a=b", "IgnoreUnknown=maybe"] {
+            assert!(parse_args(text, ["MAC"]).is_err(), "{text}");
+        }
+    }
+}

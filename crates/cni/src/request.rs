@@ -1,0 +1,157 @@
+//! What a plugin is asked, one type for each verb: a handler cannot look at
+//! what its verb does not have.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use anyhow::Result;
+
+use crate::conf::{NetConf, ValidAttachment};
+use crate::env::{ContainerId, Environment, IfName, NetnsPath, parse_args};
+use crate::error::Error;
+use crate::names;
+use crate::result::AddResult;
+use crate::version::Version;
+
+/// What all verbs have in common.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// The network's `name`.
+    pub network: String,
+    /// The version that the configuration asks for.
+    pub version: Version,
+    /// The keys that every configuration has.
+    pub net: NetConf,
+    /// `CNI_PATH`.
+    pub path: Vec<PathBuf>,
+    /// `CNI_ARGS`, unparsed.
+    pub args: String,
+    /// All variables, and standard input to the byte: a delegate gets the same.
+    pub(crate) env: Rc<Environment>,
+    pub(crate) stdin: Rc<[u8]>,
+}
+
+impl Call {
+    /// `prevResult`, if there is one.
+    pub fn prev_result(&self) -> Result<Option<AddResult>> {
+        let document = self.net.prev_result.as_ref();
+        document
+            .map(|prev| AddResult::decode(&prev.0, self.version))
+            .transpose()
+    }
+
+    /// The values of `known` in `CNI_ARGS`; see [`parse_args`].
+    pub fn args<const N: usize>(&self, known: [&str; N]) -> Result<[Option<String>; N], Error> {
+        parse_args(&self.args, known)
+    }
+
+    /// Whether addresses are handed out by an IPAM plugin.
+    pub fn has_ipam(&self) -> bool {
+        !self.net.ipam.plugin.is_empty()
+    }
+}
+
+/// One interface of one container on one network: all names that we choose
+/// follow from it, so that DEL and GC find what a killed ADD left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// The network's name.
+    pub network: String,
+    /// The container.
+    pub container_id: ContainerId,
+    /// The interface in the container.
+    pub ifname: IfName,
+}
+
+impl Attachment {
+    /// The name of the host end of its veth pair: `veth` and 8 hex digits.
+    /// `attempt` is 0 but where another attachment has that name already.
+    pub fn host_veth(&self, attempt: u32) -> String {
+        names::prefixed(12, "veth", &format!("{self}/{attempt}"))
+    }
+}
+
+impl fmt::Display for Attachment {
+    /// `network/container/interface`: what we write on things that we own.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.network, self.container_id, self.ifname)
+    }
+}
+
+/// Attach a container.
+#[derive(Clone, Debug)]
+pub struct Add<C> {
+    /// What all verbs have.
+    pub call: Call,
+    /// The plugin's own keys.
+    pub conf: C,
+    /// What is attached.
+    pub attachment: Attachment,
+    /// Where it is attached.
+    pub netns: NetnsPath,
+}
+
+/// Detach a container, of which anything may be gone.
+#[derive(Clone, Debug)]
+pub struct Del<C> {
+    /// What all verbs have.
+    pub call: Call,
+    /// The plugin's own keys; those that could not be read have their defaults.
+    pub conf: C,
+    /// What is detached.
+    pub attachment: Attachment,
+    /// Where it was attached, if the runtime still knows.
+    pub netns: Option<NetnsPath>,
+}
+
+/// Say whether an attachment is as ADD left it.
+#[derive(Clone, Debug)]
+pub struct Check<C> {
+    /// What all verbs have.
+    pub call: Call,
+    /// The plugin's own keys.
+    pub conf: C,
+    /// What is checked.
+    pub attachment: Attachment,
+    /// Where it is attached.
+    pub netns: NetnsPath,
+}
+
+/// Remove what belongs to no attachment in use.
+#[derive(Clone, Debug)]
+pub struct Gc<C> {
+    /// What all verbs have.
+    pub call: Call,
+    /// The plugin's own keys; those that could not be read have their defaults.
+    pub conf: C,
+    /// What is in use.
+    pub valid: Vec<ValidAttachment>,
+}
+
+/// Say whether an ADD could succeed now.
+#[derive(Clone, Debug)]
+pub struct Status<C> {
+    /// What all verbs have.
+    pub call: Call,
+    /// The plugin's own keys.
+    pub conf: C,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_veth_follows_from_the_attachment() {
+        let attachment = Attachment {
+            network: "mynet".into(),
+            container_id: ContainerId::parse("aaaabbbbccccdddd").unwrap(),
+            ifname: IfName::parse("eth0").unwrap(),
+        };
+        let name = attachment.host_veth(0);
+        assert_eq!(name.len(), 12);
+        assert!(name.starts_with("veth") && name != attachment.host_veth(1));
+        assert_eq!(name, attachment.clone().host_veth(0));
+    }
+}

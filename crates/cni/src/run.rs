@@ -1,0 +1,372 @@
+//! The life of a plugin's process: environment and standard input in, one verb
+//! done, exactly one JSON document (or none) out.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use anyhow::{Context, Result, anyhow};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::conf::{self, Head, Reading};
+use crate::env::{Environment, NetnsPath, Variables, Verb, is_identifier};
+use crate::error::{Code, Error};
+use crate::json::Json;
+use crate::request::{Add, Attachment, Call, Check, Del, Gc, Status};
+use crate::result::{AddResult, pretty};
+use crate::undo::Undo;
+use crate::version::{self, Version};
+
+/// A CNI plugin. No verb has a default: a plugin with nothing to do for one
+/// says so, and why.
+pub trait Plugin {
+    /// Folder, package, binary and CNI `type`.
+    const NAME: &'static str;
+    /// The versions that it speaks.
+    const VERSIONS: &'static [Version] = Version::ALL;
+    /// Its own keys. What serde can check is checked before any verb runs.
+    type Conf: DeserializeOwned;
+
+    /// Attaches a container. Everything private that it creates is pushed on `undo`.
+    fn add(request: &Add<Self::Conf>, undo: &mut Undo) -> Result<AddResult>;
+    /// Detaches a container; succeeds when nothing is left to do.
+    fn del(request: &Del<Self::Conf>) -> Result<()>;
+    /// Fails if the attachment is not as ADD left it.
+    fn check(request: &Check<Self::Conf>) -> Result<()>;
+    /// Removes what belongs to no attachment in use.
+    fn gc(request: &Gc<Self::Conf>) -> Result<()>;
+    /// Fails if an ADD could not succeed now.
+    fn status(request: &Status<Self::Conf>) -> Result<()>;
+}
+
+/// The whole `main` of plugin `P`.
+pub fn run<P: Plugin>() -> ExitCode {
+    let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
+    let env = Environment::of_process();
+    let mut process = Process {
+        stdin: &mut stdin.lock(),
+        stdout: &mut stdout.lock(),
+        stderr: &mut std::io::stderr(),
+    };
+    ExitCode::from(process.run::<P>(env))
+}
+
+/// The three streams of a process, so that tests can have others.
+struct Process<'a> {
+    stdin: &'a mut dyn Read,
+    stdout: &'a mut dyn Write,
+    stderr: &'a mut dyn Write,
+}
+
+impl Process<'_> {
+    /// Returns the exit status: 0, or 1 after an error was printed.
+    fn run<P: Plugin>(&mut self, env: Environment) -> u8 {
+        let Err(error) = self.serve::<P>(env) else {
+            return 0;
+        };
+        let error = Error::from_chain(&error);
+        if let Err(unwritten) = self.print(&error_document(&error)) {
+            // Nobody reads stdout any more; perhaps somebody reads the log.
+            let _ = writeln!(self.stderr, "{error}; {unwritten:#}");
+        }
+        1
+    }
+
+    fn serve<P: Plugin>(&mut self, env: Environment) -> Result<()> {
+        let command = match env.command()? {
+            None => return self.banner::<P>(),
+            Some("VERSION") => return self.versions::<P>(),
+            Some(command) => command,
+        };
+        let variables = Variables::read(&env, command)?;
+        let stdin = self.read_stdin()?;
+        let document = parse(&stdin)?;
+        let network = network_name(&document)?;
+        let verb = variables.verb.ok_or_else(|| {
+            Code::InvalidEnvironment.err(format!("unknown CNI_COMMAND: {command}"))
+        })?;
+        let version = negotiate(verb, &document, P::VERSIONS)?;
+        if matches!(verb, Verb::Add | Verb::Del) && !env.netns_override() {
+            refuse_own_namespace(variables.netns.as_ref())?;
+        }
+        let reading = match verb {
+            Verb::Del | Verb::Gc => Reading::Lenient,
+            _ => Reading::Strict,
+        };
+        let call = Call {
+            network,
+            version,
+            net: conf::read(&document, reading)?,
+            path: variables.path.clone(),
+            args: variables.args.clone(),
+            env: Rc::new(env),
+            stdin: stdin.into(),
+        };
+        let conf = conf::read(&document, reading)?;
+        self.handle::<P>(verb, call, conf, variables)
+    }
+
+    fn handle<P: Plugin>(
+        &mut self,
+        verb: Verb,
+        call: Call,
+        conf: P::Conf,
+        variables: Variables,
+    ) -> Result<()> {
+        match verb {
+            Verb::Add => {
+                let (attachment, netns) = (attachment(&call, &variables)?, netns(&variables)?);
+                self.add::<P>(&Add {
+                    call,
+                    conf,
+                    attachment,
+                    netns,
+                })
+            }
+            Verb::Del => {
+                let attachment = attachment(&call, &variables)?;
+                let netns = variables.netns;
+                guarded(|| {
+                    P::del(&Del {
+                        call,
+                        conf,
+                        attachment,
+                        netns,
+                    })
+                })
+            }
+            Verb::Check => {
+                let (attachment, netns) = (attachment(&call, &variables)?, netns(&variables)?);
+                guarded(|| {
+                    P::check(&Check {
+                        call,
+                        conf,
+                        attachment,
+                        netns,
+                    })
+                })
+            }
+            Verb::Gc => self.gc::<P>(call, conf),
+            Verb::Status => guarded(|| P::status(&Status { call, conf })),
+            Verb::Version => self.versions::<P>(),
+        }
+    }
+
+    /// The work is done when the answer is out: until then all can be undone.
+    fn add<P: Plugin>(&mut self, request: &Add<P::Conf>) -> Result<()> {
+        let mut undo = Undo::new();
+        let answer = guarded(|| {
+            let result = P::add(request, &mut undo)?;
+            result.encode(request.call.version)
+        });
+        let Err(failure) = answer.and_then(|text| self.print(&text)) else {
+            undo.forget();
+            return Ok(());
+        };
+        let left = undo.roll_back();
+        if left.is_empty() {
+            return Err(failure);
+        }
+        let mut error = Error::from_chain(&failure);
+        error.add_details(&format!("could not undo: {}", left.join("; ")));
+        Err(error.into())
+    }
+
+    /// Without a list nothing is known to be unused, and to take it for an empty
+    /// one would take the network from every running pod.
+    fn gc<P: Plugin>(&mut self, call: Call, conf: P::Conf) -> Result<()> {
+        let Some(valid) = call.net.valid().map(<[_]>::to_vec) else {
+            writeln!(
+                self.stderr,
+                "GC without cni.dev/valid-attachments: nothing done"
+            )?;
+            return Ok(());
+        };
+        guarded(|| P::gc(&Gc { call, conf, valid }))
+    }
+
+    /// What people see who run a plugin by hand; nerdctl parses the first line.
+    fn banner<P: Plugin>(&mut self) -> Result<()> {
+        let versions: Vec<_> = P::VERSIONS.iter().map(|v| v.as_str()).collect();
+        let (name, release) = (P::NAME, env!("CARGO_PKG_VERSION"));
+        writeln!(self.stderr, "CNI {name} plugin v{release}")?;
+        writeln!(
+            self.stderr,
+            "CNI protocol versions supported: {}",
+            versions.join(", ")
+        )?;
+        Ok(())
+    }
+
+    fn versions<P: Plugin>(&mut self) -> Result<()> {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Versions<'a> {
+            cni_version: &'a str,
+            supported_versions: Vec<&'a str>,
+        }
+        let line = serde_json::to_string(&Versions {
+            cni_version: Version::LATEST.as_str(),
+            supported_versions: P::VERSIONS.iter().map(|v| v.as_str()).collect(),
+        })?;
+        self.print(&format!("{line}\n"))
+    }
+
+    fn read_stdin(&mut self) -> Result<Vec<u8>, Error> {
+        let mut text = Vec::new();
+        match self.stdin.read_to_end(&mut text) {
+            Ok(_) => Ok(text),
+            Err(error) => Err(Code::Io.err(format!("error reading from stdin: {error}"))),
+        }
+    }
+
+    fn print(&mut self, text: &str) -> Result<()> {
+        self.stdout
+            .write_all(text.as_bytes())
+            .and_then(|()| self.stdout.flush())
+            .map_err(|error| Code::Io.err(format!("error writing to stdout: {error}")))
+            .context("print the result")
+    }
+}
+
+/// Runs `handler`; a panic becomes an error, so that it is rolled back and reported.
+fn guarded<T>(handler: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(handler)).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned());
+        Err(anyhow!(
+            "panic: {}; please report this",
+            text.unwrap_or_default()
+        ))
+    })
+}
+
+fn parse(stdin: &[u8]) -> Result<Json, Error> {
+    Json::parse(stdin)
+        .map_err(|error| Code::Decode.err(format!("error unmarshall network config: {error}")))
+}
+
+fn network_name(document: &Json) -> Result<String, Error> {
+    let head: Head = document
+        .decode()
+        .map_err(|error| Code::Decode.err(format!("error unmarshall network config: {error}")))?;
+    if head.name.is_empty() {
+        return Err(Code::InvalidConfig.err("missing network name"));
+    }
+    if !is_identifier(&head.name) {
+        return Err(Code::InvalidConfig
+            .err("invalid characters found in network name")
+            .details(head.name));
+    }
+    Ok(head.name)
+}
+
+/// The version to speak: that of the configuration, if we do and the verb is in it.
+fn negotiate(verb: Verb, document: &Json, supported: &[Version]) -> Result<Version, Error> {
+    let text = match document.get("cniVersion") {
+        None => String::new(),
+        Some(Json::String(text)) => text,
+        Some(_) => {
+            return Err(Code::Decode
+                .err("decoding version from network config: cniVersion: expected a string"));
+        }
+    };
+    let since = match verb {
+        Verb::Check => Some(Version::V0_4_0),
+        Verb::Gc | Verb::Status => Some(Version::V1_1_0),
+        Verb::Add | Verb::Del | Verb::Version => None,
+    };
+    if let Some(since) = since {
+        refuse_verb(verb, &text, since, supported)?;
+    }
+    Version::parse(&text)
+        .filter(|version| supported.contains(version))
+        .ok_or_else(|| {
+            let list: Vec<_> = supported
+                .iter()
+                .map(|v| format!("{:?}", v.as_str()))
+                .collect();
+            Code::IncompatibleVersion
+                .err("incompatible CNI versions")
+                .details(format!(
+                    "config is {text:?}, plugin supports [{}]",
+                    list.join(" ")
+                ))
+        })
+}
+
+/// CHECK came with 0.4.0, GC and STATUS with 1.1.0.
+fn refuse_verb(verb: Verb, text: &str, since: Version, supported: &[Version]) -> Result<(), Error> {
+    let asked = match text {
+        "" => version::numbers(Version::V0_1_0.as_str()),
+        text => version::numbers(text),
+    };
+    let asked =
+        asked.ok_or_else(|| Code::Decode.err(format!("failed to parse version {text:?}")))?;
+    let newer = |version: &&Version| version::numbers(version.as_str()) >= Some(asked);
+    let refuse = |who: &str| {
+        let verb = verb.as_str();
+        Err(Code::IncompatibleVersion.err(format!("{who} version does not allow {verb}")))
+    };
+    if Some(asked) < version::numbers(since.as_str()) {
+        return refuse("config");
+    }
+    if !supported.iter().any(|version| newer(&version)) {
+        return refuse("plugin");
+    }
+    Ok(())
+}
+
+/// A runtime that names the namespace that we are in would have us take the
+/// node's own interfaces: refused before anything is touched.
+fn refuse_own_namespace(netns: Option<&NetnsPath>) -> Result<(), Error> {
+    let identity = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    let Some(theirs) = netns.and_then(|netns| identity(netns.as_path()).ok()) else {
+        return Ok(());
+    };
+    match identity(Path::new("/proc/self/ns/net")) {
+        Ok(ours) if ours == theirs => Err(Code::InvalidNetns
+            .err("plugin's netns and netns from CNI_NETNS should not be the same")),
+        _ => Ok(()),
+    }
+}
+
+fn attachment(call: &Call, variables: &Variables) -> Result<Attachment> {
+    let missing = "verb without an attachment";
+    Ok(Attachment {
+        network: call.network.clone(),
+        container_id: variables.container_id.clone().context(missing)?,
+        ifname: variables.ifname.clone().context(missing)?,
+    })
+}
+
+fn netns(variables: &Variables) -> Result<NetnsPath> {
+    variables.netns.clone().context("verb without a namespace")
+}
+
+/// The document of an error: no version, no newline, details only if there are any.
+fn error_document(error: &Error) -> String {
+    #[derive(Serialize)]
+    struct Document<'a> {
+        code: u32,
+        msg: &'a str,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        details: &'a str,
+    }
+    let document = Document {
+        code: error.code,
+        msg: &error.msg,
+        details: &error.details,
+    };
+    // Three plain members cannot fail to be written.
+    pretty(&document).unwrap_or_else(|_| r#"{"code": 999, "msg": "internal error"}"#.to_owned())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,256 @@
+//! Dispatch, tested in-process: the streams and the environment are parameters.
+
+use super::*;
+use serde::Deserialize;
+use std::cell::RefCell;
+
+thread_local! {
+    static UNDONE: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Does what its configuration says.
+struct Puppet;
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Conf {
+    fail: String,
+}
+
+impl Conf {
+    fn obey(&self) -> Result<()> {
+        match self.fail.as_str() {
+            "" => Ok(()),
+            "panic" => panic!("pulled"),
+            code => Err(Code::TryAgain.err(code).into()),
+        }
+    }
+}
+
+impl Plugin for Puppet {
+    const NAME: &'static str = "puppet";
+    type Conf = Conf;
+
+    fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {
+        undo.push("undo the first", || {
+            UNDONE.with_borrow_mut(|undone| undone.push("first".to_owned()));
+            Err(anyhow!("stuck"))
+        });
+        request.conf.obey()?;
+        Ok(AddResult::default())
+    }
+
+    fn del(request: &Del<Conf>) -> Result<()> {
+        request.conf.obey()
+    }
+
+    fn check(request: &Check<Conf>) -> Result<()> {
+        request.conf.obey()
+    }
+
+    fn gc(request: &Gc<Conf>) -> Result<()> {
+        request.conf.obey()
+    }
+
+    fn status(request: &Status<Conf>) -> Result<()> {
+        request.conf.obey()
+    }
+}
+
+struct Outcome {
+    status: u8,
+    stdout: String,
+    stderr: String,
+}
+
+/// A stream that can be closed.
+struct Sink {
+    written: Vec<u8>,
+    closed: bool,
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.closed {
+            return Err(std::io::ErrorKind::BrokenPipe.into());
+        }
+        self.written.extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn call_with(command: &str, stdin: &str, closed: bool) -> Outcome {
+    let env = Environment::from_pairs([
+        ("CNI_COMMAND", command),
+        ("CNI_CONTAINERID", "a"),
+        ("CNI_NETNS", "/nonexistent"),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_PATH", "/x"),
+    ]);
+    let mut stdout = Sink {
+        written: Vec::new(),
+        closed,
+    };
+    let mut stderr = Vec::new();
+    let mut process = Process {
+        stdin: &mut stdin.as_bytes(),
+        stdout: &mut stdout,
+        stderr: &mut stderr,
+    };
+    let status = process.run::<Puppet>(env);
+    Outcome {
+        status,
+        stdout: String::from_utf8(stdout.written).unwrap(),
+        stderr: String::from_utf8(stderr).unwrap(),
+    }
+}
+
+fn call(command: &str, stdin: &str) -> Outcome {
+    call_with(command, stdin, false)
+}
+
+fn error_of(command: &str, stdin: &str) -> (u64, String) {
+    let outcome = call(command, stdin);
+    assert_eq!(outcome.status, 1, "{}", outcome.stdout);
+    let error: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
+    let details = error["details"].as_str();
+    let text = error["msg"].as_str().unwrap().to_owned();
+    (
+        error["code"].as_u64().unwrap(),
+        details.map_or(text.clone(), |details| format!("{text}; {details}")),
+    )
+}
+
+#[test]
+fn no_command_prints_who_we_are() {
+    let outcome = call("", "");
+    assert_eq!((outcome.status, outcome.stdout.as_str()), (0, ""));
+    assert!(outcome.stderr.starts_with("CNI puppet plugin v"));
+    assert!(
+        outcome
+            .stderr
+            .ends_with("supported: 0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0\n")
+    );
+}
+
+#[test]
+fn version_is_one_line() {
+    assert_eq!(
+        call("VERSION", "not json").stdout,
+        "{\"cniVersion\":\"1.1.0\",\"supportedVersions\":[\"0.1.0\",\"0.2.0\",\"0.3.0\",\"0.3.1\",\"0.4.0\",\"1.0.0\",\"1.1.0\"]}\n"
+    );
+}
+
+#[test]
+fn success_is_one_document() {
+    let outcome = call("ADD", r#"{"name": "n", "cniVersion": "1.1.0"}"#);
+    assert_eq!(outcome.stdout, "{\n    \"cniVersion\": \"1.1.0\"\n}");
+    assert_eq!(outcome.status, 0);
+    assert!(UNDONE.with_borrow(Vec::is_empty));
+}
+
+#[test]
+fn the_configuration_is_checked_before_the_verb() {
+    for (stdin, code, text) in [
+        ("", 6, "error unmarshall network config: "),
+        ("{} {}", 6, "error unmarshall network config: "),
+        ("[]", 6, "error unmarshall network config: "),
+        ("{}", 7, "missing network name"),
+        (
+            r#"{"name": "../x"}"#,
+            7,
+            "invalid characters found in network name; ../x",
+        ),
+        (r#"{"name": "n"}"#, 4, "unknown CNI_COMMAND: FOO"),
+    ] {
+        let (got, msg) = error_of("FOO", stdin);
+        assert_eq!(got, code, "{msg}");
+        assert!(msg.starts_with(text), "{msg}");
+    }
+}
+
+#[test]
+fn versions_are_negotiated() {
+    let config = |version: &str| format!(r#"{{"name": "n", "cniVersion": {version}}}"#);
+    for (verb, version, code, text) in [
+        ("ADD", "1", 6, "decoding version from network config: "),
+        (
+            "ADD",
+            "\"9.0.0\"",
+            1,
+            "incompatible CNI versions; config is \"9.0.0\", plugin supports [\"0.1.0\" ",
+        ),
+        (
+            "CHECK",
+            "\"0.3.1\"",
+            1,
+            "config version does not allow CHECK",
+        ),
+        ("GC", "\"1.0.0\"", 1, "config version does not allow GC"),
+        ("STATUS", "null", 1, "config version does not allow STATUS"),
+        (
+            "STATUS",
+            "\"9.0.0\"",
+            1,
+            "plugin version does not allow STATUS",
+        ),
+        ("CHECK", "\"x.y\"", 6, "failed to parse version"),
+    ] {
+        let (got, msg) = error_of(verb, &config(version));
+        assert_eq!(got, code, "{verb} {version}: {msg}");
+        assert!(msg.starts_with(text), "{msg}");
+    }
+}
+
+#[test]
+fn a_failed_add_is_rolled_back_and_tells_both_stories() {
+    let (code, msg) = error_of("ADD", r#"{"name": "n", "fail": "busy"}"#);
+    assert_eq!(code, 11);
+    assert_eq!(msg, "busy; could not undo: undo the first: stuck");
+    assert_eq!(UNDONE.take(), ["first"]);
+}
+
+#[test]
+fn a_panic_is_rolled_back_and_still_one_document() {
+    let (code, msg) = error_of("ADD", r#"{"name": "n", "fail": "panic"}"#);
+    assert_eq!(code, 999);
+    assert!(msg.starts_with("panic: pulled"), "{msg}");
+    assert_eq!(UNDONE.take(), ["first"]);
+}
+
+#[test]
+fn a_result_that_nobody_can_read_is_rolled_back() {
+    let outcome = call_with("ADD", r#"{"name": "n", "cniVersion": "1.1.0"}"#, true);
+    assert_eq!(outcome.status, 1);
+    assert_eq!(UNDONE.take(), ["first"]);
+    // The version cannot say a result without addresses: the same.
+    assert_eq!(error_of("ADD", r#"{"name": "n"}"#).0, 999);
+    assert_eq!(UNDONE.take(), ["first"]);
+}
+
+#[test]
+fn del_reads_what_it_can() {
+    let config = r#"{"name": "n", "cniVersion": "1.1.0", "ipam": [], "fail": 7}"#;
+    assert_eq!(call("DEL", config).status, 0);
+    let (code, msg) = error_of("CHECK", config);
+    assert_eq!(
+        (code, msg.as_str()),
+        (
+            7,
+            "failed to load netconf: ipam: expected an object, got a list"
+        )
+    );
+}
+
+#[test]
+fn gc_without_a_list_does_nothing() {
+    let outcome = call("GC", r#"{"name": "n", "cniVersion": "1.1.0", "fail": "x"}"#);
+    assert_eq!((outcome.status, outcome.stdout.as_str()), (0, ""));
+    let listed =
+        r#"{"name": "n", "cniVersion": "1.1.0", "fail": "x", "cni.dev/valid-attachments": []}"#;
+    assert_eq!(error_of("GC", listed).0, 11);
+}
