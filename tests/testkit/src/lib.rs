@@ -1,1 +1,28 @@
-//! In the making.
+//! What the black-box tests are written with.
+//!
+//! A test makes a [`Sandbox`]: a private network and mount namespace that plays
+//! the node, with as many pod namespaces as the test asks for. It runs a plugin
+//! in it with [`Sandbox::cni`], reads the kernel with other people's tools
+//! (`ip -j`, `nft -j`, `ping`), and compares [`Snapshot`]s to see what was left.
+//!
+//! Nothing here knows our own netlink code, and nothing here skips: if a sandbox
+//! cannot be made, the test fails and names the setting that forbids it.
+
+mod cni;
+mod fake;
+mod netns;
+mod process;
+mod sandbox;
+mod snapshot;
+mod suite;
+
+pub mod conf;
+pub mod normal;
+
+pub use cni::{Cni, Failure, Outcome, container_id};
+pub use fake::{Call, FakePlugin};
+pub use netns::Netns;
+pub use process::{Finished, Stdout, TIME_LIMIT};
+pub use sandbox::Sandbox;
+pub use snapshot::Snapshot;
+pub use suite::{Suite, beyond_peer, newest, supports, testing_the_peer};

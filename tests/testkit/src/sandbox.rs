@@ -1,0 +1,357 @@
+//! A private node: network namespace, mount namespace, and nothing shared.
+//!
+//! Tests run as threads of one process, so the namespaces belong to one thread
+//! per sandbox: it unshares, and from then on every child it starts is born
+//! inside. The test talks to that thread; its own thread never changes.
+
+// The sandbox is where children are started; plugins themselves may not.
+#![allow(clippy::disallowed_methods)]
+
+use std::any::Any;
+use std::fs;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{JoinHandle, spawn};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::statvfs::{FsFlags, statvfs};
+use nix::unistd::{Pid, gettid};
+use tempfile::TempDir;
+
+use crate::cni::Cni;
+use crate::fake::FakePlugin;
+use crate::netns::Netns;
+use crate::process::{self, Finished, Run};
+use crate::snapshot::Snapshot;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A private node. Dropping it ends every process still in it and lets the
+/// kernel take the namespaces down.
+pub struct Sandbox {
+    pub(crate) inner: Arc<Inner>,
+    worker: Option<JoinHandle<()>>,
+}
+
+pub(crate) struct Inner {
+    dir: TempDir,
+    jobs: Mutex<Option<Sender<Job>>>,
+    tid: Pid,
+    mount_ns: PathBuf,
+    pods: Mutex<Vec<String>>,
+}
+
+impl Sandbox {
+    /// Makes the namespaces. Panics, naming the setting that forbids them, if the
+    /// machine does not allow it: a test that cannot run has failed.
+    #[allow(clippy::new_without_default)] // an expensive thing should look expensive
+    pub fn new() -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("podwire-test-")
+            .tempdir()
+            .expect("make the sandbox's directory");
+        let (jobs, orders) = channel::<Job>();
+        let (born, birth) = channel();
+        let home = dir.path().to_owned();
+        let worker = spawn(move || {
+            let made = enter(&home);
+            let alive = made.is_ok();
+            let _ = born.send(made.map(|()| (gettid(), own_mount_ns())));
+            if alive {
+                orders.into_iter().for_each(|job| job());
+            }
+        });
+        let made = birth.recv().expect("the sandbox's thread died");
+        let (tid, mount_ns) = made.unwrap_or_else(|why| panic!("{why}"));
+        let inner = Arc::new(Inner {
+            dir,
+            jobs: Mutex::new(Some(jobs)),
+            tid,
+            mount_ns,
+            pods: Mutex::default(),
+        });
+        let sandbox = Self {
+            inner,
+            worker: Some(worker),
+        };
+        sandbox.host().sh("ip link set lo up");
+        sandbox
+    }
+
+    /// The namespace that plays the node: what a plugin calls the host.
+    pub fn host(&self) -> Netns {
+        Netns::host(Arc::clone(&self.inner))
+    }
+
+    /// Makes an empty pod namespace, as a runtime does before ADD.
+    pub fn pod(&self, name: &str) -> Netns {
+        self.host().sh(&format!("ip netns add {name}"));
+        self.inner.pods().push(name.to_owned());
+        Netns::pod(Arc::clone(&self.inner), name)
+    }
+
+    /// Deletes a pod's namespace, as a runtime does when it does not wait for DEL.
+    pub fn remove_pod(&self, pod: &Netns) {
+        self.host().sh(&format!("ip netns del {}", pod.name()));
+        self.inner.pods().retain(|name| name != pod.name());
+    }
+
+    /// A call of the plugin `kind` in this sandbox, to be completed and run.
+    pub fn cni(&self, kind: &str) -> Cni {
+        Cni::new(Arc::clone(&self.inner), kind)
+    }
+
+    /// Puts a plugin called `name` in front of all others, whose answers the test chooses.
+    pub fn fake(&self, name: &str) -> FakePlugin {
+        FakePlugin::install(&self.dir().join("fakes"), name)
+    }
+
+    /// State of the node and its pods, to compare with later.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::take(&self.inner)
+    }
+
+    /// The sandbox's own directory: writable on both sides, deleted in the end.
+    pub fn dir(&self) -> &Path {
+        self.inner.dir.path()
+    }
+
+    /// Runs `f` on the thread that lives in the sandbox, so that file paths mean
+    /// what they mean to a plugin (`/var/lib/cni` and `/run` are private).
+    pub fn inside<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {
+        self.inner.inside(f)
+    }
+
+    /// Content of a file as the sandbox sees it; `None` if it does not exist.
+    pub fn read(&self, path: impl AsRef<Path>) -> Option<String> {
+        let path = path.as_ref().to_owned();
+        self.inside(move || match fs::read(&path) {
+            Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => panic!("read {}: {e}", path.display()),
+        })
+    }
+
+    /// Writes a file as the sandbox sees it, with its parent directories.
+    pub fn write(&self, path: impl AsRef<Path>, content: impl AsRef<[u8]>) {
+        let (path, content) = (path.as_ref().to_owned(), content.as_ref().to_vec());
+        self.inside(move || {
+            if let Some(parent) = path.parent() {
+                fs::create_dir_all(parent)
+                    .unwrap_or_else(|e| panic!("make {}: {e}", parent.display()));
+            }
+            fs::write(&path, content).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
+        });
+    }
+
+    /// Names in a directory as the sandbox sees it, sorted; empty if it does not exist.
+    pub fn list(&self, dir: impl AsRef<Path>) -> Vec<String> {
+        let dir = dir.as_ref().to_owned();
+        self.inside(move || {
+            let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
+            let mut names: Vec<String> = entries
+                .map(|e| e.file_name().to_string_lossy().into_owned())
+                .collect();
+            names.sort();
+            names
+        })
+    }
+
+    /// The line that puts a shell into the sandbox, while the test still runs.
+    pub fn nsenter(&self) -> String {
+        self.inner.nsenter()
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            hold(&self.inner.nsenter());
+        }
+        for pid in self.inner.processes() {
+            // In our mount namespace, which only this sandbox's children share.
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        self.inner
+            .jobs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(worker) = self.worker.take() {
+            let _ = worker.join();
+        }
+    }
+}
+
+fn hold(nsenter: &str) {
+    let seconds = std::env::var("TESTKIT_HOLD")
+        .ok()
+        .and_then(|s| s.parse().ok());
+    match seconds {
+        None => eprintln!("sandbox of the failed test (TESTKIT_HOLD=600 keeps it): {nsenter}"),
+        Some(seconds) => {
+            eprintln!("sandbox kept for {seconds} s: {nsenter}");
+            std::thread::sleep(Duration::from_secs(seconds));
+        }
+    }
+}
+
+impl Inner {
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn pods(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn nsenter(&self) -> String {
+        let ns = format!("/proc/{}/task/{}/ns", std::process::id(), self.tid);
+        format!("nsenter --mount={ns}/mnt --net={ns}/net")
+    }
+
+    pub(crate) fn inside<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {
+        let (answer, answered) = channel();
+        let job: Job = Box::new(move || {
+            // A panic belongs to the test that caused it; the sandbox lives on.
+            let _ = answer.send(catch_unwind(AssertUnwindSafe(f)));
+        });
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.as_ref()
+            .expect("the sandbox is gone")
+            .send(job)
+            .expect("the sandbox's thread is gone");
+        drop(jobs);
+        let result: Result<T, Box<dyn Any + Send>> =
+            answered.recv().expect("no answer from the sandbox");
+        result.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// Starts the command inside, then serves it from the calling thread: many
+    /// callers may have children running at the same time.
+    pub(crate) fn run(&self, mut command: Command, run: Run) -> Finished {
+        let what = format!("{command:?}");
+        process::prepare(&mut command, &run).unwrap_or_else(|e| panic!("prepare {what}: {e}"));
+        let started = Instant::now();
+        let child = self
+            .spawn(command)
+            .unwrap_or_else(|e| panic!("start {what}: {e}"));
+        let mut finished =
+            process::finish(child, run).unwrap_or_else(|why| panic!("{what}: {why}"));
+        finished.elapsed = started.elapsed();
+        finished
+    }
+
+    pub(crate) fn spawn(&self, mut command: Command) -> io::Result<Child> {
+        command.env("TMPDIR", self.dir());
+        self.inside(move || command.spawn())
+    }
+
+    /// Processes that live in this sandbox's mount namespace: its children and theirs.
+    pub(crate) fn processes(&self) -> Vec<Pid> {
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(|pid: &i32| {
+                fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|ns| ns == self.mount_ns)
+            })
+            .map(Pid::from_raw)
+            .collect()
+    }
+}
+
+fn own_mount_ns() -> PathBuf {
+    fs::read_link("/proc/thread-self/ns/mnt").unwrap_or_default()
+}
+
+/// Puts the calling thread into namespaces of its own and hides the machine.
+fn enter(home: &Path) -> Result<(), String> {
+    let flags = CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET;
+    unshare(flags).map_err(forbidden)?;
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    step(
+        "make mounts private",
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>),
+    )?;
+    // What the machine keeps there is none of the test's business, and the other
+    // way round: runtime files, locks, named namespaces, plugin state.
+    let cgroup = home.join("cgroup");
+    fs::create_dir(&cgroup).map_err(|e| format!("make {}: {e}", cgroup.display()))?;
+    bind(Path::new("/sys/fs/cgroup"), &cgroup)?;
+    for dir in ["/run", "/var/lib"] {
+        let tmpfs = mount(
+            Some("tmpfs"),
+            dir,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            None::<&str>,
+        );
+        step(&format!("hide {dir}"), tmpfs)?;
+    }
+    fs::create_dir("/run/netns").map_err(|e| format!("make /run/netns: {e}"))?;
+    // A sysfs of this network namespace: the inherited one shows the machine's devices.
+    let sysfs = mount(
+        Some("sysfs"),
+        "/sys",
+        Some("sysfs"),
+        MsFlags::empty(),
+        None::<&str>,
+    );
+    step("mount sysfs", sysfs)?;
+    bind(&cgroup, Path::new("/sys/fs/cgroup"))?;
+    bind(home, home)?;
+    read_only_root()
+}
+
+fn bind(from: &Path, to: &Path) -> Result<(), String> {
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    let bound = mount(Some(from), to, None::<&str>, flags, None::<&str>);
+    step(
+        &format!("bind {} to {}", from.display(), to.display()),
+        bound,
+    )
+}
+
+/// A plugin that writes where it should not is to fail, not to change the machine.
+fn read_only_root() -> Result<(), String> {
+    let mut flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    // In a user namespace, flags that the mount has already are locked: keep them.
+    let has = statvfs("/").map_err(|e| format!("statvfs /: {e}"))?.flags();
+    for (have, keep) in [
+        (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
+        (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
+        (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
+    ] {
+        if has.contains(have) {
+            flags |= keep;
+        }
+    }
+    let done = mount(None::<&str>, "/", None::<&str>, flags, None::<&str>);
+    step("make / read-only", done)
+}
+
+fn step(what: &str, done: nix::Result<()>) -> Result<(), String> {
+    done.map_err(|e| format!("cannot make the sandbox: {what}: {e}"))
+}
+
+fn forbidden(errno: Errno) -> String {
+    let why = match errno {
+        Errno::EPERM => {
+            "CAP_SYS_ADMIN is missing: run the tests as root, or under `unshare -rnm`; the latter needs \
+             kernel.unprivileged_userns_clone=1 (Debian), kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu) \
+             and user.max_user_namespaces > 0, and no seccomp filter that forbids unshare"
+        }
+        Errno::ENOSPC => "user.max_net_namespaces or user.max_mnt_namespaces is used up: raise it",
+        Errno::EINVAL => "the kernel lacks CONFIG_NET_NS or CONFIG_NAMESPACES",
+        _ => "unexpected",
+    };
+    format!("cannot make the sandbox: unshare network and mount namespaces: {errno}: {why}")
+}
