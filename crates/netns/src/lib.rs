@@ -1,1 +1,173 @@
-//! In the making.
+//! Open a network namespace, and run code inside it.
+//!
+//! This is the only place that calls `setns`. A namespace is entered by a
+//! closure on a thread that is thrown away afterwards: whatever goes wrong in
+//! there, an early `?` or a panic, the caller has never left its own namespace.
+//!
+//! Entering is for what has no other way: sysctls, and sockets that must be
+//! born inside. A socket made inside works from outside for as long as it lives.
+
+mod error;
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+};
+
+use anyhow::Context;
+use nix::{
+    errno::Errno,
+    sched::CloneFlags,
+    sys::{
+        stat::fstat,
+        statfs::{FsType, PROC_SUPER_MAGIC, statfs},
+    },
+};
+
+pub use error::{Error, Kind};
+
+/// The magic number of nsfs, where namespaces live since Linux 3.19
+/// (`include/uapi/linux/magic.h`).
+const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
+
+/// A network namespace, held open.
+///
+/// Cloning is cheap: clones share one descriptor. The namespace lives at least
+/// as long as the value, even when its path is unmounted meanwhile.
+#[derive(Clone, Debug)]
+pub struct NetNs {
+    fd: Arc<OwnedFd>,
+    path: PathBuf,
+}
+
+impl NetNs {
+    /// Opens the namespace at `path`, usually `/run/netns/…` or `/proc/…/ns/net`.
+    ///
+    /// # Errors
+    /// [`Kind::Missing`] when nothing is there, [`Kind::NotANamespace`] when
+    /// something else is (a plain file stays behind where a mount was lost),
+    /// [`Kind::Unusable`] when it cannot be told or opened.
+    ///
+    /// ```
+    /// use std::path::Path;
+    ///
+    /// let error = netns::NetNs::open(Path::new("/run/netns/nope")).unwrap_err();
+    /// assert!(error.is_gone());
+    /// assert_eq!(
+    ///     error.to_string(),
+    ///     r#"failed to Statfs "/run/netns/nope": no such file or directory"#,
+    /// );
+    /// ```
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let magic = statfs(path)
+            .map_err(|errno| Error::statfs(path, errno))?
+            .filesystem_type();
+        // Before Linux 3.19 a namespace was a file of procfs.
+        if magic != NSFS_MAGIC && magic != PROC_SUPER_MAGIC {
+            return Err(Error::magic(path, magic.0 as u64));
+        }
+        let file = File::open(path).map_err(|error| Error::open(path, &error))?;
+        Ok(Self {
+            fd: Arc::new(file.into()),
+            path: path.to_owned(),
+        })
+    }
+
+    /// The namespace of the calling thread.
+    ///
+    /// # Errors
+    /// As [`NetNs::open`], when /proc is not mounted.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), netns::Error> {
+    /// let here = netns::NetNs::current()?;
+    /// assert!(here.same_as(&netns::NetNs::current()?)?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn current() -> Result<Self, Error> {
+        // Not /proc/self: that is the main thread, which may be elsewhere.
+        Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// Whether both are one and the same namespace, whatever their paths:
+    /// device and inode identify it (namespaces(7)).
+    ///
+    /// # Errors
+    /// [`Kind::Unusable`] when a descriptor cannot be examined.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), netns::Error> {
+    /// let here = netns::NetNs::current()?;
+    /// let by_pid = netns::NetNs::open(std::path::Path::new("/proc/self/ns/net"))?;
+    /// assert!(here.same_as(&by_pid)?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn same_as(&self, other: &Self) -> Result<bool, Error> {
+        Ok(self.identity()? == other.identity()?)
+    }
+
+    /// The path that it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs `inside` in this namespace and returns what it returned.
+    ///
+    /// It runs on a thread of its own, which ends with it. A panic inside is
+    /// resumed in the caller. Anything that `inside` leaves open (a socket)
+    /// stays in this namespace and can be used from outside.
+    ///
+    /// # Errors
+    /// When no thread can be made, or the namespace cannot be entered; the
+    /// closure has not run then.
+    ///
+    /// ```
+    /// # fn main() -> anyhow::Result<()> {
+    /// let here = netns::NetNs::current()?;
+    /// let forwards = here.enter(|| std::fs::read("/proc/sys/net/ipv4/ip_forward"))??;
+    /// assert!(forwards == b"0\n" || forwards == b"1\n");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn enter<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
+        let entered = thread::scope(|scope| {
+            let thread = thread::Builder::new()
+                .name("netns".into())
+                .spawn_scoped(scope, || {
+                    self.move_thread_in()?;
+                    Ok::<T, Errno>(inside())
+                })
+                .context("start a thread for a network namespace")?;
+            match thread.join() {
+                Ok(entered) => anyhow::Ok(entered),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })?;
+        entered
+            .map_err(|errno| Error::enter(&self.path, errno))
+            .map_err(Into::into)
+    }
+
+    /// Moves the calling thread for good: for a thread that ends soon.
+    #[expect(clippy::disallowed_methods, reason = "the one place that may")]
+    fn move_thread_in(&self) -> Result<(), Errno> {
+        nix::sched::setns(self.fd.as_fd(), CloneFlags::CLONE_NEWNET)
+    }
+
+    fn identity(&self) -> Result<(u64, u64), Error> {
+        let stat = fstat(self.fd.as_fd()).map_err(|errno| Error::fstat(&self.path, errno))?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
+}
+
+impl AsFd for NetNs {
+    /// The descriptor, for a netlink attribute that names a namespace.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

@@ -1,0 +1,132 @@
+//! Against the real kernel. Every test first moves its own thread, and nothing
+//! else, into private namespaces: libtest runs each test on a fresh thread.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
+
+use std::{fs, os::fd::AsFd, path::Path, process::Command};
+
+use netns::{Kind, NetNs};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
+
+/// A private network and mount namespace, with an empty /run/netns.
+fn sandbox() {
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+        .expect("these tests make namespaces: run them as root, or under `unshare -rnm`");
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    // Own /run first: the machine's may be read-only, or lack the directory.
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    fs::create_dir("/run/netns").unwrap();
+}
+
+#[expect(clippy::disallowed_methods, reason = "tests observe with ip(8)")]
+fn ip(args: &str) -> String {
+    let out = Command::new("ip").args(args.split(' ')).output().unwrap();
+    assert!(out.status.success(), "ip {args}: {out:?}");
+    String::from_utf8(out.stdout).unwrap()
+}
+
+#[test]
+fn a_missing_path_is_gone() {
+    sandbox();
+    let error = NetNs::open(Path::new("/run/netns/nope")).unwrap_err();
+    assert_eq!(error.kind(), Kind::Missing);
+    assert!(error.is_gone());
+    let text = r#"failed to Statfs "/run/netns/nope": no such file or directory"#;
+    assert_eq!(error.to_string(), text);
+    let coded = cni::Error::from(error);
+    assert_eq!(coded.code, 8);
+    assert_eq!(
+        coded.msg,
+        format!(r#"failed to open netns "/run/netns/nope": {text}"#)
+    );
+}
+
+#[test]
+fn a_plain_file_is_gone_too() {
+    sandbox();
+    fs::write("/run/netns/left", "").unwrap();
+    let error = NetNs::open(Path::new("/run/netns/left")).unwrap_err();
+    assert_eq!(error.kind(), Kind::NotANamespace);
+    assert!(error.is_gone());
+    assert_eq!(
+        error.to_string(),
+        r#"unknown FS magic on "/run/netns/left": 1021994"#
+    );
+}
+
+#[test]
+fn a_namespace_of_another_kind_cannot_be_entered() {
+    sandbox();
+    let uts = NetNs::open(Path::new("/proc/thread-self/ns/uts")).unwrap();
+    let error = uts.enter(|| unreachable!("entered")).unwrap_err();
+    let error = error.downcast_ref::<netns::Error>().unwrap();
+    assert_eq!(error.kind(), Kind::Unusable);
+    assert!(!error.is_gone());
+}
+
+#[test]
+fn identity_is_the_namespace_and_not_its_path() {
+    sandbox();
+    ip("netns add one");
+    ip("netns add two");
+    fs::write("/run/netns/again", "").unwrap();
+    let none = None::<&str>;
+    mount(
+        Some("/run/netns/one"),
+        "/run/netns/again",
+        none,
+        MsFlags::MS_BIND,
+        none,
+    )
+    .unwrap();
+    let open = |name: &str| NetNs::open(&Path::new("/run/netns").join(name)).unwrap();
+    let (one, two, again) = (open("one"), open("two"), open("again"));
+    assert!(one.same_as(&again).unwrap());
+    assert!(one.same_as(&one.clone()).unwrap());
+    assert!(!one.same_as(&two).unwrap());
+    assert!(!one.same_as(&NetNs::current().unwrap()).unwrap());
+    assert_eq!(again.path(), Path::new("/run/netns/again"));
+}
+
+#[test]
+fn what_runs_inside_sees_the_namespace_and_the_caller_stays_outside() {
+    sandbox();
+    ip("netns add pod");
+    ip("-n pod link add inside0 type veth peer name inside1");
+    let pod = NetNs::open(Path::new("/run/netns/pod")).unwrap();
+    let before = NetNs::current().unwrap();
+    let links = pod.enter(|| ip("-o link")).unwrap();
+    assert!(links.contains("inside0"), "{links}");
+    assert!(!ip("-o link").contains("inside0"));
+    assert!(before.same_as(&NetNs::current().unwrap()).unwrap());
+}
+
+#[test]
+fn a_panic_inside_is_resumed_outside_in_the_callers_namespace() {
+    sandbox();
+    ip("netns add pod");
+    let pod = NetNs::open(Path::new("/run/netns/pod")).unwrap();
+    let before = NetNs::current().unwrap();
+    let caught = std::panic::catch_unwind(|| {
+        let _ = pod.enter(|| panic!("inside"));
+    });
+    let panic = caught.unwrap_err();
+    assert_eq!(panic.downcast_ref::<&str>(), Some(&"inside"));
+    assert!(before.same_as(&NetNs::current().unwrap()).unwrap());
+}
+
+#[test]
+fn it_outlives_its_path() {
+    sandbox();
+    ip("netns add pod");
+    ip("-n pod link add inside0 type veth peer name inside1");
+    let pod = NetNs::open(Path::new("/run/netns/pod")).unwrap();
+    ip("netns delete pod");
+    assert!(pod.enter(|| ip("-o link")).unwrap().contains("inside0"));
+    assert!(NetNs::open(pod.path()).unwrap_err().is_gone());
+    nix::sys::stat::fstat(pod.as_fd()).unwrap();
+}
