@@ -20,8 +20,8 @@ pub struct NetConf {
     pub capabilities: BTreeMap<String, bool>,
     /// Who hands out addresses.
     pub ipam: IpamType,
-    /// How the container resolves names.
-    pub dns: Dns,
+    /// How the container resolves names, if the configuration's author says so.
+    pub dns: DnsKeys,
     /// What the plugins before this one, or the ADD, answered.
     pub prev_result: Option<PrevResult>,
     /// GC: what is still in use; `None` when the runtime did not say.
@@ -39,6 +39,33 @@ pub struct IpamType {
     /// Name of the IPAM plugin; empty for an attachment without addresses.
     #[serde(rename = "type")]
     pub plugin: String,
+}
+
+/// The key `dns`: what is there counts, even an empty list.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct DnsKeys {
+    nameservers: Option<Vec<String>>,
+    domain: String,
+    search: Option<Vec<String>>,
+    options: Option<Vec<String>>,
+}
+
+impl DnsKeys {
+    /// Whether any member is present: then nothing of what IPAM says is used.
+    pub fn is_set(&self) -> bool {
+        *self != Self::default()
+    }
+
+    /// As a result has it.
+    pub fn to_dns(&self) -> Dns {
+        Dns {
+            nameservers: self.nameservers.clone().unwrap_or_default(),
+            domain: self.domain.clone(),
+            search: self.search.clone().unwrap_or_default(),
+            options: self.options.clone().unwrap_or_default(),
+        }
+    }
 }
 
 /// A result as it came in, decoded when it is asked for.
@@ -142,6 +169,16 @@ mod tests {
         let sample = read::<Sample>(&document(), Reading::Lenient).unwrap();
         assert!(!sample.is_gateway);
         assert_eq!(sample.mtu, 1400);
+    }
+
+    #[test]
+    fn an_empty_list_of_name_servers_is_set() {
+        let read = |text: &str| -> DnsKeys {
+            super::read(&Json::parse(text.as_bytes()).unwrap(), Reading::Strict).unwrap()
+        };
+        assert!(read(r#"{"nameservers": []}"#).is_set());
+        assert!(!read(r#"{"domain": "", "search": null}"#).is_set());
+        assert_eq!(read(r#"{"domain": "x"}"#).to_dns().domain, "x");
     }
 
     #[test]

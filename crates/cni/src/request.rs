@@ -72,8 +72,34 @@ impl Attachment {
     }
 }
 
+impl Attachment {
+    /// What is written on a device that this attachment owns (IFLA_IFALIAS):
+    /// readable where it fits, hashed where the names are too long.
+    pub fn alias(&self) -> String {
+        let (network, id, ifname) = (&self.network, &self.container_id, &self.ifname);
+        format!(
+            "{}{}",
+            alias_prefix(network),
+            fitting(&format!("{id}/{ifname}"))
+        )
+    }
+}
+
+/// How the aliases of all attachments of `network` begin.
+pub fn alias_prefix(network: &str) -> String {
+    format!("podwire:{}/", fitting(network))
+}
+
+/// The kernel keeps 255 bytes of an alias (IFALIASZ in linux/if.h).
+fn fitting(text: &str) -> String {
+    if text.len() <= 120 {
+        return text.to_owned();
+    }
+    names::prefixed(65, "#", text)
+}
+
 impl fmt::Display for Attachment {
-    /// `network/container/interface`: what we write on things that we own.
+    /// `network/container/interface`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.network, self.container_id, self.ifname)
     }
@@ -153,5 +179,22 @@ mod tests {
         assert_eq!(name.len(), 12);
         assert!(name.starts_with("veth") && name != attachment.host_veth(1));
         assert_eq!(name, attachment.clone().host_veth(0));
+    }
+
+    #[test]
+    fn an_alias_names_its_owner_and_fits_whatever_the_names() {
+        let attachment = |network: &str, id: &str| Attachment {
+            network: network.into(),
+            container_id: ContainerId::parse(id).unwrap(),
+            ifname: IfName::parse("eth0").unwrap(),
+        };
+        assert_eq!(attachment("mynet", "a").alias(), "podwire:mynet/a/eth0");
+        let long = attachment(&"n".repeat(300), &"c".repeat(300));
+        assert!(long.alias().len() < 255);
+        assert!(long.alias().starts_with(&alias_prefix(&long.network)));
+        assert_ne!(
+            long.alias(),
+            attachment(&long.network, &"d".repeat(300)).alias()
+        );
     }
 }
