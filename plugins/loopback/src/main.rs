@@ -1,2 +1,108 @@
-//! In the making.
-fn main() {}
+//! loopback: bring up `lo` in a container.
+//!
+//! It has no keys, and `CNI_IFNAME` does not matter to it.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use cni::request::{Add, Check, Del, Gc, Status};
+use cni::result::{AddResult, Interface, IpConfig};
+use cni::{Cidr, Plugin, Undo};
+use netlink::{Address, Family, Netlink};
+use netns::NetNs;
+use serde::Deserialize;
+
+const LO: &str = "lo";
+
+fn main() -> ExitCode {
+    cni::run::<Loopback>()
+}
+
+struct Loopback;
+
+/// No keys of its own.
+#[derive(Deserialize)]
+struct Conf {}
+
+impl Plugin for Loopback {
+    const NAME: &'static str = "loopback";
+    type Conf = Conf;
+
+    fn add(request: &Add<Conf>, _undo: &mut Undo) -> Result<AddResult> {
+        // Nothing to undo: a namespace whose `lo` is up is no different from one
+        // that is about to be deleted, and another ADD may rely on it.
+        let previous = request.call.prev_result()?;
+        let pod = Netlink::open_in(&NetNs::open(request.netns.as_path())?)?;
+        let lo = pod.get_link(LO)?;
+        pod.set_up(lo.index)?;
+        let ips = loopback_addresses(&pod, lo.index)?;
+        Ok(previous.unwrap_or_else(|| AddResult {
+            interfaces: vec![Interface {
+                name: LO.to_owned(),
+                mac: "00:00:00:00:00:00".to_owned(),
+                mtu: lo.mtu,
+                sandbox: request.netns.as_str().to_owned(),
+                ..Interface::default()
+            }],
+            ips,
+            ..AddResult::default()
+        }))
+    }
+
+    fn del(request: &Del<Conf>) -> Result<()> {
+        let Some(path) = &request.netns else {
+            return Ok(());
+        };
+        let netns = match NetNs::open(path.as_path()) {
+            Err(error) if error.is_gone() => return Ok(()),
+            other => other?,
+        };
+        let pod = Netlink::open_in(&netns)?;
+        pod.set_down(pod.get_link(LO)?.index)?;
+        Ok(())
+    }
+
+    fn check(request: &Check<Conf>) -> Result<()> {
+        let pod = Netlink::open_in(&NetNs::open(request.netns.as_path())?)?;
+        if !pod.get_link(LO)?.up {
+            bail!("loopback interface is down");
+        }
+        Ok(())
+    }
+
+    /// `lo` goes with its namespace: nothing can be left.
+    fn gc(_request: &Gc<Conf>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Every namespace has `lo`: an ADD needs nothing from the node.
+    fn status(_request: &Status<Conf>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The first address of each family on `lo`, which the kernel adds when it comes up.
+fn loopback_addresses(pod: &Netlink, lo: u32) -> Result<Vec<IpConfig>> {
+    let addresses = pod.list_addresses(lo, None)?;
+    if let Some(other) = addresses.iter().find(|a| !a.address.ip().is_loopback()) {
+        bail!(
+            "loopback interface found with non-loopback address {:?}",
+            other.address.to_string()
+        );
+    }
+    let first = |family| -> Option<&Address> {
+        addresses
+            .iter()
+            .find(|address| Family::of(address.address.ip()) == family)
+    };
+    let config = |address: &Address| IpConfig {
+        interface: Some(0),
+        address: Cidr(address.address),
+        gateway: None,
+    };
+    Ok([first(Family::V4), first(Family::V6)]
+        .into_iter()
+        .flatten()
+        .map(config)
+        .collect())
+}
