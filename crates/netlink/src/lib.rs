@@ -1,1 +1,32 @@
-//! In the making.
+//! Links, addresses and routes of one network namespace, over rtnetlink.
+//!
+//! Everything is synchronous: values in, values out, and no type of rtnetlink
+//! in between. [`Netlink`] is a socket; its methods are spread over one file
+//! per subject. The verbs have fixed meanings:
+//!
+//! - `add_*` makes something private; it fails if it is there, and takes the
+//!   undo stack where leaving it behind would hurt;
+//! - `ensure_*` makes something shared, or finds it as it should be;
+//! - `delete_*` is content when there is nothing to delete;
+//! - `find_*` returns an option, `get_*` fails when it is absent.
+
+mod address;
+mod bridge;
+mod bridge_vlan;
+mod error;
+mod executor;
+mod link;
+mod mac;
+mod route;
+pub mod sysctl;
+mod veth;
+
+pub use address::{Address, AddressSpec, Family};
+pub use bridge::{BridgeSpec, PortSpec};
+pub use bridge_vlan::PortVlan;
+pub use error::Error;
+pub use executor::Netlink;
+pub use link::{Link, OperState, Port};
+pub use mac::{InvalidMac, Mac};
+pub use route::{MAIN_TABLE, Route, RouteFilter, RouteSpec};
+pub use veth::{ContainerVeth, VethPair, VethSpec};

@@ -1,0 +1,235 @@
+//! Linux bridges and their ports.
+
+use std::{fs, thread, time::Duration};
+
+use anyhow::{Context, bail};
+use rtnetlink::{
+    packet_core::{NLM_F_CREATE, NLM_F_EXCL},
+    packet_route::{
+        RouteNetlinkMessage,
+        link::{
+            InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
+            LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+        },
+    },
+};
+
+use crate::{Error, Link, Mac, Netlink, OperState, link::link_message, sysctl};
+
+/// The bridge that pods are to share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BridgeSpec {
+    /// Its name, at most 15 bytes.
+    pub name: String,
+    /// The largest packet in bytes, applied only when the bridge is created;
+    /// `None` for the kernel's 1500.
+    pub mtu: Option<u32>,
+    /// Whether it has to tell VLANs apart. An existing bridge is converted if it
+    /// does not; `false` leaves one that does alone.
+    pub vlan_filtering: bool,
+    /// Whether promiscuous mode is switched on; it is never switched off.
+    pub promisc: bool,
+}
+
+/// How a host veth shall be as a port of a bridge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortSpec {
+    /// The index of the bridge.
+    pub bridge: u32,
+    /// Frames may leave through the port they came in by.
+    pub hairpin: bool,
+    /// It talks to no other isolated port.
+    pub isolated: bool,
+    /// Whether to bring it up; later, with [`Netlink::set_up`], if VLANs have to
+    /// be in place first.
+    pub up: bool,
+    /// A text by which the device can be recognised, at most 255 bytes.
+    pub alias: Option<String>,
+}
+
+/// Pauses before each look at a port that is not up yet. Kernels since 6.9 report the
+/// state as it is and need none; older ones report it when a work queue has run.
+const PORT_PAUSES: [u64; 10] = [0, 1, 2, 4, 8, 16, 32, 64, 500, 2000];
+
+impl Netlink {
+    /// Makes sure that there is such a bridge, up, and returns it:
+    /// `ip link add NAME address MAC type bridge; ip link set NAME up`.
+    ///
+    /// Its hardware address is pinned: a bridge that was never given one takes
+    /// that of the lowest port, and changes it as pods come and go, while the
+    /// pods remember the old one as their gateway's. IPv6 router advertisements
+    /// are not accepted on it, as pods could send them.
+    ///
+    /// Settings under /proc/sys are made in the calling thread's namespace: it
+    /// must be the one that this socket is of.
+    ///
+    /// # Errors
+    /// `"x" already exists but is not a bridge`; `could not add "x": …` with the
+    /// kernel's reason.
+    pub fn ensure_bridge(&self, spec: &BridgeSpec) -> anyhow::Result<Link> {
+        let name = &spec.name;
+        let (found, created) = match self.find_link(name)? {
+            Some(link) => (link, false),
+            None => self.create_bridge(spec)?,
+        };
+        if !found.is_kind("bridge") {
+            bail!("{name:?} already exists but is not a bridge");
+        }
+        // Before it is up, so that no advertisement is heard. Without IPv6 there
+        // is no such setting, and no need for it.
+        let accept_ra = sysctl::interface_key("ipv6", name, "accept_ra");
+        let _ = sysctl::write_if_different(&accept_ra, "0");
+
+        let pin = !created && !is_pinned(name);
+        if pin {
+            self.pin_mac(&found);
+        }
+        let convert = spec.vlan_filtering && found.vlan_filtering != Some(true);
+        if convert {
+            self.set_vlan_filtering(found.index, true)?;
+        }
+        let start = !found.up || (spec.promisc && !found.promisc);
+        if start {
+            self.start_bridge(found.index, spec)?;
+        }
+        if pin || convert || start {
+            return Ok(self.get_link(name)?);
+        }
+        Ok(found)
+    }
+
+    /// Returns the bridge, and whether it was this call that made it.
+    fn create_bridge(&self, spec: &BridgeSpec) -> anyhow::Result<(Link, bool)> {
+        let name = &spec.name;
+        let mac = Mac::random().context("draw a hardware address")?;
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.into()));
+        message
+            .attributes
+            .push(LinkAttribute::Address(mac.0.to_vec()));
+        message.attributes.extend(spec.mtu.map(LinkAttribute::Mtu));
+        message
+            .attributes
+            .push(bridge_info(spec.vlan_filtering.then_some(true)));
+        let request = RouteNetlinkMessage::NewLink(message);
+        let created = self.change(request, NLM_F_CREATE | NLM_F_EXCL, || {
+            format!("add bridge {name}")
+        });
+        match created {
+            Ok(()) => Ok((self.get_link(name)?, true)),
+            // Another ADD was quicker: its bridge is as good.
+            Err(error) if error.is_exists() => Ok((self.get_link(name)?, false)),
+            Err(error) => Err(error.reword(format!("could not add {name:?}")).into()),
+        }
+    }
+
+    /// Keeps the address that the bridge has from now on; gives it one if it
+    /// has none, as after its last port left. That it cannot be kept is no
+    /// reason to fail an ADD.
+    fn pin_mac(&self, bridge: &Link) {
+        let fresh = || Mac::random().ok();
+        let mac = bridge.mac.filter(|mac| !mac.is_zero()).or_else(fresh);
+        let Some(mac) = mac else { return };
+        if let Err(error) = self.set_mac(bridge.index, mac) {
+            eprintln!("pin the address of bridge {}: {error}", bridge.name);
+        }
+    }
+
+    fn start_bridge(&self, index: u32, spec: &BridgeSpec) -> Result<(), Error> {
+        let mut flags = LinkFlags::Up;
+        flags.set(LinkFlags::Promisc, spec.promisc);
+        let mut message = link_message(index);
+        message.header.flags = flags;
+        message.header.change_mask = flags;
+        self.set_link(message, || format!("set bridge {} up", spec.name))
+    }
+
+    /// Switches whether a bridge tells VLANs apart:
+    /// `ip link set NAME type bridge vlan_filtering 1`.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` when the kernel was built without it.
+    pub fn set_vlan_filtering(&self, bridge: u32, on: bool) -> Result<(), Error> {
+        let mut message = link_message(bridge);
+        message.attributes.push(bridge_info(Some(on)));
+        // A change of type-specific data is a NEWLINK of what is there already.
+        self.change(RouteNetlinkMessage::NewLink(message), 0, || {
+            format!("set bridge {bridge} vlan_filtering {on}")
+        })
+    }
+
+    /// Makes `link` a port of a bridge: `ip link set LINK master BRIDGE`, then
+    /// `ip link set LINK alias … up type bridge_slave hairpin … isolated …`.
+    /// The first is saved when the link was made a port at birth.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_port(&self, link: &Link, spec: &PortSpec) -> Result<(), Error> {
+        // The port's own settings exist only after it is one: the kernel looks
+        // for the bridge before it carries out the rest of a request.
+        if link.master != Some(spec.bridge) {
+            self.set_master(link.index, spec.bridge)?;
+        }
+        let mut message = link_message(link.index);
+        if spec.up {
+            message.header.flags = LinkFlags::Up;
+            message.header.change_mask = LinkFlags::Up;
+        }
+        let alias = spec.alias.clone().map(LinkAttribute::IfAlias);
+        message.attributes.extend(alias);
+        message
+            .attributes
+            .push(port_info(spec.hairpin, spec.isolated));
+        self.change(RouteNetlinkMessage::NewLink(message), 0, || {
+            format!("set up port {} of bridge {}", link.name, spec.bridge)
+        })
+    }
+
+    /// Waits until the bridge forwards for a port: its operational state is up.
+    /// Returns the port as it is then.
+    ///
+    /// # Errors
+    /// `bridge port in error state: down` after two and a half seconds.
+    pub fn wait_for_port(&self, index: u32) -> anyhow::Result<Link> {
+        let mut state = OperState::NotPresent;
+        for pause in PORT_PAUSES {
+            if pause > 0 {
+                thread::sleep(Duration::from_millis(pause));
+            }
+            let Some(port) = self.find_link_by_index(index)? else {
+                break;
+            };
+            if port.operstate == OperState::Up {
+                return Ok(port);
+            }
+            state = port.operstate;
+        }
+        bail!("bridge port in error state: {state}")
+    }
+}
+
+/// Whether the address of a link was set, so that it stays: `NET_ADDR_SET`
+/// (linux/netdevice.h). Netlink does not tell; where /sys does not either, or is
+/// that of another namespace, setting it once more does no harm.
+fn is_pinned(name: &str) -> bool {
+    fs::read(format!("/sys/class/net/{name}/addr_assign_type")).is_ok_and(|kind| kind == b"3\n")
+}
+
+fn bridge_info(vlan_filtering: Option<bool>) -> LinkAttribute {
+    let mut info = vec![LinkInfo::Kind(InfoKind::Bridge)];
+    if let Some(on) = vlan_filtering {
+        let data = vec![InfoBridge::VlanFiltering(on)];
+        info.push(LinkInfo::Data(InfoData::Bridge(data)));
+    }
+    LinkAttribute::LinkInfo(info)
+}
+
+fn port_info(hairpin: bool, isolated: bool) -> LinkAttribute {
+    LinkAttribute::LinkInfo(vec![
+        LinkInfo::PortKind(InfoPortKind::Bridge),
+        LinkInfo::PortData(InfoPortData::BridgePort(vec![
+            InfoBridgePort::HairpinMode(hairpin),
+            InfoBridgePort::Isolated(isolated),
+        ])),
+    ])
+}

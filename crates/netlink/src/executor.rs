@@ -1,0 +1,391 @@
+//! Requests, one at a time, over rtnetlink without a runtime. This is the only
+//! file that knows of futures: rtnetlink's connection is one, so it is polled
+//! by hand, and when it has nothing to read, poll(2) waits for the socket.
+//!
+//! It is also where the rules of the netlink protocol are kept: a deadline for
+//! every request, interrupted dumps, no truncated message.
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    os::fd::AsFd,
+    rc::Rc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use bytes::BufMut;
+use futures::{FutureExt, StreamExt, task::noop_waker_ref};
+use netns::NetNs;
+use nix::{
+    errno::Errno,
+    libc::{MSG_DONTWAIT, MSG_TRUNC},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+use rtnetlink::{
+    Handle,
+    packet_core::{
+        NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+        NetlinkPayload,
+    },
+    packet_route::RouteNetlinkMessage,
+    proto::Connection,
+    sys::{AsyncSocket, Socket, SocketAddr, protocols::NETLINK_ROUTE},
+};
+
+use crate::Error;
+
+/// How long the kernel may take for one request. It answers within
+/// microseconds; what can take longer is a crowd waiting for the routing lock.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// How often an interrupted dump is asked for again, as the Go plugins do.
+const DUMP_TRIES: usize = 5;
+
+/// A request socket of one network namespace. Cheap to clone: clones share the
+/// socket. All calls are synchronous.
+///
+/// The socket belongs to the namespace it was opened in for as long as it
+/// lives, from whatever namespace it is used.
+#[derive(Clone)]
+pub struct Netlink {
+    wire: Rc<RefCell<Wire>>,
+}
+
+struct Wire {
+    connection: Connection<RouteNetlinkMessage, PolledSocket>,
+    handle: Handle,
+    deadline: Duration,
+    strict: bool,
+}
+
+impl Netlink {
+    /// Opens a socket in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses the socket.
+    pub fn open() -> Result<Self, Error> {
+        Ok(Self::over(open_socket()?))
+    }
+
+    /// Opens a socket inside `netns`, to be used from here.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered, or the kernel refuses the socket.
+    pub fn open_in(netns: &NetNs) -> anyhow::Result<Self> {
+        Ok(Self::over(netns.enter(open_socket)??))
+    }
+
+    fn over(socket: Socket) -> Self {
+        let socket = PolledSocket {
+            socket,
+            may_read: Cell::new(false),
+            starved: Cell::new(false),
+            failure: Cell::new(None),
+        };
+        // The stream of unsolicited messages is dropped: we join no group.
+        let (connection, handle, _) = rtnetlink::from_socket(socket);
+        Self {
+            wire: Rc::new(RefCell::new(Wire {
+                connection,
+                handle,
+                deadline: DEADLINE,
+                strict: false,
+            })),
+        }
+    }
+
+    /// How long a single request may take from now on (10 s at first).
+    pub fn set_deadline(&self, deadline: Duration) {
+        self.wire.borrow_mut().deadline = deadline;
+    }
+
+    /// Changes something: sends `message` with `flags` and waits for the
+    /// kernel's acknowledgement. `op` is only called to name a failure.
+    pub(crate) fn change(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+        op: impl Fn() -> String,
+    ) -> Result<(), Error> {
+        let flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        self.exchange(message, flags)
+            .map(drop)
+            .map_err(|errno| Error::new(op(), errno))
+    }
+
+    /// Asks for one thing, without a dump.
+    pub(crate) fn get(
+        &self,
+        message: RouteNetlinkMessage,
+        op: impl Fn() -> String,
+    ) -> Result<RouteNetlinkMessage, Error> {
+        // No NLM_F_ACK: the answer is the acknowledgement.
+        self.exchange(message, NLM_F_REQUEST)
+            .and_then(|mut reply| reply.messages.pop().ok_or(Errno::EBADMSG))
+            .map_err(|errno| Error::new(op(), errno))
+    }
+
+    /// Asks for all that match `message`.
+    ///
+    /// The kernel marks a dump during which the list changed: entries may be
+    /// missing from it or appear twice. It is asked for again then, and in the
+    /// end taken as it is.
+    pub(crate) fn dump(
+        &self,
+        message: RouteNetlinkMessage,
+        op: impl Fn() -> String,
+    ) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        self.wire.borrow_mut().filter_strictly();
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let dump = self
+                .exchange(message.clone(), NLM_F_REQUEST | NLM_F_DUMP)
+                .map_err(|errno| Error::new(op(), errno))?;
+            if !dump.interrupted {
+                return Ok(dump.messages);
+            }
+            if tries == DUMP_TRIES {
+                eprintln!(
+                    "{}: interrupted {tries} times, going on with what was seen",
+                    op()
+                );
+                return Ok(dump.messages);
+            }
+        }
+    }
+
+    fn exchange(&self, message: RouteNetlinkMessage, flags: u16) -> Result<Reply, Errno> {
+        let mut header = NetlinkHeader::default();
+        header.flags = flags;
+        self.wire
+            .borrow_mut()
+            .block_on(NetlinkMessage::new(header, message.into()))
+    }
+}
+
+/// What came back for one request.
+#[derive(Default)]
+struct Reply {
+    messages: Vec<RouteNetlinkMessage>,
+    interrupted: bool,
+}
+
+impl Wire {
+    /// Drives the connection until `request` is answered in full.
+    fn block_on(&mut self, request: NetlinkMessage<RouteNetlinkMessage>) -> Result<Reply, Errno> {
+        let until = Instant::now() + self.deadline;
+        // A dump that fails says so in its last message.
+        self.connection.set_forward_done(true);
+        let mut answers = self.handle.request(request).map_err(|_| Errno::EPIPE)?;
+        let mut reply = Reply::default();
+        // Nobody is ever woken: what is pending is polled again below.
+        let mut context = Context::from_waker(noop_waker_ref());
+        loop {
+            // Sends what is queued, or reads at most one datagram.
+            if self.connection.poll_unpin(&mut context).is_ready() {
+                let failure = self.connection.socket_mut().failure.take();
+                return Err(failure.unwrap_or(Errno::EPIPE));
+            }
+            while let Poll::Ready(answer) = answers.poll_next_unpin(&mut context) {
+                match answer {
+                    Some(message) => reply.take(message)?,
+                    None => return Ok(reply),
+                }
+            }
+            self.connection.socket_mut().ready(until)?;
+        }
+    }
+
+    /// Lets the kernel select what a dump returns: without this option it
+    /// ignores most of a request's fields (linux/netlink.h, since 4.20; older
+    /// kernels refuse the option and callers select again anyway).
+    fn filter_strictly(&mut self) {
+        if !self.strict {
+            let socket = self.connection.socket_mut().socket_mut();
+            let _ = socket.set_netlink_get_strict_chk(true);
+            self.strict = true;
+        }
+    }
+}
+
+impl Reply {
+    fn take(&mut self, message: NetlinkMessage<RouteNetlinkMessage>) -> Result<(), Errno> {
+        self.interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
+        let code = match message.payload {
+            NetlinkPayload::InnerMessage(message) => {
+                self.messages.push(message);
+                0
+            }
+            NetlinkPayload::Error(error) => error.raw_code(),
+            NetlinkPayload::Done(done) => done.code,
+            NetlinkPayload::Overrun(_) => -(Errno::ENOBUFS as i32),
+            _ => 0,
+        };
+        // The kernel sends errors negated. A dump may end with its length.
+        if code < 0 {
+            return Err(Errno::from_raw(-code));
+        }
+        Ok(())
+    }
+}
+
+fn open_socket() -> Result<Socket, Error> {
+    Socket::new(NETLINK_ROUTE).map_err(|error| Error::io("open a netlink socket", &error))
+}
+
+/// A netlink socket that is only read when it is worth a system call.
+struct PolledSocket {
+    socket: Socket,
+    /// One datagram may be read: the kernel queues the answer before a send
+    /// returns, so a request and its answer cost two system calls.
+    may_read: Cell<bool>,
+    /// The last read found nothing.
+    starved: Cell<bool>,
+    /// Why the connection broke: rtnetlink itself forgets it.
+    failure: Cell<Option<Errno>>,
+}
+
+impl PolledSocket {
+    /// Allows one more read; waits for something to read if there was nothing.
+    fn ready(&self, until: Instant) -> Result<(), Errno> {
+        if self.starved.take() {
+            wait_readable(&self.socket, until)?;
+        }
+        self.may_read.set(true);
+        Ok(())
+    }
+
+    fn fail<T>(&self, error: io::Error) -> Poll<io::Result<T>> {
+        let errno = error.raw_os_error().map(Errno::from_raw);
+        self.failure.set(errno);
+        Poll::Ready(Err(error))
+    }
+}
+
+impl AsyncSocket for PolledSocket {
+    fn socket_ref(&self) -> &Socket {
+        &self.socket
+    }
+
+    fn socket_mut(&mut self) -> &mut Socket {
+        &mut self.socket
+    }
+
+    fn new(protocol: isize) -> io::Result<Self> {
+        Ok(Self {
+            socket: Socket::new(protocol)?,
+            may_read: Cell::new(false),
+            starved: Cell::new(false),
+            failure: Cell::new(None),
+        })
+    }
+
+    fn poll_send(&self, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        // Sending to the kernel runs the request: it neither waits nor stops halfway.
+        match self.socket.send(buf, 0) {
+            Ok(sent) => Poll::Ready(Ok(sent)),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn poll_send_to(
+        &self,
+        _: &mut Context<'_>,
+        buf: &[u8],
+        addr: &SocketAddr,
+    ) -> Poll<io::Result<usize>> {
+        match self.socket.send_to(buf, addr, 0) {
+            Ok(sent) => Poll::Ready(Ok(sent)),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn poll_recv<B: BufMut>(&self, context: &mut Context<'_>, buf: &mut B) -> Poll<io::Result<()>> {
+        self.poll_recv_from(context, buf).map_ok(drop)
+    }
+
+    fn poll_recv_from<B: BufMut>(
+        &self,
+        _: &mut Context<'_>,
+        buf: &mut B,
+    ) -> Poll<io::Result<SocketAddr>> {
+        if !self.may_read.take() {
+            return Poll::Pending;
+        }
+        // The buffer has 64 KiB, and the kernel makes no datagram above 32 KiB
+        // unless one message needs it (a card with hundreds of functions, which
+        // we do not ask about). MSG_TRUNC returns the true length: a message
+        // that was cut must never be taken for a whole one.
+        let room = buf.chunk_mut().len();
+        match self.socket.recv_from(buf, MSG_DONTWAIT | MSG_TRUNC) {
+            Ok((length, _)) if length > room => {
+                self.fail(io::Error::from_raw_os_error(Errno::EMSGSIZE as i32))
+            }
+            Ok((_, sender)) => Poll::Ready(Ok(sender)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.starved.set(true);
+                Poll::Pending
+            }
+            // Nothing was read: the next round tries again.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Poll::Pending,
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn poll_recv_from_full(
+        &self,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<(Vec<u8>, SocketAddr)>> {
+        let mut buf = Vec::with_capacity(64 * 1024);
+        self.poll_recv_from(context, &mut buf)
+            .map_ok(|sender| (buf, sender))
+    }
+}
+
+/// Waits until `socket` can be read.
+fn wait_readable(socket: &Socket, until: Instant) -> Result<(), Errno> {
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        // Rounded up, so that the last wait does not spin.
+        let timeout = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
+        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, timeout) {
+            Ok(0) => return Err(Errno::ETIMEDOUT),
+            // An error condition counts as readable: the read reports it.
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// Hears of every change of an IPv6 address in the namespace where it was made.
+pub(crate) struct AddressMonitor {
+    socket: Socket,
+}
+
+impl AddressMonitor {
+    /// RTNLGRP_IPV6_IFADDR is group 9 (linux/rtnetlink.h); a bind takes a mask.
+    const IPV6_IFADDR: u32 = 1 << (9 - 1);
+
+    pub(crate) fn open() -> Result<Self, Error> {
+        let mut socket = open_socket()?;
+        socket
+            .bind(&SocketAddr::new(0, Self::IPV6_IFADDR))
+            .map_err(|error| Error::io("listen for IPv6 addresses", &error))?;
+        Ok(Self { socket })
+    }
+
+    /// Waits for the next change, or until `until`, whichever is first.
+    pub(crate) fn wait(&self, until: Instant) {
+        if wait_readable(&self.socket, until).is_ok() {
+            // What happened does not matter: the caller looks for itself.
+            let mut event = Vec::with_capacity(4096);
+            while self.socket.recv(&mut event, MSG_DONTWAIT).is_ok() {
+                event.clear();
+            }
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Routes.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+use rtnetlink::{
+    packet_core::{NLM_F_CREATE, NLM_F_EXCL},
+    packet_route::{
+        RouteNetlinkMessage,
+        route::{
+            RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
+            RouteProtocol, RouteType,
+        },
+    },
+};
+
+use crate::{Error, Family, Link, Netlink};
+
+/// The main table's number, where routes are unless another is named.
+pub const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
+
+/// A route to add. What is `None` is left to the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteSpec {
+    /// The destination; 0.0.0.0/0 and ::/0 are the default routes.
+    pub dst: IpNetwork,
+    /// The next hop; without one, the destination is on the link itself.
+    pub gw: Option<IpAddr>,
+    /// The metric: of two routes to the same destination, the lower wins.
+    pub priority: Option<u32>,
+    /// The table; `None` is the main table.
+    pub table: Option<u32>,
+    /// The scope: 0 is global, 253 this link, 254 this host.
+    pub scope: Option<u8>,
+    /// The largest packet to send that way, in bytes.
+    pub mtu: Option<u32>,
+    /// The largest TCP segment to announce that way, in bytes.
+    pub advmss: Option<u32>,
+    /// The address that packets are sent from.
+    pub src: Option<IpAddr>,
+    /// Believe that the next hop is on the link, whatever the addresses say.
+    pub onlink: bool,
+}
+
+impl RouteSpec {
+    /// A route to `dst`, with nothing else said.
+    pub fn to(dst: IpNetwork) -> Self {
+        Self {
+            dst,
+            gw: None,
+            priority: None,
+            table: None,
+            scope: None,
+            mtu: None,
+            advmss: None,
+            src: None,
+            onlink: false,
+        }
+    }
+
+    /// Whether it goes everywhere: its prefix has no bits.
+    pub fn is_default(&self) -> bool {
+        self.dst.prefix() == 0
+    }
+
+    /// The table it is in.
+    pub fn table(&self) -> u32 {
+        self.table.unwrap_or(MAIN_TABLE)
+    }
+}
+
+/// A unicast route that the kernel has. One with several next hops is listed
+/// once for each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The destination.
+    pub dst: IpNetwork,
+    /// The next hop, if the destination is not on the link.
+    pub gw: Option<IpAddr>,
+    /// The index of the link that packets leave by.
+    pub oif: Option<u32>,
+    /// The table it is in.
+    pub table: u32,
+    /// The metric.
+    pub priority: Option<u32>,
+    /// Who made it, as in /etc/iproute2/rt_protos: 2 the kernel, 9 a router advertisement.
+    pub protocol: u8,
+}
+
+/// Which routes to list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteFilter {
+    /// The family.
+    pub family: Family,
+    /// Only those that leave by this link.
+    pub oif: Option<u32>,
+    /// Only those of this table; all tables if `None`.
+    pub table: Option<u32>,
+}
+
+impl RouteFilter {
+    /// The main table's routes of `family`.
+    pub fn main(family: Family) -> Self {
+        Self {
+            family,
+            oif: None,
+            table: Some(MAIN_TABLE),
+        }
+    }
+}
+
+impl Netlink {
+    /// Adds a route through link `oif`: `ip route prepend DST via GW dev LINK …`,
+    /// beside others to the same destination.
+    ///
+    /// # Errors
+    /// `EEXIST` for one that is equal; `ENETUNREACH` when the next hop is not
+    /// on the link; `EINVAL` when an IPv4 destination has bits outside its prefix.
+    pub fn add_route(&self, oif: u32, route: &RouteSpec) -> Result<(), Error> {
+        self.new_route(oif, route, NLM_F_CREATE)
+    }
+
+    /// Adds a route unless there is one to the same destination with the same
+    /// metric: `ip route add DST via GW dev LINK …`.
+    ///
+    /// # Errors
+    /// As [`Netlink::add_route`].
+    pub fn add_route_exclusive(&self, oif: u32, route: &RouteSpec) -> Result<(), Error> {
+        self.new_route(oif, route, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Removes a route: `ip route del DST via GW dev LINK …`. That it is absent
+    /// is fine.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn delete_route(&self, oif: u32, route: &RouteSpec) -> Result<(), Error> {
+        let request = RouteNetlinkMessage::DelRoute(route_message(oif, route));
+        match self.change(request, 0, || format!("delete route to {}", route.dst)) {
+            Err(error) if error.is_not_found() => Ok(()),
+            other => other,
+        }
+    }
+
+    /// The unicast routes that match: `ip route show table T dev LINK`.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked; a table that nobody made has no routes.
+    pub fn list_routes(&self, filter: RouteFilter) -> Result<Vec<Route>, Error> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = filter.family.code();
+        message.header.kind = RouteType::Unicast;
+        let attributes = &mut message.attributes;
+        attributes.extend(filter.table.map(RouteAttribute::Table));
+        attributes.extend(filter.oif.map(RouteAttribute::Oif));
+        let request = RouteNetlinkMessage::GetRoute(message);
+        match self.dump(request, || "list routes".into()) {
+            Err(error) if error.is_not_found() => Ok(Vec::new()),
+            Err(error) => Err(error),
+            Ok(replies) => Ok(replies
+                .into_iter()
+                .flat_map(read_route)
+                // A kernel before 4.20 does not filter.
+                .filter(|route| filter.table.is_none_or(|table| route.table == table))
+                .filter(|route| filter.oif.is_none_or(|oif| route.oif == Some(oif)))
+                .collect()),
+        }
+    }
+
+    /// The link that the first default route leaves by, IPv4 before IPv6:
+    /// `ip route show default`.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked; that there is none is no error.
+    pub fn default_route_link(&self) -> Result<Option<Link>, Error> {
+        for family in [Family::V4, Family::V6] {
+            // The kernel lists the routes to one destination by their metric.
+            let oif = self
+                .list_routes(RouteFilter::main(family))?
+                .into_iter()
+                .filter(|route| route.dst.prefix() == 0)
+                .find_map(|route| route.oif);
+            if let Some(oif) = oif {
+                return self.find_link_by_index(oif);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The largest packet, in bytes, that the link of the default route carries:
+    /// what a pod's interface can have without packets being lost on the way out.
+    ///
+    /// # Errors
+    /// As [`Netlink::default_route_link`].
+    pub fn default_route_mtu(&self) -> Result<Option<u32>, Error> {
+        Ok(self.default_route_link()?.map(|link| link.mtu))
+    }
+
+    fn new_route(&self, oif: u32, route: &RouteSpec, flags: u16) -> Result<(), Error> {
+        let request = RouteNetlinkMessage::NewRoute(route_message(oif, route));
+        self.change(request, flags, || format!("add route to {}", route.dst))
+    }
+}
+
+fn route_message(oif: u32, route: &RouteSpec) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    let header = &mut message.header;
+    header.address_family = Family::of(route.dst.ip()).code();
+    header.destination_prefix_length = route.dst.prefix();
+    // "boot" is what `ip route` and the Go plugins sign their routes with.
+    header.protocol = RouteProtocol::Boot;
+    header.kind = RouteType::Unicast;
+    header.scope = route.scope.unwrap_or_default().into();
+    if route.onlink {
+        header.flags = RouteFlags::Onlink;
+    }
+    let attributes = &mut message.attributes;
+    if !route.is_default() {
+        // As it was written: the kernel refuses bits outside an IPv4 prefix.
+        attributes.push(RouteAttribute::Destination(route.dst.ip().into()));
+    }
+    attributes.push(RouteAttribute::Oif(oif));
+    attributes.push(RouteAttribute::Table(route.table()));
+    attributes.extend(route.gw.map(|gw| RouteAttribute::Gateway(gw.into())));
+    attributes.extend(route.priority.map(RouteAttribute::Priority));
+    attributes.extend(route.src.map(|ip| RouteAttribute::PrefSource(ip.into())));
+    let mut metrics = Vec::new();
+    metrics.extend(route.mtu.map(RouteMetric::Mtu));
+    metrics.extend(route.advmss.map(RouteMetric::Advmss));
+    if !metrics.is_empty() {
+        attributes.push(RouteAttribute::Metrics(metrics));
+    }
+    message
+}
+
+fn read_route(message: RouteNetlinkMessage) -> Vec<Route> {
+    let RouteNetlinkMessage::NewRoute(message) = message else {
+        return Vec::new();
+    };
+    // A kernel before 4.20 does not filter.
+    if message.header.kind != RouteType::Unicast {
+        return Vec::new();
+    }
+    let mut dst = match Family::of_code(message.header.address_family) {
+        Some(Family::V4) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        Some(Family::V6) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        None => return Vec::new(),
+    };
+    let (mut gw, mut oif, mut priority) = (None, None, None);
+    let mut table = u32::from(message.header.table);
+    let mut next_hops = Vec::new();
+    for attribute in message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => dst = ip(address).unwrap_or(dst),
+            RouteAttribute::Gateway(address) => gw = ip(address),
+            RouteAttribute::Oif(index) => oif = Some(index),
+            RouteAttribute::Priority(metric) => priority = Some(metric),
+            RouteAttribute::Table(number) => table = number,
+            RouteAttribute::MultiPath(hops) => next_hops = hops,
+            _ => {}
+        }
+    }
+    let Ok(dst) = IpNetwork::new(dst, message.header.destination_prefix_length) else {
+        return Vec::new();
+    };
+    let route = Route {
+        dst,
+        gw,
+        oif,
+        table,
+        priority,
+        protocol: message.header.protocol.into(),
+    };
+    if next_hops.is_empty() {
+        return vec![route];
+    }
+    next_hops
+        .into_iter()
+        .map(|hop| Route {
+            oif: Some(hop.interface_index),
+            gw: hop
+                .attributes
+                .into_iter()
+                .find_map(|attribute| match attribute {
+                    RouteAttribute::Gateway(address) => ip(address),
+                    _ => None,
+                }),
+            ..route.clone()
+        })
+        .collect()
+}
+
+fn ip(address: RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some(v4.into()),
+        RouteAddress::Inet6(v6) => Some(v6.into()),
+        _ => None,
+    }
+}

@@ -1,0 +1,106 @@
+//! Kernel settings under /proc/sys, of the calling thread's network namespace.
+//!
+//! A key is a path (`net/ipv4/conf/eth0.5/arp_notify`), not the dotted form:
+//! an interface's name may hold dots.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use nix::errno::Errno;
+
+use crate::Error;
+
+/// The value of `key`, without the newline.
+///
+/// # Errors
+/// `ENOENT` when there is no such key: IPv6 is off, the interface is gone.
+pub fn read(key: &str) -> Result<String, Error> {
+    let op = || format!("read sysctl {key}");
+    let mut value = String::new();
+    // No value is as long: one read gets it all.
+    let mut buffer = [0; 1024];
+    let length = File::open(path(key, op)?)
+        .and_then(|mut file| file.read(&mut buffer))
+        .map_err(|error| Error::io(op(), &error))?;
+    value.push_str(String::from_utf8_lossy(&buffer[..length]).trim_end());
+    Ok(value)
+}
+
+/// Sets `key` to `value`: `sysctl -w KEY=VALUE`.
+///
+/// # Errors
+/// `ENOENT` when there is no such key, `EROFS` where /proc/sys is read-only,
+/// `EINVAL` when the kernel does not like the value.
+pub fn write(key: &str, value: &str) -> Result<(), Error> {
+    let op = || format!("write {value} to sysctl {key}");
+    OpenOptions::new()
+        .write(true)
+        .open(path(key, op)?)
+        .and_then(|mut file| file.write_all(value.as_bytes()))
+        .map_err(|error: io::Error| Error::io(op(), &error))
+}
+
+/// Sets `key` to `value` unless it is that already, and tells whether it wrote.
+/// A value that is right may be on a /proc/sys that is read-only.
+///
+/// # Errors
+/// As [`read`] and [`write`].
+pub fn write_if_different(key: &str, value: &str) -> Result<bool, Error> {
+    if read(key)? == value {
+        return Ok(false);
+    }
+    write(key, value)?;
+    Ok(true)
+}
+
+/// The key of a setting of one interface: `net/ipv6/conf/eth0/accept_ra` for
+/// `("ipv6", "eth0", "accept_ra")`.
+pub fn interface_key(family: &str, interface: &str, setting: &str) -> String {
+    format!("net/{family}/conf/{interface}/{setting}")
+}
+
+fn path(key: &str, op: impl Fn() -> String) -> Result<PathBuf, Error> {
+    // Nothing that was given as a name may lead out of /proc/sys.
+    let outside = key
+        .split('/')
+        .any(|part| part.is_empty() || part == "." || part == "..");
+    if outside {
+        return Err(Error::new(op(), Errno::EINVAL));
+    }
+    Ok(Path::new("/proc/sys").join(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_key_leads_out() {
+        for key in ["net/../../passwd", "/etc/passwd", "", "net//ipv4", "./net"] {
+            assert_eq!(read(key).unwrap_err().errno(), Errno::EINVAL, "{key}");
+            assert_eq!(write(key, "1").unwrap_err().errno(), Errno::EINVAL, "{key}");
+        }
+    }
+
+    #[test]
+    fn a_value_comes_without_its_newline() {
+        assert_eq!(read("kernel/ostype").unwrap(), "Linux");
+        let error = read("net/nope").unwrap_err();
+        assert!(error.is_not_found());
+        assert_eq!(
+            error.to_string(),
+            "read sysctl net/nope: no such file or directory (2)"
+        );
+    }
+
+    #[test]
+    fn an_interface_may_have_dots_in_its_name() {
+        assert_eq!(
+            interface_key("ipv4", "eth0.5", "arp_notify"),
+            "net/ipv4/conf/eth0.5/arp_notify"
+        );
+    }
+}

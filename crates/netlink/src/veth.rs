@@ -1,0 +1,137 @@
+//! veth pairs: one end for the host, one for the pod.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use anyhow::anyhow;
+use cni::Undo;
+use netns::NetNs;
+use rtnetlink::{
+    packet_core::{NLM_F_CREATE, NLM_F_EXCL},
+    packet_route::{
+        RouteNetlinkMessage,
+        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
+    },
+};
+
+use crate::{Error, Link, Mac, Netlink};
+
+/// A pair to make.
+///
+/// Both hardware addresses are given: an address that the kernel drew itself
+/// is rewritten by udev (systemd's MACAddressPolicy) some time after ADD, and
+/// then CHECK finds another than the result says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VethSpec {
+    /// The name of the end that stays with the host.
+    pub host_name: String,
+    /// Its hardware address.
+    pub host_mac: Mac,
+    /// The name of the end in the pod, usually `CNI_IFNAME`.
+    pub container_name: String,
+    /// Its hardware address.
+    pub container_mac: Mac,
+    /// The largest packet of both ends, in bytes; `None` for the kernel's 1500.
+    pub mtu: Option<u32>,
+    /// A bridge (its index) whose port the host end shall be from the start.
+    pub master: Option<u32>,
+}
+
+/// Both ends of a pair that was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VethPair {
+    /// The host's end.
+    pub host: Link,
+    /// The pod's end.
+    pub container: ContainerVeth,
+}
+
+/// The pod's end of a pair, known without a look into the pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerVeth {
+    /// Its index in the pod's namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its hardware address.
+    pub mac: Mac,
+    /// The largest packet that it sends, in bytes.
+    pub mtu: u32,
+}
+
+impl Netlink {
+    /// Makes a veth pair whose pod end is born in `netns` under its final name:
+    /// `ip link add HOST address … mtu … type veth peer name NAME address … mtu
+    /// … netns …`, one request. Both ends are down. Deleting it is pushed on `undo`.
+    ///
+    /// # Errors
+    /// When the pod has a link of that name already: `container veth name
+    /// ("eth0") peer provided ("veth1a2b3c4d") already exists`. When the host
+    /// has, an [`Error`] that [is one of existence](Error::is_exists). Others as
+    /// the kernel gives them.
+    pub fn add_veth(
+        &self,
+        spec: &VethSpec,
+        netns: &NetNs,
+        undo: &mut Undo,
+    ) -> anyhow::Result<VethPair> {
+        let name = &spec.host_name;
+        let request = RouteNetlinkMessage::NewLink(veth_message(spec, netns));
+        self.change(request, NLM_F_CREATE | NLM_F_EXCL, || {
+            format!("add veth {name}")
+        })
+        .or_else(|error| Err(self.whose_name_is_taken(error, spec, netns)))?;
+        let (netlink, doomed) = (self.clone(), name.clone());
+        undo.push(format!("delete veth {name}"), move || {
+            Ok(netlink.delete_link(&doomed)?)
+        });
+
+        let host = self.get_link(name)?;
+        let container = ContainerVeth {
+            index: host.link.unwrap_or_default(),
+            name: spec.container_name.clone(),
+            mac: spec.container_mac,
+            mtu: host.mtu,
+        };
+        Ok(VethPair { host, container })
+    }
+
+    /// `EEXIST` does not say which end it means.
+    fn whose_name_is_taken(&self, error: Error, spec: &VethSpec, netns: &NetNs) -> anyhow::Error {
+        let in_pod = error.is_exists()
+            && Self::open_in(netns)
+                .and_then(|pod| Ok(pod.find_link(&spec.container_name)?))
+                .is_ok_and(|link| link.is_some());
+        if in_pod {
+            let (container, host) = (&spec.container_name, &spec.host_name);
+            return anyhow!(
+                "container veth name ({container:?}) peer provided ({host:?}) already exists"
+            );
+        }
+        error.into()
+    }
+}
+
+fn veth_message(spec: &VethSpec, netns: &NetNs) -> LinkMessage {
+    let mut peer = end(&spec.container_name, spec.container_mac, spec.mtu);
+    let fd = netns.as_fd().as_raw_fd();
+    peer.attributes.push(LinkAttribute::NetNsFd(fd));
+    let mut host = end(&spec.host_name, spec.host_mac, spec.mtu);
+    host.attributes
+        .extend(spec.master.map(LinkAttribute::Controller));
+    host.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Veth),
+        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+    ]));
+    host
+}
+
+fn end(name: &str, mac: Mac, mtu: Option<u32>) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.into()));
+    message
+        .attributes
+        .push(LinkAttribute::Address(mac.0.to_vec()));
+    // The kernel gives each end its own MTU: one of them is not enough.
+    message.attributes.extend(mtu.map(LinkAttribute::Mtu));
+    message
+}
