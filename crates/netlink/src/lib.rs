@@ -11,10 +11,13 @@
 //! - `find_*` returns an option, `get_*` fails when it is absent.
 
 mod address;
+mod announce;
+mod apply;
 mod bridge;
 mod bridge_vlan;
 mod error;
 mod executor;
+mod forwarding;
 mod link;
 mod mac;
 mod route;
@@ -22,6 +25,8 @@ pub mod sysctl;
 mod veth;
 
 pub use address::{Address, AddressSpec, Family};
+pub use announce::Announcer;
+pub use apply::{Configured, Dad, Interface, InterfaceAddress, configure};
 pub use bridge::{BridgeSpec, PortSpec};
 pub use bridge_vlan::PortVlan;
 pub use error::Error;

@@ -79,7 +79,7 @@ impl Netlink {
         self.change(request, NLM_F_CREATE | NLM_F_EXCL, || {
             format!("add veth {name}")
         })
-        .or_else(|error| Err(self.whose_name_is_taken(error, spec, netns)))?;
+        .map_err(|error| self.whose_name_is_taken(error, spec, netns))?;
         let (netlink, doomed) = (self.clone(), name.clone());
         undo.push(format!("delete veth {name}"), move || {
             Ok(netlink.delete_link(&doomed)?)

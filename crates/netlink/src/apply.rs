@@ -1,0 +1,444 @@
+//! Giving a pod's interface its addresses and routes, and checking that it
+//! still has them. All main plugins do it this way, in this order.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use ipnetwork::IpNetwork;
+use netns::NetNs;
+
+use crate::{
+    AddressSpec, Announcer, Error, Family, Link, MAIN_TABLE, Netlink, OperState, RouteFilter,
+    RouteSpec, executor::AddressMonitor, sysctl,
+};
+
+/// How long duplicate address detection may take; it needs one to two seconds.
+const SETTLE: Duration = Duration::from_secs(5);
+/// How long a link without a carrier is waited for: detection does not even
+/// start on it.
+const CARRIER: Duration = Duration::from_secs(1);
+
+/// What an interface in a pod shall be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name in the pod.
+    pub name: String,
+    /// Its addresses, in the order of the result.
+    pub addresses: Vec<InterfaceAddress>,
+    /// Its routes, in the order of the result. One without a next hop goes
+    /// through the first gateway of its family, if any address has one.
+    pub routes: Vec<RouteSpec>,
+    /// What is done about duplicates of its IPv6 addresses.
+    pub dad: Dad,
+    /// Whether the kernel announces IPv4 addresses when the link comes up
+    /// (`arp_notify`).
+    pub arp_notify: bool,
+    /// Whether the kernel announces IPv6 addresses when the link comes up
+    /// (`ndisc_notify`).
+    pub ndisc_notify: bool,
+}
+
+/// An address and the gateway of its network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InterfaceAddress {
+    /// The address with the length of its prefix.
+    pub address: IpNetwork,
+    /// The gateway, if the network has one.
+    pub gateway: Option<IpAddr>,
+}
+
+/// Duplicate address detection of IPv6 (RFC 4862, section 5.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dad {
+    /// As the kernel is configured; usually on.
+    Kernel,
+    /// Off: addresses are usable at once (`accept_dad`=0, and the flag `nodad`).
+    Off,
+    /// On, and not confused by a hairpin that returns its probes (`enhanced_dad`).
+    On,
+}
+
+/// An interface that was configured.
+#[derive(Debug)]
+pub struct Configured {
+    /// The interface as it was when it had been brought up.
+    pub link: Link,
+    ips: Vec<IpAddr>,
+    announcer: Result<Announcer, Error>,
+}
+
+impl Configured {
+    /// Tells the neighbours where the addresses are now. To be called when the
+    /// port on the other side forwards, not before.
+    ///
+    /// # Errors
+    /// As [`Announcer`]; pods work without, so a caller may just say so.
+    pub fn announce(&self) -> Result<(), Error> {
+        if self.ips.is_empty() {
+            return Ok(());
+        }
+        match &self.announcer {
+            Ok(announcer) => announcer.announce(&self.ips),
+            Err(error) => Err(error.clone()),
+        }
+    }
+}
+
+/// Configures an interface that is in `netns`: settings, addresses, up, routes.
+/// The namespace is entered once, for all of it.
+///
+/// # Errors
+/// `failed to add IP addr … to "eth0": …`, `failed to add route '…': …`,
+/// `link eth0 has address … in DADFAILED state`, and others.
+pub fn configure(netns: &NetNs, interface: &Interface) -> anyhow::Result<Configured> {
+    netns.enter(|| {
+        let netlink = Netlink::open()?;
+        let link = netlink.get_link(&interface.name)?;
+        Configuration {
+            netlink,
+            link,
+            interface,
+        }
+        .apply()
+    })?
+}
+
+/// The work inside the namespace.
+struct Configuration<'a> {
+    netlink: Netlink,
+    link: Link,
+    interface: &'a Interface,
+}
+
+impl Configuration<'_> {
+    fn apply(mut self) -> anyhow::Result<Configured> {
+        self.set_notifications();
+        let monitor = self.prepare_ipv6()?;
+        self.add_addresses()?;
+        self.netlink.set_up(self.link.index)?;
+        self.link.up = true;
+        if let Some(monitor) = monitor {
+            self.settle(&monitor)?;
+        }
+        self.add_routes()?;
+        let ips = self.interface.addresses.iter().map(|it| it.address.ip());
+        Ok(Configured {
+            ips: ips.collect(),
+            announcer: self.announcer(),
+            link: self.link,
+        })
+    }
+
+    /// These are favours: a read-only /proc/sys or a kernel without IPv6 is no
+    /// reason to fail an ADD.
+    fn set_notifications(&self) {
+        let name = &self.interface.name;
+        if self.interface.arp_notify {
+            let key = sysctl::interface_key("ipv4", name, "arp_notify");
+            let _ = sysctl::write(&key, "1");
+        }
+        if self.interface.ndisc_notify {
+            let key = sysctl::interface_key("ipv6", name, "ndisc_notify");
+            let _ = sysctl::write(&key, "1");
+        }
+    }
+
+    /// Makes IPv6 possible if an address needs it. Returns what to wait with
+    /// after the addresses are there, if there is something to wait for.
+    fn prepare_ipv6(&self) -> anyhow::Result<Option<AddressMonitor>> {
+        let name = &self.interface.name;
+        let set =
+            |setting, value| sysctl::write(&sysctl::interface_key("ipv6", name, setting), value);
+        // Also without an IPv6 address of ours: the link-local one is detected too.
+        match self.interface.dad {
+            Dad::Kernel => {}
+            Dad::Off => drop(set("accept_dad", "0")),
+            Dad::On => {
+                let _ = set("enhanced_dad", "1");
+                let _ = set("accept_dad", "1");
+            }
+        }
+        let addresses = self.interface.addresses.iter();
+        let v6: Vec<&InterfaceAddress> = addresses.filter(|it| it.address.is_ipv6()).collect();
+        if v6.is_empty() {
+            return Ok(None);
+        }
+        enable_ipv6("lo")?;
+        enable_ipv6(name)?;
+        // Without it, a pod that sets its interface down and up loses its addresses.
+        set("keep_addr_on_down", "1")?;
+        // Nobody needs the address before there is a way out of the network.
+        let way_out = v6.iter().any(|it| it.gateway.is_some());
+        let awaited = way_out && self.interface.dad != Dad::Off;
+        // It listens before there is something to hear.
+        Ok(awaited.then(AddressMonitor::open).transpose()?)
+    }
+
+    fn add_addresses(&self) -> Result<(), Error> {
+        for it in &self.interface.addresses {
+            let spec = AddressSpec {
+                nodad: self.interface.dad == Dad::Off && it.address.is_ipv6(),
+                ..it.address.into()
+            };
+            self.netlink
+                .add_address(self.link.index, &spec)
+                .map_err(|error| {
+                    let name = &self.interface.name;
+                    error.reword(format!("failed to add IP addr {} to {name:?}", it.address))
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Waits until no IPv6 address of the link is tentative.
+    fn settle(&self, monitor: &AddressMonitor) -> anyhow::Result<()> {
+        let name = &self.interface.name;
+        let start = Instant::now();
+        loop {
+            let addresses = self
+                .netlink
+                .list_addresses(self.link.index, Some(Family::V6))?;
+            if let Some(failed) = addresses.iter().find(|it| it.dad_failed) {
+                let ip = failed.address.ip();
+                bail!("link {name} has address {ip} in DADFAILED state");
+            }
+            if !addresses.iter().any(|it| it.tentative) {
+                return Ok(());
+            }
+            let waited = start.elapsed();
+            if waited >= CARRIER && !self.has_carrier()? {
+                return Ok(());
+            }
+            if waited >= SETTLE {
+                let limit = SETTLE.as_secs();
+                bail!("link {name} still has tentative addresses after {limit} seconds");
+            }
+            // An event ends the pause; it is short in case one was missed.
+            monitor.wait(Instant::now() + Duration::from_millis(500));
+        }
+    }
+
+    fn has_carrier(&self) -> Result<bool, Error> {
+        let link = self.netlink.find_link_by_index(self.link.index)?;
+        Ok(link.is_some_and(|link| link.operstate == OperState::Up))
+    }
+
+    fn add_routes(&self) -> Result<(), Error> {
+        let mut defaults: Vec<RouteSpec> = Vec::new();
+        for route in &self.interface.routes {
+            let route = self.with_gateway(route);
+            if route.is_default() {
+                // The IPAM's default route without a gateway and the plugin's own
+                // with the same one are one route to the kernel.
+                if defaults.iter().any(|other| is_same(other, &route)) {
+                    continue;
+                }
+                defaults.push(route.clone());
+            }
+            self.netlink
+                .add_route(self.link.index, &route)
+                .map_err(|error| error.reword(self.add_route_failed(&route)))?;
+        }
+        Ok(())
+    }
+
+    fn with_gateway(&self, route: &RouteSpec) -> RouteSpec {
+        let gateways = self.interface.addresses.iter().filter_map(|it| it.gateway);
+        RouteSpec {
+            gw: route.gw.or_else(|| first_of_family(gateways, route.dst)),
+            ..route.clone()
+        }
+    }
+
+    /// The text of the Go plugins, with its way to print a network.
+    fn add_route_failed(&self, route: &RouteSpec) -> String {
+        let gw = match route.gw {
+            Some(gw) => gw.to_string(),
+            None => "<nil>".into(),
+        };
+        format!(
+            "failed to add route '{} via {gw} dev {} metric {} (Scope: {}, Table: {})'",
+            go_network(route.dst),
+            self.interface.name,
+            route.priority.unwrap_or_default(),
+            go_scope(route.scope.unwrap_or_default()),
+            route.table.unwrap_or_default(),
+        )
+    }
+
+    fn announcer(&self) -> Result<Announcer, Error> {
+        let mac = self.link.mac.unwrap_or(crate::Mac([0; 6]));
+        Announcer::open(self.link.index, mac)
+    }
+}
+
+/// Switches IPv6 on for an interface if it is off.
+fn enable_ipv6(name: &str) -> anyhow::Result<()> {
+    let key = sysctl::interface_key("ipv6", name, "disable_ipv6");
+    match sysctl::read(&key) {
+        // Without IPv6 in the kernel, adding the address says so better.
+        Err(error) => eprintln!("{error}"),
+        Ok(value) if value == "1" => sysctl::write(&key, "0").context("enable IPv6")?,
+        Ok(_) => {}
+    }
+    Ok(())
+}
+
+fn first_of_family(mut gateways: impl Iterator<Item = IpAddr>, dst: IpNetwork) -> Option<IpAddr> {
+    gateways.find(|gateway| gateway.is_ipv4() == dst.is_ipv4())
+}
+
+/// Whether the kernel takes two routes of one link for the same.
+fn is_same(one: &RouteSpec, other: &RouteSpec) -> bool {
+    one.dst == other.dst
+        && one.gw == other.gw
+        && one.priority.unwrap_or_default() == other.priority.unwrap_or_default()
+        && one.table() == other.table()
+}
+
+/// `{10.0.0.0 ff000000}`, as Go prints a network.
+fn go_network(network: IpNetwork) -> String {
+    let mask = match network.mask() {
+        IpAddr::V4(mask) => format!("{:08x}", mask.to_bits()),
+        IpAddr::V6(mask) => format!("{:032x}", mask.to_bits()),
+    };
+    format!("{{{} {mask}}}", network.ip())
+}
+
+fn go_scope(scope: u8) -> &'static str {
+    match scope {
+        0 => "universe",
+        200 => "site",
+        253 => "link",
+        254 => "host",
+        255 => "nowhere",
+        _ => "unknown",
+    }
+}
+
+impl Netlink {
+    /// Whether the interface called `name` still has `addresses`, each with the
+    /// route to its network that came with it.
+    ///
+    /// # Errors
+    /// `Failed to match addr 10.1.2.3/24 on interface eth0`, `Failed to find
+    /// Gateway 10.1.2.1 for interface eth0`; when the interface is gone.
+    pub fn check_addresses(
+        &self,
+        name: &str,
+        addresses: &[InterfaceAddress],
+    ) -> anyhow::Result<()> {
+        let link = self.get_link(name)?;
+        let present = self.list_addresses(link.index, None)?;
+        for expected in addresses {
+            let address = expected.address;
+            if !present.iter().any(|it| it.address == address) {
+                bail!("Failed to match addr {address} on interface {name}");
+            }
+            // A single host's address brings no route to a network.
+            let alone = address.prefix() == if address.is_ipv4() { 32 } else { 128 };
+            if !alone && !self.has_network_route(address)? {
+                let gateway = match expected.gateway {
+                    Some(gateway) => gateway.to_string(),
+                    None => "<nil>".into(),
+                };
+                bail!("Failed to find Gateway {gateway} for interface {name}");
+            }
+        }
+        Ok(())
+    }
+
+    /// On any link: ptp puts the route to the network elsewhere.
+    fn has_network_route(&self, address: IpNetwork) -> Result<bool, Error> {
+        let filter = RouteFilter::main(Family::of(address.ip()));
+        let routes = self.list_routes(filter)?;
+        Ok(routes.iter().any(|route| {
+            route.dst.ip() == address.network() && route.dst.prefix() == address.prefix()
+        }))
+    }
+
+    /// Whether `routes` are still there, each in its table, by destination and
+    /// next hop. The next hop of a default route is not compared: it may have
+    /// been filled in when it was added.
+    ///
+    /// # Errors
+    /// `Expected Route 10.0.0.0/8 via 10.1.2.1 not found in routing table`.
+    pub fn check_routes(&self, routes: &[RouteSpec]) -> anyhow::Result<()> {
+        for expected in routes {
+            let present = self.list_routes(RouteFilter {
+                family: Family::of(expected.dst.ip()),
+                oif: None,
+                table: Some(expected.table()),
+            })?;
+            let found = present.iter().any(|route| {
+                route.dst == expected.dst
+                    && (expected.is_default() || expected.gw.is_none() || route.gw == expected.gw)
+            });
+            if !found {
+                bail!(
+                    "Expected Route {} not found in routing table",
+                    told(expected)
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+fn told(route: &RouteSpec) -> String {
+    let mut text = route.dst.to_string();
+    if let Some(gw) = route.gw {
+        text.push_str(&format!(" via {gw}"));
+    }
+    if route.table() != MAIN_TABLE {
+        text.push_str(&format!(" table {}", route.table()));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_is_printed_as_go_prints_it() {
+        let printed = |text: &str| go_network(text.parse().unwrap());
+        assert_eq!(printed("10.9.9.9/8"), "{10.9.9.9 ff000000}");
+        assert_eq!(printed("0.0.0.0/0"), "{0.0.0.0 00000000}");
+        assert_eq!(
+            printed("fd00::/64"),
+            "{fd00:: ffffffffffffffff0000000000000000}"
+        );
+    }
+
+    #[test]
+    fn a_gateway_is_for_its_own_family() {
+        let gateways: [IpAddr; 3] = [
+            "fd00::1".parse().unwrap(),
+            "10.0.0.1".parse().unwrap(),
+            "10.0.0.2".parse().unwrap(),
+        ];
+        let of = |dst: &str| first_of_family(gateways.into_iter(), dst.parse().unwrap());
+        assert_eq!(of("0.0.0.0/0"), Some(gateways[1]));
+        assert_eq!(of("::/0"), Some(gateways[0]));
+    }
+
+    #[test]
+    fn what_differs_in_table_or_metric_is_another_route() {
+        let route = RouteSpec::to("0.0.0.0/0".parse().unwrap());
+        let main = RouteSpec {
+            table: Some(MAIN_TABLE),
+            ..route.clone()
+        };
+        let other = RouteSpec {
+            table: Some(100),
+            ..route.clone()
+        };
+        assert!(is_same(&route, &main));
+        assert!(!is_same(&route, &other));
+        assert_eq!(told(&other), "0.0.0.0/0 table 100");
+    }
+}

@@ -1,0 +1,60 @@
+//! Turning the host into a router.
+//!
+//! These settings are the calling thread's namespace's, which must be the one
+//! that the socket is of.
+
+use std::collections::BTreeSet;
+
+use crate::{Error, Family, Netlink, RouteFilter, sysctl};
+
+const IPV4: &str = "net/ipv4/ip_forward";
+const IPV6: &str = "net/ipv6/conf/all/forwarding";
+/// `RTPROT_RA` (linux/rtnetlink.h): the route was learned from an advertisement.
+const FROM_ROUTER: u8 = 9;
+
+impl Netlink {
+    /// Lets the host forward packets of `family`, unless it does.
+    ///
+    /// A host that forwards IPv6 ignores router advertisements, unless accept_ra
+    /// is 2, and drops the default route that it has from one: the node would
+    /// lose IPv6 when its first IPv6 pod starts. So, before the switch and only
+    /// then, accept_ra is raised from 1 to 2 on the interfaces that such a
+    /// route leaves by.
+    ///
+    /// # Errors
+    /// When a setting cannot be read or written.
+    pub fn enable_forwarding(&self, family: Family) -> Result<(), Error> {
+        match family {
+            Family::V4 => sysctl::write_if_different(IPV4, "1").map(drop),
+            Family::V6 if sysctl::read(IPV6)? == "1" => Ok(()),
+            Family::V6 => {
+                self.keep_router_advertisements()?;
+                sysctl::write(IPV6, "1")
+            }
+        }
+    }
+
+    fn keep_router_advertisements(&self) -> Result<(), Error> {
+        let learned = self
+            .list_routes(RouteFilter {
+                family: Family::V6,
+                oif: None,
+                // Such a route may be in the table of a vrf.
+                table: None,
+            })?
+            .into_iter()
+            .filter(|route| route.dst.prefix() == 0 && route.protocol == FROM_ROUTER)
+            .filter_map(|route| route.oif);
+        for index in learned.collect::<BTreeSet<u32>>() {
+            // It may have gone since; then it has no route to lose.
+            let Some(link) = self.find_link_by_index(index)? else {
+                continue;
+            };
+            let accept_ra = sysctl::interface_key("ipv6", &link.name, "accept_ra");
+            if sysctl::read(&accept_ra)? == "1" {
+                sysctl::write(&accept_ra, "2")?;
+            }
+        }
+        Ok(())
+    }
+}
