@@ -1,0 +1,288 @@
+//! DEL whatever has happened before: the matrix of reference 1.12. Every cell must
+//! succeed, and give the address back where there is one.
+
+use serde_json::{Value, json};
+use testkit::{Netns, Sandbox, beyond_peer, conf};
+
+/// What a runtime may find when it comes to delete.
+#[derive(Clone, Copy, Debug)]
+enum Found {
+    /// `CNI_NETNS` is empty: the pod is gone.
+    Empty,
+    /// The path does not exist.
+    Missing,
+    /// A plain file, as after a reboot or an unmount without rm.
+    PlainFile,
+    /// A directory: nobody knows why.
+    Directory,
+    /// There, but the interface is not.
+    WithoutInterface,
+}
+
+use Found::{Directory, Empty, Missing, PlainFile, WithoutInterface};
+
+const PLUGINS: [&str; 4] = ["bridge", "loopback", "host-local", "static"];
+
+fn conf_of(plugin: &str) -> Value {
+    match plugin {
+        "bridge" => conf::bridge(&["10.1.0.0/24", "fd01::/64"]),
+        "loopback" => conf::loopback(),
+        "host-local" => conf::host_local(&["10.1.0.0/24"]),
+        _ => conf::static_ipam(&json!([{"address": "10.1.0.9/24"}])),
+    }
+}
+
+/// Brings the namespace into the state of the column, and returns `CNI_NETNS`.
+fn arrange(sandbox: &Sandbox, pod: &Netns, column: Found) -> String {
+    let path = pod.path();
+    match column {
+        Empty => {
+            sandbox.remove_pod(pod);
+            String::new()
+        }
+        Missing => {
+            sandbox.remove_pod(pod);
+            path
+        }
+        PlainFile => {
+            sandbox.remove_pod(pod);
+            sandbox.write(&path, "");
+            path
+        }
+        Directory => {
+            sandbox.remove_pod(pod);
+            sandbox.host().sh(&format!("mkdir {path}"));
+            path
+        }
+        WithoutInterface => {
+            pod.sh("ip link del eth0 2>/dev/null || :");
+            path
+        }
+    }
+}
+
+/// One cell: with or without an ADD before, DEL twice.
+fn cell(plugin: &str, column: Found, added: bool) {
+    let sandbox = Sandbox::new();
+    let pod = sandbox.pod("a");
+    let conf = conf_of(plugin);
+    if added {
+        sandbox.cni(plugin).add(&conf, &pod, "eth0").result();
+    }
+    let netns = arrange(&sandbox, &pod, column);
+    for _ in 0..2 {
+        sandbox
+            .cni(plugin)
+            .netns(&netns)
+            .del(&conf, &pod, "eth0")
+            .silent();
+    }
+    assert_eq!(
+        reservations(&sandbox),
+        [] as [&str; 0],
+        "{plugin}, {column:?}"
+    );
+    // The kernel takes a namespace down in its own time, and the veths with it.
+    let gone = |host: &Netns| !host.links().iter().any(|link| link.starts_with("veth"));
+    sandbox.host().wait_until("no host veth is left", gone);
+}
+
+fn reservations(sandbox: &Sandbox) -> Vec<String> {
+    let names = sandbox.list(conf::STATE).into_iter();
+    names
+        .filter(|name| name.parse::<std::net::IpAddr>().is_ok())
+        .collect()
+}
+
+fn row(plugin: &str, columns: &[Found]) {
+    for column in columns {
+        cell(plugin, *column, false);
+        cell(plugin, *column, true);
+    }
+}
+
+#[test]
+fn bridge_deletes_in_every_state_of_the_netns() {
+    row("bridge", &[Empty, Missing, WithoutInterface]);
+}
+
+#[test]
+fn loopback_deletes_in_every_state_of_the_netns() {
+    row("loopback", &[Empty, Missing, WithoutInterface]);
+}
+
+#[test]
+fn host_local_deletes_in_every_state_of_the_netns() {
+    row(
+        "host-local",
+        &[Empty, Missing, PlainFile, Directory, WithoutInterface],
+    );
+}
+
+#[test]
+fn static_deletes_in_every_state_of_the_netns() {
+    row(
+        "static",
+        &[Empty, Missing, PlainFile, Directory, WithoutInterface],
+    );
+}
+
+#[test]
+fn a_plain_file_where_the_netns_was_is_a_netns_that_has_gone() {
+    beyond_peer("reference 8 #20: unknown FS magic", || {
+        row("bridge", &[PlainFile, Directory]);
+        row("loopback", &[PlainFile, Directory]);
+    });
+}
+
+#[test]
+fn the_plain_file_is_left_to_who_made_it() {
+    beyond_peer("reference 8 #20: unknown FS magic", || {
+        let sandbox = Sandbox::new();
+        let pod = sandbox.pod("a");
+        let netns = arrange(&sandbox, &pod, PlainFile);
+        sandbox
+            .cni("bridge")
+            .netns(&netns)
+            .del(&conf_of("bridge"), &pod, "eth0")
+            .silent();
+        assert_eq!(sandbox.read(netns).as_deref(), Some(""));
+    });
+}
+
+#[test]
+fn nothing_is_created_by_a_del_that_finds_nothing() {
+    for plugin in PLUGINS {
+        for column in [Empty, Missing, WithoutInterface] {
+            let sandbox = Sandbox::new();
+            let pod = sandbox.pod("a");
+            let netns = arrange(&sandbox, &pod, column);
+            let snapshot = sandbox.snapshot().allow_host_local(conf::NETWORK);
+            sandbox
+                .cni(plugin)
+                .netns(&netns)
+                .del(&conf_of(plugin), &pod, "eth0")
+                .silent();
+            snapshot.assert_unchanged();
+        }
+    }
+}
+
+#[test]
+fn the_delegate_is_told_in_every_state_of_the_netns() {
+    let told = |column: Found| {
+        let sandbox = Sandbox::new();
+        let pod = sandbox.pod("a");
+        let ipam = sandbox.fake("fake-ipam");
+        let conf = conf::with(&conf::bridge_l2(), json!({"ipam": {"type": "fake-ipam"}}));
+        let netns = arrange(&sandbox, &pod, column);
+        sandbox
+            .cni("bridge")
+            .netns(&netns)
+            .del(&conf, &pod, "eth0")
+            .silent();
+        assert_eq!(ipam.verbs(), ["DEL"], "{column:?}");
+    };
+    [Empty, Missing, WithoutInterface]
+        .into_iter()
+        .for_each(told);
+    beyond_peer("reference 8 #20: unknown FS magic", || {
+        [PlainFile, Directory].into_iter().for_each(told);
+    });
+}
+
+#[test]
+fn del_needs_no_previous_result_and_ignores_a_foreign_one() {
+    for prev in [
+        None,
+        Some(json!({"cniVersion": testkit::newest(), "interfaces": [], "ips": []})),
+    ] {
+        let sandbox = Sandbox::new();
+        let pod = sandbox.pod("a");
+        let conf = conf_of("bridge");
+        sandbox.cni("bridge").add(&conf, &pod, "eth0").result();
+        let conf = prev.map_or(conf.clone(), |prev| conf::with_prev(&conf, &prev));
+        sandbox.cni("bridge").del(&conf, &pod, "eth0").silent();
+        assert!(pod.link("eth0").is_none());
+        assert!(reservations(&sandbox).is_empty());
+    }
+}
+
+#[test]
+fn del_succeeds_when_the_bridge_is_gone() {
+    let sandbox = Sandbox::new();
+    let pod = sandbox.pod("a");
+    sandbox
+        .cni("bridge")
+        .add(&conf_of("bridge"), &pod, "eth0")
+        .result();
+    sandbox.host().sh("ip link del cni0");
+    sandbox
+        .cni("bridge")
+        .del(&conf_of("bridge"), &pod, "eth0")
+        .silent();
+    assert!(pod.link("eth0").is_none() && reservations(&sandbox).is_empty());
+}
+
+#[test]
+fn del_of_one_interface_leaves_the_others() {
+    let sandbox = Sandbox::new();
+    let pod = sandbox.pod("a");
+    let conf = conf::bridge(&["10.1.0.0/24"]);
+    for ifname in ["eth0", "net1"] {
+        sandbox.cni("bridge").add(&conf, &pod, ifname).result();
+    }
+    sandbox.cni("bridge").del(&conf, &pod, "eth0").silent();
+    assert_eq!(pod.links(), ["lo", "net1"]);
+    assert_eq!(reservations(&sandbox), ["10.1.0.3"]);
+}
+
+#[test]
+fn a_netns_that_vanished_with_its_pod_leaves_nothing_on_the_node() {
+    // The kernel takes the veth along with the namespace; DEL does the rest.
+    let sandbox = Sandbox::new();
+    let snapshot = sandbox.snapshot().allow_bridge_network();
+    let pod = sandbox.pod("a");
+    sandbox
+        .cni("bridge")
+        .add(&conf_of("bridge"), &pod, "eth0")
+        .result();
+    sandbox.remove_pod(&pod);
+    sandbox
+        .cni("bridge")
+        .netns("")
+        .del(&conf_of("bridge"), &pod, "eth0")
+        .silent();
+    snapshot.assert_unchanged();
+}
+
+#[test]
+fn del_after_a_failed_add_leaves_nothing() {
+    let sandbox = Sandbox::new();
+    let pod = sandbox.pod("a");
+    let snapshot = sandbox.snapshot().allow_bridge_network();
+    let conf = conf::with(
+        &conf_of("bridge"),
+        json!({"ipam": {"routes": [{"dst": "10.8.0.0/16", "gw": "192.0.2.1"}]}}),
+    );
+    sandbox.cni("bridge").add(&conf, &pod, "eth0").error();
+    sandbox.cni("bridge").del(&conf, &pod, "eth0").silent();
+    snapshot.assert_unchanged();
+}
+
+#[test]
+fn the_interface_goes_even_when_the_delegate_fails() {
+    let sandbox = Sandbox::new();
+    let pod = sandbox.pod("a");
+    let ipam = sandbox.fake("fake-ipam");
+    ipam.answer(
+        "ADD",
+        &json!({"cniVersion": testkit::newest(), "ips": [{"address": "10.7.0.5/24"}]}),
+    );
+    ipam.fail("DEL", 11, "later");
+    let conf = conf::with(&conf::bridge_l2(), json!({"ipam": {"type": "fake-ipam"}}));
+    sandbox.cni("bridge").add(&conf, &pod, "eth0").result();
+    let error = sandbox.cni("bridge").del(&conf, &pod, "eth0").error();
+    assert_eq!((error.code, error.msg.as_str()), (11, "later"));
+    assert!(pod.link("eth0").is_none());
+}
