@@ -261,9 +261,13 @@ impl Variables {
     }
 }
 
+/// The keys that some plugin of the suite reads. A plugin and its IPAM plugin get
+/// the same `CNI_ARGS`, so what is for the one must not be an error to the other.
+const SUITE_ARGS: [&str; 3] = ["MAC", "IP", "GATEWAY"];
+
 /// Reads `CNI_ARGS` (`K=V;K=V`) and returns the value of each of `known`, in
-/// that order; a key that is not among them is an error unless `IgnoreUnknown`
-/// is set. The last of duplicate keys wins.
+/// that order; a key that no plugin of the suite reads is an error unless
+/// `IgnoreUnknown` is set. The last of duplicate keys wins.
 pub fn parse_args<const N: usize>(
     args: &str,
     known: [&str; N],
@@ -288,7 +292,7 @@ pub fn parse_args<const N: usize>(
             })?;
         } else if let Some(index) = known.iter().position(|name| *name == key) {
             values[index] = Some(value.to_owned());
-        } else {
+        } else if !SUITE_ARGS.contains(&key) {
             unknown.push(format!("{pair:?}"));
         }
     }
@@ -376,6 +380,7 @@ mod tests {
             parse_args("FOO=1", ["MAC"]).unwrap_err().msg,
             "ARGS: unknown args [\"FOO=1\"]"
         );
+        assert_eq!(parse_args("IP=10.0.0.1", ["MAC"]).unwrap(), [None]);
         let [mac] = parse_args("FOO=1;IgnoreUnknown=True;MAC=y", ["MAC"]).unwrap();
         assert_eq!(mac.as_deref(), Some("y"));
         for text in ["MAC=1;", "MAC", "MAC=a=b", "IgnoreUnknown=maybe"] {

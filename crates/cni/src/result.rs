@@ -246,6 +246,17 @@ impl AddResult {
         result
     }
 
+    /// The result without the MTUs of interfaces, which a plugin tells since
+    /// 1.1.0.
+    pub fn for_version(mut self, version: Version) -> Self {
+        if version < Version::V1_1_0 {
+            for interface in &mut self.interfaces {
+                interface.mtu = 0;
+            }
+        }
+        self
+    }
+
     /// The document for `version`: pretty, indented by four spaces, with no
     /// newline at its end. Fails where the version cannot say it.
     pub fn encode(&self, version: Version) -> Result<String> {
@@ -264,12 +275,7 @@ impl AddResult {
         let mut members = serde_json::Map::new();
         members.insert("cniVersion".into(), version.as_str().into());
         if !self.interfaces.is_empty() {
-            let interfaces = if version >= Version::V1_1_0 {
-                self.interfaces.clone()
-            } else {
-                self.interfaces_before_110()
-            };
-            members.insert("interfaces".into(), serde_json::to_value(interfaces)?);
+            members.insert("interfaces".into(), serde_json::to_value(&self.interfaces)?);
         }
         if !self.ips.is_empty() {
             members.insert("ips".into(), serde_json::to_value(&self.ips)?);
@@ -283,8 +289,8 @@ impl AddResult {
         Ok(members)
     }
 
-    /// Interfaces had only a name, a MAC and a sandbox before 1.1.0.
-    fn interfaces_before_110(&self) -> Vec<Interface> {
+    /// Interfaces had only a name, a MAC and a sandbox before 1.0.0.
+    fn interfaces_before_100(&self) -> Vec<Interface> {
         let strip = |interface: &Interface| Interface {
             name: interface.name.clone(),
             mac: interface.mac.clone(),
@@ -303,7 +309,7 @@ impl AddResult {
         };
         Result040 {
             cni_version: version.as_str(),
-            interfaces: self.interfaces_before_110(),
+            interfaces: self.interfaces_before_100(),
             ips: self.ips.iter().map(old).collect(),
             routes: &self.routes,
             dns: &self.dns,
@@ -427,10 +433,12 @@ mod tests {
     }
 
     #[test]
-    fn mtu_is_told_since_110_only() {
-        for version in [Version::V0_4_0, Version::V1_0_0] {
-            assert!(!dual_stack().encode(version).unwrap().contains("mtu"));
-        }
+    fn what_interfaces_got_with_1x_is_dropped_before() {
+        let old = dual_stack().encode(Version::V0_4_0).unwrap();
+        assert!(!old.contains("mtu"));
+        // 1.0.0 passes on what a plugin before it said.
+        let new = dual_stack().encode(Version::V1_0_0).unwrap();
+        assert!(new.contains("\"mtu\": 1500"));
     }
 
     #[test]

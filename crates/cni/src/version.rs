@@ -71,7 +71,7 @@ impl fmt::Display for Version {
 }
 
 /// The three numbers of any version text, known to us or not; missing ones are 0.
-pub(crate) fn numbers(text: &str) -> Option<[u32; 3]> {
+pub fn numbers(text: &str) -> Option<[u32; 3]> {
     let mut numbers = [0; 3];
     let parts: Vec<_> = text.split('.').collect();
     if parts.len() > 3 {

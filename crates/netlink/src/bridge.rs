@@ -80,7 +80,7 @@ impl Netlink {
         let accept_ra = sysctl::interface_key("ipv6", name, "accept_ra");
         let _ = sysctl::write_if_different(&accept_ra, "0");
 
-        let pin = !created && !is_pinned(name);
+        let pin = !created && !found.is_pinned();
         if pin {
             self.pin_mac(&found);
         }
@@ -208,11 +208,15 @@ impl Netlink {
     }
 }
 
-/// Whether the address of a link was set, so that it stays: `NET_ADDR_SET`
-/// (linux/netdevice.h). Netlink does not tell; where /sys does not either, or is
-/// that of another namespace, setting it once more does no harm.
-fn is_pinned(name: &str) -> bool {
-    fs::read(format!("/sys/class/net/{name}/addr_assign_type")).is_ok_and(|kind| kind == b"3\n")
+impl Link {
+    /// Whether the hardware address was set by somebody, so that it stays:
+    /// `NET_ADDR_SET` (linux/netdevice.h). Netlink does not tell; where /sys
+    /// does not either, or is that of another namespace, the answer is no, and
+    /// setting it once more does no harm.
+    pub fn is_pinned(&self) -> bool {
+        let file = format!("/sys/class/net/{}/addr_assign_type", self.name);
+        fs::read(file).is_ok_and(|kind| kind == b"3\n")
+    }
 }
 
 fn bridge_info(vlan_filtering: Option<bool>) -> LinkAttribute {

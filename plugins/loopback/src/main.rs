@@ -36,7 +36,10 @@ impl Plugin for Loopback {
         let lo = pod.get_link(LO)?;
         pod.set_up(lo.index)?;
         let ips = loopback_addresses(&pod, lo.index)?;
-        Ok(previous.unwrap_or_else(|| AddResult {
+        if let Some(previous) = previous {
+            return Ok(previous);
+        }
+        let result = AddResult {
             interfaces: vec![Interface {
                 name: LO.to_owned(),
                 mac: "00:00:00:00:00:00".to_owned(),
@@ -46,7 +49,8 @@ impl Plugin for Loopback {
             }],
             ips,
             ..AddResult::default()
-        }))
+        };
+        Ok(result.for_version(request.call.version))
     }
 
     fn del(request: &Del<Conf>) -> Result<()> {

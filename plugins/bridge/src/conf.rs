@@ -1,0 +1,197 @@
+//! The keys of bridge, as they are written. What contradicts what is decided
+//! in `plan.rs`, because DEL must not mind.
+
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer};
+use std::fmt;
+
+/// The plugin's own keys.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Conf {
+    /// Name of the bridge on the host.
+    pub bridge: String,
+    /// Put the gateway's address on the bridge and forward.
+    pub is_gateway: bool,
+    /// The same, and make it the pod's default route.
+    pub is_default_gateway: bool,
+    /// Replace another address on the bridge rather than fail.
+    pub force_address: bool,
+    /// Masquerade what leaves the pods' subnet.
+    pub ip_masq: bool,
+    /// How to masquerade.
+    pub ip_masq_backend: Option<String>,
+    /// MTU of the veth pair and of a bridge that is created.
+    pub mtu: Mtu,
+    /// Let the port send frames back where they came from.
+    pub hairpin_mode: bool,
+    /// Make the bridge promiscuous.
+    pub promisc_mode: bool,
+    /// VLAN of the port; 0 for none.
+    pub vlan: i64,
+    /// VLANs that the port carries tagged.
+    pub vlan_trunk: Option<Vec<TrunkItem>>,
+    /// Leave the port in the bridge's default VLAN as well.
+    pub preserve_default_vlan: bool,
+    /// Drop what the pod sends with another MAC.
+    pub macspoofchk: bool,
+    /// Detect duplicate IPv6 addresses.
+    pub enabledad: bool,
+    /// Leave the container's end down.
+    pub disable_container_interface: bool,
+    /// Let the port talk to ports that are not isolated only.
+    pub port_isolation: bool,
+    /// What the runtime asks for this pod.
+    pub runtime_config: RuntimeConfig,
+    /// What the configuration's author asks for this pod.
+    pub args: Args,
+}
+
+impl Default for Conf {
+    fn default() -> Self {
+        Self {
+            bridge: "cni0".to_owned(),
+            is_gateway: false,
+            is_default_gateway: false,
+            force_address: false,
+            ip_masq: false,
+            ip_masq_backend: None,
+            mtu: Mtu::Kernel,
+            hairpin_mode: false,
+            promisc_mode: false,
+            vlan: 0,
+            vlan_trunk: None,
+            preserve_default_vlan: false,
+            macspoofchk: false,
+            enabledad: false,
+            disable_container_interface: false,
+            port_isolation: false,
+            runtime_config: RuntimeConfig::default(),
+            args: Args::default(),
+        }
+    }
+}
+
+/// One entry of `vlanTrunk`: a range, a single id, or both.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct TrunkItem {
+    /// First of a range.
+    #[serde(rename = "minID")]
+    pub min_id: Option<i64>,
+    /// Last of a range.
+    #[serde(rename = "maxID")]
+    pub max_id: Option<i64>,
+    /// A single one.
+    pub id: Option<i64>,
+}
+
+/// `runtimeConfig`: what libcni passes of the capabilities that are declared.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct RuntimeConfig {
+    /// The container's MAC.
+    pub mac: String,
+}
+
+/// `args`, by convention keyed by who they are for.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Args {
+    /// Those for CNI plugins.
+    pub cni: CniArgs,
+}
+
+/// `args.cni`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct CniArgs {
+    /// The container's MAC.
+    pub mac: String,
+}
+
+/// The key `mtu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mtu {
+    /// Absent or 0: what the kernel takes (1500).
+    Kernel,
+    /// `"auto"`: that of the interface with the default route.
+    Auto,
+    /// So many bytes.
+    Bytes(i64),
+}
+
+impl<'de> Deserialize<'de> for Mtu {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(MtuVisitor)
+    }
+}
+
+struct MtuVisitor;
+
+impl Visitor<'_> for MtuVisitor {
+    type Value = Mtu;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an integer or \"auto\"")
+    }
+
+    fn visit_i64<E>(self, bytes: i64) -> Result<Mtu, E> {
+        Ok(match bytes {
+            0 => Mtu::Kernel,
+            bytes => Mtu::Bytes(bytes),
+        })
+    }
+
+    fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<Mtu, E> {
+        self.visit_i64(i64::try_from(bytes).unwrap_or(i64::MAX))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Mtu, E> {
+        match text {
+            "auto" => Ok(Mtu::Auto),
+            other => Err(E::invalid_value(de::Unexpected::Str(other), &self)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cni::json::Json;
+
+    fn decode(text: &str) -> Result<Conf, String> {
+        let document = Json::parse(text.as_bytes()).unwrap();
+        document.decode().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn keys_match_in_any_case() {
+        let conf = decode(
+            r#"{"Bridge": "br1", "ISGATEWAY": true, "vlantrunk": [{"minid": 3, "MaxID": 4}],
+                "runtimeConfig": {"Mac": "02:00:00:00:00:01"}, "enableDAD": true}"#,
+        )
+        .unwrap();
+        assert_eq!(conf.bridge, "br1");
+        assert!(conf.is_gateway && conf.enabledad);
+        assert_eq!(conf.vlan_trunk.unwrap()[0].max_id, Some(4));
+        assert_eq!(conf.runtime_config.mac, "02:00:00:00:00:01");
+    }
+
+    #[test]
+    fn without_keys_the_bridge_is_cni0() {
+        let conf = decode(r#"{"bridge": null}"#).unwrap();
+        assert_eq!((conf.bridge.as_str(), conf.mtu), ("cni0", Mtu::Kernel));
+    }
+
+    #[test]
+    fn mtu_is_a_number_or_auto() {
+        assert_eq!(decode(r#"{"mtu": 9000}"#).unwrap().mtu, Mtu::Bytes(9000));
+        assert_eq!(decode(r#"{"mtu": "auto"}"#).unwrap().mtu, Mtu::Auto);
+        assert_eq!(
+            decode(r#"{"mtu": "big"}"#).unwrap_err(),
+            "mtu: invalid value: string \"big\", expected an integer or \"auto\""
+        );
+        assert!(decode(r#"{"mtu": 1.5}"#).is_err());
+    }
+}

@@ -1,0 +1,61 @@
+//! The gateway's address on the bridge.
+
+use anyhow::{Context, Result, bail};
+use ipnetwork::IpNetwork;
+use netlink::{AddressSpec, Family, Link, Netlink};
+
+/// Makes sure that `link` has `address`. All pods of the network want the same
+/// one, so it stays when they go.
+///
+/// A bridge is the gateway of one IPv4 subnet, and of any number of IPv6
+/// subnets that do not overlap; an address in the way is replaced if `force`
+/// is set.
+pub fn ensure_address(host: &Netlink, link: &Link, address: IpNetwork, force: bool) -> Result<()> {
+    let present = host.list_addresses(link.index, Some(Family::of(address.ip())))?;
+    if present.iter().any(|other| other.address == address) {
+        return Ok(());
+    }
+    let name = &link.name;
+    for other in present
+        .iter()
+        .filter(|other| in_the_way(other.address, address))
+    {
+        if !force {
+            bail!("{name:?} already has an IP address different from {address}");
+        }
+        host.delete_address(link.index, other.address)
+            .with_context(|| format!("could not remove IP address from {name:?}"))?;
+    }
+    let spec = AddressSpec {
+        // It is ours by configuration. Until detection is over, pods could not
+        // reach their gateway.
+        nodad: address.is_ipv6(),
+        ..address.into()
+    };
+    match host.add_address(link.index, &spec) {
+        // The ADD of another pod was quicker.
+        Err(error) if error.is_exists() => Ok(()),
+        other => other.with_context(|| format!("could not add IP address to {name:?}")),
+    }
+}
+
+fn in_the_way(other: IpNetwork, address: IpNetwork) -> bool {
+    match address {
+        IpNetwork::V4(_) => true,
+        IpNetwork::V6(_) => other.contains(address.ip()) || address.contains(other.ip()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_other_ipv4_address_and_overlapping_ipv6_subnets_are_in_the_way() {
+        let clash = |a: &str, b: &str| in_the_way(a.parse().unwrap(), b.parse().unwrap());
+        assert!(clash("10.0.0.1/8", "192.168.0.1/24"));
+        assert!(clash("2001:db8:1::1/48", "2001:db8:1:2::1/64"));
+        assert!(clash("2001:db8:1:2::1/64", "2001:db8:1::1/48"));
+        assert!(!clash("fe80::1/64", "2001:db8:1::1/48"));
+    }
+}

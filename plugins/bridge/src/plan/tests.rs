@@ -1,0 +1,195 @@
+use super::*;
+use cni::json::Json;
+
+fn conf(text: &str) -> Conf {
+    Json::parse(text.as_bytes()).unwrap().decode().unwrap()
+}
+
+fn plan(text: &str) -> Result<Plan> {
+    Plan::new(&conf(text), true, None)
+}
+
+fn fault(text: &str) -> (u32, String) {
+    let error = Error::from_chain(&plan(text).unwrap_err());
+    (error.code, error.msg)
+}
+
+fn lease(text: &str) -> AddResult {
+    Json::parse(text.as_bytes()).unwrap().decode().unwrap()
+}
+
+#[test]
+fn contradictions_and_bad_values_are_named() {
+    for (text, msg) in [
+        (
+            r#"{"hairpinMode": true, "promiscMode": true}"#,
+            "cannot set hairpin mode and promiscuous mode at the same time",
+        ),
+        (
+            r#"{"disableContainerInterface": true}"#,
+            "cannot use IPAM when DisableContainerInterface flag is set",
+        ),
+        (
+            r#"{"vlan": 4095}"#,
+            "invalid VLAN ID 4095 (must be between 0 and 4094)",
+        ),
+        (
+            r#"{"vlan": -1}"#,
+            "invalid VLAN ID -1 (must be between 0 and 4094)",
+        ),
+        (
+            r#"{"vlanTrunk": [{"minID": 0, "maxID": 4}]}"#,
+            "incorrect trunk minID parameter",
+        ),
+        (
+            r#"{"vlanTrunk": [{"minID": 1, "maxID": 4095}]}"#,
+            "incorrect trunk maxID parameter",
+        ),
+        (
+            r#"{"vlanTrunk": [{"minID": 9, "maxID": 8}]}"#,
+            "minID is greater than maxID in trunk parameter",
+        ),
+        (
+            r#"{"vlanTrunk": [{"minID": 9}]}"#,
+            "minID and maxID should be configured simultaneously, maxID is missing",
+        ),
+        (
+            r#"{"vlanTrunk": [{"maxID": 9}]}"#,
+            "minID and maxID should be configured simultaneously, minID is missing",
+        ),
+        (
+            r#"{"vlanTrunk": [{"id": 4095}]}"#,
+            "incorrect trunk id parameter",
+        ),
+        (r#"{"mtu": 67}"#, "invalid MTU 67, must be [68, 65535]"),
+        (
+            r#"{"runtimeConfig": {"mac": "x"}}"#,
+            "failed to make veth pair: address x: invalid MAC address",
+        ),
+    ] {
+        assert_eq!(fault(text), (7, msg.to_owned()));
+    }
+}
+
+#[test]
+fn a_bridge_name_is_an_interface_name() {
+    assert!(
+        fault(r#"{"bridge": ""}"#)
+            .1
+            .ends_with("LinkAttrs.Name cannot be empty")
+    );
+    assert_eq!(fault(r#"{"bridge": "../../etc"}"#).0, 7);
+    assert_eq!(fault(r#"{"bridge": "a-very-long-bridge-name"}"#).0, 7);
+    assert!(
+        fault(r#"{"bridge": "elevenbytes", "vlan": 1000, "isGateway": true}"#)
+            .1
+            .contains("elevenbytes.1000")
+    );
+    assert!(plan(r#"{"bridge": "elevenbytes", "vlan": 1000}"#).is_ok());
+}
+
+#[test]
+fn what_is_not_there_yet_is_refused_with_key_and_value() {
+    for (text, msg) in [
+        (r#"{"ipMasq": true}"#, "ipMasq true is not supported yet"),
+        (
+            r#"{"ipMasqBackend": "nftables"}"#,
+            "ipMasqBackend \"nftables\" is not supported yet",
+        ),
+        (
+            r#"{"macspoofchk": true}"#,
+            "macspoofchk true is not supported yet",
+        ),
+    ] {
+        assert_eq!(fault(text), (2, msg.to_owned()));
+    }
+}
+
+#[test]
+fn trunks_are_a_sorted_union() {
+    let text = r#"{"vlan": 7, "vlanTrunk": [{"id": 9}, {}, {"minID": 3, "maxID": 5, "id": 4}]}"#;
+    let vlans = plan(text).unwrap().vlans;
+    assert_eq!(vlans.trunk.as_deref(), Some(&[3, 4, 5, 9][..]));
+    assert_eq!(vlans.access, Some(7));
+    let empty = plan(r#"{"vlanTrunk": []}"#).unwrap().vlans;
+    assert!(empty.filtering() && !empty.any());
+}
+
+#[test]
+fn the_runtime_chooses_the_mac_before_anybody_else() {
+    let mac = |text: &str, args: Option<&str>| {
+        let plan = Plan::new(&conf(text), false, args.map(str::to_owned)).unwrap();
+        plan.mac.map(|mac| mac.to_string())
+    };
+    let both = r#"{"runtimeConfig": {"mac": "02:00:00:00:00:01"}, "args": {"cni": {"mac": "02:00:00:00:00:02"}}}"#;
+    let args = Some("02:00:00:00:00:03");
+    assert_eq!(mac(both, args).unwrap(), "02:00:00:00:00:01");
+    let author = r#"{"args": {"cni": {"mac": "02:00:00:00:00:02"}}}"#;
+    assert_eq!(mac(author, args).unwrap(), "02:00:00:00:00:02");
+    assert_eq!(mac("{}", args).unwrap(), "02:00:00:00:00:03");
+    assert_eq!(mac("{}", None), None);
+}
+
+const DUAL: &str =
+    r#"{"ips": [{"address": "10.1.0.9/24"}, {"address": "fd00::9/64", "gateway": "fd00::1"}]}"#;
+
+#[test]
+fn without_a_gateway_nothing_is_added() {
+    let addressing = Addressing::new(lease(DUAL), Gateway::None);
+    assert_eq!(addressing.ips[0].gateway, None);
+    assert_eq!(addressing.ips[0].interface, Some(CONTAINER));
+    assert!(addressing.gateways.is_empty() && addressing.routes.is_empty());
+}
+
+#[test]
+fn a_missing_gateway_is_the_first_address_of_the_subnet() {
+    let gateway = Gateway::Gateway {
+        default_route: false,
+        force: false,
+    };
+    let addressing = Addressing::new(lease(DUAL), gateway);
+    let texts: Vec<_> = addressing
+        .gateways
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(texts, ["10.1.0.1/24", "fd00::1/64"]);
+    assert!(addressing.routes.is_empty());
+}
+
+#[test]
+fn a_default_gateway_is_one_route_in_each_family() {
+    let gateway = Gateway::Gateway {
+        default_route: true,
+        force: false,
+    };
+    let addressing = Addressing::new(lease(DUAL), gateway);
+    let routes: Vec<_> = addressing
+        .routes
+        .iter()
+        .map(|r| (r.dst.to_string(), r.gw.unwrap().to_string()))
+        .collect();
+    assert_eq!(
+        routes,
+        [
+            ("0.0.0.0/0".to_owned(), "10.1.0.1".to_owned()),
+            ("::/0".to_owned(), "fd00::1".to_owned())
+        ]
+    );
+}
+
+#[test]
+fn a_default_route_of_ipam_stays_the_only_one() {
+    let gateway = Gateway::Gateway {
+        default_route: true,
+        force: false,
+    };
+    for route in [
+        r#"{"dst": "0.0.0.0/0"}"#,
+        r#"{"dst": "0.0.0.0/0", "gw": "10.1.0.7"}"#,
+    ] {
+        let text = format!(r#"{{"ips": [{{"address": "10.1.0.9/24"}}], "routes": [{route}]}}"#);
+        let addressing = Addressing::new(lease(&text), gateway);
+        assert_eq!(addressing.routes.len(), 1);
+    }
+}

@@ -1,0 +1,130 @@
+//! VLANs of a port, and the interface that is the gateway of one.
+
+use anyhow::{Context, Result};
+use cni::Undo;
+use cni::names;
+use netlink::{Link, Mac, Netlink, PortSpec, PortVlan, VethSpec};
+use netns::NetNs;
+
+use crate::plan::{Plan, Vlans};
+
+/// The VLAN that untagged frames belong to on a trunk: the bridge's own default.
+const DEFAULT_VLAN: u16 = 1;
+
+/// Gives a port its VLANs. A port that has none of its own stays in the bridge's default.
+pub fn configure_port(host: &Netlink, port: &Link, vlans: &Vlans) -> Result<()> {
+    if !vlans.any() {
+        return Ok(());
+    }
+    if !vlans.keep_default {
+        let present = host.list_port_vlans(port.index)?;
+        let present: Vec<_> = present.iter().map(|vlan| vlan.vid).collect();
+        host.delete_port_vlans(port.index, &present)
+            .with_context(|| {
+                format!("failed to remove default vlan on interface {:?}", port.name)
+            })?;
+    }
+    host.add_port_vlans(port.index, &port_vlans(vlans))
+        .with_context(|| format!("failed to setup vlan tag on interface {:?}", port.name))
+}
+
+/// What the port is to have, in ascending order.
+fn port_vlans(vlans: &Vlans) -> Vec<PortVlan> {
+    let native = vlans.access.unwrap_or(DEFAULT_VLAN);
+    let trunk = vlans.trunk.as_deref().unwrap_or_default();
+    let tagged = trunk.iter().filter(|vid| **vid != native);
+    let mut all: Vec<_> = tagged.map(|vid| PortVlan::tagged(*vid)).collect();
+    all.push(PortVlan::native(native));
+    all.sort_by_key(|vlan| vlan.vid);
+    all
+}
+
+/// The interface with the gateway's address of the pods' VLAN: one end of a
+/// veth pair on the host whose other end is a port in that VLAN. All pods of
+/// the VLAN share it, so it stays; but one that is half made goes.
+pub fn ensure_gateway_interface(host: &Netlink, bridge: &Link, plan: &Plan) -> Result<Link> {
+    let name = plan.vlan_gateway_name()?;
+    if let Some(link) = host.find_link(name.as_str())? {
+        return Ok(link);
+    }
+    let mut undo = Undo::new();
+    let made = make_gateway_interface(host, bridge, plan, &mut undo);
+    match made {
+        Ok(()) => undo.forget(),
+        Err(error) => {
+            undo.roll_back();
+            // Another ADD was quicker: its interface is as good.
+            if host.find_link(name.as_str())?.is_none() {
+                return Err(error.context(format!("failed to create vlan interface {name}")));
+            }
+        }
+    }
+    Ok(host.get_link(name.as_str())?)
+}
+
+fn make_gateway_interface(
+    host: &Netlink,
+    bridge: &Link,
+    plan: &Plan,
+    undo: &mut Undo,
+) -> Result<()> {
+    let name = plan.vlan_gateway_name()?;
+    let spec = VethSpec {
+        host_name: name.to_string(),
+        host_mac: Mac::random()?,
+        container_name: names::prefixed(12, "veth", &format!("{name} gateway")),
+        container_mac: Mac::random()?,
+        mtu: Some(bridge.mtu),
+        master: None,
+    };
+    let pair = host.add_veth(&spec, &NetNs::current()?, undo)?;
+    let port = host.get_link(&pair.container.name)?;
+    let spec = PortSpec {
+        bridge: bridge.index,
+        hairpin: false,
+        isolated: false,
+        up: false,
+        alias: None,
+    };
+    host.attach_port(&port, &spec)?;
+    let access = Vlans {
+        trunk: None,
+        ..plan.vlans.clone()
+    };
+    configure_port(host, &port, &access)?;
+    host.set_up(port.index)?;
+    host.set_up(pair.host.index)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trunk_without_an_access_vlan_keeps_untagged_frames_in_the_default_one() {
+        let vlans = Vlans {
+            access: None,
+            trunk: Some(vec![1, 5, 6]),
+            keep_default: false,
+        };
+        let tagged = [5, 6].map(PortVlan::tagged);
+        assert_eq!(
+            port_vlans(&vlans),
+            [&[PortVlan::native(1)][..], &tagged].concat()
+        );
+    }
+
+    #[test]
+    fn an_access_vlan_is_untagged_also_when_the_trunk_has_it() {
+        let vlans = Vlans {
+            access: Some(7),
+            trunk: Some(vec![5, 7]),
+            keep_default: false,
+        };
+        assert_eq!(
+            port_vlans(&vlans),
+            [PortVlan::tagged(5), PortVlan::native(7)]
+        );
+    }
+}
