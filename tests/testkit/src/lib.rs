@@ -21,7 +21,7 @@ pub mod normal;
 
 pub use cni::{Cni, Failure, Outcome, container_id};
 pub use fake::{Call, FakePlugin};
-pub use netns::Netns;
+pub use netns::{Netns, Running};
 pub use process::{Finished, Stdout, TIME_LIMIT};
 pub use sandbox::Sandbox;
 pub use snapshot::Snapshot;

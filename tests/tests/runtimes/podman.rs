@@ -1,0 +1,161 @@
+//! podman with its CNI back end.
+
+use testkit::conf::{NETWORK, STATE};
+
+use crate::image::{self, IMAGE};
+use crate::node::Node;
+use crate::{GATEWAY, network};
+
+/// The built-in limits of processes take CAP_SYS_RESOURCE; systemd and a journal may be absent.
+const CONFIG: &str = r#"
+[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "none"
+runtime = "runc"
+tmp_dir = "DIR/libpod"
+[network]
+network_backend = "cni"
+cni_plugin_dirs = ["PLUGINS"]
+network_config_dir = "DIR/net.d"
+default_network = "NETWORK"
+"#;
+
+/// `vfs` copies layers and so needs no overlay mounts.
+const STORAGE: &str = r#"
+[storage]
+driver = "vfs"
+graphroot = "DIR/storage"
+runroot = "DIR/run"
+"#;
+
+/// podman on a node of its own, with the image loaded.
+struct Podman {
+    node: Node,
+    environment: Vec<String>,
+}
+
+impl Podman {
+    fn new() -> Self {
+        let node = Node::new();
+        let dir = node.dir().display().to_string();
+        let config = CONFIG
+            .replace("DIR", &dir)
+            .replace("PLUGINS", &node.plugins());
+        let config = node.write("containers.conf", config.replace("NETWORK", NETWORK));
+        let storage = node.write("storage.conf", STORAGE.replace("DIR", &dir));
+        let environment = vec![
+            format!("CONTAINERS_CONF={config}"),
+            format!("CONTAINERS_STORAGE_CONF={storage}"),
+            format!("HOME={dir}"),
+            format!("TMPDIR={dir}"),
+        ];
+        node.install(&network("0.4.0"));
+        let archive = image::archive(&node);
+        let podman = Self { node, environment };
+        podman.must(&["load", "--quiet", "--input", &archive]);
+        podman
+    }
+
+    #[track_caller]
+    fn must(&self, args: &[&str]) -> String {
+        let environment = self.environment.iter().map(String::as_str);
+        let argv: Vec<&str> = ["env"]
+            .into_iter()
+            .chain(environment)
+            .chain(["podman"])
+            .chain(args.iter().copied())
+            .collect();
+        self.node.must(&argv)
+    }
+
+    /// Starts a container that waits for `exec`.
+    #[track_caller]
+    fn start(&self, name: &str, options: &[&str]) {
+        let cgroup = self.node.cgroup();
+        let run = [
+            "run",
+            "--detach",
+            "--name",
+            name,
+            "--cgroup-parent",
+            &cgroup,
+        ];
+        self.must(&[&run[..], options, &[IMAGE]].concat());
+    }
+
+    #[track_caller]
+    fn remove(&self, name: &str) {
+        self.must(&["rm", "--force", "--time", "0", name]);
+    }
+
+    fn address(&self, name: &str) -> String {
+        let format = format!("{{{{.NetworkSettings.Networks.{NETWORK}.IPAddress}}}}");
+        self.must(&["inspect", "--format", &format, name])
+            .trim()
+            .to_owned()
+    }
+}
+
+#[test]
+fn podman_runs_with_the_cni_back_end() {
+    let podman = Podman::new();
+    assert_eq!(
+        podman
+            .must(&["info", "--format", "{{.Host.NetworkBackend}}"])
+            .trim(),
+        "cni"
+    );
+}
+
+#[test]
+fn containers_of_podman_come_and_go() {
+    let podman = Podman::new();
+    let before = podman.node.before();
+    podman.start("a", &[]);
+    podman.start("b", &[]);
+    let (at_a, at_b) = (podman.address("a"), podman.address("b"));
+    assert_ne!(at_a, at_b);
+
+    let eth0 = podman.must(&["exec", "a", "ip", "addr", "show", "dev", "eth0"]);
+    assert!(
+        eth0.contains(&format!("inet {at_a}/24")),
+        "{at_a} is not on eth0: {eth0}"
+    );
+    for address in [GATEWAY, &at_b] {
+        podman.must(&["exec", "a", "ping", "-c", "1", "-W", "2", address]);
+    }
+
+    podman.remove("a");
+    podman.remove("b");
+    podman.node.assert_left_nothing(&before);
+}
+
+#[test]
+fn podman_asks_for_an_address_and_a_mac() {
+    let podman = Podman::new();
+    let before = podman.node.before();
+    podman.start(
+        "a",
+        &["--ip", "10.88.0.77", "--mac-address", "02:00:00:00:00:77"],
+    );
+    let eth0 = podman.must(&["exec", "a", "ip", "addr", "show", "dev", "eth0"]);
+    assert!(
+        eth0.contains("inet 10.88.0.77/24"),
+        "another address than asked for: {eth0}"
+    );
+    assert!(
+        eth0.contains("02:00:00:00:00:77"),
+        "another MAC than asked for: {eth0}"
+    );
+    assert!(
+        podman
+            .node
+            .sandbox()
+            .read(format!("{STATE}/10.88.0.77"))
+            .is_some()
+    );
+    podman.remove("a");
+    podman.node.assert_left_nothing(&before);
+}
