@@ -109,7 +109,7 @@ fn the_leak_check_looks_into_pods() {
     let pod = sandbox.pod("a");
     let snapshot = sandbox.snapshot();
     pod.sh("ip addr add 10.9.9.9/32 dev lo");
-    complains(&snapshot, "pod a: addr on lo");
+    complains(&snapshot, "pod a: addr on lo ");
 }
 
 #[test]

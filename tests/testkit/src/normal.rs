@@ -10,9 +10,18 @@ use serde_json::Value;
 #[derive(Default)]
 pub struct Normaliser {
     seen: BTreeMap<String, String>,
+    plain: bool,
 }
 
 impl Normaliser {
+    /// One that does not number: for text whose order depends on the random words.
+    pub fn plain() -> Self {
+        Self {
+            plain: true,
+            ..Self::default()
+        }
+    }
+
     /// Text with its random words replaced.
     pub fn text(&mut self, text: &str) -> String {
         let mut out = String::with_capacity(text.len());
@@ -46,6 +55,9 @@ impl Normaliser {
         let Some(kind) = random_kind(word) else {
             return word.to_owned();
         };
+        if self.plain {
+            return kind.to_owned();
+        }
         let next = self.seen.values().filter(|v| v.starts_with(kind)).count();
         let placeholder = self.seen.entry(word.to_owned());
         placeholder

@@ -345,7 +345,7 @@ fn addresses(entry: &Value) -> Vec<Fact> {
             );
             Fact {
                 link: link.to_owned(),
-                text: format!("addr on {link}: {kept}"),
+                text: format!("addr on {link} {kept}"),
             }
         })
         .collect()
@@ -428,12 +428,44 @@ fn processes(inner: &Arc<Inner>) -> BTreeSet<Fact> {
 }
 
 impl Sandbox {
-    /// Facts of the node and its pods as text, normalised for comparison with another
-    /// sandbox, without those on `links`.
-    pub fn state_text(&self, without: &[&str]) -> String {
-        let snapshot = without
-            .iter()
-            .fold(self.snapshot(), |s, link| s.allow_link(link));
-        crate::normal::Normaliser::default().text(&snapshot.text())
+    /// Panics with the lines that differ unless this node and its pods are in the same
+    /// state as the other's, random names and MAC addresses aside. Lines that contain
+    /// one of `known` may differ. What is still settling gets a moment.
+    #[track_caller]
+    pub fn assert_same_state(&self, other: &Sandbox, known: &[&str]) {
+        let deadline = Instant::now() + GRACE;
+        loop {
+            let (here, there) = (self.state_lines(known), other.state_lines(known));
+            if here == there {
+                return;
+            }
+            if Instant::now() > deadline {
+                let lines = lines_that_differ(here, there);
+                panic!("states differ (< this, > the other):\n{lines}");
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
+
+    fn state_lines(&self, known: &[&str]) -> Vec<String> {
+        let text = crate::normal::Normaliser::plain().text(&self.snapshot().text());
+        let lines = text.lines().map(str::to_owned);
+        let mut lines: Vec<String> = lines
+            .filter(|line| !known.iter().any(|text| line.contains(text)))
+            .collect();
+        lines.sort();
+        lines
+    }
+}
+
+fn lines_that_differ(here: Vec<String>, mut there: Vec<String>) -> String {
+    let mut differ = Vec::new();
+    for line in here {
+        match there.iter().position(|other| *other == line) {
+            Some(same) => drop(there.remove(same)),
+            None => differ.push(format!("< {line}")),
+        }
+    }
+    differ.extend(there.into_iter().map(|line| format!("> {line}")));
+    differ.join("\n")
 }
