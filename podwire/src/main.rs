@@ -1,2 +1,64 @@
-//! In the making.
-fn main() {}
+//! podwire: run attachments by hand, and say what is wrong with a configuration.
+//!
+//! `podwire add|check|del|gc|status` take the place of cnitool: the same
+//! environment, the same order of arguments, the same files on disk.
+
+mod arguments;
+mod attach;
+mod cache;
+mod commands;
+mod network_list;
+mod output;
+mod probe;
+mod request_config;
+
+use std::process::ExitCode;
+
+use cni::env::Environment;
+
+use crate::arguments::{Arguments, Misuse};
+use crate::output::Output;
+
+/// What was asked for was done, or is as it should be.
+const DONE: u8 = 0;
+/// It was not.
+const FAILED: u8 = 1;
+/// The command line makes no sense.
+const MISUSED: u8 = 2;
+
+fn main() -> ExitCode {
+    let line = std::env::args_os().skip(1);
+    let arguments = match Arguments::parse(line, Environment::of_process()) {
+        Ok(arguments) => arguments,
+        Err(misuse) => return misused(&misuse, ""),
+    };
+    run(arguments)
+}
+
+fn misused(misuse: &Misuse, command: &str) -> ExitCode {
+    let space = if command.is_empty() { "" } else { " " };
+    eprintln!("podwire{space}{command}: {misuse}; see podwire{space}{command} --help");
+    MISUSED.into()
+}
+
+fn run(mut arguments: Arguments) -> ExitCode {
+    let output = arguments.output();
+    let word = arguments.next_word();
+    let done = match word.as_deref() {
+        None => commands::without_command(&arguments),
+        Some(word) => commands::run(word, &mut arguments),
+    };
+    match done {
+        Ok(commands::Verdict::Good) => DONE.into(),
+        Ok(commands::Verdict::Bad) => FAILED.into(),
+        Err(error) => match error.downcast_ref::<Misuse>() {
+            Some(misuse) => misused(misuse, commands::name(word.as_deref())),
+            None => reported(output, &error),
+        },
+    }
+}
+
+fn reported(output: Output, error: &anyhow::Error) -> ExitCode {
+    output.report(error);
+    FAILED.into()
+}

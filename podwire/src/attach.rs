@@ -1,0 +1,435 @@
+//! Running the plugins of a network for one attachment, as libcni does.
+//!
+//! Source: `libcni/api.go`. Three things are done better, because nothing can
+//! rely on the worse: an ADD that fails is taken back, a DEL goes on after a
+//! plugin has failed, and the executables are all looked up before the first
+//! is run.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow};
+use cni::delegate::{self, Delegate};
+use cni::env::{ContainerId, Environment, IfName, Verb};
+use cni::json::Json;
+use cni::version::Version;
+use cni::{AddResult, BestEffort, Error};
+use netns::NetNs;
+use nix::net::if_::if_nametoindex;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::cache::{Cache, CachedAttachment, Key};
+use crate::network_list::{NetworkList, PluginConf};
+use crate::request_config;
+
+/// What a runtime knows of one attachment.
+#[derive(Clone, Debug)]
+pub struct Attachment {
+    /// The container.
+    pub container_id: ContainerId,
+    /// Path of the container's network namespace; empty when it is not known any more.
+    pub netns: String,
+    /// The interface in the container.
+    pub ifname: IfName,
+    /// `CNI_ARGS`; `None` when there are none.
+    pub args: Option<Vec<(String, String)>>,
+    /// What the runtime offers as `runtimeConfig`; `None` when nothing.
+    pub capability_args: Option<Map<String, Value>>,
+}
+
+/// What the last plugin of a chain answered.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// To the byte, as the plugin printed it.
+    pub text: String,
+    /// The same as a value, with the version if the plugin forgot it.
+    pub document: Value,
+    /// The same, to be shown.
+    pub result: AddResult,
+}
+
+/// What becomes of the plugins that have run when a later one fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnFailure {
+    /// They are asked to DEL, and so is the one that has failed.
+    RollBack,
+    /// Everything stays as it is, to be looked at.
+    Leave,
+}
+
+/// The plugins of a network, ready to be run.
+pub struct Chain<'a> {
+    list: &'a NetworkList,
+    path: &'a [PathBuf],
+    cache: &'a Cache,
+}
+
+impl Attachment {
+    /// As it was when it was made; an error when the names in the file are none.
+    pub fn from_cached(cached: &CachedAttachment) -> Result<Self> {
+        Ok(Self {
+            container_id: ContainerId::parse(&cached.container_id)?,
+            netns: cached.netns.clone(),
+            ifname: IfName::parse(&cached.ifname)?,
+            args: cached.cni_args.clone(),
+            capability_args: cached.capability_args.clone(),
+        })
+    }
+
+    /// Its place in the cache, on `network`.
+    pub fn key<'a>(&'a self, network: &'a str) -> Key<'a> {
+        Key {
+            network,
+            container_id: self.container_id.as_str(),
+            ifname: self.ifname.as_str(),
+        }
+    }
+
+    /// Whether the container has an interface of that name. What cannot be
+    /// looked into has none.
+    fn interface_exists(&self) -> bool {
+        let Ok(netns) = NetNs::open(self.netns.as_ref()) else {
+            return false;
+        };
+        let found = netns.enter(|| if_nametoindex(self.ifname.as_str()).is_ok());
+        found.unwrap_or(false)
+    }
+
+    fn args(&self) -> String {
+        let pairs = self.args.iter().flatten();
+        let pairs: Vec<_> = pairs.map(|(key, value)| format!("{key}={value}")).collect();
+        pairs.join(";")
+    }
+}
+
+impl<'a> Chain<'a> {
+    /// The plugins of `list`, executables looked up in `path`.
+    pub fn new(list: &'a NetworkList, path: &'a [PathBuf], cache: &'a Cache) -> Self {
+        Self { list, path, cache }
+    }
+
+    /// Runs ADD in order, each plugin with the result of the one before, and
+    /// writes the attachment down.
+    ///
+    /// Nothing is rolled back when the interface was there before, because what
+    /// failed then is a second ADD, and DEL would take the first one's work.
+    pub fn add(&self, attachment: &Attachment, on_failure: OnFailure) -> Result<Answer> {
+        for plugin in &self.list.plugins {
+            delegate::find(&plugin.plugin, self.path).map_err(|e| failed(plugin, "add", &e))?;
+        }
+        let occupied =
+            self.cache.has(attachment.key(&self.list.name)) || attachment.interface_exists();
+        let mut ran = Vec::new();
+        let mut answer = None;
+        match self.add_each(attachment, &mut ran, &mut answer) {
+            Ok(answer) => Ok(answer),
+            Err(error) if on_failure == OnFailure::Leave => Err(error),
+            Err(error) if occupied => {
+                let mut error = Error::from_chain(&error);
+                let ifname = &attachment.ifname;
+                error.add_details(&format!("not rolled back: {ifname} was there before"));
+                Err(error.into())
+            }
+            Err(error) => {
+                let last = answer.as_ref().map(|answer| &answer.document);
+                Err(self.roll_back(attachment, &ran, last, error))
+            }
+        }
+    }
+
+    fn add_each(
+        &self,
+        attachment: &Attachment,
+        ran: &mut Vec<&'a PluginConf>,
+        last: &mut Option<Answer>,
+    ) -> Result<Answer> {
+        for plugin in &self.list.plugins {
+            ran.push(plugin);
+            let prev = last.as_ref().map(|answer| &answer.document);
+            let answer = self
+                .run(Verb::Add, plugin, attachment, prev)
+                .and_then(|stdout| Answer::parse(&stdout, &self.list.cni_version))
+                .map_err(|error| failed(plugin, "add", &error))?;
+            *last = Some(answer);
+        }
+        let answer = last.clone().context("no plugin configs found")?;
+        self.remember(attachment, &answer).with_context(|| {
+            let network = &self.list.name;
+            format!("failed to set network {network:?} cached result")
+        })?;
+        Ok(answer)
+    }
+
+    fn remember(&self, attachment: &Attachment, answer: &Answer) -> Result<()> {
+        let key = attachment.key(&self.list.name);
+        let mut cached = CachedAttachment::new(key, &self.list.bytes, answer.document.clone());
+        cached.netns = attachment.netns.clone();
+        cached.cni_args = attachment.args.clone();
+        cached.capability_args = attachment.capability_args.clone();
+        self.cache.put(&cached)
+    }
+
+    /// DEL of what has run, also of the plugin that failed: the specification
+    /// wants it for a plugin that stopped half-way.
+    fn roll_back(
+        &self,
+        attachment: &Attachment,
+        ran: &[&PluginConf],
+        last: Option<&Value>,
+        cause: anyhow::Error,
+    ) -> anyhow::Error {
+        let last = last.filter(|_| self.list.at_least(Version::V0_4_0).unwrap_or(false));
+        let mut left = Vec::new();
+        for plugin in ran.iter().rev() {
+            if let Err(error) = self.run(Verb::Del, plugin, attachment, last) {
+                left.push(failed(plugin, "delete", &error).to_string());
+            }
+        }
+        if left.is_empty() {
+            return cause;
+        }
+        let mut error = Error::from_chain(&cause);
+        error.add_details(&format!("could not roll back: {}", left.join("; ")));
+        error.into()
+    }
+
+    /// Runs DEL in reverse, every plugin whatever becomes of the others, so that
+    /// one that fails does not keep the address of the pod; forgets the
+    /// attachment when all have succeeded.
+    pub fn del(&self, attachment: &Attachment) -> Result<()> {
+        let key = attachment.key(&self.list.name);
+        let prev = match self.list.at_least(Version::V0_4_0)? {
+            // What cannot be read is as good as nothing, and no reason to stay.
+            true => self.cached_result(key).unwrap_or_default(),
+            false => None,
+        };
+        let mut all = BestEffort::new();
+        for plugin in self.list.plugins.iter().rev() {
+            all.step(&plugin.plugin, || {
+                self.run(Verb::Del, plugin, attachment, prev.as_ref())
+                    .map_err(|error| failed(plugin, "delete", &error).into())
+            });
+        }
+        all.finish()?;
+        self.cache.remove(key)
+    }
+
+    /// Runs CHECK in order, up to the first error. `false`: the network does not
+    /// want to be checked.
+    pub fn check(&self, attachment: &Attachment) -> Result<bool> {
+        if !self.list.at_least(Version::V0_4_0)? {
+            return Err(anyhow!(
+                "configuration version {:?} does not support the CHECK command",
+                self.list.cni_version
+            ));
+        }
+        if self.list.disable_check {
+            return Ok(false);
+        }
+        let key = attachment.key(&self.list.name);
+        let prev = self
+            .cached_result(key)
+            .with_context(|| format!("failed to get network {:?} cached result", self.list.name))?;
+        for plugin in &self.list.plugins {
+            self.run(Verb::Check, plugin, attachment, prev.as_ref())
+                .map_err(|error| failed(plugin, "check", &error))?;
+        }
+        Ok(true)
+    }
+
+    /// Runs STATUS in order, up to the first error, whose code is kept. `false`:
+    /// the network's version has no STATUS.
+    pub fn status(&self) -> Result<bool> {
+        if !self.list.at_least(Version::V1_1_0).unwrap_or(false) {
+            return Ok(false);
+        }
+        for plugin in &self.list.plugins {
+            let document = request_config::base(self.list, plugin);
+            self.run_without_attachment(Verb::Status, plugin, document)
+                .map_err(|error| failed(plugin, "status", &error))?;
+        }
+        Ok(true)
+    }
+
+    /// Runs GC: all plugins are told that `valid` is in use and nothing else.
+    /// `false`: the network's version has no GC.
+    pub fn gc(&self, valid: &[CachedAttachment]) -> Result<bool> {
+        if !self.list.at_least(Version::V1_1_0).unwrap_or(false) {
+            return Ok(false);
+        }
+        let mut all = BestEffort::new();
+        for plugin in &self.list.plugins {
+            let document = request_config::of_gc(self.list, plugin, valid);
+            all.step(&plugin.plugin, || {
+                self.run_without_attachment(Verb::Gc, plugin, document)
+                    .map_err(|error| prefixed(&error, "failed to GC plugin", plugin).into())
+            });
+        }
+        all.finish()?;
+        Ok(true)
+    }
+
+    fn cached_result(&self, key: Key<'_>) -> Result<Option<Value>> {
+        match self.cache.get(key)? {
+            None => Ok(None),
+            Some(cached) => cached.result_as(&self.list.cni_version),
+        }
+    }
+
+    fn run(
+        &self,
+        verb: Verb,
+        plugin: &PluginConf,
+        attachment: &Attachment,
+        prev_result: Option<&Value>,
+    ) -> Result<Vec<u8>> {
+        let nothing = Map::new();
+        let offered = attachment.capability_args.as_ref().unwrap_or(&nothing);
+        let document = request_config::of_attachment(self.list, plugin, prev_result, offered);
+        self.execute(verb, plugin, Some(attachment), document)
+    }
+
+    fn run_without_attachment(
+        &self,
+        verb: Verb,
+        plugin: &PluginConf,
+        document: Map<String, Value>,
+    ) -> Result<()> {
+        self.execute(verb, plugin, None, document).map(drop)
+    }
+
+    fn execute(
+        &self,
+        verb: Verb,
+        plugin: &PluginConf,
+        attachment: Option<&Attachment>,
+        document: Map<String, Value>,
+    ) -> Result<Vec<u8>> {
+        let executable = delegate::find(&plugin.plugin, self.path)?;
+        let stdin = serde_json::to_vec(&document)?;
+        Delegate::new(&executable, self.environment(attachment)?, &stdin).run(verb)
+    }
+
+    /// Our own variables with those of the protocol; a verb about no attachment
+    /// has them empty.
+    fn environment(&self, attachment: Option<&Attachment>) -> Result<Environment> {
+        let path = std::env::join_paths(self.path).context("join the plugin directories")?;
+        let text = |of: fn(&Attachment) -> String| attachment.map(of).unwrap_or_default().into();
+        let protocol = [
+            ("CNI_CONTAINERID", text(|it| it.container_id.to_string())),
+            ("CNI_NETNS", text(|it| it.netns.clone())),
+            ("CNI_IFNAME", text(|it| it.ifname.to_string())),
+            ("CNI_ARGS", text(Attachment::args)),
+            ("CNI_PATH", path),
+        ];
+        let inherited =
+            std::env::vars_os().filter(|(name, _)| !protocol.iter().any(|(ours, _)| name == ours));
+        let protocol = protocol.iter().map(|(k, v)| ((*k).into(), v.clone()));
+        Ok(Environment::from_pairs::<
+            std::ffi::OsString,
+            std::ffi::OsString,
+        >(inherited.chain(protocol)))
+    }
+}
+
+impl Answer {
+    /// Reads what a plugin printed; one that does not say the version of its
+    /// result means that of its configuration.
+    fn parse(stdout: &[u8], version: &str) -> Result<Self> {
+        let mut document: Value =
+            serde_json::from_slice(stdout).context("failed to unmarshal raw result")?;
+        if document.is_null() {
+            document = Value::Object(Map::new());
+        }
+        let members = document
+            .as_object_mut()
+            .context("failed to unmarshal raw result: not an object")?;
+        let stamp = members.get("cniVersion").and_then(Value::as_str);
+        if stamp.unwrap_or_default().is_empty() {
+            let version = match version {
+                "" => Version::V0_1_0.as_str(),
+                version => version,
+            };
+            members.insert("cniVersion".into(), version.into());
+        }
+        let result = AddResult::decode_any(&Json::deserialize(&document)?, Version::V0_1_0)
+            .context("failed to parse result")?;
+        Ok(Self {
+            text: String::from_utf8_lossy(stdout).trim().to_owned(),
+            document,
+            result,
+        })
+    }
+}
+
+/// libcni's text around what a plugin answered; its code and details are kept.
+fn failed(plugin: &PluginConf, verb: &str, error: &anyhow::Error) -> Error {
+    let mut error = Error::from_chain(error);
+    let name = match plugin.name.as_str() {
+        "" => String::new(),
+        name => format!(" name={name:?}"),
+    };
+    error.msg = format!(
+        "plugin type={:?}{name} failed ({verb}): {}",
+        plugin.plugin, error.msg
+    );
+    error
+}
+
+fn prefixed(error: &anyhow::Error, what: &str, plugin: &PluginConf) -> Error {
+    let mut error = Error::from_chain(error);
+    error.msg = format!("{what} {}: {}", plugin.plugin, error.msg);
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_result_without_a_version_has_that_of_the_configuration() {
+        let version = |stdout: &str, conf: &str| {
+            let answer = Answer::parse(stdout.as_bytes(), conf).unwrap();
+            answer.document["cniVersion"].clone()
+        };
+        assert_eq!(version("{}", "1.0.0"), "1.0.0");
+        assert_eq!(version("null", "0.4.0"), "0.4.0");
+        assert_eq!(version(r#"{"cniVersion": ""}"#, ""), "0.1.0");
+        assert_eq!(version(r#"{"cniVersion": "0.3.1"}"#, "1.0.0"), "0.3.1");
+    }
+
+    #[test]
+    fn members_that_we_do_not_know_stay_in_the_result() {
+        let answer = Answer::parse(br#"{"x": 1, "ips": []}"#, "1.0.0").unwrap();
+        assert_eq!(
+            answer.document,
+            json!({"cniVersion": "1.0.0", "ips": [], "x": 1})
+        );
+    }
+
+    #[test]
+    fn what_is_no_result_is_refused() {
+        for stdout in ["", "[]", "{", r#"{"cniVersion": "7.0.0"}"#, r#"{"ips": 1}"#] {
+            assert!(
+                Answer::parse(stdout.as_bytes(), "1.0.0").is_err(),
+                "{stdout}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_plugin_and_keeps_its_code() {
+        let list = NetworkList::from_bytes(
+            br#"{"name": "n", "plugins": [{"type": "bridge", "name": "own"}]}"#,
+        )
+        .unwrap();
+        let cause = cni::Code::TryAgain.err("busy").details("later").into();
+        let error = failed(&list.plugins[0], "add", &cause);
+        assert_eq!(error.code, 11);
+        assert_eq!(
+            error.to_string(),
+            "plugin type=\"bridge\" name=\"own\" failed (add): busy; later"
+        );
+    }
+}

@@ -1,0 +1,246 @@
+//! `podwire add`: attach a container, and show what it got.
+
+use std::fmt::Write;
+
+use anyhow::Result;
+use cni::AddResult;
+use cni::result::{Interface, Route};
+
+use super::{Command, Verdict};
+use crate::arguments::{Arguments, Flag};
+use crate::attach::{Chain, OnFailure};
+use crate::network_list::NetworkList;
+
+pub const COMMAND: Command = Command {
+    name: "add",
+    summary: "attach a network namespace to a network",
+    help: HELP,
+    flags: &[
+        Flag::IfName,
+        Flag::ContainerId,
+        Flag::ConfDir,
+        Flag::PluginDir,
+        Flag::CacheDir,
+        Flag::NoRollback,
+        Flag::Json,
+        Flag::Text,
+    ],
+    run,
+};
+
+const HELP: &str = "\
+podwire add - attach a network namespace to a network
+
+Usage: podwire add [OPTION]... NETWORK NETNS
+
+Runs the plugins of NETWORK in order with the verb ADD, each with the result of
+the one before, and remembers the attachment in the cache that all programs on
+libcni share. NETNS is the path of a network namespace, such as
+/run/netns/blue or /proc/1234/ns/net.
+
+When a plugin fails, it and the plugins before it are asked to DEL, so that
+nothing is left behind. This is not done when the interface was there before:
+then it belongs to an earlier ADD.
+
+At a terminal the result is shown as a table; into a pipe or file it is printed
+as the last plugin printed it, as cnitool does. --text and --json overrule this.
+
+Options:
+  -i, --ifname NAME      name of the interface in the container (CNI_IFNAME;
+                         eth0)
+      --container-id ID  the container's id (cnitool- and 20 hex digits that
+                         follow from the path of NETNS)
+      --conf-dir DIR     where the configurations are (NETCONFPATH;
+                         /etc/cni/net.d)
+      --plugin-dir DIRS  where the plugins are, separated by colons (CNI_PATH;
+                         /opt/cni/bin)
+      --cache-dir DIR    where attachments are remembered (/var/lib/cni)
+      --no-rollback      leave everything as it is after a failure
+      --json             print the result as JSON; an error as an object with
+                         code, msg and details, on standard output
+      --text             print the result as a table
+  -h, --help             print this text
+
+In parentheses: the variable that counts without the option; the default.
+
+Environment:
+  NETCONFPATH, CNI_PATH, CNI_IFNAME
+                         see the options
+  CAP_ARGS               JSON object; each member whose name is among the
+                         capabilities of a plugin reaches it in runtimeConfig
+  CNI_ARGS               K=V;K=V, passed to all plugins
+
+Exit status: 0 when attached, 1 when not, 2 for a command line that makes no
+sense.
+
+Examples:
+  ip netns add blue
+  podwire add mynet /run/netns/blue
+  podwire add -i net1 mynet /run/netns/blue
+  CAP_ARGS='{\"ips\": [\"10.88.0.9/16\"]}' podwire add mynet /run/netns/blue
+  podwire add --json mynet /run/netns/blue | jq -r '.ips[].address'
+";
+
+fn run(arguments: &Arguments) -> Result<Verdict> {
+    let words = arguments.words(2, 2)?;
+    let attachment = arguments.attachment(Some(&words[1]))?;
+    let list = NetworkList::load(&arguments.conf_dir(), &words[0])?;
+    let (path, cache) = (arguments.plugin_dirs(), arguments.cache());
+    let on_failure = match arguments.has(Flag::NoRollback) {
+        true => OnFailure::Leave,
+        false => OnFailure::RollBack,
+    };
+    let answer = Chain::new(&list, &path, &cache).add(&attachment, on_failure)?;
+    let output = arguments.output();
+    match output.shows_results() {
+        true => output.print(&table(&answer.result))?,
+        false => output.print(&answer.text)?,
+    }
+    Ok(Verdict::Good)
+}
+
+/// The result as people read it: the container's own interfaces first, one fact
+/// a line, then what was made on the host.
+fn table(result: &AddResult) -> String {
+    let mut rows = Vec::new();
+    let (inside, outside): (Vec<_>, Vec<_>) = result
+        .interfaces
+        .iter()
+        .enumerate()
+        .partition(|(_, interface)| !interface.sandbox.is_empty());
+    for (index, interface) in inside {
+        rows.extend(interface_rows(interface));
+        let index = i64::try_from(index).ok();
+        rows.extend(address_rows(result, |of| of == index));
+    }
+    let container_has = |index: Option<i64>| {
+        let index = index.and_then(|index| usize::try_from(index).ok());
+        let interface = index.and_then(|index| result.interfaces.get(index));
+        interface.is_some_and(|interface| !interface.sandbox.is_empty())
+    };
+    rows.extend(address_rows(result, |index| !container_has(index)));
+    rows.extend(result.routes.iter().map(route_row));
+    let dns = &result.dns;
+    for (what, values) in [
+        ("nameserver", &dns.nameservers),
+        ("search", &dns.search),
+        ("options", &dns.options),
+    ] {
+        if !values.is_empty() {
+            rows.push(("dns", format!("{what} {}", values.join(" "))));
+        }
+    }
+    if !dns.domain.is_empty() {
+        rows.push(("dns", format!("domain {}", dns.domain)));
+    }
+    for (_, interface) in outside {
+        let mac = interface.mac.as_str();
+        rows.push((
+            "on the host",
+            format!("{}  {mac}", interface.name).trim_end().to_owned(),
+        ));
+    }
+    let mut text = String::new();
+    for (label, value) in rows {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{label:<12}{value}");
+    }
+    text
+}
+
+fn interface_rows(interface: &Interface) -> Vec<(&'static str, String)> {
+    let place = format!("{} in {}", interface.name, interface.sandbox);
+    let mut rows = vec![("interface", place)];
+    if !interface.mac.is_empty() {
+        rows.push(("mac", interface.mac.clone()));
+    }
+    if interface.mtu != 0 {
+        rows.push(("mtu", interface.mtu.to_string()));
+    }
+    rows
+}
+
+fn address_rows(
+    result: &AddResult,
+    wanted: impl Fn(Option<i64>) -> bool,
+) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
+    for ip in result.ips.iter().filter(|ip| wanted(ip.interface)) {
+        rows.push(("address", ip.address.to_string()));
+        if let Some(gateway) = ip.gateway {
+            rows.push(("gateway", gateway.to_string()));
+        }
+    }
+    rows
+}
+
+fn route_row(route: &Route) -> (&'static str, String) {
+    let mut text = route.dst.to_string();
+    if let Some(gw) = route.gw {
+        text += &format!(" via {gw}");
+    }
+    for (what, value) in [
+        ("mtu", route.mtu),
+        ("advmss", route.advmss),
+        ("metric", route.priority),
+    ] {
+        if value != 0 {
+            text += &format!(" {what} {value}");
+        }
+    }
+    if let Some(table) = route.table {
+        text += &format!(" table {table}");
+    }
+    if let Some(scope) = route.scope {
+        text += &format!(" scope {scope}");
+    }
+    ("route", text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cni::json::Json;
+    use cni::version::Version;
+
+    fn table_of(document: &str) -> String {
+        let document = Json::parse(document.as_bytes()).unwrap();
+        table(&AddResult::decode(&document, Version::V1_1_0).unwrap())
+    }
+
+    #[test]
+    fn the_container_comes_first_and_every_fact_has_its_line() {
+        let text = table_of(
+            r#"{"cniVersion": "1.1.0",
+                "interfaces": [
+                    {"name": "cni0", "mac": "02:00:00:00:00:01"},
+                    {"name": "eth0", "mac": "02:00:00:00:00:02", "mtu": 1450, "sandbox": "/run/netns/blue"}],
+                "ips": [{"address": "10.1.0.2/24", "gateway": "10.1.0.1", "interface": 1},
+                        {"address": "fd00::2/64", "interface": 1}],
+                "routes": [{"dst": "0.0.0.0/0", "gw": "10.1.0.1", "priority": 5}, {"dst": "::/0"}],
+                "dns": {"nameservers": ["10.1.0.1", "10.1.0.3"], "domain": "x", "search": ["y"]}}"#,
+        );
+        assert_eq!(
+            text,
+            "interface   eth0 in /run/netns/blue\n\
+             mac         02:00:00:00:00:02\n\
+             mtu         1450\n\
+             address     10.1.0.2/24\n\
+             gateway     10.1.0.1\n\
+             address     fd00::2/64\n\
+             route       0.0.0.0/0 via 10.1.0.1 metric 5\n\
+             route       ::/0\n\
+             dns         nameserver 10.1.0.1 10.1.0.3\n\
+             dns         search y\n\
+             dns         domain x\n\
+             on the host cni0  02:00:00:00:00:01\n"
+        );
+    }
+
+    #[test]
+    fn addresses_without_an_interface_are_shown_too() {
+        let text = table_of(r#"{"ips": [{"address": "10.1.0.2/24"}]}"#);
+        assert_eq!(text, "address     10.1.0.2/24\n");
+        assert_eq!(table_of("{}"), "");
+    }
+}

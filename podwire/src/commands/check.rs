@@ -1,0 +1,79 @@
+//! `podwire check`: say whether an attachment is as ADD left it.
+
+use anyhow::Result;
+
+use super::{Command, Verdict, complete};
+use crate::arguments::{Arguments, Flag};
+use crate::attach::Chain;
+use crate::network_list::NetworkList;
+
+pub const COMMAND: Command = Command {
+    name: "check",
+    summary: "say whether an attachment is as add left it",
+    help: HELP,
+    flags: &[
+        Flag::IfName,
+        Flag::ContainerId,
+        Flag::ConfDir,
+        Flag::PluginDir,
+        Flag::CacheDir,
+        Flag::Json,
+        Flag::Text,
+    ],
+    run,
+};
+
+const HELP: &str = "\
+podwire check - say whether an attachment is as add left it
+
+Usage: podwire check [OPTION]... NETWORK NETNS
+       podwire check [OPTION]... --container-id ID NETWORK [NETNS]
+
+Runs the plugins of NETWORK in order with the verb CHECK and the result of the
+ADD, up to the first that finds a difference. NETWORK needs cniVersion 0.4.0 or
+newer. With disableCheck in its configuration nothing is run.
+
+CNI_ARGS and CAP_ARGS that are not set are taken from the cache.
+
+Options:
+  -i, --ifname NAME      name of the interface in the container (CNI_IFNAME;
+                         eth0)
+      --container-id ID  the container's id (cnitool- and 20 hex digits that
+                         follow from the path of NETNS)
+      --conf-dir DIR     where the configurations are (NETCONFPATH;
+                         /etc/cni/net.d)
+      --plugin-dir DIRS  where the plugins are, separated by colons (CNI_PATH;
+                         /opt/cni/bin)
+      --cache-dir DIR    where attachments are remembered (/var/lib/cni)
+      --json             print an error as an object with code, msg and details,
+                         on standard output
+      --text             say that all is well
+  -h, --help             print this text
+
+In parentheses: the variable that counts without the option; the default.
+
+Exit status: 0 when nothing differs, 1 when something does or a plugin failed, 2
+for a command line that makes no sense.
+
+Examples:
+  podwire check mynet /run/netns/blue
+  podwire check mynet /run/netns/blue || podwire del mynet /run/netns/blue
+";
+
+fn run(arguments: &Arguments) -> Result<Verdict> {
+    let words = arguments.words(1, 2)?;
+    let network = &words[0];
+    let mut attachment = arguments.attachment(words.get(1).map(String::as_str))?;
+    let list = NetworkList::load(&arguments.conf_dir(), network)?;
+    let (path, cache) = (arguments.plugin_dirs(), arguments.cache());
+    // An unreadable file is an error of the CHECK itself, with libcni's text.
+    let cached = cache.get(attachment.key(network)).unwrap_or_default();
+    complete(&mut attachment, cached.as_ref());
+    let (ifname, id) = (&attachment.ifname, &attachment.container_id);
+    let remark = match Chain::new(&list, &path, &cache).check(&attachment)? {
+        true => format!("{ifname} of {id} on {network} is as add left it"),
+        false => format!("{network} has disableCheck: nothing was checked"),
+    };
+    arguments.output().remark(&remark)?;
+    Ok(Verdict::Good)
+}

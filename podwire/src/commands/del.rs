@@ -1,0 +1,100 @@
+//! `podwire del`: detach a container, of which anything may be gone.
+
+use anyhow::{Context, Result};
+
+use super::{Command, Verdict, complete};
+use crate::arguments::{Arguments, Flag};
+use crate::attach::Chain;
+use crate::cache::CachedAttachment;
+use crate::network_list::{NetworkList, check_name};
+
+pub const COMMAND: Command = Command {
+    name: "del",
+    summary: "detach a network namespace from a network",
+    help: HELP,
+    flags: &[
+        Flag::IfName,
+        Flag::ContainerId,
+        Flag::ConfDir,
+        Flag::PluginDir,
+        Flag::CacheDir,
+        Flag::Json,
+        Flag::Text,
+    ],
+    run,
+};
+
+const HELP: &str = "\
+podwire del - detach a network namespace from a network
+
+Usage: podwire del [OPTION]... NETWORK NETNS
+       podwire del [OPTION]... --container-id ID NETWORK [NETNS]
+
+Runs the plugins of NETWORK in reverse order with the verb DEL, then forgets the
+attachment. NETNS need not exist any more. Detaching what is not attached is a
+success.
+
+Every plugin is run, also after one has failed: a firewall rule that cannot be
+removed does not keep the container's address from being released. The first
+error is reported with the others attached, and the attachment stays in the
+cache, so that the command can be repeated.
+
+CNI_ARGS and CAP_ARGS that are not set are taken from the cache, and so is the
+configuration when no file describes NETWORK any more.
+
+Options:
+  -i, --ifname NAME      name of the interface in the container (CNI_IFNAME;
+                         eth0)
+      --container-id ID  the container's id (cnitool- and 20 hex digits that
+                         follow from the path of NETNS)
+      --conf-dir DIR     where the configurations are (NETCONFPATH;
+                         /etc/cni/net.d)
+      --plugin-dir DIRS  where the plugins are, separated by colons (CNI_PATH;
+                         /opt/cni/bin)
+      --cache-dir DIR    where attachments are remembered (/var/lib/cni)
+      --json             print an error as an object with code, msg and details,
+                         on standard output
+      --text             say what was done
+  -h, --help             print this text
+
+In parentheses: the variable that counts without the option; the default.
+
+Exit status: 0 when detached, 1 when a plugin failed, 2 for a command line that
+makes no sense.
+
+Examples:
+  podwire del mynet /run/netns/blue
+  podwire del --container-id pod1 -i net1 mynet
+";
+
+fn run(arguments: &Arguments) -> Result<Verdict> {
+    let words = arguments.words(1, 2)?;
+    let network = &words[0];
+    check_name(network)?;
+    let mut attachment = arguments.attachment(words.get(1).map(String::as_str))?;
+    let (path, cache) = (arguments.plugin_dirs(), arguments.cache());
+    // A file that cannot be read must not keep the container attached.
+    let cached = cache.get(attachment.key(network)).unwrap_or_default();
+    complete(&mut attachment, cached.as_ref());
+    let list = NetworkList::load(&arguments.conf_dir(), network)
+        .or_else(|error| remembered(cached.as_ref(), error))?;
+    Chain::new(&list, &path, &cache).del(&attachment)?;
+    let (ifname, id) = (&attachment.ifname, &attachment.container_id);
+    let output = arguments.output();
+    output.remark(&format!("{ifname} of {id} is detached from {network}"))?;
+    Ok(Verdict::Good)
+}
+
+/// The configuration that the ADD was run with, when it is the only one left.
+fn remembered(cached: Option<&CachedAttachment>, error: anyhow::Error) -> Result<NetworkList> {
+    let Some(cached) = cached else {
+        return Err(error);
+    };
+    let list = NetworkList::from_bytes(&cached.config()?)
+        .with_context(|| format!("{error:#}; the cached configuration cannot be used"))?;
+    if list.plugins.is_empty() {
+        return Err(error);
+    }
+    eprintln!("podwire: {error:#}; using the configuration of the ADD");
+    Ok(list)
+}

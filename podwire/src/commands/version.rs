@@ -1,0 +1,148 @@
+//! `podwire version`: which plugins there are, and which versions they speak.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use cni::delegate;
+use serde::Serialize;
+
+use super::{Command, Verdict};
+use crate::arguments::{Arguments, Flag};
+use crate::network_list::NetworkList;
+use crate::probe::supported_versions;
+
+pub const COMMAND: Command = Command {
+    name: "version",
+    summary: "list the plugins and the versions that they speak",
+    help: HELP,
+    flags: &[Flag::ConfDir, Flag::PluginDir, Flag::Json, Flag::Text],
+    run,
+};
+
+const HELP: &str = "\
+podwire version - list the plugins and the versions that they speak
+
+Usage: podwire version [OPTION]... [NETWORK]
+
+Prints the version of podwire, then asks every executable in the plugin
+directories with the verb VERSION which versions of the CNI specification it
+speaks; with NETWORK, only the plugins of that network, in order.
+
+Options:
+      --conf-dir DIR     where the configurations are (NETCONFPATH;
+                         /etc/cni/net.d)
+      --plugin-dir DIRS  where the plugins are, separated by colons (CNI_PATH;
+                         /opt/cni/bin)
+      --json             print an object: version, and plugins with name, path,
+                         versions and error
+      --text             print lines, which is the default
+  -h, --help             print this text
+
+In parentheses: the variable that counts without the option; the default.
+
+Exit status: 0 when all plugins answered, 1 when one did not, 2 for a command
+line that makes no sense.
+
+Examples:
+  podwire version
+  podwire version --json mynet | jq '.plugins[].versions'
+";
+
+/// `podwire` and its version.
+pub fn banner() -> String {
+    format!("podwire {}", env!("CARGO_PKG_VERSION"))
+}
+
+#[derive(Serialize)]
+struct Answer {
+    version: &'static str,
+    plugins: Vec<Plugin>,
+}
+
+#[derive(Serialize)]
+struct Plugin {
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    versions: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+fn run(arguments: &Arguments) -> Result<Verdict> {
+    let words = arguments.words(0, 1)?;
+    let path = arguments.plugin_dirs();
+    let plugins: Vec<_> = match words.first() {
+        Some(network) => {
+            let list = NetworkList::load(&arguments.conf_dir(), network)?;
+            let all = list.plugins.iter();
+            all.map(|plugin| ask(&plugin.plugin, delegate::find(&plugin.plugin, &path)))
+                .collect()
+        }
+        None => {
+            let found = executables(&path).into_iter();
+            found.map(|(name, file)| ask(&name, Ok(file))).collect()
+        }
+    };
+    let silent = plugins.iter().any(|plugin| plugin.error.is_some());
+    let answer = Answer {
+        version: env!("CARGO_PKG_VERSION"),
+        plugins,
+    };
+    let output = arguments.output();
+    match output.is_json() {
+        true => output.print_json(&answer)?,
+        false => output.print(&lines(&answer))?,
+    }
+    Ok(if silent { Verdict::Bad } else { Verdict::Good })
+}
+
+/// What a runtime would execute: of one name, the first on the path.
+fn executables(path: &[PathBuf]) -> BTreeMap<String, PathBuf> {
+    let mut found = BTreeMap::new();
+    let entries = path.iter().filter_map(|dir| fs::read_dir(dir).ok());
+    for file in entries.flatten().flatten().map(|entry| entry.path()) {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        if is_executable(&file) {
+            found.entry(name.into_owned()).or_insert(file);
+        }
+    }
+    found
+}
+
+fn is_executable(file: &Path) -> bool {
+    fs::metadata(file).is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0)
+}
+
+fn ask(name: &str, file: Result<PathBuf>) -> Plugin {
+    let (path, versions) = match file {
+        Ok(file) => {
+            let versions = supported_versions(&file);
+            (Some(file), versions)
+        }
+        Err(error) => (None, Err(error)),
+    };
+    let error = versions.as_ref().err().map(|error| format!("{error:#}"));
+    Plugin {
+        name: name.to_owned(),
+        path,
+        versions: versions.unwrap_or_default(),
+        error,
+    }
+}
+
+fn lines(answer: &Answer) -> String {
+    let mut text = banner();
+    let widest = answer.plugins.iter().map(|plugin| plugin.name.len()).max();
+    for plugin in &answer.plugins {
+        let versions = plugin.versions.join(", ");
+        let said = plugin.error.as_deref().unwrap_or(&versions);
+        let width = widest.unwrap_or_default();
+        text += &format!("\n{:<width$}  {said}", plugin.name);
+    }
+    text
+}

@@ -1,0 +1,148 @@
+//! How podwire answers: for people, or for programs.
+
+use std::io::{IsTerminal, Write};
+
+use anyhow::{Context, Result};
+use cni::Error;
+use serde::Serialize;
+
+/// What the user wants to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Choice {
+    Json,
+    Text,
+    /// People at a terminal; what cnitool prints anywhere else.
+    Unsaid,
+}
+
+/// Where answers go, and in which form.
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    choice: Choice,
+    terminal: bool,
+}
+
+impl Output {
+    /// By `--json` and `--text`; of both, `--json` counts.
+    pub fn new(json: bool, text: bool) -> Self {
+        let choice = match (json, text) {
+            (true, _) => Choice::Json,
+            (false, true) => Choice::Text,
+            (false, false) => Choice::Unsaid,
+        };
+        Self {
+            choice,
+            terminal: std::io::stdout().is_terminal(),
+        }
+    }
+
+    /// Whether a result is to be shown rather than passed on. Scripts made for
+    /// cnitool read the result from a pipe without asking for JSON.
+    pub fn shows_results(&self) -> bool {
+        match self.choice {
+            Choice::Json => false,
+            Choice::Text => true,
+            Choice::Unsaid => self.terminal,
+        }
+    }
+
+    /// Whether JSON was asked for in so many words.
+    pub fn is_json(&self) -> bool {
+        self.choice == Choice::Json
+    }
+
+    /// Prints text, with a newline at its end.
+    pub fn print(&self, text: &str) -> Result<()> {
+        print(text)
+    }
+
+    /// Prints a document, indented by four spaces as plugins do.
+    pub fn print_json(&self, document: &impl Serialize) -> Result<()> {
+        print(&pretty(document)?)
+    }
+
+    /// Tells people that something went well; programs have the exit status.
+    pub fn remark(&self, text: &str) -> Result<()> {
+        match self.shows_results() {
+            true => print(text),
+            false => Ok(()),
+        }
+    }
+
+    /// Reports the error that ends the command: for a program that asked for
+    /// JSON as a plugin would, on standard output, and else on standard error.
+    pub fn report(&self, error: &anyhow::Error) {
+        let error = Error::from_chain(error);
+        if self.is_json() && self.print_json(&ErrorDocument::of(&error)).is_ok() {
+            return;
+        }
+        eprintln!("podwire: {error}");
+    }
+}
+
+/// The document of the specification, section "Error".
+#[derive(Serialize)]
+struct ErrorDocument<'a> {
+    code: u32,
+    msg: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    details: &'a str,
+}
+
+impl<'a> ErrorDocument<'a> {
+    fn of(error: &'a Error) -> Self {
+        Self {
+            code: error.code,
+            msg: &error.msg,
+            details: &error.details,
+        }
+    }
+}
+
+fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    let line_end = if text.ends_with('\n') { "" } else { "\n" };
+    write!(stdout, "{text}{line_end}")
+        .and_then(|()| stdout.flush())
+        .context("write to standard output")
+}
+
+fn pretty(document: &impl Serialize) -> Result<String> {
+    let mut text = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+    document.serialize(&mut serde_json::Serializer::with_formatter(
+        &mut text, formatter,
+    ))?;
+    Ok(String::from_utf8(text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cni::Code;
+
+    #[test]
+    fn the_document_of_an_error_has_details_only_if_there_are_any() {
+        let text = |error: &Error| {
+            let text = pretty(&ErrorDocument::of(error)).unwrap();
+            text.split_whitespace().collect::<String>()
+        };
+        let error = Code::TryAgain.err("busy");
+        assert_eq!(text(&error), r#"{"code":11,"msg":"busy"}"#);
+        assert_eq!(
+            text(&error.details("x")),
+            r#"{"code":11,"msg":"busy","details":"x"}"#
+        );
+    }
+
+    #[test]
+    fn json_beats_text_and_a_pipe_gets_the_result() {
+        let piped = |json, text| Output {
+            terminal: false,
+            ..Output::new(json, text)
+        };
+        assert!(piped(true, true).is_json());
+        assert!(piped(false, true).shows_results());
+        assert!(!piped(false, false).shows_results() && !piped(false, false).is_json());
+    }
+}
