@@ -1,0 +1,415 @@
+//! The reservations of a network on disk, exactly as the Go plugin keeps them:
+//! `<dataDir>/<network>/<address>` holds the owner, `last_reserved_ip.<n>` the
+//! address that range set `n` gave last, and who works there holds a flock(2)
+//! on `lock`.
+//!
+//! Nothing is synced to the disk: what a power failure takes are reservations
+//! of containers that it took as well.
+
+use std::collections::HashSet;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use cni::{Attachment, BestEffort};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
+
+use crate::allocator::Store;
+use crate::file::{self, failed};
+use crate::index::{Boot, Found, Index, Reservation, Since};
+use crate::owner::Owner;
+
+/// After so many addresses in a row that somebody holds, the names of all are
+/// read: that costs about as much as the questions before it did.
+const PATIENCE: u32 = 1024;
+
+/// For file systems without nameless files: see [`file::create_whole`].
+const SPARE: &str = ".reservation";
+
+/// Where a network's reservations are, and when we look at them.
+#[derive(Clone, Debug)]
+pub struct Place {
+    data_dir: PathBuf,
+    network: String,
+    boot: Boot,
+}
+
+impl Place {
+    /// The directory of `network` under `data_dir`, now.
+    pub fn new(data_dir: &Path, network: &str) -> Self {
+        Self::at_boot(data_dir, network, Boot::current())
+    }
+
+    /// The same during `boot`.
+    pub fn at_boot(data_dir: &Path, network: &str, boot: Boot) -> Self {
+        Self {
+            data_dir: data_dir.to_owned(),
+            network: network.to_owned(),
+            boot,
+        }
+    }
+
+    /// `<dataDir>/<network>`
+    pub fn dir(&self) -> PathBuf {
+        self.data_dir.join(&self.network)
+    }
+}
+
+/// The reservations of a network; nobody else touches them before this is dropped.
+#[derive(Debug)]
+pub struct Network {
+    dir: PathBuf,
+    index: Index,
+    changed: bool,
+    /// A reservation is there that the index could not be told of.
+    torn: bool,
+    asked: u32,
+    names: Option<HashSet<IpAddr>>,
+    // Last, because fields are dropped in order: what follows is no longer alone.
+    _lock: Flock<File>,
+}
+
+impl Network {
+    /// Locks the network, which is made if it is not there.
+    pub fn create(place: &Place) -> Result<Self> {
+        loop {
+            if let Some(network) = Self::find(place)? {
+                return Ok(network);
+            }
+            let dir = place.dir();
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(&dir)
+                .map_err(failed("make directory", &dir))?;
+        }
+    }
+
+    /// Locks the network, if it is there.
+    pub fn find(place: &Place) -> Result<Option<Self>> {
+        let dir = place.dir();
+        let Some(lock) = lock(&dir)? else {
+            return Ok(None);
+        };
+        let boot = place.boot.clone();
+        let mut network = Self {
+            index: Index::open(&place.data_dir, &place.network, boot),
+            dir,
+            changed: false,
+            torn: false,
+            asked: 0,
+            names: None,
+            _lock: lock,
+        };
+        let modified = std::fs::metadata(&network.dir).and_then(|dir| dir.modified());
+        let modified = modified.map_err(failed("read directory", &network.dir))?;
+        if !network.index.is_complete(modified) {
+            network.rebuild()?;
+        }
+        Ok(Some(network))
+    }
+
+    /// What `owner` holds.
+    pub fn held_by(&mut self, owner: &Owner) -> Result<Vec<Reservation>> {
+        let held = self.index.held_by(owner).to_vec();
+        for reservation in &held {
+            if self.owner_of(reservation.ip)?.as_ref() != Some(owner) {
+                // Somebody changed a file without the lock.
+                self.rebuild()?;
+                return Ok(self.index.held_by(owner).to_vec());
+            }
+        }
+        Ok(held)
+    }
+
+    /// Removes the reservation of `ip`, if it is still `owner`'s.
+    pub fn release(&mut self, owner: &Owner, ip: IpAddr) -> Result<()> {
+        if self.owner_of(ip)?.as_ref() == Some(owner) {
+            self.remove(ip)?;
+        }
+        self.index.remove(owner, ip);
+        self.changed = true;
+        Ok(())
+    }
+
+    /// Removes all reservations but those that `keep` is told to keep.
+    pub fn retain(&mut self, keep: impl Fn(&Owner) -> bool) -> Result<()> {
+        let (kept, unused) = self
+            .read_all()?
+            .into_iter()
+            .partition(|found| found.owner.as_ref().is_some_and(&keep));
+        self.remove_all(kept, unused)
+    }
+
+    /// Removes what is certain to be of no use to anybody; returns how many.
+    fn remove_leftovers(&mut self) -> Result<usize> {
+        // Nothing becomes a leftover while we look: the count can only be too high.
+        if self.index.leftovers() == 0 {
+            return Ok(0);
+        }
+        let found = self.read_all()?;
+        let (leftovers, kept): (Vec<_>, Vec<_>) = found
+            .into_iter()
+            .partition(|found| self.index.is_leftover(found));
+        let count = leftovers.len();
+        self.remove_all(kept, leftovers)?;
+        Ok(count)
+    }
+
+    /// Whether there is a leftover among the addresses of which `within` is true.
+    pub fn has_leftover(&mut self, within: impl Fn(IpAddr) -> bool) -> Result<bool> {
+        if self.index.leftovers() == 0 {
+            return Ok(false);
+        }
+        let found = self.read_all()?;
+        Ok(found
+            .iter()
+            .any(|found| within(found.ip) && self.index.is_leftover(found)))
+    }
+
+    /// The address that range set `set` gave last. It only says where the round
+    /// goes on: what cannot be read is as good as none.
+    pub fn last_reserved(&self, set: usize) -> Option<IpAddr> {
+        let (text, _) = file::read(&self.last_reserved_path(set)).ok()??;
+        cni::address::parse_ip(text.trim()).ok()
+    }
+
+    /// Whether nobody holds `ip`.
+    pub fn is_free(&mut self, ip: IpAddr) -> Result<bool> {
+        self.asked += 1;
+        if self.asked > PATIENCE {
+            return Ok(!self.names()?.contains(&ip));
+        }
+        let path = self.path(ip);
+        match std::fs::symlink_metadata(&path) {
+            // Under the lock nobody is about to write: it was killed before it could.
+            Ok(file) => Ok(file.is_file() && file.len() == 0),
+            Err(error) if file::is_absent(&error) => Ok(true),
+            Err(error) => Err(failed("read reservation", &path)(error)),
+        }
+    }
+
+    /// Reserves `ip` from range set `set` for `owner`; false if somebody holds it.
+    fn reserve(&mut self, owner: &Owner, ip: IpAddr, set: usize) -> Result<bool> {
+        let path = self.path(ip);
+        let spare = self.dir.join(SPARE);
+        let create = || file::create_whole(&path, owner.as_str(), &spare);
+        let failed_to_reserve = failed("write reservation", &path);
+        let mut file = create().map_err(&failed_to_reserve)?;
+        if file.is_none() && self.is_empty(ip)? {
+            self.remove(ip)?;
+            file = create().map_err(&failed_to_reserve)?;
+        }
+        let Some(file) = file else {
+            return Ok(false);
+        };
+        self.changed = true;
+        let last = self.last_reserved_path(set);
+        let reserved = file::overwrite(&last, &ip.to_string())
+            .map_err(failed("write", &last))
+            .and_then(|()| Since::of(&file).map_err(failed("read reservation", &path)));
+        match reserved {
+            Ok(since) => self.index.add(owner, ip, since),
+            Err(error) => {
+                self.torn = self.remove(ip).is_err();
+                return Err(error);
+            }
+        }
+        Ok(true)
+    }
+
+    fn owner_of(&self, ip: IpAddr) -> Result<Option<Owner>> {
+        let path = self.path(ip);
+        let content = file::read(&path).map_err(failed("read reservation", &path))?;
+        Ok(content.map(|(content, _)| Owner::parse(&content)))
+    }
+
+    fn is_empty(&self, ip: IpAddr) -> Result<bool> {
+        let path = self.path(ip);
+        let content = file::read(&path).map_err(failed("read reservation", &path))?;
+        Ok(content.is_some_and(|(content, _)| content.is_empty()))
+    }
+
+    fn remove(&mut self, ip: IpAddr) -> Result<()> {
+        let path = self.path(ip);
+        self.changed = true;
+        file::remove(&path).map_err(failed("remove reservation", &path))
+    }
+
+    fn remove_all(&mut self, mut kept: Vec<Found>, unused: Vec<Found>) -> Result<()> {
+        let mut all = BestEffort::new();
+        for found in unused {
+            if all
+                .step("release address", || self.remove(found.ip))
+                .is_none()
+            {
+                kept.push(found);
+            }
+        }
+        self.index.rebuild(&kept);
+        self.changed = true;
+        self.names = None;
+        all.finish()
+    }
+
+    /// Makes the index anew from the reservations.
+    fn rebuild(&mut self) -> Result<()> {
+        let spare = self.dir.join(SPARE);
+        file::remove(&spare).map_err(failed("remove", &spare))?;
+        let found = self.read_all()?;
+        self.index.rebuild(&found);
+        self.changed = true;
+        Ok(())
+    }
+
+    /// Every reservation, in no order.
+    fn read_all(&self) -> Result<Vec<Found>> {
+        let mut all = Vec::new();
+        for ip in self.read_names()? {
+            let path = self.path(ip);
+            let read = file::read(&path).map_err(failed("read reservation", &path))?;
+            let Some((content, file)) = read else {
+                continue;
+            };
+            let owner = (!content.is_empty()).then(|| Owner::parse(&content));
+            let since = Since::of(&file).map_err(failed("read reservation", &path))?;
+            all.push(Found { ip, owner, since });
+        }
+        Ok(all)
+    }
+
+    fn read_names(&self) -> Result<Vec<IpAddr>> {
+        let entries = std::fs::read_dir(&self.dir).map_err(failed("read directory", &self.dir))?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(failed("read directory", &self.dir))?;
+            let name = entry.file_name();
+            // Only the text that we would write: `010.0.0.1` or `FD00::1` is no reservation.
+            let ip = name.to_str().and_then(|name| name.parse::<IpAddr>().ok());
+            names.extend(ip.filter(|ip| *ip.to_string() == *name));
+        }
+        Ok(names)
+    }
+
+    fn names(&mut self) -> Result<&HashSet<IpAddr>> {
+        let names = match self.names.take() {
+            Some(names) => names,
+            None => self.read_names()?.into_iter().collect(),
+        };
+        Ok(self.names.insert(names))
+    }
+
+    fn path(&self, ip: IpAddr) -> PathBuf {
+        self.dir.join(ip.to_string())
+    }
+
+    fn last_reserved_path(&self, set: usize) -> PathBuf {
+        self.dir.join(format!("last_reserved_ip.{set}"))
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        if self.changed && !self.torn && !std::thread::panicking() {
+            self.index.save(&self.dir);
+        }
+    }
+}
+
+/// Takes the lock of the network in `dir`; `None` if there is no such directory.
+fn lock(dir: &Path) -> Result<Option<Flock<File>>> {
+    let path = dir.join("lock");
+    loop {
+        // As the Go plugin opens it: a lock that is there needs no write access.
+        let flags = OFlag::O_CREAT | OFlag::O_NOFOLLOW;
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags.bits())
+            .mode(0o750)
+            .open(&path);
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) if file::is_absent(&error) => return Ok(None),
+            Err(error) => return Err(failed("open lock", &path)(error)),
+        };
+        let mut waiting = file;
+        let lock = loop {
+            match Flock::lock(waiting, FlockArg::LockExclusive) {
+                Ok(lock) => break lock,
+                Err((file, Errno::EINTR)) => waiting = file,
+                Err((_, errno)) => return Err(failed("lock", &path)(errno.into())),
+            }
+        };
+        // While we waited, an operator may have removed the directory: who
+        // comes after us locks another file then.
+        let identity = |file: std::fs::Metadata| (file.dev(), file.ino());
+        let ours = lock.metadata().map_err(failed("lock", &path))?;
+        if std::fs::symlink_metadata(&path).is_ok_and(|now| identity(now) == identity(ours)) {
+            return Ok(Some(lock));
+        }
+    }
+}
+
+/// A network as one owner sees it.
+pub struct Holder<'a> {
+    network: &'a mut Network,
+    owner: Owner,
+    container_id: String,
+    held: Vec<IpAddr>,
+}
+
+impl<'a> Holder<'a> {
+    /// What `attachment` holds of an earlier boot is released: that container
+    /// is gone, even if its successor has the same name.
+    pub fn new(network: &'a mut Network, attachment: &Attachment) -> Result<Self> {
+        let mut held = Vec::new();
+        for owner in Owner::both(attachment) {
+            for reservation in network.held_by(&owner)? {
+                match network.index.is_of_earlier_boot(&reservation) {
+                    true => network.release(&owner, reservation.ip)?,
+                    false => held.push(reservation.ip),
+                }
+            }
+        }
+        Ok(Self {
+            network,
+            owner: Owner::of(attachment),
+            container_id: attachment.container_id.to_string(),
+            held,
+        })
+    }
+
+    /// Who holds.
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+}
+
+impl Store for Holder<'_> {
+    fn container_id(&self) -> &str {
+        &self.container_id
+    }
+
+    fn held(&self) -> &[IpAddr] {
+        &self.held
+    }
+
+    fn last_reserved(&self, set: usize) -> Option<IpAddr> {
+        self.network.last_reserved(set)
+    }
+
+    fn is_free(&mut self, ip: IpAddr) -> Result<bool> {
+        self.network.is_free(ip)
+    }
+
+    fn reserve(&mut self, ip: IpAddr, set: usize) -> Result<bool> {
+        self.network.reserve(&self.owner, ip, set)
+    }
+
+    fn reclaim(&mut self) -> Result<bool> {
+        Ok(self.network.remove_leftovers()? > 0)
+    }
+}

@@ -1,0 +1,356 @@
+//! Ranges of addresses, checked once.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use anyhow::{Result, bail};
+use cni::Cidr;
+use serde::Deserialize;
+
+/// A range as a configuration writes it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct RangeKeys {
+    /// The network; its prefix is that of the addresses that are handed out.
+    pub subnet: Option<Cidr>,
+    /// The first address; by default the one after the network address.
+    #[serde(deserialize_with = "cni::address::optional_ip")]
+    pub range_start: Option<IpAddr>,
+    /// The last address; by default the last one that is not the broadcast address.
+    #[serde(deserialize_with = "cni::address::optional_ip")]
+    pub range_end: Option<IpAddr>,
+    /// The gateway, never handed out; by default the address after the network address.
+    #[serde(deserialize_with = "cni::address::optional_ip")]
+    pub gateway: Option<IpAddr>,
+}
+
+/// Addresses of one subnet, from `start` to `end`, both inclusive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Range {
+    subnet: Cidr,
+    start: IpAddr,
+    end: IpAddr,
+    gateway: IpAddr,
+}
+
+/// Ranges of one family that do not overlap: an ADD gets one address from all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RangeSet(Vec<Range>);
+
+impl Range {
+    /// Checks `keys`; the texts of the errors are the Go plugin's.
+    pub fn new(keys: &RangeKeys) -> Result<Self> {
+        let Some(subnet) = keys.subnet else {
+            bail!("range without a subnet");
+        };
+        let (bits, prefix) = (width(subnet.ip()), subnet.prefix());
+        if u32::from(prefix) + 2 > bits {
+            bail!("Network {subnet} too small to allocate from");
+        }
+        let (network, last) = (subnet.0.network(), subnet.0.broadcast());
+        if subnet.ip() != network {
+            bail!(
+                "Network has host bits set. For a subnet mask of length {prefix} the network address is {network}"
+            );
+        }
+        let first = address(number(network) + 1, network);
+        // IPv6 knows no broadcast address.
+        let last = address(number(last) - u128::from(last.is_ipv4()), network);
+
+        let inside = |ip: IpAddr| same_family(ip, network) && subnet.0.contains(ip);
+        if let Some(start) = keys.range_start {
+            let behind_end = keys.range_end.is_some_and(|end| start > end);
+            if !inside(start) || behind_end {
+                bail!("RangeStart {start} not in network {subnet}");
+            }
+        }
+        let start = keys.range_start.unwrap_or(first);
+        if let Some(end) = keys.range_end
+            && (!inside(end) || end < start)
+        {
+            bail!("RangeEnd {end} not in network {subnet}");
+        }
+        let end = keys.range_end.unwrap_or(last);
+        if start > end {
+            bail!("RangeStart {start} not in network {subnet}");
+        }
+        Ok(Self {
+            subnet,
+            start,
+            end,
+            gateway: keys.gateway.unwrap_or(first),
+        })
+    }
+
+    /// Whether `ip` lies between the start and the end.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        same_family(ip, self.start) && self.start <= ip && ip <= self.end
+    }
+
+    /// The gateway of the subnet.
+    pub fn gateway(&self) -> IpAddr {
+        self.gateway
+    }
+
+    /// `ip` with the prefix of the subnet.
+    pub fn cidr(&self, ip: IpAddr) -> Result<Cidr> {
+        Ok(Cidr(ipnetwork::IpNetwork::new(ip, self.subnet.prefix())?))
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        same_family(self.start, other.start) && self.start <= other.end && other.start <= self.end
+    }
+
+    fn numbers(&self) -> RangeInclusive<u128> {
+        number(self.start)..=number(self.end)
+    }
+
+    /// The addresses of `span` that can be handed out.
+    fn addresses(&self, span: RangeInclusive<u128>) -> impl Iterator<Item = IpAddr> {
+        span.map(|number| address(number, self.start))
+            .filter(|ip| *ip != self.gateway)
+    }
+}
+
+impl RangeSet {
+    /// Checks the ranges, and that they belong together.
+    pub fn new(keys: &[RangeKeys]) -> Result<Self> {
+        let ranges: Vec<_> = keys.iter().map(Range::new).collect::<Result<_>>()?;
+        let Some(first) = ranges.first() else {
+            bail!("empty range set");
+        };
+        if ranges
+            .iter()
+            .any(|range| !same_family(range.start, first.start))
+        {
+            bail!("mixed address families");
+        }
+        for (index, range) in ranges.iter().enumerate() {
+            if let Some(other) = ranges[index + 1..]
+                .iter()
+                .find(|other| range.overlaps(other))
+            {
+                bail!("subnets {range} and {other} overlap");
+            }
+        }
+        Ok(Self(ranges))
+    }
+
+    /// Whether an ADD gets an IPv4 address from this set.
+    pub fn is_ipv4(&self) -> bool {
+        self.0[0].start.is_ipv4()
+    }
+
+    /// Whether `ip` lies in one of the ranges.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        self.range_of(ip).is_some()
+    }
+
+    /// The range in which `ip` lies.
+    pub fn range_of(&self, ip: IpAddr) -> Option<&Range> {
+        self.0.iter().find(|range| range.contains(ip))
+    }
+
+    /// Whether an address lies in both sets.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let with_other = |range: &Range| other.0.iter().any(|theirs| range.overlaps(theirs));
+        self.0.iter().any(with_other)
+    }
+
+    /// Every address that can be handed out, once: from the one after `last`
+    /// through all ranges to `last` itself; from the start of the first range
+    /// if `last` is in none. Computed one by one: an IPv6 range has 2^64.
+    pub fn round_robin(&self, last: Option<IpAddr>) -> impl Iterator<Item = IpAddr> {
+        let at = last.and_then(|last| {
+            let index = self.0.iter().position(|range| range.contains(last))?;
+            Some((index, number(last)))
+        });
+        let index = at.map_or(0, |(index, _)| index);
+        let (before, after) = (&self.0[..index], &self.0[index + 1..]);
+        let range = &self.0[index];
+        let (start, end) = range.numbers().into_inner();
+        let (head, tail) = match at {
+            None => (Some(start..=end), None),
+            Some((_, last)) => ((last < end).then(|| last + 1..=end), Some(start..=last)),
+        };
+        let part = |span: Option<_>| span.into_iter().flat_map(|span| range.addresses(span));
+        let others = after.iter().chain(before);
+        part(head)
+            .chain(others.flat_map(|range| range.addresses(range.numbers())))
+            .chain(part(tail))
+    }
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.start, self.end)
+    }
+}
+
+impl fmt::Display for RangeSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ranges: Vec<_> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&ranges.join(","))
+    }
+}
+
+fn same_family(one: IpAddr, other: IpAddr) -> bool {
+    one.is_ipv4() == other.is_ipv4()
+}
+
+fn width(ip: IpAddr) -> u32 {
+    if ip.is_ipv4() { 32 } else { 128 }
+}
+
+fn number(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(ip) => ip.to_bits().into(),
+        IpAddr::V6(ip) => ip.to_bits(),
+    }
+}
+
+/// The address with that number, of the family of `like`.
+fn address(number: u128, like: IpAddr) -> IpAddr {
+    match like {
+        // Numbers of IPv4 addresses have 32 bits: nothing is cut off.
+        IpAddr::V4(_) => std::net::Ipv4Addr::from_bits(number as u32).into(),
+        IpAddr::V6(_) => std::net::Ipv6Addr::from_bits(number).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(subnet: &str, start: &str, end: &str) -> RangeKeys {
+        let ip = |text: &str| (!text.is_empty()).then(|| text.parse().unwrap());
+        RangeKeys {
+            subnet: Some(subnet.parse().unwrap()),
+            range_start: ip(start),
+            range_end: ip(end),
+            gateway: None,
+        }
+    }
+
+    fn range(subnet: &str, start: &str, end: &str) -> String {
+        match Range::new(&keys(subnet, start, end)) {
+            Ok(range) => format!("{range} gateway {}", range.gateway()),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn defaults_leave_out_the_network_and_the_broadcast_address() {
+        for (subnet, expected) in [
+            ("10.0.0.0/24", "10.0.0.1-10.0.0.254 gateway 10.0.0.1"),
+            ("10.0.0.4/30", "10.0.0.5-10.0.0.6 gateway 10.0.0.5"),
+            ("0.0.0.0/0", "0.0.0.1-255.255.255.254 gateway 0.0.0.1"),
+            ("fd00::/126", "fd00::1-fd00::3 gateway fd00::1"),
+            (
+                "::/0",
+                "::1-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff gateway ::1",
+            ),
+        ] {
+            assert_eq!(range(subnet, "", ""), expected);
+        }
+    }
+
+    #[test]
+    fn faults_are_told_in_the_words_of_the_go_plugin() {
+        let outside = "RangeStart 10.0.1.0 not in network 10.0.0.0/24";
+        assert_eq!(range("10.0.0.0/24", "10.0.1.0", ""), outside);
+        for (start, end, expected) in [
+            (
+                "",
+                "10.0.1.0",
+                "RangeEnd 10.0.1.0 not in network 10.0.0.0/24",
+            ),
+            (
+                "",
+                "10.0.0.0",
+                "RangeEnd 10.0.0.0 not in network 10.0.0.0/24",
+            ),
+            (
+                "10.0.0.9",
+                "10.0.0.5",
+                "RangeStart 10.0.0.9 not in network 10.0.0.0/24",
+            ),
+            (
+                "10.0.0.255",
+                "",
+                "RangeStart 10.0.0.255 not in network 10.0.0.0/24",
+            ),
+            (
+                "fd00::1",
+                "",
+                "RangeStart fd00::1 not in network 10.0.0.0/24",
+            ),
+        ] {
+            assert_eq!(range("10.0.0.0/24", start, end), expected);
+        }
+        for subnet in ["10.0.0.0/31", "10.0.0.0/32", "fd00::/127"] {
+            let expected = format!("Network {subnet} too small to allocate from");
+            assert_eq!(range(subnet, "", ""), expected);
+        }
+        assert_eq!(
+            range("10.0.0.9/24", "", ""),
+            "Network has host bits set. For a subnet mask of length 24 the network address is 10.0.0.0"
+        );
+    }
+
+    #[test]
+    fn a_set_is_one_family_without_overlaps() {
+        let set = |keys: &[RangeKeys]| match RangeSet::new(keys) {
+            Ok(set) => set.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let low = keys("10.0.0.0/24", "", "10.0.0.9");
+        let high = keys("10.0.0.0/24", "10.0.0.10", "");
+        assert_eq!(set(&[]), "empty range set");
+        assert_eq!(
+            set(&[low.clone(), keys("fd00::/64", "", "")]),
+            "mixed address families"
+        );
+        assert_eq!(
+            set(&[low.clone(), high]),
+            "10.0.0.1-10.0.0.9,10.0.0.10-10.0.0.254"
+        );
+        assert_eq!(
+            set(&[low, keys("10.0.0.0/16", "", "")]),
+            "subnets 10.0.0.1-10.0.0.9 and 10.0.0.1-10.0.255.254 overlap"
+        );
+    }
+
+    #[test]
+    fn round_robin_visits_every_address_once_and_the_last_one_last() {
+        let set = RangeSet::new(&[
+            keys("10.0.0.0/29", "", ""),
+            keys("10.0.1.0/29", "10.0.1.2", "10.0.1.2"),
+            keys("10.0.2.0/29", "10.0.2.1", "10.0.2.2"),
+        ])
+        .unwrap();
+        let visit = |last: &str| -> Vec<String> {
+            let last = last.parse().ok();
+            set.round_robin(last).map(|ip| ip.to_string()).collect()
+        };
+        let all = "10.0.0.2 10.0.0.3 10.0.0.4 10.0.0.5 10.0.0.6 10.0.1.2 10.0.2.2";
+        let all: Vec<_> = all.split(' ').map(str::to_owned).collect();
+        assert_eq!(visit(""), all);
+        assert_eq!(visit("192.0.2.1"), all);
+        for turn in 0..all.len() {
+            let mut expected = all.clone();
+            expected.rotate_left(turn);
+            assert_eq!(visit(&expected[expected.len() - 1]), expected);
+        }
+    }
+
+    #[test]
+    fn a_huge_range_is_not_counted_out() {
+        let set = RangeSet::new(&[keys("fd00::/8", "", "")]).unwrap();
+        let last = "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff".parse().ok();
+        let mut visit = set.round_robin(last);
+        assert_eq!(visit.next(), "fd00::2".parse().ok());
+        assert_eq!(visit.next(), "fd00::3".parse().ok());
+    }
+}
