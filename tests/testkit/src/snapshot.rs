@@ -85,6 +85,10 @@ impl Snapshot {
             .allow(&format!("dir {dir} "))
             .allow(&format!("file {dir}/lock "))
             .allow(&format!("file {dir}/last_reserved_ip."))
+            // The index by owner, without its owners.
+            .allow("dir /var/lib/cni/networks/.podwire ")
+            .allow(&format!("dir /var/lib/cni/networks/.podwire/{network} "))
+            .allow(&format!("file /var/lib/cni/networks/.podwire/{network}/stamp "))
     }
 
     /// Allows what any network of a bridge with host-local leaves for its next pod.
