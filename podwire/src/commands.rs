@@ -5,6 +5,7 @@ mod check;
 mod del;
 mod gc;
 mod status;
+mod validate;
 mod version;
 
 use anyhow::Result;
@@ -39,6 +40,7 @@ const COMMANDS: &[Command] = &[
     check::COMMAND,
     gc::COMMAND,
     status::COMMAND,
+    validate::COMMAND,
     version::COMMAND,
 ];
 

@@ -11,6 +11,7 @@ mod network_list;
 mod output;
 mod probe;
 mod request_config;
+mod validate;
 
 use std::process::ExitCode;
 

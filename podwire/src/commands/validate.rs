@@ -1,0 +1,137 @@
+//! `podwire validate`: say all that is wrong with configurations.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::{Command, Verdict};
+use crate::arguments::{Arguments, Flag};
+use crate::validate::{self, Finding, Report, Severity};
+
+pub const COMMAND: Command = Command {
+    name: "validate",
+    summary: "say all that is wrong with configurations",
+    help: HELP,
+    flags: &[Flag::PluginDir, Flag::Json, Flag::Text],
+    run,
+};
+
+const HELP: &str = "\
+podwire validate - say all that is wrong with configurations
+
+Usage: podwire validate [OPTION]... FILE...
+
+Looks at every key of network configurations, and at all *.conflist, *.conf and
+*.json files of a FILE that is a directory. Each fault is a line with the file,
+the keys that lead to it and the reason. Nothing is changed.
+
+An error is what a runtime or a plugin will refuse; a warning is what works but
+was hardly meant so, such as a key that nobody reads.
+
+The keys of bridge, loopback, host-local and static are known. Of other plugins
+only the keys are looked at that all plugins have. With --plugin-dir or CNI_PATH
+it is also an error when a plugin is missing or does not speak the network's
+version; the plugins are asked with the verb VERSION.
+
+Options:
+      --plugin-dir DIRS  where the plugins are, separated by colons (CNI_PATH;
+                         they are not looked for)
+      --json             print an object: errors, warnings, and files with file,
+                         network, and findings with severity, path, reason, and
+                         line and column where the file stops being JSON
+      --text             print lines, which is the default
+  -h, --help             print this text
+
+In parentheses: the variable that counts without the option; the default.
+
+Exit status: 0 without errors, 1 with any, 2 for a command line that makes no
+sense.
+
+Examples:
+  podwire validate /etc/cni/net.d
+  podwire validate --plugin-dir /opt/cni/bin 10-mynet.conflist
+  podwire validate --json . | jq -r '.files[].findings[].reason'
+";
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    errors: usize,
+    warnings: usize,
+    files: Vec<File<'a>>,
+}
+
+#[derive(Serialize)]
+struct File<'a> {
+    file: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<&'a str>,
+    findings: &'a [Finding],
+}
+
+fn run(arguments: &Arguments) -> Result<Verdict> {
+    let words = arguments.words(1, usize::MAX)?;
+    let places: Vec<_> = words.iter().map(PathBuf::from).collect();
+    let plugin_dirs = arguments.given_plugin_dirs();
+    let reports = validate::all(&places, plugin_dirs.as_deref());
+    let count = |severity| reports.iter().map(|it| it.findings.count(severity)).sum();
+    let answer = Answer {
+        errors: count(Severity::Error),
+        warnings: count(Severity::Warning),
+        files: reports.iter().map(File::of).collect(),
+    };
+    let output = arguments.output();
+    match output.is_json() {
+        true => output.print_json(&answer)?,
+        false => output.print(&lines(&answer))?,
+    }
+    Ok(match answer.errors {
+        0 => Verdict::Good,
+        _ => Verdict::Bad,
+    })
+}
+
+impl<'a> File<'a> {
+    fn of(report: &'a Report) -> Self {
+        Self {
+            file: report.file.display().to_string(),
+            network: report.network.as_deref(),
+            findings: report.findings.all(),
+        }
+    }
+}
+
+fn lines(answer: &Answer<'_>) -> String {
+    let mut text = String::new();
+    for file in &answer.files {
+        for finding in file.findings {
+            text += &line(&file.file, finding);
+        }
+    }
+    let plural = |count: usize, what: &str| match count {
+        1 => format!("1 {what}"),
+        count => format!("{count} {what}s"),
+    };
+    text + &format!(
+        "{}: {}, {}\n",
+        plural(answer.files.len(), "file"),
+        plural(answer.errors, "error"),
+        plural(answer.warnings, "warning"),
+    )
+}
+
+fn line(file: &str, finding: &Finding) -> String {
+    let severity = match finding.severity {
+        Severity::Error => "error",
+        Severity::Warning => "warning",
+    };
+    let place = match finding.position {
+        Some(position) => format!("{file}:{}:{}", position.line, position.column),
+        None => file.to_owned(),
+    };
+    let path = match finding.path.as_str() {
+        "" => String::new(),
+        path => format!(" {path}:"),
+    };
+    format!("{place}: {severity}:{path} {}\n", finding.reason)
+}

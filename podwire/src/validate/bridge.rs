@@ -1,0 +1,280 @@
+//! The keys of bridge; the texts of faults are the plugin's own.
+
+use cni::env::IfName;
+use cni::json::Json;
+use cni::version::Version;
+
+use super::findings::Findings;
+use super::schema::{self, Key, Kind, Others};
+use super::{Conf, Plugin};
+
+/// What is known of it.
+pub const PLUGIN: Plugin = Plugin {
+    name: "bridge",
+    keys: KEYS,
+    check,
+};
+
+/// The largest VLAN id; 4095 is reserved by IEEE 802.1Q.
+const VLAN_MAX: i64 = 4094;
+
+const KEYS: &[Key] = &[
+    Key::new("bridge", Kind::INTERFACE),
+    Key::new("isGateway", Kind::Bool),
+    Key::new("isDefaultGateway", Kind::Bool),
+    Key::new("forceAddress", Kind::Bool),
+    Key::new("ipMasq", Kind::Bool),
+    Key::new("ipMasqBackend", Kind::Text),
+    Key::new("mtu", Kind::Custom(mtu)),
+    Key::new("hairpinMode", Kind::Bool),
+    Key::new("promiscMode", Kind::Bool),
+    Key::new("vlan", Kind::Custom(vlan)),
+    Key::new(
+        "vlanTrunk",
+        Kind::List(&Kind::Object(TRUNK_KEYS, Others::AreMistakes)),
+    ),
+    Key::new("preserveDefaultVlan", Kind::Bool),
+    Key::new("macspoofchk", Kind::Bool),
+    Key::new("enabledad", Kind::Bool),
+    Key::new("disableContainerInterface", Kind::Bool),
+    Key::new("portIsolation", Kind::Bool),
+    Key::new("runtimeConfig", Kind::Object(MAC_KEY, Others::AreFine)),
+    Key::new("args", Kind::Object(ARGS_KEYS, Others::AreFine)),
+];
+
+const TRUNK_KEYS: &[Key] = &[
+    Key::new("minID", Kind::Integer(i64::MIN, i64::MAX)),
+    Key::new("maxID", Kind::Integer(i64::MIN, i64::MAX)),
+    Key::new("id", Kind::Integer(i64::MIN, i64::MAX)),
+];
+
+const MAC_KEY: &[Key] = &[Key::new("mac", Kind::MAC)];
+
+const ARGS_KEYS: &[Key] = &[Key::new("cni", Kind::Object(MAC_KEY, Others::AreFine))];
+
+/// Keys of the Go plugin that ours refuses for as long as it cannot do what
+/// they say.
+#[cfg(test)]
+const NOT_YET: &[&str] = &["ipMasq", "ipMasqBackend", "macspoofchk"];
+
+fn check(conf: &Conf<'_>, findings: &mut Findings) {
+    unsupported(conf, findings);
+    if conf.flag("hairpinMode") && conf.flag("promiscMode") {
+        findings.error(
+            &conf.place_of("promiscMode"),
+            "cannot set hairpin mode and promiscuous mode at the same time",
+        );
+    }
+    let has_ipam = conf.ipam().is_some();
+    if conf.flag("disableContainerInterface") && has_ipam {
+        findings.error(
+            &conf.place_of("disableContainerInterface"),
+            "cannot use IPAM when DisableContainerInterface flag is set",
+        );
+    }
+    if !has_ipam && conf.version < Version::V0_3_0 {
+        // An older result is its addresses.
+        let reason = format!(
+            "missing: a result of cniVersion {} needs an address",
+            conf.version
+        );
+        findings.error(&conf.place_of("ipam"), reason);
+    }
+    for (index, item) in schema::items(conf.document.get("vlanTrunk"))
+        .iter()
+        .enumerate()
+    {
+        let place = conf.place_of(&format!("vlanTrunk[{index}]"));
+        trunk_item(item, &place, findings);
+    }
+    gateway(conf, has_ipam, findings);
+    let in_vlan = conf.integer("vlan").unwrap_or_default() != 0;
+    if conf.flag("preserveDefaultVlan") && !in_vlan && conf.document.get("vlanTrunk").is_none() {
+        let reason = "has no effect without vlan or vlanTrunk";
+        findings.warning(&conf.place_of("preserveDefaultVlan"), reason);
+    }
+}
+
+fn unsupported(conf: &Conf<'_>, findings: &mut Findings) {
+    for key in ["ipMasq", "macspoofchk"] {
+        if conf.flag(key) {
+            let reason = format!("{key} true is not supported yet");
+            findings.error(&conf.place_of(key), reason);
+        }
+    }
+    if let Some(backend) = conf.text("ipMasqBackend") {
+        let reason = format!("ipMasqBackend {backend:?} is not supported yet");
+        findings.error(&conf.place_of("ipMasqBackend"), reason);
+    }
+}
+
+fn gateway(conf: &Conf<'_>, has_ipam: bool, findings: &mut Findings) {
+    let asked = ["isGateway", "isDefaultGateway"];
+    let asked = asked.into_iter().find(|key| conf.flag(key));
+    match asked {
+        Some(key) if !has_ipam => {
+            findings.warning(&conf.place_of(key), "has no effect without ipam");
+        }
+        None if conf.flag("forceAddress") => findings.warning(
+            &conf.place_of("forceAddress"),
+            "has no effect without isGateway",
+        ),
+        _ => {}
+    }
+    let vlan = conf.integer("vlan").unwrap_or_default();
+    if asked.is_none() || !has_ipam || !(1..=VLAN_MAX).contains(&vlan) {
+        return;
+    }
+    let bridge = conf.text("bridge").unwrap_or_else(|| "cni0".to_owned());
+    let name = format!("{bridge}.{vlan}");
+    if let (Ok(_), Err(error)) = (IfName::parse(&bridge), IfName::parse(&name)) {
+        findings.error(
+            &conf.place_of("vlan"),
+            format!("name of the VLAN's gateway interface {name:?}: {error}"),
+        );
+    }
+}
+
+fn trunk_item(item: &Json, place: &str, findings: &mut Findings) {
+    let id = |key: &str| item.get(key).and_then(|value| schema::integer(&value));
+    let mut in_range = |key: &str, reason: &str| {
+        let outside = id(key).is_some_and(|id| !(1..=VLAN_MAX).contains(&id));
+        if outside {
+            findings.error(&schema::join(place, key), reason);
+        }
+    };
+    in_range("minID", "incorrect trunk minID parameter");
+    in_range("maxID", "incorrect trunk maxID parameter");
+    in_range("id", "incorrect trunk id parameter");
+    let reason = match (id("minID"), id("maxID")) {
+        (Some(min), Some(max)) if min > max => "minID is greater than maxID in trunk parameter",
+        (Some(_), None) => "minID and maxID should be configured simultaneously, maxID is missing",
+        (None, Some(_)) => "minID and maxID should be configured simultaneously, minID is missing",
+        _ => return,
+    };
+    findings.error(place, reason);
+}
+
+fn mtu(value: &Json) -> Result<(), String> {
+    match (schema::integer(value), value) {
+        (Some(0), _) => Ok(()),
+        (Some(bytes), _) if (68..=65535).contains(&bytes) => Ok(()),
+        (Some(bytes), _) => Err(format!("invalid MTU {bytes}, must be [68, 65535]")),
+        (None, Json::String(text)) if text == "auto" => Ok(()),
+        (None, _) => Err("expected an integer or \"auto\"".to_owned()),
+    }
+}
+
+fn vlan(value: &Json) -> Result<(), String> {
+    match schema::integer(value) {
+        Some(id) if (0..=VLAN_MAX).contains(&id) => Ok(()),
+        Some(id) => Err(format!(
+            "invalid VLAN ID {id} (must be between 0 and {VLAN_MAX})"
+        )),
+        None => Err(format!(
+            "expected an integer, got {}",
+            schema::kind_of(value)
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::tests::{documented_keys, faults, plugin_readme};
+
+    #[test]
+    fn the_table_is_that_of_the_plugins_readme() {
+        let readme = plugin_readme("plugins/bridge");
+        let mut known: Vec<_> = KEYS.iter().map(|key| key.name.to_owned()).collect();
+        // Common keys, which the README repeats; and two that are no keys of an author's.
+        known.extend(["ipam".to_owned(), "dns".to_owned()]);
+        known.retain(|key| key != "args" && key != "runtimeConfig");
+        for key in NOT_YET {
+            assert!(readme.contains(&format!("`{key}")), "{key}");
+            known.retain(|known| known != key);
+        }
+        known.sort();
+        assert_eq!(known, documented_keys(&readme));
+    }
+
+    #[test]
+    fn faults_have_the_plugins_words() {
+        for (keys, expected) in [
+            (r#""bridge": """#, "bridge: interface name is empty"),
+            (r#""mtu": 9"#, "mtu: invalid MTU 9, must be [68, 65535]"),
+            (r#""mtu": "big""#, "mtu: expected an integer or \"auto\""),
+            (
+                r#""vlan": 4095"#,
+                "vlan: invalid VLAN ID 4095 (must be between 0 and 4094)",
+            ),
+            (
+                r#""vlanTrunk": [{}, {"minID": 5, "maxID": 4}]"#,
+                "vlanTrunk[1]: minID is greater than maxID in trunk parameter",
+            ),
+            (
+                r#""vlanTrunk": [{"minID": 5}]"#,
+                "vlanTrunk[0]: minID and maxID should be configured simultaneously, maxID is missing",
+            ),
+            (
+                r#""vlanTrunk": [{"id": 0}]"#,
+                "vlanTrunk[0].id: incorrect trunk id parameter",
+            ),
+            (
+                r#""hairpinMode": true, "promiscMode": true"#,
+                "promiscMode: cannot set hairpin mode and promiscuous mode at the same time",
+            ),
+            (
+                r#""disableContainerInterface": true, "ipam": {"type": "x"}"#,
+                "disableContainerInterface: cannot use IPAM when DisableContainerInterface flag is set",
+            ),
+            (
+                r#""ipMasq": true"#,
+                "ipMasq: ipMasq true is not supported yet",
+            ),
+            (
+                r#""ipMasqBackend": "nftables""#,
+                "ipMasqBackend: ipMasqBackend \"nftables\" is not supported yet",
+            ),
+            (
+                r#""isGateway": true, "bridge": "br-10-bytes", "vlan": 4000, "ipam": {"type": "x"}"#,
+                "vlan: name of the VLAN's gateway interface \"br-10-bytes.4000\": interface name is too long; interface name should be less than 16 characters",
+            ),
+            (
+                r#""isGateway": true"#,
+                "isGateway: has no effect without ipam",
+            ),
+            (
+                r#""runtimeConfig": {"mac": "x"}"#,
+                "runtimeConfig.mac: address x: invalid MAC address",
+            ),
+            (
+                r#""isGatway": true"#,
+                "isGatway: unknown key; did you mean isGateway?",
+            ),
+        ] {
+            let expected = format!("plugins[0].{expected}");
+            assert_eq!(
+                faults(&format!(r#""type": "bridge", {keys}"#)),
+                [expected],
+                "{keys}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_the_plugin_takes_is_no_fault() {
+        for keys in [
+            r#""mtu": "auto", "vlan": 0, "ipMasq": false, "macspoofchk": false, "bridge": null"#,
+            r#""BRIDGE": "br0", "vlanTrunk": [{"minID": 1, "maxID": 4094, "id": 7}]"#,
+            r#""args": {"cni": {"mac": "02:00:00:00:00:01"}, "other": 1}"#,
+        ] {
+            let none: [String; 0] = [];
+            assert_eq!(
+                faults(&format!(r#""type": "bridge", {keys}"#)),
+                none,
+                "{keys}"
+            );
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The keys of a list of plugins. Unlike those of a plugin they match to the
+//! letter, because libcni reads them from a map.
+
+use std::path::{Path, PathBuf};
+
+use cni::json::Json;
+use cni::version::{Version, numbers};
+
+use super::findings::Findings;
+use super::schema::{self, Key, Kind};
+use super::{Conf, bridge, common, plugin};
+use crate::network_list::{self, files};
+
+const KEYS: &[Key] = &[
+    Key::required("name", Kind::Text),
+    Key::new("cniVersion", Kind::Text),
+    Key::new("cniVersions", Kind::List(&Kind::Parsed(version))),
+    Key::new("disableCheck", Kind::Custom(boolean)),
+    Key::new("disableGC", Kind::Custom(boolean)),
+    Key::new("loadOnlyInlinedPlugins", Kind::Custom(boolean)),
+    Key::new("plugins", Kind::Custom(list)),
+];
+
+/// Keys that mean nothing before a version.
+const SINCE: &[(&str, Version)] = &[
+    ("disableCheck", Version::V0_4_0),
+    ("disableGC", Version::V1_1_0),
+];
+
+/// Checks a list; `beside` is where more plugins of it may lie.
+pub fn check(
+    document: &Json,
+    findings: &mut Findings,
+    plugin_dirs: Option<&[PathBuf]>,
+    beside: Option<&Path>,
+) {
+    let Json::Object(members) = document else {
+        let kind = schema::kind_of(document);
+        findings.error("", format!("expected an object, got {kind}"));
+        return;
+    };
+    let exact = |name: &str| {
+        let mut latest_first = members.iter().rev();
+        latest_first
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value)
+    };
+    check_keys(members, findings);
+    if let Some(Json::String(name)) = exact("name") {
+        check_name(name, findings);
+    }
+    let several = match exact("cniVersions") {
+        Some(Json::Array(several)) => several.as_slice(),
+        _ => &[],
+    };
+    let version = match several {
+        [] => check_version(exact("cniVersion"), findings),
+        several => highest(exact("cniVersion"), several),
+    };
+    for (key, since) in SINCE {
+        let set = matches!(exact(key), Some(value) if boolean(value) == Ok(()) && is_true(value));
+        if let Some(version) = version.filter(|version| set && version < since) {
+            let reason = format!("has no effect at cniVersion {version}, before {since}");
+            findings.warning(key, reason);
+        }
+    }
+    let inlined = exact("loadOnlyInlinedPlugins").is_some_and(is_true);
+    let surroundings = Surroundings {
+        version: version.unwrap_or(Version::LATEST),
+        plugin_dirs,
+    };
+    let mut count = 0;
+    if let Some(Json::Array(plugins)) = exact("plugins") {
+        count = plugins.len();
+        surroundings.check_plugins(exact, plugins, findings);
+    }
+    match exact("plugins") {
+        None if inlined => findings.error(
+            "plugins",
+            "missing, and loadOnlyInlinedPlugins keeps those beside the file away",
+        ),
+        _ if inlined => {}
+        present => {
+            let beside = beside.and_then(|dir| files(dir, &[".conf"]).ok());
+            let beside = beside.unwrap_or_default();
+            surroundings.check_beside(&beside, count, findings);
+            if present.is_none() && beside.is_empty() {
+                findings.error("plugins", missing_plugins(members));
+            }
+        }
+    }
+}
+
+struct Surroundings<'a> {
+    version: Version,
+    plugin_dirs: Option<&'a [PathBuf]>,
+}
+
+impl Surroundings<'_> {
+    fn check_plugins<'j>(
+        &self,
+        exact: impl Fn(&str) -> Option<&'j Json>,
+        plugins: &[Json],
+        findings: &mut Findings,
+    ) {
+        for (index, document) in plugins.iter().enumerate() {
+            let conf = Conf {
+                document,
+                place: format!("plugins[{index}]"),
+                version: self.version,
+            };
+            for key in ["name", "cniVersion"] {
+                let own = document.get(key);
+                if own.is_some() && own.as_ref() != exact(key) {
+                    findings.warning(&conf.place_of(key), "that of the list counts");
+                }
+            }
+            plugin(&conf, findings, self.plugin_dirs);
+        }
+    }
+
+    /// The files get numbers after the plugins of the list, and their names.
+    fn check_beside(&self, beside: &[PathBuf], count: usize, findings: &mut Findings) {
+        for (index, file) in beside.iter().enumerate() {
+            let name = file.display();
+            let place = format!("plugins[{}] ({name})", count + index);
+            let document = std::fs::read(file)
+                .map_err(|error| format!("cannot be read: {error}"))
+                .and_then(|text| Json::parse(&text).map_err(|error| format!("not JSON: {error}")));
+            match document {
+                Err(reason) => findings.error(&place, reason),
+                Ok(document) => {
+                    let conf = Conf {
+                        document: &document,
+                        place,
+                        version: self.version,
+                    };
+                    plugin(&conf, findings, self.plugin_dirs);
+                }
+            }
+        }
+    }
+}
+
+/// Names that a runtime does not look for are mistakes, and so is another case.
+fn check_keys(members: &[(String, Json)], findings: &mut Findings) {
+    let names: Vec<_> = KEYS.iter().map(|key| key.name).collect();
+    for (index, (name, value)) in members.iter().enumerate() {
+        if members[..index].iter().any(|(other, _)| other == name) {
+            findings.warning(name, "written more than once: the last one counts");
+        }
+        match KEYS.iter().find(|key| key.name == name) {
+            // A runtime that reads a map takes null for a wrong type.
+            Some(_) if *value == Json::Null => {
+                findings.error(name, "null is no value for a key of a list");
+            }
+            Some(key) => schema::check(value, &key.kind, name, findings),
+            None => findings.warning(name, unknown(name, &names)),
+        }
+    }
+    for key in KEYS.iter().filter(|key| key.required) {
+        if !members.iter().any(|(name, _)| name == key.name) {
+            findings.error(key.name, "missing");
+        }
+    }
+}
+
+fn unknown(name: &str, names: &[&'static str]) -> String {
+    if let Some(meant) = names.iter().find(|it| it.eq_ignore_ascii_case(name)) {
+        return format!("unknown key; keys of a list match to the letter: {meant}");
+    }
+    let mut of_plugins = common::KEYS.iter().chain(bridge::PLUGIN.keys);
+    if of_plugins.any(|key| key.name.eq_ignore_ascii_case(name)) {
+        return "unknown key; keys of a plugin belong into plugins[]".to_owned();
+    }
+    schema::unknown(name, names)
+}
+
+fn missing_plugins(members: &[(String, Json)]) -> &'static str {
+    match members.iter().any(|(name, _)| name == "type") {
+        true => "missing; a plugin without a list is read from *.conf and *.json files only",
+        false => "missing, and none lie in the directory of the network's name",
+    }
+}
+
+/// Checks the name of a network.
+pub fn check_name(name: &str, findings: &mut Findings) {
+    if let Err(error) = network_list::check_name(name) {
+        findings.error("name", error.msg);
+    }
+}
+
+/// The version that is meant; `None` when it is none that we know, which is told.
+pub fn check_version(value: Option<&Json>, findings: &mut Findings) -> Option<Version> {
+    let text = match value {
+        None | Some(Json::Null) => {
+            let reason = "missing: 0.1.0 is assumed, without CHECK, GC and STATUS";
+            findings.warning("cniVersion", reason);
+            return Some(Version::V0_1_0);
+        }
+        Some(Json::String(text)) => text,
+        // The table of keys tells it.
+        Some(_) => return None,
+    };
+    let version = Version::parse(text);
+    if version.is_none() {
+        let known: Vec<_> = Version::ALL.iter().map(|it| it.as_str()).collect();
+        let reason = format!("unknown version {text:?}; known are {}", known.join(", "));
+        findings.error("cniVersion", reason);
+    }
+    version
+}
+
+/// The highest version that libcni would take; those that are none are told by
+/// the table of keys.
+fn highest(single: Option<&Json>, several: &[Json]) -> Option<Version> {
+    let all = several.iter().chain(single);
+    let texts = all.filter_map(|value| schema::text(Some(value.clone())));
+    texts.filter_map(|text| Version::parse(&text)).max()
+}
+
+fn version(text: &str) -> Result<(), String> {
+    let found = numbers(text).map(drop);
+    found.ok_or_else(|| format!("{text:?} is no version"))
+}
+
+fn boolean(value: &Json) -> Result<(), String> {
+    match value {
+        Json::Bool(_) => Ok(()),
+        Json::String(text) if matches!(text.to_lowercase().as_str(), "true" | "false") => Ok(()),
+        Json::String(text) => Err(format!("expected a boolean, got {text:?}")),
+        other => Err(format!(
+            "expected a boolean, got {}",
+            schema::kind_of(other)
+        )),
+    }
+}
+
+fn is_true(value: &Json) -> bool {
+    match value {
+        Json::Bool(value) => *value,
+        Json::String(text) => text.eq_ignore_ascii_case("true"),
+        _ => false,
+    }
+}
+
+fn list(value: &Json) -> Result<(), String> {
+    match value {
+        Json::Array(items) if items.is_empty() => Err("no plugins in list".to_owned()),
+        Json::Array(_) => Ok(()),
+        other => Err(format!("expected a list, got {}", schema::kind_of(other))),
+    }
+}

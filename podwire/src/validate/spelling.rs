@@ -1,0 +1,66 @@
+//! What somebody meant to write.
+
+/// The one of `known` that `word` is a slip of the fingers away from; `None`
+/// too when it is one of them.
+pub fn slip<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let word = word.to_lowercase();
+    // A third of a word may be wrong, but no more than that: else everything
+    // short resembles everything.
+    let most = (word.len() / 3).min(3);
+    let near = known
+        .iter()
+        .map(|name| (distance(&word, &name.to_lowercase()), *name));
+    let (away, name) = near.min()?;
+    (1..=most).contains(&away).then_some(name)
+}
+
+/// How many letters have to be added, dropped, replaced, or swapped with the
+/// next one, to make `one` of `other`.
+fn distance(one: &str, other: &str) -> usize {
+    let (one, other): (Vec<char>, Vec<char>) = (one.chars().collect(), other.chars().collect());
+    let mut before: Vec<usize> = Vec::new();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for i in 0..one.len() {
+        let mut next = vec![i + 1];
+        for j in 0..other.len() {
+            let replaced = row[j] + usize::from(one[i] != other[j]);
+            let mut least = replaced.min(row[j + 1] + 1).min(next[j] + 1);
+            if i > 0 && j > 0 && one[i] == other[j - 1] && one[i - 1] == other[j] {
+                least = least.min(before[j - 1] + 1);
+            }
+            next.push(least);
+        }
+        before = std::mem::replace(&mut row, next);
+    }
+    row[other.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slips_are_counted() {
+        for (one, other, expected) in [
+            ("", "", 0),
+            ("abc", "", 3),
+            ("brigde", "bridge", 1),
+            ("isgatway", "isgateway", 1),
+            ("kitten", "sitting", 3),
+        ] {
+            assert_eq!(distance(one, other), expected, "{one} {other}");
+            assert_eq!(distance(other, one), expected, "{other} {one}");
+        }
+    }
+
+    #[test]
+    fn what_is_meant_is_near() {
+        let known = ["isGateway", "isDefaultGateway", "mtu", "ipam"];
+        assert_eq!(slip("isGatway", &known), Some("isGateway"));
+        assert_eq!(slip("gateway", &known), Some("isGateway"));
+        assert_eq!(slip("mtus", &known), Some("mtu"));
+        assert_eq!(slip("isgateway", &known), None);
+        assert_eq!(slip("x", &known), None);
+        assert_eq!(slip("colour", &known), None);
+    }
+}
