@@ -1,0 +1,126 @@
+use std::{
+    io::{BufRead, BufReader, Read},
+    process::{Child, Stdio},
+};
+
+use netlink::{Announcer, Netlink, configure};
+
+use crate::{
+    apply::{bridge, dual_stack, plug},
+    sandbox::{Sandbox, command, json, ping, run},
+};
+
+/// The hardware address that a neighbour table has for `ip`.
+fn neighbour(ip: &str) -> serde_json::Value {
+    json(&format!("ip -j neighbour show {ip}"))[0]["lladdr"].clone()
+}
+
+#[test]
+fn a_reused_address_works_at_once_for_host_and_siblings() {
+    let sandbox = Sandbox::new();
+    let bridge = bridge();
+    let sibling = sandbox.pod("sibling");
+    plug(&bridge, &sibling, 9);
+    configure(&sibling, &dual_stack(9)).unwrap();
+
+    let first = sandbox.pod("first");
+    plug(&bridge, &first, 2);
+    configure(&first, &dual_stack(7)).unwrap();
+    for ip in ["10.1.0.7", "fd00:1::7"] {
+        run(&format!("ping -n -q -c 1 -W 1 {ip}"));
+        assert!(ping("sibling", ip, 1));
+        assert_eq!(neighbour(ip), "02:00:00:00:02:02");
+    }
+    run("ip link delete veth2");
+
+    let second = sandbox.pod("second");
+    let pair = plug(&bridge, &second, 3);
+    let configured = configure(&second, &dual_stack(7)).unwrap();
+    Netlink::open()
+        .unwrap()
+        .wait_for_port(pair.host.index)
+        .unwrap();
+    configured.announce().unwrap();
+    for ip in ["10.1.0.7", "fd00:1::7"] {
+        assert_eq!(neighbour(ip), "02:00:00:00:02:03", "{ip}");
+        let out = run(&format!("ping -n -q -c 5 -i 0.05 -W 1 {ip}"));
+        assert!(out.contains(" 0% packet loss"), "{out}");
+        let command = format!("ip netns exec sibling ping -n -q -c 5 -i 0.05 -W 1 {ip}");
+        let out = run(&command);
+        assert!(out.contains(" 0% packet loss"), "{out}");
+    }
+}
+
+/// tcpdump on the bridge, already listening; stopped by its count.
+fn listen(filter: &str, count: u32) -> Child {
+    let line = format!("timeout 20 tcpdump -i cni0 -n -l -vv -e -c {count} {filter}");
+    let mut tcpdump = command(&line)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(tcpdump.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("listening on") {
+        line.clear();
+        assert_ne!(said.read_line(&mut line).unwrap(), 0, "tcpdump ended");
+    }
+    tcpdump
+}
+
+#[test]
+fn what_is_sent_is_well_formed() {
+    let sandbox = Sandbox::new();
+    let bridge = bridge();
+    let pod = sandbox.pod("pod");
+    let pair = plug(&bridge, &pod, 2);
+    configure(&pod, &dual_stack(2)).unwrap();
+    Netlink::open()
+        .unwrap()
+        .wait_for_port(pair.host.index)
+        .unwrap();
+    // The kernel's own, if they pass, look the same.
+    let filter = "ether src 02:00:00:00:02:02 and (arp or (icmp6 and ip6[40] == 136))";
+    let mut tcpdump = listen(filter, 2);
+    let announcer = Announcer::open_in(&pod, pair.container.index, pair.container.mac).unwrap();
+    announcer
+        .announce(&["10.1.0.2".parse().unwrap(), "fd00:1::2".parse().unwrap()])
+        .unwrap();
+    let mut seen = String::new();
+    tcpdump
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut seen)
+        .unwrap();
+    assert!(tcpdump.wait().unwrap().success(), "{seen}");
+    for part in [
+        "02:00:00:00:02:02 > ff:ff:ff:ff:ff:ff",
+        "Request who-has 10.1.0.2 (Broadcast) tell 10.1.0.2",
+        "02:00:00:00:02:02 > 33:33:00:00:00:01",
+        "fd00:1::2 > ff02::1: [icmp6 sum ok] ICMP6, neighbor advertisement",
+        "tgt is fd00:1::2, Flags [override]",
+        "destination link-address option (2), length 8 (1): 02:00:00:00:02:02",
+    ] {
+        let part = part.replace(" (Broadcast)", "");
+        assert!(
+            seen.replace(" (00:00:00:00:00:00)", "").contains(&part),
+            "{part}: {seen}"
+        );
+    }
+}
+
+#[test]
+fn a_link_that_is_down_is_an_error() {
+    let sandbox = Sandbox::new();
+    let pod = sandbox.pod("pod");
+    let pair = plug(&bridge(), &pod, 2);
+    let announcer = Announcer::open_in(&pod, pair.container.index, pair.container.mac).unwrap();
+    let error = announcer
+        .announce(&["10.1.0.2".parse().unwrap()])
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "announce 10.1.0.2: network is down (100)"
+    );
+}

@@ -1,0 +1,357 @@
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use cni::Undo;
+use netlink::{
+    BridgeSpec, Configured, Dad, Interface, InterfaceAddress, Mac, Netlink, PortSpec, RouteSpec,
+    VethSpec, configure,
+};
+use netns::NetNs;
+
+use crate::sandbox::{Sandbox, json, ping, pod_link, run};
+
+/// A bridge with the gateway addresses of 10.1.0.0/24 and fd00:1::/64.
+pub fn bridge() -> netlink::Link {
+    let spec = BridgeSpec {
+        name: "cni0".into(),
+        mtu: None,
+        vlan_filtering: false,
+        promisc: false,
+    };
+    let bridge = Netlink::open().unwrap().ensure_bridge(&spec).unwrap();
+    run("ip address add 10.1.0.1/24 dev cni0");
+    run("ip address add fd00:1::1/64 dev cni0 nodad");
+    bridge
+}
+
+/// Plugs a pod into the bridge, as the bridge plugin does; `number` makes names
+/// and hardware addresses.
+pub fn plug(bridge: &netlink::Link, pod: &NetNs, number: u8) -> netlink::VethPair {
+    let netlink = Netlink::open().unwrap();
+    let veth = VethSpec {
+        host_name: format!("veth{number}"),
+        host_mac: Mac([2, 0, 0, 0, 1, number]),
+        container_name: "eth0".into(),
+        container_mac: Mac([2, 0, 0, 0, 2, number]),
+        mtu: None,
+        master: Some(bridge.index),
+    };
+    let pair = netlink.add_veth(&veth, pod, &mut Undo::new()).unwrap();
+    let port = PortSpec {
+        bridge: bridge.index,
+        hairpin: false,
+        isolated: false,
+        up: true,
+        alias: None,
+    };
+    netlink.attach_port(&pair.host, &port).unwrap();
+    pair
+}
+
+fn address(address: &str, gateway: Option<&str>) -> InterfaceAddress {
+    InterfaceAddress {
+        address: address.parse().unwrap(),
+        gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+    }
+}
+
+fn route(dst: &str) -> RouteSpec {
+    RouteSpec::to(dst.parse().unwrap())
+}
+
+pub fn dual_stack(host: u8) -> Interface {
+    Interface {
+        name: "eth0".into(),
+        addresses: vec![
+            address(&format!("10.1.0.{host}/24"), Some("10.1.0.1")),
+            address(&format!("fd00:1::{host}/64"), Some("fd00:1::1")),
+        ],
+        routes: vec![route("0.0.0.0/0"), route("::/0")],
+        dad: Dad::Off,
+        arp_notify: true,
+        ndisc_notify: false,
+    }
+}
+
+fn setting(pod: &str, key: &str) -> String {
+    let command = format!("ip netns exec {pod} cat /proc/sys/net/{key}");
+    run(&command).trim_end().to_owned()
+}
+
+fn one_pod(interface: &Interface) -> (Sandbox, NetNs, anyhow::Result<Configured>) {
+    let sandbox = Sandbox::new();
+    let bridge = bridge();
+    let pod = sandbox.pod("pod");
+    plug(&bridge, &pod, 2);
+    let configured = configure(&pod, interface);
+    (sandbox, pod, configured)
+}
+
+#[test]
+fn pods_reach_each_other_and_their_gateway() {
+    let sandbox = Sandbox::new();
+    let bridge = bridge();
+    for number in [2, 3] {
+        let name = format!("pod{number}");
+        let pod = sandbox.pod(&name);
+        let pair = plug(&bridge, &pod, number);
+        let configured = configure(&pod, &dual_stack(number)).unwrap();
+        assert_eq!(configured.link.index, pair.container.index);
+        assert_eq!(configured.link.mac, Some(pair.container.mac));
+        Netlink::open()
+            .unwrap()
+            .wait_for_port(pair.host.index)
+            .unwrap();
+        configured.announce().unwrap();
+    }
+    for ip in ["10.1.0.1", "10.1.0.3", "fd00:1::1", "fd00:1::3"] {
+        assert!(ping("pod2", ip, 1), "{ip}");
+    }
+    let routes = run("ip -n pod2 route show default") + &run("ip -n pod2 -6 route show default");
+    assert!(routes.contains("default via 10.1.0.1 dev eth0"), "{routes}");
+    assert!(
+        routes.contains("default via fd00:1::1 dev eth0"),
+        "{routes}"
+    );
+}
+
+#[test]
+fn the_host_does_not_change() {
+    let sandbox = Sandbox::new();
+    let key = "/proc/sys/net/ipv6/conf/all/disable_ipv6";
+    let before = fs::read_to_string(key).unwrap();
+    let bridge = bridge();
+    let pod = sandbox.pod("pod");
+    plug(&bridge, &pod, 2);
+    // Not the link-local address, nor flags: they come with the carrier.
+    let addresses = || {
+        let bridge = json("ip -j address show dev cni0 scope global");
+        let seen = bridge[0]["addr_info"].as_array().unwrap().clone();
+        seen.into_iter()
+            .map(|it| (it["local"].clone(), it["prefixlen"].clone()))
+            .collect::<Vec<_>>()
+    };
+    let addresses_before = addresses();
+    configure(&pod, &dual_stack(2)).unwrap();
+    assert_eq!(addresses(), addresses_before);
+    assert_eq!(fs::read_to_string(key).unwrap(), before);
+    assert_eq!(run("ip route show default"), "");
+}
+
+#[test]
+fn settings_are_made_in_the_pod() {
+    let sandbox = Sandbox::new();
+    let bridge = bridge();
+    let pod = sandbox.pod("pod");
+    plug(&bridge, &pod, 2);
+    for interface in ["lo", "eth0"] {
+        let write = format!("echo 1 > /proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+        fs::write("/run/write", write).unwrap();
+        run("ip netns exec pod sh /run/write");
+    }
+    let interface = Interface {
+        ndisc_notify: true,
+        ..dual_stack(2)
+    };
+    configure(&pod, &interface).unwrap();
+    for (key, value) in [
+        ("ipv4/conf/eth0/arp_notify", "1"),
+        ("ipv6/conf/eth0/ndisc_notify", "1"),
+        ("ipv6/conf/eth0/accept_dad", "0"),
+        ("ipv6/conf/eth0/disable_ipv6", "0"),
+        ("ipv6/conf/lo/disable_ipv6", "0"),
+        ("ipv6/conf/eth0/keep_addr_on_down", "1"),
+    ] {
+        assert_eq!(setting("pod", key), value, "{key}");
+    }
+}
+
+#[test]
+fn without_detection_ipv6_costs_no_wait() {
+    let start = Instant::now();
+    let (_sandbox, _pod, configured) = one_pod(&dual_stack(2));
+    configured.unwrap();
+    assert!(start.elapsed() < Duration::from_millis(900));
+    let seen = json("ip -n pod -j -6 address show dev eth0 tentative");
+    assert!(!seen.to_string().contains("fd00"), "{seen}");
+}
+
+#[test]
+fn detection_is_waited_for_where_it_is_on() {
+    let interface = Interface {
+        dad: Dad::On,
+        ..dual_stack(2)
+    };
+    let start = Instant::now();
+    let (_sandbox, _pod, configured) = one_pod(&interface);
+    configured.unwrap();
+    let took = start.elapsed();
+    let limits = Duration::from_millis(300)..Duration::from_secs(5);
+    assert!(limits.contains(&took), "{took:?}");
+    assert_eq!(setting("pod", "ipv6/conf/eth0/enhanced_dad"), "1");
+    let seen = run("ip -n pod -6 address show dev eth0 tentative");
+    assert_eq!(seen, "", "{seen}");
+}
+
+#[test]
+fn a_duplicate_address_is_told_as_go_tells_it() {
+    let sandbox = Sandbox::new();
+    let bridge = bridge();
+    let (one, two) = (sandbox.pod("one"), sandbox.pod("two"));
+    plug(&bridge, &one, 2);
+    configure(&one, &dual_stack(2)).unwrap();
+    plug(&bridge, &two, 3);
+    let same = Interface {
+        dad: Dad::On,
+        ..dual_stack(2)
+    };
+    let error = configure(&two, &same).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "link eth0 has address fd00:1::2 in DADFAILED state"
+    );
+}
+
+#[test]
+fn a_link_without_a_carrier_is_not_waited_for_long() {
+    let sandbox = Sandbox::new();
+    let pod = sandbox.pod("pod");
+    run("ip link add host0 type veth peer name eth0 netns pod");
+    let interface = Interface {
+        dad: Dad::Kernel,
+        ..dual_stack(2)
+    };
+    let start = Instant::now();
+    // The gateway is out of reach of a link that is down: routes are not the matter here.
+    let interface = Interface {
+        routes: vec![],
+        ..interface
+    };
+    configure(&pod, &interface).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(3));
+}
+
+#[test]
+fn all_that_a_route_says_is_applied() {
+    let mut interface = dual_stack(2);
+    interface.routes = vec![
+        RouteSpec {
+            mtu: Some(1280),
+            advmss: Some(1200),
+            priority: Some(5),
+            ..route("10.8.0.0/16")
+        },
+        RouteSpec {
+            table: Some(200),
+            gw: Some("10.1.0.9".parse().unwrap()),
+            ..route("0.0.0.0/0")
+        },
+    ];
+    let (_sandbox, pod, configured) = one_pod(&interface);
+    configured.unwrap();
+    let main = &json("ip -n pod -j route show 10.8.0.0/16")[0];
+    assert_eq!(main["gateway"], "10.1.0.1");
+    assert_eq!(main["metric"], 5);
+    assert_eq!(main["metrics"][0]["mtu"], 1280);
+    let other = &json("ip -n pod -j route show table 200")[0];
+    assert_eq!(other["gateway"], "10.1.0.9");
+    // CHECK looks in each route's own table.
+    let inside = Netlink::open_in(&pod).unwrap();
+    inside.check_routes(&interface.routes).unwrap();
+    run("ip -n pod route flush table 200");
+    let error = inside.check_routes(&interface.routes).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "Expected Route 0.0.0.0/0 via 10.1.0.9 table 200 not found in routing table"
+    );
+}
+
+#[test]
+fn a_default_route_said_twice_is_added_once() {
+    let mut interface = dual_stack(2);
+    interface.routes.push(RouteSpec {
+        gw: Some("10.1.0.1".parse().unwrap()),
+        ..route("0.0.0.0/0")
+    });
+    let (_sandbox, _pod, configured) = one_pod(&interface);
+    configured.unwrap();
+    let seen = json("ip -n pod -j route show default");
+    assert_eq!(seen.as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn any_other_route_said_twice_fails_as_with_go() {
+    let mut interface = dual_stack(2);
+    interface.routes = vec![route("10.9.0.0/16"), route("10.9.0.0/16")];
+    let (_sandbox, _pod, configured) = one_pod(&interface);
+    assert_eq!(
+        configured.unwrap_err().to_string(),
+        "failed to add route '{10.9.0.0 ffff0000} via 10.1.0.1 dev eth0 metric 0 \
+         (Scope: universe, Table: 0)': file exists"
+    );
+}
+
+#[test]
+fn an_address_said_twice_fails_as_with_go() {
+    let mut interface = dual_stack(2);
+    interface.addresses.truncate(1);
+    interface.addresses.push(interface.addresses[0]);
+    let (_sandbox, _pod, configured) = one_pod(&interface);
+    assert_eq!(
+        configured.unwrap_err().to_string(),
+        r#"failed to add IP addr 10.1.0.2/24 to "eth0": file exists"#
+    );
+}
+
+#[test]
+fn without_addresses_the_link_is_brought_up() {
+    let interface = Interface {
+        addresses: vec![],
+        routes: vec![],
+        ..dual_stack(2)
+    };
+    let (_sandbox, _pod, configured) = one_pod(&interface);
+    configured.unwrap().announce().unwrap();
+    assert_eq!(pod_link("pod", "eth0")["operstate"], "UP");
+}
+
+#[test]
+fn a_missing_interface_is_said_so() {
+    let sandbox = Sandbox::new();
+    let pod = sandbox.pod("pod");
+    let error = configure(&pod, &dual_stack(2)).unwrap_err();
+    assert_eq!(error.to_string(), "find link eth0: Link not found");
+}
+
+#[test]
+fn check_sees_what_was_tampered_with() {
+    let interface = dual_stack(2);
+    let (_sandbox, pod, configured) = one_pod(&interface);
+    configured.unwrap();
+    let inside = Netlink::open_in(&pod).unwrap();
+    let check = || {
+        inside
+            .check_addresses("eth0", &interface.addresses)
+            .and_then(|()| inside.check_routes(&interface.routes))
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!(check(), Ok(()));
+    run("ip -n pod -6 route del default");
+    assert_eq!(
+        check().unwrap_err(),
+        "Expected Route ::/0 not found in routing table"
+    );
+    run("ip -n pod route del 10.1.0.0/24");
+    assert_eq!(
+        check().unwrap_err(),
+        "Failed to find Gateway 10.1.0.1 for interface eth0"
+    );
+    run("ip -n pod address del 10.1.0.2/24 dev eth0");
+    run("ip -n pod address add 10.1.0.2/25 dev eth0");
+    assert_eq!(
+        check().unwrap_err(),
+        "Failed to match addr 10.1.0.2/24 on interface eth0"
+    );
+}

@@ -1,0 +1,238 @@
+use std::{fs, thread};
+
+use cni::Undo;
+use netlink::{BridgeSpec, Netlink, Port, PortSpec};
+
+use crate::{
+    sandbox::{Sandbox, has_flag, json, link, run},
+    veth,
+};
+
+fn spec() -> BridgeSpec {
+    BridgeSpec {
+        name: "cni0".into(),
+        mtu: None,
+        vlan_filtering: false,
+        promisc: false,
+    }
+}
+
+fn assign_type() -> String {
+    fs::read_to_string("/sys/class/net/cni0/addr_assign_type").unwrap()
+}
+
+#[test]
+fn a_new_bridge_is_up_and_its_address_is_pinned() {
+    let _sandbox = Sandbox::new();
+    let netlink = Netlink::open().unwrap();
+    let spec = BridgeSpec {
+        mtu: Some(1400),
+        promisc: true,
+        ..spec()
+    };
+    let bridge = netlink.ensure_bridge(&spec).unwrap();
+    let seen = link("cni0");
+    assert_eq!(seen["linkinfo"]["info_kind"], "bridge");
+    assert!(has_flag(&seen, "UP") && has_flag(&seen, "PROMISC"));
+    assert_eq!(seen["mtu"], 1400);
+    assert_eq!(bridge.mac.unwrap().to_string(), seen["address"]);
+    assert_eq!(bridge.mac.unwrap().0[0] & 3, 2);
+    assert!(bridge.up && bridge.promisc);
+    assert_eq!(assign_type(), "3\n");
+    let accept_ra = fs::read_to_string("/proc/sys/net/ipv6/conf/cni0/accept_ra").unwrap();
+    assert_eq!(accept_ra, "0\n");
+}
+
+#[test]
+fn its_address_stays_while_ports_come_and_go() {
+    let _sandbox = Sandbox::new();
+    Netlink::open().unwrap().ensure_bridge(&spec()).unwrap();
+    let before = link("cni0")["address"].clone();
+    run("ip link add a0 address 02:00:00:00:00:01 type veth peer name b0");
+    run("ip link set a0 master cni0");
+    assert_eq!(link("cni0")["address"], before);
+    run("ip link delete a0");
+    assert_eq!(link("cni0")["address"], before);
+}
+
+#[test]
+fn ensured_again_it_is_the_same() {
+    let _sandbox = Sandbox::new();
+    let netlink = Netlink::open().unwrap();
+    let first = netlink.ensure_bridge(&spec()).unwrap();
+    let wanted = BridgeSpec {
+        mtu: Some(1280),
+        ..spec()
+    };
+    assert_eq!(netlink.ensure_bridge(&wanted).unwrap(), first);
+    assert_eq!(link("cni0")["mtu"], 1500);
+    // Promiscuous mode is switched on later too, and off never.
+    let promisc = BridgeSpec {
+        promisc: true,
+        ..spec()
+    };
+    assert!(netlink.ensure_bridge(&promisc).unwrap().promisc);
+    assert!(netlink.ensure_bridge(&spec()).unwrap().promisc);
+}
+
+#[test]
+fn a_bridge_of_somebody_else_is_pinned_as_it_is() {
+    let _sandbox = Sandbox::new();
+    run("ip link add cni0 type bridge");
+    run("ip link add a0 address 0a:00:00:00:00:09 type veth peer name b0");
+    run("ip link set a0 master cni0");
+    assert_ne!(assign_type(), "3\n");
+    let bridge = Netlink::open().unwrap().ensure_bridge(&spec()).unwrap();
+    assert_eq!(bridge.mac.unwrap().to_string(), "0a:00:00:00:00:09");
+    assert_eq!(assign_type(), "3\n");
+    assert!(has_flag(&link("cni0"), "UP"));
+    run("ip link add a1 address 02:00:00:00:00:01 type veth peer name b1");
+    run("ip link set a1 master cni0");
+    assert_eq!(link("cni0")["address"], "0a:00:00:00:00:09");
+}
+
+#[test]
+fn a_bridge_that_lost_its_address_gets_one() {
+    let _sandbox = Sandbox::new();
+    run("ip link add cni0 type bridge");
+    run("ip link add a0 type veth peer name b0");
+    run("ip link set a0 master cni0");
+    run("ip link delete a0");
+    assert_eq!(link("cni0")["address"], "00:00:00:00:00:00");
+    let bridge = Netlink::open().unwrap().ensure_bridge(&spec()).unwrap();
+    assert!(!bridge.mac.unwrap().is_zero());
+    assert_eq!(link("cni0")["address"], bridge.mac.unwrap().to_string());
+    assert_eq!(assign_type(), "3\n");
+}
+
+#[test]
+fn what_cannot_be_a_bridge_says_why() {
+    let _sandbox = Sandbox::new();
+    let netlink = Netlink::open().unwrap();
+    run("ip link add cni0 type veth peer name b0");
+    let error = netlink.ensure_bridge(&spec()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        r#""cni0" already exists but is not a bridge"#
+    );
+    for (name, mtu, reason) in [
+        ("br0", Some(70000), "invalid argument"),
+        ("br0", Some(10), "invalid argument"),
+        ("sixteen-letters-", None, "numerical result out of range"),
+    ] {
+        let name = name.into();
+        let text = format!("could not add {name:?}: {reason}");
+        let spec = BridgeSpec {
+            name,
+            mtu,
+            ..spec()
+        };
+        assert_eq!(netlink.ensure_bridge(&spec).unwrap_err().to_string(), text);
+    }
+}
+
+#[test]
+fn many_may_ensure_it_at_once() {
+    let _sandbox = Sandbox::new();
+    let macs: Vec<_> = thread::scope(|scope| {
+        let ensure = || {
+            let bridge = Netlink::open().unwrap().ensure_bridge(&spec()).unwrap();
+            (bridge.index, bridge.mac)
+        };
+        let threads: Vec<_> = (0..16).map(|_| scope.spawn(ensure)).collect();
+        threads.into_iter().map(|it| it.join().unwrap()).collect()
+    });
+    assert!(macs.iter().all(|it| *it == macs[0]), "{macs:?}");
+    assert_eq!(link("cni0")["address"], macs[0].1.unwrap().to_string());
+}
+
+fn port_spec(bridge: u32) -> PortSpec {
+    PortSpec {
+        bridge,
+        hairpin: true,
+        isolated: true,
+        up: true,
+        alias: Some("podwire net/c1/eth0".into()),
+    }
+}
+
+fn attach(born_as_port: bool) {
+    let sandbox = Sandbox::new();
+    let pod = sandbox.pod("pod");
+    let netlink = Netlink::open().unwrap();
+    let bridge = netlink.ensure_bridge(&spec()).unwrap();
+    let veth = netlink::VethSpec {
+        master: born_as_port.then_some(bridge.index),
+        ..veth::spec()
+    };
+    let pair = netlink.add_veth(&veth, &pod, &mut Undo::new()).unwrap();
+    netlink
+        .attach_port(&pair.host, &port_spec(bridge.index))
+        .unwrap();
+
+    let seen = link("veth1a2b3c4d");
+    assert_eq!(seen["master"], "cni0");
+    assert_eq!(seen["ifalias"], "podwire net/c1/eth0");
+    assert!(has_flag(&seen, "UP"));
+    let port = &json("bridge -j -d link show dev veth1a2b3c4d")[0];
+    assert_eq!(
+        (&port["hairpin"], &port["isolated"]),
+        (&true.into(), &true.into())
+    );
+    let ours = netlink.get_link("veth1a2b3c4d").unwrap();
+    let expected = Port {
+        hairpin: true,
+        isolated: true,
+    };
+    assert_eq!(ours.port, Some(expected));
+
+    // Written off again by the same request, and left up.
+    let plain = PortSpec {
+        hairpin: false,
+        isolated: false,
+        up: false,
+        alias: None,
+        ..port_spec(bridge.index)
+    };
+    netlink.attach_port(&ours, &plain).unwrap();
+    let port = &json("bridge -j -d link show dev veth1a2b3c4d")[0];
+    assert_eq!(
+        (&port["hairpin"], &port["isolated"]),
+        (&false.into(), &false.into())
+    );
+    assert!(has_flag(&link("veth1a2b3c4d"), "UP"));
+    assert_eq!(link("veth1a2b3c4d")["ifalias"], "podwire net/c1/eth0");
+}
+
+#[test]
+fn a_port_is_attached_with_all_its_settings() {
+    attach(false);
+}
+
+#[test]
+fn a_port_from_birth_gets_all_its_settings() {
+    attach(true);
+}
+
+#[test]
+fn a_port_is_waited_for_until_it_forwards() {
+    let sandbox = Sandbox::new();
+    let pod = sandbox.pod("pod");
+    let netlink = Netlink::open().unwrap();
+    let bridge = netlink.ensure_bridge(&spec()).unwrap();
+    let pair = netlink
+        .add_veth(&veth::spec(), &pod, &mut Undo::new())
+        .unwrap();
+    netlink
+        .attach_port(&pair.host, &port_spec(bridge.index))
+        .unwrap();
+    // "down", or "lower-layer-down" if another link has the index of the pod's end.
+    let error = netlink.wait_for_port(pair.host.index).unwrap_err();
+    let text = error.to_string();
+    assert!(text.starts_with("bridge port in error state: "), "{text}");
+    assert!(text.ends_with("down"), "{text}");
+    run("ip -n pod link set eth0 up");
+    netlink.wait_for_port(pair.host.index).unwrap();
+    let port = &json("bridge -j -d link show dev veth1a2b3c4d")[0];
+    assert_eq!(port["state"], "forwarding");
+}

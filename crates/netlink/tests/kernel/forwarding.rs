@@ -1,0 +1,61 @@
+use std::fs;
+
+use netlink::{Family, Netlink};
+
+use crate::sandbox::{Sandbox, run};
+
+fn read(key: &str) -> String {
+    fs::read_to_string(format!("/proc/sys/net/{key}")).unwrap()
+}
+
+/// Two uplinks, of which `up0` has a default route from a router advertisement.
+fn two_uplinks() -> Sandbox {
+    let sandbox = Sandbox::new();
+    for (one, other) in [("up0", "peer0"), ("up1", "peer1")] {
+        run(&format!("ip link add {one} type veth peer name {other}"));
+        run(&format!("ip link set {one} up"));
+        run(&format!("ip link set {other} up"));
+    }
+    run("ip -6 route add default via fe80::1 dev up0 proto ra metric 1024");
+    run("ip -6 route add default via fe80::1 dev up1 proto static metric 2048");
+    assert_eq!(read("ipv6/conf/up0/accept_ra"), "1\n");
+    sandbox
+}
+
+#[test]
+fn both_families_are_switched_on_by_themselves() {
+    let _sandbox = two_uplinks();
+    let netlink = Netlink::open().unwrap();
+    fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
+    netlink.enable_forwarding(Family::V4).unwrap();
+    assert_eq!(read("ipv4/ip_forward"), "1\n");
+    assert_eq!(read("ipv6/conf/all/forwarding"), "0\n");
+    netlink.enable_forwarding(Family::V6).unwrap();
+    assert_eq!(read("ipv6/conf/all/forwarding"), "1\n");
+    netlink.enable_forwarding(Family::V4).unwrap();
+    netlink.enable_forwarding(Family::V6).unwrap();
+}
+
+#[test]
+fn the_host_keeps_its_route_from_a_router_advertisement() {
+    let _sandbox = two_uplinks();
+    Netlink::open()
+        .unwrap()
+        .enable_forwarding(Family::V6)
+        .unwrap();
+    assert_eq!(read("ipv6/conf/up0/accept_ra"), "2\n");
+    assert_eq!(read("ipv6/conf/up1/accept_ra"), "1\n");
+    assert!(run("ip -6 route show default dev up0").contains("proto ra"));
+}
+
+#[test]
+fn a_host_that_forwards_already_is_left_alone() {
+    let _sandbox = two_uplinks();
+    fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
+    run("ip -6 route replace default via fe80::1 dev up0 proto ra metric 1024");
+    Netlink::open()
+        .unwrap()
+        .enable_forwarding(Family::V6)
+        .unwrap();
+    assert_eq!(read("ipv6/conf/up0/accept_ra"), "1\n");
+}
