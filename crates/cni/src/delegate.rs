@@ -41,24 +41,33 @@ pub fn find(name: &str, path: &[PathBuf]) -> Result<PathBuf> {
         })
 }
 
-/// Asks the IPAM plugin for addresses. Whatever it reserved is released again
-/// by `undo`, also when it fails half-way: the specification wants a DEL after
-/// a failed ADD.
+/// Asks the IPAM plugin for addresses; `undo` releases them. One that fails is
+/// told to release what it may have reserved before it did, as the
+/// specification wants.
 pub fn ipam_add(call: &Call, undo: &mut Undo) -> Result<AddResult> {
     let ipam = Delegate::ipam(call)?;
+    let answer = match ipam.run(Verb::Add) {
+        Ok(answer) => answer,
+        Err(error) => {
+            // Why it failed is the news; that DEL fails for the same reason is none.
+            let _ = ipam.run(Verb::Del);
+            return Err(error);
+        }
+    };
     let inverse = ipam.clone();
     undo.push("release the addresses", move || {
         inverse.run(Verb::Del).map(drop)
     });
-    let answer = ipam.run(Verb::Add)?;
-    let document = Json::parse(&answer)
-        .with_context(|| format!("parse the result of IPAM plugin {}", call.net.ipam.plugin))?;
-    let result = AddResult::decode_any(&document, call.version)
+    let result = parse_lease(&answer, call)
         .with_context(|| format!("parse the result of IPAM plugin {}", call.net.ipam.plugin))?;
     if result.ips.is_empty() {
         bail!("IPAM plugin returned missing IP config");
     }
     Ok(result)
+}
+
+fn parse_lease(answer: &[u8], call: &Call) -> Result<AddResult> {
+    AddResult::decode_any(&Json::parse(answer)?, call.version)
 }
 
 /// Has the IPAM plugin release what the attachment holds.

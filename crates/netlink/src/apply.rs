@@ -3,6 +3,7 @@
 
 use std::{
     net::IpAddr,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -20,6 +21,9 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// How long a link without a carrier is waited for: detection does not even
 /// start on it.
 const CARRIER: Duration = Duration::from_secs(1);
+
+/// Pauses before each look at a link that was just brought up, in milliseconds.
+const CARRIER_PAUSES: [u64; 7] = [0, 1, 2, 4, 8, 16, 32];
 
 /// What an interface in a pod shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +124,7 @@ impl Configuration<'_> {
         self.add_addresses()?;
         self.netlink.set_up(self.link.index)?;
         self.link.up = true;
+        self.await_carrier()?;
         if let Some(monitor) = monitor {
             self.settle(&monitor)?;
         }
@@ -189,6 +194,19 @@ impl Configuration<'_> {
                     let name = &self.interface.name;
                     error.reword(format!("failed to add IP addr {} to {name:?}", it.address))
                 })?;
+        }
+        Ok(())
+    }
+
+    /// Waits a moment for the link to be operational, where the other side is: a
+    /// pod that finds its interface down, or without its link-local address,
+    /// may give up. Kernels since 6.9 need no second look.
+    fn await_carrier(&self) -> Result<(), Error> {
+        for pause in CARRIER_PAUSES {
+            thread::sleep(Duration::from_millis(pause));
+            if self.has_carrier()? {
+                break;
+            }
         }
         Ok(())
     }

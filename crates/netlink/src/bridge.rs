@@ -2,7 +2,7 @@
 
 use std::{fs, thread, time::Duration};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use rtnetlink::{
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
@@ -53,7 +53,7 @@ const PORT_PAUSES: [u64; 10] = [0, 1, 2, 4, 8, 16, 32, 64, 500, 2000];
 
 impl Netlink {
     /// Makes sure that there is such a bridge, up, and returns it:
-    /// `ip link add NAME address MAC type bridge; ip link set NAME up`.
+    /// `ip link add NAME type bridge; ip link set NAME up; ip link set NAME address MAC`.
     ///
     /// Its hardware address is pinned: a bridge that was never given one takes
     /// that of the lowest port, and changes it as pods come and go, while the
@@ -68,8 +68,8 @@ impl Netlink {
     /// kernel's reason.
     pub fn ensure_bridge(&self, spec: &BridgeSpec) -> anyhow::Result<Link> {
         let name = &spec.name;
-        let (found, created) = match self.find_link(name)? {
-            Some(link) => (link, false),
+        let found = match self.find_link(name)? {
+            Some(link) => link,
             None => self.create_bridge(spec)?,
         };
         if !found.is_kind("bridge") {
@@ -80,10 +80,6 @@ impl Netlink {
         let accept_ra = sysctl::interface_key("ipv6", name, "accept_ra");
         let _ = sysctl::write_if_different(&accept_ra, "0");
 
-        let pin = !created && !found.is_pinned();
-        if pin {
-            self.pin_mac(&found);
-        }
         let convert = spec.vlan_filtering && found.vlan_filtering != Some(true);
         if convert {
             self.set_vlan_filtering(found.index, true)?;
@@ -92,21 +88,24 @@ impl Netlink {
         if start {
             self.start_bridge(found.index, spec)?;
         }
+        // After it is up: a bridge that is given an address loses its carrier
+        // until it has a port, and without one it gets no link-local address.
+        // Before it has a port of ours: so far it still has the address it was
+        // born with.
+        let pin = !found.is_pinned();
+        if pin {
+            self.pin_mac(&found);
+        }
         if pin || convert || start {
             return Ok(self.get_link(name)?);
         }
         Ok(found)
     }
 
-    /// Returns the bridge, and whether it was this call that made it.
-    fn create_bridge(&self, spec: &BridgeSpec) -> anyhow::Result<(Link, bool)> {
+    fn create_bridge(&self, spec: &BridgeSpec) -> anyhow::Result<Link> {
         let name = &spec.name;
-        let mac = Mac::random().context("draw a hardware address")?;
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.into()));
-        message
-            .attributes
-            .push(LinkAttribute::Address(mac.0.to_vec()));
         message.attributes.extend(spec.mtu.map(LinkAttribute::Mtu));
         message
             .attributes
@@ -116,9 +115,9 @@ impl Netlink {
             format!("add bridge {name}")
         });
         match created {
-            Ok(()) => Ok((self.get_link(name)?, true)),
-            // Another ADD was quicker: its bridge is as good.
-            Err(error) if error.is_exists() => Ok((self.get_link(name)?, false)),
+            // Or another ADD was quicker: its bridge is as good.
+            Ok(()) => Ok(self.get_link(name)?),
+            Err(error) if error.is_exists() => Ok(self.get_link(name)?),
             Err(error) => Err(error.reword(format!("could not add {name:?}")).into()),
         }
     }

@@ -389,3 +389,71 @@ impl AddressMonitor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rtnetlink::{packet_core::DoneMessage, packet_route::link::LinkMessage};
+
+    fn part(flags: u16) -> NetlinkMessage<RouteNetlinkMessage> {
+        let mut header = NetlinkHeader::default();
+        header.flags = flags;
+        let link = RouteNetlinkMessage::NewLink(LinkMessage::default());
+        NetlinkMessage::new(header, link.into())
+    }
+
+    fn end(code: i32) -> NetlinkMessage<RouteNetlinkMessage> {
+        let mut done = DoneMessage::default();
+        done.code = code;
+        NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::Done(done))
+    }
+
+    #[test]
+    fn one_marked_part_makes_a_dump_an_interrupted_one() {
+        let mut reply = Reply::default();
+        reply.take(part(0)).unwrap();
+        assert!(!reply.interrupted);
+        reply.take(part(NLM_F_DUMP_INTR)).unwrap();
+        reply.take(part(0)).unwrap();
+        reply.take(end(0)).unwrap();
+        assert!(reply.interrupted);
+        assert_eq!(reply.messages.len(), 3);
+    }
+
+    #[test]
+    fn a_dump_may_fail_in_its_last_message() {
+        let mut reply = Reply::default();
+        assert_eq!(reply.take(end(-2)), Err(Errno::ENOENT));
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_answer_is_given_up() {
+        let socket = open_socket().unwrap();
+        let start = Instant::now();
+        let until = start + Duration::from_millis(20);
+        assert_eq!(wait_readable(&socket, until), Err(Errno::ETIMEDOUT));
+        assert!(start.elapsed() >= Duration::from_millis(20));
+    }
+
+    #[test]
+    fn a_message_that_does_not_fit_is_an_error() {
+        let mut socket = PolledSocket::new(NETLINK_ROUTE).unwrap();
+        // A request of struct nlmsghdr and ifinfomsg: RTM_GETLINK (18) of index 1.
+        let mut request = [0; 32];
+        request[0] = 32;
+        request[4] = 18;
+        request[6] = NLM_F_REQUEST as u8;
+        request[20] = 1;
+        let kernel = SocketAddr::new(0, 0);
+        socket.socket_mut().send_to(&request, &kernel, 0).unwrap();
+        socket.may_read.set(true);
+        let mut context = Context::from_waker(noop_waker_ref());
+        let mut bytes = [0; 64];
+        let mut short = &mut bytes[..];
+        let Poll::Ready(Err(error)) = socket.poll_recv_from(&mut context, &mut short) else {
+            panic!("a cut message was taken for a whole one");
+        };
+        assert_eq!(error.raw_os_error(), Some(Errno::EMSGSIZE as i32));
+        assert_eq!(socket.failure.take(), Some(Errno::EMSGSIZE));
+    }
+}
