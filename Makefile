@@ -1,0 +1,55 @@
+# Thin over cargo: every target is what its line in `make help` says.
+
+CNI_BIN_DIR ?= /opt/cni/bin
+SBIN_DIR    ?= /usr/local/sbin
+DESTDIR     ?=
+
+PLUGINS := loopback bridge host-local static
+TRIPLE   = $(shell rustc -vV | sed -n 's/^host: //p')
+RELEASE  = target/$(TRIPLE)/release
+
+.DEFAULT_GOAL := help
+.PHONY: help build install demo test lint unit black-box test-vm bench bench-full clean
+
+help: ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+build: ## the binaries that ship, into bin/
+	cargo build --release --locked $(PLUGINS:%=-p %) -p podwire
+	@mkdir -p bin
+	@cd $(RELEASE) && install -m 0755 $(PLUGINS) podwire $(CURDIR)/bin/
+
+install: build ## into DESTDIR: plugins to CNI_BIN_DIR, podwire to SBIN_DIR
+	install -d $(DESTDIR)$(CNI_BIN_DIR) $(DESTDIR)$(SBIN_DIR)
+	cd bin && install -m 0755 $(PLUGINS) $(DESTDIR)$(CNI_BIN_DIR)/
+	cd bin && install -m 0755 podwire $(DESTDIR)$(SBIN_DIR)/
+
+demo: build ## two pods on a bridge: wired, shown, pinged, checked, removed
+	tests/packages demo
+	tests/demo
+
+test: lint unit black-box test-vm ## everything that CI runs
+
+lint: ## formatting and clippy
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+unit: ## tests beside the code, and the crates' tests against this kernel
+	tests/packages test
+	cargo test --workspace --exclude black-box --locked
+
+black-box: build ## the built binaries, against this kernel and real runtimes
+	tests/packages test
+	cargo test -p black-box --locked
+
+test-vm: build ## what this kernel may lack (VLANs), on Debian's kernel in QEMU
+	tests/packages vm
+	tests/vm/run
+
+bench: build ## quick measurements against the Go plugins
+	tests/packages bench
+	benches/host-local
+
+clean: ## what was built
+	cargo clean
+	rm -rf bin
