@@ -1,6 +1,6 @@
 //! Files of the state directory: whole or absent, never through a link.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -25,9 +25,9 @@ pub fn failed<'a>(action: &'a str, path: &'a Path) -> impl Fn(io::Error) -> anyh
     }
 }
 
-/// The content of a regular file, and the file itself. `None` where there is
+/// The content of a regular file, and what else is known of it. `None` where there is
 /// nothing, or something that we did not put there: a link, a directory, a pipe.
-pub fn read(path: &Path) -> io::Result<Option<(String, File)>> {
+pub fn read(path: &Path) -> io::Result<Option<(String, Metadata)>> {
     // O_NONBLOCK: opening a pipe must not wait for its writer.
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let opened = OpenOptions::new()
@@ -41,13 +41,16 @@ pub fn read(path: &Path) -> io::Result<Option<(String, File)>> {
         Err(error) if error.raw_os_error() == Some(Errno::ENXIO as i32) => return Ok(None),
         Err(error) => return Err(error),
     };
-    if !file.metadata()?.is_file() {
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
         return Ok(None);
     }
-    let mut content = Vec::new();
-    (&file).take(LONGEST).read_to_end(&mut content)?;
+    // One read(2) where the end would otherwise be felt for: a directory may hold 65,000 of them.
+    let length = metadata.len().min(LONGEST);
+    let mut content = Vec::with_capacity(length as usize);
+    file.take(length).read_to_end(&mut content)?;
     let content = String::from_utf8_lossy(&content).into_owned();
-    Ok(Some((content, file)))
+    Ok(Some((content, metadata)))
 }
 
 /// Makes `path` with `content`, at once or not at all; false if it is taken.
@@ -90,7 +93,7 @@ fn create_nameless(path: &Path, content: &str) -> io::Result<File> {
 
 /// The same with a name in between. A kill may leave that name: it is removed,
 /// never written to, because it may be a second name of a reservation by then.
-fn create_beside(path: &Path, content: &str, spare: &Path) -> io::Result<File> {
+pub fn create_beside(path: &Path, content: &str, spare: &Path) -> io::Result<File> {
     remove(spare)?;
     let mut file = OpenOptions::new()
         .write(true)

@@ -16,8 +16,8 @@
 //!
 //! An index that cannot be written costs time, never an address.
 
-use std::collections::{BTreeMap, HashSet};
-use std::fs::{DirBuilder, File, FileTimes, OpenOptions};
+use std::collections::{HashMap, HashSet};
+use std::fs::{DirBuilder, File, FileTimes, Metadata, OpenOptions};
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -66,10 +66,9 @@ impl Boot {
 pub struct Since(i64, i64);
 
 impl Since {
-    /// That of an open file.
-    pub fn of(file: &File) -> io::Result<Self> {
-        let metadata = file.metadata()?;
-        Ok(Self(metadata.ctime(), metadata.ctime_nsec()))
+    /// That of a file.
+    pub fn of(file: &Metadata) -> Self {
+        Self(file.ctime(), file.ctime_nsec())
     }
 }
 
@@ -100,13 +99,15 @@ pub struct Found {
 pub struct Index {
     dir: PathBuf,
     boot: Boot,
-    entries: BTreeMap<Owner, Entry>,
+    entries: HashMap<Owner, Entry>,
     stamp: Option<Stamp>,
     leftovers: usize,
 }
 
-#[derive(Clone, Debug, Default)]
+/// What an owner holds.
+#[derive(Debug)]
 struct Entry {
+    path: PathBuf,
     held: Vec<Reservation>,
     changed: bool,
 }
@@ -126,7 +127,7 @@ impl Index {
         let stamp = Stamp::read(&dir.join(STAMP));
         Self {
             leftovers: stamp.as_ref().map_or(0, |stamp| stamp.leftovers),
-            entries: BTreeMap::new(),
+            entries: HashMap::new(),
             stamp,
             boot,
             dir,
@@ -171,9 +172,14 @@ impl Index {
         let Some(owner) = &found.owner else {
             return true;
         };
+        let known = self.known(owner, found);
+        known.is_some_and(|known| self.is_of_earlier_boot(&known))
+    }
+
+    /// What we knew before about a file.
+    fn known(&mut self, owner: &Owner, found: &Found) -> Option<Reservation> {
         let same = |held: &&Reservation| held.ip == found.ip && held.since == found.since;
-        let held = self.entry(owner).held.iter().find(same).cloned();
-        held.is_some_and(|held| self.is_of_earlier_boot(&held))
+        self.entry(owner).held.iter().find(same).cloned()
     }
 
     /// How many leftovers there are at most.
@@ -184,26 +190,29 @@ impl Index {
     /// Makes the index say what was `found` in the whole directory. What it
     /// knew before about the same files, it keeps.
     pub fn rebuild(&mut self, found: &[Found]) {
-        self.leftovers = found.iter().filter(|found| self.is_leftover(found)).count();
-        let mut now: BTreeMap<Owner, Vec<Reservation>> = BTreeMap::new();
-        for Found { ip, owner, since } in found {
-            let Some(owner) = owner else { continue };
-            let (ip, since) = (*ip, *since);
-            let same = |held: &&Reservation| held.ip == ip && held.since == since;
-            let known = self.entry(owner).held.iter().find(same).cloned();
-            let boot = self.boot.clone();
-            let reservation = known.unwrap_or(Reservation { ip, since, boot });
-            now.entry(owner.clone()).or_default().push(reservation);
+        self.leftovers = 0;
+        let mut now: HashMap<&Owner, Vec<Reservation>> = HashMap::new();
+        for found in found {
+            let Some(owner) = &found.owner else {
+                self.leftovers += 1;
+                continue;
+            };
+            let reservation = self.known(owner, found).unwrap_or(Reservation {
+                ip: found.ip,
+                since: found.since,
+                boot: self.boot.clone(),
+            });
+            self.leftovers += usize::from(self.is_of_earlier_boot(&reservation));
+            now.entry(owner).or_default().push(reservation);
         }
-        let mut entries = BTreeMap::new();
+        self.entries.retain(|owner, _| now.contains_key(owner));
         for (owner, mut held) in now {
+            let entry = self.entry(owner);
             held.sort_by_key(|reservation| reservation.ip);
-            let mut before = self.entries.remove(&owner).unwrap_or_default();
-            before.held.sort_by_key(|reservation| reservation.ip);
-            let changed = before.changed || before.held != held;
-            entries.insert(owner, Entry { held, changed });
+            entry.held.sort_by_key(|reservation| reservation.ip);
+            entry.changed |= entry.held != held;
+            entry.held = held;
         }
-        self.entries = entries;
         self.remove_others();
     }
 
@@ -221,13 +230,12 @@ impl Index {
             .recursive(true)
             .mode(0o700)
             .create(&self.dir)?;
-        for (owner, entry) in self.entries.iter().filter(|(_, entry)| entry.changed) {
-            let path = self.path(owner);
+        for Entry { path, held, .. } in self.entries.values().filter(|entry| entry.changed) {
             // A new file rather than new content: a link is not followed, and
             // ext4 does not write a file to the disk because it was emptied.
-            file::remove(&path)?;
-            if !entry.held.is_empty() {
-                file::overwrite(&path, &lines(&entry.held))?;
+            file::remove(path)?;
+            if !held.is_empty() {
+                file::overwrite(path, &lines(held))?;
             }
         }
         let path = self.dir.join(STAMP);
@@ -239,37 +247,36 @@ impl Index {
     }
 
     fn entry(&mut self, owner: &Owner) -> &mut Entry {
-        if !self.entries.contains_key(owner) {
-            let held = self.read(owner);
-            let changed = false;
-            self.entries.insert(owner.clone(), Entry { held, changed });
-        }
-        self.entries.entry(owner.clone()).or_default()
-    }
-
-    fn read(&self, owner: &Owner) -> Vec<Reservation> {
-        let Ok(Some((text, _))) = file::read(&self.path(owner)) else {
-            return Vec::new();
-        };
-        text.lines().filter_map(|line| line.parse().ok()).collect()
-    }
-
-    fn path(&self, owner: &Owner) -> PathBuf {
-        // Hashed, because a container id may be longer than a file's name.
-        self.dir.join(cni::names::prefixed(40, "", owner.as_str()))
+        let dir = &self.dir;
+        let entry = self.entries.entry(owner.clone());
+        entry.or_insert_with(|| Entry::read(dir, owner))
     }
 
     /// Removes the files of owners who hold nothing any more. One that stays is
     /// found out by its address, which is free or another's.
     fn remove_others(&self) {
-        let known: HashSet<PathBuf> = self.entries.keys().map(|owner| self.path(owner)).collect();
+        let known: HashSet<&Path> = self.entries.values().map(|entry| &*entry.path).collect();
         let Ok(entries) = std::fs::read_dir(&self.dir) else {
             return;
         };
         for path in entries.flatten().map(|entry| entry.path()) {
-            if !known.contains(&path) && !path.ends_with(STAMP) {
+            if !known.contains(&*path) && !path.ends_with(STAMP) {
                 let _ = file::remove(&path);
             }
+        }
+    }
+}
+
+impl Entry {
+    fn read(dir: &Path, owner: &Owner) -> Self {
+        // Hashed, because a container id may be longer than a file's name.
+        let path = dir.join(cni::names::prefixed(40, "", owner.as_str()));
+        let text = file::read(&path).ok().flatten().map(|(text, _)| text);
+        let lines = text.iter().flat_map(|text| text.lines());
+        Self {
+            held: lines.filter_map(|line| line.parse().ok()).collect(),
+            changed: false,
+            path,
         }
     }
 }
@@ -291,12 +298,12 @@ fn mark(network: &Path, stamp: &Path) -> io::Result<()> {
 
 impl Stamp {
     fn read(path: &Path) -> Option<Self> {
-        let (text, file) = file::read(path).ok()??;
+        let (text, metadata) = file::read(path).ok()??;
         let (boot, leftovers) = text.trim().split_once(' ')?;
         Some(Self {
             boot: Boot(boot.to_owned()),
             leftovers: leftovers.parse().ok()?,
-            modified: file.metadata().ok()?.modified().ok()?,
+            modified: metadata.modified().ok()?,
         })
     }
 }

@@ -210,9 +210,9 @@ impl Network {
         let last = self.last_reserved_path(set);
         let reserved = file::overwrite(&last, &ip.to_string())
             .map_err(failed("write", &last))
-            .and_then(|()| Since::of(&file).map_err(failed("read reservation", &path)));
+            .and_then(|()| file.metadata().map_err(failed("read reservation", &path)));
         match reserved {
-            Ok(since) => self.index.add(owner, ip, since),
+            Ok(metadata) => self.index.add(owner, ip, Since::of(&metadata)),
             Err(error) => {
                 self.torn = self.remove(ip).is_err();
                 return Err(error);
@@ -271,11 +271,11 @@ impl Network {
         for ip in self.read_names()? {
             let path = self.path(ip);
             let read = file::read(&path).map_err(failed("read reservation", &path))?;
-            let Some((content, file)) = read else {
+            let Some((content, metadata)) = read else {
                 continue;
             };
             let owner = (!content.is_empty()).then(|| Owner::parse(&content));
-            let since = Since::of(&file).map_err(failed("read reservation", &path))?;
+            let since = Since::of(&metadata);
             all.push(Found { ip, owner, since });
         }
         Ok(all)
@@ -413,3 +413,6 @@ impl Store for Holder<'_> {
         Ok(self.network.remove_leftovers()? > 0)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,2 +1,109 @@
-//! In the making.
-fn main() {}
+//! static: hands out the addresses that the configuration names. It remembers
+//! nothing, so two containers can get the same address if they ask for it.
+
+mod conf;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use cni::json::Json;
+use cni::result::IpConfig;
+use cni::{Add, AddResult, Check, Del, Gc, Plugin, Status, Undo};
+
+use crate::conf::{Address, Ipam};
+
+fn main() -> ExitCode {
+    cni::run::<Static>()
+}
+
+struct Static;
+
+impl Plugin for Static {
+    const NAME: &'static str = "static";
+    /// The document itself: DEL succeeds whatever is in it.
+    type Conf = Json;
+
+    fn add(request: &Add<Json>, _undo: &mut Undo) -> Result<AddResult> {
+        let ipam = Ipam::read(&request.conf, request.call.version, &request.call.args)?;
+        let ip = |address: &Address| IpConfig {
+            interface: None,
+            address: address.cidr,
+            gateway: address.gateway,
+        };
+        Ok(AddResult {
+            interfaces: Vec::new(),
+            ips: ipam.addresses.iter().map(ip).collect(),
+            routes: ipam.routes,
+            dns: ipam.dns,
+        })
+    }
+
+    /// Nothing was reserved, so there is nothing to release.
+    fn del(_request: &Del<Json>) -> Result<()> {
+        Ok(())
+    }
+
+    /// An address that is missing from the result is the main plugin's matter,
+    /// which looks at the interface itself.
+    fn check(request: &Check<Json>) -> Result<()> {
+        let ipam = Ipam::read(&request.conf, request.call.version, &request.call.args)?;
+        let Some(result) = request.call.prev_result()? else {
+            bail!("Required prevResult missing");
+        };
+        match mismatch(&ipam.addresses, &result.ips) {
+            Some(address) => bail!(
+                "static: Failed to match addr {} on interface {}",
+                address.cidr.ip(),
+                request.attachment.ifname
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// No reservations, no leftovers.
+    fn gc(_request: &Gc<Json>) -> Result<()> {
+        Ok(())
+    }
+
+    /// An ADD needs nothing but its own configuration, and the addresses of
+    /// one container may come with its ADD.
+    fn status(_request: &Status<Json>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The first configured address that is in the result with another gateway.
+fn mismatch<'a>(configured: &'a [Address], result: &[IpConfig]) -> Option<&'a Address> {
+    configured.iter().find(|address| {
+        let same = |ip: &&IpConfig| ip.address.ip() == address.cidr.ip();
+        let found = result.iter().find(same);
+        address.gateway.is_some() && found.is_some_and(|found| found.gateway != address.gateway)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_another_gateway_is_a_mismatch() {
+        let address = |cidr: &str, gateway: &str| Address {
+            cidr: cidr.parse().unwrap(),
+            gateway: gateway.parse().ok(),
+        };
+        let ip = |cidr: &str, gateway: &str| IpConfig {
+            interface: None,
+            address: cidr.parse().unwrap(),
+            gateway: gateway.parse().ok(),
+        };
+        let configured = [
+            address("10.0.0.2/24", "10.0.0.1"),
+            address("fd00::2/64", ""),
+        ];
+        let same = [ip("10.0.0.2/16", "10.0.0.1"), ip("fd00::2/64", "fd00::1")];
+        assert_eq!(mismatch(&configured, &same), None);
+        assert_eq!(mismatch(&configured, &[]), None);
+        let other = [ip("10.0.0.2/24", "10.0.0.254")];
+        assert_eq!(mismatch(&configured, &other), Some(&configured[0]));
+    }
+}

@@ -1,0 +1,486 @@
+//! The reservations on a real disk, in every state that a kill, a foreign hand
+//! or a reboot can leave them.
+
+use super::*;
+use crate::allocator::{Refusal, allocate};
+use crate::index::DIRECTORY;
+use crate::range::{RangeKeys, RangeSet};
+use cni::env::{ContainerId, IfName};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+const NOW: &str = "d94a79a7-91cd-429b-ad77-711c8e80ddb0";
+const BEFORE: &str = "0a1b2c3d-91cd-429b-ad77-711c8e80ddb0";
+
+/// A data directory of its own, and one network in it.
+struct Lab {
+    data_dir: tempfile::TempDir,
+    set: RangeSet,
+}
+
+impl Lab {
+    fn new(subnet: &str) -> Self {
+        let keys = RangeKeys {
+            subnet: subnet.parse().ok(),
+            ..RangeKeys::default()
+        };
+        Self {
+            data_dir: tempfile::tempdir().unwrap(),
+            set: RangeSet::new(&[keys]).unwrap(),
+        }
+    }
+
+    fn place(&self, boot: &str) -> Place {
+        Place::at_boot(self.data_dir.path(), "net", Boot::new(boot))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.data_dir.path().join("net").join(name)
+    }
+
+    fn index(&self) -> PathBuf {
+        self.data_dir.path().join(DIRECTORY).join("net")
+    }
+
+    fn network(&self) -> Network {
+        Network::create(&self.place(NOW)).unwrap()
+    }
+
+    fn try_add(&self, boot: &str, id: &str, requested: &str) -> Result<IpAddr, Refusal> {
+        let mut network = Network::create(&self.place(boot))?;
+        let mut holder = Holder::new(&mut network, &attachment(id))?;
+        let lease = allocate(&self.set, 0, requested.parse().ok(), &mut holder)?;
+        Ok(lease.address.ip())
+    }
+
+    fn add(&self, id: &str) -> String {
+        self.add_at(NOW, id)
+    }
+
+    fn add_at(&self, boot: &str, id: &str) -> String {
+        match self.try_add(boot, id, "") {
+            Ok(ip) => ip.to_string(),
+            Err(refusal) => refusal.to_string(),
+        }
+    }
+
+    fn del(&self, id: &str) {
+        let owner = Owner::of(&attachment(id));
+        let Some(mut network) = Network::find(&self.place(NOW)).unwrap() else {
+            return;
+        };
+        for reservation in network.held_by(&owner).unwrap() {
+            network.release(&owner, reservation.ip).unwrap();
+        }
+    }
+
+    fn held(&self, id: &str) -> Vec<String> {
+        let held = self.network().held_by(&Owner::of(&attachment(id)));
+        let text = |reservation: &Reservation| reservation.ip.to_string();
+        held.unwrap().iter().map(text).collect()
+    }
+
+    /// Writes as the Go plugin does, which knows nothing of the index.
+    fn foreign(&self, name: &str, id: &str) {
+        fs::write(self.path(name), format!("{id}\r\neth0")).unwrap();
+    }
+
+    /// Whether the next call would believe the index.
+    fn index_is_believed(&self) -> bool {
+        let index = Index::open(self.data_dir.path(), "net", Boot::new(NOW));
+        let modified = fs::metadata(self.path("")).unwrap().modified().unwrap();
+        index.is_complete(modified)
+    }
+}
+
+fn attachment(id: &str) -> Attachment {
+    Attachment {
+        network: "net".into(),
+        container_id: ContainerId::parse(id).unwrap(),
+        ifname: IfName::parse("eth0").unwrap(),
+    }
+}
+
+#[test]
+fn the_files_are_those_of_the_go_plugin() {
+    let lab = Lab::new("10.0.0.0/24");
+    assert_eq!(lab.add("a"), "10.0.0.2");
+    assert_eq!(fs::read(lab.path("10.0.0.2")).unwrap(), b"a\r\neth0");
+    assert_eq!(
+        fs::read(lab.path("last_reserved_ip.0")).unwrap(),
+        b"10.0.0.2"
+    );
+    let mode = |path: &str| fs::metadata(lab.path(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode("10.0.0.2"), 0o600);
+    assert_eq!(mode("last_reserved_ip.0"), 0o600);
+    assert_eq!(mode(""), 0o755);
+    let mut names: Vec<_> = fs::read_dir(lab.path("")).unwrap().flatten().collect();
+    names.sort_by_key(fs::DirEntry::file_name);
+    let names: Vec<_> = names.iter().map(fs::DirEntry::file_name).collect();
+    assert_eq!(names, ["10.0.0.2", "last_reserved_ip.0", "lock"]);
+
+    let lab = Lab::new("fd00::/64");
+    assert_eq!(lab.add("a"), "fd00::2");
+    assert!(lab.path("fd00::2").is_file());
+}
+
+#[test]
+fn a_shorter_last_address_leaves_nothing_of_the_longer_one() {
+    let lab = Lab::new("10.0.0.0/24");
+    lab.try_add(NOW, "a", "10.0.0.254").unwrap();
+    assert_eq!(lab.add("b"), "10.0.0.2");
+    assert_eq!(
+        fs::read(lab.path("last_reserved_ip.0")).unwrap(),
+        b"10.0.0.2"
+    );
+}
+
+#[test]
+fn the_index_is_believed_after_our_own_calls() {
+    let lab = Lab::new("10.0.0.0/24");
+    for id in ["a", "b"] {
+        lab.add(id);
+        assert!(lab.index_is_believed());
+    }
+    lab.del("a");
+    assert!(lab.index_is_believed());
+    lab.del("nobody");
+    assert!(lab.index_is_believed());
+    assert_eq!((lab.held("a").len(), lab.held("b").len()), (0, 1));
+    assert_eq!(fs::read_dir(lab.index()).unwrap().count(), 2);
+}
+
+#[test]
+fn what_others_write_and_remove_is_noticed() {
+    let lab = Lab::new("10.0.0.0/24");
+    lab.add("a");
+    lab.foreign("10.0.0.9", "b");
+    assert!(!lab.index_is_believed());
+    assert_eq!(lab.held("b"), ["10.0.0.9"]);
+    assert!(lab.index_is_believed());
+
+    fs::remove_file(lab.path("10.0.0.2")).unwrap();
+    assert!(!lab.index_is_believed());
+    assert!(lab.held("a").is_empty());
+
+    // Written over in place, which the directory does not show.
+    lab.foreign("10.0.0.9", "c");
+    assert!(lab.index_is_believed());
+    assert!(lab.held("b").is_empty());
+    assert_eq!(lab.held("c"), ["10.0.0.9"]);
+}
+
+#[test]
+fn a_foreign_change_in_the_same_tick_of_the_clock_is_noticed() {
+    let lab = Lab::new("10.0.0.0/16");
+    for turn in 0..200 {
+        lab.add(&format!("a{turn}"));
+        lab.foreign(&format!("10.0.200.{turn}"), &format!("b{turn}"));
+        assert!(!lab.index_is_believed(), "turn {turn}");
+    }
+}
+
+#[test]
+fn a_call_that_was_killed_leaves_an_index_that_is_not_believed() {
+    let lab = Lab::new("10.0.0.0/24");
+    lab.add("a");
+    let mut network = lab.network();
+    let owner = Owner::of(&attachment("b"));
+    assert!(
+        network
+            .reserve(&owner, "10.0.0.7".parse().unwrap(), 0)
+            .unwrap()
+    );
+    network.torn = true; // nothing is saved, as after a kill
+    drop(network);
+    assert!(!lab.index_is_believed());
+    assert_eq!(lab.held("b"), ["10.0.0.7"]);
+    assert_eq!(lab.add("c"), "10.0.0.8");
+}
+
+#[test]
+fn an_index_that_was_removed_or_emptied_is_made_anew() {
+    let lab = Lab::new("10.0.0.0/24");
+    lab.add("a");
+    fs::remove_dir_all(lab.index()).unwrap();
+    assert_eq!(lab.held("a"), ["10.0.0.2"]);
+
+    // A power failure: the names are on the disk, what was in them is not.
+    for entry in fs::read_dir(lab.index()).unwrap().flatten() {
+        fs::write(entry.path(), "").unwrap();
+    }
+    assert_eq!(lab.held("a"), ["10.0.0.2"]);
+    assert!(lab.index_is_believed());
+}
+
+#[test]
+fn without_an_index_everything_works() {
+    let lab = Lab::new("10.0.0.0/24");
+    fs::write(lab.data_dir.path().join(DIRECTORY), "in the way").unwrap();
+    assert_eq!(lab.add("a"), "10.0.0.2");
+    assert!(lab.add("a").contains("duplicate allocation is not allowed"));
+    assert_eq!(lab.add("b"), "10.0.0.3");
+    lab.del("a");
+    assert!(!lab.path("10.0.0.2").exists());
+    assert_eq!(lab.held("b"), ["10.0.0.3"]);
+}
+
+#[test]
+fn an_empty_file_is_free() {
+    let lab = Lab::new("10.0.0.0/29");
+    lab.add("a");
+    fs::write(lab.path("10.0.0.3"), "").unwrap();
+    fs::write(lab.path("10.0.0.5"), "").unwrap();
+    assert_eq!(lab.add("b"), "10.0.0.3");
+    assert_eq!(
+        lab.try_add(NOW, "c", "10.0.0.5").unwrap().to_string(),
+        "10.0.0.5"
+    );
+    assert_eq!(fs::read(lab.path("10.0.0.3")).unwrap(), b"b\r\neth0");
+}
+
+#[test]
+fn a_file_that_waits_for_its_name_is_no_address_and_goes_away() {
+    let lab = Lab::new("10.0.0.0/24");
+    lab.add("a");
+    // Killed after the link: the spare name is the reservation itself.
+    fs::hard_link(lab.path("10.0.0.2"), lab.path(SPARE)).unwrap();
+    assert_eq!(lab.held("a"), ["10.0.0.2"]);
+    assert!(!lab.path(SPARE).exists());
+    assert_eq!(fs::read(lab.path("10.0.0.2")).unwrap(), b"a\r\neth0");
+}
+
+#[test]
+fn without_nameless_files_a_reservation_is_whole_too() {
+    let lab = Lab::new("10.0.0.0/24");
+    lab.add("a");
+    let (path, spare) = (lab.path("10.0.0.9"), lab.path(SPARE));
+    fs::hard_link(lab.path("10.0.0.2"), &spare).unwrap();
+    file::create_beside(&path, "b\r\neth0", &spare).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"b\r\neth0");
+    assert_eq!(fs::read(lab.path("10.0.0.2")).unwrap(), b"a\r\neth0");
+    let taken = file::create_beside(&path, "c\r\neth0", &spare).unwrap_err();
+    assert_eq!(taken.kind(), std::io::ErrorKind::AlreadyExists);
+    assert!(!spare.exists());
+}
+
+#[test]
+fn what_is_no_file_of_ours_is_neither_followed_nor_handed_out() {
+    let lab = Lab::new("10.0.0.0/24");
+    let outside = lab.data_dir.path().join("outside");
+    fs::write(&outside, "").unwrap();
+    lab.network();
+    symlink(&outside, lab.path("10.0.0.2")).unwrap();
+    symlink("/nonexistent", lab.path("10.0.0.3")).unwrap();
+    fs::create_dir(lab.path("10.0.0.4")).unwrap();
+    nix::unistd::mkfifo(&lab.path("10.0.0.5"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert_eq!(lab.add("a"), "10.0.0.6");
+    lab.network().retain(|_| false).unwrap();
+    assert!(lab.path("10.0.0.2").is_symlink() && lab.path("10.0.0.4").is_dir());
+
+    fs::remove_file(lab.path("last_reserved_ip.0")).unwrap();
+    symlink(&outside, lab.path("last_reserved_ip.0")).unwrap();
+    let error = lab.add("b");
+    assert!(error.contains("last_reserved_ip.0: ") && error.ends_with("(40)"));
+    assert!(!lab.path("10.0.0.6").exists(), "given back");
+    assert_eq!(fs::read(&outside).unwrap(), b"");
+}
+
+#[test]
+fn a_container_id_may_be_longer_than_a_file_name() {
+    let lab = Lab::new("10.0.0.0/24");
+    let id = "x".repeat(5000);
+    assert_eq!(lab.add(&id), "10.0.0.2");
+    assert_eq!(lab.held(&id), ["10.0.0.2"]);
+    lab.del(&id);
+    assert!(!lab.path("10.0.0.2").exists());
+}
+
+#[test]
+fn a_pool_that_ran_dry_takes_back_what_an_earlier_boot_left() {
+    let lab = Lab::new("10.0.0.0/29");
+    for id in ["a", "b"] {
+        lab.add_at(BEFORE, id);
+    }
+    assert_eq!(lab.add("c"), "10.0.0.4");
+    assert_eq!(lab.add("d"), "10.0.0.5");
+    assert_eq!(lab.add("e"), "10.0.0.6");
+    assert_eq!(lab.held("a"), ["10.0.0.2"], "not before it must be");
+    assert!(lab.network().has_leftover(|_| true).unwrap());
+    assert_eq!(lab.add("f"), "10.0.0.2");
+    assert_eq!(lab.add("g"), "10.0.0.3");
+    assert!(lab.add("h").starts_with("no IP addresses available"));
+    assert!(!lab.network().has_leftover(|_| true).unwrap());
+    assert!(lab.index_is_believed());
+}
+
+#[test]
+fn a_requested_address_is_taken_back_from_an_earlier_boot() {
+    let lab = Lab::new("10.0.0.0/24");
+    lab.add_at(BEFORE, "a");
+    assert_eq!(
+        lab.try_add(NOW, "b", "10.0.0.2").unwrap().to_string(),
+        "10.0.0.2"
+    );
+    assert!(lab.try_add(NOW, "c", "10.0.0.2").is_err());
+}
+
+#[test]
+fn a_container_that_comes_back_after_a_boot_is_no_duplicate() {
+    let lab = Lab::new("10.0.0.0/24");
+    lab.add_at(BEFORE, "a");
+    assert_eq!(lab.add("a"), "10.0.0.3");
+    assert_eq!(lab.held("a"), ["10.0.0.3"]);
+    assert!(lab.add("a").contains("duplicate allocation is not allowed"));
+}
+
+#[test]
+fn what_we_see_for_the_first_time_may_be_of_this_boot() {
+    let lab = Lab::new("10.0.0.0/30");
+    // Written by the Go plugin, in a boot that nobody knows.
+    lab.network();
+    lab.foreign("10.0.0.2", "a");
+    assert!(lab.add("b").starts_with("no IP addresses available"));
+    // One boot later it is known to be older, and still later, too.
+    assert_eq!(lab.add_at("ffff0000", "b"), "10.0.0.2");
+}
+
+#[test]
+fn a_file_made_anew_is_of_this_boot_though_name_and_owner_are_those_of_before() {
+    let lab = Lab::new("10.0.0.0/30");
+    assert_eq!(lab.add_at(BEFORE, "a"), "10.0.0.2");
+    fs::remove_file(lab.path("10.0.0.2")).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(20)); // longer than a tick
+    lab.foreign("10.0.0.2", "a");
+    assert!(lab.add("b").starts_with("no IP addresses available"));
+}
+
+#[test]
+fn where_the_boot_is_not_known_nothing_is_of_an_earlier_one() {
+    let lab = Lab::new("10.0.0.0/30");
+    lab.add_at("", "a");
+    assert!(lab.add("b").starts_with("no IP addresses available"));
+    let lab = Lab::new("10.0.0.0/30");
+    lab.add_at(BEFORE, "a");
+    assert!(lab.add_at("", "b").starts_with("no IP addresses available"));
+}
+
+#[test]
+fn gc_keeps_the_owners_that_it_is_told_to_keep() {
+    let lab = Lab::new("10.0.0.0/24");
+    for id in ["a", "b"] {
+        lab.add(id);
+    }
+    fs::write(lab.path("10.0.0.8"), "a").unwrap();
+    fs::write(lab.path("10.0.0.9"), "").unwrap();
+    let valid = Owner::both(&attachment("a"));
+    lab.network().retain(|owner| valid.contains(owner)).unwrap();
+    assert!(lab.path("10.0.0.2").exists() && lab.path("10.0.0.8").exists());
+    assert!(!lab.path("10.0.0.3").exists() && !lab.path("10.0.0.9").exists());
+    assert!(lab.path("last_reserved_ip.0").exists() && lab.path("lock").exists());
+    assert!(lab.index_is_believed());
+    assert!(lab.held("b").is_empty());
+}
+
+#[test]
+fn beyond_our_patience_the_names_are_read_at_once() {
+    let lab = Lab::new("10.0.0.0/16");
+    lab.network();
+    for number in 2..3000 {
+        lab.foreign(&format!("10.0.{}.{}", number / 256, number % 256), "x");
+    }
+    fs::write(lab.path("10.0.11.184"), "").unwrap();
+    fs::remove_file(lab.path("10.0.11.180")).unwrap();
+    assert_eq!(lab.add("a"), "10.0.11.180");
+    assert_eq!(lab.add("b"), "10.0.11.184");
+    assert_eq!(lab.add("c"), "10.0.11.185");
+}
+
+#[test]
+fn many_at_once_get_an_address_each() {
+    let lab = Lab::new("10.0.0.0/22");
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let lab = &lab;
+            scope.spawn(move || {
+                for turn in 0..30 {
+                    lab.add(&format!("{thread}-{turn}"));
+                    if turn % 3 == 0 {
+                        lab.del(&format!("{thread}-{turn}"));
+                    }
+                }
+            });
+        }
+    });
+    let found = lab.network().read_all().unwrap();
+    let owners: HashSet<_> = found.iter().map(|found| &found.owner).collect();
+    assert_eq!((found.len(), owners.len()), (160, 160));
+    assert!(lab.index_is_believed());
+}
+
+#[test]
+fn a_directory_that_was_removed_while_we_waited_is_locked_anew() {
+    let lab = Lab::new("10.0.0.0/24");
+    let network = lab.network();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| lab.add("a"));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        fs::remove_dir_all(lab.path("")).unwrap();
+        drop(network);
+        assert_eq!(waiting.join().unwrap(), "10.0.0.2");
+    });
+    assert!(lab.path("10.0.0.2").exists());
+}
+
+#[test]
+fn del_makes_nothing() {
+    let lab = Lab::new("10.0.0.0/24");
+    lab.del("a");
+    assert_eq!(fs::read_dir(lab.data_dir.path()).unwrap().count(), 0);
+}
+
+/// xorshift64: the same sequence at every run.
+fn below(limit: u64, state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state % limit
+}
+
+#[test]
+fn whatever_happens_the_index_says_what_the_files_say() {
+    for seed in 1..=20 {
+        let (lab, mut state) = (Lab::new("10.0.0.0/27"), seed);
+        lab.network();
+        for _ in 0..120 {
+            let id = format!("c{}", below(12, &mut state));
+            let name = format!("10.0.0.{}", 2 + below(29, &mut state));
+            match below(9, &mut state) {
+                0..=2 => drop(lab.add(&id)),
+                3 | 4 => lab.del(&id),
+                5 if !lab.path(&name).exists() => lab.foreign(&name, &id),
+                6 => drop(fs::remove_file(lab.path(&name))),
+                7 => {
+                    let mut network = lab.network();
+                    let ip = name.parse().unwrap();
+                    network
+                        .reserve(&Owner::of(&attachment(&id)), ip, 0)
+                        .unwrap();
+                    network.torn = true;
+                }
+                8 if below(4, &mut state) == 0 => fs::remove_dir_all(lab.index()).unwrap(),
+                _ => {}
+            }
+            let mut network = lab.network();
+            let found = network.read_all().unwrap();
+            for number in 0..12 {
+                let owner = Owner::of(&attachment(&format!("c{number}")));
+                let of_owner = |found: &&Found| found.owner.as_ref() == Some(&owner);
+                let files: HashSet<_> = found.iter().filter(of_owner).map(|f| f.ip).collect();
+                let held = network.held_by(&owner).unwrap();
+                let index: HashSet<_> = held.iter().map(|held| held.ip).collect();
+                assert_eq!(files, index, "seed {seed}, owner c{number}");
+            }
+        }
+    }
+}
