@@ -137,7 +137,6 @@ impl NetNs {
     pub fn enter<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
         let entered = thread::scope(|scope| {
             let thread = thread::Builder::new()
-                .name("netns".into())
                 .spawn_scoped(scope, || {
                     self.move_thread_in()?;
                     Ok::<T, Errno>(inside())

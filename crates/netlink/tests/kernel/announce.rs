@@ -53,7 +53,7 @@ fn a_reused_address_works_at_once_for_host_and_siblings() {
 
 /// tcpdump on the bridge, already listening; stopped by its count.
 fn listen(filter: &str, count: u32) -> Child {
-    let line = format!("timeout 20 tcpdump -i cni0 -n -l -vv -e -c {count} {filter}");
+    let line = format!("timeout 20 tcpdump -Z root -i cni0 -n -l -vv -e -c {count} {filter}");
     let mut tcpdump = command(&line)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
