@@ -210,6 +210,9 @@ fn what_the_kernel_holds_does_not_depend_on_the_version() {
     let (first, _first_pod, _, _) = add("0.1.0");
     for version in ["0.3.1", "0.4.0", testkit::newest()] {
         let (sandbox, _pod, _, _) = add(version);
-        sandbox.assert_same_state(&first, &[]);
+        // The index of host-local holds the time of each reservation.
+        sandbox.assert_same_state(&first, |line| {
+            (!line.contains("/.podwire/")).then_some(line)
+        });
     }
 }

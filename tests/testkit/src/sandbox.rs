@@ -104,6 +104,14 @@ impl Sandbox {
         self.inner.pods().retain(|name| name != pod.name());
     }
 
+    /// Makes the node believe that it was booted again: the kernel shows another boot
+    /// id. Files stay, as they do on a disk; namespaces stay too.
+    pub fn reboot(&self) {
+        self.host()
+            .sh("id=$(mktemp); cat /proc/sys/kernel/random/uuid > $id
+             mount --bind $id /proc/sys/kernel/random/boot_id");
+    }
+
     /// A call of the plugin `kind` in this sandbox, to be completed and run.
     pub fn cni(&self, kind: &str) -> Cni {
         Cni::new(Arc::clone(&self.inner), kind)

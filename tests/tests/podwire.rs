@@ -1,0 +1,415 @@
+//! podwire in cnitool's place: network lists, the cache, the capabilities, the order
+//! of a chain. Debian has no cnitool, so nothing here can be proved against it.
+
+use serde_json::{Value, json};
+use testkit::{FakePlugin, Finished, Netns, Sandbox, Suite, beyond_peer, conf};
+
+const WHY: &str = "Debian has no cnitool";
+
+/// A node with a directory of network lists.
+struct Node {
+    sandbox: Sandbox,
+    pod: Netns,
+    env: Vec<(String, String)>,
+}
+
+impl Node {
+    fn new() -> Self {
+        let sandbox = Sandbox::new();
+        let pod = sandbox.pod("blue");
+        let fakes = sandbox.dir().join("fakes");
+        let path = format!("{}:{}", fakes.display(), Suite::Ours.dir().display());
+        let dir = sandbox.dir().join("net.d").display().to_string();
+        let env = vec![("CNI_PATH".into(), path), ("NETCONFPATH".into(), dir)];
+        Self { sandbox, pod, env }
+    }
+
+    fn with_env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    fn conf(&self, file: &str, content: &Value) -> &Self {
+        self.raw_conf(file, &content.to_string())
+    }
+
+    fn raw_conf(&self, file: &str, content: &str) -> &Self {
+        self.sandbox
+            .write(self.sandbox.dir().join("net.d").join(file), content);
+        self
+    }
+
+    /// Runs `podwire verb network netns`.
+    fn run(&self, verb: &str) -> Finished {
+        self.podwire(&[verb, "net", &self.pod.path()])
+    }
+
+    fn podwire(&self, args: &[&str]) -> Finished {
+        let program = Suite::Ours.dir().join("podwire").display().to_string();
+        let env: Vec<String> = self.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let mut argv = vec!["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"];
+        argv.extend(env.iter().map(String::as_str));
+        argv.push(&program);
+        argv.extend(args);
+        self.sandbox.host().run(&argv)
+    }
+
+    fn add(&self) -> Value {
+        let done = good(self.run("add"));
+        serde_json::from_str(&done.stdout).unwrap_or_else(|e| panic!("{e}: {done:?}"))
+    }
+
+    /// The id that cnitool makes of the path: ten bytes of its SHA-512.
+    fn id(&self) -> String {
+        let script = format!("printf %s {} | sha512sum", self.pod.path());
+        format!("cnitool-{}", &self.sandbox.host().sh(&script)[..20])
+    }
+}
+
+#[track_caller]
+fn good(done: Finished) -> Finished {
+    assert_eq!(done.code, 0, "{done:?}");
+    done
+}
+
+#[track_caller]
+fn bad(done: &Finished, text: &str) {
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(done.stderr.contains(text), "no word of {text:?}: {done:?}");
+}
+
+fn list(plugins: &[Value]) -> Value {
+    json!({"cniVersion": "1.1.0", "name": "net", "plugins": plugins})
+}
+
+fn bridge() -> Value {
+    json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": conf::host_local_ipam(&["10.1.0.0/24"])})
+}
+
+/// A node whose network is two fakes: (node, first, second).
+fn chain(change: Value) -> (Node, FakePlugin, FakePlugin) {
+    let node = Node::new();
+    let (first, second) = (node.sandbox.fake("first"), node.sandbox.fake("second"));
+    first.answer(
+        "ADD",
+        &json!({"cniVersion": "1.1.0", "ips": [{"address": "10.1.0.2/24"}]}),
+    );
+    second.answer(
+        "ADD",
+        &json!({"cniVersion": "1.1.0", "ips": [{"address": "10.1.0.3/24"}]}),
+    );
+    let plugins = list(&[
+        json!({"type": "first", "capabilities": {"mac": true, "ips": false}}),
+        json!({"type": "second"}),
+    ]);
+    node.conf("10-net.conflist", &conf::with(&plugins, change));
+    (node, first, second)
+}
+
+fn input(fake: &FakePlugin, call: usize) -> Value {
+    serde_json::from_str(&fake.calls()[call].stdin).expect("JSON")
+}
+
+#[test]
+fn a_pod_is_attached_checked_and_detached() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        node.conf("10-net.conflist", &list(&[bridge()]));
+        let snapshot = node.sandbox.snapshot();
+        let result = node.add();
+        assert_eq!(result["cniVersion"], "1.1.0");
+        assert_eq!(node.pod.addresses("eth0"), ["10.1.0.2/24"]);
+        good(node.run("check"));
+        node.pod.sh("ip addr flush dev eth0");
+        bad(&node.run("check"), "10.1.0.2/24");
+        assert_eq!(good(node.run("del")).stdout, "");
+        good(node.run("del"));
+        assert_eq!(node.pod.links(), ["lo"]);
+        let snapshot = snapshot.allow_bridge_network().allow_host_local("net");
+        snapshot
+            .allow("dir /var/lib/cni/results ")
+            .assert_unchanged();
+    });
+}
+
+#[test]
+fn the_container_id_follows_from_the_path() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        node.conf("10-net.conflist", &list(&[bridge()]));
+        node.add();
+        let file = node.sandbox.read("/var/lib/cni/networks/net/10.1.0.2");
+        assert_eq!(file, Some(format!("{}\r\neth0", node.id())));
+    });
+}
+
+#[test]
+fn the_attachment_is_cached_as_libcni_does_it() {
+    beyond_peer(WHY, || {
+        let node = Node::new()
+            .with_env("CNI_ARGS", "K=V;A=B")
+            .with_env("CAP_ARGS", "{\"mac\": \"02:00:00:00:00:07\"}");
+        let plugin = conf::with(&bridge(), json!({"capabilities": {"mac": true}}));
+        let node = Node {
+            env: node
+                .env
+                .into_iter()
+                .map(|(k, v)| (k, v.replace("K=V;A=B", "IgnoreUnknown=1;K=V")))
+                .collect(),
+            ..node
+        };
+        node.conf("10-net.conflist", &list(&[plugin]));
+        let result = node.add();
+        let path = format!("/var/lib/cni/results/net-{}-eth0", node.id());
+        let cached: Value =
+            serde_json::from_str(&node.sandbox.read(&path).expect("a cache file")).expect("JSON");
+        assert_eq!(cached["kind"], "cniCacheV1");
+        assert_eq!(cached["containerId"], node.id());
+        assert_eq!(cached["ifName"], "eth0");
+        assert_eq!(cached["networkName"], "net");
+        assert_eq!(cached["netns"], node.pod.path());
+        assert_eq!(
+            cached["cniArgs"],
+            json!([["IgnoreUnknown", "1"], ["K", "V"]])
+        );
+        assert_eq!(
+            cached["capabilityArgs"],
+            json!({"mac": "02:00:00:00:00:07"})
+        );
+        assert_eq!(cached["result"], result);
+        assert!(cached["config"].is_string(), "base64 of the list");
+        let modes = node
+            .sandbox
+            .host()
+            .sh(&format!("stat -c %a {path} /var/lib/cni/results"));
+        assert_eq!(modes, "600\n700\n");
+        good(node.run("del"));
+        assert_eq!(node.sandbox.read(&path), None);
+    });
+}
+
+#[test]
+fn a_chain_goes_forward_for_add_and_backward_for_del() {
+    beyond_peer(WHY, || {
+        let (node, first, second) = chain(json!({}));
+        let result = node.add();
+        assert_eq!(result["ips"][0]["address"], "10.1.0.3/24");
+        assert!(input(&first, 0).get("prevResult").is_none());
+        assert_eq!(
+            input(&second, 0)["prevResult"]["ips"][0]["address"],
+            "10.1.0.2/24"
+        );
+        for fake in [&first, &second] {
+            assert_eq!(input(fake, 0)["name"], "net");
+            assert_eq!(input(fake, 0)["cniVersion"], "1.1.0");
+        }
+        good(node.run("check"));
+        good(node.run("del"));
+        for fake in [&first, &second] {
+            assert_eq!(fake.verbs(), ["ADD", "CHECK", "DEL"]);
+            for call in [1, 2] {
+                assert_eq!(
+                    input(fake, call)["prevResult"]["ips"][0]["address"],
+                    "10.1.0.3/24"
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn del_goes_on_after_an_error_and_may_be_repeated() {
+    beyond_peer(WHY, || {
+        // libcni stops at the first error, and so loses the address (reference 6.1).
+        let (node, first, second) = chain(json!({}));
+        node.add();
+        second.fail("DEL", 11, "not now");
+        bad(&node.run("del"), "not now");
+        assert_eq!(first.verbs(), ["ADD", "DEL"]);
+        assert_eq!(node.sandbox.list("/var/lib/cni/results").len(), 1);
+        second.set("DEL", 0, "", "");
+        good(node.run("del"));
+        assert!(node.sandbox.list("/var/lib/cni/results").is_empty());
+    });
+}
+
+#[test]
+fn only_declared_capabilities_reach_a_plugin() {
+    beyond_peer(WHY, || {
+        let (node, first, second) = chain(json!({}));
+        let node = node.with_env(
+            "CAP_ARGS",
+            "{\"mac\": \"02:00:00:00:00:07\", \"ips\": [\"10.1.0.9\"]}",
+        );
+        node.add();
+        assert_eq!(
+            input(&first, 0)["runtimeConfig"],
+            json!({"mac": "02:00:00:00:00:07"})
+        );
+        assert!(input(&second, 0).get("runtimeConfig").is_none());
+    });
+}
+
+#[test]
+fn interface_and_arguments_come_from_the_environment() {
+    beyond_peer(WHY, || {
+        let (node, first, _) = chain(json!({}));
+        let node = node
+            .with_env("CNI_IFNAME", "net7")
+            .with_env("CNI_ARGS", "K=V");
+        node.add();
+        let call = &first.calls()[0];
+        assert_eq!(call.env["CNI_IFNAME"], "net7");
+        assert_eq!(call.env["CNI_ARGS"], "K=V");
+        assert_eq!(call.env["CNI_NETNS"], node.pod.path());
+        assert_eq!(call.env["CNI_CONTAINERID"], node.id());
+    });
+}
+
+#[test]
+fn disable_check_makes_check_a_success() {
+    beyond_peer(WHY, || {
+        for value in [json!(true), json!("true")] {
+            let (node, first, _) = chain(json!({"disableCheck": value}));
+            node.add();
+            good(node.run("check"));
+            assert_eq!(first.verbs(), ["ADD"]);
+        }
+    });
+}
+
+#[test]
+fn gc_detaches_what_is_cached_and_tells_the_plugins() {
+    beyond_peer(WHY, || {
+        let (node, first, _) = chain(json!({}));
+        node.add();
+        good(node.podwire(&["gc", "net", &node.pod.path()]));
+        assert_eq!(first.verbs(), ["ADD", "DEL", "GC"]);
+        assert!(node.sandbox.list("/var/lib/cni/results").is_empty());
+    });
+}
+
+#[test]
+fn status_asks_in_order_and_keeps_the_code() {
+    beyond_peer(WHY, || {
+        let (node, first, second) = chain(json!({}));
+        assert_eq!(good(node.run("status")).stdout, "");
+        first.fail("STATUS", 50, "no addresses");
+        bad(&node.run("status"), "no addresses");
+        assert_eq!((first.verbs().len(), second.verbs().len()), (2, 1));
+        let (node, first, _) = chain(json!({"cniVersion": "1.0.0"}));
+        good(node.run("status"));
+        assert!(first.calls().is_empty(), "1.0.0 has no STATUS");
+    });
+}
+
+#[test]
+fn the_highest_common_version_of_a_list_is_taken() {
+    beyond_peer(WHY, || {
+        let (node, first, _) =
+            chain(json!({"cniVersion": "0.4.0", "cniVersions": ["0.3.1", "1.0.0", "9.0.0"]}));
+        node.add();
+        assert_eq!(input(&first, 0)["cniVersion"], "1.0.0");
+    });
+}
+
+#[test]
+fn a_single_configuration_is_a_list_of_one() {
+    beyond_peer(WHY, || {
+        for file in ["10-net.conf", "10-net.json"] {
+            let node = Node::new();
+            let single = conf::with(&bridge(), json!({"cniVersion": "1.0.0", "name": "net"}));
+            node.conf(file, &single);
+            assert_eq!(node.add()["cniVersion"], "1.0.0");
+        }
+    });
+}
+
+#[test]
+fn lists_come_before_single_configurations_and_in_order() {
+    beyond_peer(WHY, || {
+        let (node, first, second) = chain(json!({}));
+        node.conf(
+            "00-net.conf",
+            &json!({"cniVersion": "1.0.0", "name": "net", "type": "second"}),
+        );
+        node.conf("20-net.conflist", &list(&[json!({"type": "second"})]));
+        node.add();
+        assert_eq!((first.verbs().len(), second.verbs().len()), (1, 1));
+    });
+}
+
+#[test]
+fn a_network_that_is_not_there_is_named() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        let dir = node.sandbox.dir().join("net.d").display().to_string();
+        node.sandbox.host().sh(&format!("mkdir -p {dir}"));
+        bad(
+            &node.run("add"),
+            &format!("no net configurations found in {dir}"),
+        );
+        node.conf(
+            "10-other.conflist",
+            &conf::with(&list(&[bridge()]), json!({"name": "other"})),
+        );
+        bad(
+            &node.run("add"),
+            &format!("no net configuration with name \"net\" in {dir}"),
+        );
+        node.raw_conf("05-broken.conflist", "{");
+        bad(&node.run("add"), "05-broken.conflist");
+    });
+}
+
+#[test]
+fn plugins_in_the_network_s_directory_are_appended() {
+    beyond_peer(WHY, || {
+        let (node, first, second) = chain(json!({"plugins": [{"type": "first"}]}));
+        node.conf("net/50-more.conf", &json!({"type": "second"}));
+        node.add();
+        assert_eq!((first.verbs().len(), second.verbs().len()), (1, 1));
+        let (node, _, second) =
+            chain(json!({"plugins": [{"type": "first"}], "loadOnlyInlinedPlugins": true}));
+        node.conf("net/50-more.conf", &json!({"type": "second"}));
+        node.add();
+        assert!(second.verbs().is_empty());
+    });
+}
+
+#[test]
+fn a_failing_plugin_is_named_and_nothing_is_cached() {
+    beyond_peer(WHY, || {
+        let (node, first, second) = chain(json!({}));
+        second.fail("ADD", 7, "cannot do that");
+        bad(&node.run("add"), "cannot do that");
+        assert!(node.sandbox.list("/var/lib/cni/results").is_empty());
+        assert!(
+            first.verbs().ends_with(&["DEL".to_owned()]),
+            "rolled back: {:?}",
+            first.verbs()
+        );
+    });
+}
+
+#[test]
+fn misuse_is_told_apart_from_failure() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        for args in [
+            &["add"][..],
+            &["add", "net"],
+            &["nonsense"],
+            &["add", "--nonsense", "net", "x"],
+        ] {
+            let done = node.podwire(args);
+            assert_eq!(
+                (done.code, done.stdout.as_str()),
+                (2, ""),
+                "{args:?}: {done:?}"
+            );
+            assert!(!done.stderr.is_empty());
+        }
+        good(node.podwire(&["--help"]));
+    });
+}
