@@ -1,0 +1,15 @@
+//! How pods get out and how the outside gets in: masquerade, published ports,
+//! the MAC spoof check.
+//!
+//! Rules are data. [`Masquerade`] and [`HostPorts`] say what is wanted; a
+//! [`Backend`] turns that into its own rules, also as data, and carries them to
+//! the kernel in one transaction. Everything that a back end writes names its
+//! owner, so that it is found again with nothing else known.
+
+mod backend;
+mod hostport;
+mod masquerade;
+
+pub use backend::{Backend, Kind};
+pub use hostport::{HostPorts, Mapping, Mark, Notice, Protocol, Snat};
+pub use masquerade::Masquerade;

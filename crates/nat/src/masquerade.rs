@@ -1,0 +1,17 @@
+//! What is wanted of masquerading.
+
+use cni::Attachment;
+use ipnetwork::IpNetwork;
+
+/// What leaves the subnets of a pod gets the node's address; multicast, and
+/// what stays inside a subnet, does not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Masquerade {
+    /// Whose pod it is.
+    pub owner: Attachment,
+    /// The pod's addresses, each with the prefix of its subnet.
+    pub addresses: Vec<IpNetwork>,
+    /// Whether source ports are drawn at random: two connections that are made
+    /// at once then do not get the same one (`--random-fully`).
+    pub random_fully: bool,
+}
