@@ -17,7 +17,7 @@ const LONGEST: u64 = 256 * 1024;
 /// Turns the error of a system call into `<action> <path>: <cause> (<errno>)`.
 pub fn failed<'a>(action: &'a str, path: &'a Path) -> impl Fn(io::Error) -> anyhow::Error + 'a {
     move |error| {
-        let cause = match error.raw_os_error().map(Errno::from_raw) {
+        let cause = match errno(&error) {
             Some(errno) => format!("{} ({})", errno.desc().to_lowercase(), errno as i32),
             None => error.to_string(),
         };
@@ -38,7 +38,7 @@ pub fn read(path: &Path) -> io::Result<Option<(String, Metadata)>> {
         Ok(file) => file,
         Err(error) if is_absent(&error) || is_link(&error) => return Ok(None),
         // A socket, or a device without a driver.
-        Err(error) if error.raw_os_error() == Some(Errno::ENXIO as i32) => return Ok(None),
+        Err(error) if errno(&error) == Some(Errno::ENXIO) => return Ok(None),
         Err(error) => return Err(error),
     };
     let metadata = file.metadata()?;
@@ -72,22 +72,22 @@ pub fn create_whole(path: &Path, content: &str, spare: &Path) -> io::Result<Opti
 
 /// The file gets its name when it is complete: whatever kills us before leaves nothing.
 fn create_nameless(path: &Path, content: &str) -> io::Result<File> {
-    let dir = path.parent().unwrap_or(Path::new("."));
+    let file = nameless(path.parent().unwrap_or(Path::new(".")), content)?;
+    // AT_EMPTY_PATH would need a capability (open(2), O_TMPFILE).
+    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let follow = AtFlags::AT_SYMLINK_FOLLOW;
+    linkat(AT_FDCWD, name.as_str(), AT_FDCWD, path, follow)?;
+    Ok(file)
+}
+
+/// A file in `dir` that is gone when it is closed, unless it gets a name.
+fn nameless(dir: &Path, content: &str) -> io::Result<File> {
     let mut file = OpenOptions::new()
         .write(true)
         .custom_flags(OFlag::O_TMPFILE.bits())
         .mode(0o600)
         .open(dir)?;
     file.write_all(content.as_bytes())?;
-    // AT_EMPTY_PATH would need a capability (open(2), O_TMPFILE).
-    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
-    linkat(
-        AT_FDCWD,
-        name.as_str(),
-        AT_FDCWD,
-        path,
-        AtFlags::AT_SYMLINK_FOLLOW,
-    )?;
     Ok(file)
 }
 
@@ -136,11 +136,16 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Fails where nothing can be written, for whatever reason.
-pub fn refuse_read_only(dir: &Path) -> anyhow::Result<()> {
-    access(dir, AccessFlags::W_OK | AccessFlags::X_OK)
-        .map_err(io::Error::from)
-        .map_err(failed("write to", dir))
+/// Fails where no file can be written, for whatever reason. Leaves nothing.
+pub fn try_write(dir: &Path) -> anyhow::Result<()> {
+    let written = match nameless(dir, "?") {
+        // What file systems without O_TMPFILE, and old kernels, answer (open(2)).
+        Err(error) if matches!(errno(&error), Some(Errno::EOPNOTSUPP | Errno::EISDIR)) => {
+            access(dir, AccessFlags::W_OK | AccessFlags::X_OK).map_err(io::Error::from)
+        }
+        written => written.map(drop),
+    };
+    written.map_err(failed("write to", dir))
 }
 
 /// Whether the error says that there is no such file.
@@ -150,5 +155,9 @@ pub fn is_absent(error: &io::Error) -> bool {
 
 /// What O_NOFOLLOW answers for a symbolic link.
 fn is_link(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(Errno::ELOOP as i32)
+    errno(error) == Some(Errno::ELOOP)
+}
+
+fn errno(error: &io::Error) -> Option<Errno> {
+    error.raw_os_error().map(Errno::from_raw)
 }

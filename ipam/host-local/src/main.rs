@@ -128,7 +128,7 @@ impl Plugin for HostLocal {
             resolv_conf::read(path).map_err(|error| not_available(format!("{error:#}")))?;
         }
         let place = Place::new(&ipam.data_dir, &request.call.network);
-        refuse_read_only(&place.dir())?;
+        refuse_unwritable(&place.dir())?;
         let Some(mut network) = Network::find(&place)? else {
             return Ok(());
         };
@@ -174,11 +174,11 @@ fn not_available(msg: String) -> anyhow::Error {
     Code::NotAvailable.err(msg).into()
 }
 
-/// STATUS on a disk that went read-only: the nearest directory that exists
-/// stands for those that ADD would make.
-fn refuse_read_only(path: &Path) -> Result<()> {
+/// STATUS on a disk that is full or went read-only: the nearest directory that
+/// exists stands for those that ADD would make.
+fn refuse_unwritable(path: &Path) -> Result<()> {
     let existing = path.ancestors().find(|path| path.is_dir());
-    match existing.map(file::refuse_read_only) {
+    match existing.map(file::try_write) {
         Some(Err(error)) => Err(not_available(format!("{error:#}"))),
         _ => Ok(()),
     }
