@@ -181,7 +181,10 @@ impl<'a> Chain<'a> {
         let last = last.filter(|_| self.list.at_least(Version::V0_4_0).unwrap_or(false));
         let mut left = Vec::new();
         for plugin in ran.iter().rev() {
-            if let Err(error) = self.run(Verb::Del, plugin, attachment, last) {
+            if let Err(error) = self.run(Verb::Del, plugin, attachment, last)
+                // That DEL fails for the reason that ADD failed for is no news.
+                && failed(plugin, "add", &error) != Error::from_chain(&cause)
+            {
                 left.push(failed(plugin, "delete", &error).to_string());
             }
         }

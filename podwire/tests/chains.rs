@@ -139,6 +139,16 @@ fn what_could_not_be_rolled_back_is_told_and_the_cause_stays() {
 }
 
 #[test]
+fn the_same_failure_is_not_told_twice() {
+    let node = Node::new();
+    node.plugin("a", r#"echo '{"code": 1, "msg": "too new"}'; exit 1"#);
+    node.network(&["a"]);
+    let said = node.podwire(&["add", "net", NETNS]).failed();
+    assert_eq!(said, "podwire: plugin type=\"a\" failed (add): too new\n");
+    assert_eq!(node.order(), ["a:ADD", "a:DEL"]);
+}
+
+#[test]
 fn a_failed_add_can_be_left_as_it_is() {
     let node = Node::new();
     node.failing_plugin("a", "ADD", 11);

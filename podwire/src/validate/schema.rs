@@ -127,7 +127,7 @@ pub fn check_members(
 pub fn unknown(name: &str, known: &[&'static str]) -> String {
     match spelling::slip(name, known) {
         Some(meant) => format!("unknown key; did you mean {meant}?"),
-        None => "unknown key, which nobody reads".to_owned(),
+        None => "unknown key, ignored".to_owned(),
     }
 }
 

@@ -149,7 +149,7 @@ fn loopback_has_no_keys_of_its_own() {
     assert!(faults(r#""type": "loopback""#).is_empty());
     assert_eq!(
         faults(r#""type": "loopback", "mtu": 1"#),
-        ["plugins[0].mtu: unknown key, which nobody reads"]
+        ["plugins[0].mtu: unknown key, ignored"]
     );
     assert!(!plugin_readme("plugins/loopback").contains("## Keys"));
 }
