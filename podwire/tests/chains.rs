@@ -176,6 +176,21 @@ fn a_second_add_that_fails_does_not_take_the_first() {
 }
 
 #[test]
+fn an_interface_that_nobody_remembers_is_not_rolled_back_either() {
+    let node = Node::new();
+    node.failing_plugin("a", "ADD", 999);
+    node.network(&["a"]);
+    // Our own namespace has a lo; the plugin touches nothing.
+    let add = ["add", "-i", "lo", "net", "/proc/self/ns/net"];
+    let said = node.podwire(&add).failed();
+    assert!(
+        said.contains("not rolled back: lo was there before"),
+        "{said}"
+    );
+    assert_eq!(node.order(), ["a:ADD"]);
+}
+
+#[test]
 fn a_missing_plugin_is_told_before_any_has_run() {
     let node = Node::new();
     node.working_plugin("a");
