@@ -92,6 +92,9 @@ pub fn ipam_status(call: &Call) -> Result<()> {
     ipam.run(Verb::Status).map(drop)
 }
 
+/// What a new pipe takes without anybody reading (pipe(7)).
+const PIPE_CAPACITY: usize = 65536;
+
 /// A plugin to execute with our own environment and standard input.
 #[derive(Clone)]
 pub struct Delegate {
@@ -134,15 +137,28 @@ impl Delegate {
 
     fn execute(&self, verb: Verb) -> std::io::Result<Output> {
         let mut child = self.spawn(verb)?;
-        if let Some(mut pipe) = child.stdin.take() {
+        let Some(mut pipe) = child.stdin.take() else {
+            return child.wait_with_output();
+        };
+        let stdin: &[u8] = &self.stdin;
+        let mut feed = move || match pipe.write_all(stdin) {
             // A plugin that does not read (VERSION) is not at fault.
-            if let Err(error) = pipe.write_all(&self.stdin)
-                && error.kind() != ErrorKind::BrokenPipe
-            {
-                return Err(error);
-            }
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
+            _ => Ok(()),
+        };
+        if self.stdin.len() <= PIPE_CAPACITY {
+            feed()?;
+            return child.wait_with_output();
         }
-        child.wait_with_output()
+        // It may print before it has read everything: neither may wait for the other.
+        std::thread::scope(|scope| {
+            let fed = scope.spawn(feed);
+            let output = child.wait_with_output()?;
+            match fed.join() {
+                Ok(fed) => fed.map(|()| output),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
     }
 
     /// A binary that is being replaced is busy for a moment (ETXTBSY).

@@ -9,7 +9,7 @@ use rtnetlink::{
         RouteNetlinkMessage,
         link::{
             InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
-            LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+            LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
         },
     },
 };
@@ -140,6 +140,10 @@ impl Netlink {
         let mut message = link_message(index);
         message.header.flags = flags;
         message.header.change_mask = flags;
+        // A bridge is born with a carrier, so its first port changes nothing and
+        // the kernel would go on calling its state unknown.
+        let up = LinkAttribute::OperState(State::Up);
+        message.attributes.push(up);
         self.set_link(message, || format!("set bridge {} up", spec.name))
     }
 

@@ -42,6 +42,11 @@ impl Mac {
         self.0 == [0; 6]
     }
 
+    /// Whether this is the address of a group, which no device can have.
+    pub fn is_multicast(self) -> bool {
+        self.0[0] & 1 == 1
+    }
+
     pub(crate) fn from_slice(octets: &[u8]) -> Option<Self> {
         octets.try_into().ok().map(Self)
     }

@@ -298,11 +298,12 @@ fn container_mac(conf: &Conf, args_mac: Option<String>) -> Result<Option<Mac>> {
     let Some(text) = asked else {
         return Ok(None);
     };
-    text.parse().map(Some).map_err(|_| {
-        invalid(&format!(
-            "failed to make veth pair: address {text}: invalid MAC address"
-        ))
-    })
+    let fault = |why: &str| invalid(&format!("failed to make veth pair: address {text}: {why}"));
+    let mac: Mac = text.parse().map_err(|_| fault("invalid MAC address"))?;
+    if mac.is_multicast() || mac.is_zero() {
+        return Err(fault("an interface cannot have this MAC address"));
+    }
+    Ok(Some(mac))
 }
 
 fn vlans(conf: &Conf) -> Result<Vlans> {

@@ -63,6 +63,10 @@ fn contradictions_and_bad_values_are_named() {
         ),
         (r#"{"mtu": 67}"#, "invalid MTU 67, must be [68, 65535]"),
         (
+            r#"{"runtimeConfig": {"mac": "01:00:00:00:00:01"}}"#,
+            "failed to make veth pair: address 01:00:00:00:00:01: an interface cannot have this MAC address",
+        ),
+        (
             r#"{"runtimeConfig": {"mac": "x"}}"#,
             "failed to make veth pair: address x: invalid MAC address",
         ),
