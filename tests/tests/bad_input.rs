@@ -265,6 +265,42 @@ fn variables_that_are_not_utf_8_are_an_error() {
     });
 }
 
+/// Executes a program with its own environment and more, duplicates included: no
+/// library call would do that, but a careless runtime can.
+const DUPLICATE: &str = r#"
+    my $number = shift;
+    my $program = pop;
+    my @env = ((map { "$_=$ENV{$_}" } sort keys %ENV), @ARGV);
+    my @argv = ($program);
+    syscall($number, $program, pack("p*", @argv, undef), pack("p*", @env, undef));
+    die "execve: $!";
+"#;
+
+#[test]
+fn of_duplicate_variables_the_first_counts_for_plugin_and_delegate() {
+    let execve = match std::env::consts::ARCH {
+        "x86_64" => "59",
+        _ => "221",
+    };
+    let sandbox = Sandbox::new();
+    let pod = sandbox.pod("a");
+    let wrapper = [
+        "perl",
+        "-e",
+        DUPLICATE,
+        execve,
+        "CNI_IFNAME=eth1",
+        "CNI_CONTAINERID=second",
+    ];
+    let call = || sandbox.cni("bridge").under(&wrapper);
+    call().add(&conf_of("bridge"), &pod, "eth0").result();
+    assert_eq!(pod.links(), ["eth0", "lo"]);
+    let file = sandbox.read(format!("{}/10.1.0.2", conf::STATE));
+    assert_eq!(file.as_deref(), Some("id-a\r\neth0"));
+    call().del(&conf_of("bridge"), &pod, "eth0").silent();
+    assert_eq!(pod.links(), ["lo"]);
+}
+
 #[test]
 fn args_that_are_not_pairs_are_an_error_where_args_are_read() {
     let sandbox = Sandbox::new();

@@ -740,6 +740,26 @@ fn add_succeeds_on_a_bridge_that_a_failed_add_left_without_ports() {
     });
 }
 
+#[test]
+fn the_mac_addresses_of_a_wire_are_not_left_for_udev_to_change() {
+    beyond_peer(
+        "pains.md 13: CHECK fails after udev has changed the host's end",
+        || {
+            let (sandbox, pod, _) = attached(&bridge(json!({})));
+            let veth = host_veth(&sandbox)["ifname"]
+                .as_str()
+                .expect("a name")
+                .to_owned();
+            // 3: NET_ADDR_SET, what udev's MACAddressPolicy leaves alone (1 is random).
+            let assigned = sandbox.read(format!("/sys/class/net/{veth}/addr_assign_type"));
+            assert_eq!(assigned.as_deref(), Some("3\n"));
+            let inside = "mount -t sysfs sysfs /sys; cat /sys/class/net/eth0/addr_assign_type";
+            let assigned = pod.run(&["unshare", "-m", "sh", "-ec", inside]);
+            assert_eq!(assigned.stdout, "3\n");
+        },
+    );
+}
+
 // ---- dns
 
 #[test]
@@ -999,6 +1019,83 @@ fn the_old_form_of_a_result_without_addresses_is_an_error_that_leaves_nothing() 
             &pod,
             Stdout::Captured,
         );
+    });
+}
+
+/// ADD by a plugin that is killed while its delegate works.
+fn killed(sandbox: &Sandbox, pod: &Netns) -> Value {
+    let conf = l2(json!({"ipam": {"type": "deadly"}}));
+    sandbox
+        .fake("deadly")
+        .before("ADD", "kill -9 $PPID; sleep 0.1");
+    let outcome = sandbox.cni("bridge").add(&conf, pod, "eth0");
+    assert_eq!(outcome.code(), 128 + 9, "{outcome}");
+    conf
+}
+
+#[test]
+fn what_a_killed_add_left_is_removed_by_del() {
+    let sandbox = Sandbox::new();
+    let pod = sandbox.pod("a");
+    let snapshot = sandbox.snapshot().allow_link("cni0");
+    let conf = killed(&sandbox, &pod);
+    del(&sandbox, &conf, &pod);
+    snapshot.assert_unchanged();
+}
+
+#[test]
+fn what_a_killed_add_left_is_removed_by_del_without_a_netns() {
+    beyond_peer("design.md 4: the host's end is found by its name", || {
+        let sandbox = Sandbox::new();
+        let pod = sandbox.pod("a");
+        let snapshot = sandbox.snapshot().allow_link("cni0");
+        let conf = killed(&sandbox, &pod);
+        sandbox
+            .cni("bridge")
+            .netns("")
+            .del(&conf, &pod, "eth0")
+            .silent();
+        snapshot.assert_unchanged();
+    });
+}
+
+#[test]
+fn gc_removes_the_wires_that_are_not_in_the_list() {
+    beyond_peer("no GC there", || {
+        let sandbox = Sandbox::new();
+        let (dead, alive) = (sandbox.pod("dead"), sandbox.pod("alive"));
+        let conf = bridge(json!({"cniVersion": "1.1.0"}));
+        add(&sandbox, &conf, &dead);
+        add(&sandbox, &conf, &alive);
+        // Somebody else's wire, and another network's, are not ours to take.
+        sandbox.host().sh("ip link add veth00000001 type veth peer name other; ip link set veth00000001 master cni0");
+        let other = conf::with(
+            &conf,
+            json!({"name": "other", "ipam": {"ranges": [[{"subnet": "10.1.1.0/24"}]]}, "isGateway": false}),
+        );
+        let foreign = sandbox.pod("foreign");
+        add(&sandbox, &other, &foreign);
+        let valid = conf::with_valid(&conf, &[("id-alive", "eth0")]);
+        sandbox.cni("bridge").gc(&valid).silent();
+        assert!(dead.link("eth0").is_none());
+        assert_eq!(alive.ping("10.1.0.1", 1), [true]);
+        assert!(foreign.link("eth0").is_some());
+        assert!(sandbox.host().link("veth00000001").is_some());
+        assert_eq!(sandbox.read(format!("{}/10.1.0.2", conf::STATE)), None);
+        assert!(sandbox.read(format!("{}/10.1.0.3", conf::STATE)).is_some());
+    });
+}
+
+#[test]
+fn status_says_when_the_bridge_s_name_is_taken() {
+    beyond_peer("no STATUS there", || {
+        let sandbox = Sandbox::new();
+        let conf = bridge(json!({"cniVersion": "1.1.0"}));
+        sandbox.cni("bridge").status(&conf).silent();
+        sandbox
+            .host()
+            .sh("ip link add cni0 type veth peer name other");
+        assert_eq!(sandbox.cni("bridge").status(&conf).error().code, 50);
     });
 }
 

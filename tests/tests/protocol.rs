@@ -846,11 +846,8 @@ fn bridge_forwards_gc_and_status_to_the_delegate() {
             sandbox.cni("bridge").gc(&conf).silent();
             sandbox.cni("bridge").status(&conf).silent();
             assert_eq!(ipam.verbs(), ["GC", "STATUS"]);
-            assert!(
-                ipam.calls()
-                    .iter()
-                    .all(|call| call.stdin == conf.to_string())
-            );
+            let sent = conf.to_string();
+            assert!(ipam.calls().iter().all(|call| call.stdin == sent));
             ipam.fail("GC", 11, "not now");
             ipam.fail("STATUS", 50, "pool exhausted");
             assert_eq!(sandbox.cni("bridge").gc(&conf).error().code, 11);
