@@ -176,6 +176,27 @@ fn without_duplicates(requested: &[Requested]) -> Vec<IpAddr> {
     ips
 }
 
+/// Whether results of `version` can tell the addresses that `document` asks
+/// for. A document with another fault can.
+pub fn can_be_told(document: &Json, version: Version) -> Result<(), Error> {
+    match Ipam::read(document, Version::LATEST, "") {
+        Ok(ipam) => one_of_each_family(&ipam.sets, version),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Results had one address of each family before 0.3.0.
+fn one_of_each_family(sets: &[RangeSet], version: Version) -> Result<(), Error> {
+    let ipv4 = sets.iter().filter(|set| set.is_ipv4()).count();
+    let most = ipv4.max(sets.len() - ipv4);
+    if most > 1 && version < Version::V0_3_0 {
+        return Err(fault(format!(
+            "CNI version {version} does not support more than 1 address per family"
+        )));
+    }
+    Ok(())
+}
+
 fn range_sets(ranges: &[Vec<RangeKeys>], version: Version) -> Result<Vec<RangeSet>, Error> {
     if ranges.is_empty() {
         return Err(fault("no IP ranges specified"));
@@ -186,13 +207,7 @@ fn range_sets(ranges: &[Vec<RangeKeys>], version: Version) -> Result<Vec<RangeSe
             .map_err(|error| fault(format!("invalid range set {number}: {error}")))?;
         sets.push(set);
     }
-    let ipv4 = sets.iter().filter(|set| set.is_ipv4()).count();
-    let most = ipv4.max(sets.len() - ipv4);
-    if most > 1 && version < Version::V0_3_0 {
-        return Err(fault(format!(
-            "CNI version {version} does not support more than 1 address per family"
-        )));
-    }
+    one_of_each_family(&sets, version)?;
     for (number, set) in sets.iter().enumerate() {
         let behind = sets.iter().enumerate().skip(number + 1);
         if let Some((other, _)) = behind.into_iter().find(|(_, other)| set.overlaps(other)) {

@@ -28,6 +28,11 @@ pub fn failed<'a>(action: &'a str, path: &'a Path) -> impl Fn(io::Error) -> anyh
 /// The content of a regular file, and what else is known of it. `None` where there is
 /// nothing, or something that we did not put there: a link, a directory, a pipe.
 pub fn read(path: &Path) -> io::Result<Option<(String, Metadata)>> {
+    read_at_most(path, LONGEST)
+}
+
+/// The same for a file of any length up to `limit` bytes; what is beyond is not read.
+pub fn read_at_most(path: &Path, limit: u64) -> io::Result<Option<(String, Metadata)>> {
     // O_NONBLOCK: opening a pipe must not wait for its writer.
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let opened = OpenOptions::new()
@@ -46,7 +51,7 @@ pub fn read(path: &Path) -> io::Result<Option<(String, Metadata)>> {
         return Ok(None);
     }
     // One read(2) where the end would otherwise be felt for: a directory may hold 65,000 of them.
-    let length = metadata.len().min(LONGEST);
+    let length = metadata.len().min(limit);
     let mut content = Vec::with_capacity(length as usize);
     file.take(length).read_to_end(&mut content)?;
     let content = String::from_utf8_lossy(&content).into_owned();

@@ -1,9 +1,13 @@
 //! Which addresses an owner holds, without a look at all reservations.
 //!
-//! Beside the networks' directories, in `<dataDir>/.podwire/<network>/`, lies
-//! one small file for each owner, named by a hash of it; no network can have
-//! that name, and the Go plugin does not look there. Each line is an address,
-//! the time at which its file was made, and the boot during which we first saw it.
+//! The index lies beside the networks' directories, in
+//! `<dataDir>/.podwire/<network>/`: no network can have that name, and the Go
+//! plugin does not look there. An owner is a hash of what its reservation says.
+//! The file `all` has every owner of the time when the whole directory was last
+//! read, in order; since then, each owner who got or gave up an address has a
+//! small file of its own, which holds in place of `all`. What is known of an
+//! address is the time at which its file was made, and the boot during which
+//! we first saw it.
 //!
 //! The index is only ever a faster way to know what the reservations say. It
 //! is believed as long as nobody else wrote: after every change we give the
@@ -11,16 +15,16 @@
 //! that the kernel would not give them any more. Whoever makes or removes a
 //! file changes the directory's, and so do we until the index is complete, so
 //! that neither the Go plugin, nor an operator's `rm`, nor a kill between two
-//! steps can leave an index that is believed and wrong. The boot is in the stamp, too:
-//! what a power failure left is read anew.
+//! steps can leave an index that is believed and wrong. The boot is in the
+//! stamp, too: what a power failure left is read anew.
 //!
 //! An index that cannot be written costs time, never an address.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::{DirBuilder, File, FileTimes, Metadata, OpenOptions};
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
@@ -33,8 +37,19 @@ use crate::owner::Owner;
 /// The directory that holds the index of every network.
 pub const DIRECTORY: &str = ".podwire";
 
-/// No hash is written like this.
+/// No hash is written like these.
 const STAMP: &str = "stamp";
+const ALL: &str = "all";
+
+/// Characters of a hash; a container id may be longer than a file's name.
+const HASH: usize = 40;
+
+/// Bytes of a line of `all`: hash, address, time, boot, each of its greatest
+/// length, so that an owner can be found by halving.
+const RECORD: usize = HASH + 1 + 39 + 1 + 31 + 1 + BOOT + 1;
+
+/// Digits of a boot.
+const BOOT: usize = 16;
 
 /// One run of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +64,7 @@ impl Boot {
     /// The first half of the id tells boots apart, and keeps the files short.
     pub fn new(id: &str) -> Self {
         let digits = id.chars().filter(char::is_ascii_hexdigit);
-        let id: String = digits.take(16).collect();
+        let id: String = digits.take(BOOT).collect();
         Self(if id.is_empty() { "unknown".into() } else { id })
     }
 
@@ -99,15 +114,19 @@ pub struct Found {
 pub struct Index {
     dir: PathBuf,
     boot: Boot,
-    entries: HashMap<Owner, Entry>,
+    /// By hash of the owner, as far as they were looked at.
+    entries: HashMap<String, Entry>,
+    /// All were looked at.
+    loaded: bool,
+    /// `all` is to be written anew.
+    rebuilt: bool,
     stamp: Option<Stamp>,
     leftovers: usize,
 }
 
 /// What an owner holds.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Entry {
-    path: PathBuf,
     held: Vec<Reservation>,
     changed: bool,
 }
@@ -128,6 +147,8 @@ impl Index {
         Self {
             leftovers: stamp.as_ref().map_or(0, |stamp| stamp.leftovers),
             entries: HashMap::new(),
+            loaded: false,
+            rebuilt: false,
             stamp,
             boot,
             dir,
@@ -172,14 +193,15 @@ impl Index {
         let Some(owner) = &found.owner else {
             return true;
         };
-        let known = self.known(owner, found);
-        known.is_some_and(|known| self.is_of_earlier_boot(&known))
+        self.load();
+        let known = self.known(&hash(owner), found);
+        known.is_some_and(|known| self.is_of_earlier_boot(known))
     }
 
     /// What we knew before about a file.
-    fn known(&mut self, owner: &Owner, found: &Found) -> Option<Reservation> {
+    fn known(&self, hash: &str, found: &Found) -> Option<&Reservation> {
         let same = |held: &&Reservation| held.ip == found.ip && held.since == found.since;
-        self.entry(owner).held.iter().find(same).cloned()
+        self.entries.get(hash)?.held.iter().find(same)
     }
 
     /// How many leftovers there are at most.
@@ -190,30 +212,27 @@ impl Index {
     /// Makes the index say what was `found` in the whole directory. What it
     /// knew before about the same files, it keeps.
     pub fn rebuild(&mut self, found: &[Found]) {
+        self.load();
         self.leftovers = 0;
-        let mut now: HashMap<&Owner, Vec<Reservation>> = HashMap::new();
+        let mut entries: HashMap<String, Entry> = HashMap::new();
         for found in found {
             let Some(owner) = &found.owner else {
                 self.leftovers += 1;
                 continue;
             };
-            let reservation = self.known(owner, found).unwrap_or(Reservation {
+            let hash = hash(owner);
+            let first_seen = || Reservation {
                 ip: found.ip,
                 since: found.since,
                 boot: self.boot.clone(),
-            });
+            };
+            let known = self.known(&hash, found).cloned();
+            let reservation = known.unwrap_or_else(first_seen);
             self.leftovers += usize::from(self.is_of_earlier_boot(&reservation));
-            now.entry(owner).or_default().push(reservation);
+            entries.entry(hash).or_default().held.push(reservation);
         }
-        self.entries.retain(|owner, _| now.contains_key(owner));
-        for (owner, mut held) in now {
-            let entry = self.entry(owner);
-            held.sort_by_key(|reservation| reservation.ip);
-            entry.held.sort_by_key(|reservation| reservation.ip);
-            entry.changed |= entry.held != held;
-            entry.held = held;
-        }
-        self.remove_others();
+        self.entries = entries;
+        self.rebuilt = true;
     }
 
     /// Writes what changed, and marks it as complete with the directory `network`.
@@ -230,13 +249,10 @@ impl Index {
             .recursive(true)
             .mode(0o700)
             .create(&self.dir)?;
-        for Entry { path, held, .. } in self.entries.values().filter(|entry| entry.changed) {
-            // A new file rather than new content: a link is not followed, and
-            // ext4 does not write a file to the disk because it was emptied.
-            file::remove(path)?;
-            if !held.is_empty() {
-                file::overwrite(path, &lines(held))?;
-            }
+        if self.rebuilt {
+            self.write_all()?;
+        } else {
+            self.write_changed()?;
         }
         let path = self.dir.join(STAMP);
         let says = |stamp: &Stamp| stamp.boot == self.boot && stamp.leftovers == self.leftovers;
@@ -246,39 +262,122 @@ impl Index {
         mark(network, &path)
     }
 
-    fn entry(&mut self, owner: &Owner) -> &mut Entry {
-        let dir = &self.dir;
-        let entry = self.entries.entry(owner.clone());
-        entry.or_insert_with(|| Entry::read(dir, owner))
+    /// Writes `all` beside its place, then puts it there: whoever kills us in
+    /// between, the old one and the files that override it are as they were.
+    fn write_all(&self) -> io::Result<()> {
+        let mut records = Vec::new();
+        for (hash, entry) in &self.entries {
+            records.extend(entry.held.iter().map(|held| record(hash, held)));
+        }
+        records.sort_unstable();
+        let (path, beside) = (self.dir.join(ALL), self.dir.join("all.new"));
+        file::remove(&beside)?;
+        file::overwrite(&beside, &records.concat())?;
+        std::fs::rename(&beside, &path)?;
+        for name in self.own_files() {
+            file::remove(&self.dir.join(name))?;
+        }
+        Ok(())
     }
 
-    /// Removes the files of owners who hold nothing any more. One that stays is
-    /// found out by its address, which is free or another's.
-    fn remove_others(&self) {
-        let known: HashSet<&Path> = self.entries.values().map(|entry| &*entry.path).collect();
-        let Ok(entries) = std::fs::read_dir(&self.dir) else {
-            return;
-        };
-        for path in entries.flatten().map(|entry| entry.path()) {
-            if !known.contains(&*path) && !path.ends_with(STAMP) {
-                let _ = file::remove(&path);
+    fn write_changed(&self) -> io::Result<()> {
+        for (hash, entry) in self.entries.iter().filter(|(_, entry)| entry.changed) {
+            let path = self.dir.join(hash);
+            // A new file rather than new content: a link is not followed, and
+            // ext4 does not write a file to the disk because it was emptied.
+            file::remove(&path)?;
+            // An empty file says that what `all` has is no longer so.
+            if !entry.held.is_empty() || !self.find_in_all(hash).is_empty() {
+                let lines: Vec<_> = entry.held.iter().map(line).collect();
+                file::overwrite(&path, &lines.concat())?;
             }
         }
+        Ok(())
+    }
+
+    fn entry(&mut self, owner: &Owner) -> &mut Entry {
+        let hash = hash(owner);
+        if !self.loaded && !self.entries.contains_key(&hash) {
+            let own = read_lines(&self.dir.join(&hash));
+            let held = own.unwrap_or_else(|| self.find_in_all(&hash));
+            let changed = false;
+            self.entries.insert(hash.clone(), Entry { held, changed });
+        }
+        self.entries.entry(hash).or_default()
+    }
+
+    /// Looks at all owners. What we changed ourselves is newer than the files.
+    fn load(&mut self) {
+        if self.loaded {
+            return;
+        }
+        let mut entries: HashMap<String, Entry> = HashMap::new();
+        let all = file::read_at_most(&self.dir.join(ALL), u64::MAX);
+        let all = all.ok().flatten();
+        for text in all.iter().flat_map(|(text, _)| text.lines()) {
+            if let Some((hash, held)) = parse_record(text) {
+                entries.entry(hash.to_owned()).or_default().held.push(held);
+            }
+        }
+        for hash in self.own_files() {
+            let held = read_lines(&self.dir.join(&hash)).unwrap_or_default();
+            let changed = false;
+            entries.insert(hash, Entry { held, changed });
+        }
+        entries.extend(self.entries.drain());
+        self.entries = entries;
+        self.loaded = true;
+    }
+
+    /// The names of the files of owners of their own.
+    fn own_files(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter(|name| name.len() == HASH).collect()
+    }
+
+    fn find_in_all(&self, hash: &str) -> Vec<Reservation> {
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
+            .open(self.dir.join(ALL));
+        // An index that cannot be read was never believed: see `Stamp`.
+        opened
+            .and_then(|all| find_records(&all, hash))
+            .unwrap_or_default()
     }
 }
 
-impl Entry {
-    fn read(dir: &Path, owner: &Owner) -> Self {
-        // Hashed, because a container id may be longer than a file's name.
-        let path = dir.join(cni::names::prefixed(40, "", owner.as_str()));
-        let text = file::read(&path).ok().flatten().map(|(text, _)| text);
-        let lines = text.iter().flat_map(|text| text.lines());
-        Self {
-            held: lines.filter_map(|line| line.parse().ok()).collect(),
-            changed: false,
-            path,
+/// Finds the records of `hash` in the file `all` by halving.
+fn find_records(all: &File, hash: &str) -> io::Result<Vec<Reservation>> {
+    let read = |number: u64| -> io::Result<String> {
+        let mut bytes = [0; RECORD];
+        all.read_exact_at(&mut bytes, number * RECORD as u64)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let count = all.metadata()?.len() / RECORD as u64;
+    let (mut low, mut high) = (0, count);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if read(middle)?.as_str() < hash {
+            low = middle + 1;
+        } else {
+            high = middle;
         }
     }
+    let mut held = Vec::new();
+    for number in low..count {
+        let text = read(number)?;
+        match parse_record(&text) {
+            Some((found, reservation)) if found == hash => held.push(reservation),
+            _ => break,
+        }
+    }
+    Ok(held)
+}
+
+fn hash(owner: &Owner) -> String {
+    cni::names::prefixed(HASH, "", owner.as_str())
 }
 
 /// Gives both the same time, a nanosecond before that of the last change: with
@@ -308,11 +407,26 @@ impl Stamp {
     }
 }
 
-fn lines(held: &[Reservation]) -> String {
-    let line = |Reservation { ip, since, boot }: &Reservation| {
-        format!("{ip} {}.{:09} {}\n", since.0, since.1, boot.0)
-    };
-    held.iter().map(line).collect()
+fn line(Reservation { ip, since, boot }: &Reservation) -> String {
+    format!("{ip} {}.{:09} {}\n", since.0, since.1, boot.0)
+}
+
+/// A line of the same length for all.
+fn record(hash: &str, held: &Reservation) -> String {
+    let line = line(held);
+    let width = RECORD - HASH - 2;
+    format!("{hash} {:<width$}\n", line.trim_end())
+}
+
+fn parse_record(text: &str) -> Option<(&str, Reservation)> {
+    let (hash, line) = text.trim_end().split_once(' ')?;
+    Some((hash, line.parse().ok()?))
+}
+
+/// `None` if there is no such file.
+fn read_lines(path: &Path) -> Option<Vec<Reservation>> {
+    let (text, _) = file::read(path).ok()??;
+    Some(text.lines().filter_map(|line| line.parse().ok()).collect())
 }
 
 impl FromStr for Reservation {
@@ -327,9 +441,9 @@ impl FromStr for Reservation {
             ip: ip.parse().map_err(drop)?,
             since: Since(
                 seconds.parse().map_err(drop)?,
-                nanoseconds.parse().map_err(drop)?,
+                nanoseconds.parse::<u32>().map_err(drop)?.into(),
             ),
-            boot: Boot(boot.to_owned()),
+            boot: Boot::new(boot),
         })
     }
 }

@@ -147,7 +147,10 @@ fn the_index_is_believed_after_our_own_calls() {
     lab.del("nobody");
     assert!(lab.index_is_believed());
     assert_eq!((lab.held("a").len(), lab.held("b").len()), (0, 1));
-    assert_eq!(fs::read_dir(lab.index()).unwrap().count(), 2);
+    let index = fs::read_dir(lab.index()).unwrap().flatten();
+    let mut names: Vec<_> = index.map(|entry| entry.file_name()).collect();
+    names.retain(|name| name != "stamp" && name != "all");
+    assert_eq!(names.len(), 2, "what b holds, and that a holds nothing");
 }
 
 #[test]
@@ -211,6 +214,40 @@ fn an_index_that_was_removed_or_emptied_is_made_anew() {
     }
     assert_eq!(lab.held("a"), ["10.0.0.2"]);
     assert!(lab.index_is_believed());
+}
+
+#[test]
+fn what_is_in_the_sorted_file_is_found_and_overridden() {
+    let lab = Lab::new("10.0.0.0/16");
+    lab.network();
+    for number in 2..100 {
+        lab.foreign(&format!("10.0.1.{number}"), &format!("a{}", number / 2));
+        lab.foreign(&format!("10.0.2.{number}"), &format!("b{number}"));
+    }
+    assert_eq!(lab.held("b99"), ["10.0.2.99"]);
+    let names = || fs::read_dir(lab.index()).unwrap().count();
+    assert_eq!(names(), 2, "all and stamp");
+    for number in 1..50 {
+        let mut held = lab.held(&format!("a{number}"));
+        held.sort();
+        let mut expected = [2 * number, 2 * number + 1].map(|last| format!("10.0.1.{last}"));
+        expected.sort();
+        assert_eq!(held, expected);
+        assert_eq!(lab.held(&format!("b{}", 2 * number)).len(), 1);
+    }
+    assert!(lab.held("nobody").is_empty());
+
+    lab.del("a7");
+    lab.del("b8");
+    assert!(lab.held("a7").is_empty() && lab.held("b8").is_empty());
+    assert_eq!(names(), 4, "they override what the sorted file has");
+    lab.add("b8");
+    assert_eq!(lab.held("b8").len(), 1);
+    assert!(lab.index_is_believed());
+    lab.network().rebuild().unwrap();
+    assert_eq!(names(), 2);
+    assert!(lab.held("a7").is_empty());
+    assert_eq!(lab.held("b8").len(), 1);
 }
 
 #[test]
