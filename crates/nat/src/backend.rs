@@ -1,5 +1,7 @@
 //! What a back end does. Nothing here is particular to one.
 
+use std::net::IpAddr;
+
 use anyhow::Result;
 use cni::Attachment;
 use cni::conf::ValidAttachment;
@@ -25,7 +27,13 @@ pub trait Backend {
     /// Masquerades; once more does no harm.
     fn masquerade(&self, wanted: &Masquerade) -> Result<()>;
     /// Removes what is there for this pod alone, found by owner.
-    fn remove_masquerade(&self, owner: &Attachment) -> Result<()>;
+    ///
+    /// `addresses` are those of this interface where they are known. In
+    /// iptables two interfaces of a container on one network share a chain that
+    /// does not name them: with addresses only this interface's jumps to it go,
+    /// and the chain with the last jump; without any, all of the container's on
+    /// this network.
+    fn remove_masquerade(&self, owner: &Attachment, addresses: &[IpAddr]) -> Result<()>;
     /// Fails with what is missing.
     fn check_masquerade(&self, wanted: &Masquerade) -> Result<()>;
     /// Removes what is there for pods of `network` that are not `valid`; and, if
