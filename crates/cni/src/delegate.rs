@@ -137,14 +137,18 @@ impl Delegate {
 
     fn execute(&self, verb: Verb) -> std::io::Result<Output> {
         let mut child = self.spawn(verb)?;
-        let Some(mut pipe) = child.stdin.take() else {
+        let Some(pipe) = child.stdin.take() else {
             return child.wait_with_output();
         };
         let stdin: &[u8] = &self.stdin;
-        let mut feed = move || match pipe.write_all(stdin) {
-            // A plugin that does not read (VERSION) is not at fault.
-            Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
-            _ => Ok(()),
+        let feed = move || {
+            // Closed when everything is in it: the plugin reads up to its end.
+            let mut pipe = pipe;
+            match pipe.write_all(stdin) {
+                // A plugin that does not read (VERSION) is not at fault.
+                Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
+                _ => Ok(()),
+            }
         };
         if self.stdin.len() <= PIPE_CAPACITY {
             feed()?;
@@ -265,6 +269,27 @@ mod tests {
         ] {
             assert_eq!(find(name, dirs).unwrap_err().to_string(), text);
         }
+    }
+
+    /// A plugin of two lines of shell: it answers how much it was told.
+    fn counted(stdin: &[u8]) -> String {
+        let dir = std::env::temp_dir().join(format!("delegate-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let file = dir.join(stdin.len().to_string());
+        let script = "#!/bin/sh\nhead -c 70000 /dev/zero\nwc -c\n";
+        std::fs::write(&file, script).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&file, mode).unwrap();
+        let env = Environment::from_pairs([("PATH", "/usr/bin:/bin")]);
+        let answer = Delegate::new(&file, env, stdin).run(Verb::Add).unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
+        String::from_utf8_lossy(&answer[70000..]).trim().to_owned()
+    }
+
+    #[test]
+    fn nobody_waits_for_the_other_however_much_there_is_to_say() {
+        assert_eq!(counted(b"{}"), "2");
+        assert_eq!(counted(&[b' '; 300_000]), "300000");
     }
 
     #[test]
