@@ -8,8 +8,10 @@
 
 mod backend;
 mod hostport;
+mod iptables;
 mod masquerade;
 
 pub use backend::{Backend, Kind};
 pub use hostport::{HostPorts, Mapping, Mark, Notice, Protocol, Snat};
+pub use iptables::{Families, Iptables};
 pub use masquerade::Masquerade;

@@ -1,0 +1,286 @@
+use super::*;
+use cni::env::{ContainerId, IfName};
+
+fn owner(id: &str) -> Attachment {
+    Attachment {
+        network: "mynet".into(),
+        container_id: ContainerId::parse(id).unwrap(),
+        ifname: IfName::parse("eth0").unwrap(),
+    }
+}
+
+/// `tcp 8080 80` or `tcp 192.0.2.7 8443 443`.
+fn mapping(text: &str) -> Mapping {
+    let words: Vec<_> = text.split(' ').collect();
+    let port = |it: &str| it.parse::<u16>().unwrap();
+    Mapping {
+        protocol: match words[0] {
+            "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            _ => Protocol::Sctp,
+        },
+        host_ip: (words.len() == 4).then(|| words[1].parse().unwrap()),
+        host_port: port(words[words.len() - 2]),
+        container_port: port(words[words.len() - 1]),
+    }
+}
+
+fn wanted(mappings: &[&str]) -> HostPorts {
+    HostPorts {
+        owner: owner("aaaabbbbccccdddd"),
+        pod_v4: Some("10.22.0.2/24".parse().unwrap()),
+        pod_v6: Some("fd00:22::2/64".parse().unwrap()),
+        mappings: mappings.iter().map(|it| mapping(it)).collect(),
+        snat: Snat::Hairpin,
+        mark: Mark::Bit(13),
+        conditions_v4: Vec::new(),
+        conditions_v6: Vec::new(),
+    }
+}
+
+const EXAMPLE: [&str; 3] = ["tcp 8080 80", "tcp 192.0.2.7 8443 443", "udp 5353 53"];
+
+fn publish(wanted: &HostPorts, family: Family, known: Known) -> String {
+    let rules = Rules::new(wanted, family).unwrap().unwrap();
+    rules.publish(known).to_string()
+}
+
+/// On a node without a published port.
+fn first(wanted: &HostPorts, family: Family) -> String {
+    publish(wanted, family, Known::Table(&Listing::default()))
+}
+
+/// The lines that begin so.
+fn lines<'a>(text: &'a str, begin: &str) -> Vec<&'a str> {
+    text.lines().filter(|it| it.starts_with(begin)).collect()
+}
+
+#[test]
+fn the_first_pod_of_a_node_makes_what_all_share() {
+    let text = first(&wanted(&EXAMPLE), Family::V4);
+    assert_eq!(
+        text,
+        r#"*nat
+-N CNI-HOSTPORT-DNAT
+-N CNI-HOSTPORT-SETMARK
+-N CNI-HOSTPORT-MASQ
+-A CNI-HOSTPORT-SETMARK -m comment --comment "CNI portfwd masquerade mark" -j MARK --set-xmark 0x2000/0x2000
+-A CNI-HOSTPORT-MASQ -m mark --mark 0x2000/0x2000 -j MASQUERADE
+-I POSTROUTING -m comment --comment "CNI portfwd requiring masquerade" -j CNI-HOSTPORT-MASQ
+-A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT
+-A OUTPUT -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT
+:CNI-DN-ac32b8ee4dcc1773aba08 - [0:0]
+-A CNI-DN-ac32b8ee4dcc1773aba08 -s 10.22.0.0/24 -p tcp -m tcp --dport 8080 -j CNI-HOSTPORT-SETMARK
+-A CNI-DN-ac32b8ee4dcc1773aba08 -s 127.0.0.1/32 -p tcp -m tcp --dport 8080 -j CNI-HOSTPORT-SETMARK
+-A CNI-DN-ac32b8ee4dcc1773aba08 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.22.0.2:80
+-A CNI-DN-ac32b8ee4dcc1773aba08 -s 10.22.0.0/24 -d 192.0.2.7/32 -p tcp -m tcp --dport 8443 -j CNI-HOSTPORT-SETMARK
+-A CNI-DN-ac32b8ee4dcc1773aba08 -s 127.0.0.1/32 -d 192.0.2.7/32 -p tcp -m tcp --dport 8443 -j CNI-HOSTPORT-SETMARK
+-A CNI-DN-ac32b8ee4dcc1773aba08 -d 192.0.2.7/32 -p tcp -m tcp --dport 8443 -j DNAT --to-destination 10.22.0.2:443
+-A CNI-DN-ac32b8ee4dcc1773aba08 -s 10.22.0.0/24 -p udp -m udp --dport 5353 -j CNI-HOSTPORT-SETMARK
+-A CNI-DN-ac32b8ee4dcc1773aba08 -s 127.0.0.1/32 -p udp -m udp --dport 5353 -j CNI-HOSTPORT-SETMARK
+-A CNI-DN-ac32b8ee4dcc1773aba08 -p udp -m udp --dport 5353 -j DNAT --to-destination 10.22.0.2:53
+-I CNI-HOSTPORT-DNAT -p udp -m comment --comment "dnat name: \"mynet\" id: \"aaaabbbbccccdddd\"" -m multiport --dports 5353 -j CNI-DN-ac32b8ee4dcc1773aba08
+-I CNI-HOSTPORT-DNAT -p tcp -m comment --comment "dnat name: \"mynet\" id: \"aaaabbbbccccdddd\"" -m multiport --dports 8080,8443 -j CNI-DN-ac32b8ee4dcc1773aba08
+COMMIT
+"#
+    );
+}
+
+#[test]
+fn ipv6_has_the_port_of_an_ipv4_mapping_but_not_the_mapping() {
+    let text = first(&wanted(&EXAMPLE), Family::V6);
+    let chain = "-A CNI-DN-ac32b8ee4dcc1773aba08";
+    assert_eq!(
+        lines(&text, chain),
+        [
+            format!("{chain} -s fd00:22::/64 -p tcp -m tcp --dport 8080 -j CNI-HOSTPORT-SETMARK"),
+            format!("{chain} -p tcp -m tcp --dport 8080 -j DNAT --to-destination [fd00:22::2]:80"),
+            format!("{chain} -s fd00:22::/64 -p udp -m udp --dport 5353 -j CNI-HOSTPORT-SETMARK"),
+            format!("{chain} -p udp -m udp --dport 5353 -j DNAT --to-destination [fd00:22::2]:53"),
+        ]
+    );
+    assert!(text.contains("--dports 8080,8443 "), "{text}");
+}
+
+#[test]
+fn a_later_pod_asks_for_the_shared_rules_and_comes_first() {
+    let text = publish(
+        &wanted(&["tcp 8080 80"]),
+        Family::V4,
+        Known::Entries(&Listing::default()),
+    );
+    assert_eq!(lines(&text, "-C").len(), 5, "{text}");
+    assert_eq!(lines(&text, "-N").len(), 0, "{text}");
+    assert_eq!(lines(&text, "-I CNI-HOSTPORT-DNAT ").len(), 1, "{text}");
+}
+
+#[test]
+fn a_repeated_add_replaces_its_entries() {
+    let old = r#"-p tcp -m comment --comment "dnat" -m multiport --dports 1 -j CNI-DN-ac32b8ee4dcc1773aba08"#;
+    let listing = Listing::parse(&format!(
+        "-N CNI-HOSTPORT-DNAT\n-A CNI-HOSTPORT-DNAT {old}\n-A CNI-HOSTPORT-DNAT -j CNI-DN-other\n"
+    ));
+    let wanted = wanted(&["tcp 8080 80"]);
+    let text = publish(&wanted, Family::V4, Known::Entries(&listing));
+    assert_eq!(
+        lines(&text, "-D"),
+        [format!("-D CNI-HOSTPORT-DNAT {old}")],
+        "{text}"
+    );
+}
+
+#[test]
+fn what_all_share_is_made_once_and_completed_where_it_is_not_whole() {
+    let made = first(&wanted(&EXAMPLE), Family::V4).replace("-I POSTROUTING", "-A POSTROUTING");
+    let whole = Listing::parse(&made);
+    let text = publish(&wanted(&EXAMPLE), Family::V4, Known::Table(&whole));
+    assert!(lines(&text, "-N").is_empty(), "{text}");
+    assert!(lines(&text, "-A PREROUTING").is_empty(), "{text}");
+    assert!(lines(&text, "-I POSTROUTING").is_empty(), "{text}");
+
+    let flushed = Listing::parse(&made.replace("-A PREROUTING", "-A NONE"));
+    let text = publish(&wanted(&EXAMPLE), Family::V4, Known::Table(&flushed));
+    assert!(lines(&text, "-N").is_empty(), "{text}");
+    assert_eq!(lines(&text, "-A PREROUTING").len(), 1, "{text}");
+}
+
+#[test]
+fn entries_have_15_ports_and_their_protocols_are_sorted() {
+    let ports: Vec<_> = (1..=16).map(|it| format!("udp {it} 80")).collect();
+    let mut all: Vec<_> = ports.iter().map(String::as_str).collect();
+    all.extend(["sctp 7 7", "tcp 9 9"]);
+    let rules = Rules::new(&wanted(&all), Family::V4).unwrap().unwrap();
+    let entries = rules.entries.iter();
+    let entries: Vec<_> = entries
+        .map(|it| {
+            (
+                it.split(' ').nth(1).unwrap(),
+                option(it, "--dports").unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        entries,
+        [
+            ("sctp", "7".into()),
+            ("tcp", "9".into()),
+            ("udp", "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15".into()),
+            ("udp", "16".into()),
+        ]
+    );
+}
+
+#[test]
+fn who_gets_the_nodes_address_follows_snat_and_the_mark() {
+    let mut wanted = wanted(&["tcp 8080 80"]);
+    wanted.snat = Snat::Off;
+    let text = first(&wanted, Family::V4);
+    assert!(
+        !text.contains("SETMARK") && !text.contains("MASQ"),
+        "{text}"
+    );
+
+    wanted.snat = Snat::All;
+    wanted.mark = Mark::Bit(0);
+    let text = first(&wanted, Family::V4);
+    assert!(text.contains("--set-xmark 0x1/0x1\n"), "{text}");
+    let marked =
+        "-A CNI-DN-ac32b8ee4dcc1773aba08 -p tcp -m tcp --dport 8080 -j CNI-HOSTPORT-SETMARK";
+    assert!(text.contains(marked), "{text}");
+    assert!(!text.contains("127.0.0.1"), "{text}");
+
+    wanted.mark = Mark::ExternalChain("KUBE-MARK-MASQ".into());
+    let text = first(&wanted, Family::V4);
+    assert!(text.contains("--dport 8080 -j KUBE-MARK-MASQ\n"), "{text}");
+    assert!(!text.contains("CNI-HOSTPORT-SETMARK"), "{text}");
+    assert!(!text.contains("CNI-HOSTPORT-MASQ"), "{text}");
+}
+
+#[test]
+fn conditions_are_words_of_the_entry() {
+    let mut wanted = wanted(&["tcp 8080 80"]);
+    wanted.conditions_v4 = ["!", "-d", "192.0.2.0/24", "-m", "a b"]
+        .map(Into::into)
+        .into();
+    let text = first(&wanted, Family::V4);
+    let entry = r#"--dports 8080 ! -d 192.0.2.0/24 -m "a b" -j CNI-DN-"#;
+    assert!(text.contains(entry), "{text}");
+
+    wanted.conditions_v4 = vec!["-s 1.2.3.4\n-F OUTPUT".into()];
+    assert!(Rules::new(&wanted, Family::V4).is_err());
+    assert!(Rules::new(&wanted, Family::V6).is_ok());
+}
+
+#[test]
+fn a_long_comment_is_cut_as_the_go_plugin_cuts_it() {
+    let comment = comment(&owner(&"a".repeat(300)));
+    assert_eq!(comment.len(), 256);
+    assert!(comment.starts_with(r#"dnat name: "mynet" id: "aaa"#) && comment.ends_with("aaa..."));
+}
+
+#[test]
+fn removal_takes_the_chain_and_every_entry_to_it() {
+    let listing = Listing::parse(
+        "-A CNI-HOSTPORT-DNAT -p tcp -j CNI-DN-1\n-A CNI-HOSTPORT-DNAT -p udp -j CNI-DN-1\n-A CNI-HOSTPORT-DNAT -p tcp -j CNI-DN-2\n",
+    );
+    let mut transaction = Transaction::new();
+    remove(&mut transaction, ENTRIES, "CNI-DN-1", &listing);
+    assert_eq!(
+        transaction.to_string(),
+        "*nat\n-D CNI-HOSTPORT-DNAT -p tcp -j CNI-DN-1\n-D CNI-HOSTPORT-DNAT -p udp -j CNI-DN-1\n-F CNI-DN-1\n-X CNI-DN-1\nCOMMIT\n"
+    );
+    assert_eq!(
+        old_chain(&owner("aaaabbbbccccdddd")),
+        "CNI-SN-ac32b8ee4dcc1773aba08"
+    );
+}
+
+fn others() -> Listing {
+    let mut others = wanted(&["tcp 8080 80", "tcp 192.0.2.7 8443 443"]);
+    others.owner = owner("other");
+    let text = first(&others, Family::V4);
+    Listing::parse(&text.replace("-I CNI", "-A CNI"))
+}
+
+fn lost(ours: &[&str]) -> Vec<Mapping> {
+    let (wanted, listing) = (wanted(ours), others());
+    let rivals = rivals(&wanted, Family::V4, &listing);
+    let lost = rivals
+        .iter()
+        .flat_map(|it| it.lost(&wanted, Family::V4, &listing));
+    lost.map(|notice| {
+        assert_eq!(notice.from, r#"dnat name: "mynet" id: "other""#);
+        notice.mapping
+    })
+    .collect()
+}
+
+#[test]
+fn what_is_taken_from_others_is_noticed() {
+    assert_eq!(lost(&["tcp 8080 8000"]), [mapping("tcp 8080 80")]);
+    assert_eq!(lost(&["tcp 8443 1"]), [mapping("tcp 192.0.2.7 8443 443")]);
+    assert_eq!(
+        lost(&["tcp 192.0.2.7 8443 1"]),
+        [mapping("tcp 192.0.2.7 8443 443")]
+    );
+    let untouched = ["udp 8080 1", "tcp 192.0.2.8 8443 1", "tcp 192.0.2.7 8080 1"];
+    assert_eq!(lost(&untouched), []);
+    assert_eq!(lost(&["tcp fd00::1 8080 1"]), []);
+}
+
+#[test]
+fn collection_spares_the_valid_and_other_networks() {
+    let valid = |id: &str| ValidAttachment {
+        container_id: id.into(),
+        ifname: "eth0".into(),
+    };
+    assert!(collect("mynet", &[valid("other")], &others()).is_empty());
+    assert!(collect("my", &[], &others()).is_empty());
+    let text = collect("mynet", &[valid("x")], &others()).to_string();
+    let chain = chain(&owner("other"));
+    assert_eq!(lines(&text, "-D CNI-HOSTPORT-DNAT ").len(), 1, "{text}");
+    assert!(
+        text.ends_with(&format!("-F {chain}\n-X {chain}\nCOMMIT\n")),
+        "{text}"
+    );
+}

@@ -1,0 +1,220 @@
+//! The rules that masquerade a pod: a chain of its container on its network,
+//! and a jump to it from POSTROUTING for each address.
+
+use std::net::IpAddr;
+
+use cni::conf::ValidAttachment;
+use cni::{Attachment, names};
+use ipnetwork::IpNetwork;
+
+use super::table::{Family, Listing, Transaction, jumps_to, option};
+use crate::masquerade::Masquerade;
+
+/// What is wanted in one family.
+#[derive(Debug)]
+pub(super) struct Rules {
+    chain: String,
+    jumps: Vec<(IpAddr, String)>,
+    accepts: Vec<String>,
+    masquerade: String,
+}
+
+impl Rules {
+    /// `None` if the pod has no address of that family.
+    pub(super) fn new(wanted: &Masquerade, family: Family) -> Option<Self> {
+        let all = wanted.addresses.iter().copied();
+        let addresses: Vec<_> = all.filter(|it| family.has(it.ip())).collect();
+        if addresses.is_empty() {
+            return None;
+        }
+        let chain = chain(&wanted.owner);
+        let comment = comment(&wanted.owner);
+        let mut accepts = Vec::new();
+        for address in &addresses {
+            let accept = format!("{}{comment} -j ACCEPT", subnet("-d", *address));
+            if !accepts.contains(&accept) {
+                accepts.push(accept);
+            }
+        }
+        let random = if wanted.random_fully {
+            " --random-fully"
+        } else {
+            ""
+        };
+        let multicast = family.multicast();
+        Some(Self {
+            jumps: addresses
+                .iter()
+                .map(|it| (it.ip(), jump(&wanted.owner, it.ip())))
+                .collect(),
+            masquerade: format!("! -d {multicast} {comment} -j MASQUERADE{random}"),
+            accepts,
+            chain,
+        })
+    }
+
+    /// For a chain that does not exist yet, which is nearly always so: all
+    /// fails if it does.
+    pub(super) fn create(&self) -> Transaction {
+        let mut transaction = Transaction::new();
+        transaction.create(&self.chain);
+        self.fill(&mut transaction, &self.accepts);
+        for (_, jump) in &self.jumps {
+            transaction.append(POSTROUTING, jump);
+        }
+        transaction
+    }
+
+    /// For a chain that may exist, as `listing` has it: an ADD that is repeated,
+    /// or another interface of the container on the network, whose subnets stay.
+    pub(super) fn complete(&self, listing: &Listing) -> Transaction {
+        let mut accepts: Vec<_> = listing.rules(&self.chain).to_vec();
+        accepts.retain(|rule| rule.ends_with("-j ACCEPT") && !self.accepts.contains(rule));
+        accepts.extend_from_slice(&self.accepts);
+        let mut transaction = Transaction::new();
+        transaction.create_empty(&self.chain);
+        self.fill(&mut transaction, &accepts);
+        for (ip, jump) in &self.jumps {
+            let mut rules = listing.rules(POSTROUTING).iter();
+            if !rules.any(|rule| jumps_to(rule, &self.chain) && is_from(rule, *ip)) {
+                transaction.append(POSTROUTING, jump);
+            }
+        }
+        transaction
+    }
+
+    /// The subnets of all addresses come before the masquerade: after it, as
+    /// the Go plugins have a second one, they would never be reached.
+    fn fill(&self, transaction: &mut Transaction, accepts: &[String]) {
+        for accept in accepts {
+            transaction.append(&self.chain, accept);
+        }
+        transaction.append(&self.chain, &self.masquerade);
+    }
+
+    /// Fails with the first rule that is missing.
+    pub(super) fn check(&self) -> Transaction {
+        let mut transaction = Transaction::new();
+        for (_, jump) in &self.jumps {
+            transaction.require(POSTROUTING, jump);
+        }
+        for rule in self.accepts.iter().chain([&self.masquerade]) {
+            transaction.require(&self.chain, rule);
+        }
+        transaction
+    }
+}
+
+/// The chain in which all jumps are.
+pub(super) const POSTROUTING: &str = "POSTROUTING";
+
+/// The chain of a container on a network. The interface is not in its name.
+pub(super) fn chain(owner: &Attachment) -> String {
+    chain_of(&owner.network, owner.container_id.as_str())
+}
+
+fn chain_of(network: &str, container_id: &str) -> String {
+    names::prefixed(28, "CNI-", &format!("{network}{container_id}"))
+}
+
+/// Removes the jumps of known addresses and with them the chain, unless another
+/// interface still needs it: then all fails.
+pub(super) fn remove(owner: &Attachment, addresses: &[IpAddr]) -> Transaction {
+    let chain = chain(owner);
+    let mut transaction = Transaction::new();
+    for ip in addresses {
+        transaction.delete(POSTROUTING, &jump(owner, *ip));
+    }
+    transaction.delete_chain(&chain);
+    transaction
+}
+
+/// Removes what `listing` has (of the chain, and of POSTROUTING): the jumps of
+/// `addresses`, or all if there are none; the chain with the last jump.
+pub(super) fn remove_found(
+    owner: &Attachment,
+    addresses: &[IpAddr],
+    listing: &Listing,
+) -> Transaction {
+    let chain = chain(owner);
+    let mut transaction = Transaction::new();
+    let mut others = false;
+    for rule in listing.rules(POSTROUTING) {
+        if !jumps_to(rule, &chain) {
+            continue;
+        }
+        if addresses.is_empty() || addresses.iter().any(|ip| is_from(rule, *ip)) {
+            transaction.delete(POSTROUTING, rule);
+        } else {
+            others = true;
+        }
+    }
+    if !others && listing.chain(&chain).is_some() {
+        transaction.delete_chain(&chain);
+    }
+    transaction
+}
+
+/// Removes what the whole table has for pods of `network` that are not `valid`.
+pub(super) fn collect(network: &str, valid: &[ValidAttachment], listing: &Listing) -> Transaction {
+    let begin = format!("name: {network:?} id: \"");
+    let valid: Vec<_> = valid
+        .iter()
+        .map(|it| chain_of(network, &it.container_id))
+        .collect();
+    let is_of_network = |rule: &String| {
+        option(rule, "--comment").is_some_and(|comment| comment.starts_with(&begin))
+    };
+    let is_stale = |chain: &str| chain.starts_with("CNI-") && !valid.iter().any(|it| it == chain);
+    let mut transaction = Transaction::new();
+    for rule in listing.rules(POSTROUTING) {
+        if is_of_network(rule) && option(rule, "-j").is_some_and(|chain| is_stale(&chain)) {
+            transaction.delete(POSTROUTING, rule);
+        }
+    }
+    // A chain that nothing leads to any more says in its own rules whose it was.
+    for (chain, rules) in listing.chains() {
+        let ends = |rule: &String| rule.contains(" -j ACCEPT") || rule.contains(" -j MASQUERADE");
+        let is_masquerade = |rule: &String| is_of_network(rule) && ends(rule);
+        if is_stale(chain) && rules.iter().any(is_masquerade) {
+            transaction.delete_chain(chain);
+        }
+    }
+    transaction
+}
+
+/// `-s ADDRESS … -j CHAIN`, as iptables prints it.
+fn jump(owner: &Attachment, ip: IpAddr) -> String {
+    let (chain, comment) = (chain(owner), comment(owner));
+    format!("{}{comment} -j {chain}", subnet("-s", IpNetwork::from(ip)))
+}
+
+/// Whether a jump is of an address: of it alone, or, as plugins before 0.9
+/// wrote it, of its subnet.
+fn is_from(rule: &str, ip: IpAddr) -> bool {
+    let source = option(rule, "-s").and_then(|text| text.parse::<IpNetwork>().ok());
+    source.is_some_and(|source| source.contains(ip))
+}
+
+/// The network's name and the container's id have no letter to be escaped: the
+/// Go plugins' `%q` and `{:?}` agree on them.
+fn comment(owner: &Attachment) -> String {
+    let comment = format!(
+        "name: {:?} id: {:?}",
+        owner.network,
+        owner.container_id.as_str()
+    );
+    format!("-m comment --comment {comment:?}")
+}
+
+/// The option with a network, and a blank; nothing for all addresses, as
+/// iptables itself prints it.
+pub(super) fn subnet(option: &str, network: IpNetwork) -> String {
+    if network.prefix() == 0 {
+        return String::new();
+    }
+    format!("{option} {}/{} ", network.network(), network.prefix())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,264 @@
+//! The nat table as text: what `iptables-save` and `iptables -S` print, what
+//! `iptables-restore` reads. Nothing here executes anything.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write};
+use std::net::IpAddr;
+
+use anyhow::Result;
+use cni::Code;
+
+/// A family of addresses, each with programs and a table of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// Whether an address is of this family.
+    pub(super) fn has(self, ip: IpAddr) -> bool {
+        ip.is_ipv4() == (self == Self::V4)
+    }
+
+    /// Its multicast addresses.
+    pub(super) fn multicast(self) -> &'static str {
+        match self {
+            Self::V4 => "224.0.0.0/4",
+            Self::V6 => "ff00::/8",
+        }
+    }
+}
+
+/// Both, in the order in which they are served.
+pub(super) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+/// The rules of some chains of the table, as they are in the kernel.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Listing(BTreeMap<String, Vec<String>>);
+
+impl Listing {
+    /// Reads what `iptables-save -t nat` or `iptables -t nat -S` printed.
+    pub(super) fn parse(text: &str) -> Self {
+        let mut chains = BTreeMap::<String, Vec<String>>::new();
+        for line in text.lines() {
+            let (first, rest) = line.split_once(' ').unwrap_or((line, ""));
+            let (chain, rule) = rest.split_once(' ').unwrap_or((rest, ""));
+            match first {
+                "-A" => chains
+                    .entry(chain.to_owned())
+                    .or_default()
+                    .push(rule.to_owned()),
+                "-N" | "-P" => drop(chains.entry(chain.to_owned()).or_default()),
+                _ if first.starts_with(':') => {
+                    chains.entry(first[1..].to_owned()).or_default();
+                }
+                // *nat, COMMIT, comments
+                _ => {}
+            }
+        }
+        Self(chains)
+    }
+
+    /// The rules of `chain` (what follows `-A CHAIN `); `None` if there is no
+    /// such chain.
+    pub(super) fn chain(&self, chain: &str) -> Option<&[String]> {
+        self.0.get(chain).map(Vec::as_slice)
+    }
+
+    /// The same, with nothing in a chain that does not exist.
+    pub(super) fn rules(&self, chain: &str) -> &[String] {
+        self.chain(chain).unwrap_or_default()
+    }
+
+    /// Adds the chains of another one.
+    pub(super) fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
+    /// All chains by name.
+    pub(super) fn chains(&self) -> impl Iterator<Item = (&str, &[String])> {
+        self.0
+            .iter()
+            .map(|(name, rules)| (name.as_str(), rules.as_slice()))
+    }
+}
+
+/// Whether `rule` goes to `chain`.
+pub(super) fn jumps_to(rule: &str, chain: &str) -> bool {
+    let target = rule.strip_suffix(chain);
+    target.is_some_and(|before| before.ends_with("-j "))
+}
+
+/// The value of an option of `rule`, such as `-j` or `--comment`.
+pub(super) fn option(rule: &str, name: &str) -> Option<String> {
+    let words = words(rule);
+    let at = words.iter().position(|word| word == name)?;
+    words.into_iter().nth(at + 1)
+}
+
+/// The words of a line that iptables printed, without its quotes.
+pub(super) fn words(line: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word = String::new();
+    let (mut quoted, mut begun) = (false, false);
+    let mut letters = line.chars();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '"' => (quoted, begun) = (!quoted, true),
+            '\\' if quoted => word.extend(letters.next()),
+            ' ' if !quoted => {
+                if begun {
+                    words.push(std::mem::take(&mut word));
+                }
+                begun = false;
+            }
+            _ => {
+                word.push(letter);
+                begun = true;
+            }
+        }
+    }
+    if begun {
+        words.push(word);
+    }
+    words
+}
+
+/// `text` as one word of a line for `iptables-restore`.
+///
+/// Fails on a control character: a line break would begin another rule.
+pub(super) fn word(text: &str) -> Result<String> {
+    if text.chars().any(char::is_control) {
+        return Err(Code::InvalidConfig
+            .err(format!("control character in {text:?}"))
+            .into());
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.,:/!=+%@".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return Ok(text.to_owned());
+    }
+    let escaped = text.replace('\\', r"\\").replace('"', r#"\""#);
+    Ok(format!("\"{escaped}\""))
+}
+
+/// Changes of the table that are made together or not at all.
+#[derive(Debug, Default)]
+pub(super) struct Transaction(Vec<String>);
+
+impl Transaction {
+    /// With nothing in it.
+    pub(super) fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether there is nothing to do.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Adds a chain; all fails if it exists.
+    pub(super) fn create(&mut self, chain: &str) {
+        self.0.push(format!("-N {chain}"));
+    }
+
+    /// Adds a chain, or empties it.
+    pub(super) fn create_empty(&mut self, chain: &str) {
+        self.0.push(format!(":{chain} - [0:0]"));
+    }
+
+    /// Appends a rule.
+    pub(super) fn append(&mut self, chain: &str, rule: &str) {
+        self.0.push(format!("-A {chain} {rule}"));
+    }
+
+    /// Makes a rule the first.
+    pub(super) fn insert(&mut self, chain: &str, rule: &str) {
+        self.0.push(format!("-I {chain} {rule}"));
+    }
+
+    /// All fails unless the rule exists.
+    pub(super) fn require(&mut self, chain: &str, rule: &str) {
+        self.0.push(format!("-C {chain} {rule}"));
+    }
+
+    /// Deletes one such rule; all fails if there is none.
+    pub(super) fn delete(&mut self, chain: &str, rule: &str) {
+        self.0.push(format!("-D {chain} {rule}"));
+    }
+
+    /// Deletes a chain that nothing leads to any more, with its rules.
+    pub(super) fn delete_chain(&mut self, chain: &str) {
+        self.0.push(format!("-F {chain}"));
+        self.0.push(format!("-X {chain}"));
+    }
+
+    /// The line that `iptables-restore` counts as number `line`; the first, the
+    /// table's name, is 1.
+    pub(super) fn line(&self, line: usize) -> Option<&str> {
+        self.0.get(line.checked_sub(2)?).map(String::as_str)
+    }
+
+    /// Takes that line out.
+    pub(super) fn remove_line(&mut self, line: usize) -> Option<String> {
+        let at = line.checked_sub(2).filter(|at| *at < self.0.len())?;
+        Some(self.0.remove(at))
+    }
+}
+
+impl fmt::Display for Transaction {
+    /// What `iptables-restore --noflush` reads.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("*nat\n")?;
+        for line in &self.0 {
+            f.write_str(line)?;
+            f.write_char('\n')?;
+        }
+        f.write_str("COMMIT\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_is_read_from_both_programs() {
+        let saved =
+            "# Generated\n*nat\n:OUTPUT ACCEPT [0:0]\n:EMPTY - [0:0]\n-A OUTPUT -j EMPTY\nCOMMIT\n";
+        let listed = "-P OUTPUT ACCEPT\n-N EMPTY\n-A OUTPUT -j EMPTY\n";
+        let listing = Listing::parse(saved);
+        assert_eq!(listing, Listing::parse(listed));
+        assert_eq!(listing.rules("OUTPUT"), ["-j EMPTY"]);
+        assert_eq!(listing.chain("EMPTY"), Some(&[][..]));
+        assert_eq!(listing.chain("NONE"), None);
+    }
+
+    #[test]
+    fn words_are_told_apart_as_iptables_quotes_them() {
+        let rule = r#"-p tcp -m comment --comment "it\'s \"a\" \\ b" --none "" -j X"#;
+        let comment = r#"it's "a" \ b"#;
+        assert_eq!(option(rule, "--comment").as_deref(), Some(comment));
+        assert_eq!(option(rule, "--none").as_deref(), Some(""));
+        assert_eq!(option(rule, "-j").as_deref(), Some("X"));
+        assert_eq!(option(rule, "-s"), None);
+        assert_eq!(words(&word(comment).unwrap()), [comment]);
+    }
+
+    #[test]
+    fn a_word_cannot_begin_another_rule() {
+        let error = word("x\n-F OUTPUT").unwrap_err();
+        assert_eq!(
+            format!("{error:#}"),
+            r#"control character in "x\n-F OUTPUT""#
+        );
+    }
+
+    #[test]
+    fn a_rule_goes_to_the_whole_name_of_a_chain() {
+        assert!(jumps_to("-s 1.2.3.4/32 -j CNI-1", "CNI-1"));
+        assert!(jumps_to("-j CNI-1", "CNI-1"));
+        assert!(!jumps_to("-j XCNI-1", "CNI-1"));
+        assert!(!jumps_to("-j CNI-12", "CNI-1"));
+    }
+}
