@@ -10,6 +10,7 @@ mod backend;
 mod hostport;
 mod iptables;
 mod masquerade;
+pub mod nftables;
 
 pub use backend::{Backend, Kind};
 pub use hostport::{HostPorts, Mapping, Mark, Notice, Protocol, Snat};

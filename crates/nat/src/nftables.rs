@@ -1,0 +1,161 @@
+//! nf_tables, in-process over netlink: no program is executed, and each
+//! operation is one batch that happens as a whole or not at all.
+//!
+//! From the wire up: [`message`] (bytes), [`socket`] (requests), [`expression`]
+//! and [`transaction`] (rules as data), [`listing`] (what the kernel has); then
+//! what rules there are: [`masquerade`], [`hostport`], [`spoof`].
+
+mod conditional;
+mod conntrack;
+mod error;
+mod expression;
+mod hostport;
+mod listing;
+mod masquerade;
+mod message;
+mod socket;
+mod spoof;
+mod transaction;
+
+use std::net::IpAddr;
+
+use anyhow::{Result, bail};
+use cni::Attachment;
+use cni::conf::ValidAttachment;
+use nix::errno::Errno;
+
+use crate::backend::{Backend, Kind};
+use crate::hostport::{HostPorts, Notice};
+use crate::masquerade::Masquerade;
+use socket::{Socket, retry};
+use transaction::{Chain, Change, Hook, Point, Table, Transaction};
+
+pub use error::Error;
+pub use spoof::SpoofCheck;
+pub use transaction::Family;
+
+/// Whether nf_tables can do nat in `family` here: is the kernel built with it,
+/// are we privileged. Changes nothing.
+pub fn probe(family: Family) -> bool {
+    let Ok(socket) = Socket::open() else {
+        return false;
+    };
+    if socket.generation().is_err() {
+        return false;
+    }
+    // Whoever has a table of the family has shown it; a trial that is taken
+    // back waits for RCU.
+    if listing::has_table(&socket, family).unwrap_or(false) {
+        return true;
+    }
+    let table = Table {
+        family,
+        name: "podwire_probe",
+        comment: "",
+    };
+    let (kind, point) = match family {
+        Family::Bridge => ("filter", Point::Prerouting),
+        _ => ("nat", Point::Postrouting),
+    };
+    let hook = Some(Hook {
+        kind,
+        point,
+        priority: 100,
+    });
+    let name = "probe".into();
+    let mut trial = Transaction::new();
+    trial.push(Change::AddTable(table));
+    trial.push(Change::AddChain(
+        table,
+        Chain {
+            name,
+            hook,
+            comment: "",
+        },
+    ));
+    trial.check(&socket)
+}
+
+/// The back end.
+pub struct Nftables {
+    socket: Socket,
+}
+
+impl Nftables {
+    /// For the calling thread's network namespace.
+    pub fn open() -> Result<Self> {
+        let socket = Socket::open()?;
+        Ok(Self { socket })
+    }
+
+    /// Drops what `wanted`'s veth sends with another MAC than the pod's; once
+    /// more does no harm.
+    pub fn ensure_spoof_check(&self, wanted: &SpoofCheck) -> Result<()> {
+        self.transact(|socket| spoof::add(socket, wanted))
+    }
+
+    /// Removes what is there for `owner`, found by its names.
+    pub fn remove_spoof_check(&self, owner: &Attachment) -> Result<()> {
+        self.transact(|socket| spoof::remove(socket, owner))
+    }
+
+    /// Fails if something is missing.
+    pub fn check_spoof_check(&self, wanted: &SpoofCheck) -> Result<()> {
+        complete(spoof::missing(&self.socket, wanted)?)
+    }
+
+    /// Reads, decides and writes; again where somebody else wrote in between.
+    fn transact(&self, decide: impl Fn(&Socket) -> Result<Transaction, Error>) -> Result<()> {
+        retry(Errno::ERESTART, || {
+            let generation = self.socket.generation()?;
+            let changes = decide(&self.socket)?;
+            Ok(changes.commit(&self.socket, Some(generation))?)
+        })
+    }
+}
+
+fn complete(missing: Option<String>) -> Result<()> {
+    match missing {
+        Some(missing) => bail!(missing),
+        None => Ok(()),
+    }
+}
+
+impl Backend for Nftables {
+    fn kind(&self) -> Kind {
+        Kind::Nftables
+    }
+
+    fn masquerade(&self, wanted: &Masquerade) -> Result<()> {
+        self.transact(|socket| masquerade::add(socket, wanted))
+    }
+
+    /// Needs no addresses: the comments name the interface.
+    fn remove_masquerade(&self, owner: &Attachment, _: &[IpAddr]) -> Result<()> {
+        self.transact(|socket| masquerade::remove(socket, owner))
+    }
+
+    fn check_masquerade(&self, wanted: &Masquerade) -> Result<()> {
+        complete(masquerade::missing(&self.socket, wanted)?)
+    }
+
+    fn collect_masquerade(&self, network: &str, valid: &[ValidAttachment]) -> Result<()> {
+        self.transact(|socket| masquerade::collect(socket, network, valid))
+    }
+
+    fn publish(&self, wanted: &HostPorts) -> Result<Vec<Notice>> {
+        hostport::publish(&self.socket, wanted)
+    }
+
+    fn unpublish(&self, owner: &Attachment) -> Result<()> {
+        hostport::unpublish(&self.socket, owner)
+    }
+
+    fn check_published(&self, wanted: &HostPorts) -> Result<()> {
+        hostport::check(&self.socket, wanted)
+    }
+
+    fn collect_published(&self, network: &str, valid: &[ValidAttachment]) -> Result<()> {
+        hostport::collect(&self.socket, network, valid)
+    }
+}

@@ -1,0 +1,179 @@
+//! Published ports with conditions: matches in nft's own language, whatever
+//! they are. Only nft can read them, so this is the one place that executes it.
+//!
+//! Such an attachment has a chain of its own, entered before the maps are
+//! looked at, with the conditions on each of its rules.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use cni::names;
+
+use super::hostport::{conditions, mappings, owner_comment, pod};
+use super::listing;
+use super::socket::Socket;
+use super::transaction::{Change, Family, Table, Transaction};
+use crate::hostport::HostPorts;
+
+const ENTRIES: [&str; 2] = ["prerouting", "output"];
+
+fn table(family: Family) -> Table {
+    Table {
+        family,
+        name: "podwire_hostports_conditional",
+        comment: "",
+    }
+}
+
+/// The name of an owner's chain.
+fn chain(owner: &str) -> String {
+    names::prefixed(34, "c-", owner)
+}
+
+fn owner(wanted: &HostPorts) -> String {
+    let owner = &wanted.owner;
+    owner_comment(
+        &owner.network,
+        owner.container_id.as_str(),
+        owner.ifname.as_str(),
+    )
+}
+
+/// Publishes what has conditions in `family`; nothing without any.
+pub fn publish(socket: &Socket, family: Family, wanted: &HostPorts) -> Result<()> {
+    let conditions = conditions(wanted, family);
+    let Some(pod) = pod(wanted, family).filter(|_| !conditions.is_empty()) else {
+        return Ok(());
+    };
+    // A line or a semicolon more would be a command more.
+    if let Some(word) = conditions.iter().find(|it| it.contains(['\n', ';'])) {
+        let key = if family == Family::Ip {
+            "conditionsV4"
+        } else {
+            "conditionsV6"
+        };
+        let told = format!("{key}: {word:?} is more than a condition");
+        return Err(cni::Code::InvalidConfig.err(told).into());
+    }
+    let owner = owner(wanted);
+    let entered = entries(socket, family, &|comment| comment == owner)?;
+    nft(&script(family, wanted, pod, &entered))
+        .with_context(|| format!("publish ports of {} with conditions", wanted.owner))
+}
+
+fn script(family: Family, wanted: &HostPorts, pod: IpAddr, entered: &[String]) -> String {
+    let (owner, table) = (owner(wanted), table(family));
+    let (own, mut lines) = (chain(&owner), vec![format!("add table {table}")]);
+    lines.push(format!("add chain {table} {own}"));
+    lines.push(format!("flush chain {table} {own}"));
+    let conditions = conditions(wanted, family).join(" ");
+    for mapping in mappings(wanted, family) {
+        let ip = mapping.specific_host_ip();
+        let host_ip = ip.map_or_else(String::new, |ip| format!("{family} daddr {ip} "));
+        let to = match pod {
+            IpAddr::V4(ip) => format!("{ip}:{}", mapping.container_port),
+            IpAddr::V6(ip) => format!("[{ip}]:{}", mapping.container_port),
+        };
+        lines.push(format!(
+            "add rule {table} {own} {conditions} {host_ip}{} dport {} dnat to {to} comment \"{owner}\"",
+            mapping.protocol, mapping.host_port
+        ));
+    }
+    for entry in ENTRIES {
+        // Just before the maps of those without conditions.
+        lines.push(format!(
+            "add chain {table} {entry} {{ type nat hook {entry} priority -101 ; policy accept ; }}"
+        ));
+        if !entered.iter().any(|it| it == entry) {
+            // The newest first: it wins.
+            lines.push(format!(
+                "insert rule {table} {entry} fib daddr type local jump {own} comment \"{owner}\""
+            ));
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+/// The chains from which those of owners that are `wanted` are entered.
+fn entries(socket: &Socket, family: Family, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<String>> {
+    let rules = listing::rules(socket, table(family), None)?;
+    let enters = |it: &listing::Listed| ENTRIES.contains(&it.chain.as_str()) && wanted(&it.comment);
+    let chains = rules.into_iter().filter(enters);
+    Ok(chains.map(|it| it.chain).collect())
+}
+
+/// Changes that take away the chains of owners that are `doomed`.
+pub fn removal(
+    socket: &Socket,
+    family: Family,
+    doomed: &dyn Fn(&str) -> bool,
+) -> Result<Transaction> {
+    let (mut jumps, mut owners) = (Transaction::new(), Vec::new());
+    for rule in listing::rules(socket, table(family), None)? {
+        if !doomed(&rule.comment) {
+            continue;
+        }
+        if ENTRIES.contains(&rule.chain.as_str()) {
+            jumps.push(rule.deletion(table(family)));
+        }
+        owners.push(rule.comment);
+    }
+    owners.sort_unstable();
+    owners.dedup();
+    for owner in owners {
+        jumps.push(Change::DeleteChain(table(family), chain(&owner)));
+    }
+    Ok(jumps)
+}
+
+/// Fails with what is missing.
+pub fn check(socket: &Socket, family: Family, wanted: &HostPorts) -> Result<()> {
+    if conditions(wanted, family).is_empty() {
+        return Ok(());
+    }
+    let owner = owner(wanted);
+    let (table, own) = (table(family), chain(&owner));
+    let rules = listing::rules(socket, table, None)?;
+    let count = |chain: &str| {
+        let its = |it: &&listing::Listed| it.chain == chain && it.comment == owner;
+        rules.iter().filter(its).count()
+    };
+    let expected = mappings(wanted, family).count();
+    if count(&own) != expected {
+        bail!(
+            "chain {table} {own} has {} rules, not {expected}",
+            count(&own)
+        );
+    }
+    for entry in ENTRIES {
+        if count(entry) == 0 {
+            bail!("chain {table} {entry} does not lead to {own}");
+        }
+    }
+    Ok(())
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "conditions are in nft's language, which only nft reads"
+)]
+fn nft(script: &str) -> Result<()> {
+    let mut nft = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("execute nft, which conditions need")?;
+    if let Some(mut input) = nft.stdin.take() {
+        input.write_all(script.as_bytes()).context("write to nft")?;
+    }
+    let output = nft.wait_with_output().context("wait for nft")?;
+    if !output.status.success() {
+        let told = String::from_utf8_lossy(&output.stderr);
+        bail!("nft: {}", told.trim().replace('\n', "; "));
+    }
+    Ok(())
+}

@@ -1,0 +1,259 @@
+//! Masquerading: one rule per subnet of a network, none per pod.
+//!
+//! The table and its chains are those of the Go plugins, so that both suites
+//! work side by side on a node. They write a rule per pod; ours is for the
+//! subnet, because deleting a rule makes whoever closes the socket wait some
+//! 10 ms for RCU while it holds the lock that every other commit, and every new
+//! interface, waits for. A rule that outlives its pods costs nothing.
+//!
+//! A comment begins with a hash of the network; that of a rule for one pod goes
+//! on with `-` and a hash of the pod, which is what the Go plugins look for when
+//! they delete. Ours never has that.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use cni::conf::ValidAttachment;
+use cni::{Attachment, names};
+use ipnetwork::IpNetwork;
+
+use super::error::Error;
+use super::expression::{Side, Statement};
+use super::listing::{self, Listed};
+use super::socket::Socket;
+use super::transaction::{Chain, Change, Family, Hook, Point, Rule, Table, Transaction, fitting};
+use crate::masquerade::Masquerade;
+
+const TABLE: Table = Table {
+    family: Family::Inet,
+    name: "cni_plugins_masquerade",
+    comment: "Masquerading for plugins from github.com/containernetworking/plugins",
+};
+const CHECKS: &str = "masq_checks";
+const POSTROUTING: &str = "postrouting";
+
+/// Changes that make the kernel masquerade as `wanted`; none if it does.
+pub fn add(socket: &Socket, wanted: &Masquerade) -> Result<Transaction, Error> {
+    Ok(additions(&listing::rules(socket, TABLE, None)?, wanted))
+}
+
+/// Changes that take away what is there for `owner` alone.
+pub fn remove(socket: &Socket, owner: &Attachment) -> Result<Transaction, Error> {
+    let pod = pod_prefix(
+        &owner.network,
+        owner.container_id.as_str(),
+        owner.ifname.as_str(),
+    );
+    remove_where(socket, |comment| comment.starts_with(&pod))
+}
+
+/// Changes that take away what is there for pods of `network` that are not
+/// `valid`, and for `network` itself if none is.
+pub fn collect(
+    socket: &Socket,
+    network: &str,
+    valid: &[ValidAttachment],
+) -> Result<Transaction, Error> {
+    remove_where(socket, |comment| is_stale(comment, network, valid))
+}
+
+fn is_stale(comment: &str, network: &str, valid: &[ValidAttachment]) -> bool {
+    if comment == fitting(&network_comment(network)) {
+        return valid.is_empty();
+    }
+    let lives = |it: &ValidAttachment| {
+        comment.starts_with(&pod_prefix(network, &it.container_id, &it.ifname))
+    };
+    comment.starts_with(&format!("{}-", network_hash(network))) && !valid.iter().any(lives)
+}
+
+/// What is missing for `wanted`, in words; `None` if nothing is. The rules of
+/// the Go plugins are as good as ours.
+pub fn missing(socket: &Socket, wanted: &Masquerade) -> Result<Option<String>, Error> {
+    let found = listing::rules(socket, TABLE, None)?;
+    let owner = &wanted.owner;
+    let pod = pod_prefix(
+        &owner.network,
+        owner.container_id.as_str(),
+        owner.ifname.as_str(),
+    );
+    for address in &wanted.addresses {
+        let there = |it: &Listed| {
+            let ours =
+                [false, true].map(|random| it.is(Family::Inet, &rule(owner, *address, random)));
+            let go = [false, true].map(|random| it.does(Family::Inet, &pod_rule(*address, random)));
+            ours.contains(&true) || go.contains(&true) && it.comment.starts_with(&pod)
+        };
+        if !found.iter().any(|it| it.chain == CHECKS && there(it)) {
+            return Ok(Some(format!(
+                "no rule in chain {TABLE} {CHECKS} masquerades {address} of network {}",
+                owner.network
+            )));
+        }
+    }
+    if !leads_to_checks(&found) {
+        return Ok(Some(format!(
+            "chain {TABLE} {POSTROUTING} does not lead to {CHECKS}"
+        )));
+    }
+    Ok(None)
+}
+
+fn additions(found: &[Listed], wanted: &Masquerade) -> Transaction {
+    let mut rules = Transaction::new();
+    let mut added: Vec<Rule> = Vec::new();
+    for address in &wanted.addresses {
+        let rule_with = |random| rule(&wanted.owner, *address, random);
+        let rule = rule_with(wanted.random_fully);
+        let has = |rule: &Rule| {
+            let mut in_checks = found.iter().filter(|it| it.chain == CHECKS);
+            in_checks.find(|it| it.is(Family::Inet, rule))
+        };
+        if has(&rule).is_some() || added.contains(&rule) {
+            continue;
+        }
+        // The network's configuration was changed.
+        if let Some(other) = has(&rule_with(!wanted.random_fully)) {
+            rules.push(other.deletion(TABLE));
+        }
+        rules.push(Change::AddRule(TABLE, CHECKS.into(), rule.clone()));
+        added.push(rule);
+    }
+    let entered = leads_to_checks(found);
+    if rules.is_empty() && entered {
+        return rules;
+    }
+    let mut all = base(entered);
+    all.extend(rules);
+    all
+}
+
+/// The table and its chains. The Go plugins flush and refill the chain that
+/// leads to the checks each time; we do where it does not lead there.
+fn base(entered: bool) -> Transaction {
+    let mut base = Transaction::new();
+    base.push(Change::AddTable(TABLE));
+    base.push(Change::AddChain(
+        TABLE,
+        Chain {
+            name: CHECKS.into(),
+            hook: None,
+            comment: "Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet",
+        },
+    ));
+    if entered {
+        return base;
+    }
+    base.push(Change::AddChain(
+        TABLE,
+        Chain {
+            name: POSTROUTING.into(),
+            hook: Some(Hook {
+                kind: "nat",
+                point: Point::Postrouting,
+                priority: 100,
+            }),
+            comment: "",
+        },
+    ));
+    base.push(Change::FlushChain(TABLE, POSTROUTING.into()));
+    for rule in entry() {
+        base.push(Change::AddRule(TABLE, POSTROUTING.into(), rule));
+    }
+    base
+}
+
+/// Multicast keeps its source; all else is checked.
+fn entry() -> [Rule; 3] {
+    let multicast = [
+        (IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 4),
+        (IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8),
+    ];
+    let [v4, v6] = multicast.map(|(ip, prefix)| {
+        let group = network(ip, prefix);
+        Rule::new([
+            Statement::Address(Side::Destination, group),
+            Statement::Return,
+        ])
+    });
+    [v4, v6, Rule::new([Statement::Goto(CHECKS.into())])]
+}
+
+/// Whether the three rules are there, in their order; others between them are
+/// an administrator's.
+fn leads_to_checks(found: &[Listed]) -> bool {
+    let mut found = found.iter().filter(|it| it.chain == POSTROUTING);
+    entry()
+        .iter()
+        .all(|rule| found.any(|it| it.does(Family::Inet, rule)))
+}
+
+fn rule(owner: &Attachment, address: IpNetwork, fully_random: bool) -> Rule {
+    let rule = pod_or_network_rule(
+        network(address.network(), address.prefix()),
+        address,
+        fully_random,
+    );
+    if is_single(address) {
+        // What is no subnet is the pod's own: DEL takes it away, as the Go
+        // plugins' DEL would.
+        return rule.comment(pod_comment(owner));
+    }
+    rule.comment(network_comment(&owner.network))
+}
+
+/// What the Go plugins write for a pod.
+fn pod_rule(address: IpNetwork, fully_random: bool) -> Rule {
+    let pod = IpNetwork::from(address.ip());
+    pod_or_network_rule(pod, address, fully_random)
+}
+
+fn pod_or_network_rule(from: IpNetwork, subnet: IpNetwork, fully_random: bool) -> Rule {
+    let subnet = network(subnet.network(), subnet.prefix());
+    Rule::new([
+        Statement::Address(Side::Source, from),
+        Statement::AddressNot(Side::Destination, subnet),
+        Statement::Masquerade { fully_random },
+    ])
+}
+
+/// `prefix` is one of a network that was checked already.
+fn network(ip: IpAddr, prefix: u8) -> IpNetwork {
+    IpNetwork::new(ip, prefix).unwrap_or_else(|_| IpNetwork::from(ip))
+}
+
+fn is_single(address: IpNetwork) -> bool {
+    address.prefix() == if address.is_ipv4() { 32 } else { 128 }
+}
+
+fn network_hash(network: &str) -> String {
+    names::prefixed(16, "", network)
+}
+
+fn network_comment(network: &str) -> String {
+    format!("{}, net: {network}", network_hash(network))
+}
+
+fn pod_prefix(network: &str, container_id: &str, ifname: &str) -> String {
+    let pod = names::prefixed(16, "", &format!("{ifname}:{container_id}"));
+    format!("{}-{pod}", network_hash(network))
+}
+
+fn pod_comment(owner: &Attachment) -> String {
+    let (network, id, ifname) = (
+        &owner.network,
+        owner.container_id.as_str(),
+        owner.ifname.as_str(),
+    );
+    let prefix = pod_prefix(network, id, ifname);
+    format!("{prefix}, net: {network}, if: {ifname}, id: {id}")
+}
+
+fn remove_where(socket: &Socket, doomed: impl Fn(&str) -> bool) -> Result<Transaction, Error> {
+    let mut changes = Transaction::new();
+    for rule in listing::rules(socket, TABLE, Some(CHECKS))? {
+        if doomed(&rule.comment) {
+            changes.push(rule.deletion(TABLE));
+        }
+    }
+    Ok(changes)
+}

@@ -1,0 +1,323 @@
+//! A netfilter socket: requests, dumps, batches. Synchronous, with a deadline.
+
+use std::cell::Cell;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
+    setsockopt, socket, sockopt,
+};
+
+use super::error::Error;
+use super::message::{self, Attributes, Head, NETFILTER_HEADER, Received};
+
+/// How long a request may take. A commit waits for those of others, each of
+/// which may wait for RCU; Go's nft waits for ever.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How long to try again while others change what is being read.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+const SUBSYSTEM: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
+const NFTA_GEN_ID: u16 = 1;
+const NFNL_BATCH_GENID: u16 = 1;
+
+/// The type of an nf_tables message.
+pub const fn nftables(request: i32) -> u16 {
+    SUBSYSTEM | request as u16
+}
+
+/// One message of a batch.
+pub struct Request {
+    /// Its header.
+    pub head: Head,
+    /// Its content.
+    pub attributes: Attributes,
+}
+
+/// A batch that the kernel refused, as a whole.
+#[derive(Debug)]
+pub struct Refused {
+    /// Which message it stumbled over first; none if it was the batch itself.
+    pub message: Option<usize>,
+    /// Why.
+    pub errno: Errno,
+}
+
+/// A socket into nfnetlink of the network namespace in which it was opened.
+pub struct Socket {
+    fd: OwnedFd,
+    seq: Cell<u32>,
+}
+
+impl Socket {
+    /// Opens one; needs no privilege, but all requests do.
+    pub fn open() -> Result<Self, Error> {
+        let failed = |errno| Error::new("open a netfilter socket", errno);
+        let fd = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkNetFilter,
+        )
+        .map_err(failed)?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(failed)?;
+        Ok(Self {
+            fd,
+            seq: Cell::new(1),
+        })
+    }
+
+    /// The number of the rule set: each commit, of whomever, raises it.
+    pub fn generation(&self) -> Result<u32, Error> {
+        let head = Head {
+            kind: nftables(libc::NFT_MSG_GETGEN),
+            flags: 0,
+            family: libc::AF_UNSPEC as u8,
+            resource: 0,
+        };
+        let answers = self
+            .request(head, &Attributes::new())
+            .map_err(|errno| Error::new("read the generation of the rule set", errno))?;
+        answers
+            .first()
+            .and_then(|answer| message::find(answer, NFTA_GEN_ID))
+            .and_then(message::number)
+            .ok_or_else(|| Error::new("read the generation of the rule set", Errno::EBADMSG))
+    }
+
+    /// One question; the attributes of each answer.
+    pub fn request(&self, head: Head, attributes: &Attributes) -> Result<Vec<Vec<u8>>, Errno> {
+        let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
+        self.ask(head, flags, attributes)
+    }
+
+    /// All that is there; the attributes of each answer. Once more when the
+    /// kernel says that it changed meanwhile.
+    pub fn dump(&self, head: Head, attributes: &Attributes) -> Result<Vec<Vec<u8>>, Errno> {
+        let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
+        retry(Errno::EINTR, || self.ask(head, flags, attributes))
+    }
+
+    fn ask(&self, head: Head, flags: i32, attributes: &Attributes) -> Result<Vec<Vec<u8>>, Errno> {
+        let seq = self.next_seq();
+        let mut buffer = Vec::new();
+        let head = Head {
+            flags: head.flags | flags as u16,
+            ..head
+        };
+        message::append(&mut buffer, head, seq, attributes);
+        self.send(&buffer)?;
+
+        let (mut answers, mut changed, mut failed) = (Vec::new(), false, None);
+        self.receive(|message| {
+            if message.seq != seq {
+                return false; // left over from a batch that was refused
+            }
+            changed |= message.flags & libc::NLM_F_DUMP_INTR as u16 != 0;
+            match i32::from(message.kind) {
+                libc::NLMSG_ERROR | libc::NLMSG_DONE => {
+                    failed = errno(message);
+                    true
+                }
+                _ => {
+                    answers.push(message.body.get(NETFILTER_HEADER..).unwrap_or(&[]).to_vec());
+                    false
+                }
+            }
+        })?;
+        match failed {
+            Some(errno) => Err(errno),
+            None if changed => Err(Errno::EINTR),
+            None => Ok(answers),
+        }
+    }
+
+    /// All of `requests` or none; none also if the rule set is not any more the
+    /// one with number `generation` (`ERESTART`).
+    pub fn commit(&self, requests: &[Request], generation: Option<u32>) -> Result<(), Refused> {
+        let refused = |errno| Refused {
+            message: None,
+            errno,
+        };
+        let (buffer, first) = self.batch(requests, generation, true);
+        self.send(&buffer).map_err(refused)?;
+        let last = first.wrapping_add(requests.len() as u32);
+
+        // The errors of all messages come, in order, then the acknowledgement
+        // of the last; only an error of the batch itself comes alone.
+        let mut failed = None;
+        self.receive(|message| {
+            let at = message.seq.wrapping_sub(first);
+            if i32::from(message.kind) != libc::NLMSG_ERROR || at > requests.len() as u32 {
+                return false;
+            }
+            if let Some(errno) = errno(message) {
+                failed.get_or_insert(Refused {
+                    message: (at as usize).checked_sub(1),
+                    errno,
+                });
+            }
+            message.seq == last || at == 0
+        })
+        .map_err(refused)?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Whether the kernel would take `requests`: a batch without an end is
+    /// looked at and dropped, as `nft --check` does.
+    pub fn check(&self, requests: &[Request]) -> Result<(), Errno> {
+        let (buffer, first) = self.batch(requests, None, false);
+        self.send(&buffer)?;
+        let last = first.wrapping_add(requests.len() as u32);
+        let mut failed = None;
+        self.receive(|message| {
+            failed = failed.or(errno(message));
+            message.seq == last || message.seq == first
+        })?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// The bytes of a batch, and the number of its first message.
+    fn batch(&self, requests: &[Request], generation: Option<u32>, ended: bool) -> (Vec<u8>, u32) {
+        let edge = |kind: i32| Head {
+            kind: kind as u16,
+            flags: libc::NLM_F_REQUEST as u16,
+            family: libc::AF_UNSPEC as u8,
+            resource: libc::NFNL_SUBSYS_NFTABLES as u16,
+        };
+        let first = self.next_seq();
+        let mut buffer = Vec::new();
+        let begin = match generation {
+            Some(number) => Attributes::new().u32(NFNL_BATCH_GENID, number),
+            None => Attributes::new(),
+        };
+        message::append(&mut buffer, edge(libc::NFNL_MSG_BATCH_BEGIN), first, &begin);
+        for (at, request) in requests.iter().enumerate() {
+            // An acknowledgement for each would overflow the socket's buffer
+            // with some 300 messages. Errors come unasked.
+            let ack = if at + 1 == requests.len() {
+                libc::NLM_F_ACK
+            } else {
+                0
+            };
+            let head = Head {
+                flags: request.head.flags | (libc::NLM_F_REQUEST | ack) as u16,
+                ..request.head
+            };
+            message::append(&mut buffer, head, self.next_seq(), &request.attributes);
+        }
+        if ended {
+            let end = edge(libc::NFNL_MSG_BATCH_END);
+            message::append(&mut buffer, end, self.next_seq(), &Attributes::new());
+        }
+        (buffer, first)
+    }
+
+    fn next_seq(&self) -> u32 {
+        self.seq.replace(self.seq.get().wrapping_add(1))
+    }
+
+    fn send(&self, buffer: &[u8]) -> Result<(), Errno> {
+        // A batch has to be one datagram, and that has to fit into the buffer,
+        // the kernel's own overhead included.
+        let wanted = buffer.len() * 2;
+        if wanted > sockopt_bytes(&self.fd) {
+            setsockopt(&self.fd, sockopt::SndBufForce, &wanted)
+                .or_else(|_| setsockopt(&self.fd, sockopt::SndBuf, &wanted))?;
+        }
+        let sent = send(self.fd.as_raw_fd(), buffer, MsgFlags::empty())?;
+        if sent != buffer.len() {
+            return Err(Errno::EMSGSIZE);
+        }
+        Ok(())
+    }
+
+    /// Hands over messages until `last` says that one was the last.
+    fn receive(&self, mut last: impl FnMut(Received<'_>) -> bool) -> Result<(), Errno> {
+        let until = Instant::now() + DEADLINE;
+        // The kernel fills what it is given, up to 32 KiB.
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            self.wait(until)?;
+            let length = match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Err(Errno::EAGAIN | Errno::EINTR) => continue,
+                other => other?,
+            };
+            let mut done = false;
+            for message in message::received(&buffer[..length]) {
+                done |= last(message);
+            }
+            if done {
+                return Ok(());
+            }
+        }
+    }
+
+    fn wait(&self, until: Instant) -> Result<(), Errno> {
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, timeout) {
+            Ok(0) => Err(Errno::ETIMEDOUT),
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+/// What the send buffer holds; 0 where that cannot be told.
+fn sockopt_bytes(fd: &OwnedFd) -> usize {
+    nix::sys::socket::getsockopt(fd, sockopt::SndBuf).unwrap_or(0)
+}
+
+/// The error in an acknowledgement or at the end of a dump; `None` for success.
+fn errno(message: Received<'_>) -> Option<Errno> {
+    let code = message.body.first_chunk().copied().map(i32::from_ne_bytes);
+    match code {
+        Some(0) => None,
+        Some(code) => Some(Errno::from_raw(-code)),
+        None => Some(Errno::EBADMSG),
+    }
+}
+
+/// Tries again while the answer is `passing`, for as long as patience lasts.
+pub fn retry<T, E: Failure>(
+    passing: Errno,
+    mut attempt: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
+    let until = Instant::now() + PATIENCE;
+    // Those who collided once should not collide in step for ever.
+    let mut pause = Duration::from_micros(u64::from(std::process::id() % 64));
+    loop {
+        match attempt() {
+            Err(error) if error.errno() == Some(passing) && Instant::now() < until => {
+                sleep(pause);
+                pause = (pause * 2 + Duration::from_micros(50)).min(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// An error that may have an errno.
+pub trait Failure {
+    /// It.
+    fn errno(&self) -> Option<Errno>;
+}
+
+impl Failure for Errno {
+    fn errno(&self) -> Option<Errno> {
+        Some(*self)
+    }
+}
+
+impl Failure for anyhow::Error {
+    fn errno(&self) -> Option<Errno> {
+        self.downcast_ref::<Error>().map(Error::errno)
+    }
+}

@@ -1,0 +1,176 @@
+//! The MAC spoof check of bridge ports: a frame from a pod's host veth has the
+//! pod's MAC, or it is dropped.
+//!
+//! Table, chains and comments are those of the Go bridge plugin, so that either
+//! suite removes what the other wrote.
+
+use std::borrow::Cow;
+
+use cni::Attachment;
+
+use super::error::Error;
+use super::expression::Statement;
+use super::listing::{self, Listed};
+use super::socket::Socket;
+use super::transaction::{Chain, Change, Family, Hook, Point, Rule, Table, Transaction, fitting};
+
+const TABLE: Table = Table {
+    family: Family::Bridge,
+    name: "nat",
+    comment: "",
+};
+const PREROUTING: &str = "PREROUTING";
+
+/// What is wanted of the spoof check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpoofCheck {
+    /// Whose pod it is.
+    pub owner: Attachment,
+    /// The host end of its veth pair: the bridge's port.
+    pub host_veth: String,
+    /// The MAC of the container end.
+    pub mac: [u8; 6],
+}
+
+/// Names that follow from the attachment.
+struct Names {
+    interface: String,
+    mac: String,
+    comment: String,
+}
+
+impl Names {
+    fn of(owner: &Attachment) -> Self {
+        let id = format!("{}-{}", owner.container_id, owner.ifname);
+        Self {
+            interface: format!("cni-br-iface-{id}"),
+            mac: format!("cni-br-iface-{id}-mac"),
+            comment: format!("macspoofchk-{id}"),
+        }
+    }
+}
+
+/// Changes that make the kernel check as `wanted`; none if it does.
+pub fn add(socket: &Socket, wanted: &SpoofCheck) -> Result<Transaction, Error> {
+    Ok(additions(&listing::rules(socket, TABLE, None)?, wanted))
+}
+
+/// Changes that take away what is there for `owner`.
+pub fn remove(socket: &Socket, owner: &Attachment) -> Result<Transaction, Error> {
+    Ok(removals(&listing::rules(socket, TABLE, None)?, owner))
+}
+
+/// What is missing for `wanted`, in words.
+pub fn missing(socket: &Socket, wanted: &SpoofCheck) -> Result<Option<String>, Error> {
+    let found = listing::rules(socket, TABLE, None)?;
+    if additions(&found, wanted).is_empty() {
+        return Ok(None);
+    }
+    let (port, table) = (&wanted.host_veth, TABLE);
+    Ok(Some(format!(
+        "the MAC spoof check of {port} in table {table} is not complete"
+    )))
+}
+
+/// A chain and its rules.
+type Wanted = (Cow<'static, str>, Vec<Rule>);
+
+fn chains(wanted: &SpoofCheck) -> (Rule, [Wanted; 2]) {
+    let names = Names::of(&wanted.owner);
+    let rule = |statements: Vec<Statement>| Rule::new(statements).comment(names.comment.clone());
+    let enter = rule(vec![
+        Statement::Interface(wanted.host_veth.clone()),
+        Statement::Jump(names.interface.clone()),
+    ]);
+    let interface = vec![rule(vec![Statement::Jump(names.mac.clone())])];
+    let mac = vec![
+        rule(vec![Statement::EtherSource(wanted.mac), Statement::Return]),
+        rule(vec![Statement::Drop]),
+    ];
+    let chains = [
+        (names.interface.clone().into(), interface),
+        (names.mac.clone().into(), mac),
+    ];
+    (enter, chains)
+}
+
+fn additions(found: &[Listed], wanted: &SpoofCheck) -> Transaction {
+    let (enter, chains) = chains(wanted);
+    let comment = Names::of(&wanted.owner).comment;
+    let mut entries = found
+        .iter()
+        .filter(|it| it.chain == PREROUTING && it.comment == fitting(&comment));
+    let (first, more) = (entries.next(), entries.next());
+    let entered = first.is_some_and(|it| it.is(Family::Bridge, &enter)) && more.is_none();
+    let has = |(name, rules): &Wanted| {
+        let mut found = found.iter().filter(|it| it.chain == *name);
+        let all = rules
+            .iter()
+            .all(|rule| found.next().is_some_and(|it| it.is(Family::Bridge, rule)));
+        all && found.next().is_none()
+    };
+
+    let mut changes = Transaction::new();
+    if entered && chains.iter().all(has) {
+        return changes;
+    }
+    changes.push(Change::AddTable(TABLE));
+    changes.push(Change::AddChain(TABLE, prerouting()));
+    for (name, _) in &chains {
+        let (name, hook, comment) = (name.clone(), None, "");
+        changes.push(Change::AddChain(
+            TABLE,
+            Chain {
+                name,
+                hook,
+                comment,
+            },
+        ));
+    }
+    for (name, rules) in chains {
+        changes.push(Change::FlushChain(TABLE, name.clone()));
+        for rule in rules {
+            changes.push(Change::AddRule(TABLE, name.clone(), rule));
+        }
+    }
+    if !entered {
+        // Of an ADD that was repeated, perhaps with another veth.
+        for rule in found {
+            if rule.chain == PREROUTING && rule.comment == fitting(&comment) {
+                changes.push(rule.deletion(TABLE));
+            }
+        }
+        changes.push(Change::AddRule(TABLE, PREROUTING.into(), enter));
+    }
+    changes
+}
+
+fn prerouting() -> Chain {
+    Chain {
+        name: PREROUTING.into(),
+        hook: Some(Hook {
+            kind: "filter",
+            point: Point::Prerouting,
+            priority: -300,
+        }),
+        comment: "",
+    }
+}
+
+fn removals(found: &[Listed], owner: &Attachment) -> Transaction {
+    let names = Names::of(owner);
+    let mut changes = Transaction::new();
+    for rule in found {
+        if rule.chain == PREROUTING && rule.comment == fitting(&names.comment) {
+            changes.push(rule.deletion(TABLE));
+        }
+    }
+    // A chain that nobody jumps to any more goes with its rules; the one that
+    // jumps has to go first.
+    for name in [names.interface, names.mac] {
+        if found.iter().any(|it| it.chain == name) {
+            changes.push(Change::DeleteChain(TABLE, name));
+        }
+    }
+    changes
+}
