@@ -325,3 +325,32 @@ fn a_vlan_pod_leaves_nothing_but_the_shared_links() {
         .allow_link(&port)
         .assert_unchanged();
 }
+
+#[test]
+fn the_example_gives_a_pod_a_gateway_in_its_vlan() {
+    beyond_peer("podwire runs it", || {
+        let sandbox = Sandbox::new();
+        let (host, pod) = (sandbox.host(), sandbox.pod("blue"));
+        let dir = sandbox.dir().join("net.d");
+        let example = include_str!("../../netconf-examples/40-vlan.conflist");
+        sandbox.write(dir.join("40-vlan.conflist"), example);
+        let bin = testkit::Suite::Ours.dir().display();
+        for verb in ["status", "add", "check", "del"] {
+            let done = host.run(&[
+                "sh",
+                "-euc",
+                &format!(
+                    "CNI_PATH={bin} NETCONFPATH={} {bin}/podwire {verb} example-vlan {}",
+                    dir.display(),
+                    pod.path()
+                ),
+            ]);
+            assert_eq!(done.code, 0, "{verb}: {done:?}");
+            if verb == "add" {
+                assert_eq!(pod.addresses("eth0"), ["10.210.40.2/24"]);
+                assert_eq!(pod.ping("10.210.40.1", 1), [true]);
+                assert!(host.links().contains(&"ex-vlan.100".to_owned()));
+            }
+        }
+    });
+}

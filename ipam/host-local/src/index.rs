@@ -251,9 +251,8 @@ impl Index {
             .create(&self.dir)?;
         if self.rebuilt {
             self.write_all()?;
-        } else {
-            self.write_changed()?;
         }
+        self.write_changed()?;
         let path = self.dir.join(STAMP);
         let says = |stamp: &Stamp| stamp.boot == self.boot && stamp.leftovers == self.leftovers;
         if !self.stamp.as_ref().is_some_and(says) {
@@ -264,16 +263,21 @@ impl Index {
 
     /// Writes `all` beside its place, then puts it there: whoever kills us in
     /// between, the old one and the files that override it are as they were.
+    /// Whoever changed since gets a file of its own, which goes when it does.
     fn write_all(&self) -> io::Result<()> {
         let mut records = Vec::new();
-        for (hash, entry) in &self.entries {
+        for (hash, entry) in self.entries.iter().filter(|(_, entry)| !entry.changed) {
             records.extend(entry.held.iter().map(|held| record(hash, held)));
         }
         records.sort_unstable();
         let (path, beside) = (self.dir.join(ALL), self.dir.join("all.new"));
         file::remove(&beside)?;
-        file::overwrite(&beside, &records.concat())?;
-        std::fs::rename(&beside, &path)?;
+        if records.is_empty() {
+            file::remove(&path)?;
+        } else {
+            file::overwrite(&beside, &records.concat())?;
+            std::fs::rename(&beside, &path)?;
+        }
         for name in self.own_files() {
             file::remove(&self.dir.join(name))?;
         }

@@ -1,0 +1,181 @@
+//! What people copy: the configurations of netconf-examples/ and the commands of README.md, run as they stand.
+//!
+//! The VLAN example needs a kernel with VLAN filtering: `vlan.rs` runs it in the virtual machine.
+
+use std::path::{Path, PathBuf};
+
+use testkit::{Finished, Netns, Sandbox, Suite, beyond_peer};
+
+const WHY: &str = "podwire runs them, and it is not among the Go plugins";
+
+/// A file of the project.
+fn project(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+/// A shell on the node, with the suite's binaries in its path and the examples as its networks.
+fn shell(node: &Netns, variables: &str, script: &str) -> Finished {
+    let bin = Suite::Ours.dir().display();
+    let examples = project("netconf-examples");
+    let script = format!(
+        "export PATH={bin}:$PATH CNI_PATH={bin} NETCONFPATH={} {variables}\ncd {}\n{script}",
+        examples.display(),
+        project(".").display(),
+    );
+    node.run(&["sh", "-euc", &script])
+}
+
+#[track_caller]
+fn good(done: Finished) -> String {
+    assert_eq!(done.code, 0, "{done:?}");
+    done.stdout
+}
+
+/// Adds a pod to the example's network, looks at it, has it checked, and deletes it without a trace.
+fn lives(name: &str, bridge: &str, variables: &str, look: impl FnOnce(&Sandbox, &Netns)) {
+    let sandbox = Sandbox::new();
+    let snapshot = sandbox
+        .snapshot()
+        .allow_host_local(name)
+        .allow_link(bridge)
+        // As libcni leaves it.
+        .allow("dir /var/lib/cni/results")
+        .allow_forwarding();
+    let (host, pod) = (sandbox.host(), sandbox.pod("blue"));
+    let run = |verb: &str| {
+        let command = format!("podwire {verb} {name} {}", pod.path());
+        good(shell(&host, variables, &command))
+    };
+    run("status");
+    run("add");
+    look(&sandbox, &pod);
+    run("check");
+    run("del");
+    sandbox.remove_pod(&pod);
+    snapshot.assert_unchanged();
+}
+
+#[test]
+fn a_bridge_gives_an_address_and_a_way_out() {
+    beyond_peer(WHY, || {
+        lives("example-bridge", "ex-bridge", "", |_, pod| {
+            assert_eq!(pod.addresses("eth0"), ["10.210.10.2/24"]);
+            assert_eq!(pod.ping("10.210.10.1", 1), [true]);
+            assert_eq!(pod.routes_to("-4", "default")[0]["gateway"], "10.210.10.1");
+        });
+    });
+}
+
+#[test]
+fn dual_stack_gives_an_address_of_each_family() {
+    beyond_peer(WHY, || {
+        lives("example-dual-stack", "ex-dual", "", |_, pod| {
+            assert_eq!(
+                pod.addresses("eth0"),
+                ["10.210.20.100/24", "fd00:210:20::2/64"]
+            );
+            assert_eq!(pod.ping("10.210.20.254", 1), [true]);
+            assert_eq!(pod.ping("fd00:210:20::1", 1), [true]);
+        });
+    });
+}
+
+#[test]
+fn layer_2_gives_a_port_and_no_address() {
+    beyond_peer(WHY, || {
+        lives("example-layer2", "ex-layer2", "", |_, pod| {
+            assert!(pod.addresses("eth0").is_empty());
+            assert_eq!(pod.link("eth0").unwrap()["operstate"], "UP");
+        });
+    });
+}
+
+#[test]
+fn static_gives_the_address_that_is_written() {
+    beyond_peer(WHY, || {
+        lives("example-static", "ex-static", "", |_, pod| {
+            let addresses = pod.addresses("eth0");
+            assert!(addresses[0].starts_with("10.210.50."), "{addresses:?}");
+        });
+    });
+}
+
+#[test]
+fn requested_gives_the_address_that_is_asked_for() {
+    beyond_peer(WHY, || {
+        let asked = r#"CAP_ARGS='{"ips": ["10.210.60.77"]}'"#;
+        lives("example-requested", "ex-requested", asked, |_, pod| {
+            assert_eq!(pod.addresses("eth0"), ["10.210.60.77/24"]);
+        });
+    });
+}
+
+#[test]
+fn loopback_brings_lo_up() {
+    beyond_peer(WHY, || {
+        lives("example-loopback", "none", "", |_, pod| {
+            assert_eq!(pod.ping("127.0.0.1", 1), [true]);
+        });
+    });
+}
+
+/// The indented or fenced block of a page that starts with `first`.
+fn block(page: &str, first: &str) -> String {
+    let text = std::fs::read_to_string(project(page)).unwrap();
+    let start = text
+        .find(&format!("```\n{first}"))
+        .unwrap_or_else(|| panic!("{page} has no block that starts with {first:?}"));
+    let body = &text[start + 4..];
+    body[..body.find("```").unwrap()].to_owned()
+}
+
+#[test]
+fn the_commands_of_the_readme_do_what_they_say() {
+    beyond_peer(WHY, || {
+        let sandbox = Sandbox::new();
+        let commands = block("README.md", "podwire validate /etc/cni/net.d");
+        // The reader's own network is called demo; ours is one of the examples.
+        let commands = commands
+            .replace("/etc/cni/net.d", "netconf-examples")
+            .replace(" demo ", " example-bridge ");
+        let script = format!("{commands}\nip netns del alice");
+        let said = good(shell(&sandbox.host(), "", &script));
+        assert!(said.contains("10.210.10.2/24"), "{said}");
+    });
+}
+
+#[test]
+fn an_example_is_tried_as_its_page_says() {
+    beyond_peer(WHY, || {
+        let sandbox = Sandbox::new();
+        let commands = block("netconf-examples/README.md", "unshare -nm");
+        let said = good(shell(&sandbox.host(), "", &commands));
+        assert!(said.contains("inet 10.210.10.2/24"), "{said}");
+    });
+}
+
+#[test]
+fn what_is_installed_is_what_was_built() {
+    beyond_peer(WHY, || {
+        let there = tempfile::tempdir().unwrap();
+        let script = format!(
+            "make -s --no-print-directory -o build install DESTDIR={} CNI_BIN_DIR=/cni SBIN_DIR=/sbin",
+            there.path().display()
+        );
+        let done = std::process::Command::new("sh")
+            .args(["-euc", &script])
+            .current_dir(project("."))
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{done:?}");
+        for file in [
+            "cni/bridge",
+            "cni/loopback",
+            "cni/host-local",
+            "cni/static",
+            "sbin/podwire",
+        ] {
+            assert!(there.path().join(file).is_file(), "{file}");
+        }
+    });
+}
