@@ -33,14 +33,15 @@ test: lint unit black-box test-vm ## everything that CI runs
 lint: ## formatting and clippy
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy -p black-box --test vlan -p netlink --test vlan --locked -- -D warnings
 
 unit: ## tests beside the code, and the crates' tests against this kernel
 	tests/packages test
-	cargo test --workspace --exclude black-box --locked
+	timeout 900 cargo test --workspace --exclude black-box --locked
 
 black-box: build ## the built binaries, against this kernel and real runtimes
 	tests/packages test
-	cargo test -p black-box --locked
+	timeout 1200 cargo test -p black-box --locked
 
 test-vm: build ## what this kernel may lack (VLANs), on Debian's kernel in QEMU
 	tests/packages vm

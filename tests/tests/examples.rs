@@ -121,12 +121,12 @@ fn loopback_brings_lo_up() {
 
 /// The indented or fenced block of a page that starts with `first`.
 fn block(page: &str, first: &str) -> String {
-    let text = std::fs::read_to_string(project(page)).unwrap();
+    let text = std::fs::read_to_string(project(page)).expect("a page of the project");
     let start = text
         .find(&format!("```\n{first}"))
         .unwrap_or_else(|| panic!("{page} has no block that starts with {first:?}"));
     let body = &text[start + 4..];
-    body[..body.find("```").unwrap()].to_owned()
+    body[..body.find("```").expect("a block has an end")].to_owned()
 }
 
 #[test]
@@ -157,25 +157,15 @@ fn an_example_is_tried_as_its_page_says() {
 #[test]
 fn what_is_installed_is_what_was_built() {
     beyond_peer(WHY, || {
-        let there = tempfile::tempdir().unwrap();
+        let sandbox = Sandbox::new();
+        let there = sandbox.dir().join("root");
         let script = format!(
-            "make -s --no-print-directory -o build install DESTDIR={} CNI_BIN_DIR=/cni SBIN_DIR=/sbin",
-            there.path().display()
+            "make -s -o build install DESTDIR={} CNI_BIN_DIR=/cni SBIN_DIR=/sbin",
+            there.display()
         );
-        let done = std::process::Command::new("sh")
-            .args(["-euc", &script])
-            .current_dir(project("."))
-            .output()
-            .unwrap();
-        assert!(done.status.success(), "{done:?}");
-        for file in [
-            "cni/bridge",
-            "cni/loopback",
-            "cni/host-local",
-            "cni/static",
-            "sbin/podwire",
-        ] {
-            assert!(there.path().join(file).is_file(), "{file}");
-        }
+        good(shell(&sandbox.host(), "", &script));
+        let installed = |dir: &str| sandbox.list(there.join(dir)).join(" ");
+        assert_eq!(installed("cni"), "bridge host-local loopback static");
+        assert_eq!(installed("sbin"), "podwire");
     });
 }
