@@ -155,15 +155,22 @@ pub struct Environment(Vec<(OsString, OsString)>);
 impl Environment {
     /// That of this process.
     pub fn of_process() -> Self {
-        Self(std::env::vars_os().collect())
+        Self::from_pairs(std::env::vars_os())
     }
 
-    /// A made-up one.
+    /// A made-up one. Of duplicate variables the first counts, as in Go, and a
+    /// delegate must not see another.
     pub fn from_pairs<K: Into<OsString>, V: Into<OsString>>(
         pairs: impl IntoIterator<Item = (K, V)>,
     ) -> Self {
-        let own = |(key, value): (K, V)| (key.into(), value.into());
-        Self(pairs.into_iter().map(own).collect())
+        let mut own: Vec<(OsString, OsString)> = Vec::new();
+        for (key, value) in pairs {
+            let key = key.into();
+            if own.iter().all(|(other, _)| *other != key) {
+                own.push((key, value.into()));
+            }
+        }
+        Self(own)
     }
 
     /// All variables, for a delegate.
@@ -316,6 +323,13 @@ mod tests {
 
     fn read(pairs: &[(&str, &str)], command: &str) -> Result<Variables, Error> {
         Variables::read(&Environment::from_pairs(pairs.iter().copied()), command)
+    }
+
+    #[test]
+    fn of_duplicate_variables_the_first_counts() {
+        let env = Environment::from_pairs([("CNI_ARGS", "a"), ("CNI_ARGS", "b")]);
+        assert_eq!(env.iter().count(), 1);
+        assert_eq!(env.text("CNI_ARGS").unwrap(), Some("a"));
     }
 
     #[test]

@@ -290,18 +290,18 @@ fn mtu(mtu: Mtu) -> Result<Mtu> {
 
 /// The runtime knows best, then the author of the configuration, then CNI_ARGS.
 fn container_mac(conf: &Conf, args_mac: Option<String>) -> Result<Option<Mac>> {
-    let asked = [&conf.runtime_config.mac, &conf.args.cni.mac]
+    let in_conf = [&conf.runtime_config.mac, &conf.args.cni.mac]
         .into_iter()
-        .find(|mac| !mac.is_empty())
-        .cloned()
-        .or(args_mac.filter(|mac| !mac.is_empty()));
-    let Some(text) = asked else {
-        return Ok(None);
+        .find(|mac| !mac.is_empty());
+    let (text, code) = match (in_conf, args_mac) {
+        (Some(text), _) => (text.clone(), Code::InvalidConfig),
+        (None, Some(text)) if !text.is_empty() => (text, Code::InvalidEnvironment),
+        _ => return Ok(None),
     };
-    let fault = |why: &str| invalid(&format!("failed to make veth pair: address {text}: {why}"));
+    let fault = |why: &str| code.err(format!("failed to make veth pair: address {text}: {why}"));
     let mac: Mac = text.parse().map_err(|_| fault("invalid MAC address"))?;
     if mac.is_multicast() || mac.is_zero() {
-        return Err(fault("an interface cannot have this MAC address"));
+        return Err(fault("an interface cannot have this MAC address").into());
     }
     Ok(Some(mac))
 }
