@@ -13,6 +13,7 @@ mod hostport;
 mod listing;
 mod masquerade;
 mod message;
+mod presence;
 mod socket;
 mod spoof;
 mod transaction;
@@ -86,6 +87,17 @@ impl Nftables {
     pub fn open() -> Result<Self> {
         let socket = Socket::open()?;
         Ok(Self { socket })
+    }
+
+    /// Whether the kernel has nf_tables at all.
+    pub fn is_there(&self) -> bool {
+        self.socket.generation().is_ok()
+    }
+
+    /// Whether a table that may be somebody else's has a chain of this name.
+    pub fn has_chain(&self, family: Family, table: &str, chain: &str) -> bool {
+        // Who cannot be asked has nothing.
+        presence::has_chain(&self.socket, family, table, chain).unwrap_or(false)
     }
 
     /// Drops what `wanted`'s veth sends with another MAC than the pod's; once

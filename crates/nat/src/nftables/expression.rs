@@ -123,12 +123,11 @@ impl fmt::Display for Mac<'_> {
     }
 }
 
-/// The expressions of a rule in a table of `family`: the content of
-/// `NFTA_RULE_EXPRESSIONS`.
-pub fn compile(family: Family, statements: &[Statement]) -> Attributes {
+/// The expressions of a rule in a table of `family`.
+pub fn compile(family: Family, statements: &[Statement]) -> Vec<Attributes> {
     let mut program = Program {
         family,
-        list: Attributes::new(),
+        list: Vec::new(),
         protocol: None,
     };
     for statement in statements {
@@ -139,25 +138,27 @@ pub fn compile(family: Family, statements: &[Statement]) -> Attributes {
 
 /// Whether `found`, the expressions of a rule as the kernel lists them, are
 /// those of `wanted`. The kernel adds attributes (defaults); it leaves out none.
-pub fn same(wanted: &[u8], found: &[u8]) -> bool {
-    let mut found_list = message::attributes(found);
-    let equal = message::attributes(wanted).all(|(_, wanted)| {
-        found_list
-            .next()
-            .is_some_and(|(_, found)| same_expression(wanted, found))
-    });
-    equal && found_list.next().is_none()
+pub fn same(wanted: &[Attributes], found: &[u8]) -> bool {
+    let mut found = message::attributes(found).map(|(_, expression)| expression);
+    let equal = wanted
+        .iter()
+        .all(|wanted| found.next().is_some_and(|found| is(wanted, found)));
+    equal && found.next().is_none()
 }
 
-fn same_expression(wanted: &[u8], found: &[u8]) -> bool {
-    let part = |bytes, kind| message::find(bytes, kind).unwrap_or(&[]);
-    let (wanted_data, found_data) = (part(wanted, EXPR_DATA), part(found, EXPR_DATA));
-    let name = part(wanted, EXPR_NAME);
-    name == part(found, EXPR_NAME)
-        && message::attributes(wanted_data)
-            .all(|(kind, value)| message::find(found_data, kind) == Some(value))
-        // The flag that an expression has only if it was asked for.
-        && (name != b"masq\0" || part(wanted_data, MASQ_FLAGS) == part(found_data, MASQ_FLAGS))
+fn is(wanted: &Attributes, found: &[u8]) -> bool {
+    // The flag that an expression has only if it was asked for.
+    let flags = |expression| message::find_in(expression, &[EXPR_DATA, MASQ_FLAGS]);
+    let masquerade = message::find(found, EXPR_NAME) == Some(b"masq\0");
+    message::covers(wanted, found) && (!masquerade || flags(wanted.as_bytes()) == flags(found))
+}
+
+/// A list of expressions: the content of `NFTA_RULE_EXPRESSIONS`.
+pub fn list(expressions: &[Attributes]) -> Attributes {
+    let empty = Attributes::new();
+    expressions
+        .iter()
+        .fold(empty, |list, it| list.nest(LIST_ELEM, it))
 }
 
 const LIST_ELEM: u16 = 1;
@@ -176,7 +177,7 @@ const REGISTER_WORD_2: u32 = REGISTER_WORD_1 + 1;
 
 struct Program {
     family: Family,
-    list: Attributes,
+    list: Vec<Attributes>,
     /// What `meta nfproto` was compared with already.
     protocol: Option<Family>,
 }
@@ -243,10 +244,8 @@ impl Program {
     }
 
     fn push(&mut self, name: &str, data: &Attributes) {
-        let expression = Attributes::new()
-            .text(EXPR_NAME, name)
-            .nest(EXPR_DATA, data);
-        self.list = std::mem::take(&mut self.list).nest(LIST_ELEM, &expression);
+        let expression = Attributes::new().text(EXPR_NAME, name);
+        self.list.push(expression.nest(EXPR_DATA, data));
     }
 
     /// A network that ends on a byte is compared without a mask, as nft does.
@@ -424,9 +423,11 @@ mod tests {
     }
 
     /// The names of the expressions, as `nft --debug=netlink` prints them.
-    fn names(program: &Attributes) -> Vec<&str> {
-        message::attributes(program.as_bytes())
-            .filter_map(|(_, expression)| message::text(message::find(expression, EXPR_NAME)?))
+    fn names(program: &[Attributes]) -> Vec<&str> {
+        let name = |it| message::text(message::find(it, EXPR_NAME)?);
+        program
+            .iter()
+            .filter_map(|it| name(it.as_bytes()))
             .collect()
     }
 
@@ -444,17 +445,19 @@ mod tests {
 
     #[test]
     fn a_rule_is_the_same_only_with_the_same_expressions() {
-        let bytes = |network, random| {
-            let program = compile(Family::Inet, &masquerade(network, random));
-            program.as_bytes().to_vec()
-        };
-        let wanted = bytes("10.22.0.0/24", false);
-        assert!(same(&wanted, &bytes("10.22.0.0/24", false)));
-        assert!(!same(&wanted, &bytes("10.22.1.0/24", false)));
-        assert!(!same(&wanted, &bytes("10.22.0.0/24", true)));
-        assert!(!same(&bytes("10.22.0.0/24", true), &wanted));
-        assert!(!same(&wanted, &wanted[..wanted.len() - 20]));
-        assert!(!same(&[], &wanted));
+        let program = |network, random| compile(Family::Inet, &masquerade(network, random));
+        let found = |network, random| list(&program(network, random)).as_bytes().to_vec();
+        let (plain, random) = (
+            program("10.22.0.0/24", false),
+            program("10.22.0.0/24", true),
+        );
+        assert!(same(&plain, &found("10.22.0.0/24", false)));
+        assert!(!same(&plain, &found("10.22.1.0/24", false)));
+        assert!(!same(&plain, &found("10.22.0.0/24", true)));
+        assert!(!same(&random, &found("10.22.0.0/24", false)));
+        assert!(!same(&plain[1..], &found("10.22.0.0/24", false)));
+        assert!(!same(&plain, &[]));
+        assert!(!same(&[], &found("10.22.0.0/24", false)));
     }
 
     #[test]
@@ -470,6 +473,6 @@ mod tests {
             8, 0, 1, 0, 0, 0, 0, 0, // the verdict's register
             0x10, 0, 2, 0x80, 0x0c, 0, 2, 0x80, 8, 0, 1, 0, 0, 0, 0, 0, // NF_DROP
         ];
-        assert_eq!(program.as_bytes(), expected);
+        assert_eq!(list(&program).as_bytes(), expected);
     }
 }

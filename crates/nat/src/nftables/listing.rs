@@ -36,7 +36,7 @@ impl Listed {
     /// Whether it does what `rule` does.
     pub fn does(&self, family: Family, rule: &Rule) -> bool {
         let wanted = expression::compile(family, &rule.statements);
-        expression::same(wanted.as_bytes(), &self.expressions)
+        expression::same(&wanted, &self.expressions)
     }
 
     /// The change that takes it away.

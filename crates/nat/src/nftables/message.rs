@@ -116,14 +116,18 @@ impl Attributes {
 }
 
 /// The attributes in `bytes`, as type and value.
-pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    raw_attributes(bytes).map(|(kind, value)| (kind & NLA_TYPE_MASK, value))
+}
+
+/// The same with the flags in the type.
+fn raw_attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let header = bytes.first_chunk::<NLA_HEADER>()?;
         let length = u16::from_ne_bytes([header[0], header[1]]) as usize;
         let value = bytes.get(NLA_HEADER..length)?;
         bytes = bytes.get(aligned(length)..).unwrap_or_default();
-        let kind = u16::from_ne_bytes([header[2], header[3]]) & NLA_TYPE_MASK;
-        Some((kind, value))
+        Some((u16::from_ne_bytes([header[2], header[3]]), value))
     })
 }
 
@@ -138,6 +142,23 @@ pub fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
 pub fn find_in<'a>(bytes: &'a [u8], path: &[u16]) -> Option<&'a [u8]> {
     path.iter()
         .try_fold(bytes, |bytes, kind| find(bytes, *kind))
+}
+
+/// Whether each attribute of `wanted` is in `found` with the same value; nested
+/// ones may have more there.
+pub fn covers(wanted: &Attributes, found: &[u8]) -> bool {
+    all_in(&wanted.0, found)
+}
+
+fn all_in(wanted: &[u8], found: &[u8]) -> bool {
+    raw_attributes(wanted).all(|(kind, wanted)| {
+        let found = find(found, kind & NLA_TYPE_MASK);
+        // The kernel does not flag all that it nests; we do.
+        found.is_some_and(|found| match kind & NLA_F_NESTED {
+            0 => wanted == found,
+            _ => all_in(wanted, found),
+        })
+    })
 }
 
 /// A text without its zero byte; what is not UTF-8 is none that we wrote.
@@ -186,6 +207,17 @@ mod tests {
         let sent = Attributes::new().u32(1, 0).nest(4, &inner);
         let found = find_in(sent.as_bytes(), &[4, 9]).and_then(long_number);
         assert_eq!(found, Some(1 << 40));
+    }
+
+    #[test]
+    fn what_the_kernel_adds_or_does_not_flag_makes_no_difference() {
+        let wanted = Attributes::new().nest(2, &Attributes::new().u32(1, 5));
+        let inner = Attributes::new().u32(1, 5).u32(7, 0);
+        let found = Attributes::new().u32(1, 0).bytes(2, inner.as_bytes());
+        assert!(covers(&wanted, found.as_bytes()));
+        let other = Attributes::new().nest(2, &Attributes::new().u32(1, 6));
+        assert!(!covers(&wanted, other.as_bytes()));
+        assert!(!covers(&wanted, &[]));
     }
 
     #[test]

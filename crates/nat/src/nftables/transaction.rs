@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use nix::libc;
 
 use super::error::Error;
-use super::expression::{Statement, compile, octets};
+use super::expression::{Statement, compile, list, octets};
 use super::message::{Attributes, Head};
 use super::socket::{Refused, Request, Socket, nftables};
 use crate::hostport::Protocol;
@@ -341,7 +341,7 @@ impl Change {
                 let mut it = Attributes::new()
                     .text(1, table.name)
                     .text(2, chain)
-                    .nest(4, &compile(table.family, &rule.statements));
+                    .nest(4, &list(&compile(table.family, &rule.statements)));
                 if let Some(comment) = &rule.comment {
                     it = it.bytes(7, &user_data(COMMENT, comment));
                 }

@@ -1,0 +1,154 @@
+//! A private node with a bridge, pods, and a world outside that knows no route
+//! to the pods.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use cni::Attachment;
+use cni::conf::ValidAttachment;
+use cni::env::{ContainerId, IfName};
+use netns::NetNs;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use serde_json::Value;
+
+/// The node's address towards the world.
+pub const NODE: &str = "192.0.2.1";
+/// The same in IPv6.
+pub const NODE_V6: &str = "2001:db8::1";
+
+/// A node: the calling thread's namespaces, until it ends.
+pub struct Node {
+    /// The node's own.
+    pub here: NetNs,
+    /// What is outside: 192.0.2.9 and 2001:db8::9.
+    pub world: NetNs,
+}
+
+impl Node {
+    /// Moves the calling thread into a new network namespace with a bridge `cni0`
+    /// (10.22.0.1/24, fd00:22::1/64) and a link to the world.
+    pub fn new() -> Self {
+        Self::bare();
+        run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+        run("ip link add cni0 type bridge");
+        run("ip link set cni0 up");
+        run("ip address add 10.22.0.1/24 dev cni0");
+        run("ip address add fd00:22::1/64 dev cni0 nodad");
+        run("sysctl -qw net.ipv4.conf.cni0.route_localnet=1");
+        run("ip netns add world");
+        run("ip link add up0 type veth peer name eth0 netns world");
+        run("ip address add 192.0.2.1/24 dev up0");
+        run("ip address add 2001:db8::1/64 dev up0 nodad");
+        run("ip link set up0 up");
+        run("ip -n world address add 192.0.2.9/24 dev eth0");
+        run("ip -n world address add 2001:db8::9/64 dev eth0 nodad");
+        run("ip -n world link set eth0 up");
+        Self {
+            here: NetNs::current().unwrap(),
+            world: NetNs::open(Path::new("/run/netns/world")).unwrap(),
+        }
+    }
+
+    /// A namespace with nothing but `lo`.
+    pub fn bare() {
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+            .expect("these tests make namespaces: run them as root, or under `unshare -rnm`");
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        for (kind, path) in [("tmpfs", "/run"), ("sysfs", "/sys")] {
+            mount(Some(kind), path, Some(kind), MsFlags::empty(), none).unwrap();
+        }
+        fs::create_dir("/run/netns").unwrap();
+        run("ip link set lo up");
+    }
+
+    /// Adds pod `number`, 2 to 254: 10.22.0.number, fd00:22::number (as decimal
+    /// digits), on a port with hairpin.
+    pub fn pod(&self, number: u8) -> NetNs {
+        let pod = format!("p{number}");
+        run(&format!("ip netns add {pod}"));
+        run(&format!("ip -n {pod} link set lo up"));
+        run(&format!(
+            "ip link add v{pod} type veth peer name eth0 netns {pod}"
+        ));
+        run(&format!("ip link set v{pod} master cni0 up"));
+        run(&format!("bridge link set dev v{pod} hairpin on"));
+        run(&format!(
+            "ip -n {pod} address add 10.22.0.{number}/24 dev eth0"
+        ));
+        run(&format!(
+            "ip -n {pod} address add fd00:22::{number}/64 dev eth0 nodad"
+        ));
+        run(&format!("ip -n {pod} link set eth0 up"));
+        run(&format!("ip -n {pod} route add default via 10.22.0.1"));
+        run(&format!("ip -n {pod} -6 route add default via fd00:22::1"));
+        NetNs::open(&Path::new("/run/netns").join(pod)).unwrap()
+    }
+}
+
+/// An attachment of interface eth0.
+pub fn attachment(network: &str, container: &str) -> Attachment {
+    Attachment {
+        network: network.to_owned(),
+        container_id: ContainerId::parse(container).unwrap(),
+        ifname: IfName::parse("eth0").unwrap(),
+    }
+}
+
+/// The same as GC names it.
+pub fn valid(container: &str) -> ValidAttachment {
+    ValidAttachment {
+        container_id: container.to_owned(),
+        ifname: "eth0".to_owned(),
+    }
+}
+
+/// Runs `command`; it has to succeed.
+pub fn run(command: &str) -> String {
+    let out = attempt(command);
+    assert!(out.status.success(), "{command}: {out:?}");
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// Runs `command` and returns how it ended.
+pub fn attempt(command: &str) -> Output {
+    self::command(command).output().unwrap()
+}
+
+/// `command`, to be started.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests look with other people's tools"
+)]
+fn command(command: &str) -> Command {
+    let mut words = command.split_whitespace();
+    let mut process = Command::new(words.next().unwrap());
+    process.args(words);
+    process
+}
+
+/// Feeds `script` to `nft -f -`.
+pub fn nft(script: &str) {
+    let mut nft = command("nft -f -").stdin(Stdio::piped()).spawn().unwrap();
+    nft.stdin
+        .take()
+        .unwrap()
+        .write_all(script.as_bytes())
+        .unwrap();
+    assert!(nft.wait().unwrap().success(), "{script}");
+}
+
+/// The rule set as nft prints it.
+pub fn ruleset() -> String {
+    run("nft list ruleset")
+}
+
+/// The rule set as data, without what a change leaves behind.
+pub fn objects(kind: &str) -> Vec<Value> {
+    let listed: Value = serde_json::from_str(&run("nft -j list ruleset")).unwrap();
+    let objects = listed["nftables"].as_array().unwrap().iter();
+    objects.filter_map(|it| it.get(kind)).cloned().collect()
+}
