@@ -7,12 +7,14 @@
 //! owner, so that it is found again with nothing else known.
 
 mod backend;
+mod choice;
 mod hostport;
 mod iptables;
 mod masquerade;
 pub mod nftables;
 
 pub use backend::{Backend, Kind};
+pub use choice::{Leftovers, check_masquerade, check_published, open};
 pub use hostport::{HostPorts, Mapping, Mark, Notice, Protocol, Snat};
 pub use iptables::{Families, Iptables};
 pub use masquerade::Masquerade;

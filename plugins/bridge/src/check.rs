@@ -9,8 +9,8 @@ use netns::NetNs;
 use crate::conf::Conf;
 use crate::plan;
 
-/// Compares the kernel with `prevResult`.
-pub fn attachment(request: &Check<Conf>, netns: &NetNs) -> Result<()> {
+/// Compares the kernel with `prevResult`, and returns it.
+pub fn attachment(request: &Check<Conf>, netns: &NetNs) -> Result<AddResult> {
     let previous = request
         .call
         .prev_result()?
@@ -19,7 +19,8 @@ pub fn attachment(request: &Check<Conf>, netns: &NetNs) -> Result<()> {
     let bridge = check_bridge(&host, &request.conf, &previous)?;
     let container = check_container(&pod, request, &previous)?;
     check_host_veth(&host, &previous, &bridge, &container)?;
-    check_layer_3(&pod, &container.name, &previous)
+    check_layer_3(&pod, &container.name, &previous)?;
+    Ok(previous)
 }
 
 /// A bridge's MAC that was never pinned may have changed with its ports; the

@@ -21,6 +21,8 @@ pub struct Conf {
     pub ip_masq: bool,
     /// How to masquerade.
     pub ip_masq_backend: Option<String>,
+    /// Draw source ports at random.
+    pub ip_masq_random_fully: bool,
     /// MTU of the veth pair and of a bridge that is created.
     pub mtu: Mtu,
     /// Let the port send frames back where they came from.
@@ -56,6 +58,7 @@ impl Default for Conf {
             force_address: false,
             ip_masq: false,
             ip_masq_backend: None,
+            ip_masq_random_fully: false,
             mtu: Mtu::Kernel,
             hairpin_mode: false,
             promisc_mode: false,

@@ -4,6 +4,7 @@
 mod check;
 mod conf;
 mod gateway;
+mod outside;
 mod plan;
 mod vlan;
 
@@ -56,6 +57,9 @@ impl Plugin for Bridge {
             undo,
         )?;
         attach(&host, &bridge, &pair.host, &plan, &request.attachment)?;
+        if plan.spoof_check {
+            outside::check_spoofing(&request.attachment, &pair, undo)?;
+        }
 
         let mut addressing = None;
         if call.has_ipam() {
@@ -70,6 +74,9 @@ impl Plugin for Bridge {
         if plan.bring_up {
             let configured = configure(&netns, request, &plan, addressing.as_ref())?;
             interfaces.extend(ensure_gateway(&host, &bridge, &plan, addressing.as_ref())?);
+            if let (Some(how), Some(addressing)) = (plan.masquerade, &addressing) {
+                outside::masquerade(&request.attachment, addressing, how, undo)?;
+            }
             let port = host.wait_for_port(pair.host.index)?;
             interfaces[1] = host_interface(&port);
             announce(&configured);
@@ -80,10 +87,17 @@ impl Plugin for Bridge {
 
     fn del(request: &Del<Conf>) -> Result<()> {
         let mut all = BestEffort::new();
+        if request.conf.ip_masq && request.call.has_ipam() {
+            // First: whose addresses they were is still to be seen.
+            all.step("remove masquerade", || outside::remove_masquerade(request));
+        }
         all.step("delete the interface", || delete_interface(request));
         all.step("delete the host veth", || {
             delete_host_veth(&request.attachment)
         });
+        if request.conf.macspoofchk {
+            outside::remove_spoof_check(&request.attachment);
+        }
         if request.call.has_ipam() {
             // Last: nobody may get the address while something still answers to it.
             all.step("release the addresses", || {
@@ -94,17 +108,23 @@ impl Plugin for Bridge {
     }
 
     fn check(request: &Check<Conf>) -> Result<()> {
-        Plan::new(&request.conf, request.call.has_ipam(), None)?;
+        let plan = Plan::new(&request.conf, request.call.has_ipam(), None)?;
         let netns = open_netns(&request.netns)?;
         if request.call.has_ipam() {
             delegate::ipam_check(&request.call)?;
         }
-        check::attachment(request, &netns)
+        let previous = check::attachment(request, &netns)?;
+        outside::check(request, &plan, &previous)
     }
 
     fn gc(request: &Gc<Conf>) -> Result<()> {
         let mut all = BestEffort::new();
         all.step("delete host veths", || delete_stale_veths(request));
+        if request.conf.ip_masq {
+            all.step("collect masquerade", || {
+                nat::Leftovers::collect_masquerade(&request.call.network, &request.valid)
+            });
+        }
         if request.call.has_ipam() {
             all.step("collect addresses", || delegate::ipam_gc(&request.call));
         }
@@ -119,6 +139,10 @@ impl Plugin for Bridge {
             return Err(Code::NotAvailable
                 .err(format!("{name:?} already exists but is not a bridge"))
                 .into());
+        }
+        if let Some(how) = plan.masquerade {
+            nat::open(how.backend)
+                .map_err(|error| Code::NotAvailable.err(format!("ipMasq: {error:#}")))?;
         }
         if request.call.has_ipam() {
             delegate::ipam_status(&request.call)?;
@@ -374,6 +398,11 @@ fn delete_stale_veths(request: &Gc<Conf>) -> Result<()> {
         };
         if link.kind.as_deref() == Some("veth") && !used.contains(&alias) {
             all.step(&alias, || Ok(host.delete_link(&link.name)?));
+            if let Some(owner) = Attachment::from_alias(network, &alias)
+                && request.conf.macspoofchk
+            {
+                outside::remove_spoof_check(&owner);
+            }
         }
     }
     all.finish()

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use cni::conf::DnsKeys;
 use cni::env::IfName;
 use cni::result::{AddResult, Dns, Interface, IpConfig, Route};
-use cni::{Cidr, Code, Error};
+use cni::{Cidr, Code};
 use ipnetwork::IpNetwork;
 use netlink::{Mac, RouteSpec};
 
@@ -43,6 +43,19 @@ pub struct Plan {
     pub vlans: Vlans,
     /// What the bridge is for the pods.
     pub gateway: Gateway,
+    /// Whether, and how, what leaves the pods' subnets is masqueraded.
+    pub masquerade: Option<Masquerading>,
+    /// Whether frames with another MAC than the pod's are dropped.
+    pub spoof_check: bool,
+}
+
+/// How what leaves the pods' subnets is masqueraded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Masquerading {
+    /// The back end that the configuration forces.
+    pub backend: Option<nat::Kind>,
+    /// Whether source ports are drawn at random.
+    pub random_fully: bool,
 }
 
 /// The VLANs of a port.
@@ -86,7 +99,6 @@ impl Plan {
     /// Checks everything that can be checked without the kernel. `has_ipam`
     /// tells whether the pod gets addresses, `args_mac` is `MAC` of CNI_ARGS.
     pub fn new(conf: &Conf, has_ipam: bool, args_mac: Option<String>) -> Result<Self> {
-        refuse_unsupported(conf)?;
         if conf.hairpin_mode && conf.promisc_mode {
             return Err(invalid(
                 "cannot set hairpin mode and promiscuous mode at the same time",
@@ -115,6 +127,8 @@ impl Plan {
             mac: container_mac(conf, args_mac)?,
             vlans: vlans(conf)?,
             gateway,
+            masquerade: masquerade(conf)?,
+            spoof_check: conf.macspoofchk,
         };
         if plan.has_vlan_gateway() && has_ipam {
             plan.vlan_gateway_name()?;
@@ -251,22 +265,23 @@ fn invalid(msg: &str) -> anyhow::Error {
     Code::InvalidConfig.err(msg).into()
 }
 
-/// These come with the NAT crate; to take them silently would leave a pod
-/// without what its owner relies on.
-fn refuse_unsupported(conf: &Conf) -> Result<(), Error> {
-    let refuse = |key: &str, value: &str| {
-        Err(Code::UnsupportedField.err(format!("{key} {value} is not supported yet")))
-    };
-    if conf.ip_masq {
-        return refuse("ipMasq", "true");
-    }
-    if let Some(backend) = &conf.ip_masq_backend {
-        return refuse("ipMasqBackend", &format!("{backend:?}"));
-    }
-    if conf.macspoofchk {
-        return refuse("macspoofchk", "true");
-    }
-    Ok(())
+/// What a key that names no back end is answered; the Go plugin says it after
+/// everything else was set up.
+fn masquerade(conf: &Conf) -> Result<Option<Masquerading>> {
+    let named = conf
+        .ip_masq_backend
+        .as_deref()
+        .filter(|text| !text.is_empty());
+    let backend = named
+        .map(|text| {
+            nat::Kind::parse(text)
+                .ok_or_else(|| invalid(&format!("unknown ipmasq backend {text:?}")))
+        })
+        .transpose()?;
+    Ok(conf.ip_masq.then_some(Masquerading {
+        backend,
+        random_fully: conf.ip_masq_random_fully,
+    }))
 }
 
 fn bridge_name(name: &str) -> Result<IfName> {

@@ -1,4 +1,5 @@
 use super::*;
+use cni::Error;
 use cni::json::Json;
 
 fn conf(text: &str) -> Conf {
@@ -93,20 +94,20 @@ fn a_bridge_name_is_an_interface_name() {
 }
 
 #[test]
-fn what_is_not_there_yet_is_refused_with_key_and_value() {
-    for (text, msg) in [
-        (r#"{"ipMasq": true}"#, "ipMasq true is not supported yet"),
-        (
-            r#"{"ipMasqBackend": "nftables"}"#,
-            "ipMasqBackend \"nftables\" is not supported yet",
-        ),
-        (
-            r#"{"macspoofchk": true}"#,
-            "macspoofchk true is not supported yet",
-        ),
-    ] {
-        assert_eq!(fault(text), (2, msg.to_owned()));
-    }
+fn a_back_end_is_one_that_there_is() {
+    let masquerade = |text: &str| plan(text).unwrap().masquerade;
+    assert_eq!(masquerade(r#"{"ipMasqBackend": "nftables"}"#), None);
+    assert_eq!(masquerade(r#"{"ipMasq": true}"#).unwrap().backend, None);
+    assert_eq!(
+        masquerade(r#"{"ipMasq": true, "ipMasqBackend": "iptables"}"#)
+            .unwrap()
+            .backend,
+        Some(nat::Kind::Iptables)
+    );
+    assert_eq!(
+        fault(r#"{"ipMasq": true, "ipMasqBackend": "foo"}"#),
+        (7, "unknown ipmasq backend \"foo\"".to_owned())
+    );
 }
 
 #[test]

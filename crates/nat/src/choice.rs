@@ -1,0 +1,201 @@
+//! Which back end does the work: the kernel is asked, the configuration may
+//! force one. And who else may have left something.
+
+use std::fmt;
+use std::fs;
+use std::net::IpAddr;
+
+use anyhow::{Result, bail};
+use cni::conf::ValidAttachment;
+use cni::{Attachment, BestEffort, names};
+
+use crate::backend::{Backend, Kind};
+use crate::hostport::HostPorts;
+use crate::iptables::Iptables;
+use crate::masquerade::Masquerade;
+use crate::nftables::{self, Family, Nftables};
+
+impl Kind {
+    /// The back end that a configuration calls `text`.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "nftables" => Some(Self::Nftables),
+            "iptables" => Some(Self::Iptables),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+        })
+    }
+}
+
+/// The back end to write with: the one that is `forced`, else nftables where
+/// the kernel has it, else iptables.
+///
+/// # Errors
+/// When the one that is forced, or both, cannot be used here.
+pub fn open(forced: Option<Kind>) -> Result<Box<dyn Backend>> {
+    let nftables = || nftables::probe(Family::Ip);
+    let iptables = || Iptables::new().probe().any();
+    match forced {
+        Some(Kind::Nftables) if !nftables() => {
+            bail!("nftables is not usable: the kernel lacks nf_tables, or CAP_NET_ADMIN is missing")
+        }
+        Some(Kind::Iptables) if !iptables() => {
+            bail!("iptables is not usable: neither iptables nor ip6tables can read its nat table")
+        }
+        Some(Kind::Nftables) => Ok(Box::new(Nftables::open()?)),
+        Some(Kind::Iptables) => Ok(Box::new(Iptables::new())),
+        None if nftables() => Ok(Box::new(Nftables::open()?)),
+        None if iptables() => Ok(Box::new(Iptables::new())),
+        None => bail!(
+            "neither nftables nor iptables is usable: the kernel lacks both, or CAP_NET_ADMIN is missing"
+        ),
+    }
+}
+
+/// Whether the pod is masqueraded, by whichever back end: the one that would be
+/// chosen now need not be the one of its ADD, or of the suite that made it.
+///
+/// # Errors
+/// What is missing in the back end that is chosen now.
+pub fn check_masquerade(wanted: &Masquerade, forced: Option<Kind>) -> Result<()> {
+    let chain = names::prefixed(28, "CNI-", &joined(&wanted.owner));
+    checked(forced, &[chain], |backend| backend.check_masquerade(wanted))
+}
+
+/// Whether the ports are published, by whichever back end.
+///
+/// # Errors
+/// As [`check_masquerade`].
+pub fn check_published(wanted: &HostPorts, forced: Option<Kind>) -> Result<()> {
+    let chain = names::prefixed(28, "CNI-DN-", &joined(&wanted.owner));
+    checked(forced, &[chain], |backend| backend.check_published(wanted))
+}
+
+fn checked(
+    forced: Option<Kind>,
+    chains: &[String],
+    check: impl Fn(&dyn Backend) -> Result<()>,
+) -> Result<()> {
+    let chosen = open(forced)?;
+    let Err(missing) = check(chosen.as_ref()) else {
+        return Ok(());
+    };
+    let other = match chosen.kind() {
+        Kind::Nftables => chains
+            .iter()
+            .any(|chain| iptables_may_hold(chain))
+            .then(|| check(&Iptables::new())),
+        Kind::Iptables => usable_nftables().map(|nftables| check(&nftables)),
+    };
+    match other {
+        Some(Ok(())) => Ok(()),
+        _ => Err(missing),
+    }
+}
+
+/// What an owner may have left with a back end, whichever the configuration
+/// names now: it may have been another one at ADD, or another suite.
+pub struct Leftovers;
+
+impl Leftovers {
+    /// Removes the masquerade of one interface from wherever it is.
+    pub fn remove_masquerade(
+        owner: &Attachment,
+        addresses: impl FnOnce() -> Vec<IpAddr>,
+    ) -> Result<()> {
+        let chain = names::prefixed(28, "CNI-", &joined(owner));
+        let mut all = BestEffort::new();
+        if let Some(nftables) = usable_nftables() {
+            all.step("remove masquerade", || {
+                nftables.remove_masquerade(owner, &[])
+            });
+        }
+        if iptables_may_hold(&chain) {
+            all.step("remove masquerade", || {
+                Iptables::new().remove_masquerade(owner, &addresses())
+            });
+        }
+        all.finish()
+    }
+
+    /// Removes the published ports of one interface from wherever they are.
+    pub fn unpublish(owner: &Attachment) -> Result<()> {
+        let chains =
+            ["CNI-DN-", "CNI-SN-"].map(|prefix| names::prefixed(28, prefix, &joined(owner)));
+        let mut all = BestEffort::new();
+        if let Some(nftables) = usable_nftables() {
+            all.step("remove published ports", || nftables.unpublish(owner));
+        }
+        if chains.iter().any(|chain| iptables_may_hold(chain)) {
+            all.step("remove published ports", || {
+                Iptables::new().unpublish(owner)
+            });
+        }
+        all.finish()
+    }
+
+    /// Removes every masquerade of `network` that is for nobody in `valid`.
+    pub fn collect_masquerade(network: &str, valid: &[ValidAttachment]) -> Result<()> {
+        Self::collect("collect masquerade", |backend| {
+            backend.collect_masquerade(network, valid)
+        })
+    }
+
+    /// Removes every published port of `network` that is of nobody in `valid`.
+    pub fn collect_published(network: &str, valid: &[ValidAttachment]) -> Result<()> {
+        Self::collect("collect published ports", |backend| {
+            backend.collect_published(network, valid)
+        })
+    }
+
+    fn collect(what: &str, step: impl Fn(&dyn Backend) -> Result<()>) -> Result<()> {
+        let mut all = BestEffort::new();
+        if let Some(nftables) = usable_nftables() {
+            all.step(what, || step(&nftables));
+        }
+        // GC is rare: it may execute a program to be sure.
+        if Iptables::new().probe().any() {
+            all.step(what, || step(&Iptables::new()));
+        }
+        all.finish()
+    }
+}
+
+/// Without nf_tables in the kernel there is nothing in it.
+fn usable_nftables() -> Option<Nftables> {
+    let nftables = Nftables::open().ok()?;
+    nftables.is_there().then_some(nftables)
+}
+
+/// Chain names are made of network and container, without anything in between.
+fn joined(owner: &Attachment) -> String {
+    format!("{}{}", owner.network, owner.container_id)
+}
+
+/// Whether iptables may have a nat chain of this name: its nft variant is asked,
+/// its legacy variant has a nat table or has none.
+fn iptables_may_hold(chain: &str) -> bool {
+    let in_nft = || {
+        Nftables::open().is_ok_and(|nftables| {
+            [Family::Ip, Family::Ip6]
+                .into_iter()
+                .any(|family| nftables.has_chain(family, "nat", chain))
+        })
+    };
+    in_nft() || legacy_has_nat()
+}
+
+fn legacy_has_nat() -> bool {
+    ["ip_tables_names", "ip6_tables_names"].iter().any(|file| {
+        fs::read_to_string(format!("/proc/thread-self/net/{file}"))
+            .is_ok_and(|tables| tables.lines().any(|table| table == "nat"))
+    })
+}
