@@ -1130,39 +1130,6 @@ fn an_impossible_configuration_touches_nothing() {
 }
 
 #[test]
-fn what_is_not_supported_yet_is_refused_by_name_and_value() {
-    beyond_peer("supported there", || {
-        let sandbox = Sandbox::new();
-        let pod = sandbox.pod("a");
-        let snapshot = sandbox.snapshot();
-        for (key, value) in [
-            ("ipMasq", json!(true)),
-            ("ipMasqBackend", json!("nftables")),
-            ("macspoofchk", json!(true)),
-        ] {
-            let mut conf = bridge(json!({}));
-            conf[key] = value.clone();
-            let error = sandbox.cni("bridge").add(&conf, &pod, "eth0").error();
-            assert_eq!(error.code, 2, "{}", error.msg);
-            let value = value.to_string();
-            assert!(
-                error.msg.contains(key) && error.msg.contains(value.trim_matches('"')),
-                "{}",
-                error.msg
-            );
-            del(&sandbox, &conf, &pod);
-        }
-        for key in ["ipMasq", "macspoofchk"] {
-            let mut conf = bridge(json!({}));
-            conf[key] = false.into();
-            add(&sandbox, &conf, &pod);
-            del(&sandbox, &conf, &pod);
-        }
-        snapshot.allow_bridge_network().assert_unchanged();
-    });
-}
-
-#[test]
 fn del_forgives_what_add_refuses() {
     beyond_peer("reference 8 #6: validation errors fail DEL", || {
         let sandbox = Sandbox::new();

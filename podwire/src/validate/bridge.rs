@@ -25,6 +25,7 @@ const KEYS: &[Key] = &[
     Key::new("forceAddress", Kind::Bool),
     Key::new("ipMasq", Kind::Bool),
     Key::new("ipMasqBackend", Kind::Text),
+    Key::new("ipMasqRandomFully", Kind::Bool),
     Key::new("mtu", Kind::Custom(mtu)),
     Key::new("hairpinMode", Kind::Bool),
     Key::new("promiscMode", Kind::Bool),
@@ -52,13 +53,8 @@ const MAC_KEY: &[Key] = &[Key::new("mac", Kind::MAC)];
 
 const ARGS_KEYS: &[Key] = &[Key::new("cni", Kind::Object(MAC_KEY, Others::AreFine))];
 
-/// Keys of the Go plugin that ours refuses for as long as it cannot do what
-/// they say.
-#[cfg(test)]
-const NOT_YET: &[&str] = &["ipMasq", "ipMasqBackend", "macspoofchk"];
-
 fn check(conf: &Conf<'_>, findings: &mut Findings) {
-    unsupported(conf, findings);
+    masquerade(conf, findings);
     if conf.flag("hairpinMode") && conf.flag("promiscMode") {
         findings.error(
             &conf.place_of("promiscMode"),
@@ -95,16 +91,15 @@ fn check(conf: &Conf<'_>, findings: &mut Findings) {
     }
 }
 
-fn unsupported(conf: &Conf<'_>, findings: &mut Findings) {
-    for key in ["ipMasq", "macspoofchk"] {
-        if conf.flag(key) {
-            let reason = format!("{key} true is not supported yet");
-            findings.error(&conf.place_of(key), reason);
-        }
-    }
-    if let Some(backend) = conf.text("ipMasqBackend") {
-        let reason = format!("ipMasqBackend {backend:?} is not supported yet");
+fn masquerade(conf: &Conf<'_>, findings: &mut Findings) {
+    if let Some(backend) = conf.text("ipMasqBackend")
+        && !["", "nftables", "iptables"].contains(&backend.as_str())
+    {
+        let reason = format!("unknown ipmasq backend {backend:?}");
         findings.error(&conf.place_of("ipMasqBackend"), reason);
+    }
+    if conf.flag("ipMasq") && conf.ipam().is_none() {
+        findings.warning(&conf.place_of("ipMasq"), "has no effect without ipam");
     }
 }
 
@@ -190,10 +185,6 @@ mod tests {
         // Common keys, which the README repeats; and two that are no keys of an author's.
         known.extend(["ipam".to_owned(), "dns".to_owned()]);
         known.retain(|key| key != "args" && key != "runtimeConfig");
-        for key in NOT_YET {
-            assert!(readme.contains(&format!("`{key}")), "{key}");
-            known.retain(|known| known != key);
-        }
         known.sort();
         assert_eq!(known, documented_keys(&readme));
     }
@@ -228,13 +219,10 @@ mod tests {
                 r#""disableContainerInterface": true, "ipam": {"type": "x"}"#,
                 "disableContainerInterface: cannot use IPAM when DisableContainerInterface flag is set",
             ),
+            (r#""ipMasq": true"#, "ipMasq: has no effect without ipam"),
             (
-                r#""ipMasq": true"#,
-                "ipMasq: ipMasq true is not supported yet",
-            ),
-            (
-                r#""ipMasqBackend": "nftables""#,
-                "ipMasqBackend: ipMasqBackend \"nftables\" is not supported yet",
+                r#""ipMasqBackend": "ipchains""#,
+                "ipMasqBackend: unknown ipmasq backend \"ipchains\"",
             ),
             (
                 r#""isGateway": true, "bridge": "br-10-bytes", "vlan": 4000, "ipam": {"type": "x"}"#,
