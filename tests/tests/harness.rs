@@ -206,3 +206,40 @@ fn every_namespace_goes_with_its_sandbox() {
         });
     assert!(!left, "a process is still in {ns}");
 }
+
+#[test]
+fn children_die_with_a_test_program_that_is_killed() {
+    const PLAY_DEAD: &str = "HARNESS_PLAY_DEAD";
+    if let Some(told) = std::env::var_os(PLAY_DEAD) {
+        // Here runs the program that is killed: it starts a child, tells its id, waits.
+        let sandbox = Sandbox::new();
+        let running = sandbox.host().start(&["sleep", "60"]);
+        std::fs::write(told, running.id().to_string()).expect("tell the id");
+        std::thread::sleep(Duration::from_secs(60));
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let told = sandbox.dir().join("pid");
+    let program = std::env::current_exe().expect("this program");
+    let variable = format!("{PLAY_DEAD}={}", told.display());
+    let itself = "children_die_with_a_test_program_that_is_killed";
+    let argv = [
+        "env",
+        &variable,
+        &program.display().to_string(),
+        "--exact",
+        itself,
+    ];
+    let running = sandbox.host().start(&argv);
+    let pid = || std::fs::read_to_string(&told).unwrap_or_default();
+    sandbox
+        .host()
+        .wait_until("the child runs", |_| !pid().is_empty());
+    drop(running);
+    let alive = |pid: &str| {
+        std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
+    };
+    sandbox
+        .host()
+        .wait_until("the child is dead", |_| !alive(&pid()));
+}

@@ -270,6 +270,11 @@ pub struct Running {
 }
 
 impl Running {
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Everything it has printed so far, both streams.
     pub fn output(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()

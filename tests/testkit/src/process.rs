@@ -1,5 +1,8 @@
 //! Run one child process with a time limit and collect what it says.
 
+// SAFETY of the one `unsafe`: see `die_with_the_sandbox`.
+#![allow(unsafe_code)]
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
@@ -76,6 +80,15 @@ pub(crate) fn prepare(command: &mut Command, run: &Run) -> io::Result<()> {
         .stderr(Stdio::piped())
         .process_group(0);
     Ok(())
+}
+
+/// Has the kernel kill the child when the thread that started it ends, however it
+/// ends: a test program that is killed cannot clean up after itself.
+pub(crate) fn die_with_the_sandbox(command: &mut Command) {
+    let arrange = || Ok(set_pdeathsig(Signal::SIGKILL)?);
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; the
+    // closure makes one prctl system call and neither allocates nor takes a lock.
+    unsafe { command.pre_exec(arrange) };
 }
 
 /// Feeds the child, drains it, waits for it. `Err` holds the story of a child

@@ -260,6 +260,7 @@ impl Inner {
 
     pub(crate) fn spawn(&self, mut command: Command) -> io::Result<Child> {
         command.env("TMPDIR", self.dir());
+        process::die_with_the_sandbox(&mut command);
         self.inside(move || command.spawn())
     }
 
