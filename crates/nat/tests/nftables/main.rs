@@ -6,7 +6,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 
+mod churn;
 mod conntrack;
+mod go;
 mod hostport;
 mod masquerade;
 mod sandbox;

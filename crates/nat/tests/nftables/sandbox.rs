@@ -32,6 +32,8 @@ impl Node {
     /// (10.22.0.1/24, fd00:22::1/64) and a link to the world.
     pub fn new() -> Self {
         Self::bare();
+        // Else link-local addresses, which solicit neighbours, come a second late.
+        run("sysctl -qw net.ipv6.conf.default.accept_dad=0");
         run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
         run("ip link add cni0 type bridge");
         run("ip link set cni0 up");
@@ -39,6 +41,7 @@ impl Node {
         run("ip address add fd00:22::1/64 dev cni0 nodad");
         run("sysctl -qw net.ipv4.conf.cni0.route_localnet=1");
         run("ip netns add world");
+        run("ip netns exec world sysctl -qw net.ipv6.conf.default.accept_dad=0");
         run("ip link add up0 type veth peer name eth0 netns world");
         run("ip address add 192.0.2.1/24 dev up0");
         run("ip address add 2001:db8::1/64 dev up0 nodad");
@@ -70,6 +73,8 @@ impl Node {
     pub fn pod(&self, number: u8) -> NetNs {
         let pod = format!("p{number}");
         run(&format!("ip netns add {pod}"));
+        let no_dad = "sysctl -qw net.ipv6.conf.default.accept_dad=0";
+        run(&format!("ip netns exec {pod} {no_dad}"));
         run(&format!("ip -n {pod} link set lo up"));
         run(&format!(
             "ip link add v{pod} type veth peer name eth0 netns {pod}"
