@@ -253,19 +253,27 @@ fn publish(
     family: Family,
     rules: &hostport::Rules,
 ) -> Result<Vec<Notice>> {
-    let entries = program.chain(ENTRIES)?;
-    let mut notices = Vec::new();
-    if let Some(entries) = &entries {
-        for rival in hostport::rivals(wanted, family, entries) {
-            let found = look(program, &[&rival.chain])?;
-            notices.extend(rival.lost(wanted, family, &found));
-        }
-    }
-    let quick = match &entries {
-        Some(entries) => carried(program, &rules.publish(Known::Entries(entries)))?,
-        None => false,
+    // Where `-C` cannot be believed, the whole table is read in any case.
+    let exact = program.is_exact();
+    let found = if exact {
+        look(program, &[ENTRIES])?
+    } else {
+        program.table()?
     };
+    let mut notices = Vec::new();
+    for rival in hostport::rivals(wanted, family, &found) {
+        let found = look(program, &[&rival.chain])?;
+        notices.extend(rival.lost(wanted, family, &found));
+    }
+    let known = if exact {
+        Known::Entries(&found)
+    } else {
+        Known::Table(&found)
+    };
+    let ready = !exact || found.chain(ENTRIES).is_some();
+    let quick = ready && carried(program, &rules.publish(known))?;
     if !quick {
+        let _alone = program.alone()?;
         settle(program, || {
             Ok(rules.publish(Known::Table(&program.table()?)))
         })?;
@@ -338,6 +346,13 @@ fn check(program: &Program, chains: &[&str], mut required: Transaction) -> Resul
         }
     }
     let mut missing = Vec::new();
+    if !program.is_exact() {
+        let table = program.table()?;
+        let absent = required.required();
+        let absent = absent.filter(|(chain, rule)| !hostport::has(&table, chain, rule));
+        missing.extend(absent.map(|(chain, rule)| format!("-A {chain} {rule}")));
+        required = Transaction::new();
+    }
     while let Err(refused) = program.carry(&required) {
         let rule = refused.line.and_then(|line| required.remove_line(line));
         let Some(rule) = rule else {

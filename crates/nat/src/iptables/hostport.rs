@@ -9,7 +9,7 @@ use cni::conf::ValidAttachment;
 use cni::{Attachment, names};
 use ipnetwork::IpNetwork;
 
-use super::masquerade::{POSTROUTING, subnet};
+use super::masquerade::{COMMENT, POSTROUTING, subnet};
 use super::table::{Family, Listing, Transaction, jumps_to, option, word};
 use crate::hostport::{HostPorts, Mapping, Mark, Notice, Protocol, Snat};
 
@@ -21,8 +21,6 @@ pub(super) const OLD_ENTRIES: &str = "CNI-HOSTPORT-SNAT";
 const SET_MARK: &str = "CNI-HOSTPORT-SETMARK";
 /// Masquerades what is marked.
 const MASQUERADE: &str = "CNI-HOSTPORT-MASQ";
-/// iptables keeps so much of a comment.
-const COMMENT: usize = 255;
 /// The ports of one `-m multiport` (XT_MULTI_PORTS).
 const PORTS: usize = 15;
 
@@ -144,6 +142,16 @@ impl Rules {
         }
         transaction
     }
+}
+
+/// Whether `listing` has a rule of [`Rules::check`], compared as text. Conditions
+/// are left out: iptables prints them in words of its own.
+pub(super) fn has(listing: &Listing, chain: &str, rule: &str) -> bool {
+    let rules = listing.rules(chain).iter();
+    let parts = |rule: &str| ["-p", "--dports", "-j"].map(|it| option(rule, it));
+    rules
+        .into_iter()
+        .any(|found| found == rule || (chain == ENTRIES && parts(found) == parts(rule)))
 }
 
 /// The chain of a container on a network. The interface is not in its name.
@@ -371,13 +379,14 @@ fn entries(wanted: &HostPorts, chain: &str, conditions: &[String]) -> Result<Vec
     Ok(entries)
 }
 
-/// The Go plugins' comment, cut as they cut it.
+/// The Go plugins' comment. They cut a long one to 253 bytes and three dots, of
+/// which iptables keeps two.
 fn comment(owner: &Attachment) -> String {
     let id = owner.container_id.as_str();
     let mut comment = format!("dnat name: {:?} id: {id:?}", owner.network);
     if comment.len() > COMMENT {
         comment.truncate(COMMENT - 2);
-        comment.push_str("...");
+        comment.push_str("..");
     }
     comment
 }

@@ -105,6 +105,9 @@ impl Rules {
     }
 }
 
+/// iptables keeps so much of a comment (XT_MAX_COMMENT_LEN, less its end).
+pub(super) const COMMENT: usize = 255;
+
 /// The chain in which all jumps are.
 pub(super) const POSTROUTING: &str = "POSTROUTING";
 
@@ -199,11 +202,12 @@ fn is_from(rule: &str, ip: IpAddr) -> bool {
 /// The network's name and the container's id have no letter to be escaped: the
 /// Go plugins' `%q` and `{:?}` agree on them.
 fn comment(owner: &Attachment) -> String {
-    let comment = format!(
+    let mut comment = format!(
         "name: {:?} id: {:?}",
         owner.network,
         owner.container_id.as_str()
     );
+    comment.truncate(COMMENT);
     format!("-m comment --comment {comment:?}")
 }
 

@@ -1,12 +1,17 @@
 //! The only file that executes iptables: finds the programs, carries text to
 //! them and from them, tells a held lock from a refusal. It knows no rule.
 
+use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use cni::Code;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 
 use super::table::{Family, Listing, Transaction};
 
@@ -26,8 +31,10 @@ impl Programs {
             Family::V4 => "iptables",
             Family::V6 => "ip6tables",
         };
+        let list = self.find(prefix)?;
         Ok(Program {
-            list: self.find(prefix)?,
+            is_exact: family == Family::V4 || is_nft(&list),
+            list,
             save: self.find(&format!("{prefix}-save"))?,
             restore: self.find(&format!("{prefix}-restore"))?,
             lock_wait: self.lock_wait,
@@ -48,6 +55,15 @@ pub(super) struct Program {
     save: PathBuf,
     restore: PathBuf,
     lock_wait: u32,
+    is_exact: bool,
+}
+
+/// Whether a program is a link to the nft variant. A script around it is not
+/// looked into.
+fn is_nft(program: &Path) -> bool {
+    let file = program.canonicalize().unwrap_or_default();
+    let name = file.file_name().unwrap_or_default();
+    name.to_string_lossy().contains("nft")
 }
 
 /// Why a transaction was not made.
@@ -60,6 +76,14 @@ pub(super) struct Refused {
 }
 
 impl Program {
+    /// Whether `-C` can be believed. ip6tables-legacy 1.8.9 (Debian 12) compares
+    /// all but the last 56 bytes of a rule: it finds rules that are not there,
+    /// where only the target or a port is another. What we delete differs from
+    /// everybody else's earlier than that, by an address or a comment.
+    pub(super) fn is_exact(&self) -> bool {
+        self.is_exact
+    }
+
     /// Whether the table can be read: the program runs, and the kernel has it.
     pub(super) fn is_usable(&self) -> bool {
         // OUTPUT and a number: one rule at most, however many there are.
@@ -88,6 +112,30 @@ impl Program {
             return Err(self.failure(&self.save, &output)).context("list table nat");
         }
         Ok(Listing::parse(&String::from_utf8_lossy(&output.stdout)))
+    }
+
+    /// Keeps others of us from deciding on the whole table meanwhile, until the
+    /// result is dropped. The nft variant has no lock, and its `-N` does not fail
+    /// for the second of two who both saw no chain: every pod that is the first of
+    /// its node would add the shared rules. The programs' own lock cannot be taken
+    /// for them: the legacy variant would wait for us.
+    pub(super) fn alone(&self) -> Result<Option<Flock<File>>> {
+        let Ok(mut file) = File::open(&self.restore) else {
+            return Ok(None);
+        };
+        let begun = Instant::now();
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(Some(lock)),
+                Err((unlocked, Errno::EWOULDBLOCK)) => file = unlocked,
+                // A file system without locks: rules may come twice, which harms nobody.
+                Err(_) => return Ok(None),
+            }
+            if begun.elapsed().as_secs() >= u64::from(self.lock_wait) {
+                return Err(self.locked(&self.restore, "lock on it").into());
+            }
+            sleep(Duration::from_millis(5));
+        }
     }
 
     /// Makes all changes or none: `iptables-restore --noflush`.
@@ -120,14 +168,16 @@ impl Program {
     fn failure(&self, program: &Path, output: &Output) -> anyhow::Error {
         let said = said(output);
         if said.contains("holding the xtables lock") {
-            let (name, wait) = (program.display(), self.lock_wait);
-            return Code::TryAgain
-                .err(format!(
-                    "{name}: another program has held the xtables lock for {wait} s"
-                ))
-                .into();
+            return self.locked(program, "xtables lock").into();
         }
         anyhow!("{}: {said}", program.display())
+    }
+
+    fn locked(&self, program: &Path, lock: &str) -> cni::Error {
+        let (name, wait) = (program.display(), self.lock_wait);
+        Code::TryAgain.err(format!(
+            "{name}: another program has held the {lock} for {wait} s"
+        ))
     }
 }
 

@@ -193,6 +193,12 @@ impl Transaction {
         self.0.push(format!("-X {chain}"));
     }
 
+    /// The rules that have to exist, each with its chain.
+    pub(super) fn required(&self) -> impl Iterator<Item = (&str, &str)> {
+        let lines = self.0.iter().filter_map(|line| line.strip_prefix("-C "));
+        lines.filter_map(|line| line.split_once(' '))
+    }
+
     /// The line that `iptables-restore` counts as number `line`; the first, the
     /// table's name, is 1.
     pub(super) fn line(&self, line: usize) -> Option<&str> {

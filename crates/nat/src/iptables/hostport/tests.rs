@@ -103,6 +103,17 @@ fn ipv6_has_the_port_of_an_ipv4_mapping_but_not_the_mapping() {
 }
 
 #[test]
+fn an_unspecified_address_is_any_of_its_family() {
+    let mappings = ["tcp 0.0.0.0 83 80", "tcp :: 84 80"];
+    for (family, own, other) in [(Family::V4, 83, 84), (Family::V6, 84, 83)] {
+        let text = first(&wanted(&mappings), family);
+        assert!(text.contains(&format!("-p tcp -m tcp --dport {own} -j DNAT")));
+        assert!(!text.contains(&format!("--dport {other} ")), "{text}");
+        assert!(!text.contains(" -d "), "{text}");
+    }
+}
+
+#[test]
 fn a_later_pod_asks_for_the_shared_rules_and_comes_first() {
     let text = publish(
         &wanted(&["tcp 8080 80"]),
@@ -214,8 +225,42 @@ fn conditions_are_words_of_the_entry() {
 #[test]
 fn a_long_comment_is_cut_as_the_go_plugin_cuts_it() {
     let comment = comment(&owner(&"a".repeat(300)));
-    assert_eq!(comment.len(), 256);
-    assert!(comment.starts_with(r#"dnat name: "mynet" id: "aaa"#) && comment.ends_with("aaa..."));
+    assert_eq!(comment.len(), 255);
+    assert!(comment.starts_with(r#"dnat name: "mynet" id: "aaa"#) && comment.ends_with("aaa.."));
+}
+
+#[test]
+fn rules_are_found_as_text_and_entries_without_their_conditions() {
+    let mut wanted = wanted(&EXAMPLE);
+    wanted.conditions_v4 = ["--source", "10.0.0.0/8"].map(Into::into).into();
+    let rules = Rules::new(&wanted, Family::V4).unwrap().unwrap();
+    let made = first(&wanted, Family::V4);
+    let printed = made.replace("\n-I ", "\n-A ").replace(
+        "-m multiport --dports 8080,8443 --source 10.0.0.0/8",
+        "-s 10.0.0.0/8 --dports 8080,8443",
+    );
+    let missing = |text: &str| {
+        let listing = Listing::parse(text);
+        let required = rules.check();
+        let all = required
+            .required()
+            .map(|(chain, rule)| (chain.to_owned(), rule.to_owned()));
+        let missing = all.filter(|(chain, rule)| !has(&listing, chain, rule));
+        missing.map(|(chain, _)| chain).collect::<Vec<_>>()
+    };
+    assert_eq!(missing(&printed), [""; 0]);
+    assert_eq!(
+        missing(&printed.replace("--dports 5353", "--dports 5354")),
+        [ENTRIES]
+    );
+    assert_eq!(
+        missing(&printed.replace("10.22.0.2:443", "10.22.0.2:444")),
+        [rules.chain.as_str()]
+    );
+    assert_eq!(
+        missing(&printed.replace("-A OUTPUT", "-A INPUT")),
+        ["OUTPUT"]
+    );
 }
 
 #[test]

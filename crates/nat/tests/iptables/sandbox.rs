@@ -1,0 +1,249 @@
+//! A private host with pods and one of the two variants of iptables, made and
+//! looked at with other people's tools.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    os::unix::fs::symlink,
+    panic::resume_unwind,
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::Duration,
+};
+
+use nat::Iptables;
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
+use serde_json::{Value, json};
+
+/// Where Debian has the Go plugins.
+const GO: &str = "/usr/lib/cni";
+
+/// A host's namespaces: the calling thread's own, until it ends.
+pub struct Sandbox {
+    /// `nft` or `legacy`.
+    pub variant: &'static str,
+}
+
+/// Runs `test` on a private host with nft, then on one with legacy iptables.
+pub fn on_both(test: impl Fn(&Sandbox) + Sync) {
+    for variant in ["nft", "legacy"] {
+        let result = thread::scope(|scope| scope.spawn(|| test(&Sandbox::new(variant))).join());
+        if let Err(panic) = result {
+            eprintln!("that was iptables-{variant}");
+            resume_unwind(panic);
+        }
+    }
+}
+
+impl Sandbox {
+    /// With iptables-nft or iptables-legacy. Moves the calling thread into a new network namespace with nothing but
+    /// `lo`, and hides /run (with the xtables lock) and /sys.
+    pub fn new(variant: &'static str) -> Self {
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+            .expect("these tests make namespaces: run them as root, or under `unshare -rnm`");
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        for (kind, path) in [("tmpfs", "/run"), ("sysfs", "/sys")] {
+            mount(Some(kind), path, Some(kind), MsFlags::empty(), none).unwrap();
+        }
+        for directory in ["/run/netns", "/run/bin"] {
+            fs::create_dir(directory).unwrap();
+        }
+        for family in ["iptables", "ip6tables"] {
+            for suffix in ["", "-save", "-restore"] {
+                let program = format!("/usr/sbin/xtables-{variant}-multi");
+                symlink(program, format!("/run/bin/{family}{suffix}")).unwrap();
+            }
+        }
+        let sandbox = Self { variant };
+        sandbox.run("ip link set lo up");
+        sandbox
+    }
+
+    /// The code under test, on this variant.
+    pub fn iptables(&self) -> Iptables {
+        Iptables::in_path([PathBuf::from("/run/bin")])
+    }
+
+    /// The same, and every program that it starts is written to a log.
+    pub fn counted(&self) -> Iptables {
+        fs::create_dir("/run/counted").unwrap();
+        for family in ["iptables", "ip6tables"] {
+            for suffix in ["", "-save", "-restore"] {
+                let name = format!("{family}{suffix}");
+                let script =
+                    format!("#!/bin/sh\necho {name} >> /run/log\nexec /run/bin/{name} \"$@\"\n");
+                let file = format!("/run/counted/{name}");
+                fs::write(&file, script).unwrap();
+                self.run(&format!("chmod 755 {file}"));
+            }
+        }
+        Iptables::in_path([PathBuf::from("/run/counted")])
+    }
+
+    /// What the counted programs were since the last question.
+    pub fn started(&self) -> Vec<String> {
+        let log = fs::read_to_string("/run/log").unwrap_or_default();
+        fs::write("/run/log", "").unwrap();
+        log.lines().map(str::to_owned).collect()
+    }
+
+    /// Runs `command`; it has to succeed.
+    pub fn run(&self, command: &str) -> String {
+        let out = self.attempt(command);
+        assert!(out.status.success(), "{command}: {out:?}");
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    /// Runs `command` and returns how it ended.
+    pub fn attempt(&self, command: &str) -> Output {
+        self.command(command).output().unwrap()
+    }
+
+    /// `command`, to be started, with this variant first in its PATH.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "tests look with other people's tools"
+    )]
+    pub fn command(&self, command: &str) -> Command {
+        let mut words = command.split_whitespace();
+        let mut process = Command::new("env");
+        process
+            .arg("PATH=/run/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .args(words.by_ref());
+        process
+    }
+
+    /// Gives `program` a text to read; it has to succeed.
+    pub fn feed(&self, command: &str, text: &str) -> String {
+        let mut command = self.command(command);
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = child.spawn().unwrap();
+        let mut pipe = child.stdin.take().unwrap();
+        pipe.write_all(text.as_bytes()).unwrap();
+        drop(pipe);
+        let out = child.wait_with_output().unwrap();
+        assert!(out.status.success(), "{command:?}: {out:?}");
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    /// Both nat tables, as `iptables-save` prints them, without the time and the
+    /// packets that the kernel has counted.
+    pub fn tables(&self) -> String {
+        let save = |family| self.run(&format!("{family}-save -t nat"));
+        let text = format!("{}{}", save("iptables"), save("ip6tables"));
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let uncounted = |line: &str| match line.split_once(" [") {
+            Some((chain, _)) if line.starts_with(':') => format!("{chain}\n"),
+            _ => format!("{line}\n"),
+        };
+        lines.map(uncounted).collect()
+    }
+
+    /// Empties both nat tables.
+    pub fn flush(&self) {
+        for family in ["iptables", "ip6tables"] {
+            self.run(&format!("{family} -t nat -F"));
+            self.run(&format!("{family} -t nat -X"));
+        }
+    }
+
+    /// Runs a Go plugin; it has to succeed.
+    pub fn go(&self, plugin: &str, verb: &str, owner: &cni::Attachment, conf: &Value) -> Value {
+        self.go_with(plugin, verb, owner, conf, "")
+    }
+
+    /// The same, where the plugin finds no ip6tables.
+    pub fn go_without_ip6tables(
+        &self,
+        plugin: &str,
+        verb: &str,
+        owner: &cni::Attachment,
+        conf: &Value,
+    ) {
+        let _ = fs::create_dir("/run/v4");
+        let _ = symlink("/run/bin/iptables", "/run/v4/iptables");
+        self.go_with(plugin, verb, owner, conf, "PATH=/run/v4");
+    }
+
+    fn go_with(
+        &self,
+        plugin: &str,
+        verb: &str,
+        owner: &cni::Attachment,
+        conf: &Value,
+        path: &str,
+    ) -> Value {
+        let file = format!("/run/conf-{plugin}");
+        fs::write(&file, conf.to_string()).unwrap();
+        let mut command = self.command(&format!(
+            "{path} CNI_COMMAND={verb} CNI_CONTAINERID={} CNI_IFNAME={} CNI_NETNS=/run/netns/pod CNI_PATH={GO} {GO}/{plugin}",
+            owner.container_id, owner.ifname
+        ));
+        let out = command
+            .stdin(fs::File::open(file).unwrap())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&out.stdout);
+        assert!(out.status.success(), "{plugin} {verb}: {text} {out:?}");
+        serde_json::from_str(&text).unwrap_or(json!(null))
+    }
+
+    /// A pod, routed over a veth pair, that has 10.22.0.2 and fd00:22::2; and
+    /// somebody outside, 192.0.2.2, who knows the host and no pod.
+    pub fn wire(&self) {
+        for (name, host, other) in [
+            ("pod", "10.22.0.1/24", "10.22.0.2/24"),
+            ("outside", "192.0.2.1/24", "192.0.2.2/24"),
+        ] {
+            self.run(&format!("ip netns add {name}"));
+            self.run(&format!("ip -n {name} link set lo up"));
+            self.run(&format!(
+                "ip link add to-{name} type veth peer name eth0 netns {name}"
+            ));
+            self.run(&format!("ip addr add {host} dev to-{name}"));
+            self.run(&format!("ip link set to-{name} up"));
+            self.run(&format!("ip -n {name} addr add {other} dev eth0"));
+            self.run(&format!("ip -n {name} link set eth0 up"));
+        }
+        self.run("ip -n pod route add default via 10.22.0.1");
+        self.run("ip addr add fd00:22::1/64 dev to-pod nodad");
+        self.run("sysctl -qw net.ipv4.ip_forward=1");
+        self.run("sysctl -qw net.ipv4.conf.to-pod.route_localnet=1");
+    }
+
+    /// Listens in a namespace for one connection, says `hello`, and returns
+    /// what it saw of the peer once the connection has been made by `connect`.
+    pub fn serve(&self, netns: &str, port: u16, connect: &str) -> Option<String> {
+        let mut command = self.command(&format!("ip netns exec {netns} nc -v -n -l -N {port}"));
+        let server = command.stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut server = Server(server.spawn().unwrap());
+        server.0.stdin.take().unwrap().write_all(b"hello").unwrap();
+        let listens = format!("ip netns exec {netns} ss -Hltn sport = :{port}");
+        while self.run(&listens).is_empty() {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let out = self.attempt(connect);
+        if out.stdout != b"hello" {
+            return None;
+        }
+        let mut said = String::new();
+        let mut pipe = server.0.stderr.take().unwrap();
+        pipe.read_to_string(&mut said).unwrap();
+        Some(said)
+    }
+}
+
+/// Ends with the test.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
