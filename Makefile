@@ -4,7 +4,7 @@ CNI_BIN_DIR ?= /opt/cni/bin
 SBIN_DIR    ?= /usr/local/sbin
 DESTDIR     ?=
 
-PLUGINS := loopback bridge host-local static
+PLUGINS := loopback bridge portmap host-local static
 TRIPLE   = $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE  = target/$(TRIPLE)/release
 

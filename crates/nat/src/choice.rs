@@ -10,7 +10,7 @@ use cni::conf::ValidAttachment;
 use cni::{Attachment, BestEffort, names};
 
 use crate::backend::{Backend, Kind};
-use crate::hostport::HostPorts;
+use crate::hostport::{HostPorts, Notice};
 use crate::iptables::Iptables;
 use crate::masquerade::Masquerade;
 use crate::nftables::{self, Family, Nftables};
@@ -57,6 +57,27 @@ pub fn open(forced: Option<Kind>) -> Result<Box<dyn Backend>> {
         None => bail!(
             "neither nftables nor iptables is usable: the kernel lacks both, or CAP_NET_ADMIN is missing"
         ),
+    }
+}
+
+/// Publishes ports with the back end that is `forced` or found; what was taken
+/// from others is returned.
+pub fn publish(wanted: &HostPorts, forced: Option<Kind>) -> Result<Vec<Notice>> {
+    let backend = open(forced)?;
+    let notices = backend.publish(wanted)?;
+    if backend.kind() == Kind::Iptables {
+        forget_connections(wanted, false);
+    }
+    Ok(notices)
+}
+
+/// Forgets connections of UDP to the published ports that lead to the pod
+/// (`to_the_pod`) or elsewhere: a client that goes on sending would otherwise
+/// never reach the next one.
+pub fn forget_connections(published: &HostPorts, to_the_pod: bool) {
+    // Connections are not kept in nf_tables, but asked for over the same socket.
+    if let Ok(nfnetlink) = Nftables::open() {
+        nfnetlink.forget_connections(published, to_the_pod);
     }
 }
 

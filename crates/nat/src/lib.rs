@@ -14,7 +14,7 @@ mod masquerade;
 pub mod nftables;
 
 pub use backend::{Backend, Kind};
-pub use choice::{Leftovers, check_masquerade, check_published, open};
+pub use choice::{Leftovers, check_masquerade, check_published, forget_connections, open, publish};
 pub use hostport::{HostPorts, Mapping, Mark, Notice, Protocol, Snat};
 pub use iptables::{Families, Iptables};
 pub use masquerade::Masquerade;

@@ -89,6 +89,17 @@ impl Nftables {
         Ok(Self { socket })
     }
 
+    /// Forgets connections of UDP to the published ports that lead to the pod,
+    /// or (`to_the_pod` false) elsewhere: for back ends that cannot do it
+    /// themselves. A failure goes to stderr.
+    pub fn forget_connections(&self, published: &HostPorts, to_the_pod: bool) {
+        let which = match to_the_pod {
+            true => conntrack::Which::To,
+            false => conntrack::Which::NotTo,
+        };
+        hostport::flush(&self.socket, &hostport::published(published), which);
+    }
+
     /// Whether the kernel has nf_tables at all.
     pub fn is_there(&self) -> bool {
         self.socket.generation().is_ok()

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
+use nix::errno::Errno;
 use rtnetlink::{
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
@@ -165,6 +166,35 @@ impl Netlink {
                 .filter(|route| filter.oif.is_none_or(|oif| route.oif == Some(oif)))
                 .collect()),
         }
+    }
+
+    /// The link that a packet to `ip` leaves by: `ip route get IP`.
+    ///
+    /// # Errors
+    /// When there is no way to it (`ENETUNREACH`).
+    pub fn route_link(&self, ip: IpAddr) -> Result<Link, Error> {
+        let op = || format!("find the way to {ip}");
+        let host = IpNetwork::from(ip);
+        let mut message = route_message(0, &RouteSpec::to(host));
+        message
+            .attributes
+            .retain(|it| matches!(it, RouteAttribute::Destination(_)));
+        message.header.protocol = RouteProtocol::Unspec;
+        message.header.kind = RouteType::Unspec;
+        let answer = self.get(RouteNetlinkMessage::GetRoute(message), op)?;
+        let RouteNetlinkMessage::NewRoute(route) = answer else {
+            return Err(Error::new(op(), Errno::EBADMSG));
+        };
+        let oif = route
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) => Some(*index),
+                _ => None,
+            });
+        let oif = oif.ok_or_else(|| Error::new(op(), Errno::ENETUNREACH))?;
+        self.find_link_by_index(oif)?
+            .ok_or_else(|| Error::no_link(op()))
     }
 
     /// The link that the first default route leaves by, IPv4 before IPv6:

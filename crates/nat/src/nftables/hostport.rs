@@ -416,7 +416,7 @@ fn mapping(entry: &Entry) -> Option<Mapping> {
 }
 
 /// The UDP ports that are wanted.
-fn published(wanted: &HostPorts) -> Vec<Published> {
+pub fn published(wanted: &HostPorts) -> Vec<Published> {
     let mut all = Vec::new();
     for family in FAMILIES {
         let Some(pod) = pod(wanted, family) else {
@@ -452,7 +452,8 @@ fn published_entry(entry: &Entry) -> Option<Published> {
 /// A connection that the kernel knows goes on as it began: one to a pod that is
 /// gone, into nothing. UDP has no end, so that may be for ever. What cannot be
 /// flushed is told and no error: the ports are published.
-fn flush(socket: &Socket, published: &[Published], which: conntrack::Which) {
+/// Forgets connections of UDP; that it cannot is no reason to fail.
+pub fn flush(socket: &Socket, published: &[Published], which: conntrack::Which) {
     if let Err(error) = conntrack::flush(socket, published, which) {
         eprintln!("{error:#}");
     }

@@ -181,3 +181,16 @@ fn deleting_twice_is_fine() {
     assert!(!run("ip -6 route show").contains("fd00:9::"));
     netlink.delete_route(index, &spec).unwrap();
 }
+
+#[test]
+fn the_way_to_an_address_is_a_link() {
+    let _sandbox = Sandbox::new();
+    run("ip link add br7 type bridge");
+    run("ip link set br7 up");
+    run("ip address add 10.7.0.1/24 dev br7");
+    let netlink = Netlink::open().unwrap();
+    let way = |ip: &str| netlink.route_link(ip.parse().unwrap());
+    assert_eq!(way("10.7.0.9").unwrap().name, "br7");
+    assert_eq!(way("127.0.0.1").unwrap().name, "lo");
+    assert!(way("192.0.2.1").is_err());
+}

@@ -1,0 +1,108 @@
+//! portmap: ports of the node that lead to ports of a pod.
+//!
+//! A chained plugin: it comes after the one that gave the pod its addresses,
+//! and passes that one's result on unchanged.
+
+mod conf;
+mod plan;
+
+use std::net::IpAddr;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use cni::request::{Add, Check, Del, Gc, Status};
+use cni::{AddResult, Code, Plugin, Undo};
+use nat::{HostPorts, Leftovers};
+use netlink::{Netlink, sysctl};
+
+use crate::conf::Conf;
+use crate::plan::Plan;
+
+fn main() -> ExitCode {
+    cni::run::<Portmap>()
+}
+
+struct Portmap;
+
+impl Plugin for Portmap {
+    const NAME: &'static str = "portmap";
+    type Conf = Conf;
+
+    fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {
+        let previous = request
+            .call
+            .prev_result()?
+            .ok_or_else(|| Code::InvalidConfig.err("must be called as chained plugin"))?;
+        let plan = Plan::new(&request.conf)?;
+        if plan.mappings.is_empty() {
+            return Ok(previous);
+        }
+        let wanted = plan.host_ports(&request.attachment, &previous);
+        let owner = request.attachment.clone();
+        undo.push("remove published ports", move || {
+            Leftovers::unpublish(&owner)
+        });
+        for notice in nat::publish(&wanted, plan.backend)? {
+            let nat::Notice { mapping, from } = notice;
+            eprintln!(
+                "host port {}/{} was {from}'s and is {}'s now",
+                mapping.host_port, mapping.protocol, request.attachment
+            );
+        }
+        if plan.opens_to_localhost() {
+            open_to_localhost(&wanted)?;
+        }
+        Ok(previous)
+    }
+
+    fn del(request: &Del<Conf>) -> Result<()> {
+        // By owner alone: the runtime may have forgotten the mappings, or call
+        // with a configuration that has others.
+        Leftovers::unpublish(&request.attachment)?;
+        if let (Ok(plan), Ok(Some(previous))) =
+            (Plan::new(&request.conf), request.call.prev_result())
+        {
+            let published = plan.host_ports(&request.attachment, &previous);
+            nat::forget_connections(&published, true);
+        }
+        Ok(())
+    }
+
+    fn check(request: &Check<Conf>) -> Result<()> {
+        let previous = request
+            .call
+            .prev_result()?
+            .context("Required prevResult missing")?;
+        let plan = Plan::new(&request.conf)?;
+        if plan.mappings.is_empty() {
+            return Ok(());
+        }
+        let wanted = plan.host_ports(&request.attachment, &previous);
+        nat::check_published(&wanted, plan.backend)
+    }
+
+    fn gc(request: &Gc<Conf>) -> Result<()> {
+        Leftovers::collect_published(&request.call.network, &request.valid)
+    }
+
+    fn status(request: &Status<Conf>) -> Result<()> {
+        let plan = Plan::new(&request.conf)?;
+        nat::open(plan.backend)
+            .map_err(|error| Code::NotAvailable.err(format!("publish ports: {error:#}")))?;
+        Ok(())
+    }
+}
+
+/// Lets packets from 127.0.0.1 leave for the pod: the kernel drops them unless
+/// the interface that they leave by allows it (`route_localnet` in
+/// Documentation/networking/ip-sysctl.rst).
+fn open_to_localhost(wanted: &HostPorts) -> Result<()> {
+    let Some(pod) = wanted.pod_v4 else {
+        return Ok(());
+    };
+    let way = Netlink::open()?.route_link(IpAddr::V4(pod.ip()))?;
+    let key = sysctl::interface_key("ipv4", &way.name, "route_localnet");
+    sysctl::write_if_different(&key, "1")
+        .map(drop)
+        .context("let connections from 127.0.0.1 reach the pod")
+}
