@@ -215,7 +215,7 @@ impl Backend for Iptables {
     }
 }
 
-/// One process where the pod is new; three where its container has a chain.
+/// One process where the pod is new; three more where its container has a chain.
 fn masquerade(program: &Program, owner: &Attachment, rules: &masquerade::Rules) -> Result<()> {
     if carried(program, &rules.create())? {
         return Ok(());
@@ -226,8 +226,8 @@ fn masquerade(program: &Program, owner: &Attachment, rules: &masquerade::Rules) 
     })
 }
 
-/// One process where the addresses are known and nobody else needs the chain;
-/// one where there is nothing.
+/// One process where the addresses are known and nobody else needs the chain,
+/// and one where they are not known and there is nothing.
 fn remove_masquerade(program: &Program, owner: &Attachment, addresses: &[IpAddr]) -> Result<()> {
     let chain = masquerade::chain(owner);
     let removal = masquerade::remove(owner, addresses);
@@ -286,14 +286,13 @@ fn unpublish(program: &Program, owner: &Attachment) -> Result<()> {
     let chain = hostport::chain(owner);
     settle(program, || {
         let mut transaction = Transaction::new();
-        if program.chain(&chain)?.is_none() {
+        let Some(own) = program.chain(&chain)? else {
             return Ok(transaction);
-        }
+        };
         let found = look(program, &[ENTRIES])?;
         hostport::remove(&mut transaction, ENTRIES, &chain, &found);
-        // Whoever made the one made the other.
         let old = hostport::old_chain(owner);
-        if program.chain(&old)?.is_some() {
+        if hostport::may_be_old(own.rules(&chain)) && program.chain(&old)?.is_some() {
             let found = look(program, &[OLD_ENTRIES])?;
             hostport::remove(&mut transaction, OLD_ENTRIES, &old, &found);
         }

@@ -169,6 +169,11 @@ pub(super) fn old_chain(owner: &Attachment) -> String {
     names::prefixed(28, "CNI-SN-", &owner)
 }
 
+/// Whether a pod's chain may be of a plugin that made two: it has no mark in it.
+pub(super) fn may_be_old(rules: &[String]) -> bool {
+    rules.iter().all(|rule| rule.contains("-j DNAT "))
+}
+
 /// Removes what `listing` has of a chain and of the jumps to it in `entries`.
 pub(super) fn remove(transaction: &mut Transaction, entries: &str, chain: &str, listing: &Listing) {
     delete_jumps(transaction, entries, chain, listing);
