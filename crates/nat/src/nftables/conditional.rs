@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use cni::names;
 
-use super::hostport::{conditions, mappings, owner_comment, pod};
+use super::hostport::layout::{conditions, mappings, owner, pod};
 use super::listing;
 use super::socket::Socket;
 use super::transaction::{Change, Family, Table, Transaction};
@@ -32,15 +32,6 @@ fn chain(owner: &str) -> String {
     names::prefixed(34, "c-", owner)
 }
 
-fn owner(wanted: &HostPorts) -> String {
-    let owner = &wanted.owner;
-    owner_comment(
-        &owner.network,
-        owner.container_id.as_str(),
-        owner.ifname.as_str(),
-    )
-}
-
 /// Publishes what has conditions in `family`; nothing without any.
 pub fn publish(socket: &Socket, family: Family, wanted: &HostPorts) -> Result<()> {
     let conditions = conditions(wanted, family);
@@ -57,14 +48,14 @@ pub fn publish(socket: &Socket, family: Family, wanted: &HostPorts) -> Result<()
         let told = format!("{key}: {word:?} is more than a condition");
         return Err(cni::Code::InvalidConfig.err(told).into());
     }
-    let owner = owner(wanted);
+    let owner = owner(&wanted.owner);
     let entered = entries(socket, family, &|comment| comment == owner)?;
     nft(&script(family, wanted, pod, &entered))
         .with_context(|| format!("publish ports of {} with conditions", wanted.owner))
 }
 
 fn script(family: Family, wanted: &HostPorts, pod: IpAddr, entered: &[String]) -> String {
-    let (owner, table) = (owner(wanted), table(family));
+    let (owner, table) = (owner(&wanted.owner), table(family));
     let (own, mut lines) = (chain(&owner), vec![format!("add table {table}")]);
     lines.push(format!("add chain {table} {own}"));
     lines.push(format!("flush chain {table} {own}"));
@@ -133,7 +124,7 @@ pub fn check(socket: &Socket, family: Family, wanted: &HostPorts) -> Result<()> 
     if conditions(wanted, family).is_empty() {
         return Ok(());
     }
-    let owner = owner(wanted);
+    let owner = owner(&wanted.owner);
     let (table, own) = (table(family), chain(&owner));
     let rules = listing::rules(socket, table, None)?;
     let count = |chain: &str| {

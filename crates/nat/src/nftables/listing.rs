@@ -45,6 +45,20 @@ impl Listed {
     }
 }
 
+#[cfg(test)]
+impl Listed {
+    /// As the kernel would list `rule`.
+    pub fn of(family: Family, chain: &str, handle: u64, rule: &Rule) -> Self {
+        let expressions = expression::list(&expression::compile(family, &rule.statements));
+        Self {
+            chain: chain.to_owned(),
+            handle,
+            comment: rule.comment.clone().unwrap_or_default(),
+            expressions: expressions.as_bytes().to_vec(),
+        }
+    }
+}
+
 /// The rules of `table`, or of one of its chains, in their order; none where
 /// there is no such table or chain.
 pub fn rules(socket: &Socket, table: Table, chain: Option<&str>) -> Result<Vec<Listed>, Error> {

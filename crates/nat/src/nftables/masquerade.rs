@@ -257,3 +257,105 @@ fn remove_where(socket: &Socket, doomed: impl Fn(&str) -> bool) -> Result<Transa
     }
     Ok(changes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cni::env::{ContainerId, IfName};
+
+    fn wanted(addresses: &[&str], random_fully: bool) -> Masquerade {
+        Masquerade {
+            owner: Attachment {
+                network: "mynet".into(),
+                container_id: ContainerId::parse("aaaabbbbccccdddd").unwrap(),
+                ifname: IfName::parse("eth0").unwrap(),
+            },
+            addresses: addresses.iter().map(|it| it.parse().unwrap()).collect(),
+            random_fully,
+        }
+    }
+
+    const BASE: &str = "\
+add table inet cni_plugins_masquerade { comment \"Masquerading for plugins from github.com/containernetworking/plugins\" ; }
+add chain inet cni_plugins_masquerade masq_checks { comment \"Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet\" ; }
+";
+    const ENTRY: &str = "\
+add chain inet cni_plugins_masquerade postrouting { type nat hook postrouting priority 100 ; policy accept ; }
+flush chain inet cni_plugins_masquerade postrouting
+add rule inet cni_plugins_masquerade postrouting ip daddr 224.0.0.0/4 return
+add rule inet cni_plugins_masquerade postrouting ip6 daddr ff00::/8 return
+add rule inet cni_plugins_masquerade postrouting goto masq_checks
+";
+
+    /// Our rules as they are listed after an ADD.
+    fn found(rules: &[Rule]) -> Vec<Listed> {
+        let entry = entry();
+        let entry = entry.iter().map(|it| (POSTROUTING, it));
+        let all = entry.chain(rules.iter().map(|it| (CHECKS, it)));
+        all.zip(10..)
+            .map(|((chain, rule), handle)| Listed::of(Family::Inet, chain, handle, rule))
+            .collect()
+    }
+
+    #[test]
+    fn the_first_pod_brings_table_chains_and_the_subnets_rule() {
+        let wanted = wanted(&["10.22.0.2/24", "fd00:22::2/64", "10.22.0.3/24"], false);
+        let rules = "\
+add rule inet cni_plugins_masquerade masq_checks ip saddr 10.22.0.0/24 ip daddr != 10.22.0.0/24 masquerade comment \"d23676b4f2d9fe04, net: mynet\"
+add rule inet cni_plugins_masquerade masq_checks ip6 saddr fd00:22::/64 ip6 daddr != fd00:22::/64 masquerade comment \"d23676b4f2d9fe04, net: mynet\"
+";
+        assert_eq!(
+            additions(&[], &wanted).to_string(),
+            [BASE, ENTRY, rules].concat()
+        );
+    }
+
+    #[test]
+    fn the_next_pod_changes_nothing() {
+        let wanted = wanted(&["10.22.0.9/24"], false);
+        let rule = rule(&wanted.owner, "10.22.0.2/24".parse().unwrap(), false);
+        assert!(additions(&found(&[rule]), &wanted).is_empty());
+    }
+
+    #[test]
+    fn a_changed_configuration_replaces_the_rule() {
+        let wanted = wanted(&["10.22.0.2/24"], true);
+        let rule = rule(&wanted.owner, wanted.addresses[0], false);
+        let expected = "\
+delete rule inet cni_plugins_masquerade masq_checks handle 13
+add rule inet cni_plugins_masquerade masq_checks ip saddr 10.22.0.0/24 ip daddr != 10.22.0.0/24 masquerade fully-random comment \"d23676b4f2d9fe04, net: mynet\"
+";
+        let changes = additions(&found(&[rule]), &wanted).to_string();
+        assert_eq!(changes, [BASE, expected].concat());
+    }
+
+    #[test]
+    fn an_address_that_is_no_subnet_has_a_rule_of_its_pod() {
+        let wanted = wanted(&["10.24.0.7/32"], false);
+        let changes = additions(&found(&[]), &wanted).to_string();
+        let expected = "add rule inet cni_plugins_masquerade masq_checks ip saddr 10.24.0.7 ip daddr != 10.24.0.7 masquerade comment \"d23676b4f2d9fe04-a64ba18ca6ffe108, net: mynet, if: eth0, id: aaaabbbbccccdddd\"\n";
+        assert_eq!(changes, [BASE, expected].concat());
+    }
+
+    #[test]
+    fn deletion_by_the_go_plugins_prefix_never_hits_the_networks_rule() {
+        let pod = pod_prefix("mynet", "aaaabbbbccccdddd", "eth0");
+        assert_eq!(pod, "d23676b4f2d9fe04-a64ba18ca6ffe108");
+        assert!(!network_comment("mynet").starts_with("d23676b4f2d9fe04-"));
+    }
+
+    #[test]
+    fn stale_is_what_belongs_to_the_network_and_to_nobody_valid() {
+        let valid = [ValidAttachment {
+            container_id: "aaaabbbbccccdddd".into(),
+            ifname: "eth0".into(),
+        }];
+        let own = pod_comment(&wanted(&[], false).owner);
+        let other = "d23676b4f2d9fe04-0000000000000000, net: mynet, if: eth0, id: x";
+        assert!(!is_stale(&own, "mynet", &valid) && is_stale(&own, "mynet", &[]));
+        assert!(is_stale(other, "mynet", &valid) && !is_stale(other, "mynet2", &[]));
+        let network = network_comment("mynet");
+        assert!(!is_stale(&network, "mynet", &valid) && is_stale(&network, "mynet", &[]));
+        assert!(!is_stale("an administrator's", "mynet", &[]));
+    }
+}

@@ -174,3 +174,72 @@ fn removals(found: &[Listed], owner: &Attachment) -> Transaction {
     }
     changes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cni::env::{ContainerId, IfName};
+
+    fn wanted(mac: [u8; 6]) -> SpoofCheck {
+        SpoofCheck {
+            owner: Attachment {
+                network: "mynet".into(),
+                container_id: ContainerId::parse("c1").unwrap(),
+                ifname: IfName::parse("eth0").unwrap(),
+            },
+            host_veth: "veth1".into(),
+            mac,
+        }
+    }
+
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xab];
+
+    /// The rules as they are listed after an ADD.
+    fn found(wanted: &SpoofCheck) -> Vec<Listed> {
+        let (enter, chains) = chains(wanted);
+        let mut rules = vec![(PREROUTING.to_owned(), enter)];
+        for (name, its) in chains {
+            rules.extend(its.into_iter().map(|it| (name.to_string(), it)));
+        }
+        let numbered = rules.iter().zip(10..);
+        numbered
+            .map(|((chain, rule), handle)| Listed::of(Family::Bridge, chain, handle, rule))
+            .collect()
+    }
+
+    #[test]
+    fn a_port_is_checked_in_chains_of_its_own() {
+        let expected = "\
+add table bridge nat
+add chain bridge nat PREROUTING { type filter hook prerouting priority -300 ; policy accept ; }
+add chain bridge nat cni-br-iface-c1-eth0
+add chain bridge nat cni-br-iface-c1-eth0-mac
+flush chain bridge nat cni-br-iface-c1-eth0
+add rule bridge nat cni-br-iface-c1-eth0 jump cni-br-iface-c1-eth0-mac comment \"macspoofchk-c1-eth0\"
+flush chain bridge nat cni-br-iface-c1-eth0-mac
+add rule bridge nat cni-br-iface-c1-eth0-mac ether saddr 02:00:00:00:00:ab return comment \"macspoofchk-c1-eth0\"
+add rule bridge nat cni-br-iface-c1-eth0-mac drop comment \"macspoofchk-c1-eth0\"
+add rule bridge nat PREROUTING iifname \"veth1\" jump cni-br-iface-c1-eth0 comment \"macspoofchk-c1-eth0\"
+";
+        assert_eq!(additions(&[], &wanted(MAC)).to_string(), expected);
+    }
+
+    #[test]
+    fn what_is_there_is_not_written_again() {
+        let wanted = wanted(MAC);
+        assert!(additions(&found(&wanted), &wanted).is_empty());
+    }
+
+    #[test]
+    fn removal_takes_what_jumps_before_what_is_jumped_to() {
+        let wanted = wanted(MAC);
+        let expected = "\
+delete rule bridge nat PREROUTING handle 10
+delete chain bridge nat cni-br-iface-c1-eth0
+delete chain bridge nat cni-br-iface-c1-eth0-mac
+";
+        let changes = removals(&found(&wanted), &wanted.owner).to_string();
+        assert_eq!(changes, expected);
+        assert!(removals(&[], &wanted.owner).is_empty());
+    }
+}

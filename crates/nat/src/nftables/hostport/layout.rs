@@ -1,0 +1,400 @@
+//! The tables of published ports: sets, chains, and the elements that a pod's
+//! ports are. Nothing here asks the kernel.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use cni::{Attachment, names};
+use ipnetwork::IpNetwork;
+
+use crate::hostport::{HostPorts, Mapping, Snat};
+use crate::nftables::expression::{Side, Statement};
+use crate::nftables::listing::Listed;
+use crate::nftables::transaction::{
+    COMMENT_LENGTH, Chain, Change, Element, Family, Hook, Part, Point, Rule, Set, Table,
+    Transaction, Type,
+};
+
+const HOSTIP_PORTS: Set = Set {
+    name: "hostip_ports",
+    key: &[Type::Address, Type::Protocol, Type::Port],
+    value: &[Type::Address, Type::Port],
+};
+const PORTS: Set = Set {
+    name: "ports",
+    key: &[Type::Protocol, Type::Port],
+    value: &[Type::Address, Type::Port],
+};
+const MASQUERADED: Set = Set {
+    name: "masqueraded",
+    key: &[Type::Address, Type::Address],
+    value: &[],
+};
+const MASQUERADED_PORTS: Set = Set {
+    name: "masqueraded_ports",
+    key: &[Type::Address, Type::Protocol, Type::Port],
+    value: &[],
+};
+/// All of them.
+pub const SETS: [Set; 4] = [HOSTIP_PORTS, PORTS, MASQUERADED, MASQUERADED_PORTS];
+
+/// nat in a table for both families needs Linux 5.2; in one of each, 4.18.
+pub const FAMILIES: [Family; 2] = [Family::Ip, Family::Ip6];
+
+/// The chain that redirects, here and in the Go plugins' layout.
+pub const HOSTPORTS: &str = "hostports";
+
+/// The table of `family`.
+pub fn table(family: Family) -> Table {
+    Table {
+        family,
+        name: "podwire_hostports",
+        comment: "published ports of pods",
+    }
+}
+
+/// The families in which something is published.
+pub fn families(wanted: &HostPorts) -> Vec<Family> {
+    FAMILIES
+        .into_iter()
+        .filter(|family| pod(wanted, *family).is_some())
+        .filter(|family| mappings(wanted, *family).next().is_some())
+        .collect()
+}
+
+/// The pod's address in `family`.
+pub fn pod(wanted: &HostPorts, family: Family) -> Option<IpAddr> {
+    match family {
+        Family::Ip6 => wanted.pod_v6.map(|it| IpAddr::from(it.ip())),
+        _ => wanted.pod_v4.map(|it| IpAddr::from(it.ip())),
+    }
+}
+
+/// What applies in `family`.
+pub fn mappings(wanted: &HostPorts, family: Family) -> impl Iterator<Item = &Mapping> {
+    let applies = move |it: &&Mapping| it.applies_to(family == Family::Ip);
+    wanted.mappings.iter().filter(applies)
+}
+
+/// Conditions in `family`.
+pub fn conditions(wanted: &HostPorts, family: Family) -> &[String] {
+    match family {
+        Family::Ip6 => &wanted.conditions_v6,
+        _ => &wanted.conditions_v4,
+    }
+}
+
+/// The comment on what belongs to an attachment: `network/container/interface`,
+/// hashed where that is longer than a comment may be, or has a quote in it, which
+/// nft cannot print.
+pub fn owner_comment(network: &str, container_id: &str, ifname: &str) -> String {
+    let comment = format!("{}{container_id}/{ifname}", network_prefix(network));
+    if comment.len() <= COMMENT_LENGTH && !comment.contains('"') {
+        return comment;
+    }
+    let rest = names::prefixed(32, "", &format!("{container_id}/{ifname}"));
+    format!("{}{rest}", hashed_prefix(network))
+}
+
+/// How the comments of all attachments to `network` begin.
+pub fn network_prefix(network: &str) -> String {
+    format!("{network}/")
+}
+
+/// How they begin where they are hashed; no network's name begins with `#`.
+pub fn hashed_prefix(network: &str) -> String {
+    names::prefixed(33, "#", network) + "/"
+}
+
+/// The same for an attachment.
+pub fn owner(owner: &Attachment) -> String {
+    owner_comment(
+        &owner.network,
+        owner.container_id.as_str(),
+        owner.ifname.as_str(),
+    )
+}
+
+/// What is wanted in `family`, one element a key: the first mapping of a port
+/// is the one that counts.
+pub fn elements(wanted: &HostPorts, family: Family) -> Vec<Element> {
+    let Some(pod) = pod(wanted, family) else {
+        return Vec::new();
+    };
+    let owner = owner(&wanted.owner);
+    let mut elements: Vec<Element> = Vec::new();
+    let mut add = |set: Set, key: Vec<Part>, value: Vec<Part>| {
+        let taken = |it: &Element| it.set == set && it.key == key;
+        if !elements.iter().any(taken) {
+            let owner = owner.clone();
+            elements.push(Element {
+                set,
+                key,
+                value,
+                owner,
+            });
+        }
+    };
+    // Those with conditions have a chain instead.
+    let conditional = !conditions(wanted, family).is_empty();
+    for mapping in mappings(wanted, family).filter(|_| !conditional) {
+        let (protocol, port) = (
+            Part::Protocol(mapping.protocol),
+            Part::Port(mapping.host_port),
+        );
+        let to = vec![Part::Address(pod), Part::Port(mapping.container_port)];
+        match mapping.specific_host_ip() {
+            Some(ip) => add(HOSTIP_PORTS, vec![Part::Address(ip), protocol, port], to),
+            None => add(PORTS, vec![protocol, port], to),
+        }
+    }
+    match wanted.snat {
+        Snat::Off => {}
+        Snat::Hairpin => {
+            for source in std::iter::once(pod).chain(localhost(family)) {
+                let key = vec![Part::Address(source), Part::Address(pod)];
+                add(MASQUERADED, key, Vec::new());
+            }
+        }
+        Snat::All => {
+            for mapping in mappings(wanted, family) {
+                let key = vec![
+                    Part::Address(pod),
+                    Part::Protocol(mapping.protocol),
+                    Part::Port(mapping.container_port),
+                ];
+                add(MASQUERADED_PORTS, key, Vec::new());
+            }
+        }
+    }
+    elements
+}
+
+/// Where the node's own connections to itself come from. IPv6 has nothing like
+/// `route_localnet`: what comes from ::1 does not get to a pod.
+fn localhost(family: Family) -> Option<IpAddr> {
+    (family == Family::Ip).then_some(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+/// The chains of a table and what is in them.
+fn chains(family: Family) -> Vec<(Chain, Vec<Rule>)> {
+    let hooked = |name: &'static str, kind, point, priority| Chain {
+        name: name.into(),
+        hook: Some(Hook {
+            kind,
+            point,
+            priority,
+        }),
+        comment: "",
+    };
+    let hostports = Chain {
+        name: HOSTPORTS.into(),
+        hook: None,
+        comment: "",
+    };
+    // An address of the mapping comes before all addresses.
+    let redirect = vec![
+        Rule::new([Statement::RedirectByTarget(HOSTIP_PORTS.name)]),
+        Rule::new([Statement::RedirectByPort(PORTS.name)]),
+    ];
+    let enter = || {
+        vec![Rule::new([
+            Statement::LocalDestination,
+            Statement::Jump(HOSTPORTS.into()),
+        ])]
+    };
+    let masquerade = Statement::Masquerade {
+        fully_random: false,
+    };
+    let source = vec![
+        Rule::new([Statement::AddressesIn(MASQUERADED.name), masquerade.clone()]),
+        Rule::new([
+            Statement::Redirected,
+            Statement::TargetIn(MASQUERADED_PORTS.name),
+            masquerade,
+        ]),
+    ];
+    let mut chains = vec![
+        (hostports, redirect),
+        (
+            hooked("prerouting", "nat", Point::Prerouting, -100),
+            enter(),
+        ),
+        (hooked("output", "nat", Point::Output, -100), enter()),
+        (
+            hooked("postrouting", "nat", Point::Postrouting, 100),
+            source,
+        ),
+    ];
+    if family == Family::Ip {
+        let martians = hooked("martians", "filter", Point::Prerouting, -300);
+        chains.push((martians, vec![martian_rule()]));
+    }
+    chains
+}
+
+/// Connections from 127.0.0.1 reach a pod only with `route_localnet`, which
+/// opens 127/8 of the node to its neighbours (CVE-2020-8558): this closes it.
+fn martian_rule() -> Rule {
+    let loopback = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0));
+    let network = IpNetwork::new(loopback, 8).unwrap_or_else(|_| IpNetwork::from(loopback));
+    Rule::new([
+        Statement::InterfaceNot("lo".into()),
+        Statement::Address(Side::Destination, network),
+        Statement::Drop,
+    ])
+}
+
+/// Changes that make the table what it should be; none if it is.
+pub fn base(family: Family, found: &[Listed]) -> Transaction {
+    let table = table(family);
+    let mut changes = Transaction::new();
+    let wrong: Vec<_> = chains(family)
+        .into_iter()
+        .filter(|(chain, rules)| !has(found, family, chain, rules))
+        .collect();
+    if wrong.is_empty() {
+        return changes;
+    }
+    changes.push(Change::AddTable(table));
+    for set in SETS {
+        changes.push(Change::AddSet(table, set));
+    }
+    for (chain, rules) in wrong {
+        let name = chain.name.clone();
+        changes.push(Change::AddChain(table, chain));
+        changes.push(Change::FlushChain(table, name.clone()));
+        for rule in rules {
+            changes.push(Change::AddRule(table, name.clone(), rule));
+        }
+    }
+    changes
+}
+
+fn has(found: &[Listed], family: Family, chain: &Chain, rules: &[Rule]) -> bool {
+    let mut found = found.iter().filter(|it| it.chain == chain.name);
+    let all = rules
+        .iter()
+        .all(|rule| found.next().is_some_and(|it| it.is(family, rule)));
+    all && found.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hostport::{Mark, Protocol};
+    use cni::env::{ContainerId, IfName};
+
+    fn wanted(snat: Snat) -> HostPorts {
+        let mapping = |host_ip: Option<&str>, protocol, host_port, container_port| Mapping {
+            host_ip: host_ip.map(|ip| ip.parse().unwrap()),
+            host_port,
+            container_port,
+            protocol,
+        };
+        HostPorts {
+            owner: Attachment {
+                network: "mynet".into(),
+                container_id: ContainerId::parse("c1").unwrap(),
+                ifname: IfName::parse("eth0").unwrap(),
+            },
+            pod_v4: Some("10.22.0.2/24".parse().unwrap()),
+            pod_v6: Some("fd00:22::2/64".parse().unwrap()),
+            mappings: vec![
+                mapping(None, Protocol::Tcp, 8080, 80),
+                mapping(Some("192.0.2.7"), Protocol::Udp, 5353, 53),
+                mapping(Some("::"), Protocol::Sctp, 9, 80),
+            ],
+            snat,
+            mark: Mark::Bit(13),
+            conditions_v4: Vec::new(),
+            conditions_v6: Vec::new(),
+        }
+    }
+
+    fn text(wanted: &HostPorts, family: Family) -> String {
+        let mut changes = Transaction::new();
+        for element in elements(wanted, family) {
+            changes.push(Change::CreateElement(table(family), element));
+        }
+        changes.to_string()
+    }
+
+    #[test]
+    fn the_tables_are_made_once() {
+        let expected = "\
+add table ip6 podwire_hostports { comment \"published ports of pods\" ; }
+add map ip6 podwire_hostports hostip_ports { type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service ; }
+add map ip6 podwire_hostports ports { type inet_proto . inet_service : ipv6_addr . inet_service ; }
+add set ip6 podwire_hostports masqueraded { type ipv6_addr . ipv6_addr ; }
+add set ip6 podwire_hostports masqueraded_ports { type ipv6_addr . inet_proto . inet_service ; }
+add chain ip6 podwire_hostports hostports
+flush chain ip6 podwire_hostports hostports
+add rule ip6 podwire_hostports hostports dnat ip6 to ip6 daddr . meta l4proto . th dport map @hostip_ports
+add rule ip6 podwire_hostports hostports dnat ip6 to meta l4proto . th dport map @ports
+add chain ip6 podwire_hostports prerouting { type nat hook prerouting priority -100 ; policy accept ; }
+flush chain ip6 podwire_hostports prerouting
+add rule ip6 podwire_hostports prerouting fib daddr type local jump hostports
+add chain ip6 podwire_hostports output { type nat hook output priority -100 ; policy accept ; }
+flush chain ip6 podwire_hostports output
+add rule ip6 podwire_hostports output fib daddr type local jump hostports
+add chain ip6 podwire_hostports postrouting { type nat hook postrouting priority 100 ; policy accept ; }
+flush chain ip6 podwire_hostports postrouting
+add rule ip6 podwire_hostports postrouting ip6 saddr . ip6 daddr @masqueraded masquerade
+add rule ip6 podwire_hostports postrouting ct status dnat ip6 daddr . meta l4proto . th dport @masqueraded_ports masquerade
+";
+        assert_eq!(base(Family::Ip6, &[]).to_string(), expected);
+        let there: Vec<_> = chains(Family::Ip)
+            .iter()
+            .flat_map(|(chain, rules)| rules.iter().map(|it| (chain.name.clone(), it)))
+            .map(|(chain, rule)| Listed::of(Family::Ip, &chain, 1, rule))
+            .collect();
+        assert!(base(Family::Ip, &there).is_empty());
+        // What is missing is filled in, and nothing else.
+        let repair = base(Family::Ip, &there[..there.len() - 1]).to_string();
+        let expected = "\
+add chain ip podwire_hostports martians { type filter hook prerouting priority -300 ; policy accept ; }
+flush chain ip podwire_hostports martians
+add rule ip podwire_hostports martians iifname != \"lo\" ip daddr 127.0.0.0/8 drop
+";
+        assert!(repair.ends_with(expected), "{repair}");
+        assert_eq!(repair.matches("add rule").count(), 1);
+    }
+
+    #[test]
+    fn a_pods_ports_are_elements_with_their_owner() {
+        let expected = "\
+create element ip podwire_hostports ports { tcp . 8080 comment \"mynet/c1/eth0\" : 10.22.0.2 . 80 }
+create element ip podwire_hostports hostip_ports { 192.0.2.7 . udp . 5353 comment \"mynet/c1/eth0\" : 10.22.0.2 . 53 }
+create element ip podwire_hostports masqueraded { 10.22.0.2 . 10.22.0.2 comment \"mynet/c1/eth0\" }
+create element ip podwire_hostports masqueraded { 127.0.0.1 . 10.22.0.2 comment \"mynet/c1/eth0\" }
+";
+        assert_eq!(text(&wanted(Snat::Hairpin), Family::Ip), expected);
+        let expected = "\
+create element ip6 podwire_hostports ports { tcp . 8080 comment \"mynet/c1/eth0\" : fd00:22::2 . 80 }
+create element ip6 podwire_hostports ports { sctp . 9 comment \"mynet/c1/eth0\" : fd00:22::2 . 80 }
+create element ip6 podwire_hostports masqueraded_ports { fd00:22::2 . tcp . 80 comment \"mynet/c1/eth0\" }
+create element ip6 podwire_hostports masqueraded_ports { fd00:22::2 . sctp . 80 comment \"mynet/c1/eth0\" }
+";
+        assert_eq!(text(&wanted(Snat::All), Family::Ip6), expected);
+        assert_eq!(text(&wanted(Snat::Off), Family::Ip6).lines().count(), 2);
+    }
+
+    #[test]
+    fn what_has_conditions_is_in_no_map() {
+        let mut wanted = wanted(Snat::Hairpin);
+        wanted.conditions_v4 = vec!["iifname eth0".into()];
+        assert!(!text(&wanted, Family::Ip).contains("ports {"));
+        assert!(text(&wanted, Family::Ip).contains("masqueraded {"));
+        assert!(text(&wanted, Family::Ip6).contains("ports {"));
+    }
+
+    #[test]
+    fn long_owners_are_hashed_and_keep_their_network_apart() {
+        let network = "n".repeat(100);
+        let comment = owner_comment(&network, &"c".repeat(64), "eth0");
+        assert!(comment.len() <= COMMENT_LENGTH && comment.starts_with(&hashed_prefix(&network)));
+        assert_ne!(comment, owner_comment(&network, &"c".repeat(64), "eth1"));
+        assert_eq!(owner_comment("n", "c", "eth0"), "n/c/eth0");
+        assert!(!owner_comment("n", "c", "et\"h0").contains('"'));
+    }
+}
