@@ -21,6 +21,8 @@ use nat::{Backend, HostPorts, Mapping, Mark, Masquerade, Protocol, Snat};
 
 const ROUNDS: usize = 101;
 
+type Step<'a> = &'a dyn Fn(&Nftables) -> Result<()>;
+
 fn main() -> Result<()> {
     let others = std::env::args().nth(1).context("usage: cost OTHERS")?;
     let others: u16 = others.parse()?;
@@ -37,7 +39,7 @@ fn main() -> Result<()> {
         addresses: vec!["10.99.0.1/24".parse()?],
         random_fully: false,
     };
-    let steps: [(&str, &dyn Fn(&Nftables) -> Result<()>); 6] = [
+    let steps: [(&str, Step<'_>); 6] = [
         ("publish", &|nat| nat.publish(&own).map(drop)),
         ("publish, there already", &|nat| nat.publish(&own).map(drop)),
         ("check", &|nat| nat.check_published(&own)),

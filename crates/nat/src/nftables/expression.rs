@@ -43,6 +43,8 @@ pub enum Statement {
     Redirected,
     /// `ip saddr . ip daddr @set`
     AddressesIn(&'static str),
+    /// `ip saddr & 255.255.255.0 . ip daddr @set`, with the mask of a network
+    SubnetAndDestinationIn(IpAddr, &'static str),
     /// `ip daddr . meta l4proto . th dport @set`
     TargetIn(&'static str),
     /// `dnat ip to ip daddr . meta l4proto . th dport map @map`
@@ -77,6 +79,9 @@ impl Statement {
             Self::LocalDestination => "fib daddr type local".into(),
             Self::Redirected => "ct status dnat".into(),
             Self::AddressesIn(set) => format!("{ip} saddr . {ip} daddr @{set}"),
+            Self::SubnetAndDestinationIn(mask, set) => {
+                format!("{ip} saddr & {mask} . {ip} daddr @{set}")
+            }
             Self::TargetIn(set) => format!("{ip} daddr . meta l4proto . th dport @{set}"),
             Self::RedirectByTarget(map) => {
                 format!("dnat {ip} to {ip} daddr . meta l4proto . th dport map @{map}")
@@ -214,6 +219,12 @@ impl Program {
             }
             Statement::AddressesIn(set) => {
                 self.load_address(REGISTER, Side::Source);
+                self.load_address(self.after_address(), Side::Destination);
+                self.look_up(set, false);
+            }
+            Statement::SubnetAndDestinationIn(mask, set) => {
+                self.load_address(REGISTER, Side::Source);
+                self.mask(&octets(*mask));
                 self.load_address(self.after_address(), Side::Destination);
                 self.look_up(set, false);
             }

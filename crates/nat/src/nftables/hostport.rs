@@ -14,6 +14,7 @@
 
 pub mod layout;
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail};
@@ -29,8 +30,8 @@ use super::socket::{Socket, retry};
 use super::transaction::{Change, Element, Family, Part, Set, Table, Transaction};
 use crate::hostport::{HostPorts, Mapping, Notice, Protocol, Snat};
 use layout::{
-    FAMILIES, HOSTPORTS, SETS, base, elements, families, hashed_prefix, mappings, network_prefix,
-    owner, owner_comment, pod, table,
+    FAMILIES, HOSTPORTS, SETS, base, elements, families, hashed_prefix, mappings,
+    neighbour_element, neighbour_rule, network_prefix, owner, owner_comment, pod, table,
 };
 
 /// The table of the Go plugins; its rules have the container as their comment.
@@ -75,15 +76,25 @@ struct Plan {
 impl Plan {
     fn new(socket: &Socket, wanted: &HostPorts) -> Result<Self, Error> {
         let mut plan = Self::default();
+        let mut wanted_elements = Vec::new();
         for family in families(wanted) {
             let found = listing::rules(socket, table(family), None)?;
             plan.changes.extend(base(family, &found));
+            let mut all = elements(wanted, family);
+            if !bridges_are_filtered(family)
+                && let Some(neighbour) = neighbour_element(wanted, family)
+            {
+                all.push(neighbour);
+                let rule = neighbour_rule(wanted, family, &found);
+                rule.into_iter().for_each(|it| plan.changes.push(it));
+            }
+            wanted_elements.push((table(family), all));
         }
         plan.depends = !plan.changes.is_empty();
-        for family in families(wanted) {
-            for element in elements(wanted, family) {
-                let there = listing::entry_at(socket, table(family), element.set, &element.key)?;
-                plan.put(table(family), element, there);
+        for (table, elements) in wanted_elements {
+            for element in elements {
+                let there = listing::entry_at(socket, table, element.set, &element.key)?;
+                plan.put(table, element, there);
             }
         }
         Ok(plan)
@@ -122,6 +133,17 @@ impl Plan {
     }
 }
 
+/// Whether frames between ports of a bridge pass the rules of `family`: then
+/// neighbours need not be masqueraded, and see each other.
+fn bridges_are_filtered(family: Family) -> bool {
+    let name = match family {
+        Family::Ip6 => "bridge-nf-call-ip6tables",
+        _ => "bridge-nf-call-iptables",
+    };
+    // Absent without the module br_netfilter.
+    std::fs::read(format!("/proc/sys/net/bridge/{name}")).is_ok_and(|it| it.starts_with(b"1"))
+}
+
 /// Removes what is there for `gone`, ours and what the Go plugins wrote for its
 /// container.
 pub fn unpublish(socket: &Socket, gone: &Attachment) -> Result<()> {
@@ -138,13 +160,13 @@ pub fn unpublish(socket: &Socket, gone: &Attachment) -> Result<()> {
 /// another network, whose attachments a runtime does not tell here.
 pub fn collect(socket: &Socket, network: &str, valid: &[ValidAttachment]) -> Result<()> {
     let prefixes = [network_prefix(network), hashed_prefix(network)];
-    let alive: Vec<_> = valid
+    let alive: HashSet<_> = valid
         .iter()
         .map(|it| owner_comment(network, &it.container_id, &it.ifname))
         .collect();
     let doomed = |comment: &str| {
         let ours = prefixes.iter().any(|prefix| comment.starts_with(prefix));
-        ours && !alive.iter().any(|it| it == comment)
+        ours && !alive.contains(comment)
     };
     remove(socket, &doomed, &|_| false)
 }

@@ -10,6 +10,7 @@
 //! on with `-` and a hash of the pod, which is what the Go plugins look for when
 //! they delete. Ours never has that.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cni::conf::ValidAttachment;
@@ -53,17 +54,22 @@ pub fn collect(
     network: &str,
     valid: &[ValidAttachment],
 ) -> Result<Transaction, Error> {
-    remove_where(socket, |comment| is_stale(comment, network, valid))
+    let alive = alive(network, valid);
+    remove_where(socket, |comment| is_stale(comment, network, &alive))
 }
 
-fn is_stale(comment: &str, network: &str, valid: &[ValidAttachment]) -> bool {
+/// How the comments begin that are for attachments to `network` that live.
+fn alive(network: &str, valid: &[ValidAttachment]) -> HashSet<String> {
+    let prefix = |it: &ValidAttachment| pod_prefix(network, &it.container_id, &it.ifname);
+    valid.iter().map(prefix).collect()
+}
+
+fn is_stale(comment: &str, network: &str, alive: &HashSet<String>) -> bool {
     if comment == fitting(&network_comment(network)) {
-        return valid.is_empty();
+        return alive.is_empty();
     }
-    let lives = |it: &ValidAttachment| {
-        comment.starts_with(&pod_prefix(network, &it.container_id, &it.ifname))
-    };
-    comment.starts_with(&format!("{}-", network_hash(network))) && !valid.iter().any(lives)
+    let pod = comment.split(',').next().unwrap_or_default();
+    pod.starts_with(&format!("{}-", network_hash(network))) && !alive.contains(pod)
 }
 
 /// What is missing for `wanted`, in words; `None` if nothing is. The rules of
@@ -350,12 +356,13 @@ add rule inet cni_plugins_masquerade masq_checks ip saddr 10.22.0.0/24 ip daddr 
             container_id: "aaaabbbbccccdddd".into(),
             ifname: "eth0".into(),
         }];
+        let (valid, none) = (alive("mynet", &valid), HashSet::new());
         let own = pod_comment(&wanted(&[], false).owner);
         let other = "d23676b4f2d9fe04-0000000000000000, net: mynet, if: eth0, id: x";
-        assert!(!is_stale(&own, "mynet", &valid) && is_stale(&own, "mynet", &[]));
-        assert!(is_stale(other, "mynet", &valid) && !is_stale(other, "mynet2", &[]));
+        assert!(!is_stale(&own, "mynet", &valid) && is_stale(&own, "mynet", &none));
+        assert!(is_stale(other, "mynet", &valid) && !is_stale(other, "mynet2", &none));
         let network = network_comment("mynet");
-        assert!(!is_stale(&network, "mynet", &valid) && is_stale(&network, "mynet", &[]));
-        assert!(!is_stale("an administrator's", "mynet", &[]));
+        assert!(!is_stale(&network, "mynet", &valid) && is_stale(&network, "mynet", &none));
+        assert!(!is_stale("an administrator's", "mynet", &none));
     }
 }

@@ -149,20 +149,23 @@ impl Socket {
         let last = first.wrapping_add(requests.len() as u32);
 
         // The errors of all messages come, in order, then the acknowledgement
-        // of the last; only an error of the batch itself comes alone.
+        // of the last; only an error of the batch itself comes alone. After the
+        // kernel loaded a module it starts again, and then tells the batch's
+        // error as that of the message which needed the module.
         let mut failed = None;
         self.receive(|message| {
             let at = message.seq.wrapping_sub(first);
             if i32::from(message.kind) != libc::NLMSG_ERROR || at > requests.len() as u32 {
                 return false;
             }
-            if let Some(errno) = errno(message) {
+            let errno = errno(message);
+            if let Some(errno) = errno {
                 failed.get_or_insert(Refused {
                     message: (at as usize).checked_sub(1),
                     errno,
                 });
             }
-            message.seq == last || at == 0
+            message.seq == last || at == 0 || errno == Some(Errno::ERESTART)
         })
         .map_err(refused)?;
         failed.map_or(Ok(()), Err)

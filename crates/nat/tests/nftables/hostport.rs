@@ -1,6 +1,6 @@
 //! Published ports.
 
-use nat::nftables::Nftables;
+use nat::nftables::{Family, Nftables, probe};
 use nat::{Backend, HostPorts, Mapping, Mark, Notice, Protocol, Snat};
 use netns::NetNs;
 
@@ -78,12 +78,16 @@ const RULESET: &str = r#"table ip podwire_hostports {
 
 	set masqueraded {
 		type ipv4_addr . ipv4_addr
-		elements = { 10.22.0.2 . 10.22.0.2 comment "mynet/c2/eth0", 127.0.0.1 . 10.22.0.2 comment "mynet/c2/eth0" }
+		elements = { 10.22.0.0 . 10.22.0.2 comment "mynet/c2/eth0", 10.22.0.2 . 10.22.0.2 comment "mynet/c2/eth0", 127.0.0.1 . 10.22.0.2 comment "mynet/c2/eth0" }
 	}
 
 	set masqueraded_ports {
 		type ipv4_addr . inet_proto . inet_service
 		elements = { 10.22.0.3 . tcp . 80 comment "mynet/c3/eth0" }
+	}
+
+	chain neighbours {
+		ip saddr & 255.255.255.0 . ip daddr @masqueraded masquerade
 	}
 
 	chain hostports {
@@ -105,6 +109,7 @@ const RULESET: &str = r#"table ip podwire_hostports {
 		type nat hook postrouting priority srcnat; policy accept;
 		ip saddr . ip daddr @masqueraded masquerade
 		ct status dnat ip daddr . meta l4proto . th dport @masqueraded_ports masquerade
+		ct status dnat jump neighbours
 	}
 
 	chain martians {
@@ -126,11 +131,15 @@ table ip6 podwire_hostports {
 
 	set masqueraded {
 		type ipv6_addr . ipv6_addr
-		elements = { fd00:22::2 . fd00:22::2 comment "mynet/c2/eth0" }
+		elements = { fd00:22:: . fd00:22::2 comment "mynet/c2/eth0", fd00:22::2 . fd00:22::2 comment "mynet/c2/eth0" }
 	}
 
 	set masqueraded_ports {
 		type ipv6_addr . inet_proto . inet_service
+	}
+
+	chain neighbours {
+		ip6 saddr & ffff:ffff:ffff:ffff:: . ip6 daddr @masqueraded masquerade
 	}
 
 	chain hostports {
@@ -152,6 +161,7 @@ table ip6 podwire_hostports {
 		type nat hook postrouting priority srcnat; policy accept;
 		ip6 saddr . ip6 daddr @masqueraded masquerade
 		ct status dnat ip6 daddr . meta l4proto . th dport @masqueraded_ports masquerade
+		ct status dnat jump neighbours
 	}
 }
 "#;
@@ -193,19 +203,19 @@ fn a_port_is_reached_from_everywhere() {
     let (v4, v6) = (NODE.to_owned(), format!("[{NODE_V6}]"));
     let cases: [(&str, &NetNs, &str, &str); 11] = [
         ("the world", &node.world, &v4, "192.0.2.9"),
-        ("another pod", &other, &v4, "10.22.0.3"),
+        ("another pod", &other, &v4, "10.22.0.1"),
         (
             "another pod, by its gateway",
             &other,
             "10.22.0.1",
-            "10.22.0.3",
+            "10.22.0.1",
         ),
         // Else the pod would see itself, and answer itself.
         ("the pod itself", &pod, &v4, "10.22.0.1"),
         ("the node", here, &v4, NODE),
         ("the node, by 127.0.0.1", here, "127.0.0.1", "10.22.0.1"),
         ("the world, IPv6", &node.world, &v6, "2001:db8::9"),
-        ("another pod, IPv6", &other, &v6, "fd00:22::3"),
+        ("another pod, IPv6", &other, &v6, "fd00:22::1"),
         ("the pod itself, IPv6", &pod, &v6, "fd00:22::1"),
         ("the node, IPv6", here, &v6, NODE_V6),
         (
@@ -503,7 +513,7 @@ fn conditions_are_the_attachments_own() {
         ask_tcp(&node.world, "192.0.2.1:8080").unwrap(),
         "one 192.0.2.9"
     );
-    assert_eq!(ask_tcp(&one, "192.0.2.1:8080").unwrap(), "two 10.22.0.2");
+    assert_eq!(ask_tcp(&one, "192.0.2.1:8080").unwrap(), "two 10.22.0.1");
     assert_eq!(
         ask_tcp(&node.here, "127.0.0.1:8080").unwrap(),
         "three 10.22.0.1"
@@ -536,4 +546,52 @@ fn a_condition_is_no_command() {
         told.starts_with("publish ports of mynet/c2/eth0 with conditions: nft: "),
         "{told}"
     );
+}
+
+#[test]
+fn a_pod_may_have_thousands_of_ports() {
+    Node::bare();
+    let nat = Nftables::open().unwrap();
+    let all: Vec<_> = (1..=5000)
+        .map(|port| mapping(Protocol::Tcp, port, port))
+        .collect();
+    let wanted = ports(2, &all);
+    nat.publish(&wanted).unwrap();
+    nat.check_published(&wanted).unwrap();
+    assert_eq!(ruleset().matches(" : 10.22.0.2 . ").count(), 5000);
+    // All of them are taken over at once, each with a notice.
+    let told = nat.publish(&ports(3, &all)).unwrap();
+    assert_eq!(told.len(), 5000);
+    nat.unpublish(&wanted.owner).unwrap();
+    nat.check_published(&ports(3, &all)).unwrap();
+    nat.unpublish(&attachment("mynet", "c3")).unwrap();
+    assert!(!ruleset().contains("elements"));
+}
+
+#[test]
+fn where_bridged_frames_are_filtered_neighbours_see_each_other() {
+    Node::bare();
+    let path = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+    let filtered = std::fs::write(path, "1").is_ok();
+    let nat = Nftables::open().unwrap();
+    let wanted = ports(2, &[mapping(Protocol::Tcp, 8080, 80)]);
+    nat.publish(&wanted).unwrap();
+    assert_eq!(ruleset().contains("10.22.0.0 . 10.22.0.2"), !filtered);
+    assert!(ruleset().contains("fd00:22:: . fd00:22::2"));
+    // It may change any time.
+    nat.check_published(&wanted).unwrap();
+}
+
+#[test]
+fn a_probe_finds_nf_tables_and_leaves_nothing() {
+    Node::bare();
+    for family in [Family::Ip, Family::Ip6, Family::Inet, Family::Bridge] {
+        assert!(probe(family), "{family}");
+    }
+    assert_eq!(ruleset(), "");
+    Nftables::open()
+        .unwrap()
+        .publish(&ports(2, &[mapping(Protocol::Tcp, 1, 1)]))
+        .unwrap();
+    assert!(probe(Family::Ip));
 }

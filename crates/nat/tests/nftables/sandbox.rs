@@ -65,6 +65,11 @@ impl Node {
             mount(Some(kind), path, Some(kind), MsFlags::empty(), none).unwrap();
         }
         fs::create_dir("/run/netns").unwrap();
+        // As it is without the module br_netfilter, which is harder.
+        for family in ["ip", "ip6"] {
+            let path = format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables");
+            assert!(fs::write(&path, "0").is_ok() || !Path::new(&path).exists());
+        }
         run("ip link set lo up");
     }
 

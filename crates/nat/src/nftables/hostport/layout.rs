@@ -1,6 +1,7 @@
 //! The tables of published ports: sets, chains, and the elements that a pod's
 //! ports are. Nothing here asks the kernel.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use cni::{Attachment, names};
@@ -42,6 +43,10 @@ pub const FAMILIES: [Family; 2] = [Family::Ip, Family::Ip6];
 
 /// The chain that redirects, here and in the Go plugins' layout.
 pub const HOSTPORTS: &str = "hostports";
+
+/// The chain for pods that reach a port of a pod on their own bridge: one rule
+/// for each length of prefix that there is.
+const NEIGHBOURS: &str = "neighbours";
 
 /// The table of `family`.
 pub fn table(family: Family) -> Table {
@@ -114,6 +119,14 @@ pub fn owner(owner: &Attachment) -> String {
     )
 }
 
+/// The pod's subnet in `family`.
+fn subnet(wanted: &HostPorts, family: Family) -> Option<IpNetwork> {
+    match family {
+        Family::Ip6 => wanted.pod_v6.map(IpNetwork::from),
+        _ => wanted.pod_v4.map(IpNetwork::from),
+    }
+}
+
 /// What is wanted in `family`, one element a key: the first mapping of a port
 /// is the one that counts.
 pub fn elements(wanted: &HostPorts, family: Family) -> Vec<Element> {
@@ -121,10 +134,9 @@ pub fn elements(wanted: &HostPorts, family: Family) -> Vec<Element> {
         return Vec::new();
     };
     let owner = owner(&wanted.owner);
-    let mut elements: Vec<Element> = Vec::new();
+    let (mut elements, mut taken) = (Vec::new(), HashSet::new());
     let mut add = |set: Set, key: Vec<Part>, value: Vec<Part>| {
-        let taken = |it: &Element| it.set == set && it.key == key;
-        if !elements.iter().any(taken) {
+        if taken.insert((set.name, key.clone())) {
             let owner = owner.clone();
             elements.push(Element {
                 set,
@@ -167,6 +179,35 @@ pub fn elements(wanted: &HostPorts, family: Family) -> Vec<Element> {
         }
     }
     elements
+}
+
+/// What makes a pod's port reachable from pods on its bridge: they and the pod
+/// answer each other directly, so that the answer does not come from where it
+/// was asked, unless they are made to see the node. (Where bridged frames pass
+/// the node's rules, `bridge-nf-call-iptables`, there is no need.)
+pub fn neighbour_element(wanted: &HostPorts, family: Family) -> Option<Element> {
+    let subnet = subnet(wanted, family).filter(|_| wanted.snat == Snat::Hairpin)?;
+    let key = vec![Part::Address(subnet.network()), Part::Address(subnet.ip())];
+    (subnet.network() != subnet.ip()).then(|| Element {
+        set: MASQUERADED,
+        key,
+        value: Vec::new(),
+        owner: owner(&wanted.owner),
+    })
+}
+
+/// The change without which that element has no effect; none where the rule is.
+pub fn neighbour_rule(wanted: &HostPorts, family: Family, found: &[Listed]) -> Option<Change> {
+    let mask = subnet(wanted, family)?.mask();
+    let rule = Rule::new([
+        Statement::SubnetAndDestinationIn(mask, MASQUERADED.name),
+        Statement::Masquerade {
+            fully_random: false,
+        },
+    ]);
+    let there = |it: &Listed| it.chain == NEIGHBOURS && it.is(family, &rule);
+    let add = Change::AddRule(table(family), NEIGHBOURS.into(), rule.clone());
+    (!found.iter().any(there)).then_some(add)
 }
 
 /// Where the node's own connections to itself come from. IPv6 has nothing like
@@ -212,6 +253,7 @@ fn chains(family: Family) -> Vec<(Chain, Vec<Rule>)> {
             Statement::TargetIn(MASQUERADED_PORTS.name),
             masquerade,
         ]),
+        Rule::new([Statement::Redirected, Statement::Jump(NEIGHBOURS.into())]),
     ];
     let mut chains = vec![
         (hostports, redirect),
@@ -259,6 +301,15 @@ pub fn base(family: Family, found: &[Listed]) -> Transaction {
     for set in SETS {
         changes.push(Change::AddSet(table, set));
     }
+    let (name, hook, comment) = (NEIGHBOURS.into(), None, "");
+    changes.push(Change::AddChain(
+        table,
+        Chain {
+            name,
+            hook,
+            comment,
+        },
+    ));
     for (chain, rules) in wrong {
         let name = chain.name.clone();
         changes.push(Change::AddChain(table, chain));
@@ -327,6 +378,7 @@ add map ip6 podwire_hostports hostip_ports { type ipv6_addr . inet_proto . inet_
 add map ip6 podwire_hostports ports { type inet_proto . inet_service : ipv6_addr . inet_service ; }
 add set ip6 podwire_hostports masqueraded { type ipv6_addr . ipv6_addr ; }
 add set ip6 podwire_hostports masqueraded_ports { type ipv6_addr . inet_proto . inet_service ; }
+add chain ip6 podwire_hostports neighbours
 add chain ip6 podwire_hostports hostports
 flush chain ip6 podwire_hostports hostports
 add rule ip6 podwire_hostports hostports dnat ip6 to ip6 daddr . meta l4proto . th dport map @hostip_ports
@@ -341,6 +393,7 @@ add chain ip6 podwire_hostports postrouting { type nat hook postrouting priority
 flush chain ip6 podwire_hostports postrouting
 add rule ip6 podwire_hostports postrouting ip6 saddr . ip6 daddr @masqueraded masquerade
 add rule ip6 podwire_hostports postrouting ct status dnat ip6 daddr . meta l4proto . th dport @masqueraded_ports masquerade
+add rule ip6 podwire_hostports postrouting ct status dnat jump neighbours
 ";
         assert_eq!(base(Family::Ip6, &[]).to_string(), expected);
         let there: Vec<_> = chains(Family::Ip)
@@ -377,6 +430,30 @@ create element ip6 podwire_hostports masqueraded_ports { fd00:22::2 . sctp . 80 
 ";
         assert_eq!(text(&wanted(Snat::All), Family::Ip6), expected);
         assert_eq!(text(&wanted(Snat::Off), Family::Ip6).lines().count(), 2);
+    }
+
+    #[test]
+    fn neighbours_of_a_subnet_share_a_rule() {
+        let wanted = wanted(Snat::Hairpin);
+        let rule = neighbour_rule(&wanted, Family::Ip, &[]).unwrap();
+        assert_eq!(
+            rule.to_string(),
+            "add rule ip podwire_hostports neighbours ip saddr & 255.255.255.0 . ip daddr @masqueraded masquerade"
+        );
+        let Change::AddRule(_, _, there) = rule else {
+            unreachable!()
+        };
+        let there = [Listed::of(Family::Ip, NEIGHBOURS, 1, &there)];
+        assert_eq!(neighbour_rule(&wanted, Family::Ip, &there), None);
+        let element = neighbour_element(&wanted, Family::Ip6).unwrap();
+        assert_eq!(
+            Change::CreateElement(table(Family::Ip6), element).to_string(),
+            "create element ip6 podwire_hostports masqueraded { fd00:22:: . fd00:22::2 comment \"mynet/c1/eth0\" }"
+        );
+        assert_eq!(
+            neighbour_element(&self::wanted(Snat::Off), Family::Ip),
+            None
+        );
     }
 
     #[test]
