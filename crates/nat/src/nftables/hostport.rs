@@ -69,7 +69,8 @@ pub fn publish(socket: &Socket, wanted: &HostPorts) -> Result<Vec<Notice>> {
 struct Plan {
     changes: Transaction,
     notices: Vec<Notice>,
-    /// Whether `changes` would be wrong if things were not so any more.
+    /// Whether `changes` are wrong if anybody else changed anything: two who
+    /// both fill a chain fill it twice.
     depends: bool,
 }
 
@@ -106,7 +107,6 @@ impl Plan {
             if entry.owner == element.owner && entry.value == element.value {
                 return;
             }
-            self.depends = true;
             let notice = notice(&entry, &element).filter(|it| !self.notices.contains(it));
             self.notices.extend(notice);
             self.changes
@@ -115,9 +115,10 @@ impl Plan {
         self.changes.push(Change::CreateElement(table, element));
     }
 
-    /// What only adds elements needs no generation, and is not held up by what
-    /// others commit: the kernel refuses it if a key is taken. Having lost that
-    /// race (or the table) is the same as having the wrong generation.
+    /// Elements alone need no generation, and are not held up by what others
+    /// commit: the kernel refuses to add one whose key is taken, and to delete
+    /// one that is gone. Having lost that race is the same as having the wrong
+    /// generation.
     fn commit(&self, socket: &Socket, generation: u32) -> Result<(), Error> {
         if self.depends {
             return self.changes.commit(socket, Some(generation));

@@ -19,8 +19,10 @@ use super::message::{self, Attributes, Head, NETFILTER_HEADER, Received};
 /// How long a request may take. A commit waits for those of others, each of
 /// which may wait for RCU; Go's nft waits for ever.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How long to try again while others change what is being read.
+/// How long to try again while others change what is being read, and how often
+/// at least: the first attempt on a node may take seconds, with modules to load.
 const PATIENCE: Duration = Duration::from_secs(5);
+const ATTEMPTS: usize = 10;
 
 const SUBSYSTEM: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
 const NFTA_GEN_ID: u16 = 1;
@@ -296,9 +298,14 @@ pub fn retry<T, E: Failure>(
     let until = Instant::now() + PATIENCE;
     // Those who collided once should not collide in step for ever.
     let mut pause = Duration::from_micros(u64::from(std::process::id() % 64));
+    let mut count = 0;
     loop {
+        count += 1;
         match attempt() {
-            Err(error) if error.errno() == Some(passing) && Instant::now() < until => {
+            Err(error)
+                if error.errno() == Some(passing)
+                    && (count < ATTEMPTS || Instant::now() < until) =>
+            {
                 sleep(pause);
                 pause = (pause * 2 + Duration::from_micros(50)).min(Duration::from_millis(5));
             }
