@@ -8,6 +8,7 @@
 //! Nothing here knows our own netlink code, and nothing here skips: if a sandbox
 //! cannot be made, the test fails and names the setting that forbids it.
 
+mod backend;
 mod cni;
 mod fake;
 mod netns;
@@ -15,10 +16,12 @@ mod process;
 mod sandbox;
 mod snapshot;
 mod suite;
+mod traffic;
 
 pub mod conf;
 pub mod normal;
 
+pub use backend::BackEnd;
 pub use cni::{Cni, Failure, Outcome, container_id};
 pub use fake::{Call, FakePlugin};
 pub use netns::{Netns, Running};
@@ -26,3 +29,4 @@ pub use process::{Finished, Stdout, TIME_LIMIT};
 pub use sandbox::Sandbox;
 pub use snapshot::Snapshot;
 pub use suite::{Suite, beyond_peer, newest, supports, testing_the_peer};
+pub use traffic::{NOBODY, NODE, OUTSIDE};
