@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use cni::request::{Add, Check, Del, Gc, Status};
-use cni::{AddResult, Code, Plugin, Undo};
+use cni::{AddResult, Code, Error, Plugin, Undo};
 use nat::{HostPorts, Leftovers};
 use netlink::{Netlink, sysctl};
 
@@ -29,11 +29,11 @@ impl Plugin for Portmap {
     type Conf = Conf;
 
     fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {
+        let plan = Plan::new(&request.conf).map_err(as_go_says)?;
         let previous = request
             .call
             .prev_result()?
             .ok_or_else(|| Code::InvalidConfig.err("must be called as chained plugin"))?;
-        let plan = Plan::new(&request.conf)?;
         if plan.mappings.is_empty() {
             return Ok(previous);
         }
@@ -69,11 +69,11 @@ impl Plugin for Portmap {
     }
 
     fn check(request: &Check<Conf>) -> Result<()> {
+        let plan = Plan::new(&request.conf)?;
         let previous = request
             .call
             .prev_result()?
-            .context("Required prevResult missing")?;
-        let plan = Plan::new(&request.conf)?;
+            .ok_or_else(|| Code::InvalidConfig.err("Required prevResult missing"))?;
         if plan.mappings.is_empty() {
             return Ok(());
         }
@@ -91,6 +91,12 @@ impl Plugin for Portmap {
             .map_err(|error| Code::NotAvailable.err(format!("publish ports: {error:#}")))?;
         Ok(())
     }
+}
+
+/// The Go plugin says this on ADD, and not on CHECK.
+fn as_go_says(mut error: Error) -> Error {
+    error.msg.insert_str(0, "failed to parse config: ");
+    error
 }
 
 /// Lets packets from 127.0.0.1 leave for the pod: the kernel drops them unless

@@ -1,12 +1,11 @@
 //! From keys and the result so far to what is to be published, without touching anything.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use anyhow::Result;
 use cni::address::parse_ip;
 use cni::result::{AddResult, IpConfig};
-use cni::{Attachment, Code};
+use cni::{Attachment, Code, Error};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use nat::{HostPorts, Kind, Mapping, Mark, Protocol, Snat};
 
@@ -30,7 +29,10 @@ pub struct Plan {
 
 impl Plan {
     /// Checks everything that can be checked without the kernel.
-    pub fn new(conf: &Conf) -> Result<Self> {
+    ///
+    /// # Errors
+    /// Code 7, with the key and its value, in the Go plugin's words where it has any.
+    pub fn new(conf: &Conf) -> Result<Self, Error> {
         Ok(Self {
             backend: backend(conf)?,
             mappings: mappings(&conf.runtime_config.port_mappings)?,
@@ -97,12 +99,12 @@ fn pod_addresses(owner: &Attachment, previous: &AddResult) -> impl Iterator<Item
         .map(|ip| ip.address.0)
 }
 
-fn invalid(msg: impl Into<String>) -> anyhow::Error {
-    Code::InvalidConfig.err(msg).into()
+fn invalid(msg: impl Into<String>) -> Error {
+    Code::InvalidConfig.err(msg)
 }
 
 /// Which back end a key can be for, besides the one that is named.
-fn backend(conf: &Conf) -> Result<Option<Kind>> {
+fn backend(conf: &Conf) -> Result<Option<Kind>, Error> {
     let named = conf.backend.as_deref().filter(|text| !text.is_empty());
     let named = named
         .map(|text| {
@@ -157,23 +159,29 @@ fn language(words: &[String]) -> Option<Kind> {
     })
 }
 
-fn mark(conf: &Conf) -> Result<Mark> {
+fn mark(conf: &Conf) -> Result<Mark, Error> {
     match (&conf.external_set_mark_chain, conf.mark_masq_bit) {
-        (Some(_), Some(_)) => Err(invalid(
+        (Some(chain), Some(bit)) => Err(invalid(
             "Cannot specify externalSetMarkChain and markMasqBit",
-        )),
+        )
+        .details(format!(
+            "externalSetMarkChain is {chain:?}, markMasqBit is {bit}"
+        ))),
         (Some(chain), None) => Ok(Mark::ExternalChain(chain_name(chain)?)),
         (None, None) => Ok(Mark::Bit(DEFAULT_BIT)),
         (None, Some(bit)) => u8::try_from(bit)
             .ok()
             .filter(|bit| *bit < 32)
             .map(Mark::Bit)
-            .ok_or_else(|| invalid(format!("MasqMarkBit must be between 0 and 31, not {bit}"))),
+            .ok_or_else(|| {
+                invalid("MasqMarkBit must be between 0 and 31")
+                    .details(format!("markMasqBit is {bit}"))
+            }),
     }
 }
 
 /// A chain's name becomes a word of a rule: nothing else may come with it.
-fn chain_name(name: &str) -> Result<String> {
+fn chain_name(name: &str) -> Result<String, Error> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if name.is_empty() || name.len() > 28 || name.starts_with('-') || !name.bytes().all(plain) {
         return Err(invalid(format!(
@@ -183,58 +191,71 @@ fn chain_name(name: &str) -> Result<String> {
     Ok(name.to_owned())
 }
 
-fn mappings(entries: &[PortMapping]) -> Result<Vec<Mapping>> {
+fn mappings(entries: &[PortMapping]) -> Result<Vec<Mapping>, Error> {
     let mut taken = HashSet::new();
     let mut mappings = Vec::new();
     for entry in entries {
         let mapping = mapping(entry)?;
-        if !taken.insert((mapping.host_ip, mapping.protocol, mapping.host_port)) {
-            return Err(invalid(format!(
-                "failed to parse config: duplicate mapping of host port {}/{}",
-                mapping.host_port, mapping.protocol
-            )));
+        for address in addresses(&mapping) {
+            if !taken.insert((address, mapping.protocol, mapping.host_port)) {
+                return Err(duplicate(&mapping));
+            }
         }
         mappings.push(mapping);
     }
     Ok(mappings)
 }
 
-fn mapping(entry: &PortMapping) -> Result<Mapping> {
+/// The addresses whose port is mapped. All addresses of a family are one: the
+/// port of a single address may well lead elsewhere.
+fn addresses(mapping: &Mapping) -> Vec<IpAddr> {
+    let all = || vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    mapping.host_ip.map_or_else(all, |ip| vec![ip])
+}
+
+fn duplicate(mapping: &Mapping) -> Error {
+    let of = mapping.host_ip.map(|ip| format!(" of hostIP {ip}"));
+    invalid(format!(
+        "duplicate mapping in portMappings: hostPort {}/{}{}",
+        mapping.host_port,
+        mapping.protocol,
+        of.unwrap_or_default()
+    ))
+}
+
+fn mapping(entry: &PortMapping) -> Result<Mapping, Error> {
     Ok(Mapping {
         host_ip: host_ip(&entry.host_ip)?,
-        host_port: port("host", entry.host_port)?,
+        // The Go plugin looks at this one first.
         container_port: port("container", entry.container_port)?,
+        host_port: port("host", entry.host_port)?,
         protocol: protocol(&entry.protocol)?,
     })
 }
 
-fn host_ip(text: &str) -> Result<Option<IpAddr>> {
+fn host_ip(text: &str) -> Result<Option<IpAddr>, Error> {
     if text.is_empty() {
         return Ok(None);
     }
     parse_ip(text)
         .map(Some)
-        .map_err(|error| invalid(format!("failed to parse config: hostIP: {error}")))
+        .map_err(|error| invalid(format!("hostIP: {error}")))
 }
 
-fn port(whose: &str, number: i64) -> Result<u16> {
+fn port(whose: &str, number: i64) -> Result<u16, Error> {
     u16::try_from(number)
         .ok()
         .filter(|port| *port != 0)
-        .ok_or_else(|| {
-            invalid(format!(
-                "failed to parse config: Invalid {whose} port number: {number}"
-            ))
-        })
+        .ok_or_else(|| invalid(format!("Invalid {whose} port number: {number}")))
 }
 
-fn protocol(text: &str) -> Result<Protocol> {
+fn protocol(text: &str) -> Result<Protocol, Error> {
     match text.to_ascii_lowercase().as_str() {
         "tcp" => Ok(Protocol::Tcp),
         "udp" => Ok(Protocol::Udp),
         "sctp" => Ok(Protocol::Sctp),
         _ => Err(invalid(format!(
-            "failed to parse config: invalid protocol {text:?}: must be tcp, udp or sctp"
+            "invalid protocol {text:?}: must be tcp, udp or sctp"
         ))),
     }
 }

@@ -1,5 +1,4 @@
 use super::*;
-use cni::Error;
 use cni::env::{ContainerId, IfName};
 use cni::json::Json;
 
@@ -7,20 +6,20 @@ fn decode<T: serde::de::DeserializeOwned>(text: &str) -> T {
     Json::parse(text.as_bytes()).unwrap().decode().unwrap()
 }
 
-fn plan(text: &str) -> Result<Plan> {
+fn plan(text: &str) -> Result<Plan, Error> {
     Plan::new(&decode(text))
 }
 
-fn mapped(mappings: &str) -> Result<Plan> {
+fn mapped(mappings: &str) -> Result<Plan, Error> {
     plan(&format!(
         r#"{{"runtimeConfig": {{"portMappings": {mappings}}}}}"#
     ))
 }
 
-fn fault(plan: Result<Plan>) -> String {
-    let error = Error::from_chain(&plan.unwrap_err());
+fn fault(plan: Result<Plan, Error>) -> String {
+    let error = plan.unwrap_err();
     assert_eq!(error.code, 7);
-    error.msg
+    error.to_string()
 }
 
 #[test]
@@ -47,13 +46,48 @@ fn mappings_are_checked() {
             "hostIP: invalid IP address: here",
         ),
     ] {
+        assert_eq!(fault(mapped(&format!("[{entry}]"))), msg);
+    }
+}
+
+#[test]
+fn one_port_of_one_address_is_mapped_once() {
+    let twice = |one: &str, other: &str| {
+        let entry = |ip: &str, port: u16, protocol: &str| {
+            format!(
+                r#"{{"hostPort": 1, "containerPort": {port}, "protocol": "{protocol}", "hostIP": "{ip}"}}"#
+            )
+        };
+        mapped(&format!(
+            "[{}, {}]",
+            entry(one, 1, "tcp"),
+            entry(other, 2, "TCP")
+        ))
+    };
+    let duplicate = |ip: &str| format!("duplicate mapping in portMappings: hostPort 1/tcp{ip}");
+    assert_eq!(fault(twice("", "")), duplicate(""));
+    for (one, other) in [
+        ("", "0.0.0.0"),
+        ("", "::"),
+        ("::", "::"),
+        ("192.0.2.1", "192.0.2.1"),
+        ("192.0.2.1", "::ffff:192.0.2.1"),
+    ] {
+        let of = |ip: &str| duplicate(&format!(" of hostIP {ip}"));
+        let ip = other.trim_start_matches("::ffff:");
+        assert_eq!(fault(twice(one, other)), of(ip));
+    }
+    for (one, other) in [
+        ("0.0.0.0", "::"),
+        ("", "192.0.2.1"),
+        ("192.0.2.1", "0.0.0.0"),
+    ] {
         assert_eq!(
-            fault(mapped(&format!("[{entry}]"))),
-            format!("failed to parse config: {msg}")
+            twice(one, other).unwrap().mappings.len(),
+            2,
+            "{one} {other}"
         );
     }
-    let twice = r#"[{"hostPort": 1, "containerPort": 1, "protocol": "tcp"}, {"hostPort": 1, "containerPort": 2, "protocol": "TCP"}]"#;
-    assert!(fault(mapped(twice)).ends_with("duplicate mapping of host port 1/tcp"));
 }
 
 #[test]
@@ -110,10 +144,11 @@ fn options_of_the_other_back_end_are_named() {
 fn there_is_one_way_to_mark() {
     assert_eq!(
         fault(plan(r#"{"externalSetMarkChain": "X", "markMasqBit": 5}"#)),
-        "Cannot specify externalSetMarkChain and markMasqBit"
+        "Cannot specify externalSetMarkChain and markMasqBit; externalSetMarkChain is \"X\", markMasqBit is 5"
     );
-    assert!(
-        fault(plan(r#"{"markMasqBit": 32}"#)).starts_with("MasqMarkBit must be between 0 and 31")
+    assert_eq!(
+        fault(plan(r#"{"markMasqBit": 32}"#)),
+        "MasqMarkBit must be between 0 and 31; markMasqBit is 32"
     );
     assert_eq!(plan("{}").unwrap().mark, Mark::Bit(13));
     assert_eq!(plan(r#"{"markMasqBit": 0}"#).unwrap().mark, Mark::Bit(0));
