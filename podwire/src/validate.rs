@@ -11,6 +11,7 @@ mod findings;
 mod host_local;
 mod list;
 mod loopback;
+mod portmap;
 mod routes;
 mod schema;
 mod spelling;
@@ -50,7 +51,7 @@ struct Plugin {
 }
 
 /// The plugins whose keys are known.
-const PLUGINS: &[Plugin] = &[bridge::PLUGIN, loopback::PLUGIN];
+const PLUGINS: &[Plugin] = &[bridge::PLUGIN, loopback::PLUGIN, portmap::PLUGIN];
 
 /// The same for IPAM plugins; their keys are those under `ipam`.
 const IPAM_PLUGINS: &[Plugin] = &[host_local::PLUGIN, r#static::PLUGIN];
@@ -106,6 +107,16 @@ struct Conf<'a> {
 impl Conf<'_> {
     fn place_of(&self, key: &str) -> String {
         schema::join(&self.place, key)
+    }
+
+    /// A value; `null` stands for the default, as if the key were not there.
+    fn value(&self, key: &str) -> Option<Json> {
+        self.document.get(key).filter(|value| *value != Json::Null)
+    }
+
+    /// Whether no plugin comes before it.
+    fn is_first(&self) -> bool {
+        self.place.is_empty() || self.place.starts_with("plugins[0]")
     }
 
     fn flag(&self, key: &str) -> bool {

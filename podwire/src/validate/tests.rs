@@ -14,6 +14,15 @@ pub fn faults_at(version: &str, plugin: &str) -> Vec<String> {
     ))
 }
 
+/// The same for the last of several plugins of a network, if it alone has any.
+pub fn faults_of_last(plugins: &[&str]) -> Vec<String> {
+    let plugins: Vec<_> = plugins.iter().map(|it| format!("{{{it}}}")).collect();
+    of_list(&format!(
+        r#"{{"cniVersion": "1.1.0", "name": "n", "plugins": [{}]}}"#,
+        plugins.join(", ")
+    ))
+}
+
 fn of_list(text: &str) -> Vec<String> {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("n.conflist");
