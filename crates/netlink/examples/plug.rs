@@ -59,8 +59,7 @@ fn main() -> anyhow::Result<()> {
             }],
             routes: vec![RouteSpec::to("0.0.0.0/0".parse()?)],
             dad: Dad::Off,
-            arp_notify: true,
-            ndisc_notify: false,
+            notify: true,
         },
     )?;
     host.wait_for_port(pair.host.index)?;

@@ -12,8 +12,8 @@ use ipnetwork::IpNetwork;
 use netns::NetNs;
 
 use crate::{
-    AddressSpec, Announcer, Error, Family, Link, MAIN_TABLE, Netlink, OperState, RouteFilter,
-    RouteSpec, executor::AddressMonitor, sysctl,
+    AddressSpec, Error, Family, Link, MAIN_TABLE, Netlink, OperState, RouteFilter, RouteSpec,
+    executor::AddressMonitor, sysctl,
 };
 
 /// How long duplicate address detection may take; it needs one to two seconds.
@@ -37,12 +37,9 @@ pub struct Interface {
     pub routes: Vec<RouteSpec>,
     /// What is done about duplicates of its IPv6 addresses.
     pub dad: Dad,
-    /// Whether the kernel announces IPv4 addresses when the link comes up
-    /// (`arp_notify`).
-    pub arp_notify: bool,
-    /// Whether the kernel announces IPv6 addresses when the link comes up
-    /// (`ndisc_notify`).
-    pub ndisc_notify: bool,
+    /// Whether the kernel announces the addresses when the link comes up or
+    /// changes (`arp_notify`, `ndisc_notify`).
+    pub notify: bool,
 }
 
 /// An address and the gateway of its network.
@@ -70,24 +67,23 @@ pub enum Dad {
 pub struct Configured {
     /// The interface as it was when it had been brought up.
     pub link: Link,
-    ips: Vec<IpAddr>,
-    announcer: Result<Announcer, Error>,
+    netns: NetNs,
+    announced: bool,
 }
 
 impl Configured {
-    /// Tells the neighbours where the addresses are now. To be called when the
-    /// port on the other side forwards, not before.
+    /// Tells the neighbours where the addresses are now, where
+    /// [`Interface::notify`] is on. To be called when the port on the other
+    /// side forwards, not before.
     ///
     /// # Errors
-    /// As [`Announcer`]; pods work without, so a caller may just say so.
-    pub fn announce(&self) -> Result<(), Error> {
-        if self.ips.is_empty() {
+    /// As [`Netlink::announce`]; pods work without, so a caller may just say so.
+    pub fn announce(&self) -> anyhow::Result<()> {
+        if !self.announced {
             return Ok(());
         }
-        match &self.announcer {
-            Ok(announcer) => announcer.announce(&self.ips),
-            Err(error) => Err(error.clone()),
-        }
+        self.netns
+            .enter(|| Ok(Netlink::open()?.announce(&self.link)?))?
     }
 }
 
@@ -102,6 +98,7 @@ pub fn configure(netns: &NetNs, interface: &Interface) -> anyhow::Result<Configu
         let netlink = Netlink::open()?;
         let link = netlink.get_link(&interface.name)?;
         Configuration {
+            netns,
             netlink,
             link,
             interface,
@@ -112,6 +109,7 @@ pub fn configure(netns: &NetNs, interface: &Interface) -> anyhow::Result<Configu
 
 /// The work inside the namespace.
 struct Configuration<'a> {
+    netns: &'a NetNs,
     netlink: Netlink,
     link: Link,
     interface: &'a Interface,
@@ -129,10 +127,9 @@ impl Configuration<'_> {
             self.settle(&monitor)?;
         }
         self.add_routes()?;
-        let ips = self.interface.addresses.iter().map(|it| it.address.ip());
         Ok(Configured {
-            ips: ips.collect(),
-            announcer: self.announcer(),
+            announced: self.interface.notify && !self.interface.addresses.is_empty(),
+            netns: self.netns.clone(),
             link: self.link,
         })
     }
@@ -141,13 +138,10 @@ impl Configuration<'_> {
     /// reason to fail an ADD.
     fn set_notifications(&self) {
         let name = &self.interface.name;
-        if self.interface.arp_notify {
-            let key = sysctl::interface_key("ipv4", name, "arp_notify");
-            let _ = sysctl::write(&key, "1");
-        }
-        if self.interface.ndisc_notify {
-            let key = sysctl::interface_key("ipv6", name, "ndisc_notify");
-            let _ = sysctl::write(&key, "1");
+        if self.interface.notify {
+            for (family, setting) in [("ipv4", "arp_notify"), ("ipv6", "ndisc_notify")] {
+                let _ = sysctl::write(&sysctl::interface_key(family, name, setting), "1");
+            }
         }
     }
 
@@ -285,11 +279,6 @@ impl Configuration<'_> {
             go_scope(route.scope.unwrap_or_default()),
             route.table.unwrap_or_default(),
         )
-    }
-
-    fn announcer(&self) -> Result<Announcer, Error> {
-        let mac = self.link.mac.unwrap_or(crate::Mac([0; 6]));
-        Announcer::open(self.link.index, mac)
     }
 }
 

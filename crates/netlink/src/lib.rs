@@ -25,7 +25,6 @@ pub mod sysctl;
 mod veth;
 
 pub use address::{Address, AddressSpec, Family};
-pub use announce::Announcer;
 pub use apply::{Configured, Dad, Interface, InterfaceAddress, configure};
 pub use bridge::{BridgeSpec, PortSpec};
 pub use bridge_vlan::PortVlan;

@@ -120,6 +120,11 @@ impl Plugin for Bridge {
     fn gc(request: &Gc<Conf>) -> Result<()> {
         let mut all = BestEffort::new();
         all.step("delete host veths", || delete_stale_veths(request));
+        if request.conf.macspoofchk {
+            all.step("collect spoof checks", || {
+                outside::collect_spoof_checks(request)
+            });
+        }
         if request.conf.ip_masq {
             all.step("collect masquerade", || {
                 nat::Leftovers::collect_masquerade(&request.call.network, &request.valid)
@@ -264,15 +269,14 @@ fn configure(
         addresses: Vec::new(),
         routes: Vec::new(),
         dad: Dad::Kernel,
-        arp_notify: false,
-        ndisc_notify: false,
+        notify: false,
     };
     if let Some(addressing) = addressing {
         interface.dad = match plan.detect_duplicates {
             true => Dad::On,
             false => Dad::Off,
         };
-        interface.arp_notify = true;
+        interface.notify = true;
         interface.addresses = addressing
             .ips
             .iter()
@@ -324,7 +328,7 @@ fn ensure_gateway(
 /// The pod works without: its neighbours then learn of it a little later.
 fn announce(configured: &Configured) {
     if let Err(error) = configured.announce() {
-        eprintln!("announce the pod's addresses: {error}");
+        eprintln!("announce the pod's addresses: {error:#}");
     }
 }
 
@@ -398,11 +402,6 @@ fn delete_stale_veths(request: &Gc<Conf>) -> Result<()> {
         };
         if link.kind.as_deref() == Some("veth") && !used.contains(&alias) {
             all.step(&alias, || Ok(host.delete_link(&link.name)?));
-            if let Some(owner) = Attachment::from_alias(network, &alias)
-                && request.conf.macspoofchk
-            {
-                outside::remove_spoof_check(&owner);
-            }
         }
     }
     all.finish()

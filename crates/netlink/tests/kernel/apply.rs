@@ -70,8 +70,7 @@ pub fn dual_stack(host: u8) -> Interface {
         ],
         routes: vec![route("0.0.0.0/0"), route("::/0")],
         dad: Dad::Off,
-        arp_notify: true,
-        ndisc_notify: false,
+        notify: true,
     }
 }
 
@@ -151,10 +150,7 @@ fn settings_are_made_in_the_pod() {
         fs::write("/run/write", write).unwrap();
         run("ip netns exec pod sh /run/write");
     }
-    let interface = Interface {
-        ndisc_notify: true,
-        ..dual_stack(2)
-    };
+    let interface = Interface { ..dual_stack(2) };
     configure(&pod, &interface).unwrap();
     for (key, value) in [
         ("ipv4/conf/eth0/arp_notify", "1"),
