@@ -122,6 +122,13 @@ impl Nftables {
         self.transact(|socket| spoof::remove(socket, owner))
     }
 
+    /// Removes what is there for ports of `network` that are of nobody `valid`,
+    /// though the port itself is gone. Those of the Go plugin, whose host veths
+    /// have names by chance, are not found.
+    pub fn collect_spoof_checks(&self, network: &str, valid: &[ValidAttachment]) -> Result<()> {
+        self.transact(|socket| spoof::collect(socket, network, valid))
+    }
+
     /// Fails if something is missing.
     pub fn check_spoof_check(&self, wanted: &SpoofCheck) -> Result<()> {
         complete(spoof::missing(&self.socket, wanted)?)

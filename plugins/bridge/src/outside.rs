@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
-use cni::request::{Check, Del};
+use cni::request::{Check, Del, Gc};
 use cni::result::{AddResult, IpConfig};
 use cni::{Attachment, Undo};
 use nat::nftables::{Nftables, SpoofCheck};
@@ -88,6 +88,11 @@ pub fn remove_spoof_check(owner: &Attachment) {
     if let Err(error) = removed {
         eprintln!("remove spoof check: {error:#}");
     }
+}
+
+/// GC: a port that went with its namespace has left its check.
+pub fn collect_spoof_checks(request: &Gc<Conf>) -> Result<()> {
+    Nftables::open()?.collect_spoof_checks(&request.call.network, &request.valid)
 }
 
 /// CHECK: whether masquerade and spoof check are there, in whichever back end.

@@ -7,6 +7,8 @@
 use std::borrow::Cow;
 
 use cni::Attachment;
+use cni::conf::ValidAttachment;
+use cni::env::{ContainerId, IfName};
 
 use super::error::Error;
 use super::expression::Statement;
@@ -58,6 +60,52 @@ pub fn add(socket: &Socket, wanted: &SpoofCheck) -> Result<Transaction, Error> {
 /// Changes that take away what is there for `owner`.
 pub fn remove(socket: &Socket, owner: &Attachment) -> Result<Transaction, Error> {
     Ok(removals(&listing::rules(socket, TABLE, None)?, owner))
+}
+
+/// Changes that take away what is there for ports of `network` that are of
+/// nobody `valid`.
+pub fn collect(
+    socket: &Socket,
+    network: &str,
+    valid: &[ValidAttachment],
+) -> Result<Transaction, Error> {
+    let found = listing::rules(socket, TABLE, None)?;
+    let mut changes = Transaction::new();
+    for owner in found.iter().filter_map(|it| port_of(network, it)) {
+        let is_alive = |it: &ValidAttachment| {
+            it.container_id == owner.container_id.as_str() && it.ifname == owner.ifname.as_str()
+        };
+        if !valid.iter().any(is_alive) {
+            changes.extend(removals(&found, &owner));
+        }
+    }
+    Ok(changes)
+}
+
+/// How many names a host veth may have had: the first was taken ten times never.
+const HOST_VETHS: u32 = 10;
+
+/// Whose port of `network` enters its chain by `rule`. The comment does not name
+/// the network, but the host veth follows from it.
+fn port_of(network: &str, rule: &Listed) -> Option<Attachment> {
+    let id = rule.comment.strip_prefix("macspoofchk-")?;
+    // Both sides of the dash may have more of them.
+    id.match_indices('-').find_map(|(dash, _)| {
+        let owner = Attachment {
+            network: network.to_owned(),
+            container_id: ContainerId::parse(&id[..dash]).ok()?,
+            ifname: IfName::parse(&id[dash + 1..]).ok()?,
+        };
+        let enters = |attempt| {
+            let (enter, _) = chains(&SpoofCheck {
+                owner: owner.clone(),
+                host_veth: owner.host_veth(attempt),
+                mac: [0; 6],
+            });
+            rule.chain == PREROUTING && rule.is(Family::Bridge, &enter)
+        };
+        (0..HOST_VETHS).any(enters).then_some(owner)
+    })
 }
 
 /// What is missing for `wanted`, in words.
@@ -228,6 +276,22 @@ add rule bridge nat PREROUTING iifname \"veth1\" jump cni-br-iface-c1-eth0 comme
     fn what_is_there_is_not_written_again() {
         let wanted = wanted(MAC);
         assert!(additions(&found(&wanted), &wanted).is_empty());
+    }
+
+    #[test]
+    fn a_port_is_known_by_its_network_though_no_rule_names_it() {
+        let mut wanted = wanted(MAC);
+        wanted.owner.container_id = ContainerId::parse("a-b").unwrap();
+        wanted.host_veth = wanted.owner.host_veth(1);
+        let found = found(&wanted);
+        let ports = |network| {
+            found
+                .iter()
+                .filter_map(|it| port_of(network, it))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(ports("mynet"), [wanted.owner.clone()]);
+        assert_eq!(ports("other"), []);
     }
 
     #[test]
