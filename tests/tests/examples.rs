@@ -110,6 +110,71 @@ fn requested_gives_the_address_that_is_asked_for() {
     });
 }
 
+/// A port of the node that leads to port 80 of the pod.
+const PORT: &str =
+    r#"CAP_ARGS='{"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}'"#;
+
+/// The pod answers at its port, asked through the node's.
+fn answers_through_the_node(sandbox: &Sandbox, pod: &Netns) {
+    let server = pod.start(&["sh", "-c", "echo hello | nc -n -l -p 80 -q 1"]);
+    pod.wait_until("it listens", |pod| {
+        !pod.sh("ss -Hltn 'sport = :80'").trim().is_empty()
+    });
+    let host = sandbox.host();
+    assert_eq!(
+        host.sh("nc -n -w 2 127.0.0.1 8080 </dev/null").trim(),
+        "hello"
+    );
+    drop(server);
+}
+
+#[test]
+fn a_usual_node_masquerades_and_publishes() {
+    beyond_peer(WHY, || {
+        let sandbox = Sandbox::new();
+        let (host, pod) = (sandbox.host(), sandbox.pod("blue"));
+        let run = |verb: &str| {
+            let command = format!("podwire {verb} example-node {}", pod.path());
+            good(shell(&host, PORT, &command))
+        };
+        run("add");
+        answers_through_the_node(&sandbox, &pod);
+        run("check");
+        let rules = host.sh("nft list ruleset");
+        assert!(rules.contains("ip saddr 10.210.70.0/24"), "{rules}");
+        run("del");
+        let left = host.sh("nft list map ip podwire_hostports ports");
+        assert!(!left.contains("elements"), "{left}");
+    });
+}
+
+#[test]
+fn a_node_with_iptables_has_its_chains() {
+    beyond_peer(WHY, || {
+        let sandbox = Sandbox::new();
+        let (host, pod) = (sandbox.host(), sandbox.pod("blue"));
+        let run = |verb: &str| {
+            let command = format!("podwire {verb} example-node-iptables {}", pod.path());
+            good(shell(&host, PORT, &command))
+        };
+        run("add");
+        answers_through_the_node(&sandbox, &pod);
+        run("check");
+        let rules = host.sh("iptables-save -t nat");
+        assert!(
+            rules.contains("-A POSTROUTING -s 10.210.80.2/32"),
+            "{rules}"
+        );
+        assert!(rules.contains("-j CNI-DN-"), "{rules}");
+        run("del");
+        let left = host.sh("iptables-save -t nat");
+        assert!(
+            !left.contains("10.210.80.") && !left.contains("CNI-DN-"),
+            "{left}"
+        );
+    });
+}
+
 #[test]
 fn loopback_brings_lo_up() {
     beyond_peer(WHY, || {
@@ -165,7 +230,10 @@ fn what_is_installed_is_what_was_built() {
         );
         good(shell(&sandbox.host(), "", &script));
         let installed = |dir: &str| sandbox.list(there.join(dir)).join(" ");
-        assert_eq!(installed("cni"), "bridge host-local loopback static");
+        assert_eq!(
+            installed("cni"),
+            "bridge host-local loopback portmap static"
+        );
         assert_eq!(installed("sbin"), "podwire");
     });
 }
