@@ -52,7 +52,7 @@ const ASK: &str = r#"
     my $it = IO::Socket::IP->new(PeerHost => $to, PeerPort => $port, Proto => $protocol, Timeout => 3.5);
     print("nobody"), exit unless $it;
     my $answers = IO::Select->new($it);
-    for (1 .. 6) {
+    for (1 .. 12) {
         syswrite($it, "hello\n") if $_ == 1 || $protocol eq 'udp';
         next unless $answers->can_read(0.3);
         my $heard = sysread($it, my $line, 1500);
@@ -100,6 +100,17 @@ impl Sandbox {
              ip route add 10.0.0.0/8 via {node}
              ip route add fd00::/8 via {node6}"
         ));
+        // Snapshots are to see nothing of a wire that settles.
+        for (end, link) in [(&self.host(), "uplink"), (&outside, "eth0")] {
+            let up = |end: &Netns| {
+                let state = end.link(link).expect("the wire")["operstate"] == "UP";
+                state
+                    && end
+                        .sh(&format!("ip -6 addr show dev {link}"))
+                        .contains("fe80::")
+            };
+            end.wait_until("the wire is up", up);
+        }
         outside
     }
 }

@@ -1,11 +1,12 @@
 //! containerd: pods through the CRI, as the kubelet makes them, and containers of `ctr run --cni`.
 
-use testkit::conf;
+use serde_json::Value;
+use testkit::{OUTSIDE, conf};
 
 use crate::cri::Cri;
 use crate::image::{self, IMAGE};
 use crate::node::Node;
-use crate::{GATEWAY, network};
+use crate::{GATEWAY, SERVE, assert_published, fetch, network, network_with_ports};
 
 /// Everything that containerd owns lies in the node's directory. What it would ask of the machine is switched off: AppArmor
 /// profiles, and OOM scores, which take CAP_SYS_RESOURCE. The snapshotter `native` copies layers and so needs no overlay mounts.
@@ -35,13 +36,17 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 
 /// A node on which containerd runs and knows the image and the network.
 fn node() -> Node {
+    node_on(&network("1.0.0"))
+}
+
+fn node_on(network: &Value) -> Node {
     let mut node = Node::new();
     let dir = node.dir().display().to_string();
     let config = CONFIG
         .replace("DIR", &dir)
         .replace("PLUGINS", &node.plugins());
     let config = node.write("containerd.toml", config.replace("IMAGE", IMAGE));
-    node.install(&network("1.0.0"));
+    node.install(network);
     let archive = image::archive(&node);
     let socket = socket(&node);
     node.start(
@@ -151,5 +156,34 @@ fn a_container_of_ctr_comes_and_goes() {
         "no address on eth0: {shown}"
     );
     // ctr sends DEL when the container's namespace has gone.
+    node.assert_left_nothing(&before);
+}
+
+#[test]
+fn a_page_is_fetched_through_a_host_port_of_the_cri() {
+    let node = node_on(&network_with_ports("1.0.0"));
+    let outside = node.sandbox().outside();
+    let cri = Cri::new(&node, &socket(&node));
+    // The first pod with ports leaves what all share.
+    let first = cri.run_pod_with_ports("first", &[(8080, 80)]);
+    cri.stop(&first);
+    cri.remove(&first);
+    let before = node.before();
+    let rules = node.sandbox().host().rules();
+
+    let pod = cri.run_pod_with_ports("web", &[(8080, 80), (8443, 443)]);
+    let container = cri.run_container(&pod, IMAGE);
+    cri.exec(&container, &["sh", "-c", SERVE]);
+    assert_published(&node, &outside);
+    cri.exec(&container, &["ping", "-c", "1", "-W", "2", OUTSIDE[0]]);
+    // From the pod itself, through the node.
+    let request = "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 3 192.0.2.1 8080";
+    let page = cri.exec(&container, &["sh", "-c", request]);
+    assert!(page.contains("the page"), "{page}");
+
+    cri.stop(&pod);
+    assert_eq!(fetch(&outside, "192.0.2.1", 8080), "");
+    cri.remove(&pod);
+    node.sandbox().host().assert_rules(&rules);
     node.assert_left_nothing(&before);
 }

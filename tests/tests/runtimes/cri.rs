@@ -47,6 +47,11 @@ impl<'a> Cri<'a> {
 
     /// RunPodSandbox: makes a pod and attaches it to the network.
     pub fn run_pod(&self, name: &str) -> Pod {
+        self.run_pod_with_ports(name, &[])
+    }
+
+    /// RunPodSandbox with host ports and the ports of the pod, by TCP.
+    pub fn run_pod_with_ports(&self, name: &str, ports: &[(u64, u64)]) -> Pod {
         let metadata = Message::default()
             .with_text(1, name)
             .with_text(2, name)
@@ -57,6 +62,11 @@ impl<'a> Cri<'a> {
             .with_text(2, name)
             .with_text(3, &self.node.path("logs"))
             .with_message(8, &linux);
+        let config = ports.iter().fold(config, |config, (host, container)| {
+            // Protocol 0, TCP, is left out.
+            let mapping = Message::default().with_number(2, *container);
+            config.with_message(5, &mapping.with_number(3, *host))
+        });
         let answer = self.call("RunPodSandbox", Message::default().with_message(1, &config));
         let id = answer.text(1);
         Pod { id, config }

@@ -14,7 +14,7 @@ const BUILD: &str = r#"
     cd "$DIR/image"
     for name in dev etc proc sys tmp; do mkdir "root/$name"; done
     cp "$BUSYBOX" root/bin/busybox
-    for name in sh sleep ip ping; do ln -s busybox "root/bin/$name"; done
+    for name in sh sleep ip ping mkdir httpd nc; do ln -s busybox "root/bin/$name"; done
     tar -C root -cf layer.tar .
     digest=$(sha256sum layer.tar | cut -d ' ' -f 1)
     printf '{"architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/sleep", "100000"], "Env": ["PATH=/bin"]},

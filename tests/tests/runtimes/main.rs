@@ -11,7 +11,7 @@ mod node;
 mod podman;
 
 use serde_json::{Value, json};
-use testkit::conf;
+use testkit::{NODE, Netns, conf};
 
 /// The network all tests use: bridge `cni0` with a gateway, one pool, a default route.
 fn network(version: &str) -> Value {
@@ -21,6 +21,47 @@ fn network(version: &str) -> Value {
     );
     let plugin = conf::with(&bridge, json!({"cniVersion": null, "name": null}));
     json!({"cniVersion": version, "name": conf::NETWORK, "plugins": [plugin]})
+}
+
+/// [`network`] with masquerade and ports, as Kubernetes and podman have it.
+fn network_with_ports(version: &str) -> Value {
+    let mut list = network(version);
+    list["plugins"][0]["ipMasq"] = true.into();
+    // Where bridged packets pass the hooks of IP, a pod reaches itself by hairpin only.
+    list["plugins"][0]["hairpinMode"] = true.into();
+    let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}});
+    list["plugins"]
+        .as_array_mut()
+        .expect("plugins")
+        .push(portmap);
+    list
+}
+
+/// Serves a page in a container.
+const SERVE: &str =
+    "mkdir -p /tmp/www && echo the page >/tmp/www/index.html && httpd -p 80 -h /tmp/www";
+
+/// What a web server at an address answers to a namespace.
+fn fetch(from: &Netns, to: &str, port: u16) -> String {
+    let request = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 3 {to} {port}");
+    from.run(&["sh", "-c", &request]).stdout
+}
+
+/// Asserts that port 8080 of the node leads to the page, asked for from outside and from the node.
+#[track_caller]
+fn assert_published(node: &node::Node, outside: &Netns) {
+    for (from, to) in [
+        (outside, NODE[0]),
+        (&node.sandbox().host(), NODE[0]),
+        (&node.sandbox().host(), "127.0.0.1"),
+    ] {
+        let page = fetch(from, to, 8080);
+        assert!(
+            page.contains("the page"),
+            "{to} from {}: {page:?}",
+            from.name()
+        );
+    }
 }
 
 /// The gateway of [`network`].

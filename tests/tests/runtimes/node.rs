@@ -46,6 +46,8 @@ pub struct Before {
     snapshot: Snapshot,
     processes: BTreeSet<String>,
     mounts: BTreeSet<String>,
+    /// Namespaces with a name, such as that of somebody outside.
+    namespaces: BTreeSet<String>,
 }
 
 impl Node {
@@ -175,6 +177,7 @@ impl Node {
             }),
             processes: self.processes(),
             mounts: self.mounts(),
+            namespaces: self.namespaces(),
         }
     }
 
@@ -189,8 +192,7 @@ impl Node {
     fn compare(&self, before: &Before) -> Result<(), String> {
         same("processes", &before.processes, &self.processes())?;
         same("mounts", &before.mounts, &self.mounts())?;
-        let namespaces = self.sandbox.list("/run/netns").into_iter().collect();
-        same("named namespaces", &BTreeSet::new(), &namespaces)?;
+        same("named namespaces", &before.namespaces, &self.namespaces())?;
         same("cgroups", &BTreeSet::new(), &self.container_cgroups())
     }
 
@@ -240,6 +242,10 @@ impl Node {
             counts.then(|| format!("{number} {line}"))
         });
         command_lines.collect()
+    }
+
+    fn namespaces(&self) -> BTreeSet<String> {
+        self.sandbox.list("/run/netns").into_iter().collect()
     }
 
     fn mounts(&self) -> BTreeSet<String> {

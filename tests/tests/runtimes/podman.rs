@@ -1,10 +1,12 @@
 //! podman with its CNI back end.
 
+use serde_json::Value;
+use testkit::OUTSIDE;
 use testkit::conf::{NETWORK, STATE};
 
 use crate::image::{self, IMAGE};
 use crate::node::Node;
-use crate::{GATEWAY, network};
+use crate::{GATEWAY, SERVE, assert_published, fetch, network, network_with_ports};
 
 /// The built-in limits of processes take CAP_SYS_RESOURCE; systemd and a journal may be absent.
 const CONFIG: &str = r#"
@@ -38,6 +40,10 @@ struct Podman {
 
 impl Podman {
     fn new() -> Self {
+        Self::on(&network("0.4.0"))
+    }
+
+    fn on(network: &Value) -> Self {
         let node = Node::new();
         let dir = node.dir().display().to_string();
         let config = CONFIG
@@ -51,7 +57,7 @@ impl Podman {
             format!("HOME={dir}"),
             format!("TMPDIR={dir}"),
         ];
-        node.install(&network("0.4.0"));
+        node.install(network);
         let archive = image::archive(&node);
         let podman = Self { node, environment };
         podman.must(&["load", "--quiet", "--input", &archive]);
@@ -157,5 +163,37 @@ fn podman_asks_for_an_address_and_a_mac() {
             .is_some()
     );
     podman.remove("a");
+    podman.node.assert_left_nothing(&before);
+}
+
+#[test]
+fn a_page_is_fetched_through_a_published_port() {
+    let podman = Podman::on(&network_with_ports("0.4.0"));
+    let outside = podman.node.sandbox().outside();
+    let ports = [
+        "-p",
+        "8080:80",
+        "-p",
+        "127.0.0.1:8081:80",
+        "-p",
+        "5353:53/udp",
+    ];
+    // The first container with ports leaves what all share.
+    podman.start("first", &ports);
+    podman.remove("first");
+    let before = podman.node.before();
+    let host = podman.node.sandbox().host();
+    let rules = host.rules();
+
+    podman.start("web", &ports);
+    podman.must(&["exec", "web", "sh", "-c", SERVE]);
+    assert_published(&podman.node, &outside);
+    assert!(fetch(&host, "127.0.0.1", 8081).contains("the page"));
+    assert_eq!(fetch(&outside, "192.0.2.1", 8081), "");
+    podman.must(&["exec", "web", "ping", "-c", "1", "-W", "2", OUTSIDE[0]]);
+
+    podman.remove("web");
+    assert_eq!(fetch(&outside, "192.0.2.1", 8080), "");
+    host.assert_rules(&rules);
     podman.node.assert_left_nothing(&before);
 }
