@@ -96,6 +96,18 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// The C library's text for an error with a small first letter and without the
+/// number, as messages have it: "no such file or directory".
+pub fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut letters = text.chars();
+    letters
+        .next()
+        .map(|first| first.to_lowercase().chain(letters).collect())
+        .unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,6 +119,12 @@ mod tests {
         let error = failed.context("load configuration").unwrap_err();
         assert_eq!(Error::from_chain(&error).code, 7);
         assert_eq!(Error::from_chain(&error).msg, "vlan 5000");
+    }
+
+    #[test]
+    fn a_reason_is_the_c_librarys() {
+        let error = std::io::Error::from_raw_os_error(17);
+        assert_eq!(reason(&error), "file exists");
     }
 
     #[test]

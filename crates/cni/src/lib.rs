@@ -20,7 +20,7 @@ mod undo;
 pub mod version;
 
 pub use address::Cidr;
-pub use error::{Code, Error};
+pub use error::{Code, Error, reason};
 pub use request::{Add, Attachment, Call, Check, Del, Gc, Status};
 pub use result::AddResult;
 pub use run::{Plugin, run};

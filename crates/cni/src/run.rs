@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 
 use crate::conf::{self, Head, Reading};
 use crate::env::{Environment, NetnsPath, Variables, Verb, is_identifier};
-use crate::error::{Code, Error};
+use crate::error::{Code, Error, reason};
 use crate::json::Json;
 use crate::request::{Add, Attachment, Call, Check, Del, Gc, Status};
 use crate::result::{AddResult, pretty};
@@ -220,7 +220,10 @@ impl Process<'_> {
         let mut text = Vec::new();
         match self.stdin.read_to_end(&mut text) {
             Ok(_) => Ok(text),
-            Err(error) => Err(Code::Io.err(format!("error reading from stdin: {error}"))),
+            Err(error) => {
+                let reason = reason(&error);
+                Err(Code::Io.err(format!("error reading from stdin: {reason}")))
+            }
         }
     }
 
@@ -228,7 +231,10 @@ impl Process<'_> {
         self.stdout
             .write_all(text.as_bytes())
             .and_then(|()| self.stdout.flush())
-            .map_err(|error| Code::Io.err(format!("error writing to stdout: {error}")))
+            .map_err(|error| {
+                let reason = reason(&error);
+                Code::Io.err(format!("error writing to stdout: {reason}"))
+            })
             .context("print the result")
     }
 }

@@ -96,7 +96,7 @@ impl Error {
         match (self.style, self.errno) {
             (Style::NoLink, _) => "Link not found".into(),
             (_, Errno::ETIMEDOUT) => "timed out".into(),
-            (_, errno) => strerror(errno),
+            (_, errno) => cni::reason(&errno.into()),
         }
     }
 }
@@ -115,18 +115,6 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.retry.as_ref().map(|retry| retry as _)
     }
-}
-
-/// The C library's text with a small first letter, as the Go plugins print it
-/// (nix's own descriptions differ: "math result not representable").
-fn strerror(errno: Errno) -> String {
-    let text = io::Error::from(errno).to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    let mut letters = text.chars();
-    letters
-        .next()
-        .map(|first| first.to_lowercase().chain(letters).collect())
-        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ impl Error {
             Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE => Kind::Missing,
             _ => Kind::Unusable,
         };
-        let reason = reason(&errno.into());
+        let reason = cni::reason(&errno.into());
         Self::new(kind, path, format!("failed to Statfs {path:?}: {reason}"))
     }
 
@@ -59,7 +59,7 @@ impl Error {
             io::ErrorKind::NotFound => Kind::Missing,
             _ => Kind::Unusable,
         };
-        Self::new(kind, path, format!("open {path:?}: {}", reason(error)))
+        Self::new(kind, path, format!("open {path:?}: {}", cni::reason(error)))
     }
 
     pub(crate) fn fstat(path: &Path, errno: Errno) -> Self {
@@ -71,7 +71,7 @@ impl Error {
     }
 
     fn unusable(action: &str, path: &Path, errno: Errno) -> Self {
-        let reason = reason(&errno.into());
+        let reason = cni::reason(&errno.into());
         Self::new(Kind::Unusable, path, format!("{action} {path:?}: {reason}"))
     }
 
@@ -97,15 +97,4 @@ impl From<Error> for cni::Error {
     fn from(error: Error) -> Self {
         cni::Code::InvalidNetns.err(format!("failed to open netns {}: {error}", error.path))
     }
-}
-
-/// The C library's text for an error, as messages have it: "no such file or directory".
-fn reason(error: &io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    let mut letters = text.chars();
-    letters
-        .next()
-        .map(|first| first.to_lowercase().chain(letters).collect())
-        .unwrap_or_default()
 }

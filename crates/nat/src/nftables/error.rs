@@ -1,6 +1,6 @@
 //! A refused request: what was being done to what, and the kernel's errno.
 
-use std::{fmt, io};
+use std::fmt;
 
 use nix::errno::Errno;
 
@@ -50,7 +50,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let reason = match self.errno {
             Errno::ETIMEDOUT => "timed out".to_owned(),
-            errno => strerror(errno),
+            errno => cni::reason(&errno.into()),
         };
         write!(f, "{}: {reason} ({})", self.op, self.errno as i32)
     }
@@ -60,17 +60,6 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.retry.as_ref().map(|retry| retry as _)
     }
-}
-
-/// The C library's text with a small first letter.
-fn strerror(errno: Errno) -> String {
-    let text = io::Error::from(errno).to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    let mut letters = text.chars();
-    letters
-        .next()
-        .map(|first| first.to_lowercase().chain(letters).collect())
-        .unwrap_or_default()
 }
 
 #[cfg(test)]
