@@ -39,6 +39,11 @@ const KNOWN: &[Known] = &[
         why: "our host veths name their owner, so that GC finds those of dead containers",
     },
     Known {
+        line: "/ndisc_notify = ",
+        words: &[],
+        why: "ours has the kernel announce IPv6 addresses, too, when the port forwards",
+    },
+    Known {
         line: "addr on ",
         words: &["nodad"],
         why: "we switch duplicate address detection off for the address, the peer for the interface",

@@ -73,19 +73,6 @@ impl Attachment {
 }
 
 impl Attachment {
-    /// The attachment of `network` that wrote `alias`; `None` for a text that is
-    /// none, or that had to be hashed.
-    pub fn from_alias(network: &str, alias: &str) -> Option<Self> {
-        let (id, ifname) = alias
-            .strip_prefix(&alias_prefix(network))?
-            .split_once('/')?;
-        Some(Self {
-            network: network.to_owned(),
-            container_id: ContainerId::parse(id).ok()?,
-            ifname: IfName::parse(ifname).ok()?,
-        })
-    }
-
     /// What is written on a device that this attachment owns (IFLA_IFALIAS):
     /// readable where it fits, hashed where the names are too long.
     pub fn alias(&self) -> String {
@@ -202,11 +189,6 @@ mod tests {
             ifname: IfName::parse("eth0").unwrap(),
         };
         assert_eq!(attachment("mynet", "a").alias(), "podwire:mynet/a/eth0");
-        assert_eq!(
-            Attachment::from_alias("mynet", "podwire:mynet/a/eth0"),
-            Some(attachment("mynet", "a"))
-        );
-        assert_eq!(Attachment::from_alias("net", "podwire:mynet/a/eth0"), None);
         let long = attachment(&"n".repeat(300), &"c".repeat(300));
         assert!(long.alias().len() < 255);
         assert!(long.alias().starts_with(&alias_prefix(&long.network)));
