@@ -50,6 +50,7 @@ test-vm: build ## what this kernel may lack (VLANs), on Debian's kernel in QEMU
 bench: build ## quick measurements against the Go plugins
 	tests/packages bench
 	benches/host-local
+	benches/portmap
 
 clean: ## what was built
 	cargo clean
