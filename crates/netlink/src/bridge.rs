@@ -217,8 +217,10 @@ impl Link {
     /// does not either, or is that of another namespace, the answer is no, and
     /// setting it once more does no harm.
     pub fn is_pinned(&self) -> bool {
-        let file = format!("/sys/class/net/{}/addr_assign_type", self.name);
-        fs::read(file).is_ok_and(|kind| kind == b"3\n")
+        let read = |file: &str| fs::read_to_string(format!("/sys/class/net/{}/{file}", self.name));
+        // A link of the same name may be in the namespace that /sys is of.
+        let is_ours = || read("ifindex").is_ok_and(|index| index.trim() == self.index.to_string());
+        read("addr_assign_type").is_ok_and(|kind| kind == "3\n") && is_ours()
     }
 }
 
