@@ -237,3 +237,32 @@ fn what_is_installed_is_what_was_built() {
         assert_eq!(installed("sbin"), "podwire");
     });
 }
+
+/// The map is of this tree: every path that it names is there.
+#[test]
+fn the_map_leads_somewhere() {
+    let map = std::fs::read_to_string(project("ARCHITECTURE.md")).expect("the map");
+    let rows = map.lines().filter(|line| line.starts_with("| "));
+    let mut found = 0;
+    for row in rows.skip(1) {
+        let mut dir = PathBuf::new();
+        let places = row.split('|').nth(2).expect("a second column");
+        for name in places.split('`').skip(1).step_by(2) {
+            // A bare file name lies beside the one before it.
+            let path = match name.contains('/') {
+                true => PathBuf::from(name),
+                false => dir.join(name),
+            };
+            assert!(
+                project(&path.display().to_string()).exists(),
+                "{row}: {name}"
+            );
+            dir = match name.ends_with('/') {
+                true => path,
+                false => path.parent().map(Path::to_owned).unwrap_or_default(),
+            };
+            found += 1;
+        }
+    }
+    assert!(found > 20, "{found}");
+}

@@ -110,10 +110,9 @@ fn checked(
         return Ok(());
     };
     let other = match chosen.kind() {
-        Kind::Nftables => chains
-            .iter()
-            .any(|chain| iptables_may_hold(chain))
-            .then(|| check(&Iptables::new())),
+        Kind::Nftables => {
+            iptables_may_hold(&usable_nftables(), chains).then(|| check(&Iptables::new()))
+        }
         Kind::Iptables => usable_nftables().map(|nftables| check(&nftables)),
     };
     match other {
@@ -134,12 +133,13 @@ impl Leftovers {
     ) -> Result<()> {
         let chain = names::prefixed(28, "CNI-", &joined(owner));
         let mut all = BestEffort::new();
-        if let Some(nftables) = usable_nftables() {
+        let nftables = usable_nftables();
+        if let Some(nftables) = &nftables {
             all.step("remove masquerade", || {
                 nftables.remove_masquerade(owner, &[])
             });
         }
-        if iptables_may_hold(&chain) {
+        if iptables_may_hold(&nftables, &[chain]) {
             all.step("remove masquerade", || {
                 Iptables::new().remove_masquerade(owner, &addresses())
             });
@@ -152,10 +152,11 @@ impl Leftovers {
         let chains =
             ["CNI-DN-", "CNI-SN-"].map(|prefix| names::prefixed(28, prefix, &joined(owner)));
         let mut all = BestEffort::new();
-        if let Some(nftables) = usable_nftables() {
+        let nftables = usable_nftables();
+        if let Some(nftables) = &nftables {
             all.step("remove published ports", || nftables.unpublish(owner));
         }
-        if chains.iter().any(|chain| iptables_may_hold(chain)) {
+        if iptables_may_hold(&nftables, &chains) {
             all.step("remove published ports", || {
                 Iptables::new().unpublish(owner)
             });
@@ -201,17 +202,17 @@ fn joined(owner: &Attachment) -> String {
     format!("{}{}", owner.network, owner.container_id)
 }
 
-/// Whether iptables may have a nat chain of this name: its nft variant is asked,
-/// its legacy variant has a nat table or has none.
-fn iptables_may_hold(chain: &str) -> bool {
-    let in_nft = || {
-        Nftables::open().is_ok_and(|nftables| {
+/// Whether iptables may have a nat chain of one of these names: its nft variant
+/// is asked, its legacy variant has a nat table or has none.
+fn iptables_may_hold(nftables: &Option<Nftables>, chains: &[String]) -> bool {
+    let in_nft = |nftables: &Nftables| {
+        chains.iter().any(|chain| {
             [Family::Ip, Family::Ip6]
                 .into_iter()
                 .any(|family| nftables.has_chain(family, "nat", chain))
         })
     };
-    in_nft() || legacy_has_nat()
+    nftables.as_ref().is_some_and(in_nft) || legacy_has_nat()
 }
 
 fn legacy_has_nat() -> bool {

@@ -102,10 +102,11 @@ pub fn check(request: &Check<Conf>, plan: &Plan, previous: &AddResult) -> Result
         nat::check_masquerade(&wanted(owner, &previous.ips, how), how.backend)?;
     }
     if plan.spoof_check {
-        let container = &previous.interfaces.get(CONTAINER as usize);
-        let host = previous.interfaces.get(CONTAINER as usize - 1);
-        let (host, container) = host
-            .zip(*container)
+        let container = CONTAINER as usize;
+        let [host, container] = previous
+            .interfaces
+            .get(container - 1..=container)
+            .and_then(|pair| pair.first_chunk())
             .context("interfaces missing in prevResult")?;
         let mac: Mac = container.mac.parse().context("MAC in prevResult")?;
         Nftables::open()?.check_spoof_check(&SpoofCheck {
