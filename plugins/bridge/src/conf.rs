@@ -4,6 +4,7 @@
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
+use wiring::mac::{Args, RuntimeConfig};
 
 /// The plugin's own keys.
 #[derive(Clone, Debug, Deserialize)]
@@ -87,30 +88,6 @@ pub struct TrunkItem {
     pub max_id: Option<i64>,
     /// A single one.
     pub id: Option<i64>,
-}
-
-/// `runtimeConfig`: what libcni passes of the capabilities that are declared.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct RuntimeConfig {
-    /// The container's MAC.
-    pub mac: String,
-}
-
-/// `args`, by convention keyed by who they are for.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Args {
-    /// Those for CNI plugins.
-    pub cni: CniArgs,
-}
-
-/// `args.cni`
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct CniArgs {
-    /// The container's MAC.
-    pub mac: String,
 }
 
 /// The key `mtu`.

@@ -3,28 +3,22 @@
 
 mod check;
 mod conf;
-mod gateway;
-mod outside;
 mod plan;
 mod vlan;
 
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
-use cni::conf::ValidAttachment;
 use cni::delegate;
-use cni::env::{ContainerId, IfName, NetnsPath};
-use cni::request::{Add, Check, Del, Gc, Status, alias_prefix};
+use cni::request::{Add, Check, Del, Gc, Status};
 use cni::result::{AddResult, Interface};
 use cni::{Attachment, BestEffort, Code, Plugin, Undo};
-use netlink::{
-    BridgeSpec, Configured, Dad, Family, InterfaceAddress, Link, Mac, Netlink, PortSpec, VethPair,
-    VethSpec,
-};
-use netns::NetNs;
+use netlink::{BridgeSpec, Link, Netlink, PortSpec};
+use wiring::port::Wiring;
+use wiring::{Addressing, Gateway, gateway, outside, pod, port};
 
 use crate::conf::{Conf, Mtu};
-use crate::plan::{Addressing, Gateway, Plan};
+use crate::plan::{CONTAINER, Plan};
 
 fn main() -> ExitCode {
     cni::run::<Bridge>()
@@ -40,22 +34,18 @@ impl Plugin for Bridge {
         let call = &request.call;
         let [mac] = call.args(["MAC"])?;
         let plan = Plan::new(&request.conf, call.has_ipam(), mac)?;
-        let netns = open_netns(&request.netns)?;
+        let netns = pod::open_netns(&request.netns)?;
         let host = Netlink::open()?;
 
         let mtu = mtu_bytes(plan.mtu, &host)?;
         let bridge = ensure_bridge(&host, &plan, mtu)?;
-        let pair = add_veth(
-            &host,
-            &bridge,
-            &Wiring {
-                request,
-                plan: &plan,
-                mtu,
-                netns: &netns,
-            },
-            undo,
-        )?;
+        let wiring = Wiring {
+            attachment: &request.attachment,
+            netns: &netns,
+            mac: plan.mac,
+            mtu,
+        };
+        let pair = port::add_veth(&host, &bridge, &wiring, undo)?;
         attach(&host, &bridge, &pair.host, &plan, &request.attachment)?;
         if plan.spoof_check {
             outside::check_spoofing(&request.attachment, &pair, undo)?;
@@ -64,39 +54,45 @@ impl Plugin for Bridge {
         let mut addressing = None;
         if call.has_ipam() {
             let lease = delegate::ipam_add(call, undo)?;
-            addressing = Some(Addressing::new(lease, plan.gateway));
+            addressing = Some(Addressing::new(lease, plan.gateway, CONTAINER));
         }
         let mut interfaces = vec![
-            host_interface(&bridge),
-            host_interface(&pair.host),
-            container_interface(&pair, &request.netns),
+            pod::host_interface(&bridge),
+            pod::host_interface(&pair.host),
+            port::container_interface(&pair, &request.netns),
         ];
         if plan.bring_up {
-            let configured = configure(&netns, request, &plan, addressing.as_ref())?;
+            let ifname = &request.attachment.ifname;
+            let configured = pod::configure(&netns, ifname, addressing.as_ref(), plan.dad())?;
             interfaces.extend(ensure_gateway(&host, &bridge, &plan, addressing.as_ref())?);
             if let (Some(how), Some(addressing)) = (plan.masquerade, &addressing) {
                 outside::masquerade(&request.attachment, addressing, how, undo)?;
             }
             let port = host.wait_for_port(pair.host.index)?;
-            interfaces[1] = host_interface(&port);
-            announce(&configured);
+            interfaces[1] = pod::host_interface(&port);
+            pod::announce(&configured);
         }
-        let result = plan::result(interfaces, addressing, &call.net.dns);
+        let result = pod::result(interfaces, addressing, &call.net.dns);
         Ok(result.for_version(call.version))
     }
 
     fn del(request: &Del<Conf>) -> Result<()> {
+        let (attachment, netns) = (&request.attachment, request.netns.as_ref());
         let mut all = BestEffort::new();
         if request.conf.ip_masq && request.call.has_ipam() {
             // First: whose addresses they were is still to be seen.
-            all.step("remove masquerade", || outside::remove_masquerade(request));
+            all.step("remove masquerade", || {
+                outside::remove_masquerade(attachment, netns, &request.call)
+            });
         }
-        all.step("delete the interface", || delete_interface(request));
+        all.step("delete the interface", || {
+            pod::delete_interface(netns, &attachment.ifname)
+        });
         all.step("delete the host veth", || {
-            delete_host_veth(&request.attachment)
+            port::delete_host_veth(attachment)
         });
         if request.conf.macspoofchk {
-            outside::remove_spoof_check(&request.attachment);
+            outside::remove_spoof_check(attachment);
         }
         if request.call.has_ipam() {
             // Last: nobody may get the address while something still answers to it.
@@ -109,25 +105,34 @@ impl Plugin for Bridge {
 
     fn check(request: &Check<Conf>) -> Result<()> {
         let plan = Plan::new(&request.conf, request.call.has_ipam(), None)?;
-        let netns = open_netns(&request.netns)?;
+        let netns = pod::open_netns(&request.netns)?;
         if request.call.has_ipam() {
             delegate::ipam_check(&request.call)?;
         }
         let previous = check::attachment(request, &netns)?;
-        outside::check(request, &plan, &previous)
+        if let (Some(how), true) = (plan.masquerade, request.call.has_ipam()) {
+            outside::check_masquerade(&request.attachment, how, &previous)?;
+        }
+        if plan.spoof_check {
+            outside::check_spoof_check(&request.attachment, &previous, CONTAINER as usize)?;
+        }
+        Ok(())
     }
 
     fn gc(request: &Gc<Conf>) -> Result<()> {
+        let (network, valid) = (&request.call.network, &request.valid);
         let mut all = BestEffort::new();
-        all.step("delete host veths", || delete_stale_veths(request));
+        all.step("delete host veths", || {
+            port::delete_stale_veths(network, valid)
+        });
         if request.conf.macspoofchk {
             all.step("collect spoof checks", || {
-                outside::collect_spoof_checks(request)
+                outside::collect_spoof_checks(network, valid)
             });
         }
         if request.conf.ip_masq {
             all.step("collect masquerade", || {
-                nat::Leftovers::collect_masquerade(&request.call.network, &request.valid)
+                nat::Leftovers::collect_masquerade(network, valid)
             });
         }
         if request.call.has_ipam() {
@@ -156,10 +161,6 @@ impl Plugin for Bridge {
     }
 }
 
-fn open_netns(path: &NetnsPath) -> Result<NetNs> {
-    NetNs::open(path.as_path()).with_context(|| format!("failed to open netns {:?}", path.as_str()))
-}
-
 /// The MTU to set; `None` leaves it to the kernel.
 fn mtu_bytes(mtu: Mtu, host: &Netlink) -> Result<Option<u32>> {
     match mtu {
@@ -185,48 +186,6 @@ fn ensure_bridge(host: &Netlink, plan: &Plan, mtu: Option<u32>) -> Result<Link> 
     .with_context(|| format!("failed to create bridge {name:?}"))
 }
 
-/// What the pair is made from.
-struct Wiring<'a> {
-    request: &'a Add<Conf>,
-    plan: &'a Plan,
-    mtu: Option<u32>,
-    netns: &'a NetNs,
-}
-
-/// How many names are tried for the host end. Two attachments of a node share a
-/// name once in four thousand million; ten of them never.
-const NAMES: u32 = 10;
-
-/// Makes the pair, its host end a port from birth.
-fn add_veth(
-    host: &Netlink,
-    bridge: &Link,
-    wiring: &Wiring<'_>,
-    undo: &mut Undo,
-) -> Result<VethPair> {
-    let attachment = &wiring.request.attachment;
-    let mut spec = VethSpec {
-        host_name: attachment.host_veth(0),
-        host_mac: Mac::random()?,
-        container_name: attachment.ifname.to_string(),
-        container_mac: wiring.plan.mac.map_or_else(Mac::random, Ok)?,
-        mtu: wiring.mtu,
-        master: Some(bridge.index),
-    };
-    for attempt in 1..NAMES {
-        match host.add_veth(&spec, wiring.netns, undo) {
-            Err(error) if is_name_taken(&error) => spec.host_name = attachment.host_veth(attempt),
-            other => return other,
-        }
-    }
-    host.add_veth(&spec, wiring.netns, undo)
-}
-
-fn is_name_taken(error: &anyhow::Error) -> bool {
-    let kernel = error.downcast_ref::<netlink::Error>();
-    kernel.is_some_and(netlink::Error::is_exists)
-}
-
 /// Sets up the host end as a port, and says whose it is.
 fn attach(
     host: &Netlink,
@@ -235,59 +194,21 @@ fn attach(
     plan: &Plan,
     attachment: &Attachment,
 ) -> Result<()> {
-    // The host must not take its own addresses or routes from what a pod says.
-    let accept_ra = netlink::sysctl::interface_key("ipv6", &veth.name, "accept_ra");
-    let _ = netlink::sysctl::write(&accept_ra, "0");
     let vlans_first = plan.vlans.any();
-    host.attach_port(
-        veth,
-        &PortSpec {
-            bridge: bridge.index,
-            hairpin: plan.hairpin,
-            isolated: plan.isolated,
-            up: !vlans_first,
-            alias: Some(attachment.alias()),
-        },
-    )?;
+    let port = PortSpec {
+        bridge: bridge.index,
+        hairpin: plan.hairpin,
+        isolated: plan.isolated,
+        up: !vlans_first,
+        alias: None,
+    };
+    port::attach(host, veth, port, attachment)?;
     if vlans_first {
         // No frame passes in a VLAN that is not the pod's.
         vlan::configure_port(host, veth, &plan.vlans)?;
         host.set_up(veth.index)?;
     }
     Ok(())
-}
-
-/// Brings the pod's end up, with its addresses and routes if it has any.
-fn configure(
-    netns: &NetNs,
-    request: &Add<Conf>,
-    plan: &Plan,
-    addressing: Option<&Addressing>,
-) -> Result<Configured> {
-    let mut interface = netlink::Interface {
-        name: request.attachment.ifname.to_string(),
-        addresses: Vec::new(),
-        routes: Vec::new(),
-        dad: Dad::Kernel,
-        notify: false,
-    };
-    if let Some(addressing) = addressing {
-        interface.dad = match plan.detect_duplicates {
-            true => Dad::On,
-            false => Dad::Off,
-        };
-        interface.notify = true;
-        interface.addresses = addressing
-            .ips
-            .iter()
-            .map(|ip| InterfaceAddress {
-                address: ip.address.0,
-                gateway: ip.gateway,
-            })
-            .collect();
-        interface.routes = addressing.routes.iter().map(plan::route_spec).collect();
-    }
-    netlink::configure(netns, &interface)
 }
 
 /// Gives the bridge, or the gateway interface of the VLAN, its addresses, and
@@ -305,113 +226,12 @@ fn ensure_gateway(
         .has_vlan_gateway()
         .then(|| vlan::ensure_gateway_interface(host, bridge, plan))
         .transpose()?;
-    let gateway = vlan.as_ref().unwrap_or(bridge);
-    for address in &addressing.gateways {
-        gateway::ensure_address(host, gateway, *address, force).with_context(|| match vlan {
-            Some(_) => "failed to set vlan interface for bridge with addr",
-            None => "failed to set bridge addr",
-        })?;
-    }
-    for family in [Family::V4, Family::V6] {
-        if addressing
-            .gateways
-            .iter()
-            .any(|a| Family::of(a.ip()) == family)
-        {
-            host.enable_forwarding(family)
-                .context("failed to enable forwarding")?;
-        }
-    }
-    Ok(vlan.as_ref().map(host_interface))
-}
-
-/// The pod works without: its neighbours then learn of it a little later.
-fn announce(configured: &Configured) {
-    if let Err(error) = configured.announce() {
-        eprintln!("announce the pod's addresses: {error:#}");
-    }
-}
-
-fn host_interface(link: &Link) -> Interface {
-    Interface {
-        name: link.name.clone(),
-        mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
-        mtu: link.mtu,
-        ..Interface::default()
-    }
-}
-
-fn container_interface(pair: &VethPair, netns: &NetnsPath) -> Interface {
-    Interface {
-        name: pair.container.name.clone(),
-        mac: pair.container.mac.to_string(),
-        mtu: pair.container.mtu,
-        sandbox: netns.as_str().to_owned(),
-        ..Interface::default()
-    }
-}
-
-/// Deletes the pod's end, and the host's with it, wherever the runtime says the pod is.
-fn delete_interface(request: &Del<Conf>) -> Result<()> {
-    let Some(path) = &request.netns else {
-        return Ok(());
+    let what = match vlan {
+        Some(_) => "failed to set vlan interface for bridge with addr",
+        None => "failed to set bridge addr",
     };
-    match NetNs::open(path.as_path()) {
-        // A plain file is what stays of a namespace whose mount was lost.
-        Err(error) if error.is_gone() => Ok(()),
-        Err(error) => Err(error.into()),
-        Ok(netns) => {
-            Netlink::open_in(&netns)?.delete_link(request.attachment.ifname.as_str())?;
-            Ok(())
-        }
-    }
-}
-
-/// Deletes the host's end where the runtime no longer knows the namespace but
-/// something still holds it: the name follows from the attachment, and the
-/// alias says whether it is ours.
-fn delete_host_veth(attachment: &Attachment) -> Result<()> {
-    let host = Netlink::open()?;
-    let alias = attachment.alias();
-    for attempt in 0..NAMES {
-        let Some(link) = host.find_link(&attachment.host_veth(attempt))? else {
-            return Ok(());
-        };
-        if link.alias.as_deref() == Some(alias.as_str()) {
-            host.delete_link(&link.name)?;
-            return Ok(());
-        }
-    }
-    Ok(())
-}
-
-/// Deletes every host veth of this network whose attachment is not in use.
-fn delete_stale_veths(request: &Gc<Conf>) -> Result<()> {
-    let network = &request.call.network;
-    let prefix = alias_prefix(network);
-    let used: Vec<_> = request
-        .valid
-        .iter()
-        .filter_map(|valid| alias_of(network, valid))
-        .collect();
-    let host = Netlink::open()?;
-    let mut all = BestEffort::new();
-    for link in host.list_links()? {
-        let Some(alias) = link.alias.filter(|alias| alias.starts_with(&prefix)) else {
-            continue;
-        };
-        if link.kind.as_deref() == Some("veth") && !used.contains(&alias) {
-            all.step(&alias, || Ok(host.delete_link(&link.name)?));
-        }
-    }
-    all.finish()
-}
-
-fn alias_of(network: &str, valid: &ValidAttachment) -> Option<String> {
-    let attachment = Attachment {
-        network: network.to_owned(),
-        container_id: ContainerId::parse(&valid.container_id).ok()?,
-        ifname: IfName::parse(&valid.ifname).ok()?,
-    };
-    Some(attachment.alias())
+    let interface = vlan.as_ref().unwrap_or(bridge);
+    gateway::ensure_addresses(host, interface, &addressing.gateways, force, what)?;
+    gateway::ensure_forwarding(host, &addressing.gateways)?;
+    Ok(vlan.as_ref().map(pod::host_interface))
 }

@@ -1,15 +1,12 @@
 //! From keys to what is to be done, without touching anything.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
-use cni::conf::DnsKeys;
+use cni::Code;
 use cni::env::IfName;
-use cni::result::{AddResult, Dns, Interface, IpConfig, Route};
-use cni::{Cidr, Code};
-use ipnetwork::IpNetwork;
-use netlink::{Mac, RouteSpec};
+use netlink::{Dad, Mac};
+use wiring::{Gateway, Masquerading, mac};
 
 use crate::conf::{Conf, Mtu, TrunkItem};
 
@@ -49,15 +46,6 @@ pub struct Plan {
     pub spoof_check: bool,
 }
 
-/// How what leaves the pods' subnets is masqueraded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Masquerading {
-    /// The back end that the configuration forces.
-    pub backend: Option<nat::Kind>,
-    /// Whether source ports are drawn at random.
-    pub random_fully: bool,
-}
-
 /// The VLANs of a port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vlans {
@@ -79,20 +67,6 @@ impl Vlans {
     pub fn any(&self) -> bool {
         self.access.is_some() || self.trunk.as_ref().is_some_and(|trunk| !trunk.is_empty())
     }
-}
-
-/// What the bridge is for the pods.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gateway {
-    /// A switch only.
-    None,
-    /// Their gateway.
-    Gateway {
-        /// Whether it is also their default route.
-        default_route: bool,
-        /// Whether its address replaces another one on the bridge.
-        force: bool,
-    },
 }
 
 impl Plan {
@@ -124,16 +98,33 @@ impl Plan {
             isolated: conf.port_isolation,
             detect_duplicates: conf.enabledad,
             bring_up: !conf.disable_container_interface,
-            mac: container_mac(conf, args_mac)?,
+            mac: mac::asked_for(
+                &conf.runtime_config,
+                &conf.args,
+                args_mac,
+                "failed to make veth pair",
+            )?,
             vlans: vlans(conf)?,
             gateway,
-            masquerade: masquerade(conf)?,
+            masquerade: Masquerading::parse(
+                conf.ip_masq,
+                conf.ip_masq_backend.as_deref(),
+                conf.ip_masq_random_fully,
+            )?,
             spoof_check: conf.macspoofchk,
         };
         if plan.has_vlan_gateway() && has_ipam {
             plan.vlan_gateway_name()?;
         }
         Ok(plan)
+    }
+
+    /// What is done about duplicates of the pod's IPv6 addresses.
+    pub fn dad(&self) -> Dad {
+        match self.detect_duplicates {
+            true => Dad::On,
+            false => Dad::Off,
+        }
     }
 
     /// The interface that carries the gateway of an access VLAN: the bridge
@@ -154,134 +145,8 @@ impl Plan {
     }
 }
 
-/// What the pod gets, once IPAM has answered.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Addressing {
-    /// The pod's addresses, with their gateways.
-    pub ips: Vec<IpConfig>,
-    /// The pod's routes.
-    pub routes: Vec<Route>,
-    /// What the bridge has to have.
-    pub gateways: Vec<IpNetwork>,
-    /// What IPAM says about names.
-    pub dns: Dns,
-}
-
-impl Addressing {
-    /// Decides gateways and default routes from what IPAM answered.
-    pub fn new(lease: AddResult, gateway: Gateway) -> Self {
-        let mut addressing = Self {
-            ips: lease.ips,
-            routes: lease.routes,
-            gateways: Vec::new(),
-            dns: lease.dns,
-        };
-        for ip in &mut addressing.ips {
-            ip.interface = Some(CONTAINER);
-        }
-        if let Gateway::Gateway { default_route, .. } = gateway {
-            addressing.ensure_gateways();
-            if default_route {
-                addressing.ensure_default_route(IpAddr::is_ipv4);
-                addressing.ensure_default_route(IpAddr::is_ipv6);
-            }
-        }
-        addressing
-    }
-
-    fn ensure_gateways(&mut self) {
-        for ip in &mut self.ips {
-            let gateway = *ip.gateway.get_or_insert_with(|| first_host(ip.address));
-            if let Ok(network) = IpNetwork::new(gateway, ip.address.prefix()) {
-                self.gateways.push(network);
-            }
-        }
-    }
-
-    /// A default route of the family's first gateway, unless IPAM gave one. One
-    /// without a next hop gets that same gateway when it is laid, and to lay it
-    /// twice fails (reference 8 #8).
-    fn ensure_default_route(&mut self, of_family: fn(&IpAddr) -> bool) {
-        let mut ips = self.ips.iter();
-        let first = ips.find(|ip| of_family(&ip.address.ip()));
-        let Some((first, gateway)) = first.and_then(|ip| Some((ip, ip.gateway?))) else {
-            return;
-        };
-        let given = |route: &Route| route.dst.is_default() && of_family(&route.dst.ip());
-        if !self.routes.iter().any(given) {
-            let dst = match first.address.ip() {
-                IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-                IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-            };
-            if let Ok(default) = IpNetwork::new(dst, 0) {
-                self.routes.push(Route::via(Cidr(default), gateway));
-            }
-        }
-    }
-}
-
-/// What is answered; a pod without addresses has `addressing` `None`.
-pub fn result(
-    interfaces: Vec<Interface>,
-    addressing: Option<Addressing>,
-    dns: &DnsKeys,
-) -> AddResult {
-    let (ips, routes, ipam_dns) = match addressing {
-        Some(addressing) => (addressing.ips, addressing.routes, addressing.dns),
-        None => Default::default(),
-    };
-    let dns = if dns.is_set() { dns.to_dns() } else { ipam_dns };
-    AddResult {
-        interfaces,
-        ips,
-        routes,
-        dns,
-    }
-}
-
-/// A route as the kernel is told it: 0 and unset are left to it.
-pub fn route_spec(route: &Route) -> RouteSpec {
-    let told = |value: u32| Some(value).filter(|value| *value != 0);
-    RouteSpec {
-        gw: route.gw,
-        priority: told(route.priority),
-        table: route.table,
-        scope: route.scope,
-        mtu: told(route.mtu),
-        advmss: told(route.advmss),
-        ..RouteSpec::to(route.dst.0)
-    }
-}
-
-/// The first address of a subnet after its own.
-fn first_host(address: Cidr) -> IpAddr {
-    match address.0.network() {
-        IpAddr::V4(network) => IpAddr::V4(Ipv4Addr::from_bits(network.to_bits().wrapping_add(1))),
-        IpAddr::V6(network) => IpAddr::V6(Ipv6Addr::from_bits(network.to_bits().wrapping_add(1))),
-    }
-}
-
 fn invalid(msg: &str) -> anyhow::Error {
     Code::InvalidConfig.err(msg).into()
-}
-
-/// What a key that names no back end is answered; the Go plugin says it after
-/// everything else was set up.
-fn masquerade(conf: &Conf) -> Result<Option<Masquerading>> {
-    let named = conf
-        .ip_masq_backend
-        .as_deref()
-        .filter(|text| !text.is_empty());
-    let backend = named
-        .map(|text| {
-            nat::Kind::parse(text)
-                .ok_or_else(|| invalid(&format!("unknown ipmasq backend {text:?}")))
-        })
-        .transpose()?;
-    Ok(conf.ip_masq.then_some(Masquerading {
-        backend,
-        random_fully: conf.ip_masq_random_fully,
-    }))
 }
 
 fn bridge_name(name: &str) -> Result<IfName> {
@@ -301,24 +166,6 @@ fn mtu(mtu: Mtu) -> Result<Mtu> {
         ))),
         mtu => Ok(mtu),
     }
-}
-
-/// The runtime knows best, then the author of the configuration, then CNI_ARGS.
-fn container_mac(conf: &Conf, args_mac: Option<String>) -> Result<Option<Mac>> {
-    let in_conf = [&conf.runtime_config.mac, &conf.args.cni.mac]
-        .into_iter()
-        .find(|mac| !mac.is_empty());
-    let (text, code) = match (in_conf, args_mac) {
-        (Some(text), _) => (text.clone(), Code::InvalidConfig),
-        (None, Some(text)) if !text.is_empty() => (text, Code::InvalidEnvironment),
-        _ => return Ok(None),
-    };
-    let fault = |why: &str| code.err(format!("failed to make veth pair: address {text}: {why}"));
-    let mac: Mac = text.parse().map_err(|_| fault("invalid MAC address"))?;
-    if mac.is_multicast() || mac.is_zero() {
-        return Err(fault("an interface cannot have this MAC address").into());
-    }
-    Ok(Some(mac))
 }
 
 fn vlans(conf: &Conf) -> Result<Vlans> {

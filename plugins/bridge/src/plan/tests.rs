@@ -15,10 +15,6 @@ fn fault(text: &str) -> (u32, String) {
     (error.code, error.msg)
 }
 
-fn lease(text: &str) -> AddResult {
-    Json::parse(text.as_bytes()).unwrap().decode().unwrap()
-}
-
 #[test]
 fn contradictions_and_bad_values_are_named() {
     for (text, msg) in [
@@ -133,68 +129,4 @@ fn the_runtime_chooses_the_mac_before_anybody_else() {
     assert_eq!(mac(author, args).unwrap(), "02:00:00:00:00:02");
     assert_eq!(mac("{}", args).unwrap(), "02:00:00:00:00:03");
     assert_eq!(mac("{}", None), None);
-}
-
-const DUAL: &str =
-    r#"{"ips": [{"address": "10.1.0.9/24"}, {"address": "fd00::9/64", "gateway": "fd00::1"}]}"#;
-
-#[test]
-fn without_a_gateway_nothing_is_added() {
-    let addressing = Addressing::new(lease(DUAL), Gateway::None);
-    assert_eq!(addressing.ips[0].gateway, None);
-    assert_eq!(addressing.ips[0].interface, Some(CONTAINER));
-    assert!(addressing.gateways.is_empty() && addressing.routes.is_empty());
-}
-
-#[test]
-fn a_missing_gateway_is_the_first_address_of_the_subnet() {
-    let gateway = Gateway::Gateway {
-        default_route: false,
-        force: false,
-    };
-    let addressing = Addressing::new(lease(DUAL), gateway);
-    let texts: Vec<_> = addressing
-        .gateways
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    assert_eq!(texts, ["10.1.0.1/24", "fd00::1/64"]);
-    assert!(addressing.routes.is_empty());
-}
-
-#[test]
-fn a_default_gateway_is_one_route_in_each_family() {
-    let gateway = Gateway::Gateway {
-        default_route: true,
-        force: false,
-    };
-    let addressing = Addressing::new(lease(DUAL), gateway);
-    let routes: Vec<_> = addressing
-        .routes
-        .iter()
-        .map(|r| (r.dst.to_string(), r.gw.unwrap().to_string()))
-        .collect();
-    assert_eq!(
-        routes,
-        [
-            ("0.0.0.0/0".to_owned(), "10.1.0.1".to_owned()),
-            ("::/0".to_owned(), "fd00::1".to_owned())
-        ]
-    );
-}
-
-#[test]
-fn a_default_route_of_ipam_stays_the_only_one() {
-    let gateway = Gateway::Gateway {
-        default_route: true,
-        force: false,
-    };
-    for route in [
-        r#"{"dst": "0.0.0.0/0"}"#,
-        r#"{"dst": "0.0.0.0/0", "gw": "10.1.0.7"}"#,
-    ] {
-        let text = format!(r#"{{"ips": [{{"address": "10.1.0.9/24"}}], "routes": [{route}]}}"#);
-        let addressing = Addressing::new(lease(&text), gateway);
-        assert_eq!(addressing.routes.len(), 1);
-    }
 }

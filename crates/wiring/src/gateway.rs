@@ -1,16 +1,49 @@
-//! The gateway's address on the bridge.
+//! The pods' gateway: its addresses on an interface of the host, and forwarding.
 
 use anyhow::{Context, Result, bail};
 use ipnetwork::IpNetwork;
 use netlink::{AddressSpec, Family, Link, Netlink};
 
-/// Makes sure that `link` has `address`. All pods of the network want the same
-/// one, so it stays when they go.
+/// Makes sure that `link` has every one of `addresses`. All pods of the network
+/// want the same ones, so they stay when the pods go. `what` begins the error;
+/// an address in the way is replaced if `force` is set.
 ///
-/// A bridge is the gateway of one IPv4 subnet, and of any number of IPv6
+/// # Errors
+/// `"cni0" already has an IP address different from 10.1.0.1/24`; what the
+/// kernel refuses.
+pub fn ensure_addresses(
+    host: &Netlink,
+    link: &Link,
+    addresses: &[IpNetwork],
+    force: bool,
+    what: &'static str,
+) -> Result<()> {
+    for address in addresses {
+        ensure_address(host, link, *address, force).context(what)?;
+    }
+    Ok(())
+}
+
+/// Has the host forward in the families of `addresses`.
+///
+/// # Errors
+/// `failed to enable forwarding`, with the sysctl that could not be written.
+pub fn ensure_forwarding(host: &Netlink, addresses: &[IpNetwork]) -> Result<()> {
+    for family in [Family::V4, Family::V6] {
+        if addresses.iter().any(|it| Family::of(it.ip()) == family) {
+            host.enable_forwarding(family)
+                .context("failed to enable forwarding")?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes sure that `link` has `address`.
+///
+/// An interface is the gateway of one IPv4 subnet, and of any number of IPv6
 /// subnets that do not overlap; an address in the way is replaced if `force`
 /// is set.
-pub fn ensure_address(host: &Netlink, link: &Link, address: IpNetwork, force: bool) -> Result<()> {
+fn ensure_address(host: &Netlink, link: &Link, address: IpNetwork, force: bool) -> Result<()> {
     let present = host.list_addresses(link.index, Some(Family::of(address.ip())))?;
     if present.iter().any(|other| other.address == address) {
         return Ok(());

@@ -1,0 +1,170 @@
+//! From what IPAM answered to what the pod gets, without touching anything.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use cni::Cidr;
+use cni::result::{AddResult, Dns, IpConfig, Route};
+use ipnetwork::IpNetwork;
+
+/// What an interface of the host is for the pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gateway {
+    /// Nothing: a switch only.
+    None,
+    /// Their gateway.
+    Gateway {
+        /// Whether it is also their default route.
+        default_route: bool,
+        /// Whether its address replaces another one on the interface.
+        force: bool,
+    },
+}
+
+/// What the pod gets, once IPAM has answered.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Addressing {
+    /// The pod's addresses, with their gateways.
+    pub ips: Vec<IpConfig>,
+    /// The pod's routes.
+    pub routes: Vec<Route>,
+    /// What the gateway's interface has to have.
+    pub gateways: Vec<IpNetwork>,
+    /// What IPAM says about names.
+    pub dns: Dns,
+}
+
+impl Addressing {
+    /// Decides gateways and default routes from what IPAM answered. `container`
+    /// is the index of the pod's interface among those of the result.
+    pub fn new(lease: AddResult, gateway: Gateway, container: i64) -> Self {
+        let mut addressing = Self {
+            ips: lease.ips,
+            routes: lease.routes,
+            gateways: Vec::new(),
+            dns: lease.dns,
+        };
+        for ip in &mut addressing.ips {
+            ip.interface = Some(container);
+        }
+        if let Gateway::Gateway { default_route, .. } = gateway {
+            addressing.ensure_gateways();
+            if default_route {
+                addressing.ensure_default_route(IpAddr::is_ipv4);
+                addressing.ensure_default_route(IpAddr::is_ipv6);
+            }
+        }
+        addressing
+    }
+
+    fn ensure_gateways(&mut self) {
+        for ip in &mut self.ips {
+            let gateway = *ip.gateway.get_or_insert_with(|| first_host(ip.address));
+            if let Ok(network) = IpNetwork::new(gateway, ip.address.prefix()) {
+                self.gateways.push(network);
+            }
+        }
+    }
+
+    /// A default route of the family's first gateway, unless IPAM gave one. One
+    /// without a next hop gets that same gateway when it is laid, and to lay it
+    /// twice fails (reference 8 #8).
+    fn ensure_default_route(&mut self, of_family: fn(&IpAddr) -> bool) {
+        let mut ips = self.ips.iter();
+        let first = ips.find(|ip| of_family(&ip.address.ip()));
+        let Some((first, gateway)) = first.and_then(|ip| Some((ip, ip.gateway?))) else {
+            return;
+        };
+        let given = |route: &Route| route.dst.is_default() && of_family(&route.dst.ip());
+        if !self.routes.iter().any(given) {
+            let dst = match first.address.ip() {
+                IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            };
+            if let Ok(default) = IpNetwork::new(dst, 0) {
+                self.routes.push(Route::via(Cidr(default), gateway));
+            }
+        }
+    }
+}
+
+/// The first address of a subnet after its own.
+fn first_host(address: Cidr) -> IpAddr {
+    match address.0.network() {
+        IpAddr::V4(network) => IpAddr::V4(Ipv4Addr::from_bits(network.to_bits().wrapping_add(1))),
+        IpAddr::V6(network) => IpAddr::V6(Ipv6Addr::from_bits(network.to_bits().wrapping_add(1))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cni::json::Json;
+
+    fn lease(text: &str) -> AddResult {
+        Json::parse(text.as_bytes()).unwrap().decode().unwrap()
+    }
+
+    const DUAL: &str =
+        r#"{"ips": [{"address": "10.1.0.9/24"}, {"address": "fd00::9/64", "gateway": "fd00::1"}]}"#;
+
+    #[test]
+    fn without_a_gateway_nothing_is_added() {
+        let addressing = Addressing::new(lease(DUAL), Gateway::None, 2);
+        assert_eq!(addressing.ips[0].gateway, None);
+        assert_eq!(addressing.ips[0].interface, Some(2));
+        assert!(addressing.gateways.is_empty() && addressing.routes.is_empty());
+    }
+
+    #[test]
+    fn a_missing_gateway_is_the_first_address_of_the_subnet() {
+        let gateway = Gateway::Gateway {
+            default_route: false,
+            force: false,
+        };
+        let addressing = Addressing::new(lease(DUAL), gateway, 2);
+        let texts: Vec<_> = addressing
+            .gateways
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(texts, ["10.1.0.1/24", "fd00::1/64"]);
+        assert!(addressing.routes.is_empty());
+    }
+
+    #[test]
+    fn a_default_gateway_is_one_route_in_each_family() {
+        let gateway = Gateway::Gateway {
+            default_route: true,
+            force: false,
+        };
+        let addressing = Addressing::new(lease(DUAL), gateway, 2);
+        let routes: Vec<_> = addressing
+            .routes
+            .iter()
+            .map(|r| (r.dst.to_string(), r.gw.unwrap().to_string()))
+            .collect();
+        assert_eq!(
+            routes,
+            [
+                ("0.0.0.0/0".to_owned(), "10.1.0.1".to_owned()),
+                ("::/0".to_owned(), "fd00::1".to_owned())
+            ]
+        );
+    }
+
+    #[test]
+    fn a_default_route_of_ipam_stays_the_only_one() {
+        let gateway = Gateway::Gateway {
+            default_route: true,
+            force: false,
+        };
+        for route in [
+            r#"{"dst": "0.0.0.0/0"}"#,
+            r#"{"dst": "0.0.0.0/0", "gw": "10.1.0.7"}"#,
+        ] {
+            let text = format!(r#"{{"ips": [{{"address": "10.1.0.9/24"}}], "routes": [{route}]}}"#);
+            let addressing = Addressing::new(lease(&text), gateway, 2);
+            assert_eq!(addressing.routes.len(), 1);
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! What stands between the pod and the outside: masquerade and spoof check.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use cni::conf::ValidAttachment;
+use cni::env::NetnsPath;
+use cni::result::{AddResult, IpConfig};
+use cni::{Attachment, Call, Code, Undo};
+use nat::nftables::{Nftables, SpoofCheck};
+use nat::{Kind, Leftovers, Masquerade};
+use netlink::{Mac, Netlink, VethPair};
+use netns::NetNs;
+
+use crate::Addressing;
+
+/// How what leaves the pods' subnets is masqueraded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Masquerading {
+    /// The back end that the configuration forces.
+    pub backend: Option<nat::Kind>,
+    /// Whether source ports are drawn at random.
+    pub random_fully: bool,
+}
+
+impl Masquerading {
+    /// Reads the keys `ipMasq`, `ipMasqBackend`, `ipMasqRandomFully`. `None` where
+    /// nothing is to be masqueraded.
+    ///
+    /// # Errors
+    /// Code 7: `unknown ipmasq backend "x"`; the Go plugin says it after
+    /// everything else was set up.
+    pub fn parse(wanted: bool, backend: Option<&str>, random_fully: bool) -> Result<Option<Self>> {
+        let named = backend.filter(|text| !text.is_empty());
+        let backend = named
+            .map(|text| {
+                nat::Kind::parse(text).ok_or_else(|| {
+                    Code::InvalidConfig.err(format!("unknown ipmasq backend {text:?}"))
+                })
+            })
+            .transpose()?;
+        Ok(wanted.then_some(Self {
+            backend,
+            random_fully,
+        }))
+    }
+}
+
+/// Masquerades what leaves the pod's subnets.
+///
+/// # Errors
+/// No back end works; what it refuses.
+pub fn masquerade(
+    owner: &Attachment,
+    addressing: &Addressing,
+    how: Masquerading,
+    undo: &mut Undo,
+) -> Result<()> {
+    let backend = nat::open(how.backend)?;
+    let wanted = wanted(owner, &addressing.ips, how);
+    if backend.kind() == Kind::Iptables {
+        // Theirs is a chain for each pod. With nftables there is one rule for
+        // the subnet, which other pods use.
+        let owner = owner.clone();
+        let addresses: Vec<_> = wanted.addresses.iter().map(|it| it.ip()).collect();
+        undo.push("remove masquerade", move || {
+            Leftovers::remove_masquerade(&owner, || addresses)
+        });
+    }
+    backend.masquerade(&wanted)
+}
+
+fn wanted(owner: &Attachment, ips: &[IpConfig], how: Masquerading) -> Masquerade {
+    Masquerade {
+        owner: owner.clone(),
+        addresses: ips.iter().map(|ip| ip.address.0).collect(),
+        random_fully: how.random_fully,
+    }
+}
+
+/// DEL: removes what is there for this pod alone, whoever made it. To be called
+/// first: whose addresses they were is then still to be seen.
+///
+/// # Errors
+/// What the kernel or iptables refuses.
+pub fn remove_masquerade(owner: &Attachment, netns: Option<&NetnsPath>, call: &Call) -> Result<()> {
+    Leftovers::remove_masquerade(owner, || {
+        in_the_pod(netns, owner)
+            .or_else(|| in_the_result(call))
+            .unwrap_or_default()
+    })
+}
+
+/// The addresses of the interface as it is now, if it still is.
+fn in_the_pod(netns: Option<&NetnsPath>, owner: &Attachment) -> Option<Vec<IpAddr>> {
+    let netns = NetNs::open(netns?.as_path()).ok()?;
+    let pod = Netlink::open_in(&netns).ok()?;
+    let link = pod.find_link(owner.ifname.as_str()).ok()??;
+    let addresses = pod.list_addresses(link.index, None).ok()?;
+    let global = addresses.iter().filter(|it| !it.local_scope);
+    Some(global.map(|it| it.address.ip()).collect())
+}
+
+/// Its addresses as ADD reported them.
+fn in_the_result(call: &Call) -> Option<Vec<IpAddr>> {
+    let previous = call.prev_result().ok()??;
+    Some(previous.ips.iter().map(|ip| ip.address.ip()).collect())
+}
+
+/// Drops what the pod sends with another MAC than its own.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn check_spoofing(owner: &Attachment, pair: &VethPair, undo: &mut Undo) -> Result<()> {
+    let nftables = Nftables::open()?;
+    let owner_to_undo = owner.clone();
+    undo.push("remove spoof check", move || {
+        Nftables::open()?.remove_spoof_check(&owner_to_undo)
+    });
+    nftables.ensure_spoof_check(&SpoofCheck {
+        owner: owner.clone(),
+        host_veth: pair.host.name.clone(),
+        mac: pair.container.mac.0,
+    })
+}
+
+/// A check of an interface that is gone does no harm: to remove it is no reason to fail.
+pub fn remove_spoof_check(owner: &Attachment) {
+    let removed = Nftables::open().and_then(|nftables| nftables.remove_spoof_check(owner));
+    if let Err(error) = removed {
+        eprintln!("remove spoof check: {error:#}");
+    }
+}
+
+/// GC: a port that went with its namespace has left its check.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn collect_spoof_checks(network: &str, valid: &[ValidAttachment]) -> Result<()> {
+    Nftables::open()?.collect_spoof_checks(network, valid)
+}
+
+/// CHECK: whether what leaves the addresses of `previous` is masqueraded, in
+/// whichever back end.
+///
+/// # Errors
+/// What is missing.
+pub fn check_masquerade(owner: &Attachment, how: Masquerading, previous: &AddResult) -> Result<()> {
+    nat::check_masquerade(&wanted(owner, &previous.ips, how), how.backend)
+}
+
+/// CHECK: whether the spoof check of the veth whose ends are the interfaces
+/// `container - 1` and `container` of `previous` is there.
+///
+/// # Errors
+/// What is missing.
+pub fn check_spoof_check(owner: &Attachment, previous: &AddResult, container: usize) -> Result<()> {
+    let [host, container] = previous
+        .interfaces
+        .get(container - 1..=container)
+        .and_then(|pair| pair.first_chunk())
+        .context("interfaces missing in prevResult")?;
+    let mac: Mac = container.mac.parse().context("MAC in prevResult")?;
+    Nftables::open()?.check_spoof_check(&SpoofCheck {
+        owner: owner.clone(),
+        host_veth: host.name.clone(),
+        mac: mac.0,
+    })
+}

@@ -1,0 +1,123 @@
+//! The pod's interface.
+
+use anyhow::{Context, Result};
+use cni::conf::DnsKeys;
+use cni::env::{IfName, NetnsPath};
+use cni::result::{AddResult, Interface, Route};
+use netlink::{Configured, Dad, InterfaceAddress, Link, Netlink, RouteSpec};
+use netns::NetNs;
+
+use crate::Addressing;
+
+/// Opens the pod's namespace.
+///
+/// # Errors
+/// `failed to open netns "…"`: it is not there, or a plain file.
+pub fn open_netns(path: &NetnsPath) -> Result<NetNs> {
+    NetNs::open(path.as_path()).with_context(|| format!("failed to open netns {:?}", path.as_str()))
+}
+
+/// Brings the pod's interface up, with its addresses and routes if it has any.
+/// `dad` is what is done about duplicates of its IPv6 addresses.
+///
+/// # Errors
+/// As [`netlink::configure`].
+pub fn configure(
+    netns: &NetNs,
+    ifname: &IfName,
+    addressing: Option<&Addressing>,
+    dad: Dad,
+) -> Result<Configured> {
+    let mut interface = netlink::Interface {
+        name: ifname.to_string(),
+        addresses: Vec::new(),
+        routes: Vec::new(),
+        dad: Dad::Kernel,
+        notify: false,
+    };
+    if let Some(addressing) = addressing {
+        interface.dad = dad;
+        interface.notify = true;
+        interface.addresses = addressing
+            .ips
+            .iter()
+            .map(|ip| InterfaceAddress {
+                address: ip.address.0,
+                gateway: ip.gateway,
+            })
+            .collect();
+        interface.routes = addressing.routes.iter().map(route_spec).collect();
+    }
+    netlink::configure(netns, &interface)
+}
+
+/// Tells the pod's neighbours where its addresses are now. It works without:
+/// they then learn of it a little later.
+pub fn announce(configured: &Configured) {
+    if let Err(error) = configured.announce() {
+        eprintln!("announce the pod's addresses: {error:#}");
+    }
+}
+
+/// An interface of the host, as the result shows it.
+pub fn host_interface(link: &Link) -> Interface {
+    Interface {
+        name: link.name.clone(),
+        mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        mtu: link.mtu,
+        ..Interface::default()
+    }
+}
+
+/// What is answered; a pod without addresses has `addressing` `None`.
+pub fn result(
+    interfaces: Vec<Interface>,
+    addressing: Option<Addressing>,
+    dns: &DnsKeys,
+) -> AddResult {
+    let (ips, routes, ipam_dns) = match addressing {
+        Some(addressing) => (addressing.ips, addressing.routes, addressing.dns),
+        None => Default::default(),
+    };
+    let dns = if dns.is_set() { dns.to_dns() } else { ipam_dns };
+    AddResult {
+        interfaces,
+        ips,
+        routes,
+        dns,
+    }
+}
+
+/// A route as the kernel is told it: 0 and unset are left to it.
+pub fn route_spec(route: &Route) -> RouteSpec {
+    let told = |value: u32| Some(value).filter(|value| *value != 0);
+    RouteSpec {
+        gw: route.gw,
+        priority: told(route.priority),
+        table: route.table,
+        scope: route.scope,
+        mtu: told(route.mtu),
+        advmss: told(route.advmss),
+        ..RouteSpec::to(route.dst.0)
+    }
+}
+
+/// Deletes the interface `ifname`, wherever the runtime says the pod is.
+/// Nothing is left to do where there is no namespace.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn delete_interface(netns: Option<&NetnsPath>, ifname: &IfName) -> Result<()> {
+    let Some(path) = netns else {
+        return Ok(());
+    };
+    match NetNs::open(path.as_path()) {
+        // A plain file is what stays of a namespace whose mount was lost.
+        Err(error) if error.is_gone() => Ok(()),
+        Err(error) => Err(error.into()),
+        Ok(netns) => {
+            Netlink::open_in(&netns)?.delete_link(ifname.as_str())?;
+            Ok(())
+        }
+    }
+}
