@@ -115,8 +115,14 @@ impl Netlink {
             format!("add bridge {name}")
         });
         match created {
-            // Or another ADD was quicker: its bridge is as good.
-            Ok(()) => Ok(self.get_link(name)?),
+            Ok(()) => {
+                // Nobody else can have the address of a bridge that is a moment old,
+                // and while detection runs, the host cannot ask for its pods'.
+                let accept_dad = sysctl::interface_key("ipv6", name, "accept_dad");
+                let _ = sysctl::write(&accept_dad, "0");
+                Ok(self.get_link(name)?)
+            }
+            // Another ADD was quicker: its bridge is as good.
             Err(error) if error.is_exists() => Ok(self.get_link(name)?),
             Err(error) => Err(error.reword(format!("could not add {name:?}")).into()),
         }

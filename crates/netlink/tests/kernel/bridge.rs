@@ -44,6 +44,19 @@ fn a_new_bridge_is_up_and_its_address_is_pinned() {
 }
 
 #[test]
+fn a_new_bridge_can_ask_for_its_pods_at_once() {
+    let _sandbox = Sandbox::new();
+    Netlink::open().unwrap().ensure_bridge(&spec()).unwrap();
+    run("ip link add a0 type veth peer name b0");
+    run("ip link set b0 up");
+    run("ip link set a0 up master cni0");
+    let addresses = json("ip -j -6 addr show dev cni0");
+    let link_local = &addresses[0]["addr_info"][0];
+    assert_eq!(link_local["scope"], "link");
+    assert_eq!(link_local["tentative"], serde_json::Value::Null);
+}
+
+#[test]
 fn its_address_stays_while_ports_come_and_go() {
     let _sandbox = Sandbox::new();
     Netlink::open().unwrap().ensure_bridge(&spec()).unwrap();
