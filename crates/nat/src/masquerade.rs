@@ -14,4 +14,7 @@ pub struct Masquerade {
     /// Whether source ports are drawn at random: two connections that are made
     /// at once then do not get the same one (`--random-fully`).
     pub random_fully: bool,
+    /// What leaves by this device is not masqueraded either: an overlay's own,
+    /// behind which the network's pods on other nodes are.
+    pub not_through: Option<String>,
 }

@@ -75,6 +75,7 @@ fn wanted(owner: &Attachment, ips: &[IpConfig], how: Masquerading) -> Masquerade
         owner: owner.clone(),
         addresses: ips.iter().map(|ip| ip.address.0).collect(),
         random_fully: how.random_fully,
+        not_through: None,
     }
 }
 

@@ -42,12 +42,14 @@ impl Rules {
             ""
         };
         let multicast = family.multicast();
+        let device = wanted.not_through.as_ref();
+        let device = device.map_or_else(String::new, |name| format!("! -o {name} "));
         Some(Self {
             jumps: addresses
                 .iter()
                 .map(|it| (it.ip(), jump(&wanted.owner, it.ip())))
                 .collect(),
-            masquerade: format!("! -d {multicast} {comment} -j MASQUERADE{random}"),
+            masquerade: format!("! -d {multicast} {device}{comment} -j MASQUERADE{random}"),
             accepts,
             chain,
         })

@@ -35,6 +35,8 @@ pub enum Statement {
     Interface(String),
     /// `iifname != "lo"`
     InterfaceNot(String),
+    /// `oifname != "vxlan0"`
+    OutInterfaceNot(String),
     /// `ether saddr 00:11:22:33:44:55`
     EtherSource([u8; 6]),
     /// `fib daddr type local`: for an address of the node.
@@ -75,6 +77,7 @@ impl Statement {
             Self::AddressNot(side, network) => address_text(*side, network, "!= "),
             Self::Interface(name) => format!("iifname \"{name}\""),
             Self::InterfaceNot(name) => format!("iifname != \"{name}\""),
+            Self::OutInterfaceNot(name) => format!("oifname != \"{name}\""),
             Self::EtherSource(mac) => format!("ether saddr {}", Mac(mac)),
             Self::LocalDestination => "fib daddr type local".into(),
             Self::Redirected => "ct status dnat".into(),
@@ -151,6 +154,14 @@ pub fn same(wanted: &[Attributes], found: &[u8]) -> bool {
     equal && found.next().is_none()
 }
 
+/// Whether `found` begins with the expressions of `wanted`.
+pub fn begins(wanted: &[Attributes], found: &[u8]) -> bool {
+    let mut found = message::attributes(found).map(|(_, expression)| expression);
+    wanted
+        .iter()
+        .all(|wanted| found.next().is_some_and(|found| is(wanted, found)))
+}
+
 fn is(wanted: &Attributes, found: &[u8]) -> bool {
     // The flag that an expression has only if it was asked for.
     let flags = |expression| message::find_in(expression, &[EXPR_DATA, MASQ_FLAGS]);
@@ -194,8 +205,15 @@ impl Program {
             Statement::AddressNot(side, network) => {
                 self.address(*side, network, libc::NFT_CMP_NEQ);
             }
-            Statement::Interface(name) => self.interface(name, libc::NFT_CMP_EQ),
-            Statement::InterfaceNot(name) => self.interface(name, libc::NFT_CMP_NEQ),
+            Statement::Interface(name) => {
+                self.interface(libc::NFT_META_IIFNAME, name, libc::NFT_CMP_EQ);
+            }
+            Statement::InterfaceNot(name) => {
+                self.interface(libc::NFT_META_IIFNAME, name, libc::NFT_CMP_NEQ);
+            }
+            Statement::OutInterfaceNot(name) => {
+                self.interface(libc::NFT_META_OIFNAME, name, libc::NFT_CMP_NEQ);
+            }
             Statement::EtherSource(mac) => {
                 self.payload(REGISTER, libc::NFT_PAYLOAD_LL_HEADER, 6, 6);
                 self.compare(libc::NFT_CMP_EQ, mac);
@@ -295,12 +313,12 @@ impl Program {
         }
     }
 
-    fn interface(&mut self, name: &str, op: i32) {
+    fn interface(&mut self, which: i32, name: &str, op: i32) {
         let mut padded = [0; libc::IFNAMSIZ];
         let bytes = name.as_bytes();
         let length = bytes.len().min(padded.len() - 1);
         padded[..length].copy_from_slice(&bytes[..length]);
-        self.meta(REGISTER, libc::NFT_META_IIFNAME);
+        self.meta(REGISTER, which);
         self.compare(op, &padded);
     }
 

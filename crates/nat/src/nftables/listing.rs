@@ -39,6 +39,12 @@ impl Listed {
         expression::same(&wanted, &self.expressions)
     }
 
+    /// Whether the first of what it does is what `rule` does.
+    pub fn begins(&self, family: Family, rule: &Rule) -> bool {
+        let wanted = expression::compile(family, &rule.statements);
+        expression::begins(&wanted, &self.expressions)
+    }
+
     /// The change that takes it away.
     pub fn deletion(&self, table: Table) -> Change {
         Change::DeleteRule(table, self.chain.clone(), self.handle)

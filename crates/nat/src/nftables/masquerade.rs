@@ -34,7 +34,7 @@ const POSTROUTING: &str = "postrouting";
 
 /// Changes that make the kernel masquerade as `wanted`; none if it does.
 pub fn add(socket: &Socket, wanted: &Masquerade) -> Result<Transaction, Error> {
-    Ok(additions(&listing::rules(socket, TABLE, None)?, wanted))
+    Ok(additions(&listing::rules(socket, TABLE, None)?, &[wanted]))
 }
 
 /// Changes that take away what is there for `owner` alone.
@@ -85,9 +85,10 @@ pub fn missing(socket: &Socket, wanted: &Masquerade) -> Result<Option<String>, E
     for address in &wanted.addresses {
         let there = |it: &Listed| {
             let ours =
-                [false, true].map(|random| it.is(Family::Inet, &rule(owner, *address, random)));
+                [false, true].map(|random| it.is(Family::Inet, &rule(wanted, *address, random)));
             let go = [false, true].map(|random| it.does(Family::Inet, &pod_rule(*address, random)));
-            ours.contains(&true) || go.contains(&true) && it.comment.starts_with(&pod)
+            let go = go.contains(&true) && it.comment.starts_with(&pod);
+            ours.contains(&true) || go && wanted.not_through.is_none()
         };
         if !found.iter().any(|it| it.chain == CHECKS && there(it)) {
             return Ok(Some(format!(
@@ -104,25 +105,40 @@ pub fn missing(socket: &Socket, wanted: &Masquerade) -> Result<Option<String>, E
     Ok(None)
 }
 
-fn additions(found: &[Listed], wanted: &Masquerade) -> Transaction {
+/// Changes for all of them together; of two that want a subnet's rule to be
+/// different ones, the first has its way.
+fn additions(found: &[Listed], all: &[&Masquerade]) -> Transaction {
     let mut rules = Transaction::new();
-    let mut added: Vec<Rule> = Vec::new();
-    for address in &wanted.addresses {
-        let rule_with = |random| rule(&wanted.owner, *address, random);
-        let rule = rule_with(wanted.random_fully);
-        let has = |rule: &Rule| {
-            let mut in_checks = found.iter().filter(|it| it.chain == CHECKS);
-            in_checks.find(|it| it.is(Family::Inet, rule))
-        };
-        if has(&rule).is_some() || added.contains(&rule) {
+    let mut seen: Vec<Rule> = Vec::new();
+    let pairs = all.iter().flat_map(|wanted| {
+        wanted
+            .addresses
+            .iter()
+            .map(move |address| (wanted, address))
+    });
+    for (wanted, address) in pairs {
+        let rule = rule(wanted, *address, wanted.random_fully);
+        let subnet = Rule::new(subnet_leaves(&rule));
+        let same =
+            |it: &&Rule| it.comment == rule.comment && subnet_leaves(it) == subnet.statements;
+        if seen.iter().any(|it| same(&it)) {
+            continue;
+        }
+        seen.push(rule.clone());
+        let comment = rule.comment.clone().unwrap_or_default();
+        let there: Vec<_> = found
+            .iter()
+            .filter(|it| it.chain == CHECKS && it.comment == fitting(&comment))
+            .filter(|it| it.begins(Family::Inet, &subnet))
+            .collect();
+        if there.iter().any(|it| it.is(Family::Inet, &rule)) {
             continue;
         }
         // The network's configuration was changed.
-        if let Some(other) = has(&rule_with(!wanted.random_fully)) {
+        for other in there {
             rules.push(other.deletion(TABLE));
         }
-        rules.push(Change::AddRule(TABLE, CHECKS.into(), rule.clone()));
-        added.push(rule);
+        rules.push(Change::AddRule(TABLE, CHECKS.into(), rule));
     }
     let entered = leads_to_checks(found);
     if rules.is_empty() && entered {
@@ -131,6 +147,11 @@ fn additions(found: &[Listed], wanted: &Masquerade) -> Transaction {
     let mut all = base(entered);
     all.extend(rules);
     all
+}
+
+/// The conditions that every rule for a subnet begins with.
+fn subnet_leaves(rule: &Rule) -> Vec<Statement> {
+    rule.statements.iter().take(2).cloned().collect()
 }
 
 /// The table and its chains. The Go plugins flush and refill the chain that
@@ -193,18 +214,20 @@ fn leads_to_checks(found: &[Listed]) -> bool {
         .all(|rule| found.any(|it| it.does(Family::Inet, rule)))
 }
 
-fn rule(owner: &Attachment, address: IpNetwork, fully_random: bool) -> Rule {
-    let rule = pod_or_network_rule(
-        network(address.network(), address.prefix()),
-        address,
-        fully_random,
-    );
+fn rule(wanted: &Masquerade, address: IpNetwork, fully_random: bool) -> Rule {
+    let subnet = network(address.network(), address.prefix());
+    let mut rule = pod_or_network_rule(subnet, address, fully_random);
+    if let Some(device) = &wanted.not_through {
+        let last = rule.statements.len() - 1;
+        let elsewhere = Statement::OutInterfaceNot(device.clone());
+        rule.statements.insert(last, elsewhere);
+    }
     if is_single(address) {
         // What is no subnet is the pod's own: DEL takes it away, as the Go
         // plugins' DEL would.
-        return rule.comment(pod_comment(owner));
+        return rule.comment(pod_comment(&wanted.owner));
     }
-    rule.comment(network_comment(&owner.network))
+    rule.comment(network_comment(&wanted.owner.network))
 }
 
 /// What the Go plugins write for a pod.
@@ -278,6 +301,7 @@ mod tests {
             },
             addresses: addresses.iter().map(|it| it.parse().unwrap()).collect(),
             random_fully,
+            not_through: None,
         }
     }
 
@@ -311,7 +335,7 @@ add rule inet cni_plugins_masquerade masq_checks ip saddr 10.22.0.0/24 ip daddr 
 add rule inet cni_plugins_masquerade masq_checks ip6 saddr fd00:22::/64 ip6 daddr != fd00:22::/64 masquerade comment \"d23676b4f2d9fe04, net: mynet\"
 ";
         assert_eq!(
-            additions(&[], &wanted).to_string(),
+            additions(&[], &[&wanted]).to_string(),
             [BASE, ENTRY, rules].concat()
         );
     }
@@ -319,26 +343,57 @@ add rule inet cni_plugins_masquerade masq_checks ip6 saddr fd00:22::/64 ip6 dadd
     #[test]
     fn the_next_pod_changes_nothing() {
         let wanted = wanted(&["10.22.0.9/24"], false);
-        let rule = rule(&wanted.owner, "10.22.0.2/24".parse().unwrap(), false);
-        assert!(additions(&found(&[rule]), &wanted).is_empty());
+        let rule = rule(&wanted, "10.22.0.2/24".parse().unwrap(), false);
+        assert!(additions(&found(&[rule]), &[&wanted]).is_empty());
     }
 
     #[test]
     fn a_changed_configuration_replaces_the_rule() {
         let wanted = wanted(&["10.22.0.2/24"], true);
-        let rule = rule(&wanted.owner, wanted.addresses[0], false);
+        let rule = rule(&wanted, wanted.addresses[0], false);
         let expected = "\
 delete rule inet cni_plugins_masquerade masq_checks handle 13
 add rule inet cni_plugins_masquerade masq_checks ip saddr 10.22.0.0/24 ip daddr != 10.22.0.0/24 masquerade fully-random comment \"d23676b4f2d9fe04, net: mynet\"
 ";
-        let changes = additions(&found(&[rule]), &wanted).to_string();
+        let changes = additions(&found(&[rule]), &[&wanted]).to_string();
         assert_eq!(changes, [BASE, expected].concat());
+    }
+
+    #[test]
+    fn what_leaves_by_the_overlays_device_keeps_its_source() {
+        let mut wanted = wanted(&["10.22.0.2/24"], false);
+        wanted.not_through = Some("vxlan0".into());
+        let expected = "\
+add rule inet cni_plugins_masquerade masq_checks ip saddr 10.22.0.0/24 ip daddr != 10.22.0.0/24 oifname != \"vxlan0\" masquerade comment \"d23676b4f2d9fe04, net: mynet\"
+";
+        let changes = additions(&found(&[]), &[&wanted]).to_string();
+        assert_eq!(changes, [BASE, expected].concat());
+        // It takes the place of a rule without the device, and the other way round.
+        let plain = Masquerade {
+            not_through: None,
+            ..wanted.clone()
+        };
+        for (had, wants) in [(&plain, &wanted), (&wanted, &plain)] {
+            let had = found(&[rule(had, had.addresses[0], false)]);
+            let changes = additions(&had, &[wants]).to_string();
+            assert!(
+                changes.contains("delete rule inet cni_plugins_masquerade masq_checks handle 13\n"),
+                "{changes}"
+            );
+        }
+    }
+
+    #[test]
+    fn many_pods_of_a_network_share_its_rule() {
+        let pods = ["10.22.0.2/24", "10.22.0.3/24"].map(|it| wanted(&[it], false));
+        let changes = additions(&found(&[]), &[&pods[0], &pods[1]]).to_string();
+        assert_eq!(changes.matches("add rule").count(), 1, "{changes}");
     }
 
     #[test]
     fn an_address_that_is_no_subnet_has_a_rule_of_its_pod() {
         let wanted = wanted(&["10.24.0.7/32"], false);
-        let changes = additions(&found(&[]), &wanted).to_string();
+        let changes = additions(&found(&[]), &[&wanted]).to_string();
         let expected = "add rule inet cni_plugins_masquerade masq_checks ip saddr 10.24.0.7 ip daddr != 10.24.0.7 masquerade comment \"d23676b4f2d9fe04-a64ba18ca6ffe108, net: mynet, if: eth0, id: aaaabbbbccccdddd\"\n";
         assert_eq!(changes, [BASE, expected].concat());
     }

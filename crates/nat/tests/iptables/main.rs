@@ -38,6 +38,7 @@ fn masquerade(id: &str, addresses: &[&str]) -> Masquerade {
         owner: owner(id),
         addresses: addresses.iter().map(|it| it.parse().unwrap()).collect(),
         random_fully: false,
+        not_through: None,
     }
 }
 

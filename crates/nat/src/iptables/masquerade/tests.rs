@@ -14,6 +14,7 @@ fn wanted(addresses: &[&str]) -> Masquerade {
         owner: owner(),
         addresses: addresses.iter().map(|it| it.parse().unwrap()).collect(),
         random_fully: false,
+        not_through: None,
     }
 }
 
@@ -164,4 +165,18 @@ fn collection_finds_a_chain_that_nothing_leads_to() {
     let text = collect("mynet", &[], &Listing::parse(orphan)).to_string();
     assert_eq!(text.lines().count(), 4, "{text}");
     assert!(text.contains("-X CNI-ac32b8ee4dcc1773aba08475"), "{text}");
+}
+
+#[test]
+fn what_leaves_by_the_overlays_device_keeps_its_source() {
+    let mut wanted = wanted(&["10.22.0.2/24"]);
+    wanted.not_through = Some("vxlan0".into());
+    let text = Rules::new(&wanted, Family::V4)
+        .unwrap()
+        .create()
+        .to_string();
+    assert!(
+        text.contains("! -d 224.0.0.0/4 ! -o vxlan0 -m comment "),
+        "{text}"
+    );
 }
