@@ -1,6 +1,7 @@
 //! The pod's interface.
 
 use anyhow::{Context, Result};
+use cni::Call;
 use cni::conf::DnsKeys;
 use cni::env::{IfName, NetnsPath};
 use cni::result::{AddResult, Interface, Route};
@@ -100,6 +101,14 @@ pub fn route_spec(route: &Route) -> RouteSpec {
         advmss: told(route.advmss),
         ..RouteSpec::to(route.dst.0)
     }
+}
+
+/// Whether IPAM gives the pod's addresses back over the pod's own interface, so
+/// that DEL has to release them while it is there: a DHCP server takes a
+/// DHCPRELEASE only from the address itself (RFC 2131, section 4.4.6). Any other
+/// releases last, when nothing answers to the addresses any more.
+pub fn releases_over_the_link(call: &Call) -> bool {
+    call.net.ipam.plugin == "dhcp"
 }
 
 /// Deletes the interface `ifname`, wherever the runtime says the pod is.

@@ -85,6 +85,12 @@ impl Plugin for Bridge {
                 outside::remove_masquerade(attachment, netns, &request.call)
             });
         }
+        let released_first = pod::releases_over_the_link(&request.call);
+        if released_first {
+            all.step("release the addresses", || {
+                delegate::ipam_del(&request.call)
+            });
+        }
         all.step("delete the interface", || {
             pod::delete_interface(netns, &attachment.ifname)
         });
@@ -94,7 +100,7 @@ impl Plugin for Bridge {
         if request.conf.macspoofchk {
             outside::remove_spoof_check(attachment);
         }
-        if request.call.has_ipam() {
+        if request.call.has_ipam() && !released_first {
             // Last: nobody may get the address while something still answers to it.
             all.step("release the addresses", || {
                 delegate::ipam_del(&request.call)
