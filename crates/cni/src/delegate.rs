@@ -14,6 +14,7 @@ use serde::Deserialize;
 use crate::env::{Environment, Verb};
 use crate::error::{Code, Error};
 use crate::json::Json;
+use crate::linked::Linked;
 use crate::request::Call;
 use crate::result::AddResult;
 use crate::undo::Undo;
@@ -95,18 +96,23 @@ pub fn ipam_status(call: &Call) -> Result<()> {
 /// What a new pipe takes without anybody reading (pipe(7)).
 const PIPE_CAPACITY: usize = 65536;
 
-/// A plugin to execute with our own environment and standard input.
+/// A plugin to execute with our own environment and standard input, or to call
+/// where it is linked into this program.
 #[derive(Clone)]
 pub struct Delegate {
     executable: PathBuf,
+    linked: Option<&'static Linked>,
     env: Rc<Environment>,
     stdin: Rc<[u8]>,
 }
 
 impl Delegate {
     fn ipam(call: &Call) -> Result<Self> {
+        let name = &call.net.ipam.plugin;
+        let executable = find(name, &call.path)?;
         Ok(Self {
-            executable: find(&call.net.ipam.plugin, &call.path)?,
+            linked: Linked::find(call.linked, name, &executable),
+            executable,
             env: Rc::clone(&call.env),
             stdin: Rc::clone(&call.stdin),
         })
@@ -116,6 +122,7 @@ impl Delegate {
     pub fn new(executable: &Path, env: Environment, stdin: &[u8]) -> Self {
         Self {
             executable: executable.to_owned(),
+            linked: None,
             env: Rc::new(env),
             stdin: Rc::from(stdin),
         }
@@ -124,9 +131,12 @@ impl Delegate {
     /// Executes the plugin for `verb` and returns its standard output. An error
     /// that it reports is returned unchanged, code included.
     pub fn run(&self, verb: Verb) -> Result<Vec<u8>> {
-        let output = self
-            .execute(verb)
-            .with_context(|| format!("execute {}", self.executable.display()))?;
+        let output = match self.linked {
+            Some(linked) => linked.run(verb, &self.env, &self.stdin),
+            None => self
+                .execute(verb)
+                .with_context(|| format!("execute {}", self.executable.display()))?,
+        };
         if !output.status.success() {
             return Err(reported(&output).into());
         }

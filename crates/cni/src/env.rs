@@ -180,6 +180,14 @@ impl Environment {
             .map(|(key, value)| (key.as_os_str(), value.as_os_str()))
     }
 
+    /// The same with `key` as `value`.
+    pub(crate) fn with(&self, key: &str, value: &str) -> Self {
+        let others = self.0.iter().filter(|(other, _)| other != key);
+        let mut all: Vec<_> = others.cloned().collect();
+        all.push((key.into(), value.into()));
+        Self(all)
+    }
+
     /// A variable; one that is empty counts as missing.
     fn get(&self, name: &str) -> Option<&OsStr> {
         let (_, value) = self.0.iter().find(|(key, _)| key == name)?;

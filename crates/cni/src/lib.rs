@@ -12,6 +12,7 @@ pub mod delegate;
 pub mod env;
 mod error;
 pub mod json;
+pub mod linked;
 pub mod names;
 pub mod request;
 pub mod result;

@@ -10,6 +10,7 @@ use anyhow::Result;
 use crate::conf::{NetConf, ValidAttachment};
 use crate::env::{ContainerId, Environment, IfName, NetnsPath, parse_args};
 use crate::error::Error;
+use crate::linked::Linked;
 use crate::names;
 use crate::result::AddResult;
 use crate::version::Version;
@@ -30,6 +31,8 @@ pub struct Call {
     /// All variables, and standard input to the byte: a delegate gets the same.
     pub(crate) env: Rc<Environment>,
     pub(crate) stdin: Rc<[u8]>,
+    /// The plugins to call, rather than execute, as delegates.
+    pub(crate) linked: &'static [Linked],
 }
 
 impl Call {

@@ -16,6 +16,7 @@ use crate::conf::{self, Head, Reading};
 use crate::env::{Environment, NetnsPath, Variables, Verb, is_identifier};
 use crate::error::{Code, Error, reason};
 use crate::json::Json;
+use crate::linked::Linked;
 use crate::request::{Add, Attachment, Call, Check, Del, Gc, Status};
 use crate::result::{AddResult, pretty};
 use crate::undo::Undo;
@@ -28,6 +29,8 @@ pub trait Plugin {
     const NAME: &'static str;
     /// The versions that it speaks.
     const VERSIONS: &'static [Version] = Version::ALL;
+    /// The plugins to call, rather than execute, as delegates.
+    const LINKED: &'static [Linked] = &[];
     /// Its own keys. What serde can check is checked before any verb runs.
     type Conf: DeserializeOwned;
 
@@ -55,16 +58,17 @@ pub fn run<P: Plugin>() -> ExitCode {
     ExitCode::from(process.run::<P>(env))
 }
 
-/// The three streams of a process, so that tests can have others.
-struct Process<'a> {
-    stdin: &'a mut dyn Read,
-    stdout: &'a mut dyn Write,
-    stderr: &'a mut dyn Write,
+/// The three streams of a process, so that tests, and plugins that are linked
+/// into another, can have others.
+pub(crate) struct Process<'a> {
+    pub(crate) stdin: &'a mut dyn Read,
+    pub(crate) stdout: &'a mut dyn Write,
+    pub(crate) stderr: &'a mut dyn Write,
 }
 
 impl Process<'_> {
     /// Returns the exit status: 0, or 1 after an error was printed.
-    fn run<P: Plugin>(&mut self, env: Environment) -> u8 {
+    pub(crate) fn run<P: Plugin>(&mut self, env: Environment) -> u8 {
         let Err(error) = self.serve::<P>(env) else {
             return 0;
         };
@@ -105,6 +109,7 @@ impl Process<'_> {
             args: variables.args.clone(),
             env: Rc::new(env),
             stdin: stdin.into(),
+            linked: P::LINKED,
         };
         let conf = conf::read(&document, reading)?;
         self.handle::<P>(verb, call, conf, variables)

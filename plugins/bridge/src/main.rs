@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
 use cni::delegate;
+use cni::linked::Linked;
 use cni::request::{Add, Check, Del, Gc, Status};
 use cni::result::{AddResult, Interface};
 use cni::{Attachment, BestEffort, Code, Plugin, Undo};
@@ -28,6 +29,7 @@ struct Bridge;
 
 impl Plugin for Bridge {
     const NAME: &'static str = "bridge";
+    const LINKED: &'static [Linked] = &[host_local::LINKED];
     type Conf = Conf;
 
     fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {

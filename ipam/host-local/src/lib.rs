@@ -1,0 +1,204 @@
+//! host-local: hands out addresses from ranges of this node and remembers on
+//! its disk who holds them.
+//!
+//! It is a library because main plugins call it rather than execute it where
+//! the executable in `CNI_PATH` is this build: see [`cni::linked`].
+//!
+//! The files are those of the Go plugin of the same name, so that a node can
+//! switch to this one, and back, under running pods. What is added lies beside
+//! them: an index by owner, which spares ADD and DEL the search through every
+//! reservation.
+
+mod allocator;
+mod conf;
+mod file;
+mod index;
+mod network;
+mod owner;
+mod range;
+mod resolv_conf;
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use anyhow::Result;
+use cni::json::Json;
+use cni::linked::{self, Linked};
+use cni::result::{Dns, IpConfig};
+use cni::{Add, AddResult, BestEffort, Check, Code, Del, Gc, Plugin, Status, Undo};
+
+use crate::allocator::{Lease, Refusal};
+use crate::conf::Ipam;
+use crate::network::{Holder, Network, Place};
+use crate::owner::Owner;
+
+/// This build: a hash of the sources, which changes with whatever may change what it does.
+pub const BUILD: [u8; linked::BUILD] = *include_bytes!(concat!(env!("OUT_DIR"), "/build"));
+
+/// This plugin, for one that calls it.
+pub const LINKED: Linked = Linked::of::<HostLocal>(BUILD);
+
+/// The plugin.
+#[derive(Debug)]
+pub struct HostLocal;
+
+impl Plugin for HostLocal {
+    const NAME: &'static str = "host-local";
+    /// The document itself: DEL and GC need one key of it, whatever is wrong with the others.
+    type Conf = Json;
+
+    fn add(request: &Add<Json>, undo: &mut Undo) -> Result<AddResult> {
+        let ipam = Ipam::read(&request.conf, request.call.version, &request.call.args)?;
+        let dns = match &ipam.resolv_conf {
+            Some(path) => resolv_conf::read(path)?,
+            None => Dns::default(),
+        };
+        let place = Place::new(&ipam.data_dir, &request.call.network);
+        let mut network = Network::create(&place)?;
+        let mut holder = Holder::new(&mut network, &request.attachment)?;
+
+        let mut wanted = ipam.requested.clone();
+        let mut ips = Vec::new();
+        for (number, set) in ipam.sets.iter().enumerate() {
+            let requested = wanted.iter().position(|ip| set.contains(*ip));
+            let requested = requested.map(|at| wanted.remove(at));
+            let lease = allocator::allocate(set, number, requested, &mut holder)
+                .map_err(|refusal| refused(number, refusal))?;
+            give_back(undo, &place, holder.owner(), &lease);
+            ips.push(IpConfig {
+                interface: None,
+                address: lease.address,
+                gateway: Some(lease.gateway),
+            });
+        }
+        if !wanted.is_empty() {
+            let list: Vec<_> = wanted.iter().map(ToString::to_string).collect();
+            anyhow::bail!("failed to allocate all requested IPs: {}", list.join(" "));
+        }
+        Ok(AddResult {
+            interfaces: Vec::new(),
+            ips,
+            routes: ipam.routes,
+            dns,
+        })
+    }
+
+    fn del(request: &Del<Json>) -> Result<()> {
+        let mut all = BestEffort::new();
+        all.step("release addresses", || release(request));
+        // Such a configuration never had an attachment, so the Go plugin's DEL
+        // refuses it too, and its test suite asks for that.
+        all.step("read configuration", || {
+            Ok(conf::can_be_told(&request.conf, request.call.version)?)
+        });
+        all.finish()
+    }
+
+    fn check(request: &Check<Json>) -> Result<()> {
+        let ipam = Ipam::read(&request.conf, request.call.version, &request.call.args)?;
+        let place = Place::new(&ipam.data_dir, &request.call.network);
+        if let Some(mut network) = Network::find(&place)? {
+            for owner in Owner::both(&request.attachment) {
+                if !network.held_by(&owner)?.is_empty() {
+                    return Ok(());
+                }
+            }
+        }
+        anyhow::bail!(
+            "host-local: Failed to find address added by container {}",
+            request.attachment.container_id
+        )
+    }
+
+    fn gc(request: &Gc<Json>) -> Result<()> {
+        let place = Place::new(&conf::data_dir(&request.conf), &request.call.network);
+        let Some(mut network) = Network::find(&place)? else {
+            return Ok(());
+        };
+        let valid: HashSet<Owner> = request.valid.iter().flat_map(Owner::of_valid).collect();
+        network.retain(|owner| valid.contains(owner))
+    }
+
+    fn status(request: &Status<Json>) -> Result<()> {
+        let ipam = Ipam::read(&request.conf, request.call.version, "")?;
+        if let Some(path) = &ipam.resolv_conf {
+            resolv_conf::read(path).map_err(|error| not_available(format!("{error:#}")))?;
+        }
+        let place = Place::new(&ipam.data_dir, &request.call.network);
+        refuse_unwritable(&place.dir())?;
+        let Some(mut network) = Network::find(&place)? else {
+            return Ok(());
+        };
+        for (number, set) in ipam.sets.iter().enumerate() {
+            let last = network.last_reserved(number);
+            if allocator::first_free(set, last, |ip| network.is_free(ip))?.is_none()
+                && !network.has_leftover(|ip| set.contains(ip))?
+            {
+                return Err(not_available(format!(
+                    "range {number}: {}",
+                    Refusal::Exhausted(set.to_string())
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Gives back what the attachment holds.
+fn release(request: &Del<Json>) -> Result<()> {
+    let place = Place::new(&conf::data_dir(&request.conf), &request.call.network);
+    let Some(mut network) = Network::find(&place)? else {
+        return Ok(());
+    };
+    // A reservation with only the container id was written by a Go plugin
+    // of before 2018; like the Go plugin, we take it for ours only where
+    // there is none with the interface.
+    let mut owner = Owner::of(&request.attachment);
+    if network.held_by(&owner)?.is_empty() {
+        owner = Owner::legacy(&request.attachment);
+    }
+    let mut all = BestEffort::new();
+    for reservation in network.held_by(&owner)? {
+        all.step("release address", || {
+            network.release(&owner, reservation.ip)
+        });
+    }
+    all.finish()
+}
+
+/// The error of an ADD that got no address from range set `number`. An empty
+/// pool may fill again, so the runtime is told to try again later.
+fn refused(number: usize, refusal: Refusal) -> anyhow::Error {
+    let msg = format!("failed to allocate for range {number}: {refusal}");
+    match refusal {
+        Refusal::Exhausted(_) => Code::TryAgain.err(msg).into(),
+        _ => anyhow::anyhow!(msg),
+    }
+}
+
+/// Only what this ADD took is given back: another attachment under the same
+/// name may be the reason why it failed.
+fn give_back(undo: &mut Undo, place: &Place, owner: &Owner, lease: &Lease) {
+    let (place, owner, ip) = (place.clone(), owner.clone(), lease.address.ip());
+    undo.push(
+        format!("release address {ip}"),
+        move || match Network::find(&place)? {
+            Some(mut network) => network.release(&owner, ip),
+            None => Ok(()),
+        },
+    );
+}
+
+fn not_available(msg: String) -> anyhow::Error {
+    Code::NotAvailable.err(msg).into()
+}
+
+/// STATUS on a disk that is full or went read-only: the nearest directory that
+/// exists stands for those that ADD would make.
+fn refuse_unwritable(path: &Path) -> Result<()> {
+    let existing = path.ancestors().find(|path| path.is_dir());
+    match existing.map(file::try_write) {
+        Some(Err(error)) => Err(not_available(format!("{error:#}"))),
+        _ => Ok(()),
+    }
+}
