@@ -359,25 +359,26 @@ fn protocols_may_be_written_in_capitals() {
 #[test]
 fn the_node_s_own_loopback_is_not_the_neighbours_business() {
     beyond_peer("plugins#729: route_localnet without a filter", || {
-        let node = Node::new(BackEnd::Nftables);
-        let pod = node.published("a", &tcp());
-        let _service = node.host().serve(9000);
-        let way = node.host().sysctl("net/ipv4/conf/cni0/route_localnet");
-        assert_eq!(way, "1");
-        // From outside it takes an address on the same wire, and a node that is open there.
-        pod.netns
-            .sh("echo 1 >/proc/sys/net/ipv4/conf/eth0/route_localnet
+        each(&BackEnd::ALL, |node| {
+            let pod = node.published("a", &tcp());
+            let _service = node.host().serve(9000);
+            let way = node.host().sysctl("net/ipv4/conf/cni0/route_localnet");
+            assert_eq!(way, "1");
+            // From outside it takes an address on the same wire, and a node that is open there.
+            pod.netns
+                .sh("echo 1 >/proc/sys/net/ipv4/conf/eth0/route_localnet
             ip route add 127.0.0.0/8 via 10.1.0.1");
-        assert_eq!(pod.netns.ask("tcp", "10.1.0.1", 9000), "host sees 10.1.0.2");
-        for protocol in ["tcp", "udp"] {
-            assert_eq!(pod.netns.ask(protocol, "127.0.0.1", 9000), NOBODY);
-        }
-        // It is the rule that keeps them out.
-        node.host().sh("nft flush ruleset");
-        assert_eq!(
-            pod.netns.ask("tcp", "127.0.0.1", 9000),
-            "host sees 10.1.0.2"
-        );
+            assert_eq!(pod.netns.ask("tcp", "10.1.0.1", 9000), "host sees 10.1.0.2");
+            for protocol in ["tcp", "udp"] {
+                assert_eq!(pod.netns.ask(protocol, "127.0.0.1", 9000), NOBODY);
+            }
+            // It is the rule that keeps them out.
+            node.host().sh("nft flush ruleset");
+            assert_eq!(
+                pod.netns.ask("tcp", "127.0.0.1", 9000),
+                "host sees 10.1.0.2"
+            );
+        });
     });
 }
 

@@ -60,15 +60,41 @@ pub fn open(forced: Option<Kind>) -> Result<Box<dyn Backend>> {
     }
 }
 
-/// Publishes ports with the back end that is `forced` or found; what was taken
-/// from others is returned.
-pub fn publish(wanted: &HostPorts, forced: Option<Kind>) -> Result<Vec<Notice>> {
+/// What publishing has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// By which back end.
+    pub by: Kind,
+    /// What others had.
+    pub taken: Vec<Notice>,
+}
+
+/// Publishes ports with the back end that is `forced` or found.
+///
+/// # Errors
+/// As [`open`]; what the back end refuses.
+pub fn publish(wanted: &HostPorts, forced: Option<Kind>) -> Result<Published> {
     let backend = open(forced)?;
-    let notices = backend.publish(wanted)?;
-    if backend.kind() == Kind::Iptables {
+    let (by, taken) = (backend.kind(), backend.publish(wanted)?);
+    if by == Kind::Iptables {
         forget_connections(wanted, false);
     }
-    Ok(notices)
+    Ok(Published { by, taken })
+}
+
+/// Drops what others send to 127.0.0.0/8 of the node, before `route_localnet`
+/// opens it to them (CVE-2020-8558). nftables has that in the table of the
+/// published ports already; where the ports are iptables' own, which are laid
+/// out as the Go plugins do it, this stands beside them: in nf_tables where the
+/// kernel has it, else in the table raw. It stays, as `route_localnet` does.
+///
+/// # Errors
+/// What the kernel or iptables refuses: then the interface should stay closed.
+pub fn close_localhost() -> Result<()> {
+    if nftables::probe(Family::Ip) {
+        return Nftables::open()?.close_localhost();
+    }
+    Iptables::new().close_localhost()
 }
 
 /// Forgets connections of UDP to the published ports that lead to the pod
@@ -183,8 +209,8 @@ impl Leftovers {
         if let Some(nftables) = usable_nftables() {
             all.step(what, || step(&nftables));
         }
-        // GC is rare: it may execute a program to be sure.
-        if Iptables::new().probe().any() {
+        // Where it has no table, programs would only make one to find it empty.
+        if iptables_may_hold_any() {
             all.step(what, || step(&Iptables::new()));
         }
         all.finish()
@@ -213,6 +239,16 @@ fn iptables_may_hold(nftables: &Option<Nftables>, chains: &[String]) -> bool {
         })
     };
     nftables.as_ref().is_some_and(in_nft) || legacy_has_nat()
+}
+
+/// Whether iptables may have anything in its nat tables.
+pub(crate) fn iptables_may_hold_any() -> bool {
+    let in_nft = |nftables: Nftables| {
+        [Family::Ip, Family::Ip6]
+            .into_iter()
+            .any(|family| nftables.has_table(family, "nat"))
+    };
+    usable_nftables().is_some_and(in_nft) || legacy_has_nat()
 }
 
 fn legacy_has_nat() -> bool {

@@ -5,10 +5,13 @@
 //! `program` alone executes: one `iptables-restore --noflush` for a change, and
 //! at most a look at one or two chains before it.
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod hostport;
 mod masquerade;
 mod program;
 mod table;
+mod tables;
 
 use std::env;
 use std::net::IpAddr;
@@ -25,6 +28,8 @@ use self::table::{FAMILIES, Family, Listing, Transaction};
 use crate::backend::{Backend, Kind};
 use crate::hostport::{HostPorts, Notice};
 use crate::masquerade::Masquerade;
+
+pub(crate) use self::tables::{Changes, Tables};
 
 /// The system's own iptables, legacy or nft: whichever `iptables` is.
 #[derive(Clone, Debug)]
@@ -92,6 +97,19 @@ impl Iptables {
         }
     }
 
+    /// Drops what others send to 127.0.0.0/8 of the node; once more does no harm.
+    ///
+    /// # Errors
+    /// The table raw cannot be used.
+    pub fn close_localhost(&self) -> Result<()> {
+        let rule =
+            "-d 127.0.0.0/8 ! -i lo -m comment --comment \"podwire: not from outside\" -j DROP";
+        let program = self.0.of(Family::V4)?;
+        program
+            .keep("raw", "PREROUTING", rule)
+            .context("keep others from 127.0.0.0/8")
+    }
+
     /// Does `step` in each family that is installed, whatever happens in the
     /// other. Where there is no iptables, it has left nothing.
     fn clean(&self, what: &str, step: impl Fn(&Program, Family) -> Result<()>) -> Result<()> {
@@ -104,13 +122,15 @@ impl Iptables {
         effort.finish()
     }
 
-    /// Carries what `collect` finds in the whole table.
+    /// Carries what `collect` finds in the whole table: one process where there
+    /// is nothing, and two of a family that the kernel does not have.
     fn sweep(&self, what: &str, collect: impl Fn(&Listing) -> Transaction) -> Result<()> {
         self.clean(what, |program, _| {
-            if !program.is_usable() {
-                return Ok(());
-            }
-            settle(program, || Ok(collect(&program.table()?)))
+            settle(program, || match program.table() {
+                Ok(table) => Ok(collect(&table)),
+                Err(_) if !program.is_usable() => Ok(Transaction::new()),
+                Err(error) => Err(error),
+            })
         })
     }
 }

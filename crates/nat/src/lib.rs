@@ -8,13 +8,19 @@
 
 mod backend;
 mod choice;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod hostport;
 mod iptables;
 mod masquerade;
 pub mod nftables;
+pub mod node;
 
 pub use backend::{Backend, Kind};
-pub use choice::{Leftovers, check_masquerade, check_published, forget_connections, open, publish};
+pub use choice::{
+    Leftovers, Published, check_masquerade, check_published, close_localhost, forget_connections,
+    open, publish,
+};
 pub use hostport::{HostPorts, Mapping, Mark, Notice, Protocol, Snat};
 pub use iptables::{Families, Iptables};
 pub use masquerade::Masquerade;

@@ -9,11 +9,15 @@ mod conditional;
 mod conntrack;
 mod error;
 mod expression;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
+mod go;
 mod hostport;
 mod listing;
 mod masquerade;
 mod message;
 mod presence;
+mod ruleset;
 mod socket;
 mod spoof;
 mod transaction;
@@ -32,6 +36,7 @@ use socket::{Socket, retry};
 use transaction::{Chain, Change, Hook, Point, Table, Transaction};
 
 pub use error::Error;
+pub(crate) use ruleset::Ruleset;
 pub use spoof::SpoofCheck;
 pub use transaction::Family;
 
@@ -100,9 +105,19 @@ impl Nftables {
         hostport::flush(&self.socket, &hostport::published(published), which);
     }
 
+    /// Drops what others send to 127.0.0.0/8 of the node; once more does no harm.
+    pub fn close_localhost(&self) -> Result<()> {
+        self.transact(hostport::close_localhost)
+    }
+
     /// Whether the kernel has nf_tables at all.
     pub fn is_there(&self) -> bool {
         self.socket.generation().is_ok()
+    }
+
+    /// Whether there is a table of this name, whoever made it.
+    pub fn has_table(&self, family: Family, table: &str) -> bool {
+        presence::has_table(&self.socket, family, table).unwrap_or(false)
     }
 
     /// Whether a table that may be somebody else's has a chain of this name.

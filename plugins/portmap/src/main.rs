@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use cni::request::{Add, Check, Del, Gc, Status};
 use cni::{AddResult, Code, Error, Plugin, Undo};
-use nat::{HostPorts, Leftovers};
+use nat::{HostPorts, Kind, Leftovers};
 use netlink::{Netlink, sysctl};
 
 use crate::conf::Conf;
@@ -42,15 +42,15 @@ impl Plugin for Portmap {
         undo.push("remove published ports", move || {
             Leftovers::unpublish(&owner)
         });
-        for notice in nat::publish(&wanted, plan.backend)? {
-            let nat::Notice { mapping, from } = notice;
+        let published = nat::publish(&wanted, plan.backend)?;
+        for nat::Notice { mapping, from } in published.taken {
             eprintln!(
                 "host port {}/{} was {from}'s and is {}'s now",
                 mapping.host_port, mapping.protocol, request.attachment
             );
         }
         if plan.opens_to_localhost() {
-            open_to_localhost(&wanted)?;
+            open_to_localhost(&wanted, published.by)?;
         }
         Ok(previous)
     }
@@ -101,11 +101,19 @@ fn as_go_says(mut error: Error) -> Error {
 
 /// Lets packets from 127.0.0.1 leave for the pod: the kernel drops them unless
 /// the interface that they leave by allows it (`route_localnet` in
-/// Documentation/networking/ip-sysctl.rst).
-fn open_to_localhost(wanted: &HostPorts) -> Result<()> {
+/// Documentation/networking/ip-sysctl.rst). That also lets in what neighbours send
+/// to 127.0.0.0/8 of the node, so somebody has to stand at the door.
+fn open_to_localhost(wanted: &HostPorts, published_by: Kind) -> Result<()> {
     let Some(pod) = wanted.pod_v4 else {
         return Ok(());
     };
+    if published_by == Kind::Iptables
+        && let Err(error) = nat::close_localhost()
+    {
+        // All other ways to the pod work.
+        eprintln!("127.0.0.1 is not let through to the pod: {error:#}");
+        return Ok(());
+    }
     let way = Netlink::open()?.route_link(IpAddr::V4(pod.ip()))?;
     let key = sysctl::interface_key("ipv4", &way.name, "route_localnet");
     sysctl::write_if_different(&key, "1")

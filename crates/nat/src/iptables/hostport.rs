@@ -34,7 +34,7 @@ pub(super) struct Rules {
 }
 
 /// A rule that all pods use: made once, kept for good.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Shared {
     chain: &'static str,
     rule: String,
@@ -88,43 +88,24 @@ impl Rules {
                 listing
             }
             Known::Table(listing) => {
-                self.create_shared(&mut transaction, listing);
+                create_shared(&mut transaction, &self.shared, listing);
                 listing
             }
         };
+        self.fill(&mut transaction, listing);
+        transaction
+    }
+
+    /// The own chain and the entries to it.
+    fn fill(&self, transaction: &mut Transaction, listing: &Listing) {
         transaction.create_empty(&self.chain);
         for rule in &self.mappings {
             transaction.append(&self.chain, rule);
         }
-        delete_jumps(&mut transaction, ENTRIES, &self.chain, listing);
+        delete_jumps(transaction, ENTRIES, &self.chain, listing);
         // Each insertion is before the one that it follows here.
         for rule in self.entries.iter().rev() {
             transaction.insert(ENTRIES, rule);
-        }
-        transaction
-    }
-
-    fn create_shared(&self, transaction: &mut Transaction, listing: &Listing) {
-        // Created, not emptied: all fails if somebody else was quicker, instead
-        // of losing the entries of all pods.
-        let mut needed = vec![ENTRIES];
-        if self.shared.iter().any(|it| it.chain == SET_MARK) {
-            needed.extend([SET_MARK, MASQUERADE]);
-        }
-        for chain in needed {
-            if listing.chain(chain).is_none() {
-                transaction.create(chain);
-            }
-        }
-        for it in &self.shared {
-            if listing.rules(it.chain).contains(&it.rule) {
-                continue;
-            }
-            if it.first {
-                transaction.insert(it.chain, &it.rule);
-            } else {
-                transaction.append(it.chain, &it.rule);
-            }
         }
     }
 
@@ -142,6 +123,73 @@ impl Rules {
         }
         transaction
     }
+}
+
+fn create_shared(transaction: &mut Transaction, shared: &[Shared], listing: &Listing) {
+    // Created, not emptied: all fails if somebody else was quicker, instead
+    // of losing the entries of all pods.
+    let mut needed = vec![ENTRIES];
+    if shared.iter().any(|it| it.chain == SET_MARK) {
+        needed.extend([SET_MARK, MASQUERADE]);
+    }
+    for chain in needed {
+        if listing.chain(chain).is_none() {
+            transaction.create(chain);
+        }
+    }
+    for it in shared {
+        if listing.rules(it.chain).contains(&it.rule) {
+            continue;
+        }
+        if it.first {
+            transaction.insert(it.chain, &it.rule);
+        } else {
+            transaction.append(it.chain, &it.rule);
+        }
+    }
+}
+
+/// Publishes the ports of many pods, the last of them before all others. A chain
+/// that two interfaces of a container share is the later one's, as after two ADDs.
+pub(super) fn publish_all(all: &[Rules], listing: &Listing) -> Transaction {
+    let mut transaction = Transaction::new();
+    if all.is_empty() {
+        return transaction;
+    }
+    let mut shared = Vec::<Shared>::new();
+    for rules in all {
+        for it in &rules.shared {
+            if !shared.contains(it) {
+                shared.push(it.clone());
+            }
+        }
+    }
+    create_shared(&mut transaction, &shared, listing);
+    for (at, rules) in all.iter().enumerate() {
+        if all[at + 1..].iter().all(|later| later.chain != rules.chain) {
+            rules.fill(&mut transaction, listing);
+        }
+    }
+    transaction
+}
+
+/// Removes what `listing` has of the ports of these pods.
+pub(super) fn remove_all(all: &[&HostPorts], listing: &Listing) -> Transaction {
+    let mut transaction = Transaction::new();
+    let mut gone = Vec::new();
+    for wanted in all {
+        let chains = [
+            (chain(&wanted.owner), ENTRIES),
+            (old_chain(&wanted.owner), OLD_ENTRIES),
+        ];
+        for (chain, entries) in chains {
+            if listing.chain(&chain).is_some() && !gone.contains(&chain) {
+                remove(&mut transaction, entries, &chain, listing);
+                gone.push(chain);
+            }
+        }
+    }
+    transaction
 }
 
 /// Whether `listing` has a rule of [`Rules::check`], compared as text. Conditions

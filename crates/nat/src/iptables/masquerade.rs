@@ -160,6 +160,18 @@ pub(super) fn remove_found(
     transaction
 }
 
+/// Whether a chain masquerades a pod: it says so in its own rules.
+pub(super) fn is_chain(chain: &str, rules: &[String]) -> bool {
+    let begins = |rule: &String| {
+        option(rule, "--comment").is_some_and(|comment| comment.starts_with("name: \""))
+    };
+    chain.starts_with("CNI-") && rules.iter().any(|rule| ends(rule) && begins(rule))
+}
+
+fn ends(rule: &str) -> bool {
+    rule.contains(" -j ACCEPT") || rule.contains(" -j MASQUERADE")
+}
+
 /// Removes what the whole table has for pods of `network` that are not `valid`.
 pub(super) fn collect(network: &str, valid: &[ValidAttachment], listing: &Listing) -> Transaction {
     let begin = format!("name: {network:?} id: \"");
@@ -179,7 +191,6 @@ pub(super) fn collect(network: &str, valid: &[ValidAttachment], listing: &Listin
     }
     // A chain that nothing leads to any more says in its own rules whose it was.
     for (chain, rules) in listing.chains() {
-        let ends = |rule: &String| rule.contains(" -j ACCEPT") || rule.contains(" -j MASQUERADE");
         let is_masquerade = |rule: &String| is_of_network(rule) && ends(rule);
         if is_stale(chain) && rules.iter().any(is_masquerade) {
             transaction.delete_chain(chain);

@@ -138,6 +138,11 @@ impl Program {
         }
     }
 
+    /// Whether [`Program::alone`] of both is the same lock.
+    pub(super) fn is_locked_with(&self, other: &Self) -> bool {
+        self.restore.canonicalize().ok() == other.restore.canonicalize().ok()
+    }
+
     /// Makes all changes or none: `iptables-restore --noflush`.
     pub(super) fn carry(&self, transaction: &Transaction) -> Result<(), Refused> {
         if transaction.is_empty() {
@@ -157,6 +162,24 @@ impl Program {
             None => error.context("change table nat"),
         };
         Err(Refused { line, error })
+    }
+
+    /// Makes `rule` the first of a chain of any table, unless it is there.
+    pub(super) fn keep(&self, table: &str, chain: &str, rule: &str) -> Result<()> {
+        let wait = self.lock_wait.to_string();
+        let carry = |line: &str| {
+            let text = format!("*{table}\n{line} {chain} {rule}\nCOMMIT\n");
+            execute(&self.restore, &["--noflush", "--wait", &wait], &text)
+        };
+        if carry("-C")?.status.success() {
+            return Ok(());
+        }
+        let output = carry("-I")?;
+        if !output.status.success() {
+            return Err(self.failure(&self.restore, &output))
+                .with_context(|| format!("change table {table}: -I {chain} {rule}"));
+        }
+        Ok(())
     }
 
     fn ask(&self, chain: &[&str]) -> Result<Output> {

@@ -157,6 +157,11 @@ impl Transaction {
         self.0.is_empty()
     }
 
+    /// Makes the changes of `more` after these.
+    pub(super) fn extend(&mut self, more: Self) {
+        self.0.extend(more.0);
+    }
+
     /// Adds a chain; all fails if it exists.
     pub(super) fn create(&mut self, chain: &str) {
         self.0.push(format!("-N {chain}"));

@@ -19,7 +19,8 @@ use crate::hostport::HostPorts;
 
 const ENTRIES: [&str; 2] = ["prerouting", "output"];
 
-fn table(family: Family) -> Table {
+/// The table of `family`.
+pub fn table(family: Family) -> Table {
     Table {
         family,
         name: "podwire_hostports_conditional",
@@ -34,9 +35,17 @@ fn chain(owner: &str) -> String {
 
 /// Publishes what has conditions in `family`; nothing without any.
 pub fn publish(socket: &Socket, family: Family, wanted: &HostPorts) -> Result<()> {
+    let script = script(socket, family, wanted)?;
+    script.map_or(Ok(()), |script| {
+        nft(&script).with_context(|| format!("publish ports of {} with conditions", wanted.owner))
+    })
+}
+
+/// What nft has to read for that.
+pub fn script(socket: &Socket, family: Family, wanted: &HostPorts) -> Result<Option<String>> {
     let conditions = conditions(wanted, family);
     let Some(pod) = pod(wanted, family).filter(|_| !conditions.is_empty()) else {
-        return Ok(());
+        return Ok(None);
     };
     // A line or a semicolon more would be a command more.
     if let Some(word) = conditions.iter().find(|it| it.contains(['\n', ';'])) {
@@ -50,11 +59,10 @@ pub fn publish(socket: &Socket, family: Family, wanted: &HostPorts) -> Result<()
     }
     let owner = owner(&wanted.owner);
     let entered = entries(socket, family, &|comment| comment == owner)?;
-    nft(&script(family, wanted, pod, &entered))
-        .with_context(|| format!("publish ports of {} with conditions", wanted.owner))
+    Ok(Some(lines(family, wanted, pod, &entered)))
 }
 
-fn script(family: Family, wanted: &HostPorts, pod: IpAddr, entered: &[String]) -> String {
+fn lines(family: Family, wanted: &HostPorts, pod: IpAddr, entered: &[String]) -> String {
     let (owner, table) = (owner(&wanted.owner), table(family));
     let (own, mut lines) = (chain(&owner), vec![format!("add table {table}")]);
     lines.push(format!("add chain {table} {own}"));
@@ -146,11 +154,12 @@ pub fn check(socket: &Socket, family: Family, wanted: &HostPorts) -> Result<()> 
     Ok(())
 }
 
+/// Has nft carry a script, as one transaction.
 #[expect(
     clippy::disallowed_methods,
     reason = "conditions are in nft's language, which only nft reads"
 )]
-fn nft(script: &str) -> Result<()> {
+pub fn nft(script: &str) -> Result<()> {
     let mut nft = Command::new("nft")
         .args(["-f", "-"])
         .stdin(Stdio::piped())

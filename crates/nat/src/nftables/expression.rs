@@ -7,13 +7,14 @@
 //! Source: linux/netfilter/nf_tables.h; `nft --debug=netlink`.
 
 use std::fmt::{self, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 use nix::libc;
 
 use super::message::{self, Attributes};
 use super::transaction::Family;
+use crate::hostport::Protocol;
 
 /// Which address of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub enum Statement {
     OutInterfaceNot(String),
     /// `ether saddr 00:11:22:33:44:55`
     EtherSource([u8; 6]),
+    /// `tcp dport 8080`
+    Port(Protocol, u16),
     /// `fib daddr type local`: for an address of the node.
     LocalDestination,
     /// `ct status dnat`: the connection was redirected.
@@ -53,6 +56,8 @@ pub enum Statement {
     RedirectByTarget(&'static str),
     /// `dnat ip to meta l4proto . th dport map @map`
     RedirectByPort(&'static str),
+    /// `dnat to 10.22.0.2:80`
+    RedirectTo(SocketAddr),
     /// `masquerade`, perhaps `fully-random`
     Masquerade {
         /// Source ports are drawn at random.
@@ -79,6 +84,8 @@ impl Statement {
             Self::InterfaceNot(name) => format!("iifname != \"{name}\""),
             Self::OutInterfaceNot(name) => format!("oifname != \"{name}\""),
             Self::EtherSource(mac) => format!("ether saddr {}", Mac(mac)),
+            Self::Port(protocol, port) => format!("{protocol} dport {port}"),
+            Self::RedirectTo(to) => format!("dnat to {to}"),
             Self::LocalDestination => "fib daddr type local".into(),
             Self::Redirected => "ct status dnat".into(),
             Self::AddressesIn(set) => format!("{ip} saddr . {ip} daddr @{set}"),
@@ -227,6 +234,17 @@ impl Program {
                 // What type an address has is in the machine's byte order.
                 self.compare(libc::NFT_CMP_EQ, &u32::from(libc::RTN_LOCAL).to_ne_bytes());
             }
+            Statement::Port(protocol, port) => {
+                self.meta(REGISTER, libc::NFT_META_L4PROTO);
+                self.compare(libc::NFT_CMP_EQ, &[protocol.number()]);
+                self.payload(REGISTER, libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2);
+                self.compare(libc::NFT_CMP_EQ, &port.to_be_bytes());
+            }
+            Statement::RedirectTo(to) => {
+                self.load(REGISTER, &octets(to.ip()));
+                self.load(REGISTER_2, &to.port().to_be_bytes());
+                self.nat(REGISTER_2);
+            }
             Statement::Redirected => {
                 let status = Attributes::new()
                     .u32(1, REGISTER)
@@ -369,12 +387,24 @@ impl Program {
 
     fn redirect(&mut self, map: &str) {
         self.look_up(map, true);
+        self.nat(self.after_address());
+    }
+
+    /// To the address in the first register and the port in another.
+    fn nat(&mut self, port: u32) {
         let nat = Attributes::new()
             .u32(1, libc::NFT_NAT_DNAT as u32)
             .u32(2, u32::from(self.family.number()))
             .u32(3, REGISTER)
-            .u32(5, self.after_address());
+            .u32(5, port);
         self.push("nat", &nat);
+    }
+
+    /// Puts a constant into a register.
+    fn load(&mut self, register: u32, value: &[u8]) {
+        let data = Attributes::new().bytes(DATA_VALUE, value);
+        let immediate = Attributes::new().u32(1, register).nest(2, &data);
+        self.push("immediate", &immediate);
     }
 
     fn payload(&mut self, register: u32, base: i32, start: u32, length: usize) {

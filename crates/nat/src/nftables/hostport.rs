@@ -25,23 +25,16 @@ use nix::errno::Errno;
 use super::conditional;
 use super::conntrack::{self, Published, Which};
 use super::error::Error;
-use super::listing::{self, Entry, Listed};
+use super::go;
+use super::listing::{self, Entry};
+use super::presence;
 use super::socket::{Socket, retry};
 use super::transaction::{Change, Element, Family, Part, Set, Table, Transaction};
-use crate::hostport::{HostPorts, Mapping, Notice, Protocol, Snat};
+use crate::hostport::{HostPorts, Mapping, Notice, Protocol};
 use layout::{
-    FAMILIES, HOSTPORTS, SETS, base, elements, families, hashed_prefix, mappings,
+    FAMILIES, MARTIANS, SETS, base, closed_localhost, elements, families, hashed_prefix, mappings,
     neighbour_element, neighbour_rule, network_prefix, owner, owner_comment, pod, table,
 };
-
-/// The table of the Go plugins; its rules have the container as their comment.
-fn go_table(family: Family) -> Table {
-    Table {
-        family,
-        name: "cni_hostport",
-        comment: "",
-    }
-}
 
 /// Publishes; the newest mapping of a port wins. What the owner published
 /// before and does not want any more stays until it unpublishes: to find that
@@ -53,7 +46,7 @@ pub fn publish(socket: &Socket, wanted: &HostPorts) -> Result<Vec<Notice>> {
     }
     let notices = retry(Errno::ERESTART, || -> Result<_> {
         let generation = socket.generation()?;
-        let plan = Plan::new(socket, wanted)?;
+        let plan = Plan::new(socket, &[wanted], Rival::Loses)?;
         plan.commit(socket, generation)?;
         Ok(plan.notices)
     })?;
@@ -62,6 +55,28 @@ pub fn publish(socket: &Socket, wanted: &HostPorts) -> Result<Vec<Notice>> {
     }
     flush(socket, &published(wanted), Which::NotTo);
     Ok(notices)
+}
+
+/// Changes that keep others from 127.0.0.0/8 of the node; none where they are kept.
+pub fn close_localhost(socket: &Socket) -> Result<Transaction, Error> {
+    let found = listing::rules(socket, table(Family::Ip), Some(MARTIANS))?;
+    Ok(closed_localhost(&found))
+}
+
+/// What becomes of somebody else's mapping of the same port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rival {
+    /// It is replaced: this is the newest ADD.
+    Loses,
+    /// It stays: nothing is new, something was lost.
+    Stays,
+}
+
+/// Changes after which the ports of all pods are published, as far as nobody
+/// else has them, and who has them. Of two pods, the later in the list wins.
+pub fn additions(socket: &Socket, all: &[&HostPorts]) -> Result<(Transaction, Vec<Notice>), Error> {
+    let plan = Plan::new(socket, all, Rival::Stays)?;
+    Ok((plan.changes, plan.notices))
 }
 
 /// What publishing means, as things are.
@@ -75,40 +90,55 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(socket: &Socket, wanted: &HostPorts) -> Result<Self, Error> {
+    fn new(socket: &Socket, all: &[&HostPorts], rival: Rival) -> Result<Self, Error> {
         let mut plan = Self::default();
         let mut wanted_elements = Vec::new();
-        for family in families(wanted) {
+        for family in FAMILIES {
+            let mut all = all
+                .iter()
+                .rev()
+                .filter(|it| families(it).contains(&family))
+                .peekable();
+            if all.peek().is_none() {
+                continue;
+            }
             let found = listing::rules(socket, table(family), None)?;
             plan.changes.extend(base(family, &found));
-            let mut all = elements(wanted, family);
-            if !bridges_are_filtered(family)
-                && let Some(neighbour) = neighbour_element(wanted, family)
-            {
-                all.push(neighbour);
-                let rule = neighbour_rule(wanted, family, &found);
-                rule.into_iter().for_each(|it| plan.changes.push(it));
+            let neighbours = !bridges_are_filtered(family);
+            let mut rules = Vec::new();
+            for wanted in all {
+                let mut its = elements(wanted, family);
+                if neighbours && let Some(neighbour) = neighbour_element(wanted, family) {
+                    its.push(neighbour);
+                    let rule = neighbour_rule(wanted, family, &found);
+                    rules.extend(rule.filter(|it| !rules.contains(it)));
+                }
+                wanted_elements.extend(its.into_iter().map(|it| (table(family), it)));
             }
-            wanted_elements.push((table(family), all));
+            rules.into_iter().for_each(|it| plan.changes.push(it));
         }
         plan.depends = !plan.changes.is_empty();
-        for (table, elements) in wanted_elements {
-            for element in elements {
+        let mut claimed = HashSet::new();
+        for (table, element) in wanted_elements {
+            if claimed.insert((table.family, element.set.name, element.key.clone())) {
                 let there = listing::entry_at(socket, table, element.set, &element.key)?;
-                plan.put(table, element, there);
+                plan.put(table, element, there, rival);
             }
         }
         Ok(plan)
     }
 
     /// Puts `element` where `there` is now.
-    fn put(&mut self, table: Table, element: Element, there: Option<Entry>) {
+    fn put(&mut self, table: Table, element: Element, there: Option<Entry>, rival: Rival) {
         if let Some(entry) = there {
             if entry.owner == element.owner && entry.value == element.value {
                 return;
             }
             let notice = notice(&entry, &element).filter(|it| !self.notices.contains(it));
             self.notices.extend(notice);
+            if rival == Rival::Stays && entry.owner != element.owner {
+                return;
+            }
             self.changes
                 .push(Change::DeleteElement(table, element.clone()));
         }
@@ -190,9 +220,9 @@ fn remove(
         let generation = socket.generation()?;
         let mut changes = Transaction::new();
         for family in FAMILIES {
-            for rule in listing::rules(socket, go_table(family), None)? {
+            for rule in listing::rules(socket, go::table(family), None)? {
                 if doomed_container(&rule.comment) {
-                    changes.push(rule.deletion(go_table(family)));
+                    changes.push(rule.deletion(go::table(family)));
                 }
             }
             changes.extend(conditional::removal(socket, family, doomed)?);
@@ -214,11 +244,60 @@ fn remove(
     Ok(())
 }
 
+/// Changes that take away everything of owners that are `doomed`; with the last
+/// element, the tables.
+pub fn removal(socket: &Socket, doomed: &dyn Fn(&str) -> bool) -> Result<Transaction> {
+    let mut changes = Transaction::new();
+    for family in FAMILIES {
+        let mut its = Transaction::new();
+        let mut others = false;
+        for set in SETS {
+            for entry in listing::entries(socket, table(family), set, |_| true)? {
+                match doomed(&entry.owner) {
+                    true => its.push(Change::DeleteElement(table(family), element(set, &entry))),
+                    false => others = true,
+                }
+            }
+        }
+        let conditional = conditional::table(family);
+        let rules = listing::rules(socket, conditional, None)?;
+        let conditional_others = rules.iter().any(|it| !doomed(&it.comment));
+        if !rules.is_empty() && !conditional_others {
+            changes.push(Change::DeleteTable(conditional));
+        } else {
+            its.extend(conditional::removal(socket, family, doomed)?);
+        }
+        if !others
+            && !conditional_others
+            && presence::has_table(socket, family, table(family).name)?
+        {
+            changes.push(Change::DeleteTable(table(family)));
+        } else {
+            changes.extend(its);
+        }
+    }
+    Ok(changes)
+}
+
+/// Whose ports are there.
+pub fn owners(socket: &Socket) -> Result<HashSet<String>, Error> {
+    let mut owners = HashSet::new();
+    for family in FAMILIES {
+        for set in SETS {
+            let entries = listing::entries(socket, table(family), set, |_| true)?;
+            owners.extend(entries.into_iter().map(|it| it.owner));
+        }
+        let rules = listing::rules(socket, conditional::table(family), None)?;
+        owners.extend(rules.into_iter().map(|it| it.comment));
+    }
+    Ok(owners)
+}
+
 /// Fails with what is missing; the rules of the Go plugins are as good as ours.
 pub fn check(socket: &Socket, wanted: &HostPorts) -> Result<()> {
     for family in families(wanted) {
         if let Err(missing) = check_family(socket, wanted, family)
-            && !go_published(socket, wanted, family)?
+            && !go::published(socket, wanted, family)?
         {
             return Err(missing);
         }
@@ -248,23 +327,6 @@ fn check_family(socket: &Socket, wanted: &HostPorts, family: Family) -> Result<(
         bail!("table {table} is not complete");
     }
     conditional::check(socket, family, wanted).context("published ports with conditions")
-}
-
-/// Whether the Go plugins published all this, judged as they do: by counting.
-fn go_published(socket: &Socket, wanted: &HostPorts, family: Family) -> Result<bool, Error> {
-    let rules = listing::rules(socket, go_table(family), None)?;
-    let count = |chain: &str| {
-        let ours =
-            |it: &&Listed| it.chain == chain && it.comment == wanted.owner.container_id.as_str();
-        rules.iter().filter(ours).count()
-    };
-    let masquerading = match (wanted.snat, family) {
-        (Snat::Off, _) => 0,
-        (Snat::Hairpin, Family::Ip) => 2,
-        (Snat::Hairpin | Snat::All, _) => 1,
-    };
-    let mappings = mappings(wanted, family).count();
-    Ok(count(HOSTPORTS) >= mappings && count("masquerading") >= masquerading)
 }
 
 fn element(set: Set, entry: &Entry) -> Element {

@@ -34,16 +34,83 @@ const POSTROUTING: &str = "postrouting";
 
 /// Changes that make the kernel masquerade as `wanted`; none if it does.
 pub fn add(socket: &Socket, wanted: &Masquerade) -> Result<Transaction, Error> {
-    Ok(additions(&listing::rules(socket, TABLE, None)?, &[wanted]))
+    Ok(additions(&rules(socket)?, &[wanted]))
+}
+
+/// All rules of the table.
+pub fn rules(socket: &Socket) -> Result<Vec<Listed>, Error> {
+    listing::rules(socket, TABLE, None)
+}
+
+/// What the Go plugins laid down for `wanted`'s pod alone, of what is `found`.
+pub fn of_go<'a>(found: &'a [Listed], wanted: &Masquerade) -> Vec<&'a Listed> {
+    let pod = pod_prefix_of(&wanted.owner);
+    // For an address that is no subnet, theirs and ours are the same.
+    let ours: Vec<_> = wanted
+        .addresses
+        .iter()
+        .flat_map(|address| [false, true].map(|random| rule(wanted, *address, random)))
+        .collect();
+    let is_go = |it: &&Listed| {
+        it.chain == CHECKS
+            && it.comment.starts_with(&pod)
+            && !ours.iter().any(|rule| it.is(Family::Inet, rule))
+    };
+    found.iter().filter(is_go).collect()
+}
+
+/// The rules for `wanted`'s subnets, of what is `found`.
+pub fn of_network<'a>(found: &'a [Listed], wanted: &Masquerade) -> Vec<&'a Listed> {
+    let comment = network_comment(&wanted.owner.network);
+    let subnets = wanted.addresses.iter().map(|address| {
+        let subnet = network(address.network(), address.prefix());
+        Rule::new(subnet_leaves(&pod_or_network_rule(subnet, *address, false)))
+    });
+    let subnets: Vec<_> = subnets.collect();
+    let is_ours = |it: &&Listed| {
+        it.chain == CHECKS
+            && it.comment == fitting(&comment)
+            && subnets.iter().any(|rule| it.begins(Family::Inet, rule))
+    };
+    found.iter().filter(is_ours).collect()
+}
+
+/// The changes that take these rules away, each of them once.
+pub fn removal(rules: &[&Listed]) -> Transaction {
+    let mut handles = HashSet::new();
+    let mut changes = Transaction::new();
+    for rule in rules {
+        if handles.insert(rule.handle) {
+            changes.push(rule.deletion(TABLE));
+        }
+    }
+    changes
+}
+
+/// Changes that lay down what the Go plugins would for these pods; none if it is there.
+pub fn go_additions(found: &[Listed], all: &[&Masquerade]) -> Transaction {
+    let mut rules = Transaction::new();
+    for wanted in all {
+        for address in &wanted.addresses {
+            let rule = pod_rule(*address, wanted.random_fully);
+            let rule = rule.comment(pod_comment(&wanted.owner));
+            let there = |it: &Listed| it.chain == CHECKS && it.is(Family::Inet, &rule);
+            if !found.iter().any(there) {
+                rules.push(Change::AddRule(TABLE, CHECKS.into(), rule));
+            }
+        }
+    }
+    let mut all = Transaction::new();
+    if !rules.is_empty() {
+        all = base(leads_to_checks(found));
+        all.extend(rules);
+    }
+    all
 }
 
 /// Changes that take away what is there for `owner` alone.
 pub fn remove(socket: &Socket, owner: &Attachment) -> Result<Transaction, Error> {
-    let pod = pod_prefix(
-        &owner.network,
-        owner.container_id.as_str(),
-        owner.ifname.as_str(),
-    );
+    let pod = pod_prefix_of(owner);
     remove_where(socket, |comment| comment.starts_with(&pod))
 }
 
@@ -75,39 +142,37 @@ fn is_stale(comment: &str, network: &str, alive: &HashSet<String>) -> bool {
 /// What is missing for `wanted`, in words; `None` if nothing is. The rules of
 /// the Go plugins are as good as ours.
 pub fn missing(socket: &Socket, wanted: &Masquerade) -> Result<Option<String>, Error> {
-    let found = listing::rules(socket, TABLE, None)?;
-    let owner = &wanted.owner;
-    let pod = pod_prefix(
-        &owner.network,
-        owner.container_id.as_str(),
-        owner.ifname.as_str(),
-    );
-    for address in &wanted.addresses {
-        let there = |it: &Listed| {
-            let ours =
-                [false, true].map(|random| it.is(Family::Inet, &rule(wanted, *address, random)));
-            let go = [false, true].map(|random| it.does(Family::Inet, &pod_rule(*address, random)));
-            let go = go.contains(&true) && it.comment.starts_with(&pod);
-            ours.contains(&true) || go && wanted.not_through.is_none()
-        };
-        if !found.iter().any(|it| it.chain == CHECKS && there(it)) {
-            return Ok(Some(format!(
-                "no rule in chain {TABLE} {CHECKS} masquerades {address} of network {}",
-                owner.network
-            )));
-        }
-    }
-    if !leads_to_checks(&found) {
-        return Ok(Some(format!(
-            "chain {TABLE} {POSTROUTING} does not lead to {CHECKS}"
-        )));
-    }
-    Ok(None)
+    Ok(missing_in(&rules(socket)?, wanted))
 }
 
+/// The same, of what is `found`.
+pub fn missing_in(found: &[Listed], wanted: &Masquerade) -> Option<String> {
+    let pod = pod_prefix_of(&wanted.owner);
+    for address in &wanted.addresses {
+        let ours = [false, true].map(|random| rule(wanted, *address, random));
+        let go = match wanted.not_through {
+            None => vec![pod_rule(*address, false), pod_rule(*address, true)],
+            Some(_) => Vec::new(),
+        };
+        let there = |it: &Listed| {
+            it.chain == CHECKS
+                && (ours.iter().any(|rule| it.is(Family::Inet, rule))
+                    || it.comment.starts_with(&pod)
+                        && go.iter().any(|rule| it.does(Family::Inet, rule)))
+        };
+        if !found.iter().any(there) {
+            return Some(format!(
+                "no rule in chain {TABLE} {CHECKS} masquerades {address} of network {}",
+                wanted.owner.network
+            ));
+        }
+    }
+    (!leads_to_checks(found))
+        .then(|| format!("chain {TABLE} {POSTROUTING} does not lead to {CHECKS}"))
+}
 /// Changes for all of them together; of two that want a subnet's rule to be
 /// different ones, the first has its way.
-fn additions(found: &[Listed], all: &[&Masquerade]) -> Transaction {
+pub fn additions(found: &[Listed], all: &[&Masquerade]) -> Transaction {
     let mut rules = Transaction::new();
     let mut seen: Vec<Rule> = Vec::new();
     let pairs = all.iter().flat_map(|wanted| {
@@ -267,13 +332,14 @@ fn pod_prefix(network: &str, container_id: &str, ifname: &str) -> String {
     format!("{}-{pod}", network_hash(network))
 }
 
+fn pod_prefix_of(owner: &Attachment) -> String {
+    let (id, ifname) = (owner.container_id.as_str(), owner.ifname.as_str());
+    pod_prefix(&owner.network, id, ifname)
+}
+
 fn pod_comment(owner: &Attachment) -> String {
-    let (network, id, ifname) = (
-        &owner.network,
-        owner.container_id.as_str(),
-        owner.ifname.as_str(),
-    );
-    let prefix = pod_prefix(network, id, ifname);
+    let (network, id, ifname) = (&owner.network, &owner.container_id, &owner.ifname);
+    let prefix = pod_prefix_of(owner);
     format!("{prefix}, net: {network}, if: {ifname}, id: {id}")
 }
 

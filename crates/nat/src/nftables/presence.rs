@@ -10,23 +10,33 @@ use super::message::{Attributes, Head};
 use super::socket::{Socket, nftables};
 use super::transaction::Family;
 
+/// Whether there is a table called `table`: `nft list table FAMILY TABLE`.
+pub fn has_table(socket: &Socket, family: Family, table: &str) -> Result<bool, Error> {
+    // NFTA_TABLE_NAME
+    let which = Attributes::new().text(1, table);
+    let op = || format!("find table {family} {table}");
+    has(socket, family, libc::NFT_MSG_GETTABLE, &which).map_err(|errno| Error::new(op(), errno))
+}
+
 /// Whether `table` of `family` has a chain called `chain`:
 /// `nft list chain FAMILY TABLE CHAIN`.
 pub fn has_chain(socket: &Socket, family: Family, table: &str, chain: &str) -> Result<bool, Error> {
     // NFTA_CHAIN_TABLE and NFTA_CHAIN_NAME (linux/netfilter/nf_tables.h).
     let which = Attributes::new().text(1, table).text(3, chain);
+    let op = || format!("find chain {family} {table} {chain}");
+    has(socket, family, libc::NFT_MSG_GETCHAIN, &which).map_err(|errno| Error::new(op(), errno))
+}
+
+fn has(socket: &Socket, family: Family, kind: i32, which: &Attributes) -> Result<bool, Errno> {
     let head = Head {
-        kind: nftables(libc::NFT_MSG_GETCHAIN),
+        kind: nftables(kind),
         flags: 0,
         family: family.number(),
         resource: 0,
     };
-    match socket.request(head, &which) {
+    match socket.request(head, which) {
         Ok(_) => Ok(true),
         Err(Errno::ENOENT) => Ok(false),
-        Err(errno) => {
-            let op = format!("find chain {family} {table} {chain}");
-            Err(Error::new(op, errno))
-        }
+        Err(errno) => Err(errno),
     }
 }

@@ -68,10 +68,15 @@ impl Socket {
         )
         .map_err(failed)?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(failed)?;
-        Ok(Self {
+        Ok(Self::over(fd))
+    }
+
+    /// Over a socket that is open already.
+    pub(super) fn over(fd: OwnedFd) -> Self {
+        Self {
             fd,
             seq: Cell::new(1),
-        })
+        }
     }
 
     /// The number of the rule set: each commit, of whomever, raises it.
@@ -251,6 +256,8 @@ impl Socket {
             self.wait(until)?;
             let length = match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
                 Err(Errno::EAGAIN | Errno::EINTR) => continue,
+                // Nothing more will come.
+                Ok(0) => return Err(Errno::EBADMSG),
                 other => other?,
             };
             let mut done = false;
@@ -265,6 +272,10 @@ impl Socket {
 
     fn wait(&self, until: Instant) -> Result<(), Errno> {
         let left = until.saturating_duration_since(Instant::now());
+        // poll(2) would report what is there, also when that never is the answer.
+        if left.is_zero() {
+            return Err(Errno::ETIMEDOUT);
+        }
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, timeout) {

@@ -57,6 +57,16 @@ pub fn add(socket: &Socket, wanted: &SpoofCheck) -> Result<Transaction, Error> {
     Ok(additions(&listing::rules(socket, TABLE, None)?, wanted))
 }
 
+/// The same for many ports.
+pub fn add_all(socket: &Socket, all: &[&SpoofCheck]) -> Result<Transaction, Error> {
+    let found = listing::rules(socket, TABLE, None)?;
+    let mut changes = Transaction::new();
+    for wanted in all {
+        changes.extend(additions(&found, wanted));
+    }
+    Ok(changes)
+}
+
 /// Changes that take away what is there for `owner`.
 pub fn remove(socket: &Socket, owner: &Attachment) -> Result<Transaction, Error> {
     Ok(removals(&listing::rules(socket, TABLE, None)?, owner))

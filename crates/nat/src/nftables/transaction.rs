@@ -277,6 +277,8 @@ pub fn encode(parts: &[Part]) -> Vec<u8> {
 pub enum Change {
     /// A table; none if it is there.
     AddTable(Table),
+    /// A table with all that is in it.
+    DeleteTable(Table),
     /// A chain; none if it is there.
     AddChain(Table, Chain),
     /// A set or map; none if it is there.
@@ -300,6 +302,7 @@ impl Change {
     pub fn describe(&self) -> String {
         match self {
             Self::AddTable(table) => format!("add table {table}"),
+            Self::DeleteTable(table) => format!("delete table {table}"),
             Self::AddChain(table, chain) => format!("add chain {table} {}", chain.name),
             Self::AddSet(table, set) => format!("add {} {table} {}", set.noun(), set.name),
             Self::FlushChain(table, chain) => format!("flush chain {table} {chain}"),
@@ -323,6 +326,10 @@ impl Change {
                     it = it.bytes(6, &user_data(COMMENT, table.comment));
                 }
                 request(table, libc::NFT_MSG_NEWTABLE, 0, it)
+            }
+            Self::DeleteTable(table) => {
+                let it = Attributes::new().text(1, table.name);
+                request(table, libc::NFT_MSG_DELTABLE, 0, it)
             }
             Self::AddChain(table, chain) => {
                 let it = chain_attributes(table, chain);
@@ -379,6 +386,7 @@ impl fmt::Display for Change {
             Self::AddTable(table) => {
                 write!(f, "add table {table} {{ comment \"{}\" ; }}", table.comment)
             }
+            Self::DeleteTable(table) => write!(f, "delete table {table}"),
             Self::AddChain(table, chain) => {
                 write!(f, "add chain {table} {}", chain.name)?;
                 let hook = chain.hook.map(|it| {
@@ -575,6 +583,11 @@ impl Transaction {
     /// Whether nothing is changed.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Whether it takes this table away.
+    pub fn deletes_table(&self, table: Table) -> bool {
+        self.0.contains(&Change::DeleteTable(table))
     }
 
     /// Carries it to the kernel. With a `generation`, fails with `ERESTART` if

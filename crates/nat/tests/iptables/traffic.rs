@@ -2,7 +2,7 @@
 
 use nat::{Backend, Mapping};
 
-use crate::{host_ports, masquerade, owner, sandbox::on_both, tcp};
+use crate::{count, host_ports, masquerade, owner, sandbox::on_both, tcp};
 
 const ID: &str = "aaaabbbbccccdddd";
 
@@ -90,5 +90,35 @@ fn the_newest_pod_gets_the_connections() {
             .unwrap();
         assert_eq!(notices.len(), 1);
         assert!(host.serve("pod", 80, from_outside).is_some());
+    });
+}
+
+#[test]
+fn a_nodes_loopback_is_closed_to_its_neighbours() {
+    on_both(|sandbox| {
+        sandbox.wire();
+        for command in [
+            "ip -n pod route add 127.0.0.0/8 via 10.22.0.1 table 7",
+            "ip -n pod rule add pref 0 to 127.0.0.0/8 lookup 7",
+            "ip -n pod rule add pref 1 lookup local",
+            "ip -n pod rule del pref 0 lookup local",
+            "ip netns exec pod sysctl -qw net.ipv4.conf.eth0.route_localnet=1",
+        ] {
+            sandbox.run(command);
+        }
+        let _service = std::net::TcpListener::bind("127.0.0.1:9000").unwrap();
+        let ask = |prefix: &str| {
+            let ask = format!("{prefix} nc -n -z -w 1 127.0.0.1 9000");
+            sandbox.attempt(&ask).status.success()
+        };
+        // The hole that wire() has made, as portmap does.
+        assert!(ask("ip netns exec pod"));
+        sandbox.iptables().close_localhost().unwrap();
+        assert!(!ask("ip netns exec pod"));
+        assert!(ask(""), "the node itself");
+        let raw = sandbox.run("iptables-save -t raw");
+        assert_eq!(count(&raw, " -j DROP"), 1, "{raw}");
+        sandbox.iptables().close_localhost().unwrap();
+        assert_eq!(count(&sandbox.run("iptables-save -t raw"), " -j DROP"), 1);
     });
 }

@@ -48,6 +48,9 @@ pub const HOSTPORTS: &str = "hostports";
 /// for each length of prefix that there is.
 const NEIGHBOURS: &str = "neighbours";
 
+/// The chain that drops what cannot be.
+pub const MARTIANS: &str = "martians";
+
 /// The table of `family`.
 pub fn table(family: Family) -> Table {
     Table {
@@ -216,9 +219,9 @@ fn localhost(family: Family) -> Option<IpAddr> {
     (family == Family::Ip).then_some(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }
 
-/// The chains of a table and what is in them.
-fn chains(family: Family) -> Vec<(Chain, Vec<Rule>)> {
-    let hooked = |name: &'static str, kind, point, priority| Chain {
+/// A chain that packets enter at `point`.
+fn hooked(name: &'static str, kind: &'static str, point: Point, priority: i32) -> Chain {
+    Chain {
         name: name.into(),
         hook: Some(Hook {
             kind,
@@ -226,7 +229,11 @@ fn chains(family: Family) -> Vec<(Chain, Vec<Rule>)> {
             priority,
         }),
         comment: "",
-    };
+    }
+}
+
+/// The chains of a table and what is in them.
+fn chains(family: Family) -> Vec<(Chain, Vec<Rule>)> {
     let hostports = Chain {
         name: HOSTPORTS.into(),
         hook: None,
@@ -268,10 +275,26 @@ fn chains(family: Family) -> Vec<(Chain, Vec<Rule>)> {
         ),
     ];
     if family == Family::Ip {
-        let martians = hooked("martians", "filter", Point::Prerouting, -300);
-        chains.push((martians, vec![martian_rule()]));
+        chains.push(martians());
     }
     chains
+}
+
+/// Before anything else looks at a packet.
+fn martians() -> (Chain, Vec<Rule>) {
+    let chain = hooked(MARTIANS, "filter", Point::Prerouting, -300);
+    (chain, vec![martian_rule()])
+}
+
+/// Changes without which that chain is not there, or not whole.
+pub fn closed_localhost(found: &[Listed]) -> Transaction {
+    let (chain, rules) = martians();
+    let mut changes = Transaction::new();
+    if !has(found, Family::Ip, &chain, &rules) {
+        changes.push(Change::AddTable(table(Family::Ip)));
+        changes.extend(filled(table(Family::Ip), chain, rules));
+    }
+    changes
 }
 
 /// Connections from 127.0.0.1 reach a pod only with `route_localnet`, which
@@ -311,12 +334,19 @@ pub fn base(family: Family, found: &[Listed]) -> Transaction {
         },
     ));
     for (chain, rules) in wrong {
-        let name = chain.name.clone();
-        changes.push(Change::AddChain(table, chain));
-        changes.push(Change::FlushChain(table, name.clone()));
-        for rule in rules {
-            changes.push(Change::AddRule(table, name.clone(), rule));
-        }
+        changes.extend(filled(table, chain, rules));
+    }
+    changes
+}
+
+/// A chain with these rules and no others.
+fn filled(table: Table, chain: Chain, rules: Vec<Rule>) -> Transaction {
+    let mut changes = Transaction::new();
+    let name = chain.name.clone();
+    changes.push(Change::AddChain(table, chain));
+    changes.push(Change::FlushChain(table, name.clone()));
+    for rule in rules {
+        changes.push(Change::AddRule(table, name.clone(), rule));
     }
     changes
 }

@@ -1,0 +1,62 @@
+//! What `fuzz/` may call: each function does with hostile input what the back
+//! ends do with the kernel's or iptables' word, and panics where the outcome
+//! could do harm.
+
+use cni::Attachment;
+use cni::conf::ValidAttachment;
+use cni::env::{ContainerId, IfName};
+
+use crate::hostport::{HostPorts, Mapping, Mark, Protocol, Snat};
+use crate::masquerade::Masquerade;
+
+pub use crate::iptables::fuzzing::{listed as listed_by_iptables, publish_as_text};
+pub use crate::nftables::fuzzing::answered as answered_by_nfnetlink;
+
+/// Whose rules are looked for.
+pub(crate) fn owner() -> Attachment {
+    Attachment {
+        network: "net".into(),
+        container_id: ContainerId::parse("pod").unwrap_or_else(|_| unreachable!()),
+        ifname: IfName::parse("eth0").unwrap_or_else(|_| unreachable!()),
+    }
+}
+
+/// Who is not to be collected.
+pub(crate) fn valid() -> Vec<ValidAttachment> {
+    let valid = |container_id: &str| ValidAttachment {
+        container_id: container_id.into(),
+        ifname: "eth0".into(),
+    };
+    vec![valid("pod"), valid("other")]
+}
+
+/// What is wanted of masquerade.
+pub(crate) fn masquerade() -> Masquerade {
+    let address = |text: &str| text.parse().unwrap_or_else(|_| unreachable!());
+    Masquerade {
+        owner: owner(),
+        addresses: vec![address("10.1.0.2/24"), address("fd00::2/64")],
+        random_fully: false,
+        not_through: None,
+    }
+}
+
+/// What is wanted of published ports.
+pub(crate) fn host_ports() -> HostPorts {
+    let mapping = |host_port, protocol| Mapping {
+        host_ip: None,
+        host_port,
+        container_port: 80,
+        protocol,
+    };
+    HostPorts {
+        owner: owner(),
+        pod_v4: "10.1.0.2/24".parse().ok(),
+        pod_v6: "fd00::2/64".parse().ok(),
+        mappings: vec![mapping(8080, Protocol::Tcp), mapping(53, Protocol::Udp)],
+        snat: Snat::Hairpin,
+        mark: Mark::Bit(13),
+        conditions_v4: Vec::new(),
+        conditions_v6: Vec::new(),
+    }
+}

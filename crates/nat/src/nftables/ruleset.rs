@@ -1,0 +1,207 @@
+//! The rule set of a node and all its pods at once: what is there of each, and
+//! one transaction that adds, or takes away, all that is decided on.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use anyhow::Result;
+use cni::Attachment;
+
+use super::conditional;
+use super::go;
+use super::hostport::{self, layout};
+use super::listing::Listed;
+use super::transaction::{Family, Transaction};
+use super::{Nftables, SpoofCheck, masquerade, spoof};
+use crate::backend::Backend;
+use crate::hostport::{HostPorts, Notice};
+use crate::masquerade::Masquerade;
+
+/// What is there, and what is to be changed.
+pub struct Ruleset {
+    nftables: Nftables,
+    generation: u32,
+    masquerade: Vec<Listed>,
+    go: go::Rules,
+    /// Whose ports are there.
+    owners: HashSet<String>,
+    /// What nft has to read first.
+    script: String,
+    changes: Transaction,
+}
+
+impl Ruleset {
+    /// Reads what is there.
+    pub fn read(nftables: Nftables) -> Result<Self> {
+        let socket = &nftables.socket;
+        Ok(Self {
+            generation: socket.generation()?,
+            masquerade: masquerade::rules(socket)?,
+            go: go::Rules::read(socket)?,
+            owners: hostport::owners(socket)?,
+            script: String::new(),
+            changes: Transaction::new(),
+            nftables,
+        })
+    }
+
+    /// Whether nothing of it is missing, whoever laid it down.
+    pub fn masquerades(&self, wanted: &Masquerade) -> bool {
+        masquerade::missing_in(&self.masquerade, wanted).is_none()
+    }
+
+    /// Whether nothing of them is missing, whoever laid them down.
+    pub fn publishes(&self, wanted: &HostPorts) -> bool {
+        self.nftables.check_published(wanted).is_ok()
+    }
+
+    /// Whether nothing of it is missing.
+    pub fn checks(&self, wanted: &SpoofCheck) -> bool {
+        self.nftables.check_spoof_check(wanted).is_ok()
+    }
+
+    /// Adds what is missing of these; of ports that somebody else has, only tells.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked; a condition is more than one.
+    pub fn add(
+        &mut self,
+        masquerades: &[&Masquerade],
+        ports: &[&HostPorts],
+    ) -> Result<Vec<Notice>> {
+        let socket = &self.nftables.socket;
+        if !masquerades.is_empty() {
+            let additions = masquerade::additions(&self.masquerade, masquerades);
+            self.changes.extend(additions);
+        }
+        let (additions, notices) = hostport::additions(socket, ports)?;
+        self.changes.extend(additions);
+        for wanted in ports {
+            for family in layout::families(wanted) {
+                if conditional::check(socket, family, wanted).is_err() {
+                    let script = conditional::script(socket, family, wanted)?;
+                    self.script.extend(script);
+                }
+            }
+        }
+        Ok(notices)
+    }
+
+    /// Adds spoof checks.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn add_spoof_checks(&mut self, all: &[&SpoofCheck]) -> Result<()> {
+        let additions = spoof::add_all(&self.nftables.socket, all)?;
+        self.changes.extend(additions);
+        Ok(())
+    }
+
+    /// Keeps others from 127.0.0.0/8 of the node.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn close_localhost(&mut self) -> Result<()> {
+        let changes = hostport::close_localhost(&self.nftables.socket)?;
+        self.changes.extend(changes);
+        Ok(())
+    }
+
+    /// Whether the Go plugins laid down something for this pod alone.
+    pub fn go_masquerades(&self, wanted: &Masquerade) -> bool {
+        !masquerade::of_go(&self.masquerade, wanted).is_empty()
+    }
+
+    /// Whether the Go plugins laid down some of these ports.
+    pub fn go_publishes(&self, wanted: &HostPorts) -> bool {
+        self.go.has(wanted)
+    }
+
+    /// The containers of others whose ports the Go plugins published.
+    pub fn other_containers(&self, owners: &[&Attachment]) -> Vec<String> {
+        let mut all = self.go.containers();
+        all.retain(|id| !owners.iter().any(|it| it.container_id.as_str() == id));
+        all
+    }
+
+    /// Takes away what the Go plugins laid down for these.
+    pub fn remove_go(&mut self, masquerades: &[&Masquerade], ports: &[&HostPorts]) {
+        let rules = masquerades
+            .iter()
+            .flat_map(|it| masquerade::of_go(&self.masquerade, it));
+        let rules: Vec<_> = rules.collect();
+        self.changes.extend(masquerade::removal(&rules));
+        self.changes.extend(self.go.removal(ports));
+    }
+
+    /// Lays down what the Go plugins would for these.
+    pub fn add_go(&mut self, masquerades: &[&Masquerade], ports: &[&HostPorts]) {
+        let additions = masquerade::go_additions(&self.masquerade, masquerades);
+        self.changes.extend(additions);
+        self.changes.extend(self.go.additions(ports));
+    }
+
+    /// Whether a rule masquerades the subnets of this pod for its whole network.
+    pub fn masquerades_network(&self, wanted: &Masquerade) -> bool {
+        !masquerade::of_network(&self.masquerade, wanted).is_empty()
+    }
+
+    /// Whether ports of this pod are in the maps.
+    pub fn has_ports(&self, wanted: &HostPorts) -> bool {
+        self.owners.contains(&layout::owner(&wanted.owner))
+    }
+
+    /// Whose ports are in the maps, beside those of these pods.
+    pub fn other_owners(&self, all: &[&HostPorts]) -> Vec<String> {
+        let known: HashSet<_> = all.iter().map(|it| layout::owner(&it.owner)).collect();
+        let mut others: Vec<_> = self.owners.difference(&known).cloned().collect();
+        others.sort();
+        others
+    }
+
+    /// Takes away the rules for the subnets of these pods, and these ports; with
+    /// the last port, the tables.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn remove_ours(&mut self, masquerades: &[&Masquerade], ports: &[&HostPorts]) -> Result<()> {
+        let rules = masquerades
+            .iter()
+            .flat_map(|it| masquerade::of_network(&self.masquerade, it));
+        let rules: Vec<_> = rules.collect();
+        self.changes.extend(masquerade::removal(&rules));
+        let doomed: HashSet<_> = ports.iter().map(|it| layout::owner(&it.owner)).collect();
+        let removal = hostport::removal(&self.nftables.socket, &|owner| doomed.contains(owner))?;
+        self.changes.extend(removal);
+        Ok(())
+    }
+
+    /// Whether nothing is to be changed.
+    pub fn is_unchanged(&self) -> bool {
+        self.script.is_empty() && self.changes.is_empty()
+    }
+
+    /// Makes all changes.
+    ///
+    /// # Errors
+    /// Somebody changed something since it was read; what the kernel refuses.
+    pub fn carry(&self) -> Result<()> {
+        if !self.script.is_empty() {
+            conditional::nft(&self.script)?;
+        }
+        let generation = Some(self.generation);
+        Ok(self.changes.commit(&self.nftables.socket, generation)?)
+    }
+
+    /// Whether the table that keeps others from 127.0.0.0/8 goes.
+    pub fn opens_localhost(&self) -> bool {
+        self.changes.deletes_table(layout::table(Family::Ip))
+    }
+}
+
+impl fmt::Display for Ruleset {
+    /// What `nft -f -` would read.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "# nft -f -\n{}{}", self.script, self.changes)
+    }
+}
