@@ -232,7 +232,7 @@ impl Netlink {
     }
 }
 
-fn route_message(oif: u32, route: &RouteSpec) -> RouteMessage {
+pub(crate) fn route_message(oif: u32, route: &RouteSpec) -> RouteMessage {
     let mut message = RouteMessage::default();
     let header = &mut message.header;
     header.address_family = Family::of(route.dst.ip()).code();

@@ -12,6 +12,8 @@ mod apply;
 mod bridge;
 mod forwarding;
 mod link;
+mod macvlan;
 mod route;
 mod sandbox;
 mod veth;
+mod vxlan;

@@ -1,0 +1,51 @@
+//! What a reconciliation costs: `peers NAME COUNT` makes COUNT peers of mode `l3` known on
+//! the VXLAN device NAME, then looks again with nothing to change, then removes all. Prints
+//! the milliseconds of each. benches/vxlan runs it in a namespace of its own.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement")]
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Instant;
+
+use ipnetwork::IpNetwork;
+use netlink::{Entry, Mac, Netlink, Overlay, Peers};
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let name = arguments.next().unwrap();
+    let count: u32 = arguments.next().unwrap().parse().unwrap();
+    let device = Netlink::open().unwrap().get_link(&name).unwrap().index;
+    let overlay = Overlay {
+        device,
+        neighbours_on: device,
+        learns_from_anybody: false,
+    };
+    let wanted: Vec<Entry> = (1..=count).flat_map(peer).collect();
+    let peers = Peers::open().unwrap();
+    let run = |wanted: &[Entry]| {
+        let start = Instant::now();
+        let done = peers.reconcile(overlay, wanted).unwrap();
+        assert!(done.failed.is_empty(), "{:?}", &done.failed[..1]);
+        start.elapsed().as_secs_f64() * 1000.0
+    };
+    let (added, kept, removed) = (run(&wanted), run(&wanted), run(&[]));
+    println!("{added:.1} {kept:.1} {removed:.1}");
+}
+
+/// 10.0.0.0/8 in subnets of 256 addresses, on hosts in 198.18.0.0/15.
+fn peer(number: u32) -> [Entry; 3] {
+    let gw = IpAddr::from(Ipv4Addr::from(0x0a00_0000 + number * 256));
+    let [_, a, b, c] = number.to_be_bytes();
+    let mac = Mac([2, 0, 0, a, b, c]);
+    [
+        Entry::Neighbour { ip: gw, mac },
+        Entry::Forward {
+            mac,
+            vtep: IpAddr::from(Ipv4Addr::from(0xc612_0000 + number)),
+        },
+        Entry::Route {
+            dst: IpNetwork::new(gw, 24).unwrap(),
+            gw,
+        },
+    ]
+}

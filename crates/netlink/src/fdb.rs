@@ -1,0 +1,126 @@
+//! Forwarding entries of a VXLAN device, and of the bridge that it is a port of.
+
+use std::net::IpAddr;
+
+use rtnetlink::packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    neighbour::{
+        NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+    },
+};
+
+use crate::Mac;
+
+/// The destination of everything that no other entry is for: broadcast, multicast,
+/// and addresses that are not known.
+pub const FLOOD: Mac = Mac([0; 6]);
+
+/// Which of the two tables of a port an entry is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Table {
+    /// The device's own: which VTEP has the address (`self`).
+    Device,
+    /// The bridge's: which port has the address (`master`).
+    Bridge,
+}
+
+/// An entry as the kernel lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listed {
+    pub table: Table,
+    pub mac: Mac,
+    /// The VTEP; only in the device's own table.
+    pub vtep: Option<IpAddr>,
+    /// Somebody wrote it; the others were learned, or are a device's own address.
+    pub written: bool,
+}
+
+/// `MAC dev DEVICE dst VTEP self permanent`, to be added or deleted.
+pub(crate) fn device_entry(device: u32, mac: Mac, vtep: IpAddr) -> NeighbourMessage {
+    let octets = match vtep {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let mut message = entry(device, mac);
+    message.header.state = NeighbourState::Permanent;
+    message.header.flags = NeighbourFlags::Own;
+    let vtep = NeighbourAddress::Other(octets);
+    message
+        .attributes
+        .push(NeighbourAttribute::Destination(vtep));
+    message
+}
+
+/// `MAC dev DEVICE master static`, to be added or deleted.
+pub(crate) fn bridge_entry(device: u32, mac: Mac) -> NeighbourMessage {
+    let mut message = entry(device, mac);
+    message.header.state = NeighbourState::Noarp;
+    message.header.flags = NeighbourFlags::Controller;
+    message
+}
+
+fn entry(device: u32, mac: Mac) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = device;
+    let mac = NeighbourAttribute::LinkLayerAddress(mac.0.to_vec());
+    message.attributes.push(mac);
+    message
+}
+
+/// Asks for the entries of one port, in both tables: `bridge fdb show brport DEVICE`.
+pub(crate) fn request(device: u32) -> RouteNetlinkMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = device;
+    RouteNetlinkMessage::GetNeighbour(message)
+}
+
+pub(crate) fn read(message: RouteNetlinkMessage, device: u32) -> Option<Listed> {
+    let RouteNetlinkMessage::NewNeighbour(message) = message else {
+        return None;
+    };
+    // A kernel before 4.20 does not filter.
+    if message.header.ifindex != device {
+        return None;
+    }
+    let (mut mac, mut vtep, mut in_bridge) = (None, None, false);
+    for attribute in message.attributes {
+        match attribute {
+            NeighbourAttribute::LinkLayerAddress(octets) => mac = Mac::from_slice(&octets),
+            NeighbourAttribute::Destination(address) => vtep = ip(address),
+            NeighbourAttribute::Controller(_) => in_bridge = true,
+            _ => {}
+        }
+    }
+    let table = match in_bridge {
+        true => Table::Bridge,
+        false => Table::Device,
+    };
+    let state = u16::from(message.header.state);
+    let permanent = state & u16::from(NeighbourState::Permanent) != 0;
+    let written = match table {
+        // bridge(8) writes more than one bit.
+        Table::Device => permanent,
+        // A permanent one is the address of the port itself.
+        Table::Bridge => !permanent && state & u16::from(NeighbourState::Noarp) != 0,
+    };
+    Some(Listed {
+        table,
+        mac: mac?,
+        vtep,
+        written,
+    })
+}
+
+fn ip(address: NeighbourAddress) -> Option<IpAddr> {
+    match address {
+        NeighbourAddress::Inet(ip) => Some(ip.into()),
+        NeighbourAddress::Inet6(ip) => Some(ip.into()),
+        NeighbourAddress::Other(octets) => match octets.len() {
+            4 => <[u8; 4]>::try_from(octets).ok().map(IpAddr::from),
+            _ => <[u8; 16]>::try_from(octets).ok().map(IpAddr::from),
+        },
+        _ => None,
+    }
+}

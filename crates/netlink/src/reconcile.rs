@@ -1,0 +1,537 @@
+//! Making the kernel know exactly the peers of an overlay: what is wanted is
+//! compared with what is there, only the difference is changed, all of it at
+//! once, and then it is looked at again.
+//!
+//! Nothing is remembered between two calls, so it does not matter who changed
+//! what in between: an administrator, a crash, another program.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
+
+use ipnetwork::IpNetwork;
+use nix::errno::Errno;
+use rtnetlink::{
+    packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE},
+    packet_route::{RouteNetlinkMessage, route::RouteProtocol},
+};
+
+use crate::{
+    Error, Family, Mac, Netlink, RouteFilter, RouteSpec,
+    batch::{Batch, Change},
+    fdb::{self, FLOOD, Table},
+    neighbour,
+    route::route_message,
+};
+
+/// One thing that the kernel is to know of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Entry {
+    /// Which hardware address an IP address has:
+    /// `ip neighbour replace IP lladdr MAC dev … nud permanent`.
+    Neighbour {
+        /// The IP address.
+        ip: IpAddr,
+        /// Its hardware address.
+        mac: Mac,
+    },
+    /// Behind which VTEP a hardware address is; [`FLOOD`] stands for all that are
+    /// not known: `bridge fdb append MAC dev … dst VTEP self permanent`.
+    Forward {
+        /// The hardware address, or [`FLOOD`].
+        mac: Mac,
+        /// The peer's address in the underlay.
+        vtep: IpAddr,
+    },
+    /// That a hardware address is behind the device rather than behind another port of its
+    /// bridge: `bridge fdb replace MAC dev … master static`.
+    Behind {
+        /// The hardware address.
+        mac: Mac,
+    },
+    /// Where a subnet is: `ip route add DST via GW dev … onlink`.
+    Route {
+        /// The subnet.
+        dst: IpNetwork,
+        /// The peer's address inside the overlay.
+        gw: IpAddr,
+    },
+}
+
+impl std::fmt::Display for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Neighbour { ip, mac } => write!(f, "neighbour {ip} lladdr {mac}"),
+            Self::Forward { mac, vtep } => write!(f, "fdb {mac} dst {vtep}"),
+            Self::Behind { mac } => write!(f, "fdb {mac} master"),
+            Self::Route { dst, gw } => write!(f, "route {dst} via {gw}"),
+        }
+    }
+}
+
+/// The devices whose entries are ours. Entries of all others are never touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overlay {
+    /// The index of the VXLAN device.
+    pub device: u32,
+    /// The index of the device that has the neighbours: the VXLAN device where it
+    /// routes, the bridge where it is a port of one.
+    pub neighbours_on: u32,
+    /// Whether peers are found out by what they send, too: entries that were learned are
+    /// left alone then, whoever they lead to.
+    pub learns_from_anybody: bool,
+}
+
+/// What became of a reconciliation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reconciled {
+    /// How many entries were there already.
+    pub kept: usize,
+    /// How many were added or changed.
+    pub added: usize,
+    /// How many were removed.
+    pub removed: usize,
+    /// What could not be done, entry by entry: the others were all the same.
+    pub failed: Vec<(Entry, Error)>,
+}
+
+/// What the kernel has on an overlay's devices.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Present {
+    /// Entries that somebody wrote.
+    pub written: HashSet<Entry>,
+    /// Forwarding entries that the device has learned from what it received.
+    pub learned: HashSet<Entry>,
+}
+
+/// Reads and changes the entries of overlays in one network namespace.
+pub struct Peers {
+    netlink: Netlink,
+    batch: Batch,
+}
+
+impl Peers {
+    /// Opens sockets in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses them.
+    pub fn open() -> Result<Self, Error> {
+        Ok(Self {
+            netlink: Netlink::open()?,
+            batch: Batch::open()?,
+        })
+    }
+
+    /// What is there: `bridge fdb show brport …`, `ip neighbour show dev … nud permanent`,
+    /// `ip route show dev …`.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn present(&self, overlay: Overlay) -> Result<Present, Error> {
+        let mut present = Present::default();
+        self.read_forwarding(overlay, &mut present)?;
+        for family in [Family::V4, Family::V6] {
+            self.read_neighbours(overlay, family, &mut present.written)?;
+            self.read_routes(overlay, family, &mut present.written)?;
+        }
+        Ok(present)
+    }
+
+    /// Makes the kernel have exactly the entries `wanted` on the devices of
+    /// `overlay`: what is missing is added, what is there and not wanted goes. Entries
+    /// that are right already are not touched, so traffic to such peers is not either.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked. An entry that it refuses is no error of the
+    /// whole: it is in [`Reconciled::failed`].
+    pub fn reconcile(&self, overlay: Overlay, wanted: &[Entry]) -> Result<Reconciled, Error> {
+        let before = self.present(overlay)?;
+        let plan = Difference::between(&before, wanted, overlay);
+        let mut done = Reconciled {
+            kept: plan.kept,
+            ..Reconciled::default()
+        };
+        if plan.is_empty() {
+            return Ok(done);
+        }
+        let mut errors = HashMap::new();
+        self.remove(overlay, &plan.stale, &mut errors)?;
+        self.add(overlay, &plan.missing, &mut errors)?;
+        self.verify(overlay, &plan, errors, &mut done)?;
+        Ok(done)
+    }
+
+    fn remove(
+        &self,
+        overlay: Overlay,
+        stale: &[Entry],
+        errors: &mut HashMap<Entry, Errno>,
+    ) -> Result<(), Error> {
+        let changes = stale.iter().map(|entry| removal(overlay, entry)).collect();
+        for (index, errno) in self.batch.make(changes)? {
+            errors.insert(stale[index], errno);
+        }
+        Ok(())
+    }
+
+    fn add(
+        &self,
+        overlay: Overlay,
+        missing: &[Entry],
+        errors: &mut HashMap<Entry, Errno>,
+    ) -> Result<(), Error> {
+        let changes = missing
+            .iter()
+            .map(|entry| addition(overlay, entry))
+            .collect();
+        for (index, errno) in self.batch.make(changes)? {
+            errors.insert(missing[index], errno);
+        }
+        Ok(())
+    }
+
+    /// What counts is what is there now. An addition that failed because somebody
+    /// else was quicker, or a removal of what was gone, has not failed.
+    fn verify(
+        &self,
+        overlay: Overlay,
+        plan: &Difference,
+        errors: HashMap<Entry, Errno>,
+        done: &mut Reconciled,
+    ) -> Result<(), Error> {
+        let after = self.present(overlay)?;
+        let told = |entry: &Entry, otherwise| errors.get(entry).copied().unwrap_or(otherwise);
+        for entry in &plan.missing {
+            if after.written.contains(entry) {
+                done.added += 1;
+                continue;
+            }
+            let errno = told(entry, Errno::ENOENT);
+            let error = Error::new(format!("add {entry}"), errno);
+            done.failed.push((*entry, error));
+        }
+        for entry in &plan.stale {
+            if !after.written.contains(entry) {
+                done.removed += 1;
+                continue;
+            }
+            let errno = told(entry, Errno::EEXIST);
+            let error = Error::new(format!("remove {entry}"), errno);
+            done.failed.push((*entry, error));
+        }
+        Ok(())
+    }
+
+    fn read_forwarding(&self, overlay: Overlay, present: &mut Present) -> Result<(), Error> {
+        let device = overlay.device;
+        let request = fdb::request(device);
+        let listed = self.netlink.dump(request, || {
+            format!("list forwarding entries of link {device}")
+        });
+        let listed = match listed {
+            Err(error) if error.is_not_found() => Vec::new(),
+            other => other?,
+        };
+        for listed in listed.into_iter().filter_map(|it| fdb::read(it, device)) {
+            let mac = listed.mac;
+            let entry = match (listed.table, listed.vtep) {
+                (Table::Bridge, _) => Entry::Behind { mac },
+                // The group of the device, which is part of it.
+                (Table::Device, Some(vtep)) if vtep.is_multicast() => continue,
+                (Table::Device, Some(vtep)) => Entry::Forward { mac, vtep },
+                (Table::Device, None) => continue,
+            };
+            match (listed.written, listed.table) {
+                (true, _) => present.written.insert(entry),
+                (false, Table::Device) => present.learned.insert(entry),
+                (false, Table::Bridge) => continue,
+            };
+        }
+        Ok(())
+    }
+
+    fn read_neighbours(
+        &self,
+        overlay: Overlay,
+        family: Family,
+        written: &mut HashSet<Entry>,
+    ) -> Result<(), Error> {
+        let device = overlay.neighbours_on;
+        let request = neighbour::request(device, family);
+        let listed = self
+            .netlink
+            .dump(request, || format!("list neighbours of link {device}"))?;
+        let listed = listed
+            .into_iter()
+            .filter_map(|it| neighbour::read(it, device));
+        written.extend(listed.map(|(ip, mac)| Entry::Neighbour { ip, mac }));
+        Ok(())
+    }
+
+    /// Those that are routed through a next hop and that a program laid; the kernel's
+    /// own, of the device's addresses, are left out.
+    fn read_routes(
+        &self,
+        overlay: Overlay,
+        family: Family,
+        written: &mut HashSet<Entry>,
+    ) -> Result<(), Error> {
+        let routes = self.netlink.list_routes(RouteFilter {
+            oif: Some(overlay.device),
+            ..RouteFilter::main(family)
+        })?;
+        let laid = routes.into_iter().filter(|it| LAID.contains(&it.protocol));
+        written.extend(laid.filter_map(|it| {
+            Some(Entry::Route {
+                dst: it.dst,
+                gw: it.gw?,
+            })
+        }));
+        Ok(())
+    }
+}
+
+/// `RTPROT_BOOT` and `RTPROT_STATIC` (linux/rtnetlink.h): how programs, ours and
+/// flannel's too, sign routes.
+const LAID: [u8; 2] = [3, 4];
+
+/// What has to be changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Difference {
+    missing: Vec<Entry>,
+    stale: Vec<Entry>,
+    kept: usize,
+}
+
+impl Difference {
+    fn between(present: &Present, wanted: &[Entry], overlay: Overlay) -> Self {
+        let wanted_set: HashSet<&Entry> = wanted.iter().collect();
+        let mut missing: Vec<Entry> = wanted_set
+            .iter()
+            .filter(|entry| !present.written.contains(entry))
+            .map(|entry| **entry)
+            .collect();
+        // Neighbours first and routes last: no packet is sent to a peer of
+        // which only half is known.
+        missing.sort_unstable();
+        // What is only changed is replaced in its place, never absent.
+        let replaced: HashSet<Place> = missing.iter().filter_map(Place::of).collect();
+        let mut stale: Vec<Entry> = present
+            .written
+            .iter()
+            .filter(|entry| !wanted_set.contains(entry))
+            .filter(|entry| Place::of(entry).is_none_or(|place| !replaced.contains(&place)))
+            .copied()
+            .collect();
+        stale.extend(astray(present, wanted, overlay));
+        // The other way round.
+        stale.sort_unstable_by(|one, other| other.cmp(one));
+        Self {
+            kept: wanted_set.len() - missing.len(),
+            missing,
+            stale,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.stale.is_empty()
+    }
+}
+
+/// Learned entries that lead to a VTEP that is no peer any more: until they age
+/// (five minutes) its pods would be looked for there.
+fn astray<'a>(
+    present: &'a Present,
+    wanted: &'a [Entry],
+    overlay: Overlay,
+) -> impl Iterator<Item = Entry> + 'a {
+    let vteps: HashSet<IpAddr> = wanted
+        .iter()
+        .filter_map(|entry| match entry {
+            Entry::Forward { vtep, .. } => Some(*vtep),
+            _ => None,
+        })
+        .collect();
+    let learned = present.learned.iter().copied();
+    learned.filter(move |entry| match entry {
+        Entry::Forward { vtep, .. } => !overlay.learns_from_anybody && !vteps.contains(vtep),
+        _ => false,
+    })
+}
+
+/// Where only one entry can be, so that a new one takes the place of the old.
+#[derive(PartialEq, Eq, Hash)]
+enum Place {
+    Neighbour(IpAddr),
+    Forward(Mac),
+}
+
+impl Place {
+    fn of(entry: &Entry) -> Option<Self> {
+        match entry {
+            Entry::Neighbour { ip, .. } => Some(Self::Neighbour(*ip)),
+            Entry::Forward { mac: FLOOD, .. } => None,
+            Entry::Forward { mac, .. } => Some(Self::Forward(*mac)),
+            // A route of somebody else to the same subnet must not be replaced.
+            Entry::Behind { .. } | Entry::Route { .. } => None,
+        }
+    }
+}
+
+fn addition(overlay: Overlay, entry: &Entry) -> Change {
+    let device = overlay.device;
+    let neighbour = RouteNetlinkMessage::NewNeighbour;
+    let replace = NLM_F_CREATE | NLM_F_REPLACE;
+    match *entry {
+        Entry::Neighbour { ip, mac } => (
+            neighbour(neighbour::entry(overlay.neighbours_on, ip, mac)),
+            replace,
+        ),
+        // There are several of them, one for each peer.
+        Entry::Forward { mac: FLOOD, vtep } => (
+            neighbour(fdb::device_entry(device, FLOOD, vtep)),
+            NLM_F_CREATE | NLM_F_APPEND,
+        ),
+        Entry::Forward { mac, vtep } => (neighbour(fdb::device_entry(device, mac, vtep)), replace),
+        Entry::Behind { mac } => (neighbour(fdb::bridge_entry(device, mac)), replace),
+        Entry::Route { dst, gw } => (
+            RouteNetlinkMessage::NewRoute(route_message(device, &route(dst, gw))),
+            // Somebody else's route to the same subnet stays.
+            NLM_F_CREATE | NLM_F_EXCL,
+        ),
+    }
+}
+
+fn removal(overlay: Overlay, entry: &Entry) -> Change {
+    let device = overlay.device;
+    let neighbour = RouteNetlinkMessage::DelNeighbour;
+    let message = match *entry {
+        Entry::Neighbour { ip, .. } => neighbour(neighbour::key(overlay.neighbours_on, ip)),
+        Entry::Forward { mac, vtep } => neighbour(fdb::device_entry(device, mac, vtep)),
+        Entry::Behind { mac } => neighbour(fdb::bridge_entry(device, mac)),
+        Entry::Route { dst, gw } => {
+            let mut message = route_message(device, &route(dst, gw));
+            // However it was signed.
+            message.header.protocol = RouteProtocol::Unspec;
+            RouteNetlinkMessage::DelRoute(message)
+        }
+    };
+    (message, 0)
+}
+
+fn route(dst: IpNetwork, gw: IpAddr) -> RouteSpec {
+    RouteSpec {
+        gw: Some(gw),
+        onlink: true,
+        ..RouteSpec::to(dst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OVERLAY: Overlay = Overlay {
+        device: 7,
+        neighbours_on: 7,
+        learns_from_anybody: false,
+    };
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn mac(last: u8) -> Mac {
+        Mac([2, 0, 0, 0, 0, last])
+    }
+
+    fn peer(number: u8, mac: Mac) -> [Entry; 3] {
+        let base = ip(&format!("10.5.{number}.0"));
+        let vtep = ip(&format!("192.0.2.{number}"));
+        let dst = IpNetwork::new(base, 24).unwrap();
+        [
+            Entry::Neighbour { ip: base, mac },
+            Entry::Forward { mac, vtep },
+            Entry::Route { dst, gw: base },
+        ]
+    }
+
+    fn difference(written: &[Entry], wanted: &[Entry]) -> Difference {
+        let present = Present {
+            written: written.iter().copied().collect(),
+            learned: HashSet::new(),
+        };
+        Difference::between(&present, wanted, OVERLAY)
+    }
+
+    #[test]
+    fn nothing_is_done_where_nothing_differs() {
+        let all = [peer(1, mac(1)), peer(2, mac(2))].concat();
+        let same = difference(&all, &all);
+        assert!(same.is_empty());
+        assert_eq!(same.kept, 6);
+    }
+
+    #[test]
+    fn neighbours_come_first_and_routes_last_and_the_other_way_round() {
+        let all = [peer(2, mac(2)), peer(1, mac(1))].concat();
+        let added = difference(&[], &all).missing;
+        assert!(matches!(added[0], Entry::Neighbour { .. }));
+        assert!(matches!(added[5], Entry::Route { .. }));
+        let removed = difference(&all, &[]).stale;
+        assert!(matches!(removed[0], Entry::Route { .. }));
+        assert!(matches!(removed[5], Entry::Neighbour { .. }));
+    }
+
+    #[test]
+    fn another_mac_replaces_the_neighbour_and_the_old_one_goes() {
+        let (before, after) = (peer(1, mac(1)), peer(1, mac(9)));
+        let change = difference(&before, &after);
+        assert_eq!(change.missing, after[..2]);
+        // The neighbour is replaced; the route is as it was.
+        assert_eq!(change.stale, before[1..2]);
+        assert_eq!(change.kept, 1);
+    }
+
+    #[test]
+    fn flood_entries_stand_side_by_side() {
+        let flood = |vtep| Entry::Forward {
+            mac: FLOOD,
+            vtep: ip(vtep),
+        };
+        let change = difference(
+            &[flood("192.0.2.1"), flood("192.0.2.2")],
+            &[flood("192.0.2.2"), flood("192.0.2.3")],
+        );
+        assert_eq!(change.missing, [flood("192.0.2.3")]);
+        assert_eq!(change.stale, [flood("192.0.2.1")]);
+    }
+
+    #[test]
+    fn what_was_learned_of_a_peer_goes_with_it() {
+        let learned = |vtep| Entry::Forward {
+            mac: mac(7),
+            vtep: ip(vtep),
+        };
+        let present = Present {
+            written: HashSet::new(),
+            learned: [learned("192.0.2.1"), learned("192.0.2.2")].into(),
+        };
+        let wanted = [Entry::Forward {
+            mac: FLOOD,
+            vtep: ip("192.0.2.2"),
+        }];
+        let change = Difference::between(&present, &wanted, OVERLAY);
+        assert_eq!(change.stale, [learned("192.0.2.1")]);
+        let anybody = Overlay {
+            learns_from_anybody: true,
+            ..OVERLAY
+        };
+        assert!(
+            Difference::between(&present, &wanted, anybody)
+                .stale
+                .is_empty()
+        );
+    }
+}

@@ -1,0 +1,297 @@
+//! VXLAN devices: Ethernet in UDP over an IP network (RFC 7348).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+use rtnetlink::{
+    packet_core::{NLM_F_CREATE, NLM_F_EXCL},
+    packet_route::{
+        RouteNetlinkMessage,
+        address::{AddressAttribute, AddressMessage},
+        link::{
+            InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVxlan,
+            LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage,
+        },
+    },
+};
+
+use crate::{Error, Family, Link, Mac, Netlink, link::link_message};
+
+/// The largest VNI: it has 24 bits.
+pub const MAX_VNI: u32 = (1 << 24) - 1;
+
+/// What a VXLAN device is, as far as it cannot be changed while it is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vxlan {
+    /// The VXLAN network identifier.
+    pub vni: u32,
+    /// The UDP port, of this end and of all others.
+    pub port: u16,
+    /// The address in the underlay that packets are sent from.
+    pub local: Option<IpAddr>,
+    /// The index of the link that packets leave by; without one it is left to the routes.
+    pub link: Option<u32>,
+    /// Where everything goes that no entry is for: a multicast group in the underlay.
+    pub group: Option<IpAddr>,
+    /// The hop limit of packets in the underlay; 0 takes the node's, for a group 1.
+    pub ttl: u8,
+    /// Whether it learns from what it receives which address is behind which VTEP.
+    pub learning: bool,
+    /// Whether packets carry the group policy extension (draft-smith-vxlan-group-policy).
+    pub gbp: bool,
+    /// Whether the UDP packets have checksums.
+    pub udp_checksum: bool,
+}
+
+/// A VXLAN device to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VxlanSpec {
+    /// Its name, at most 15 bytes.
+    pub name: String,
+    /// What it is.
+    pub vxlan: Vxlan,
+    /// Its hardware address: the one that peers know it by.
+    pub mac: Mac,
+    /// The largest packet inside, in bytes.
+    pub mtu: u32,
+}
+
+/// How a VXLAN device is as a port of a bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VxlanPort {
+    /// The index of the bridge.
+    pub bridge: u32,
+    /// Whether the bridge answers for neighbours that it knows, instead of asking
+    /// all peers.
+    pub neigh_suppress: bool,
+}
+
+impl Netlink {
+    /// What the VXLAN device called `name` is; `None` if there is no such link, or
+    /// one of another kind.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn find_vxlan(&self, name: &str) -> Result<Option<Vxlan>, Error> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.into()));
+        message
+            .attributes
+            .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let found = self.get(RouteNetlinkMessage::GetLink(message), || {
+            format!("find link {name}")
+        });
+        match found {
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+            Ok(reply) => Ok(read(reply).map(|(_, vxlan)| vxlan)),
+        }
+    }
+
+    /// Every VXLAN device of the namespace, by name: `ip -d link show type vxlan`.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn list_vxlans(&self) -> Result<Vec<(String, Vxlan)>, Error> {
+        let mut message = LinkMessage::default();
+        message
+            .attributes
+            .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let kind = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan)]);
+        message.attributes.push(kind);
+        let all = self.dump(RouteNetlinkMessage::GetLink(message), || {
+            "list VXLAN devices".into()
+        })?;
+        Ok(all.into_iter().filter_map(read).collect())
+    }
+
+    /// Makes a VXLAN device, down: `ip link add NAME address MAC mtu MTU type vxlan
+    /// id VNI dstport PORT local IP dev LINK group GROUP ttl TTL [no]learning …`.
+    ///
+    /// # Errors
+    /// `EEXIST` when there is a link of that name, or a device of that VNI and port.
+    pub fn add_vxlan(&self, spec: &VxlanSpec) -> Result<Link, Error> {
+        let name = &spec.name;
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.clone()),
+            LinkAttribute::Address(spec.mac.0.to_vec()),
+            LinkAttribute::Mtu(spec.mtu),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Vxlan),
+                LinkInfo::Data(InfoData::Vxlan(data(&spec.vxlan))),
+            ]),
+        ];
+        let request = RouteNetlinkMessage::NewLink(message);
+        self.change(request, NLM_F_CREATE | NLM_F_EXCL, || {
+            format!("add vxlan device {name}")
+        })?;
+        self.get_link(name)
+    }
+
+    /// Switches whether a VXLAN device learns, and the hop limit of its packets:
+    /// `ip link set NAME type vxlan learning|nolearning ttl TTL`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn change_vxlan(&self, index: u32, learning: bool, ttl: u8) -> Result<(), Error> {
+        let mut message = link_message(index);
+        let data = vec![InfoVxlan::Learning(learning), InfoVxlan::Ttl(ttl)];
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Vxlan),
+            LinkInfo::Data(InfoData::Vxlan(data)),
+        ]));
+        self.change(RouteNetlinkMessage::NewLink(message), 0, || {
+            format!("set vxlan device {index} learning {learning} ttl {ttl}")
+        })
+    }
+
+    /// Makes a VXLAN device a port of a bridge: `ip link set LINK master BRIDGE`, then
+    /// `bridge link set dev LINK neigh_suppress on|off`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_vxlan(&self, link: &Link, port: VxlanPort) -> Result<(), Error> {
+        if link.master != Some(port.bridge) {
+            self.set_master(link.index, port.bridge)?;
+        }
+        let mut message = link_message(link.index);
+        let data = vec![InfoBridgePort::NeighSupress(port.neigh_suppress)];
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(data)),
+        ]));
+        self.change(RouteNetlinkMessage::NewLink(message), 0, || {
+            format!("set up port {} of bridge {}", link.name, port.bridge)
+        })
+    }
+
+    /// The addresses of a family with the links that have them, of all links in one
+    /// request: `ip -4|-6 address show scope global`.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn list_all_addresses(&self, family: Family) -> Result<Vec<(u32, IpNetwork)>, Error> {
+        let mut message = AddressMessage::default();
+        message.header.family = family.code();
+        let request = RouteNetlinkMessage::GetAddress(message);
+        let all = self.dump(request, || "list addresses".into())?;
+        Ok(all.into_iter().filter_map(read_address).collect())
+    }
+}
+
+fn read_address(message: RouteNetlinkMessage) -> Option<(u32, IpNetwork)> {
+    let RouteNetlinkMessage::NewAddress(message) = message else {
+        return None;
+    };
+    // Not one of this link (253) or of this host (254) only.
+    if u8::from(message.header.scope) != 0 {
+        return None;
+    }
+    let (mut local, mut peer) = (None, None);
+    for attribute in message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => local = Some(ip),
+            AddressAttribute::Address(ip) => peer = Some(ip),
+            _ => {}
+        }
+    }
+    let address = IpNetwork::new(local.or(peer)?, message.header.prefix_len).ok()?;
+    Some((message.header.index, address))
+}
+
+fn data(vxlan: &Vxlan) -> Vec<InfoVxlan> {
+    let mut data = vec![
+        InfoVxlan::Id(vxlan.vni),
+        InfoVxlan::Port(vxlan.port),
+        InfoVxlan::Ttl(vxlan.ttl),
+        InfoVxlan::Learning(vxlan.learning),
+    ];
+    data.extend(vxlan.link.map(InfoVxlan::Link));
+    data.extend(vxlan.local.map(|ip| match ip {
+        IpAddr::V4(ip) => InfoVxlan::Local(ip),
+        IpAddr::V6(ip) => InfoVxlan::Local6(ip),
+    }));
+    data.extend(vxlan.group.map(|ip| match ip {
+        IpAddr::V4(ip) => InfoVxlan::Group(ip),
+        IpAddr::V6(ip) => InfoVxlan::Group6(ip),
+    }));
+    if vxlan.gbp {
+        data.push(InfoVxlan::Gbp);
+    }
+    if vxlan.local.is_some_and(|ip| ip.is_ipv6()) {
+        // Over IPv6 a packet without a checksum is dropped unless that is allowed (RFC 6935).
+        data.push(InfoVxlan::UDPZeroCsumTX(!vxlan.udp_checksum));
+        data.push(InfoVxlan::UDPZeroCsumRX(!vxlan.udp_checksum));
+    } else {
+        data.push(InfoVxlan::UDPCsum(vxlan.udp_checksum));
+    }
+    data
+}
+
+fn read(message: RouteNetlinkMessage) -> Option<(String, Vxlan)> {
+    let RouteNetlinkMessage::NewLink(message) = message else {
+        return None;
+    };
+    let mut name = None;
+    let mut data = None;
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = Some(text),
+            LinkAttribute::LinkInfo(infos) => {
+                data = infos.into_iter().find_map(|info| match info {
+                    LinkInfo::Data(InfoData::Vxlan(data)) => Some(data),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    Some((name?, read_data(data?)))
+}
+
+fn read_data(data: Vec<InfoVxlan>) -> Vxlan {
+    let mut vxlan = Vxlan {
+        vni: 0,
+        port: 0,
+        local: None,
+        link: None,
+        group: None,
+        ttl: 0,
+        learning: false,
+        gbp: false,
+        udp_checksum: false,
+    };
+    let (mut checksum, mut no_checksum6) = (false, false);
+    for attribute in data {
+        match attribute {
+            InfoVxlan::Id(vni) => vxlan.vni = vni,
+            InfoVxlan::Port(port) => vxlan.port = port,
+            InfoVxlan::Local(ip) => vxlan.local = some_v4(ip),
+            InfoVxlan::Local6(ip) => vxlan.local = some_v6(ip),
+            InfoVxlan::Group(ip) => vxlan.group = some_v4(ip),
+            InfoVxlan::Group6(ip) => vxlan.group = some_v6(ip),
+            InfoVxlan::Link(index) => vxlan.link = Some(index).filter(|index| *index != 0),
+            InfoVxlan::Ttl(ttl) => vxlan.ttl = ttl,
+            InfoVxlan::Learning(on) => vxlan.learning = on,
+            InfoVxlan::Gbp => vxlan.gbp = true,
+            InfoVxlan::UDPCsum(on) => checksum = on,
+            InfoVxlan::UDPZeroCsumTX(on) => no_checksum6 = on,
+            _ => {}
+        }
+    }
+    vxlan.udp_checksum = match vxlan.local {
+        Some(IpAddr::V6(_)) => !no_checksum6,
+        _ => checksum,
+    };
+    vxlan
+}
+
+/// The kernel may say "none" as an address of zeros.
+fn some_v4(ip: Ipv4Addr) -> Option<IpAddr> {
+    Some(ip).filter(|ip| !ip.is_unspecified()).map(IpAddr::from)
+}
+
+fn some_v6(ip: Ipv6Addr) -> Option<IpAddr> {
+    Some(ip).filter(|ip| !ip.is_unspecified()).map(IpAddr::from)
+}

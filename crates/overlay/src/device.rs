@@ -1,0 +1,416 @@
+//! The VXLAN device of a network on this node: one for each VNI, shared by all
+//! pods, with its name derived from the VNI.
+//!
+//! Its alias says whose it is, and which of the configuration's peer lists was the
+//! last to be carried out: so an ADD need not look at thousands of entries, and does
+//! not undo what somebody changed by hand since.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, bail};
+use cni::{Code, names};
+use netlink::{
+    Family, Link, Netlink, Overlay, Peers, Reconciled, Vxlan, VxlanPort, VxlanSpec, sysctl,
+};
+
+use crate::network::{Mode, Network, fault, vtep_mac};
+use crate::underlay::{Underlay, overhead, room};
+
+/// The device as it is, or is to be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Device {
+    /// What it is to be.
+    pub spec: VxlanSpec,
+    /// The address in the underlay that it has or gets.
+    pub local: IpAddr,
+    /// The link, if it is there.
+    pub link: Option<Link>,
+    /// What it is, if it is there.
+    found: Option<Vxlan>,
+    /// Whether it is there and useless: the address that it sends from has left the node.
+    obsolete: bool,
+}
+
+impl Device {
+    /// Looks what there is and decides what there has to be, and changes nothing.
+    ///
+    /// A device that is there as the configuration wants it keeps the address that it has,
+    /// so that a default route that changes its way does not take the network along.
+    ///
+    /// # Errors
+    /// Code 7: what the configuration names is not there, the VNI is in use by
+    /// somebody else or with other parameters, the MTU is above what fits, a peer is
+    /// this node.
+    pub fn find(host: &Netlink, network: &Network) -> Result<Self> {
+        let name = network.device();
+        let device = match host.find_link(&name)? {
+            Some(link) => Self::found(host, network, link)?,
+            None => Self::missing(host, network)?,
+        };
+        network.check_not_ourselves(&network.peers, device.local)?;
+        Ok(device)
+    }
+
+    fn missing(host: &Netlink, network: &Network) -> Result<Self> {
+        let underlay = Underlay::find(host, network)?;
+        Ok(Self {
+            spec: wanted(network, &underlay.link, underlay.local, underlay.bound)?,
+            local: underlay.local,
+            link: None,
+            found: None,
+            obsolete: false,
+        })
+    }
+
+    fn found(host: &Netlink, network: &Network, link: Link) -> Result<Self> {
+        let name = link.name.clone();
+        let Some(found) = host.find_vxlan(&name)? else {
+            let kind = link.kind.as_deref().unwrap_or("device");
+            let why = format!("{name} is there already, as a {kind}");
+            return Err(fault("vni", &why));
+        };
+        if let Some(other) = owner(&link).filter(|it| *it != fitting(&network.name)) {
+            let why = format!("{} is in use by network {other:?}", network.vni);
+            return Err(fault("vni", &why));
+        }
+        if let Some((local, parent)) = still_good(host, network, &found)? {
+            let spec = wanted(network, &parent, local, found.link.is_some())?;
+            compare(network, &found, &spec.vxlan)?;
+            return Ok(Self {
+                spec,
+                local,
+                link: Some(link),
+                found: Some(found),
+                obsolete: false,
+            });
+        }
+        let underlay = Underlay::find(host, network)?;
+        let spec = wanted(network, &underlay.link, underlay.local, underlay.bound)?;
+        // Where its address has left the node it is of no use to anybody. Else somebody
+        // relies on it as it is.
+        let gone = match found.local {
+            Some(local) => crate::underlay::owner(host, local)?.is_none(),
+            None => false,
+        };
+        let obsolete = gone && owner(&link).is_some();
+        if !obsolete {
+            compare(network, &found, &spec.vxlan)?;
+        }
+        Ok(Self {
+            spec,
+            local: underlay.local,
+            link: Some(link),
+            found: Some(found),
+            obsolete,
+        })
+    }
+
+    /// Makes the device, or adjusts what can be adjusted (MTU, MAC, learning, hop limit), and
+    /// brings it up. In mode `l2` it becomes a port of `bridge`.
+    ///
+    /// # Errors
+    /// Code 7 when a device of another name has the VNI; what the kernel refuses.
+    pub fn ensure(&self, host: &Netlink, network: &Network, bridge: Option<&Link>) -> Result<Link> {
+        let mut carried = Vec::new();
+        let mut link = match &self.link {
+            Some(link) if self.obsolete => {
+                // What somebody told it by hand is in no configuration.
+                if network.peers.is_empty() {
+                    let present = Peers::open()?.present(overlay(network, link, bridge))?;
+                    carried.extend(present.written);
+                }
+                host.delete_link(&link.name)?;
+                self.create(host, network)?
+            }
+            Some(link) => {
+                self.adjust(host, link)?;
+                link.clone()
+            }
+            None => self.create(host, network)?,
+        };
+        if owner(&link).is_none() {
+            link.alias = Some(alias(&network.name, ""));
+            host.set_alias(link.index, &alias(&network.name, ""))?;
+        }
+        if let Some(bridge) = bridge
+            && link.master != Some(bridge.index)
+        {
+            host.attach_vxlan(&link, self.port(network, bridge))?;
+            link.master = Some(bridge.index);
+        }
+        if !link.up {
+            quieten(network.mode, &link.name);
+            host.set_up(link.index)?;
+            link.up = true;
+        }
+        if !carried.is_empty() {
+            Peers::open()?.reconcile(overlay(network, &link, bridge), &carried)?;
+        }
+        Ok(link)
+    }
+
+    fn create(&self, host: &Netlink, network: &Network) -> Result<Link> {
+        match host.add_vxlan(&self.spec) {
+            Ok(link) => Ok(link),
+            Err(error) if error.is_exists() => match host.find_link(&self.spec.name)? {
+                // Another ADD was quicker: its device is as good.
+                Some(link) => Ok(link),
+                None => Err(taken(host, network)?),
+            },
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn adjust(&self, host: &Netlink, link: &Link) -> Result<()> {
+        let wanted = &self.spec;
+        if link.mtu != wanted.mtu {
+            host.set_mtu(link.index, wanted.mtu)?;
+        }
+        if link.mac != Some(wanted.mac) {
+            host.set_mac(link.index, wanted.mac)?;
+        }
+        let differs = |found: &Vxlan| {
+            (found.learning, found.ttl) != (wanted.vxlan.learning, wanted.vxlan.ttl)
+        };
+        if self.found.as_ref().is_some_and(differs) {
+            host.change_vxlan(link.index, wanted.vxlan.learning, wanted.vxlan.ttl)?;
+        }
+        Ok(())
+    }
+
+    /// Neighbours are answered for only where some are known: with suppression, the
+    /// announcements of pods stay on their host.
+    fn port(&self, network: &Network, bridge: &Link) -> VxlanPort {
+        let known = network.peers.iter().any(|it| !it.subnets.is_empty());
+        VxlanPort {
+            bridge: bridge.index,
+            neigh_suppress: known,
+        }
+    }
+
+    /// CHECK: whether the device is there, as it has to be.
+    ///
+    /// # Errors
+    /// What differs.
+    pub fn check(&self, bridge: Option<&Link>) -> Result<()> {
+        let name = &self.spec.name;
+        let link = self
+            .link
+            .as_ref()
+            .with_context(|| format!("device {name} not found"))?;
+        if self.obsolete {
+            bail!("device {name} sends from an address that has left the node");
+        }
+        if !link.up {
+            bail!("device {name} is down");
+        }
+        if link.mtu != self.spec.mtu {
+            bail!("device {name} has MTU {}, not {}", link.mtu, self.spec.mtu);
+        }
+        if link.mac != Some(self.spec.mac) {
+            let mac = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
+            bail!("device {name} has MAC {mac}, not {}", self.spec.mac);
+        }
+        if let Some(found) = &self.found
+            && found.learning != self.spec.vxlan.learning
+        {
+            let learning = found.learning;
+            bail!("device {name} has learning {learning}, not {}", !learning);
+        }
+        if bridge.is_some_and(|bridge| link.master != Some(bridge.index)) {
+            bail!("device {name} is no port of the bridge");
+        }
+        Ok(())
+    }
+}
+
+/// Whose entries are reconciled.
+pub fn overlay(network: &Network, device: &Link, bridge: Option<&Link>) -> Overlay {
+    Overlay {
+        device: device.index,
+        neighbours_on: bridge.map_or(device.index, |bridge| bridge.index),
+        learns_from_anybody: network.group.is_some(),
+    }
+}
+
+/// Makes the kernel know the configuration's peers, unless it was told of this very list
+/// before. Returns what became of it, if anything was done.
+///
+/// # Errors
+/// When the kernel cannot be asked. A peer that it refuses is no error of the whole.
+pub fn apply_peers(
+    host: &Netlink,
+    network: &Network,
+    device: &Link,
+    bridge: Option<&Link>,
+) -> Result<Option<Reconciled>> {
+    let mark = format!("{:016x}", network.fingerprint());
+    let wanted = alias(&network.name, &mark);
+    if device.alias.as_deref() == Some(&wanted) {
+        return Ok(None);
+    }
+    let overlay = overlay(network, device, bridge);
+    let done = Peers::open()?.reconcile(overlay, &network.entries())?;
+    if let Some(bridge) = bridge {
+        suppress(host, device, bridge, network)?;
+    }
+    // Else the next ADD tries again.
+    if done.failed.is_empty() {
+        host.set_alias(device.index, &wanted)?;
+    }
+    Ok(Some(done))
+}
+
+fn suppress(host: &Netlink, device: &Link, bridge: &Link, network: &Network) -> Result<()> {
+    let known = network.peers.iter().any(|it| !it.subnets.is_empty());
+    let port = VxlanPort {
+        bridge: bridge.index,
+        neigh_suppress: known,
+    };
+    Ok(host.attach_vxlan(device, port)?)
+}
+
+/// The network that a device was made for, as its alias has it; `None` if we did not make it.
+fn owner(link: &Link) -> Option<&str> {
+    let text = link.alias.as_deref()?.strip_prefix(ALIAS)?;
+    Some(text.rsplit_once('/').map_or(text, |(name, _)| name))
+}
+
+/// How the alias of a device begins.
+const ALIAS: &str = "podwire-vxlan:";
+
+fn alias(network: &str, mark: &str) -> String {
+    format!("{ALIAS}{}/{mark}", fitting(network))
+}
+
+/// The kernel keeps 255 bytes of an alias (IFALIASZ in linux/if.h).
+fn fitting(network: &str) -> String {
+    match network.len() {
+        0..=200 => network.to_owned(),
+        _ => names::prefixed(65, "#", network),
+    }
+}
+
+/// The address of the device that is there, and the link that it is bound to, if they
+/// are still the node's and what the configuration names.
+fn still_good(host: &Netlink, network: &Network, found: &Vxlan) -> Result<Option<(IpAddr, Link)>> {
+    let (Some(local), Some(index)) = (found.local, found.link) else {
+        return Ok(None);
+    };
+    let Some(parent) = host.find_link_by_index(index)? else {
+        return Ok(None);
+    };
+    let other_dev = network
+        .dev
+        .as_ref()
+        .is_some_and(|dev| dev.as_str() != parent.name);
+    let other_local = network.local.is_some_and(|ip| ip != local);
+    let other_family = network
+        .family
+        .is_some_and(|family| family != Family::of(local));
+    if other_dev || other_local || other_family {
+        return Ok(None);
+    }
+    let addresses = host.list_addresses(index, Some(Family::of(local)))?;
+    let there = addresses.iter().any(|it| it.address.ip() == local);
+    Ok(there.then_some((local, parent)))
+}
+
+fn wanted(network: &Network, link: &Link, local: IpAddr, bound: bool) -> Result<VxlanSpec> {
+    let room = room(link, local);
+    let mtu = network.mtu.unwrap_or(room);
+    if mtu > room {
+        let (name, all, less) = (&link.name, link.mtu, overhead(local));
+        let why = format!(
+            "{mtu} is more than {room}, which is what {all} of {name} less {less} for VXLAN leaves"
+        );
+        return Err(fault("mtu", &why));
+    }
+    Ok(VxlanSpec {
+        name: network.device(),
+        vxlan: Vxlan {
+            vni: network.vni,
+            port: network.port,
+            local: Some(local),
+            link: bound.then_some(link.index),
+            group: network.group,
+            ttl: network.ttl,
+            learning: network.learning,
+            gbp: network.gbp,
+            udp_checksum: network.udp_checksum,
+        },
+        mac: network.mac.unwrap_or_else(|| vtep_mac(network.vni, local)),
+        mtu,
+    })
+}
+
+/// Fails for what cannot be changed while the device is there.
+fn compare(network: &Network, found: &Vxlan, wanted: &Vxlan) -> Result<()> {
+    let ip = |ip: Option<IpAddr>| ip.map_or("none".to_owned(), |ip| ip.to_string());
+    let pairs = [
+        ("port", found.port.to_string(), wanted.port.to_string()),
+        ("vni", found.vni.to_string(), wanted.vni.to_string()),
+        ("local", ip(found.local), ip(wanted.local)),
+        ("group", ip(found.group), ip(wanted.group)),
+        ("gbp", found.gbp.to_string(), wanted.gbp.to_string()),
+        (
+            "udpChecksum",
+            found.udp_checksum.to_string(),
+            wanted.udp_checksum.to_string(),
+        ),
+        (
+            "dev",
+            format!("link {}", found.link.unwrap_or_default()),
+            format!("link {}", wanted.link.unwrap_or_default()),
+        ),
+    ];
+    match pairs.iter().find(|(_, found, wanted)| found != wanted) {
+        None => Ok(()),
+        Some((key, found, wanted)) => {
+            let (vni, device) = (network.vni, network.device());
+            let why = format!(
+                "{vni} is in use with other parameters: {device} has {key} {found}, not {wanted}"
+            );
+            Err(fault("vni", &why))
+        }
+    }
+}
+
+/// Which device has the VNI, so that ours cannot be.
+fn taken(host: &Netlink, network: &Network) -> Result<anyhow::Error> {
+    let vni = network.vni;
+    let all = host.list_vxlans()?;
+    let other = all.iter().find(|(_, vxlan)| vxlan.vni == vni);
+    let why = match other {
+        Some((name, vxlan)) => format!(
+            "{vni} is in use with other parameters: by {name}, on port {}",
+            vxlan.port
+        ),
+        None => format!("{vni} is in use on port {}", network.port),
+    };
+    Ok(fault("vni", &why))
+}
+
+/// The device says nothing of its own to the peers, and hears no router among them.
+fn quieten(mode: Mode, name: &str) {
+    let key = |setting| sysctl::interface_key("ipv6", name, setting);
+    let _ = sysctl::write(&key("accept_ra"), "0");
+    if mode == Mode::L2 {
+        // A port has no addresses.
+        let _ = sysctl::write(&key("disable_ipv6"), "1");
+    }
+}
+
+/// STATUS: whether packets can leave.
+///
+/// # Errors
+/// Code 50, with the reason.
+pub fn check_underlay(host: &Netlink, network: &Network) -> Result<()> {
+    let unavailable = |why: String| anyhow::Error::from(Code::NotAvailable.err(why));
+    let underlay = Underlay::find(host, network)
+        .map_err(|error| unavailable(format!("underlay: {error:#}")))?;
+    match underlay.trouble() {
+        Some(why) => Err(unavailable(why)),
+        None => Ok(()),
+    }
+}

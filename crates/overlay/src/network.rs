@@ -1,0 +1,542 @@
+//! From keys to what is wanted, without touching anything.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
+
+use anyhow::Result;
+use cni::env::IfName;
+use cni::{Code, names};
+use ipnetwork::IpNetwork;
+use netlink::{Entry, Family, MAX_VNI, Mac};
+use sha2::{Digest, Sha512};
+
+use crate::conf::{Conf, Mtu};
+use crate::peer::{self, Peer, is_host};
+
+/// What is between the pods of two hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// One segment: frames.
+    L2,
+    /// A router on each host: packets.
+    L3,
+}
+
+/// A network in which nothing contradicts anything.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Network {
+    /// Its name.
+    pub name: String,
+    /// What is between the pods of two hosts.
+    pub mode: Mode,
+    /// The VXLAN network identifier.
+    pub vni: u32,
+    /// The UDP port.
+    pub port: u16,
+    /// The interface of the underlay that the configuration names.
+    pub dev: Option<IfName>,
+    /// The address in the underlay that it names.
+    pub local: Option<IpAddr>,
+    /// The family of the underlay, if anything says it.
+    pub family: Option<Family>,
+    /// The multicast group that all hosts are in.
+    pub group: Option<IpAddr>,
+    /// The hop limit in the underlay.
+    pub ttl: u8,
+    /// Whether the device learns.
+    pub learning: bool,
+    /// The largest packet of a pod; `None` for what fits.
+    pub mtu: Option<u32>,
+    /// Whether packets carry the group policy extension.
+    pub gbp: bool,
+    /// Whether packets in the underlay have checksums.
+    pub udp_checksum: bool,
+    /// The MAC of this host's device, if the configuration says it.
+    pub mac: Option<Mac>,
+    /// The bridge that the pods are ports of.
+    pub bridge: IfName,
+    /// The peers that the configuration lists.
+    pub peers: Vec<Peer>,
+}
+
+impl Network {
+    /// Checks everything that can be checked without the kernel. `name` is the network's.
+    ///
+    /// # Errors
+    /// Code 7, with the key at fault.
+    pub fn new(conf: &Conf, name: &str) -> Result<Self> {
+        let mode = mode(&conf.mode)?;
+        let mut network = Self {
+            name: name.to_owned(),
+            mode,
+            vni: vni(conf.vni)?,
+            port: in_range("port", conf.port, 1, 65535)? as u16,
+            dev: interface("dev", &conf.dev)?,
+            local: conf.local,
+            family: family(&conf.underlay)?,
+            group: conf.group,
+            ttl: in_range("ttl", conf.ttl, 0, 255)? as u8,
+            learning: conf.learning.unwrap_or(mode == Mode::L2),
+            mtu: mtu(conf.mtu)?,
+            gbp: conf.gbp,
+            udp_checksum: conf.udp_checksum,
+            mac: own_mac(&conf.mac)?,
+            bridge: interface("bridge", &conf.bridge)?.map_or_else(|| bridge_name(name), Ok)?,
+            peers: Vec::new(),
+        };
+        network.check_group()?;
+        for (index, keys) in conf.peers.iter().enumerate() {
+            let peer = Peer::new(keys, mode, &format!("peers[{index}]"))?;
+            network.peers.push(peer);
+        }
+        check_together(mode, network.vni, &network.peers)?;
+        network.family = network.one_family()?;
+        Ok(network)
+    }
+
+    /// The name of the VXLAN device; the longest has 14 bytes.
+    pub fn device(&self) -> String {
+        format!("vxlan.{}", self.vni)
+    }
+
+    /// What the kernel has to know of the configuration's peers.
+    pub fn entries(&self) -> Vec<Entry> {
+        self.entries_of(&self.peers)
+    }
+
+    /// What the kernel has to know of `peers`.
+    pub fn entries_of(&self, peers: &[Peer]) -> Vec<Entry> {
+        peer::entries(self.mode, self.vni, peers, self.group.is_none())
+    }
+
+    /// Checks `peers` that come from elsewhere as those of the configuration are.
+    ///
+    /// # Errors
+    /// Code 7, with the key at fault.
+    pub fn check_peers(&self, peers: &[Peer]) -> Result<()> {
+        check_together(self.mode, self.vni, peers)?;
+        let other = Self {
+            peers: peers.to_vec(),
+            ..self.clone()
+        };
+        other.one_family().map(drop)
+    }
+
+    /// A number that changes with the entries of the configuration.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.entries().hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// Fails for a peer that is this host, whose address is `local`.
+    ///
+    /// # Errors
+    /// Code 7, with the key at fault.
+    pub fn check_not_ourselves(&self, peers: &[Peer], local: IpAddr) -> Result<()> {
+        match peers.iter().position(|peer| peer.vtep == local) {
+            None => Ok(()),
+            Some(index) => Err(fault(
+                &format!("peers[{index}].vtep"),
+                &format!("{local} is this node"),
+            )),
+        }
+    }
+
+    /// Fails for a peer whose subnet overlaps one of `own`, this host's.
+    ///
+    /// # Errors
+    /// Code 7, with the key at fault.
+    pub fn check_own_subnets(&self, own: &[IpNetwork]) -> Result<()> {
+        if self.mode == Mode::L2 {
+            return Ok(());
+        }
+        for (index, peer) in self.peers.iter().enumerate() {
+            for theirs in &peer.subnets {
+                if let Some(ours) = own.iter().find(|ours| overlap(**ours, *theirs)) {
+                    return Err(fault(
+                        &format!("peers[{index}].subnet"),
+                        &format!("{theirs} overlaps {ours}, the subnet of this node"),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_group(&self) -> Result<()> {
+        let Some(group) = self.group else {
+            return Ok(());
+        };
+        if !group.is_multicast() {
+            return Err(fault("group", &format!("{group} is not multicast")));
+        }
+        if self.mode == Mode::L3 {
+            return Err(fault("group", "mode l3 sends nothing to a group"));
+        }
+        Ok(())
+    }
+
+    /// The family in which everything agrees.
+    fn one_family(&self) -> Result<Option<Family>> {
+        let own = [("local", self.local), ("group", self.group)];
+        let own = own
+            .into_iter()
+            .filter_map(|(key, ip)| Some((key.to_owned(), ip?)));
+        let peers = self.peers.iter().enumerate();
+        let peers = peers.map(|(index, peer)| (format!("peers[{index}].vtep"), peer.vtep));
+        let mut family = self.family;
+        for (key, ip) in own.chain(peers) {
+            let of = Family::of(ip);
+            match family {
+                None => family = Some(of),
+                Some(family) if family != of => {
+                    let why = format!("{ip} is not {}, as the underlay is", told(family));
+                    return Err(fault(&key, &why));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(family)
+    }
+}
+
+/// The MAC that a host's VXLAN device has unless it is given another: it follows from
+/// VNI and address, so hosts know each other's without being told.
+pub(crate) fn vtep_mac(vni: u32, vtep: IpAddr) -> Mac {
+    derived(&format!("vtep {vni} {vtep}"))
+}
+
+/// The MAC of the gateway of mode `l2`, the same on all hosts: a pod's gateway is its own
+/// host, whichever that is, and the others' answers do not mislead it.
+pub fn gateway_mac(vni: u32) -> Mac {
+    derived(&format!("gateway {vni}"))
+}
+
+fn derived(text: &str) -> Mac {
+    let digest = Sha512::digest(text.as_bytes());
+    let mut octets = [0; 6];
+    octets.copy_from_slice(&digest[..6]);
+    Mac::local(octets)
+}
+
+pub(crate) fn told(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    }
+}
+
+pub(crate) fn fault(key: &str, why: &str) -> anyhow::Error {
+    Code::InvalidConfig.err(format!("{key}: {why}")).into()
+}
+
+fn mode(text: &str) -> Result<Mode> {
+    match text {
+        "l2" | "L2" => Ok(Mode::L2),
+        "l3" | "L3" => Ok(Mode::L3),
+        other => Err(fault("mode", &format!("{other:?} is neither l2 nor l3"))),
+    }
+}
+
+fn vni(value: Option<i64>) -> Result<u32> {
+    let value = value.ok_or_else(|| fault("vni", "missing"))?;
+    Ok(in_range("vni", value, 0, MAX_VNI.into())? as u32)
+}
+
+fn in_range(key: &str, value: i64, least: i64, most: i64) -> Result<i64> {
+    match (least..=most).contains(&value) {
+        true => Ok(value),
+        false => Err(fault(
+            key,
+            &format!("{value} is not between {least} and {most}"),
+        )),
+    }
+}
+
+fn interface(key: &str, name: &str) -> Result<Option<IfName>> {
+    match name {
+        "" => Ok(None),
+        name => IfName::parse(name)
+            .map(Some)
+            .map_err(|error| fault(key, &format!("{name:?}: {error}"))),
+    }
+}
+
+/// A network's bridge, unless it is named: `vxbr` and 8 hex digits.
+fn bridge_name(network: &str) -> Result<IfName> {
+    Ok(IfName::parse(&names::prefixed(12, "vxbr", network))?)
+}
+
+fn family(text: &str) -> Result<Option<Family>> {
+    match text.to_ascii_lowercase().as_str() {
+        "" => Ok(None),
+        "ipv4" | "4" | "inet" => Ok(Some(Family::V4)),
+        "ipv6" | "6" | "inet6" => Ok(Some(Family::V6)),
+        _ => Err(fault(
+            "underlay",
+            &format!("{text:?} is neither ipv4 nor ipv6"),
+        )),
+    }
+}
+
+/// From what IPv4 hosts must take (RFC 791) to what IP can carry; whether the underlay has
+/// room for it is seen later.
+fn mtu(mtu: Mtu) -> Result<Option<u32>> {
+    match mtu {
+        Mtu::Auto => Ok(None),
+        Mtu::Bytes(bytes) => match u32::try_from(bytes) {
+            Ok(bytes @ 68..=65535) => Ok(Some(bytes)),
+            _ => Err(fault(
+                "mtu",
+                &format!("{bytes} is not between 68 and 65535"),
+            )),
+        },
+    }
+}
+
+fn own_mac(text: &str) -> Result<Option<Mac>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let mac: Mac = text
+        .parse()
+        .map_err(|error: netlink::InvalidMac| fault("mac", &error.to_string()))?;
+    if mac.is_multicast() || mac.is_zero() {
+        return Err(fault("mac", &format!("no interface can have {mac}")));
+    }
+    Ok(Some(mac))
+}
+
+/// What contradicts what among peers: the same thing at two places.
+fn check_together(mode: Mode, vni: u32, peers: &[Peer]) -> Result<()> {
+    let place = |index: usize, key: &str| format!("peers[{index}].{key}");
+    let mut macs: HashMap<Mac, (usize, IpAddr)> = HashMap::new();
+    let mut vteps: HashMap<IpAddr, (usize, Option<Mac>)> = HashMap::new();
+    for (index, peer) in peers.iter().enumerate() {
+        let mac = match mode {
+            Mode::L3 => Some(peer.mac.unwrap_or_else(|| vtep_mac(vni, peer.vtep))),
+            Mode::L2 => peer.mac,
+        };
+        if let Some(mac) = mac
+            && let Some((first, vtep)) = macs.insert(mac, (index, peer.vtep))
+            && vtep != peer.vtep
+        {
+            let why = format!("{mac} is that of peers[{first}], too");
+            return Err(fault(&place(index, "mac"), &why));
+        }
+        if let Some((first, other)) = vteps.insert(peer.vtep, (index, mac)) {
+            let twice = mode == Mode::L2 && mac.is_none() && other.is_none();
+            if twice || mode == Mode::L3 && mac != other {
+                let why = format!("{} is that of peers[{first}], too", peer.vtep);
+                return Err(fault(&place(index, "vtep"), &why));
+            }
+        }
+    }
+    check_subnets(peers)
+}
+
+/// Networks that overlap lie side by side when they are sorted by where they begin.
+fn check_subnets(peers: &[Peer]) -> Result<()> {
+    let mut all: BTreeMap<(IpAddr, u8), usize> = BTreeMap::new();
+    for (index, peer) in peers.iter().enumerate() {
+        for subnet in &peer.subnets {
+            if let Some(first) = all.insert((subnet.network(), subnet.prefix()), index) {
+                return Err(overlapping(index, *subnet, first, *subnet));
+            }
+        }
+    }
+    let sorted: Vec<(IpNetwork, usize)> = all
+        .into_iter()
+        .filter_map(|((ip, prefix), index)| Some((IpNetwork::new(ip, prefix).ok()?, index)))
+        .collect();
+    for pair in sorted.windows(2) {
+        let [(wide, one), (narrow, other)] = pair else {
+            continue;
+        };
+        if overlap(*wide, *narrow) {
+            return Err(match one > other {
+                true => overlapping(*one, *wide, *other, *narrow),
+                false => overlapping(*other, *narrow, *one, *wide),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn overlapping(index: usize, subnet: IpNetwork, first: usize, other: IpNetwork) -> anyhow::Error {
+    let what = match is_host(subnet) {
+        true => "is",
+        false => "overlaps",
+    };
+    let why = format!("{subnet} {what} {other} of peers[{first}]");
+    fault(&format!("peers[{index}].subnet"), &why)
+}
+
+fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
+    one.contains(other.network()) || other.contains(one.network())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cni::Error;
+    use cni::json::Json;
+
+    fn network(text: &str) -> Result<Network> {
+        let conf: Conf = Json::parse(text.as_bytes()).unwrap().decode().unwrap();
+        Network::new(&conf, "mynet")
+    }
+
+    fn told(text: &str) -> (u32, String) {
+        let error = Error::from_chain(&network(text).unwrap_err());
+        (error.code, error.msg)
+    }
+
+    #[test]
+    fn faults_name_the_key() {
+        for (text, msg) in [
+            (r#"{}"#, "vni: missing"),
+            (
+                r#"{"vni": 16777216}"#,
+                "vni: 16777216 is not between 0 and 16777215",
+            ),
+            (r#"{"vni": -1}"#, "vni: -1 is not between 0 and 16777215"),
+            (
+                r#"{"vni": 1, "port": 0}"#,
+                "port: 0 is not between 1 and 65535",
+            ),
+            (
+                r#"{"vni": 1, "port": 65536}"#,
+                "port: 65536 is not between 1 and 65535",
+            ),
+            (
+                r#"{"vni": 1, "ttl": 256}"#,
+                "ttl: 256 is not between 0 and 255",
+            ),
+            (
+                r#"{"vni": 1, "mode": "l4"}"#,
+                "mode: \"l4\" is neither l2 nor l3",
+            ),
+            (
+                r#"{"vni": 1, "underlay": "ipx"}"#,
+                "underlay: \"ipx\" is neither ipv4 nor ipv6",
+            ),
+            (
+                r#"{"vni": 1, "mode": "l2", "group": "192.0.2.1"}"#,
+                "group: 192.0.2.1 is not multicast",
+            ),
+            (
+                r#"{"vni": 1, "group": "239.0.0.1"}"#,
+                "group: mode l3 sends nothing to a group",
+            ),
+            (
+                r#"{"vni": 1, "mtu": 67}"#,
+                "mtu: 67 is not between 68 and 65535",
+            ),
+            (
+                r#"{"vni": 1, "mac": "01:00:00:00:00:00"}"#,
+                "mac: no interface can have 01:00:00:00:00:00",
+            ),
+            (
+                r#"{"vni": 1, "dev": "much-too-long-for-one"}"#,
+                "dev: \"much-too-long-for-one\": interface name is too long; interface name should be less than 16 characters",
+            ),
+            (
+                r#"{"vni": 1, "underlay": "ipv6", "local": "192.0.2.1"}"#,
+                "local: 192.0.2.1 is not IPv6, as the underlay is",
+            ),
+            (
+                r#"{"vni": 1, "mode": "l2", "peers": [{"vtep": "192.0.2.2"}, {"vtep": "2001:db8::2"}]}"#,
+                "peers[1].vtep: 2001:db8::2 is not IPv4, as the underlay is",
+            ),
+            (
+                r#"{"vni": 1, "mode": "l2", "peers": [{"vtep": "192.0.2.2"}, {"vtep": "192.0.2.2"}]}"#,
+                "peers[1].vtep: 192.0.2.2 is that of peers[0], too",
+            ),
+            (
+                r#"{"vni": 1, "peers": [{"vtep": "192.0.2.2", "subnet": "10.5.2.0/24"}, {"vtep": "192.0.2.3", "subnet": "10.5.2.0/24"}]}"#,
+                "peers[1].subnet: 10.5.2.0/24 overlaps 10.5.2.0/24 of peers[0]",
+            ),
+            (
+                r#"{"vni": 1, "peers": [{"vtep": "192.0.2.2", "subnet": "10.5.2.128/25"}, {"vtep": "192.0.2.3", "subnet": "10.5.0.0/16"}]}"#,
+                "peers[1].subnet: 10.5.0.0/16 overlaps 10.5.2.128/25 of peers[0]",
+            ),
+            (
+                r#"{"vni": 1, "peers": [{"vtep": "192.0.2.2", "subnet": "10.5.2.0/24", "mac": "02:00:00:00:00:01"}, {"vtep": "192.0.2.3", "subnet": "10.5.3.0/24", "mac": "02:00:00:00:00:01"}]}"#,
+                "peers[1].mac: 02:00:00:00:00:01 is that of peers[0], too",
+            ),
+            (
+                r#"{"vni": 1, "peers": [{"vtep": "192.0.2.2", "subnet": "10.5.2.0/24"}, {"vtep": "192.0.2.2", "mac": "02:00:00:00:00:01", "subnet": "10.5.3.0/24"}]}"#,
+                "peers[1].vtep: 192.0.2.2 is that of peers[0], too",
+            ),
+        ] {
+            assert_eq!(told(text), (7, msg.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn everything_follows_from_a_vni() {
+        let network = network(r#"{"vni": 16777215}"#).unwrap();
+        assert_eq!(network.device(), "vxlan.16777215");
+        assert_eq!(network.bridge.as_str(), "vxbrd23676b4");
+        assert_eq!((network.mode, network.port), (Mode::L3, 4789));
+        assert!(!network.learning && network.udp_checksum);
+        let segment = super::tests::network(r#"{"vni": 0, "mode": "L2"}"#).unwrap();
+        assert!(segment.learning && segment.family.is_none());
+    }
+
+    #[test]
+    fn the_family_follows_from_the_addresses() {
+        let family = |text: &str| network(text).unwrap().family;
+        assert_eq!(
+            family(r#"{"vni": 1, "mode": "l2", "peers": [{"vtep": "2001:db8::2"}]}"#),
+            Some(Family::V6)
+        );
+        assert_eq!(
+            family(r#"{"vni": 1, "mode": "l2", "group": "239.1.1.1"}"#),
+            Some(Family::V4)
+        );
+        assert_eq!(family(r#"{"vni": 1, "underlay": 6}"#), Some(Family::V6));
+    }
+
+    #[test]
+    fn a_peer_is_another_host_with_another_subnet() {
+        let network =
+            network(r#"{"vni": 1, "peers": [{"vtep": "192.0.2.2", "subnet": "10.5.2.0/24"}]}"#)
+                .unwrap();
+        let check = |ip: &str| network.check_not_ourselves(&network.peers, ip.parse().unwrap());
+        assert!(check("192.0.2.1").is_ok());
+        assert_eq!(
+            check("192.0.2.2").unwrap_err().to_string(),
+            "peers[0].vtep: 192.0.2.2 is this node"
+        );
+        let own = |text: &str| network.check_own_subnets(&[text.parse().unwrap()]);
+        assert!(own("10.5.1.0/24").is_ok());
+        assert_eq!(
+            own("10.5.0.0/16").unwrap_err().to_string(),
+            "peers[0].subnet: 10.5.2.0/24 overlaps 10.5.0.0/16, the subnet of this node"
+        );
+    }
+
+    #[test]
+    fn a_mac_that_is_not_given_follows_from_the_address() {
+        let of = |vni, ip: &str| vtep_mac(vni, ip.parse().unwrap());
+        assert_eq!(of(1, "192.0.2.2"), of(1, "192.0.2.2"));
+        assert_ne!(of(1, "192.0.2.2"), of(2, "192.0.2.2"));
+        assert_ne!(of(1, "192.0.2.2"), of(1, "192.0.2.3"));
+        assert_eq!(of(1, "192.0.2.2").0[0] & 3, 2);
+        // Hosts with another release have to agree.
+        assert_eq!(of(1, "192.0.2.2").to_string(), "72:e3:a5:0d:fa:49");
+    }
+
+    #[test]
+    fn the_fingerprint_is_of_the_entries() {
+        let print = |text: &str| network(text).unwrap().fingerprint();
+        let one = r#"{"vni": 1, "peers": [{"vtep": "192.0.2.2", "subnet": "10.5.2.0/24"}]}"#;
+        let other = r#"{"vni": 1, "peers": [{"vtep": "192.0.2.2", "subnet": "10.5.3.0/24"}]}"#;
+        assert_eq!(print(one), print(one));
+        assert_ne!(print(one), print(other));
+    }
+}

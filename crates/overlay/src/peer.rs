@@ -1,0 +1,349 @@
+//! The peers of a network, and what the kernel is told of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use anyhow::Result;
+use cni::address::optional_ip;
+use cni::{Cidr, Code};
+use ipnetwork::IpNetwork;
+use netlink::{Entry, FLOOD, Mac, Present};
+use serde::de::{self, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use crate::network::{Mode, vtep_mac};
+
+/// A peer as it is written.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct PeerKeys {
+    /// Its address in the network between the hosts.
+    #[serde(deserialize_with = "optional_ip")]
+    pub vtep: Option<IpAddr>,
+    /// The MAC of its VXLAN device, or of the pod that is there.
+    pub mac: String,
+    /// Its pods' subnets, or the pod's addresses.
+    pub subnet: Subnets,
+}
+
+/// One network, or a list of them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Subnets(pub Vec<Cidr>);
+
+/// A host that the network's other pods are on (`l3`), or one of those pods (`l2`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Peer {
+    /// Its address in the underlay.
+    pub vtep: IpAddr,
+    /// In mode `l3` that of its VXLAN device, in mode `l2` that of the pod; `None`
+    /// where it follows from the address, or where no pod is named.
+    pub mac: Option<Mac>,
+    /// In mode `l3` the subnets of its pods, in mode `l2` the addresses of the pod.
+    pub subnets: Vec<IpNetwork>,
+}
+
+impl Peer {
+    /// Checks what can be checked of one peer alone. `place` begins the error:
+    /// `peers[0]`.
+    ///
+    /// # Errors
+    /// Code 7, with the key at fault.
+    pub fn new(keys: &PeerKeys, mode: Mode, place: &str) -> Result<Self> {
+        let fault = |key: &str, why: String| {
+            let place = if place.is_empty() {
+                key.to_owned()
+            } else {
+                format!("{place}.{key}")
+            };
+            Code::InvalidConfig.err(format!("{place}: {why}"))
+        };
+        let vtep = keys
+            .vtep
+            .ok_or_else(|| fault("vtep", "missing".to_owned()))?;
+        if vtep.is_unspecified() || vtep.is_multicast() || vtep.is_loopback() {
+            let why = format!("{vtep} cannot be the address of a host");
+            return Err(fault("vtep", why).into());
+        }
+        let mac = mac(&keys.mac).map_err(|why| fault("mac", why))?;
+        let subnets: Vec<IpNetwork> = keys.subnet.0.iter().map(|it| network(it.0)).collect();
+        if mode == Mode::L3 && subnets.is_empty() {
+            let why = "missing: in mode l3 a peer is where a subnet is".to_owned();
+            return Err(fault("subnet", why).into());
+        }
+        if mode == Mode::L2 && !subnets.is_empty() {
+            if let Some(wide) = subnets.iter().find(|it| !is_host(**it)) {
+                let why = format!("{wide} is no single address: in mode l2 nothing is routed");
+                return Err(fault("subnet", why).into());
+            }
+            if mac.is_none() {
+                let why = "missing: in mode l2 an address needs the MAC of its pod".to_owned();
+                return Err(fault("mac", why).into());
+            }
+        }
+        Ok(Self { vtep, mac, subnets })
+    }
+
+    /// Whether `other`, where it says something, says the same.
+    pub fn is_meant_by(&self, other: &Self) -> bool {
+        self.vtep == other.vtep
+            && (other.mac.is_none() || self.mac == other.mac)
+            && other.subnets.iter().all(|it| self.subnets.contains(it))
+    }
+}
+
+/// A MAC that a device can have; none if nothing is written.
+fn mac(text: &str) -> Result<Option<Mac>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let mac: Mac = text
+        .parse()
+        .map_err(|error: netlink::InvalidMac| error.to_string())?;
+    if mac.is_multicast() || mac.is_zero() {
+        return Err(format!("no interface can have {mac}"));
+    }
+    Ok(Some(mac))
+}
+
+/// Without bits outside its prefix.
+fn network(address: IpNetwork) -> IpNetwork {
+    IpNetwork::new(address.network(), address.prefix()).unwrap_or(address)
+}
+
+pub(crate) fn is_host(subnet: IpNetwork) -> bool {
+    subnet.prefix() == if subnet.is_ipv4() { 32 } else { 128 }
+}
+
+/// What the kernel has to know so that all of `peers` are reached. With `floods` what
+/// is for nobody known goes to each of them, as there is no group that it goes to.
+///
+/// - `l3`, as flannel has it: a neighbour (the subnet's first address, which stands for
+///   the peer), a forwarding entry, a route for each subnet.
+/// - `l2`: an entry that floods to the peer; and for a pod that is known, where it is and
+///   which address it has.
+pub fn entries(mode: Mode, vni: u32, peers: &[Peer], floods: bool) -> Vec<Entry> {
+    let mut all = BTreeSet::new();
+    for peer in peers {
+        let vtep = peer.vtep;
+        match mode {
+            Mode::L3 => {
+                let mac = peer.mac.unwrap_or_else(|| vtep_mac(vni, vtep));
+                all.insert(Entry::Forward { mac, vtep });
+                for dst in peer.subnets.iter().copied() {
+                    let gw = dst.network();
+                    all.insert(Entry::Neighbour { ip: gw, mac });
+                    all.insert(Entry::Route { dst, gw });
+                }
+            }
+            Mode::L2 => {
+                if floods {
+                    all.insert(Entry::Forward { mac: FLOOD, vtep });
+                }
+                let Some(mac) = peer.mac else { continue };
+                all.insert(Entry::Forward { mac, vtep });
+                all.insert(Entry::Behind { mac });
+                let addresses = peer.subnets.iter().map(|it| it.ip());
+                all.extend(addresses.map(|ip| Entry::Neighbour { ip, mac }));
+            }
+        }
+    }
+    all.into_iter().collect()
+}
+
+/// The peers that the kernel knows: [`entries`] the other way round. What is only half
+/// there is shown as far as it is.
+pub fn peers(mode: Mode, present: &Present) -> Vec<Peer> {
+    let mut by_mac: BTreeMap<Mac, Vec<IpNetwork>> = BTreeMap::new();
+    let mac_of: BTreeMap<IpAddr, Mac> = present
+        .written
+        .iter()
+        .filter_map(|entry| match entry {
+            Entry::Neighbour { ip, mac } => Some((*ip, *mac)),
+            _ => None,
+        })
+        .collect();
+    match mode {
+        Mode::L3 => {
+            for entry in &present.written {
+                if let Entry::Route { dst, gw } = entry
+                    && let Some(mac) = mac_of.get(gw)
+                {
+                    by_mac.entry(*mac).or_default().push(*dst);
+                }
+            }
+        }
+        Mode::L2 => {
+            for (ip, mac) in mac_of {
+                by_mac.entry(mac).or_default().push(IpNetwork::from(ip));
+            }
+        }
+    }
+    let mut all = BTreeSet::new();
+    for entry in &present.written {
+        let Entry::Forward { mac, vtep } = *entry else {
+            continue;
+        };
+        let mut subnets = by_mac.get(&mac).cloned().unwrap_or_default();
+        subnets.sort_unstable();
+        all.insert(Peer {
+            vtep,
+            mac: Some(mac).filter(|mac| *mac != FLOOD),
+            subnets,
+        });
+    }
+    // A host that is flooded to is told by its pods, if it has any that are known.
+    let named: BTreeSet<IpAddr> = all
+        .iter()
+        .filter(|it| it.mac.is_some())
+        .map(|it| it.vtep)
+        .collect();
+    all.retain(|it| it.mac.is_some() || !named.contains(&it.vtep));
+    all.into_iter().collect()
+}
+
+impl fmt::Display for Peer {
+    /// `192.0.2.2 02:00:00:00:00:02 10.5.2.0/24`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.vtep)?;
+        if let Some(mac) = self.mac {
+            write!(f, " {mac}")?;
+        }
+        for subnet in &self.subnets {
+            write!(f, " {subnet}")?;
+        }
+        Ok(())
+    }
+}
+
+impl<'de> Deserialize<'de> for Subnets {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrMore;
+        impl<'de> Visitor<'de> for OneOrMore {
+            type Value = Subnets;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a network, or a list of networks")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Subnets, E> {
+                if text.is_empty() {
+                    return Ok(Subnets::default());
+                }
+                let one = text.parse().map_err(E::custom)?;
+                Ok(Subnets(vec![one]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Subnets, A::Error> {
+                let mut all = Vec::new();
+                while let Some(one) = list.next_element()? {
+                    all.push(one);
+                }
+                Ok(Subnets(all))
+            }
+        }
+        deserializer.deserialize_any(OneOrMore)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cni::Error;
+    use cni::json::Json;
+
+    fn peer(mode: Mode, text: &str) -> Result<Peer, String> {
+        let keys: PeerKeys = Json::parse(text.as_bytes()).unwrap().decode().unwrap();
+        Peer::new(&keys, mode, "peers[3]").map_err(|error| Error::from_chain(&error).msg)
+    }
+
+    fn present(entries: Vec<Entry>) -> Present {
+        Present {
+            written: entries.into_iter().collect(),
+            learned: Default::default(),
+        }
+    }
+
+    #[test]
+    fn faults_name_the_key() {
+        for (mode, text, fault) in [
+            (Mode::L3, r#"{"mac": ""}"#, "peers[3].vtep: missing"),
+            (
+                Mode::L2,
+                r#"{"vtep": "224.0.0.1"}"#,
+                "peers[3].vtep: 224.0.0.1 cannot be the address of a host",
+            ),
+            (
+                Mode::L2,
+                r#"{"vtep": "192.0.2.2", "mac": "z"}"#,
+                "peers[3].mac: address z: invalid MAC address",
+            ),
+            (
+                Mode::L2,
+                r#"{"vtep": "192.0.2.2", "mac": "01:00:00:00:00:01"}"#,
+                "peers[3].mac: no interface can have 01:00:00:00:00:01",
+            ),
+            (
+                Mode::L3,
+                r#"{"vtep": "192.0.2.2"}"#,
+                "peers[3].subnet: missing: in mode l3 a peer is where a subnet is",
+            ),
+            (
+                Mode::L2,
+                r#"{"vtep": "192.0.2.2", "subnet": "10.5.2.0/24"}"#,
+                "peers[3].subnet: 10.5.2.0/24 is no single address: in mode l2 nothing is routed",
+            ),
+            (
+                Mode::L2,
+                r#"{"vtep": "192.0.2.2", "subnet": "10.5.2.1/32"}"#,
+                "peers[3].mac: missing: in mode l2 an address needs the MAC of its pod",
+            ),
+        ] {
+            assert_eq!(peer(mode, text).unwrap_err(), fault);
+        }
+    }
+
+    #[test]
+    fn a_routed_peer_is_three_entries_as_flannel_has_them() {
+        let text = r#"{"vtep": "192.0.2.2", "mac": "02:00:00:00:00:02", "subnet": "10.5.2.0/24"}"#;
+        let peer = peer(Mode::L3, text).unwrap();
+        let all = entries(Mode::L3, 1, std::slice::from_ref(&peer), true);
+        let told: Vec<_> = all.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "neighbour 10.5.2.0 lladdr 02:00:00:00:00:02",
+                "fdb 02:00:00:00:00:02 dst 192.0.2.2",
+                "route 10.5.2.0/24 via 10.5.2.0",
+            ]
+        );
+        assert_eq!(peers(Mode::L3, &present(all)), [peer]);
+    }
+
+    #[test]
+    fn a_peer_of_two_families_has_one_forwarding_entry() {
+        let text = r#"{"vtep": "192.0.2.2", "subnet": ["10.5.2.0/24", "fd00:5:2::/64"]}"#;
+        let peer = peer(Mode::L3, text).unwrap();
+        let all = entries(Mode::L3, 1, std::slice::from_ref(&peer), true);
+        assert_eq!(all.len(), 5);
+        let shown = &peers(Mode::L3, &present(all))[0];
+        assert_eq!(shown.subnets, peer.subnets);
+        assert_eq!(shown.mac, Some(vtep_mac(1, peer.vtep)));
+    }
+
+    #[test]
+    fn a_known_pod_is_where_it_is_and_a_host_without_one_is_flooded_to() {
+        let host = peer(Mode::L2, r#"{"vtep": "192.0.2.3"}"#).unwrap();
+        let pod = peer(
+            Mode::L2,
+            r#"{"vtep": "192.0.2.2", "mac": "02:00:00:00:00:07", "subnet": "10.5.0.7/32"}"#,
+        )
+        .unwrap();
+        let all = entries(Mode::L2, 1, &[host.clone(), pod.clone()], true);
+        assert_eq!(all.len(), 5);
+        assert_eq!(peers(Mode::L2, &present(all)), [pod.clone(), host]);
+        let grouped = entries(Mode::L2, 1, &[pod], false);
+        let floods = |it: &&Entry| matches!(it, Entry::Forward { mac, .. } if *mac == FLOOD);
+        assert_eq!(grouped.iter().filter(floods).count(), 0);
+    }
+}
