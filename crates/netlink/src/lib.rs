@@ -23,6 +23,8 @@ mod forwarding;
 mod link;
 mod mac;
 mod macvlan;
+mod packet;
+mod probe;
 mod neighbour;
 mod packet;
 mod probe;

@@ -307,11 +307,11 @@ pub(crate) fn flag(index: u32, flag: LinkFlags, on: bool) -> LinkMessage {
 }
 
 /// Counters are most of a link's description, and take time to collect.
-fn without_statistics() -> LinkAttribute {
+pub(crate) fn without_statistics() -> LinkAttribute {
     LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
 }
 
-fn read_link(message: RouteNetlinkMessage) -> Option<Link> {
+pub(crate) fn read_link(message: RouteNetlinkMessage) -> Option<Link> {
     let RouteNetlinkMessage::NewLink(message) = message else {
         return None;
     };

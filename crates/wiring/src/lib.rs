@@ -8,12 +8,14 @@
 //! - [`port`]: the veth pair that makes a pod a port of a bridge;
 //! - [`gateway`]: the pods' gateway on an interface of the host;
 //! - [`outside`]: masquerade and spoof check;
+//! - [`lease`]: addresses that nobody else on the segment has;
 //! - [`check`]: whether all of that is as the result says;
 //! - [`mac`]: the MAC that somebody asked for.
 
 mod addressing;
 pub mod check;
 pub mod gateway;
+pub mod lease;
 pub mod mac;
 pub mod outside;
 pub mod pod;

@@ -1,0 +1,320 @@
+//! macvlan: another hardware address on a wire that is there, in the pod.
+
+use std::{fmt, os::fd::AsFd, os::fd::AsRawFd, str::FromStr};
+
+use cni::Undo;
+use netns::NetNs;
+use nix::errno::Errno;
+use rtnetlink::{
+    packet_core::{NLM_F_CREATE, NLM_F_EXCL},
+    packet_route::{
+        RouteNetlinkMessage,
+        link::{
+            InfoData, InfoKind, InfoMacVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
+            LinkMessage, MacVlanMode,
+        },
+    },
+};
+
+use crate::{
+    Error, Link, Mac, Netlink,
+    link::{read_link, without_statistics},
+};
+
+/// What the macvlans of one parent are to each other (ip-link(8), "MACVLAN").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MacvlanMode {
+    /// They reach each other, without a detour over the wire.
+    Bridge,
+    /// They do not reach each other, not even by way of the switch.
+    Private,
+    /// They reach each other if the switch sends frames back where they came from.
+    Vepa,
+    /// There is one, and the parent is its alone; it has the parent's hardware address.
+    Passthru,
+}
+
+impl MacvlanMode {
+    const ALL: [Self; 4] = [Self::Bridge, Self::Private, Self::Vepa, Self::Passthru];
+
+    fn code(self) -> MacVlanMode {
+        match self {
+            Self::Bridge => MacVlanMode::Bridge,
+            Self::Private => MacVlanMode::Private,
+            Self::Vepa => MacVlanMode::Vepa,
+            Self::Passthru => MacVlanMode::Passthrough,
+        }
+    }
+}
+
+impl fmt::Display for MacvlanMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bridge => "bridge",
+            Self::Private => "private",
+            Self::Vepa => "vepa",
+            Self::Passthru => "passthru",
+        })
+    }
+}
+
+impl FromStr for MacvlanMode {
+    type Err = String;
+
+    /// The words of ip(8). The error is that of the Go plugins.
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|mode| mode.to_string() == text)
+            .ok_or_else(|| format!("unknown macvlan mode: {text:?}"))
+    }
+}
+
+/// A macvlan to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MacvlanSpec {
+    /// Its name in the pod, usually `CNI_IFNAME`.
+    pub name: String,
+    /// What it is called for a moment where the kernel cannot give it its name
+    /// at once. It follows from the attachment, so that DEL finds it.
+    pub temporary: String,
+    /// The index of its parent, in the namespace of the socket.
+    pub parent: u32,
+    /// What it is to the parent's other macvlans.
+    pub mode: MacvlanMode,
+    /// The largest packet in bytes; `None` for the parent's.
+    pub mtu: Option<u32>,
+    /// Its hardware address. An address that the kernel drew itself is rewritten
+    /// by udev (systemd's MACAddressPolicy), so `None` is for
+    /// [`MacvlanMode::Passthru`] alone, which has the parent's.
+    pub mac: Option<Mac>,
+    /// How many broadcasts may wait to be copied to the parent's macvlans;
+    /// `None` for the kernel's 1000.
+    pub bc_queue_len: Option<u32>,
+}
+
+/// A macvlan that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Macvlan {
+    /// The link. Its [`Link::link`] is the parent's index, in the namespace that
+    /// [`Link::link_netnsid`] names.
+    pub link: Link,
+    /// The word for its mode, also for one that [`MacvlanMode`] does not have (`source`).
+    pub mode: String,
+}
+
+/// A link, looked at as the parent of macvlans.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parent {
+    /// The link.
+    pub link: Link,
+    /// Whether it has a carrier. A network card has none while it is down or
+    /// unplugged; what has no wire (a dummy, a bridge) always does. Its macvlans
+    /// have what it has.
+    pub carrier: bool,
+    /// Whether frames on it have hardware addresses that macvlans could share it by:
+    /// `lo` and tunnels of packets have none.
+    pub ethernet: bool,
+}
+
+impl Parent {
+    fn read(message: RouteNetlinkMessage) -> Option<Self> {
+        let RouteNetlinkMessage::NewLink(link) = &message else {
+            return None;
+        };
+        let header = &link.header;
+        let ethernet = header.link_layer_type == LinkLayerType::Ether
+            && !header.flags.contains(LinkFlags::Loopback);
+        let carrier = link
+            .attributes
+            .iter()
+            .any(|it| matches!(it, LinkAttribute::Carrier(1)));
+        Some(Self {
+            carrier,
+            ethernet,
+            link: read_link(message)?,
+        })
+    }
+}
+
+impl Netlink {
+    /// The link called `name` as a possible parent: `ip link show dev NAME`.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked; an absent link is no error.
+    pub fn find_parent(&self, name: &str) -> Result<Option<Parent>, Error> {
+        match self.get_link_message(name) {
+            // ERANGE: no link has a name that long.
+            Err(error) if error.is_not_found() || error.errno() == Errno::ERANGE => Ok(None),
+            Err(error) => Err(error),
+            Ok(message) => Ok(Parent::read(message)),
+        }
+    }
+
+    /// Every link of the namespace as a possible parent: `ip link show`.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn list_parents(&self) -> Result<Vec<Parent>, Error> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(without_statistics());
+        let links = self.dump(RouteNetlinkMessage::GetLink(message), || {
+            "list links".into()
+        })?;
+        Ok(links.into_iter().filter_map(Parent::read).collect())
+    }
+
+    /// The macvlan called `name`: `ip -d link show dev NAME`. `None` when the
+    /// link is of another kind.
+    ///
+    /// # Errors
+    /// `find link NAME: Link not found` when there is no link of that name.
+    pub fn get_macvlan(&self, name: &str) -> Result<Option<Macvlan>, Error> {
+        let message = self.get_link_message(name)?;
+        let mode = mode_of(&message);
+        let link = read_link(message);
+        Ok(link.zip(mode).map(|(link, mode)| Macvlan { link, mode }))
+    }
+
+    fn get_link_message(&self, name: &str) -> Result<RouteNetlinkMessage, Error> {
+        let op = || format!("find link {name}");
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.into()));
+        message.attributes.push(without_statistics());
+        let found = self.get(RouteNetlinkMessage::GetLink(message), op);
+        found.map_err(|error| match error.is_not_found() {
+            true => Error::no_link(op()),
+            false => error,
+        })
+    }
+
+    /// Makes a macvlan that is born in `netns` under its final name:
+    /// `ip link add link PARENT name NAME netns … address … mtu … type macvlan
+    /// mode …`, one request. It is down. Deleting it is pushed on `undo`.
+    ///
+    /// Kernels before 6.15 look for the name among the links of this socket's
+    /// namespace, where a node has an `eth0` of its own: there it is born under its
+    /// temporary name, and renamed.
+    ///
+    /// # Errors
+    /// `failed to rename macvlan to "eth0": file exists` when the pod has a link
+    /// of that name; `failed to create macvlan: …` else: `EBUSY` when the parent
+    /// is a port of something, `EINVAL` when it is another's passthru, or has
+    /// macvlans and is asked for passthru.
+    pub fn add_macvlan(
+        &self,
+        spec: &MacvlanSpec,
+        netns: &NetNs,
+        undo: &mut Undo,
+    ) -> anyhow::Result<()> {
+        match self.create_macvlan(spec, &spec.name, netns) {
+            Ok(()) => {
+                push_delete(undo, netns, &spec.name);
+                Ok(())
+            }
+            Err(error) if error.is_exists() => {
+                let pod = Self::open_in(netns)?;
+                if pod.find_link(&spec.name)?.is_some() {
+                    return Err(rename_failed(error, &spec.name).into());
+                }
+                self.add_and_rename(spec, netns, &pod, undo)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn add_and_rename(
+        &self,
+        spec: &MacvlanSpec,
+        netns: &NetNs,
+        pod: &Self,
+        undo: &mut Undo,
+    ) -> anyhow::Result<()> {
+        // What an ADD that was killed has left.
+        pod.delete_macvlan(&spec.temporary)?;
+        self.create_macvlan(spec, &spec.temporary, netns)?;
+        push_delete(undo, netns, &spec.temporary);
+        let link = pod.get_link(&spec.temporary)?;
+        pod.rename(link.index, &spec.name)
+            .map_err(|error| rename_failed(error, &spec.name))?;
+        push_delete(undo, netns, &spec.name);
+        Ok(())
+    }
+
+    fn create_macvlan(&self, spec: &MacvlanSpec, name: &str, netns: &NetNs) -> Result<(), Error> {
+        let mut data = vec![InfoMacVlan::Mode(spec.mode.code())];
+        data.extend(spec.bc_queue_len.map(InfoMacVlan::BcQueueLen));
+        let mut message = LinkMessage::default();
+        let attributes = &mut message.attributes;
+        attributes.push(LinkAttribute::IfName(name.into()));
+        attributes.push(LinkAttribute::Link(spec.parent));
+        attributes.push(LinkAttribute::NetNsFd(netns.as_fd().as_raw_fd()));
+        attributes.extend(spec.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+        attributes.extend(spec.mtu.map(LinkAttribute::Mtu));
+        attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::MacVlan),
+            LinkInfo::Data(InfoData::MacVlan(data)),
+        ]));
+        let request = RouteNetlinkMessage::NewLink(message);
+        self.change(request, NLM_F_CREATE | NLM_F_EXCL, || {
+            format!("add macvlan {name}")
+        })
+        .map_err(|error| error.reword("failed to create macvlan"))
+    }
+
+    /// Deletes the macvlan called `name`: `ip link delete NAME type macvlan`.
+    /// That there is none, or a link of another kind, is fine.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn delete_macvlan(&self, name: &str) -> Result<(), Error> {
+        match self.find_link(name)? {
+            Some(link) if link.is_kind("macvlan") => self.delete_link(name),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn rename_failed(error: Error, name: &str) -> Error {
+    error.reword(format!("failed to rename macvlan to {name:?}"))
+}
+
+fn push_delete(undo: &mut Undo, netns: &NetNs, name: &str) {
+    let (netns, doomed) = (netns.clone(), name.to_owned());
+    undo.push(format!("delete macvlan {name}"), move || {
+        Ok(Netlink::open_in(&netns)?.delete_link(&doomed)?)
+    });
+}
+
+fn mode_of(message: &RouteNetlinkMessage) -> Option<String> {
+    let RouteNetlinkMessage::NewLink(message) = message else {
+        return None;
+    };
+    let infos = message.attributes.iter().find_map(|it| match it {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    })?;
+    let data = infos.iter().find_map(|it| match it {
+        LinkInfo::Data(InfoData::MacVlan(data)) => Some(data),
+        _ => None,
+    })?;
+    data.iter().find_map(|it| match it {
+        InfoMacVlan::Mode(mode) => Some(mode.to_string()),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_are_the_words_of_ip() {
+        for mode in MacvlanMode::ALL {
+            assert_eq!(mode.to_string().parse(), Ok(mode));
+            assert_eq!(mode.code().to_string(), mode.to_string());
+        }
+        let unknown = "unknown macvlan mode: \"source\"".to_owned();
+        assert_eq!("source".parse::<MacvlanMode>(), Err(unknown));
+    }
+}

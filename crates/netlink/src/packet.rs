@@ -1,0 +1,108 @@
+//! A packet socket: whole frames, sent and heard on one link (packet(7)).
+//!
+//! To close one waits for RCU, some ten milliseconds (`packet_release`,
+//! net/packet/af_packet.c): it is for what asks for time anyway.
+
+// SAFETY of the two `unsafe`: each is one system call that nix has no call for,
+// with a structure of libc that lives beyond it and its true size.
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use nix::{
+    errno::Errno,
+    libc,
+    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socket},
+};
+
+use crate::{Error, Mac};
+
+/// Frames of one EtherType on one link. What this host sends itself is not heard.
+pub(crate) struct PacketSocket {
+    socket: OwnedFd,
+    index: i32,
+}
+
+impl PacketSocket {
+    /// Opens one for link `index` of the calling thread's namespace.
+    pub(crate) fn open(index: u32, ethertype: u16) -> Result<Self, Error> {
+        let op = || format!("open a packet socket on link {index}");
+        let failed = |errno| Error::new(op(), errno);
+        // Protocol 0 hears nothing: no frame of another link gets in before it is bound.
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None).map_err(failed)?;
+        let index = i32::try_from(index).map_err(|_| failed(Errno::EINVAL))?;
+        let this = Self { socket, index };
+        this.bind(ethertype)
+            .map_err(|error| Error::io(op(), &error))?;
+        Ok(this)
+    }
+
+    fn bind(&self, ethertype: u16) -> io::Result<()> {
+        let address = libc::sockaddr_ll {
+            sll_family: libc::AF_PACKET as u16,
+            sll_protocol: ethertype.to_be(),
+            sll_ifindex: self.index,
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 0,
+            sll_addr: [0; 8],
+        };
+        let size = size_of_val(&address) as libc::socklen_t;
+        // SAFETY: see the top; bind(2) reads `size` bytes of `address`.
+        let bound =
+            unsafe { libc::bind(self.socket.as_raw_fd(), (&raw const address).cast(), size) };
+        succeeded(bound)
+    }
+
+    /// Also hears what is sent to the group `mac`.
+    pub(crate) fn join(&self, mac: Mac) -> Result<(), Error> {
+        let mut address = [0; 8];
+        address[..6].copy_from_slice(&mac.0);
+        let group = libc::packet_mreq {
+            mr_ifindex: self.index,
+            mr_type: libc::PACKET_MR_MULTICAST as u16,
+            mr_alen: 6,
+            mr_address: address,
+        };
+        let size = size_of_val(&group) as libc::socklen_t;
+        let (socket, value) = (self.socket.as_raw_fd(), &raw const group);
+        let (level, option) = (libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP);
+        // SAFETY: see the top; setsockopt(2) reads `size` bytes of `group`.
+        let joined = unsafe { libc::setsockopt(socket, level, option, value.cast(), size) };
+        succeeded(joined).map_err(|error| Error::io(format!("hear multicast {mac}"), &error))
+    }
+
+    /// Sends a frame, its Ethernet header included.
+    pub(crate) fn send(&self, frame: &[u8]) -> Result<(), Error> {
+        send(self.socket.as_raw_fd(), frame, MsgFlags::empty())
+            .map(drop)
+            .map_err(|errno| Error::new(format!("send on link {}", self.index), errno))
+    }
+
+    /// The next frame that was heard, its Ethernet header included, cut to the
+    /// length of `buffer`; `None` when there is none.
+    pub(crate) fn receive<'a>(&self, buffer: &'a mut [u8]) -> Result<Option<&'a [u8]>, Error> {
+        match recv(self.socket.as_raw_fd(), buffer, MsgFlags::empty()) {
+            Ok(length) => Ok(Some(&buffer[..length.min(buffer.len())])),
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
+            Err(errno) => Err(Error::new(format!("listen on link {}", self.index), errno)),
+        }
+    }
+}
+
+impl AsFd for PacketSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn succeeded(returned: libc::c_int) -> io::Result<()> {
+    match returned {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,204 @@
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use cni::Undo;
+use netlink::{Mac, MacvlanMode, MacvlanSpec, Netlink, find_conflict};
+use netns::NetNs;
+
+use crate::sandbox::{Sandbox, attempt, has_flag, pod_link, run};
+
+const MAC: Mac = Mac([2, 0, 0, 0, 7, 1]);
+
+/// A wire: `up0` of the host, and whatever is called `far` at its other end.
+fn wire(sandbox: &Sandbox) {
+    sandbox.pod("far");
+    run("ip link add up0 type veth peer name eth0 netns far");
+    run("ip link set up0 up");
+    run("ip -n far link set eth0 up");
+}
+
+fn spec() -> MacvlanSpec {
+    MacvlanSpec {
+        name: "net1".into(),
+        temporary: "veth1a2b3c4d".into(),
+        parent: Netlink::open().unwrap().get_link("up0").unwrap().index,
+        mode: MacvlanMode::Bridge,
+        mtu: Some(1400),
+        mac: Some(MAC),
+        bc_queue_len: Some(77),
+    }
+}
+
+fn add(pod: &NetNs, spec: &MacvlanSpec, undo: &mut Undo) -> anyhow::Result<()> {
+    Netlink::open().unwrap().add_macvlan(spec, pod, undo)
+}
+
+#[test]
+fn it_is_born_in_the_pod_with_all_that_was_asked_for() {
+    let sandbox = Sandbox::new();
+    wire(&sandbox);
+    let pod = sandbox.pod("pod");
+    let mut undo = Undo::new();
+    add(&pod, &spec(), &mut undo).unwrap();
+    undo.forget();
+    let link = pod_link("pod", "net1");
+    assert_eq!(link["address"], MAC.to_string());
+    assert_eq!(link["mtu"], 1400);
+    assert!(!has_flag(&link, "UP"));
+    assert_eq!(link["linkinfo"]["info_kind"], "macvlan");
+    let data = &link["linkinfo"]["info_data"];
+    assert_eq!(
+        (&data["mode"], &data["bcqueuelen"]),
+        (&"bridge".into(), &77.into())
+    );
+    // NET_ADDR_SET: udev leaves it alone.
+    let kind = "ip netns exec pod cat /sys/class/net/net1/addr_assign_type";
+    assert_eq!(run(kind), "3\n");
+
+    let read = Netlink::open_in(&pod).unwrap().get_macvlan("net1").unwrap();
+    let read = read.unwrap();
+    assert_eq!((read.mode.as_str(), read.link.mac), ("bridge", Some(MAC)));
+    assert_eq!(read.link.link, Some(spec().parent));
+    assert!(read.link.link_netnsid.is_some());
+}
+
+#[test]
+fn a_name_that_the_host_has_too_is_free_in_the_pod() {
+    let sandbox = Sandbox::new();
+    wire(&sandbox);
+    let pod = sandbox.pod("pod");
+    let spec = MacvlanSpec {
+        name: "up0".into(),
+        ..spec()
+    };
+    add(&pod, &spec, &mut Undo::new()).unwrap();
+    assert_eq!(pod_link("pod", "up0")["linkinfo"]["info_kind"], "macvlan");
+}
+
+#[test]
+fn a_name_that_the_pod_has_is_taken() {
+    let sandbox = Sandbox::new();
+    wire(&sandbox);
+    let pod = sandbox.pod("pod");
+    run("ip -n pod link add net1 type bridge");
+    let error = add(&pod, &spec(), &mut Undo::new()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "failed to rename macvlan to \"net1\": file exists"
+    );
+    assert_eq!(pod_link("pod", "net1")["linkinfo"]["info_kind"], "bridge");
+    assert!(!run("ip -n pod link").contains("veth"));
+}
+
+#[test]
+fn undo_deletes_it() {
+    let sandbox = Sandbox::new();
+    wire(&sandbox);
+    let pod = sandbox.pod("pod");
+    let mut undo = Undo::new();
+    add(&pod, &spec(), &mut undo).unwrap();
+    assert!(undo.roll_back().is_empty());
+    assert!(!attempt("ip -n pod link show net1").status.success());
+}
+
+#[test]
+fn only_a_macvlan_is_deleted_as_one() {
+    let sandbox = Sandbox::new();
+    let pod = sandbox.pod("pod");
+    run("ip -n pod link add net1 type bridge");
+    let netlink = Netlink::open_in(&pod).unwrap();
+    netlink.delete_macvlan("net1").unwrap();
+    netlink.delete_macvlan("nope").unwrap();
+    run("ip -n pod link show net1");
+    assert_eq!(netlink.get_macvlan("net1").unwrap(), None);
+    assert!(netlink.get_macvlan("nope").unwrap_err().is_not_found());
+}
+
+#[test]
+fn a_parent_tells_what_it_is_on() {
+    let sandbox = Sandbox::new();
+    wire(&sandbox);
+    let netlink = Netlink::open().unwrap();
+    let parent = |name: &str| netlink.find_parent(name).unwrap().unwrap();
+    assert!(parent("up0").carrier && parent("up0").ethernet);
+    assert!(!parent("lo").ethernet);
+    run("ip -n far link set eth0 down");
+    assert!(parent("up0").link.up && !parent("up0").carrier);
+    run("ip link add br0 type bridge");
+    assert!(!parent("br0").link.up && parent("br0").carrier);
+    assert_eq!(netlink.find_parent("nope").unwrap(), None);
+    assert_eq!(
+        netlink.find_parent("a-name-too-long-for-a-link").unwrap(),
+        None
+    );
+    assert_eq!(netlink.list_parents().unwrap().len(), 3);
+}
+
+/// A pod on the wire, whose far end has 10.1.0.7 and fd00:1::7.
+fn asking() -> (Sandbox, NetNs) {
+    let sandbox = Sandbox::new();
+    wire(&sandbox);
+    run("ip -n far addr add 10.1.0.7/24 dev eth0");
+    run("ip -n far addr add fd00:1::7/64 dev eth0 nodad");
+    let pod = sandbox.pod("pod");
+    add(&pod, &spec(), &mut Undo::new()).unwrap();
+    (sandbox, pod)
+}
+
+fn conflict(pod: &NetNs, addresses: &[&str]) -> Option<String> {
+    let addresses: Vec<IpAddr> = addresses.iter().map(|it| it.parse().unwrap()).collect();
+    let found = find_conflict(pod, "net1", &addresses).unwrap();
+    found.map(|conflict| conflict.to_string())
+}
+
+fn far_mac() -> String {
+    let mac = pod_link("far", "eth0")["address"].clone();
+    mac.as_str().unwrap().to_owned()
+}
+
+#[test]
+fn who_has_an_address_is_found_at_once() {
+    let (_sandbox, pod) = asking();
+    for taken in ["10.1.0.7", "fd00:1::7"] {
+        let start = Instant::now();
+        let found = conflict(&pod, &["10.1.0.8", "fd00:1::8", taken]);
+        assert_eq!(found, Some(format!("{taken} is used by {}", far_mac())));
+        assert!(start.elapsed() < Duration::from_millis(400));
+    }
+}
+
+#[test]
+fn addresses_that_nobody_has_are_free_after_six_tenths_of_a_second() {
+    let (_sandbox, pod) = asking();
+    let start = Instant::now();
+    assert_eq!(conflict(&pod, &["10.1.0.8", "fd00:1::8"]), None);
+    assert!(start.elapsed() >= Duration::from_millis(600));
+    assert!(start.elapsed() < Duration::from_secs(5));
+    // Nobody has learnt anything from the question.
+    assert!(!run("ip -n far neighbour").contains("10.1.0.8"));
+}
+
+#[test]
+fn of_two_that_ask_at_once_one_gets_it_at_most() {
+    let (sandbox, pod) = asking();
+    let other = sandbox.pod("other");
+    let twin = MacvlanSpec {
+        mac: Some(Mac([2, 0, 0, 0, 7, 2])),
+        ..spec()
+    };
+    add(&other, &twin, &mut Undo::new()).unwrap();
+    let asked = std::thread::spawn(move || conflict(&other, &["fd00:1::9", "10.1.0.9"]));
+    let found = conflict(&pod, &["fd00:1::9", "10.1.0.9"]);
+    assert!(found.is_some() || asked.join().unwrap().is_some());
+}
+
+#[test]
+fn a_wire_without_a_carrier_cannot_be_asked() {
+    let sandbox = Sandbox::new();
+    wire(&sandbox);
+    run("ip -n far link set eth0 down");
+    let pod = sandbox.pod("pod");
+    add(&pod, &spec(), &mut Undo::new()).unwrap();
+    let error = find_conflict(&pod, "net1", &["10.1.0.8".parse().unwrap()]).unwrap_err();
+    assert!(error.to_string().contains("has no carrier"), "{error}");
+}

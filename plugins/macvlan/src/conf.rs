@@ -1,0 +1,67 @@
+//! The keys of macvlan, as they are written. What is wrong with a value is found
+//! in `plan.rs`, because DEL must not mind.
+
+use serde::Deserialize;
+use wiring::mac::{Args, RuntimeConfig};
+
+/// The plugin's own keys.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Conf {
+    /// The parent: a name, or patterns of names; empty for the interface with
+    /// the default route.
+    pub master: String,
+    /// What the macvlans of one parent are to each other; empty for bridge.
+    pub mode: String,
+    /// MTU of the pod's interface; 0 for the parent's.
+    pub mtu: i64,
+    /// The pod's MAC; empty for a random one.
+    pub mac: String,
+    /// The parent is in the pod's namespace, not in the host's.
+    pub link_in_container: bool,
+    /// How many broadcasts may wait to be copied to the parent's macvlans; 0 for
+    /// the kernel's default.
+    pub bcqueuelen: u32,
+    /// Ask the segment for an address before it is used.
+    pub detect_conflicts: bool,
+    /// What the runtime asks for this pod.
+    pub runtime_config: RuntimeConfig,
+    /// What the configuration's author asks for this pod.
+    pub args: Args,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cni::json::Json;
+
+    fn decode(text: &str) -> Result<Conf, String> {
+        let document = Json::parse(text.as_bytes()).unwrap();
+        document.decode().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn keys_match_in_any_case() {
+        let conf = decode(
+            r#"{"Master": "eth1", "LINKINCONTAINER": true, "bcQueueLen": 7, "detectconflicts": true,
+                "RuntimeConfig": {"Mac": "02:00:00:00:00:01"}, "args": {"cni": {"mac": "x"}}}"#,
+        )
+        .unwrap();
+        assert_eq!((conf.master.as_str(), conf.bcqueuelen), ("eth1", 7));
+        assert!(conf.link_in_container && conf.detect_conflicts);
+        assert_eq!(conf.runtime_config.mac, "02:00:00:00:00:01");
+        assert_eq!(conf.args.cni.mac, "x");
+    }
+
+    #[test]
+    fn a_value_of_another_type_is_refused() {
+        for text in [
+            r#"{"master": 1}"#,
+            r#"{"mtu": "1500"}"#,
+            r#"{"bcqueuelen": -1}"#,
+            r#"{"linkInContainer": "yes"}"#,
+        ] {
+            assert!(decode(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! macvlan: give a pod a MAC of its own on the node's wire.
+
+mod check;
+mod conf;
+mod parent;
+mod pattern;
+mod plan;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, anyhow};
+use cni::delegate;
+use cni::linked::Linked;
+use cni::request::{Add, Check, Del, Gc, Status};
+use cni::result::{AddResult, Interface};
+use cni::{BestEffort, Plugin, Undo, Version};
+use netlink::{Configured, Dad, MacvlanMode, Netlink, Parent};
+use netns::NetNs;
+use nix::errno::Errno;
+use wiring::{Addressing, Gateway, lease, pod};
+
+use crate::conf::Conf;
+use crate::plan::Plan;
+
+fn main() -> ExitCode {
+    cni::run::<Macvlan>()
+}
+
+struct Macvlan;
+
+/// Index of the pod's interface in the result: it is the only one.
+const CONTAINER: i64 = 0;
+
+impl Plugin for Macvlan {
+    const NAME: &'static str = "macvlan";
+    const LINKED: &'static [Linked] = &[host_local::LINKED];
+    type Conf = Conf;
+
+    fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {
+        let call = &request.call;
+        let [mac] = call.args(["MAC"])?;
+        let plan = Plan::new(&request.conf, mac)?;
+        let netns = pod::open_netns(&request.netns)?;
+        let socket = parent::socket(&plan, &netns)?;
+        let parent = parent::find(&socket, &plan.master)?;
+
+        let spec = plan.spec(&request.attachment, &parent)?;
+        socket
+            .add_macvlan(&spec, &netns, undo)
+            .map_err(|error| why_not(error, plan.mode, &parent))?;
+        let addressing = addressing(request, &plan, &netns, undo)?;
+        let ifname = &request.attachment.ifname;
+        // Detection of duplicates would make every pod wait for one to two seconds;
+        // who wants it has `detectConflicts`, for IPv4 too.
+        let configured = pod::configure(&netns, ifname, addressing.as_ref(), Dad::Off)
+            .map_err(|error| why_not_up(error, &parent))?;
+        pod::announce(&configured);
+
+        if addressing.is_none() && call.version < Version::V0_3_0 {
+            // A result without an address cannot be told in these versions, so ADD is about
+            // to fail. The link stays until DEL all the same: the Go plugin leaves it, its
+            // suite looks for it, and it is a working one.
+            undo.forget();
+        }
+        let interfaces = vec![interface(request, &configured)];
+        let result = pod::result(interfaces, addressing, &call.net.dns);
+        Ok(result.for_version(call.version))
+    }
+
+    fn del(request: &Del<Conf>) -> Result<()> {
+        let mut all = BestEffort::new();
+        let released_first = pod::releases_over_the_link(&request.call);
+        if released_first {
+            all.step("release the addresses", || {
+                delegate::ipam_del(&request.call)
+            });
+        }
+        all.step("delete the interface", || {
+            pod::delete_interface(request.netns.as_ref(), &request.attachment.ifname)
+        });
+        all.step("delete the interface half made", || {
+            delete_half_made(request)
+        });
+        if request.call.has_ipam() && !released_first {
+            // Last: nobody may get the address while something still answers to it.
+            all.step("release the addresses", || {
+                delegate::ipam_del(&request.call)
+            });
+        }
+        all.finish()
+    }
+
+    fn check(request: &Check<Conf>) -> Result<()> {
+        let [mac] = request.call.args(["MAC"])?;
+        let plan = Plan::new(&request.conf, mac)?;
+        let netns = pod::open_netns(&request.netns)?;
+        if request.call.has_ipam() {
+            delegate::ipam_check(&request.call)?;
+        }
+        check::attachment(request, &plan, &netns)
+    }
+
+    /// A macvlan is in its pod, and goes with it: the host has nothing of it, and
+    /// which namespaces there are GC is not told.
+    fn gc(request: &Gc<Conf>) -> Result<()> {
+        if request.call.has_ipam() {
+            delegate::ipam_gc(&request.call)?;
+        }
+        Ok(())
+    }
+
+    fn status(request: &Status<Conf>) -> Result<()> {
+        let plan = Plan::new(&request.conf, None)?;
+        parent::status(&plan)?;
+        if request.call.has_ipam() {
+            delegate::ipam_status(&request.call)?;
+        }
+        Ok(())
+    }
+}
+
+/// What the pod gets; `None` if nobody hands out addresses.
+fn addressing(
+    request: &Add<Conf>,
+    plan: &Plan,
+    netns: &NetNs,
+    undo: &mut Undo,
+) -> Result<Option<Addressing>> {
+    if !request.call.has_ipam() {
+        return Ok(None);
+    }
+    let lease = match plan.detect_conflicts {
+        true => lease::without_conflict(&request.call, netns, &request.attachment.ifname, undo)?,
+        false => delegate::ipam_add(&request.call, undo)?,
+    };
+    Ok(Some(Addressing::new(lease, Gateway::None, CONTAINER)))
+}
+
+fn interface(request: &Add<Conf>, configured: &Configured) -> Interface {
+    Interface {
+        sandbox: request.netns.as_str().to_owned(),
+        ..pod::host_interface(&configured.link)
+    }
+}
+
+/// The kernel says "invalid argument" and "busy" to many things; here these are
+/// the two that are left.
+fn why_not(error: anyhow::Error, mode: MacvlanMode, parent: &Parent) -> anyhow::Error {
+    let name = &parent.link.name;
+    let why = match (errno(&error), mode) {
+        (Some(Errno::EINVAL), MacvlanMode::Passthru) => {
+            "it has a macvlan already, and mode passthru wants it for itself"
+        }
+        (Some(Errno::EINVAL), _) => "it belongs to a macvlan of mode passthru alone",
+        (Some(Errno::EBUSY), _) => {
+            "it is a port of a bridge or bond, or has ipvlans: use that bridge or bond as master"
+        }
+        _ => return error,
+    };
+    anyhow!("failed to create macvlan on {name:?}: {why}")
+}
+
+/// Two macvlans of one parent cannot be up with the same MAC.
+fn why_not_up(error: anyhow::Error, parent: &Parent) -> anyhow::Error {
+    let name = &parent.link.name;
+    match errno(&error) {
+        Some(Errno::EADDRINUSE) => anyhow!("another interface on {name:?} has this MAC: {error:#}"),
+        _ => error,
+    }
+}
+
+fn errno(error: &anyhow::Error) -> Option<Errno> {
+    let error = error.downcast_ref::<netlink::Error>();
+    error.map(netlink::Error::errno)
+}
+
+/// Deletes what an ADD has left that was killed between making and renaming.
+fn delete_half_made(request: &Del<Conf>) -> Result<()> {
+    let Some(netns) = request.netns.as_ref() else {
+        return Ok(());
+    };
+    // A namespace that cannot be opened was reported before, or is gone.
+    let Ok(netns) = NetNs::open(netns.as_path()) else {
+        return Ok(());
+    };
+    let name = plan::temporary_name(&request.attachment);
+    Ok(Netlink::open_in(&netns)?.delete_macvlan(&name)?)
+}

@@ -1,0 +1,151 @@
+//! From keys to what is to be done, without touching anything.
+
+use std::fmt;
+
+use anyhow::Result;
+use cni::{Attachment, Code};
+use netlink::{Mac, MacvlanMode, MacvlanSpec, Parent};
+
+use crate::conf::Conf;
+use crate::pattern::Patterns;
+
+/// A configuration in which nothing contradicts anything.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Which interface is the parent.
+    pub master: Master,
+    /// Whether the parent is in the pod.
+    pub link_in_container: bool,
+    /// What the parent's macvlans are to each other.
+    pub mode: MacvlanMode,
+    /// The MAC that somebody asked for.
+    pub mac: Option<Mac>,
+    /// MTU as it is written: what is too much depends on the parent.
+    pub mtu: i64,
+    /// How many broadcasts may wait.
+    pub bc_queue_len: Option<u32>,
+    /// Whether the segment is asked for an address before it is used.
+    pub detect_conflicts: bool,
+}
+
+/// How the parent is chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Master {
+    /// The interface with the default route.
+    DefaultRoute,
+    /// This one.
+    Named(String),
+    /// One whose name matches.
+    Like(Patterns),
+}
+
+impl Master {
+    fn new(text: &str) -> Self {
+        match (text, Patterns::parse(text)) {
+            ("", _) => Self::DefaultRoute,
+            (_, Some(patterns)) => Self::Like(patterns),
+            (name, None) => Self::Named(name.to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Master {
+    /// As it is written.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DefaultRoute => Ok(()),
+            Self::Named(name) => f.write_str(name),
+            Self::Like(patterns) => patterns.fmt(f),
+        }
+    }
+}
+
+impl Plan {
+    /// Checks everything that can be checked without the kernel. `args_mac` is
+    /// `MAC` of CNI_ARGS.
+    pub fn new(conf: &Conf, args_mac: Option<String>) -> Result<Self> {
+        let mode = match conf.mode.as_str() {
+            "" => MacvlanMode::Bridge,
+            text => text.parse().map_err(|error: String| invalid(&error))?,
+        };
+        let mac = mac(conf, args_mac)?;
+        if mac.is_some() && mode == MacvlanMode::Passthru {
+            // The kernel would ignore it, and ADD promise a MAC that the pod has not.
+            return Err(invalid(
+                "mode passthru has the MAC of the parent: no other can be asked for",
+            ));
+        }
+        Ok(Self {
+            master: Master::new(&conf.master),
+            link_in_container: conf.link_in_container,
+            mode,
+            mac,
+            mtu: conf.mtu,
+            bc_queue_len: Some(conf.bcqueuelen).filter(|length| *length != 0),
+            detect_conflicts: conf.detect_conflicts,
+        })
+    }
+
+    /// What is to be made for `attachment` on `parent`.
+    pub fn spec(&self, attachment: &Attachment, parent: &Parent) -> Result<MacvlanSpec> {
+        let mac = match self.mode {
+            MacvlanMode::Passthru => None,
+            _ => Some(self.mac.map_or_else(Mac::random, Ok)?),
+        };
+        Ok(MacvlanSpec {
+            name: attachment.ifname.to_string(),
+            temporary: temporary_name(attachment),
+            parent: parent.link.index,
+            mode: self.mode,
+            mtu: self.mtu_on(parent.link.mtu)?,
+            mac,
+            bc_queue_len: self.bc_queue_len,
+        })
+    }
+
+    /// The MTU to set on a parent with `parent_mtu`; `None` leaves it to the kernel.
+    pub fn mtu_on(&self, parent_mtu: u32) -> Result<Option<u32>> {
+        let mtu = u32::try_from(self.mtu).ok();
+        match mtu.filter(|mtu| *mtu <= parent_mtu) {
+            Some(mtu) => Ok(Some(mtu).filter(|mtu| *mtu != 0)),
+            None => Err(invalid(&format!(
+                "invalid MTU {}, must be [0, master MTU({parent_mtu})]",
+                self.mtu
+            ))),
+        }
+    }
+}
+
+/// What the link is called while it cannot have its name yet: DEL looks for it.
+pub fn temporary_name(attachment: &Attachment) -> String {
+    attachment.host_veth(0)
+}
+
+fn invalid(msg: &str) -> anyhow::Error {
+    Code::InvalidConfig.err(msg).into()
+}
+
+/// The runtime knows best, then the arguments, then the configuration itself.
+fn mac(conf: &Conf, args_mac: Option<String>) -> Result<Option<Mac>> {
+    let args_mac = args_mac.unwrap_or_default();
+    let channels = [
+        (&conf.runtime_config.mac, Code::InvalidConfig),
+        (&conf.args.cni.mac, Code::InvalidConfig),
+        (&args_mac, Code::InvalidEnvironment),
+        (&conf.mac, Code::InvalidConfig),
+    ];
+    let Some((text, code)) = channels.into_iter().find(|(text, _)| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let fault = |why: &str| code.err(format!("invalid args {text} for MAC addr: {why}"));
+    let mac: Mac = text
+        .parse()
+        .map_err(|error: netlink::InvalidMac| fault(&error.to_string()))?;
+    if mac.is_multicast() || mac.is_zero() {
+        return Err(fault("an interface cannot have this MAC address").into());
+    }
+    Ok(Some(mac))
+}
+
+#[cfg(test)]
+mod tests;

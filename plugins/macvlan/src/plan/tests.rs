@@ -1,0 +1,84 @@
+use super::*;
+use cni::json::Json;
+
+fn plan_with(text: &str, args_mac: Option<&str>) -> Result<Plan, String> {
+    let conf: Conf = Json::parse(text.as_bytes()).unwrap().decode().unwrap();
+    Plan::new(&conf, args_mac.map(str::to_owned)).map_err(|error| error.to_string())
+}
+
+fn plan(text: &str) -> Result<Plan, String> {
+    plan_with(text, None)
+}
+
+#[test]
+fn nothing_said_is_bridge_on_the_default_route() {
+    let plan = plan("{}").unwrap();
+    assert_eq!(plan.mode, MacvlanMode::Bridge);
+    assert_eq!(plan.master, Master::DefaultRoute);
+    assert_eq!((plan.mac, plan.bc_queue_len), (None, None));
+    assert!(!plan.link_in_container && !plan.detect_conflicts);
+}
+
+#[test]
+fn a_mode_is_one_of_four_words() {
+    assert_eq!(plan(r#"{"mode": "vepa"}"#).unwrap().mode, MacvlanMode::Vepa);
+    for mode in ["Bridge", "source", "passthrough"] {
+        let error = plan(&format!(r#"{{"mode": "{mode}"}}"#)).unwrap_err();
+        assert_eq!(error, format!("unknown macvlan mode: {mode:?}"));
+    }
+}
+
+#[test]
+fn a_master_is_a_name_or_patterns() {
+    let master = |text: &str| plan(&format!(r#"{{"master": "{text}"}}"#)).unwrap().master;
+    assert_eq!(master("eth0.5"), Master::Named("eth0.5".into()));
+    assert!(matches!(master("bond0|en*"), Master::Like(_)));
+    assert_eq!(master("bond0|en*").to_string(), "bond0|en*");
+}
+
+#[test]
+fn an_mtu_is_at_most_that_of_the_parent() {
+    let mtu = |mtu: i64| {
+        let plan = plan(&format!(r#"{{"mtu": {mtu}}}"#)).unwrap();
+        plan.mtu_on(1500).map_err(|error| error.to_string())
+    };
+    assert_eq!(mtu(0), Ok(None));
+    assert_eq!(mtu(1500), Ok(Some(1500)));
+    for wrong in [-1, 1501, i64::MAX] {
+        let text = format!("invalid MTU {wrong}, must be [0, master MTU(1500)]");
+        assert_eq!(mtu(wrong), Err(text));
+    }
+}
+
+#[test]
+fn the_runtime_knows_the_mac_best() {
+    let conf = |runtime: &str, args: &str, own: &str| {
+        format!(
+            r#"{{"runtimeConfig": {{"mac": "{runtime}"}}, "args": {{"cni": {{"mac": "{args}"}}}}, "mac": "{own}"}}"#
+        )
+    };
+    let mac = |text: &str, args_mac| {
+        let mac = plan_with(text, args_mac).unwrap().mac;
+        mac.map(|mac| mac.0[5])
+    };
+    let [one, two, three, four] = [1, 2, 3, 4].map(|last| format!("02:00:00:00:00:0{last}"));
+    assert_eq!(mac(&conf(&one, &two, &four), Some(&three)), Some(1));
+    assert_eq!(mac(&conf("", &two, &four), Some(&three)), Some(2));
+    assert_eq!(mac(&conf("", "", &four), Some(&three)), Some(3));
+    assert_eq!(mac(&conf("", "", &four), Some("")), Some(4));
+    assert_eq!(mac(&conf("", "", ""), None), None);
+}
+
+#[test]
+fn a_mac_that_is_none_is_refused_in_the_go_plugins_words() {
+    let error = plan(r#"{"mac": "x"}"#).unwrap_err();
+    assert_eq!(
+        error,
+        "invalid args x for MAC addr: address x: invalid MAC address"
+    );
+    for mac in ["01:00:00:00:00:01", "00:00:00:00:00:00"] {
+        assert!(plan_with("{}", Some(mac)).is_err(), "{mac}");
+    }
+    let passthru = r#"{"mode": "passthru", "mac": "02:00:00:00:00:01"}"#;
+    assert!(plan(passthru).unwrap_err().contains("passthru"));
+}
