@@ -9,7 +9,7 @@ TRIPLE   = $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE  = target/$(TRIPLE)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help build install demo test lint unit black-box test-vm bench bench-full clean
+.PHONY: help build install demo test lint unit black-box test-vm fuzz bench bench-full clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -46,6 +46,9 @@ black-box: build ## the built binaries, against this kernel and real runtimes
 test-vm: build ## what this kernel may lack (VLANs), on Debian's kernel in QEMU
 	tests/packages vm
 	tests/vm/run
+
+fuzz: ## hostile input for every parser, SECONDS for each (default 60)
+	fuzz/run $(or $(SECONDS),60)
 
 bench: build ## quick measurements against the Go plugins
 	tests/packages bench

@@ -24,6 +24,8 @@ pub use address::Cidr;
 pub use error::{Code, Error, reason};
 pub use request::{Add, Attachment, Call, Check, Del, Gc, Status};
 pub use result::AddResult;
+#[cfg(feature = "fuzzing")]
+pub use run::fuzzing;
 pub use run::{Plugin, run};
 pub use undo::{BestEffort, Undo};
 pub use version::Version;

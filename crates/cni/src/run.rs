@@ -379,5 +379,8 @@ fn error_document(error: &Error) -> String {
     pretty(&document).unwrap_or_else(|_| r#"{"code": 999, "msg": "internal error"}"#.to_owned())
 }
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,122 @@
+//! What the targets share: the form of their inputs, what must be true of every
+//! answer, and a run over a corpus without a fuzzer.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use cni::env::Environment;
+use cni::fuzzing::{Served, serve};
+use cni::json::Json;
+use cni::{Add, AddResult, Attachment, Call, Check, Del, Gc, Plugin, Status, Undo};
+use serde::de::DeserializeOwned;
+
+/// What a plugin does with a call before it touches anything.
+pub trait Parser {
+    /// The plugin's name.
+    const NAME: &'static str;
+    /// The plugin's keys.
+    type Conf: DeserializeOwned;
+
+    /// Reads and checks everything; `owner` where the verb names an attachment.
+    ///
+    /// # Errors
+    /// As the plugin's.
+    fn parse(call: &Call, conf: &Self::Conf, owner: Option<&Attachment>) -> Result<()>;
+}
+
+/// A plugin that only parses: the protocol around it is that of every plugin.
+struct Stub<P>(P);
+
+impl<P: Parser> Plugin for Stub<P> {
+    const NAME: &'static str = P::NAME;
+    type Conf = P::Conf;
+
+    fn add(request: &Add<P::Conf>, undo: &mut Undo) -> Result<AddResult> {
+        undo.push("undo nothing", || Ok(()));
+        P::parse(&request.call, &request.conf, Some(&request.attachment))?;
+        Ok(request.call.prev_result()?.unwrap_or_default())
+    }
+
+    fn del(request: &Del<P::Conf>) -> Result<()> {
+        P::parse(&request.call, &request.conf, Some(&request.attachment))
+    }
+
+    fn check(request: &Check<P::Conf>) -> Result<()> {
+        P::parse(&request.call, &request.conf, Some(&request.attachment))?;
+        request.call.prev_result().map(drop)
+    }
+
+    fn gc(request: &Gc<P::Conf>) -> Result<()> {
+        P::parse(&request.call, &request.conf, None)
+    }
+
+    fn status(request: &Status<P::Conf>) -> Result<()> {
+        P::parse(&request.call, &request.conf, None)
+    }
+}
+
+/// A whole call: lines `NAME=VALUE` for the environment, an empty line, standard input.
+///
+/// # Panics
+/// When the answer is none that a runtime could read.
+pub fn call<P: Parser>(input: &[u8]) {
+    let (env, stdin) = split_call(input);
+    let served = serve::<Stub<P>>(env, stdin);
+    assert_readable(&served);
+}
+
+fn split_call(input: &[u8]) -> (Environment, &[u8]) {
+    let end = input.windows(2).position(|pair| pair == b"\n\n");
+    let (head, stdin) = match end {
+        Some(end) => (&input[..end], &input[end + 2..]),
+        None => (&[][..], input),
+    };
+    let pairs = head.split(|byte| *byte == b'\n').filter_map(|line| {
+        let at = line.iter().position(|byte| *byte == b'=')?;
+        Some((os(&line[..at]), os(&line[at + 1..])))
+    });
+    (Environment::from_pairs(pairs), stdin)
+}
+
+fn os(bytes: &[u8]) -> std::ffi::OsString {
+    std::os::unix::ffi::OsStringExt::from_vec(bytes.to_vec())
+}
+
+/// Nothing or one document, and a failure is an error with a text that is not
+/// the one of a panic.
+fn assert_readable(Served { status, stdout }: &Served) {
+    let text = String::from_utf8_lossy(stdout);
+    if *status == 0 {
+        assert!(
+            stdout.is_empty() || Json::parse(stdout).is_ok(),
+            "no document: {text}"
+        );
+        return;
+    }
+    assert_eq!(*status, 1, "{text}");
+    let error: serde_json::Value = serde_json::from_slice(stdout).unwrap_or_default();
+    let message = error["msg"].as_str().unwrap_or_default();
+    assert!(error["code"].is_u64() && !message.is_empty(), "{text}");
+    assert!(!text.contains("panic: "), "{text}");
+}
+
+/// Runs `target` over every file that is named on the command line.
+pub fn replay(target: impl Fn(&[u8])) -> ExitCode {
+    let mut count = 0;
+    for file in std::env::args_os().skip(1).map(PathBuf::from) {
+        let input = match std::fs::read(&file) {
+            Ok(input) => input,
+            Err(error) => {
+                eprintln!("read {}: {error}", file.display());
+                return ExitCode::FAILURE;
+            }
+        };
+        // Whoever panics or hangs over it, the last line says over what.
+        eprintln!("{}", file.display());
+        target(&input);
+        count += 1;
+    }
+    eprintln!("{count} inputs");
+    ExitCode::SUCCESS
+}

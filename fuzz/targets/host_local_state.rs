@@ -1,0 +1,145 @@
+//! What lies in host-local's state directories, written by whomever: lock,
+//! reservations, last addresses, and our index with its stamp.
+//!
+//! An input is a list of files, each a line `NAME LENGTH` and as many bytes.
+
+#![cfg_attr(fuzzing, no_main)]
+#![allow(dead_code, unused_imports)] // the modules are the plugin's, not all of them is parsing
+
+#[path = "../../ipam/host-local/src"]
+mod taken_in {
+    pub mod allocator;
+    pub mod file;
+    pub mod index;
+    pub mod network;
+    pub mod owner;
+    pub mod range;
+    pub mod resolv_conf;
+}
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+
+use cni::Attachment;
+use cni::env::{ContainerId, IfName};
+use taken_in::{allocator, file, index, network, owner, range, resolv_conf};
+use tempfile::TempDir;
+
+use index::Boot;
+use network::{Holder, Network, Place};
+use owner::Owner;
+use range::{RangeKeys, RangeSet};
+
+thread_local! {
+    /// Whoever starts this chooses a place in memory: TMPDIR.
+    static DIR: TempDir = TempDir::new().expect("make a directory");
+}
+
+fn state(input: &[u8]) {
+    DIR.with(|dir| {
+        let data_dir = dir.path().join("networks");
+        let _ = fs::remove_dir_all(&data_dir);
+        let (network, index) = (data_dir.join("net"), data_dir.join(".podwire/net"));
+        for dir in [&network, &index] {
+            fs::create_dir_all(dir).expect("make a state directory");
+        }
+        for (name, content) in files(input) {
+            // Those of the index are written `.podwire/NAME`.
+            let path = match name.strip_prefix(".podwire/") {
+                Some(name) => index.join(name),
+                None => network.join(name),
+            };
+            let _ = fs::write(&path, content);
+        }
+        // Half of the time the index is one that is believed.
+        if input.len().is_multiple_of(2) {
+            believe(&network, &index.join("stamp"));
+        }
+        go_through(&Place::at_boot(&data_dir, "net", Boot::new("aaaa")));
+    });
+}
+
+fn files(input: &[u8]) -> Vec<(String, &[u8])> {
+    let mut rest = input;
+    let mut files = Vec::new();
+    while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+        let (line, tail) = (String::from_utf8_lossy(&rest[..end]), &rest[end + 1..]);
+        let Some((name, length)) = line.split_once(' ') else {
+            break;
+        };
+        let length = length.parse().unwrap_or(0).min(tail.len());
+        let (content, tail) = tail.split_at(length);
+        if !name.contains("..") && !name.contains('\0') && name != "lock" {
+            files.push((name.to_owned(), content));
+        }
+        rest = tail;
+    }
+    files
+}
+
+/// Gives the directory and the stamp the same time, as a complete index has it.
+fn believe(network: &Path, stamp: &Path) {
+    let times = fs::FileTimes::new().set_modified(std::time::SystemTime::UNIX_EPOCH);
+    for path in [network, stamp] {
+        if let Ok(file) = fs::File::open(path) {
+            let _ = file.set_times(times);
+        }
+    }
+}
+
+/// ADD, CHECK, DEL, GC. What the files say is never worth more than what is true:
+/// an address that was given is held, and is given to nobody else.
+fn go_through(place: &Place) {
+    let set = RangeSet::new(&[RangeKeys {
+        subnet: "10.0.0.0/29".parse().ok(),
+        ..RangeKeys::default()
+    }])
+    .expect("a range");
+    let (one, other) = (attachment("a"), attachment("b"));
+    let first = give(place, &one, &set);
+    let second = give(place, &other, &set);
+    assert!(first.is_none() || first != second, "{first:?} given twice");
+    // A directory can hold nothing that makes an address unfindable.
+    if let (Some(ip), Ok(Some(mut network))) = (first, Network::find(place)) {
+        let held = network.held_by(&Owner::of(&one)).unwrap_or_default();
+        assert!(held.iter().any(|it| it.ip == ip), "{ip} lost");
+        assert!(!network.is_free(ip).unwrap_or(false), "{ip} free");
+        network.release(&Owner::of(&one), ip).expect("a release");
+        let held = network.held_by(&Owner::of(&one)).unwrap_or_default();
+        assert!(held.iter().all(|it| it.ip != ip), "{ip} still held");
+    }
+    if let Ok(Some(mut network)) = Network::find(place) {
+        let _ = network.has_leftover(|ip| set.contains(ip));
+        let keep = Owner::of(&other);
+        if network.retain(|owner| *owner == keep).is_ok() {
+            let held = network.held_by(&keep).unwrap_or_default();
+            assert!(second.is_none_or(|ip| held.iter().any(|it| it.ip == ip)));
+        }
+    }
+    let resolved = place.dir().join("10.0.0.2");
+    let _ = resolv_conf::read(&resolved);
+}
+
+fn give(place: &Place, attachment: &Attachment, set: &RangeSet) -> Option<IpAddr> {
+    let mut network = Network::create(place).ok()?;
+    let mut holder = Holder::new(&mut network, attachment).ok()?;
+    let lease = allocator::allocate(set, 0, None, &mut holder).ok()?;
+    Some(lease.address.ip())
+}
+
+fn attachment(id: &str) -> Attachment {
+    Attachment {
+        network: "net".into(),
+        container_id: ContainerId::parse(id).expect("an id"),
+        ifname: IfName::parse("eth0").expect("a name"),
+    }
+}
+
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| state(input));
+
+#[cfg(not(fuzzing))]
+fn main() -> std::process::ExitCode {
+    fuzz::replay(state)
+}

@@ -1,0 +1,12 @@
+//! What `iptables-save` and `iptables -S` print, of whomever's rules: the
+//! changes decided on it are one command a line.
+
+#![cfg_attr(fuzzing, no_main)]
+
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| nat::fuzzing::listed_by_iptables(input));
+
+#[cfg(not(fuzzing))]
+fn main() -> std::process::ExitCode {
+    fuzz::replay(nat::fuzzing::listed_by_iptables)
+}

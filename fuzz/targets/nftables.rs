@@ -1,0 +1,12 @@
+//! What nfnetlink answers to everything that we ask: tables, rules, elements,
+//! connections, errors.
+
+#![cfg_attr(fuzzing, no_main)]
+
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| nat::fuzzing::answered_by_nfnetlink(input));
+
+#[cfg(not(fuzzing))]
+fn main() -> std::process::ExitCode {
+    fuzz::replay(nat::fuzzing::answered_by_nfnetlink)
+}

@@ -1,0 +1,40 @@
+//! portmap: its keys, the plan that they make, and the rules that follow: no
+//! value of a configuration becomes a second command for iptables or nft.
+
+#![cfg_attr(fuzzing, no_main)]
+#![allow(dead_code, unused_imports)] // the modules are the plugin's, not all of them is parsing
+
+#[path = "../../plugins/portmap/src"]
+mod taken_in {
+    pub mod conf;
+    pub mod plan;
+}
+
+use anyhow::Result;
+use cni::{Attachment, Call};
+use fuzz::Parser;
+use taken_in::{conf, plan};
+
+struct Portmap;
+
+impl Parser for Portmap {
+    const NAME: &'static str = "portmap";
+    type Conf = conf::Conf;
+
+    fn parse(call: &Call, conf: &conf::Conf, owner: Option<&Attachment>) -> Result<()> {
+        let plan = plan::Plan::new(conf)?;
+        let _ = plan.opens_to_localhost();
+        if let (Some(owner), Some(previous)) = (owner, call.prev_result()?) {
+            nat::fuzzing::publish_as_text(&plan.host_ports(owner, &previous));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| fuzz::call::<Portmap>(input));
+
+#[cfg(not(fuzzing))]
+fn main() -> std::process::ExitCode {
+    fuzz::replay(fuzz::call::<Portmap>)
+}
