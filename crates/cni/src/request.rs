@@ -49,6 +49,11 @@ impl Call {
         parse_args(&self.args, known)
     }
 
+    /// Standard input to the byte, for who has to hand it on.
+    pub fn stdin(&self) -> &[u8] {
+        &self.stdin
+    }
+
     /// Whether addresses are handed out by an IPAM plugin.
     pub fn has_ipam(&self) -> bool {
         !self.net.ipam.plugin.is_empty()

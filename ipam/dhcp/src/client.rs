@@ -1,0 +1,169 @@
+//! The plugin's end of the socket.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use cni::{AddResult, Code, Error, reason};
+
+use crate::gob::{Decoder, Encoder, LONGEST, Value};
+use crate::rpc::{ARGUMENTS, Arguments, CONNECT, Header, REQUEST, result_of};
+
+/// What is held already is answered at once; an address takes as long as the
+/// daemon was told to wait for one.
+const SOON: Duration = Duration::from_secs(30);
+
+/// What Go's server, and ours, answers at first.
+const GREETING: &str = "200 Connected to Go RPC";
+
+/// A connection to the daemon.
+pub struct Client {
+    stream: UnixStream,
+    socket: String,
+}
+
+/// Why a call has no result.
+#[derive(Debug)]
+pub enum Failure {
+    /// Nobody listens at the socket.
+    Unreachable(String),
+    /// The daemon does not answer, or not as one.
+    Broken(String),
+    /// The daemon says so.
+    Refused(String),
+}
+
+impl Client {
+    /// Connects to the daemon at `socket`.
+    ///
+    /// # Errors
+    /// [`Failure::Unreachable`] and [`Failure::Broken`], in the words of the Go plugin.
+    pub fn dial(socket: &str) -> Result<Self, Failure> {
+        let unreachable = |error: &std::io::Error| {
+            Failure::Unreachable(format!(
+                "error dialing DHCP daemon: dial unix {socket}: connect: {}",
+                reason(error)
+            ))
+        };
+        let stream = UnixStream::connect(socket).map_err(|error| unreachable(&error))?;
+        let mut client = Self {
+            stream,
+            socket: socket.to_owned(),
+        };
+        client.greet()?;
+        Ok(client)
+    }
+
+    fn greet(&mut self) -> Result<(), Failure> {
+        self.wait_at_most(Some(SOON))?;
+        self.send(CONNECT)?;
+        let mut greeting = Vec::new();
+        let mut byte = [0];
+        // Byte by byte: what follows the empty line belongs to another reader.
+        while !greeting.ends_with(b"\n\n") && !greeting.ends_with(b"\r\n\r\n") {
+            if greeting.len() > 4096 || self.receive(&mut byte)? == 0 {
+                return Err(self.broken("unexpected HTTP response"));
+            }
+            greeting.push(byte[0]);
+        }
+        let greeting = String::from_utf8_lossy(&greeting).into_owned();
+        match greeting.lines().next() {
+            Some(line) if line.ends_with(GREETING) => Ok(()),
+            _ => Err(self.broken("unexpected HTTP response")),
+        }
+    }
+
+    /// Calls `method` and waits for its answer. That of [`crate::rpc::ALLOCATE`]
+    /// takes as long as the daemon waits for a server.
+    ///
+    /// # Errors
+    /// [`Failure::Refused`] is what the daemon says; the others are as with [`Client::dial`].
+    pub fn call(&mut self, method: &str, arguments: &Arguments) -> Result<AddResult, Failure> {
+        let patience = match method {
+            crate::rpc::ALLOCATE => None,
+            _ => Some(SOON),
+        };
+        self.wait_at_most(patience)?;
+        let header = Header {
+            method: method.to_owned(),
+            sequence: 0,
+        };
+        let (mut message, mut encoder) = (Vec::new(), Encoder::default());
+        encoder.write(&mut message, &REQUEST, &header.to_value());
+        encoder.write(&mut message, &ARGUMENTS, &arguments.to_value());
+        self.send(&message)?;
+        let (mut decoder, mut input) = (Decoder::default(), Vec::new());
+        let answer = self.next(&mut decoder, &mut input)?;
+        let error = answer.text("Error");
+        if !error.is_empty() {
+            return Err(Failure::Refused(error.to_owned()));
+        }
+        self.next(&mut decoder, &mut input)
+            .map(|body| result_of(&body))
+    }
+
+    fn next(&mut self, decoder: &mut Decoder, input: &mut Vec<u8>) -> Result<Value, Failure> {
+        loop {
+            match decoder.next(input) {
+                Ok(Some(value)) => return Ok(value),
+                Ok(None) => {}
+                Err(error) => return Err(self.broken(&error.to_string())),
+            }
+            let mut buffer = [0; 4096];
+            let length = self.receive(&mut buffer)?;
+            if length == 0 || input.len() > LONGEST + 16 {
+                return Err(self.broken("unexpected EOF"));
+            }
+            input.extend(&buffer[..length]);
+        }
+    }
+
+    fn wait_at_most(&self, patience: Option<Duration>) -> Result<(), Failure> {
+        let set = self.stream.set_read_timeout(patience);
+        set.and_then(|()| self.stream.set_write_timeout(Some(SOON)))
+            .map_err(|error| self.broken(&reason(&error)))
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        let sent = self.stream.write_all(bytes);
+        sent.map_err(|error| self.broken(&reason(&error)))
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, Failure> {
+        loop {
+            match self.stream.read(buffer) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    return Err(self.broken("no answer"));
+                }
+                Err(error) => return Err(self.broken(&reason(&error))),
+                Ok(length) => return Ok(length),
+            }
+        }
+    }
+
+    fn broken(&self, why: &str) -> Failure {
+        Failure::Broken(format!("DHCP daemon at {}: {why}", self.socket))
+    }
+}
+
+impl Failure {
+    /// What the runtime is told: a daemon that is not there, or a server that does
+    /// not answer, may be there the next time.
+    pub fn into_error(self, method: &str) -> Error {
+        match self {
+            Self::Unreachable(msg) => Code::TryAgain.err(msg),
+            Self::Broken(why) => Code::TryAgain.err(format!("error calling {method}: {why}")),
+            Self::Refused(why) => {
+                let code = match why.as_str() {
+                    NO_MORE_TRIES => Code::TryAgain,
+                    _ => Code::Internal,
+                };
+                code.err(format!("error calling {method}: {why}"))
+            }
+        }
+    }
+}
+
+/// What the daemon says when no server has granted an address.
+pub const NO_MORE_TRIES: &str = "no more tries";

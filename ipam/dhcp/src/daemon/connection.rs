@@ -1,0 +1,184 @@
+//! One connection of a plugin: bytes in, calls out; answers in, bytes out.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+use cni::AddResult;
+
+use crate::gob::{Decoder, Encoder, LONGEST, Value};
+use crate::rpc::{Arguments, CONNECTED, Header, NOTHING, RESPONSE, RESULT, response, result_value};
+
+/// How long a request line and headers may be, in bytes.
+const LONGEST_GREETING: usize = 8192;
+
+/// A call that came in.
+#[derive(Debug)]
+pub struct Call {
+    /// What is called, and what the answer has to repeat.
+    pub header: Header,
+    /// With what.
+    pub arguments: Arguments,
+}
+
+/// What a call is answered.
+#[derive(Debug)]
+pub enum Answer {
+    /// A lease.
+    Result(Box<AddResult>),
+    /// It is done.
+    Done,
+    /// It is not, and why.
+    Error(String),
+}
+
+/// A connection; it does not block.
+#[derive(Debug)]
+pub struct Connection {
+    stream: UnixStream,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    tunnel: bool,
+    decoder: Decoder,
+    encoder: Encoder,
+    /// The header of a call whose arguments have not come yet.
+    header: Option<Header>,
+    /// The lease that it waits for.
+    pub waits_for: Option<u32>,
+}
+
+/// The other end is gone, or is no plugin.
+#[derive(Debug)]
+pub struct Closed;
+
+impl Connection {
+    /// Takes over `stream`.
+    ///
+    /// # Errors
+    /// When it cannot be made not to block.
+    pub fn new(stream: UnixStream) -> std::io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self {
+            stream,
+            input: Vec::new(),
+            output: Vec::new(),
+            tunnel: false,
+            decoder: Decoder::default(),
+            encoder: Encoder::default(),
+            header: None,
+            waits_for: None,
+        })
+    }
+
+    /// Reads what there is, and returns the calls that are complete.
+    ///
+    /// # Errors
+    /// When the connection is to be dropped.
+    pub fn read(&mut self) -> Result<Vec<Call>, Closed> {
+        let mut buffer = [0; 16384];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return Err(Closed),
+                Ok(length) => self.input.extend(&buffer[..length]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return Err(Closed),
+            }
+            if self.input.len() > LONGEST + 16 {
+                return Err(Closed);
+            }
+        }
+        if !self.tunnel {
+            self.greet()?;
+        }
+        let mut calls = Vec::new();
+        while self.tunnel {
+            let value = self.decoder.next(&mut self.input).map_err(|_| Closed)?;
+            let Some(value) = value else { break };
+            calls.extend(self.take(&value));
+        }
+        Ok(calls)
+    }
+
+    /// A header, then its arguments.
+    fn take(&mut self, value: &Value) -> Option<Call> {
+        match self.header.take() {
+            None => {
+                self.header = Some(Header::of(value));
+                None
+            }
+            Some(header) => Some(Call {
+                header,
+                arguments: Arguments::of(value),
+            }),
+        }
+    }
+
+    /// Go's client asks for a tunnel as it would ask a proxy.
+    fn greet(&mut self) -> Result<(), Closed> {
+        let end = |mark: &[u8]| {
+            let found = self.input.windows(mark.len()).position(|it| it == mark);
+            found.map(|start| start + mark.len())
+        };
+        let Some(end) = end(b"\r\n\r\n").or_else(|| end(b"\n\n")) else {
+            return match self.input.len() > LONGEST_GREETING {
+                true => Err(Closed),
+                false => Ok(()),
+            };
+        };
+        let request: Vec<u8> = self.input.drain(..end).collect();
+        if !request.starts_with(b"CONNECT /_goRPC_ HTTP/") {
+            self.output
+                .extend(b"HTTP/1.0 405 Method Not Allowed\r\n\r\n405 must CONNECT\n");
+            let _ = self.write();
+            return Err(Closed);
+        }
+        self.tunnel = true;
+        self.output.extend(CONNECTED);
+        self.write()
+    }
+
+    /// Answers a call.
+    ///
+    /// # Errors
+    /// When the connection is to be dropped.
+    pub fn answer(&mut self, header: &Header, answer: &Answer) -> Result<(), Closed> {
+        let error = match answer {
+            Answer::Error(error) => error.as_str(),
+            _ => "",
+        };
+        let (out, encoder) = (&mut self.output, &mut self.encoder);
+        encoder.write(out, &RESPONSE, &response(header, error));
+        match answer {
+            Answer::Result(result) => encoder.write(out, &RESULT, &result_value(result)),
+            // A refused call has a body as well, which nobody looks at.
+            Answer::Done | Answer::Error(_) => {
+                encoder.write(out, &NOTHING, &Value::Struct(Vec::new()));
+            }
+        }
+        self.write()
+    }
+
+    /// Writes what can be written.
+    ///
+    /// # Errors
+    /// When the connection is to be dropped.
+    pub fn write(&mut self) -> Result<(), Closed> {
+        while !self.output.is_empty() {
+            match self.stream.write(&self.output) {
+                Ok(0) => return Err(Closed),
+                Ok(length) => drop(self.output.drain(..length)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return Err(Closed),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}

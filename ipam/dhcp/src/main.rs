@@ -1,0 +1,176 @@
+//! dhcp: an address for each pod from the segment's own DHCP server, as an IPAM
+//! plugin; and `dhcp daemon`, which holds the leases.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use cni::env::NetnsPath;
+use cni::json::Json;
+use cni::result::IpConfig;
+use cni::{Add, AddResult, Attachment, Call, Check, Code, Del, Error, Gc, Plugin, Status, Undo};
+use dhcp::client::{Client, Failure};
+use dhcp::conf::{self, Ipam};
+use dhcp::flags::{Command, Flags, HELP};
+use dhcp::rpc::{ALLOCATE, Arguments, CHECK, GC, NO_METHOD, RELEASE};
+use dhcp::store::Owner;
+use dhcp::{daemon, offline};
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    match arguments.next().as_deref() {
+        Some("daemon") => run_daemon(&arguments.collect::<Vec<_>>()),
+        _ => cni::run::<Dhcp>(),
+    }
+}
+
+fn run_daemon(arguments: &[String]) -> ExitCode {
+    let flags = match Flags::parse(arguments) {
+        Ok(Command::Run(flags)) => flags,
+        Ok(Command::Help) => {
+            // Whoever closes it has read enough.
+            let _ = std::io::stdout().write_all(HELP.as_bytes());
+            return ExitCode::SUCCESS;
+        }
+        Err(fault) => {
+            eprintln!("dhcp daemon: {fault}; see dhcp daemon --help");
+            return ExitCode::from(2);
+        }
+    };
+    match daemon::run(&flags) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Dhcp;
+
+impl Plugin for Dhcp {
+    const NAME: &'static str = "dhcp";
+    /// The document itself: DEL needs one key of it, whatever is wrong with the others.
+    type Conf = Json;
+
+    fn add(request: &Add<Json>, undo: &mut Undo) -> Result<AddResult> {
+        let ipam = Ipam::read(&request.conf, &request.call.args)?;
+        let arguments = arguments(&request.call, &request.attachment, Some(&request.netns))?;
+        let result = call(&ipam.socket, ALLOCATE, &arguments)?;
+        let socket = ipam.socket;
+        undo.push("release the lease", move || {
+            Ok(call(&socket, RELEASE, &arguments).map(drop)?)
+        });
+        Ok(result)
+    }
+
+    /// Without a daemon nobody renews anything, so nothing is left to do but to keep
+    /// the next daemon from doing so.
+    fn del(request: &Del<Json>) -> Result<()> {
+        let socket = conf::socket(&request.conf);
+        let arguments = arguments(&request.call, &request.attachment, request.netns.as_ref())?;
+        let released = Client::dial(&socket).and_then(|mut it| it.call(RELEASE, &arguments));
+        match released {
+            Ok(_) => Ok(()),
+            Err(Failure::Unreachable(_)) => {
+                let netns = request.netns.as_ref().map(NetnsPath::as_path);
+                offline::release(&socket, &owner(&request.attachment), netns)
+            }
+            Err(failure) => Err(failure.into_error(RELEASE).into()),
+        }
+    }
+
+    /// The daemon is asked which address it holds. The Go daemon has no such
+    /// question; there, as with the Go plugin, CHECK allocates what is not held.
+    fn check(request: &Check<Json>) -> Result<()> {
+        let ipam = Ipam::read(&request.conf, &request.call.args)?;
+        let arguments = arguments(&request.call, &request.attachment, Some(&request.netns))?;
+        let held = match Client::dial(&ipam.socket).and_then(|mut it| it.call(CHECK, &arguments)) {
+            Err(Failure::Refused(why)) if why.starts_with(NO_METHOD) => {
+                call(&ipam.socket, ALLOCATE, &arguments)?
+            }
+            Err(failure) => return Err(failure.into_error(CHECK).into()),
+            Ok(held) => held,
+        };
+        let previous = request.call.prev_result()?;
+        match previous.and_then(|previous| stray(&held.ips, &previous.ips).cloned()) {
+            Some(ip) => bail!(
+                "dhcp: the lease is for {} by now, which is not in prevResult",
+                ip.address
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// The daemon releases what is not in use; the Go daemon cannot.
+    fn gc(request: &Gc<Json>) -> Result<()> {
+        let socket = conf::socket(&request.conf);
+        let arguments = Arguments {
+            stdin: request.call.stdin().to_vec(),
+            ..Arguments::default()
+        };
+        match Client::dial(&socket).and_then(|mut it| it.call(GC, &arguments)) {
+            Ok(_) => Ok(()),
+            Err(Failure::Refused(why)) if why.starts_with(NO_METHOD) => Ok(()),
+            Err(Failure::Unreachable(_)) => {
+                offline::collect(&socket, &request.call.network, |owner| {
+                    request.valid.iter().any(|valid| {
+                        valid.container_id == owner.container_id && valid.ifname == owner.ifname
+                    })
+                })
+            }
+            Err(failure) => Err(failure.into_error(GC).into()),
+        }
+    }
+
+    /// Without a daemon there is no address. Whether a server answers is only
+    /// known on a pod's interface.
+    fn status(request: &Status<Json>) -> Result<()> {
+        let ipam = Ipam::read(&request.conf, &request.call.args)?;
+        match Client::dial(&ipam.socket) {
+            Ok(_) => Ok(()),
+            Err(Failure::Unreachable(why) | Failure::Broken(why) | Failure::Refused(why)) => {
+                Err(Code::NotAvailable.err(why).into())
+            }
+        }
+    }
+}
+
+fn call(socket: &str, method: &str, arguments: &Arguments) -> Result<AddResult, Error> {
+    Client::dial(socket)
+        .and_then(|mut client| client.call(method, arguments))
+        .map_err(|failure| failure.into_error(method))
+}
+
+fn owner(attachment: &Attachment) -> Owner {
+    Owner {
+        container_id: attachment.container_id.to_string(),
+        network: attachment.network.clone(),
+        ifname: attachment.ifname.to_string(),
+    }
+}
+
+/// What the daemon is told: all that the runtime told us, with a path that means
+/// the same in another directory.
+fn arguments(call: &Call, attachment: &Attachment, netns: Option<&NetnsPath>) -> Result<Arguments> {
+    let netns = match netns {
+        Some(netns) => std::path::absolute(netns.as_path())?,
+        None => Path::new("").to_owned(),
+    };
+    let path = std::env::join_paths(&call.path)?;
+    Ok(Arguments {
+        container_id: attachment.container_id.to_string(),
+        netns: netns.to_string_lossy().into_owned(),
+        ifname: attachment.ifname.to_string(),
+        args: call.args.clone(),
+        path: path.to_string_lossy().into_owned(),
+        stdin: call.stdin().to_vec(),
+    })
+}
+
+/// The first address that is held and not in the result of ADD.
+fn stray<'a>(held: &'a [IpConfig], previous: &[IpConfig]) -> Option<&'a IpConfig> {
+    held.iter()
+        .find(|ip| previous.iter().all(|other| other.address != ip.address))
+}

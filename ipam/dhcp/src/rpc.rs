@@ -1,0 +1,419 @@
+//! What the plugin and the daemon say to each other: Go's `net/rpc` over HTTP,
+//! as the Go plugin and its daemon do, so that either may be replaced alone.
+//!
+//! The client asks for a tunnel (`CONNECT /_goRPC_`) and gets it; from then on
+//! each call is two gob values, the header and the arguments, and each answer
+//! too. Source: Go's packages `net/rpc` (server.go, client.go), skel.CmdArgs and
+//! types/100 of the CNI library for the names of fields.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use cni::result::{Dns, IpConfig, Route};
+use cni::{AddResult, Cidr};
+use ipnetwork::IpNetwork;
+
+use crate::gob::{Schema, Value};
+
+/// What a client says first.
+pub const CONNECT: &[u8] = b"CONNECT /_goRPC_ HTTP/1.0\n\n";
+/// What a server answers to it.
+pub const CONNECTED: &[u8] = b"HTTP/1.0 200 Connected to Go RPC\n\n";
+
+/// Get a lease, or the one that is held already.
+pub const ALLOCATE: &str = "DHCP.Allocate";
+/// Give a lease back.
+pub const RELEASE: &str = "DHCP.Release";
+/// Say which lease is held. Ours: the Go daemon does not know it.
+pub const CHECK: &str = "DHCP.Check";
+/// Give back what no attachment in use holds. Ours as well.
+pub const GC: &str = "DHCP.GC";
+
+/// How Go's server refuses a method that it does not have.
+pub const NO_METHOD: &str = "rpc: can't find method";
+
+/// The header of a call.
+pub static REQUEST: Schema = Schema::Struct(
+    "Request",
+    &[("ServiceMethod", Schema::String), ("Seq", Schema::Uint)],
+);
+
+/// The header of an answer.
+pub static RESPONSE: Schema = Schema::Struct(
+    "Response",
+    &[
+        ("ServiceMethod", Schema::String),
+        ("Seq", Schema::Uint),
+        ("Error", Schema::String),
+    ],
+);
+
+/// The arguments of every call.
+pub static ARGUMENTS: Schema = Schema::Struct(
+    "CmdArgs",
+    &[
+        ("ContainerID", Schema::String),
+        ("Netns", Schema::String),
+        ("IfName", Schema::String),
+        ("Args", Schema::String),
+        ("Path", Schema::String),
+        ("StdinData", Schema::Bytes),
+    ],
+);
+
+/// An answer with nothing in it.
+pub static NOTHING: Schema = Schema::Struct("", &[]);
+
+static IP_CONFIG: Schema = Schema::Struct(
+    "IPConfig",
+    &[
+        (
+            "Address",
+            Schema::Struct("IPNet", &[("IP", Schema::Bytes), ("Mask", Schema::Bytes)]),
+        ),
+        ("Gateway", Schema::Bytes),
+    ],
+);
+static ROUTE: Schema = Schema::Struct(
+    "Route",
+    &[
+        (
+            "Dst",
+            Schema::Struct("IPNet", &[("IP", Schema::Bytes), ("Mask", Schema::Bytes)]),
+        ),
+        ("GW", Schema::Bytes),
+        ("MTU", Schema::Int),
+        ("Priority", Schema::Int),
+        ("Scope", Schema::Int),
+    ],
+);
+
+/// The answer to [`ALLOCATE`]. `CNIVersion` is not in it: each client stamps the
+/// result with the version of its own library.
+pub static RESULT: Schema = Schema::Struct(
+    "Result",
+    &[
+        ("IPs", Schema::List("[]*IPConfig", &IP_CONFIG)),
+        ("Routes", Schema::List("[]*Route", &ROUTE)),
+        (
+            "DNS",
+            Schema::Struct(
+                "DNS",
+                &[
+                    ("Nameservers", Schema::List("[]string", &Schema::String)),
+                    ("Domain", Schema::String),
+                    ("Search", Schema::List("[]string", &Schema::String)),
+                ],
+            ),
+        ),
+    ],
+);
+
+/// The header of a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// `DHCP.Allocate` and the like.
+    pub method: String,
+    /// Repeated in the answer.
+    pub sequence: u64,
+}
+
+impl Header {
+    /// As it is sent.
+    pub fn to_value(&self) -> Value {
+        structure([
+            ("ServiceMethod", text(&self.method)),
+            (
+                "Seq",
+                Some(Value::Uint(self.sequence)).filter(|_| self.sequence != 0),
+            ),
+        ])
+    }
+
+    /// As it came.
+    pub fn of(value: &Value) -> Self {
+        Self {
+            method: value.text("ServiceMethod").to_owned(),
+            sequence: value.number("Seq").unwrap_or_default(),
+        }
+    }
+}
+
+/// The header of an answer; a refused call has an error instead of a body.
+pub fn response(header: &Header, error: &str) -> Value {
+    structure([
+        ("ServiceMethod", text(&header.method)),
+        (
+            "Seq",
+            Some(Value::Uint(header.sequence)).filter(|_| header.sequence != 0),
+        ),
+        ("Error", text(error)),
+    ])
+}
+
+/// The arguments of a call: what a runtime says to a plugin.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Arguments {
+    /// `CNI_CONTAINERID`
+    pub container_id: String,
+    /// `CNI_NETNS`, absolute.
+    pub netns: String,
+    /// `CNI_IFNAME`
+    pub ifname: String,
+    /// `CNI_ARGS`
+    pub args: String,
+    /// `CNI_PATH`
+    pub path: String,
+    /// Standard input.
+    pub stdin: Vec<u8>,
+}
+
+impl Arguments {
+    /// As they are sent.
+    pub fn to_value(&self) -> Value {
+        structure([
+            ("ContainerID", text(&self.container_id)),
+            ("Netns", text(&self.netns)),
+            ("IfName", text(&self.ifname)),
+            ("Args", text(&self.args)),
+            ("Path", text(&self.path)),
+            ("StdinData", Some(Value::Bytes(self.stdin.clone()))),
+        ])
+    }
+
+    /// As they came.
+    pub fn of(value: &Value) -> Self {
+        let text = |name| value.text(name).to_owned();
+        Self {
+            container_id: text("ContainerID"),
+            netns: text("Netns"),
+            ifname: text("IfName"),
+            args: text("Args"),
+            path: text("Path"),
+            stdin: value.bytes("StdinData").to_vec(),
+        }
+    }
+}
+
+/// A result as [`RESULT`] has it.
+pub fn result_value(result: &AddResult) -> Value {
+    let ips = result.ips.iter().map(|ip| {
+        structure([
+            ("Address", Some(net_value(ip.address))),
+            ("Gateway", ip.gateway.map(ip_value)),
+        ])
+    });
+    let routes = result.routes.iter().map(|route| {
+        let number = |number: u32| Some(Value::Int(number.into())).filter(|_| number != 0);
+        structure([
+            ("Dst", Some(net_value(route.dst))),
+            ("GW", route.gw.map(ip_value)),
+            ("MTU", number(route.mtu)),
+            ("Priority", number(route.priority)),
+            ("Scope", route.scope.map(|scope| Value::Int(scope.into()))),
+        ])
+    });
+    let dns = &result.dns;
+    structure([
+        ("IPs", list(ips.collect())),
+        ("Routes", list(routes.collect())),
+        (
+            "DNS",
+            (!dns.is_empty()).then(|| {
+                structure([
+                    ("Nameservers", texts(&dns.nameservers)),
+                    ("Domain", text(&dns.domain)),
+                    ("Search", texts(&dns.search)),
+                ])
+            }),
+        ),
+    ])
+}
+
+/// A result as it came; what cannot be an address is left out.
+pub fn result_of(value: &Value) -> AddResult {
+    let ips = value.list("IPs").iter().filter_map(|ip| {
+        Some(IpConfig {
+            interface: None,
+            address: net_of(ip.field("Address")?)?,
+            gateway: ip_of(ip.bytes("Gateway")),
+        })
+    });
+    let routes = value.list("Routes").iter().filter_map(|route| {
+        let number = |name| route.number(name).and_then(|number| number.try_into().ok());
+        Some(Route {
+            dst: net_of(route.field("Dst")?)?,
+            gw: ip_of(route.bytes("GW")),
+            mtu: number("MTU").unwrap_or_default(),
+            advmss: number("AdvMSS").unwrap_or_default(),
+            priority: number("Priority").unwrap_or_default(),
+            table: number("Table"),
+            scope: number("Scope").and_then(|scope: u32| scope.try_into().ok()),
+        })
+    });
+    let dns = value.field("DNS").map(|dns| Dns {
+        nameservers: texts_of(dns.list("Nameservers")),
+        domain: dns.text("Domain").to_owned(),
+        search: texts_of(dns.list("Search")),
+        options: texts_of(dns.list("Options")),
+    });
+    AddResult {
+        interfaces: Vec::new(),
+        ips: ips.collect(),
+        routes: routes.collect(),
+        dns: dns.unwrap_or_default(),
+    }
+}
+
+fn structure<const N: usize>(fields: [(&str, Option<Value>); N]) -> Value {
+    let present = fields
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    Value::Struct(present.collect())
+}
+
+fn text(text: &str) -> Option<Value> {
+    (!text.is_empty()).then(|| Value::String(text.to_owned()))
+}
+
+fn list(items: Vec<Value>) -> Option<Value> {
+    (!items.is_empty()).then_some(Value::List(items))
+}
+
+fn texts(texts: &[String]) -> Option<Value> {
+    list(texts.iter().cloned().map(Value::String).collect())
+}
+
+fn texts_of(values: &[Value]) -> Vec<String> {
+    let text = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        _ => None,
+    };
+    values.iter().filter_map(text).collect()
+}
+
+fn ip_value(ip: IpAddr) -> Value {
+    Value::Bytes(match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    })
+}
+
+/// A `net.IP` has 4 bytes or 16, and an IPv4 address may be in the long form.
+fn ip_of(bytes: &[u8]) -> Option<IpAddr> {
+    if let Ok(short) = <[u8; 4]>::try_from(bytes) {
+        return Some(short.into());
+    }
+    let long = <[u8; 16]>::try_from(bytes).ok()?;
+    Some(IpAddr::from(long).to_canonical())
+}
+
+fn net_value(net: Cidr) -> Value {
+    let mask = match net.0 {
+        IpNetwork::V4(net) => net.mask().octets().to_vec(),
+        IpNetwork::V6(net) => net.mask().octets().to_vec(),
+    };
+    structure([
+        ("IP", Some(ip_value(net.ip()))),
+        ("Mask", Some(Value::Bytes(mask))),
+    ])
+}
+
+fn net_of(value: &Value) -> Option<Cidr> {
+    let ip = ip_of(value.bytes("IP"))?;
+    let mask = value.bytes("Mask");
+    // The mask of an IPv4 network may be in the long form, too.
+    let mask = match (ip, mask.len()) {
+        (IpAddr::V4(_), 16) => &mask[12..],
+        _ => mask,
+    };
+    let prefix = match ip {
+        IpAddr::V4(_) => {
+            let mask = Ipv4Addr::from(<[u8; 4]>::try_from(mask).ok()?);
+            ipnetwork::ipv4_mask_to_prefix(mask).ok()?
+        }
+        IpAddr::V6(_) => {
+            let mask = <[u8; 16]>::try_from(mask).ok()?;
+            ipnetwork::ipv6_mask_to_prefix(mask.into()).ok()?
+        }
+    };
+    IpNetwork::new(ip, prefix).ok().map(Cidr)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gob::{Decoder, Encoder};
+
+    fn through_the_wire(schema: &'static Schema, value: &Value) -> Value {
+        let mut stream = Vec::new();
+        Encoder::default().write(&mut stream, schema, value);
+        let read = Decoder::default().next(&mut stream).unwrap().unwrap();
+        assert!(stream.is_empty());
+        read
+    }
+
+    #[test]
+    fn a_result_arrives_as_it_left() {
+        let result = AddResult {
+            interfaces: Vec::new(),
+            ips: vec![IpConfig {
+                interface: None,
+                address: "192.168.1.5/24".parse().unwrap(),
+                gateway: "192.168.1.1".parse().ok(),
+            }],
+            routes: vec![Route {
+                mtu: 1400,
+                priority: 5,
+                scope: Some(253),
+                ..Route::via("0.0.0.0/0".parse().unwrap(), "192.168.1.1".parse().unwrap())
+            }],
+            dns: Dns {
+                nameservers: vec!["192.168.1.53".into()],
+                domain: "example.org".into(),
+                search: vec!["example.org".into(), "example.net".into()],
+                options: Vec::new(),
+            },
+        };
+        let value = through_the_wire(&RESULT, &result_value(&result));
+        assert_eq!(result_of(&value), result);
+        let bare = AddResult::default();
+        let value = through_the_wire(&RESULT, &result_value(&bare));
+        assert_eq!(result_of(&value), bare);
+    }
+
+    #[test]
+    fn a_call_arrives_as_it_left() {
+        let arguments = Arguments {
+            container_id: "a".into(),
+            netns: "/run/netns/a".into(),
+            ifname: "eth0".into(),
+            args: String::new(),
+            path: "/opt/cni/bin".into(),
+            stdin: b"{}".to_vec(),
+        };
+        let value = through_the_wire(&ARGUMENTS, &arguments.to_value());
+        assert_eq!(Arguments::of(&value), arguments);
+        let header = Header {
+            method: ALLOCATE.into(),
+            sequence: 3,
+        };
+        assert_eq!(
+            Header::of(&through_the_wire(&REQUEST, &header.to_value())),
+            header
+        );
+    }
+
+    #[test]
+    fn addresses_come_in_both_of_gos_lengths() {
+        let long = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 168, 1, 5];
+        assert_eq!(ip_of(&long), "192.168.1.5".parse().ok());
+        let mut mask = [0xff; 16];
+        mask[15] = 0;
+        let value = structure([
+            ("IP", Some(Value::Bytes(long.to_vec()))),
+            ("Mask", Some(Value::Bytes(mask.to_vec()))),
+        ]);
+        assert_eq!(net_of(&value), "192.168.1.5/24".parse().ok());
+        assert_eq!(ip_of(&[]), None);
+    }
+}
