@@ -415,4 +415,6 @@ impl Store for Holder<'_> {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
