@@ -16,6 +16,7 @@ mod hostport;
 mod listing;
 mod masquerade;
 mod message;
+mod networks;
 mod presence;
 mod ruleset;
 mod socket;
@@ -36,6 +37,7 @@ use socket::{Socket, retry};
 use transaction::{Chain, Change, Hook, Point, Table, Transaction};
 
 pub use error::Error;
+pub use networks::Apart;
 pub(crate) use ruleset::Ruleset;
 pub use spoof::SpoofCheck;
 pub use transaction::Family;
@@ -147,6 +149,22 @@ impl Nftables {
     /// Fails if something is missing.
     pub fn check_spoof_check(&self, wanted: &SpoofCheck) -> Result<()> {
         complete(spoof::missing(&self.socket, wanted)?)
+    }
+
+    /// Keeps what is forwarded of a network from the others that are kept apart; once
+    /// more does no harm.
+    pub fn keep_apart(&self, wanted: &Apart) -> Result<()> {
+        self.transact(|socket| networks::add(socket, wanted))
+    }
+
+    /// Forgets a network that was kept apart; its devices are gone.
+    pub fn forget_network(&self, network: &str) -> Result<()> {
+        self.transact(|socket| networks::remove(socket, network))
+    }
+
+    /// Fails if something of what keeps a network apart is missing.
+    pub fn check_apart(&self, wanted: &Apart) -> Result<()> {
+        complete(networks::missing(&self.socket, wanted)?)
     }
 
     /// Reads, decides and writes; again where somebody else wrote in between.

@@ -38,6 +38,12 @@ pub enum Statement {
     InterfaceNot(String),
     /// `oifname != "vxlan0"`
     OutInterfaceNot(String),
+    /// `iifname @set`
+    InterfaceIn(&'static str),
+    /// `oifname @set`
+    OutInterfaceIn(&'static str),
+    /// `iifname . oifname != @set`
+    InterfacesNotIn(&'static str),
     /// `ether saddr 00:11:22:33:44:55`
     EtherSource([u8; 6]),
     /// `tcp dport 8080`
@@ -83,6 +89,9 @@ impl Statement {
             Self::Interface(name) => format!("iifname \"{name}\""),
             Self::InterfaceNot(name) => format!("iifname != \"{name}\""),
             Self::OutInterfaceNot(name) => format!("oifname != \"{name}\""),
+            Self::InterfaceIn(set) => format!("iifname @{set}"),
+            Self::OutInterfaceIn(set) => format!("oifname @{set}"),
+            Self::InterfacesNotIn(set) => format!("iifname . oifname != @{set}"),
             Self::EtherSource(mac) => format!("ether saddr {}", Mac(mac)),
             Self::Port(protocol, port) => format!("{protocol} dport {port}"),
             Self::RedirectTo(to) => format!("dnat to {to}"),
@@ -198,6 +207,9 @@ const REGISTER_2: u32 = libc::NFT_REG_2 as u32;
 const REGISTER_WORD_1: u32 = libc::NFT_REG32_01 as u32;
 const REGISTER_WORD_2: u32 = REGISTER_WORD_1 + 1;
 
+/// A lookup that finds nothing is what is wanted (linux/netfilter/nf_tables.h).
+const NFT_LOOKUP_F_INV: u32 = 1;
+
 struct Program {
     family: Family,
     list: Vec<Attributes>,
@@ -220,6 +232,23 @@ impl Program {
             }
             Statement::OutInterfaceNot(name) => {
                 self.interface(libc::NFT_META_OIFNAME, name, libc::NFT_CMP_NEQ);
+            }
+            Statement::InterfaceIn(set) => {
+                self.meta(REGISTER, libc::NFT_META_IIFNAME);
+                self.look_up(set, false);
+            }
+            Statement::OutInterfaceIn(set) => {
+                self.meta(REGISTER, libc::NFT_META_OIFNAME);
+                self.look_up(set, false);
+            }
+            Statement::InterfacesNotIn(set) => {
+                self.meta(REGISTER, libc::NFT_META_IIFNAME);
+                self.meta(REGISTER_2, libc::NFT_META_OIFNAME);
+                let lookup = Attributes::new()
+                    .text(1, set)
+                    .u32(2, REGISTER)
+                    .u32(5, NFT_LOOKUP_F_INV);
+                self.push("lookup", &lookup);
             }
             Statement::EtherSource(mac) => {
                 self.payload(REGISTER, libc::NFT_PAYLOAD_LL_HEADER, 6, 6);

@@ -195,7 +195,7 @@ fn decode(family: Family, types: &[Type], mut bytes: &[u8]) -> Option<Vec<Part>>
     let mut parts = Vec::new();
     for kind in types {
         let length = match (kind, family) {
-            (Type::Address, Family::Ip6) => 16,
+            (Type::Address, Family::Ip6) | (Type::Interface, _) => 16,
             _ => 4,
         };
         let (part, rest) = bytes.split_at_checked(length)?;
@@ -207,6 +207,7 @@ fn decode(family: Family, types: &[Type], mut bytes: &[u8]) -> Option<Vec<Part>>
             Type::Address => Part::Address(IpAddr::from(<[u8; 4]>::try_from(part).ok()?)),
             Type::Protocol => Part::Protocol(protocol(part[0])?),
             Type::Port => Part::Port(u16::from_be_bytes([part[0], part[1]])),
+            Type::Interface => Part::Interface(part.try_into().ok()?),
         });
     }
     Some(parts)

@@ -82,6 +82,7 @@ pub struct Hook {
 #[allow(missing_docs)] // the kernel's names
 pub enum Point {
     Prerouting,
+    Forward,
     Output,
     Postrouting,
 }
@@ -91,6 +92,7 @@ impl Point {
     fn number(self) -> u32 {
         (match self {
             Self::Prerouting => libc::NF_INET_PRE_ROUTING,
+            Self::Forward => libc::NF_INET_FORWARD,
             Self::Output => libc::NF_INET_LOCAL_OUT,
             Self::Postrouting => libc::NF_INET_POST_ROUTING,
         }) as u32
@@ -99,6 +101,7 @@ impl Point {
     fn name(self) -> &'static str {
         match self {
             Self::Prerouting => "prerouting",
+            Self::Forward => "forward",
             Self::Output => "output",
             Self::Postrouting => "postrouting",
         }
@@ -161,6 +164,8 @@ pub enum Type {
     Protocol,
     /// A port.
     Port,
+    /// The name of an interface.
+    Interface,
 }
 
 impl Type {
@@ -170,6 +175,7 @@ impl Type {
             (Self::Address, _) => "ipv4_addr",
             (Self::Protocol, _) => "inet_proto",
             (Self::Port, _) => "inet_service",
+            (Self::Interface, _) => "ifname",
         }
     }
 
@@ -180,13 +186,14 @@ impl Type {
             (Self::Address, _) => 7,
             (Self::Protocol, _) => 12,
             (Self::Port, _) => 13,
+            (Self::Interface, _) => 41,
         }
     }
 
     /// Bytes, in registers of four.
     fn length(self, family: Family) -> u32 {
         match (self, family) {
-            (Self::Address, Family::Ip6) => 16,
+            (Self::Address, Family::Ip6) | (Self::Interface, _) => 16,
             _ => 4,
         }
     }
@@ -216,6 +223,8 @@ pub enum Part {
     Address(IpAddr),
     Protocol(Protocol),
     Port(u16),
+    /// Padded with zeros, as the kernel has it.
+    Interface([u8; libc::IFNAMSIZ]),
 }
 
 impl fmt::Display for Part {
@@ -224,7 +233,22 @@ impl fmt::Display for Part {
             Self::Address(ip) => ip.fmt(f),
             Self::Protocol(protocol) => protocol.fmt(f),
             Self::Port(port) => port.fmt(f),
+            Self::Interface(name) => {
+                let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+                write!(f, "\"{}\"", String::from_utf8_lossy(name))
+            }
         }
+    }
+}
+
+impl Part {
+    /// The interface called `name`.
+    pub fn interface(name: &str) -> Self {
+        let mut padded = [0; libc::IFNAMSIZ];
+        let bytes = name.as_bytes();
+        let length = bytes.len().min(padded.len() - 1);
+        padded[..length].copy_from_slice(&bytes[..length]);
+        Self::Interface(padded)
     }
 }
 
@@ -266,6 +290,7 @@ pub fn encode(parts: &[Part]) -> Vec<u8> {
             Part::Address(ip) => bytes.extend(octets(*ip)),
             Part::Protocol(protocol) => bytes.push(protocol.number()),
             Part::Port(port) => bytes.extend(port.to_be_bytes()),
+            Part::Interface(name) => bytes.extend(name),
         }
         bytes.resize(bytes.len().next_multiple_of(4), 0);
     }
