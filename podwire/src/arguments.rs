@@ -51,10 +51,12 @@ pub enum Flag {
     NoRollback,
     /// `--keep-cached`
     KeepCached,
+    /// `--dry-run`
+    DryRun,
 }
 
 impl Flag {
-    const ALL: [(Self, &'static str, bool); 11] = [
+    const ALL: [(Self, &'static str, bool); 12] = [
         (Self::Help, "help", false),
         (Self::Version, "version", false),
         (Self::IfName, "ifname", true),
@@ -66,6 +68,7 @@ impl Flag {
         (Self::Text, "text", false),
         (Self::NoRollback, "no-rollback", false),
         (Self::KeepCached, "keep-cached", false),
+        (Self::DryRun, "dry-run", false),
     ];
 
     /// As it is written after two dashes.

@@ -154,6 +154,22 @@ impl Cache {
     /// is no attachment is passed over, and so are files from before
     /// `cniCacheV1`, which do not say whose they are: as in libcni.
     pub fn of_network(&self, network: &str) -> Result<Vec<CachedAttachment>> {
+        let files = self.files()?;
+        let attachments = files.iter().filter_map(|file| read(file));
+        Ok(attachments
+            .filter(|it| it.network_name == network)
+            .collect())
+    }
+
+    /// The same of all networks, the oldest ADD first.
+    pub fn oldest_first(&self) -> Result<Vec<CachedAttachment>> {
+        let mut files = self.files()?;
+        files.sort_by_cached_key(|file| fs::metadata(file).and_then(|it| it.modified()).ok());
+        Ok(files.iter().filter_map(|file| read(file)).collect())
+    }
+
+    /// All files, in the order of their names.
+    fn files(&self) -> Result<Vec<PathBuf>> {
         let entries = match fs::read_dir(&self.results) {
             Ok(entries) => entries,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -163,15 +179,7 @@ impl Cache {
         };
         let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
         files.sort();
-        let attachments = files.iter().filter_map(|file| {
-            let attachment: CachedAttachment =
-                serde_json::from_slice(&fs::read(file).ok()?).ok()?;
-            let usable = attachment.kind == KIND
-                && !attachment.ifname.is_empty()
-                && attachment.network_name == network;
-            usable.then_some(attachment)
-        });
-        Ok(attachments.collect())
+        Ok(files)
     }
 
     fn file(&self, key: Key<'_>) -> PathBuf {
@@ -216,6 +224,13 @@ impl CachedAttachment {
         })?;
         Ok(Some(serde_json::from_str(&converted)?))
     }
+}
+
+/// The attachment in a file, if there is one.
+fn read(file: &Path) -> Option<CachedAttachment> {
+    let attachment: CachedAttachment = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+    let usable = attachment.kind == KIND && !attachment.ifname.is_empty();
+    usable.then_some(attachment)
 }
 
 fn legacy(key: Key<'_>, result: Value) -> CachedAttachment {
@@ -317,6 +332,23 @@ mod tests {
         fs::write(dir.path().join("results/n-x-eth0"), "{").unwrap();
         let listed = cache.of_network("n").unwrap();
         assert_eq!(listed, [attachment()]);
+    }
+
+    #[test]
+    fn the_newest_add_comes_last() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let cache = Cache::in_dir(dir.path());
+        for (id, age) in [("a", 1), ("b", 3), ("c", 2)] {
+            let mut one = attachment();
+            one.container_id = id.into();
+            cache.put(&one).unwrap();
+            let file = fs::File::open(cache.file(one.key())).unwrap();
+            let then = std::time::SystemTime::now() - std::time::Duration::from_secs(age);
+            file.set_modified(then).unwrap();
+        }
+        let listed = cache.oldest_first().unwrap();
+        let ids: Vec<_> = listed.iter().map(|it| it.container_id.as_str()).collect();
+        assert_eq!(ids, ["b", "c", "a"]);
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! The commands of podwire: one file each, and the table that lists them.
 
 mod add;
+mod adopt;
 mod check;
 mod del;
 mod gc;
+mod release;
+mod resync;
 mod status;
 mod validate;
 mod version;
@@ -40,6 +43,9 @@ const COMMANDS: &[Command] = &[
     check::COMMAND,
     gc::COMMAND,
     status::COMMAND,
+    resync::COMMAND,
+    adopt::COMMAND,
+    release::COMMAND,
     validate::COMMAND,
     version::COMMAND,
 ];

@@ -2,6 +2,7 @@
 //!
 //! `podwire add|check|del|gc|status` take the place of cnitool: the same
 //! environment, the same order of arguments, the same files on disk.
+//! `podwire resync|adopt|release` look after the packet filter of the whole node.
 
 mod arguments;
 mod attach;
@@ -9,6 +10,7 @@ mod cache;
 mod commands;
 mod network_list;
 mod output;
+mod outside;
 mod probe;
 mod request_config;
 mod validate;

@@ -3,9 +3,6 @@
 //! A chained plugin: it comes after the one that gave the pod its addresses,
 //! and passes that one's result on unchanged.
 
-mod conf;
-mod plan;
-
 use std::net::IpAddr;
 use std::process::ExitCode;
 
@@ -14,9 +11,8 @@ use cni::request::{Add, Check, Del, Gc, Status};
 use cni::{AddResult, Code, Error, Plugin, Undo};
 use nat::{HostPorts, Kind, Leftovers};
 use netlink::{Netlink, sysctl};
-
-use crate::conf::Conf;
-use crate::plan::Plan;
+use portmap::conf::Conf;
+use portmap::plan::Plan;
 
 fn main() -> ExitCode {
     cni::run::<Portmap>()

@@ -1,0 +1,71 @@
+//! `podwire release`: give back to the Go plugins.
+
+use anyhow::Result;
+
+use super::{Command, Verdict};
+use crate::arguments::{Arguments, Flag};
+use crate::outside::{self, Task};
+
+pub const COMMAND: Command = Command {
+    name: "release",
+    summary: "rewrite podwire's rules as those of the Go plugins",
+    help: HELP,
+    flags: &[
+        Flag::DryRun,
+        Flag::ConfDir,
+        Flag::CacheDir,
+        Flag::Json,
+        Flag::Text,
+    ],
+    run,
+};
+
+const HELP: &str = "\
+podwire release - rewrite podwire's rules as those of the Go plugins
+
+Usage: podwire release [OPTION]... [NETWORK]
+
+The way back from `podwire adopt`, before the Go plugins take the place of
+podwire's: rewrites what podwire's plugins laid down for the attachments in the
+cache, or for those to NETWORK, so that the Go plugins' CHECK and DEL find it.
+It goes where the Go plugins would have put it: to iptables, or to their own
+nftables table where a configuration names nftables or there is no iptables.
+
+What is new comes first, what is old goes last: no pod is without in between,
+and connections that live go on. With the last port podwire's own tables go, and
+with them what keeps neighbours from 127.0.0.0/8 of the node; the Go plugins
+have nothing of the kind.
+
+Attachments whose network namespace is gone are passed over, and so are
+published ports with conditions in nftables' language: the Go plugins would
+apply those of one pod to all.
+
+Options:
+      --dry-run          change nothing; print the transactions
+      --conf-dir DIR     where configurations are, for networks whose plugins
+                         lie beside them (NETCONFPATH; /etc/cni/net.d)
+      --cache-dir DIR    where attachments are remembered (/var/lib/cni)
+      --json             print a document: done, left, skipped, errors (and
+                         transactions), each a list of texts
+      --text             say so, too, when there was nothing to do
+  -h, --help             print this text
+
+In parentheses: the variable that counts without the option; the default.
+
+Exit status: 0 when all is in the Go plugins' layout but for what was told, 1
+when something could not be rewritten or an attachment's file makes no sense
+(the rest is done all the same), 2 for a command line that makes no sense.
+
+Examples:
+  podwire release --dry-run
+  podwire release
+";
+
+fn run(arguments: &Arguments) -> Result<Verdict> {
+    let task = Task {
+        run: nat::node::release,
+        done: "released",
+        nothing: "there was nothing of podwire",
+    };
+    outside::run(arguments, &task)
+}

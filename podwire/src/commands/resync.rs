@@ -1,0 +1,69 @@
+//! `podwire resync`: put back what a flush of the packet filter took away.
+
+use anyhow::Result;
+
+use super::{Command, Verdict};
+use crate::arguments::{Arguments, Flag};
+use crate::outside::{self, Task};
+
+pub const COMMAND: Command = Command {
+    name: "resync",
+    summary: "put back what a flush of the packet filter took away",
+    help: HELP,
+    flags: &[
+        Flag::DryRun,
+        Flag::ConfDir,
+        Flag::CacheDir,
+        Flag::Json,
+        Flag::Text,
+    ],
+    run,
+};
+
+const HELP: &str = "\
+podwire resync - put back what a flush of the packet filter took away
+
+Usage: podwire resync [OPTION]... [NETWORK]
+
+After `iptables -F`, `nft flush ruleset` or a reload of firewalld: puts back
+what is missing of masquerade, published ports and spoof checks, for every
+attachment in the cache or those to NETWORK. What is wanted follows from what
+the cache has of the ADD: the configuration, the runtime's port mappings, the
+result.
+
+What is there stays as it is, whoever made it. What is missing comes back in one
+transaction of nf_tables and one of each family's iptables. Connections that
+live go on; connections of UDP that went astray meanwhile are forgotten. A port
+that somebody else has by now stays theirs.
+
+Attachments whose network namespace is gone are passed over.
+
+Options:
+      --dry-run          change nothing; print the transactions
+      --conf-dir DIR     where configurations are, for networks whose plugins
+                         lie beside them (NETCONFPATH; /etc/cni/net.d)
+      --cache-dir DIR    where attachments are remembered (/var/lib/cni)
+      --json             print a document: done, left, skipped, errors (and
+                         transactions), each a list of texts
+      --text             say so, too, when nothing was missing
+  -h, --help             print this text
+
+In parentheses: the variable that counts without the option; the default.
+
+Exit status: 0 when nothing is missing any more, 1 when something could not be
+put back or an attachment's file makes no sense (the rest is done all the same),
+2 for a command line that makes no sense.
+
+Examples:
+  podwire resync
+  podwire resync --dry-run mynet
+";
+
+fn run(arguments: &Arguments) -> Result<Verdict> {
+    let task = Task {
+        run: nat::node::resync,
+        done: "put back",
+        nothing: "nothing was missing",
+    };
+    outside::run(arguments, &task)
+}

@@ -1,0 +1,318 @@
+//! What stands between the pods of this node and the outside: read from the
+//! cache, where every ADD left its configuration, what the runtime asked for, and
+//! the result.
+//!
+//! The cache is libcni's, so the attachments of every runtime that keeps it in the
+//! same place are there. Nothing here changes anything.
+
+use anyhow::{Context, Result};
+use cni::AddResult;
+use cni::conf::NetConf;
+use cni::env::{ContainerId, IfName};
+use cni::json::Json;
+use cni::version::Version;
+use nat::nftables::SpoofCheck;
+use nat::node::{Asked, Pod, Report};
+use netlink::Mac;
+use netns::NetNs;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use wiring::Masquerading;
+
+use crate::arguments::{Arguments, Flag};
+use crate::cache::CachedAttachment;
+use crate::commands::Verdict;
+use crate::network_list::{NetworkList, PluginConf};
+use crate::request_config;
+
+/// One of the three commands.
+pub struct Task {
+    /// What is done with the pods.
+    pub run: fn(&[Pod], bool) -> Result<Report>,
+    /// What is said of a thing that was dealt with: `put back`.
+    pub done: &'static str,
+    /// What is said when there was none.
+    pub nothing: &'static str,
+}
+
+/// What the cache says of the pods.
+#[derive(Debug, Default)]
+struct Found {
+    /// The oldest first.
+    pods: Vec<Pod>,
+    /// Who was passed over, and why.
+    skipped: Vec<String>,
+    /// What could not be read.
+    broken: Vec<String>,
+}
+
+/// Does a task for all attachments in the cache, or those to the network that is
+/// named, and tells what was done.
+pub fn run(arguments: &Arguments, task: &Task) -> Result<Verdict> {
+    let network = arguments.words(0, 1)?.first().map(String::as_str);
+    let found = find(arguments, network)?;
+    let dry = arguments.has(Flag::DryRun);
+    let report = (task.run)(&found.pods, dry)?;
+    tell(arguments, task, &found, &report)?;
+    Ok(match found.broken.is_empty() {
+        true => Verdict::Good,
+        false => Verdict::Bad,
+    })
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Document<'a> {
+    done: &'a [String],
+    left: &'a [String],
+    skipped: &'a [String],
+    errors: &'a [String],
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    transactions: &'a [String],
+}
+
+fn tell(arguments: &Arguments, task: &Task, found: &Found, report: &Report) -> Result<()> {
+    let output = arguments.output();
+    if output.is_json() {
+        return output.print_json(&Document {
+            done: &report.done,
+            left: &report.left,
+            skipped: &found.skipped,
+            errors: &found.broken,
+            transactions: &report.transactions,
+        });
+    }
+    for line in &found.broken {
+        eprintln!("podwire: {line}");
+    }
+    for line in found.skipped.iter().chain(&report.left) {
+        eprintln!("podwire: left as it is: {line}");
+    }
+    let would = match arguments.has(Flag::DryRun) {
+        true => "would be ",
+        false => "",
+    };
+    for line in &report.done {
+        output.print(&format!("{would}{}: {line}", task.done))?;
+    }
+    for text in &report.transactions {
+        output.print(text)?;
+    }
+    if report.done.is_empty() {
+        output.remark(task.nothing)?;
+    }
+    Ok(())
+}
+
+fn find(arguments: &Arguments, network: Option<&str>) -> Result<Found> {
+    let mut found = Found::default();
+    for cached in arguments.cache().oldest_first()? {
+        if network.is_some_and(|name| name != cached.network_name) {
+            continue;
+        }
+        let whose = format!(
+            "{}/{}/{}",
+            cached.network_name, cached.container_id, cached.ifname
+        );
+        if is_gone(&cached.netns) {
+            let netns = &cached.netns;
+            found
+                .skipped
+                .push(format!("{whose}: its network namespace {netns} is gone"));
+            continue;
+        }
+        match network_list(arguments, &cached).and_then(|list| pod(&cached, &list)) {
+            Ok(pod) => found.pods.push(pod),
+            Err(error) => found.broken.push(format!("{whose}: {error:#}")),
+        }
+    }
+    Ok(found)
+}
+
+/// Older libcni does not say which namespace it was: then it may be there.
+fn is_gone(netns: &str) -> bool {
+    !netns.is_empty() && NetNs::open(netns.as_ref()).is_err_and(|error| error.is_gone())
+}
+
+/// The configuration of the ADD. That of a network whose plugins lie beside it has
+/// none in it: then the network as it is now.
+fn network_list(arguments: &Arguments, cached: &CachedAttachment) -> Result<NetworkList> {
+    let list = NetworkList::from_bytes(&cached.config()?)?;
+    match list.plugins.is_empty() {
+        true => NetworkList::load(&arguments.conf_dir(), &list.name),
+        false => Ok(list),
+    }
+}
+
+/// What the plugins of `list` would be asked for, and have done, at this ADD.
+fn pod(cached: &CachedAttachment, list: &NetworkList) -> Result<Pod> {
+    let owner = cni::Attachment {
+        network: cached.network_name.clone(),
+        container_id: ContainerId::parse(&cached.container_id)?,
+        ifname: IfName::parse(&cached.ifname)?,
+    };
+    let result = cached.result.as_ref().context("no result in the cache")?;
+    let result = AddResult::decode_any(&Json::deserialize(result)?, Version::V0_1_0)
+        .context("parse the cached result")?;
+    let mut pod = Pod {
+        owner,
+        masquerade: None,
+        ports: None,
+        spoof_check: None,
+    };
+    for plugin in &list.plugins {
+        let document = document(cached, list, plugin)?;
+        match plugin.plugin.as_str() {
+            // Go's ptp has the same keys, and does the same.
+            "bridge" | "ptp" => {
+                let keys: Keys = document.decode()?;
+                let has_ipam = !document.decode::<NetConf>()?.ipam.plugin.is_empty();
+                pod.masquerade =
+                    masquerade(&pod.owner, &keys, &result).map(|it| it.filter(|_| has_ipam))?;
+                pod.spoof_check = spoof_check(&pod.owner, &keys, &result)?;
+            }
+            "portmap" => {
+                let plan = portmap::plan::Plan::new(&document.decode()?)?;
+                pod.ports = (!plan.mappings.is_empty()).then(|| Asked {
+                    what: plan.host_ports(&pod.owner, &result),
+                    backend: plan.backend,
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(pod)
+}
+
+/// What the plugin read on standard input.
+fn document(cached: &CachedAttachment, list: &NetworkList, plugin: &PluginConf) -> Result<Json> {
+    let nothing = Map::new();
+    let offered = cached.capability_args.as_ref().unwrap_or(&nothing);
+    let document = request_config::of_attachment(list, plugin, None, offered);
+    Ok(Json::deserialize(&Value::Object(document))?)
+}
+
+/// The keys of plugins that masquerade and look at frames.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Keys {
+    ip_masq: bool,
+    ip_masq_backend: Option<String>,
+    ip_masq_random_fully: bool,
+    macspoofchk: bool,
+}
+
+fn masquerade(
+    owner: &cni::Attachment,
+    keys: &Keys,
+    result: &AddResult,
+) -> Result<Option<Asked<nat::Masquerade>>> {
+    let backend = keys.ip_masq_backend.as_deref();
+    let how = Masquerading::parse(keys.ip_masq, backend, keys.ip_masq_random_fully)?;
+    Ok(how.map(|how| Asked {
+        what: nat::Masquerade {
+            owner: owner.clone(),
+            addresses: result.ips.iter().map(|ip| ip.address.0).collect(),
+            random_fully: how.random_fully,
+            not_through: None,
+        },
+        backend: how.backend,
+    }))
+}
+
+/// The pod's interface comes after its host end in every result of bridge.
+fn spoof_check(
+    owner: &cni::Attachment,
+    keys: &Keys,
+    result: &AddResult,
+) -> Result<Option<SpoofCheck>> {
+    if !keys.macspoofchk {
+        return Ok(None);
+    }
+    let pair = result.interfaces.windows(2).find(|pair| {
+        let [host, container] = [&pair[0], &pair[1]];
+        host.sandbox.is_empty()
+            && container.name == owner.ifname.as_str()
+            && !container.sandbox.is_empty()
+    });
+    let pair = pair.context("no interface of the pod in the cached result")?;
+    let mac: Mac = pair[1].mac.parse().context("MAC in the cached result")?;
+    Ok(Some(SpoofCheck {
+        owner: owner.clone(),
+        host_veth: pair[0].name.clone(),
+        mac: mac.0,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::Key;
+    use nat::Kind;
+    use serde_json::json;
+
+    fn cached(plugins: &Value) -> (CachedAttachment, NetworkList) {
+        let list = json!({"name": "mynet", "cniVersion": "1.0.0", "plugins": plugins}).to_string();
+        let key = Key {
+            network: "mynet",
+            container_id: "c1",
+            ifname: "eth0",
+        };
+        let result = json!({
+            "cniVersion": "1.0.0",
+            "interfaces": [
+                {"name": "cni0", "mac": "02:00:00:00:00:01"},
+                {"name": "veth1", "mac": "02:00:00:00:00:02"},
+                {"name": "eth0", "mac": "02:00:00:00:00:03", "sandbox": "/run/netns/a"}],
+            "ips": [{"address": "10.22.0.2/24", "interface": 2}],
+        });
+        let mut cached = CachedAttachment::new(key, list.as_bytes(), result);
+        let mapping = json!({"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp"});
+        let offered = json!({"portMappings": [mapping]});
+        cached.capability_args = offered.as_object().cloned();
+        (cached, NetworkList::from_bytes(list.as_bytes()).unwrap())
+    }
+
+    fn pod_of(plugins: &Value) -> Result<Pod> {
+        let (cached, list) = cached(plugins);
+        pod(&cached, &list)
+    }
+
+    #[test]
+    fn everything_follows_from_the_configuration_of_the_add_and_its_result() {
+        let pod = pod_of(&json!([
+            {"type": "bridge", "ipMasq": true, "ipMasqBackend": "iptables", "macspoofchk": true,
+             "ipam": {"type": "host-local"}},
+            {"type": "portmap", "capabilities": {"portMappings": true}}]))
+        .unwrap();
+        assert_eq!(pod.owner.to_string(), "mynet/c1/eth0");
+        let masquerade = pod.masquerade.unwrap();
+        assert_eq!(masquerade.backend, Some(Kind::Iptables));
+        assert_eq!(masquerade.what.addresses[0].to_string(), "10.22.0.2/24");
+        let ports = pod.ports.unwrap();
+        assert_eq!(ports.backend, None);
+        assert_eq!(ports.what.pod_v4.unwrap().to_string(), "10.22.0.2/24");
+        assert_eq!(ports.what.mappings[0].host_port, 8080);
+        let check = pod.spoof_check.unwrap();
+        assert_eq!((check.host_veth.as_str(), check.mac[5]), ("veth1", 3));
+    }
+
+    #[test]
+    fn what_is_not_asked_for_is_not_wanted() {
+        let pod = pod_of(&json!([
+            {"type": "bridge", "ipMasq": true},
+            {"type": "portmap"},
+            {"type": "tuning", "ipMasq": true, "macspoofchk": true}]))
+        .unwrap();
+        assert!(pod.masquerade.is_none(), "without IPAM");
+        assert!(pod.ports.is_none(), "without the capability");
+        assert!(pod.spoof_check.is_none());
+    }
+
+    #[test]
+    fn a_configuration_that_the_plugin_would_refuse_is_told() {
+        let conf = json!([{"type": "bridge", "ipMasq": true, "ipMasqBackend": "foo"}]);
+        let error = pod_of(&conf).unwrap_err();
+        assert!(format!("{error:#}").contains("unknown ipmasq backend \"foo\""));
+    }
+}

@@ -1,0 +1,582 @@
+//! A node's packet filter as a whole: flushed and put back (`podwire resync`), taken
+//! over from the peer's plugins (`podwire adopt`) and given back (`podwire release`),
+//! under pods that run and connections that live.
+
+use serde_json::{Value, json};
+use testkit::{
+    BackEnd, Finished, NOBODY, NODE, Netns, OUTSIDE, Running, Sandbox, Suite, beyond_peer, conf,
+};
+
+const WHY: &str = "Debian has no cnitool, and the peer no such commands";
+
+/// A node with a network, a directory of configurations, and somebody outside.
+struct Node {
+    sandbox: Sandbox,
+    outside: Netns,
+    back_end: BackEnd,
+}
+
+/// What a pod publishes.
+fn ports(first: u16) -> Value {
+    json!({"portMappings": [
+        {"hostPort": first, "containerPort": 80, "protocol": "tcp"},
+        {"hostPort": first, "containerPort": 80, "protocol": "udp"},
+        {"hostPort": first + 1, "containerPort": 80, "protocol": "tcp", "hostIP": NODE[0]},
+    ]})
+}
+
+fn network(subnets: &[&str]) -> Value {
+    let bridge = json!({
+        "type": "bridge", "bridge": "cni0", "isDefaultGateway": true, "hairpinMode": true,
+        "ipMasq": true, "macspoofchk": true, "ipam": conf::host_local_ipam(subnets),
+    });
+    let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}});
+    json!({"cniVersion": "1.0.0", "name": "mynet", "plugins": [bridge, portmap]})
+}
+
+const DUAL: [&str; 2] = ["10.1.0.0/24", "fd01::/64"];
+
+impl Node {
+    /// With a network in which nothing names a back end.
+    fn new(back_end: BackEnd, subnets: &[&str]) -> Self {
+        let node = Self::empty(back_end);
+        node.configure(&network(subnets));
+        node
+    }
+
+    /// With a network whose configuration names the back end.
+    fn forced(back_end: BackEnd) -> Self {
+        let node = Self::empty(back_end);
+        let mut network = network(&DUAL);
+        network["plugins"][0]["ipMasqBackend"] = back_end.name().into();
+        network["plugins"][1]["backend"] = back_end.name().into();
+        node.configure(&network);
+        node
+    }
+
+    fn empty(back_end: BackEnd) -> Self {
+        let sandbox = Sandbox::new();
+        let outside = sandbox.outside();
+        Self {
+            sandbox,
+            outside,
+            back_end,
+        }
+    }
+
+    fn configure(&self, network: &Value) {
+        let file = self.sandbox.dir().join("net.d/10-mynet.conflist");
+        self.sandbox.write(file, network.to_string());
+    }
+
+    fn host(&self) -> Netns {
+        self.sandbox.host()
+    }
+
+    fn podwire(&self, suite: Suite, args: &[&str], offered: &Value) -> Finished {
+        let path = self.back_end.path(&self.sandbox);
+        self.podwire_with(&path, suite, args, offered)
+    }
+
+    fn podwire_with(&self, path: &str, suite: Suite, args: &[&str], offered: &Value) -> Finished {
+        let program = Suite::Ours.dir().join("podwire").display().to_string();
+        let env = [
+            format!("PATH={path}"),
+            format!("CNI_PATH={}", suite.dir().display()),
+            format!("NETCONFPATH={}/net.d", self.sandbox.dir().display()),
+            format!("CAP_ARGS={offered}"),
+            // The peer's spoof check writes files there.
+            format!("TMPDIR={}", self.sandbox.dir().display()),
+        ];
+        let mut argv = vec!["env", "-i"];
+        argv.extend(env.iter().map(String::as_str));
+        argv.push(&program);
+        argv.extend(args);
+        self.host().run(&argv)
+    }
+
+    /// ADD, CHECK or DEL by the plugins of a suite.
+    #[track_caller]
+    fn run(&self, suite: Suite, verb: &str, pod: &Netns, first: u16) {
+        let args = [verb, "mynet", &pod.path()];
+        good(self.podwire(suite, &args, &ports(first)));
+    }
+
+    /// CHECK by the peer, for a pod without IPv6: v1.1 looks for a chain in every
+    /// family that it finds a program for.
+    #[track_caller]
+    fn peer_checks(&self, pod: &Netns, first: u16) {
+        let dir = self.sandbox.dir().join("without-ip6tables");
+        let path = dir.display();
+        let script = "mkdir -p $1; ln -sf $(command -v iptables) $1/iptables";
+        let programs = format!("PATH={}", self.back_end.path(&self.sandbox));
+        let argv = [
+            "env",
+            &programs,
+            "sh",
+            "-c",
+            script,
+            "sh",
+            &path.to_string(),
+        ];
+        good(self.host().run(&argv));
+        let args = ["check", "mynet", &pod.path()];
+        good(self.podwire_with(&path.to_string(), Suite::Peer, &args, &ports(first)));
+    }
+
+    /// GC, with which the rule for a subnet goes; a network of 1.0.0 has none.
+    fn gc(&self) {
+        let mut network = network(&DUAL);
+        network["cniVersion"] = "1.1.0".into();
+        self.configure(&network);
+        self.task(&["gc", "mynet"]);
+    }
+
+    /// One of the three commands.
+    #[track_caller]
+    fn task(&self, args: &[&str]) -> Finished {
+        good(self.podwire(Suite::Ours, args, &Value::Null))
+    }
+
+    fn check_fails(&self, pod: &Netns, first: u16) -> String {
+        let args = ["check", "mynet", &pod.path()];
+        let done = self.podwire(Suite::Ours, &args, &ports(first));
+        assert_eq!(done.code, 1, "{done:?}");
+        done.stderr
+    }
+
+    /// A pod that `suite` has added, and that serves port 80.
+    fn pod(&self, suite: Suite, name: &str, first: u16) -> (Netns, Running) {
+        let pod = self.sandbox.pod(name);
+        self.run(suite, "add", &pod, first);
+        let server = pod.serve(80);
+        (pod, server)
+    }
+
+    /// A connection to a published port that goes on and on.
+    fn talk(&self, port: u16) -> Running {
+        let talk = self.outside.converse("tcp", NODE[0], port);
+        self.outside
+            .wait_until("an answer", |_| talk.output().contains("sees"));
+        talk
+    }
+
+    #[track_caller]
+    fn goes_on(&self, talk: &Running) {
+        let so_far = talk.output().len();
+        self.outside.wait_until("more answers", |_| {
+            talk.output().contains("closed") || talk.output().len() > so_far + 200
+        });
+        assert!(!talk.output().contains("closed"), "{}", talk.output());
+    }
+
+    /// Every way in to the pod `name`, and its way out.
+    #[track_caller]
+    fn assert_reached(&self, name: &str, pod: &Netns, first: u16) {
+        let seen = format!("{name} sees {}", OUTSIDE[0]);
+        for protocol in ["tcp", "udp"] {
+            assert_eq!(
+                self.outside.ask(protocol, NODE[0], first),
+                seen,
+                "{protocol}"
+            );
+        }
+        assert_eq!(self.outside.ask("tcp", NODE[0], first + 1), seen);
+        let seen = format!("{name} sees 10.1.0.1");
+        assert_eq!(self.host().ask("tcp", "127.0.0.1", first), seen);
+        let _server = self.outside.serve(7000);
+        let seen = format!("outside sees {}", NODE[0]);
+        assert_eq!(pod.ask("tcp", OUTSIDE[0], 7000), seen);
+    }
+
+    /// All rules, in an order that does not depend on who came first.
+    fn rules(&self) -> Vec<String> {
+        let rules = self.host().rules();
+        let lines = rules.lines().map(|line| line.trim().to_owned());
+        // A table that is there, and empty, is the same as none.
+        let empty = |line: &String| {
+            line.is_empty()
+                || ["*nat", "COMMIT", "}"].contains(&line.as_str())
+                || line.starts_with(':') && line.ends_with(" ACCEPT")
+        };
+        let mut lines: Vec<_> = lines.filter(|line| !empty(line)).collect();
+        lines.sort();
+        lines
+    }
+}
+
+#[track_caller]
+fn good(done: Finished) -> Finished {
+    assert_eq!(done.code, 0, "{done:?}");
+    done
+}
+
+/// The same, of each back end; the test fails with the name of the one it was.
+fn each(back_ends: &[BackEnd], test: impl Fn(BackEnd)) {
+    for back_end in back_ends {
+        eprintln!("{back_end:?}");
+        beyond_peer(WHY, || test(*back_end));
+    }
+}
+
+/// What is only of pods: of iptables' shared chains and empty tables nothing is said.
+fn of_pods(node: &Node) -> Vec<String> {
+    let mut rules = node.rules();
+    rules.retain(|line| {
+        line.contains("CNI-DN-")
+            || line.contains("name:")
+            || line.contains("mynet")
+            || line.contains("cnitool-")
+    });
+    rules
+}
+
+// ---- adopt
+
+#[test]
+fn pods_of_the_peer_are_adopted_under_a_live_connection() {
+    each(&BackEnd::IPTABLES, |back_end| {
+        let node = Node::new(back_end, &DUAL);
+        let (a, _a) = node.pod(Suite::Peer, "a", 8080);
+        let (b, _b) = node.pod(Suite::Peer, "b", 9090);
+        assert!(node.host().rules().contains("CNI-DN-"));
+        let talk = node.talk(8080);
+
+        let dry = node.task(&["adopt", "--dry-run"]).stdout;
+        assert!(dry.contains("would be adopted: ports of mynet/"), "{dry}");
+        assert!(
+            dry.contains("create element ip podwire_hostports ports"),
+            "{dry}"
+        );
+        assert!(dry.contains("-X CNI-DN-"), "{dry}");
+        assert!(node.host().rules().contains("CNI-DN-"), "only told");
+
+        let told = node.task(&["adopt"]).stdout;
+        assert_eq!(
+            told.matches("adopted: masquerade of mynet/").count(),
+            2,
+            "{told}"
+        );
+        assert_eq!(
+            told.matches("adopted: ports of mynet/").count(),
+            2,
+            "{told}"
+        );
+        node.goes_on(&talk);
+        let rules = node.host().rules();
+        assert!(
+            !rules.contains("CNI-DN-") && !rules.contains("name: "),
+            "{rules}"
+        );
+        assert!(rules.contains("map ports {"), "{rules}");
+        node.assert_reached("a", &a, 8080);
+        node.assert_reached("b", &b, 9090);
+
+        // Once more there is nothing to do.
+        let rules = node.rules();
+        assert_eq!(node.task(&["adopt"]).stdout, "");
+        assert_eq!(node.rules(), rules);
+
+        for (pod, first) in [(&a, 8080), (&b, 9090)] {
+            node.run(Suite::Ours, "check", pod, first);
+            node.run(Suite::Ours, "del", pod, first);
+        }
+        node.gc();
+        assert_eq!(of_pods(&node), [""; 0]);
+        assert_eq!(node.outside.ask("tcp", NODE[0], 8080), NOBODY);
+    });
+}
+
+#[test]
+fn only_the_network_that_is_named_is_adopted() {
+    beyond_peer(WHY, || {
+        let node = Node::new(BackEnd::IptablesNft, &DUAL);
+        let (_a, _server) = node.pod(Suite::Peer, "a", 8080);
+        let rules = node.rules();
+        assert_eq!(node.task(&["adopt", "other"]).stdout, "");
+        assert_eq!(node.rules(), rules);
+        assert!(node.task(&["adopt", "mynet"]).stdout.contains("adopted: "));
+    });
+}
+
+#[test]
+fn what_nobody_knows_stays_as_the_peer_made_it() {
+    beyond_peer(WHY, || {
+        let node = Node::new(BackEnd::IptablesNft, &DUAL);
+        let (_a, _server) = node.pod(Suite::Peer, "a", 8080);
+        node.host().sh("rm /var/lib/cni/results/*");
+        let rules = node.rules();
+        let done = node.task(&["adopt"]);
+        assert_eq!(done.stdout, "");
+        let left = "left as it is: iptables chain CNI-DN-";
+        assert!(done.stderr.contains(left), "{}", done.stderr);
+        assert_eq!(node.rules(), rules);
+        assert!(node.outside.ask("tcp", NODE[0], 8080).starts_with("a sees"));
+    });
+}
+
+#[test]
+fn a_configuration_that_names_iptables_keeps_it() {
+    beyond_peer(WHY, || {
+        let node = Node::forced(BackEnd::IptablesLegacy);
+        let (_a, _server) = node.pod(Suite::Peer, "a", 8080);
+        let rules = node.rules();
+        assert_eq!(node.task(&["adopt"]).stdout, "");
+        assert_eq!(node.rules(), rules);
+    });
+}
+
+// ---- release
+
+#[test]
+fn pods_of_ours_are_released_under_a_live_connection() {
+    each(&BackEnd::IPTABLES, |back_end| {
+        // v1.1 cannot CHECK two families.
+        let node = Node::new(back_end, &DUAL[..1]);
+        let (a, _a) = node.pod(Suite::Ours, "a", 8080);
+        let (b, _b) = node.pod(Suite::Ours, "b", 9090);
+        assert!(!node.host().rules().contains("CNI-DN-"));
+        let talk = node.talk(8080);
+
+        let before = node.rules();
+        let dry = node.task(&["release", "--dry-run"]).stdout;
+        assert!(dry.contains("would be released: ports of mynet/"), "{dry}");
+        assert_eq!(node.rules(), before);
+
+        let told = node.task(&["release"]).stdout;
+        assert_eq!(
+            told.matches("released: masquerade of mynet/").count(),
+            2,
+            "{told}"
+        );
+        assert_eq!(
+            told.matches("released: ports of mynet/").count(),
+            2,
+            "{told}"
+        );
+        node.goes_on(&talk);
+        let rules = node.host().rules();
+        assert!(!rules.contains("podwire"), "{rules}");
+        assert!(rules.contains("CNI-DN-"), "{rules}");
+        node.assert_reached("a", &a, 8080);
+        node.assert_reached("b", &b, 9090);
+        assert_eq!(node.task(&["release"]).stdout, "");
+
+        for (pod, first) in [(&a, 8080), (&b, 9090)] {
+            node.peer_checks(pod, first);
+            node.run(Suite::Peer, "del", pod, first);
+        }
+        assert_eq!(of_pods(&node), [""; 0]);
+        assert_eq!(node.outside.ask("tcp", NODE[0], 8080), NOBODY);
+    });
+}
+
+#[test]
+fn adopted_and_released_the_rules_are_what_they_were() {
+    each(&BackEnd::IPTABLES, |back_end| {
+        let node = Node::new(back_end, &DUAL);
+        let (a, _a) = node.pod(Suite::Peer, "a", 8080);
+        let (_b, _b_server) = node.pod(Suite::Peer, "b", 9090);
+        let of_iptables = || {
+            let mut rules = node.rules();
+            rules.retain(|line| line.starts_with("-A ") || line.starts_with(':'));
+            rules
+        };
+        let before = of_iptables();
+        let talk = node.talk(8080);
+        node.task(&["adopt"]);
+        assert_ne!(of_iptables(), before);
+        node.task(&["release"]);
+        assert_eq!(of_iptables(), before);
+        assert!(!node.host().rules().contains("podwire"));
+        node.goes_on(&talk);
+        node.assert_reached("a", &a, 8080);
+    });
+}
+
+#[test]
+fn a_configuration_that_names_nftables_is_released_into_the_peers_table() {
+    beyond_peer(WHY, || {
+        let node = Node::forced(BackEnd::Nftables);
+        let (a, _server) = node.pod(Suite::Ours, "a", 8080);
+        let talk = node.talk(8080);
+        node.task(&["release"]);
+        node.goes_on(&talk);
+        let rules = node.host().rules();
+        assert!(!rules.contains("podwire"), "{rules}");
+        assert!(
+            rules.contains("tcp dport 8080 dnat to 10.1.0.2:80 comment \"cnitool-"),
+            "{rules}"
+        );
+        assert!(
+            rules.contains("tcp dport 8080 dnat to [fd01::2]:80 comment \"cnitool-"),
+            "{rules}"
+        );
+        assert!(
+            rules.contains("ip saddr 10.1.0.2 ip daddr != 10.1.0.0/24 masquerade"),
+            "{rules}"
+        );
+        node.assert_reached("a", &a, 8080);
+        // podwire's own plugins know that layout, too.
+        node.run(Suite::Ours, "check", &a, 8080);
+
+        let released = node.rules();
+        node.task(&["adopt"]);
+        node.goes_on(&talk);
+        let rules = node.host().rules();
+        assert!(!rules.contains("table ip cni_hostport "), "{rules}");
+        assert!(!rules.contains("ip saddr 10.1.0.2 "), "{rules}");
+        node.assert_reached("a", &a, 8080);
+        node.task(&["release"]);
+        assert_eq!(node.rules(), released);
+        node.run(Suite::Ours, "del", &a, 8080);
+        assert_eq!(of_pods(&node), [""; 0]);
+    });
+}
+
+// ---- resync
+
+#[test]
+fn what_is_flushed_comes_back_under_a_live_connection() {
+    each(&BackEnd::ALL, |back_end| {
+        let node = Node::forced(back_end);
+        // As on every node with a firewall: the kernel tracks connections only while
+        // somebody has a rule that asks it to.
+        node.host().sh("nft add table inet firewall
+             nft add chain inet firewall input '{ type filter hook input priority 0; }'
+             nft add rule inet firewall input ct state established accept");
+        let (a, _a) = node.pod(Suite::Ours, "a", 8080);
+        let (b, _b) = node.pod(Suite::Ours, "b", 9090);
+        let before = node.rules();
+        let talk = node.talk(8080);
+        match back_end {
+            BackEnd::Nftables => node.host().sh(
+                "nft flush table ip podwire_hostports; nft flush table ip6 podwire_hostports
+                 nft flush set ip podwire_hostports masqueraded
+                 nft flush map ip podwire_hostports ports
+                 nft flush table inet cni_plugins_masquerade; nft flush table bridge nat",
+            ),
+            BackEnd::IptablesNft => node
+                .host()
+                .sh("iptables-nft -t nat -F; ip6tables-nft -t nat -F"),
+            BackEnd::IptablesLegacy => node
+                .host()
+                .sh("iptables-legacy -t nat -F; ip6tables-legacy -t nat -F"),
+        };
+        assert_ne!(node.rules(), before);
+        assert_ne!(node.check_fails(&a, 8080), "");
+
+        let dry = node.task(&["resync", "--dry-run"]).stdout;
+        assert!(dry.contains("would be put back: ports of mynet/"), "{dry}");
+        let told = node.task(&["resync"]).stdout;
+        assert_eq!(
+            told.matches("put back: ports of mynet/").count(),
+            2,
+            "{told}"
+        );
+        assert_eq!(node.rules(), before);
+        node.goes_on(&talk);
+        for (name, pod, first) in [("a", &a, 8080), ("b", &b, 9090)] {
+            node.run(Suite::Ours, "check", pod, first);
+            node.assert_reached(name, pod, first);
+        }
+        assert_eq!(node.task(&["resync"]).stdout, "");
+        assert_eq!(node.rules(), before);
+    });
+}
+
+#[test]
+fn after_a_flush_of_everything_all_is_back_but_for_pods_that_are_gone() {
+    each(&BackEnd::ALL, |back_end| {
+        let node = Node::forced(back_end);
+        let (a, _a) = node.pod(Suite::Ours, "a", 8080);
+        let before = node.rules();
+        let gone = node.sandbox.pod("gone");
+        node.run(Suite::Ours, "add", &gone, 7070);
+        node.sandbox.remove_pod(&gone);
+        node.host().sh("nft flush ruleset
+             for it in iptables ip6tables; do $it-legacy -t nat -F; $it-legacy -t nat -X; done");
+        assert_eq!(node.outside.ask("tcp", NODE[0], 8080), NOBODY);
+        let done = node.task(&["resync", "mynet"]);
+        assert!(
+            done.stdout.contains("put back: spoof check of mynet/"),
+            "{done:?}"
+        );
+        let told = "its network namespace /run/netns/gone is gone";
+        assert!(done.stderr.contains(told), "{done:?}");
+        assert_eq!(node.rules(), before);
+        node.run(Suite::Ours, "check", &a, 8080);
+        node.assert_reached("a", &a, 8080);
+    });
+}
+
+#[test]
+fn what_others_made_since_stays_theirs() {
+    beyond_peer(WHY, || {
+        let node = Node::forced(BackEnd::Nftables);
+        let (_a, _server) = node.pod(Suite::Ours, "a", 8080);
+        node.host().sh("nft flush ruleset");
+        // A pod of another runtime, whose cache is elsewhere.
+        let (b, _b_server) = node.pod(Suite::Ours, "b", 8080);
+        node.host().sh(&format!(
+            "rm /var/lib/cni/results/mynet-cnitool-$(printf %s {} | sha512sum | cut -c1-20)-eth0",
+            b.path()
+        ));
+        let done = node.task(&["resync"]);
+        assert!(
+            done.stderr
+                .contains("left as it is: host port 8080/tcp is mynet/"),
+            "{done:?}"
+        );
+        assert!(node.outside.ask("tcp", NODE[0], 8080).starts_with("b sees"));
+    });
+}
+
+#[test]
+fn pods_of_the_peer_are_put_back_too() {
+    each(&BackEnd::IPTABLES, |back_end| {
+        let node = Node::new(back_end, &DUAL);
+        let (a, _server) = node.pod(Suite::Peer, "a", 8080);
+        // Nothing is missing: not in whichever layout it is.
+        assert_eq!(node.task(&["resync"]).stdout, "");
+        let variant = match back_end {
+            BackEnd::IptablesNft => "nft",
+            _ => "legacy",
+        };
+        node.host().sh(&format!(
+            "iptables-{variant} -t nat -F; ip6tables-{variant} -t nat -F"
+        ));
+        node.task(&["resync"]);
+        node.assert_reached("a", &a, 8080);
+        node.run(Suite::Ours, "check", &a, 8080);
+        node.run(Suite::Ours, "del", &a, 8080);
+        node.gc();
+        assert_eq!(of_pods(&node), [""; 0]);
+    });
+}
+
+#[test]
+fn a_file_that_makes_no_sense_is_told_and_the_rest_is_done() {
+    beyond_peer(WHY, || {
+        let node = Node::forced(BackEnd::Nftables);
+        let (a, _server) = node.pod(Suite::Ours, "a", 8080);
+        let broken = json!({"kind": "cniCacheV1", "containerId": "c", "ifName": "eth0",
+            "networkName": "mynet", "config": "e30="});
+        node.sandbox
+            .write("/var/lib/cni/results/mynet-c-eth0", broken.to_string());
+        node.host().sh("nft flush ruleset");
+        let done = node.podwire(Suite::Ours, &["resync", "--json"], &Value::Null);
+        assert_eq!(done.code, 1, "{done:?}");
+        let document: Value = serde_json::from_str(&done.stdout).expect("a document");
+        assert_eq!(
+            document["done"].as_array().map(Vec::len),
+            Some(3),
+            "{document}"
+        );
+        let error = document["errors"][0].as_str().unwrap_or_default();
+        assert!(error.starts_with("mynet/c/eth0: "), "{document}");
+        node.assert_reached("a", &a, 8080);
+        let done = node.podwire(Suite::Ours, &["resync", "a", "b"], &Value::Null);
+        assert_eq!(done.code, 2, "{done:?}");
+    });
+}
