@@ -2,9 +2,10 @@
 
 CNI_BIN_DIR ?= /opt/cni/bin
 SBIN_DIR    ?= /usr/local/sbin
+UNIT_DIR    ?= /usr/local/lib/systemd/system
 DESTDIR     ?=
 
-PLUGINS := loopback bridge portmap host-local static
+PLUGINS := loopback bridge portmap host-local static dhcp
 TRIPLE   = $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE  = target/$(TRIPLE)/release
 
@@ -19,10 +20,12 @@ build: ## the binaries that ship, into bin/
 	@mkdir -p bin
 	@cd $(RELEASE) && install -m 0755 $(PLUGINS) podwire $(CURDIR)/bin/
 
-install: build ## into DESTDIR: plugins to CNI_BIN_DIR, podwire to SBIN_DIR
-	install -d $(DESTDIR)$(CNI_BIN_DIR) $(DESTDIR)$(SBIN_DIR)
+install: build ## into DESTDIR: plugins to CNI_BIN_DIR, podwire to SBIN_DIR, units to UNIT_DIR
+	install -d $(DESTDIR)$(CNI_BIN_DIR) $(DESTDIR)$(SBIN_DIR) $(DESTDIR)$(UNIT_DIR)
 	cd bin && install -m 0755 $(PLUGINS) $(DESTDIR)$(CNI_BIN_DIR)/
 	cd bin && install -m 0755 podwire $(DESTDIR)$(SBIN_DIR)/
+	install -m 0644 ipam/dhcp/systemd/cni-dhcp.* $(DESTDIR)$(UNIT_DIR)/
+	sed -i 's|@CNI_BIN_DIR@|$(CNI_BIN_DIR)|' $(DESTDIR)$(UNIT_DIR)/cni-dhcp.service
 
 demo: build ## two pods on a bridge: wired, shown, pinged, checked, removed
 	tests/packages demo

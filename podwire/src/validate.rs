@@ -7,6 +7,7 @@
 
 mod bridge;
 mod common;
+mod dhcp;
 mod findings;
 mod host_local;
 mod list;
@@ -54,7 +55,7 @@ struct Plugin {
 const PLUGINS: &[Plugin] = &[bridge::PLUGIN, loopback::PLUGIN, portmap::PLUGIN];
 
 /// The same for IPAM plugins; their keys are those under `ipam`.
-const IPAM_PLUGINS: &[Plugin] = &[host_local::PLUGIN, r#static::PLUGIN];
+const IPAM_PLUGINS: &[Plugin] = &[dhcp::PLUGIN, host_local::PLUGIN, r#static::PLUGIN];
 
 /// The plugins that pass `ipam` on as it is.
 const DELEGATING: &[&str] = &[

@@ -225,16 +225,20 @@ fn what_is_installed_is_what_was_built() {
         let sandbox = Sandbox::new();
         let there = sandbox.dir().join("root");
         let script = format!(
-            "make -s -o build install DESTDIR={} CNI_BIN_DIR=/cni SBIN_DIR=/sbin",
+            "make -s -o build install DESTDIR={} CNI_BIN_DIR=/cni SBIN_DIR=/sbin UNIT_DIR=/units",
             there.display()
         );
         good(shell(&sandbox.host(), "", &script));
         let installed = |dir: &str| sandbox.list(there.join(dir)).join(" ");
         assert_eq!(
             installed("cni"),
-            "bridge host-local loopback portmap static"
+            "bridge dhcp host-local loopback portmap static"
         );
         assert_eq!(installed("sbin"), "podwire");
+        assert_eq!(installed("units"), "cni-dhcp.service cni-dhcp.socket");
+        let service = sandbox.read(there.join("units/cni-dhcp.service"));
+        let service = service.expect("the unit of the daemon");
+        assert!(service.contains("ExecStart=/cni/dhcp daemon\n"), "{service}");
     });
 }
 
