@@ -270,6 +270,11 @@ fn suppress(host: &Netlink, device: &Link, bridge: &Link, network: &Network) -> 
     Ok(host.attach_vxlan(device, port)?)
 }
 
+/// Whether we made `link` for `network`.
+pub fn is_of(link: &Link, network: &Network) -> bool {
+    owner(link) == Some(&fitting(&network.name))
+}
+
 /// The network that a device was made for, as its alias has it; `None` if we did not make it.
 fn owner(link: &Link) -> Option<&str> {
     let text = link.alias.as_deref()?.strip_prefix(ALIAS)?;

@@ -15,12 +15,14 @@ use netns::NetNs;
 use crate::Addressing;
 
 /// How what leaves the pods' subnets is masqueraded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Masquerading {
     /// The back end that the configuration forces.
     pub backend: Option<nat::Kind>,
     /// Whether source ports are drawn at random.
     pub random_fully: bool,
+    /// The device behind which the network goes on, on other nodes.
+    pub not_through: Option<String>,
 }
 
 impl Masquerading {
@@ -42,6 +44,7 @@ impl Masquerading {
         Ok(wanted.then_some(Self {
             backend,
             random_fully,
+            not_through: None,
         }))
     }
 }
@@ -57,7 +60,7 @@ pub fn masquerade(
     undo: &mut Undo,
 ) -> Result<()> {
     let backend = nat::open(how.backend)?;
-    let wanted = wanted(owner, &addressing.ips, how);
+    let wanted = wanted(owner, &addressing.ips, &how);
     if backend.kind() == Kind::Iptables {
         // Theirs is a chain for each pod. With nftables there is one rule for
         // the subnet, which other pods use.
@@ -70,12 +73,12 @@ pub fn masquerade(
     backend.masquerade(&wanted)
 }
 
-fn wanted(owner: &Attachment, ips: &[IpConfig], how: Masquerading) -> Masquerade {
+fn wanted(owner: &Attachment, ips: &[IpConfig], how: &Masquerading) -> Masquerade {
     Masquerade {
         owner: owner.clone(),
         addresses: ips.iter().map(|ip| ip.address.0).collect(),
         random_fully: how.random_fully,
-        not_through: None,
+        not_through: how.not_through.clone(),
     }
 }
 
@@ -147,7 +150,7 @@ pub fn collect_spoof_checks(network: &str, valid: &[ValidAttachment]) -> Result<
 /// # Errors
 /// What is missing.
 pub fn check_masquerade(owner: &Attachment, how: Masquerading, previous: &AddResult) -> Result<()> {
-    nat::check_masquerade(&wanted(owner, &previous.ips, how), how.backend)
+    nat::check_masquerade(&wanted(owner, &previous.ips, &how), how.backend)
 }
 
 /// CHECK: whether the spoof check of the veth whose ends are the interfaces

@@ -1,0 +1,301 @@
+//! vxlan: join a pod to a network that spans hosts: a bridge on each of them, and
+//! between the hosts VXLAN, either as one segment (`l2`) or routed (`l3`).
+
+mod check;
+mod conf;
+mod occupancy;
+mod plan;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use cni::delegate;
+use cni::linked::Linked;
+use cni::request::{Add, Check, Del, Gc, Status};
+use cni::result::AddResult;
+use cni::{BestEffort, Code, Plugin, Undo};
+use ipnetwork::IpNetwork;
+use nat::nftables::{Apart, Nftables};
+use netlink::{AddressSpec, BridgeSpec, Link, Netlink, PortSpec, sysctl};
+use overlay::{Device, Mode, device, gateway_mac};
+use wiring::port::Wiring;
+use wiring::{Addressing, Gateway, gateway, outside, pod, port};
+
+use crate::conf::Conf;
+use crate::plan::{CONTAINER, Plan};
+
+fn main() -> ExitCode {
+    cni::run::<Vxlan>()
+}
+
+struct Vxlan;
+
+impl Plugin for Vxlan {
+    const NAME: &'static str = "vxlan";
+    const LINKED: &'static [Linked] = &[host_local::LINKED];
+    type Conf = Conf;
+
+    fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {
+        let (call, attachment) = (&request.call, &request.attachment);
+        let [mac] = call.args(["MAC"])?;
+        let plan = Plan::new(&request.conf, &call.network, call.has_ipam(), mac)?;
+        let netns = pod::open_netns(&request.netns)?;
+        let host = Netlink::open()?;
+        let _stays = occupancy::join(plan.remove_when_empty)?;
+        let device = Device::find(&host, &plan.network)?;
+
+        // Before anything is made: what IPAM says may contradict the peers.
+        let mut addressing = None;
+        let mut own = Vec::new();
+        if call.has_ipam() {
+            let lease = delegate::ipam_add(call, undo)?;
+            own = plan::own_subnets(&lease);
+            plan.network.check_own_subnets(&own)?;
+            addressing = Some(Addressing::new(lease, plan.gateway, CONTAINER));
+        }
+        let bridge = ensure_bridge(&host, &plan, device.spec.mtu)?;
+        let overlay = ensure_device(&host, &plan, &device, &bridge, &own)?;
+
+        let wiring = Wiring {
+            attachment,
+            netns: &netns,
+            mac: plan.mac,
+            mtu: Some(device.spec.mtu),
+        };
+        let pair = port::add_veth(&host, &bridge, &wiring, undo)?;
+        let port = PortSpec {
+            bridge: bridge.index,
+            hairpin: plan.hairpin,
+            isolated: false,
+            up: true,
+            alias: None,
+        };
+        port::attach(&host, &pair.host, port, attachment)?;
+        if plan.spoof_check {
+            outside::check_spoofing(attachment, &pair, undo)?;
+        }
+        let configured =
+            pod::configure(&netns, &attachment.ifname, addressing.as_ref(), plan.dad())?;
+        ensure_gateway(&host, &bridge, &plan, addressing.as_ref())?;
+        if let Some(apart) = plan.apart() {
+            // Before the pod can send through its gateway.
+            keep_apart(&apart)?;
+        }
+        if let (Some(how), Some(addressing)) = (plan.masquerade.clone(), &addressing) {
+            outside::masquerade(attachment, addressing, how, undo)?;
+        }
+        let port = host.wait_for_port(pair.host.index)?;
+        pod::announce(&configured);
+        let interfaces = vec![
+            pod::host_interface(&bridge),
+            pod::host_interface(&port),
+            port::container_interface(&pair, &request.netns),
+            pod::host_interface(&overlay),
+        ];
+        let result = pod::result(interfaces, addressing, &call.net.dns);
+        Ok(result.for_version(call.version))
+    }
+
+    fn del(request: &Del<Conf>) -> Result<()> {
+        let (attachment, netns) = (&request.attachment, request.netns.as_ref());
+        let mut all = BestEffort::new();
+        if request.conf.ip_masq && request.call.has_ipam() {
+            // First: whose addresses they were is still to be seen.
+            all.step("remove masquerade", || {
+                outside::remove_masquerade(attachment, netns, &request.call)
+            });
+        }
+        let released_first = pod::releases_over_the_link(&request.call);
+        if released_first {
+            all.step("release the addresses", || {
+                delegate::ipam_del(&request.call)
+            });
+        }
+        all.step("delete the interface", || {
+            pod::delete_interface(netns, &attachment.ifname)
+        });
+        all.step("delete the host veth", || {
+            port::delete_host_veth(attachment)
+        });
+        if request.conf.macspoofchk {
+            outside::remove_spoof_check(attachment);
+        }
+        if request.call.has_ipam() && !released_first {
+            // Last: nobody may get the address while something still answers to it.
+            all.step("release the addresses", || {
+                delegate::ipam_del(&request.call)
+            });
+        }
+        if request.conf.remove_when_empty {
+            all.step("remove what is empty", || {
+                occupancy::remove_if_empty(&request.conf, &request.call.network)
+            });
+        }
+        all.finish()
+    }
+
+    fn check(request: &Check<Conf>) -> Result<()> {
+        let call = &request.call;
+        let plan = Plan::new(&request.conf, &call.network, call.has_ipam(), None)?;
+        let netns = pod::open_netns(&request.netns)?;
+        if call.has_ipam() {
+            delegate::ipam_check(call)?;
+        }
+        let previous = check::attachment(request, &plan, &netns)?;
+        if let (Some(how), true) = (plan.masquerade.clone(), call.has_ipam()) {
+            outside::check_masquerade(&request.attachment, how, &previous)?;
+        }
+        if let Some(apart) = plan.apart() {
+            check::apart(&apart)?;
+        }
+        if plan.spoof_check {
+            outside::check_spoof_check(&request.attachment, &previous, CONTAINER as usize)?;
+        }
+        Ok(())
+    }
+
+    fn gc(request: &Gc<Conf>) -> Result<()> {
+        let (network, valid) = (&request.call.network, &request.valid);
+        let mut all = BestEffort::new();
+        all.step("delete host veths", || {
+            port::delete_stale_veths(network, valid)
+        });
+        if request.conf.macspoofchk {
+            all.step("collect spoof checks", || {
+                outside::collect_spoof_checks(network, valid)
+            });
+        }
+        if request.conf.ip_masq {
+            all.step("collect masquerade", || {
+                nat::Leftovers::collect_masquerade(network, valid)
+            });
+        }
+        if request.call.has_ipam() {
+            all.step("collect addresses", || delegate::ipam_gc(&request.call));
+        }
+        if request.conf.remove_when_empty && valid.is_empty() {
+            all.step("remove what is empty", || {
+                occupancy::remove_if_empty(&request.conf, network)
+            });
+        }
+        all.finish()
+    }
+
+    fn status(request: &Status<Conf>) -> Result<()> {
+        let call = &request.call;
+        let plan = Plan::new(&request.conf, &call.network, call.has_ipam(), None)?;
+        let host = Netlink::open()?;
+        device::check_underlay(&host, &plan.network)?;
+        let unavailable = |why: String| Code::NotAvailable.err(why);
+        let found = Device::find(&host, &plan.network)
+            .map_err(|error| unavailable(format!("{error:#}")))?;
+        let name = plan.network.bridge.as_str();
+        let bridge = host.find_link(name)?;
+        if bridge.as_ref().is_some_and(|link| !link.is_kind("bridge")) {
+            let why = format!("{name:?} already exists but is not a bridge");
+            return Err(unavailable(why).into());
+        }
+        if let Some(how) = &plan.masquerade {
+            nat::open(how.backend).map_err(|error| unavailable(format!("ipMasq: {error:#}")))?;
+        }
+        if call.has_ipam() {
+            delegate::ipam_status(call)?;
+        }
+        // Last: it is no reason not to start a pod.
+        check::peers(&plan, &found, bridge.as_ref())
+            .map_err(|error| Code::LimitedConnectivity.err(format!("{error:#}")).into())
+    }
+}
+
+fn ensure_bridge(host: &Netlink, plan: &Plan, mtu: u32) -> Result<Link> {
+    let name = plan.network.bridge.as_str();
+    let mut bridge = host
+        .ensure_bridge(&BridgeSpec {
+            name: name.to_owned(),
+            mtu: Some(mtu),
+            vlan_filtering: false,
+            promisc: false,
+        })
+        .with_context(|| format!("failed to create bridge {name:?}"))?;
+    if !plan.is_shared_gateway() {
+        return Ok(bridge);
+    }
+    let mac = gateway_mac(plan.network.vni);
+    if bridge.mac != Some(mac) {
+        // All hosts' bridges have the same link-local address: to find that out would
+        // leave them without one.
+        let _ = sysctl::write(&sysctl::interface_key("ipv6", name, "accept_dad"), "0");
+        host.set_mac(bridge.index, mac)?;
+        bridge.mac = Some(mac);
+    }
+    Ok(bridge)
+}
+
+/// Makes sure that the device is there and knows the configuration's peers. In mode `l3` it
+/// has the address that stands for this node in each of its subnets, `own`.
+fn ensure_device(
+    host: &Netlink,
+    plan: &Plan,
+    device: &Device,
+    bridge: &Link,
+    own: &[IpNetwork],
+) -> Result<Link> {
+    let network = &plan.network;
+    let bridge = (network.mode == Mode::L2).then_some(bridge);
+    let link = device.ensure(host, network, bridge)?;
+    if network.mode == Mode::L3 {
+        let present = host.list_addresses(link.index, None)?;
+        let wanted = own
+            .iter()
+            .filter_map(|subnet| plan::device_address(*subnet));
+        for address in wanted.filter(|it| !present.iter().any(|other| other.address == *it)) {
+            let spec = AddressSpec {
+                // Nobody else is on this wire.
+                nodad: address.is_ipv6(),
+                ..address.into()
+            };
+            match host.add_address(link.index, &spec) {
+                Err(error) if error.is_exists() => {}
+                other => other?,
+            }
+        }
+    }
+    if let Some(done) = device::apply_peers(host, network, &link, bridge)? {
+        // The pod works without them; STATUS and CHECK tell as well.
+        for (_, error) in &done.failed {
+            eprintln!("make the peers of {} known: {error}", network.name);
+        }
+    }
+    Ok(link)
+}
+
+/// Where the node forwards, networks would reach each other through it.
+fn keep_apart(apart: &Apart) -> Result<()> {
+    let nftables = Nftables::open()?;
+    if !nftables.is_there() {
+        // As with the bridges of any other plugin.
+        eprintln!(
+            "keep {} apart from other networks: the kernel lacks nf_tables",
+            apart.network
+        );
+        return Ok(());
+    }
+    nftables
+        .keep_apart(apart)
+        .context("keep the network apart from others")
+}
+
+/// Gives the bridge its addresses, and has the host forward.
+fn ensure_gateway(
+    host: &Netlink,
+    bridge: &Link,
+    plan: &Plan,
+    addressing: Option<&Addressing>,
+) -> Result<()> {
+    let (Gateway::Gateway { force, .. }, Some(addressing)) = (plan.gateway, addressing) else {
+        return Ok(());
+    };
+    let what = "failed to set bridge addr";
+    gateway::ensure_addresses(host, bridge, &addressing.gateways, force, what)?;
+    gateway::ensure_forwarding(host, &addressing.gateways)
+}

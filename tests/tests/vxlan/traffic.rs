@@ -1,0 +1,421 @@
+//! Who reaches whom.
+
+use std::thread;
+
+use serde_json::{Value, json};
+use testkit::{Netns, beyond_peer, conf};
+
+use crate::fleet::{BOTH, Fleet, Underlay, addresses};
+
+pub const WHY: &str = "there is no vxlan among the Go plugins";
+
+type Conf = fn(&Fleet, usize, u32, Underlay) -> Value;
+
+pub const MODES: [(&str, Conf); 2] = [("l2", Fleet::segment), ("l3", Fleet::routed)];
+
+/// A pod with its addresses.
+struct Pod {
+    netns: Netns,
+    vni: u32,
+    ips: Vec<String>,
+}
+
+/// Those of `targets` that do not answer the first ping, asked all at once.
+pub fn silent(from: &Netns, targets: &[String]) -> Vec<String> {
+    let script = format!(
+        "for ip in {}; do (ping -n -q -c 1 -W 3 $ip >/dev/null || echo $ip) & done; wait",
+        targets.join(" ")
+    );
+    let mut silent: Vec<String> = from.sh(&script).lines().map(str::to_owned).collect();
+    silent.sort();
+    silent
+}
+
+/// Those that answer.
+fn answering(from: &Netns, targets: &[String]) -> Vec<String> {
+    let script = format!(
+        "for ip in {}; do (ping -n -q -c 1 -W 1 $ip >/dev/null 2>&1 && echo $ip) & done; wait",
+        targets.join(" ")
+    );
+    let mut all: Vec<String> = from.sh(&script).lines().map(str::to_owned).collect();
+    all.sort();
+    all
+}
+
+/// Three hosts, ten pods each, two networks: every pair of a network talks, no pair across does.
+fn everybody_reaches_their_own(make: Conf, underlay: Underlay) {
+    let fleet = Fleet::new(3);
+    let vnis = [5, 6];
+    let mut pods = Vec::new();
+    for host in 1..=3 {
+        for n in 0..10 {
+            let vni = vnis[n % 2];
+            let conf = make(&fleet, host, vni, underlay);
+            let netns = fleet.add(host, &format!("p{n}"), &conf);
+            let ips = addresses(&netns);
+            assert_eq!(ips.len(), 2, "{ips:?}");
+            pods.push(Pod { netns, vni, ips });
+        }
+    }
+    let ips = |same: bool, vni: u32| -> Vec<String> {
+        let pods = pods.iter().filter(|it| (it.vni == vni) == same);
+        pods.flat_map(|it| it.ips.clone()).collect()
+    };
+    thread::scope(|scope| {
+        for pod in &pods {
+            scope.spawn(move || {
+                let (ours, theirs) = (ips(true, pod.vni), ips(false, pod.vni));
+                let none: [String; 0] = [];
+                let (name, wait) = (pod.netns.name(), silent(&pod.netns, &ours));
+                assert_eq!(wait, none, "{name} misses its own");
+                assert_eq!(answering(&pod.netns, &theirs), none, "{name} hears others");
+            });
+        }
+    });
+}
+
+#[test]
+fn pods_of_one_segment_reach_each_other_and_nobody_else_over_ipv4() {
+    beyond_peer(WHY, || {
+        everybody_reaches_their_own(Fleet::segment, Underlay::V4)
+    });
+}
+
+#[test]
+fn pods_of_one_segment_reach_each_other_and_nobody_else_over_ipv6() {
+    beyond_peer(WHY, || {
+        everybody_reaches_their_own(Fleet::segment, Underlay::V6)
+    });
+}
+
+#[test]
+fn routed_pods_reach_each_other_over_ipv4() {
+    beyond_peer(WHY, || {
+        everybody_reaches_their_own(Fleet::routed, Underlay::V4)
+    });
+}
+
+#[test]
+fn routed_pods_reach_each_other_over_ipv6() {
+    beyond_peer(WHY, || {
+        everybody_reaches_their_own(Fleet::routed, Underlay::V6)
+    });
+}
+
+#[test]
+fn a_megabyte_passes_by_tcp_both_ways_in_both_families() {
+    beyond_peer(WHY, || {
+        for (mode, make) in MODES {
+            for underlay in BOTH {
+                let fleet = Fleet::new(2);
+                let a = fleet.add(1, "a", &make(&fleet, 1, 5, underlay));
+                let b = fleet.add(2, "b", &make(&fleet, 2, 5, underlay));
+                for (from, to) in [(&a, &b), (&b, &a)] {
+                    for ip in addresses(to) {
+                        let sum = transfer(from, to, &ip);
+                        assert_eq!(sum, ZEROS, "{mode} over {underlay:?} to {ip}");
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// The checksum of a million zeros.
+const ZEROS: &str = "d29751f2649b32ff572b5e0a9f541ea660a50f94ff0beedfb0b692b924cc8025";
+
+fn transfer(from: &Netns, to: &Netns, ip: &str) -> String {
+    let listen = format!("nc -n -l {ip} 9000 | sha256sum");
+    let server = to.start(&["sh", "-c", &listen]);
+    to.wait_until("it listens", |pod| {
+        !pod.sh("ss -Hltn 'sport = :9000'").trim().is_empty()
+    });
+    from.sh(&format!(
+        "head -c 1000000 /dev/zero | nc -n -N -w 5 {ip} 9000"
+    ));
+    to.wait_until("all has come", |_| server.output().contains("-"));
+    let output = server.output();
+    output.split(' ').next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_router_in_between_sees_only_the_hosts() {
+    beyond_peer(WHY, || {
+        for (mode, make) in MODES {
+            let fleet = Fleet::new(2);
+            let watch = fleet.sandbox.host().capture("r1", "ip");
+            let a = fleet.add(1, "a", &make(&fleet, 1, 5, Underlay::V4));
+            let b = fleet.add(2, "b", &make(&fleet, 2, 5, Underlay::V4));
+            let ip = addresses(&b)[0].clone();
+            assert_eq!(a.ping(&ip, 2), [true, true], "{mode}");
+            let seen = watch.output();
+            assert!(seen.contains("VXLAN, flags [I] (0x08), vni 5"), "{seen}");
+            let outer = seen.lines().filter(|line| line.contains("4789"));
+            for line in outer {
+                assert!(
+                    line.contains("172.20.1.2") && line.contains("172.20.2.2"),
+                    "{line}"
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn frames_of_one_vni_are_never_on_anothers_device() {
+    beyond_peer(WHY, || {
+        let fleet = Fleet::new(2);
+        let vnis: Vec<u32> = (11..=30).collect();
+        let mut pairs = Vec::new();
+        for vni in &vnis {
+            let a = fleet.add(1, &format!("a{vni}"), &fleet.segment(1, *vni, Underlay::V4));
+            let b = fleet.add(2, &format!("b{vni}"), &fleet.segment(2, *vni, Underlay::V4));
+            pairs.push((*vni, a, b));
+        }
+        let watched: Vec<_> = vnis
+            .iter()
+            .map(|vni| {
+                // Everything that is not of this network's addresses.
+                let device = format!("vxlan.{vni}");
+                let foreign = format!("(arp or ip) and not igmp and not net 10.{vni}.0.0/16");
+                (device.clone(), fleet.host(2).capture(&device, &foreign))
+            })
+            .collect();
+        let own = fleet
+            .host(2)
+            .capture("vxlan.11", "icmp and net 10.11.0.0/16");
+        thread::scope(|scope| {
+            for (vni, a, b) in &pairs {
+                scope.spawn(move || {
+                    let ip = addresses(b)[0].clone();
+                    assert_eq!(a.ping(&ip, 3), [true; 3], "VNI {vni}");
+                    // To nobody: flooded to all hosts.
+                    a.run(&[
+                        "ping",
+                        "-n",
+                        "-c",
+                        "1",
+                        "-W",
+                        "1",
+                        &format!("10.{vni}.99.99"),
+                    ]);
+                });
+            }
+        });
+        assert!(
+            own.output().contains("ICMP echo request"),
+            "the watch works"
+        );
+        for (device, watch) in watched {
+            let seen = watch.output();
+            let frames: Vec<_> = seen.lines().filter(|it| it.contains("ethertype")).collect();
+            assert!(frames.is_empty(), "{device}: {frames:?}");
+        }
+    });
+}
+
+#[test]
+fn a_group_reaches_all_hosts_of_a_segment() {
+    beyond_peer(WHY, || {
+        for (group, underlay) in [("239.1.1.1", Underlay::V4), ("ff05::1:1", Underlay::V6)] {
+            let fleet = Fleet::new(3);
+            one_wire(&fleet);
+            let pods: Vec<Netns> = (1..=3)
+                .map(|host| {
+                    let mut conf = fleet.segment(host, 5, underlay);
+                    conf["peers"] = Value::Null;
+                    conf["group"] = group.into();
+                    conf["dev"] = "wire".into();
+                    fleet.add(host, "p", &conf)
+                })
+                .collect();
+            let all: Vec<String> = pods.iter().flat_map(addresses).collect();
+            let none: [String; 0] = [];
+            for pod in &pods {
+                assert_eq!(silent(pod, &all), none, "{underlay:?}");
+            }
+            let shown = fleet.host(1).sh("ip -d link show dev vxlan.5");
+            assert!(shown.contains(group), "{shown}");
+        }
+    });
+}
+
+/// All hosts on one segment besides, as multicast is not routed here.
+fn one_wire(fleet: &Fleet) {
+    fleet
+        .sandbox
+        .host()
+        .sh("ip link add wire type bridge mcast_snooping 0; ip link set wire up");
+    for n in 1..=fleet.hosts.len() {
+        fleet.sandbox.host().sh(&format!(
+            "ip link add w{n} type veth peer name wire netns host{n}
+             ip link set w{n} master wire up"
+        ));
+        fleet.host(n).sh(&format!(
+            "echo 0 >/proc/sys/net/ipv6/conf/wire/accept_dad
+             ip address add 172.21.0.{n}/24 dev wire
+             ip address add 2001:db8:ff::{n}/64 dev wire nodad
+             ip link set wire up"
+        ));
+    }
+}
+
+/// What the device has learned.
+fn learned(host: &Netns) -> Vec<String> {
+    let shown = host.sh("bridge fdb show dev vxlan.5 self");
+    let lines = shown
+        .lines()
+        .filter(|it| it.contains(" dst ") && !it.contains("permanent"));
+    lines.map(str::to_owned).collect()
+}
+
+#[test]
+fn learning_is_on_unless_it_is_off() {
+    beyond_peer(WHY, || {
+        for (on, learning) in [
+            (true, Value::Null),
+            (true, json!(true)),
+            (false, json!(false)),
+        ] {
+            let fleet = Fleet::new(2);
+            let conf = |host| {
+                let conf = fleet.segment(host, 5, Underlay::V4);
+                conf::with(&conf, json!({"learning": learning}))
+            };
+            let (a, b) = (fleet.add(1, "a", &conf(1)), fleet.add(2, "b", &conf(2)));
+            let none: [String; 0] = [];
+            assert_eq!(silent(&a, &addresses(&b)), none);
+            assert_eq!(
+                !learned(fleet.host(1)).is_empty(),
+                on,
+                "{:?}",
+                learned(fleet.host(1))
+            );
+        }
+    });
+}
+
+/// With known pods, their host's bridge answers for them.
+#[test]
+fn a_known_pod_is_answered_for_and_not_asked() {
+    beyond_peer(WHY, || {
+        let fleet = Fleet::new(2);
+        let b = fleet.add(2, "b", &fleet.segment(2, 5, Underlay::V4));
+        let mac = b.link("eth0").expect("eth0")["address"].clone();
+        let mut conf = fleet.segment(1, 5, Underlay::V4);
+        conf["learning"] = false.into();
+        conf["peers"] = json!([
+            {"vtep": "172.20.2.2", "mac": mac, "subnet": ["10.5.0.20/32", "fd00:5::20/128"]}
+        ]);
+        let watch = fleet
+            .host(2)
+            .capture("vxlan.5", "arp or (icmp6 and ip6[40] == 135)");
+        let (a, result) = fleet.attached(1, "a", &conf);
+        assert_eq!(a.ping("10.5.0.20", 2), [true, true]);
+        assert_eq!(a.ping("fd00:5::20", 2), [true, true]);
+        let about = |who: &str| {
+            let seen = watch.output();
+            seen.lines()
+                .filter(|it| {
+                    it.contains(&format!("who has {who}")) || it.contains(&format!("who-has {who}"))
+                })
+                .count()
+        };
+        assert_eq!(
+            (about("10.5.0.20"), about("fd00:5::20")),
+            (0, 0),
+            "{}",
+            watch.output()
+        );
+        // Somebody who is not known is still asked for.
+        a.run(&["ping", "-n", "-c", "1", "-W", "1", "10.5.0.99"]);
+        assert!(about("10.5.0.99") > 0, "{}", watch.output());
+        let checked = conf::with_prev(&conf, &result);
+        fleet.cni(1).check(&checked, &a, "eth0").silent();
+    });
+}
+
+#[test]
+fn members_are_not_masqueraded_and_the_world_is() {
+    beyond_peer(WHY, || {
+        for (mode, make) in MODES {
+            let fleet = Fleet::new(2);
+            let change = json!({"ipMasq": true, "isDefaultGateway": true});
+            let conf = |host| conf::with(&make(&fleet, host, 5, Underlay::V4), change.clone());
+            let (a, b) = (fleet.add(1, "a", &conf(1)), fleet.add(2, "b", &conf(2)));
+            let (own, other) = (addresses(&a)[0].clone(), addresses(&b)[0].clone());
+            let _server = b.serve(7000);
+            assert_eq!(
+                a.ask("tcp", &other, 7000),
+                format!("{} sees {own}", b.name()),
+                "{mode}"
+            );
+            let world = fleet.sandbox.host().serve(7001);
+            assert_eq!(
+                a.ask("tcp", "172.20.1.1", 7001),
+                "host sees 172.20.1.2",
+                "{mode}"
+            );
+            drop(world);
+        }
+    });
+}
+
+/// The same hosts are gateways of both networks, and forward.
+#[test]
+fn networks_with_gateways_are_kept_apart() {
+    beyond_peer(WHY, || {
+        for (mode, make) in MODES {
+            let fleet = Fleet::new(2);
+            let conf = |host, vni| {
+                let conf = make(&fleet, host, vni, Underlay::V4);
+                conf::with(&conf, json!({"isDefaultGateway": true}))
+            };
+            let a = fleet.add(1, "a", &conf(1, 5));
+            let others = [
+                fleet.add(1, "b", &conf(1, 6)),
+                fleet.add(2, "c", &conf(2, 6)),
+            ];
+            let friend = fleet.add(2, "d", &conf(2, 5));
+            let ips: Vec<String> = others.iter().flat_map(addresses).collect();
+            let none: [String; 0] = [];
+            assert_eq!(answering(&a, &ips), none, "{mode}");
+            assert_eq!(silent(&a, &addresses(&friend)), none, "{mode}");
+            // It is that rule and nothing else.
+            for host in &fleet.hosts {
+                host.sh("nft flush chain inet podwire_networks forward");
+            }
+            assert!(!answering(&a, &ips).is_empty(), "{mode}");
+            let _again = fleet.add(1, "e", &conf(1, 5));
+            let here = addresses(&others[0]);
+            assert_eq!(answering(&a, &here), none, "{mode}");
+        }
+    });
+}
+
+#[test]
+fn a_segments_gateway_is_each_hosts_own() {
+    beyond_peer(WHY, || {
+        let fleet = Fleet::new(2);
+        let conf = |host| {
+            let conf = fleet.segment(host, 5, Underlay::V4);
+            conf::with(&conf, json!({"isDefaultGateway": true}))
+        };
+        let (a, b) = (fleet.add(1, "a", &conf(1)), fleet.add(2, "b", &conf(2)));
+        for pod in [&a, &b] {
+            assert_eq!(pod.ping("10.5.0.1", 2), [true, true]);
+            assert_eq!(pod.ping("fd00:5::1", 2), [true, true]);
+        }
+        let none: [String; 0] = [];
+        assert_eq!(silent(&a, &addresses(&b)), none);
+        let gateways: Vec<String> = [&a, &b]
+            .iter()
+            .map(|pod| pod.sh("ip neighbour show 10.5.0.1 | cut -d' ' -f5"))
+            .collect();
+        assert_eq!(gateways[0], gateways[1]);
+        // Through its own host, and not the other's.
+        let watch = fleet.host(1).capture("vxlan.5", "icmp");
+        a.ping("172.20.1.2", 2);
+        assert!(!watch.output().contains("172.20.1.2"), "{}", watch.output());
+    });
+}
