@@ -1,11 +1,11 @@
 //! Executing another plugin, as the specification says in its section
 //! "Plugin Delegation".
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::rc::Rc;
-use std::thread::sleep;
+use std::thread::{ScopedJoinHandle, sleep};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -147,31 +147,15 @@ impl Delegate {
 
     fn execute(&self, verb: Verb) -> std::io::Result<Output> {
         let mut child = self.spawn(verb)?;
-        let Some(pipe) = child.stdin.take() else {
-            return child.wait_with_output();
-        };
-        let stdin: &[u8] = &self.stdin;
-        let feed = move || {
-            // Closed when everything is in it: the plugin reads up to its end.
-            let mut pipe = pipe;
-            match pipe.write_all(stdin) {
-                // A plugin that does not read (VERSION) is not at fault.
-                Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
-                _ => Ok(()),
-            }
-        };
-        if self.stdin.len() <= PIPE_CAPACITY {
-            feed()?;
-            return child.wait_with_output();
-        }
-        // It may print before it has read everything: neither may wait for the other.
-        std::thread::scope(|scope| {
-            let fed = scope.spawn(feed);
-            let output = child.wait_with_output()?;
-            match fed.join() {
-                Ok(fed) => fed.map(|()| output),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
+        let said = talk(&mut child, &self.stdin);
+        // Whatever went wrong: who rolls back must not come before an address
+        // that the plugin is about to take.
+        let status = child.wait()?;
+        let [stdout, stderr] = said?;
+        Ok(Output {
+            status,
+            stdout,
+            stderr,
         })
     }
 
@@ -200,6 +184,48 @@ impl Delegate {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         command
+    }
+}
+
+/// Feeds the plugin and hears what it says, on both streams. It may print before
+/// it has read everything, and on either stream first: nobody waits for the other.
+fn talk(child: &mut Child, stdin: &[u8]) -> std::io::Result<[Vec<u8>; 2]> {
+    let (input, answer, log) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    std::thread::scope(|scope| {
+        let thread = || std::thread::Builder::new();
+        let log = thread().spawn_scoped(scope, move || hear(log))?;
+        let fed = match stdin.len() <= PIPE_CAPACITY {
+            true => {
+                feed(input, stdin)?;
+                None
+            }
+            false => Some(thread().spawn_scoped(scope, move || feed(input, stdin))?),
+        };
+        let answer = hear(answer)?;
+        fed.map_or(Ok(()), joined)?;
+        Ok([answer, joined(log)?])
+    })
+}
+
+/// Writes all and closes the pipe: the plugin reads up to its end.
+fn feed(pipe: Option<impl Write>, stdin: &[u8]) -> std::io::Result<()> {
+    match pipe.map_or(Ok(()), |mut pipe| pipe.write_all(stdin)) {
+        // A plugin that does not read (VERSION) is not at fault.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn hear(pipe: Option<impl Read>) -> std::io::Result<Vec<u8>> {
+    let mut said = Vec::new();
+    pipe.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut said))?;
+    Ok(said)
+}
+
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    match thread.join() {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic),
     }
 }
 

@@ -120,6 +120,8 @@ pub struct Index {
     loaded: bool,
     /// `all` is to be written anew.
     rebuilt: bool,
+    /// It could not be read when it was to be changed: the next call makes it anew.
+    unreadable: bool,
     stamp: Option<Stamp>,
     leftovers: usize,
 }
@@ -149,6 +151,7 @@ impl Index {
             entries: HashMap::new(),
             loaded: false,
             rebuilt: false,
+            unreadable: false,
             stamp,
             boot,
             dir,
@@ -163,23 +166,35 @@ impl Index {
     }
 
     /// What `owner` holds.
-    pub fn held_by(&mut self, owner: &Owner) -> &[Reservation] {
-        &self.entry(owner).held
+    ///
+    /// # Errors
+    /// When that cannot be read, or is not what we write; after a rebuild it can.
+    pub fn held_by(&mut self, owner: &Owner) -> io::Result<&[Reservation]> {
+        Ok(&self.entry(owner)?.held)
     }
 
     /// Adds an address that was just reserved.
     pub fn add(&mut self, owner: &Owner, ip: IpAddr, since: Since) {
         let boot = self.boot.clone();
-        let entry = self.entry(owner);
-        entry.held.push(Reservation { ip, since, boot });
-        entry.changed = true;
+        self.change(owner, |held| held.push(Reservation { ip, since, boot }));
     }
 
     /// Removes an address that was just released.
     pub fn remove(&mut self, owner: &Owner, ip: IpAddr) {
-        let entry = self.entry(owner);
-        entry.held.retain(|reservation| reservation.ip != ip);
-        entry.changed = true;
+        self.change(owner, |held| {
+            held.retain(|reservation| reservation.ip != ip)
+        });
+    }
+
+    fn change(&mut self, owner: &Owner, change: impl FnOnce(&mut Vec<Reservation>)) {
+        match self.entry(owner) {
+            Ok(entry) => {
+                change(&mut entry.held);
+                entry.changed = true;
+            }
+            // Not knowing what it held before, we have nothing to write down.
+            Err(_) => self.unreadable = true,
+        }
     }
 
     /// Whether a reservation is certain to be of an earlier boot.
@@ -233,11 +248,15 @@ impl Index {
         }
         self.entries = entries;
         self.rebuilt = true;
+        self.unreadable = false;
     }
 
     /// Writes what changed, and marks it as complete with the directory `network`.
     /// If that fails, the marks stay apart and the next call reads everything.
     pub fn save(&mut self, network: &Path) {
+        if self.unreadable {
+            return;
+        }
         if let Err(error) = self.write(network) {
             let error = file::failed("write index", &self.dir)(error);
             eprintln!("{error:#}; the next call will read all reservations");
@@ -291,7 +310,8 @@ impl Index {
             // ext4 does not write a file to the disk because it was emptied.
             file::remove(&path)?;
             // An empty file says that what `all` has is no longer so.
-            if !entry.held.is_empty() || !self.find_in_all(hash).is_empty() {
+            let in_all = self.find_in_all(hash).map_or(true, |held| !held.is_empty());
+            if !entry.held.is_empty() || in_all {
                 let lines: Vec<_> = entry.held.iter().map(line).collect();
                 file::overwrite(&path, &lines.concat())?;
             }
@@ -299,15 +319,17 @@ impl Index {
         Ok(())
     }
 
-    fn entry(&mut self, owner: &Owner) -> &mut Entry {
+    fn entry(&mut self, owner: &Owner) -> io::Result<&mut Entry> {
         let hash = hash(owner);
         if !self.loaded && !self.entries.contains_key(&hash) {
-            let own = read_lines(&self.dir.join(&hash));
-            let held = own.unwrap_or_else(|| self.find_in_all(&hash));
+            let held = match read_lines(&self.dir.join(&hash))? {
+                Some(own) => own,
+                None => self.find_in_all(&hash)?,
+            };
             let changed = false;
             self.entries.insert(hash.clone(), Entry { held, changed });
         }
-        self.entries.entry(hash).or_default()
+        Ok(self.entries.entry(hash).or_default())
     }
 
     /// Looks at all owners. What we changed ourselves is newer than the files.
@@ -324,7 +346,8 @@ impl Index {
             }
         }
         for hash in self.own_files() {
-            let held = read_lines(&self.dir.join(&hash)).unwrap_or_default();
+            let own = read_lines(&self.dir.join(&hash));
+            let held = own.ok().flatten().unwrap_or_default();
             let changed = false;
             entries.insert(hash, Entry { held, changed });
         }
@@ -340,15 +363,16 @@ impl Index {
         names.filter(|name| name.len() == HASH).collect()
     }
 
-    fn find_in_all(&self, hash: &str) -> Vec<Reservation> {
+    fn find_in_all(&self, hash: &str) -> io::Result<Vec<Reservation>> {
         let opened = OpenOptions::new()
             .read(true)
             .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
             .open(self.dir.join(ALL));
-        // An index that cannot be read was never believed: see `Stamp`.
-        opened
-            .and_then(|all| find_records(&all, hash))
-            .unwrap_or_default()
+        match opened {
+            Ok(all) => find_records(&all, hash),
+            Err(error) if file::is_absent(&error) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -363,7 +387,9 @@ fn find_records(all: &File, hash: &str) -> io::Result<Vec<Reservation>> {
     let (mut low, mut high) = (0, count);
     while low < high {
         let middle = low + (high - low) / 2;
-        if read(middle)?.as_str() < hash {
+        let text = read(middle)?;
+        let (found, _) = parse_record(&text).ok_or_else(garbled)?;
+        if found < hash {
             low = middle + 1;
         } else {
             high = middle;
@@ -372,10 +398,11 @@ fn find_records(all: &File, hash: &str) -> io::Result<Vec<Reservation>> {
     let mut held = Vec::new();
     for number in low..count {
         let text = read(number)?;
-        match parse_record(&text) {
-            Some((found, reservation)) if found == hash => held.push(reservation),
-            _ => break,
+        let (found, reservation) = parse_record(&text).ok_or_else(garbled)?;
+        if found != hash {
+            break;
         }
+        held.push(reservation);
     }
     Ok(held)
 }
@@ -428,9 +455,19 @@ fn parse_record(text: &str) -> Option<(&str, Reservation)> {
 }
 
 /// `None` if there is no such file.
-fn read_lines(path: &Path) -> Option<Vec<Reservation>> {
-    let (text, _) = file::read(path).ok()??;
-    Some(text.lines().filter_map(|line| line.parse().ok()).collect())
+fn read_lines(path: &Path) -> io::Result<Option<Vec<Reservation>>> {
+    let Some((text, _)) = file::read(path)? else {
+        return Ok(None);
+    };
+    let lines = text
+        .lines()
+        .map(|line| line.parse().map_err(|()| garbled()));
+    lines.collect::<io::Result<_>>().map(Some)
+}
+
+/// Somebody, or a disk, has changed what we wrote.
+fn garbled() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "not an index")
 }
 
 impl FromStr for Reservation {

@@ -7,9 +7,9 @@
 //! of containers that it took as well.
 
 use std::collections::HashSet;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -69,7 +69,7 @@ pub struct Network {
     asked: u32,
     names: Option<HashSet<IpAddr>>,
     // Last, because fields are dropped in order: what follows is no longer alone.
-    _lock: Flock<File>,
+    _lock: Lock,
 }
 
 impl Network {
@@ -79,18 +79,15 @@ impl Network {
             if let Some(network) = Self::find(place)? {
                 return Ok(network);
             }
-            let dir = place.dir();
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(&dir)
-                .map_err(failed("make directory", &dir))?;
+            file::make_private(&place.data_dir)?;
+            file::make_private(&place.dir())?;
         }
     }
 
     /// Locks the network, if it is there.
     pub fn find(place: &Place) -> Result<Option<Self>> {
         let dir = place.dir();
+        file::refuse_link(&dir)?;
         let Some(lock) = lock(&dir)? else {
             return Ok(None);
         };
@@ -114,15 +111,19 @@ impl Network {
 
     /// What `owner` holds.
     pub fn held_by(&mut self, owner: &Owner) -> Result<Vec<Reservation>> {
-        let held = self.index.held_by(owner).to_vec();
-        for reservation in &held {
-            if self.owner_of(reservation.ip)?.as_ref() != Some(owner) {
-                // Somebody changed a file without the lock.
-                self.rebuild()?;
-                return Ok(self.index.held_by(owner).to_vec());
+        if let Ok(held) = self.index.held_by(owner).map(<[_]>::to_vec) {
+            let mut right = true;
+            for reservation in &held {
+                right &= self.owner_of(reservation.ip)?.as_ref() == Some(owner);
+            }
+            if right {
+                return Ok(held);
             }
         }
-        Ok(held)
+        // Somebody changed a file without the lock, or the index cannot be read.
+        self.rebuild()?;
+        let held = self.index.held_by(owner);
+        Ok(held.map_err(failed("read index of", &self.dir))?.to_vec())
     }
 
     /// Removes the reservation of `ip`, if it is still `owner`'s.
@@ -319,8 +320,21 @@ impl Drop for Network {
     }
 }
 
+/// The lock of a network, given back when this is dropped.
+#[derive(Debug)]
+struct Lock(Option<Flock<File>>);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Some(Err((held, _))) = self.0.take().map(Flock::unlock) {
+            // Its own drop would panic. The kernel takes the lock back when we end.
+            std::mem::forget(held);
+        }
+    }
+}
+
 /// Takes the lock of the network in `dir`; `None` if there is no such directory.
-fn lock(dir: &Path) -> Result<Option<Flock<File>>> {
+fn lock(dir: &Path) -> Result<Option<Lock>> {
     let path = dir.join("lock");
     loop {
         // As the Go plugin opens it: a lock that is there needs no write access.
@@ -328,7 +342,7 @@ fn lock(dir: &Path) -> Result<Option<Flock<File>>> {
         let opened = OpenOptions::new()
             .read(true)
             .custom_flags(flags.bits())
-            .mode(0o750)
+            .mode(0o600)
             .open(&path);
         let file = match opened {
             Ok(file) => file,
@@ -348,7 +362,7 @@ fn lock(dir: &Path) -> Result<Option<Flock<File>>> {
         let identity = |file: std::fs::Metadata| (file.dev(), file.ino());
         let ours = lock.metadata().map_err(failed("lock", &path))?;
         if std::fs::symlink_metadata(&path).is_ok_and(|now| identity(now) == identity(ours)) {
-            return Ok(Some(lock));
+            return Ok(Some(Lock(Some(lock))));
         }
     }
 }
