@@ -366,9 +366,9 @@ fn a_reservation_is_a_file_with_its_owner() {
     assert_eq!(node.file("fd00::2").as_deref(), Some("container-1\r\neth0"));
     assert_eq!(node.file("last_reserved_ip.0").as_deref(), Some("10.1.0.2"));
     assert_eq!(node.file("lock").as_deref(), Some(""));
-    assert_eq!(node.mode("."), "755");
-    beyond_peer("plugins before v1.5 let everybody read them", || {
-        for name in ["10.1.0.2", "fd00::2", "last_reserved_ip.0"] {
+    beyond_peer("the Go plugins let others look", || {
+        assert_eq!(node.mode("."), "700");
+        for name in ["10.1.0.2", "fd00::2", "last_reserved_ip.0", "lock"] {
             assert_eq!(node.mode(name), "600", "{name}");
         }
     });

@@ -14,6 +14,7 @@ mod error;
 pub mod json;
 pub mod linked;
 pub mod names;
+mod privilege;
 pub mod request;
 pub mod result;
 mod run;

@@ -16,6 +16,7 @@ use crate::conf::{self, Head, Reading};
 use crate::env::{Environment, NetnsPath, Variables, Verb, is_identifier};
 use crate::error::{Code, Error, reason};
 use crate::json::Json;
+use crate::privilege;
 use crate::linked::Linked;
 use crate::request::{Add, Attachment, Call, Check, Del, Gc, Status};
 use crate::result::{AddResult, pretty};
@@ -72,7 +73,8 @@ impl Process<'_> {
         let Err(error) = self.serve::<P>(env) else {
             return 0;
         };
-        let error = Error::from_chain(&error);
+        let mut error = Error::from_chain(&error);
+        privilege::explain(&mut error);
         if let Err(unwritten) = self.print(&error_document(&error)) {
             // Nobody reads stdout any more; perhaps somebody reads the log.
             let _ = writeln!(self.stderr, "{error}; {unwritten:#}");

@@ -1,9 +1,9 @@
 //! Files of the state directory: whole or absent, never through a link.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -56,6 +56,33 @@ pub fn read_at_most(path: &Path, limit: u64) -> io::Result<Option<(String, Metad
     file.take(length).read_to_end(&mut content)?;
     let content = String::from_utf8_lossy(&content).into_owned();
     Ok(Some((content, metadata)))
+}
+
+/// Makes a directory of state for root's eyes only; one that is there stays as it
+/// is. What lies above it may be others': it is made as everybody makes it.
+pub fn make_private(dir: &Path) -> anyhow::Result<()> {
+    let make = |dir: &Path| {
+        let above = dir.parent().unwrap_or(Path::new("/"));
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(above)?;
+        match DirBuilder::new().mode(0o700).create(dir) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+            made => made,
+        }
+    };
+    make(dir).map_err(failed("make directory", dir))
+}
+
+/// Fails where a network's directory is a symbolic link: nobody but who wants
+/// our files elsewhere puts one there. The data directory above is the operator's choice.
+pub fn refuse_link(dir: &Path) -> anyhow::Result<()> {
+    let is_link = std::fs::symlink_metadata(dir).is_ok_and(|dir| dir.is_symlink());
+    match is_link {
+        true => anyhow::bail!("open {}: is a symbolic link", dir.display()),
+        false => Ok(()),
+    }
 }
 
 /// Makes `path` with `content`, at once or not at all; false if it is taken.

@@ -19,7 +19,7 @@ use nix::fcntl::{Flock, FlockArg, OFlag};
 
 use crate::allocator::Store;
 use crate::file::{self, failed};
-use crate::index::{Boot, Found, Index, Reservation, Since};
+use crate::index::{Boot, DIRECTORY, Found, Index, Reservation, Since};
 use crate::owner::Owner;
 
 /// After so many addresses in a row that somebody holds, the names of all are
@@ -87,7 +87,10 @@ impl Network {
     /// Locks the network, if it is there.
     pub fn find(place: &Place) -> Result<Option<Self>> {
         let dir = place.dir();
-        file::refuse_link(&dir)?;
+        let indexes = place.data_dir.join(DIRECTORY);
+        for dir in [&dir, &indexes, &indexes.join(&place.network)] {
+            file::refuse_link(dir)?;
+        }
         let Some(lock) = lock(&dir)? else {
             return Ok(None);
         };

@@ -262,6 +262,7 @@ fn facts_of(what: &str, entry: &Value) -> Vec<Fact> {
     match what {
         "link" => vec![on("ifname", link(entry))],
         "addr" => addresses(entry),
+        "route" if comes_by_itself(entry) => Vec::new(),
         "route" => vec![on("dev", pick(entry, ROUTE))],
         "neigh" => vec![on("dev", pick(entry, &["dst", "dev", "lladdr"]))],
         "fdb" if entry["state"] == "permanent" => {
@@ -274,6 +275,13 @@ fn facts_of(what: &str, entry: &Value) -> Vec<Fact> {
         "nft" if entry.get("metainfo").is_none() => vec![on("", without_counters(entry))],
         _ => Vec::new(),
     }
+}
+
+/// Whether a route comes with a link-local address as soon as the kernel has found
+/// no duplicate of it, which takes a second or two: the address itself is compared.
+fn comes_by_itself(route: &Value) -> bool {
+    let dst = route["dst"].as_str().unwrap_or_default();
+    route["type"] == "local" && dst.starts_with("fe80:")
 }
 
 const ROUTE: &[&str] = &[
@@ -337,18 +345,19 @@ fn addresses(entry: &Value) -> Vec<Fact> {
     let all = entry["addr_info"].as_array().cloned().unwrap_or_default();
     all.iter()
         .map(|address| {
-            let kept = pick(
-                address,
-                &[
-                    "local",
-                    "prefixlen",
-                    "scope",
-                    "broadcast",
-                    "nodad",
-                    "tentative",
-                    "dadfailed",
-                ],
-            );
+            let mut keys = vec![
+                "local",
+                "prefixlen",
+                "scope",
+                "broadcast",
+                "nodad",
+                "dadfailed",
+            ];
+            // A link-local address is looked for duplicates at its leisure.
+            if address["scope"] != "link" {
+                keys.push("tentative");
+            }
+            let kept = pick(address, &keys);
             Fact {
                 link: link.to_owned(),
                 text: format!("addr on {link} {kept}"),

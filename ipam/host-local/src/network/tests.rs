@@ -113,7 +113,8 @@ fn the_files_are_those_of_the_go_plugin() {
     let mode = |path: &str| fs::metadata(lab.path(path)).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode("10.0.0.2"), 0o600);
     assert_eq!(mode("last_reserved_ip.0"), 0o600);
-    assert_eq!(mode(""), 0o755);
+    assert_eq!(mode("lock"), 0o600);
+    assert_eq!(mode(""), 0o700);
     let mut names: Vec<_> = fs::read_dir(lab.path("")).unwrap().flatten().collect();
     names.sort_by_key(fs::DirEntry::file_name);
     let names: Vec<_> = names.iter().map(fs::DirEntry::file_name).collect();
