@@ -36,6 +36,20 @@ pub fn bridge_l2() -> Value {
     conf
 }
 
+/// macvlan on `eth1` (see [`crate::Sandbox::segment`]), host-local with one pool per given subnet.
+pub fn macvlan(subnets: &[&str]) -> Value {
+    let mut conf = macvlan_l2();
+    conf["ipam"] = host_local_ipam(subnets);
+    conf
+}
+
+/// macvlan on `eth1` with no addresses at all.
+pub fn macvlan_l2() -> Value {
+    let mut conf = plugin("macvlan");
+    conf["master"] = "eth1".into();
+    conf
+}
+
 /// host-local called directly, with one pool per given subnet.
 pub fn host_local(subnets: &[&str]) -> Value {
     let mut conf = plugin("bridge");

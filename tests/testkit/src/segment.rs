@@ -1,0 +1,98 @@
+//! A physical segment: a switch, the node on one port of it, another machine on the
+//! next.
+
+use crate::netns::Netns;
+use crate::sandbox::Sandbox;
+
+/// The other machine's addresses on a [`Segment`].
+pub const MACHINE: [&str; 2] = ["10.1.0.99", "fd01::99"];
+
+/// Two machines and the switch between them.
+pub struct Segment {
+    /// The switch: bridge `br0` with the ports `p1` (the node's) and `p2`.
+    pub switch: Netns,
+    /// The other machine. Its interface is `eth1`, too, with the addresses [`MACHINE`].
+    pub machine: Netns,
+}
+
+impl Sandbox {
+    /// Plugs the node's `eth1` into a switch with another machine.
+    pub fn segment(&self) -> Segment {
+        let segment = Segment {
+            switch: self.pod("switch"),
+            machine: self.pod("machine"),
+        };
+        // A switch has no addresses; snapshots are not to see any that settle.
+        segment.switch.sh(
+            "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
+             ip link add br0 type bridge
+             ip link set br0 up",
+        );
+        self.plug("eth1", "p1");
+        let [v4, v6] = MACHINE;
+        self.host()
+            .sh("ip link add m1 type veth peer name p2 netns switch
+             ip link set m1 netns machine name eth1");
+        segment.machine.sh(&format!(
+            "ip link set lo up
+             echo 0 >/proc/sys/net/ipv6/conf/eth1/accept_dad
+             ip addr add {v4}/24 dev eth1
+             ip addr add {v6}/64 dev eth1 nodad
+             ip link set eth1 up"
+        ));
+        segment.switch.sh("ip link set p2 master br0 up");
+        segment
+            .machine
+            .wait_until("its wire is up", |it| is_up(it, "eth1"));
+        for port in ["p1", "p2"] {
+            segment
+                .switch
+                .wait_until("the port forwards", |it| forwards(it, port));
+        }
+        segment
+    }
+
+    /// One more wire from the node to the switch of its segment. Its port forwards soon.
+    pub fn plug(&self, link: &str, port: &str) {
+        self.host().sh(&format!(
+            "ip link add {link} type veth peer name {port} netns switch
+             echo 0 >/proc/sys/net/ipv6/conf/{link}/accept_dad
+             ip link set {link} up
+             ip -n switch link set {port} master br0 up"
+        ));
+        let settled = |host: &Netns| {
+            let addresses = host.sh(&format!("ip -6 addr show dev {link}"));
+            is_up(host, link) && addresses.contains("fe80::")
+        };
+        self.host().wait_until("the wire is up", settled);
+    }
+}
+
+impl Segment {
+    /// Whether the switch sends frames back through the port that they came in by.
+    pub fn set_hairpin(&self, on: bool) {
+        let word = if on { "on" } else { "off" };
+        self.switch
+            .sh(&format!("bridge link set dev p1 hairpin {word}"));
+    }
+
+    /// Pulls the plug of the node's `eth1`.
+    pub fn unplug(&self, node: &Sandbox) {
+        self.switch.sh("ip link set p1 down");
+        let noticed = |host: &Netns| !is_up(host, "eth1");
+        node.host().wait_until("the wire is cut", noticed);
+    }
+}
+
+/// A port forwards a little after its link is up.
+fn forwards(switch: &Netns, port: &str) -> bool {
+    switch
+        .link(port)
+        .is_some_and(|link| link["linkinfo"]["info_slave_data"]["state"] == "forwarding")
+}
+
+fn is_up(netns: &Netns, link: &str) -> bool {
+    netns
+        .link(link)
+        .is_some_and(|link| link["operstate"] == "UP")
+}
