@@ -5,6 +5,7 @@ mod adopt;
 mod check;
 mod del;
 mod gc;
+mod peers;
 mod release;
 mod resync;
 mod status;
@@ -43,6 +44,7 @@ const COMMANDS: &[Command] = &[
     check::COMMAND,
     gc::COMMAND,
     status::COMMAND,
+    peers::COMMAND,
     resync::COMMAND,
     adopt::COMMAND,
     release::COMMAND,

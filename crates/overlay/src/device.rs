@@ -14,6 +14,7 @@ use netlink::{
 };
 
 use crate::network::{Mode, Network, fault, vtep_mac};
+use crate::peer::Peer;
 use crate::underlay::{Underlay, overhead, room};
 
 /// The device as it is, or is to be.
@@ -135,7 +136,7 @@ impl Device {
         if let Some(bridge) = bridge
             && link.master != Some(bridge.index)
         {
-            host.attach_vxlan(&link, self.port(network, bridge))?;
+            host.attach_vxlan(&link, port(bridge, &network.peers))?;
             link.master = Some(bridge.index);
         }
         if !link.up {
@@ -176,16 +177,6 @@ impl Device {
             host.change_vxlan(link.index, wanted.vxlan.learning, wanted.vxlan.ttl)?;
         }
         Ok(())
-    }
-
-    /// Neighbours are answered for only where some are known: with suppression, the
-    /// announcements of pods stay on their host.
-    fn port(&self, network: &Network, bridge: &Link) -> VxlanPort {
-        let known = network.peers.iter().any(|it| !it.subnets.is_empty());
-        VxlanPort {
-            bridge: bridge.index,
-            neigh_suppress: known,
-        }
     }
 
     /// CHECK: whether the device is there, as it has to be.
@@ -249,11 +240,7 @@ pub fn apply_peers(
     if device.alias.as_deref() == Some(&wanted) {
         return Ok(None);
     }
-    let overlay = overlay(network, device, bridge);
-    let done = Peers::open()?.reconcile(overlay, &network.entries())?;
-    if let Some(bridge) = bridge {
-        suppress(host, device, bridge, network)?;
-    }
+    let done = set_peers(host, network, device, bridge, &network.peers)?;
     // Else the next ADD tries again.
     if done.failed.is_empty() {
         host.set_alias(device.index, &wanted)?;
@@ -261,13 +248,32 @@ pub fn apply_peers(
     Ok(Some(done))
 }
 
-fn suppress(host: &Netlink, device: &Link, bridge: &Link, network: &Network) -> Result<()> {
-    let known = network.peers.iter().any(|it| !it.subnets.is_empty());
-    let port = VxlanPort {
+/// Makes the kernel know `peers` and no others.
+///
+/// # Errors
+/// When the kernel cannot be asked. A peer that it refuses is no error of the whole.
+pub fn set_peers(
+    host: &Netlink,
+    network: &Network,
+    device: &Link,
+    bridge: Option<&Link>,
+    peers: &[Peer],
+) -> Result<Reconciled> {
+    let overlay = overlay(network, device, bridge);
+    let done = Peers::open()?.reconcile(overlay, &network.entries_of(peers))?;
+    if let Some(bridge) = bridge {
+        host.attach_vxlan(device, port(bridge, peers))?;
+    }
+    Ok(done)
+}
+
+/// Neighbours are answered for only where some are known: with suppression, the
+/// announcements of pods stay on their host.
+fn port(bridge: &Link, peers: &[Peer]) -> VxlanPort {
+    VxlanPort {
         bridge: bridge.index,
-        neigh_suppress: known,
-    };
-    Ok(host.attach_vxlan(device, port)?)
+        neigh_suppress: peers.iter().any(|it| !it.subnets.is_empty()),
+    }
 }
 
 /// Whether we made `link` for `network`.

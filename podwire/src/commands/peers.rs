@@ -1,0 +1,377 @@
+//! `podwire peers`: show and change the hosts that a VXLAN network spans.
+
+use std::fs;
+use std::io::{self, Read};
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, bail};
+use cni::json::Json;
+use cni::{Cidr, Code};
+use netlink::{BridgeSpec, Link, Netlink, Peers, Reconciled};
+use overlay::{Conf, Device, Mode, Network, Peer, PeerKeys, device, peers};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Command, Verdict};
+use crate::arguments::{Arguments, Flag, Misuse};
+use crate::network_list::NetworkList;
+use crate::output::Output;
+
+pub const COMMAND: Command = Command {
+    name: "peers",
+    summary: "show and change the hosts that a VXLAN network spans",
+    help: HELP,
+    flags: &[Flag::ConfDir, Flag::Json, Flag::Text],
+    run,
+};
+
+const HELP: &str = "\
+podwire peers - show and change the hosts that a VXLAN network spans
+
+Usage: podwire peers list [OPTION]... NETWORK
+       podwire peers set|add|remove [OPTION]... NETWORK FILE
+       podwire peers set|add|remove [OPTION]... NETWORK PEER...
+
+The peers of NETWORK, whose plugin is vxlan, as the kernel of this node knows
+them. list shows them. set makes them exactly those that are given: what is
+missing is added, what is not given goes, and what is right already is not
+touched. add and remove change some and leave the others. With no FILE and no
+PEER, set removes all.
+
+A PEER is an address, a MAC and networks with commas between them, in any order:
+192.0.2.2,10.5.2.0/24 (mode l3: the host, its pods' subnet) or 192.0.2.2 (mode
+l2: a host) or 192.0.2.2,02:00:00:00:00:07,10.5.0.7/32 (mode l2: a pod that is
+there). For remove, the address is enough.
+
+A FILE has the same in JSON, as the key peers of the configuration has it, and
+as list --json prints it: {\"peers\": [{\"vtep\": \"192.0.2.2\", \"mac\": \"…\",
+\"subnet\": \"10.5.2.0/24\"}]}. - is standard input.
+
+The device is made if no pod has been attached yet. The peers in the
+configuration are carried out when the device is made, and again by the first
+ADD after they were changed there; what is changed here stays until then, and is
+gone after a reboot.
+
+Options:
+      --conf-dir DIR     where the configurations are (NETCONFPATH;
+                         /etc/cni/net.d)
+      --json             print peers, or what was done, as an object
+      --text             say what was done
+  -h, --help             print this text
+
+In parentheses: the variable that counts without the option; the default.
+
+Exit status: 0 when all was done, 1 when something was not (the rest is done all
+the same), 2 for a command line that makes no sense.
+
+Examples:
+  podwire peers list mynet
+  podwire peers set mynet hosts.json
+  podwire peers add mynet 192.0.2.2,10.5.2.0/24 192.0.2.3,10.5.3.0/24
+  podwire peers remove mynet 192.0.2.3
+  podwire peers list --json mynet | ssh other podwire peers set mynet -
+";
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    List,
+    Set,
+    Add,
+    Remove,
+}
+
+impl Action {
+    fn parse(word: &str) -> Result<Self, Misuse> {
+        match word {
+            "list" => Ok(Self::List),
+            "set" => Ok(Self::Set),
+            "add" => Ok(Self::Add),
+            "remove" => Ok(Self::Remove),
+            other => Err(Misuse(format!(
+                "unknown action {other:?}: list, set, add or remove"
+            ))),
+        }
+    }
+
+    /// The peers that there are to be, after those that there are.
+    fn apply(self, present: Vec<Peer>, given: Vec<Peer>, mode: Mode) -> Vec<Peer> {
+        let mut wanted = present;
+        match self {
+            Self::List => {}
+            Self::Set => wanted = given,
+            Self::Add => {
+                // A host has one entry where it routes; it may have come back with another MAC.
+                let same = |one: &Peer, other: &Peer| {
+                    one.vtep == other.vtep && (mode == Mode::L3 || one.mac == other.mac)
+                };
+                wanted.retain(|one| !given.iter().any(|other| same(one, other)));
+                wanted.extend(given);
+            }
+            Self::Remove => wanted.retain(|one| !given.iter().any(|other| one.is_meant_by(other))),
+        }
+        wanted
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<Verdict> {
+    let words = arguments.words(2, usize::MAX)?;
+    let (action, name, rest) = (Action::parse(&words[0])?, &words[1], &words[2..]);
+    let given = match (action, rest) {
+        (Action::List, []) => Vec::new(),
+        (Action::List, [word, ..]) => bail!(Misuse(format!("unexpected argument {word:?}"))),
+        (Action::Add | Action::Remove, []) => bail!(Misuse("too few arguments".into())),
+        (_, rest) => given(rest)?,
+    };
+    let network = network(arguments, name)?;
+    let host = Netlink::open()?;
+    let node = Node {
+        device: Device::find(&host, &network)?,
+        host,
+        network,
+    };
+    let output = arguments.output();
+    if action == Action::List {
+        return list(&output, &node.peers()?);
+    }
+    // To remove one it is enough to say which.
+    let mode = match action {
+        Action::Remove => None,
+        _ => Some(node.network.mode),
+    };
+    let given = given
+        .iter()
+        .enumerate()
+        .map(|(index, keys)| checked(keys, mode, index))
+        .collect::<Result<Vec<_>>>()?;
+    tell(&output, &node.change(action, given)?)
+}
+
+/// The network on this node.
+struct Node {
+    network: Network,
+    device: Device,
+    host: Netlink,
+}
+
+impl Node {
+    fn peers(&self) -> Result<Vec<Peer>> {
+        let Some(link) = &self.device.link else {
+            return Ok(Vec::new());
+        };
+        let bridge = self.bridge_if_there()?;
+        self.peers_of(link, bridge.as_ref())
+    }
+
+    fn peers_of(&self, link: &Link, bridge: Option<&Link>) -> Result<Vec<Peer>> {
+        let overlay = device::overlay(&self.network, link, bridge);
+        let present = Peers::open()?.present(overlay)?;
+        Ok(peers(self.network.mode, &present))
+    }
+
+    fn change(&self, action: Action, given: Vec<Peer>) -> Result<Reconciled> {
+        let (host, network) = (&self.host, &self.network);
+        // Before anything is made: what is given may be wrong in itself.
+        network.check_not_ourselves(&given, self.device.local)?;
+        let wanted = action.apply(self.peers()?, given.clone(), network.mode);
+        network.check_peers(&wanted)?;
+        let bridge = self.bridge()?;
+        let link = self.device.ensure(host, network, bridge.as_ref())?;
+        // The configuration's are then known to have been carried out.
+        device::apply_peers(host, network, &link, bridge.as_ref())?;
+        let present = self.peers_of(&link, bridge.as_ref())?;
+        let wanted = action.apply(present, given, network.mode);
+        network.check_peers(&wanted)?;
+        device::set_peers(host, network, &link, bridge.as_ref(), &wanted)
+    }
+
+    /// The bridge of one segment, which the device is a port of.
+    fn bridge(&self) -> Result<Option<Link>> {
+        if self.network.mode == Mode::L3 {
+            return Ok(None);
+        }
+        let name = self.network.bridge.to_string();
+        let spec = BridgeSpec {
+            name: name.clone(),
+            mtu: Some(self.device.spec.mtu),
+            vlan_filtering: false,
+            promisc: false,
+        };
+        let bridge = self.host.ensure_bridge(&spec);
+        bridge
+            .map(Some)
+            .with_context(|| format!("failed to create bridge {name:?}"))
+    }
+
+    fn bridge_if_there(&self) -> Result<Option<Link>> {
+        match self.network.mode {
+            Mode::L3 => Ok(None),
+            Mode::L2 => Ok(self.host.find_link(self.network.bridge.as_str())?),
+        }
+    }
+}
+
+/// The network called `name`, whose plugin is vxlan.
+fn network(arguments: &Arguments, name: &str) -> Result<Network> {
+    let list = NetworkList::load(&arguments.conf_dir(), name)?;
+    let plugin = list.plugins.iter().find(|it| it.plugin == "vxlan");
+    let plugin = plugin.with_context(|| format!("network {name:?} has no plugin vxlan"))?;
+    let document = Json::parse(&serde_json::to_vec(&plugin.document)?)?;
+    let conf: Conf = document
+        .decode()
+        .map_err(|error| Code::InvalidConfig.err(format!("failed to load netconf: {error}")))?;
+    Network::new(&conf, &list.name)
+}
+
+/// Peers in a file, or as arguments.
+fn given(words: &[String]) -> Result<Vec<PeerKeys>> {
+    match words {
+        [] => Ok(Vec::new()),
+        [file] if parse(file).is_none() => from_file(file),
+        words => words
+            .iter()
+            .map(|word| parse(word).ok_or_else(|| Misuse(format!("{word:?} is no peer")).into()))
+            .collect(),
+    }
+}
+
+fn from_file(file: &str) -> Result<Vec<PeerKeys>> {
+    let mut text = Vec::new();
+    match file {
+        "-" => {
+            let read = io::stdin().read_to_end(&mut text);
+            read.context("read standard input")?;
+        }
+        file => text = fs::read(file).with_context(|| format!("read {file}"))?,
+    }
+    let document = Json::parse(&text).with_context(|| format!("parse {file}"))?;
+    let document = match document {
+        list @ Json::Array(_) => Json::Object(vec![("peers".to_owned(), list)]),
+        other => other,
+    };
+    #[derive(Deserialize)]
+    struct File {
+        peers: Vec<PeerKeys>,
+    }
+    let parsed: Result<File, _> = document.decode();
+    Ok(parsed.with_context(|| file.to_owned())?.peers)
+}
+
+/// `192.0.2.2,02:00:00:00:00:07,10.5.2.0/24`
+fn parse(word: &str) -> Option<PeerKeys> {
+    let mut peer = PeerKeys::default();
+    for part in word.split(',') {
+        if let Ok(subnet) = part.parse::<Cidr>() {
+            peer.subnet.0.push(subnet);
+        } else if let Ok(vtep) = part.parse::<IpAddr>() {
+            peer.vtep = Some(vtep);
+        } else if part.parse::<netlink::Mac>().is_ok() {
+            peer.mac = part.to_owned();
+        } else {
+            return None;
+        }
+    }
+    Some(peer)
+}
+
+/// Without a mode, it need not be whole.
+fn checked(keys: &PeerKeys, mode: Option<Mode>, index: usize) -> Result<Peer> {
+    let place = format!("peers[{index}]");
+    if let Some(mode) = mode {
+        return Peer::new(keys, mode, &place);
+    }
+    let bare = PeerKeys {
+        subnet: Default::default(),
+        ..keys.clone()
+    };
+    let subnets = keys.subnet.0.iter().map(|it| it.0).collect();
+    let peer = Peer::new(&bare, Mode::L2, &place)?;
+    Ok(Peer { subnets, ..peer })
+}
+
+fn list(output: &Output, peers: &[Peer]) -> Result<Verdict> {
+    if output.is_json() {
+        let all: Vec<Value> = peers.iter().map(document).collect();
+        output.print_json(&json!({ "peers": all }))?;
+        return Ok(Verdict::Good);
+    }
+    for peer in peers {
+        output.print(&peer.to_string())?;
+    }
+    Ok(Verdict::Good)
+}
+
+fn document(peer: &Peer) -> Value {
+    let mut it = json!({"vtep": peer.vtep.to_string()});
+    if let Some(mac) = peer.mac {
+        it["mac"] = mac.to_string().into();
+    }
+    let subnets: Vec<String> = peer.subnets.iter().map(ToString::to_string).collect();
+    match &subnets[..] {
+        [] => {}
+        [one] => it["subnet"] = one.clone().into(),
+        more => it["subnet"] = more.into(),
+    }
+    it
+}
+
+fn tell(output: &Output, done: &Reconciled) -> Result<Verdict> {
+    let (added, kept, removed) = (done.added, done.kept, done.removed);
+    if output.is_json() {
+        let failed: Vec<String> = done.failed.iter().map(|it| it.1.to_string()).collect();
+        output.print_json(
+            &json!({"added": added, "kept": kept, "removed": removed, "failed": failed}),
+        )?;
+    } else {
+        for (_, error) in &done.failed {
+            eprintln!("podwire: {error}");
+        }
+        output.remark(&format!(
+            "entries: {added} added, {kept} kept, {removed} removed"
+        ))?;
+    }
+    match done.failed.is_empty() {
+        true => Ok(Verdict::Good),
+        false => Ok(Verdict::Bad),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(word: &str) -> Peer {
+        checked(&parse(word).unwrap(), None, 0).unwrap()
+    }
+
+    #[test]
+    fn a_peer_is_written_in_any_order() {
+        let one = parse("10.5.2.0/24,192.0.2.2,02:00:00:00:00:07,fd00:5:2::/64").unwrap();
+        assert_eq!(one.vtep, Some("192.0.2.2".parse().unwrap()));
+        assert_eq!(
+            (one.mac.as_str(), one.subnet.0.len()),
+            ("02:00:00:00:00:07", 2)
+        );
+        assert_eq!(parse("hosts.json"), None);
+        assert_eq!(parse("-"), None);
+    }
+
+    #[test]
+    fn adding_replaces_the_host_and_removing_needs_but_its_address() {
+        let before = vec![
+            peer("192.0.2.2,02:00:00:00:00:02,10.5.2.0/24"),
+            peer("192.0.2.3,02:00:00:00:00:03,10.5.3.0/24"),
+        ];
+        let back = peer("192.0.2.2,02:00:00:00:00:09,10.5.2.0/24");
+        let added = Action::Add.apply(before.clone(), vec![back.clone()], Mode::L3);
+        assert_eq!(added, [before[1].clone(), back]);
+        let removed = Action::Remove.apply(before.clone(), vec![peer("192.0.2.2")], Mode::L3);
+        assert_eq!(removed, before[1..]);
+        let other = vec![peer("192.0.2.2,10.9.0.0/16")];
+        assert_eq!(
+            Action::Remove.apply(before.clone(), other, Mode::L3),
+            before
+        );
+        assert!(Action::Set.apply(before, Vec::new(), Mode::L3).is_empty());
+    }
+}
