@@ -12,11 +12,13 @@ mod findings;
 mod host_local;
 mod list;
 mod loopback;
+mod macvlan;
 mod portmap;
 mod routes;
 mod schema;
 mod spelling;
 mod r#static;
+mod vxlan;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -52,7 +54,13 @@ struct Plugin {
 }
 
 /// The plugins whose keys are known.
-const PLUGINS: &[Plugin] = &[bridge::PLUGIN, loopback::PLUGIN, portmap::PLUGIN];
+const PLUGINS: &[Plugin] = &[
+    bridge::PLUGIN,
+    loopback::PLUGIN,
+    macvlan::PLUGIN,
+    portmap::PLUGIN,
+    vxlan::PLUGIN,
+];
 
 /// The same for IPAM plugins; their keys are those under `ipam`.
 const IPAM_PLUGINS: &[Plugin] = &[dhcp::PLUGIN, host_local::PLUGIN, r#static::PLUGIN];
@@ -67,6 +75,7 @@ const DELEGATING: &[&str] = &[
     "ptp",
     "tap",
     "vlan",
+    "vxlan",
 ];
 
 /// What a name that is almost one of these was meant to be.
@@ -93,6 +102,7 @@ const COMMON_NAMES: &[&str] = &[
     "tuning",
     "vlan",
     "vrf",
+    "vxlan",
     "whereabouts",
 ];
 
