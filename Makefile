@@ -5,7 +5,7 @@ SBIN_DIR    ?= /usr/local/sbin
 UNIT_DIR    ?= /usr/local/lib/systemd/system
 DESTDIR     ?=
 
-PLUGINS := loopback bridge portmap host-local static dhcp
+PLUGINS := loopback bridge portmap macvlan host-local static dhcp
 TRIPLE   = $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE  = target/$(TRIPLE)/release
 

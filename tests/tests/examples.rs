@@ -91,6 +91,29 @@ fn layer_2_gives_a_port_and_no_address() {
 }
 
 #[test]
+fn macvlan_gives_an_address_of_the_wire_that_nobody_has() {
+    beyond_peer(WHY, || {
+        let sandbox = Sandbox::new();
+        let segment = sandbox.segment();
+        let machine = &segment.machine;
+        machine.sh("ip addr add 10.210.45.1/24 dev eth1; ip addr add 10.210.45.100/24 dev eth1");
+        let (host, pod) = (sandbox.host(), sandbox.pod("blue"));
+        let run = |verb: &str| {
+            let command = format!("podwire {verb} example-macvlan {}", pod.path());
+            good(shell(&host, "", &command))
+        };
+        for verb in ["status", "add", "check"] {
+            run(verb);
+        }
+        assert_eq!(pod.addresses("eth0"), ["10.210.45.101/24"]);
+        assert_eq!(pod.ping("10.210.45.1", 1), [true]);
+        assert_eq!(pod.routes_to("-4", "default")[0]["gateway"], "10.210.45.1");
+        run("del");
+        assert_eq!(pod.links(), ["lo"]);
+    });
+}
+
+#[test]
 fn static_gives_the_address_that_is_written() {
     beyond_peer(WHY, || {
         lives("example-static", "ex-static", "", |_, pod| {
@@ -232,13 +255,16 @@ fn what_is_installed_is_what_was_built() {
         let installed = |dir: &str| sandbox.list(there.join(dir)).join(" ");
         assert_eq!(
             installed("cni"),
-            "bridge dhcp host-local loopback portmap static"
+            "bridge dhcp host-local loopback macvlan portmap static"
         );
         assert_eq!(installed("sbin"), "podwire");
         assert_eq!(installed("units"), "cni-dhcp.service cni-dhcp.socket");
         let service = sandbox.read(there.join("units/cni-dhcp.service"));
         let service = service.expect("the unit of the daemon");
-        assert!(service.contains("ExecStart=/cni/dhcp daemon\n"), "{service}");
+        assert!(
+            service.contains("ExecStart=/cni/dhcp daemon\n"),
+            "{service}"
+        );
     });
 }
 
