@@ -5,12 +5,12 @@ SBIN_DIR    ?= /usr/local/sbin
 UNIT_DIR    ?= /usr/local/lib/systemd/system
 DESTDIR     ?=
 
-PLUGINS := loopback bridge portmap macvlan host-local static dhcp
+PLUGINS := loopback bridge vxlan portmap macvlan host-local static dhcp
 TRIPLE   = $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE  = target/$(TRIPLE)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help build install demo test lint unit black-box test-vm fuzz bench bench-full clean
+.PHONY: help build install demo test lint unit black-box test-vm fuzz bench clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -40,11 +40,11 @@ lint: ## formatting and clippy
 
 unit: ## tests beside the code, and the crates' tests against this kernel
 	tests/packages test
-	timeout 900 cargo test --workspace --exclude black-box --locked
+	timeout 900 cargo test --workspace --exclude black-box --exclude benches --locked
 
 black-box: build ## the built binaries, against this kernel and real runtimes
 	tests/packages test
-	timeout 1200 cargo test -p black-box --locked
+	timeout 1200 cargo test -p black-box -p benches --locked
 
 test-vm: build ## what this kernel may lack (VLANs), on Debian's kernel in QEMU
 	tests/packages vm
@@ -53,10 +53,10 @@ test-vm: build ## what this kernel may lack (VLANs), on Debian's kernel in QEMU
 fuzz: ## hostile input for every parser, SECONDS for each (default 60)
 	fuzz/run $(or $(SECONDS),60)
 
-bench: build ## quick measurements against the Go plugins
+bench: build ## against the Go plugins and the floor: docs/performance.md (FULL=1: the curves)
 	tests/packages bench
-	benches/host-local
-	benches/portmap
+	cargo build --release --locked -p benches
+	$(RELEASE)/measure $(if $(FULL),--full)
 
 clean: ## what was built
 	cargo clean

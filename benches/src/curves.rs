@@ -1,0 +1,225 @@
+//! What a verb costs among more and more others.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+
+use crate::connect;
+use crate::crowd;
+use crate::job::{ADDRESS, BRIDGED, Job, MASQUERADED, PUBLISHED, Verb};
+use crate::results::{Curve, Line};
+use crate::side::{Attachment, Programs, Side, Stage};
+use crate::stats::{Ratio, Sample};
+use crate::table::{millis, settle};
+
+const SIDES: [Side; 3] = [Side::Podwire, Side::Go, Side::Floor];
+
+/// How far and how often.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Published ports of others.
+    pub ports: Vec<usize>,
+    /// Addresses of others.
+    pub addresses: Vec<usize>,
+    /// Pods of others.
+    pub pods: Vec<usize>,
+    /// Rounds at each count.
+    pub rounds: usize,
+    /// TCP connections at each count.
+    pub connections: usize,
+}
+
+/// A side with the pod that is measured, and others.
+struct Among {
+    stage: Stage,
+    pod: Attachment,
+    others: usize,
+    crowd: Vec<Attachment>,
+}
+
+/// All times at a count, in milliseconds: by verb, side, and program of the list
+/// (the last value is all of them together).
+type Times = BTreeMap<(Verb, Side, usize), Vec<f64>>;
+
+/// Measures all curves.
+///
+/// # Errors
+/// When a plugin fails.
+pub fn measure(programs: &Programs, plan: &Plan) -> Result<Vec<Curve>> {
+    let mut curves = published(programs, plan)?;
+    curves.extend(held(programs, plan)?);
+    if !plan.pods.is_empty() {
+        curves.extend(wired(BRIDGED, programs, plan)?);
+        curves.extend(wired(MASQUERADED, programs, plan)?);
+    }
+    Ok(curves)
+}
+
+fn published(programs: &Programs, plan: &Plan) -> Result<Vec<Curve>> {
+    let among = "other published ports";
+    let mut all = among_others(PUBLISHED, programs)?;
+    let mut times = Vec::new();
+    let mut connections = Vec::new();
+    let mut wires = Vec::new();
+    for side in &all {
+        if side.stage.side != Side::Floor {
+            wires.push(connect::Wire::new(&side.stage)?);
+        }
+    }
+    for count in &plan.ports {
+        for side in &mut all {
+            crowd::publish(&side.stage, side.others..*count)?;
+            side.others = *count;
+        }
+        times.push((*count, rounds(&mut all, plan.rounds)?));
+        let sides = all.iter().filter(|side| side.stage.side != Side::Floor);
+        let mut pairs: Vec<_> = sides.map(|side| &side.stage).zip(&mut wires).collect();
+        connections.push((*count, connect::measure(&mut pairs, plan.connections)?));
+    }
+    let portmap = |verb: Verb, key: &str| {
+        let title = format!("portmap {} of two ports", verb.name());
+        curve(key, title, among, (verb, 1), &times)
+    };
+    let chain = |verb: Verb, key: &str| {
+        let title = format!("bridge + ipMasq + portmap, {}", verb.name());
+        curve(key, title, among, (verb, ALL), &times)
+    };
+    Ok(vec![
+        portmap(Verb::Add, "portmap-add"),
+        portmap(Verb::Del, "portmap-del"),
+        chain(Verb::Add, "chain-add"),
+        chain(Verb::Del, "chain-del"),
+        connect::curve(&connections),
+    ])
+}
+
+fn held(programs: &Programs, plan: &Plan) -> Result<Vec<Curve>> {
+    let among = "addresses held";
+    let mut all = among_others(ADDRESS, programs)?;
+    let mut times = Vec::new();
+    for count in &plan.addresses {
+        for side in &mut all {
+            crowd::hold(&side.stage, side.others..*count)?;
+            side.others = *count;
+        }
+        times.push((*count, rounds(&mut all, plan.rounds)?));
+    }
+    let one = |verb: Verb, key: &str| {
+        let title = format!("host-local {}", verb.name());
+        curve(key, title, among, (verb, ALL), &times)
+    };
+    Ok(vec![
+        one(Verb::Add, "host-local-add"),
+        one(Verb::Del, "host-local-del"),
+    ])
+}
+
+fn wired(job: Job, programs: &Programs, plan: &Plan) -> Result<Vec<Curve>> {
+    let among = "pods on the node";
+    let mut all = among_others(job, programs)?;
+    let mut times = Vec::new();
+    for count in &plan.pods {
+        for side in &mut all {
+            let more = crowd::wire(&side.stage, side.others..*count)?;
+            side.crowd.extend(more);
+            side.others = *count;
+        }
+        times.push((*count, rounds(&mut all, plan.rounds)?));
+    }
+    let one = |verb: Verb| {
+        let key = format!("pods-{}-{}", job.key, verb.word());
+        curve(
+            &key,
+            format!("{}, {}", job.title, verb.name()),
+            among,
+            (verb, ALL),
+            &times,
+        )
+    };
+    Ok(vec![one(Verb::Add), one(Verb::Del)])
+}
+
+fn among_others(job: Job, programs: &Programs) -> Result<Vec<Among>> {
+    let mut all = Vec::new();
+    for side in SIDES {
+        if let Some(stage) = Stage::new(side, job, programs)? {
+            let pod = stage.pod(0)?;
+            all.push(Among {
+                stage,
+                pod,
+                others: 0,
+                crowd: Vec::new(),
+            });
+        }
+    }
+    Ok(all)
+}
+
+/// All programs of a list together.
+const ALL: usize = usize::MAX;
+
+/// One round that nobody looks at (the first call after others came reads what
+/// they left), then `rounds`.
+fn rounds(all: &mut [Among], rounds: usize) -> Result<Times> {
+    let mut times = Times::new();
+    for round in 0..=rounds {
+        for Among { stage, pod, .. } in &mut *all {
+            for verb in [Verb::Add, Verb::Del] {
+                let taken = stage.perform(verb, pod)?.unwrap_or_default();
+                settle(verb)?;
+                let mut keep = |step, time| {
+                    times
+                        .entry((verb, stage.side, step))
+                        .or_default()
+                        .push(time)
+                };
+                if round > 0 {
+                    keep(ALL, taken.iter().copied().map(millis).sum());
+                    for (step, taken) in taken.into_iter().enumerate() {
+                        keep(step, millis(taken));
+                    }
+                }
+            }
+        }
+        all.rotate_left(1);
+    }
+    Ok(times)
+}
+
+fn curve(
+    key: &str,
+    title: String,
+    among: &str,
+    (verb, step): (Verb, usize),
+    times: &[(usize, Times)],
+) -> Curve {
+    let of = |times: &Times, side| times.get(&(verb, side, step)).cloned().unwrap_or_default();
+    let line = |side| Line {
+        side,
+        what: String::new(),
+        points: times
+            .iter()
+            .filter_map(|(count, times)| Some((*count, Sample::of(&of(times, side))?)))
+            .collect(),
+        faster: match side {
+            Side::Podwire => times
+                .iter()
+                .filter_map(|(count, times)| {
+                    Some((*count, Ratio::of(&of(times, Side::Go), &of(times, side))?))
+                })
+                .collect(),
+            _ => Vec::new(),
+        },
+    };
+    Curve {
+        key: key.to_owned(),
+        title,
+        among: among.to_owned(),
+        unit: "ms".to_owned(),
+        lines: SIDES
+            .map(line)
+            .into_iter()
+            .filter(|line| !line.points.is_empty())
+            .collect(),
+    }
+}

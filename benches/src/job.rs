@@ -1,0 +1,205 @@
+//! What is measured: a job that a runtime gives to plugins, and its verbs.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// The network of all jobs.
+pub const NETWORK: &str = "measured";
+/// The CNI version spoken: the newest that both suites know.
+pub const CNI_VERSION: &str = "1.0.0";
+/// The bridge of all jobs.
+pub const BRIDGE: &str = "cni0";
+/// The parent of macvlan and of the overlay.
+pub const PARENT: &str = "uplink";
+/// What is published where a job publishes.
+pub const PORTS: [u16; 2] = [8080, 8443];
+
+/// What a runtime asks of a plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Verb {
+    /// Says which versions it speaks: a start and an end, nothing between.
+    Version,
+    /// Wires a pod.
+    Add,
+    /// Looks whether it still is.
+    Check,
+    /// Undoes it.
+    Del,
+}
+
+impl Verb {
+    /// As in `CNI_COMMAND`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Verb::Version => "VERSION",
+            Verb::Add => "ADD",
+            Verb::Check => "CHECK",
+            Verb::Del => "DEL",
+        }
+    }
+
+    /// As the floor's program takes it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Verb::Version => "nothing",
+            Verb::Add => "add",
+            Verb::Check => "check",
+            Verb::Del => "del",
+        }
+    }
+}
+
+/// The plugins of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The named plugin answers VERSION.
+    Start(&'static str),
+    /// `lo` of a pod.
+    Loopback,
+    /// bridge with host-local.
+    Bridge {
+        /// With `ipMasq`.
+        masquerade: bool,
+        /// portmap behind it, with [`PORTS`].
+        ports: bool,
+    },
+    /// macvlan with host-local.
+    Macvlan,
+    /// vxlan with host-local.
+    Vxlan,
+    /// host-local alone.
+    HostLocal,
+}
+
+/// A job.
+#[derive(Clone, Copy, Debug)]
+pub struct Job {
+    /// Its name in the results.
+    pub key: &'static str,
+    /// Its name on the page.
+    pub title: &'static str,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// The jobs of the table, in its order.
+pub const TABLE: [Job; 12] = [
+    start("start-loopback", "start: loopback", "loopback"),
+    start("start-bridge", "start: bridge", "bridge"),
+    start("start-portmap", "start: portmap", "portmap"),
+    start("start-host-local", "start: host-local", "host-local"),
+    start("start-macvlan", "start: macvlan", "macvlan"),
+    job("loopback", "loopback", Kind::Loopback),
+    job("host-local", "host-local", Kind::HostLocal),
+    BRIDGED,
+    MASQUERADED,
+    PUBLISHED,
+    job("macvlan", "macvlan + host-local", Kind::Macvlan),
+    job("vxlan", "vxlan + host-local", Kind::Vxlan),
+];
+
+/// bridge without masquerade.
+pub const BRIDGED: Job = bridge("bridge", "bridge + host-local", false, false);
+/// bridge with masquerade.
+pub const MASQUERADED: Job = bridge("bridge-masq", "bridge + host-local + ipMasq", true, false);
+/// bridge with masquerade and two published ports.
+pub const PUBLISHED: Job = bridge(
+    "bridge-masq-portmap",
+    "the same + portmap, two ports",
+    true,
+    true,
+);
+/// host-local alone.
+pub const ADDRESS: Job = job("host-local", "host-local", Kind::HostLocal);
+
+const fn job(key: &'static str, title: &'static str, kind: Kind) -> Job {
+    Job { key, title, kind }
+}
+
+const fn start(key: &'static str, title: &'static str, plugin: &'static str) -> Job {
+    job(key, title, Kind::Start(plugin))
+}
+
+const fn bridge(key: &'static str, title: &'static str, masquerade: bool, ports: bool) -> Job {
+    job(key, title, Kind::Bridge { masquerade, ports })
+}
+
+impl Job {
+    /// What can be asked in this job.
+    pub fn verbs(&self) -> &'static [Verb] {
+        match self.kind {
+            Kind::Start(_) => &[Verb::Version],
+            _ => &[Verb::Add, Verb::Check, Verb::Del],
+        }
+    }
+
+    /// The plugins that a suite must have for it.
+    pub fn plugins(&self) -> Vec<&'static str> {
+        match self.kind {
+            Kind::Start(plugin) => vec![plugin],
+            Kind::Loopback => vec!["loopback"],
+            Kind::HostLocal => vec!["host-local"],
+            Kind::Bridge { ports: false, .. } => vec!["bridge", "host-local"],
+            Kind::Bridge { ports: true, .. } => vec!["bridge", "host-local", "portmap"],
+            Kind::Macvlan => vec!["macvlan", "host-local"],
+            Kind::Vxlan => vec!["vxlan", "host-local"],
+        }
+    }
+
+    /// The list of plugins with their configurations, as libcni would call them.
+    /// Addresses are kept under `state`.
+    pub fn list(&self, state: &str) -> Vec<Value> {
+        match self.kind {
+            Kind::Start(plugin) => vec![conf(plugin, json!({}))],
+            Kind::Loopback => vec![conf("loopback", json!({}))],
+            Kind::HostLocal => vec![conf("host-local", json!({"ipam": ipam(state)}))],
+            Kind::Macvlan => {
+                let keys = json!({"master": PARENT, "mode": "bridge", "ipam": ipam(state)});
+                vec![conf("macvlan", keys)]
+            }
+            Kind::Vxlan => vec![conf("vxlan", overlay(state))],
+            Kind::Bridge { masquerade, ports } => {
+                let keys = json!({"bridge": BRIDGE, "isGateway": true, "ipMasq": masquerade, "ipam": ipam(state)});
+                let mut list = vec![conf("bridge", keys)];
+                if ports {
+                    list.push(portmap(&PORTS));
+                }
+                list
+            }
+        }
+    }
+}
+
+/// portmap's configuration with its ports, as libcni fills it in.
+pub fn portmap(ports: &[u16]) -> Value {
+    let mappings: Vec<Value> = ports
+        .iter()
+        .map(|port| json!({"hostPort": port, "containerPort": 80, "protocol": "tcp"}))
+        .collect();
+    conf(
+        "portmap",
+        json!({"runtimeConfig": {"portMappings": mappings}}),
+    )
+}
+
+fn conf(plugin: &str, keys: Value) -> Value {
+    let mut conf = json!({"cniVersion": CNI_VERSION, "name": NETWORK, "type": plugin});
+    if let (Some(conf), Value::Object(keys)) = (conf.as_object_mut(), keys) {
+        conf.extend(keys);
+    }
+    conf
+}
+
+fn ipam(state: &str) -> Value {
+    json!({
+        "type": "host-local",
+        "dataDir": state,
+        "ranges": [[{"subnet": "10.0.0.0/8"}]],
+        "routes": [{"dst": "0.0.0.0/0"}],
+    })
+}
+
+fn overlay(state: &str) -> Value {
+    json!({"mode": "l2", "vni": 100, "dev": PARENT, "isGateway": true, "ipam": ipam(state)})
+}

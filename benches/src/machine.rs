@@ -1,0 +1,79 @@
+//! Where it is measured, and of what.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use nix::sys::utsname::uname;
+
+use crate::process;
+use crate::results::Machine;
+use crate::side::Programs;
+
+/// Asks the kernel and the programs.
+///
+/// # Errors
+/// When one that must be there does not answer.
+pub fn describe(programs: &Programs) -> Result<Machine> {
+    let uname = uname().context("ask for the kernel's name")?;
+    let kernel = [uname.sysname(), uname.release(), uname.machine()];
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
+    let models = cpuinfo
+        .lines()
+        .filter_map(|line| line.strip_prefix("model name"));
+    let cpu = models.clone().next().unwrap_or("unknown");
+    let work = programs.work.display().to_string();
+    Ok(Machine {
+        date: said("/usr/bin/date", &["-u", "+%F"])?,
+        kernel: kernel.map(|part| part.to_string_lossy()).join(" "),
+        cpus: std::thread::available_parallelism()?.get(),
+        cpu: cpu.trim_matches([' ', '\t', ':']).to_owned(),
+        state: said("/usr/bin/findmnt", &["-n", "-o", "FSTYPE", "-T", &work])?,
+        podwire: format!("{} ({})", env!("CARGO_PKG_VERSION"), commit()),
+        go: peer(&programs.go),
+        programs: vec![
+            said("/usr/sbin/iptables", &["--version"])?,
+            said("/usr/sbin/nft", &["--version"])?,
+            said("/usr/bin/ip", &["-V"])?,
+        ],
+    })
+}
+
+fn said(program: &str, args: &[&str]) -> Result<String> {
+    Ok(process::output(program, args)?.trim().to_owned())
+}
+
+/// The commit that is checked out, and whether anything that ships was changed since.
+fn commit() -> String {
+    let git = |args: &[&str]| said("/usr/bin/git", args);
+    let Ok(commit) = git(&["rev-parse", "--short", "HEAD"]) else {
+        return "unknown commit".to_owned();
+    };
+    let shipped = [
+        "status",
+        "--porcelain",
+        "--",
+        "crates",
+        "plugins",
+        "ipam",
+        "podwire",
+    ];
+    match git(&shipped).as_deref() {
+        Ok("") => commit,
+        _ => format!("{commit} and changes"),
+    }
+}
+
+fn peer(dir: &Path) -> String {
+    let format = [
+        "-W",
+        "-f",
+        "${Package} ${Version}",
+        "containernetworking-plugins",
+    ];
+    let debian = said("/usr/bin/dpkg-query", &format);
+    match debian {
+        Ok(version) if dir == Path::new("/usr/lib/cni") => version,
+        _ => format!("in {}", dir.display()),
+    }
+}

@@ -1,0 +1,426 @@
+//! The page, `docs/performance.md`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use crate::compare::Comparison;
+use crate::job::Verb;
+use crate::plot::thousands;
+use crate::results::{Curve, Footprint, Machine, Results, Row, Storm};
+use crate::side::Side;
+use crate::stats::{DRIFT, Ratio, Sample};
+use crate::targets::{self, Target, megabytes};
+
+/// Where pictures are, from the page.
+pub const PICTURES: &str = "performance";
+/// From this on something counts as faster.
+const FASTER: f64 = 1.1;
+
+/// Writes the whole page.
+pub fn write(results: &Results, comparison: Option<&Comparison>) -> String {
+    let mut page = String::from(INTRODUCTION);
+    page.push_str(&machine(&results.machine));
+    page.push_str(&promises(&targets::judge(results)));
+    page.push_str(&verbs(&results.verbs));
+    page.push_str(&missing(&results.missing));
+    page.push_str(&storms(&results.storms));
+    page.push_str(&curves(results));
+    page.push_str(&footprint(&results.footprint));
+    page.push_str(&not_faster(results));
+    page.push_str(&agreement(comparison));
+    page.push_str(&repeat());
+    page
+}
+
+const INTRODUCTION: &str = "# Performance
+
+podwire against the Go plugins of Debian, and against the floor: a program that tells the kernel the least that the job takes and
+knows everything beforehand. This page is what `make bench` printed last; it is not edited.
+
+Times are of a whole process, from its start to its end as a runtime sees it. **Times shift from machine to machine: trust the
+ratios.** A ratio is the median over pairs of calls, one right after the other, and the range behind it is the spread: where a
+repetition on the same machine is expected.
+
+";
+
+fn machine(machine: &Machine) -> String {
+    let rows = [
+        ("measured", machine.date.clone()),
+        ("kernel", machine.kernel.clone()),
+        ("CPUs", format!("{}, {}", machine.cpus, machine.cpu)),
+        ("state of plugins on", machine.state.clone()),
+        ("podwire", machine.podwire.clone()),
+        ("Go plugins", machine.go.clone()),
+        ("programs", machine.programs.join("; ")),
+    ];
+    let mut text = String::from("| | |\n|---|---|\n");
+    for (name, value) in rows {
+        line(&mut text, &[name.to_owned(), value]);
+    }
+    text
+}
+
+fn promises(targets: &[Target]) -> String {
+    let mut text = String::from("\n## What was promised\n\n");
+    text.push_str("| | promised | measured | |\n|---|---|---|---|\n");
+    for target in targets {
+        let found = target.found.clone();
+        let verdict = match (&found, target.met) {
+            (None, _) => "",
+            (_, true) => "met",
+            (_, false) => "**missed**",
+        };
+        let found = found.unwrap_or_else(|| "not measured".to_owned());
+        line(
+            &mut text,
+            &[
+                target.what.clone(),
+                target.promised.clone(),
+                found,
+                verdict.to_owned(),
+            ],
+        );
+    }
+    text
+}
+
+fn verbs(rows: &[Row]) -> String {
+    let mut text = String::from(
+        "\n## Single calls\n\nMilliseconds: median / p90 / p99. The Go plugins as Debian configures them: masquerade and published ports by iptables.\n\n\
+         | job | verb | podwire | Go | times faster | floor | podwire / floor | `ip -batch` |\n|---|---|---|---|---|---|---|---|\n",
+    );
+    for row in rows {
+        let of = |side| row.times.get(&side).map_or_else(dash, three);
+        let batch = row
+            .times
+            .get(&Side::Batch)
+            .map_or_else(dash, |s| number(s.median));
+        line(
+            &mut text,
+            &[
+                row.title.clone(),
+                row.verb.name().to_owned(),
+                of(Side::Podwire),
+                row.refused
+                    .as_ref()
+                    .map_or_else(|| of(Side::Go), |_| "fails".to_owned()),
+                ratio(row.faster),
+                row.times
+                    .get(&Side::Floor)
+                    .map_or_else(dash, |s| number(s.median)),
+                row.over_floor
+                    .map_or_else(dash, |ratio| number(ratio.median)),
+                batch,
+            ],
+        );
+    }
+    text.push_str(BESIDE_VERBS);
+    for row in rows {
+        if let Some(why) = &row.refused {
+            let why = why.split_whitespace().collect::<Vec<_>>().join(" ");
+            let _ = writeln!(
+                text,
+                "\nThe Go plugins fail in {}, {}: `{why}`",
+                row.title,
+                row.verb.name()
+            );
+        }
+    }
+    text
+}
+
+const BESIDE_VERBS: &str = "
+The floor's DEL returns when the kernel reports the link gone and leaves the wait for its RCU barrier to a child, as podwire may;
+`ip link delete` waits. `ip -batch` does the links, addresses and routes of the job, but no address on disk and no masquerade. vxlan has no
+Go plugin; its floor is that of bridge, with the overlay there already.
+";
+
+fn missing(jobs: &[String]) -> String {
+    match jobs {
+        [] => String::new(),
+        jobs => format!("\nNot built, so not measured: {}.\n", jobs.join(", ")),
+    }
+}
+
+fn storms(storms: &[Storm]) -> String {
+    let mut text = String::from(
+        "\n## Many pods at once\n\nAll processes are started one right after the other; milliseconds until the last has ended (median of the storms), and of \
+         a single pod. CPU time is that of all processes, also of those that outlive the answer.\n\n\
+         | job | pods | verb | side | total | pod: median / p90 / p99 | CPU time | programs | failed | times faster |\n|---|---|---|---|---|---|---|---|---|---|\n",
+    );
+    for storm in storms {
+        for (side, weather) in &storm.sides {
+            let faster = storm.faster.filter(|_| *side == Side::Podwire);
+            line(
+                &mut text,
+                &[
+                    storm.title.clone(),
+                    storm.pods.to_string(),
+                    storm.verb.name().to_owned(),
+                    side.to_string(),
+                    number(weather.total.median),
+                    three(&weather.pod),
+                    number(weather.cpu),
+                    weather.programs.map_or_else(dash, |n| n.to_string()),
+                    weather.failed.to_string(),
+                    faster.map_or_else(String::new, |faster| ratio(Some(faster))),
+                ],
+            );
+        }
+    }
+    text
+}
+
+fn curves(results: &Results) -> String {
+    let mut text = String::from("\n## Among many others\n");
+    for curve in &results.curves {
+        text.push_str(&table_of(curve, curve.is_drawn()));
+    }
+    if let Some(earlier) = &results.earlier {
+        let machine = &earlier.machine;
+        let _ = write!(
+            text,
+            "\n### Curves of an earlier run\n\nThe last run was a quick one. These are of {}: {}, {} CPUs; podwire {}; Go plugins {}.\n",
+            machine.date, machine.kernel, machine.cpus, machine.podwire, machine.go
+        );
+        for curve in earlier.curves.iter().filter(|curve| curve.is_drawn()) {
+            text.push_str(&table_of(curve, true));
+        }
+    }
+    text
+}
+
+fn table_of(curve: &Curve, drawn: bool) -> String {
+    let mut text = format!("\n### {}\n\n", curve.title);
+    if drawn {
+        let _ = write!(text, "![{}]({PICTURES}/{}.svg)\n\n", curve.title, curve.key);
+    }
+    let mut counts: Vec<usize> = curve
+        .lines
+        .iter()
+        .flat_map(|line| &line.points)
+        .map(|(count, _)| *count)
+        .collect();
+    counts.sort_unstable();
+    counts.dedup();
+    let heads: Vec<String> = counts.iter().map(|count| thousands(*count)).collect();
+    let _ = writeln!(
+        text,
+        "| {}, median at … {} | {} |",
+        curve.unit,
+        curve.among,
+        heads.join(" | ")
+    );
+    let _ = writeln!(text, "|---|{}", "---|".repeat(counts.len()));
+    for of in &curve.lines {
+        let times: BTreeMap<usize, Sample> = of.points.iter().copied().collect();
+        let mut cells = vec![format!("{}{}", of.side, of.what)];
+        cells.extend(
+            counts
+                .iter()
+                .map(|c| times.get(c).map_or_else(dash, |s| number(s.median))),
+        );
+        line(&mut text, &cells);
+    }
+    for of in curve.lines.iter().filter(|of| !of.faster.is_empty()) {
+        let ratios: BTreeMap<usize, Ratio> = of.faster.iter().copied().collect();
+        let mut cells = vec![format!("times faster{}", of.what)];
+        cells.extend(counts.iter().map(|count| ratio(ratios.get(count).copied())));
+        line(&mut text, &cells);
+    }
+    text
+}
+
+fn footprint(footprint: &Footprint) -> String {
+    let mut text = String::from(
+        "\n## What it takes\n\nBytes on disk, in MB:\n\n| program | podwire | Go |\n|---|---|---|\n",
+    );
+    let mega = |bytes: u64| format!("{:.2}", megabytes(bytes));
+    for (name, ours, go) in &footprint.sizes {
+        line(
+            &mut text,
+            &[format!("`{name}`"), mega(*ours), go.map_or_else(dash, mega)],
+        );
+    }
+    let total: u64 = footprint.sizes.iter().map(|(_, size, _)| size).sum();
+    line(&mut text, &["all".to_owned(), mega(total), String::new()]);
+    text.push_str(
+        "\nOne call: most memory that one of its processes held (KiB, `wait4`), system calls of all its processes and threads, and programs executed \
+         (`strace -f`).\n\n\
+         | job | verb | memory: podwire | Go | system calls: podwire | Go | floor | programs: podwire | Go |\n|---|---|---|---|---|---|---|---|---|\n",
+    );
+    for cost in &footprint.calls {
+        let memory = |side| cost.memory.get(&side).map_or_else(dash, u64::to_string);
+        let calls = |side| {
+            cost.system_calls
+                .get(&side)
+                .map_or_else(dash, usize::to_string)
+        };
+        let programs = |side| cost.programs.get(&side).map_or_else(dash, usize::to_string);
+        line(
+            &mut text,
+            &[
+                cost.title.clone(),
+                cost.verb.name().to_owned(),
+                memory(Side::Podwire),
+                memory(Side::Go),
+                calls(Side::Podwire),
+                calls(Side::Go),
+                calls(Side::Floor),
+                programs(Side::Podwire),
+                programs(Side::Go),
+            ],
+        );
+    }
+    text
+}
+
+fn not_faster(results: &Results) -> String {
+    let mut text = String::from("\n## Where podwire is not faster, and why\n\n");
+    let slow: Vec<_> = results
+        .ratios()
+        .into_iter()
+        .filter(|n| n.ratio.median < FASTER)
+        .collect();
+    if slow.is_empty() {
+        let _ = writeln!(
+            text,
+            "Nothing of what was measured is less than {FASTER} times faster than the Go plugins."
+        );
+    }
+    for named in slow {
+        let _ = writeln!(text, "- {}: {}", named.name, ratio(Some(named.ratio)));
+    }
+    text.push_str("\nWhere it gains least:\n\n");
+    let mut least = results.ratios();
+    least.sort_by(|a, b| a.ratio.median.total_cmp(&b.ratio.median));
+    for named in least.into_iter().take(5) {
+        let _ = writeln!(text, "- {}: {}", named.name, ratio(Some(named.ratio)));
+    }
+    text.push_str(&starts(results));
+    text.push_str(&farthest(results));
+    text
+}
+
+/// What no plugin can avoid: being a process.
+fn starts(results: &Results) -> String {
+    let median = |side| {
+        let row = results.row("start-bridge", Verb::Version)?;
+        row.times.get(&side).map(|sample| sample.median)
+    };
+    let (Some(ours), Some(floor), Some(loopback)) = (
+        median(Side::Podwire),
+        median(Side::Floor),
+        results
+            .row("loopback", Verb::Add)
+            .and_then(|row| row.times.get(&Side::Podwire)),
+    ) else {
+        return String::new();
+    };
+    format!(
+        "\nA plugin is a process, and starting one is the kernel's and the C library's: a program that does nothing takes {} ms here, bridge's VERSION {} ms. In \
+         the whole of loopback's ADD ({} ms) little else is left to gain, and the same start is in every row of this page. What is the kernel's own in a job \
+         (making links, waiting for RCU when nf_tables forgets something) is as long for everybody.\n",
+        number(floor),
+        number(ours),
+        number(loopback.median)
+    )
+}
+
+fn farthest(results: &Results) -> String {
+    let mut rows: Vec<(&Row, Ratio)> = results
+        .verbs
+        .iter()
+        .filter_map(|row| Some((row, row.over_floor?)))
+        .collect();
+    rows.sort_by(|a, b| b.1.median.total_cmp(&a.1.median));
+    let mut text = String::from(
+        "\nFarthest from the floor, which parses, checks, remembers and undoes nothing:\n\n",
+    );
+    for (row, over) in rows.into_iter().take(5) {
+        let _ = writeln!(
+            text,
+            "- {}, {}: {} times the floor",
+            row.title,
+            row.verb.name(),
+            number(over.median)
+        );
+    }
+    text
+}
+
+fn agreement(comparison: Option<&Comparison>) -> String {
+    let mut text = String::from("\n## Does a repetition agree?\n\n");
+    let _ = writeln!(
+        text,
+        "A ratio's spread is the middle 80 % of its pairs, and never less than ± {} %. A run agrees with the one before when its ratios lie in the spreads \
+         that the earlier one stated.\n",
+        number(DRIFT * 100.0)
+    );
+    let Some(comparison) = comparison else {
+        text.push_str("There was no earlier run on a machine like this.\n");
+        return text;
+    };
+    let (agreed, others) = (comparison.agreed, comparison.others.len());
+    let _ = writeln!(
+        text,
+        "Compared with the run of {} (podwire {}): {agreed} of {} ratios agree.",
+        comparison.with.date,
+        comparison.with.podwire,
+        agreed + others
+    );
+    if others > 0 {
+        text.push_str("\n| does not agree | before | now |\n|---|---|---|\n");
+        for (name, before, now) in &comparison.others {
+            line(
+                &mut text,
+                &[name.clone(), ratio(Some(*before)), ratio(Some(*now))],
+            );
+        }
+    }
+    text
+}
+
+fn repeat() -> String {
+    String::from(
+        "\n## To repeat it\n\n```\nmake bench           # a few minutes: all but the curves, of which it takes the ends\nmake bench FULL=1    # with the curves, and more rounds\n```\n\n\
+         As root, on a Debian machine that has nothing else to do. Everything happens in network and mount namespaces of the run; the machine's own interfaces, \
+         rules and files are not touched. Each side has a node of its own. A round is ADD, CHECK and DEL of one side, then of the next, and the order turns from \
+         round to round; a few rounds go before that nobody looks at. Pods keep their namespaces, so making those is in no figure. Between calls it is waited until \
+         what a call left behind is done (processes that outlive it, 20 ms after a DEL), except in storms. Programs are started by posix_spawn, read from memory and write to \
+         memory. The figures are in `performance.json`; the program is `benches/`.\n",
+    )
+}
+
+fn line(text: &mut String, cells: &[String]) {
+    let _ = writeln!(text, "| {} |", cells.join(" | "));
+}
+
+fn dash() -> String {
+    "–".to_owned()
+}
+
+fn three(sample: &Sample) -> String {
+    format!(
+        "{} / {} / {}",
+        number(sample.median),
+        number(sample.p90),
+        number(sample.p99)
+    )
+}
+
+fn ratio(ratio: Option<Ratio>) -> String {
+    ratio.map_or_else(dash, |ratio| {
+        let (median, low, high) = (number(ratio.median), number(ratio.low), number(ratio.high));
+        format!("**{median}** ({low}–{high})")
+    })
+}
+
+/// With as many digits as say something.
+fn number(value: f64) -> String {
+    match value.abs() {
+        large if large >= 99.5 => format!("{value:.0}"),
+        middle if middle >= 9.95 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
