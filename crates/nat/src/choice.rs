@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs;
 use std::net::IpAddr;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use cni::conf::ValidAttachment;
 use cni::{Attachment, BestEffort, names};
 
@@ -41,22 +41,20 @@ impl fmt::Display for Kind {
 /// # Errors
 /// When the one that is forced, or both, cannot be used here.
 pub fn open(forced: Option<Kind>) -> Result<Box<dyn Backend>> {
-    let nftables = || nftables::probe(Family::Ip);
+    let nftables = || nftables::usable(Family::Ip).context("nftables is not usable");
     let iptables = || Iptables::new().probe().any();
     match forced {
-        Some(Kind::Nftables) if !nftables() => {
-            bail!("nftables is not usable: the kernel lacks nf_tables, or CAP_NET_ADMIN is missing")
+        Some(Kind::Nftables) if !nftables()? => {
+            bail!("nftables is not usable: the kernel lacks nf_tables")
         }
         Some(Kind::Iptables) if !iptables() => {
             bail!("iptables is not usable: neither iptables nor ip6tables can read its nat table")
         }
         Some(Kind::Nftables) => Ok(Box::new(Nftables::open()?)),
         Some(Kind::Iptables) => Ok(Box::new(Iptables::new())),
-        None if nftables() => Ok(Box::new(Nftables::open()?)),
+        None if nftables()? => Ok(Box::new(Nftables::open()?)),
         None if iptables() => Ok(Box::new(Iptables::new())),
-        None => bail!(
-            "neither nftables nor iptables is usable: the kernel lacks both, or CAP_NET_ADMIN is missing"
-        ),
+        None => bail!("neither nftables nor iptables is usable: the kernel lacks both"),
     }
 }
 
@@ -91,7 +89,7 @@ pub fn publish(wanted: &HostPorts, forced: Option<Kind>) -> Result<Published> {
 /// # Errors
 /// What the kernel or iptables refuses: then the interface should stay closed.
 pub fn close_localhost() -> Result<()> {
-    if nftables::probe(Family::Ip) {
+    if nftables::usable(Family::Ip)? {
         return Nftables::open()?.close_localhost();
     }
     Iptables::new().close_localhost()
@@ -135,11 +133,10 @@ fn checked(
     let Err(missing) = check(chosen.as_ref()) else {
         return Ok(());
     };
+    let nftables = Nftables::find()?;
     let other = match chosen.kind() {
-        Kind::Nftables => {
-            iptables_may_hold(&usable_nftables(), chains).then(|| check(&Iptables::new()))
-        }
-        Kind::Iptables => usable_nftables().map(|nftables| check(&nftables)),
+        Kind::Nftables => iptables_may_hold(&nftables, chains)?.then(|| check(&Iptables::new())),
+        Kind::Iptables => nftables.map(|nftables| check(&nftables)),
     };
     match other {
         Some(Ok(())) => Ok(()),
@@ -158,18 +155,20 @@ impl Leftovers {
         addresses: impl FnOnce() -> Vec<IpAddr>,
     ) -> Result<()> {
         let chain = names::prefixed(28, "CNI-", &joined(owner));
+        let remove = |backend: &dyn Backend, addresses: &[IpAddr]| {
+            backend.remove_masquerade(owner, addresses)
+        };
         let mut all = BestEffort::new();
-        let nftables = usable_nftables();
+        let nftables = find(&mut all);
         if let Some(nftables) = &nftables {
-            all.step("remove masquerade", || {
-                nftables.remove_masquerade(owner, &[])
-            });
+            all.step("remove masquerade", || remove(nftables, &[]));
         }
-        if iptables_may_hold(&nftables, &[chain]) {
-            all.step("remove masquerade", || {
-                Iptables::new().remove_masquerade(owner, &addresses())
-            });
-        }
+        all.step("remove masquerade", || {
+            match iptables_may_hold(&nftables, &[chain])? {
+                true => remove(&Iptables::new(), &addresses()),
+                false => Ok(()),
+            }
+        });
         all.finish()
     }
 
@@ -178,16 +177,26 @@ impl Leftovers {
         let chains =
             ["CNI-DN-", "CNI-SN-"].map(|prefix| names::prefixed(28, prefix, &joined(owner)));
         let mut all = BestEffort::new();
-        let nftables = usable_nftables();
+        let nftables = find(&mut all);
         if let Some(nftables) = &nftables {
             all.step("remove published ports", || nftables.unpublish(owner));
         }
-        if iptables_may_hold(&nftables, &chains) {
-            all.step("remove published ports", || {
-                Iptables::new().unpublish(owner)
-            });
-        }
+        all.step("remove published ports", || {
+            match iptables_may_hold(&nftables, &chains)? {
+                true => Iptables::new().unpublish(owner),
+                false => Ok(()),
+            }
+        });
         all.finish()
+    }
+
+    /// Removes the spoof check of one interface; there is none without nf_tables.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn remove_spoof_check(owner: &Attachment) -> Result<()> {
+        let nftables = Nftables::find()?;
+        nftables.map_or(Ok(()), |nftables| nftables.remove_spoof_check(owner))
     }
 
     /// Removes every masquerade of `network` that is for nobody in `valid`.
@@ -206,21 +215,22 @@ impl Leftovers {
 
     fn collect(what: &str, step: impl Fn(&dyn Backend) -> Result<()>) -> Result<()> {
         let mut all = BestEffort::new();
-        if let Some(nftables) = usable_nftables() {
+        if let Some(nftables) = find(&mut all) {
             all.step(what, || step(&nftables));
         }
         // Where it has no table, programs would only make one to find it empty.
-        if iptables_may_hold_any() {
-            all.step(what, || step(&Iptables::new()));
-        }
+        all.step(what, || match iptables_may_hold_any()? {
+            true => step(&Iptables::new()),
+            false => Ok(()),
+        });
         all.finish()
     }
 }
 
-/// Without nf_tables in the kernel there is nothing in it.
-fn usable_nftables() -> Option<Nftables> {
-    let nftables = Nftables::open().ok()?;
-    nftables.is_there().then_some(nftables)
+/// nf_tables, where the kernel has it: without, there is nothing in it. That it
+/// cannot be asked is a failure: it may be full.
+fn find(all: &mut BestEffort) -> Option<Nftables> {
+    all.step("look for nf_tables", Nftables::find).flatten()
 }
 
 /// Chain names are made of network and container, without anything in between.
@@ -230,25 +240,32 @@ fn joined(owner: &Attachment) -> String {
 
 /// Whether iptables may have a nat chain of one of these names: its nft variant
 /// is asked, its legacy variant has a nat table or has none.
-fn iptables_may_hold(nftables: &Option<Nftables>, chains: &[String]) -> bool {
-    let in_nft = |nftables: &Nftables| {
-        chains.iter().any(|chain| {
-            [Family::Ip, Family::Ip6]
-                .into_iter()
-                .any(|family| nftables.has_chain(family, "nat", chain))
-        })
-    };
-    nftables.as_ref().is_some_and(in_nft) || legacy_has_nat()
+fn iptables_may_hold(nftables: &Option<Nftables>, chains: &[String]) -> Result<bool> {
+    if let Some(nftables) = nftables {
+        for chain in chains {
+            for family in [Family::Ip, Family::Ip6] {
+                if nftables.has_chain(family, "nat", chain)? {
+                    return Ok(true);
+                }
+            }
+        }
+    }
+    Ok(legacy_has_nat())
 }
 
 /// Whether iptables may have anything in its nat tables.
-pub(crate) fn iptables_may_hold_any() -> bool {
-    let in_nft = |nftables: Nftables| {
-        [Family::Ip, Family::Ip6]
-            .into_iter()
-            .any(|family| nftables.has_table(family, "nat"))
-    };
-    usable_nftables().is_some_and(in_nft) || legacy_has_nat()
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub(crate) fn iptables_may_hold_any() -> Result<bool> {
+    if let Some(nftables) = Nftables::find()? {
+        for family in [Family::Ip, Family::Ip6] {
+            if nftables.has_table(family, "nat")? {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(legacy_has_nat())
 }
 
 fn legacy_has_nat() -> bool {

@@ -42,19 +42,31 @@ pub(crate) use ruleset::Ruleset;
 pub use spoof::SpoofCheck;
 pub use transaction::Family;
 
-/// Whether nf_tables can do nat in `family` here: is the kernel built with it,
-/// are we privileged. Changes nothing.
+/// Whether nf_tables can do nat in `family` here, with our privileges. Changes nothing.
 pub fn probe(family: Family) -> bool {
-    let Ok(socket) = Socket::open() else {
-        return false;
-    };
-    if socket.generation().is_err() {
-        return false;
+    usable(family).unwrap_or(false)
+}
+
+/// Whether the kernel has nf_tables with nat in `family`. Changes nothing.
+///
+/// # Errors
+/// It cannot be asked: without privilege, say.
+pub fn usable(family: Family) -> Result<bool, Error> {
+    match is_usable(family) {
+        Err(error) if error.is_absent() => Ok(false),
+        other => other,
     }
-    // Whoever has a table of the family has shown it; a trial that is taken
-    // back waits for RCU.
-    if listing::has_table(&socket, family).unwrap_or(false) {
-        return true;
+}
+
+fn is_usable(family: Family) -> Result<bool, Error> {
+    let socket = Socket::open()?;
+    socket.generation()?;
+    // Whoever has a table of the family has shown it, and one of both families has
+    // shown it for IP; a trial that is taken back waits for RCU.
+    if listing::has_table(&socket, family)?
+        || family == Family::Ip && listing::has_table(&socket, Family::Inet)?
+    {
+        return Ok(true);
     }
     let table = Table {
         family,
@@ -81,7 +93,8 @@ pub fn probe(family: Family) -> bool {
             comment: "",
         },
     ));
-    trial.check(&socket)
+    trial.check(&socket)?;
+    Ok(true)
 }
 
 /// The back end.
@@ -94,6 +107,19 @@ impl Nftables {
     pub fn open() -> Result<Self> {
         let socket = Socket::open()?;
         Ok(Self { socket })
+    }
+
+    /// The same; `None` where the kernel has no nf_tables.
+    ///
+    /// # Errors
+    /// It cannot be asked.
+    pub fn find() -> Result<Option<Self>> {
+        let found = Socket::open().and_then(|socket| socket.generation().map(|_| socket));
+        match found {
+            Ok(socket) => Ok(Some(Self { socket })),
+            Err(error) if error.is_absent() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Forgets connections of UDP to the published ports that lead to the pod,
@@ -118,14 +144,19 @@ impl Nftables {
     }
 
     /// Whether there is a table of this name, whoever made it.
-    pub fn has_table(&self, family: Family, table: &str) -> bool {
-        presence::has_table(&self.socket, family, table).unwrap_or(false)
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn has_table(&self, family: Family, table: &str) -> Result<bool> {
+        present(presence::has_table(&self.socket, family, table))
     }
 
     /// Whether a table that may be somebody else's has a chain of this name.
-    pub fn has_chain(&self, family: Family, table: &str, chain: &str) -> bool {
-        // Who cannot be asked has nothing.
-        presence::has_chain(&self.socket, family, table, chain).unwrap_or(false)
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn has_chain(&self, family: Family, table: &str, chain: &str) -> Result<bool> {
+        present(presence::has_chain(&self.socket, family, table, chain))
     }
 
     /// Drops what `wanted`'s veth sends with another MAC than the pod's; once
@@ -174,6 +205,14 @@ impl Nftables {
             let changes = decide(&self.socket)?;
             Ok(changes.commit(&self.socket, Some(generation))?)
         })
+    }
+}
+
+/// A family that the kernel does not have holds nothing.
+fn present(asked: Result<bool, Error>) -> Result<bool> {
+    match asked {
+        Err(error) if error.is_absent() => Ok(false),
+        other => Ok(other?),
     }
 }
 

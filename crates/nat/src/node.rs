@@ -130,9 +130,9 @@ struct Node {
 impl Node {
     fn read() -> Result<Self> {
         let iptables = Iptables::new();
-        let is_none = !choice::iptables_may_hold_any();
+        let is_none = !choice::iptables_may_hold_any()?;
         let tables = Tables::read(&iptables, is_none)?;
-        let usable = nftables::probe(Family::Ip);
+        let usable = nftables::usable(Family::Ip)?;
         let ruleset = usable
             .then(|| Ruleset::read(Nftables::open()?))
             .transpose()?;
@@ -157,9 +157,9 @@ impl Node {
     }
 
     fn ruleset(&mut self) -> Result<&mut Ruleset> {
-        self.ruleset.as_mut().context(
-            "nftables is not usable: the kernel lacks nf_tables, or CAP_NET_ADMIN is missing",
-        )
+        self.ruleset
+            .as_mut()
+            .context("nftables is not usable: the kernel lacks nf_tables")
     }
 
     fn masquerades(&self, wanted: &Masquerade) -> bool {

@@ -39,11 +39,30 @@ impl Error {
         &self.op
     }
 
+    /// Whether this is how a kernel answers that does not have what was asked for:
+    /// no nfnetlink, no nf_tables, no such family.
+    pub fn is_absent(&self) -> bool {
+        is_absent(self.errno)
+    }
+
     /// The kernel's errno; `ETIMEDOUT` when it did not answer in time,
     /// `ERESTART` and `EINTR` when others changed the rule set all the while.
     pub fn errno(&self) -> Errno {
         self.errno
     }
+}
+
+/// See [`Error::is_absent`].
+pub(crate) fn is_absent(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::EPROTONOSUPPORT
+            | Errno::EAFNOSUPPORT
+            | Errno::EPFNOSUPPORT
+            | Errno::EOPNOTSUPP
+            | Errno::ENOENT
+            | Errno::EINVAL
+    )
 }
 
 impl fmt::Display for Error {

@@ -631,8 +631,13 @@ impl Transaction {
     }
 
     /// Whether the kernel would take it.
-    pub fn check(&self, socket: &Socket) -> bool {
-        socket.check(&self.requests()).is_ok()
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self, socket: &Socket) -> Result<(), Error> {
+        socket
+            .check(&self.requests())
+            .map_err(|errno| Error::new("try nf_tables", errno))
     }
 
     fn requests(&self) -> Vec<Request> {
