@@ -21,11 +21,12 @@ enum Found {
 
 use Found::{Directory, Empty, Missing, PlainFile, WithoutInterface};
 
-const PLUGINS: [&str; 4] = ["bridge", "loopback", "host-local", "static"];
+const PLUGINS: [&str; 5] = ["bridge", "macvlan", "loopback", "host-local", "static"];
 
 fn conf_of(plugin: &str) -> Value {
     match plugin {
         "bridge" => conf::bridge(&["10.1.0.0/24", "fd01::/64"]),
+        "macvlan" => conf::macvlan(&["10.1.0.0/24", "fd01::/64"]),
         "loopback" => conf::loopback(),
         "host-local" => conf::host_local(&["10.1.0.0/24"]),
         _ => conf::static_ipam(&json!([{"address": "10.1.0.9/24"}])),
@@ -64,6 +65,7 @@ fn arrange(sandbox: &Sandbox, pod: &Netns, column: Found) -> String {
 /// One cell: with or without an ADD before, DEL twice.
 fn cell(plugin: &str, column: Found, added: bool) {
     let sandbox = Sandbox::new();
+    sandbox.wire();
     let pod = sandbox.pod("a");
     let conf = conf_of(plugin);
     if added {
@@ -107,6 +109,11 @@ fn bridge_deletes_in_every_state_of_the_netns() {
 }
 
 #[test]
+fn macvlan_deletes_in_every_state_of_the_netns() {
+    row("macvlan", &[Empty, Missing, WithoutInterface]);
+}
+
+#[test]
 fn loopback_deletes_in_every_state_of_the_netns() {
     row("loopback", &[Empty, Missing, WithoutInterface]);
 }
@@ -131,6 +138,7 @@ fn static_deletes_in_every_state_of_the_netns() {
 fn a_plain_file_where_the_netns_was_is_a_netns_that_has_gone() {
     beyond_peer("reference 8 #20: unknown FS magic", || {
         row("bridge", &[PlainFile, Directory]);
+        row("macvlan", &[PlainFile, Directory]);
         row("loopback", &[PlainFile, Directory]);
     });
 }
@@ -155,6 +163,7 @@ fn nothing_is_created_by_a_del_that_finds_nothing() {
     for plugin in PLUGINS {
         for column in [Empty, Missing, WithoutInterface] {
             let sandbox = Sandbox::new();
+            sandbox.wire();
             let pod = sandbox.pod("a");
             let netns = arrange(&sandbox, &pod, column);
             let snapshot = sandbox.snapshot().allow_host_local(conf::NETWORK);

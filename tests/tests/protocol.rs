@@ -1,10 +1,10 @@
 //! What every plugin owes a runtime whatever its type: verbs, environment,
-//! versions, errors, delegation. Each test asks all four plugins.
+//! versions, errors, delegation. Each test asks all five plugins.
 
 use serde_json::{Value, json};
 use testkit::{Netns, Outcome, Sandbox, beyond_peer, conf, newest};
 
-const PLUGINS: [&str; 4] = ["bridge", "loopback", "host-local", "static"];
+const PLUGINS: [&str; 5] = ["bridge", "macvlan", "loopback", "host-local", "static"];
 const VERSIONS: [&str; 7] = [
     "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0",
 ];
@@ -12,6 +12,7 @@ const VERSIONS: [&str; 7] = [
 fn conf_of(plugin: &str) -> Value {
     match plugin {
         "bridge" => conf::bridge(&["10.1.0.0/24"]),
+        "macvlan" => conf::macvlan(&["10.1.0.0/24"]),
         "loopback" => conf::loopback(),
         "host-local" => conf::host_local(&["10.1.0.0/24"]),
         _ => conf::static_ipam(&json!([{"address": "10.1.0.9/24"}])),
@@ -22,6 +23,9 @@ fn conf_of(plugin: &str) -> Value {
 fn each(test: impl Fn(&Sandbox, &Netns, &'static str)) {
     for plugin in PLUGINS {
         let sandbox = Sandbox::new();
+        if plugin == "macvlan" {
+            sandbox.wire();
+        }
         let pod = sandbox.pod("a");
         test(&sandbox, &pod, plugin);
     }

@@ -52,6 +52,17 @@ impl Sandbox {
         segment
     }
 
+    /// Gives the node an interface `eth1` with a carrier, and nobody at its other end.
+    pub fn wire(&self) {
+        self.host().sh("ip link add eth1 type veth peer name far1
+             for end in eth1 far1; do
+                 echo 1 >/proc/sys/net/ipv6/conf/$end/disable_ipv6
+                 ip link set $end up
+             done");
+        self.host()
+            .wait_until("the wire is up", |host| is_up(host, "eth1"));
+    }
+
     /// One more wire from the node to the switch of its segment. Its port forwards soon.
     pub fn plug(&self, link: &str, port: &str) {
         self.host().sh(&format!(
