@@ -255,7 +255,7 @@ fn what_is_installed_is_what_was_built() {
         let installed = |dir: &str| sandbox.list(there.join(dir)).join(" ");
         assert_eq!(
             installed("cni"),
-            "bridge dhcp host-local loopback macvlan portmap static"
+            "bridge dhcp host-local loopback macvlan portmap static vxlan"
         );
         assert_eq!(installed("sbin"), "podwire");
         assert_eq!(installed("units"), "cni-dhcp.service cni-dhcp.socket");
