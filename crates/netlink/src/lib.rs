@@ -23,8 +23,6 @@ mod forwarding;
 mod link;
 mod mac;
 mod macvlan;
-mod packet;
-mod probe;
 mod neighbour;
 mod packet;
 mod probe;
