@@ -1,0 +1,157 @@
+//! `faults`: see `faults` without arguments.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use faults::storm::Storm;
+use faults::strike::{Deed, Strike};
+use faults::sweep::{Sweep, Tally, VERBS};
+use faults::{chains, tracer};
+
+const USAGE: &str = "\
+usage: faults kill [CHAIN]...     kill plugins at each of their system calls
+       faults fail [CHAIN]...     let each of their system calls fail
+       faults storm SECONDS       200 attachments of four networks, by many at once
+       faults chains              what CHAIN may be
+       faults trace REPORT DEED POINT -- PROGRAM [ARGUMENT]...
+FAULTS_STRIDE=N tries every N-th point only; FAULTS_WORKERS=N uses N nodes at once (2)
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("faults: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[String]) -> Result<ExitCode> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["trace", report, deed, point, "--", ..] => {
+            let seen = tracer::run(&arguments[5..], Strike::parse(deed, point)?)?;
+            std::fs::write(report, seen.encode()).context("write the report")?;
+            Ok(ExitCode::from(u8::try_from(seen.status)?))
+        }
+        ["kill", names @ ..] => sweep(
+            "killed",
+            &[Deed::KillChain, Deed::KillPlugin, Deed::KillDelegate],
+            names,
+        ),
+        ["fail", names @ ..] => sweep("failed", &[Deed::Fail { choice: 0 }], names),
+        ["storm", seconds] => storm(seconds.parse().context("seconds")?),
+        ["chains"] => {
+            let names: Vec<_> = chains::all().iter().map(|chain| chain.name).collect();
+            say(&names.join("\n"));
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => bail!("{USAGE}"),
+    }
+}
+
+fn sweep(what: &str, deeds: &[Deed], names: &[&str]) -> Result<ExitCode> {
+    // What fails is told once, in the end.
+    std::panic::set_hook(Box::new(|_| ()));
+    let exe = std::env::current_exe()?.display().to_string();
+    let (stride, workers) = (number("FAULTS_STRIDE", 1)?, number("FAULTS_WORKERS", 2)?);
+    let mut total = Tally::default();
+    let chosen = match names {
+        [] => chains::all(),
+        names => names
+            .iter()
+            .map(|name| chains::named(name).with_context(|| format!("no chain {name:?}")))
+            .collect::<Result<_>>()?,
+    };
+    for chain in chosen {
+        for verb in VERBS {
+            for deed in deeds {
+                let sweep = Sweep {
+                    chain: chain.clone(),
+                    verb,
+                    deed: *deed,
+                    stride,
+                    offset: 0,
+                };
+                let begin = Instant::now();
+                let tally = sweep.run(&exe, workers)?;
+                say(&format!(
+                    "{:34} {verb:5?} {deed:?}: {} points, {} missed, {} harmless, {} aborted, {} findings, {:.0} s",
+                    chain.name,
+                    tally.points,
+                    tally.missed,
+                    tally.harmless,
+                    tally.aborted,
+                    tally.findings.len(),
+                    begin.elapsed().as_secs_f32()
+                ));
+                for finding in &tally.findings {
+                    say(&format!("  {finding}"));
+                }
+                total.add(tally);
+            }
+        }
+    }
+    let summary = serde_json::json!({
+        what: total.points,
+        "harmless": total.harmless,
+        "aborted": total.aborted,
+        "findings": total.findings.len(),
+    });
+    say(&summary.to_string());
+    Ok(if total.findings.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn storm(seconds: u64) -> Result<ExitCode> {
+    let storm = Storm {
+        attachments: 200,
+        workers: number("FAULTS_WORKERS", 16)?,
+        time: Duration::from_secs(seconds),
+        seed: number("FAULTS_SEED", std::process::id() as usize)? as u64,
+    };
+    say(&format!("{storm:?}"));
+    let weather = storm.run()?;
+    let mut findings = weather.findings.clone();
+    for (verb, (count, median, longest)) in weather.times() {
+        say(&format!(
+            "{verb:5} {count} times, median {median:.1?}, longest {longest:.1?}"
+        ));
+        if longest > median * 100 {
+            findings.push(format!("{verb} took {longest:?}, its median is {median:?}"));
+        }
+    }
+    findings
+        .iter()
+        .for_each(|finding| say(&format!("  {finding}")));
+    let summary = serde_json::json!({
+        "operations": weather.operations(),
+        "killed": weather.killed,
+        "try_again": weather.later,
+        "findings": findings.len(),
+    });
+    say(&summary.to_string());
+    Ok(if findings.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn number(name: &str, default: usize) -> Result<usize> {
+    match std::env::var(name) {
+        Ok(text) => text.parse().with_context(|| format!("{name}={text}")),
+        Err(_) => Ok(default),
+    }
+}
+
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}

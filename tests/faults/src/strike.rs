@@ -1,0 +1,143 @@
+//! What a traced program is to suffer, and what is known of it afterwards.
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+/// What is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deed {
+    /// Nothing: calls are listed.
+    Watch,
+    /// The plugin, its delegates and their helpers are killed at once, as a runtime ends a process group or a node a unit.
+    KillChain,
+    /// The plugin alone is killed: whom it has called goes on.
+    KillPlugin,
+    /// Whom the plugin has called is killed; the points are its calls alone.
+    KillDelegate,
+    /// The call fails, in its `choice`th way.
+    Fail {
+        /// Which of [`crate::calls::errors`].
+        choice: usize,
+    },
+}
+
+/// What is done, and at which call of all threads and processes together, from 1.
+#[derive(Clone, Copy, Debug)]
+pub struct Strike {
+    /// What.
+    pub deed: Deed,
+    /// When.
+    pub point: usize,
+}
+
+impl Strike {
+    /// As words on a command line; [`Strike::parse`] reads them.
+    pub fn words(self) -> [String; 2] {
+        let deed = match self.deed {
+            Deed::Watch => "watch".to_owned(),
+            Deed::KillChain => "kill-chain".to_owned(),
+            Deed::KillPlugin => "kill-plugin".to_owned(),
+            Deed::KillDelegate => "kill-delegate".to_owned(),
+            Deed::Fail { choice } => format!("fail-{choice}"),
+        };
+        [deed, self.point.to_string()]
+    }
+
+    /// Reads what [`Strike::words`] wrote.
+    ///
+    /// # Errors
+    /// When it did not.
+    pub fn parse(deed: &str, point: &str) -> Result<Self> {
+        let deed = match (deed, deed.strip_prefix("fail-")) {
+            ("watch", _) => Deed::Watch,
+            ("kill-chain", _) => Deed::KillChain,
+            ("kill-plugin", _) => Deed::KillPlugin,
+            ("kill-delegate", _) => Deed::KillDelegate,
+            (_, Some(choice)) => Deed::Fail {
+                choice: choice.parse()?,
+            },
+            (other, None) => bail!("unknown deed {other:?}"),
+        };
+        let point = point.parse().context("point")?;
+        Ok(Self { deed, point })
+    }
+}
+
+/// Where the strike hit.
+#[derive(Clone, Debug, Default)]
+pub struct Struck {
+    /// The program that was about to call.
+    pub program: String,
+    /// The call.
+    pub call: String,
+    /// The error that it got; 0 where it was killed.
+    pub errno: i32,
+}
+
+/// What the tracer saw.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Exit status of the plugin; 128 and the signal where one ended it.
+    pub status: i32,
+    /// Calls up to the strike, or all.
+    pub counted: usize,
+    /// `None` when the program ended before the point, or its call has no such error.
+    pub struck: Option<Struck>,
+    /// [`Deed::Watch`]: all calls in their order.
+    pub calls: Vec<Call>,
+}
+
+/// A system call that was made.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// Who made it.
+    pub program: String,
+    /// Its name.
+    pub name: String,
+    /// Whether the plugin itself made it, or whom it called.
+    pub by_delegate: bool,
+}
+
+impl Report {
+    /// As JSON; [`Report::parse`] reads it.
+    pub fn encode(&self) -> String {
+        let struck = self.struck.as_ref();
+        json!({
+            "status": self.status,
+            "counted": self.counted,
+            "struck": struck.map(|it| json!({"program": it.program, "call": it.call, "errno": it.errno})),
+            "calls": self.calls.iter().map(|it| json!([it.program, it.name, it.by_delegate])).collect::<Vec<_>>(),
+        })
+        .to_string()
+    }
+
+    /// Reads what [`Report::encode`] wrote.
+    ///
+    /// # Errors
+    /// When it did not.
+    pub fn parse(text: &str) -> Result<Self> {
+        let value: Value = serde_json::from_str(text).context("read the tracer's report")?;
+        let number = |value: &Value| value.as_i64().unwrap_or_default();
+        let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let struck = &value["struck"];
+        Ok(Self {
+            status: number(&value["status"]).try_into()?,
+            counted: number(&value["counted"]).try_into()?,
+            struck: struck.is_object().then(|| Struck {
+                program: word(&struck["program"]),
+                call: word(&struck["call"]),
+                errno: number(&struck["errno"]) as i32,
+            }),
+            calls: value["calls"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|call| Call {
+                    program: word(&call[0]),
+                    name: word(&call[1]),
+                    by_delegate: call[2] == true,
+                })
+                .collect(),
+        })
+    }
+}

@@ -1,0 +1,478 @@
+//! One accident at every point of a verb, and what is to be true afterwards.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::scope;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
+use serde_json::Value;
+use testkit::{Outcome, conf};
+
+use crate::calls;
+use crate::node::{Chain, IFNAME, Node};
+use crate::strike::{Deed, Report, Strike, Struck};
+
+/// A verb that has accidents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verb {
+    /// ADD
+    Add,
+    /// DEL
+    Del,
+    /// CHECK
+    Check,
+    /// GC
+    Gc,
+}
+
+/// All of them.
+pub const VERBS: [Verb; 4] = [Verb::Add, Verb::Del, Verb::Check, Verb::Gc];
+
+/// What the runtime does after the accident.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recovery {
+    /// DEL as usual.
+    Del,
+    /// DEL when the pod's namespace is gone, with neither a result nor runtimeConfig.
+    DelBare,
+    /// DEL with an empty CNI_NETNS, while something keeps the namespace alive.
+    DelElsewhere,
+    /// The pod's namespace goes and the runtime forgets it: GC.
+    Gc,
+}
+
+const RECOVERIES: [Recovery; 4] = [
+    Recovery::Del,
+    Recovery::DelBare,
+    Recovery::DelElsewhere,
+    Recovery::Gc,
+];
+
+/// A verb of a chain, and what is done to it.
+#[derive(Clone)]
+pub struct Sweep {
+    /// The chain.
+    pub chain: Chain,
+    /// The verb.
+    pub verb: Verb,
+    /// The accident; the choice of [`Deed::Fail`] is gone through.
+    pub deed: Deed,
+    /// Try every n-th point, with one way to recover and one error each; 1 tries all of all.
+    pub stride: usize,
+    /// Begin with this point.
+    pub offset: usize,
+}
+
+/// What came of sweeps.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Accidents that happened.
+    pub points: usize,
+    /// Runs that ended before the accident could happen.
+    pub missed: usize,
+    /// Failed calls that the plugin could do without.
+    pub harmless: usize,
+    /// Plugins that ended without a word for want of memory, or before they began.
+    pub aborted: usize,
+    /// What should not be: one text each.
+    pub findings: Vec<String>,
+}
+
+impl Tally {
+    /// Adds another.
+    pub fn add(&mut self, other: Self) {
+        self.points += other.points;
+        self.missed += other.missed;
+        self.harmless += other.harmless;
+        self.aborted += other.aborted;
+        self.findings.extend(other.findings);
+    }
+}
+
+/// One accident.
+#[derive(Clone, Copy, Debug)]
+struct Point {
+    strike: Strike,
+    recovery: Recovery,
+}
+
+impl Sweep {
+    /// Has all accidents on `workers` nodes at once; `exe` is the program that traces.
+    ///
+    /// # Errors
+    /// When the verb does not work without accidents.
+    pub fn run(&self, exe: &str, workers: usize) -> Result<Tally> {
+        let points = self.points(exe)?;
+        let next = AtomicUsize::new(0);
+        let total = Mutex::new(Tally::default());
+        scope(|scope| {
+            for _ in 0..workers {
+                scope.spawn(|| {
+                    let tally = self.work(exe, &points, &next);
+                    total.lock().expect("a worker panicked").add(tally);
+                });
+            }
+        });
+        total.into_inner().context("a worker panicked")
+    }
+
+    /// Sees what calls the verb makes, and chooses among them.
+    fn points(&self, exe: &str) -> Result<Vec<Point>> {
+        let node = Node::new(&self.chain)?;
+        let watch = Strike {
+            deed: Deed::Watch,
+            point: 0,
+        };
+        let scene = Scene {
+            node: &node,
+            exe,
+            verb: self.verb,
+        };
+        let (report, outcome) = scene.accident(watch)?;
+        ensure!(
+            outcome.code() == 0,
+            "{} fails without an accident: {outcome}",
+            self.name()
+        );
+        let calls = &report.calls;
+        let delegates = || {
+            calls
+                .iter()
+                .enumerate()
+                .filter(|(_, call)| call.by_delegate)
+        };
+        let numbers: Vec<usize> = match self.deed {
+            Deed::KillDelegate => (1..=delegates().count()).collect(),
+            Deed::KillPlugin => delegates().map(|(at, _)| at + 1).collect(),
+            _ => (1..=calls.len()).collect(),
+        };
+        let mut all = Vec::new();
+        for (at, point) in numbers
+            .into_iter()
+            .enumerate()
+            .skip(self.offset % self.stride)
+            .step_by(self.stride)
+        {
+            let turn = at / self.stride;
+            let recoveries = self.recoveries();
+            let ways: Vec<usize> = match self.deed {
+                Deed::Fail { .. } => (0..calls::errors(&calls[point - 1].name).len()).collect(),
+                _ => vec![0],
+            };
+            if ways.is_empty() {
+                continue;
+            }
+            // A helper of the system has as many calls as we have, of which few matter to us.
+            let helper = calls
+                .get(point - 1)
+                .is_some_and(|call| HELPERS.contains(&call.program.as_str()));
+            if self.stride > 1 || helper {
+                let recovery = recoveries[turn % recoveries.len()];
+                all.push(self.point(point, ways[turn % ways.len()], recovery));
+                continue;
+            }
+            for way in &ways {
+                for recovery in &recoveries {
+                    all.push(self.point(point, *way, *recovery));
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    fn point(&self, point: usize, choice: usize, recovery: Recovery) -> Point {
+        let deed = match self.deed {
+            Deed::Fail { .. } => Deed::Fail { choice },
+            deed => deed,
+        };
+        Point {
+            strike: Strike { deed, point },
+            recovery,
+        }
+    }
+
+    /// After a call that failed the runtime may always come with all it knows.
+    fn recoveries(&self) -> Vec<Recovery> {
+        let all = match (self.deed, self.verb) {
+            (Deed::Fail { .. } | Deed::KillDelegate, _) | (_, Verb::Check) => &RECOVERIES[..1],
+            _ => &RECOVERIES,
+        };
+        let possible = |it: &&Recovery| !(self.chain.in_pod && **it == Recovery::DelElsewhere);
+        all.iter().filter(possible).copied().collect()
+    }
+
+    fn name(&self) -> String {
+        let deed = match self.deed {
+            Deed::Watch => "watch",
+            Deed::KillChain => "kill all",
+            Deed::KillPlugin => "kill the plugin alone",
+            Deed::KillDelegate => "kill the delegate alone",
+            Deed::Fail { .. } => "fail",
+        };
+        format!("{}, {:?}, {deed}", self.chain.name, self.verb)
+    }
+
+    fn work(&self, exe: &str, points: &[Point], next: &AtomicUsize) -> Tally {
+        let mut tally = Tally::default();
+        let mut node = None;
+        while let Some(point) = points.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let ready = match node.take() {
+                Some(node) => Ok(node),
+                None => Node::new(&self.chain),
+            };
+            let ready = match ready {
+                Ok(node) => node,
+                Err(error) => {
+                    tally
+                        .findings
+                        .push(format!("{}: make a node: {error:#}", self.name()));
+                    continue;
+                }
+            };
+            let mut at = None;
+            let scene = Scene {
+                node: &ready,
+                exe,
+                verb: self.verb,
+            };
+            let mut body = || scene.play(*point, &mut tally, &mut at);
+            let done = catch_unwind(AssertUnwindSafe(&mut body))
+                .unwrap_or_else(|panic| Err(anyhow::Error::msg(text(&*panic))));
+            match done {
+                Ok(()) => node = Some(ready),
+                // What is left would be found again and again: the next one gets another node.
+                Err(error) => tally.findings.push(format!(
+                    "{}, point {}, {}, then {:?}: {error:#}",
+                    self.name(),
+                    point.strike.point,
+                    at.map_or_else(String::new, |at| at.to_string()),
+                    point.recovery
+                )),
+            }
+        }
+        tally
+    }
+}
+
+impl std::fmt::Display for Struck {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {}", self.call, self.program)?;
+        match self.errno {
+            0 => Ok(()),
+            errno => write!(f, " = {:?}", Errno::from_raw(errno)),
+        }
+    }
+}
+
+fn text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_default()
+}
+
+/// A node, and the verb that has its accident there.
+struct Scene<'a> {
+    node: &'a Node,
+    exe: &'a str,
+    verb: Verb,
+}
+
+impl Scene<'_> {
+    /// The whole story of one point.
+    fn play(&self, point: Point, tally: &mut Tally, at: &mut Option<Struck>) -> Result<()> {
+        let (report, outcome) = self.accident(point.strike)?;
+        *at = report.struck.clone();
+        let no_memory = |struck: &Struck| calls::is_memory(&struck.call);
+        let excused = outcome.code() == ABORTED && at.as_ref().is_some_and(no_memory);
+        let panicked = outcome.stderr().contains("panicked at");
+        if !excused && (panicked || outcome.stdout().contains("panic:")) {
+            bail!("panic: {outcome}");
+        }
+        let Some(struck) = report.struck else {
+            tally.missed += 1;
+            return self.after(&outcome, Recovery::Del);
+        };
+        tally.points += 1;
+        let answered = match point.strike.deed {
+            Deed::KillChain | Deed::KillPlugin | Deed::Watch => false,
+            Deed::KillDelegate => self.answered(&outcome, None, tally)?,
+            Deed::Fail { .. } => self.answered(&outcome, Some((&struck, point.strike)), tally)?,
+        };
+        if answered && outcome.code() == 1 && self.verb == Verb::Add && !self.node.is_cold() {
+            self.node.is_clean().context("rolled back, but")?;
+        }
+        if answered && outcome.code() == 0 {
+            self.succeeded(&outcome)?;
+        }
+        self.after(&outcome, point.recovery)
+    }
+
+    /// Brings the node to where the verb is about to run, and runs it.
+    fn accident(&self, strike: Strike) -> Result<(Report, Outcome)> {
+        let node = self.node;
+        if node.is_cold() {
+            node.make_cold();
+        }
+        let conf = node.conf(&node.victim);
+        let file = format!("{}/report", node.dir());
+        let [deed, point] = strike.words();
+        let traced = || {
+            node.cni()
+                .under(&[self.exe, "trace", &file, &deed, &point, "--"])
+        };
+        let outcome = match self.verb {
+            Verb::Add => traced().add(&conf, &node.victim, IFNAME),
+            Verb::Del => traced().del(&self.added(&conf), &node.victim, IFNAME),
+            Verb::Check => traced().check(&self.added(&conf), &node.victim, IFNAME),
+            Verb::Gc => {
+                self.added(&conf);
+                node.without_pod(|| traced().gc(&node.gc_conf()))
+            }
+        };
+        let report =
+            std::fs::read_to_string(&file).with_context(|| format!("no report: {outcome}"))?;
+        std::fs::remove_file(&file)?;
+        Ok((Report::parse(&report)?, outcome))
+    }
+
+    /// Attaches without an accident; the configuration as the runtime sends it from then on.
+    fn added(&self, conf: &Value) -> Value {
+        let added = self.node.cni().add(conf, &self.node.victim, IFNAME);
+        conf::with_prev(conf, &added.result())
+    }
+
+    /// Whether the plugin lived to say how it went; what it says must be sound then.
+    fn answered(
+        &self,
+        outcome: &Outcome,
+        failed: Option<(&Struck, Strike)>,
+        tally: &mut Tally,
+    ) -> Result<bool> {
+        match outcome.code() {
+            0 => tally.harmless += 1,
+            1 => {
+                let error = outcome.error();
+                if let Some((struck, _)) = failed {
+                    let said = format!("{} {}", error.msg, error.details).to_lowercase();
+                    ensure!(names_cause(&said, struck), "the cause is lost: {outcome}");
+                }
+            }
+            code => {
+                let Some((struck, strike)) = failed else {
+                    bail!("ended with {code}: {outcome}");
+                };
+                // Whoever has no memory, or not even a beginning, says nothing.
+                let excused = calls::is_memory(&struck.call) || strike.point <= START;
+                ensure!(excused, "ended with {code}: {outcome}");
+                tally.aborted += 1;
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// What a verb that says it succeeded must have done.
+    fn succeeded(&self, outcome: &Outcome) -> Result<()> {
+        let node = self.node;
+        let conf = node.conf(&node.victim);
+        match self.verb {
+            Verb::Add => {
+                let after = conf::with_prev(&conf, &outcome.result());
+                node.cni().check(&after, &node.victim, IFNAME).silent();
+            }
+            Verb::Check => _ = outcome.silent(),
+            Verb::Del | Verb::Gc => {
+                outcome.silent();
+                node.is_clean().context("it says that it succeeded, but")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The runtime cleans up; then nothing is left and the next one can come.
+    fn after(&self, outcome: &Outcome, recovery: Recovery) -> Result<()> {
+        let node = self.node;
+        let conf = node.conf(&node.victim);
+        let known = match (self.verb, outcome.code()) {
+            (Verb::Add, 0) => conf::with_prev(&conf, &outcome.result()),
+            _ => conf.clone(),
+        };
+        let bare = conf::with(
+            &conf,
+            serde_json::json!({"runtimeConfig": null, "prevResult": null}),
+        );
+        let delete = |conf: &Value| node.cni().del(conf, &node.victim, IFNAME);
+        let elsewhere = || node.cni().netns("").del(&bare, &node.victim, IFNAME);
+        match recovery {
+            Recovery::Del => _ = delete(&known).silent(),
+            Recovery::DelBare => node.without_pod(|| _ = elsewhere().silent()),
+            Recovery::DelElsewhere => _ = elsewhere().silent(),
+            Recovery::Gc => node.without_pod(|| _ = node.gc().silent()),
+        }
+        if !node.is_cold() {
+            node.is_clean()?;
+        }
+        node.next_one().context("the next one")?;
+        if node.is_cold() {
+            return node.is_clean();
+        }
+        node.check_valid();
+        Ok(())
+    }
+}
+
+/// How a shell tells of SIGABRT, which a Rust program without memory ends with.
+const ABORTED: i32 = 128 + 6;
+
+/// Programs that are executed, by the name that the kernel shows.
+const HELPERS: [&str; 9] = [
+    "sh",
+    "iptables",
+    "ip6tables",
+    "iptables-save",
+    "ip6tables-save",
+    "iptables-restor",
+    "ip6tables-resto",
+    "xtables-nft-mul",
+    "modprobe",
+];
+
+/// Calls that are made before `main`: the C library's and the Rust runtime's.
+const START: usize = 30;
+
+/// Whether an error tells what the kernel told.
+fn names_cause(said: &str, struck: &Struck) -> bool {
+    let errno = Errno::from_raw(struck.errno);
+    let libc = std::io::Error::from_raw_os_error(struck.errno).to_string();
+    let mut texts = vec![
+        libc.to_lowercase()
+            .split(" (os error")
+            .next()
+            .unwrap_or_default()
+            .to_owned(),
+        // What cannot be looked at in one directory is looked for in the next.
+        "failed to find plugin".to_owned(),
+        errno.desc().to_lowercase(),
+        format!("({})", struck.errno),
+        format!("error {}", struck.errno),
+    ];
+    if calls::is_memory(&struck.call) {
+        // Threads that get no stack, and delegates that got no memory.
+        texts.extend(["resource temporarily unavailable", "signal", "memory"].map(str::to_owned));
+    }
+    texts.iter().any(|text| said.contains(text))
+}
+
+/// How often each text is among `findings`, its numbers aside.
+pub fn grouped(findings: &[String]) -> BTreeMap<String, usize> {
+    let mut groups = BTreeMap::new();
+    for finding in findings {
+        let plain: String = finding.chars().filter(|c| !c.is_ascii_digit()).collect();
+        *groups.entry(plain).or_insert(0) += 1;
+    }
+    groups
+}
