@@ -29,6 +29,11 @@ const KNOWN: &[Known] = &[
         why: "plugins before v1.5 let everybody read reservations; names and content are compared apart",
     },
     Known {
+        line: "dir /var/lib/cni/networks",
+        words: &[],
+        why: "ours lets only root see who has which address",
+    },
+    Known {
         line: " /var/lib/cni/networks/.podwire",
         words: &[],
         why: "our index of owners, so that DEL need not read every reservation",
@@ -42,6 +47,21 @@ const KNOWN: &[Known] = &[
         line: "/ndisc_notify = ",
         words: &[],
         why: "ours has the kernel announce IPv6 addresses, too, when the port forwards",
+    },
+    Known {
+        line: "conf/cni0-blue/accept_dad = ",
+        words: &[],
+        why: "as for cni0",
+    },
+    Known {
+        line: "conf/cni0/accept_dad = ",
+        words: &[],
+        why: "nobody else can have the link-local address of a bridge that is a moment old",
+    },
+    Known {
+        line: "conf/eth0/accept_dad = ",
+        words: &[],
+        why: "the peer's macvlan waits for it; bridge, and ours, do not (enabledad has tests of its own)",
     },
     Known {
         line: "addr on ",
@@ -287,6 +307,35 @@ fn arguments_are_alike() {
 }
 
 #[test]
+fn macvlan_lives_alike() {
+    let ipam = json!({"routes": [{"dst": "0.0.0.0/0"}, {"dst": "fd09::/64", "gw": "fd01::9"}]});
+    let layer_3 = conf::with(
+        &conf::macvlan(&["10.1.0.0/24", "fd01::/64"]),
+        json!({"ipam": ipam, "cniVersion": "1.0.0"}),
+    );
+    let layer_2 = conf::at(&conf::macvlan_l2(), "1.0.0");
+    for (conf, args) in [
+        (layer_3.clone(), ""),
+        (conf::at(&layer_3, "0.2.0"), ""),
+        (conf::at(&layer_3, "0.4.0"), ""),
+        (conf::with(&layer_3, json!({"mode": "private"})), ""),
+        (
+            conf::with(&layer_3, json!({"mode": "vepa", "mtu": 1400})),
+            "",
+        ),
+        (layer_2.clone(), ""),
+        (conf::at(&layer_2, "0.3.1"), "IgnoreUnknown=1;FOO=1"),
+    ] {
+        let pair = Pair::new();
+        let pods = pair.both(|sandbox, _| {
+            sandbox.wire();
+            [sandbox.pod("a"), sandbox.pod("b")]
+        });
+        life_in(&pair, &pods, "macvlan", &conf, args);
+    }
+}
+
+#[test]
 fn loopback_lives_alike() {
     let pair = Pair::new();
     let pods = pair.both(|sandbox, _| [sandbox.pod("a"), sandbox.pod("b")]);
@@ -388,6 +437,33 @@ fn the_words_of_failures_are_alike() {
             conf::with(&conf::bridge_l2(), json!({"ipam": {"type": "../nope"}})),
             "",
         ),
+        ("macvlan", conf::macvlan_l2(), "FOO=1"),
+        ("macvlan", conf::macvlan_l2(), "IgnoreUnknown=1;MAC=x"),
+        (
+            "macvlan",
+            conf::with(&conf::macvlan_l2(), json!({"mode": "x"})),
+            "",
+        ),
+        (
+            "macvlan",
+            conf::with(&conf::macvlan_l2(), json!({"mtu": 1501})),
+            "",
+        ),
+        (
+            "macvlan",
+            conf::with(&conf::macvlan_l2(), json!({"master": "eth9"})),
+            "",
+        ),
+        (
+            "macvlan",
+            conf::with(&conf::macvlan_l2(), json!({"master": null})),
+            "",
+        ),
+        (
+            "macvlan",
+            conf::with(&conf::macvlan_l2(), json!({"ipam": {"type": "nope"}})),
+            "",
+        ),
         ("bridge", conf::bridge_l2(), "FOO=1"),
         ("bridge", conf::bridge_l2(), "MAC"),
         ("host-local", with_ipam(json!({"type": "host-local"})), ""),
@@ -439,6 +515,7 @@ fn the_words_of_failures_are_alike() {
         let pair = Pair::new();
         let conf = conf::at(&conf, "1.0.0");
         let messages = pair.both(|sandbox, suite| {
+            sandbox.wire();
             let pod = sandbox.pod("a");
             let cni = sandbox.cni(plugin).suite(suite).args(args);
             let msg = ADD(cni, &conf, &pod).error().msg;

@@ -101,6 +101,48 @@ fn a_pod_of_one_suite_is_deleted_by_the_other_without_its_netns() {
 }
 
 #[test]
+fn a_macvlan_of_one_suite_is_checked_and_deleted_by_the_other() {
+    for (from, to) in SWITCHES {
+        for mode in ["bridge", "passthru"] {
+            let sandbox = Sandbox::new();
+            let _segment = sandbox.segment();
+            let pod = sandbox.pod("a");
+            // Ours takes the peer's reservations into its index when it checks them.
+            let index = " /var/lib/cni/networks/.podwire";
+            let snapshot = allowed(&sandbox, to).allow(index);
+            let conf = conf::at(&conf::macvlan(&["10.1.0.0/24", "fd01::/64"]), "1.0.0");
+            let conf = conf::with(&conf, json!({"mode": mode}));
+            let call = |suite: Suite| sandbox.cni("macvlan").suite(suite);
+            let result = call(from).add(&conf, &pod, "eth0").result();
+            let conf = conf::with_prev(&conf, &result);
+            call(to).check(&conf, &pod, "eth0").silent();
+            assert_eq!(pod.ping(testkit::MACHINE[0], 1), [true]);
+            call(to).del(&conf, &pod, "eth0").silent();
+            snapshot.assert_unchanged();
+        }
+    }
+}
+
+#[test]
+fn pods_of_both_suites_share_a_wire() {
+    let sandbox = Sandbox::new();
+    let segment = sandbox.segment();
+    let conf = conf::at(&conf::macvlan(&["10.1.0.0/24"]), "1.0.0");
+    let pods = [Suite::Ours, Suite::Peer].map(|suite| {
+        let pod = sandbox.pod(&format!("of{suite:?}"));
+        let cni = sandbox.cni("macvlan").suite(suite);
+        cni.add(&conf, &pod, "eth0").result();
+        pod
+    });
+    assert_eq!(pods[0].ping("10.1.0.3", 2), [true, true]);
+    assert_eq!(segment.machine.ping("10.1.0.3", 1), [true]);
+    // Theirs goes, ours stays.
+    let cni = sandbox.cni("macvlan");
+    cni.del(&conf, &pods[1], "eth0").silent();
+    assert_eq!(segment.machine.ping("10.1.0.2", 1), [true]);
+}
+
+#[test]
 fn pods_of_both_suites_share_a_bridge() {
     for (from, to) in SWITCHES {
         let sandbox = Sandbox::new();
