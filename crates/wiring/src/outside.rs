@@ -67,7 +67,7 @@ pub fn masquerade(
         let owner = owner.clone();
         let addresses: Vec<_> = wanted.addresses.iter().map(|it| it.ip()).collect();
         undo.push("remove masquerade", move || {
-            Leftovers::remove_masquerade(&owner, || addresses)
+            Leftovers::remove_masquerade(&owner, || Some(addresses))
         });
     }
     backend.masquerade(&wanted)
@@ -91,7 +91,21 @@ pub fn remove_masquerade(owner: &Attachment, netns: Option<&NetnsPath>, call: &C
     Leftovers::remove_masquerade(owner, || {
         in_the_pod(netns, owner)
             .or_else(|| in_the_result(call))
-            .unwrap_or_default()
+            .or_else(|| (!has_sibling(owner)).then(Vec::new))
+    })
+}
+
+/// Whether another interface of the container on the network lives: its host veth
+/// names it. Those of the Go plugins do not.
+fn has_sibling(owner: &Attachment) -> bool {
+    let (own, ifname) = (owner.alias(), owner.ifname.as_str());
+    let Some(container) = own.strip_suffix(ifname) else {
+        return false;
+    };
+    let links = Netlink::open().and_then(|host| host.list_links());
+    links.unwrap_or_default().iter().any(|link| {
+        let alias = link.alias.as_deref().unwrap_or_default();
+        alias.starts_with(container) && alias != own
     })
 }
 
@@ -102,13 +116,17 @@ fn in_the_pod(netns: Option<&NetnsPath>, owner: &Attachment) -> Option<Vec<IpAdd
     let link = pod.find_link(owner.ifname.as_str()).ok()??;
     let addresses = pod.list_addresses(link.index, None).ok()?;
     let global = addresses.iter().filter(|it| !it.local_scope);
-    Some(global.map(|it| it.address.ip()).collect())
+    known(global.map(|it| it.address.ip()).collect())
 }
 
 /// Its addresses as ADD reported them.
 fn in_the_result(call: &Call) -> Option<Vec<IpAddr>> {
     let previous = call.prev_result().ok()??;
-    Some(previous.ips.iter().map(|ip| ip.address.ip()).collect())
+    known(previous.ips.iter().map(|ip| ip.address.ip()).collect())
+}
+
+fn known(addresses: Vec<IpAddr>) -> Option<Vec<IpAddr>> {
+    Some(addresses).filter(|all| !all.is_empty())
 }
 
 /// Drops what the pod sends with another MAC than its own.
@@ -128,12 +146,13 @@ pub fn check_spoofing(owner: &Attachment, pair: &VethPair, undo: &mut Undo) -> R
     })
 }
 
-/// A check of an interface that is gone does no harm: to remove it is no reason to fail.
-pub fn remove_spoof_check(owner: &Attachment) {
-    let removed = Nftables::open().and_then(|nftables| nftables.remove_spoof_check(owner));
-    if let Err(error) = removed {
-        eprintln!("remove spoof check: {error:#}");
-    }
+/// DEL: removes the check of what the pod sends. One that is left would drop
+/// nobody's packets, and would be left for good.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn remove_spoof_check(owner: &Attachment) -> Result<()> {
+    Leftovers::remove_spoof_check(owner)
 }
 
 /// GC: a port that went with its namespace has left its check.

@@ -100,7 +100,9 @@ impl Plugin for Bridge {
             port::delete_host_veth(attachment)
         });
         if request.conf.macspoofchk {
-            outside::remove_spoof_check(attachment);
+            all.step("remove spoof check", || {
+                outside::remove_spoof_check(attachment)
+            });
         }
         if request.call.has_ipam() && !released_first {
             // Last: nobody may get the address while something still answers to it.

@@ -118,7 +118,9 @@ impl Plugin for Vxlan {
             port::delete_host_veth(attachment)
         });
         if request.conf.macspoofchk {
-            outside::remove_spoof_check(attachment);
+            all.step("remove spoof check", || {
+                outside::remove_spoof_check(attachment)
+            });
         }
         if request.call.has_ipam() && !released_first {
             // Last: nobody may get the address while something still answers to it.
@@ -271,15 +273,14 @@ fn ensure_device(
 
 /// Where the node forwards, networks would reach each other through it.
 fn keep_apart(apart: &Apart) -> Result<()> {
-    let nftables = Nftables::open()?;
-    if !nftables.is_there() {
+    let Some(nftables) = Nftables::find()? else {
         // As with the bridges of any other plugin.
         eprintln!(
             "keep {} apart from other networks: the kernel lacks nf_tables",
             apart.network
         );
         return Ok(());
-    }
+    };
     nftables
         .keep_apart(apart)
         .context("keep the network apart from others")
