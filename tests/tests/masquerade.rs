@@ -510,6 +510,35 @@ fn two_interfaces_of_a_container_on_one_network_go_one_by_one() {
 }
 
 #[test]
+fn the_other_interface_keeps_its_masquerade_though_del_knows_no_addresses() {
+    beyond_peer("without a netns nothing is removed", || {
+        each(&BackEnd::ALL, |node| {
+            let _server = node.outside.serve(80);
+            let (pod, _) = node.pod("a");
+            let second = conf::with(
+                &node.conf(),
+                json!({"isDefaultGateway": false, "isGateway": true}),
+            );
+            node.cni().add(&second, &pod, "net1").result();
+            pod.sh("ip route replace 192.0.2.9 via 10.1.0.1 dev net1 src 10.1.0.3");
+            // Neither netns nor prevResult.
+            node.cni()
+                .netns("")
+                .del(&node.conf(), &pod, "eth0")
+                .silent();
+            let seen = pod.ask("tcp", OUTSIDE[0], 80);
+            assert_eq!(seen, "outside sees 192.0.2.1", "{:?}", node.back_end);
+            // Whose jump the first was, nobody knew: GC takes what DEL left.
+            node.cni().del(&second, &pod, "net1").silent();
+            let gc = conf::with_valid(&node.conf(), &[]);
+            node.cni().gc(&gc).silent();
+            let rules = node.rules();
+            assert!(!rules.contains("CNI-"), "{:?}: {rules}", node.back_end);
+        });
+    });
+}
+
+#[test]
 fn del_succeeds_when_the_rules_are_gone_already() {
     let gone = "for it in iptables-legacy ip6tables-legacy; do $it -t nat -F; $it -t nat -X; done
         nft flush ruleset";

@@ -150,9 +150,14 @@ pub struct Leftovers;
 
 impl Leftovers {
     /// Removes the masquerade of one interface from wherever it is.
+    ///
+    /// In iptables, interfaces of a container on one network share a chain, and
+    /// only an address tells whose jump is whose. `addresses` are this one's; none,
+    /// if nobody knows them and the chain is nobody else's; `None`, if nobody
+    /// knows them and another interface lives: then all stays for its DEL, or GC.
     pub fn remove_masquerade(
         owner: &Attachment,
-        addresses: impl FnOnce() -> Vec<IpAddr>,
+        addresses: impl FnOnce() -> Option<Vec<IpAddr>>,
     ) -> Result<()> {
         let chain = names::prefixed(28, "CNI-", &joined(owner));
         let remove = |backend: &dyn Backend, addresses: &[IpAddr]| {
@@ -164,9 +169,10 @@ impl Leftovers {
             all.step("remove masquerade", || remove(nftables, &[]));
         }
         all.step("remove masquerade", || {
-            match iptables_may_hold(&nftables, &[chain])? {
-                true => remove(&Iptables::new(), &addresses()),
-                false => Ok(()),
+            let held = iptables_may_hold(&nftables, &[chain])?;
+            match held.then(addresses).flatten() {
+                Some(addresses) => remove(&Iptables::new(), &addresses),
+                None => Ok(()),
             }
         });
         all.finish()
