@@ -11,7 +11,7 @@ use cni::conf::NetConf;
 use cni::env::{ContainerId, IfName};
 use cni::json::Json;
 use cni::version::Version;
-use nat::nftables::SpoofCheck;
+use nat::nftables::{Apart, SpoofCheck};
 use nat::node::{Asked, Pod, Report};
 use netlink::Mac;
 use netns::NetNs;
@@ -159,6 +159,7 @@ fn pod(cached: &CachedAttachment, list: &NetworkList) -> Result<Pod> {
         masquerade: None,
         ports: None,
         spoof_check: None,
+        apart: None,
     };
     for plugin in &list.plugins {
         let document = document(cached, list, plugin)?;
@@ -170,6 +171,21 @@ fn pod(cached: &CachedAttachment, list: &NetworkList) -> Result<Pod> {
                 pod.masquerade =
                     masquerade(&pod.owner, &keys, &result).map(|it| it.filter(|_| has_ipam))?;
                 pod.spoof_check = spoof_check(&pod.owner, &keys, &result)?;
+            }
+            "vxlan" => {
+                let keys: Keys = document.decode()?;
+                let network = overlay::Network::new(&document.decode()?, &list.name)?;
+                pod.spoof_check = spoof_check(&pod.owner, &keys, &result)?;
+                pod.masquerade = masquerade(&pod.owner, &keys, &result)?;
+                if let Some(masquerade) = &mut pod.masquerade {
+                    // Behind the device are members of the network.
+                    let routed = network.mode == overlay::Mode::L3;
+                    masquerade.what.not_through = routed.then(|| network.device());
+                }
+                pod.apart = keys.forwards(network.mode).then(|| Apart {
+                    network: network.name.clone(),
+                    devices: vec![network.bridge.to_string(), network.device()],
+                });
             }
             "portmap" => {
                 let plan = portmap::plan::Plan::new(&document.decode()?)?;
@@ -200,6 +216,17 @@ struct Keys {
     ip_masq_backend: Option<String>,
     ip_masq_random_fully: bool,
     macspoofchk: bool,
+    is_gateway: Option<bool>,
+    is_default_gateway: Option<bool>,
+}
+
+impl Keys {
+    /// Whether the node forwards for the pods of a vxlan network.
+    fn forwards(&self, mode: overlay::Mode) -> bool {
+        mode == overlay::Mode::L3
+            || self.is_gateway == Some(true)
+            || self.is_default_gateway == Some(true)
+    }
 }
 
 fn masquerade(
@@ -295,6 +322,16 @@ mod tests {
         assert_eq!(ports.what.mappings[0].host_port, 8080);
         let check = pod.spoof_check.unwrap();
         assert_eq!((check.host_veth.as_str(), check.mac[5]), ("veth1", 3));
+    }
+
+    #[test]
+    fn members_of_an_overlay_are_not_masqueraded_and_others_kept_apart() {
+        let conf = json!([{"type": "vxlan", "vni": 5, "ipMasq": true, "bridge": "vx0",
+            "ipam": {"type": "host-local"}}]);
+        let pod = pod_of(&conf).unwrap();
+        let masquerade = pod.masquerade.unwrap().what;
+        assert_eq!(masquerade.not_through.as_deref(), Some("vxlan.5"));
+        assert_eq!(pod.apart.unwrap().devices, ["vx0", "vxlan.5"]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::choice;
 use crate::hostport::{HostPorts, Notice, Snat};
 use crate::iptables::{Changes, Iptables, Tables};
 use crate::masquerade::Masquerade;
-use crate::nftables::{self, Family, Nftables, Ruleset, SpoofCheck};
+use crate::nftables::{self, Apart, Family, Nftables, Ruleset, SpoofCheck};
 
 /// What an attachment wants of the node.
 #[derive(Clone, Debug)]
@@ -30,6 +30,8 @@ pub struct Pod {
     pub ports: Option<Asked<HostPorts>>,
     /// Whether its frames are looked at.
     pub spoof_check: Option<SpoofCheck>,
+    /// Whether its network is kept apart from others.
+    pub apart: Option<Apart>,
 }
 
 /// Something that a configuration wants.
@@ -226,7 +228,7 @@ impl Plan {
     fn resync(pods: &[Pod]) -> Result<Self> {
         let mut plan = Self::new(Node::read()?);
         let (mut nftables, mut iptables) = (Things::default(), Things::default());
-        let mut spoof_checks = Vec::new();
+        let (mut spoof_checks, mut networks) = (Vec::new(), Vec::<&Apart>::new());
         let mut opened = false;
         for pod in pods {
             if let Some(Asked { what, backend }) = &pod.masquerade
@@ -257,11 +259,25 @@ impl Plan {
                 plan.done("spoof check", &pod.owner);
             }
         }
+        for apart in pods.iter().filter_map(|pod| pod.apart.as_ref()) {
+            // Without nf_tables, networks are not kept apart.
+            if let Some(ruleset) = &plan.node.ruleset
+                && !networks.contains(&apart)
+                && !ruleset.keeps_apart(apart)
+            {
+                networks.push(apart);
+                let line = format!("separation of {}", apart.network);
+                plan.report.done.push(line);
+            }
+        }
         plan.first = plan
             .node
             .tables
             .additions(&iptables.masquerades, &iptables.ports)?;
         plan.add(&nftables)?;
+        if !networks.is_empty() {
+            plan.node.ruleset()?.keep_apart(&networks)?;
+        }
         if !spoof_checks.is_empty() {
             plan.node.ruleset()?.add_spoof_checks(&spoof_checks)?;
         }

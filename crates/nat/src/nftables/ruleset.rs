@@ -12,7 +12,7 @@ use super::go;
 use super::hostport::{self, layout};
 use super::listing::Listed;
 use super::transaction::{Family, Transaction};
-use super::{Nftables, SpoofCheck, masquerade, spoof};
+use super::{Apart, Nftables, SpoofCheck, masquerade, networks, spoof};
 use crate::backend::Backend;
 use crate::hostport::{HostPorts, Notice};
 use crate::masquerade::Masquerade;
@@ -94,6 +94,23 @@ impl Ruleset {
     pub fn add_spoof_checks(&mut self, all: &[&SpoofCheck]) -> Result<()> {
         let additions = spoof::add_all(&self.nftables.socket, all)?;
         self.changes.extend(additions);
+        Ok(())
+    }
+
+    /// Whether nothing is missing of what keeps a network apart.
+    pub fn keeps_apart(&self, wanted: &Apart) -> bool {
+        self.nftables.check_apart(wanted).is_ok()
+    }
+
+    /// Keeps networks apart.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn keep_apart(&mut self, all: &[&Apart]) -> Result<()> {
+        for wanted in all {
+            let changes = networks::add(&self.nftables.socket, wanted)?;
+            self.changes.extend(changes);
+        }
         Ok(())
     }
 
