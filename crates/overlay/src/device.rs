@@ -53,6 +53,10 @@ impl Device {
     }
 
     fn missing(host: &Netlink, network: &Network) -> Result<Self> {
+        // The kernel would say so, too, but not before a bridge has been made.
+        if let Some(error) = taken(host, network)? {
+            return Err(error);
+        }
         let underlay = Underlay::find(host, network)?;
         Ok(Self {
             spec: wanted(network, &underlay.link, underlay.local, underlay.bound)?,
@@ -156,7 +160,7 @@ impl Device {
             Err(error) if error.is_exists() => match host.find_link(&self.spec.name)? {
                 // Another ADD was quicker: its device is as good.
                 Some(link) => Ok(link),
-                None => Err(taken(host, network)?),
+                None => Err(taken(host, network)?.unwrap_or(error.into())),
             },
             Err(error) => Err(error.into()),
         }
@@ -387,19 +391,17 @@ fn compare(network: &Network, found: &Vxlan, wanted: &Vxlan) -> Result<()> {
     }
 }
 
-/// Which device has the VNI, so that ours cannot be.
-fn taken(host: &Netlink, network: &Network) -> Result<anyhow::Error> {
-    let vni = network.vni;
+/// Which other device has the VNI on our port, so that ours cannot be, if one has.
+fn taken(host: &Netlink, network: &Network) -> Result<Option<anyhow::Error>> {
+    let (vni, port) = (network.vni, network.port);
     let all = host.list_vxlans()?;
-    let other = all.iter().find(|(_, vxlan)| vxlan.vni == vni);
-    let why = match other {
-        Some((name, vxlan)) => format!(
-            "{vni} is in use with other parameters: by {name}, on port {}",
-            vxlan.port
-        ),
-        None => format!("{vni} is in use on port {}", network.port),
-    };
-    Ok(fault("vni", &why))
+    let other = all
+        .iter()
+        .find(|(_, vxlan)| vxlan.vni == vni && vxlan.port == port);
+    Ok(other.map(|(name, _)| {
+        let why = format!("{vni} is in use with other parameters: by {name}, on port {port}");
+        fault("vni", &why)
+    }))
 }
 
 /// The device says nothing of its own to the peers, and hears no router among them.

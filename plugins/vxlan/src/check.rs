@@ -91,10 +91,9 @@ pub fn peers(plan: &Plan, found: &Device, bridge: Option<&Link>) -> Result<()> {
 
 /// Whether the network is kept apart from others, as far as the kernel can do it.
 pub fn apart(wanted: &Apart) -> Result<()> {
-    let nftables = Nftables::open()?;
-    match nftables.is_there() {
-        true => nftables.check_apart(wanted),
-        false => Ok(()),
+    match Nftables::find()? {
+        Some(nftables) => nftables.check_apart(wanted),
+        None => Ok(()),
     }
 }
 

@@ -59,10 +59,9 @@ pub fn remove_if_empty(conf: &Conf, network: &str) -> Result<()> {
     if host.find_link(&own)?.as_ref().is_some_and(made_by_us) {
         host.delete_link(&own)?;
     }
-    let nftables = Nftables::open()?;
-    match nftables.is_there() {
-        true => nftables.forget_network(&network.name),
-        false => Ok(()),
+    match Nftables::find()? {
+        Some(nftables) => nftables.forget_network(&network.name),
+        None => Ok(()),
     }
 }
 

@@ -176,6 +176,9 @@ fn host(sandbox: &Sandbox, n: usize) -> Netns {
          ip route add default via 172.20.{n}.1
          ip -6 route add default via 2001:db8:{n}::1"
     ));
+    host.wait_until("the wire is up", |host| {
+        host.link("eth0").expect("eth0")["operstate"] == "UP"
+    });
     host
 }
 

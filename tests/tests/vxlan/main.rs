@@ -1,4 +1,10 @@
 //! vxlan: networks that span hosts, in both modes, over both families.
 
+mod examples;
+mod faults;
+mod flannel;
 mod fleet;
+mod life;
+mod mtu;
+mod peers;
 mod traffic;

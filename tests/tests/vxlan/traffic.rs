@@ -20,10 +20,10 @@ struct Pod {
     ips: Vec<String>,
 }
 
-/// Those of `targets` that do not answer the first ping, asked all at once.
+/// Those of `targets` that do not answer, asked all at once, for ten seconds.
 pub fn silent(from: &Netns, targets: &[String]) -> Vec<String> {
     let script = format!(
-        "for ip in {}; do (ping -n -q -c 1 -W 3 $ip >/dev/null || echo $ip) & done; wait",
+        "for ip in {}; do (ping -n -q -c 1 -w 10 -i 0.5 $ip >/dev/null || echo $ip) & done; wait",
         targets.join(" ")
     );
     let mut silent: Vec<String> = from.sh(&script).lines().map(str::to_owned).collect();
@@ -61,17 +61,21 @@ fn everybody_reaches_their_own(make: Conf, underlay: Underlay) {
         let pods = pods.iter().filter(|it| (it.vni == vni) == same);
         pods.flat_map(|it| it.ips.clone()).collect()
     };
-    thread::scope(|scope| {
-        for pod in &pods {
-            scope.spawn(move || {
-                let (ours, theirs) = (ips(true, pod.vni), ips(false, pod.vni));
-                let none: [String; 0] = [];
-                let (name, wait) = (pod.netns.name(), silent(&pod.netns, &ours));
-                assert_eq!(wait, none, "{name} misses its own");
-                assert_eq!(answering(&pod.netns, &theirs), none, "{name} hears others");
-            });
-        }
-    });
+    let none: [String; 0] = [];
+    let look = |pod: &Pod| {
+        let name = pod.netns.name();
+        let (ours, theirs) = (ips(true, pod.vni), ips(false, pod.vni));
+        assert_eq!(silent(&pod.netns, &ours), none, "{name} misses its own");
+        assert_eq!(answering(&pod.netns, &theirs), none, "{name} hears others");
+    };
+    // A few at a time: it is no test of the machine.
+    for some in pods.chunks(5) {
+        thread::scope(|scope| {
+            for pod in some {
+                scope.spawn(move || look(pod));
+            }
+        });
+    }
 }
 
 #[test]

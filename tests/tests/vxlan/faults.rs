@@ -1,0 +1,198 @@
+//! Bad input: refused with the key at fault, and nothing is left.
+
+use serde_json::{Value, json};
+use testkit::{beyond_peer, conf};
+
+use crate::fleet::{Fleet, Underlay};
+use crate::traffic::WHY;
+
+/// ADD must fail with this, and leave nothing on the host.
+#[track_caller]
+fn refused(fleet: &Fleet, conf: &Value, code: u64, said: &str) {
+    let pod = fleet.pod(1, "x");
+    let before = state(fleet);
+    let error = fleet.cni(1).add(conf, &pod, "eth0").error();
+    assert_eq!((error.code, error.msg.as_str()), (code, said), "{conf}");
+    assert_eq!(state(fleet), before, "{conf}");
+    // A runtime calls DEL after that.
+    fleet.cni(1).del(conf, &pod, "eth0").silent();
+    fleet.sandbox.remove_pod(&pod);
+}
+
+/// What there is on host 1 that an ADD could leave: a host has more to it that settles by itself.
+fn state(fleet: &Fleet) -> String {
+    fleet.host(1).sh("ip -br link | cut -d' ' -f1 | sort
+         ip -o -4 address | tr -s ' ' | cut -d' ' -f2,4
+         ip route; ip -6 route | grep -v fe80 || :
+         ip neighbour show nud permanent
+         nft list ruleset
+         find /run/ipam-h1 -name '*.*.*.*' 2>/dev/null | sort || :")
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_its_key() {
+    beyond_peer(WHY, || {
+        let fleet = Fleet::new(2);
+        let segment = fleet.segment(1, 5, Underlay::V4);
+        let routed = fleet.routed(1, 5, Underlay::V4);
+        let peer = |subnet: &str| json!({"vtep": "172.20.2.2", "subnet": subnet});
+        for (conf, change, said) in [
+            (&segment, json!({"vni": null}), "vni: missing"),
+            (
+                &segment,
+                json!({"vni": 16777216}),
+                "vni: 16777216 is not between 0 and 16777215",
+            ),
+            (
+                &segment,
+                json!({"vni": -1}),
+                "vni: -1 is not between 0 and 16777215",
+            ),
+            (
+                &segment,
+                json!({"port": 0}),
+                "port: 0 is not between 1 and 65535",
+            ),
+            (
+                &segment,
+                json!({"port": 65536}),
+                "port: 65536 is not between 1 and 65535",
+            ),
+            (
+                &segment,
+                json!({"ttl": 256}),
+                "ttl: 256 is not between 0 and 255",
+            ),
+            (
+                &segment,
+                json!({"group": "10.0.0.1"}),
+                "group: 10.0.0.1 is not multicast",
+            ),
+            (
+                &segment,
+                json!({"local": "172.20.9.9"}),
+                "local: 172.20.9.9 is no address of this node",
+            ),
+            (
+                &segment,
+                json!({"dev": "eth7"}),
+                "dev: there is no interface eth7",
+            ),
+            (
+                &segment,
+                json!({"peers": [{"vtep": "172.20.1.2"}]}),
+                "peers[0].vtep: 172.20.1.2 is this node",
+            ),
+            (
+                &segment,
+                json!({"peers": [{"vtep": "172.20.2.2"}, {"vtep": "172.20.2.2"}]}),
+                "peers[1].vtep: 172.20.2.2 is that of peers[0], too",
+            ),
+            (
+                &segment,
+                json!({"peers": [{"vtep": "2001:db8:2::2"}]}),
+                "peers[0].vtep: 2001:db8:2::2 is not IPv4, as the underlay is",
+            ),
+            (
+                &routed,
+                json!({"peers": [peer("10.5.2.0/24"), {"vtep": "172.20.3.2", "subnet": "10.5.2.128/25"}]}),
+                "peers[1].subnet: 10.5.2.128/25 overlaps 10.5.2.0/24 of peers[0]",
+            ),
+            (
+                &routed,
+                json!({"peers": [peer("10.5.0.0/16")]}),
+                "peers[0].subnet: 10.5.0.0/16 overlaps 10.5.1.0/24, the subnet of this node",
+            ),
+            (
+                &routed,
+                json!({"peers": [{"vtep": "172.20.2.2"}]}),
+                "peers[0].subnet: missing: in mode l3 a peer is where a subnet is",
+            ),
+            (
+                &routed,
+                json!({"ipam": null}),
+                "ipam: missing: mode l3 routes to the pods' addresses",
+            ),
+            (
+                &routed,
+                json!({"mode": "l4"}),
+                "mode: \"l4\" is neither l2 nor l3",
+            ),
+            (
+                &routed,
+                json!({"mtu": 9000}),
+                "mtu: 9000 is more than 1450, which is what 1500 of eth0 less 50 for VXLAN leaves",
+            ),
+        ] {
+            refused(&fleet, &conf::with(conf, change), 7, said);
+        }
+        let error = "failed to load netconf: peers[0].vtep: invalid IP address: nonsense";
+        let nonsense = conf::with(&segment, json!({"peers": [{"vtep": "nonsense"}]}));
+        refused(&fleet, &nonsense, 7, error);
+    });
+}
+
+#[test]
+fn an_underlay_without_an_address_of_the_family_is_told() {
+    beyond_peer(WHY, || {
+        let fleet = Fleet::new(1);
+        fleet
+            .host(1)
+            .sh("ip -6 address flush dev eth0 scope global; ip -6 route replace default dev eth0");
+        let conf = fleet.segment(1, 5, Underlay::V6);
+        refused(&fleet, &conf, 7, "underlay: eth0 has no IPv6 address");
+        fleet.host(1).sh("ip -6 route del default");
+        let said = "dev: missing, and there is no IPv6 default route to take it from";
+        refused(&fleet, &conf, 7, said);
+    });
+}
+
+#[test]
+fn a_vni_that_is_in_use_with_other_parameters_is_told() {
+    beyond_peer(WHY, || {
+        let fleet = Fleet::new(1);
+        let conf = fleet.segment(1, 5, Underlay::V4);
+        let host = fleet.host(1);
+        let device = |name: &str, port: u32| {
+            host.sh(&format!(
+                "ip link add {name} type vxlan id 5 dstport {port} local 172.20.1.2 dev eth0"
+            ));
+        };
+        device("flannel.5", 4789);
+        refused(
+            &fleet,
+            &conf,
+            7,
+            "vni: 5 is in use with other parameters: by flannel.5, on port 4789",
+        );
+        host.sh("ip link del flannel.5");
+        device("vxlan.5", 8472);
+        let said = "vni: 5 is in use with other parameters: vxlan.5 has port 8472, not 4789";
+        refused(&fleet, &conf, 7, said);
+        host.sh("ip link del vxlan.5; ip link add vxlan.5 type veth peer name other");
+        refused(&fleet, &conf, 7, "vni: vxlan.5 is there already, as a veth");
+        host.sh("ip link del vxlan.5");
+        fleet.add(1, "a", &conf);
+        let other = conf::with(&conf, json!({"name": "another"}));
+        refused(&fleet, &other, 7, "vni: 5 is in use by network \"net5\"");
+        let moved = conf::with(&conf, json!({"port": 5000}));
+        let said = "vni: 5 is in use with other parameters: vxlan.5 has port 4789, not 5000";
+        refused(&fleet, &moved, 7, said);
+    });
+}
+
+#[test]
+fn a_failed_add_leaves_no_veth_and_no_address() {
+    beyond_peer(WHY, || {
+        for mode in [Fleet::segment, Fleet::routed] {
+            let fleet = Fleet::new(1);
+            let conf = mode(&fleet, 1, 5, Underlay::V4);
+            let pod = fleet.add(1, "a", &conf);
+            let before = state(&fleet);
+            // The interface is there already.
+            let other = fleet.cni(1).id("another").add(&conf, &pod, "eth0").error();
+            assert!(other.msg.contains("already exists"), "{other:?}");
+            assert_eq!(state(&fleet), before);
+        }
+    });
+}

@@ -1,0 +1,271 @@
+//! `podwire peers`, and peers that change under traffic.
+
+use serde_json::{Value, json};
+use testkit::{Finished, beyond_peer};
+
+use crate::fleet::{Fleet, Underlay, address, addresses, subnets};
+use crate::traffic::{MODES, WHY, silent};
+
+const NONE: [String; 0] = [];
+
+#[track_caller]
+fn good(done: Finished) -> String {
+    assert_eq!(done.code, 0, "{done:?}");
+    done.stdout
+}
+
+/// The configuration without peers.
+fn alone(fleet: &Fleet, host: usize) -> Value {
+    let mut conf = fleet.routed(host, 5, Underlay::V4);
+    conf["peers"] = json!([]);
+    conf
+}
+
+fn word(host: usize) -> String {
+    let subnets = subnets(5, host).join(",");
+    format!("{},{subnets}", address(host, Underlay::V4))
+}
+
+#[test]
+fn peers_are_set_from_arguments_before_or_after_the_first_pod() {
+    beyond_peer(WHY, || {
+        let fleet = Fleet::new(3);
+        let confs: Vec<Value> = (1..=3).map(|n| alone(&fleet, n)).collect();
+        let set = |host: usize, others: &[usize]| {
+            let words: Vec<String> = others.iter().map(|n| word(*n)).collect();
+            let mut line = vec!["peers", "set", "net5"];
+            line.extend(words.iter().map(String::as_str));
+            good(fleet.podwire(host, &confs[host - 1], &line))
+        };
+        set(1, &[2, 3]);
+        let pods: Vec<_> = (1..=3).map(|n| fleet.add(n, "p", &confs[n - 1])).collect();
+        set(2, &[1, 3]);
+        set(3, &[1, 2]);
+        let all: Vec<String> = pods.iter().flat_map(addresses).collect();
+        for pod in &pods {
+            assert_eq!(silent(pod, &all), NONE);
+        }
+        // Another pod changes nothing of it.
+        let later = fleet.add(1, "q", &confs[0]);
+        assert_eq!(silent(&later, &all), NONE);
+    });
+}
+
+#[test]
+fn list_shows_what_set_takes() {
+    beyond_peer(WHY, || {
+        let fleet = Fleet::new(1);
+        let conf = alone(&fleet, 1);
+        let run = |line: &[&str]| fleet.podwire(1, &conf, line);
+        assert_eq!(good(run(&["peers", "list", "net5"])), "");
+        good(run(&[
+            "peers",
+            "set",
+            "net5",
+            &word(2),
+            "172.20.3.2,02:00:00:00:00:03,10.5.3.0/24",
+        ]));
+        let listed = good(run(&["peers", "list", "--json", "net5"]));
+        let document: Value = serde_json::from_str(&listed).expect("JSON");
+        assert_eq!(
+            document["peers"][1],
+            json!({"vtep": "172.20.3.2", "mac": "02:00:00:00:00:03", "subnet": "10.5.3.0/24"})
+        );
+        assert_eq!(document["peers"][0]["subnet"], json!(subnets(5, 2)));
+        let file = fleet.sandbox.dir().join("peers.json").display().to_string();
+        fleet.sandbox.write(&file, &listed);
+        let done = good(run(&["peers", "set", "--json", "net5", &file]));
+        let done: Value = serde_json::from_str(&done).expect("JSON");
+        assert_eq!(
+            (&done["added"], &done["removed"], &done["kept"]),
+            (&json!(0), &json!(0), &json!(8))
+        );
+        good(run(&["peers", "add", "net5", "172.20.4.2,10.5.4.0/24"]));
+        good(run(&["peers", "remove", "net5", "172.20.3.2"]));
+        let shown = good(run(&["peers", "list", "net5"]));
+        let vteps: Vec<&str> = shown
+            .lines()
+            .filter_map(|it| it.split(' ').next())
+            .collect();
+        assert_eq!(vteps, ["172.20.2.2", "172.20.4.2"]);
+        good(run(&["peers", "set", "net5"]));
+        assert_eq!(good(run(&["peers", "list", "net5"])), "");
+        assert_eq!(fleet.host(1).sh("ip route show dev vxlan.5; ip neigh show dev vxlan.5 nud permanent; bridge fdb show dev vxlan.5"), "");
+    });
+}
+
+#[test]
+fn peers_of_a_segment_are_hosts_and_pods() {
+    beyond_peer(WHY, || {
+        let fleet = Fleet::new(2);
+        let mut conf = fleet.segment(1, 5, Underlay::V4);
+        conf["peers"] = json!([]);
+        let b = fleet.add(2, "b", &fleet.segment(2, 5, Underlay::V4));
+        let run = |line: &[&str]| fleet.podwire(1, &conf, line);
+        good(run(&["peers", "add", "net5", "172.20.2.2"]));
+        let a = fleet.add(1, "a", &conf);
+        assert_eq!(silent(&a, &addresses(&b)), NONE);
+        let mac = b.link("eth0").expect("eth0")["address"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        let pod = format!("172.20.2.2,{mac},10.5.0.20/32");
+        good(run(&["peers", "add", "net5", &pod]));
+        let shown = good(run(&["peers", "list", "net5"]));
+        assert_eq!(shown.trim(), format!("172.20.2.2 {mac} 10.5.0.20/32"));
+        assert_eq!(silent(&a, &addresses(&b)), NONE);
+        good(run(&["peers", "remove", "net5", "172.20.2.2"]));
+        assert_eq!(good(run(&["peers", "list", "net5"])), "");
+    });
+}
+
+#[test]
+fn mistakes_are_told_and_change_nothing() {
+    beyond_peer(WHY, || {
+        let fleet = Fleet::new(1);
+        let conf = alone(&fleet, 1);
+        let before = fleet.host(1).links();
+        for (line, code, said) in [
+            (
+                vec!["peers", "set", "net5", "172.20.1.2,10.5.2.0/24"],
+                1,
+                "peers[0].vtep: 172.20.1.2 is this node",
+            ),
+            (
+                vec!["peers", "set", "net5", "172.20.2.2"],
+                1,
+                "peers[0].subnet: missing",
+            ),
+            (
+                vec![
+                    "peers",
+                    "set",
+                    "net5",
+                    "172.20.2.2,10.5.2.0/24",
+                    "172.20.3.2,10.5.2.0/24",
+                ],
+                1,
+                "overlaps",
+            ),
+            (
+                vec!["peers", "set", "net5", "/nonexistent.json"],
+                1,
+                "read /nonexistent.json",
+            ),
+            (
+                vec!["peers", "add", "net5", "one", "two"],
+                2,
+                "\"one\" is no peer",
+            ),
+            (vec!["peers", "add", "net5"], 2, "too few arguments"),
+            (vec!["peers", "list", "net5", "x"], 2, "unexpected argument"),
+            (vec!["peers", "change", "net5"], 2, "unknown action"),
+        ] {
+            let done = fleet.podwire(1, &conf, &line);
+            assert_eq!(done.code, code, "{done:?}");
+            assert!(done.stderr.contains(said), "{said}: {done:?}");
+        }
+        assert_eq!(fleet.host(1).links(), before);
+    });
+}
+
+#[test]
+fn what_the_kernel_refuses_is_told_and_blocks_nothing() {
+    beyond_peer(WHY, || {
+        let fleet = Fleet::new(2);
+        let conf = alone(&fleet, 1);
+        fleet.host(1).sh("ip route add 10.5.9.0/24 via 172.20.1.1");
+        let done = fleet.podwire(
+            1,
+            &conf,
+            &["peers", "set", "net5", "172.20.9.2,10.5.9.0/24", &word(2)],
+        );
+        assert_eq!(done.code, 1, "{done:?}");
+        assert!(
+            done.stderr
+                .contains("add route 10.5.9.0/24 via 10.5.9.0: file exists (17)"),
+            "{done:?}"
+        );
+        let a = fleet.add(1, "a", &conf);
+        let b = fleet.add(2, "b", &fleet.routed(2, 5, Underlay::V4));
+        assert_eq!(silent(&a, &addresses(&b)), NONE);
+        assert!(
+            fleet
+                .host(1)
+                .sh("ip route show 10.5.9.0/24")
+                .contains("172.20.1.1")
+        );
+    });
+}
+
+#[test]
+fn traffic_to_a_peer_does_not_notice_that_others_come_and_go() {
+    beyond_peer(WHY, || {
+        for (mode, make) in MODES {
+            let fleet = Fleet::new(2);
+            let conf = make(&fleet, 1, 5, Underlay::V4);
+            let a = fleet.add(1, "a", &conf);
+            let b = fleet.add(2, "b", &make(&fleet, 2, 5, Underlay::V4));
+            let ip = addresses(&b)[0].clone();
+            assert_eq!(a.ping(&ip, 1), [true], "{mode}");
+            let pings = a.start(&["ping", "-n", "-q", "-i", "0.005", "-c", "400", &ip]);
+            let stays = match mode {
+                "l3" => word(2),
+                _ => "172.20.2.2".to_owned(),
+            };
+            for round in 0..10 {
+                let other = match mode {
+                    "l3" => format!("172.20.{}.2,10.5.{}.0/24", 100 + round, 100 + round),
+                    _ => format!("172.20.{}.2", 100 + round),
+                };
+                good(fleet.podwire(1, &conf, &["peers", "set", "net5", &stays, &other]));
+            }
+            a.wait_until("all pings are sent", |_| {
+                pings.output().contains("packet loss")
+            });
+            let said = pings.output();
+            assert!(said.contains(" 0% packet loss"), "{mode}: {said}");
+        }
+    });
+}
+
+#[test]
+fn five_thousand_peers_are_one_command() {
+    beyond_peer(WHY, || {
+        let fleet = Fleet::new(1);
+        let conf = alone(&fleet, 1);
+        let peers: Vec<Value> = (1..=5000_u32)
+            .map(|n| {
+                let vtep = format!("198.18.{}.{}", n >> 8, n & 255);
+                json!({"vtep": vtep, "subnet": format!("10.{}.{}.0/24", 100 + (n >> 8), n & 255)})
+            })
+            .collect();
+        let file = fleet.sandbox.dir().join("many.json").display().to_string();
+        fleet
+            .sandbox
+            .write(&file, json!({"peers": peers}).to_string());
+        let set = || good(fleet.podwire(1, &conf, &["peers", "set", "--json", "net5", &file]));
+        let done: Value = serde_json::from_str(&set()).expect("JSON");
+        assert_eq!(
+            (&done["added"], &done["failed"]),
+            (&json!(15000), &json!([]))
+        );
+        let again: Value = serde_json::from_str(&set()).expect("JSON");
+        assert_eq!(
+            (&again["added"], &again["kept"]),
+            (&json!(0), &json!(15000))
+        );
+        let count = fleet
+            .host(1)
+            .sh("ip route show dev vxlan.5 | wc -l; bridge fdb show dev vxlan.5 | wc -l");
+        assert_eq!(
+            count.split_whitespace().collect::<Vec<_>>(),
+            ["5000", "5000"]
+        );
+        good(fleet.podwire(1, &conf, &["peers", "set", "net5"]));
+        assert_eq!(
+            fleet.host(1).sh("ip route show dev vxlan.5 | wc -l").trim(),
+            "0"
+        );
+    });
+}
