@@ -19,8 +19,8 @@ macro_rules! targets {
 
 fn targets() -> Vec<(&'static str, &'static str)> {
     targets!(
-        "bridge" "host-local" "host-local-state" "iptables" "nftables" "podwire" "portmap"
-        "protocol" "result" "static"
+        "bridge" "dhcp" "dhcp-rpc" "host-local" "host-local-state" "iptables" "macvlan" "netlink" "nftables" "podwire" "portmap"
+        "protocol" "result" "static" "vxlan"
     )
     .into()
 }

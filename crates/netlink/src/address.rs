@@ -189,7 +189,7 @@ fn broadcast_of(network: Ipv4Network) -> Option<Ipv4Addr> {
     (network.prefix() < 31).then(|| network.broadcast())
 }
 
-fn read_address(message: RouteNetlinkMessage) -> Option<Address> {
+pub(crate) fn read_address(message: RouteNetlinkMessage) -> Option<Address> {
     let RouteNetlinkMessage::NewAddress(message) = message else {
         return None;
     };

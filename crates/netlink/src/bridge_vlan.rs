@@ -142,13 +142,17 @@ fn vlan_info(vid: u16, flags: BridgeVlanInfoFlags) -> AfSpecBridge {
 }
 
 /// The inverse of [`compress`], for what the kernel answers.
-fn expand(spec: &[AfSpecBridge]) -> Vec<PortVlan> {
+pub(crate) fn expand(spec: &[AfSpecBridge]) -> Vec<PortVlan> {
     let mut vlans = Vec::new();
     let mut begin = None;
     for attribute in spec {
         let AfSpecBridge::VlanInfo(info) = attribute else {
             continue;
         };
+        // IEEE 802.1Q has no more than twelve bits of them.
+        if info.vid > 4095 {
+            continue;
+        }
         if info.flags.contains(BridgeVlanInfoFlags::RangeBegin) {
             begin = Some(info.vid);
             continue;

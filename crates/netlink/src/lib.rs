@@ -20,6 +20,8 @@ mod error;
 mod executor;
 mod fdb;
 mod forwarding;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod link;
 mod mac;
 mod macvlan;

@@ -118,7 +118,7 @@ pub struct Parent {
 }
 
 impl Parent {
-    fn read(message: RouteNetlinkMessage) -> Option<Self> {
+    pub(crate) fn read(message: RouteNetlinkMessage) -> Option<Self> {
         let RouteNetlinkMessage::NewLink(link) = &message else {
             return None;
         };
@@ -286,7 +286,7 @@ fn push_delete(undo: &mut Undo, netns: &NetNs, name: &str) {
     });
 }
 
-fn mode_of(message: &RouteNetlinkMessage) -> Option<String> {
+pub(crate) fn mode_of(message: &RouteNetlinkMessage) -> Option<String> {
     let RouteNetlinkMessage::NewLink(message) = message else {
         return None;
     };

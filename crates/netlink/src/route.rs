@@ -263,7 +263,7 @@ pub(crate) fn route_message(oif: u32, route: &RouteSpec) -> RouteMessage {
     message
 }
 
-fn read_route(message: RouteNetlinkMessage) -> Vec<Route> {
+pub(crate) fn read_route(message: RouteNetlinkMessage) -> Vec<Route> {
     let RouteNetlinkMessage::NewRoute(message) = message else {
         return Vec::new();
     };

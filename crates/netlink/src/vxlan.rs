@@ -180,7 +180,7 @@ impl Netlink {
     }
 }
 
-fn read_address(message: RouteNetlinkMessage) -> Option<(u32, IpNetwork)> {
+pub(crate) fn read_address(message: RouteNetlinkMessage) -> Option<(u32, IpNetwork)> {
     let RouteNetlinkMessage::NewAddress(message) = message else {
         return None;
     };
@@ -229,7 +229,7 @@ fn data(vxlan: &Vxlan) -> Vec<InfoVxlan> {
     data
 }
 
-fn read(message: RouteNetlinkMessage) -> Option<(String, Vxlan)> {
+pub(crate) fn read(message: RouteNetlinkMessage) -> Option<(String, Vxlan)> {
     let RouteNetlinkMessage::NewLink(message) = message else {
         return None;
     };

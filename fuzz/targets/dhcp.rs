@@ -1,0 +1,93 @@
+//! What a DHCP server, or somebody who plays one, sends a client: packets and
+//! messages, in the middle of the client's life.
+//!
+//! An input is a list of messages: two bytes of length, two of seconds before it
+//! comes, then as many bytes.
+
+#![cfg_attr(fuzzing, no_main)]
+
+use cni::Version;
+use dhcp::frame;
+use dhcp::lease::{Identity, Lease, Millis, Patience, Step};
+use dhcp::message::Reply;
+use dhcp::terms::Terms;
+
+fn messages(mut input: &[u8]) -> impl Iterator<Item = (Millis, &[u8])> {
+    std::iter::from_fn(move || {
+        let (head, rest) = input.split_first_chunk::<4>()?;
+        let length = usize::from(u16::from_le_bytes([head[0], head[1]])).min(rest.len());
+        let wait = Millis::from(u16::from_le_bytes([head[2], head[3]])) * 1000;
+        let (message, rest) = rest.split_at(length);
+        input = rest;
+        Some((wait, message))
+    })
+}
+
+fn client(input: &[u8]) {
+    let identity = Identity {
+        options: vec![(61, b"\0pod/net/eth0".to_vec())],
+        requested: vec![1, 3, 6, 15, 121],
+    };
+    let patience = Patience {
+        answer: 4_000,
+        pause: 62_000,
+        whole: 10_000,
+    };
+    let mut now = 1;
+    let mut lease = Lease::new(identity, patience, 7, now);
+    for (wait, message) in messages(input) {
+        now += wait;
+        said(&lease.on_time(now));
+        // As a packet, and as what is in one.
+        if let Some(message) = frame::read(message) {
+            let _ = Reply::read(message);
+        }
+        let mut message = message.to_vec();
+        // The number of the question, which the fuzzer could only guess.
+        if let Some(number) = message.get_mut(4..8) {
+            number.copy_from_slice(&lease.xid().to_be_bytes());
+        }
+        let Ok(reply) = Reply::read(&message) else {
+            continue;
+        };
+        let _ = reply.reason();
+        if let Ok(terms) = Terms::read(&reply) {
+            believable(&terms);
+        }
+        lease.set_mac(reply.mac);
+        said(&lease.on_reply(&reply, now));
+        assert!(lease.held().is_none_or(|held| held.expires() > 0));
+    }
+    let _ = lease.release(now);
+}
+
+/// Terms become a result that a plugin can print and a runtime can read.
+fn believable(terms: &Terms) {
+    let result = terms.to_result(100);
+    assert!(
+        terms.renew <= terms.lease && terms.rebind <= terms.lease,
+        "{terms:?}"
+    );
+    for version in Version::ALL {
+        let text = result.encode(*version).expect("a result");
+        cni::json::Json::parse(text.as_bytes()).expect("a document");
+    }
+}
+
+/// Whatever is sent is a message that fits a packet.
+fn said(steps: &[Step]) {
+    for step in steps {
+        if let Step::Send { from, message, .. } = step {
+            let packet = frame::write(*from, std::net::Ipv4Addr::BROADCAST, &message.write());
+            assert!(packet.len() < 1500, "{message:?}");
+        }
+    }
+}
+
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| client(input));
+
+#[cfg(not(fuzzing))]
+fn main() -> std::process::ExitCode {
+    fuzz::replay(client)
+}

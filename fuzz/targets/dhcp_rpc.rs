@@ -1,0 +1,77 @@
+//! What is said on the DHCP daemon's socket, by plugins of ours or of the Go
+//! suite, or by whoever may open it; what lies in its directory; its keys.
+
+#![cfg_attr(fuzzing, no_main)]
+
+use anyhow::Result;
+use cni::json::Json;
+use cni::{Attachment, Call};
+use dhcp::gob::{Decoder, Value};
+use dhcp::rpc::{self, Arguments, Header};
+use dhcp::store::Record;
+use fuzz::Parser;
+
+struct Dhcp;
+
+impl Parser for Dhcp {
+    const NAME: &'static str = "dhcp";
+    type Conf = Json;
+
+    fn parse(call: &Call, conf: &Json, _: Option<&Attachment>) -> Result<()> {
+        let socket = dhcp::conf::socket(conf);
+        let ipam = dhcp::conf::Ipam::read(conf, &call.args)?;
+        // DEL asks the daemon that ADD asked.
+        assert_eq!(ipam.socket, socket);
+        ipam.identity("pod/net/eth0");
+        Ok(())
+    }
+}
+
+fn rpc(input: &[u8]) {
+    stream(input);
+    if let Ok(record) = serde_json::from_slice::<Record>(input) {
+        let _ = record.owner.client_id();
+    }
+    if input.starts_with(b"CNI_") {
+        fuzz::call::<Dhcp>(input);
+    }
+}
+
+/// A stream that comes in two pieces says what it says in one.
+fn stream(input: &[u8]) {
+    let whole = values(&[input]);
+    let (head, tail) = input.split_at(input.len() / 2);
+    assert_eq!(format!("{:?}", values(&[head, tail])), format!("{whole:?}"));
+    for value in &whole {
+        let _ = (
+            Header::of(value).to_value(),
+            Arguments::of(value).to_value(),
+        );
+        let result = rpc::result_of(value);
+        let again = rpc::result_of(&rpc::result_value(&result));
+        assert_eq!(again, rpc::result_of(&rpc::result_value(&again)));
+    }
+}
+
+fn values(pieces: &[&[u8]]) -> Vec<Value> {
+    let (mut decoder, mut pending, mut values) = (Decoder::default(), Vec::new(), Vec::new());
+    for piece in pieces {
+        pending.extend(*piece);
+        loop {
+            match decoder.next(&mut pending) {
+                Ok(Some(value)) => values.push(value),
+                Ok(None) => break,
+                Err(_) => return values,
+            }
+        }
+    }
+    values
+}
+
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| rpc(input));
+
+#[cfg(not(fuzzing))]
+fn main() -> std::process::ExitCode {
+    fuzz::replay(rpc)
+}
