@@ -233,9 +233,13 @@ impl Configuration<'_> {
         }
     }
 
+    /// A link that has had its carrier from birth (a macvlan) is in a state that
+    /// kernels before 6.9 work out within a second, and take for up until then
+    /// (`netif_oper_up`, linux/netdevice.h).
     fn has_carrier(&self) -> Result<bool, Error> {
         let link = self.netlink.find_link_by_index(self.link.index)?;
-        Ok(link.is_some_and(|link| link.operstate == OperState::Up))
+        let state = link.map(|link| link.operstate);
+        Ok(matches!(state, Some(OperState::Up | OperState::Unknown)))
     }
 
     fn add_routes(&self) -> Result<(), Error> {
