@@ -1,7 +1,7 @@
 //! The life of a plugin's process: environment and standard input in, one verb
 //! done, exactly one JSON document (or none) out.
 
-use std::io::{Read, Write};
+use std::io::{Read, Stdout, Write};
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -49,15 +49,31 @@ pub trait Plugin {
 
 /// The whole `main` of plugin `P`.
 pub fn run<P: Plugin>() -> ExitCode {
-    let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
     let env = Environment::of_process();
     let mut process = Process {
-        stdin: &mut stdin.lock(),
-        stdout: &mut stdout.lock(),
+        stdin: &mut std::io::stdin().lock(),
+        stdout: &mut Unbuffered(std::io::stdout()),
         stderr: &mut std::io::stderr(),
     };
     ExitCode::from(process.run::<P>(env))
 }
+
+/// Standard output without the buffer that would part a document at its last
+/// line: who is killed has printed all of it, or nothing.
+struct Unbuffered(Stdout);
+
+impl Write for Unbuffered {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        Ok(nix::unistd::write(&self.0, bytes)?)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What is read at once: a configuration is seldom longer.
+const USUAL: usize = 8192;
 
 /// The three streams of a process, so that tests, and plugins that are linked
 /// into another, can have others.
@@ -224,7 +240,7 @@ impl Process<'_> {
     }
 
     fn read_stdin(&mut self) -> Result<Vec<u8>, Error> {
-        let mut text = Vec::new();
+        let mut text = Vec::with_capacity(USUAL);
         match self.stdin.read_to_end(&mut text) {
             Ok(_) => Ok(text),
             Err(error) => {

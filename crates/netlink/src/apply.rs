@@ -10,10 +10,12 @@ use std::{
 use anyhow::{Context, bail};
 use ipnetwork::IpNetwork;
 use netns::NetNs;
+use rtnetlink::sys::Socket;
 
 use crate::{
     AddressSpec, Error, Family, Link, MAIN_TABLE, Netlink, OperState, RouteFilter, RouteSpec,
-    executor::AddressMonitor, sysctl,
+    executor::{AddressMonitor, open_socket},
+    sysctl,
 };
 
 /// How long duplicate address detection may take; it needs one to two seconds.
@@ -67,7 +69,7 @@ pub enum Dad {
 pub struct Configured {
     /// The interface as it was when it had been brought up.
     pub link: Link,
-    netns: NetNs,
+    pod: Netlink,
     announced: bool,
 }
 
@@ -79,46 +81,101 @@ impl Configured {
     /// # Errors
     /// As [`Netlink::announce`]; pods work without, so a caller may just say so.
     pub fn announce(&self) -> anyhow::Result<()> {
-        if !self.announced {
-            return Ok(());
+        if self.announced {
+            self.pod.announce(&self.link)?;
         }
-        self.netns
-            .enter(|| Ok(Netlink::open()?.announce(&self.link)?))?
+        Ok(())
     }
 }
 
 /// Configures an interface that is in `netns`: settings, addresses, up, routes.
-/// The namespace is entered once, for all of it.
+/// The namespace is entered once: settings can be written only inside, and a
+/// socket that was opened there works from outside.
 ///
 /// # Errors
 /// `failed to add IP addr … to "eth0": …`, `failed to add route '…': …`,
 /// `link eth0 has address … in DADFAILED state`, and others.
 pub fn configure(netns: &NetNs, interface: &Interface) -> anyhow::Result<Configured> {
-    netns.enter(|| {
-        let netlink = Netlink::open()?;
-        let link = netlink.get_link(&interface.name)?;
-        Configuration {
-            netns,
-            netlink,
-            link,
-            interface,
-        }
-        .apply()
-    })?
+    let inside = netns.enter(|| Inside::prepare(interface))??;
+    let netlink = Netlink::over(inside.socket);
+    let link = netlink.get_link(&interface.name)?;
+    let configuration = Configuration {
+        netlink,
+        link,
+        interface,
+    };
+    configuration.apply(inside.monitor?)
 }
 
-/// The work inside the namespace.
+/// What has to be done inside the namespace, and what comes out of it.
+struct Inside {
+    socket: Socket,
+    /// What to wait with after the addresses are there, if there is something
+    /// to wait for.
+    monitor: anyhow::Result<Option<AddressMonitor>>,
+}
+
+impl Inside {
+    fn prepare(interface: &Interface) -> Result<Self, Error> {
+        set_notifications(interface);
+        let monitor = prepare_ipv6(interface);
+        let socket = open_socket()?;
+        Ok(Self { socket, monitor })
+    }
+}
+
+/// These are favours: a read-only /proc/sys or a kernel without IPv6 is no
+/// reason to fail an ADD.
+fn set_notifications(interface: &Interface) {
+    if interface.notify {
+        for (family, setting) in [("ipv4", "arp_notify"), ("ipv6", "ndisc_notify")] {
+            let _ = sysctl::write(
+                &sysctl::interface_key(family, &interface.name, setting),
+                "1",
+            );
+        }
+    }
+}
+
+/// Makes IPv6 possible if an address needs it. Returns what to wait with
+/// after the addresses are there, if there is something to wait for.
+fn prepare_ipv6(interface: &Interface) -> anyhow::Result<Option<AddressMonitor>> {
+    let name = &interface.name;
+    let set = |setting, value| sysctl::write(&sysctl::interface_key("ipv6", name, setting), value);
+    // Also without an IPv6 address of ours: the link-local one is detected too.
+    match interface.dad {
+        Dad::Kernel => {}
+        Dad::Off => drop(set("accept_dad", "0")),
+        Dad::On => {
+            let _ = set("enhanced_dad", "1");
+            let _ = set("accept_dad", "1");
+        }
+    }
+    let addresses = interface.addresses.iter();
+    let v6: Vec<&InterfaceAddress> = addresses.filter(|it| it.address.is_ipv6()).collect();
+    if v6.is_empty() {
+        return Ok(None);
+    }
+    enable_ipv6("lo")?;
+    enable_ipv6(name)?;
+    // Without it, a pod that sets its interface down and up loses its addresses.
+    set("keep_addr_on_down", "1")?;
+    // Nobody needs the address before there is a way out of the network.
+    let way_out = v6.iter().any(|it| it.gateway.is_some());
+    let awaited = way_out && interface.dad != Dad::Off;
+    // It listens before there is something to hear.
+    Ok(awaited.then(AddressMonitor::open).transpose()?)
+}
+
+/// The work, from outside.
 struct Configuration<'a> {
-    netns: &'a NetNs,
     netlink: Netlink,
     link: Link,
     interface: &'a Interface,
 }
 
 impl Configuration<'_> {
-    fn apply(mut self) -> anyhow::Result<Configured> {
-        self.set_notifications();
-        let monitor = self.prepare_ipv6()?;
+    fn apply(mut self, monitor: Option<AddressMonitor>) -> anyhow::Result<Configured> {
         self.add_addresses()?;
         self.netlink.set_up(self.link.index)?;
         self.link.up = true;
@@ -129,51 +186,9 @@ impl Configuration<'_> {
         self.add_routes()?;
         Ok(Configured {
             announced: self.interface.notify && !self.interface.addresses.is_empty(),
-            netns: self.netns.clone(),
+            pod: self.netlink,
             link: self.link,
         })
-    }
-
-    /// These are favours: a read-only /proc/sys or a kernel without IPv6 is no
-    /// reason to fail an ADD.
-    fn set_notifications(&self) {
-        let name = &self.interface.name;
-        if self.interface.notify {
-            for (family, setting) in [("ipv4", "arp_notify"), ("ipv6", "ndisc_notify")] {
-                let _ = sysctl::write(&sysctl::interface_key(family, name, setting), "1");
-            }
-        }
-    }
-
-    /// Makes IPv6 possible if an address needs it. Returns what to wait with
-    /// after the addresses are there, if there is something to wait for.
-    fn prepare_ipv6(&self) -> anyhow::Result<Option<AddressMonitor>> {
-        let name = &self.interface.name;
-        let set =
-            |setting, value| sysctl::write(&sysctl::interface_key("ipv6", name, setting), value);
-        // Also without an IPv6 address of ours: the link-local one is detected too.
-        match self.interface.dad {
-            Dad::Kernel => {}
-            Dad::Off => drop(set("accept_dad", "0")),
-            Dad::On => {
-                let _ = set("enhanced_dad", "1");
-                let _ = set("accept_dad", "1");
-            }
-        }
-        let addresses = self.interface.addresses.iter();
-        let v6: Vec<&InterfaceAddress> = addresses.filter(|it| it.address.is_ipv6()).collect();
-        if v6.is_empty() {
-            return Ok(None);
-        }
-        enable_ipv6("lo")?;
-        enable_ipv6(name)?;
-        // Without it, a pod that sets its interface down and up loses its addresses.
-        set("keep_addr_on_down", "1")?;
-        // Nobody needs the address before there is a way out of the network.
-        let way_out = v6.iter().any(|it| it.gateway.is_some());
-        let awaited = way_out && self.interface.dad != Dad::Off;
-        // It listens before there is something to hear.
-        Ok(awaited.then(AddressMonitor::open).transpose()?)
     }
 
     fn add_addresses(&self) -> Result<(), Error> {

@@ -1,6 +1,6 @@
 //! Linux bridges and their ports.
 
-use std::{fs, thread, time::Duration};
+use std::{path::Path, thread, time::Duration};
 
 use anyhow::bail;
 use rtnetlink::{
@@ -223,10 +223,13 @@ impl Link {
     /// does not either, or is that of another namespace, the answer is no, and
     /// setting it once more does no harm.
     pub fn is_pinned(&self) -> bool {
-        let read = |file: &str| fs::read_to_string(format!("/sys/class/net/{}/{file}", self.name));
+        let class = Path::new("/sys/class/net").join(&self.name);
+        let says = |file, value: &str| {
+            let text = sysctl::read_value(&class.join(file));
+            text.is_ok_and(|text| text == value)
+        };
         // A link of the same name may be in the namespace that /sys is of.
-        let is_ours = || read("ifindex").is_ok_and(|index| index.trim() == self.index.to_string());
-        read("addr_assign_type").is_ok_and(|kind| kind == "3\n") && is_ours()
+        says("addr_assign_type", "3") && says("ifindex", &self.index.to_string())
     }
 }
 

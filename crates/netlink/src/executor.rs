@@ -7,7 +7,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    io,
+    fmt, io,
     os::fd::AsFd,
     rc::Rc,
     task::{Context, Poll},
@@ -52,6 +52,12 @@ pub struct Netlink {
     wire: Rc<RefCell<Wire>>,
 }
 
+impl fmt::Debug for Netlink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Netlink")
+    }
+}
+
 struct Wire {
     connection: Connection<RouteNetlinkMessage, PolledSocket>,
     handle: Handle,
@@ -76,7 +82,8 @@ impl Netlink {
         Ok(Self::over(netns.enter(open_socket)??))
     }
 
-    fn over(socket: Socket) -> Self {
+    /// Over a socket that was opened in the namespace that is meant.
+    pub(crate) fn over(socket: Socket) -> Self {
         let socket = PolledSocket {
             socket,
             may_read: Cell::new(false),
@@ -98,6 +105,16 @@ impl Netlink {
     /// How long a single request may take from now on (10 s at first).
     pub fn set_deadline(&self, deadline: Duration) {
         self.wire.borrow_mut().deadline = deadline;
+    }
+
+    /// How long a single request may take.
+    pub(crate) fn deadline(&self) -> Duration {
+        self.wire.borrow().deadline
+    }
+
+    /// Uses the socket past the connection, between two requests.
+    pub(crate) fn with_socket<T>(&self, use_it: impl FnOnce(&mut Socket) -> T) -> T {
+        use_it(self.wire.borrow_mut().connection.socket_mut().socket_mut())
     }
 
     /// Changes something: sends `message` with `flags` and waits for the
@@ -231,7 +248,8 @@ impl Reply {
     }
 }
 
-fn open_socket() -> Result<Socket, Error> {
+/// A socket of the calling thread's network namespace.
+pub(crate) fn open_socket() -> Result<Socket, Error> {
     Socket::new(NETLINK_ROUTE).map_err(|error| Error::io("open a netlink socket", &error))
 }
 

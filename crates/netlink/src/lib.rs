@@ -29,6 +29,7 @@ mod neighbour;
 mod packet;
 mod probe;
 mod reconcile;
+mod removal;
 mod route;
 pub mod sysctl;
 mod veth;

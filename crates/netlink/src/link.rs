@@ -236,19 +236,18 @@ impl Netlink {
     }
 
     /// Deletes the link called `name`: `ip link delete NAME`. That it is absent
-    /// is fine.
+    /// is fine. On return it is gone and its name is free; the kernel frees its
+    /// memory a little later, while a child process waits in our place.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// When the kernel refuses, or does not answer in time.
     pub fn delete_link(&self, name: &str) -> Result<(), Error> {
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::IfName(name.into()));
-        let deleted = self.change(RouteNetlinkMessage::DelLink(message), 0, || {
-            format!("delete link {name}")
-        });
-        match deleted {
-            // ERANGE: no link has a name that long.
-            Err(error) if error.is_not_found() || error.errno() == Errno::ERANGE => Ok(()),
+        let Some(link) = self.find_link(name)? else {
+            return Ok(());
+        };
+        match self.remove(&link) {
+            // Somebody else was quicker.
+            Err(error) if error.is_not_found() => Ok(()),
             other => other,
         }
     }

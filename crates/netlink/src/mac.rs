@@ -24,9 +24,18 @@ impl Mac {
     /// # Errors
     /// When /dev/urandom cannot be read.
     pub fn random() -> std::io::Result<Self> {
-        let mut octets = [0; 6];
-        File::open("/dev/urandom")?.read_exact(&mut octets)?;
-        Ok(Self::local(octets))
+        let [one, _] = Self::random_pair()?;
+        Ok(one)
+    }
+
+    /// Two of them, for the ends of a pair.
+    ///
+    /// # Errors
+    /// As [`Mac::random`].
+    pub fn random_pair() -> std::io::Result<[Self; 2]> {
+        let mut octets = [[0; 6]; 2];
+        File::open("/dev/urandom")?.read_exact(octets.as_flattened_mut())?;
+        Ok(octets.map(Self::local))
     }
 
     /// `octets` made a locally administered unicast address (IEEE 802: bit 1 of
@@ -136,9 +145,9 @@ mod tests {
 
     #[test]
     fn random_ones_are_local_unicast_and_differ() {
-        let (one, two) = (Mac::random().unwrap(), Mac::random().unwrap());
-        assert_ne!(one, two);
-        for mac in [one, two, Mac::local([0xff; 6]), Mac::local([0; 6])] {
+        let (one, [two, three]) = (Mac::random().unwrap(), Mac::random_pair().unwrap());
+        assert!(one != two && two != three && one != three);
+        for mac in [one, two, three, Mac::local([0xff; 6]), Mac::local([0; 6])] {
             assert_eq!(mac.0[0] & 0x03, 0x02, "{mac}");
         }
     }

@@ -19,14 +19,16 @@ use crate::Error;
 /// `ENOENT` when there is no such key: IPv6 is off, the interface is gone.
 pub fn read(key: &str) -> Result<String, Error> {
     let op = || format!("read sysctl {key}");
-    let mut value = String::new();
+    read_value(&path(key, op)?).map_err(|error| Error::io(op(), &error))
+}
+
+/// The value in a file of /proc or /sys, without the newline.
+pub(crate) fn read_value(path: &Path) -> io::Result<String> {
     // No value is as long: one read gets it all.
     let mut buffer = [0; 1024];
-    let length = File::open(path(key, op)?)
-        .and_then(|mut file| file.read(&mut buffer))
-        .map_err(|error| Error::io(op(), &error))?;
-    value.push_str(String::from_utf8_lossy(&buffer[..length]).trim_end());
-    Ok(value)
+    let length = File::open(path)?.read(&mut buffer)?;
+    let value = String::from_utf8_lossy(&buffer[..length]);
+    Ok(value.trim_end().to_owned())
 }
 
 /// Sets `key` to `value`: `sysctl -w KEY=VALUE`.

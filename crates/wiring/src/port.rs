@@ -38,11 +38,12 @@ pub fn add_veth(
     undo: &mut Undo,
 ) -> Result<VethPair> {
     let attachment = wiring.attachment;
+    let [host_mac, random] = Mac::random_pair()?;
     let mut spec = VethSpec {
         host_name: attachment.host_veth(0),
-        host_mac: Mac::random()?,
+        host_mac,
         container_name: attachment.ifname.to_string(),
-        container_mac: wiring.mac.map_or_else(Mac::random, Ok)?,
+        container_mac: wiring.mac.unwrap_or(random),
         mtu: wiring.mtu,
         master: Some(bridge.index),
     };

@@ -22,7 +22,7 @@
 
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File, FileTimes, Metadata, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -58,7 +58,10 @@ pub struct Boot(String);
 impl Boot {
     /// The one that we are in; `random(4)`.
     pub fn current() -> Self {
-        Self::new(&std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default())
+        // One read(2) gets the 37 bytes of it.
+        let mut id = [0; 64];
+        let read = File::open("/proc/sys/kernel/random/boot_id").and_then(|mut it| it.read(&mut id));
+        Self::new(&String::from_utf8_lossy(&id[..read.unwrap_or(0)]))
     }
 
     /// The first half of the id tells boots apart, and keeps the files short.

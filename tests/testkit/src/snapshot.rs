@@ -47,6 +47,7 @@ const GRACE: Duration = Duration::from_secs(3);
 
 impl Snapshot {
     pub(crate) fn take(sandbox: &Arc<Inner>) -> Self {
+        await_the_kernel(sandbox);
         Self {
             sandbox: Arc::clone(sandbox),
             before: state(sandbox),
@@ -425,6 +426,21 @@ fn walk(dir: &Path, lines: &mut Vec<String>) {
         } else {
             lines.push(format!("other {} {mode:o}", path.display()));
         }
+    }
+}
+
+/// Gives what is in the middle of a system call that nothing can interrupt a moment to
+/// end: a DEL leaves a child there, which is gone in some 15 ms.
+fn await_the_kernel(inner: &Arc<Inner>) {
+    let is_waiting = |pid| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(") ")
+            .next()
+            .is_some_and(|it| it.starts_with('D'))
+    };
+    let deadline = Instant::now() + GRACE;
+    while inner.processes().into_iter().any(is_waiting) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

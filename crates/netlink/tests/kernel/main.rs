@@ -13,6 +13,7 @@ mod bridge;
 mod forwarding;
 mod link;
 mod macvlan;
+mod removal;
 mod route;
 mod sandbox;
 mod veth;

@@ -1,0 +1,456 @@
+//! Deleting a link without waiting for the end of it.
+//!
+//! A link is gone, with its name and its routes, a fraction of a millisecond
+//! after the request; the request returns some 15 ms later, because the kernel
+//! waits for RCU (`rcu_barrier` in `netdev_run_todo`, net/core/dev.c) before it
+//! frees the memory. What waits is whoever asked, and nobody else: the routing
+//! lock is released by then. So a child asks, and lives as long as that takes;
+//! we go on when the kernel tells that the link is gone (`RTM_DELLINK` to the
+//! group of links), or why not.
+//!
+//! The child shares our socket, so the kernel's answer to its request comes to
+//! us. It holds nothing else that anybody could wait for: no standard stream,
+//! no file, no directory. It shares our memory, too, as a child of `vfork` does;
+//! a copy would cost more than all else that we do here. Whoever kills us cannot
+//! stop it halfway, and if it is killed before it asked, we ask.
+
+#![allow(
+    unsafe_code,
+    reason = "a process that shares our memory, and its system calls"
+)]
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::ptr::{NonNull, null};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, pipe2};
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::sys::Socket;
+
+use crate::link::link_message;
+use crate::{Error, Link, Netlink};
+
+/// linux/rtnetlink.h
+const RTNLGRP_LINK: u32 = 1;
+const RTM_DELLINK: u16 = 17;
+/// linux/netlink.h
+const NLMSG_ERROR: u16 = 2;
+
+/// The number of the next request: not one that rtnetlink gives to a request of
+/// its own, nor one of ours before, whose answer may still be to come.
+static SEQUENCE: AtomicU32 = AtomicU32::new(0x7f00_0000);
+
+/// Children that may have ended meanwhile. A plugin ends before they do; what
+/// runs on buries those of earlier deletions at each deletion.
+static CHILDREN: Mutex<Vec<(Pid, Lent)>> = Mutex::new(Vec::new());
+
+/// What is heard of a deletion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum News {
+    /// The link is gone.
+    Gone,
+    /// The kernel answered the request.
+    Answer(Result<(), Errno>),
+    /// Messages were lost.
+    Lost,
+}
+
+impl Netlink {
+    /// Deletes `link` and returns as soon as it is gone. That it is gone
+    /// already is fine.
+    pub(crate) fn remove(&self, link: &Link) -> Result<(), Error> {
+        let op = || format!("delete link {}", link.name);
+        match self.remove_by_child(link.index) {
+            Ok(Some(answer)) => answer.map_err(|errno| Error::new(op(), errno)),
+            // No child, or one that was killed: the long way.
+            Ok(None) => {
+                let request = RouteNetlinkMessage::DelLink(link_message(link.index));
+                self.change(request, 0, op)
+            }
+            Err(errno) => Err(Error::new(op(), errno)),
+        }
+    }
+
+    /// `None` when no child did it.
+    fn remove_by_child(&self, index: u32) -> Result<Option<Result<(), Errno>>, Errno> {
+        let until = Instant::now() + self.deadline();
+        let sought = Sought {
+            index,
+            sequence: SEQUENCE.fetch_add(1, Ordering::Relaxed),
+        };
+        let request = sought.request();
+        let child = self.with_socket(|socket| {
+            let joined = socket.add_membership(RTNLGRP_LINK);
+            joined.ok().and_then(|()| Child::start(socket, request))
+        });
+        let Some(child) = child else {
+            return Ok(None);
+        };
+        let answer = self.await_news(&child, sought, until);
+        // Nothing else that uses this socket wants to hear of links.
+        let _ = self.with_socket(|socket| socket.drop_membership(RTNLGRP_LINK));
+        child.leave();
+        answer
+    }
+
+    fn await_news(
+        &self,
+        child: &Child,
+        sought: Sought,
+        until: Instant,
+    ) -> Result<Option<Result<(), Errno>>, Errno> {
+        loop {
+            let ended = self.with_socket(|socket| wait(socket, child.ended.as_fd(), until))?;
+            while let Some(news) = self.with_socket(|socket| receive(socket, sought)) {
+                match news? {
+                    Some(News::Gone) => return Ok(Some(Ok(()))),
+                    Some(News::Answer(answer)) => return Ok(Some(answer)),
+                    // The link says itself whether it is there.
+                    Some(News::Lost)
+                        if self
+                            .find_link_by_index(sought.index)
+                            .is_ok_and(|it| it.is_none()) =>
+                    {
+                        return Ok(Some(Ok(())));
+                    }
+                    Some(News::Lost) | None => {}
+                }
+            }
+            if ended {
+                // Whatever it was told would have been here before its end.
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// Asks for the deletion in our place.
+struct Child {
+    pid: Pid,
+    errand: Lent,
+    /// Can be read when it has ended.
+    ended: OwnedFd,
+}
+
+/// What a child works with.
+#[repr(C, align(16))]
+struct Errand {
+    stack: [MaybeUninit<u8>; STACK],
+    // A stack grows down: its top is here.
+    socket: RawFd,
+    alive: RawFd,
+    request: [u8; REQUEST],
+}
+
+/// An errand that a child may be working with.
+struct Lent(NonNull<Errand>);
+
+// SAFETY: we do not touch what it points to.
+unsafe impl Send for Lent {}
+
+impl Lent {
+    fn new(socket: RawFd, alive: RawFd, request: [u8; REQUEST]) -> Self {
+        // Not built here and then copied there, stack and all.
+        let mut errand = Box::<Errand>::new_uninit();
+        let fields = errand.as_mut_ptr();
+        // SAFETY: every field is written that is not itself uninitialised memory.
+        let errand = unsafe {
+            (&raw mut (*fields).socket).write(socket);
+            (&raw mut (*fields).alive).write(alive);
+            (&raw mut (*fields).request).write(request);
+            errand.assume_init()
+        };
+        Self(NonNull::from(Box::leak(errand)))
+    }
+
+    /// Frees it.
+    ///
+    /// # Safety
+    /// No child works with it.
+    unsafe fn take_back(&self) {
+        // SAFETY: it was leaked by `new`, and nobody else has it, as the caller says.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
+/// Bytes for five system calls and a signal that may come in between.
+const STACK: usize = 32 * 1024;
+
+/// Bytes of a request: struct nlmsghdr and struct ifinfomsg.
+const REQUEST: usize = 16 + 16;
+
+impl Child {
+    /// `None` when there can be no other process, or a kernel before 5.9 could
+    /// not close what it must not hold.
+    fn start(socket: &Socket, request: [u8; REQUEST]) -> Option<Self> {
+        bury();
+        // Closes nothing: no descriptor is that great.
+        if close_range(RawFd::MAX, RawFd::MAX) != 0 {
+            return None;
+        }
+        let (ended, alive) = pipe2(OFlag::O_CLOEXEC).ok()?;
+        let errand = Lent::new(socket.as_raw_fd(), alive.as_raw_fd(), request);
+        let lent = errand.0.as_ptr();
+        // SAFETY: `run` is all that the child does. It has a stack of its own, aligned as
+        // every architecture wants it, and reads the errand, which nobody writes and which
+        // lives until the child is buried. It makes system calls and ends: it allocates,
+        // locks and drops nothing. `libc::syscall` may set `errno`, which it shares with
+        // this thread, when a call fails; of those that it makes, none does.
+        let pid = unsafe {
+            let top = (&raw mut (*lent).socket).cast();
+            let flags = libc::CLONE_VM | libc::SIGCHLD;
+            libc::clone(run, top, flags, lent.cast())
+        };
+        if pid == -1 {
+            // SAFETY: there is no child.
+            unsafe { errand.take_back() };
+            return None;
+        }
+        Some(Self {
+            pid: Pid::from_raw(pid),
+            errand,
+            ended,
+        })
+    }
+
+    /// Whoever of us ends first.
+    fn leave(self) {
+        CHILDREN
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((self.pid, self.errand));
+    }
+}
+
+fn bury() {
+    let mut children = CHILDREN.lock().unwrap_or_else(PoisonError::into_inner);
+    children.retain(|(pid, errand)| {
+        match waitpid(*pid, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => {
+                // SAFETY: it has ended.
+                unsafe { errand.take_back() };
+                false
+            }
+            Ok(_) => true,
+            // Somebody else buried it. What it worked with is left lying.
+            Err(_) => false,
+        }
+    });
+}
+
+/// What the child does: lets go of everything, asks, and is gone.
+extern "C" fn run(errand: *mut libc::c_void) -> libc::c_int {
+    let errand: *const Errand = errand.cast();
+    // SAFETY: that is what `clone` was given. No reference is made to it as a whole: the
+    // stack that this runs on is a part of it.
+    let (socket, alive, request) = unsafe {
+        let request: *const [u8; REQUEST] = &raw const (*errand).request;
+        ((*errand).socket, (*errand).alive, request)
+    };
+    let (low, high) = (socket.min(alive), socket.max(alive));
+    for (first, last) in [(0, low - 1), (low + 1, high - 1), (high + 1, RawFd::MAX)] {
+        if first <= last {
+            close_range(first, last);
+        }
+    }
+    // SAFETY: pointers to what lives. Not the functions of the C library: they look at
+    // the state of the thread that they take us for.
+    unsafe {
+        libc::syscall(libc::SYS_chdir, c"/".as_ptr());
+        let none = null::<libc::c_void>();
+        libc::syscall(libc::SYS_sendto, socket, request, REQUEST, 0, none, 0);
+        libc::syscall(libc::SYS_exit_group, 0);
+    }
+    0
+}
+
+fn close_range(first: RawFd, last: RawFd) -> libc::c_long {
+    // SAFETY: called for what is not open, or by a process that is about to end.
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }
+}
+
+/// What we want to hear of.
+#[derive(Clone, Copy)]
+struct Sought {
+    /// The link that is to go.
+    index: u32,
+    /// The number of the request.
+    sequence: u32,
+}
+
+impl Sought {
+    /// `ip link delete dev …`, by index: the name may be another link's soon.
+    fn request(self) -> [u8; REQUEST] {
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | NLM_F_ACK;
+        header.sequence_number = self.sequence;
+        let message = RouteNetlinkMessage::DelLink(link_message(self.index));
+        let mut message = NetlinkMessage::new(header, message.into());
+        message.finalize();
+        let mut bytes = [0; REQUEST];
+        message.serialize(&mut bytes);
+        bytes
+    }
+}
+
+/// Waits for news, or for the child's end, which is returned.
+fn wait(socket: &Socket, ended: BorrowedFd<'_>, until: Instant) -> Result<bool, Errno> {
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
+        let mut fds = [
+            PollFd::new(socket.as_fd(), PollFlags::POLLIN),
+            PollFd::new(ended, PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, timeout) {
+            Ok(0) => return Err(Errno::ETIMEDOUT),
+            Ok(_) => return Ok(fds[1].any().unwrap_or(true)),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// Reads a datagram: `None` when there is none, and `Some(Ok(None))` for one
+/// that is about something else.
+fn receive(socket: &Socket, sought: Sought) -> Option<Result<Option<News>, Errno>> {
+    let mut datagram = Vec::with_capacity(16 * 1024);
+    match socket.recv(&mut datagram, libc::MSG_DONTWAIT) {
+        Ok(_) => Some(Ok(news(&datagram, sought))),
+        Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EAGAIN) => None,
+            Some(Errno::EINTR) => Some(Ok(None)),
+            Some(Errno::ENOBUFS) => Some(Ok(Some(News::Lost))),
+            errno => Some(Err(errno.unwrap_or(Errno::EIO))),
+        },
+    }
+}
+
+/// What the messages of a datagram say of the deletion.
+fn news(mut datagram: &[u8], sought: Sought) -> Option<News> {
+    while let Some(length) = word(datagram, 0) {
+        let message = datagram.get(..length as usize)?;
+        let kind = u16::from_ne_bytes(*message.get(4..)?.first_chunk()?);
+        match kind {
+            NLMSG_ERROR if word(message, 8)? == sought.sequence => {
+                // The kernel sends errors negated.
+                let code = (word(message, 16)? as i32).wrapping_neg();
+                let answer = match code {
+                    0 => Ok(()),
+                    code => Err(Errno::from_raw(code)),
+                };
+                return Some(News::Answer(answer));
+            }
+            // A bridge tells with its own family that it lost a port, which is
+            // still there then.
+            RTM_DELLINK if message.get(16)? == &0 && word(message, 20)? == sought.index => {
+                return Some(News::Gone);
+            }
+            _ => {}
+        }
+        datagram = datagram.get((length as usize).checked_next_multiple_of(4)?..)?;
+    }
+    None
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOUGHT: Sought = Sought {
+        index: 7,
+        sequence: 1000,
+    };
+
+    fn message(kind: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend((16 + body.len() as u32).to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend([0, 0]);
+        bytes.extend(sequence.to_ne_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(body);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn gone(family: u8, index: u32) -> Vec<u8> {
+        let mut body = vec![family, 0, 0, 0];
+        body.extend(index.to_ne_bytes());
+        body.extend([0; 8]);
+        message(RTM_DELLINK, 0, &body)
+    }
+
+    fn answer(sequence: u32, code: i32) -> Vec<u8> {
+        message(
+            NLMSG_ERROR,
+            sequence,
+            &[code.to_ne_bytes(), [0; 4]].concat(),
+        )
+    }
+
+    #[test]
+    fn the_end_of_another_link_is_no_news() {
+        assert_eq!(news(&gone(0, 7), SOUGHT), Some(News::Gone));
+        assert_eq!(news(&gone(0, 8), SOUGHT), None);
+        let both = [gone(0, 8), gone(0, 7)].concat();
+        assert_eq!(news(&both, SOUGHT), Some(News::Gone));
+    }
+
+    #[test]
+    fn a_port_that_left_its_bridge_is_not_gone() {
+        const AF_BRIDGE: u8 = 7;
+        assert_eq!(news(&gone(AF_BRIDGE, 7), SOUGHT), None);
+    }
+
+    #[test]
+    fn of_a_child_that_ended_unheard_nothing_is_expected() {
+        let netlink = Netlink::open().unwrap();
+        let (ended, alive) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        drop(alive);
+        let child = Child {
+            pid: Pid::this(),
+            errand: Lent::new(0, 0, SOUGHT.request()),
+            ended,
+        };
+        let until = Instant::now() + netlink.deadline();
+        assert_eq!(netlink.await_news(&child, SOUGHT, until), Ok(None));
+        // SAFETY: there never was a child.
+        unsafe { child.errand.take_back() };
+    }
+
+    #[test]
+    fn an_answer_is_that_to_our_request() {
+        let ours = |code| news(&answer(SOUGHT.sequence, code), SOUGHT);
+        assert_eq!(ours(0), Some(News::Answer(Ok(()))));
+        assert_eq!(ours(-1), Some(News::Answer(Err(Errno::EPERM))));
+        assert_eq!(news(&answer(999, 0), SOUGHT), None);
+    }
+
+    #[test]
+    fn what_is_cut_or_senseless_is_no_news() {
+        let whole = gone(0, 7);
+        for length in 0..whole.len() - 8 {
+            assert_eq!(news(&whole[..length], SOUGHT), None, "{length}");
+        }
+        for length in [0, 1, 15, u32::MAX] {
+            assert_eq!(
+                news(&[length.to_ne_bytes(), [17; 4]].concat(), SOUGHT),
+                None
+            );
+        }
+    }
+}
