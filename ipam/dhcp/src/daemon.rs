@@ -314,7 +314,12 @@ impl Daemon {
 
     fn on_timers(&mut self) {
         let now = now();
-        while let Some(Reverse((due, key))) = self.timers.peek().copied() {
+        // A few at a time: plugins and answers do not wait until a thousand pods have
+        // sent a broadcast to each other.
+        for _ in 0..16 {
+            let Some(Reverse((due, key))) = self.timers.peek().copied() else {
+                return;
+            };
             if due > now {
                 return;
             }

@@ -54,8 +54,8 @@ DESCRIPTION
     another. A renewal that brings another address, mask, or other routes is
     applied to the pod at once.
 
-    Leases are kept on disk. A daemon that starts again, after whatever, asks
-    for the addresses that its pods have, and goes on. Stopping it (SIGTERM,
+    Leases are kept on disk. A daemon that starts again, after whatever, has
+    them renewed and goes on. Stopping it (SIGTERM,
     SIGINT) releases nothing: pods keep their addresses, and another daemon
     should be running before half the lease time is over.
 

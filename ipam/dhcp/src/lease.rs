@@ -72,7 +72,7 @@ enum State {
     Selecting,
     /// Asking for the address that was offered.
     Requesting { offer: Box<Terms>, since: Millis },
-    /// Asking whether the address from before a restart is still ours: INIT-REBOOT.
+    /// Asking whether the address that a pod had before it was made anew is still its: INIT-REBOOT.
     Rebooting { since: Millis },
     /// Having an address.
     Bound,
@@ -186,15 +186,18 @@ impl Lease {
         lease
     }
 
-    /// A lease from before a restart, which may have ended by now. It is asked
-    /// for again at `due`, by the address that it had.
+    /// A lease from before a restart, which may have ended by now. From `due` on
+    /// its server is asked to renew it: without a broadcast, which every pod of the
+    /// segment would have to look at. One that has ended is asked for by the address
+    /// that it had.
     pub fn remembered(mut self, held: Option<Held>, now: Millis, due: Millis) -> Self {
         self.give_up = None;
         self.wish = held.as_ref().map(|held| held.terms.address.ip());
         self.held = held.filter(|held| held.expires() > now);
-        match self.wish {
-            Some(_) => self.begin(State::Rebooting { since: due }, due),
-            None => self.begin(State::Selecting, due),
+        match (&self.held, self.wish) {
+            (Some(_), _) => self.begin(State::Renewing, due),
+            (None, Some(_)) => self.begin(State::Rebooting { since: due }, due),
+            (None, None) => self.begin(State::Selecting, due),
         }
         self
     }

@@ -269,20 +269,17 @@ fn a_refused_renewal_loses_the_address_at_once() {
 }
 
 #[test]
-fn after_a_restart_it_asks_for_the_address_it_had() {
+fn after_a_restart_the_lease_is_renewed_at_once() {
     let held = bound().held().cloned();
     let now = GRANTED + 30_000;
-    let mut restarted = lease().remembered(held.clone(), now, now + 5);
+    let mut restarted = lease().remembered(held, now, now + 5);
     restarted.set_mac(MAC);
     assert_eq!(restarted.due(), now + 5);
     let steps = restarted.on_time(now + 5);
     let (request, to, from) = sent(&steps);
-    // INIT-REBOOT of RFC 2131, table 4.
     assert_eq!(request.kind, Kind::Request);
-    assert_eq!((to, from), (Destination::Everyone, Ipv4Addr::UNSPECIFIED));
-    assert_eq!(request.address, Ipv4Addr::UNSPECIFIED);
-    assert_eq!(option_of(request, 50), Some(&POD[..]));
-    assert_eq!(option_of(request, 54), None);
+    assert_eq!((to, from), (Destination::Server(SERVER.into()), POD.into()));
+    assert_eq!(request.address, Ipv4Addr::from(POD));
     assert!(restarted.held().is_some(), "what was granted lasts");
     let steps = restarted.on_reply(&ack(&restarted), now + 10);
     assert!(matches!(&steps[..], [Step::Hold(_)]));
@@ -290,14 +287,40 @@ fn after_a_restart_it_asks_for_the_address_it_had() {
 }
 
 #[test]
-fn a_server_that_is_silent_after_a_restart_does_not_end_the_lease() {
-    let now = GRANTED + 30_000;
+fn after_a_restart_late_in_its_life_any_server_is_asked() {
+    let now = GRANTED + 90_000;
     let mut restarted = lease().remembered(bound().held().cloned(), now, now);
-    while restarted.is_asking() {
-        assert!(restarted.on_time(restarted.due()).len() <= 1);
+    let steps = restarted.on_time(now);
+    assert_eq!(sent(&steps).1, Destination::Everyone);
+}
+
+#[test]
+fn a_pod_that_was_made_anew_asks_for_the_address_it_had() {
+    let mut lease = bound();
+    let now = GRANTED + 30_000;
+    lease.restart(lease.identity().clone(), now);
+    let steps = lease.on_time(now);
+    let (request, to, from) = sent(&steps);
+    // INIT-REBOOT of RFC 2131, table 4.
+    assert_eq!(request.kind, Kind::Request);
+    assert_eq!((to, from), (Destination::Everyone, Ipv4Addr::UNSPECIFIED));
+    assert_eq!(request.address, Ipv4Addr::UNSPECIFIED);
+    assert_eq!(option_of(request, 50), Some(&POD[..]));
+    assert_eq!(option_of(request, 54), None);
+    let steps = lease.on_reply(&ack(&lease), now + 10);
+    assert!(matches!(&steps[..], [Step::Hold(_)]));
+}
+
+#[test]
+fn a_server_that_is_silent_after_a_restart_does_not_end_the_lease() {
+    let mut lease = bound();
+    let now = GRANTED + 30_000;
+    lease.restart(lease.identity().clone(), now);
+    while lease.is_asking() {
+        assert!(lease.on_time(lease.due()).len() <= 1);
     }
-    assert_eq!(restarted.due(), GRANTED + 50_000);
-    assert!(restarted.held().is_some());
+    assert_eq!(lease.due(), GRANTED + 50_000);
+    assert!(lease.held().is_some());
 }
 
 #[test]
