@@ -6,8 +6,10 @@
 use std::fs::{self, File};
 use std::io::{Write, stdout};
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::{ForkResult, close, fork};
 
@@ -254,7 +256,9 @@ fn all(kind: u16) -> Message {
 /// this program leaves when the kernel reports the link gone.
 fn delete_and_leave(name: &str) -> Result<()> {
     let mut told = Socket::route(RTMGRP_LINK)?;
-    let index = index_of(&mut told, name)?;
+    // Not the same socket: others' changes would come between question and answer.
+    let mut own = Socket::route(0)?;
+    let index = index_of(&mut own, name)?;
     // SAFETY: this program has one thread, so the child may go on like its parent.
     match unsafe { fork()? } {
         ForkResult::Child => {
@@ -262,14 +266,31 @@ fn delete_and_leave(name: &str) -> Result<()> {
                 let _ = close(descriptor);
             }
             let delete = Message::new(RTM_DELLINK, ACK, &link(index, 0, 0));
-            let failed = Socket::route(0)
-                .and_then(|mut own| own.ask(delete))
-                .is_err();
+            let failed = own.ask(delete).is_err();
             // SAFETY: ends the child; it must not go on with its parent's work.
             unsafe { nix::libc::_exit(i32::from(failed)) }
         }
-        ForkResult::Parent { .. } => told.wait(|kind, body| gone(kind, body, index)),
+        ForkResult::Parent { .. } => wait_until_gone(&mut told, index),
     }
+}
+
+fn wait_until_gone(told: &mut Socket, index: i32) -> Result<()> {
+    match told.wait(|kind, body| gone(kind, body, index)) {
+        Err(why) if why.downcast_ref() == Some(&Errno::ENOBUFS) => ask_until_gone(index),
+        told => told,
+    }
+}
+
+/// When hundreds of links go at once, the socket overflows and no longer tells all.
+fn ask_until_gone(index: i32) -> Result<()> {
+    let mut own = Socket::route(0)?;
+    while own
+        .ask(Message::new(RTM_GETLINK, ACK, &link(index, 0, 0)))
+        .is_ok()
+    {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// A bridge also reports its port gone by this message, in its own family.
