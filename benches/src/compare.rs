@@ -37,3 +37,68 @@ pub fn compare(before: &Results, now: &Results) -> Option<Comparison> {
         others,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::Verb;
+    use crate::results::{Footprint, Row};
+
+    fn run(cpus: usize, ratios: &[(&str, f64)]) -> Results {
+        let row = |(job, ratio): &(&str, f64)| Row {
+            job: (*job).to_owned(),
+            title: (*job).to_owned(),
+            verb: Verb::Add,
+            times: [].into(),
+            refused: None,
+            faster: Ratio::of(&[*ratio; 9], &[1.0; 9]),
+            over_floor: None,
+        };
+        let text = String::new;
+        Results {
+            machine: Machine {
+                date: text(),
+                kernel: text(),
+                cpus,
+                cpu: text(),
+                state: text(),
+                podwire: text(),
+                go: text(),
+                programs: Vec::new(),
+            },
+            full: false,
+            missing: Vec::new(),
+            verbs: ratios.iter().map(row).collect(),
+            storms: Vec::new(),
+            footprint: Footprint {
+                sizes: Vec::new(),
+                calls: Vec::new(),
+            },
+            curves: Vec::new(),
+            earlier: None,
+        }
+    }
+
+    #[test]
+    fn what_left_the_spread_is_named_and_what_is_new_is_not_compared() {
+        let before = run(2, &[("a", 10.0), ("b", 10.0)]);
+        let now = run(2, &[("a", 11.0), ("b", 12.0), ("c", 1.0)]);
+        let seen = compare(&before, &now).unwrap();
+        let names: Vec<&str> = seen.others.iter().map(|(name, ..)| name.as_str()).collect();
+        assert_eq!((seen.agreed, names), (1, vec!["b, ADD"]));
+    }
+
+    #[test]
+    fn another_machine_is_not_compared() {
+        assert!(compare(&run(2, &[]), &run(4, &[])).is_none());
+    }
+
+    #[test]
+    fn figures_survive_their_file() {
+        let before = run(2, &[("a", 10.0)]);
+        let text = serde_json::to_string(&before).unwrap();
+        let read: Results = serde_json::from_str(&text).unwrap();
+        let seen = compare(&read, &before).unwrap();
+        assert_eq!((seen.agreed, seen.others.len()), (1, 0));
+    }
+}

@@ -106,7 +106,7 @@ pub const MASQUERADED: Job = bridge("bridge-masq", "bridge + host-local + ipMasq
 /// bridge with masquerade and two published ports.
 pub const PUBLISHED: Job = bridge(
     "bridge-masq-portmap",
-    "the same + portmap, two ports",
+    "bridge + host-local + ipMasq + portmap, two ports",
     true,
     true,
 );

@@ -298,6 +298,7 @@ fn not_faster(results: &Results) -> String {
         let _ = writeln!(text, "- {}: {}", named.name, ratio(Some(named.ratio)));
     }
     text.push_str(&starts(results));
+    text.push_str(&connections(results));
     text.push_str(&farthest(results));
     text
 }
@@ -324,6 +325,36 @@ fn starts(results: &Results) -> String {
         number(floor),
         number(ours),
         number(loopback.median)
+    )
+}
+
+/// What is the kernel's own among few mappings.
+fn connections(results: &Results) -> String {
+    let of = |curves: &[Curve], side, what: &str| {
+        let curve = curves.iter().find(|curve| curve.key == "connect")?;
+        let line = curve
+            .lines
+            .iter()
+            .find(|l| l.side == side && l.what.contains(what))?;
+        let (first, last) = (line.points.first()?, line.points.last()?);
+        Some((number(first.1.median), number(last.1.median), last.0))
+    };
+    let (Some(ours), Some(go), Some(none)) = (
+        of(&results.curves, Side::Podwire, "last"),
+        of(&results.curves, Side::Go, "last"),
+        of(&results.curves, Side::Floor, ""),
+    ) else {
+        return String::new();
+    };
+    format!(
+        "\nA TCP connection is the kernel's, and so are connection tracking and address translation: with no other port published it takes {} µs through podwire's \
+         map, {} µs through the Go plugin's rules, and {} µs to the pod itself. What differs is the search: with {} others, {} and {} µs through the last mapping.\n",
+        ours.0,
+        go.0,
+        none.0,
+        thousands(ours.2),
+        ours.1,
+        go.1
     )
 }
 
