@@ -144,9 +144,9 @@ fn missing(jobs: &[String]) -> String {
 
 fn storms(storms: &[Storm]) -> String {
     let mut text = String::from(
-        "\n## Many pods at once\n\nAll processes are started one right after the other; milliseconds until the last has ended (median of the storms), and of \
-         a single pod. CPU time is that of all processes, also of those that outlive the answer.\n\n\
-         | job | pods | verb | side | total | pod: median / p90 / p99 | CPU time | programs | failed | times faster |\n|---|---|---|---|---|---|---|---|---|---|\n",
+        "\n## Many pods at once\n\nAll processes are started one right after the other; milliseconds until the last has answered (median of the storms), until \
+         nothing runs any more that outlives its answer, and of a single pod. CPU time is that of all processes.\n\n\
+         | job | pods | verb | side | total | all done | pod: median / p90 / p99 | CPU time | programs | failed | times faster |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     for storm in storms {
         for (side, weather) in &storm.sides {
@@ -159,6 +159,7 @@ fn storms(storms: &[Storm]) -> String {
                     storm.verb.name().to_owned(),
                     side.to_string(),
                     number(weather.total.median),
+                    number(weather.settled),
                     three(&weather.pod),
                     number(weather.cpu),
                     weather.programs.map_or_else(dash, |n| n.to_string()),

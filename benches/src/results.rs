@@ -108,6 +108,8 @@ pub struct Storm {
 pub struct Weather {
     /// From the first start to the last end, milliseconds.
     pub total: Sample,
+    /// The same to the end of what outlives the answers, milliseconds, median.
+    pub settled: f64,
     /// Of single pods, milliseconds.
     pub pod: Sample,
     /// CPU time of all processes, milliseconds, median.

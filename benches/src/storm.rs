@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -21,6 +21,7 @@ const VERBS: [Verb; 2] = [Verb::Add, Verb::Del];
 #[derive(Default)]
 struct Seen {
     totals: Vec<f64>,
+    settled: Vec<f64>,
     pods: Vec<f64>,
     cpu: Vec<f64>,
     programs: Option<usize>,
@@ -62,12 +63,15 @@ pub fn measure(job: Job, programs: &Programs, pods: usize, rounds: usize) -> Res
 
 fn blow(stage: &Stage, pods: &mut [Attachment], verb: Verb, seen: &mut Seen) -> Result<()> {
     let calls = calls(stage, pods, verb)?;
-    let (done, total, cpu) = stage.node.run(move || {
+    let (done, total, settled, cpu) = stage.node.run(move || {
+        let start = Instant::now();
         let (done, total) = process::storm(calls)?;
         let cpu: Duration = done.iter().map(|done| done.cpu).sum();
-        Ok((done, total, cpu + crate::orphans::wait()?))
+        let cpu = cpu + crate::orphans::wait()?;
+        Ok((done, total, start.elapsed(), cpu))
     })?;
     seen.totals.push(millis(total));
+    seen.settled.push(millis(settled));
     seen.cpu.push(millis(cpu));
     for (pod, done) in pods.iter_mut().zip(done) {
         seen.pods.push(millis(done.elapsed));
@@ -126,6 +130,7 @@ fn told(job: Job, pods: usize, verb: Verb, seen: &BTreeMap<(Verb, Side), Seen>) 
         let seen: &Seen = seen.get(&(verb, side))?;
         let weather = Weather {
             total: Sample::of(&seen.totals)?,
+            settled: median(&seen.settled)?,
             pod: Sample::of(&seen.pods)?,
             cpu: median(&seen.cpu)?,
             programs: seen.programs,
