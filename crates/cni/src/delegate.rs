@@ -146,17 +146,7 @@ impl Delegate {
     }
 
     fn execute(&self, verb: Verb) -> std::io::Result<Output> {
-        let mut child = self.spawn(verb)?;
-        let said = talk(&mut child, &self.stdin);
-        // Whatever went wrong: who rolls back must not come before an address
-        // that the plugin is about to take.
-        let status = child.wait()?;
-        let [stdout, stderr] = said?;
-        Ok(Output {
-            status,
-            stdout,
-            stderr,
-        })
+        finish(self.spawn(verb)?, &self.stdin)
     }
 
     /// A binary that is being replaced is busy for a moment (ETXTBSY).
@@ -185,6 +175,24 @@ impl Delegate {
             .stderr(Stdio::piped());
         command
     }
+}
+
+/// Feeds a program whose three streams are pipes, hears it out and waits for its end.
+///
+/// # Errors
+/// When a stream breaks; the program has ended by then all the same. The standard
+/// library would panic where a pipe cannot be read.
+pub fn finish(mut child: Child, stdin: &[u8]) -> std::io::Result<Output> {
+    let said = talk(&mut child, stdin);
+    // Whatever went wrong: who rolls back must not come before what the program
+    // is about to do.
+    let status = child.wait()?;
+    let [stdout, stderr] = said?;
+    Ok(Output {
+        status,
+        stdout,
+        stderr,
+    })
 }
 
 /// Feeds the plugin and hears what it says, on both streams. It may print before

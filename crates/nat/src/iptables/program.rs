@@ -2,7 +2,6 @@
 //! them and from them, tells a held lock from a refusal. It knows no rule.
 
 use std::fs::File;
-use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
@@ -240,17 +239,7 @@ fn failed_line(said: &str) -> Option<usize> {
 }
 
 fn execute(program: &Path, arguments: &[&str], input: &str) -> Result<Output> {
-    let run = || {
-        let mut child = command(program, arguments).spawn()?;
-        if let Some(mut pipe) = child.stdin.take() {
-            // One that ends before it has read everything says why.
-            match pipe.write_all(input.as_bytes()) {
-                Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error),
-                _ => {}
-            }
-        }
-        child.wait_with_output()
-    };
+    let run = || cni::delegate::finish(command(program, arguments).spawn()?, input.as_bytes());
     run().with_context(|| format!("execute {}", program.display()))
 }
 

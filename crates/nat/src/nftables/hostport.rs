@@ -15,6 +15,7 @@
 pub mod layout;
 
 use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail};
@@ -104,7 +105,7 @@ impl Plan {
             }
             let found = listing::rules(socket, table(family), None)?;
             plan.changes.extend(base(family, &found));
-            let neighbours = !bridges_are_filtered(family);
+            let neighbours = !bridges_are_filtered(family)?;
             let mut rules = Vec::new();
             for wanted in all {
                 let mut its = elements(wanted, family);
@@ -166,13 +167,20 @@ impl Plan {
 
 /// Whether frames between ports of a bridge pass the rules of `family`: then
 /// neighbours need not be masqueraded, and see each other.
-fn bridges_are_filtered(family: Family) -> bool {
+fn bridges_are_filtered(family: Family) -> Result<bool, Error> {
     let name = match family {
         Family::Ip6 => "bridge-nf-call-ip6tables",
         _ => "bridge-nf-call-iptables",
     };
-    // Absent without the module br_netfilter.
-    std::fs::read(format!("/proc/sys/net/bridge/{name}")).is_ok_and(|it| it.starts_with(b"1"))
+    match std::fs::read(format!("/proc/sys/net/bridge/{name}")) {
+        Ok(value) => Ok(value.starts_with(b"1")),
+        // Absent without the module br_netfilter.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => {
+            let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+            Err(Error::new(format!("read sysctl net/bridge/{name}"), errno))
+        }
+    }
 }
 
 /// Removes what is there for `gone`, ours and what the Go plugins wrote for its
