@@ -169,3 +169,58 @@ pub fn errors(call: &str) -> &'static [Errno] {
 pub fn is_memory(call: &str) -> bool {
     matches!(call, "mmap" | "mremap" | "brk" | "mprotect" | "munmap")
 }
+
+/// Whether anybody but the process itself can see that this call was made.
+pub fn leaves_a_mark(call: &str) -> bool {
+    !matches!(
+        call,
+        "read"
+            | "pread64"
+            | "readlink"
+            | "readlinkat"
+            | "getdents64"
+            | "access"
+            | "faccessat"
+            | "lseek"
+            | "stat"
+            | "fstat"
+            | "lstat"
+            | "newfstatat"
+            | "statx"
+            | "statfs"
+            | "fstatfs"
+            | "mmap"
+            | "mremap"
+            | "brk"
+            | "mprotect"
+            | "munmap"
+            | "madvise"
+            | "rt_sigaction"
+            | "rt_sigprocmask"
+            | "sigaltstack"
+            | "poll"
+            | "ppoll"
+            | "futex"
+            | "getpid"
+            | "gettid"
+            | "getuid"
+            | "getgid"
+            | "geteuid"
+            | "getegid"
+            | "getrandom"
+            | "uname"
+            | "arch_prctl"
+            | "set_tid_address"
+            | "set_robust_list"
+            | "rseq"
+            | "prlimit64"
+            | "getrlimit"
+            | "sched_getaffinity"
+            | "sched_yield"
+            | "clock_gettime"
+            | "gettimeofday"
+            | "getsockname"
+            | "recvfrom"
+            | "recvmsg"
+    )
+}

@@ -18,6 +18,11 @@ pub fn all() -> Vec<Chain> {
             BackEnd::IptablesNft,
             alone("bridge, iptables", masqueraded("iptables")),
         ),
+        Chain {
+            in_pod: true,
+            ..wired(alone("macvlan", macvlan()))
+        },
+        wired(alone("vxlan", vxlan())),
         published("portmap", BackEnd::Nftables),
         published("portmap, iptables", BackEnd::IptablesNft),
         Chain {
@@ -50,6 +55,35 @@ fn bridge() -> Value {
     conf::with(&masqueraded("nftables"), change)
 }
 
+fn macvlan() -> Value {
+    let mut conf = conf::plugin("macvlan");
+    conf["master"] = "wire".into();
+    conf["ipam"] = conf::host_local_ipam(&["192.0.2.0/24"]);
+    conf
+}
+
+fn vxlan() -> Value {
+    let mut conf = conf::plugin("vxlan");
+    conf["vni"] = 5.into();
+    conf["ipMasq"] = true.into();
+    conf["macspoofchk"] = true.into();
+    conf["peers"] = json!([{"vtep": "192.0.2.2", "subnet": "10.5.2.0/24"}, {"vtep": "192.0.2.3", "subnet": "10.5.3.0/24"}]);
+    conf["ipam"] = conf::host_local_ipam(&["10.5.1.0/24"]);
+    conf
+}
+
+/// On a node with a wire, and nothing on it that changes by itself.
+fn wired(chain: Chain) -> Chain {
+    let setup = "sysctl -qw net.ipv6.conf.default.disable_ipv6=1
+        ip link add wire type veth peer name far
+        sysctl -qw net.ipv6.conf.default.disable_ipv6=0
+        ip link set wire up
+        ip link set far up
+        ip addr add 192.0.2.1/24 dev wire
+        ip route add default via 192.0.2.254";
+    Chain { setup, ..chain }
+}
+
 fn masqueraded(back_end: &str) -> Value {
     let change = json!({"ipMasq": true, "ipMasqBackend": back_end});
     conf::with(&conf::bridge(&["10.1.0.0/24", "fd01::/64"]), change)
@@ -58,6 +92,7 @@ fn masqueraded(back_end: &str) -> Value {
 fn alone(name: &'static str, victim: Value) -> Chain {
     Chain {
         name,
+        setup: "",
         prefix: Vec::new(),
         victim,
         program: None,

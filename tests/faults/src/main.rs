@@ -16,7 +16,7 @@ usage: faults kill [CHAIN]...     kill plugins at each of their system calls
        faults storm SECONDS       200 attachments of four networks, by many at once
        faults chains              what CHAIN may be
        faults trace REPORT DEED POINT -- PROGRAM [ARGUMENT]...
-FAULTS_STRIDE=N tries every N-th point only; FAULTS_WORKERS=N uses N nodes at once (2)
+FAULTS_AT_MOST=N tries N points of each sweep; FAULTS_WORKERS=N uses N nodes at once (2)
 ";
 
 fn main() -> ExitCode {
@@ -58,7 +58,10 @@ fn sweep(what: &str, deeds: &[Deed], names: &[&str]) -> Result<ExitCode> {
     // What fails is told once, in the end.
     std::panic::set_hook(Box::new(|_| ()));
     let exe = std::env::current_exe()?.display().to_string();
-    let (stride, workers) = (number("FAULTS_STRIDE", 1)?, number("FAULTS_WORKERS", 2)?);
+    let (at_most, workers) = (
+        number("FAULTS_AT_MOST", usize::MAX)?,
+        number("FAULTS_WORKERS", 2)?,
+    );
     let mut total = Tally::default();
     let chosen = match names {
         [] => chains::all(),
@@ -74,8 +77,7 @@ fn sweep(what: &str, deeds: &[Deed], names: &[&str]) -> Result<ExitCode> {
                     chain: chain.clone(),
                     verb,
                     deed: *deed,
-                    stride,
-                    offset: 0,
+                    at_most: Some(at_most),
                 };
                 let begin = Instant::now();
                 let tally = sweep.run(&exe, workers)?;

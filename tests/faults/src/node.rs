@@ -19,6 +19,8 @@ pub const IFNAME: &str = "eth0";
 pub struct Chain {
     /// What reports call it.
     pub name: &'static str,
+    /// What the node has before any of it, as a script.
+    pub setup: &'static str,
     /// Plugins that have done their ADD before, and are not touched.
     pub prefix: Vec<Value>,
     /// The plugin that has the accidents, with its delegate.
@@ -54,7 +56,9 @@ impl Node {
     /// When the chain does not work without accidents.
     pub fn new(chain: &Chain) -> Result<Self> {
         let sandbox = Sandbox::new();
+        sandbox.host().sh(chain.setup);
         let [victim, next, valid] = ["victim", "next", "valid"].map(|name| sandbox.pod(name));
+        [&victim, &next, &valid].into_iter().for_each(warm);
         let baseline = sandbox.snapshot();
         let mut node = Self {
             sandbox,
@@ -112,6 +116,9 @@ impl Node {
     fn allowing(&self) -> Snapshot {
         let snapshot = self.sandbox.snapshot();
         let snapshot = snapshot
+            // Multicast groups that the kernel joins, when it pleases.
+            .allow("fdb mac 33:33:")
+            .allow("fdb mac 01:00:5e:")
             .allow("/last_reserved_ip.")
             // A reading of all reservations leaves another index than the steps before it: either is right.
             .allow("/.podwire/");
@@ -196,10 +203,7 @@ impl Node {
         self.sandbox.remove_pod(&self.victim);
         let done = body();
         self.sandbox.pod(self.victim.name());
-        if self.chain.in_pod {
-            // lo has 127.0.0.1 from its first time on, even when it is down again.
-            self.comes_and_goes(&self.victim).expect("warm the pod");
-        }
+        warm(&self.victim);
         done
     }
 
@@ -261,6 +265,11 @@ fn chained(plugin: &Value, previous: Option<&Value>) -> Value {
         Some(previous) => conf::with_prev(plugin, previous),
         None => plugin.clone(),
     }
+}
+
+/// lo has 127.0.0.1 from its first time on, even when it is down again.
+fn warm(pod: &Netns) {
+    pod.sh("ip link set lo up; ip link set lo down");
 }
 
 fn kind(plugin: &Value) -> &str {
