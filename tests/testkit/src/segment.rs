@@ -41,9 +41,13 @@ impl Sandbox {
              ip link set eth1 up"
         ));
         segment.switch.sh("ip link set p2 master br0 up");
-        segment
-            .machine
-            .wait_until("its wire is up", |it| is_up(it, "eth1"));
+        let local = format!("local {v6} ");
+        segment.machine.wait_until("its wire is up", |it| {
+            is_settled(it, "eth1")
+                && it
+                    .sh("ip -6 route show table local dev eth1")
+                    .contains(&local)
+        });
         for port in ["p1", "p2"] {
             segment
                 .switch
@@ -71,11 +75,8 @@ impl Sandbox {
              ip link set {link} up
              ip -n switch link set {port} master br0 up"
         ));
-        let settled = |host: &Netns| {
-            let addresses = host.sh(&format!("ip -6 addr show dev {link}"));
-            is_up(host, link) && addresses.contains("fe80::")
-        };
-        self.host().wait_until("the wire is up", settled);
+        self.host()
+            .wait_until("the wire is up", |host| is_settled(host, link));
     }
 }
 
@@ -100,6 +101,14 @@ fn forwards(switch: &Netns, port: &str) -> bool {
     switch
         .link(port)
         .is_some_and(|link| link["linkinfo"]["info_slave_data"]["state"] == "forwarding")
+}
+
+/// Up, with a link-local address, and the group that goes with it: nothing that a
+/// snapshot sees will come by itself any more.
+fn is_settled(netns: &Netns, link: &str) -> bool {
+    let addresses = || netns.sh(&format!("ip -6 addr show dev {link} -tentative"));
+    let groups = || netns.sh(&format!("bridge fdb show dev {link}"));
+    is_up(netns, link) && addresses().contains("fe80::") && groups().contains("33:33:ff")
 }
 
 fn is_up(netns: &Netns, link: &str) -> bool {
