@@ -15,7 +15,10 @@ use rtnetlink::{
     },
 };
 
-use crate::{Error, Family, Link, Mac, Netlink, link::link_message};
+use crate::{
+    Error, Family, Link, Mac, Netlink,
+    link::{link_message, read_link},
+};
 
 /// The largest VNI: it has 24 bits.
 pub const MAX_VNI: u32 = (1 << 24) - 1;
@@ -67,24 +70,25 @@ pub struct VxlanPort {
 }
 
 impl Netlink {
-    /// What the VXLAN device called `name` is; `None` if there is no such link, or
-    /// one of another kind.
+    /// The link called `name`, and what it is if it is a VXLAN device; `None` if there is
+    /// no such link: `ip -d link show dev NAME`, one request.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub fn find_vxlan(&self, name: &str) -> Result<Option<Vxlan>, Error> {
+    pub fn find_vxlan(&self, name: &str) -> Result<Option<(Link, Option<Vxlan>)>, Error> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.into()));
         message
             .attributes
             .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        let found = self.get(RouteNetlinkMessage::GetLink(message), || {
-            format!("find link {name}")
-        });
-        match found {
+        let op = || format!("find link {name}");
+        match self.get(RouteNetlinkMessage::GetLink(message), op) {
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
-            Ok(reply) => Ok(read(reply).map(|(_, vxlan)| vxlan)),
+            Ok(reply) => {
+                let vxlan = read(reply.clone()).map(|(_, vxlan)| vxlan);
+                Ok(read_link(reply).map(|link| (link, vxlan)))
+            }
         }
     }
 

@@ -44,8 +44,8 @@ impl Device {
     /// this node.
     pub fn find(host: &Netlink, network: &Network) -> Result<Self> {
         let name = network.device();
-        let device = match host.find_link(&name)? {
-            Some(link) => Self::found(host, network, link)?,
+        let device = match host.find_vxlan(&name)? {
+            Some((link, found)) => Self::found(host, network, link, found)?,
             None => Self::missing(host, network)?,
         };
         network.check_not_ourselves(&network.peers, device.local)?;
@@ -67,9 +67,9 @@ impl Device {
         })
     }
 
-    fn found(host: &Netlink, network: &Network, link: Link) -> Result<Self> {
-        let name = link.name.clone();
-        let Some(found) = host.find_vxlan(&name)? else {
+    fn found(host: &Netlink, network: &Network, link: Link, found: Option<Vxlan>) -> Result<Self> {
+        let Some(found) = found else {
+            let name = &link.name;
             let kind = link.kind.as_deref().unwrap_or("device");
             let why = format!("{name} is there already, as a {kind}");
             return Err(fault("vni", &why));

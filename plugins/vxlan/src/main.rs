@@ -16,7 +16,7 @@ use cni::result::AddResult;
 use cni::{BestEffort, Code, Plugin, Undo};
 use ipnetwork::IpNetwork;
 use nat::nftables::{Apart, Nftables};
-use netlink::{AddressSpec, BridgeSpec, Link, Netlink, PortSpec, sysctl};
+use netlink::{AddressSpec, BridgeSpec, Family, Link, Netlink, PortSpec, sysctl};
 use overlay::{Device, Mode, device, gateway_mac};
 use wiring::port::Wiring;
 use wiring::{Addressing, Gateway, gateway, outside, pod, port};
@@ -246,11 +246,11 @@ fn ensure_device(
     let bridge = (network.mode == Mode::L2).then_some(bridge);
     let link = device.ensure(host, network, bridge)?;
     if network.mode == Mode::L3 {
-        let present = host.list_addresses(link.index, None)?;
-        let wanted = own
-            .iter()
-            .filter_map(|subnet| plan::device_address(*subnet));
-        for address in wanted.filter(|it| !present.iter().any(|other| other.address == *it)) {
+        for address in own.iter().filter_map(|it| plan::device_address(*it)) {
+            let present = host.list_addresses(link.index, Some(Family::of(address.ip())))?;
+            if present.iter().any(|other| other.address == address) {
+                continue;
+            }
             let spec = AddressSpec {
                 // Nobody else is on this wire.
                 nodad: address.is_ipv6(),

@@ -65,7 +65,16 @@ impl Apart {
 /// Changes that keep the network apart; none if it is.
 pub fn add(socket: &Socket, wanted: &Apart) -> Result<Transaction, Error> {
     let entered = is_entered(socket)?;
-    let mut missing = Vec::new();
+    let mut missing = wanted.elements();
+    // All of a network's are written in one transaction: the last one stands for them,
+    // and an ADD among many has to ask for no more.
+    let last = missing.last().map(|it| (it.set, it.key.clone()));
+    if let (true, Some((set, key))) = (entered, last)
+        && listing::entry_at(socket, TABLE, set, &key)?.is_some()
+    {
+        return Ok(Transaction::new());
+    }
+    missing.clear();
     for element in wanted.elements() {
         if listing::entry_at(socket, TABLE, element.set, &element.key)?.is_none() {
             missing.push(element);

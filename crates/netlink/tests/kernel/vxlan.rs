@@ -103,6 +103,12 @@ fn lines(command: &str) -> Vec<String> {
     lines
 }
 
+fn vxlan(netlink: &Netlink, name: &str) -> Option<Vxlan> {
+    let (link, vxlan) = netlink.find_vxlan(name).unwrap().unwrap();
+    assert_eq!(link.name, name);
+    vxlan
+}
+
 #[test]
 fn a_device_is_as_it_was_asked_for_in_both_families() {
     let _sandbox = Sandbox::new();
@@ -125,7 +131,7 @@ fn a_device_is_as_it_was_asked_for_in_both_families() {
         (&seen["address"], &seen["mtu"]),
         (&"02:00:00:00:00:01".into(), &1450.into())
     );
-    assert_eq!(netlink.find_vxlan("vxlan.7").unwrap(), Some(v4.vxlan));
+    assert_eq!(vxlan(&netlink, "vxlan.7"), Some(v4.vxlan));
 
     let mut v6 = spec(eth0);
     v6.name = "vxlan.8".into();
@@ -149,7 +155,7 @@ fn a_device_is_as_it_was_asked_for_in_both_families() {
     );
     assert_eq!((&data["ttl"], &data["gbp"]), (&9.into(), &true.into()));
     assert_eq!(data["udp_zero_csum6_tx"], true);
-    assert_eq!(netlink.find_vxlan("vxlan.8").unwrap(), Some(v6.vxlan));
+    assert_eq!(vxlan(&netlink, "vxlan.8"), Some(v6.vxlan));
 
     let names: Vec<_> = netlink
         .list_vxlans()
@@ -158,7 +164,7 @@ fn a_device_is_as_it_was_asked_for_in_both_families() {
         .map(|it| it.0)
         .collect();
     assert_eq!(names, ["vxlan.7", "vxlan.8"]);
-    assert_eq!(netlink.find_vxlan("eth0").unwrap(), None);
+    assert_eq!(vxlan(&netlink, "eth0"), None);
     assert_eq!(netlink.find_vxlan("nope").unwrap(), None);
 }
 
