@@ -44,7 +44,7 @@ const MOST_CONNECTIONS: usize = 4096;
 
 /// Leases of before are asked for one after the other, so that a server is not
 /// asked for all of them in one moment. In milliseconds.
-const STAGGER: Millis = 2;
+const STAGGER: Millis = 5;
 
 /// What an event is about: the kind in the upper half, a key in the lower.
 #[derive(Clone, Copy)]

@@ -369,14 +369,19 @@ impl Lease {
 
     /// How long to wait for an answer.
     fn pause(&mut self, now: Millis) -> Millis {
-        let until = |moment: Millis| moment.saturating_sub(now);
-        let half = |rest: Millis| (rest / 2).max(4000).min(rest.max(1));
-        match (&self.state, &self.held) {
-            // RFC 2131, section 4.4.5: half of what is left.
-            (State::Renewing, Some(held)) => half(until(held.rebinds())),
-            (State::Rebinding, Some(held)) => half(until(held.expires())),
-            _ => self.backoff(),
-        }
+        let end = match (&self.state, &self.held) {
+            (State::Renewing, Some(held)) => held.rebinds(),
+            (State::Rebinding, Some(held)) => held.expires(),
+            _ => return self.backoff(),
+        };
+        // RFC 2131, section 4.4.5: half of what is left. But a packet may just be lost,
+        // as when a server is asked by all pods of a node at once: a few quick tries first.
+        let rest = end.saturating_sub(now);
+        let quick = match self.tries {
+            tries @ 0..3 => (2000 << tries) + self.dice.below(1000),
+            _ => Millis::MAX,
+        };
+        (rest / 2).max(4000).min(quick).min(rest.max(1))
     }
 
     /// The Go client's: a few quick tries, then twice as long each time; a second
