@@ -8,12 +8,20 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use testkit::{Netns, Sandbox, Stdout, beyond_peer, conf};
 
-const PLUGINS: [&str; 5] = ["bridge", "macvlan", "loopback", "host-local", "static"];
+const PLUGINS: [&str; 6] = [
+    "bridge",
+    "macvlan",
+    "portmap",
+    "loopback",
+    "host-local",
+    "static",
+];
 
 fn conf_of(plugin: &str) -> Value {
     match plugin {
         "bridge" => conf::bridge(&["10.1.0.0/24"]),
         "macvlan" => conf::macvlan(&["10.1.0.0/24"]),
+        "portmap" => conf::portmap(8080),
         "loopback" => conf::loopback(),
         "host-local" => conf::host_local(&["10.1.0.0/24"]),
         _ => conf::static_ipam(&json!([{"address": "10.1.0.9/24"}])),

@@ -2,7 +2,7 @@
 //! succeed, and give the address back where there is one.
 
 use serde_json::{Value, json};
-use testkit::{Netns, Sandbox, beyond_peer, conf};
+use testkit::{BackEnd, Netns, Sandbox, beyond_peer, conf, container_id};
 
 /// What a runtime may find when it comes to delete.
 #[derive(Clone, Copy, Debug)]
@@ -132,6 +132,67 @@ fn static_deletes_in_every_state_of_the_netns() {
         "static",
         &[Empty, Missing, PlainFile, Directory, WithoutInterface],
     );
+}
+
+/// One cell of what stands between a pod and the outside: DEL knows the state of the
+/// netns and nothing else, and no rule names the pod afterwards.
+fn outside_cell(back_end: BackEnd, column: Found) {
+    let sandbox = Sandbox::new();
+    sandbox.wire();
+    let pod = sandbox.pod("a");
+    let masquerade = json!({"ipMasq": true, "macspoofchk": true, "ipMasqBackend": back_end.name()});
+    let bridge = conf::with(&conf_of("bridge"), masquerade);
+    let portmap = conf::with(&conf::portmap(8080), json!({"backend": back_end.name()}));
+    let cni = |plugin| sandbox.cni_with(back_end, plugin);
+    cni("bridge").add(&bridge, &pod, "eth0").result();
+    cni("portmap").add(&portmap, &pod, "eth0").result();
+    let netns = arrange(&sandbox, &pod, column);
+    for _ in 0..2 {
+        // The runtime's cache is gone: no prevResult, no mappings.
+        for (plugin, conf) in [
+            ("portmap", conf::plugin("portmap")),
+            ("bridge", bridge.clone()),
+        ] {
+            cni(plugin).netns(&netns).del(&conf, &pod, "eth0").silent();
+        }
+    }
+    let rules = sandbox.host().rules();
+    let id = container_id(&pod);
+    let left: Vec<&str> = rules.lines().filter(|line| line.contains(&id)).collect();
+    assert_eq!(left, [""; 0], "{back_end:?}, {column:?}");
+}
+
+#[test]
+fn no_rule_outlives_its_pod_in_any_state_of_the_netns() {
+    beyond_peer("plugins#810: masquerade stays without a netns", || {
+        for back_end in BackEnd::ALL {
+            for column in [Empty, Missing, PlainFile, Directory, WithoutInterface] {
+                outside_cell(back_end, column);
+            }
+        }
+    });
+}
+
+#[test]
+fn portmap_deletes_in_every_state_of_the_netns() {
+    for column in [Empty, Missing, PlainFile, Directory, WithoutInterface] {
+        for added in [false, true] {
+            let sandbox = Sandbox::new();
+            let pod = sandbox.pod("a");
+            sandbox.host().sh("ip link add cni0 type bridge; ip addr add 10.1.0.1/24 dev cni0; ip link set cni0 up");
+            let conf = conf::portmap(8080);
+            if added {
+                sandbox.cni("portmap").add(&conf, &pod, "eth0").result();
+            }
+            let netns = arrange(&sandbox, &pod, column);
+            for _ in 0..2 {
+                let cni = sandbox.cni("portmap").netns(&netns);
+                cni.del(&conf, &pod, "eth0").silent();
+            }
+            let rules = sandbox.host().rules();
+            assert!(!rules.contains(&container_id(&pod)), "{column:?}: {rules}");
+        }
+    }
 }
 
 #[test]

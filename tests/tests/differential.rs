@@ -464,6 +464,21 @@ fn the_words_of_failures_are_alike() {
             conf::with(&conf::macvlan_l2(), json!({"ipam": {"type": "nope"}})),
             "",
         ),
+        ("portmap", conf::portmap(0), ""),
+        (
+            "portmap",
+            conf::with(&conf::portmap(8080), json!({"markMasqBit": 32})),
+            "",
+        ),
+        (
+            "portmap",
+            conf::with(
+                &conf::portmap(8080),
+                json!({"markMasqBit": 5, "externalSetMarkChain": "KUBE-MARK-MASQ"}),
+            ),
+            "",
+        ),
+        ("portmap", conf::plugin("portmap"), ""),
         ("bridge", conf::bridge_l2(), "FOO=1"),
         ("bridge", conf::bridge_l2(), "MAC"),
         ("host-local", with_ipam(json!({"type": "host-local"})), ""),

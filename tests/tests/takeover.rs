@@ -511,6 +511,29 @@ fn after_a_flush_of_everything_all_is_back_but_for_pods_that_are_gone() {
 }
 
 #[test]
+fn a_network_of_several_hosts_comes_back_whole() {
+    beyond_peer(WHY, || {
+        let node = Node::empty(BackEnd::Nftables);
+        let vxlan = json!({"type": "vxlan", "vni": 5, "dev": "uplink", "ipMasq": true,
+            "ipam": conf::host_local_ipam(&DUAL[..1])});
+        node.configure(&json!({"cniVersion": "1.0.0", "name": "mynet", "plugins": [vxlan]}));
+        let pod = node.sandbox.pod("a");
+        node.run(Suite::Ours, "add", &pod, 8080);
+        let before = node.rules();
+        assert!(
+            before
+                .iter()
+                .any(|it| it.contains("oifname != \"vxlan.5\""))
+        );
+        node.host().sh("nft flush ruleset");
+        let told = node.task(&["resync"]).stdout;
+        assert!(told.contains("put back: separation of mynet"), "{told}");
+        assert_eq!(node.rules(), before);
+        node.run(Suite::Ours, "check", &pod, 8080);
+    });
+}
+
+#[test]
 fn what_others_made_since_stays_theirs() {
     beyond_peer(WHY, || {
         let node = Node::forced(BackEnd::Nftables);

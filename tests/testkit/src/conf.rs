@@ -50,6 +50,19 @@ pub fn macvlan_l2() -> Value {
     conf
 }
 
+/// portmap after a plugin that gave `eth0` 10.1.0.2: `host_port` leads to port 80.
+pub fn portmap(host_port: u16) -> Value {
+    let mut conf = plugin("portmap");
+    let mapping = json!({"hostPort": host_port, "containerPort": 80, "protocol": "tcp"});
+    conf["runtimeConfig"] = json!({"portMappings": [mapping]});
+    conf["prevResult"] = json!({
+        "cniVersion": "1.0.0",
+        "interfaces": [{"name": "eth0", "sandbox": "/run/netns/a"}],
+        "ips": [{"address": "10.1.0.2/24", "interface": 0}],
+    });
+    conf
+}
+
 /// host-local called directly, with one pool per given subnet.
 pub fn host_local(subnets: &[&str]) -> Value {
     let mut conf = plugin("bridge");
