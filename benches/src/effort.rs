@@ -25,12 +25,12 @@ impl Effort {
             full: false,
             warmup: 3,
             rounds: 40,
-            storms: storms(&[MASQUERADED], &[(1, 15), (10, 9), (50, 5), (200, 3)]),
+            storms: storms(&[MASQUERADED], &[(1, 15), (10, 9), (50, 5), (200, 2)]),
             curves: Plan {
                 ports: vec![0, 5_000],
                 addresses: vec![0, 50_000],
                 pods: Vec::new(),
-                rounds: 11,
+                rounds: 9,
                 connections: 500,
             },
         }
