@@ -144,7 +144,7 @@ fn check_notices_what_is_not_as_it_was() {
             ),
             (
                 "nft flush set inet podwire_networks inside",
-                "not done: create element",
+                "to inet podwire_networks inside",
             ),
         ] {
             let fleet = Fleet::new(2);
