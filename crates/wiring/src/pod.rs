@@ -117,6 +117,18 @@ pub fn releases_over_the_link(call: &Call) -> bool {
 /// # Errors
 /// What the kernel refuses.
 pub fn delete_interface(netns: Option<&NetnsPath>, ifname: &IfName) -> Result<()> {
+    where_it_is(netns, |pod| Ok(pod.delete_link(ifname.as_str())?))
+}
+
+/// Does something with the links of the pod, wherever the runtime says that it
+/// is. Nothing is done where there is no namespace any more.
+///
+/// # Errors
+/// Those of `act`; a namespace that is there and cannot be entered.
+pub fn where_it_is(
+    netns: Option<&NetnsPath>,
+    act: impl FnOnce(&Netlink) -> Result<()>,
+) -> Result<()> {
     let Some(path) = netns else {
         return Ok(());
     };
@@ -124,9 +136,6 @@ pub fn delete_interface(netns: Option<&NetnsPath>, ifname: &IfName) -> Result<()
         // A plain file is what stays of a namespace whose mount was lost.
         Err(error) if error.is_gone() => Ok(()),
         Err(error) => Err(error.into()),
-        Ok(netns) => {
-            Netlink::open_in(&netns)?.delete_link(ifname.as_str())?;
-            Ok(())
-        }
+        Ok(netns) => act(&Netlink::open_in(&netns)?),
     }
 }

@@ -14,7 +14,7 @@ use cni::linked::Linked;
 use cni::request::{Add, Check, Del, Gc, Status};
 use cni::result::{AddResult, Interface};
 use cni::{BestEffort, Plugin, Undo, Version};
-use netlink::{Configured, Dad, MacvlanMode, Netlink, Parent};
+use netlink::{Configured, Dad, MacvlanMode, Parent};
 use netns::NetNs;
 use nix::errno::Errno;
 use wiring::{Addressing, Gateway, lease, pod};
@@ -75,12 +75,7 @@ impl Plugin for Macvlan {
                 delegate::ipam_del(&request.call)
             });
         }
-        all.step("delete the interface", || {
-            pod::delete_interface(request.netns.as_ref(), &request.attachment.ifname)
-        });
-        all.step("delete the interface half made", || {
-            delete_half_made(request)
-        });
+        all.step("delete the interface", || delete_interface(request));
         if request.call.has_ipam() && !released_first {
             // Last: nobody may get the address while something still answers to it.
             all.step("release the addresses", || {
@@ -174,15 +169,12 @@ fn errno(error: &anyhow::Error) -> Option<Errno> {
     error.map(netlink::Error::errno)
 }
 
-/// Deletes what an ADD has left that was killed between making and renaming.
-fn delete_half_made(request: &Del<Conf>) -> Result<()> {
-    let Some(netns) = request.netns.as_ref() else {
-        return Ok(());
-    };
-    // A namespace that cannot be opened was reported before, or is gone.
-    let Ok(netns) = NetNs::open(netns.as_path()) else {
-        return Ok(());
-    };
-    let name = plan::temporary_name(&request.attachment);
-    Ok(Netlink::open_in(&netns)?.delete_macvlan(&name)?)
+/// Deletes the pod's interface, and what an ADD has left that was killed between
+/// making and renaming it.
+fn delete_interface(request: &Del<Conf>) -> Result<()> {
+    let attachment = &request.attachment;
+    pod::where_it_is(request.netns.as_ref(), |pod| {
+        pod.delete_link(attachment.ifname.as_str())?;
+        Ok(pod.delete_macvlan(&plan::temporary_name(attachment))?)
+    })
 }
