@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 /// No message of this protocol comes near this size in bytes.
-pub const LONGEST: usize = 4 << 20;
+pub const LONGEST: usize = 1 << 20;
 
 /// How deep values may nest; ours are four deep.
 const DEEPEST: usize = 16;
