@@ -41,19 +41,24 @@ impl fmt::Display for Kind {
 /// # Errors
 /// When the one that is forced, or both, cannot be used here.
 pub fn open(forced: Option<Kind>) -> Result<Box<dyn Backend>> {
-    let nftables = || nftables::usable(Family::Ip).context("nftables is not usable");
-    let iptables = || Iptables::new().probe().any();
-    match forced {
-        Some(Kind::Nftables) if !nftables()? => {
+    if forced != Some(Kind::Iptables) {
+        // Found usable and used over one socket.
+        let found = Nftables::find_usable(Family::Ip).context("nftables is not usable")?;
+        if let Some(nftables) = found {
+            return Ok(Box::new(nftables));
+        }
+        if forced == Some(Kind::Nftables) {
             bail!("nftables is not usable: the kernel lacks nf_tables")
         }
-        Some(Kind::Iptables) if !iptables() => {
+    }
+    let iptables = Iptables::new();
+    if iptables.probe().any() {
+        return Ok(Box::new(iptables));
+    }
+    match forced {
+        Some(_) => {
             bail!("iptables is not usable: neither iptables nor ip6tables can read its nat table")
         }
-        Some(Kind::Nftables) => Ok(Box::new(Nftables::open()?)),
-        Some(Kind::Iptables) => Ok(Box::new(Iptables::new())),
-        None if nftables()? => Ok(Box::new(Nftables::open()?)),
-        None if iptables() => Ok(Box::new(Iptables::new())),
         None => bail!("neither nftables nor iptables is usable: the kernel lacks both"),
     }
 }

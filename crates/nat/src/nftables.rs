@@ -52,19 +52,17 @@ pub fn probe(family: Family) -> bool {
 /// # Errors
 /// It cannot be asked: without privilege, say.
 pub fn usable(family: Family) -> Result<bool, Error> {
-    match is_usable(family) {
+    match Socket::open().and_then(|socket| is_usable(&socket, family)) {
         Err(error) if error.is_absent() => Ok(false),
         other => other,
     }
 }
 
-fn is_usable(family: Family) -> Result<bool, Error> {
-    let socket = Socket::open()?;
-    socket.generation()?;
+fn is_usable(socket: &Socket, family: Family) -> Result<bool, Error> {
     // Whoever has a table of the family has shown it, and one of both families has
     // shown it for IP; a trial that is taken back waits for RCU.
-    if listing::has_table(&socket, family)?
-        || family == Family::Ip && listing::has_table(&socket, Family::Inet)?
+    if listing::has_table(socket, family)?
+        || family == Family::Ip && listing::has_table(socket, Family::Inet)?
     {
         return Ok(true);
     }
@@ -93,7 +91,7 @@ fn is_usable(family: Family) -> Result<bool, Error> {
             comment: "",
         },
     ));
-    trial.check(&socket)?;
+    trial.check(socket)?;
     Ok(true)
 }
 
@@ -119,6 +117,20 @@ impl Nftables {
             Ok(socket) => Ok(Some(Self { socket })),
             Err(error) if error.is_absent() => Ok(None),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The same; `None` where it cannot do nat in `family`, as [`usable`] tells.
+    ///
+    /// # Errors
+    /// It cannot be asked.
+    pub fn find_usable(family: Family) -> Result<Option<Self>, Error> {
+        let socket = Socket::open();
+        let usable = socket.and_then(|socket| Ok(is_usable(&socket, family)?.then_some(socket)));
+        match usable {
+            Ok(socket) => Ok(socket.map(|socket| Self { socket })),
+            Err(error) if error.is_absent() => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

@@ -110,20 +110,23 @@ impl Netlink {
     ) -> Result<Option<Result<(), Errno>>, Errno> {
         loop {
             let ended = self.with_socket(|socket| wait(socket, child.ended.as_fd(), until))?;
+            let mut lost = false;
             while let Some(news) = self.with_socket(|socket| receive(socket, sought)) {
                 match news? {
                     Some(News::Gone) => return Ok(Some(Ok(()))),
                     Some(News::Answer(answer)) => return Ok(Some(answer)),
-                    // The link says itself whether it is there.
-                    Some(News::Lost)
-                        if self
-                            .find_link_by_index(sought.index)
-                            .is_ok_and(|it| it.is_none()) =>
-                    {
-                        return Ok(Some(Ok(())));
-                    }
-                    Some(News::Lost) | None => {}
+                    Some(News::Lost) => lost = true,
+                    None => {}
                 }
+            }
+            // More is lost, untold, until all was read (`NETLINK_S_CONGESTED`): from now
+            // on nothing is, and what was is asked for.
+            if lost
+                && self
+                    .find_link_by_index(sought.index)
+                    .is_ok_and(|it| it.is_none())
+            {
+                return Ok(Some(Ok(())));
             }
             if ended {
                 // Whatever it was told would have been here before its end.

@@ -54,6 +54,8 @@ pub struct Refused {
 pub struct Socket {
     fd: OwnedFd,
     seq: Cell<u32>,
+    /// What answers are read into.
+    buffer: Cell<Vec<u8>>,
 }
 
 impl Socket {
@@ -76,6 +78,7 @@ impl Socket {
         Self {
             fd,
             seq: Cell::new(1),
+            buffer: Cell::default(),
         }
     }
 
@@ -251,11 +254,16 @@ impl Socket {
     fn receive(&self, mut last: impl FnMut(Received<'_>) -> bool) -> Result<(), Errno> {
         let until = Instant::now() + DEADLINE;
         // The kernel fills what it is given, up to 32 KiB.
-        let mut buffer = vec![0; 64 * 1024];
+        let mut buffer = self.buffer.take();
+        buffer.resize(64 * 1024, 0);
         loop {
-            self.wait(until)?;
+            // Most answers are there before the question has returned.
             let length = match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                Err(Errno::EAGAIN | Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => {
+                    self.wait(until)?;
+                    continue;
+                }
+                Err(Errno::EINTR) => continue,
                 // Nothing more will come.
                 Ok(0) => return Err(Errno::EBADMSG),
                 other => other?,
@@ -265,17 +273,18 @@ impl Socket {
                 done |= last(message);
             }
             if done {
+                self.buffer.set(buffer);
                 return Ok(());
+            }
+            // Much may come, and never the answer.
+            if Instant::now() >= until {
+                return Err(Errno::ETIMEDOUT);
             }
         }
     }
 
     fn wait(&self, until: Instant) -> Result<(), Errno> {
         let left = until.saturating_duration_since(Instant::now());
-        // poll(2) would report what is there, also when that never is the answer.
-        if left.is_zero() {
-            return Err(Errno::ETIMEDOUT);
-        }
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, timeout) {
