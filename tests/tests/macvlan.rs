@@ -1052,7 +1052,7 @@ fn check_notices_what_is_not_as_promised() {
         ("ip route del 10.9.0.0/16", "10.9.0.0"),
         (
             "ip link set eth0 type macvlan mode private",
-            "container macvlan mode private does not match expected value: bridge",
+            "ontainer macvlan mode private does not match expected value: bridge",
         ),
         (
             "ip link set eth0 down; ip link set eth0 address 02:00:00:00:07:0f; ip link set eth0 up",
