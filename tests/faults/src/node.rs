@@ -56,6 +56,10 @@ impl Node {
     /// When the chain does not work without accidents.
     pub fn new(chain: &Chain) -> Result<Self> {
         let sandbox = Sandbox::new();
+        // Links of the node get no address of the kernel's making: it comes and goes when it pleases.
+        sandbox
+            .host()
+            .sh("sysctl -qw net.ipv6.conf.default.addr_gen_mode=1");
         sandbox.host().sh(chain.setup);
         let [victim, next, valid] = ["victim", "next", "valid"].map(|name| sandbox.pod(name));
         [&victim, &next, &valid].into_iter().for_each(warm);
