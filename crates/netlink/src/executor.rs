@@ -302,7 +302,7 @@ impl AsyncSocket for PolledSocket {
 
     fn poll_send(&self, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         // Sending to the kernel runs the request: it neither waits nor stops halfway.
-        match self.socket.send(buf, 0) {
+        match uninterrupted(|| self.socket.send(buf, 0)) {
             Ok(sent) => Poll::Ready(Ok(sent)),
             Err(error) => self.fail(error),
         }
@@ -314,7 +314,7 @@ impl AsyncSocket for PolledSocket {
         buf: &[u8],
         addr: &SocketAddr,
     ) -> Poll<io::Result<usize>> {
-        match self.socket.send_to(buf, addr, 0) {
+        match uninterrupted(|| self.socket.send_to(buf, addr, 0)) {
             Ok(sent) => Poll::Ready(Ok(sent)),
             Err(error) => self.fail(error),
         }
@@ -359,6 +359,16 @@ impl AsyncSocket for PolledSocket {
         let mut buf = Vec::with_capacity(64 * 1024);
         self.poll_recv_from(context, &mut buf)
             .map_ok(|sender| (buf, sender))
+    }
+}
+
+/// Repeats what a signal interrupted: a request that was, has not begun.
+fn uninterrupted(send: impl Fn() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match send() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
     }
 }
 

@@ -75,15 +75,13 @@ impl Netlink {
         undo: &mut Undo,
     ) -> anyhow::Result<VethPair> {
         let name = &spec.host_name;
+        // Before the request: its answer may get lost, and the pair be there.
+        self.push_delete(spec, undo);
         let request = RouteNetlinkMessage::NewLink(veth_message(spec, netns));
         self.change(request, NLM_F_CREATE | NLM_F_EXCL, || {
             format!("add veth {name}")
         })
         .map_err(|error| self.whose_name_is_taken(error, spec, netns))?;
-        let (netlink, doomed) = (self.clone(), name.clone());
-        undo.push(format!("delete veth {name}"), move || {
-            Ok(netlink.delete_link(&doomed)?)
-        });
 
         let host = self.get_link(name)?;
         let container = ContainerVeth {
@@ -93,6 +91,20 @@ impl Netlink {
             mtu: host.mtu,
         };
         Ok(VethPair { host, container })
+    }
+
+    /// By the MAC a pair that we made is told from what had the name before.
+    fn push_delete(&self, spec: &VethSpec, undo: &mut Undo) {
+        let (netlink, name, mac) = (self.clone(), spec.host_name.clone(), spec.host_mac);
+        let delete = move |netlink: &Self| match netlink.find_link(&name)? {
+            Some(link) if link.mac == Some(mac) => netlink.delete_link(&name),
+            _ => Ok(()),
+        };
+        undo.push(format!("delete veth {}", spec.host_name), move || {
+            // That the socket broke may be the reason why we are here: by another one then.
+            delete(&netlink).or_else(|_| delete(&Self::open()?))?;
+            Ok(())
+        });
     }
 
     /// `EEXIST` does not say which end it means.
