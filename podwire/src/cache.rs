@@ -4,8 +4,8 @@
 //! Source: `cachedInfo` in `libcni/api.go`.
 
 use std::fs;
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -14,6 +14,7 @@ use base64::prelude::BASE64_STANDARD;
 use cni::AddResult;
 use cni::json::Json;
 use cni::version::Version;
+use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -119,7 +120,7 @@ impl Cache {
     /// before `cniCacheV1` is a bare result.
     pub fn get(&self, key: Key<'_>) -> Result<Option<CachedAttachment>> {
         let file = self.file(key);
-        let text = match fs::read(&file) {
+        let text = match read_file(&file) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
@@ -228,7 +229,7 @@ impl CachedAttachment {
 
 /// The attachment in a file, if there is one.
 fn read(file: &Path) -> Option<CachedAttachment> {
-    let attachment: CachedAttachment = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+    let attachment: CachedAttachment = serde_json::from_slice(&read_file(file).ok()?).ok()?;
     let usable = attachment.kind == KIND && !attachment.ifname.is_empty();
     usable.then_some(attachment)
 }
@@ -241,6 +242,22 @@ fn legacy(key: Key<'_>, result: Value) -> CachedAttachment {
         result: Some(result),
         ..CachedAttachment::default()
     }
+}
+
+/// A file that somebody put there as such: a link would have us read another, and
+/// to open a pipe would wait for who writes to it.
+fn read_file(file: &Path) -> std::io::Result<Vec<u8>> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let mut file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits())
+        .open(file)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("not a regular file"));
+    }
+    let mut content = Vec::new();
+    file.read_to_end(&mut content)?;
+    Ok(content)
 }
 
 #[cfg(test)]
@@ -317,6 +334,22 @@ mod tests {
         let cache = Cache::in_dir(dir.path());
         let read = cache.get(KEY).unwrap().unwrap();
         assert_eq!(read.result_as("1.0.0").unwrap(), Some(result()));
+        assert!(cache.of_network("n").unwrap().is_empty());
+    }
+
+    #[test]
+    fn links_and_pipes_in_the_place_of_files_are_not_read() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let cache = Cache::in_dir(dir.path());
+        cache.put(&attachment()).unwrap();
+        let (file, elsewhere) = (dir.path().join("results/n-c-eth0"), dir.path().join("x"));
+        fs::rename(&file, &elsewhere).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
+        assert!(cache.get(KEY).is_err());
+        assert!(cache.of_network("n").unwrap().is_empty());
+        fs::remove_file(&file).unwrap();
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(cache.get(KEY).is_err());
         assert!(cache.of_network("n").unwrap().is_empty());
     }
 

@@ -100,6 +100,18 @@ fn without_one_of_them_the_error_says_which() {
 }
 
 #[test]
+fn legacy_iptables_needs_raw_sockets_and_the_error_says_so() {
+    let sandbox = Sandbox::new();
+    let pod = sandbox.pod("a");
+    let conf = conf::with(&bridge(), json!({"ipMasqBackend": "iptables"}));
+    let call = |these: &str| with(sandbox.cni_with(BackEnd::IptablesLegacy, "bridge"), these);
+    let error = call(ENOUGH).add(&conf, &pod, "eth0").error();
+    assert!(error.msg.ends_with("needs CAP_NET_RAW"), "{}", error.msg);
+    let enough = format!("{ENOUGH},+net_raw");
+    call(&enough).add(&conf, &pod, "eth0").result();
+}
+
+#[test]
 fn a_del_that_may_not_do_its_work_says_so_and_can_be_repeated() {
     let sandbox = Sandbox::new();
     let before = sandbox.snapshot();

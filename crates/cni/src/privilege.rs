@@ -11,6 +11,10 @@ use crate::error::{Code, Error};
 /// What a plugin needs: to change links, addresses, routes and rules, and to
 /// enter a network namespace. Numbers of linux/capability.h.
 const NEEDED: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")];
+/// Needed by legacy iptables, which asks over a raw socket.
+const IPTABLES: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (13, "CAP_NET_RAW")];
+/// Needed to send and hear whole frames (packet(7)).
+const FRAMES: [(u32, &str); 1] = [(13, "CAP_NET_RAW")];
 /// Needed where a state directory belongs to another user.
 const FOREIGN_FILES: [(u32, &str); 1] = [(1, "CAP_DAC_OVERRIDE")];
 
@@ -23,6 +27,8 @@ pub(crate) fn explain(error: &mut Error) {
     let needed = match refusal(&error.msg) {
         None => return,
         Some(Refusal::Said | Refusal::Kernel) => &NEEDED[..],
+        Some(Refusal::Iptables) => &IPTABLES[..],
+        Some(Refusal::Frames) => &FRAMES[..],
         Some(Refusal::File) => &FOREIGN_FILES[..],
     };
     let missing = missing(&effective(), needed);
@@ -37,21 +43,30 @@ pub(crate) fn explain(error: &mut Error) {
 enum Refusal {
     /// EPERM: a request needs a capability.
     Kernel,
+    /// EPERM for a packet socket.
+    Frames,
+    /// iptables cannot do its work, for whatever reason.
+    Iptables,
     /// EACCES: a file's mode forbids it.
     File,
-    /// A program that we executed, or a probe, says so in its own words.
+    /// A program that we executed says so in its own words.
     Said,
 }
 
 fn refusal(msg: &str) -> Option<Refusal> {
+    if msg.contains("can read its nat table") || msg.contains("ables: Permission denied") {
+        return Some(Refusal::Iptables);
+    }
+    if msg.contains("packet socket") && msg.contains("peration not permitted") {
+        return Some(Refusal::Frames);
+    }
     if msg.contains("peration not permitted") {
         return Some(Refusal::Kernel);
     }
     if msg.contains("permission denied (13)") {
         return Some(Refusal::File);
     }
-    (msg.contains("Permission denied") || msg.contains("CAP_NET_ADMIN is missing"))
-        .then_some(Refusal::Said)
+    msg.contains("Permission denied").then_some(Refusal::Said)
 }
 
 /// The effective capabilities as `/proc/self/status` writes them; empty where
@@ -96,7 +111,7 @@ mod tests {
             ),
             (
                 "iptables: Permission denied (you must be root)",
-                Some(Refusal::Said),
+                Some(Refusal::Iptables),
             ),
             ("add veth a: file exists (17)", None),
         ] {
