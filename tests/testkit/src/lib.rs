@@ -26,7 +26,7 @@ pub use backend::BackEnd;
 pub use cni::{Cni, Failure, Outcome, container_id};
 pub use fake::{Call, FakePlugin};
 pub use netns::{Netns, Running};
-pub use process::{Finished, Stdout, TIME_LIMIT};
+pub use process::{Finished, Stdout, TIME_LIMIT, in_time};
 pub use sandbox::Sandbox;
 pub use segment::{MACHINE, Segment};
 pub use snapshot::Snapshot;

@@ -20,6 +20,13 @@ use nix::unistd::Pid;
 /// reason to take a tenth of it: a plugin that hangs makes pods hang.
 pub const TIME_LIMIT: Duration = Duration::from_secs(30);
 
+/// `limit` on a usual machine; more, by the factor that `TESTKIT_SLOWNESS` says,
+/// where every instruction is emulated.
+pub fn in_time(limit: Duration) -> Duration {
+    let slowness = std::env::var("TESTKIT_SLOWNESS");
+    limit * slowness.ok().and_then(|it| it.parse().ok()).unwrap_or(1)
+}
+
 /// What the child gets as standard output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stdout {

@@ -282,7 +282,7 @@ fn facts_of(what: &str, entry: &Value) -> Vec<Fact> {
 /// no duplicate of it, which takes a second or two: the address itself is compared.
 fn comes_by_itself(route: &Value) -> bool {
     let dst = route["dst"].as_str().unwrap_or_default();
-    route["type"] == "local" && dst.starts_with("fe80:")
+    (route["type"] == "local" || route["type"] == "anycast") && dst.starts_with("fe80:")
 }
 
 const ROUTE: &[&str] = &[
