@@ -40,6 +40,8 @@ pub struct Conf {
     pub macspoofchk: bool,
     /// Detect duplicate IPv6 addresses.
     pub enabledad: bool,
+    /// Ask the segment before an address is used.
+    pub detect_conflicts: bool,
     /// Leave the container's end down.
     pub disable_container_interface: bool,
     /// Let the port talk to ports that are not isolated only.
@@ -68,6 +70,7 @@ impl Default for Conf {
             preserve_default_vlan: false,
             macspoofchk: false,
             enabledad: false,
+            detect_conflicts: false,
             disable_container_interface: false,
             port_isolation: false,
             runtime_config: RuntimeConfig::default(),

@@ -16,7 +16,7 @@ use cni::result::{AddResult, Interface};
 use cni::{Attachment, BestEffort, Code, Plugin, Undo};
 use netlink::{BridgeSpec, Link, Netlink, PortSpec};
 use wiring::port::Wiring;
-use wiring::{Addressing, Gateway, gateway, outside, pod, port};
+use wiring::{Addressing, Gateway, gateway, lease, outside, pod, port};
 
 use crate::conf::{Conf, Mtu};
 use crate::plan::{CONTAINER, Plan};
@@ -55,7 +55,11 @@ impl Plugin for Bridge {
 
         let mut addressing = None;
         if call.has_ipam() {
-            let lease = delegate::ipam_add(call, undo)?;
+            let ifname = &request.attachment.ifname;
+            let lease = match plan.detect_conflicts {
+                true => lease::without_conflict(call, &netns, ifname, undo)?,
+                false => delegate::ipam_add(call, undo)?,
+            };
             addressing = Some(Addressing::new(lease, plan.gateway, CONTAINER));
         }
         let mut interfaces = vec![

@@ -32,6 +32,8 @@ pub struct Plan {
     pub isolated: bool,
     /// Whether duplicate IPv6 addresses are looked for.
     pub detect_duplicates: bool,
+    /// Whether the segment is asked for the pod's addresses before they are used.
+    pub detect_conflicts: bool,
     /// Whether the container's end is brought up.
     pub bring_up: bool,
     /// The MAC that somebody asked for.
@@ -97,6 +99,7 @@ impl Plan {
             hairpin: conf.hairpin_mode,
             isolated: conf.port_isolation,
             detect_duplicates: conf.enabledad,
+            detect_conflicts: conf.detect_conflicts,
             bring_up: !conf.disable_container_interface,
             mac: mac::asked_for(
                 &conf.runtime_config,

@@ -36,6 +36,7 @@ const KEYS: &[Key] = &[
     ),
     Key::new("preserveDefaultVlan", Kind::Bool),
     Key::new("macspoofchk", Kind::Bool),
+    Key::new("detectConflicts", Kind::Bool),
     Key::new("enabledad", Kind::Bool),
     Key::new("disableContainerInterface", Kind::Bool),
     Key::new("portIsolation", Kind::Bool),
