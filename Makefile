@@ -10,7 +10,7 @@ TRIPLE   = $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE  = target/$(TRIPLE)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help build install demo test lint unit black-box test-vm fuzz bench clean
+.PHONY: help build install demo test lint unit black-box test-vm fuzz faults storm bench clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -40,11 +40,11 @@ lint: ## formatting and clippy
 
 unit: ## tests beside the code, and the crates' tests against this kernel
 	tests/packages test
-	timeout 900 cargo test --workspace --exclude black-box --exclude benches --locked
+	timeout 900 cargo test --workspace --exclude black-box --exclude benches --exclude faults --locked
 
 black-box: build ## the built binaries, against this kernel and real runtimes
 	tests/packages test
-	timeout 1200 cargo test -p black-box -p benches --locked
+	timeout 1200 cargo test -p black-box -p benches -p faults --locked
 
 test-vm: build ## what this kernel may lack (VLANs), on Debian's kernel in QEMU
 	tests/packages vm
@@ -52,6 +52,18 @@ test-vm: build ## what this kernel may lack (VLANs), on Debian's kernel in QEMU
 
 fuzz: ## hostile input for every parser, SECONDS for each (default 60)
 	fuzz/run $(or $(SECONDS),60)
+
+faults: build ## plugins killed, and let down, at each system call; 100 reboots: docs/reliability.md (FAULTS_AT_MOST=N: N points of each)
+	tests/packages test
+	cargo build --locked -p faults
+	FAULTS_BOOTS=100 cargo test --locked -p faults --test accidents
+	target/$(TRIPLE)/debug/faults kill
+	target/$(TRIPLE)/debug/faults fail
+
+storm: build ## 200 attachments by many at once who lose patience, for SECONDS (default 60)
+	tests/packages test
+	cargo build --locked -p faults
+	target/$(TRIPLE)/debug/faults storm $(or $(SECONDS),60)
 
 bench: build ## against the Go plugins and the floor: docs/performance.md (FULL=1: the curves)
 	tests/packages bench
