@@ -6,10 +6,11 @@
 //! a pod is without; connections that live are in the kernel's connection
 //! tracking, which nothing here touches but for UDP that went astray.
 
+use std::cell::OnceCell;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use cni::Attachment;
 
 use crate::backend::Kind;
@@ -127,6 +128,8 @@ struct Node {
     /// `None` where the kernel has no nf_tables.
     ruleset: Option<Ruleset>,
     tables: Tables,
+    /// Asked for once, whatever the number of pods: it costs two processes.
+    iptables_is_usable: OnceCell<bool>,
 }
 
 impl Node {
@@ -138,7 +141,16 @@ impl Node {
         let ruleset = usable
             .then(|| Ruleset::read(Nftables::open()?))
             .transpose()?;
-        Ok(Self { ruleset, tables })
+        Ok(Self {
+            ruleset,
+            tables,
+            iptables_is_usable: OnceCell::new(),
+        })
+    }
+
+    fn iptables_is_usable(&self) -> bool {
+        let usable = || Iptables::new().probe().any();
+        *self.iptables_is_usable.get_or_init(usable)
     }
 
     /// Where podwire's plugins would put it.
@@ -146,16 +158,17 @@ impl Node {
         match forced {
             Some(kind) => Ok(kind),
             None if self.ruleset.is_some() => Ok(Kind::Nftables),
-            None => choice::open(None).map(|it| it.kind()),
+            None if self.iptables_is_usable() => Ok(Kind::Iptables),
+            None => bail!("neither nftables nor iptables is usable: the kernel lacks both"),
         }
     }
 
-    /// Where the Go plugins would: iptables is their first choice.
-    fn theirs(forced: Option<Kind>) -> Kind {
-        forced.unwrap_or_else(|| match Iptables::new().probe().any() {
+    /// Where the Go plugins put what no configuration names a back end for.
+    fn go_default(&self) -> Kind {
+        match self.iptables_is_usable() {
             true => Kind::Iptables,
             false => Kind::Nftables,
-        })
+        }
     }
 
     fn ruleset(&mut self) -> Result<&mut Ruleset> {
@@ -348,6 +361,8 @@ impl Plan {
 
     fn release(pods: &[Pod]) -> Result<Self> {
         let mut plan = Self::new(Node::read()?);
+        let default = plan.node.go_default();
+        let theirs = |forced: Option<Kind>| forced.unwrap_or(default);
         let Some(ruleset) = &mut plan.node.ruleset else {
             // What iptables has is theirs already.
             return Ok(plan);
@@ -359,7 +374,7 @@ impl Plan {
                 && ruleset.masquerades_network(what)
                 && what.not_through.is_none()
             {
-                match Node::theirs(*backend) {
+                match theirs(*backend) {
                     Kind::Nftables => nftables.masquerades.push(what),
                     Kind::Iptables if plan.node.tables.masquerades(what) => {}
                     Kind::Iptables => iptables.masquerades.push(what),
@@ -377,7 +392,7 @@ impl Plan {
                     ));
                     continue;
                 }
-                match Node::theirs(*backend) {
+                match theirs(*backend) {
                     Kind::Nftables => nftables.ports.push(what),
                     Kind::Iptables if plan.node.tables.publishes(what)? => {}
                     Kind::Iptables => iptables.ports.push(what),

@@ -195,11 +195,17 @@ pub(super) fn remove_all(all: &[&HostPorts], listing: &Listing) -> Transaction {
 /// Whether `listing` has a rule of [`Rules::check`], compared as text. Conditions
 /// are left out: iptables prints them in words of its own.
 pub(super) fn has(listing: &Listing, chain: &str, rule: &str) -> bool {
-    let rules = listing.rules(chain).iter();
-    let parts = |rule: &str| ["-p", "--dports", "-j"].map(|it| option(rule, it));
-    rules
-        .into_iter()
-        .any(|found| found == rule || (chain == ENTRIES && parts(found) == parts(rule)))
+    let rules = listing.rules(chain);
+    if rules.iter().any(|found| found == rule) {
+        return true;
+    }
+    let Some(target) = option(rule, "-j").filter(|_| chain == ENTRIES) else {
+        return false;
+    };
+    // Few of thousands go there: only those are read word by word.
+    let parts = |rule: &str| ["-p", "--dports"].map(|it| option(rule, it));
+    let mut there = rules.iter().filter(|found| jumps_to(found, &target));
+    there.any(|found| parts(found) == parts(rule))
 }
 
 /// The chain of a container on a network. The interface is not in its name.
