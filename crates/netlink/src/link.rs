@@ -242,13 +242,21 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses, or does not answer in time.
     pub fn delete_link(&self, name: &str) -> Result<(), Error> {
+        self.remove_link(name).map(drop)
+    }
+
+    /// The same; returns the link as it was.
+    ///
+    /// # Errors
+    /// As [`Netlink::delete_link`].
+    pub fn remove_link(&self, name: &str) -> Result<Option<Link>, Error> {
         let Some(link) = self.find_link(name)? else {
-            return Ok(());
+            return Ok(None);
         };
         match self.remove(&link) {
             // Somebody else was quicker.
-            Err(error) if error.is_not_found() => Ok(()),
-            other => other,
+            Err(error) if error.is_not_found() => Ok(None),
+            other => other.map(|()| Some(link)),
         }
     }
 

@@ -145,5 +145,9 @@ fn end(name: &str, mac: Mac, mtu: Option<u32>) -> LinkMessage {
         .push(LinkAttribute::Address(mac.0.to_vec()));
     // The kernel gives each end its own MTU: one of them is not enough.
     message.attributes.extend(mtu.map(LinkAttribute::Mtu));
+    // One queue in use is what the kernel gives anyway; unless told, it makes one for
+    // each CPU first, and waits for RCU when it closes the others.
+    message.attributes.push(LinkAttribute::NumTxQueues(1));
+    message.attributes.push(LinkAttribute::NumRxQueues(1));
     message
 }

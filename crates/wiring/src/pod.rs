@@ -112,29 +112,29 @@ pub fn releases_over_the_link(call: &Call) -> bool {
 }
 
 /// Deletes the interface `ifname`, wherever the runtime says the pod is.
-/// Nothing is left to do where there is no namespace.
+/// Nothing is left to do where there is no namespace. Returns it as it was.
 ///
 /// # Errors
 /// What the kernel refuses.
-pub fn delete_interface(netns: Option<&NetnsPath>, ifname: &IfName) -> Result<()> {
-    where_it_is(netns, |pod| Ok(pod.delete_link(ifname.as_str())?))
+pub fn delete_interface(netns: Option<&NetnsPath>, ifname: &IfName) -> Result<Option<Link>> {
+    where_it_is(netns, |pod| Ok(pod.remove_link(ifname.as_str())?))
 }
 
 /// Does something with the links of the pod, wherever the runtime says that it
-/// is. Nothing is done where there is no namespace any more.
+/// is. Nothing is done, and nothing returned, where there is no namespace any more.
 ///
 /// # Errors
 /// Those of `act`; a namespace that is there and cannot be entered.
-pub fn where_it_is(
+pub fn where_it_is<T: Default>(
     netns: Option<&NetnsPath>,
-    act: impl FnOnce(&Netlink) -> Result<()>,
-) -> Result<()> {
+    act: impl FnOnce(&Netlink) -> Result<T>,
+) -> Result<T> {
     let Some(path) = netns else {
-        return Ok(());
+        return Ok(T::default());
     };
     match NetNs::open(path.as_path()) {
         // A plain file is what stays of a namespace whose mount was lost.
-        Err(error) if error.is_gone() => Ok(()),
+        Err(error) if error.is_gone() => Ok(T::default()),
         Err(error) => Err(error.into()),
         Ok(netns) => act(&Netlink::open_in(&netns)?),
     }

@@ -10,6 +10,8 @@ use cni::{Attachment, BestEffort, Undo};
 use netlink::{Link, Mac, Netlink, PortSpec, VethPair, VethSpec};
 use netns::NetNs;
 
+use crate::pod;
+
 /// What a pair is made from.
 #[derive(Clone, Copy, Debug)]
 pub struct Wiring<'a> {
@@ -85,25 +87,55 @@ pub fn container_interface(pair: &VethPair, netns: &NetnsPath) -> Interface {
     }
 }
 
+/// Deletes both ends, from whichever side there still is one.
+pub fn delete_pair(attachment: &Attachment, netns: Option<&NetnsPath>, all: &mut BestEffort) {
+    // Looked for first: after a deletion, whoever asks for a link waits until the kernel
+    // has let go of the routing lock.
+    let host = all
+        .step("find the host veth", || find_host_veth(attachment))
+        .flatten();
+    let gone = all
+        .step("delete the interface", || {
+            pod::delete_interface(netns, &attachment.ifname)
+        })
+        .flatten();
+    let Some(host) = host else {
+        return;
+    };
+    let went_along = |pod: Link| pod.is_kind("veth") && pod.link == Some(host.index);
+    if !gone.is_some_and(went_along) {
+        all.step("delete the host veth", || {
+            Ok(Netlink::open()?.delete_link(&host.name)?)
+        });
+    }
+}
+
 /// Deletes the host's end where the runtime no longer knows the namespace but
-/// something still holds it: the name follows from the attachment, and the
-/// alias says whether it is ours.
+/// something still holds it.
 ///
 /// # Errors
 /// What the kernel refuses.
 pub fn delete_host_veth(attachment: &Attachment) -> Result<()> {
+    if let Some(link) = find_host_veth(attachment)? {
+        Netlink::open()?.delete_link(&link.name)?;
+    }
+    Ok(())
+}
+
+/// The host's end: the name follows from the attachment, and the alias says
+/// whether it is ours.
+fn find_host_veth(attachment: &Attachment) -> Result<Option<Link>> {
     let host = Netlink::open()?;
     let alias = attachment.alias();
     for attempt in 0..NAMES {
         let Some(link) = host.find_link(&attachment.host_veth(attempt))? else {
-            return Ok(());
+            return Ok(None);
         };
         if link.alias.as_deref() == Some(alias.as_str()) {
-            host.delete_link(&link.name)?;
-            return Ok(());
+            return Ok(Some(link));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// GC: deletes every host veth of `network` whose attachment is not in `valid`.

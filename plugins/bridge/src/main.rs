@@ -97,12 +97,7 @@ impl Plugin for Bridge {
                 delegate::ipam_del(&request.call)
             });
         }
-        all.step("delete the interface", || {
-            pod::delete_interface(netns, &attachment.ifname)
-        });
-        all.step("delete the host veth", || {
-            port::delete_host_veth(attachment)
-        });
+        port::delete_pair(attachment, netns, &mut all);
         if request.conf.macspoofchk {
             all.step("remove spoof check", || {
                 outside::remove_spoof_check(attachment)
