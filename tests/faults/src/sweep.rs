@@ -459,6 +459,10 @@ const START: usize = 30;
 
 /// Whether an error tells what the kernel told.
 fn names_cause(said: &str, struck: &Struck) -> bool {
+    if HELPERS.contains(&struck.program.as_str()) {
+        // In its own words.
+        return true;
+    }
     let errno = Errno::from_raw(struck.errno);
     let libc = std::io::Error::from_raw_os_error(struck.errno).to_string();
     let mut texts = vec![
