@@ -60,7 +60,8 @@ impl Boot {
     pub fn current() -> Self {
         // One read(2) gets the 37 bytes of it.
         let mut id = [0; 64];
-        let read = File::open("/proc/sys/kernel/random/boot_id").and_then(|mut it| it.read(&mut id));
+        let read =
+            File::open("/proc/sys/kernel/random/boot_id").and_then(|mut it| it.read(&mut id));
         Self::new(&String::from_utf8_lossy(&id[..read.unwrap_or(0)]))
     }
 
