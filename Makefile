@@ -40,11 +40,11 @@ lint: ## formatting and clippy
 
 unit: ## tests beside the code, and the crates' tests against this kernel
 	tests/packages test
-	timeout 900 cargo test --workspace --exclude black-box --exclude benches --exclude faults --locked
+	timeout 900 cargo test --no-fail-fast --workspace --exclude black-box --exclude benches --exclude faults --locked
 
 black-box: build ## the built binaries, against this kernel and real runtimes
 	tests/packages test
-	timeout 1200 cargo test -p black-box -p benches -p faults --locked
+	timeout 1200 cargo test --no-fail-fast -p black-box -p benches -p faults --locked
 
 test-vm: build ## what this kernel may lack (VLANs), on Debian's kernel in QEMU
 	tests/packages vm

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, bail};
 use ipnetwork::IpNetwork;
 use netns::NetNs;
+use nix::{errno::Errno, net::if_::if_nametoindex};
 use rtnetlink::sys::Socket;
 
 use crate::{
@@ -25,7 +26,7 @@ const SETTLE: Duration = Duration::from_secs(5);
 const CARRIER: Duration = Duration::from_secs(1);
 
 /// Pauses before each look at a link that was just brought up, in milliseconds.
-const CARRIER_PAUSES: [u64; 7] = [0, 1, 2, 4, 8, 16, 32];
+const CARRIER_PAUSES: [u64; 6] = [1, 2, 4, 8, 16, 32];
 
 /// What an interface in a pod shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,10 +99,14 @@ impl Configured {
 pub fn configure(netns: &NetNs, interface: &Interface) -> anyhow::Result<Configured> {
     let inside = netns.enter(|| Inside::prepare(interface))??;
     let netlink = Netlink::over(inside.socket);
-    let link = netlink.get_link(&interface.name)?;
+    let index = match inside.index {
+        Ok(index) => index,
+        // It says better what is missing.
+        Err(_) => netlink.get_link(&interface.name)?.index,
+    };
     let configuration = Configuration {
         netlink,
-        link,
+        index,
         interface,
     };
     configuration.apply(inside.monitor?)
@@ -110,6 +115,8 @@ pub fn configure(netns: &NetNs, interface: &Interface) -> anyhow::Result<Configu
 /// What has to be done inside the namespace, and what comes out of it.
 struct Inside {
     socket: Socket,
+    /// Of the interface. All else about it is asked for when it is up.
+    index: Result<u32, Errno>,
     /// What to wait with after the addresses are there, if there is something
     /// to wait for.
     monitor: anyhow::Result<Option<AddressMonitor>>,
@@ -120,7 +127,12 @@ impl Inside {
         set_notifications(interface);
         let monitor = prepare_ipv6(interface);
         let socket = open_socket()?;
-        Ok(Self { socket, monitor })
+        let index = if_nametoindex(interface.name.as_str());
+        Ok(Self {
+            socket,
+            index,
+            monitor,
+        })
     }
 }
 
@@ -170,16 +182,15 @@ fn prepare_ipv6(interface: &Interface) -> anyhow::Result<Option<AddressMonitor>>
 /// The work, from outside.
 struct Configuration<'a> {
     netlink: Netlink,
-    link: Link,
+    index: u32,
     interface: &'a Interface,
 }
 
 impl Configuration<'_> {
-    fn apply(mut self, monitor: Option<AddressMonitor>) -> anyhow::Result<Configured> {
+    fn apply(self, monitor: Option<AddressMonitor>) -> anyhow::Result<Configured> {
         self.add_addresses()?;
-        self.netlink.set_up(self.link.index)?;
-        self.link.up = true;
-        self.await_carrier()?;
+        self.netlink.set_up(self.index)?;
+        let link = self.await_carrier()?;
         if let Some(monitor) = monitor {
             self.settle(&monitor)?;
         }
@@ -187,7 +198,7 @@ impl Configuration<'_> {
         Ok(Configured {
             announced: self.interface.notify && !self.interface.addresses.is_empty(),
             pod: self.netlink,
-            link: self.link,
+            link,
         })
     }
 
@@ -198,7 +209,7 @@ impl Configuration<'_> {
                 ..it.address.into()
             };
             self.netlink
-                .add_address(self.link.index, &spec)
+                .add_address(self.index, &spec)
                 .map_err(|error| {
                     let name = &self.interface.name;
                     error.reword(format!("failed to add IP addr {} to {name:?}", it.address))
@@ -210,14 +221,23 @@ impl Configuration<'_> {
     /// Waits a moment for the link to be operational, where the other side is: a
     /// pod that finds its interface down, or without its link-local address,
     /// may give up. Kernels since 6.9 need no second look.
-    fn await_carrier(&self) -> Result<(), Error> {
+    fn await_carrier(&self) -> Result<Link, Error> {
+        let mut link = self.link()?;
         for pause in CARRIER_PAUSES {
-            thread::sleep(Duration::from_millis(pause));
-            if self.has_carrier()? {
+            if has_carrier(&link) {
                 break;
             }
+            thread::sleep(Duration::from_millis(pause));
+            link = self.link()?;
         }
-        Ok(())
+        Ok(link)
+    }
+
+    /// The interface as it is now.
+    fn link(&self) -> Result<Link, Error> {
+        let name = &self.interface.name;
+        let link = self.netlink.find_link_by_index(self.index)?;
+        link.ok_or_else(|| Error::new(format!("get link {name}"), Errno::ENODEV))
     }
 
     /// Waits until no IPv6 address of the link is tentative.
@@ -225,9 +245,7 @@ impl Configuration<'_> {
         let name = &self.interface.name;
         let start = Instant::now();
         loop {
-            let addresses = self
-                .netlink
-                .list_addresses(self.link.index, Some(Family::V6))?;
+            let addresses = self.netlink.list_addresses(self.index, Some(Family::V6))?;
             if let Some(failed) = addresses.iter().find(|it| it.dad_failed) {
                 let ip = failed.address.ip();
                 bail!("link {name} has address {ip} in DADFAILED state");
@@ -236,7 +254,7 @@ impl Configuration<'_> {
                 return Ok(());
             }
             let waited = start.elapsed();
-            if waited >= CARRIER && !self.has_carrier()? {
+            if waited >= CARRIER && !has_carrier(&self.link()?) {
                 return Ok(());
             }
             if waited >= SETTLE {
@@ -246,15 +264,6 @@ impl Configuration<'_> {
             // An event ends the pause; it is short in case one was missed.
             monitor.wait(Instant::now() + Duration::from_millis(500));
         }
-    }
-
-    /// A link that has had its carrier from birth (a macvlan) is in a state that
-    /// kernels before 6.9 work out within a second, and take for up until then
-    /// (`netif_oper_up`, linux/netdevice.h).
-    fn has_carrier(&self) -> Result<bool, Error> {
-        let link = self.netlink.find_link_by_index(self.link.index)?;
-        let state = link.map(|link| link.operstate);
-        Ok(matches!(state, Some(OperState::Up | OperState::Unknown)))
     }
 
     fn add_routes(&self) -> Result<(), Error> {
@@ -270,7 +279,7 @@ impl Configuration<'_> {
                 defaults.push(route.clone());
             }
             self.netlink
-                .add_route(self.link.index, &route)
+                .add_route(self.index, &route)
                 .map_err(|error| error.reword(self.add_route_failed(&route)))?;
         }
         Ok(())
@@ -299,6 +308,13 @@ impl Configuration<'_> {
             route.table.unwrap_or_default(),
         )
     }
+}
+
+/// A link that has had its carrier from birth (a macvlan) is in a state that
+/// kernels before 6.9 work out within a second, and take for up until then
+/// (`netif_oper_up`, linux/netdevice.h).
+fn has_carrier(link: &Link) -> bool {
+    matches!(link.operstate, OperState::Up | OperState::Unknown)
 }
 
 /// Switches IPv6 on for an interface if it is off.

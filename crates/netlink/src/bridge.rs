@@ -92,7 +92,12 @@ impl Netlink {
         // until it has a port, and without one it gets no link-local address.
         // Before it has a port of ours: so far it still has the address it was
         // born with.
-        let pin = !found.is_pinned();
+        // Where nobody can tell whether it is pinned, it is not done again for each
+        // pod: the kernel takes it for a change, and forgets the bridge's neighbours.
+        let pin = match found.pinned() {
+            Some(pinned) => !pinned,
+            None => !found.up || found.mac.is_none_or(|mac| mac.is_zero()),
+        };
         if pin {
             self.pin_mac(&found);
         }
@@ -219,17 +224,15 @@ impl Netlink {
 
 impl Link {
     /// Whether the hardware address was set by somebody, so that it stays:
-    /// `NET_ADDR_SET` (linux/netdevice.h). Netlink does not tell; where /sys
-    /// does not either, or is that of another namespace, the answer is no, and
-    /// setting it once more does no harm.
-    pub fn is_pinned(&self) -> bool {
+    /// `NET_ADDR_SET` (linux/netdevice.h). Netlink does not tell; `None` where
+    /// /sys does not either, or is that of another namespace.
+    pub fn pinned(&self) -> Option<bool> {
         let class = Path::new("/sys/class/net").join(&self.name);
-        let says = |file, value: &str| {
-            let text = sysctl::read_value(&class.join(file));
-            text.is_ok_and(|text| text == value)
-        };
+        let read = |file| sysctl::read_value(&class.join(file)).ok();
+        let how = read("addr_assign_type")?;
         // A link of the same name may be in the namespace that /sys is of.
-        says("addr_assign_type", "3") && says("ifindex", &self.index.to_string())
+        let is_this = read("ifindex")? == self.index.to_string();
+        is_this.then(|| how == "3")
     }
 }
 

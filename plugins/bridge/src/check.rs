@@ -44,7 +44,7 @@ fn check_bridge(host: &Netlink, conf: &Conf, previous: &AddResult) -> Result<Lin
             bridge.name
         );
     }
-    if bridge.is_pinned() {
+    if bridge.pinned() == Some(true) {
         check::mac(recorded, &bridge)?;
     }
     if conf.promisc_mode && !bridge.promisc {

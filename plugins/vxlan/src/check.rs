@@ -56,7 +56,7 @@ fn check_bridge(host: &Netlink, plan: &Plan, previous: &AddResult) -> Result<Lin
     if !bridge.is_kind("bridge") {
         bail!("Interface {name} does not have link type of bridge");
     }
-    if bridge.is_pinned() {
+    if bridge.pinned() == Some(true) {
         check::mac(recorded, &bridge)?;
     }
     Ok(bridge)
