@@ -429,14 +429,17 @@ fn walk(dir: &Path, lines: &mut Vec<String>) {
     }
 }
 
-/// Gives what is in the middle of a system call that nothing can interrupt a moment to
-/// end: a DEL leaves a child there, which is gone in some 15 ms.
+/// Gives a moment to what is in the middle of a system call that nothing can interrupt,
+/// or on its way there: a DEL leaves a child, which is gone in some 15 ms. It is an orphan,
+/// and has no arguments, as no daemon of ours.
 fn await_the_kernel(inner: &Arc<Inner>) {
     let is_waiting = |pid| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit(") ")
-            .next()
-            .is_some_and(|it| it.starts_with('D'))
+        let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+        let (state, parent) = (fields.next(), fields.next());
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let arguments = command.iter().filter(|byte| **byte == 0).count();
+        state == Some("D") || (parent == Some("1") && arguments == 1)
     };
     let deadline = Instant::now() + GRACE;
     while inner.processes().into_iter().any(is_waiting) && Instant::now() < deadline {

@@ -142,6 +142,10 @@ pub fn entries(
             }
         }
     }
+    // While the kernel makes room in a set that grew, a listing may begin again in the
+    // middle (`rhashtable_walk_next`, lib/rhashtable.c). To delete an element twice fails.
+    found.sort_by(|one, other| one.key.cmp(&other.key));
+    found.dedup_by(|one, other| one.key == other.key);
     Ok(found)
 }
 
