@@ -977,7 +977,7 @@ fn del_needs_no_parent() {
         for prepare in [
             "ip link del eth1",
             "ip link set eth1 down",
-            "ip link set eth1 name other",
+            "ip link set eth1 down; ip link set eth1 name other; ip link set other up",
         ] {
             let it = attached(&macvlan(json!({})));
             it.sandbox.host().sh(prepare);
@@ -1090,7 +1090,7 @@ fn check_notices_another_mtu_or_parent() {
             ),
             (
                 macvlan(json!({})),
-                "ip link set eth1 name eth7; ip link add eth1 type veth peer name x1",
+                "ip link set eth1 down; ip link set eth1 name eth7; ip link set eth7 up; ip link add eth1 type veth peer name x1",
                 "parent of eth0 is \"eth7\", not \"eth1\"",
             ),
             (
