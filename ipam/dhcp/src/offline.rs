@@ -43,9 +43,9 @@ pub fn release(socket: &str, owner: &Owner, netns: Option<&Path>) -> Result<()> 
     };
     if let Some(record) = store.find(owner) {
         tell_the_server(&record, netns);
-        store.remove(owner)?;
     }
-    Ok(())
+    // A daemon that was killed may have left a lease that it had not written to its end.
+    store.remove(owner)
 }
 
 /// The same for every lease on `network` that `in_use` does not know.

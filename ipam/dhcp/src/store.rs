@@ -183,7 +183,7 @@ impl Store {
     /// When the disk is full or read-only.
     pub fn save(&self, record: &Record) -> Result<()> {
         let path = self.dir.join(record.owner.file_name());
-        let spare = path.with_extension("new");
+        let spare = spare(&path);
         let text = serde_json::to_vec(record)?;
         let written = OpenOptions::new()
             .write(true)
@@ -204,18 +204,21 @@ impl Store {
         read(&self.dir.join(owner.file_name())).ok()
     }
 
-    /// Forgets a lease.
+    /// Forgets a lease, and what a daemon that was killed in the middle of [`Self::save`] has left of it.
     ///
     /// # Errors
     /// When the disk is read-only.
     pub fn remove(&self, owner: &Owner) -> Result<()> {
         let path = self.dir.join(owner.file_name());
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                bail!("remove lease {}: {}", path.display(), reason(&error))
+        for path in [spare(&path), path] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    bail!("remove lease {}: {}", path.display(), reason(&error))
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 }
 
@@ -228,6 +231,11 @@ impl Drop for Store {
             let _ = fs::remove_dir(root);
         }
     }
+}
+
+/// Where a lease is written before it takes the place of the one before.
+fn spare(path: &Path) -> PathBuf {
+    path.with_extension("new")
 }
 
 fn read(path: &Path) -> Result<Record> {
@@ -305,6 +313,18 @@ mod tests {
         drop(store);
         assert!(!dir.exists());
         assert!(Store::open(&dir).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_was_not_written_to_its_end_goes_with_the_lease() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = place.path().join("dhcp/x");
+        let store = Store::open(&dir).unwrap().unwrap();
+        let owner = record("a").owner;
+        fs::write(spare(&dir.join(owner.file_name())), "{").unwrap();
+        assert!(store.find(&owner).is_none());
+        store.remove(&owner).unwrap();
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
     }
 
     #[test]
