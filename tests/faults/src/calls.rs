@@ -92,6 +92,8 @@ const NAMES: &[(u64, &str)] = &[
     (228, "clock_gettime"),
     (230, "clock_nanosleep"),
     (231, "exit_group"),
+    (232, "epoll_wait"),
+    (233, "epoll_ctl"),
     (247, "waitid"),
     (257, "openat"),
     (258, "mkdirat"),
@@ -109,6 +111,8 @@ const NAMES: &[(u64, &str)] = &[
     (280, "utimensat"),
     (285, "fallocate"),
     (288, "accept4"),
+    (281, "epoll_pwait"),
+    (289, "signalfd4"),
     (290, "eventfd2"),
     (291, "epoll_create1"),
     (292, "dup3"),
@@ -200,6 +204,10 @@ pub fn leaves_a_mark(call: &str) -> bool {
             | "sigaltstack"
             | "poll"
             | "ppoll"
+            | "epoll_wait"
+            | "epoll_pwait"
+            | "epoll_ctl"
+            | "signalfd4"
             | "futex"
             | "getpid"
             | "gettid"

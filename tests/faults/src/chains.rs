@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use testkit::{BackEnd, conf};
 
+use crate::dhcp;
 use crate::node::{Chain, EXECUTED};
 
 /// Every chain there is.
@@ -35,6 +36,20 @@ pub fn all() -> Vec<Chain> {
         Chain {
             in_pod: true,
             ..alone("loopback", conf::loopback())
+        },
+        Chain {
+            // A MAC of its own: the kernel's choice changes with the bridge's ports.
+            setup: "ip link add lan address 02:00:00:00:00:01 type bridge
+                ip link set lan up
+                ip link set uplink master lan",
+            ..leased(alone("bridge, dhcp", leasing("bridge", "bridge", "lan")))
+        },
+        Chain {
+            in_pod: true,
+            ..leased(alone(
+                "macvlan, dhcp",
+                leasing("macvlan", "master", dhcp::UPLINK),
+            ))
         },
     ]
 }
@@ -72,6 +87,21 @@ fn vxlan() -> Value {
     conf
 }
 
+/// A network whose addresses are those of the segment that `key` names the node's end of.
+fn leasing(kind: &str, key: &str, link: &str) -> Value {
+    let mut conf = conf::plugin(kind);
+    conf[key] = link.into();
+    conf["ipam"] = json!({"type": "dhcp"});
+    conf
+}
+
+fn leased(chain: Chain) -> Chain {
+    Chain {
+        dhcp: true,
+        ..chain
+    }
+}
+
 /// On a node with a wire, and nothing on it that changes by itself.
 fn wired(chain: Chain) -> Chain {
     let setup = "sysctl -qw net.ipv6.conf.default.disable_ipv6=1
@@ -99,6 +129,7 @@ fn alone(name: &'static str, victim: Value) -> Chain {
         back_end: None,
         in_pod: false,
         cold: false,
+        dhcp: false,
     }
 }
 

@@ -12,6 +12,8 @@ use faults::{chains, tracer};
 
 const USAGE: &str = "\
 usage: faults kill [CHAIN]...     kill plugins at each of their system calls
+       faults kill-daemon [CHAIN]...
+                                  of these, only the daemon that plugins ask
        faults fail [CHAIN]...     let each of their system calls fail
        faults storm SECONDS       200 attachments of four networks, by many at once
        faults chains              what CHAIN may be
@@ -40,9 +42,15 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         }
         ["kill", names @ ..] => sweep(
             "killed",
-            &[Deed::KillChain, Deed::KillPlugin, Deed::KillDelegate],
+            &[
+                Deed::KillChain,
+                Deed::KillPlugin,
+                Deed::KillDelegate,
+                Deed::KillDaemon,
+            ],
             names,
         ),
+        ["kill-daemon", names @ ..] => sweep("killed", &[Deed::KillDaemon], names),
         ["fail", names @ ..] => sweep("failed", &[Deed::Fail { choice: 0 }], names),
         ["storm", seconds] => storm(seconds.parse().context("seconds")?),
         ["chains"] => {
@@ -72,7 +80,8 @@ fn sweep(what: &str, deeds: &[Deed], names: &[&str]) -> Result<ExitCode> {
     };
     for chain in chosen {
         for verb in VERBS {
-            for deed in deeds {
+            let possible = |deed: &&Deed| **deed != Deed::KillDaemon || chain.dhcp;
+            for deed in deeds.iter().filter(possible) {
                 let sweep = Sweep {
                     chain: chain.clone(),
                     verb,

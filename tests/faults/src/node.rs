@@ -8,6 +8,8 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use testkit::{BackEnd, Cni, Netns, Outcome, Sandbox, Snapshot, Suite, conf, container_id};
 
+use crate::dhcp::Dhcp;
+
 /// An IPAM plugin that is host-local, executed.
 pub const EXECUTED: &str = "executed";
 
@@ -33,12 +35,16 @@ pub struct Chain {
     pub in_pod: bool,
     /// Before each accident the node forgets all that a network leaves: bridge, rules, files.
     pub cold: bool,
+    /// Addresses come from a DHCP server, by way of a daemon.
+    pub dhcp: bool,
 }
 
 /// A node on which the chain works.
 pub struct Node {
     sandbox: Sandbox,
     chain: Chain,
+    /// The server and the daemon, where the chain has them.
+    pub dhcp: Option<Dhcp>,
     /// Has the accidents.
     pub victim: Netns,
     /// Comes after each, and must not notice.
@@ -60,6 +66,10 @@ impl Node {
         sandbox
             .host()
             .sh("sysctl -qw net.ipv6.conf.default.addr_gen_mode=1");
+        let dhcp = match chain.dhcp {
+            true => Some(Dhcp::start(&sandbox)?),
+            false => None,
+        };
         sandbox.host().sh(chain.setup);
         let [victim, next, valid] = ["victim", "next", "valid"].map(|name| sandbox.pod(name));
         [&victim, &next, &valid].into_iter().for_each(warm);
@@ -67,6 +77,7 @@ impl Node {
         let mut node = Self {
             sandbox,
             chain: chain.clone(),
+            dhcp,
             victim,
             next,
             valid,
@@ -126,6 +137,19 @@ impl Node {
             .allow("/last_reserved_ip.")
             // A reading of all reservations leaves another index than the steps before it: either is right.
             .allow("/.podwire/");
+        // A daemon that is started again has another id, and has what it finds renewed: whether it still holds the
+        // lease is for CHECK to tell. Nobody else's lease is among these.
+        let leases = Dhcp::leases(&self.sandbox);
+        assert!(
+            leases.len() <= 1,
+            "left on a node without accidents: {leases:?}"
+        );
+        let snapshot = leases
+            .iter()
+            .fold(snapshot, |it, lease| it.allow(lease))
+            .allow("/dhcp daemon")
+            // Not there before it has begun to listen; what a killed one leaves is taken over.
+            .allow("other /run/cni/dhcp.sock");
         match self.chain.cold {
             // A bridge that is made again has another MAC.
             true => snapshot.allow_link("cni0"),

@@ -14,6 +14,8 @@ pub enum Deed {
     KillPlugin,
     /// Whom the plugin has called is killed; the points are its calls alone.
     KillDelegate,
+    /// The DHCP daemon that the plugin asks is killed; the points are its calls alone, from its start to its end.
+    KillDaemon,
     /// The call fails, in its `choice`th way.
     Fail {
         /// Which of [`crate::calls::errors`].
@@ -38,6 +40,7 @@ impl Strike {
             Deed::KillChain => "kill-chain".to_owned(),
             Deed::KillPlugin => "kill-plugin".to_owned(),
             Deed::KillDelegate => "kill-delegate".to_owned(),
+            Deed::KillDaemon => "kill-daemon".to_owned(),
             Deed::Fail { choice } => format!("fail-{choice}"),
         };
         [deed, self.point.to_string()]
@@ -53,6 +56,7 @@ impl Strike {
             ("kill-chain", _) => Deed::KillChain,
             ("kill-plugin", _) => Deed::KillPlugin,
             ("kill-delegate", _) => Deed::KillDelegate,
+            ("kill-daemon", _) => Deed::KillDaemon,
             (_, Some(choice)) => Deed::Fail {
                 choice: choice.parse()?,
             },

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::scope;
@@ -10,7 +11,7 @@ use std::thread::scope;
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use serde_json::Value;
-use testkit::{Outcome, conf};
+use testkit::{Cni, Outcome, conf};
 
 use crate::calls;
 use crate::node::{Chain, IFNAME, Node};
@@ -129,6 +130,7 @@ impl Sweep {
             node: &node,
             exe,
             verb: self.verb,
+            of_daemon: self.deed == Deed::KillDaemon,
         };
         let (report, outcome) = scene.accident(watch)?;
         ensure!(
@@ -152,7 +154,12 @@ impl Sweep {
         let recoveries = self.recoveries();
         let mut all = Vec::new();
         let mut delegates = 0;
-        for (at, call) in calls.iter().enumerate() {
+        // Before it has its leases, a daemon has neither changed nor promised anything.
+        let begin = match self.deed {
+            Deed::KillDaemon => calls.iter().position(|call| call.name == "flock"),
+            _ => None,
+        };
+        for (at, call) in calls.iter().enumerate().skip(begin.unwrap_or_default()) {
             delegates += usize::from(call.by_delegate);
             let point = match self.deed {
                 Deed::KillDelegate | Deed::KillPlugin if !call.by_delegate => continue,
@@ -210,6 +217,7 @@ impl Sweep {
             Deed::KillChain => "kill all",
             Deed::KillPlugin => "kill the plugin alone",
             Deed::KillDelegate => "kill the delegate alone",
+            Deed::KillDaemon => "kill the daemon",
             Deed::Fail { .. } => "fail",
         };
         format!("{}, {:?}, {deed}", self.chain.name, self.verb)
@@ -237,6 +245,7 @@ impl Sweep {
                 node: &ready,
                 exe,
                 verb: self.verb,
+                of_daemon: self.deed == Deed::KillDaemon,
             };
             let mut body = || scene.play(*point, &mut tally, &mut at);
             let done = catch_unwind(AssertUnwindSafe(&mut body))
@@ -278,6 +287,8 @@ struct Scene<'a> {
     node: &'a Node,
     exe: &'a str,
     verb: Verb,
+    /// It is not the plugin's accident, but that of the daemon that it asks.
+    of_daemon: bool,
 }
 
 impl Scene<'_> {
@@ -297,14 +308,19 @@ impl Scene<'_> {
         }
         let Some(struck) = report.struck else {
             tally.missed += 1;
+            self.revive()?;
             return self.after(&outcome, Recovery::Del);
         };
         tally.points += 1;
         let answered = match point.strike.deed {
             Deed::KillChain | Deed::KillPlugin | Deed::Watch => false,
-            Deed::KillDelegate => self.answered(&outcome, None, tally)?,
+            Deed::KillDelegate | Deed::KillDaemon => self.answered(&outcome, None, tally)?,
             Deed::Fail { .. } => self.answered(&outcome, Some((&struck, point.strike)), tally)?,
         };
+        // DEL after a verb that failed finds no daemon, every other time.
+        if outcome.code() == 0 || point.strike.point.is_multiple_of(2) {
+            self.revive()?;
+        }
         if answered && outcome.code() == 1 && self.verb == Verb::Add && !self.node.is_cold() {
             self.node.is_clean().context("rolled back, but")?;
         }
@@ -321,25 +337,46 @@ impl Scene<'_> {
             node.make_cold();
         }
         let conf = node.conf(&node.victim);
+        let conf = match self.verb {
+            Verb::Add => conf,
+            _ => self.added(&conf),
+        };
         let file = format!("{}/report", node.dir());
         let [deed, point] = strike.words();
-        let traced = || {
-            node.cni()
-                .under(&[self.exe, "trace", &file, &deed, &point, "--"])
-        };
-        let outcome = match self.verb {
-            Verb::Add => traced().add(&conf, &node.victim, IFNAME),
-            Verb::Del => traced().del(&self.added(&conf), &node.victim, IFNAME),
-            Verb::Check => traced().check(&self.added(&conf), &node.victim, IFNAME),
-            Verb::Gc => {
-                self.added(&conf);
-                node.without_pod(|| traced().gc(&node.gc_conf()))
+        let tracer = [self.exe, "trace", &file, &deed, &point, "--"];
+        let outcome = match (self.of_daemon, &node.dhcp) {
+            (false, _) => self.call(|| node.cni().under(&tracer), &conf),
+            (true, None) => bail!("{} has no daemon", self.exe),
+            (true, Some(dhcp)) => {
+                dhcp.restart_under(&tracer, Path::new(&file))?;
+                let outcome = self.call(|| node.cni(), &conf);
+                dhcp.end_traced(Path::new(&file))?;
+                outcome
             }
         };
         let report =
             std::fs::read_to_string(&file).with_context(|| format!("no report: {outcome}"))?;
         std::fs::remove_file(&file)?;
         Ok((Report::parse(&report)?, outcome))
+    }
+
+    /// Runs the verb.
+    fn call(&self, cni: impl Fn() -> Cni, conf: &Value) -> Outcome {
+        let node = self.node;
+        match self.verb {
+            Verb::Add => cni().add(conf, &node.victim, IFNAME),
+            Verb::Del => cni().del(conf, &node.victim, IFNAME),
+            Verb::Check => cni().check(conf, &node.victim, IFNAME),
+            Verb::Gc => node.without_pod(|| cni().gc(&node.gc_conf())),
+        }
+    }
+
+    /// The service manager starts a daemon again that has had an accident.
+    fn revive(&self) -> Result<()> {
+        match &self.node.dhcp {
+            Some(dhcp) if self.of_daemon && !dhcp.listens() => dhcp.restart(),
+            _ => Ok(()),
+        }
     }
 
     /// Attaches without an accident; the configuration as the runtime sends it from then on.
@@ -424,6 +461,7 @@ impl Scene<'_> {
         if !node.is_cold() {
             node.is_clean()?;
         }
+        self.revive()?;
         node.next_one().context("the next one")?;
         if node.is_cold() {
             return node.is_clean();

@@ -173,7 +173,7 @@ impl Tracer {
         };
         match self.strike.deed {
             Deed::Watch => {}
-            Deed::KillChain => {
+            Deed::KillChain | Deed::KillDaemon => {
                 let all: BTreeMap<_, _> = self.leader.values().map(|it| (*it, ())).collect();
                 all.into_keys().for_each(end);
             }

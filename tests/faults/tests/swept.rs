@@ -2,7 +2,7 @@
 
 use faults::chains;
 use faults::strike::Deed;
-use faults::sweep::{Sweep, Tally, VERBS};
+use faults::sweep::{Sweep, Tally, VERBS, Verb};
 
 /// Points of each verb of each chain.
 const FEW: usize = 3;
@@ -62,5 +62,26 @@ fn whoever_is_killed_alone_does_no_harm() {
             let tally = tally.expect("the chain works without accidents");
             assert!(tally.findings.is_empty(), "{}", tally.findings.join("\n"));
         }
+    }
+}
+
+#[test]
+fn a_lease_outlives_its_daemon_and_not_its_pod() {
+    for (verb, deed) in [
+        (Verb::Add, Deed::KillChain),
+        (Verb::Add, Deed::KillDaemon),
+        (Verb::Del, Deed::KillDaemon),
+        (Verb::Add, Deed::Fail { choice: 0 }),
+    ] {
+        let sweep = Sweep {
+            chain: chains::named("bridge, dhcp").expect("the chain"),
+            verb,
+            deed,
+            at_most: Some(FEW),
+        };
+        let tally = sweep.run(env!("CARGO_BIN_EXE_faults"), 2);
+        let tally = tally.expect("the chain works without accidents");
+        assert!(tally.points > 0, "{verb:?}, {deed:?}: nothing happened");
+        assert!(tally.findings.is_empty(), "{}", tally.findings.join("\n"));
     }
 }
