@@ -266,6 +266,7 @@ fn facts_of(what: &str, entry: &Value) -> Vec<Fact> {
         "route" if comes_by_itself(entry) => Vec::new(),
         "route" => vec![on("dev", pick(entry, ROUTE))],
         "neigh" => vec![on("dev", pick(entry, &["dst", "dev", "lladdr"]))],
+        "fdb" if is_group_of_an_address(entry) => Vec::new(),
         "fdb" if entry["state"] == "permanent" => {
             vec![on(
                 "ifname",
@@ -283,6 +284,13 @@ fn facts_of(what: &str, entry: &Value) -> Vec<Fact> {
 fn comes_by_itself(route: &Value) -> bool {
     let dst = route["dst"].as_str().unwrap_or_default();
     (route["type"] == "local" || route["type"] == "anycast") && dst.starts_with("fe80:")
+}
+
+/// Whether an entry is a group (RFC 4291, 2.7.1) that an interface joins for an IPv6 address
+/// of its own, when the kernel comes to it: the address itself is compared.
+fn is_group_of_an_address(entry: &Value) -> bool {
+    let mac = entry["mac"].as_str().unwrap_or_default();
+    mac.starts_with("33:33:ff:")
 }
 
 const ROUTE: &[&str] = &[
