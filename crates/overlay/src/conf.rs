@@ -8,6 +8,7 @@ use cni::address::optional_ip;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 use wiring::mac::{Args, RuntimeConfig};
+use wiring::port::Extras;
 
 use crate::peer::PeerKeys;
 
@@ -104,6 +105,16 @@ impl Default for Conf {
             remove_when_empty: false,
             runtime_config: RuntimeConfig::default(),
             args: Args::default(),
+        }
+    }
+}
+
+impl Conf {
+    /// What a port of this configuration has besides its veth pair.
+    pub fn extras(&self) -> Extras {
+        Extras {
+            masquerade: self.ip_masq,
+            spoof_check: self.macspoofchk,
         }
     }
 }

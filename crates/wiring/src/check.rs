@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use cni::env::NetnsPath;
 use cni::result::{AddResult, Interface};
-use netlink::{InterfaceAddress, Link, Netlink};
+use netlink::{Link, Netlink};
 
 use crate::pod;
 
@@ -87,14 +87,8 @@ pub fn host_veth(
 /// # Errors
 /// The first that is missing.
 pub fn layer_3(netlink: &Netlink, ifname: &str, previous: &AddResult) -> Result<()> {
-    let addresses: Vec<_> = previous
-        .ips
-        .iter()
-        .map(|ip| InterfaceAddress {
-            address: ip.address.0,
-            gateway: ip.gateway,
-        })
-        .collect();
+    let ips = previous.ips.iter();
+    let addresses: Vec<_> = ips.map(pod::interface_address).collect();
     netlink.check_addresses(ifname, &addresses)?;
     let routes: Vec<_> = previous.routes.iter().map(pod::route_spec).collect();
     netlink.check_routes(&routes)

@@ -87,7 +87,11 @@ fn wanted(owner: &Attachment, ips: &[IpConfig], how: &Masquerading) -> Masquerad
 ///
 /// # Errors
 /// What the kernel or iptables refuses.
-pub fn remove_masquerade(owner: &Attachment, netns: Option<&NetnsPath>, call: &Call) -> Result<()> {
+pub(crate) fn remove_masquerade(
+    owner: &Attachment,
+    netns: Option<&NetnsPath>,
+    call: &Call,
+) -> Result<()> {
     Leftovers::remove_masquerade(owner, || {
         in_the_pod(netns, owner)
             .or_else(|| in_the_result(call))
@@ -151,7 +155,7 @@ pub fn check_spoofing(owner: &Attachment, pair: &VethPair, undo: &mut Undo) -> R
 ///
 /// # Errors
 /// What the kernel refuses.
-pub fn remove_spoof_check(owner: &Attachment) -> Result<()> {
+pub(crate) fn remove_spoof_check(owner: &Attachment) -> Result<()> {
     Leftovers::remove_spoof_check(owner)
 }
 
@@ -159,7 +163,7 @@ pub fn remove_spoof_check(owner: &Attachment) -> Result<()> {
 ///
 /// # Errors
 /// What the kernel refuses.
-pub fn collect_spoof_checks(network: &str, valid: &[ValidAttachment]) -> Result<()> {
+pub(crate) fn collect_spoof_checks(network: &str, valid: &[ValidAttachment]) -> Result<()> {
     Nftables::open()?.collect_spoof_checks(network, valid)
 }
 

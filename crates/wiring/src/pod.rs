@@ -1,10 +1,10 @@
 //! The pod's interface.
 
 use anyhow::{Context, Result};
-use cni::Call;
 use cni::conf::DnsKeys;
 use cni::env::{IfName, NetnsPath};
-use cni::result::{AddResult, Interface, Route};
+use cni::result::{AddResult, Interface, IpConfig, Route};
+use cni::{BestEffort, Call, delegate};
 use netlink::{Configured, Dad, InterfaceAddress, Link, Netlink, RouteSpec};
 use netns::NetNs;
 
@@ -39,14 +39,7 @@ pub fn configure(
     if let Some(addressing) = addressing {
         interface.dad = dad;
         interface.notify = true;
-        interface.addresses = addressing
-            .ips
-            .iter()
-            .map(|ip| InterfaceAddress {
-                address: ip.address.0,
-                gateway: ip.gateway,
-            })
-            .collect();
+        interface.addresses = addressing.ips.iter().map(interface_address).collect();
         interface.routes = addressing.routes.iter().map(route_spec).collect();
     }
     netlink::configure(netns, &interface)
@@ -89,6 +82,14 @@ pub fn result(
     }
 }
 
+/// An address of a result, as the kernel is told it or asked for it.
+pub(crate) fn interface_address(ip: &IpConfig) -> InterfaceAddress {
+    InterfaceAddress {
+        address: ip.address.0,
+        gateway: ip.gateway,
+    }
+}
+
 /// A route as the kernel is told it: 0 and unset are left to it.
 pub fn route_spec(route: &Route) -> RouteSpec {
     let told = |value: u32| Some(value).filter(|value| *value != 0);
@@ -103,12 +104,25 @@ pub fn route_spec(route: &Route) -> RouteSpec {
     }
 }
 
-/// Whether IPAM gives the pod's addresses back over the pod's own interface, so
-/// that DEL has to release them while it is there: a DHCP server takes a
-/// DHCPRELEASE only from the address itself (RFC 2131, section 4.4.6). Any other
-/// releases last, when nothing answers to the addresses any more.
-pub fn releases_over_the_link(call: &Call) -> bool {
-    call.net.ipam.plugin == "dhcp"
+/// DEL: does what `delete` does, and has IPAM, if there is one, release the addresses
+/// afterwards: nobody may get them while something still answers to them. DHCP releases
+/// before: a server takes a DHCPRELEASE only from the address itself (RFC 2131, section
+/// 4.4.6).
+pub fn delete_and_release(call: &Call, all: &mut BestEffort, delete: impl FnOnce(&mut BestEffort)) {
+    let release = |all: &mut BestEffort| {
+        all.step("release the addresses", || delegate::ipam_del(call));
+    };
+    match call.net.ipam.plugin.as_str() {
+        "" => delete(all),
+        "dhcp" => {
+            release(all);
+            delete(all);
+        }
+        _ => {
+            delete(all);
+            release(all);
+        }
+    }
 }
 
 /// Deletes the interface `ifname`, wherever the runtime says the pod is.

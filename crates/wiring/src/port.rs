@@ -6,11 +6,11 @@ use cni::conf::ValidAttachment;
 use cni::env::{ContainerId, IfName, NetnsPath};
 use cni::request::alias_prefix;
 use cni::result::Interface;
-use cni::{Attachment, BestEffort, Undo};
+use cni::{Attachment, BestEffort, Call, Undo, delegate};
 use netlink::{Link, Mac, Netlink, PortSpec, VethPair, VethSpec};
 use netns::NetNs;
 
-use crate::pod;
+use crate::{outside, pod};
 
 /// What a pair is made from.
 #[derive(Clone, Copy, Debug)]
@@ -87,8 +87,61 @@ pub fn container_interface(pair: &VethPair, netns: &NetnsPath) -> Interface {
     }
 }
 
+/// What a port may have besides its veth pair, by the keys of its configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Extras {
+    /// Masquerade (`ipMasq`).
+    pub masquerade: bool,
+    /// A spoof check (`macspoofchk`).
+    pub spoof_check: bool,
+}
+
+/// DEL: takes away all that the port has, and releases its addresses.
+pub fn detach(
+    call: &Call,
+    attachment: &Attachment,
+    netns: Option<&NetnsPath>,
+    extras: Extras,
+    all: &mut BestEffort,
+) {
+    if extras.masquerade && call.has_ipam() {
+        // First: whose addresses they were is still to be seen.
+        all.step("remove masquerade", || {
+            outside::remove_masquerade(attachment, netns, call)
+        });
+    }
+    pod::delete_and_release(call, all, |all| {
+        delete_pair(attachment, netns, all);
+        if extras.spoof_check {
+            all.step("remove spoof check", || {
+                outside::remove_spoof_check(attachment)
+            });
+        }
+    });
+}
+
+/// GC: takes away what the ports of attachments that are not in `valid` have left,
+/// and has IPAM do the same.
+pub fn collect(call: &Call, valid: &[ValidAttachment], extras: Extras, all: &mut BestEffort) {
+    let network = &call.network;
+    all.step("delete host veths", || delete_stale_veths(network, valid));
+    if extras.spoof_check {
+        all.step("collect spoof checks", || {
+            outside::collect_spoof_checks(network, valid)
+        });
+    }
+    if extras.masquerade {
+        all.step("collect masquerade", || {
+            nat::Leftovers::collect_masquerade(network, valid)
+        });
+    }
+    if call.has_ipam() {
+        all.step("collect addresses", || delegate::ipam_gc(call));
+    }
+}
+
 /// Deletes both ends, from whichever side there still is one.
-pub fn delete_pair(attachment: &Attachment, netns: Option<&NetnsPath>, all: &mut BestEffort) {
+fn delete_pair(attachment: &Attachment, netns: Option<&NetnsPath>, all: &mut BestEffort) {
     // Looked for first: after a deletion, whoever asks for a link waits until the kernel
     // has let go of the routing lock.
     let host = all
@@ -110,18 +163,6 @@ pub fn delete_pair(attachment: &Attachment, netns: Option<&NetnsPath>, all: &mut
     }
 }
 
-/// Deletes the host's end where the runtime no longer knows the namespace but
-/// something still holds it.
-///
-/// # Errors
-/// What the kernel refuses.
-pub fn delete_host_veth(attachment: &Attachment) -> Result<()> {
-    if let Some(link) = find_host_veth(attachment)? {
-        Netlink::open()?.delete_link(&link.name)?;
-    }
-    Ok(())
-}
-
 /// The host's end: the name follows from the attachment, and the alias says
 /// whether it is ours.
 fn find_host_veth(attachment: &Attachment) -> Result<Option<Link>> {
@@ -138,11 +179,8 @@ fn find_host_veth(attachment: &Attachment) -> Result<Option<Link>> {
     Ok(None)
 }
 
-/// GC: deletes every host veth of `network` whose attachment is not in `valid`.
-///
-/// # Errors
-/// The first that the kernel refuses, with the rest attached.
-pub fn delete_stale_veths(network: &str, valid: &[ValidAttachment]) -> Result<()> {
+/// Deletes every host veth of `network` whose attachment is not in `valid`.
+fn delete_stale_veths(network: &str, valid: &[ValidAttachment]) -> Result<()> {
     let prefix = alias_prefix(network);
     let used: Vec<_> = valid
         .iter()

@@ -5,6 +5,7 @@ use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
 use wiring::mac::{Args, RuntimeConfig};
+use wiring::port::Extras;
 
 /// The plugin's own keys.
 #[derive(Clone, Debug, Deserialize)]
@@ -75,6 +76,16 @@ impl Default for Conf {
             port_isolation: false,
             runtime_config: RuntimeConfig::default(),
             args: Args::default(),
+        }
+    }
+}
+
+impl Conf {
+    /// What a port of this configuration has besides its veth pair.
+    pub fn extras(&self) -> Extras {
+        Extras {
+            masquerade: self.ip_masq,
+            spoof_check: self.macspoofchk,
         }
     }
 }

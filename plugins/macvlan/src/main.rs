@@ -69,19 +69,9 @@ impl Plugin for Macvlan {
 
     fn del(request: &Del<Conf>) -> Result<()> {
         let mut all = BestEffort::new();
-        let released_first = pod::releases_over_the_link(&request.call);
-        if released_first {
-            all.step("release the addresses", || {
-                delegate::ipam_del(&request.call)
-            });
-        }
-        all.step("delete the interface", || delete_interface(request));
-        if request.call.has_ipam() && !released_first {
-            // Last: nobody may get the address while something still answers to it.
-            all.step("release the addresses", || {
-                delegate::ipam_del(&request.call)
-            });
-        }
+        pod::delete_and_release(&request.call, &mut all, |all| {
+            all.step("delete the interface", || delete_interface(request));
+        });
         all.finish()
     }
 

@@ -97,37 +97,10 @@ impl Plugin for Vxlan {
     }
 
     fn del(request: &Del<Conf>) -> Result<()> {
-        let (attachment, netns) = (&request.attachment, request.netns.as_ref());
+        let netns = request.netns.as_ref();
+        let extras = request.conf.extras();
         let mut all = BestEffort::new();
-        if request.conf.ip_masq && request.call.has_ipam() {
-            // First: whose addresses they were is still to be seen.
-            all.step("remove masquerade", || {
-                outside::remove_masquerade(attachment, netns, &request.call)
-            });
-        }
-        let released_first = pod::releases_over_the_link(&request.call);
-        if released_first {
-            all.step("release the addresses", || {
-                delegate::ipam_del(&request.call)
-            });
-        }
-        all.step("delete the interface", || {
-            pod::delete_interface(netns, &attachment.ifname)
-        });
-        all.step("delete the host veth", || {
-            port::delete_host_veth(attachment)
-        });
-        if request.conf.macspoofchk {
-            all.step("remove spoof check", || {
-                outside::remove_spoof_check(attachment)
-            });
-        }
-        if request.call.has_ipam() && !released_first {
-            // Last: nobody may get the address while something still answers to it.
-            all.step("release the addresses", || {
-                delegate::ipam_del(&request.call)
-            });
-        }
+        port::detach(&request.call, &request.attachment, netns, extras, &mut all);
         if request.conf.remove_when_empty {
             all.step("remove what is empty", || {
                 occupancy::remove_if_empty(&request.conf, &request.call.network)
@@ -157,27 +130,12 @@ impl Plugin for Vxlan {
     }
 
     fn gc(request: &Gc<Conf>) -> Result<()> {
-        let (network, valid) = (&request.call.network, &request.valid);
+        let valid = &request.valid;
         let mut all = BestEffort::new();
-        all.step("delete host veths", || {
-            port::delete_stale_veths(network, valid)
-        });
-        if request.conf.macspoofchk {
-            all.step("collect spoof checks", || {
-                outside::collect_spoof_checks(network, valid)
-            });
-        }
-        if request.conf.ip_masq {
-            all.step("collect masquerade", || {
-                nat::Leftovers::collect_masquerade(network, valid)
-            });
-        }
-        if request.call.has_ipam() {
-            all.step("collect addresses", || delegate::ipam_gc(&request.call));
-        }
+        port::collect(&request.call, valid, request.conf.extras(), &mut all);
         if request.conf.remove_when_empty && valid.is_empty() {
             all.step("remove what is empty", || {
-                occupancy::remove_if_empty(&request.conf, network)
+                occupancy::remove_if_empty(&request.conf, &request.call.network)
             });
         }
         all.finish()
