@@ -5,9 +5,10 @@ use std::fmt;
 use std::net::IpAddr;
 
 use cni::address::optional_ip;
-use serde::de::{self, Visitor};
+use serde::de::Visitor;
 use serde::{Deserialize, Deserializer};
 use wiring::mac::{Args, RuntimeConfig};
+use wiring::mtu::Mtu;
 use wiring::port::Extras;
 
 use crate::peer::PeerKeys;
@@ -88,7 +89,7 @@ impl Default for Conf {
             group: None,
             ttl: 0,
             learning: None,
-            mtu: Mtu::Auto,
+            mtu: Mtu::Unset,
             gbp: false,
             udp_checksum: true,
             mac: String::new(),
@@ -115,49 +116,6 @@ impl Conf {
         Extras {
             masquerade: self.ip_masq,
             spoof_check: self.macspoofchk,
-        }
-    }
-}
-
-/// The key `mtu`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mtu {
-    /// Absent, 0 or `"auto"`: what the network between the hosts has room for.
-    Auto,
-    /// So many bytes.
-    Bytes(i64),
-}
-
-impl<'de> Deserialize<'de> for Mtu {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(MtuVisitor)
-    }
-}
-
-struct MtuVisitor;
-
-impl Visitor<'_> for MtuVisitor {
-    type Value = Mtu;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an integer or \"auto\"")
-    }
-
-    fn visit_i64<E>(self, bytes: i64) -> Result<Mtu, E> {
-        Ok(match bytes {
-            0 => Mtu::Auto,
-            bytes => Mtu::Bytes(bytes),
-        })
-    }
-
-    fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<Mtu, E> {
-        self.visit_i64(i64::try_from(bytes).unwrap_or(i64::MAX))
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<Mtu, E> {
-        match text {
-            "auto" => Ok(Mtu::Auto),
-            other => Err(E::invalid_value(de::Unexpected::Str(other), &self)),
         }
     }
 }

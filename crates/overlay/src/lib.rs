@@ -12,7 +12,7 @@ mod network;
 mod peer;
 mod underlay;
 
-pub use conf::{Conf, Mtu};
+pub use conf::Conf;
 pub use device::Device;
 pub use network::{Mode, Network, gateway_mac};
 pub use peer::{Peer, PeerKeys, entries, peers};

@@ -10,8 +10,9 @@ use cni::{Code, names};
 use ipnetwork::IpNetwork;
 use netlink::{Entry, Family, MAX_VNI, Mac};
 use sha2::{Digest, Sha512};
+use wiring::mtu::{self, Mtu};
 
-use crate::conf::{Conf, Mtu};
+use crate::conf::Conf;
 use crate::peer::{self, Peer, is_host};
 
 /// What is between the pods of two hosts.
@@ -281,13 +282,12 @@ fn family(text: &str) -> Result<Option<Family>> {
     }
 }
 
-/// From what IPv4 hosts must take (RFC 791) to what IP can carry; whether the underlay has
-/// room for it is seen later.
+/// Whether the underlay has room for it is seen later.
 fn mtu(mtu: Mtu) -> Result<Option<u32>> {
     match mtu {
-        Mtu::Auto => Ok(None),
+        Mtu::Unset | Mtu::Auto => Ok(None),
         Mtu::Bytes(bytes) => match u32::try_from(bytes) {
-            Ok(bytes @ 68..=65535) => Ok(Some(bytes)),
+            Ok(known) if mtu::RANGE.contains(&bytes) => Ok(Some(known)),
             _ => Err(fault(
                 "mtu",
                 &format!("{bytes} is not between 68 and 65535"),

@@ -10,13 +10,15 @@
 //! - [`outside`]: masquerade and spoof check;
 //! - [`lease`]: addresses that nobody else on the segment has;
 //! - [`check`]: whether all of that is as the result says;
-//! - [`mac`]: the MAC that somebody asked for.
+//! - [`mac`]: the MAC that somebody asked for;
+//! - [`mtu`]: the key `mtu`.
 
 mod addressing;
 pub mod check;
 pub mod gateway;
 pub mod lease;
 pub mod mac;
+pub mod mtu;
 pub mod outside;
 pub mod pod;
 pub mod port;

@@ -1,10 +1,9 @@
 //! The keys of bridge, as they are written. What contradicts what is decided
 //! in `plan.rs`, because DEL must not mind.
 
-use serde::de::{self, Visitor};
-use serde::{Deserialize, Deserializer};
-use std::fmt;
+use serde::Deserialize;
 use wiring::mac::{Args, RuntimeConfig};
+use wiring::mtu::Mtu;
 use wiring::port::Extras;
 
 /// The plugin's own keys.
@@ -63,7 +62,7 @@ impl Default for Conf {
             ip_masq: false,
             ip_masq_backend: None,
             ip_masq_random_fully: false,
-            mtu: Mtu::Kernel,
+            mtu: Mtu::Unset,
             hairpin_mode: false,
             promisc_mode: false,
             vlan: 0,
@@ -104,51 +103,6 @@ pub struct TrunkItem {
     pub id: Option<i64>,
 }
 
-/// The key `mtu`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mtu {
-    /// Absent or 0: what the kernel takes (1500).
-    Kernel,
-    /// `"auto"`: that of the interface with the default route.
-    Auto,
-    /// So many bytes.
-    Bytes(i64),
-}
-
-impl<'de> Deserialize<'de> for Mtu {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(MtuVisitor)
-    }
-}
-
-struct MtuVisitor;
-
-impl Visitor<'_> for MtuVisitor {
-    type Value = Mtu;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an integer or \"auto\"")
-    }
-
-    fn visit_i64<E>(self, bytes: i64) -> Result<Mtu, E> {
-        Ok(match bytes {
-            0 => Mtu::Kernel,
-            bytes => Mtu::Bytes(bytes),
-        })
-    }
-
-    fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<Mtu, E> {
-        self.visit_i64(i64::try_from(bytes).unwrap_or(i64::MAX))
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<Mtu, E> {
-        match text {
-            "auto" => Ok(Mtu::Auto),
-            other => Err(E::invalid_value(de::Unexpected::Str(other), &self)),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,7 +129,7 @@ mod tests {
     #[test]
     fn without_keys_the_bridge_is_cni0() {
         let conf = decode(r#"{"bridge": null}"#).unwrap();
-        assert_eq!((conf.bridge.as_str(), conf.mtu), ("cni0", Mtu::Kernel));
+        assert_eq!((conf.bridge.as_str(), conf.mtu), ("cni0", Mtu::Unset));
     }
 
     #[test]

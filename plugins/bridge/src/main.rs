@@ -15,10 +15,11 @@ use cni::request::{Add, Check, Del, Gc, Status};
 use cni::result::{AddResult, Interface};
 use cni::{Attachment, BestEffort, Code, Plugin, Undo};
 use netlink::{BridgeSpec, Link, Netlink, PortSpec};
+use wiring::mtu::Mtu;
 use wiring::port::Wiring;
 use wiring::{Addressing, Gateway, gateway, lease, outside, pod, port};
 
-use crate::conf::{Conf, Mtu};
+use crate::conf::Conf;
 use crate::plan::{CONTAINER, Plan};
 
 fn main() -> ExitCode {
@@ -140,7 +141,7 @@ impl Plugin for Bridge {
 /// The MTU to set; `None` leaves it to the kernel.
 fn mtu_bytes(mtu: Mtu, host: &Netlink) -> Result<Option<u32>> {
     match mtu {
-        Mtu::Kernel => Ok(None),
+        Mtu::Unset => Ok(None),
         Mtu::Bytes(bytes) => Ok(Some(u32::try_from(bytes)?)),
         Mtu::Auto => {
             let mtu = host.default_route_mtu()?;

@@ -6,9 +6,10 @@ use anyhow::{Context, Result};
 use cni::Code;
 use cni::env::IfName;
 use netlink::{Dad, Mac};
+use wiring::mtu::{self, Mtu};
 use wiring::{Gateway, Masquerading, mac};
 
-use crate::conf::{Conf, Mtu, TrunkItem};
+use crate::conf::{Conf, TrunkItem};
 
 /// Index of the container's end in the interfaces of a result: bandwidth,
 /// portmap and firewall look there, so the order is part of the contract.
@@ -161,10 +162,9 @@ fn bridge_name(name: &str) -> Result<IfName> {
     IfName::parse(name).map_err(|error| invalid(&format!("bridge {name:?}: {error}")))
 }
 
-/// What the kernel takes for a veth: ETH_MIN_MTU to ETH_MAX_MTU (if_ether.h).
 fn mtu(mtu: Mtu) -> Result<Mtu> {
     match mtu {
-        Mtu::Bytes(bytes) if !(68..=65535).contains(&bytes) => Err(invalid(&format!(
+        Mtu::Bytes(bytes) if !mtu::RANGE.contains(&bytes) => Err(invalid(&format!(
             "invalid MTU {bytes}, must be [68, 65535]"
         ))),
         mtu => Ok(mtu),
