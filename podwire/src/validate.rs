@@ -6,7 +6,7 @@
 //! meant it, is a warning.
 
 mod bridge;
-mod common;
+
 mod dhcp;
 mod findings;
 mod host_local;
@@ -16,9 +16,11 @@ mod macvlan;
 mod portmap;
 mod routes;
 mod schema;
+mod specification;
 mod spelling;
 mod r#static;
 mod vxlan;
+mod wiring;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -277,7 +279,13 @@ fn plugin(conf: &Conf<'_>, findings: &mut Findings, plugin_dirs: Option<&[PathBu
         Some(known) => (known.keys, Others::AreMistakes),
         None => (&[][..], Others::AreFine),
     };
-    schema::check_members(members, &[own, common::KEYS], others, &conf.place, findings);
+    schema::check_members(
+        members,
+        &[own, specification::KEYS],
+        others,
+        &conf.place,
+        findings,
+    );
     executable(conf, "type", &name, plugin_dirs, findings);
     if let Some(known) = known {
         (known.check)(conf, findings);
@@ -298,7 +306,7 @@ fn ipam_keys(conf: &Conf<'_>, name: &str, findings: &mut Findings) {
         return;
     };
     let place = conf.place_of("ipam");
-    let tables = [known.keys, common::IPAM_KEYS];
+    let tables = [known.keys, specification::IPAM_KEYS];
     schema::check_members(&members, &tables, Others::AreMistakes, &place, findings);
     (known.check)(conf, findings);
 }

@@ -2,11 +2,10 @@
 
 use cni::env::IfName;
 use cni::json::Json;
-use cni::version::Version;
 
 use super::findings::Findings;
 use super::schema::{self, Key, Kind, Others};
-use super::{Conf, Plugin};
+use super::{Conf, Plugin, wiring};
 
 /// What is known of it.
 pub const PLUGIN: Plugin = Plugin {
@@ -40,9 +39,12 @@ const KEYS: &[Key] = &[
     Key::new("enabledad", Kind::Bool),
     Key::new("disableContainerInterface", Kind::Bool),
     Key::new("portIsolation", Kind::Bool),
-    Key::new("runtimeConfig", Kind::Object(MAC_KEY, Others::AreFine)),
-    Key::new("args", Kind::Object(ARGS_KEYS, Others::AreFine)),
+    wiring::RUNTIME_CONFIG,
+    wiring::ARGS,
 ];
+
+/// What is done with addresses.
+const NEED_IPAM: &[&str] = &["isGateway", "isDefaultGateway", "ipMasq", "detectConflicts"];
 
 const TRUNK_KEYS: &[Key] = &[
     Key::new("minID", Kind::Integer(i64::MIN, i64::MAX)),
@@ -50,12 +52,9 @@ const TRUNK_KEYS: &[Key] = &[
     Key::new("id", Kind::Integer(i64::MIN, i64::MAX)),
 ];
 
-const MAC_KEY: &[Key] = &[Key::new("mac", Kind::MAC)];
-
-const ARGS_KEYS: &[Key] = &[Key::new("cni", Kind::Object(MAC_KEY, Others::AreFine))];
-
 fn check(conf: &Conf<'_>, findings: &mut Findings) {
-    masquerade(conf, findings);
+    wiring::masquerade(conf, findings);
+    wiring::without_ipam(conf, NEED_IPAM, findings);
     if conf.flag("hairpinMode") && conf.flag("promiscMode") {
         findings.error(
             &conf.place_of("promiscMode"),
@@ -68,14 +67,6 @@ fn check(conf: &Conf<'_>, findings: &mut Findings) {
             &conf.place_of("disableContainerInterface"),
             "cannot use IPAM when DisableContainerInterface flag is set",
         );
-    }
-    if !has_ipam && conf.version < Version::V0_3_0 {
-        // An older result is its addresses.
-        let reason = format!(
-            "missing: a result of cniVersion {} needs an address",
-            conf.version
-        );
-        findings.error(&conf.place_of("ipam"), reason);
     }
     for (index, item) in schema::items(conf.document.get("vlanTrunk"))
         .iter()
@@ -92,33 +83,14 @@ fn check(conf: &Conf<'_>, findings: &mut Findings) {
     }
 }
 
-fn masquerade(conf: &Conf<'_>, findings: &mut Findings) {
-    if let Some(backend) = conf.text("ipMasqBackend")
-        && !["", "nftables", "iptables"].contains(&backend.as_str())
-    {
-        let reason = format!("unknown ipmasq backend {backend:?}");
-        findings.error(&conf.place_of("ipMasqBackend"), reason);
-    }
-    if conf.flag("ipMasq") && conf.ipam().is_none() {
-        findings.warning(&conf.place_of("ipMasq"), "has no effect without ipam");
-    }
-}
-
 fn gateway(conf: &Conf<'_>, has_ipam: bool, findings: &mut Findings) {
-    let asked = ["isGateway", "isDefaultGateway"];
-    let asked = asked.into_iter().find(|key| conf.flag(key));
-    match asked {
-        Some(key) if !has_ipam => {
-            findings.warning(&conf.place_of(key), "has no effect without ipam");
-        }
-        None if conf.flag("forceAddress") => findings.warning(
-            &conf.place_of("forceAddress"),
-            "has no effect without isGateway",
-        ),
-        _ => {}
+    let asked = conf.flag("isGateway") || conf.flag("isDefaultGateway");
+    if !asked && conf.flag("forceAddress") {
+        let reason = "has no effect without isGateway";
+        findings.warning(&conf.place_of("forceAddress"), reason);
     }
     let vlan = conf.integer("vlan").unwrap_or_default();
-    if asked.is_none() || !has_ipam || !(1..=VLAN_MAX).contains(&vlan) {
+    if !asked || !has_ipam || !(1..=VLAN_MAX).contains(&vlan) {
         return;
     }
     let bridge = conf.text("bridge").unwrap_or_else(|| "cni0".to_owned());
@@ -152,12 +124,11 @@ fn trunk_item(item: &Json, place: &str, findings: &mut Findings) {
 }
 
 fn mtu(value: &Json) -> Result<(), String> {
-    match (schema::integer(value), value) {
-        (Some(0), _) => Ok(()),
-        (Some(bytes), _) if (68..=65535).contains(&bytes) => Ok(()),
-        (Some(bytes), _) => Err(format!("invalid MTU {bytes}, must be [68, 65535]")),
-        (None, Json::String(text)) if text == "auto" => Ok(()),
-        (None, _) => Err("expected an integer or \"auto\"".to_owned()),
+    match wiring::mtu(value)? {
+        Some(bytes) if bytes != 0 && !(68..=65535).contains(&bytes) => {
+            Err(format!("invalid MTU {bytes}, must be [68, 65535]"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -176,94 +147,78 @@ fn vlan(value: &Json) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::validate::tests::{documented_keys, faults, plugin_readme};
-
-    #[test]
-    fn the_table_is_that_of_the_plugins_readme() {
-        let readme = plugin_readme("plugins/bridge");
-        let mut known: Vec<_> = KEYS.iter().map(|key| key.name.to_owned()).collect();
-        // Common keys, which the README repeats; and two that are no keys of an author's.
-        known.extend(["ipam".to_owned(), "dns".to_owned()]);
-        known.retain(|key| key != "args" && key != "runtimeConfig");
-        known.sort();
-        assert_eq!(known, documented_keys(&readme));
-    }
+    use crate::validate::tests::{each_has_its_fault, none_has_a_fault};
 
     #[test]
     fn faults_have_the_plugins_words() {
-        for (keys, expected) in [
-            (r#""bridge": """#, "bridge: interface name is empty"),
-            (r#""mtu": 9"#, "mtu: invalid MTU 9, must be [68, 65535]"),
-            (r#""mtu": "big""#, "mtu: expected an integer or \"auto\""),
-            (
-                r#""vlan": 4095"#,
-                "vlan: invalid VLAN ID 4095 (must be between 0 and 4094)",
-            ),
-            (
-                r#""vlanTrunk": [{}, {"minID": 5, "maxID": 4}]"#,
-                "vlanTrunk[1]: minID is greater than maxID in trunk parameter",
-            ),
-            (
-                r#""vlanTrunk": [{"minID": 5}]"#,
-                "vlanTrunk[0]: minID and maxID should be configured simultaneously, maxID is missing",
-            ),
-            (
-                r#""vlanTrunk": [{"id": 0}]"#,
-                "vlanTrunk[0].id: incorrect trunk id parameter",
-            ),
-            (
-                r#""hairpinMode": true, "promiscMode": true"#,
-                "promiscMode: cannot set hairpin mode and promiscuous mode at the same time",
-            ),
-            (
-                r#""disableContainerInterface": true, "ipam": {"type": "x"}"#,
-                "disableContainerInterface: cannot use IPAM when DisableContainerInterface flag is set",
-            ),
-            (r#""ipMasq": true"#, "ipMasq: has no effect without ipam"),
-            (
-                r#""ipMasqBackend": "ipchains""#,
-                "ipMasqBackend: unknown ipmasq backend \"ipchains\"",
-            ),
-            (
-                r#""isGateway": true, "bridge": "br-10-bytes", "vlan": 4000, "ipam": {"type": "x"}"#,
-                "vlan: name of the VLAN's gateway interface \"br-10-bytes.4000\": interface name is too long; interface name should be less than 16 characters",
-            ),
-            (
-                r#""isGateway": true"#,
-                "isGateway: has no effect without ipam",
-            ),
-            (
-                r#""runtimeConfig": {"mac": "x"}"#,
-                "runtimeConfig.mac: address x: invalid MAC address",
-            ),
-            (
-                r#""isGatway": true"#,
-                "isGatway: unknown key; did you mean isGateway?",
-            ),
-        ] {
-            let expected = format!("plugins[0].{expected}");
-            assert_eq!(
-                faults(&format!(r#""type": "bridge", {keys}"#)),
-                [expected],
-                "{keys}"
-            );
-        }
+        each_has_its_fault(
+            "bridge",
+            &[
+                (r#""bridge": """#, "bridge: interface name is empty"),
+                (r#""mtu": 9"#, "mtu: invalid MTU 9, must be [68, 65535]"),
+                (r#""mtu": "big""#, "mtu: expected an integer or \"auto\""),
+                (
+                    r#""vlan": 4095"#,
+                    "vlan: invalid VLAN ID 4095 (must be between 0 and 4094)",
+                ),
+                (
+                    r#""vlanTrunk": [{}, {"minID": 5, "maxID": 4}]"#,
+                    "vlanTrunk[1]: minID is greater than maxID in trunk parameter",
+                ),
+                (
+                    r#""vlanTrunk": [{"minID": 5}]"#,
+                    "vlanTrunk[0]: minID and maxID should be configured simultaneously, maxID is missing",
+                ),
+                (
+                    r#""vlanTrunk": [{"id": 0}]"#,
+                    "vlanTrunk[0].id: incorrect trunk id parameter",
+                ),
+                (
+                    r#""hairpinMode": true, "promiscMode": true"#,
+                    "promiscMode: cannot set hairpin mode and promiscuous mode at the same time",
+                ),
+                (
+                    r#""disableContainerInterface": true, "ipam": {"type": "x"}"#,
+                    "disableContainerInterface: cannot use IPAM when DisableContainerInterface flag is set",
+                ),
+                (r#""ipMasq": true"#, "ipMasq: has no effect without ipam"),
+                (
+                    r#""ipMasqBackend": "ipchains""#,
+                    "ipMasqBackend: unknown ipmasq backend \"ipchains\"",
+                ),
+                (
+                    r#""isGateway": true, "bridge": "br-10-bytes", "vlan": 4000, "ipam": {"type": "x"}"#,
+                    "vlan: name of the VLAN's gateway interface \"br-10-bytes.4000\": interface name is too long; interface name should be less than 16 characters",
+                ),
+                (
+                    r#""isGateway": true"#,
+                    "isGateway: has no effect without ipam",
+                ),
+                (
+                    r#""detectConflicts": true"#,
+                    "detectConflicts: has no effect without ipam",
+                ),
+                (
+                    r#""runtimeConfig": {"mac": "x"}"#,
+                    "runtimeConfig.mac: address x: invalid MAC address",
+                ),
+                (
+                    r#""isGatway": true"#,
+                    "isGatway: unknown key; did you mean isGateway?",
+                ),
+            ],
+        );
     }
 
     #[test]
     fn what_the_plugin_takes_is_no_fault() {
-        for keys in [
-            r#""mtu": "auto", "vlan": 0, "ipMasq": false, "macspoofchk": false, "bridge": null"#,
-            r#""BRIDGE": "br0", "vlanTrunk": [{"minID": 1, "maxID": 4094, "id": 7}]"#,
-            r#""args": {"cni": {"mac": "02:00:00:00:00:01"}, "other": 1}"#,
-        ] {
-            let none: [String; 0] = [];
-            assert_eq!(
-                faults(&format!(r#""type": "bridge", {keys}"#)),
-                none,
-                "{keys}"
-            );
-        }
+        none_has_a_fault(
+            "bridge",
+            &[
+                r#""mtu": "auto", "vlan": 0, "ipMasq": false, "macspoofchk": false, "bridge": null"#,
+                r#""BRIDGE": "br0", "vlanTrunk": [{"minID": 1, "maxID": 4094, "id": 7}]"#,
+                r#""args": {"cni": {"mac": "02:00:00:00:00:01"}, "other": 1}"#,
+            ],
+        );
     }
 }

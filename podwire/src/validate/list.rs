@@ -8,7 +8,7 @@ use cni::version::{Version, numbers};
 
 use super::findings::Findings;
 use super::schema::{self, Key, Kind};
-use super::{Conf, bridge, common, plugin};
+use super::{Conf, bridge, plugin, specification};
 use crate::network_list::{self, files};
 
 const KEYS: &[Key] = &[
@@ -169,7 +169,7 @@ fn unknown(name: &str, names: &[&'static str]) -> String {
     if let Some(meant) = names.iter().find(|it| it.eq_ignore_ascii_case(name)) {
         return format!("unknown key; keys of a list match to the letter: {meant}");
     }
-    let mut of_plugins = common::KEYS.iter().chain(bridge::PLUGIN.keys);
+    let mut of_plugins = specification::KEYS.iter().chain(bridge::PLUGIN.keys);
     if of_plugins.any(|key| key.name.eq_ignore_ascii_case(name)) {
         return "unknown key; keys of a plugin belong into plugins[]".to_owned();
     }

@@ -155,8 +155,7 @@ fn chain(name: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::validate::tests::{documented_keys, faults_of_last, plugin_readme};
+    use crate::validate::tests::faults_of_last;
 
     /// Faults of portmap after a plugin that gives the pod its addresses.
     fn faults(keys: &str) -> Vec<String> {
@@ -170,15 +169,6 @@ mod tests {
 
     fn chained(portmap: &str) -> Vec<String> {
         faults_of_last(&[r#""type": "loopback""#, portmap])
-    }
-
-    #[test]
-    fn the_table_is_that_of_the_plugins_readme() {
-        let readme = plugin_readme("plugins/portmap");
-        let mut known: Vec<_> = KEYS.iter().map(|key| key.name.to_owned()).collect();
-        known.retain(|key| key != "runtimeConfig");
-        known.sort();
-        assert_eq!(known, documented_keys(&readme));
     }
 
     #[test]

@@ -23,6 +23,24 @@ pub fn faults_of_last(plugins: &[&str]) -> Vec<String> {
     ))
 }
 
+/// Each of these members gives a plugin of this type the fault beside it, and no
+/// other.
+pub fn each_has_its_fault(plugin: &str, cases: &[(&str, &str)]) {
+    for (keys, expected) in cases {
+        let found = faults(&format!(r#""type": "{plugin}", {keys}"#));
+        assert_eq!(found, [format!("plugins[0].{expected}")], "{keys}");
+    }
+}
+
+/// A plugin of this type is right with any of these members.
+pub fn none_has_a_fault(plugin: &str, cases: &[&str]) {
+    for keys in cases {
+        let none: [String; 0] = [];
+        let found = faults(&format!(r#""type": "{plugin}", {keys}"#));
+        assert_eq!(found, none, "{keys}");
+    }
+}
+
 fn of_list(text: &str) -> Vec<String> {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("n.conflist");
@@ -37,7 +55,7 @@ fn lines(report: &Report) -> Vec<String> {
 }
 
 /// The README of a plugin, which documents its keys.
-pub fn plugin_readme(folder: &str) -> String {
+fn plugin_readme(folder: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("..")
         .join(folder)
@@ -46,7 +64,7 @@ pub fn plugin_readme(folder: &str) -> String {
 }
 
 /// The keys of the first table under "Keys", sorted.
-pub fn documented_keys(readme: &str) -> Vec<String> {
+fn documented_keys(readme: &str) -> Vec<String> {
     let section = readme.split("## Keys").nth(1).expect("a section Keys");
     let rows = section
         .lines()
@@ -65,6 +83,27 @@ pub fn documented_keys(readme: &str) -> Vec<String> {
         .collect();
     keys.sort();
     keys
+}
+
+#[test]
+fn the_tables_are_those_of_the_plugins_readmes() {
+    let plugins = PLUGINS.iter().map(|plugin| ("plugins", plugin));
+    let ipam = IPAM_PLUGINS.iter().map(|plugin| ("ipam", plugin));
+    for (folder, plugin) in plugins.chain(ipam) {
+        let mut known: Vec<_> = plugin.keys.iter().map(|key| key.name).collect();
+        // No keys of an author's.
+        known.retain(|key| *key != "args" && *key != "runtimeConfig");
+        if DELEGATING.contains(&plugin.name) {
+            // Of every plugin; a README of one that passes them on has them, too.
+            known.extend(["ipam", "dns"]);
+        }
+        known.sort_unstable();
+        let readme = plugin_readme(&format!("{folder}/{}", plugin.name));
+        match known.is_empty() {
+            true => assert!(!readme.contains("## Keys"), "{}", plugin.name),
+            false => assert_eq!(documented_keys(&readme), known, "{}", plugin.name),
+        }
+    }
 }
 
 #[test]
@@ -160,7 +199,6 @@ fn loopback_has_no_keys_of_its_own() {
         faults(r#""type": "loopback", "mtu": 1"#),
         ["plugins[0].mtu: unknown key, ignored"]
     );
-    assert!(!plugin_readme("plugins/loopback").contains("## Keys"));
 }
 
 #[test]

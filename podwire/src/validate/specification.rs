@@ -1,5 +1,5 @@
-//! The keys that every plugin's configuration may have: those of the
-//! specification's section "Plugin configuration objects".
+//! The keys that the specification gives every plugin: its section "Plugin
+//! configuration objects".
 
 use super::schema::{Key, Kind, Others};
 
