@@ -56,25 +56,38 @@ pub enum Flag {
 }
 
 impl Flag {
-    const ALL: [(Self, &'static str, bool); 12] = [
-        (Self::Help, "help", false),
-        (Self::Version, "version", false),
-        (Self::IfName, "ifname", true),
-        (Self::ContainerId, "container-id", true),
-        (Self::ConfDir, "conf-dir", true),
-        (Self::PluginDir, "plugin-dir", true),
-        (Self::CacheDir, "cache-dir", true),
-        (Self::Json, "json", false),
-        (Self::Text, "text", false),
-        (Self::NoRollback, "no-rollback", false),
-        (Self::KeepCached, "keep-cached", false),
-        (Self::DryRun, "dry-run", false),
+    /// With what is written after two dashes, and the name of its value, if it has one.
+    const ALL: [(Self, &'static str, &'static str); 12] = [
+        (Self::Help, "help", ""),
+        (Self::Version, "version", ""),
+        (Self::IfName, "ifname", "NAME"),
+        (Self::ContainerId, "container-id", "ID"),
+        (Self::ConfDir, "conf-dir", "DIR"),
+        (Self::PluginDir, "plugin-dir", "DIRS"),
+        (Self::CacheDir, "cache-dir", "DIR"),
+        (Self::Json, "json", ""),
+        (Self::Text, "text", ""),
+        (Self::NoRollback, "no-rollback", ""),
+        (Self::KeepCached, "keep-cached", ""),
+        (Self::DryRun, "dry-run", ""),
     ];
+
+    /// Those with a letter.
+    const SHORT: [(char, Self); 3] = [('h', Self::Help), ('V', Self::Version), ('i', Self::IfName)];
 
     /// As it is written after two dashes.
     pub fn long(self) -> &'static str {
         let found = Self::ALL.iter().find(|(flag, ..)| *flag == self);
         found.map_or("", |(_, long, _)| long)
+    }
+
+    /// As a manual shows it: `  -i, --ifname NAME`.
+    pub fn usage(self) -> String {
+        let letter = Self::SHORT.iter().find(|(_, flag)| *flag == self);
+        let letter = letter.map_or("    ".to_owned(), |(letter, _)| format!("-{letter}, "));
+        let value = Self::ALL.iter().find(|(flag, ..)| *flag == self);
+        let value = value.map_or("", |(_, _, value)| value);
+        format!("  {letter}--{} {value}", self.long())
     }
 }
 
@@ -107,19 +120,20 @@ impl Arguments {
                     arguments.words.push(word.to_owned());
                     continue;
                 }
-                lexopt::Arg::Short('h') => "help",
-                lexopt::Arg::Short('V') => "version",
-                lexopt::Arg::Short('i') => "ifname",
                 lexopt::Arg::Long(long) => long,
-                lexopt::Arg::Short(_) => "",
+                lexopt::Arg::Short(letter) => {
+                    let mut letters = Flag::SHORT.iter();
+                    let flag = letters.find(|(known, _)| known == letter);
+                    flag.map_or("", |(_, flag)| flag.long())
+                }
             };
             let known = Flag::ALL.iter().find(|(_, name, _)| *name == long);
-            let Some((flag, _, has_value)) = known.copied() else {
+            let Some((flag, _, value)) = known.copied() else {
                 return Err(misuse(argument.unexpected()));
             };
-            let value = match has_value {
-                true => parser.value().map_err(misuse)?,
-                false => OsString::new(),
+            let value = match value {
+                "" => OsString::new(),
+                _ => parser.value().map_err(misuse)?,
             };
             arguments.given.push((flag, value));
         }

@@ -21,9 +21,24 @@ use wiring::Masquerading;
 
 use crate::arguments::{Arguments, Flag};
 use crate::cache::CachedAttachment;
-use crate::commands::Verdict;
+use crate::commands::{Opt, Verdict};
 use crate::network_list::{NetworkList, PluginConf};
 use crate::request_config;
+
+/// The options of the three commands.
+pub const OPTIONS: &[Opt] = &[
+    Opt::new(Flag::DryRun, "change nothing; print the transactions"),
+    Opt::new(
+        Flag::ConfDir,
+        "where configurations are, for networks whose plugins lie beside them (NETCONFPATH; /etc/cni/net.d)",
+    ),
+    Opt::CACHE_DIR,
+    Opt::new(
+        Flag::Json,
+        "print a document: done, left, skipped, errors (and transactions), each a list of texts",
+    ),
+    Opt::new(Flag::Text, "say so, too, when there was nothing to do"),
+];
 
 /// One of the three commands.
 pub struct Task {

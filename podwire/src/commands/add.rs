@@ -6,7 +6,7 @@ use anyhow::Result;
 use cni::AddResult;
 use cni::result::{Interface, Route};
 
-use super::{Command, Verdict};
+use super::{Command, Opt, Verdict};
 use crate::arguments::{Arguments, Flag};
 use crate::attach::{Chain, OnFailure};
 use crate::network_list::NetworkList;
@@ -14,23 +14,28 @@ use crate::network_list::NetworkList;
 pub const COMMAND: Command = Command {
     name: "add",
     summary: "attach a network namespace to a network",
-    help: HELP,
-    flags: &[
-        Flag::IfName,
-        Flag::ContainerId,
-        Flag::ConfDir,
-        Flag::PluginDir,
-        Flag::CacheDir,
-        Flag::NoRollback,
-        Flag::Json,
-        Flag::Text,
+    about: ABOUT,
+    options: &[
+        Opt::IFNAME,
+        Opt::CONTAINER_ID,
+        Opt::CONF_DIR,
+        Opt::PLUGIN_DIR,
+        Opt::CACHE_DIR,
+        Opt::new(
+            Flag::NoRollback,
+            "leave everything as it is after a failure",
+        ),
+        Opt::new(
+            Flag::Json,
+            "print the result as JSON; an error as an object with code, msg and details, on standard output",
+        ),
+        Opt::new(Flag::Text, "print the result as a table"),
     ],
+    outcome: OUTCOME,
     run,
 };
 
-const HELP: &str = "\
-podwire add - attach a network namespace to a network
-
+const ABOUT: &str = "\
 Usage: podwire add [OPTION]... NETWORK NETNS
 
 Runs the plugins of NETWORK in order with the verb ADD, each with the result of
@@ -44,25 +49,9 @@ then it belongs to an earlier ADD.
 
 At a terminal the result is shown as a table; into a pipe or file it is printed
 as the last plugin printed it, as cnitool does. --text and --json overrule this.
+";
 
-Options:
-  -i, --ifname NAME      name of the interface in the container (CNI_IFNAME;
-                         eth0)
-      --container-id ID  the container's id (cnitool- and 20 hex digits that
-                         follow from the path of NETNS)
-      --conf-dir DIR     where the configurations are (NETCONFPATH;
-                         /etc/cni/net.d)
-      --plugin-dir DIRS  where the plugins are, separated by colons (CNI_PATH;
-                         /opt/cni/bin)
-      --cache-dir DIR    where attachments are remembered (/var/lib/cni)
-      --no-rollback      leave everything as it is after a failure
-      --json             print the result as JSON; an error as an object with
-                         code, msg and details, on standard output
-      --text             print the result as a table
-  -h, --help             print this text
-
-In parentheses: the variable that counts without the option; the default.
-
+const OUTCOME: &str = "\
 Environment:
   NETCONFPATH, CNI_PATH, CNI_IFNAME
                          see the options

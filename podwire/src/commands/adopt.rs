@@ -3,26 +3,19 @@
 use anyhow::Result;
 
 use super::{Command, Verdict};
-use crate::arguments::{Arguments, Flag};
+use crate::arguments::Arguments;
 use crate::outside::{self, Task};
 
 pub const COMMAND: Command = Command {
     name: "adopt",
     summary: "rewrite the rules of the Go plugins as podwire's",
-    help: HELP,
-    flags: &[
-        Flag::DryRun,
-        Flag::ConfDir,
-        Flag::CacheDir,
-        Flag::Json,
-        Flag::Text,
-    ],
+    about: ABOUT,
+    options: outside::OPTIONS,
+    outcome: OUTCOME,
     run,
 };
 
-const HELP: &str = "\
-podwire adopt - rewrite the rules of the Go plugins as podwire's
-
+const ABOUT: &str = "\
 Usage: podwire adopt [OPTION]... [NETWORK]
 
 Rewrites what the Go plugins laid down for the attachments in the cache, or for
@@ -40,19 +33,9 @@ is done.
 
 Attachments whose network namespace is gone are passed over, and so are chains
 of containers that are not in the cache; DEL removes them in either layout.
+";
 
-Options:
-      --dry-run          change nothing; print the transactions
-      --conf-dir DIR     where configurations are, for networks whose plugins
-                         lie beside them (NETCONFPATH; /etc/cni/net.d)
-      --cache-dir DIR    where attachments are remembered (/var/lib/cni)
-      --json             print a document: done, left, skipped, errors (and
-                         transactions), each a list of texts
-      --text             say so, too, when there was nothing to do
-  -h, --help             print this text
-
-In parentheses: the variable that counts without the option; the default.
-
+const OUTCOME: &str = "\
 Exit status: 0 when all is in podwire's layout, 1 when something could not be
 rewritten or an attachment's file makes no sense (the rest is done all the
 same), 2 for a command line that makes no sense.

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Command, Verdict, complete};
+use super::{Command, Opt, Verdict, complete};
 use crate::arguments::{Arguments, Flag};
 use crate::attach::Chain;
 use crate::network_list::NetworkList;
@@ -10,22 +10,21 @@ use crate::network_list::NetworkList;
 pub const COMMAND: Command = Command {
     name: "check",
     summary: "say whether an attachment is as add left it",
-    help: HELP,
-    flags: &[
-        Flag::IfName,
-        Flag::ContainerId,
-        Flag::ConfDir,
-        Flag::PluginDir,
-        Flag::CacheDir,
-        Flag::Json,
-        Flag::Text,
+    about: ABOUT,
+    options: &[
+        Opt::IFNAME,
+        Opt::CONTAINER_ID,
+        Opt::CONF_DIR,
+        Opt::PLUGIN_DIR,
+        Opt::CACHE_DIR,
+        Opt::JSON_ERROR,
+        Opt::new(Flag::Text, "say that all is well"),
     ],
+    outcome: OUTCOME,
     run,
 };
 
-const HELP: &str = "\
-podwire check - say whether an attachment is as add left it
-
+const ABOUT: &str = "\
 Usage: podwire check [OPTION]... NETWORK NETNS
        podwire check [OPTION]... --container-id ID NETWORK [NETNS]
 
@@ -34,24 +33,9 @@ ADD, up to the first that finds a difference. NETWORK needs cniVersion 0.4.0 or
 newer. With disableCheck in its configuration nothing is run.
 
 CNI_ARGS and CAP_ARGS that are not set are taken from the cache.
+";
 
-Options:
-  -i, --ifname NAME      name of the interface in the container (CNI_IFNAME;
-                         eth0)
-      --container-id ID  the container's id (cnitool- and 20 hex digits that
-                         follow from the path of NETNS)
-      --conf-dir DIR     where the configurations are (NETCONFPATH;
-                         /etc/cni/net.d)
-      --plugin-dir DIRS  where the plugins are, separated by colons (CNI_PATH;
-                         /opt/cni/bin)
-      --cache-dir DIR    where attachments are remembered (/var/lib/cni)
-      --json             print an error as an object with code, msg and details,
-                         on standard output
-      --text             say that all is well
-  -h, --help             print this text
-
-In parentheses: the variable that counts without the option; the default.
-
+const OUTCOME: &str = "\
 Exit status: 0 when nothing differs, 1 when something does or a plugin failed, 2
 for a command line that makes no sense.
 

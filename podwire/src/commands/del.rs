@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use super::{Command, Verdict, complete};
+use super::{Command, Opt, Verdict, complete};
 use crate::arguments::{Arguments, Flag};
 use crate::attach::Chain;
 use crate::cache::CachedAttachment;
@@ -11,22 +11,21 @@ use crate::network_list::{NetworkList, check_name};
 pub const COMMAND: Command = Command {
     name: "del",
     summary: "detach a network namespace from a network",
-    help: HELP,
-    flags: &[
-        Flag::IfName,
-        Flag::ContainerId,
-        Flag::ConfDir,
-        Flag::PluginDir,
-        Flag::CacheDir,
-        Flag::Json,
-        Flag::Text,
+    about: ABOUT,
+    options: &[
+        Opt::IFNAME,
+        Opt::CONTAINER_ID,
+        Opt::CONF_DIR,
+        Opt::PLUGIN_DIR,
+        Opt::CACHE_DIR,
+        Opt::JSON_ERROR,
+        Opt::new(Flag::Text, "say what was done"),
     ],
+    outcome: OUTCOME,
     run,
 };
 
-const HELP: &str = "\
-podwire del - detach a network namespace from a network
-
+const ABOUT: &str = "\
 Usage: podwire del [OPTION]... NETWORK NETNS
        podwire del [OPTION]... --container-id ID NETWORK [NETNS]
 
@@ -41,24 +40,9 @@ cache, so that the command can be repeated.
 
 CNI_ARGS and CAP_ARGS that are not set are taken from the cache, and so is the
 configuration when no file describes NETWORK any more.
+";
 
-Options:
-  -i, --ifname NAME      name of the interface in the container (CNI_IFNAME;
-                         eth0)
-      --container-id ID  the container's id (cnitool- and 20 hex digits that
-                         follow from the path of NETNS)
-      --conf-dir DIR     where the configurations are (NETCONFPATH;
-                         /etc/cni/net.d)
-      --plugin-dir DIRS  where the plugins are, separated by colons (CNI_PATH;
-                         /opt/cni/bin)
-      --cache-dir DIR    where attachments are remembered (/var/lib/cni)
-      --json             print an error as an object with code, msg and details,
-                         on standard output
-      --text             say what was done
-  -h, --help             print this text
-
-In parentheses: the variable that counts without the option; the default.
-
+const OUTCOME: &str = "\
 Exit status: 0 when detached, 1 when a plugin failed, 2 for a command line that
 makes no sense.
 

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use cni::{BestEffort, Error};
 
-use super::{Command, Verdict};
+use super::{Command, Opt, Verdict};
 use crate::arguments::{Arguments, Flag};
 use crate::attach::{Attachment, Chain};
 use crate::cache::CachedAttachment;
@@ -12,22 +12,24 @@ use crate::network_list::NetworkList;
 pub const COMMAND: Command = Command {
     name: "gc",
     summary: "remove what belongs to no attachment in use",
-    help: HELP,
-    flags: &[
-        Flag::ConfDir,
-        Flag::PluginDir,
-        Flag::CacheDir,
-        Flag::KeepCached,
-        Flag::IfName,
-        Flag::Json,
-        Flag::Text,
+    about: ABOUT,
+    options: &[
+        Opt::new(
+            Flag::KeepCached,
+            "keep the attachments that are in the cache",
+        ),
+        Opt::CONF_DIR,
+        Opt::PLUGIN_DIR,
+        Opt::CACHE_DIR,
+        Opt::IFNAME_UNREAD,
+        Opt::JSON_ERROR,
+        Opt::new(Flag::Text, "say what was detached"),
     ],
+    outcome: OUTCOME,
     run,
 };
 
-const HELP: &str = "\
-podwire gc - remove what belongs to no attachment in use
-
+const ABOUT: &str = "\
 Usage: podwire gc [OPTION]... NETWORK [NETNS]
 
 Without --keep-cached, nothing is in use: as with cnitool, every attachment of
@@ -42,22 +44,9 @@ attachments that nobody remembers, such as addresses reserved before a reboot.
 
 NETNS is accepted, because cnitool wants it, and not looked at. With disableGC
 in the configuration of NETWORK nothing is done.
+";
 
-Options:
-      --keep-cached      keep the attachments that are in the cache
-      --conf-dir DIR     where the configurations are (NETCONFPATH;
-                         /etc/cni/net.d)
-      --plugin-dir DIRS  where the plugins are, separated by colons (CNI_PATH;
-                         /opt/cni/bin)
-      --cache-dir DIR    where attachments are remembered (/var/lib/cni)
-  -i, --ifname NAME      accepted, because cnitool does, and not looked at
-      --json             print an error as an object with code, msg and details,
-                         on standard output
-      --text             say what was detached
-  -h, --help             print this text
-
-In parentheses: the variable that counts without the option; the default.
-
+const OUTCOME: &str = "\
 Exit status: 0 when all was done, 1 when something was not (the rest is done all
 the same), 2 for a command line that makes no sense.
 

@@ -12,7 +12,7 @@ use overlay::{Conf, Device, Mode, Network, Peer, PeerKeys, device, peers};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Command, Verdict};
+use super::{Command, Opt, Verdict};
 use crate::arguments::{Arguments, Flag, Misuse};
 use crate::network_list::NetworkList;
 use crate::output::Output;
@@ -20,14 +20,17 @@ use crate::output::Output;
 pub const COMMAND: Command = Command {
     name: "peers",
     summary: "show and change the hosts that a VXLAN network spans",
-    help: HELP,
-    flags: &[Flag::ConfDir, Flag::Json, Flag::Text],
+    about: ABOUT,
+    options: &[
+        Opt::CONF_DIR,
+        Opt::new(Flag::Json, "print peers, or what was done, as an object"),
+        Opt::new(Flag::Text, "say what was done"),
+    ],
+    outcome: OUTCOME,
     run,
 };
 
-const HELP: &str = "\
-podwire peers - show and change the hosts that a VXLAN network spans
-
+const ABOUT: &str = "\
 Usage: podwire peers list [OPTION]... NETWORK
        podwire peers set|add|remove [OPTION]... NETWORK FILE
        podwire peers set|add|remove [OPTION]... NETWORK PEER...
@@ -51,16 +54,9 @@ The device is made if no pod has been attached yet. The peers in the
 configuration are carried out when the device is made, and again by the first
 ADD after they were changed there; what is changed here stays until then, and is
 gone after a reboot.
+";
 
-Options:
-      --conf-dir DIR     where the configurations are (NETCONFPATH;
-                         /etc/cni/net.d)
-      --json             print peers, or what was done, as an object
-      --text             say what was done
-  -h, --help             print this text
-
-In parentheses: the variable that counts without the option; the default.
-
+const OUTCOME: &str = "\
 Exit status: 0 when all was done, 1 when something was not (the rest is done all
 the same), 2 for a command line that makes no sense.
 

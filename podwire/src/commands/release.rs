@@ -3,26 +3,19 @@
 use anyhow::Result;
 
 use super::{Command, Verdict};
-use crate::arguments::{Arguments, Flag};
+use crate::arguments::Arguments;
 use crate::outside::{self, Task};
 
 pub const COMMAND: Command = Command {
     name: "release",
     summary: "rewrite podwire's rules as those of the Go plugins",
-    help: HELP,
-    flags: &[
-        Flag::DryRun,
-        Flag::ConfDir,
-        Flag::CacheDir,
-        Flag::Json,
-        Flag::Text,
-    ],
+    about: ABOUT,
+    options: outside::OPTIONS,
+    outcome: OUTCOME,
     run,
 };
 
-const HELP: &str = "\
-podwire release - rewrite podwire's rules as those of the Go plugins
-
+const ABOUT: &str = "\
 Usage: podwire release [OPTION]... [NETWORK]
 
 The way back from `podwire adopt`, before the Go plugins take the place of
@@ -39,19 +32,9 @@ have nothing of the kind.
 Attachments whose network namespace is gone are passed over, and so are
 published ports with conditions in nftables' language: the Go plugins would
 apply those of one pod to all.
+";
 
-Options:
-      --dry-run          change nothing; print the transactions
-      --conf-dir DIR     where configurations are, for networks whose plugins
-                         lie beside them (NETCONFPATH; /etc/cni/net.d)
-      --cache-dir DIR    where attachments are remembered (/var/lib/cni)
-      --json             print a document: done, left, skipped, errors (and
-                         transactions), each a list of texts
-      --text             say so, too, when there was nothing to do
-  -h, --help             print this text
-
-In parentheses: the variable that counts without the option; the default.
-
+const OUTCOME: &str = "\
 Exit status: 0 when all is in the Go plugins' layout but for what was told, 1
 when something could not be rewritten or an attachment's file makes no sense
 (the rest is done all the same), 2 for a command line that makes no sense.

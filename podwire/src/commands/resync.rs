@@ -3,26 +3,19 @@
 use anyhow::Result;
 
 use super::{Command, Verdict};
-use crate::arguments::{Arguments, Flag};
+use crate::arguments::Arguments;
 use crate::outside::{self, Task};
 
 pub const COMMAND: Command = Command {
     name: "resync",
     summary: "put back what a flush of the packet filter took away",
-    help: HELP,
-    flags: &[
-        Flag::DryRun,
-        Flag::ConfDir,
-        Flag::CacheDir,
-        Flag::Json,
-        Flag::Text,
-    ],
+    about: ABOUT,
+    options: outside::OPTIONS,
+    outcome: OUTCOME,
     run,
 };
 
-const HELP: &str = "\
-podwire resync - put back what a flush of the packet filter took away
-
+const ABOUT: &str = "\
 Usage: podwire resync [OPTION]... [NETWORK]
 
 After `iptables -F`, `nft flush ruleset` or a reload of firewalld: puts back
@@ -37,19 +30,9 @@ live go on; connections of UDP that went astray meanwhile are forgotten. A port
 that somebody else has by now stays theirs.
 
 Attachments whose network namespace is gone are passed over.
+";
 
-Options:
-      --dry-run          change nothing; print the transactions
-      --conf-dir DIR     where configurations are, for networks whose plugins
-                         lie beside them (NETCONFPATH; /etc/cni/net.d)
-      --cache-dir DIR    where attachments are remembered (/var/lib/cni)
-      --json             print a document: done, left, skipped, errors (and
-                         transactions), each a list of texts
-      --text             say so, too, when nothing was missing
-  -h, --help             print this text
-
-In parentheses: the variable that counts without the option; the default.
-
+const OUTCOME: &str = "\
 Exit status: 0 when nothing is missing any more, 1 when something could not be
 put back or an attachment's file makes no sense (the rest is done all the same),
 2 for a command line that makes no sense.

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Command, Verdict};
+use super::{Command, Opt, Verdict};
 use crate::arguments::{Arguments, Flag};
 use crate::attach::Chain;
 use crate::network_list::NetworkList;
@@ -10,20 +10,19 @@ use crate::network_list::NetworkList;
 pub const COMMAND: Command = Command {
     name: "status",
     summary: "say whether a network can take attachments",
-    help: HELP,
-    flags: &[
-        Flag::ConfDir,
-        Flag::PluginDir,
-        Flag::IfName,
-        Flag::Json,
-        Flag::Text,
+    about: ABOUT,
+    options: &[
+        Opt::CONF_DIR,
+        Opt::PLUGIN_DIR,
+        Opt::IFNAME_UNREAD,
+        Opt::JSON_ERROR,
+        Opt::new(Flag::Text, "say that all is well"),
     ],
+    outcome: OUTCOME,
     run,
 };
 
-const HELP: &str = "\
-podwire status - say whether a network can take attachments
-
+const ABOUT: &str = "\
 Usage: podwire status [OPTION]... NETWORK [NETNS]
 
 Runs the plugins of NETWORK in order with the verb STATUS, up to the first that
@@ -32,20 +31,9 @@ limited connectivity). A NETWORK older than cniVersion 1.1.0 has no STATUS:
 nothing is run, and the command succeeds.
 
 NETNS is accepted, because cnitool wants it, and not looked at.
+";
 
-Options:
-      --conf-dir DIR     where the configurations are (NETCONFPATH;
-                         /etc/cni/net.d)
-      --plugin-dir DIRS  where the plugins are, separated by colons (CNI_PATH;
-                         /opt/cni/bin)
-  -i, --ifname NAME      accepted, because cnitool does, and not looked at
-      --json             print an error as an object with code, msg and details,
-                         on standard output
-      --text             say that all is well
-  -h, --help             print this text
-
-In parentheses: the variable that counts without the option; the default.
-
+const OUTCOME: &str = "\
 Exit status: 0 when it can, 1 when it cannot, 2 for a command line that makes no
 sense.
 

@@ -5,21 +5,30 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{Command, Verdict};
+use super::{Command, Opt, Verdict};
 use crate::arguments::{Arguments, Flag};
 use crate::validate::{self, Finding, Report, Severity};
 
 pub const COMMAND: Command = Command {
     name: "validate",
     summary: "say all that is wrong with configurations",
-    help: HELP,
-    flags: &[Flag::PluginDir, Flag::Json, Flag::Text],
+    about: ABOUT,
+    options: &[
+        Opt::new(
+            Flag::PluginDir,
+            "where the plugins are, separated by colons (CNI_PATH; they are not looked for)",
+        ),
+        Opt::new(
+            Flag::Json,
+            "print an object: errors, warnings, and files with file, network, and findings with severity, path, reason, and line and column where the file stops being JSON",
+        ),
+        Opt::new(Flag::Text, "print lines, which is the default"),
+    ],
+    outcome: OUTCOME,
     run,
 };
 
-const HELP: &str = "\
-podwire validate - say all that is wrong with configurations
-
+const ABOUT: &str = "\
 Usage: podwire validate [OPTION]... FILE...
 
 Looks at every key of network configurations, and at all *.conflist, *.conf and
@@ -29,22 +38,13 @@ the keys that lead to it and the reason. Nothing is changed.
 An error is what a runtime or a plugin will refuse; a warning is what works but
 was hardly meant so, such as a key that nobody reads.
 
-The keys of bridge, loopback, host-local and static are known. Of other plugins
-only the keys are looked at that all plugins have. With --plugin-dir or CNI_PATH
-it is also an error when a plugin is missing or does not speak the network's
-version; the plugins are asked with the verb VERSION.
+The keys of podwire's plugins are known. Of other plugins only the keys are
+looked at that all plugins have. With --plugin-dir or CNI_PATH it is also an
+error when a plugin is missing or does not speak the network's version; the
+plugins are asked with the verb VERSION.
+";
 
-Options:
-      --plugin-dir DIRS  where the plugins are, separated by colons (CNI_PATH;
-                         they are not looked for)
-      --json             print an object: errors, warnings, and files with file,
-                         network, and findings with severity, path, reason, and
-                         line and column where the file stops being JSON
-      --text             print lines, which is the default
-  -h, --help             print this text
-
-In parentheses: the variable that counts without the option; the default.
-
+const OUTCOME: &str = "\
 Exit status: 0 without errors, 1 with any, 2 for a command line that makes no
 sense.
 

@@ -9,7 +9,7 @@ use anyhow::Result;
 use cni::delegate;
 use serde::Serialize;
 
-use super::{Command, Verdict};
+use super::{Command, Opt, Verdict};
 use crate::arguments::{Arguments, Flag};
 use crate::network_list::NetworkList;
 use crate::probe::supported_versions;
@@ -17,32 +17,29 @@ use crate::probe::supported_versions;
 pub const COMMAND: Command = Command {
     name: "version",
     summary: "list the plugins and the versions that they speak",
-    help: HELP,
-    flags: &[Flag::ConfDir, Flag::PluginDir, Flag::Json, Flag::Text],
+    about: ABOUT,
+    options: &[
+        Opt::CONF_DIR,
+        Opt::PLUGIN_DIR,
+        Opt::new(
+            Flag::Json,
+            "print an object: version, and plugins with name, path, versions and error",
+        ),
+        Opt::new(Flag::Text, "print lines, which is the default"),
+    ],
+    outcome: OUTCOME,
     run,
 };
 
-const HELP: &str = "\
-podwire version - list the plugins and the versions that they speak
-
+const ABOUT: &str = "\
 Usage: podwire version [OPTION]... [NETWORK]
 
 Prints the version of podwire, then asks every executable in the plugin
 directories with the verb VERSION which versions of the CNI specification it
 speaks; with NETWORK, only the plugins of that network, in order.
+";
 
-Options:
-      --conf-dir DIR     where the configurations are (NETCONFPATH;
-                         /etc/cni/net.d)
-      --plugin-dir DIRS  where the plugins are, separated by colons (CNI_PATH;
-                         /opt/cni/bin)
-      --json             print an object: version, and plugins with name, path,
-                         versions and error
-      --text             print lines, which is the default
-  -h, --help             print this text
-
-In parentheses: the variable that counts without the option; the default.
-
+const OUTCOME: &str = "\
 Exit status: 0 when all plugins answered, 1 when one did not, 2 for a command
 line that makes no sense.
 
