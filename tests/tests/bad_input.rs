@@ -5,45 +5,14 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use testkit::{Netns, Sandbox, Stdout, beyond_peer, conf};
-
-const PLUGINS: [&str; 6] = [
-    "bridge",
-    "macvlan",
-    "portmap",
-    "loopback",
-    "host-local",
-    "static",
-];
-
-fn conf_of(plugin: &str) -> Value {
-    match plugin {
-        "bridge" => conf::bridge(&["10.1.0.0/24"]),
-        "macvlan" => conf::macvlan(&["10.1.0.0/24"]),
-        "portmap" => conf::portmap(8080),
-        "loopback" => conf::loopback(),
-        "host-local" => conf::host_local(&["10.1.0.0/24"]),
-        _ => conf::static_ipam(&json!([{"address": "10.1.0.9/24"}])),
-    }
-}
-
-fn each(test: impl Fn(&Sandbox, &Netns, &'static str)) {
-    for plugin in PLUGINS {
-        let sandbox = Sandbox::new();
-        if plugin == "macvlan" {
-            sandbox.wire();
-        }
-        let pod = sandbox.pod("a");
-        test(&sandbox, &pod, plugin);
-    }
-}
+use serde_json::json;
+use testkit::{Sandbox, Stdout, beyond_peer, conf, conf_of, each_plugin};
 
 // ---- documents
 
 #[test]
 fn documents_that_are_no_objects_are_refused() {
-    each(|sandbox, pod, plugin| {
+    each_plugin(|sandbox, pod, plugin| {
         for text in ["[]", "\"text\"", "1", "true", "[{\"name\": \"x\"}]"] {
             for verb in ["ADD", "DEL", "CHECK"] {
                 let error = sandbox
@@ -98,7 +67,7 @@ fn a_document_of_ten_megabytes_is_read_like_any_other() {
 #[test]
 fn nesting_without_end_is_refused_without_a_crash() {
     beyond_peer("Go's decoder allows ten thousand levels", || {
-        each(|sandbox, pod, plugin| {
+        each_plugin(|sandbox, pod, plugin| {
             for depth in [200, 100_000] {
                 let deep = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
                 let text =
@@ -114,7 +83,7 @@ fn nesting_without_end_is_refused_without_a_crash() {
 
 #[test]
 fn deep_nesting_does_not_crash() {
-    each(|sandbox, pod, plugin| {
+    each_plugin(|sandbox, pod, plugin| {
         let deep = format!("{}{}", "[".repeat(1_000_000), "]".repeat(1_000_000));
         let text = format!("{{\"cniVersion\": \"1.0.0\", \"name\": \"x\", \"deep\": {deep}}}");
         sandbox
@@ -198,7 +167,7 @@ const EVIL: [&str; 8] = [
 
 #[test]
 fn evil_network_names_never_become_paths() {
-    each(|sandbox, pod, plugin| {
+    each_plugin(|sandbox, pod, plugin| {
         let snapshot = sandbox.snapshot();
         for name in EVIL {
             for verb in ["ADD", "DEL", "CHECK"] {
@@ -216,7 +185,7 @@ fn evil_network_names_never_become_paths() {
 
 #[test]
 fn evil_container_ids_never_become_anything() {
-    each(|sandbox, pod, plugin| {
+    each_plugin(|sandbox, pod, plugin| {
         let snapshot = sandbox.snapshot();
         // NUL cannot be in an environment.
         for id in EVIL.into_iter().filter(|id| !id.contains('\0')) {
@@ -264,7 +233,7 @@ fn a_very_long_container_id_is_kept_whole() {
 
 #[test]
 fn variables_that_are_not_utf_8_are_an_error() {
-    each(|sandbox, pod, plugin| {
+    each_plugin(|sandbox, pod, plugin| {
         let bad = OsString::from_vec(b"a\xff".to_vec());
         for name in ["CNI_COMMAND", "CNI_CONTAINERID"] {
             let outcome =

@@ -1,8 +1,8 @@
 //! DEL whatever has happened before: the matrix of reference 1.12. Every cell must
 //! succeed, and give the address back where there is one.
 
-use serde_json::{Value, json};
-use testkit::{BackEnd, Netns, Sandbox, beyond_peer, conf, container_id};
+use serde_json::json;
+use testkit::{BackEnd, Netns, Sandbox, beyond_peer, conf, conf_of, container_id, each_plugin};
 
 /// What a runtime may find when it comes to delete.
 #[derive(Clone, Copy, Debug)]
@@ -20,18 +20,6 @@ enum Found {
 }
 
 use Found::{Directory, Empty, Missing, PlainFile, WithoutInterface};
-
-const PLUGINS: [&str; 5] = ["bridge", "macvlan", "loopback", "host-local", "static"];
-
-fn conf_of(plugin: &str) -> Value {
-    match plugin {
-        "bridge" => conf::bridge(&["10.1.0.0/24", "fd01::/64"]),
-        "macvlan" => conf::macvlan(&["10.1.0.0/24", "fd01::/64"]),
-        "loopback" => conf::loopback(),
-        "host-local" => conf::host_local(&["10.1.0.0/24"]),
-        _ => conf::static_ipam(&json!([{"address": "10.1.0.9/24"}])),
-    }
-}
 
 /// Brings the namespace into the state of the column, and returns `CNI_NETNS`.
 fn arrange(sandbox: &Sandbox, pod: &Netns, column: Found) -> String {
@@ -65,7 +53,7 @@ fn arrange(sandbox: &Sandbox, pod: &Netns, column: Found) -> String {
 /// One cell: with or without an ADD before, DEL twice.
 fn cell(plugin: &str, column: Found, added: bool) {
     let sandbox = Sandbox::new();
-    sandbox.wire();
+    let _daemon = sandbox.make_ready(plugin);
     let pod = sandbox.pod("a");
     let conf = conf_of(plugin);
     if added {
@@ -83,6 +71,11 @@ fn cell(plugin: &str, column: Found, added: bool) {
         reservations(&sandbox),
         [] as [&str; 0],
         "{plugin}, {column:?}"
+    );
+    let rules = sandbox.host().rules();
+    assert!(
+        !rules.contains(&container_id(&pod)),
+        "{plugin}, {column:?}: {rules}"
     );
     // The kernel takes a namespace down in its own time, and the veths with it.
     let gone = |host: &Netns| !host.links().iter().any(|link| link.starts_with("veth"));
@@ -111,6 +104,16 @@ fn bridge_deletes_in_every_state_of_the_netns() {
 #[test]
 fn macvlan_deletes_in_every_state_of_the_netns() {
     row("macvlan", &[Empty, Missing, WithoutInterface]);
+}
+
+#[test]
+fn vxlan_deletes_in_every_state_of_the_netns() {
+    beyond_peer("it has none", || {
+        row(
+            "vxlan",
+            &[Empty, Missing, PlainFile, Directory, WithoutInterface],
+        );
+    });
 }
 
 #[test]
@@ -175,24 +178,10 @@ fn no_rule_outlives_its_pod_in_any_state_of_the_netns() {
 
 #[test]
 fn portmap_deletes_in_every_state_of_the_netns() {
-    for column in [Empty, Missing, PlainFile, Directory, WithoutInterface] {
-        for added in [false, true] {
-            let sandbox = Sandbox::new();
-            let pod = sandbox.pod("a");
-            sandbox.host().sh("ip link add cni0 type bridge; ip addr add 10.1.0.1/24 dev cni0; ip link set cni0 up");
-            let conf = conf::portmap(8080);
-            if added {
-                sandbox.cni("portmap").add(&conf, &pod, "eth0").result();
-            }
-            let netns = arrange(&sandbox, &pod, column);
-            for _ in 0..2 {
-                let cni = sandbox.cni("portmap").netns(&netns);
-                cni.del(&conf, &pod, "eth0").silent();
-            }
-            let rules = sandbox.host().rules();
-            assert!(!rules.contains(&container_id(&pod)), "{column:?}: {rules}");
-        }
-    }
+    row(
+        "portmap",
+        &[Empty, Missing, PlainFile, Directory, WithoutInterface],
+    );
 }
 
 #[test]
@@ -221,20 +210,17 @@ fn the_plain_file_is_left_to_who_made_it() {
 
 #[test]
 fn nothing_is_created_by_a_del_that_finds_nothing() {
-    for plugin in PLUGINS {
-        for column in [Empty, Missing, WithoutInterface] {
-            let sandbox = Sandbox::new();
-            sandbox.wire();
-            let pod = sandbox.pod("a");
-            let netns = arrange(&sandbox, &pod, column);
+    for column in [Empty, Missing, WithoutInterface] {
+        each_plugin(|sandbox, pod, plugin| {
+            let netns = arrange(sandbox, pod, column);
             let snapshot = sandbox.snapshot().allow_host_local(conf::NETWORK);
             sandbox
                 .cni(plugin)
                 .netns(&netns)
-                .del(&conf_of(plugin), &pod, "eth0")
+                .del(&conf_of(plugin), pod, "eth0")
                 .silent();
             snapshot.assert_unchanged();
-        }
+        });
     }
 }
 

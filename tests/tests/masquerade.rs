@@ -2,11 +2,13 @@
 //! a server outside sees, what stays in the packet filters, and who takes it away.
 
 use std::collections::BTreeSet;
+use std::ops::Deref;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use testkit::{
-    BackEnd, Cni, NOBODY, NODE, Netns, OUTSIDE, Sandbox, Stdout, beyond_peer, conf, container_id,
+    BackEnd, Cni, FilterNode, NOBODY, NODE, Netns, OUTSIDE, Sandbox, Stdout, beyond_peer, conf,
+    container_id,
 };
 
 const SUBNETS: [&str; 2] = ["10.1.0.0/24", "fd01::/64"];
@@ -20,22 +22,20 @@ fn network(back_end: BackEnd) -> Value {
     conf::with(&conf, json!({"ipMasqBackend": back_end.name()}))
 }
 
-/// A node with one of the back ends, and somebody outside.
-struct Node {
-    sandbox: Sandbox,
-    outside: Netns,
-    back_end: BackEnd,
+/// A node whose pods are masqueraded.
+struct Node(FilterNode);
+
+impl Deref for Node {
+    type Target = FilterNode;
+
+    fn deref(&self) -> &FilterNode {
+        &self.0
+    }
 }
 
 impl Node {
     fn new(back_end: BackEnd) -> Self {
-        let sandbox = Sandbox::new();
-        let outside = sandbox.outside();
-        Self {
-            sandbox,
-            outside,
-            back_end,
-        }
+        Self(FilterNode::new(back_end))
     }
 
     fn conf(&self) -> Value {
@@ -43,7 +43,7 @@ impl Node {
     }
 
     fn cni(&self) -> Cni {
-        self.sandbox.cni_with(self.back_end, "bridge")
+        self.0.cni("bridge")
     }
 
     /// A pod that has been added, and what ADD said.
@@ -55,16 +55,6 @@ impl Node {
 
     fn del(&self, pod: &Netns) {
         self.cni().del(&self.conf(), pod, "eth0").silent();
-    }
-
-    fn rules(&self) -> String {
-        self.sandbox.host().rules()
-    }
-
-    #[track_caller]
-    fn assert_rules(&self, before: &str) {
-        eprintln!("{:?}:", self.back_end);
-        self.sandbox.host().assert_rules(before);
     }
 
     /// Asserts that the server outside sees the node.
@@ -82,11 +72,8 @@ impl Node {
     }
 }
 
-/// Runs `test` once per back end, each time on a node of its own.
 fn each(back_ends: &[BackEnd], test: impl Fn(&Node)) {
-    for back_end in back_ends {
-        test(&Node::new(*back_end));
-    }
+    FilterNode::each(back_ends, |node| test(&Node(node)));
 }
 
 /// The rules that are particular to a network or a pod: neither the tables and chains that
@@ -295,24 +282,13 @@ fn an_unknown_back_end_is_refused_before_anything_is_made() {
     });
 }
 
-/// Runs the plugin where these programs are no files, and so not installed.
-const WITHOUT: &str = r#"for it in $GONE; do mount --bind /dev/null $it; done; exec "$@""#;
-const NFT: &str = "/usr/sbin/nft";
-const XTABLES: &str = "/usr/sbin/xtables-nft-multi /usr/sbin/xtables-legacy-multi";
-
-fn without(cni: Cni, programs: &str) -> Cni {
-    // The mounts are gone with the plugin.
-    cni.env("GONE", programs)
-        .under(&["unshare", "--mount", "sh", "-ec", WITHOUT, "sh"])
-}
-
 #[test]
 fn nftables_needs_no_program() {
     beyond_peer("it executes nft or iptables", || {
         let node = Node::new(BackEnd::Nftables);
         let _server = node.outside.serve(80);
         let pod = node.sandbox.pod("a");
-        let bare = || without(node.sandbox.cni("bridge"), &format!("{NFT} {XTABLES}"));
+        let bare = || node.sandbox.cni("bridge").without(&BackEnd::PROGRAMS);
         for key in [Value::Null, "nftables".into()] {
             let conf = conf::with(
                 &node.conf(),
@@ -337,7 +313,7 @@ fn iptables_without_its_programs_is_an_error_and_undone() {
     let snapshot = snapshot.allow(" /run/mount "); // of mount(8)
     let pod = sandbox.pod("a");
     let conf = network(BackEnd::IptablesNft);
-    let bare = || without(sandbox.cni("bridge"), &format!("{XTABLES} {NFT}"));
+    let bare = || sandbox.cni("bridge").without(&BackEnd::PROGRAMS);
     let error = bare().add(&conf, &pod, "eth0").error();
     assert!(error.msg.contains("iptables"), "{}", error.msg);
     beyond_peer("the veth stays", || {

@@ -2,12 +2,13 @@
 //! everywhere, with every back end, beside others that write rules.
 
 use std::collections::BTreeSet;
+use std::ops::Deref;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use testkit::{
-    BackEnd, Cni, NOBODY, NODE, Netns, OUTSIDE, Outcome, Sandbox, Stdout, Suite, beyond_peer, conf,
-    container_id,
+    BackEnd, Cni, FilterNode, NOBODY, NODE, Netns, OUTSIDE, Outcome, Stdout, Suite, beyond_peer,
+    conf, container_id,
 };
 
 /// What portmap adds to a network.
@@ -36,11 +37,15 @@ fn publishing(conf: &Value, mappings: &[Value]) -> Value {
     conf::with(conf, json!({"runtimeConfig": {"portMappings": mappings}}))
 }
 
-/// A node with one of the back ends, and somebody outside.
-struct Node {
-    sandbox: Sandbox,
-    outside: Netns,
-    back_end: BackEnd,
+/// A node whose pods publish ports.
+struct Node(FilterNode);
+
+impl Deref for Node {
+    type Target = FilterNode;
+
+    fn deref(&self) -> &FilterNode {
+        &self.0
+    }
 }
 
 /// A pod that has been added to the bridge.
@@ -52,21 +57,7 @@ struct Pod {
 
 impl Node {
     fn new(back_end: BackEnd) -> Self {
-        let sandbox = Sandbox::new();
-        let outside = sandbox.outside();
-        Self {
-            sandbox,
-            outside,
-            back_end,
-        }
-    }
-
-    fn host(&self) -> Netns {
-        self.sandbox.host()
-    }
-
-    fn cni(&self, kind: &str) -> Cni {
-        self.sandbox.cni_with(self.back_end, kind)
+        Self(FilterNode::new(back_end))
     }
 
     fn portmap(&self) -> Cni {
@@ -115,20 +106,10 @@ impl Node {
         assert!(!rules.contains("id-first"), "{rules}");
         rules
     }
-
-    #[track_caller]
-    fn assert_rules(&self, before: &str) {
-        eprintln!("{:?}:", self.back_end);
-        self.host().assert_rules(before);
-    }
 }
 
-/// Runs `test` once per back end, each time on a node of its own.
 fn each(back_ends: &[BackEnd], test: impl Fn(&Node)) {
-    for back_end in back_ends {
-        eprintln!("{back_end:?}");
-        test(&Node::new(*back_end));
-    }
+    FilterNode::each(back_ends, |node| test(&Node(node)));
 }
 
 const HTTP: u16 = 8080;
@@ -764,19 +745,11 @@ fn gc_takes_what_belongs_to_nobody() {
     });
 }
 
-/// Runs the plugin where these programs are no files, and so not installed.
-const WITHOUT: &str = r#"for it in nft xtables-nft-multi xtables-legacy-multi; do
-    mount --bind /dev/null /usr/sbin/$it; done; exec "$@""#;
-
 #[test]
 fn nftables_needs_no_program() {
     beyond_peer("it executes iptables", || {
         let node = Node::new(BackEnd::Nftables);
-        let bare = || {
-            node.sandbox
-                .cni("portmap")
-                .under(&["unshare", "--mount", "sh", "-ec", WITHOUT, "sh"])
-        };
+        let bare = || node.sandbox.cni("portmap").without(&BackEnd::PROGRAMS);
         let pod = node.pod("a");
         let _server = pod.netns.serve(80);
         let before = node.rules_after_a_first_pod();

@@ -1,35 +1,12 @@
 //! What every plugin owes a runtime whatever its type: verbs, environment,
-//! versions, errors, delegation. Each test asks all five plugins.
+//! versions, errors, delegation. Each test asks all plugins.
 
 use serde_json::{Value, json};
-use testkit::{Netns, Outcome, Sandbox, beyond_peer, conf, newest};
+use testkit::{Outcome, Sandbox, beyond_peer, conf, conf_of, each_plugin, newest};
 
-const PLUGINS: [&str; 5] = ["bridge", "macvlan", "loopback", "host-local", "static"];
 const VERSIONS: [&str; 7] = [
     "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0",
 ];
-
-fn conf_of(plugin: &str) -> Value {
-    match plugin {
-        "bridge" => conf::bridge(&["10.1.0.0/24"]),
-        "macvlan" => conf::macvlan(&["10.1.0.0/24"]),
-        "loopback" => conf::loopback(),
-        "host-local" => conf::host_local(&["10.1.0.0/24"]),
-        _ => conf::static_ipam(&json!([{"address": "10.1.0.9/24"}])),
-    }
-}
-
-/// Runs `test` once per plugin, with a sandbox and a pod of its own.
-fn each(test: impl Fn(&Sandbox, &Netns, &'static str)) {
-    for plugin in PLUGINS {
-        let sandbox = Sandbox::new();
-        if plugin == "macvlan" {
-            sandbox.wire();
-        }
-        let pod = sandbox.pod("a");
-        test(&sandbox, &pod, plugin);
-    }
-}
 
 /// Asserts the error of an outcome: code and message to the letter.
 #[track_caller]
@@ -42,7 +19,7 @@ fn says(outcome: &Outcome, code: u64, msg: &str) {
 
 #[test]
 fn without_a_command_it_introduces_itself_on_stderr() {
-    each(|sandbox, _, plugin| {
+    each_plugin(|sandbox, _, plugin| {
         let told = sandbox.cni(plugin).bare();
         assert_eq!((told.code(), told.stdout()), (0, ""), "{told}");
         let lines: Vec<&str> = told.stderr().lines().collect();
@@ -58,7 +35,7 @@ fn without_a_command_it_introduces_itself_on_stderr() {
 fn the_banner_satisfies_who_parses_it() {
     // nerdctl wants `CNI <name> plugin v<semver>`, at least 1.7.1 for some features.
     beyond_peer("Debian builds the Go plugins without a version", || {
-        each(|sandbox, _, plugin| {
+        each_plugin(|sandbox, _, plugin| {
             let told = sandbox.cni(plugin).bare();
             let first = told.stderr().lines().next().unwrap_or_default();
             let version = first.strip_prefix(&format!("CNI {plugin} plugin v"));
@@ -71,7 +48,7 @@ fn the_banner_satisfies_who_parses_it() {
 
 #[test]
 fn version_needs_no_environment_and_no_input() {
-    each(|sandbox, _, plugin| {
+    each_plugin(|sandbox, _, plugin| {
         let bare = sandbox.cni(plugin).env("CNI_COMMAND", "VERSION").bare();
         let versions = &bare.result()["supportedVersions"];
         assert_eq!(
@@ -88,7 +65,7 @@ fn version_needs_no_environment_and_no_input() {
 
 #[test]
 fn version_ignores_what_is_on_stdin() {
-    each(|sandbox, _, plugin| {
+    each_plugin(|sandbox, _, plugin| {
         for input in ["", "not json", "{\"cniVersion\": \"9.0.0\"}", "{}{}"] {
             let told = sandbox.cni(plugin).stdin(input).version();
             told.result();
@@ -99,7 +76,7 @@ fn version_ignores_what_is_on_stdin() {
 #[test]
 fn version_lists_all_seven_versions() {
     beyond_peer("the peer is older than CNI 1.1.0", || {
-        each(|sandbox, _, plugin| {
+        each_plugin(|sandbox, _, plugin| {
             let told = sandbox.cni(plugin).version();
             let line = "{\"cniVersion\":\"1.1.0\",\"supportedVersions\":[\"0.1.0\",\"0.2.0\",\"0.3.0\",\"0.3.1\",\
                         \"0.4.0\",\"1.0.0\",\"1.1.0\"]}\n";
@@ -110,7 +87,7 @@ fn version_lists_all_seven_versions() {
 
 #[test]
 fn an_unknown_command_is_refused_after_the_configuration_was_read() {
-    each(|sandbox, pod, plugin| {
+    each_plugin(|sandbox, pod, plugin| {
         let call = || sandbox.cni(plugin);
         says(
             &call().attachment("FOO", &conf_of(plugin), pod, "eth0"),
@@ -142,7 +119,7 @@ fn an_unknown_command_is_refused_after_the_configuration_was_read() {
 
 #[test]
 fn missing_variables_are_named_together_and_in_order() {
-    each(|sandbox, _, plugin| {
+    each_plugin(|sandbox, _, plugin| {
         let call = |verb: &str| {
             let cni = sandbox.cni(plugin).env("CNI_COMMAND", verb);
             cni.stdin(conf_of(plugin).to_string()).bare()
@@ -160,7 +137,7 @@ fn missing_variables_are_named_together_and_in_order() {
 
 #[test]
 fn an_empty_variable_is_a_missing_one() {
-    each(|sandbox, pod, plugin| {
+    each_plugin(|sandbox, pod, plugin| {
         for name in ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"] {
             let text = format!("required env variables [{name}] missing");
             let empty = sandbox
@@ -180,7 +157,7 @@ fn an_empty_variable_is_a_missing_one() {
 #[test]
 fn a_malformed_variable_is_reported_before_the_missing_ones() {
     beyond_peer("plugins before v1.2 name the missing ones first", || {
-        each(|sandbox, pod, plugin| {
+        each_plugin(|sandbox, pod, plugin| {
             let cni = sandbox
                 .cni(plugin)
                 .id("a/b")
@@ -197,7 +174,7 @@ fn a_malformed_variable_is_reported_before_the_missing_ones() {
 
 #[test]
 fn container_ids_keep_to_the_letters_of_the_specification() {
-    each(|sandbox, pod, plugin| {
+    each_plugin(|sandbox, pod, plugin| {
         for id in [
             "../x", "a/b", "a b", "-a", ".a", "_a", "a\n", "ä", "a:b", "a\\b", "a;b",
         ] {
@@ -222,7 +199,7 @@ fn container_ids_keep_to_the_letters_of_the_specification() {
 
 #[test]
 fn interface_names_keep_to_the_kernel_s_rules() {
-    each(|sandbox, pod, plugin| {
+    each_plugin(|sandbox, pod, plugin| {
         let call = |ifname: &str| {
             sandbox
                 .cni(plugin)
@@ -270,7 +247,7 @@ fn a_name_of_fifteen_bytes_is_long_enough_for_everybody() {
 #[test]
 fn gc_and_status_need_only_the_path() {
     beyond_peer("the peer is older than CNI 1.1.0", || {
-        each(|sandbox, _, plugin| {
+        each_plugin(|sandbox, _, plugin| {
             let conf = conf::with_valid(&conf::at(&conf_of(plugin), "1.1.0"), &[]);
             sandbox.cni(plugin).gc(&conf).silent();
             sandbox.cni(plugin).status(&conf).silent();
@@ -283,7 +260,7 @@ fn gc_and_status_need_only_the_path() {
 #[test]
 fn gc_and_status_take_the_empty_variables_that_libcni_sends() {
     beyond_peer("the peer is older than CNI 1.1.0", || {
-        each(|sandbox, _, plugin| {
+        each_plugin(|sandbox, _, plugin| {
             let conf = conf::with_valid(&conf::at(&conf_of(plugin), "1.1.0"), &[]);
             let call = || {
                 let cni = sandbox.cni(plugin).env("CNI_CONTAINERID", "");
@@ -299,7 +276,7 @@ fn gc_and_status_take_the_empty_variables_that_libcni_sends() {
 
 #[test]
 fn what_is_not_one_json_document_is_refused() {
-    each(|sandbox, pod, plugin| {
+    each_plugin(|sandbox, pod, plugin| {
         for input in ["", " ", "x", "{", "[]x", "{\"name\": \"x\"", "\u{0}"] {
             for verb in ["ADD", "DEL", "CHECK"] {
                 let error = sandbox
@@ -321,7 +298,7 @@ fn what_is_not_one_json_document_is_refused() {
 
 #[test]
 fn bytes_after_the_document_are_refused() {
-    each(|sandbox, pod, plugin| {
+    each_plugin(|sandbox, pod, plugin| {
         let input = format!("{} {{}}", conf_of(plugin));
         assert_eq!(
             sandbox
@@ -337,7 +314,7 @@ fn bytes_after_the_document_are_refused() {
 
 #[test]
 fn a_network_needs_a_name_of_allowed_letters() {
-    each(|sandbox, pod, plugin| {
+    each_plugin(|sandbox, pod, plugin| {
         let call = |name: Value| {
             let conf = conf::with(&conf_of(plugin), json!({"name": name}));
             sandbox.cni(plugin).add(&conf, pod, "eth0").error()
@@ -415,7 +392,7 @@ fn host_veth(sandbox: &Sandbox) -> String {
 
 #[test]
 fn a_version_that_is_not_text_cannot_be_decoded() {
-    each(|sandbox, pod, plugin| {
+    each_plugin(|sandbox, pod, plugin| {
         for version in [json!(1), json!({}), json!([]), json!(true)] {
             let conf = conf::with(&conf_of(plugin), json!({"cniVersion": version}));
             let error = sandbox.cni(plugin).add(&conf, pod, "eth0").error();
@@ -428,7 +405,7 @@ fn a_version_that_is_not_text_cannot_be_decoded() {
 
 #[test]
 fn a_version_must_be_one_of_the_list_to_the_letter() {
-    each(|sandbox, pod, plugin| {
+    each_plugin(|sandbox, pod, plugin| {
         for version in ["9.0.0", "1.0", "1.0.00", "v1.0.0", " 1.0.0"] {
             for verb in ["ADD", "DEL"] {
                 let conf = conf::with(&conf_of(plugin), json!({"cniVersion": version}));
@@ -450,7 +427,7 @@ fn a_version_must_be_one_of_the_list_to_the_letter() {
 
 #[test]
 fn check_is_too_new_for_old_configurations() {
-    each(|sandbox, pod, plugin| {
+    each_plugin(|sandbox, pod, plugin| {
         for version in ["0.1.0", "0.2.0", "0.3.0", "0.3.1"] {
             let conf = conf::at(&conf_of(plugin), version);
             let outcome = sandbox.cni(plugin).check(&conf, pod, "eth0");
@@ -462,7 +439,7 @@ fn check_is_too_new_for_old_configurations() {
 #[test]
 fn gc_and_status_are_too_new_for_old_configurations() {
     beyond_peer("the peer is older than CNI 1.1.0", || {
-        each(|sandbox, _, plugin| {
+        each_plugin(|sandbox, _, plugin| {
             for version in &VERSIONS[..6] {
                 for verb in ["GC", "STATUS"] {
                     let conf = conf::at(&conf_of(plugin), version);
@@ -480,7 +457,7 @@ fn gc_and_status_are_too_new_for_old_configurations() {
 
 #[test]
 fn a_version_that_is_no_version_cannot_be_compared() {
-    each(|sandbox, pod, plugin| {
+    each_plugin(|sandbox, pod, plugin| {
         let conf = conf::at(&conf_of(plugin), "x.y");
         assert_eq!(
             sandbox.cni(plugin).check(&conf, pod, "eth0").error().code,
@@ -492,7 +469,7 @@ fn a_version_that_is_no_version_cannot_be_compared() {
 #[test]
 fn gc_and_status_succeed_in_silence_at_1_1_0() {
     beyond_peer("the peer is older than CNI 1.1.0", || {
-        each(|sandbox, _, plugin| {
+        each_plugin(|sandbox, _, plugin| {
             let conf = conf::at(&conf_of(plugin), "1.1.0");
             let snapshot = sandbox.snapshot();
             sandbox
@@ -558,8 +535,7 @@ fn a_wrong_type_in_the_configuration_is_an_invalid_configuration() {
 #[test]
 fn the_node_s_own_namespace_is_refused_before_anything_is_touched() {
     beyond_peer("reference 8 #14: checked when the damage is done", || {
-        for plugin in ["bridge", "loopback"] {
-            let sandbox = Sandbox::new();
+        each_plugin(|sandbox, _, plugin| {
             let host = sandbox.host();
             let snapshot = sandbox.snapshot();
             for verb in ["ADD", "DEL"] {
@@ -570,7 +546,7 @@ fn the_node_s_own_namespace_is_refused_before_anything_is_touched() {
                 says(&outcome, 8, text);
             }
             snapshot.assert_unchanged();
-        }
+        });
     });
 }
 

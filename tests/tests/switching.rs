@@ -1,5 +1,7 @@
 //! A node changes from the peer's plugins to ours, or back, under running pods:
 //! what one suite has made, the other checks, deletes and continues.
+//!
+//! Ports are in `portmap.rs`, leases in `dhcp.rs`, the rules of a whole node in `takeover.rs`.
 
 use serde_json::{Value, json};
 use testkit::{Netns, Sandbox, Snapshot, Suite, beyond_peer, conf};

@@ -2,18 +2,24 @@
 //! over from the peer's plugins (`podwire adopt`) and given back (`podwire release`),
 //! under pods that run and connections that live.
 
+use std::ops::Deref;
+
 use serde_json::{Value, json};
 use testkit::{
-    BackEnd, Finished, NOBODY, NODE, Netns, OUTSIDE, Running, Sandbox, Suite, beyond_peer, conf,
+    BackEnd, FilterNode, Finished, NOBODY, NODE, Netns, OUTSIDE, Running, Suite, beyond_peer, conf,
 };
 
 const WHY: &str = "Debian has no cnitool, and the peer no such commands";
 
-/// A node with a network, a directory of configurations, and somebody outside.
-struct Node {
-    sandbox: Sandbox,
-    outside: Netns,
-    back_end: BackEnd,
+/// A node with a network and a directory of configurations.
+struct Node(FilterNode);
+
+impl Deref for Node {
+    type Target = FilterNode;
+
+    fn deref(&self) -> &FilterNode {
+        &self.0
+    }
 }
 
 /// What a pod publishes.
@@ -55,22 +61,12 @@ impl Node {
     }
 
     fn empty(back_end: BackEnd) -> Self {
-        let sandbox = Sandbox::new();
-        let outside = sandbox.outside();
-        Self {
-            sandbox,
-            outside,
-            back_end,
-        }
+        Self(FilterNode::new(back_end))
     }
 
     fn configure(&self, network: &Value) {
         let file = self.sandbox.dir().join("net.d/10-mynet.conflist");
         self.sandbox.write(file, network.to_string());
-    }
-
-    fn host(&self) -> Netns {
-        self.sandbox.host()
     }
 
     fn podwire(&self, suite: Suite, args: &[&str], offered: &Value) -> Finished {

@@ -32,6 +32,13 @@ impl BackEnd {
         }
     }
 
+    /// Every program that rules may be written with.
+    pub const PROGRAMS: [&str; 3] = [
+        "/usr/sbin/nft",
+        "/usr/sbin/xtables-nft-multi",
+        "/usr/sbin/xtables-legacy-multi",
+    ];
+
     /// The program behind the six names.
     fn program(self) -> &'static str {
         match self {
@@ -53,6 +60,71 @@ impl BackEnd {
             }
         }
         format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", dir.display())
+    }
+}
+
+/// A node with one of the packet filters, and somebody outside.
+pub struct FilterNode {
+    /// The node.
+    pub sandbox: Sandbox,
+    /// See [`Sandbox::outside`].
+    pub outside: Netns,
+    /// Its packet filter.
+    pub back_end: BackEnd,
+}
+
+impl FilterNode {
+    /// Makes it.
+    pub fn new(back_end: BackEnd) -> Self {
+        let sandbox = Sandbox::new();
+        let outside = sandbox.outside();
+        Self {
+            sandbox,
+            outside,
+            back_end,
+        }
+    }
+
+    /// Runs `test` once per back end, each time on a node of its own. Which one it was
+    /// stands above the message of a failure.
+    pub fn each(back_ends: &[BackEnd], test: impl Fn(Self)) {
+        for back_end in back_ends {
+            eprintln!("{back_end:?}:");
+            test(Self::new(*back_end));
+        }
+    }
+
+    /// The node's own namespace.
+    pub fn host(&self) -> Netns {
+        self.sandbox.host()
+    }
+
+    /// A call of a plugin, which finds the programs of this back end.
+    pub fn cni(&self, kind: &str) -> Cni {
+        self.sandbox.cni_with(self.back_end, kind)
+    }
+
+    /// [`Netns::rules`] of the node.
+    pub fn rules(&self) -> String {
+        self.host().rules()
+    }
+
+    /// [`Netns::assert_rules`] of the node.
+    #[track_caller]
+    pub fn assert_rules(&self, before: &str) {
+        eprintln!("{:?}:", self.back_end);
+        self.host().assert_rules(before);
+    }
+}
+
+/// Nothing can execute `/dev/null`. The mounts are gone with the plugin.
+const WITHOUT: &str = r#"for it in $GONE; do mount --bind /dev/null $it; done; exec "$@""#;
+
+impl Cni {
+    /// Runs the plugin where these programs (paths) are no files, and so not installed.
+    pub fn without(self, programs: &[&str]) -> Self {
+        self.env("GONE", programs.join(" "))
+            .under(&["unshare", "--mount", "sh", "-ec", WITHOUT, "sh"])
     }
 }
 

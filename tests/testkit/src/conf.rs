@@ -50,6 +50,15 @@ pub fn macvlan_l2() -> Value {
     conf
 }
 
+/// vxlan 5 routed over `eth1`, host-local with one pool per given subnet.
+pub fn vxlan(subnets: &[&str]) -> Value {
+    let mut conf = plugin("vxlan");
+    conf["vni"] = 5.into();
+    conf["dev"] = "eth1".into();
+    conf["ipam"] = host_local_ipam(subnets);
+    conf
+}
+
 /// portmap after a plugin that gave `eth0` 10.1.0.2: `host_port` leads to port 80.
 pub fn portmap(host_port: u16) -> Value {
     let mut conf = plugin("portmap");
