@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use testkit::{Netns, Running, Sandbox, Suite, beyond_peer, conf};
+use testkit::{Failure, Netns, Running, Sandbox, Suite, beyond_peer, conf};
 
 const SOCKET: &str = "/run/cni/dhcp.sock";
 const STATE: &str = "/var/lib/cni/dhcp/run-cni-dhcp.sock";
@@ -37,13 +37,59 @@ impl Wire {
     }
 
     fn daemon_of(&self, suite: Suite, flags: &[&str]) -> Running {
-        let program = suite.dir().join("dhcp").display().to_string();
-        let running = self
-            .host()
-            .start(&[&[program.as_str(), "daemon"], flags].concat());
-        self.host()
-            .wait_until("the daemon listens", |host| listens(host, running.id()));
-        running
+        self.sandbox.dhcp_daemon(suite, flags)
+    }
+
+    /// ADD of a pod to the bridge `lan`.
+    #[track_caller]
+    fn add(&self, pod: &Netns) -> Value {
+        let cni = self.sandbox.cni("bridge");
+        cni.add(&lan(), pod, "eth0").result()
+    }
+
+    /// The same, which fails.
+    #[track_caller]
+    fn refused(&self, pod: &Netns) -> Failure {
+        let cni = self.sandbox.cni("bridge");
+        cni.add(&lan(), pod, "eth0").error()
+    }
+
+    #[track_caller]
+    fn check(&self, pod: &Netns, result: &Value) {
+        let conf = conf::with_prev(&lan(), result);
+        let cni = self.sandbox.cni("bridge");
+        cni.check(&conf, pod, "eth0").silent();
+    }
+
+    #[track_caller]
+    fn del(&self, pod: &Netns) {
+        let cni = self.sandbox.cni("bridge");
+        cni.del(&lan(), pod, "eth0").silent();
+    }
+
+    /// GC of a network of which these attachments are in use.
+    #[track_caller]
+    fn gc(&self, conf: &Value, valid: &[(&str, &str)]) {
+        let cni = self.sandbox.cni("dhcp");
+        cni.gc(&conf::with_valid(conf, valid)).silent();
+    }
+
+    /// A server whose program is perl, once it says that it serves.
+    fn perl(at: &Netns, program: &str) -> Running {
+        let server = at.start(&["perl", "-e", program]);
+        eventually(5, "it serves", || server.output().contains("serves"));
+        server
+    }
+
+    /// A pod whose `eth0` is on the wire without the plugin bridge: what is asked is dhcp alone.
+    fn wired_by_hand(&self, name: &str) -> Netns {
+        let pod = self.sandbox.pod(name);
+        self.host().sh(&format!(
+            "ip link add w-{name} type veth peer name eth0 netns {name}
+             ip link set w-{name} master lan up"
+        ));
+        pod.sh("ip link set eth0 up");
+        pod
     }
 
     fn dnsmasq(&self, options: &[&str]) -> Running {
@@ -208,7 +254,7 @@ fn an_address_is_got_used_and_given_back() {
         });
         let snapshot = sandbox.snapshot().allow_link("lan");
 
-        let result = sandbox.cni("bridge").add(&lan(), &pod, "eth0").result();
+        let result = wire.add(&pod);
         let ours = address(&result);
         assert!(
             ours.starts_with("10.77.") && ours.ends_with("/16"),
@@ -222,10 +268,9 @@ fn an_address_is_got_used_and_given_back() {
         let files = wire.host().sh(&format!("stat -c %a {STATE}/*"));
         assert_eq!(files.trim(), "600");
 
-        let checked = conf::with_prev(&lan(), &result);
-        sandbox.cni("bridge").check(&checked, &pod, "eth0").silent();
-        sandbox.cni("bridge").del(&lan(), &pod, "eth0").silent();
-        sandbox.cni("bridge").del(&lan(), &pod, "eth0").silent();
+        wire.check(&pod, &result);
+        wire.del(&pod);
+        wire.del(&pod);
         Wire::told(&server, &format!("DHCPRELEASE(eth0) {}", bare(&ours)));
         assert!(
             !server.output().contains("unknown lease"),
@@ -311,11 +356,7 @@ fn a_lease_is_renewed_and_a_change_of_routes_reaches_the_pod() {
         let server = wire.kea([1, 10, 120], pool, json!({}));
         let daemon = wire.daemon(&[]);
         let pod = wire.sandbox.pod("a");
-        let result = wire
-            .sandbox
-            .cni("bridge")
-            .add(&lan(), &pod, "eth0")
-            .result();
+        let result = wire.add(&pod);
         assert_eq!(gateway(&pod), "10.77.0.1");
         Wire::told(&daemon, "lease renewed");
         drop(server);
@@ -325,10 +366,7 @@ fn a_lease_is_renewed_and_a_change_of_routes_reaches_the_pod() {
         eventually(20, "the new router", || gateway(&pod) == "10.77.0.2");
         assert_eq!(pod.routes_to("-4", "default").len(), 1);
         assert_eq!(pod.addresses("eth0"), [address(&result)]);
-        wire.sandbox
-            .cni("bridge")
-            .del(&lan(), &pod, "eth0")
-            .silent();
+        wire.del(&pod);
         Wire::told(&server, "DHCP4_RELEASE");
     });
 }
@@ -340,10 +378,7 @@ fn a_server_that_refuses_a_renewal_moves_the_pod_to_another_address() {
         let server = wire.kea([1, 4, 60], "10.77.0.10-10.77.0.19", json!({}));
         let daemon = wire.daemon(&[]);
         let pod = wire.sandbox.pod("a");
-        wire.sandbox
-            .cni("bridge")
-            .add(&lan(), &pod, "eth0")
-            .result();
+        wire.add(&pod);
         drop(server);
         let range = "10.77.9.10,10.77.9.19,255.255.128.0,2m";
         let server = dnsmasq(&wire.server, range, &["--dhcp-authoritative"]);
@@ -380,15 +415,10 @@ fn a_renewal_that_moves_the_pod_leaves_what_others_have_put_there() {
     beyond_peer(WHY, || {
         let wire = Wire::new();
         wire.server.sh("ip route add default dev eth0");
-        let server = wire.server.start(&["perl", "-e", MOVING]);
-        eventually(5, "it serves", || server.output().contains("serves"));
+        let _server = Wire::perl(&wire.server, MOVING);
         let _daemon = wire.daemon(&[]);
         let pod = wire.sandbox.pod("a");
-        let result = wire
-            .sandbox
-            .cni("bridge")
-            .add(&lan(), &pod, "eth0")
-            .result();
+        let result = wire.add(&pod);
         assert_eq!(address(&result), "10.77.0.50/16");
         pod.sh("ip route add 10.123.0.0/16 via 10.77.0.7");
         eventually(10, "moved", || pod.addresses("eth0") == ["10.77.0.60/17"]);
@@ -414,11 +444,7 @@ fn any_server_may_take_over_the_lease_of_one_that_is_gone() {
         let first = wire.kea([2, 4, 60], "10.77.0.10-10.77.0.19", json!({}));
         let daemon = wire.daemon(&[]);
         let pod = wire.sandbox.pod("a");
-        let result = wire
-            .sandbox
-            .cni("bridge")
-            .add(&lan(), &pod, "eth0")
-            .result();
+        let result = wire.add(&pod);
         drop(first);
         let second = station(&wire.sandbox, "second", "10.77.0.2/16");
         let range = "10.77.0.10,10.77.0.19,255.255.0.0,2m";
@@ -430,10 +456,7 @@ fn any_server_may_take_over_the_lease_of_one_that_is_gone() {
         Wire::told(&daemon, "of 10.77.0.2 for 120 s");
         assert_eq!(pod.addresses("eth0"), [address(&result)]);
         eventually(5, "its router", || gateway(&pod) == "10.77.0.2");
-        wire.sandbox
-            .cni("bridge")
-            .del(&lan(), &pod, "eth0")
-            .silent();
+        wire.del(&pod);
         Wire::told(&second, "DHCPRELEASE");
     });
 }
@@ -446,11 +469,7 @@ fn a_lease_that_expires_is_taken_from_the_pod_and_sought_again() {
         let server = wire.kea([1, 2, 4], pool, json!({}));
         let daemon = wire.daemon(&[]);
         let pod = wire.sandbox.pod("a");
-        let result = wire
-            .sandbox
-            .cni("bridge")
-            .add(&lan(), &pod, "eth0")
-            .result();
+        let result = wire.add(&pod);
         drop(server);
         eventually(10, "the address is gone", || {
             pod.addresses("eth0").is_empty()
@@ -477,11 +496,7 @@ fn a_server_that_comes_back_in_time_is_as_if_it_had_not_been_gone() {
         let server = wire.kea([1, 30, 60], pool, json!({}));
         let daemon = wire.daemon(&[]);
         let pod = wire.sandbox.pod("a");
-        let result = wire
-            .sandbox
-            .cni("bridge")
-            .add(&lan(), &pod, "eth0")
-            .result();
+        let result = wire.add(&pod);
         drop(server);
         std::thread::sleep(Duration::from_secs(3));
         assert_eq!(pod.addresses("eth0"), [address(&result)]);
@@ -501,7 +516,7 @@ fn a_daemon_that_was_killed_goes_on_where_it_was() {
         let server = wire.dnsmasq(&[]);
         let daemon = wire.daemon(&[]);
         let pods: Vec<_> = (0..5).map(|n| wire.sandbox.pod(&format!("p{n}"))).collect();
-        let add = |pod| wire.sandbox.cni("bridge").add(&lan(), pod, "eth0").result();
+        let add = |pod| wire.add(pod);
         let results: Vec<_> = pods.iter().map(add).collect();
         // Kills it: the socket file stays, and is taken over.
         drop(daemon);
@@ -514,12 +529,8 @@ fn a_daemon_that_was_killed_goes_on_where_it_was() {
         assert!(daemon.output().contains("5 leases from before"));
         for (pod, result) in pods.iter().zip(&results) {
             assert_eq!(pod.addresses("eth0"), [address(result)]);
-            let checked = conf::with_prev(&lan(), result);
-            wire.sandbox
-                .cni("bridge")
-                .check(&checked, pod, "eth0")
-                .silent();
-            wire.sandbox.cni("bridge").del(&lan(), pod, "eth0").silent();
+            wire.check(pod, result);
+            wire.del(pod);
             Wire::told(
                 &server,
                 &format!("DHCPRELEASE(eth0) {}", bare(&address(result))),
@@ -536,11 +547,7 @@ fn a_pod_that_is_made_anew_gets_the_address_that_it_had() {
         let _server = wire.dnsmasq(&[]);
         let daemon = wire.daemon(&[]);
         let pod = wire.sandbox.pod("a");
-        let first = wire
-            .sandbox
-            .cni("bridge")
-            .add(&lan(), &pod, "eth0")
-            .result();
+        let first = wire.add(&pod);
         // The node goes down: namespaces and daemon are gone, the disk is not.
         drop(daemon);
         wire.sandbox.remove_pod(&pod);
@@ -548,11 +555,7 @@ fn a_pod_that_is_made_anew_gets_the_address_that_it_had() {
         let daemon = wire.daemon(&[]);
         Wire::told(&daemon, "the pod's interface is gone");
         let pod = wire.sandbox.pod("a");
-        let second = wire
-            .sandbox
-            .cni("bridge")
-            .add(&lan(), &pod, "eth0")
-            .result();
+        let second = wire.add(&pod);
         assert_eq!(address(&first), address(&second));
         assert_eq!(pod.addresses("eth0"), [address(&second)]);
     });
@@ -589,12 +592,9 @@ fn without_a_daemon_add_says_so_del_succeeds_and_status_is_50() {
         let text = format!(
             "error dialing DHCP daemon: dial unix {SOCKET}: connect: no such file or directory"
         );
-        let error = wire.sandbox.cni("bridge").add(&lan(), &pod, "eth0").error();
+        let error = wire.refused(&pod);
         assert_eq!((error.code, &error.msg), (11, &text));
-        wire.sandbox
-            .cni("bridge")
-            .del(&lan(), &pod, "eth0")
-            .silent();
+        wire.del(&pod);
         wire.sandbox.cni("dhcp").del(&lan(), &pod, "eth0").silent();
         wire.sandbox
             .cni("dhcp")
@@ -605,10 +605,7 @@ fn without_a_daemon_add_says_so_del_succeeds_and_status_is_50() {
         assert_eq!((error.code, &error.msg), (50, &text));
         let error = wire.sandbox.cni("dhcp").check(&lan(), &pod, "eth0").error();
         assert_eq!(error.msg, text);
-        wire.sandbox
-            .cni("dhcp")
-            .gc(&conf::with_valid(&lan(), &[]))
-            .silent();
+        wire.gc(&lan(), &[]);
         snapshot.assert_unchanged();
     });
 }
@@ -626,7 +623,7 @@ fn a_daemon_that_dies_while_an_address_is_sought_fails_the_add() {
             std::thread::sleep(Duration::from_secs(1));
             host.sh(&format!("kill -9 {pid}"));
         });
-        let error = wire.sandbox.cni("bridge").add(&lan(), &pod, "eth0").error();
+        let error = wire.refused(&pod);
         killer.join().expect("the killer");
         assert_eq!(error.code, 11);
         assert!(error.msg.contains("unexpected EOF"), "{}", error.msg);
@@ -641,19 +638,13 @@ fn del_without_a_daemon_gives_the_lease_back_itself() {
         let server = wire.dnsmasq(&[]);
         let daemon = wire.daemon(&[]);
         let (one, two) = (wire.sandbox.pod("a"), wire.sandbox.pod("b"));
-        let add = |pod| address(&wire.sandbox.cni("bridge").add(&lan(), pod, "eth0").result());
+        let add = |pod| address(&wire.add(pod));
         let (first, second) = (add(&one), add(&two));
         drop(daemon);
-        wire.sandbox
-            .cni("bridge")
-            .del(&lan(), &one, "eth0")
-            .silent();
+        wire.del(&one);
         Wire::told(&server, &format!("DHCPRELEASE(eth0) {}", bare(&first)));
         assert_eq!(wire.sandbox.list(STATE).len(), 1);
-        wire.sandbox
-            .cni("dhcp")
-            .gc(&conf::with_valid(&lan(), &[]))
-            .silent();
+        wire.gc(&lan(), &[]);
         Wire::told(&server, &format!("DHCPRELEASE(eth0) {}", bare(&second)));
         assert!(wire.sandbox.list("/var/lib/cni/dhcp").is_empty());
     });
@@ -667,10 +658,12 @@ fn del_succeeds_whatever_became_of_the_namespace() {
         let _daemon = wire.daemon(&[]);
         let plain = wire.file("plain");
         wire.sandbox.write(&plain, "");
+        let directory = wire.sandbox.dir().display().to_string();
         for (name, found) in [
             ("p0", ""),
             ("p1", "/run/netns/nope"),
             ("p2", plain.as_str()),
+            ("p3", directory.as_str()),
         ] {
             let pod = wire.sandbox.pod(name);
             let cni = || wire.sandbox.cni("bridge").id(name);
@@ -683,16 +676,10 @@ fn del_succeeds_whatever_became_of_the_namespace() {
             assert!(wire.sandbox.list(STATE).is_empty());
         }
         // Gone with its interface: nothing can be sent, and nothing stays.
-        let pod = wire.sandbox.pod("p3");
-        wire.sandbox
-            .cni("bridge")
-            .add(&lan(), &pod, "eth0")
-            .result();
+        let pod = wire.sandbox.pod("p4");
+        wire.add(&pod);
         wire.sandbox.remove_pod(&pod);
-        wire.sandbox
-            .cni("bridge")
-            .del(&lan(), &pod, "eth0")
-            .silent();
+        wire.del(&pod);
         assert!(wire.sandbox.list(STATE).is_empty());
     });
 }
@@ -704,13 +691,10 @@ fn gc_gives_back_what_is_not_in_use() {
         let server = wire.dnsmasq(&[]);
         let _daemon = wire.daemon(&[]);
         let (one, two) = (wire.sandbox.pod("a"), wire.sandbox.pod("b"));
-        let add = |pod| address(&wire.sandbox.cni("bridge").add(&lan(), pod, "eth0").result());
+        let add = |pod| address(&wire.add(pod));
         let (first, second) = (add(&one), add(&two));
         let other = conf::with(&lan(), json!({"name": "other"}));
-        wire.sandbox
-            .cni("dhcp")
-            .gc(&conf::with_valid(&other, &[]))
-            .silent();
+        wire.gc(&other, &[]);
         assert_eq!(wire.sandbox.list(STATE).len(), 2, "another network");
         let valid = conf::with_valid(&lan(), &[("id-b", "eth0")]);
         wire.sandbox.cni("dhcp").gc(&valid).silent();
@@ -732,10 +716,7 @@ fn a_signal_ends_it_and_releases_nothing() {
         let pidfile = wire.file("pid");
         let daemon = wire.daemon(&["--pidfile", &pidfile]);
         let pod = wire.sandbox.pod("a");
-        wire.sandbox
-            .cni("bridge")
-            .add(&lan(), &pod, "eth0")
-            .result();
+        wire.add(&pod);
         assert_eq!(wire.sandbox.read(&pidfile), Some(daemon.id().to_string()));
         let second = wire.host().run(&[
             &Suite::Ours.dir().join("dhcp").display().to_string(),
@@ -768,10 +749,7 @@ fn systemd_may_pass_the_socket() {
         wire.host()
             .wait_until("it listens", |host| listens(host, daemon.id()));
         let pod = wire.sandbox.pod("a");
-        wire.sandbox
-            .cni("bridge")
-            .add(&lan(), &pod, "eth0")
-            .result();
+        wire.add(&pod);
         wire.sandbox.cni("bridge").status(&lan()).silent();
         wire.host().sh(&format!("kill {}", daemon.id()));
         eventually(5, "it ends", || !listens(&wire.host(), daemon.id()));
@@ -819,11 +797,10 @@ fn hostile_answers_are_not_believed() {
         let wire = Wire::new();
         let evil = station(&wire.sandbox, "evil", "10.77.0.66/16");
         evil.sh("ip route add default dev eth0");
-        let evil = evil.start(&["perl", "-e", HOSTILE]);
-        eventually(5, "it serves", || evil.output().contains("serves"));
+        let _evil = Wire::perl(&evil, HOSTILE);
         let daemon = wire.daemon(&["-resendtimeout", "3s"]);
         let pod = wire.sandbox.pod("a");
-        let error = wire.sandbox.cni("bridge").add(&lan(), &pod, "eth0").error();
+        let error = wire.refused(&pod);
         assert_eq!(error.msg, "error calling DHCP.Allocate: no more tries");
         for told in [
             "options are cut off",
@@ -839,11 +816,7 @@ fn hostile_answers_are_not_believed() {
         }
         // Beside a server that is honest, it does no harm.
         let _server = wire.dnsmasq(&[]);
-        let result = wire
-            .sandbox
-            .cni("bridge")
-            .add(&lan(), &pod, "eth0")
-            .result();
+        let result = wire.add(&pod);
         assert_eq!(pod.addresses("eth0"), [address(&result)]);
         assert!(!address(&result).starts_with("10.77.66."));
     });
@@ -910,12 +883,7 @@ fn interchange(plugin: Suite, daemon: Suite) {
     let wire = Wire::new();
     let server = wire.dnsmasq(&[]);
     let _daemon = wire.daemon_of(daemon, &[]);
-    let pod = wire.sandbox.pod("a");
-    // By hand: what is asked is the plugin dhcp alone.
-    wire.host()
-        .sh("ip link add w-a type veth peer name eth0 netns a
-         ip link set w-a master lan up");
-    pod.sh("ip link set eth0 up");
+    let pod = wire.wired_by_hand("a");
     let mut conf = conf::at(&lan(), "1.0.0");
     conf["type"] = "ipvlan".into();
     let cni = || wire.sandbox.cni("dhcp").suite(plugin);
@@ -948,11 +916,7 @@ fn both_daemons_give_a_pod_the_same_address() {
     beyond_peer(WHY, || {
         let wire = Wire::new();
         let _server = wire.dnsmasq(&[]);
-        let pod = wire.sandbox.pod("a");
-        wire.host()
-            .sh("ip link add w-a type veth peer name eth0 netns a
-             ip link set w-a master lan up");
-        pod.sh("ip link set eth0 up");
+        let pod = wire.wired_by_hand("a");
         let conf = conf::at(&lan(), "1.0.0");
         let add = |daemon: Suite| {
             let running = wire.daemon_of(daemon, &[]);
