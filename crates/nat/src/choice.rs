@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::fs;
+use std::io::ErrorKind;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail};
@@ -11,9 +12,9 @@ use cni::{Attachment, BestEffort, names};
 
 use crate::backend::{Backend, Kind};
 use crate::hostport::{HostPorts, Notice};
-use crate::iptables::Iptables;
+use crate::iptables::{Families, Iptables};
 use crate::masquerade::Masquerade;
-use crate::nftables::{self, Family, Nftables};
+use crate::nftables::{self, Family, Nftables, Which, udp_ports};
 
 impl Kind {
     /// The back end that a configuration calls `text`.
@@ -52,15 +53,13 @@ pub fn open(forced: Option<Kind>) -> Result<Box<dyn Backend>> {
         }
     }
     let iptables = Iptables::new();
-    if iptables.probe().any() {
+    let Err(why) = iptables.try_out() else {
         return Ok(Box::new(iptables));
-    }
-    match forced {
-        Some(_) => {
-            bail!("iptables is not usable: neither iptables nor ip6tables can read its nat table")
-        }
-        None => bail!("neither nftables nor iptables is usable: the kernel lacks both"),
-    }
+    };
+    Err(why.context(match forced {
+        Some(_) => "iptables is not usable",
+        None => "neither nftables nor iptables is usable: the kernel lacks nf_tables",
+    }))
 }
 
 /// What publishing has done.
@@ -80,7 +79,7 @@ pub fn publish(wanted: &HostPorts, forced: Option<Kind>) -> Result<Published> {
     let backend = open(forced)?;
     let (by, taken) = (backend.kind(), backend.publish(wanted)?);
     if by == Kind::Iptables {
-        forget_connections(wanted, false);
+        forget_connections(wanted);
     }
     Ok(Published { by, taken })
 }
@@ -100,13 +99,16 @@ pub fn close_localhost() -> Result<()> {
     Iptables::new().close_localhost()
 }
 
-/// Forgets connections of UDP to the published ports that lead to the pod
-/// (`to_the_pod`) or elsewhere: a client that goes on sending would otherwise
-/// never reach the next one.
-pub fn forget_connections(published: &HostPorts, to_the_pod: bool) {
+/// Forgets connections of UDP to the published ports that lead elsewhere: a client that
+/// goes on sending would otherwise never reach the pod.
+pub fn forget_connections(published: &HostPorts) {
+    let ports = udp_ports(published);
+    if ports.is_empty() {
+        return;
+    }
     // Connections are not kept in nf_tables, but asked for over the same socket.
     if let Ok(nfnetlink) = Nftables::open() {
-        nfnetlink.forget_connections(published, to_the_pod);
+        nfnetlink.forget_connections(&ports, Which::NotTo);
     }
 }
 
@@ -140,7 +142,10 @@ fn checked(
     };
     let nftables = Nftables::find()?;
     let other = match chosen.kind() {
-        Kind::Nftables => iptables_may_hold(&nftables, chains)?.then(|| check(&Iptables::new())),
+        Kind::Nftables => {
+            let held = Held::find(&nftables, chains)?;
+            held.may_be().then(|| check(&Iptables::new()))
+        }
         Kind::Iptables => nftables.map(|nftables| check(&nftables)),
     };
     match other {
@@ -174,30 +179,47 @@ impl Leftovers {
             all.step("remove masquerade", || remove(nftables, &[]));
         }
         all.step("remove masquerade", || {
-            let held = iptables_may_hold(&nftables, &[chain])?;
-            match held.then(addresses).flatten() {
-                Some(addresses) => remove(&Iptables::new(), &addresses),
+            let held = Held::find(&nftables, std::slice::from_ref(&chain))?;
+            match held.may_be().then(addresses).flatten() {
+                Some(addresses) => {
+                    held.remove(&nftables, &chain, |iptables| remove(iptables, &addresses))
+                }
                 None => Ok(()),
             }
         });
         all.finish()
     }
 
-    /// Removes the published ports of one interface from wherever they are.
-    pub fn unpublish(owner: &Attachment) -> Result<()> {
+    /// Removes the published ports of one interface from wherever they are, and forgets
+    /// connections of UDP to them: a client that goes on sending would otherwise never
+    /// reach the next pod. `known` are ports that iptables may have mapped, whose elements
+    /// nobody can look up.
+    pub fn unpublish(owner: &Attachment, known: Option<&HostPorts>) -> Result<()> {
         let chains =
             ["CNI-DN-", "CNI-SN-"].map(|prefix| names::prefixed(28, prefix, &joined(owner)));
+        let mut gone = known.map(udp_ports).unwrap_or_default();
         let mut all = BestEffort::new();
         let nftables = find(&mut all);
         if let Some(nftables) = &nftables {
-            all.step("remove published ports", || nftables.unpublish(owner));
+            let unmap = || nftables.unmap(owner);
+            gone.extend(
+                all.step("remove published ports", unmap)
+                    .into_iter()
+                    .flatten(),
+            );
         }
         all.step("remove published ports", || {
-            match iptables_may_hold(&nftables, &chains)? {
-                true => Iptables::new().unpublish(owner),
+            let held = Held::find(&nftables, &chains)?;
+            match held.may_be() {
+                true => held.remove(&nftables, &chains[0], |iptables| iptables.unpublish(owner)),
                 false => Ok(()),
             }
         });
+        if !gone.is_empty()
+            && let Some(nfnetlink) = nftables.or_else(|| Nftables::open().ok())
+        {
+            nfnetlink.forget_connections(&gone, Which::To);
+        }
         all.finish()
     }
 
@@ -206,7 +228,7 @@ impl Leftovers {
     /// # Errors
     /// What the kernel refuses.
     pub fn remove_spoof_check(owner: &Attachment) -> Result<()> {
-        let nftables = Nftables::find()?;
+        let nftables = Nftables::find()?.map(Nftables::closed_later);
         nftables.map_or(Ok(()), |nftables| nftables.remove_spoof_check(owner))
     }
 
@@ -241,7 +263,8 @@ impl Leftovers {
 /// nf_tables, where the kernel has it: without, there is nothing in it. That it
 /// cannot be asked is a failure: it may be full.
 fn find(all: &mut BestEffort) -> Option<Nftables> {
-    all.step("look for nf_tables", Nftables::find).flatten()
+    let found = all.step("look for nf_tables", Nftables::find).flatten();
+    found.map(Nftables::closed_later)
 }
 
 /// Chain names are made of network and container, without anything in between.
@@ -249,19 +272,60 @@ fn joined(owner: &Attachment) -> String {
     format!("{}{}", owner.network, owner.container_id)
 }
 
-/// Whether iptables may have a nat chain of one of these names: its nft variant
-/// is asked, its legacy variant has a nat table or has none.
-fn iptables_may_hold(nftables: &Option<Nftables>, chains: &[String]) -> Result<bool> {
-    if let Some(nftables) = nftables {
+/// What is known of an owner's chains in iptables.
+struct Held {
+    /// In which families nf_tables has one: there the nft variant has made it, or an
+    /// older suite with it.
+    known: Families,
+    /// Whether the legacy variant has anything at all: it is not to be asked for more
+    /// without a program.
+    legacy: bool,
+}
+
+impl Held {
+    /// Asks for nat chains of these names.
+    fn find(nftables: &Option<Nftables>, chains: &[String]) -> Result<Self> {
+        let mut known = Families::default();
         for chain in chains {
-            for family in [Family::Ip, Family::Ip6] {
-                if nftables.has_chain(family, "nat", chain)? {
-                    return Ok(true);
-                }
+            known.v4 |= has_chain(nftables, Family::Ip, chain)?;
+            known.v6 |= has_chain(nftables, Family::Ip6, chain)?;
+        }
+        let legacy = !known.any() && legacy_has_nat()?;
+        Ok(Self { known, legacy })
+    }
+
+    fn may_be(&self) -> bool {
+        self.known.any() || self.legacy
+    }
+
+    /// Has the programs remove what they see, which must include `chain` where it is
+    /// known to be: they may be missing by now, or of the other variant.
+    fn remove(
+        &self,
+        nftables: &Option<Nftables>,
+        chain: &str,
+        remove: impl FnOnce(&Iptables) -> Result<()>,
+    ) -> Result<()> {
+        let iptables = Iptables::new().needed_in(self.known);
+        remove(&iptables)?;
+        for family in [Family::Ip, Family::Ip6] {
+            // It may stay: another interface of the container needs it.
+            if self.known.any()
+                && has_chain(nftables, family, chain)?
+                && !iptables.sees(family == Family::Ip, chain)?
+            {
+                bail!("chain {chain} stays in nf_tables ({family} nat): iptables does not see it");
             }
         }
+        Ok(())
     }
-    Ok(legacy_has_nat())
+}
+
+fn has_chain(nftables: &Option<Nftables>, family: Family, chain: &str) -> Result<bool> {
+    match nftables {
+        Some(nftables) => nftables.has_chain(family, "nat", chain),
+        None => Ok(false),
+    }
 }
 
 /// Whether iptables may have anything in its nat tables.
@@ -276,12 +340,20 @@ pub(crate) fn iptables_may_hold_any() -> Result<bool> {
             }
         }
     }
-    Ok(legacy_has_nat())
+    legacy_has_nat()
 }
 
-fn legacy_has_nat() -> bool {
-    ["ip_tables_names", "ip6_tables_names"].iter().any(|file| {
-        fs::read_to_string(format!("/proc/thread-self/net/{file}"))
-            .is_ok_and(|tables| tables.lines().any(|table| table == "nat"))
-    })
+/// The kernel has these files with the module; that one cannot be read does not mean
+/// that it is empty.
+fn legacy_has_nat() -> Result<bool> {
+    for file in ["ip_tables_names", "ip6_tables_names"] {
+        let file = format!("/proc/thread-self/net/{file}");
+        match fs::read_to_string(&file) {
+            Ok(tables) if tables.lines().any(|table| table == "nat") => return Ok(true),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("read {file}")),
+        }
+    }
+    Ok(false)
 }

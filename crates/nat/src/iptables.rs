@@ -33,10 +33,10 @@ pub(crate) use self::tables::{Changes, Tables};
 
 /// The system's own iptables, legacy or nft: whichever `iptables` is.
 #[derive(Clone, Debug)]
-pub struct Iptables(Programs);
+pub struct Iptables(Programs, Families);
 
 /// The families whose nat table can be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Families {
     /// By `iptables`.
     pub v4: bool,
@@ -48,6 +48,13 @@ impl Families {
     /// Whether there is one at all.
     pub fn any(self) -> bool {
         self.v4 || self.v6
+    }
+
+    fn has(self, family: Family) -> bool {
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
     }
 }
 
@@ -75,10 +82,18 @@ impl Iptables {
 
     /// Those in the first of these directories that has each.
     pub fn in_path(path: impl IntoIterator<Item = PathBuf>) -> Self {
-        Self(Programs {
+        let programs = Programs {
             path: path.into_iter().collect(),
             lock_wait: LOCK_WAIT,
-        })
+        };
+        Self(programs, Families::default())
+    }
+
+    /// Something that is to be removed is known to be in these families: there the
+    /// programs must be. In others nothing can be where they are not installed.
+    pub fn needed_in(mut self, known: Families) -> Self {
+        self.1 = known;
+        self
     }
 
     /// Waits so many seconds for a held xtables lock, instead of 20.
@@ -90,11 +105,35 @@ impl Iptables {
     /// Which families can be used: the programs are there and can read the nat
     /// table. One short process for each.
     pub fn probe(&self) -> Families {
-        let usable = |family| self.0.of(family).is_ok_and(|program| program.is_usable());
+        let usable = |family| self.0.of(family).is_ok_and(|it| it.try_out().is_ok());
         Families {
             v4: usable(Family::V4),
             v6: usable(Family::V6),
         }
+    }
+
+    /// Fails unless one of the families can be used: one short process where IPv4 can.
+    ///
+    /// # Errors
+    /// What is wrong with both.
+    pub fn try_out(&self) -> Result<()> {
+        let try_out = |family| self.0.of(family)?.try_out();
+        let Err(v4) = try_out(Family::V4) else {
+            return Ok(());
+        };
+        try_out(Family::V6).map_err(|v6| {
+            let both = format!("neither iptables nor ip6tables can read its nat table: {v6:#}");
+            v4.context(both)
+        })
+    }
+
+    /// Whether the programs see a chain of the nat table; they must be installed.
+    ///
+    /// # Errors
+    /// They cannot look.
+    pub fn sees(&self, ipv4: bool, chain: &str) -> Result<bool> {
+        let family = if ipv4 { Family::V4 } else { Family::V6 };
+        Ok(self.0.of(family)?.chain(chain)?.is_some())
     }
 
     /// Drops what others send to 127.0.0.0/8 of the node; once more does no harm.
@@ -111,26 +150,28 @@ impl Iptables {
     }
 
     /// Does `step` in each family that is installed, whatever happens in the
-    /// other. Where there is no iptables, it has left nothing.
+    /// other. Where there is no iptables, it has left nothing, unless somebody knows
+    /// better ([`Iptables::needed_in`]).
     fn clean(&self, what: &str, step: impl Fn(&Program, Family) -> Result<()>) -> Result<()> {
         let mut effort = BestEffort::new();
         for family in FAMILIES {
-            if let Ok(program) = self.0.of(family) {
-                effort.step(what, || step(&program, family));
-            }
+            let program = || match self.1.has(family) {
+                true => self.0.of(family).map(Some),
+                false => self.0.installed(family),
+            };
+            effort.step(what, || match program()? {
+                Some(program) => step(&program, family),
+                None => Ok(()),
+            });
         }
         effort.finish()
     }
 
     /// Carries what `collect` finds in the whole table: one process where there
-    /// is nothing, and two of a family that the kernel does not have.
+    /// is nothing.
     fn sweep(&self, what: &str, collect: impl Fn(&Listing) -> Transaction) -> Result<()> {
         self.clean(what, |program, _| {
-            settle(program, || match program.table() {
-                Ok(table) => Ok(collect(&table)),
-                Err(_) if !program.is_usable() => Ok(Transaction::new()),
-                Err(error) => Err(error),
-            })
+            settle(program, || Ok(collect(&program.table()?)))
         })
     }
 }
@@ -142,7 +183,7 @@ impl Backend for Iptables {
 
     fn masquerade(&self, wanted: &Masquerade) -> Result<()> {
         for family in FAMILIES {
-            if let Some(rules) = masquerade::Rules::new(wanted, family) {
+            if let Some(rules) = masquerade::Rules::new(wanted, family)? {
                 self.0
                     .of(family)
                     .and_then(|program| masquerade(&program, &wanted.owner, &rules))
@@ -168,7 +209,7 @@ impl Backend for Iptables {
 
     fn check_masquerade(&self, wanted: &Masquerade) -> Result<()> {
         for family in FAMILIES {
-            if let Some(rules) = masquerade::Rules::new(wanted, family) {
+            if let Some(rules) = masquerade::Rules::new(wanted, family)? {
                 let chain = masquerade::chain(&wanted.owner);
                 check(&self.0.of(family)?, &[&chain], rules.check())?;
             }

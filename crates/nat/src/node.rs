@@ -106,7 +106,7 @@ fn settle(dry: bool, plan: impl Fn() -> Result<Plan>) -> Result<Report> {
         sleep(Duration::from_millis(10));
     }
     for ports in &put_back {
-        choice::forget_connections(ports, false);
+        choice::forget_connections(ports);
     }
     Ok(report)
 }
@@ -149,7 +149,7 @@ impl Node {
     }
 
     fn iptables_is_usable(&self) -> bool {
-        let usable = || Iptables::new().probe().any();
+        let usable = || Iptables::new().try_out().is_ok();
         *self.iptables_is_usable.get_or_init(usable)
     }
 
@@ -177,12 +177,10 @@ impl Node {
             .context("nftables is not usable: the kernel lacks nf_tables")
     }
 
-    fn masquerades(&self, wanted: &Masquerade) -> bool {
-        self.tables.masquerades(wanted)
-            || self
-                .ruleset
-                .as_ref()
-                .is_some_and(|it| it.masquerades(wanted))
+    fn masquerades(&self, wanted: &Masquerade) -> Result<bool> {
+        let ruleset = self.ruleset.as_ref();
+        let in_nftables = ruleset.is_some_and(|it| it.masquerades(wanted));
+        Ok(in_nftables || self.tables.masquerades(wanted)?)
     }
 
     fn publishes(&self, wanted: &HostPorts) -> Result<bool> {
@@ -245,7 +243,7 @@ impl Plan {
         let mut opened = false;
         for pod in pods {
             if let Some(Asked { what, backend }) = &pod.masquerade
-                && !plan.node.masquerades(what)
+                && !plan.node.masquerades(what)?
             {
                 match plan.node.ours(*backend)? {
                     Kind::Nftables => nftables.masquerades.push(what),
@@ -376,7 +374,7 @@ impl Plan {
             {
                 match theirs(*backend) {
                     Kind::Nftables => nftables.masquerades.push(what),
-                    Kind::Iptables if plan.node.tables.masquerades(what) => {}
+                    Kind::Iptables if plan.node.tables.masquerades(what)? => {}
                     Kind::Iptables => iptables.masquerades.push(what),
                 }
                 gone.masquerades.push(what);

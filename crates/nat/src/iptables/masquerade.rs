@@ -3,11 +3,12 @@
 
 use std::net::IpAddr;
 
+use anyhow::Result;
 use cni::conf::ValidAttachment;
 use cni::{Attachment, names};
 use ipnetwork::IpNetwork;
 
-use super::table::{Family, Listing, Transaction, jumps_to, option};
+use super::table::{Family, Listing, Transaction, jumps_to, option, word};
 use crate::masquerade::Masquerade;
 
 /// What is wanted in one family.
@@ -20,12 +21,13 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// `None` if the pod has no address of that family.
-    pub(super) fn new(wanted: &Masquerade, family: Family) -> Option<Self> {
+    /// `None` if the pod has no address of that family. Fails if a name cannot be
+    /// part of a rule.
+    pub(super) fn new(wanted: &Masquerade, family: Family) -> Result<Option<Self>> {
         let all = wanted.addresses.iter().copied();
         let addresses: Vec<_> = all.filter(|it| family.has(it.ip())).collect();
         if addresses.is_empty() {
-            return None;
+            return Ok(None);
         }
         let chain = chain(&wanted.owner);
         let comment = comment(&wanted.owner);
@@ -42,9 +44,11 @@ impl Rules {
             ""
         };
         let multicast = family.multicast();
-        let device = wanted.not_through.as_ref();
-        let device = device.map_or_else(String::new, |name| format!("! -o {name} "));
-        Some(Self {
+        let device = match &wanted.not_through {
+            Some(name) => format!("! -o {} ", word(name)?),
+            None => String::new(),
+        };
+        Ok(Some(Self {
             jumps: addresses
                 .iter()
                 .map(|it| (it.ip(), jump(&wanted.owner, it.ip())))
@@ -52,7 +56,7 @@ impl Rules {
             masquerade: format!("! -d {multicast} {device}{comment} -j MASQUERADE{random}"),
             accepts,
             chain,
-        })
+        }))
     }
 
     /// For a chain that does not exist yet, which is nearly always so: all

@@ -2,6 +2,7 @@
 //! them and from them, tells a held lock from a refusal. It knows no rule.
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
@@ -26,26 +27,64 @@ pub(super) struct Programs {
 impl Programs {
     /// The programs of a family; fails with the name of the one that is missing.
     pub(super) fn of(&self, family: Family) -> Result<Program> {
-        let prefix = match family {
-            Family::V4 => "iptables",
-            Family::V6 => "ip6tables",
-        };
-        let list = self.find(prefix)?;
-        Ok(Program {
-            is_exact: family == Family::V4 || is_nft(&list),
-            list,
-            save: self.find(&format!("{prefix}-save"))?,
-            restore: self.find(&format!("{prefix}-restore"))?,
-            lock_wait: self.lock_wait,
+        self.search(family)?.map_err(|missing| {
+            anyhow!("find {missing}: not installed (searched PATH, /usr/sbin and /sbin)")
         })
     }
 
-    fn find(&self, name: &str) -> Result<PathBuf> {
-        let mut candidates = self.path.iter().map(|directory| directory.join(name));
-        candidates.find(|file| file.is_file()).ok_or_else(|| {
-            anyhow!("find {name}: not installed (searched PATH, /usr/sbin and /sbin)")
-        })
+    /// The programs of a family; `None` if one of them is in none of the directories.
+    /// That a directory cannot be searched is a failure: they may be there.
+    pub(super) fn installed(&self, family: Family) -> Result<Option<Program>> {
+        Ok(self.search(family)?.ok())
     }
+
+    /// The programs, or the name of the one that is missing.
+    fn search(&self, family: Family) -> Result<Result<Program, String>> {
+        let mut found = Vec::new();
+        for suffix in ["", "-save", "-restore"] {
+            let name = format!("{}{suffix}", family.program());
+            match self.find(&name)? {
+                Some(program) => found.push(program),
+                None => return Ok(Err(name)),
+            }
+        }
+        let [list, save, restore] = <[PathBuf; 3]>::try_from(found)
+            .map_err(|found| anyhow!("three programs are {found:?}"))?;
+        Ok(Ok(Program {
+            is_exact: family == Family::V4 || is_nft(&list),
+            list,
+            save,
+            restore,
+            lock_wait: self.lock_wait,
+        }))
+    }
+
+    fn find(&self, name: &str) -> Result<Option<PathBuf>> {
+        let mut unknown = None;
+        for directory in &self.path {
+            let file = directory.join(name);
+            match file.metadata() {
+                Ok(meta) if meta.is_file() => return Ok(Some(file)),
+                Ok(_) => {}
+                Err(error) if is_nowhere(&error) => {}
+                // As execvp(3) has it: the next one may do, but nobody can say that there is none.
+                Err(error) => unknown = unknown.or(Some((file, error))),
+            }
+        }
+        match unknown {
+            Some((file, error)) => {
+                Err(error).with_context(|| format!("look for {}", file.display()))
+            }
+            None => Ok(None),
+        }
+    }
+}
+
+fn is_nowhere(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
 }
 
 /// The programs of one family.
@@ -83,11 +122,14 @@ impl Program {
         self.is_exact
     }
 
-    /// Whether the table can be read: the program runs, and the kernel has it.
-    pub(super) fn is_usable(&self) -> bool {
+    /// Fails unless the table can be read: the program runs, and the kernel has it.
+    pub(super) fn try_out(&self) -> Result<()> {
         // OUTPUT and a number: one rule at most, however many there are.
-        self.ask(&["OUTPUT", "1"])
-            .is_ok_and(|output| output.status.success())
+        let output = self.ask(&["OUTPUT", "1"])?;
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(self.failure(&self.list, &output)),
+        }
     }
 
     /// `iptables -t nat -S CHAIN`; `None` if there is no such chain.
@@ -98,19 +140,22 @@ impl Program {
                 &output.stdout,
             ))));
         }
-        if is_absent(&output) {
+        if is_absent(&said(&output)) {
             return Ok(None);
         }
         Err(self.failure(&self.list, &output)).with_context(|| format!("list chain {chain}"))
     }
 
-    /// The whole table: `iptables-save -t nat`.
+    /// The whole table: `iptables-save -t nat`; empty if the kernel has none.
     pub(super) fn table(&self) -> Result<Listing> {
         let output = execute(&self.save, &["-t", "nat"], "")?;
-        if !output.status.success() {
-            return Err(self.failure(&self.save, &output)).context("list table nat");
+        if output.status.success() {
+            return Ok(Listing::parse(&String::from_utf8_lossy(&output.stdout)));
         }
-        Ok(Listing::parse(&String::from_utf8_lossy(&output.stdout)))
+        if is_absent(&said(&output)) {
+            return Ok(Listing::default());
+        }
+        Err(self.failure(&self.save, &output)).context("list table nat")
     }
 
     /// Keeps others of us from deciding on the whole table meanwhile, until the
@@ -170,8 +215,13 @@ impl Program {
             let text = format!("*{table}\n{line} {chain} {rule}\nCOMMIT\n");
             execute(&self.restore, &["--noflush", "--wait", &wait], &text)
         };
-        if carry("-C")?.status.success() {
+        let found = carry("-C")?;
+        if found.status.success() {
             return Ok(());
+        }
+        if failed_line(&said(&found)).is_none() {
+            return Err(self.failure(&self.restore, &found))
+                .with_context(|| format!("look for a rule in table {table}"));
         }
         let output = carry("-I")?;
         if !output.status.success() {
@@ -203,16 +253,26 @@ impl Program {
     }
 }
 
-/// Exit status 1 is all that both variants have in common: legacy says "No
-/// chain/target/match by that name", nft 1.8.9 says that the chain is
-/// "incompatible". Status 3 is a kernel (or a boot option) without this family;
-/// but not without permission, where the chain may well be there.
-fn is_absent(output: &Output) -> bool {
-    match output.status.code() {
-        Some(1) => true,
-        Some(3) => !said(output).contains("Permission denied"),
-        _ => false,
-    }
+/// Whether a program that failed says that there is no such chain or table. The exit
+/// status does not tell: 1 is also a malloc(3) that failed, 3 also a lack of
+/// permission, and then the chain may well be there. What is not listed here counts
+/// as a failure, so that a DEL that cannot look does not claim to have cleaned up.
+fn is_absent(said: &str) -> bool {
+    let absent = [
+        // Both variants, of a chain.
+        "No chain/target/match by that name",
+        // Legacy: the kernel (or a boot option) has no such table, or none at all.
+        "do you need to insmod?",
+        // The kernel has no IPv6; both variants.
+        "Address family not supported by protocol",
+        // nft: a kernel without nfnetlink, and one without nf_tables.
+        "Failed to initialize nft: Protocol not supported",
+        "Could not fetch rule set generation id: Invalid argument",
+    ];
+    // nft 1.8.3 to 1.8.9 of a chain that does not exist. The same of a table means that somebody
+    // else's rules are in it, and perhaps ours.
+    let incompatible = said.contains("chain `") && said.contains("' is incompatible");
+    incompatible || absent.iter().any(|text| said.contains(text))
 }
 
 /// What a program had to say, in one line.
@@ -277,5 +337,41 @@ mod tests {
         };
         let error = programs.of(Family::V6).err().unwrap();
         assert!(format!("{error:#}").starts_with("find ip6tables: not installed"));
+        assert!(programs.installed(Family::V6).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_searched_may_have_the_program() {
+        // ENAMETOOLONG: an error that root gets, too.
+        let programs = Programs {
+            path: vec!["x".repeat(300).into(), "/nonexistent".into()],
+            lock_wait: 1,
+        };
+        let error = programs.installed(Family::V4).err().unwrap();
+        assert!(format!("{error:#}").starts_with("look for xxx"), "{error}");
+    }
+
+    #[test]
+    fn only_what_says_so_is_absent() {
+        for said in [
+            "iptables: No chain/target/match by that name.",
+            "iptables v1.8.9 (nf_tables): chain `X' in table `nat' is incompatible, use 'nft' tool.",
+            "ip6tables v1.8.9 (legacy): can't initialize ip6tables table `nat': Table does not exist (do you need to insmod?): Perhaps ip6tables or your kernel needs to be upgraded.",
+            "iptables-save v1.8.9 (legacy): Cannot initialize: iptables who? (do you need to insmod?)",
+            "ip6tables v1.8.9 (legacy): can't initialize ip6tables table `nat': Address family not supported by protocol",
+        ] {
+            assert!(is_absent(said), "{said}");
+        }
+        for said in [
+            "xtables: malloc failed: Cannot allocate memory",
+            "iptables v1.8.9 (legacy): can't initialize iptables table `nat': Permission denied (you must be root)",
+            "iptables v1.8.9 (legacy): can't initialize iptables table `nat': Memory allocation problem",
+            "iptables v1.8.9 (nf_tables): Could not fetch rule set generation id: Permission denied (you must be root)",
+            "iptables v1.8.9 (nf_tables): table `nat' is incompatible, use 'nft' tool.",
+            "Fatal: can't open lock file /run/xtables.lock: Read-only file system",
+            "exit status: 1",
+        ] {
+            assert!(!is_absent(said), "{said}");
+        }
     }
 }

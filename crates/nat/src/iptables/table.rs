@@ -21,6 +21,14 @@ impl Family {
         ip.is_ipv4() == (self == Self::V4)
     }
 
+    /// The program that lists it; `-save` and `-restore` are to be appended for the others.
+    pub(super) fn program(self) -> &'static str {
+        match self {
+            Self::V4 => "iptables",
+            Self::V6 => "ip6tables",
+        }
+    }
+
     /// Its multicast addresses.
     pub(super) fn multicast(self) -> &'static str {
         match self {

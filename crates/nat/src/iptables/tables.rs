@@ -54,7 +54,7 @@ impl Tables {
     pub fn read(iptables: &Iptables, is_none: bool) -> Result<Self> {
         let mut of = Vec::<Table>::new();
         for family in FAMILIES {
-            let Ok(program) = iptables.0.of(family) else {
+            let Some(program) = iptables.0.installed(family)? else {
                 continue;
             };
             // Both may be links to one file, which is locked once.
@@ -64,8 +64,7 @@ impl Tables {
             };
             let listing = match is_none {
                 true => Listing::default(),
-                // A kernel without this family has nothing in it.
-                false => program.table().unwrap_or_default(),
+                false => program.table()?,
             };
             of.push(Table {
                 family,
@@ -86,11 +85,17 @@ impl Tables {
     }
 
     /// Whether nothing of it is missing.
-    pub fn masquerades(&self, wanted: &Masquerade) -> bool {
-        FAMILIES.into_iter().all(|family| {
-            masquerade::Rules::new(wanted, family)
-                .is_none_or(|rules| self.has_all(family, rules.check()))
-        })
+    ///
+    /// # Errors
+    /// A name cannot be part of a rule.
+    pub fn masquerades(&self, wanted: &Masquerade) -> Result<bool> {
+        for family in FAMILIES {
+            let rules = masquerade::Rules::new(wanted, family)?;
+            if rules.is_some_and(|rules| !self.has_all(family, rules.check())) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Whether there is a chain for the ports of the container of `owner` on its
@@ -153,12 +158,11 @@ impl Tables {
             for wanted in ports {
                 rules.extend(hostport::Rules::new(wanted, family)?);
             }
-            let masquerades = chains(masquerades);
-            let masquerades: Vec<_> = masquerades
-                .iter()
-                .filter_map(|it| masquerade::Rules::new(it, family))
-                .collect();
-            if rules.is_empty() && masquerades.is_empty() {
+            let mut masquerade_rules = Vec::new();
+            for wanted in chains(masquerades) {
+                masquerade_rules.extend(masquerade::Rules::new(&wanted, family)?);
+            }
+            if rules.is_empty() && masquerade_rules.is_empty() {
                 continue;
             }
             let Some(table) = self.of.iter().find(|it| it.family == family) else {
@@ -167,7 +171,7 @@ impl Tables {
                 continue;
             };
             let mut transaction = hostport::publish_all(&rules, &table.listing);
-            for rules in masquerades {
+            for rules in masquerade_rules {
                 transaction.extend(rules.complete(&table.listing));
             }
             all.push(Changes {

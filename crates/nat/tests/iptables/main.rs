@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 
+mod failing;
 mod go;
 mod hostport;
 mod masquerade;

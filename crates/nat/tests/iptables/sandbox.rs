@@ -85,6 +85,26 @@ impl Sandbox {
         Iptables::in_path([PathBuf::from("/run/counted")])
     }
 
+    /// The code under test, whose programs are scripts with this text; `NAME` is the
+    /// real one.
+    pub fn scripted(&self, text: &str) -> Iptables {
+        let _ = fs::remove_dir_all("/run/scripts");
+        fs::create_dir("/run/scripts").unwrap();
+        for family in ["iptables", "ip6tables"] {
+            for suffix in ["", "-save", "-restore"] {
+                let name = format!("{family}{suffix}");
+                let text = text.replace("NAME", &format!("/run/bin/{name}"));
+                fs::write(
+                    format!("/run/scripts/{name}"),
+                    format!("#!/bin/sh\n{text}\n"),
+                )
+                .unwrap();
+            }
+        }
+        self.run("chmod -R 755 /run/scripts");
+        Iptables::in_path([PathBuf::from("/run/scripts")])
+    }
+
     /// What the counted programs were since the last question.
     pub fn started(&self) -> Vec<String> {
         let log = fs::read_to_string("/run/log").unwrap_or_default();

@@ -19,7 +19,7 @@ fn wanted(addresses: &[&str]) -> Masquerade {
 }
 
 fn rules(addresses: &[&str], family: Family) -> Rules {
-    Rules::new(&wanted(addresses), family).unwrap()
+    Rules::new(&wanted(addresses), family).unwrap().unwrap()
 }
 
 const V4: &str = r#"-A POSTROUTING -s 10.22.0.2/32 -m comment --comment "name: \"mynet\" id: \"aaaabbbbccccdddd\"" -j CNI-ac32b8ee4dcc1773aba08475
@@ -50,7 +50,11 @@ fn each_family_has_its_own_addresses_and_multicast() {
     assert!(text.contains(" ! -d ff00::/8 "), "{text}");
     assert!(text.contains("-A POSTROUTING -s fd00:22::2/128 "), "{text}");
     assert!(!text.contains("10.22"), "{text}");
-    assert!(Rules::new(&wanted(&addresses[..1]), Family::V6).is_none());
+    assert!(
+        Rules::new(&wanted(&addresses[..1]), Family::V6)
+            .unwrap()
+            .is_none()
+    );
 }
 
 #[test]
@@ -68,6 +72,7 @@ fn source_ports_are_random_when_asked() {
     let mut wanted = wanted(&["10.22.0.2/24"]);
     wanted.random_fully = true;
     let text = Rules::new(&wanted, Family::V4)
+        .unwrap()
         .unwrap()
         .create()
         .to_string();
@@ -170,13 +175,14 @@ fn collection_finds_a_chain_that_nothing_leads_to() {
 #[test]
 fn what_leaves_by_the_overlays_device_keeps_its_source() {
     let mut wanted = wanted(&["10.22.0.2/24"]);
-    wanted.not_through = Some("vxlan0".into());
-    let text = Rules::new(&wanted, Family::V4)
-        .unwrap()
-        .create()
-        .to_string();
-    assert!(
-        text.contains("! -d 224.0.0.0/4 ! -o vxlan0 -m comment "),
-        "{text}"
-    );
+    let of = |wanted: &Masquerade| Rules::new(wanted, Family::V4).map(|it| it.unwrap());
+    // The second is a name that the kernel takes.
+    for (name, written) in [("vxlan0", "vxlan0"), ("a\"-j", r#""a\"-j""#)] {
+        wanted.not_through = Some(name.into());
+        let text = of(&wanted).unwrap().create().to_string();
+        let found = text.contains(&format!("! -d 224.0.0.0/4 ! -o {written} -m comment "));
+        assert!(found, "{text}");
+    }
+    wanted.not_through = Some("a\n-F".into());
+    assert!(of(&wanted).is_err());
 }

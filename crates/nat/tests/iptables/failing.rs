@@ -1,0 +1,115 @@
+//! Programs that cannot do their work: what they cannot see is not gone.
+
+use std::os::unix::fs::PermissionsExt;
+use std::{fs, net::IpAddr};
+
+use nat::{Backend, Families, Iptables};
+
+use crate::{
+    host_ports, masquerade, owner,
+    sandbox::{Sandbox, on_both},
+    tcp,
+};
+
+const ID: &str = "aaaabbbbccccdddd";
+
+/// Every way in which rules are removed.
+fn removals(iptables: &Iptables) -> Vec<(&'static str, anyhow::Result<()>)> {
+    let address: IpAddr = "10.22.0.2".parse().unwrap();
+    vec![
+        (
+            "an address",
+            iptables.remove_masquerade(&owner(ID), &[address]),
+        ),
+        ("all", iptables.remove_masquerade(&owner(ID), &[])),
+        ("ports", iptables.unpublish(&owner(ID))),
+        ("masquerades", iptables.collect_masquerade("mynet", &[])),
+        ("published ports", iptables.collect_published("mynet", &[])),
+    ]
+}
+
+/// Adds a pod's rules; returns all that there are then.
+fn with_rules(host: &Sandbox) -> String {
+    let iptables = host.iptables();
+    iptables
+        .masquerade(&masquerade(ID, &["10.22.0.2/24", "fd00:22::2/64"]))
+        .unwrap();
+    iptables.publish(&host_ports(ID, &[tcp(8080, 80)])).unwrap();
+    host.tables()
+}
+
+fn all_fail(iptables: &Iptables, why: &str) {
+    for (what, removal) in removals(iptables) {
+        let error = removal.expect_err(what);
+        assert!(format!("{error:#}").contains(why), "{what}: {error:#}");
+    }
+}
+
+#[test]
+fn who_may_not_look_has_not_removed() {
+    on_both(|host| {
+        let rules = with_rules(host);
+        let powerless =
+            host.scripted("exec setpriv --bounding-set -net_admin,-net_raw NAME \"$@\"");
+        all_fail(&powerless, "Permission denied (you must be root)");
+        assert_eq!(host.tables(), rules);
+        assert!(powerless.try_out().is_err());
+    });
+}
+
+#[test]
+fn whoever_fails_without_saying_that_there_is_nothing_has_not_removed() {
+    on_both(|host| {
+        let rules = with_rules(host);
+        for (script, why) in [
+            ("echo xtables: malloc failed >&2; exit 1", "malloc failed"),
+            ("exit 1", "exit status: 1"),
+            ("echo NAME: Memory allocation problem >&2; exit 3", "Memory"),
+            ("kill -9 $$", "signal: 9"),
+        ] {
+            all_fail(&host.scripted(script), why);
+        }
+        assert_eq!(host.tables(), rules);
+    });
+}
+
+#[test]
+fn what_cannot_be_executed_has_not_removed() {
+    on_both(|host| {
+        let rules = with_rules(host);
+        let iptables = host.scripted("exec NAME \"$@\"");
+        host.run("chmod -R 644 /run/scripts");
+        host.run("chmod 755 /run/scripts");
+        all_fail(&iptables, "Permission denied (os error 13)");
+        assert_eq!(host.tables(), rules);
+
+        host.run("chmod -R 755 /run/scripts");
+        for (what, removal) in removals(&iptables) {
+            removal.unwrap_or_else(|error| panic!("{what}: {error:#}"));
+        }
+        // A shebang that leads nowhere is no missing program, either.
+        with_rules(host);
+        fs::write("/run/scripts/iptables", "#!/nowhere\n").unwrap();
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions("/run/scripts/iptables", mode).unwrap();
+        let error = iptables.unpublish(&owner(ID)).unwrap_err();
+        assert!(format!("{error:#}").contains("No such file"), "{error:#}");
+    });
+}
+
+#[test]
+fn where_rules_are_known_to_be_the_programs_must_be() {
+    on_both(|host| {
+        let rules = with_rules(host);
+        let none = Iptables::in_path(["/run/netns".into()]);
+        for (what, removal) in removals(&none) {
+            removal.unwrap_or_else(|error| panic!("{what}: {error:#}"));
+        }
+        let needed = none.needed_in(Families {
+            v4: true,
+            v6: false,
+        });
+        all_fail(&needed, "find iptables: not installed");
+        assert_eq!(host.tables(), rules);
+    });
+}
