@@ -773,6 +773,39 @@ fn nftables_needs_no_program() {
 }
 
 #[test]
+fn rules_that_the_programs_cannot_see_are_not_forgotten() {
+    beyond_peer("it says that all is well", || {
+        let node = Node::new(BackEnd::IptablesNft);
+        let pod = node.pod("a");
+        node.rules_after_a_first_pod();
+        // The legacy programs make a table of their own by looking for it.
+        let rules = || node.host().sh("iptables-nft-save -t nat | grep ^-A");
+        let before = rules();
+        let conf = conf::with_prev(&publishing(&node.conf(), &tcp()), &pod.result);
+        let portmap = || node.sandbox.cni_with(BackEnd::IptablesNft, "portmap");
+        portmap().add(&conf, &pod.netns, "eth0").result();
+        let published = rules();
+
+        // Not installed any more, and the other variant since the ADD.
+        let bare = || portmap().without(&BackEnd::PROGRAMS);
+        let error = bare().del(&conf, &pod.netns, "eth0").error();
+        assert!(
+            error.msg.contains("find iptables: not installed"),
+            "{error:?}"
+        );
+        let legacy = node.sandbox.cni_with(BackEnd::IptablesLegacy, "portmap");
+        let error = legacy.del(&conf, &pod.netns, "eth0").error();
+        assert!(error.msg.contains("iptables does not see it"), "{error:?}");
+        assert_eq!(rules(), published);
+
+        portmap().del(&conf, &pod.netns, "eth0").silent();
+        assert_eq!(rules(), before);
+        // Nothing is left, so nobody needs a program.
+        bare().del(&conf, &pod.netns, "eth0").silent();
+    });
+}
+
+#[test]
 fn no_program_is_executed_with_nftables() {
     beyond_peer("dozens of them", || {
         let node = Node::new(BackEnd::Nftables);
