@@ -263,6 +263,40 @@ fn the_other_suite_reaches_what_ours_has_reserved_and_the_other_way_round() {
 }
 
 #[test]
+fn our_del_of_the_peer_s_reservation_leaves_nothing_in_our_index() {
+    beyond_peer("it has no index", || {
+        let sandbox = Sandbox::new();
+        let pod = sandbox.pod("a");
+        let conf = conf::at(&conf::host_local(&["10.1.0.0/24"]), "1.0.0");
+        let cni = |id: &str| sandbox.cni("host-local").id(id);
+        for id in ["one", "two"] {
+            cni(id).peer().add(&conf, &pod, "eth0").result();
+        }
+        let index = || {
+            let dir = "/var/lib/cni/networks/.podwire/testnet";
+            let names = sandbox.list(dir).into_iter();
+            names
+                .map(|name| {
+                    let content = sandbox.read(format!("{dir}/{name}")).unwrap_or_default();
+                    (name, content)
+                })
+                .collect::<Vec<_>>()
+        };
+        // It takes them into its index when it looks.
+        cni("one").check(&conf, &pod, "eth0").silent();
+        assert!(index()[0].1.contains("10.1.0.2"), "{:?}", index());
+        cni("one").del(&conf, &pod, "eth0").silent();
+        let left = index();
+        assert_eq!(left.len(), 2, "{left:?}");
+        assert!(!left[0].1.contains("10.1.0.2"), "{left:?}");
+        assert!(left[0].1.contains("10.1.0.3"), "{left:?}");
+        cni("two").del(&conf, &pod, "eth0").silent();
+        let left: Vec<_> = index().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(left, ["stamp"]);
+    });
+}
+
+#[test]
 fn what_the_peer_s_del_leaves_in_our_index_is_dropped_by_gc() {
     beyond_peer("no GC there", || {
         let sandbox = Sandbox::new();

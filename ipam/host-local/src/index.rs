@@ -5,9 +5,11 @@
 //! plugin does not look there. An owner is a hash of what its reservation says.
 //! The file `all` has every owner of the time when the whole directory was last
 //! read, in order; since then, each owner who got or gave up an address has a
-//! small file of its own, which holds in place of `all`. What is known of an
-//! address is the time at which its file was made, and the boot during which
-//! we first saw it.
+//! small file of its own, which holds in place of `all`. Who has nothing any
+//! more has no file, either: its lines are taken out of `all`, where that is
+//! short at once, else many owners' together, whose files are empty until then.
+//! What is known of an address is the time at which its file was made, and the
+//! boot during which we first saw it.
 //!
 //! The index is only ever a faster way to know what the reservations say. It
 //! is believed as long as nobody else wrote: after every change we give the
@@ -20,7 +22,7 @@
 //!
 //! An index that cannot be written costs time, never an address.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{DirBuilder, File, FileTimes, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::net::IpAddr;
@@ -47,6 +49,9 @@ const HASH: usize = 40;
 /// Bytes of a line of `all`: hash, address, time, boot, each of its greatest
 /// length, so that an owner can be found by halving.
 const RECORD: usize = HASH + 1 + 39 + 1 + 31 + 1 + BOOT + 1;
+
+/// Lines of an `all` that is short: it is copied in the time of a few system calls.
+const SHORT: u64 = 256;
 
 /// Digits of a boot.
 const BOOT: usize = 16;
@@ -128,6 +133,8 @@ pub struct Index {
     unreadable: bool,
     stamp: Option<Stamp>,
     leftovers: usize,
+    /// Owners who are in `all` and have an empty file.
+    gone: u64,
 }
 
 /// What an owner holds.
@@ -142,6 +149,7 @@ struct Entry {
 struct Stamp {
     boot: Boot,
     leftovers: usize,
+    gone: u64,
     modified: SystemTime,
 }
 
@@ -152,6 +160,7 @@ impl Index {
         let stamp = Stamp::read(&dir.join(STAMP));
         Self {
             leftovers: stamp.as_ref().map_or(0, |stamp| stamp.leftovers),
+            gone: stamp.as_ref().map_or(0, |stamp| stamp.gone),
             entries: HashMap::new(),
             loaded: false,
             rebuilt: false,
@@ -251,6 +260,7 @@ impl Index {
             entries.entry(hash).or_default().held.push(reservation);
         }
         self.entries = entries;
+        self.gone = 0;
         self.rebuilt = true;
         self.unreadable = false;
     }
@@ -277,9 +287,12 @@ impl Index {
         }
         self.write_changed()?;
         let path = self.dir.join(STAMP);
-        let says = |stamp: &Stamp| stamp.boot == self.boot && stamp.leftovers == self.leftovers;
+        let says = |stamp: &Stamp| {
+            (&stamp.boot, stamp.leftovers, stamp.gone) == (&self.boot, self.leftovers, self.gone)
+        };
         if !self.stamp.as_ref().is_some_and(says) {
-            file::overwrite(&path, &format!("{} {}\n", self.boot.0, self.leftovers))?;
+            let text = format!("{} {} {}\n", self.boot.0, self.leftovers, self.gone);
+            file::overwrite(&path, &text)?;
         }
         mark(network, &path)
     }
@@ -293,33 +306,71 @@ impl Index {
             records.extend(entry.held.iter().map(|held| record(hash, held)));
         }
         records.sort_unstable();
-        let (path, beside) = (self.dir.join(ALL), self.dir.join("all.new"));
-        file::remove(&beside)?;
-        if records.is_empty() {
-            file::remove(&path)?;
-        } else {
-            file::overwrite(&beside, &records.concat())?;
-            std::fs::rename(&beside, &path)?;
-        }
+        self.replace_all(&records.concat())?;
         for name in self.own_files() {
             file::remove(&self.dir.join(name))?;
         }
         Ok(())
     }
 
-    fn write_changed(&self) -> io::Result<()> {
+    fn replace_all(&self, text: &str) -> io::Result<()> {
+        let (path, beside) = (self.dir.join(ALL), self.dir.join("all.new"));
+        file::remove(&beside)?;
+        if text.is_empty() {
+            return file::remove(&path);
+        }
+        file::overwrite(&beside, text)?;
+        std::fs::rename(&beside, &path)
+    }
+
+    fn write_changed(&mut self) -> io::Result<()> {
+        let mut gone = Vec::new();
         for (hash, entry) in self.entries.iter().filter(|(_, entry)| entry.changed) {
             let path = self.dir.join(hash);
             // A new file rather than new content: a link is not followed, and
             // ext4 does not write a file to the disk because it was emptied.
             file::remove(&path)?;
-            // An empty file says that what `all` has is no longer so.
-            let in_all = self.find_in_all(hash).map_or(true, |held| !held.is_empty());
-            if !entry.held.is_empty() || in_all {
+            if !entry.held.is_empty() {
                 let lines: Vec<_> = entry.held.iter().map(line).collect();
                 file::overwrite(&path, &lines.concat())?;
+            } else if self.find_in_all(hash).map_or(true, |held| !held.is_empty()) {
+                gone.push(hash.clone());
             }
         }
+        self.forget(gone)
+    }
+
+    /// Writes down that these owners of `all` hold nothing any more. When half of a
+    /// long `all` is of such, it is copied without them: a line or two for each.
+    fn forget(&mut self, owners: Vec<String>) -> io::Result<()> {
+        if owners.is_empty() {
+            return Ok(());
+        }
+        let before = self.gone;
+        self.gone += owners.len() as u64;
+        let lines =
+            std::fs::metadata(self.dir.join(ALL)).map_or(0, |all| all.len()) / RECORD as u64;
+        if lines > SHORT && self.gone * 2 < lines {
+            return owners
+                .iter()
+                .try_for_each(|hash| file::overwrite(&self.dir.join(hash), ""));
+        }
+        let mut gone: HashSet<String> = owners.into_iter().collect();
+        if before > 0 {
+            let is_empty = |name: &String| {
+                std::fs::metadata(self.dir.join(name)).is_ok_and(|file| file.len() == 0)
+            };
+            gone.extend(self.own_files().into_iter().filter(is_empty));
+        }
+        if let Some((text, _)) = file::read_at_most(&self.dir.join(ALL), u64::MAX)? {
+            let of_others = |line: &&str| !line.get(..HASH).is_some_and(|it| gone.contains(it));
+            let kept: String = text.split_inclusive('\n').filter(of_others).collect();
+            self.replace_all(&kept)?;
+        }
+        for hash in gone {
+            file::remove(&self.dir.join(hash))?;
+        }
+        self.gone = 0;
         Ok(())
     }
 
@@ -433,10 +484,12 @@ fn mark(network: &Path, stamp: &Path) -> io::Result<()> {
 impl Stamp {
     fn read(path: &Path) -> Option<Self> {
         let (text, metadata) = file::read(path).ok()??;
-        let (boot, leftovers) = text.trim().split_once(' ')?;
+        let (boot, counts) = text.trim().split_once(' ')?;
+        let (leftovers, gone) = counts.split_once(' ')?;
         Some(Self {
             boot: Boot(boot.to_owned()),
             leftovers: leftovers.parse().ok()?,
+            gone: gone.parse().ok()?,
             modified: metadata.modified().ok()?,
         })
     }

@@ -221,14 +221,14 @@ fn an_index_that_was_removed_or_emptied_is_made_anew() {
 fn what_is_in_the_sorted_file_is_found_and_overridden() {
     let lab = Lab::new("10.0.0.0/16");
     lab.network();
-    for number in 2..100 {
+    for number in 2..200 {
         lab.foreign(&format!("10.0.1.{number}"), &format!("a{}", number / 2));
         lab.foreign(&format!("10.0.2.{number}"), &format!("b{number}"));
     }
     assert_eq!(lab.held("b99"), ["10.0.2.99"]);
     let names = || fs::read_dir(lab.index()).unwrap().count();
     assert_eq!(names(), 2, "all and stamp");
-    for number in 1..50 {
+    for number in 1..100 {
         let mut held = lab.held(&format!("a{number}"));
         held.sort();
         let mut expected = [2 * number, 2 * number + 1].map(|last| format!("10.0.1.{last}"));
@@ -249,6 +249,60 @@ fn what_is_in_the_sorted_file_is_found_and_overridden() {
     assert_eq!(names(), 2);
     assert!(lab.held("a7").is_empty());
     assert_eq!(lab.held("b8").len(), 1);
+}
+
+#[test]
+fn who_has_nothing_any_more_is_not_in_the_index() {
+    // Up to the length at which the sorted file is copied at once, and beyond.
+    for count in [1, 2, 40, 700] {
+        let lab = Lab::new("10.0.0.0/16");
+        lab.network();
+        let ids: Vec<_> = (0..count).map(|number| format!("go{number}")).collect();
+        for (number, id) in ids.iter().enumerate() {
+            lab.foreign(&format!("10.0.{}.{}", 1 + number / 200, number % 200), id);
+        }
+        let names = || fs::read_dir(lab.index()).unwrap().count();
+        assert_eq!(lab.held(&ids[0]).len(), 1);
+        assert_eq!(names(), 2, "all and stamp");
+        for (number, id) in ids.iter().enumerate() {
+            lab.del(id);
+            assert!(lab.index_is_believed());
+            let left = count - number - 1;
+            let most = if count <= 256 { 0 } else { left };
+            assert!(names() <= 2 + most, "{} files, {left} addresses", names());
+            if let Some(next) = ids.get(number + 1) {
+                assert_eq!(lab.held(next).len(), 1, "{next} of {count}");
+            }
+            assert!(lab.held(id).is_empty());
+        }
+        let left: Vec<_> = fs::read_dir(lab.index()).unwrap().flatten().collect();
+        assert_eq!(left.len(), 1, "of {count}: {left:?}");
+        assert_eq!(left[0].file_name(), "stamp");
+    }
+}
+
+#[test]
+fn who_comes_back_is_not_forgotten_with_those_who_are_gone() {
+    let lab = Lab::new("10.0.0.0/16");
+    lab.network();
+    for number in 0..600 {
+        lab.foreign(
+            &format!("10.0.{}.{}", 1 + number / 200, number % 200),
+            &format!("go{number}"),
+        );
+    }
+    lab.del("go0");
+    let again = lab.add("go0");
+    lab.add("new");
+    for number in 1..500 {
+        lab.del(&format!("go{number}"));
+    }
+    assert_eq!(lab.held("go0"), [again]);
+    assert_eq!(lab.held("new").len(), 1);
+    for number in 500..600 {
+        assert_eq!(lab.held(&format!("go{number}")).len(), 1);
+    }
+    assert!(lab.index_is_believed());
 }
 
 #[test]
