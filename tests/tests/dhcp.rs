@@ -490,23 +490,21 @@ fn a_lease_that_expires_is_taken_from_the_pod_and_sought_again() {
 
 #[test]
 fn a_server_that_comes_back_in_time_is_as_if_it_had_not_been_gone() {
-    beyond_peer(WHY, || {
-        let wire = Wire::new();
-        let pool = "10.77.0.10-10.77.0.19";
-        let server = wire.kea([1, 30, 60], pool, json!({}));
-        let daemon = wire.daemon(&[]);
-        let pod = wire.sandbox.pod("a");
-        let result = wire.add(&pod);
-        drop(server);
-        std::thread::sleep(Duration::from_secs(3));
-        assert_eq!(pod.addresses("eth0"), [address(&result)]);
-        let before = daemon.output().matches("lease renewed").count();
-        let _server = wire.kea([1, 30, 60], pool, json!({}));
-        eventually(30, "renewed", || {
-            daemon.output().matches("lease renewed").count() > before
-        });
-        assert_eq!(pod.addresses("eth0"), [address(&result)]);
+    let wire = Wire::new();
+    let pool = "10.77.0.10-10.77.0.19";
+    let server = wire.kea([1, 30, 60], pool, json!({}));
+    let daemon = wire.daemon(&[]);
+    let pod = wire.sandbox.pod("a");
+    let result = wire.add(&pod);
+    drop(server);
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(pod.addresses("eth0"), [address(&result)]);
+    let before = daemon.output().matches("lease renewed").count();
+    let _server = wire.kea([1, 30, 60], pool, json!({}));
+    eventually(30, "renewed", || {
+        daemon.output().matches("lease renewed").count() > before
     });
+    assert_eq!(pod.addresses("eth0"), [address(&result)]);
 }
 
 #[test]
@@ -859,23 +857,21 @@ fn a_bad_configuration_is_told_before_the_daemon_is_asked() {
 
 #[test]
 fn the_daemon_refuses_what_is_not_there() {
-    beyond_peer(WHY, || {
-        let wire = Wire::new();
-        let _daemon = wire.daemon(&[]);
-        let pod = wire.sandbox.pod("a");
-        let refused = |netns: &str, ifname: &str| {
-            let cni = wire.sandbox.cni("dhcp").netns(netns);
-            cni.add(&lan(), &pod, ifname).error().msg
-        };
-        assert_eq!(
-            refused("/run/netns/nope", "eth0"),
-            "error calling DHCP.Allocate: failed to Statfs \"/run/netns/nope\": no such file or directory"
-        );
-        assert_eq!(
-            refused(&pod.path(), "eth9"),
-            "error calling DHCP.Allocate: error looking up \"eth9\": Link not found"
-        );
-    });
+    let wire = Wire::new();
+    let _daemon = wire.daemon(&[]);
+    let pod = wire.sandbox.pod("a");
+    let refused = |netns: &str, ifname: &str| {
+        let cni = wire.sandbox.cni("dhcp").netns(netns);
+        cni.add(&lan(), &pod, ifname).error().msg
+    };
+    assert_eq!(
+        refused("/run/netns/nope", "eth0"),
+        "error calling DHCP.Allocate: failed to Statfs \"/run/netns/nope\": no such file or directory"
+    );
+    assert_eq!(
+        refused(&pod.path(), "eth9"),
+        "error calling DHCP.Allocate: error looking up \"eth9\": Link not found"
+    );
 }
 
 /// A plugin and a daemon of two suites: the address, the check, and what the server hears of the end.
@@ -903,33 +899,31 @@ fn interchange(plugin: Suite, daemon: Suite) {
 
 #[test]
 fn the_go_plugin_works_with_our_daemon() {
-    beyond_peer(WHY, || interchange(Suite::Peer, Suite::Ours));
+    interchange(Suite::Peer, Suite::Ours);
 }
 
 #[test]
 fn our_plugin_works_with_the_go_daemon() {
-    beyond_peer(WHY, || interchange(Suite::Ours, Suite::Peer));
+    interchange(Suite::Ours, Suite::Peer);
 }
 
 #[test]
 fn both_daemons_give_a_pod_the_same_address() {
-    beyond_peer(WHY, || {
-        let wire = Wire::new();
-        let _server = wire.dnsmasq(&[]);
-        let pod = wire.wired_by_hand("a");
-        let conf = conf::at(&lan(), "1.0.0");
-        let add = |daemon: Suite| {
-            let running = wire.daemon_of(daemon, &[]);
-            let result = wire.sandbox.cni("dhcp").add(&conf, &pod, "eth0").result();
-            drop(running);
-            wire.host().sh(&format!("rm -f {SOCKET}"));
-            address(&result)
-        };
-        let go = add(Suite::Peer);
-        // Another hardware address: only the client identifier says who it is.
-        pod.sh("ip link set eth0 address 02:00:00:00:77:77");
-        assert_eq!(add(Suite::Ours), go);
-    });
+    let wire = Wire::new();
+    let _server = wire.dnsmasq(&[]);
+    let pod = wire.wired_by_hand("a");
+    let conf = conf::at(&lan(), "1.0.0");
+    let add = |daemon: Suite| {
+        let running = wire.daemon_of(daemon, &[]);
+        let result = wire.sandbox.cni("dhcp").add(&conf, &pod, "eth0").result();
+        drop(running);
+        wire.host().sh(&format!("rm -f {SOCKET}"));
+        address(&result)
+    };
+    let go = add(Suite::Peer);
+    // Another hardware address: only the client identifier says who it is.
+    pod.sh("ip link set eth0 address 02:00:00:00:77:77");
+    assert_eq!(add(Suite::Ours), go);
 }
 
 #[test]
