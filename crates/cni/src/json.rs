@@ -12,7 +12,9 @@
 
 use std::fmt;
 
-use serde::de::{self, DeserializeOwned, DeserializeSeed, IntoDeserializer, Visitor};
+use serde::de::{
+    self, DeserializeOwned, DeserializeSeed, Expected, IntoDeserializer, Unexpected, Visitor,
+};
 use serde::{Deserialize, Deserializer};
 
 /// A JSON value that remembers the order, the case and the duplicates of its keys.
@@ -137,6 +139,38 @@ impl de::Error for DecodeError {
             path: String::new(),
             what: what.to_string(),
         }
+    }
+
+    fn invalid_type(got: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        let (got, expected) = (got.to_string(), expected.to_string());
+        Self::custom(format_args!(
+            "invalid type: {}, expected {}",
+            in_json(&got),
+            in_json(&expected)
+        ))
+    }
+
+    fn invalid_value(got: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        let expected = expected.to_string();
+        Self::custom(format_args!(
+            "invalid value: {got}, expected {}",
+            in_json(&expected)
+        ))
+    }
+}
+
+/// What serde calls by its name in Rust, for who writes configurations.
+fn in_json(name: &str) -> &str {
+    match name {
+        "i64" | "u64" => "an integer",
+        "u32" => "an integer from 0 to 4294967295",
+        "u16" => "an integer from 0 to 65535",
+        "u8" => "an integer from 0 to 255",
+        "a sequence" => "a list",
+        "sequence" => "list",
+        "a map" => "an object",
+        "map" => "object",
+        other => other,
     }
 }
 
@@ -444,6 +478,30 @@ mod tests {
             decode(r#"{"inner": []}"#).unwrap_err().to_string(),
             "inner: expected an object, got a list"
         );
+    }
+
+    #[test]
+    fn an_error_says_what_is_expected_in_words_of_json() {
+        for (text, expected) in [
+            (
+                r#"{"hostPort": -1}"#,
+                "hostPort: invalid value: integer `-1`, expected an integer from 0 to 65535",
+            ),
+            (
+                r#"{"inner": {"a": 1.5}}"#,
+                "inner.a: invalid type: floating point `1.5`, expected an integer",
+            ),
+            (
+                r#"{"list": {}}"#,
+                "list: invalid type: object, expected a list",
+            ),
+            (
+                r#"{"free": []}"#,
+                "free: invalid type: list, expected an object",
+            ),
+        ] {
+            assert_eq!(decode(text).unwrap_err().to_string(), expected);
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::address::{Cidr, optional_ip};
@@ -202,6 +202,10 @@ impl AddResult {
     /// Reads a result that was written at its own `cniVersion`, or else at
     /// `fallback`, whose family it must belong to.
     pub fn decode(document: &Json, fallback: Version) -> Result<Self> {
+        Self::decode_in_family(document, fallback).context("could not parse prevResult")
+    }
+
+    fn decode_in_family(document: &Json, fallback: Version) -> Result<Self> {
         let stamp: Stamp = document.decode()?;
         let version = match stamp.cni_version.as_str() {
             "" => fallback,
@@ -350,7 +354,7 @@ impl AddResult {
 fn foreign_version(text: &str, fallback: Version) -> anyhow::Error {
     let family: Vec<_> = fallback.family().iter().map(|v| v.as_str()).collect();
     anyhow!(
-        "could not parse prevResult: result type supports [{}] but unmarshalled CNIVersion is {text:?}",
+        "result type supports [{}] but unmarshalled CNIVersion is {text:?}",
         family.join(" ")
     )
 }
@@ -478,13 +482,21 @@ mod tests {
     }
 
     #[test]
-    fn a_previous_result_of_another_family_is_refused() {
-        let document = Json::parse(br#"{"cniVersion":"1.0.0"}"#).unwrap();
-        let error = AddResult::decode(&document, Version::V0_3_1).unwrap_err();
+    fn a_previous_result_that_makes_no_sense_is_refused_by_its_name() {
+        let refused = |document: &[u8], version: Version| {
+            let document = Json::parse(document).unwrap();
+            let error = AddResult::decode(&document, version).unwrap_err();
+            format!("{error:#}")
+        };
         assert_eq!(
-            error.to_string(),
+            refused(br#"{"cniVersion":"1.0.0"}"#, Version::V0_3_1),
             "could not parse prevResult: result type supports [0.3.0 0.3.1 0.4.0] but unmarshalled CNIVersion is \"1.0.0\""
         );
+        assert_eq!(
+            refused(br#"{"ips": [{"address": "x"}]}"#, Version::V1_0_0),
+            "could not parse prevResult: ips[0].address: invalid CIDR address: x"
+        );
+        let document = Json::parse(br#"{"cniVersion":"1.0.0"}"#).unwrap();
         assert!(AddResult::decode_any(&document, Version::V0_3_1).is_ok());
     }
 

@@ -277,8 +277,13 @@ fn guarded<T>(handler: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 fn parse(stdin: &[u8]) -> Result<Json, Error> {
-    Json::parse(stdin)
-        .map_err(|error| Code::Decode.err(format!("error unmarshall network config: {error}")))
+    Json::parse(stdin).map_err(|error| {
+        let error = Code::Decode.err(format!("error unmarshall network config: {error}"));
+        match stdin.trim_ascii() {
+            [] => error.details("standard input, where the configuration should be, is empty"),
+            _ => error,
+        }
+    })
 }
 
 fn network_name(document: &Json) -> Result<String, Error> {
