@@ -162,14 +162,18 @@ impl Arguments {
         }
     }
 
-    /// The words, of which there must be `least` to `most`.
-    pub fn words(&self, least: usize, most: usize) -> Result<&[String], Misuse> {
-        match self.words.len() {
-            count if count < least => Err(Misuse("too few arguments".into())),
-            count if count > most => Err(Misuse(format!(
-                "unexpected argument {:?}",
-                self.words[most]
-            ))),
+    /// The words, which must be those of the manual: `NETWORK`, `[NETNS]` for one that
+    /// may be left out, `FILE...` for one or more.
+    pub fn words(&self, manual: &[&str]) -> Result<&[String], Misuse> {
+        let count = self.words.len();
+        let missing = manual.get(count).filter(|name| !name.starts_with('['));
+        if let Some(name) = missing {
+            let name = name.trim_end_matches("...");
+            return Err(Misuse(format!("missing argument {name}")));
+        }
+        let repeats = manual.last().is_some_and(|name| name.contains("..."));
+        match self.words.get(manual.len()) {
+            Some(word) if !repeats => Err(Misuse(format!("unexpected argument {word:?}"))),
             _ => Ok(&self.words),
         }
     }
@@ -363,7 +367,7 @@ mod tests {
         ];
         let mut given = arguments(&line, &variables).unwrap();
         assert_eq!(given.next_word().as_deref(), Some("add"));
-        assert_eq!(given.words(1, 1).unwrap(), ["n"]);
+        assert_eq!(given.words(&["NETWORK"]).unwrap(), ["n"]);
         assert_eq!(given.conf_dir(), Path::new("/c"));
         assert_eq!(given.plugin_dirs(), [Path::new("/a"), Path::new("/b")]);
         assert_eq!(
@@ -388,7 +392,13 @@ mod tests {
         let error = given.expect_only(&[Flag::Json]).unwrap_err();
         assert_eq!(error.to_string(), "invalid option '--keep-cached'");
         let words = arguments(&["a", "b"], &[]).unwrap();
-        assert!(words.words(3, 3).is_err() && words.words(1, 1).is_err());
+        let refused = |manual: &[&str]| words.words(manual).unwrap_err().to_string();
+        assert_eq!(refused(&["A", "B", "C"]), "missing argument C");
+        assert_eq!(refused(&["A"]), "unexpected argument \"b\"");
+        assert!(words.words(&["A", "[B]", "[C]"]).is_ok());
+        assert!(words.words(&["A..."]).is_ok());
+        let none = arguments(&[], &[]).unwrap();
+        assert!(none.words(&["A..."]).is_err() && none.words(&["[A...]"]).is_ok());
     }
 
     #[test]

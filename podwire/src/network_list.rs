@@ -14,6 +14,7 @@ use cni::json::Json;
 use cni::version::{Version, numbers};
 use cni::{Code, Error};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 /// A network: the plugins that make one attachment, in order.
@@ -95,7 +96,7 @@ impl NetworkList {
     }
 
     fn read(bytes: &[u8]) -> Result<Self> {
-        let document: Map<String, Value> = serde_json::from_slice(bytes)?;
+        let document: Map<String, Value> = parse(bytes)?;
         // The keys of a list match to the letter, unlike those of a plugin:
         // libcni reads the former from a map.
         let name = match document.get("name") {
@@ -151,9 +152,7 @@ impl PluginConf {
     /// Reads one plugin's configuration.
     pub fn from_file(file: &Path) -> Result<Self> {
         let bytes = read(file)?;
-        let document = serde_json::from_slice(&bytes)
-            .map_err(anyhow::Error::from)
-            .context("error parsing configuration");
+        let document = parse(&bytes).context("error parsing configuration");
         document.and_then(Self::from_value).context(text(file))
     }
 
@@ -200,6 +199,10 @@ struct Head {
     name: String,
     #[serde(rename = "cniVersion")]
     cni_version: String,
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|error| Code::Decode.err(error.to_string()).into())
 }
 
 /// Refuses a network name that the specification does not allow.

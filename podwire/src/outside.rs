@@ -64,7 +64,7 @@ struct Found {
 /// Does a task for all attachments in the cache, or those to the network that is
 /// named, and tells what was done.
 pub fn run(arguments: &Arguments, task: &Task) -> Result<Verdict> {
-    let network = arguments.words(0, 1)?.first().map(String::as_str);
+    let network = arguments.words(&["[NETWORK]"])?.first().map(String::as_str);
     let found = find(arguments, network)?;
     let dry = arguments.has(Flag::DryRun);
     let report = (task.run)(&found.pods, dry)?;

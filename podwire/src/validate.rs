@@ -25,6 +25,7 @@ mod wiring;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use cni::Error;
 use cni::delegate;
 use cni::json::Json;
 use cni::version::Version;
@@ -236,7 +237,8 @@ fn read(path: &Path, findings: &mut Findings) -> Option<Json> {
     let text = match fs::read(path) {
         Ok(text) => text,
         Err(error) => {
-            findings.error("", format!("cannot be read: {error}"));
+            let reason = Error::from_chain(&error.into()).msg;
+            findings.error("", format!("cannot be read: {reason}"));
             return None;
         }
     };

@@ -71,7 +71,7 @@ Examples:
 ";
 
 fn run(arguments: &Arguments) -> Result<Verdict> {
-    let words = arguments.words(2, 2)?;
+    let words = arguments.words(&["NETWORK", "NETNS"])?;
     let attachment = arguments.attachment(Some(&words[1]))?;
     let list = NetworkList::load(&arguments.conf_dir(), &words[0])?;
     let (path, cache) = (arguments.plugin_dirs(), arguments.cache());

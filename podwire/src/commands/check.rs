@@ -1,6 +1,6 @@
 //! `podwire check`: say whether an attachment is as ADD left it.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::{Command, Opt, Verdict, complete};
 use crate::arguments::{Arguments, Flag};
@@ -45,7 +45,7 @@ Examples:
 ";
 
 fn run(arguments: &Arguments) -> Result<Verdict> {
-    let words = arguments.words(1, 2)?;
+    let words = arguments.words(&["NETWORK", "[NETNS]"])?;
     let network = &words[0];
     let mut attachment = arguments.attachment(words.get(1).map(String::as_str))?;
     let list = NetworkList::load(&arguments.conf_dir(), network)?;
@@ -54,6 +54,11 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
     let cached = cache.get(attachment.key(network)).unwrap_or_default();
     complete(&mut attachment, cached.as_ref());
     let (ifname, id) = (&attachment.ifname, &attachment.container_id);
+    if attachment.netns.is_empty() && !list.disable_check {
+        bail!(
+            "check {ifname} of {id} on {network}: the cache has no such attachment: name its NETNS"
+        );
+    }
     let remark = match Chain::new(&list, &path, &cache).check(&attachment)? {
         true => format!("{ifname} of {id} on {network} is as add left it"),
         false => format!("{network} has disableCheck: nothing was checked"),

@@ -52,7 +52,7 @@ Examples:
 ";
 
 fn run(arguments: &Arguments) -> Result<Verdict> {
-    let words = arguments.words(1, 2)?;
+    let words = arguments.words(&["NETWORK", "[NETNS]"])?;
     let network = &words[0];
     check_name(network)?;
     let mut attachment = arguments.attachment(words.get(1).map(String::as_str))?;

@@ -56,7 +56,7 @@ Examples:
 ";
 
 fn run(arguments: &Arguments) -> Result<Verdict> {
-    let words = arguments.words(1, 2)?;
+    let words = arguments.words(&["NETWORK", "[NETNS]"])?;
     let network = &words[0];
     let output = arguments.output();
     let list = NetworkList::load(&arguments.conf_dir(), network)?;

@@ -111,12 +111,12 @@ impl Action {
 }
 
 fn run(arguments: &Arguments) -> Result<Verdict> {
-    let words = arguments.words(2, usize::MAX)?;
+    let words = arguments.words(&["ACTION", "NETWORK", "[PEER...]"])?;
     let (action, name, rest) = (Action::parse(&words[0])?, &words[1], &words[2..]);
     let given = match (action, rest) {
         (Action::List, []) => Vec::new(),
         (Action::List, [word, ..]) => bail!(Misuse(format!("unexpected argument {word:?}"))),
-        (Action::Add | Action::Remove, []) => bail!(Misuse("too few arguments".into())),
+        (Action::Add | Action::Remove, []) => bail!(Misuse("missing argument PEER".into())),
         (_, rest) => given(rest)?,
     };
     let network = network(arguments, name)?;

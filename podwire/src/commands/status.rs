@@ -43,7 +43,7 @@ Examples:
 ";
 
 fn run(arguments: &Arguments) -> Result<Verdict> {
-    let words = arguments.words(1, 2)?;
+    let words = arguments.words(&["NETWORK", "[NETNS]"])?;
     let network = &words[0];
     let list = NetworkList::load(&arguments.conf_dir(), network)?;
     let (path, cache) = (arguments.plugin_dirs(), arguments.cache());

@@ -70,7 +70,7 @@ struct File<'a> {
 }
 
 fn run(arguments: &Arguments) -> Result<Verdict> {
-    let words = arguments.words(1, usize::MAX)?;
+    let words = arguments.words(&["FILE..."])?;
     let places: Vec<_> = words.iter().map(PathBuf::from).collect();
     let plugin_dirs = arguments.given_plugin_dirs();
     let reports = validate::all(&places, plugin_dirs.as_deref());

@@ -71,7 +71,7 @@ struct Plugin {
 }
 
 fn run(arguments: &Arguments) -> Result<Verdict> {
-    let words = arguments.words(0, 1)?;
+    let words = arguments.words(&["[NETWORK]"])?;
     let path = arguments.plugin_dirs();
     let plugins: Vec<_> = match words.first() {
         Some(network) => {

@@ -157,7 +157,7 @@ fn mistakes_are_told_and_change_nothing() {
                 2,
                 "\"one\" is no peer",
             ),
-            (vec!["peers", "add", "net5"], 2, "too few arguments"),
+            (vec!["peers", "add", "net5"], 2, "missing argument PEER"),
             (vec!["peers", "list", "net5", "x"], 2, "unexpected argument"),
             (vec!["peers", "change", "net5"], 2, "unknown action"),
         ] {
