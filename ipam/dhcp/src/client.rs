@@ -33,6 +33,9 @@ pub enum Failure {
     Refused(String),
 }
 
+/// What to do where there is no daemon.
+pub const HELP: &str = "the daemon keeps the leases: systemctl enable --now cni-dhcp.socket";
+
 impl Client {
     /// Connects to the daemon at `socket`.
     ///
@@ -152,7 +155,7 @@ impl Failure {
     /// not answer, may be there the next time.
     pub fn into_error(self, method: &str) -> Error {
         match self {
-            Self::Unreachable(msg) => Code::TryAgain.err(msg),
+            Self::Unreachable(msg) => Code::TryAgain.err(msg).details(HELP),
             Self::Broken(why) => Code::TryAgain.err(format!("error calling {method}: {why}")),
             Self::Refused(why) => {
                 let code = match why.as_str() {

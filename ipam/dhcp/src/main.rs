@@ -130,7 +130,10 @@ impl Plugin for Dhcp {
         let ipam = Ipam::read(&request.conf, &request.call.args)?;
         match Client::dial(&ipam.socket) {
             Ok(_) => Ok(()),
-            Err(Failure::Unreachable(why) | Failure::Broken(why) | Failure::Refused(why)) => {
+            Err(Failure::Unreachable(why)) => {
+                Err(Code::NotAvailable.err(why).details(client::HELP).into())
+            }
+            Err(Failure::Broken(why) | Failure::Refused(why)) => {
                 Err(Code::NotAvailable.err(why).into())
             }
         }
