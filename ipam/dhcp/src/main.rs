@@ -10,7 +10,7 @@ use cni::env::NetnsPath;
 use cni::json::Json;
 use cni::result::IpConfig;
 use cni::{Add, AddResult, Attachment, Call, Check, Code, Del, Error, Gc, Plugin, Status, Undo};
-use dhcp::client::{Client, Failure};
+use dhcp::client::{self, Client, Failure};
 use dhcp::conf::{self, Ipam};
 use dhcp::flags::{Command, Flags, HELP};
 use dhcp::rpc::{ALLOCATE, Arguments, CHECK, GC, NO_METHOD, RELEASE};
