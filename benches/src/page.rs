@@ -130,7 +130,7 @@ fn verbs(rows: &[Row]) -> String {
 }
 
 const BESIDE_VERBS: &str = "
-The floor's DEL returns when the kernel reports the link gone and leaves the wait for its RCU barrier to a child, as podwire may;
+The floor's DEL returns when the kernel reports the link gone and leaves the waits for RCU to a child, as podwire does;
 `ip link delete` waits. `ip -batch` does the links, addresses and routes of the job, but no address on disk and no masquerade. vxlan has no
 Go plugin; its floor is that of bridge, with the overlay there already.
 ";
@@ -322,7 +322,7 @@ fn starts(results: &Results) -> String {
     format!(
         "\nA plugin is a process, and starting one is the kernel's and the C library's: a program that does nothing takes {} ms here, bridge's VERSION {} ms. In \
          the whole of loopback's ADD ({} ms) little else is left to gain, and the same start is in every row of this page. What is the kernel's own in a job \
-         (making links, waiting for RCU when nf_tables forgets something) is as long for everybody.\n",
+         (making links, above all) is as long for everybody.\n",
         number(floor),
         number(ours),
         number(loopback.median)

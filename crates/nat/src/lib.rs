@@ -18,8 +18,7 @@ pub mod node;
 
 pub use backend::{Backend, Kind};
 pub use choice::{
-    Leftovers, Published, check_masquerade, check_published, close_localhost, forget_connections,
-    open, publish,
+    Leftovers, Published, check_masquerade, check_published, close_localhost, open, publish,
 };
 pub use hostport::{HostPorts, Mapping, Mark, Notice, Protocol, Snat};
 pub use iptables::{Families, Iptables};

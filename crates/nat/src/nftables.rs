@@ -36,7 +36,9 @@ use crate::masquerade::Masquerade;
 use socket::{Socket, retry};
 use transaction::{Chain, Change, Hook, Point, Table, Transaction};
 
+pub use conntrack::{UdpPort, Which};
 pub use error::Error;
+pub use hostport::published as udp_ports;
 pub use networks::Apart;
 pub(crate) use ruleset::Ruleset;
 pub use spoof::SpoofCheck;
@@ -134,15 +136,23 @@ impl Nftables {
         }
     }
 
-    /// Forgets connections of UDP to the published ports that lead to the pod,
-    /// or (`to_the_pod` false) elsewhere: for back ends that cannot do it
-    /// themselves. A failure goes to stderr.
-    pub fn forget_connections(&self, published: &HostPorts, to_the_pod: bool) {
-        let which = match to_the_pod {
-            true => conntrack::Which::To,
-            false => conntrack::Which::NotTo,
-        };
-        hostport::flush(&self.socket, &hostport::published(published), which);
+    /// The same, closed by a child, if there is one anyway: for whoever looks for what is
+    /// left, maybe a moment after another plugin deleted something.
+    pub fn closed_later(self) -> Self {
+        let socket = self.socket.closed_later();
+        Self { socket }
+    }
+
+    /// Forgets the connections `which` of UDP to published ports. A failure goes to
+    /// stderr.
+    pub fn forget_connections(&self, published: &[UdpPort], which: Which) {
+        hostport::flush(&self.socket, published, which);
+    }
+
+    /// Removes the mappings of this owner, and no other's; whose connections are to be
+    /// forgotten when no back end maps them any more.
+    pub fn unmap(&self, owner: &Attachment) -> Result<Vec<UdpPort>> {
+        hostport::unpublish(&self.socket, owner)
     }
 
     /// Drops what others send to 127.0.0.0/8 of the node; once more does no harm.
@@ -262,7 +272,9 @@ impl Backend for Nftables {
     }
 
     fn unpublish(&self, owner: &Attachment) -> Result<()> {
-        hostport::unpublish(&self.socket, owner)
+        let gone = self.unmap(owner)?;
+        self.forget_connections(&gone, Which::To);
+        Ok(())
     }
 
     fn check_published(&self, wanted: &HostPorts) -> Result<()> {
@@ -270,6 +282,8 @@ impl Backend for Nftables {
     }
 
     fn collect_published(&self, network: &str, valid: &[ValidAttachment]) -> Result<()> {
-        hostport::collect(&self.socket, network, valid)
+        let gone = hostport::collect(&self.socket, network, valid)?;
+        self.forget_connections(&gone, Which::To);
+        Ok(())
     }
 }

@@ -8,30 +8,17 @@
 //! we go on when the kernel tells that the link is gone (`RTM_DELLINK` to the
 //! group of links), or why not.
 //!
-//! The child shares our socket, so the kernel's answer to its request comes to
-//! us. It holds nothing else that anybody could wait for: no standard stream,
-//! no file, no directory. It shares our memory, too, as a child of `vfork` does;
-//! a copy would cost more than all else that we do here. Whoever kills us cannot
-//! stop it halfway, and if it is killed before it asked, we ask.
+//! The child shares our socket, so the kernel's answer to its request comes to us.
+//! If it is killed before it asked, we ask.
 
-#![allow(
-    unsafe_code,
-    reason = "a process that shares our memory, and its system calls"
-)]
-
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::ptr::{NonNull, null};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use errand::REQUEST;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, pipe2};
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::sys::Socket;
@@ -48,10 +35,6 @@ const NLMSG_ERROR: u16 = 2;
 /// The number of the next request: not one that rtnetlink gives to a request of
 /// its own, nor one of ours before, whose answer may still be to come.
 static SEQUENCE: AtomicU32 = AtomicU32::new(0x7f00_0000);
-
-/// Children that may have ended meanwhile. A plugin ends before they do; what
-/// runs on buries those of earlier deletions at each deletion.
-static CHILDREN: Mutex<Vec<(Pid, Lent)>> = Mutex::new(Vec::new());
 
 /// What is heard of a deletion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,26 +73,27 @@ impl Netlink {
         let request = sought.request();
         let child = self.with_socket(|socket| {
             let joined = socket.add_membership(RTNLGRP_LINK);
-            joined.ok().and_then(|()| Child::start(socket, request))
+            joined
+                .ok()
+                .and_then(|()| errand::send(socket.as_fd(), request))
         });
         let Some(child) = child else {
             return Ok(None);
         };
-        let answer = self.await_news(&child, sought, until);
+        let answer = self.await_news(child.ended(), sought, until);
         // Nothing else that uses this socket wants to hear of links.
         let _ = self.with_socket(|socket| socket.drop_membership(RTNLGRP_LINK));
-        child.leave();
         answer
     }
 
     fn await_news(
         &self,
-        child: &Child,
+        child_ended: BorrowedFd<'_>,
         sought: Sought,
         until: Instant,
     ) -> Result<Option<Result<(), Errno>>, Errno> {
         loop {
-            let ended = self.with_socket(|socket| wait(socket, child.ended.as_fd(), until))?;
+            let ended = self.with_socket(|socket| wait(socket, child_ended, until))?;
             let mut lost = false;
             while let Some(news) = self.with_socket(|socket| receive(socket, sought)) {
                 match news? {
@@ -134,151 +118,6 @@ impl Netlink {
             }
         }
     }
-}
-
-/// Asks for the deletion in our place.
-struct Child {
-    pid: Pid,
-    errand: Lent,
-    /// Can be read when it has ended.
-    ended: OwnedFd,
-}
-
-/// What a child works with.
-#[repr(C, align(16))]
-struct Errand {
-    stack: [MaybeUninit<u8>; STACK],
-    // A stack grows down: its top is here.
-    socket: RawFd,
-    alive: RawFd,
-    request: [u8; REQUEST],
-}
-
-/// An errand that a child may be working with.
-struct Lent(NonNull<Errand>);
-
-// SAFETY: we do not touch what it points to.
-unsafe impl Send for Lent {}
-
-impl Lent {
-    fn new(socket: RawFd, alive: RawFd, request: [u8; REQUEST]) -> Self {
-        // Not built here and then copied there, stack and all.
-        let mut errand = Box::<Errand>::new_uninit();
-        let fields = errand.as_mut_ptr();
-        // SAFETY: every field is written that is not itself uninitialised memory.
-        let errand = unsafe {
-            (&raw mut (*fields).socket).write(socket);
-            (&raw mut (*fields).alive).write(alive);
-            (&raw mut (*fields).request).write(request);
-            errand.assume_init()
-        };
-        Self(NonNull::from(Box::leak(errand)))
-    }
-
-    /// Frees it.
-    ///
-    /// # Safety
-    /// No child works with it.
-    unsafe fn take_back(&self) {
-        // SAFETY: it was leaked by `new`, and nobody else has it, as the caller says.
-        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
-    }
-}
-
-/// Bytes for five system calls and a signal that may come in between.
-const STACK: usize = 32 * 1024;
-
-/// Bytes of a request: struct nlmsghdr and struct ifinfomsg.
-const REQUEST: usize = 16 + 16;
-
-impl Child {
-    /// `None` when there can be no other process, or a kernel before 5.9 could
-    /// not close what it must not hold.
-    fn start(socket: &Socket, request: [u8; REQUEST]) -> Option<Self> {
-        bury();
-        // Closes nothing: no descriptor is that great.
-        if close_range(RawFd::MAX, RawFd::MAX) != 0 {
-            return None;
-        }
-        let (ended, alive) = pipe2(OFlag::O_CLOEXEC).ok()?;
-        let errand = Lent::new(socket.as_raw_fd(), alive.as_raw_fd(), request);
-        let lent = errand.0.as_ptr();
-        // SAFETY: `run` is all that the child does. It has a stack of its own, aligned as
-        // every architecture wants it, and reads the errand, which nobody writes and which
-        // lives until the child is buried. It makes system calls and ends: it allocates,
-        // locks and drops nothing. `libc::syscall` may set `errno`, which it shares with
-        // this thread, when a call fails; of those that it makes, none does.
-        let pid = unsafe {
-            let top = (&raw mut (*lent).socket).cast();
-            let flags = libc::CLONE_VM | libc::SIGCHLD;
-            libc::clone(run, top, flags, lent.cast())
-        };
-        if pid == -1 {
-            // SAFETY: there is no child.
-            unsafe { errand.take_back() };
-            return None;
-        }
-        Some(Self {
-            pid: Pid::from_raw(pid),
-            errand,
-            ended,
-        })
-    }
-
-    /// Whoever of us ends first.
-    fn leave(self) {
-        CHILDREN
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((self.pid, self.errand));
-    }
-}
-
-fn bury() {
-    let mut children = CHILDREN.lock().unwrap_or_else(PoisonError::into_inner);
-    children.retain(|(pid, errand)| {
-        match waitpid(*pid, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => {
-                // SAFETY: it has ended.
-                unsafe { errand.take_back() };
-                false
-            }
-            Ok(_) => true,
-            // Somebody else buried it. What it worked with is left lying.
-            Err(_) => false,
-        }
-    });
-}
-
-/// What the child does: lets go of everything, asks, and is gone.
-extern "C" fn run(errand: *mut libc::c_void) -> libc::c_int {
-    let errand: *const Errand = errand.cast();
-    // SAFETY: that is what `clone` was given. No reference is made to it as a whole: the
-    // stack that this runs on is a part of it.
-    let (socket, alive, request) = unsafe {
-        let request: *const [u8; REQUEST] = &raw const (*errand).request;
-        ((*errand).socket, (*errand).alive, request)
-    };
-    let (low, high) = (socket.min(alive), socket.max(alive));
-    for (first, last) in [(0, low - 1), (low + 1, high - 1), (high + 1, RawFd::MAX)] {
-        if first <= last {
-            close_range(first, last);
-        }
-    }
-    // SAFETY: pointers to what lives. Not the functions of the C library: they look at
-    // the state of the thread that they take us for.
-    unsafe {
-        libc::syscall(libc::SYS_chdir, c"/".as_ptr());
-        let none = null::<libc::c_void>();
-        libc::syscall(libc::SYS_sendto, socket, request, REQUEST, 0, none, 0);
-        libc::syscall(libc::SYS_exit_group, 0);
-    }
-    0
-}
-
-fn close_range(first: RawFd, last: RawFd) -> libc::c_long {
-    // SAFETY: called for what is not open, or by a process that is about to end.
-    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }
 }
 
 /// What we want to hear of.
@@ -372,6 +211,8 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::fcntl::OFlag;
+    use nix::unistd::pipe2;
 
     const SOUGHT: Sought = Sought {
         index: 7,
@@ -424,15 +265,8 @@ mod tests {
         let netlink = Netlink::open().unwrap();
         let (ended, alive) = pipe2(OFlag::O_CLOEXEC).unwrap();
         drop(alive);
-        let child = Child {
-            pid: Pid::this(),
-            errand: Lent::new(0, 0, SOUGHT.request()),
-            ended,
-        };
         let until = Instant::now() + netlink.deadline();
-        assert_eq!(netlink.await_news(&child, SOUGHT, until), Ok(None));
-        // SAFETY: there never was a child.
-        unsafe { child.errand.take_back() };
+        assert_eq!(netlink.await_news(ended.as_fd(), SOUGHT, until), Ok(None));
     }
 
     #[test]

@@ -36,7 +36,7 @@ impl Plugin for Portmap {
         let wanted = plan.host_ports(&request.attachment, &previous);
         let owner = request.attachment.clone();
         undo.push("remove published ports", move || {
-            Leftovers::unpublish(&owner)
+            Leftovers::unpublish(&owner, None)
         });
         let published = nat::publish(&wanted, plan.backend)?;
         for nat::Notice { mapping, from } in published.taken {
@@ -54,14 +54,11 @@ impl Plugin for Portmap {
     fn del(request: &Del<Conf>) -> Result<()> {
         // By owner alone: the runtime may have forgotten the mappings, or call
         // with a configuration that has others.
-        Leftovers::unpublish(&request.attachment)?;
-        if let (Ok(plan), Ok(Some(previous))) =
-            (Plan::new(&request.conf), request.call.prev_result())
-        {
-            let published = plan.host_ports(&request.attachment, &previous);
-            nat::forget_connections(&published, true);
-        }
-        Ok(())
+        let plan = Plan::new(&request.conf).ok();
+        let previous = request.call.prev_result().ok().flatten();
+        let known = plan.zip(previous);
+        let known = known.map(|(plan, previous)| plan.host_ports(&request.attachment, &previous));
+        Leftovers::unpublish(&request.attachment, known.as_ref())
     }
 
     fn check(request: &Check<Conf>) -> Result<()> {

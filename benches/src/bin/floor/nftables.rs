@@ -40,12 +40,15 @@ pub fn rule_is_there() -> Result<()> {
 
 /// `nft add element ip floor ports { tcp . PORT : ADDRESS . 80, … }`
 pub fn publish(address: Ipv4Addr, ports: &[u16]) -> Result<()> {
-    commit(elements(NEW_ELEMENT, ACK | CREATE, Some(address), ports))
+    commit(elements(NEW_ELEMENT, ACK | CREATE, Some(address), ports)).map(drop)
 }
 
 /// `nft delete element ip floor ports { tcp . PORT, … }`
 pub fn unpublish(address: Ipv4Addr, ports: &[u16]) -> Result<()> {
-    commit(elements(DELETE_ELEMENT, ACK, Some(address), ports))
+    let socket = commit(elements(DELETE_ELEMENT, ACK, Some(address), ports))?;
+    // Who closes it waits for RCU: the child that is about to delete the link has a copy.
+    std::mem::forget(socket);
+    Ok(())
 }
 
 /// `nft get element ip floor ports { tcp . PORT, … }`
@@ -54,7 +57,7 @@ pub fn published(ports: &[u16]) -> Result<()> {
     socket.ask(elements(GET_ELEMENT, ACK, None, ports))
 }
 
-fn commit(message: Message) -> Result<()> {
+fn commit(message: Message) -> Result<Socket> {
     let mut socket = Socket::netfilter()?;
     // Family none, version 0, and the subsystem that the batch is for.
     let fixed = [0, 0, 0, 10];
@@ -62,7 +65,8 @@ fn commit(message: Message) -> Result<()> {
     bytes.extend(message.finish());
     bytes.extend(Message::new(BATCH_END, 0, &fixed).finish());
     socket.send(&bytes)?;
-    socket.wait(|kind, _| (kind == 2).then_some(()))
+    socket.wait(|kind, _| (kind == 2).then_some(()))?;
+    Ok(socket)
 }
 
 fn elements(kind: u16, flags: u16, to: Option<Ipv4Addr>, ports: &[u16]) -> Message {

@@ -22,7 +22,7 @@ pub fn listed(printed: &[u8]) {
         hostport::collect("net", &valid, &listing),
     ];
     for family in FAMILIES {
-        if let Some(rules) = masquerade::Rules::new(&masqueraded, family) {
+        if let Ok(Some(rules)) = masquerade::Rules::new(&masqueraded, family) {
             decided.push(rules.complete(&listing));
         }
         if let Ok(Some(rules)) = hostport::Rules::new(&published, family) {

@@ -14,7 +14,7 @@ use crate::hostport::Protocol;
 
 /// A published UDP port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Published {
+pub struct UdpPort {
     /// The address of the node; `None` for all of them.
     pub host_ip: Option<IpAddr>,
     /// The port of the node.
@@ -53,7 +53,7 @@ const FILTER_FLAGS: u32 = 1 << 3 | 1 << 5;
 /// Deletes connections to published ports:
 /// `conntrack -D -p udp --orig-port-dst PORT`, but only those of `which`, and
 /// only to addresses of the node: others may have the same port elsewhere.
-pub fn flush(socket: &Socket, published: &[Published], which: Which) -> Result<()> {
+pub fn flush(socket: &Socket, published: &[UdpPort], which: Which) -> Result<()> {
     if published.is_empty() {
         return Ok(());
     }
@@ -101,7 +101,7 @@ impl Flow {
         })
     }
 
-    fn is_hit(&self, published: &Published, which: Which, local: &[IpAddr]) -> bool {
+    fn is_hit(&self, published: &UdpPort, which: Which, local: &[IpAddr]) -> bool {
         let asked = self.asked.ip();
         let to_node = match published.host_ip {
             Some(ip) => asked == ip,
@@ -189,8 +189,8 @@ fn local_addresses() -> Result<Vec<IpAddr>> {
 mod tests {
     use super::*;
 
-    fn published(host_ip: Option<&str>) -> Published {
-        Published {
+    fn published(host_ip: Option<&str>) -> UdpPort {
+        UdpPort {
             host_ip: host_ip.map(|ip| ip.parse().unwrap()),
             port: 53,
             to: "10.22.0.2:5353".parse().unwrap(),

@@ -1,4 +1,4 @@
-//! Published ports: elements of maps, which cost a lookup each however many
+//! UdpPort ports: elements of maps, which cost a lookup each however many
 //! there are.
 //!
 //! | set or map | key | value |
@@ -24,7 +24,7 @@ use cni::conf::ValidAttachment;
 use nix::errno::Errno;
 
 use super::conditional;
-use super::conntrack::{self, Published, Which};
+use super::conntrack::{self, UdpPort, Which};
 use super::error::Error;
 use super::go;
 use super::listing::{self, Entry};
@@ -184,8 +184,8 @@ fn bridges_are_filtered(family: Family) -> Result<bool, Error> {
 }
 
 /// Removes what is there for `gone`, ours and what the Go plugins wrote for its
-/// container.
-pub fn unpublish(socket: &Socket, gone: &Attachment) -> Result<()> {
+/// container. The UDP ports that were there.
+pub fn unpublish(socket: &Socket, gone: &Attachment) -> Result<Vec<UdpPort>> {
     let name = owner(gone);
     let container = gone.container_id.as_str();
     remove(socket, &|comment| comment == name, &|comment| {
@@ -193,11 +193,12 @@ pub fn unpublish(socket: &Socket, gone: &Attachment) -> Result<()> {
     })
 }
 
-/// Removes what is there for attachments to `network` that are not `valid`.
+/// Removes what is there for attachments to `network` that are not `valid`. The UDP
+/// ports that were there.
 ///
 /// What the Go plugins wrote stays: it names a container, which may be alive in
 /// another network, whose attachments a runtime does not tell here.
-pub fn collect(socket: &Socket, network: &str, valid: &[ValidAttachment]) -> Result<()> {
+pub fn collect(socket: &Socket, network: &str, valid: &[ValidAttachment]) -> Result<Vec<UdpPort>> {
     let prefixes = [network_prefix(network), hashed_prefix(network)];
     let alive: HashSet<_> = valid
         .iter()
@@ -216,7 +217,7 @@ fn remove(
     socket: &Socket,
     doomed: &dyn Fn(&str) -> bool,
     doomed_container: &dyn Fn(&str) -> bool,
-) -> Result<()> {
+) -> Result<Vec<UdpPort>> {
     let mut found = Vec::new();
     for family in FAMILIES {
         for set in SETS {
@@ -244,12 +245,10 @@ fn remove(
         }
         Ok(changes.commit(socket, Some(generation))?)
     })?;
-    let gone: Vec<_> = found
-        .iter()
+    let gone = found.iter();
+    Ok(gone
         .filter_map(|(_, _, entry)| published_entry(entry))
-        .collect();
-    flush(socket, &gone, Which::To);
-    Ok(())
+        .collect())
 }
 
 /// Changes that take away everything of owners that are `doomed`; with the last
@@ -377,8 +376,8 @@ fn mapping(entry: &Entry) -> Option<Mapping> {
     })
 }
 
-/// The UDP ports that are wanted.
-pub fn published(wanted: &HostPorts) -> Vec<Published> {
+/// The UDP ports of these.
+pub fn published(wanted: &HostPorts) -> Vec<UdpPort> {
     let mut all = Vec::new();
     for family in FAMILIES {
         let Some(pod) = pod(wanted, family) else {
@@ -390,7 +389,7 @@ pub fn published(wanted: &HostPorts) -> Vec<Published> {
     }
     all.into_iter()
         .filter(|(mapping, _)| mapping.protocol == Protocol::Udp)
-        .map(|(mapping, to)| Published {
+        .map(|(mapping, to)| UdpPort {
             host_ip: mapping.specific_host_ip(),
             port: mapping.host_port,
             to,
@@ -399,12 +398,12 @@ pub fn published(wanted: &HostPorts) -> Vec<Published> {
 }
 
 /// The UDP port that an entry maps.
-fn published_entry(entry: &Entry) -> Option<Published> {
+fn published_entry(entry: &Entry) -> Option<UdpPort> {
     let mapping = mapping(entry).filter(|it| it.protocol == Protocol::Udp)?;
     let [Part::Address(pod), Part::Port(port)] = entry.value[..] else {
         return None;
     };
-    Some(Published {
+    Some(UdpPort {
         host_ip: mapping.host_ip,
         port: mapping.host_port,
         to: SocketAddr::new(pod, port),
@@ -413,9 +412,8 @@ fn published_entry(entry: &Entry) -> Option<Published> {
 
 /// A connection that the kernel knows goes on as it began: one to a pod that is
 /// gone, into nothing. UDP has no end, so that may be for ever. What cannot be
-/// flushed is told and no error: the ports are published.
-/// Forgets connections of UDP; that it cannot is no reason to fail.
-pub fn flush(socket: &Socket, published: &[Published], which: Which) {
+/// flushed is told and no error: the ports are published, or are not any more.
+pub fn flush(socket: &Socket, published: &[UdpPort], which: Which) {
     if let Err(error) = conntrack::flush(socket, published, which) {
         eprintln!("{error:#}");
     }

@@ -41,6 +41,21 @@ pub struct Request {
     pub attributes: Attributes,
 }
 
+impl Request {
+    fn deletes(&self) -> bool {
+        const DELETIONS: [i32; 5] = [
+            libc::NFT_MSG_DELTABLE,
+            libc::NFT_MSG_DELCHAIN,
+            libc::NFT_MSG_DELRULE,
+            libc::NFT_MSG_DELSET,
+            libc::NFT_MSG_DELSETELEM,
+        ];
+        DELETIONS
+            .iter()
+            .any(|kind| nftables(*kind) == self.head.kind)
+    }
+}
+
 /// A batch that the kernel refused, as a whole.
 #[derive(Debug)]
 pub struct Refused {
@@ -56,6 +71,26 @@ pub struct Socket {
     seq: Cell<u32>,
     /// What answers are read into.
     buffer: Cell<Vec<u8>>,
+    /// Whether something was deleted over it.
+    deleted: Cell<bool>,
+    /// Whether something may have been deleted over another, a moment ago.
+    lately: Cell<bool>,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Whoever closes any netfilter socket after a deletion waits some ten
+        // milliseconds for RCU, holding the lock that every other commit and the end of
+        // every interface wait for (`nft_rcv_nl_event`, net/netfilter/nf_tables_api.c);
+        // whoever closes it when RCU is through does not.
+        if self.deleted.get() {
+            errand::close_later(self.fd.as_fd());
+        } else if self.lately.get()
+            && let Ok(copy) = self.fd.try_clone()
+        {
+            errand::close_with_next(copy);
+        }
+    }
 }
 
 impl Socket {
@@ -79,7 +114,16 @@ impl Socket {
             fd,
             seq: Cell::new(1),
             buffer: Cell::default(),
+            deleted: Cell::default(),
+            lately: Cell::default(),
         }
+    }
+
+    /// Has it closed by a child, if there is one anyway: another plugin of the chain may
+    /// have deleted something a moment ago.
+    pub fn closed_later(self) -> Self {
+        self.lately.set(true);
+        self
     }
 
     /// The number of the rule set: each commit, of whomever, raises it.
@@ -178,6 +222,9 @@ impl Socket {
             message.seq == last || at == 0 || errno == Some(Errno::ERESTART)
         })
         .map_err(refused)?;
+        if failed.is_none() && requests.iter().any(Request::deletes) {
+            self.deleted.set(true);
+        }
         failed.map_or(Ok(()), Err)
     }
 

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 
 mod churn;
+mod closing;
 mod conntrack;
 mod go;
 mod hostport;
