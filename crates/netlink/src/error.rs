@@ -77,6 +77,11 @@ impl Error {
         self.errno == Errno::EEXIST
     }
 
+    /// Whether the kernel was built without it.
+    pub fn is_unsupported(&self) -> bool {
+        self.errno == Errno::EOPNOTSUPP
+    }
+
     /// What was asked for or deleted is not there: a device (`ENODEV`), a file
     /// or table (`ENOENT`), a route (`ESRCH`), an address (`EADDRNOTAVAIL`).
     pub fn is_not_found(&self) -> bool {

@@ -154,13 +154,21 @@ fn mtu_bytes(mtu: Mtu, host: &Netlink) -> Result<Option<u32>> {
 
 fn ensure_bridge(host: &Netlink, plan: &Plan, mtu: Option<u32>) -> Result<Link> {
     let name = plan.bridge.as_str();
+    let vlan_filtering = plan.vlans.filtering();
     host.ensure_bridge(&BridgeSpec {
         name: name.to_owned(),
         mtu,
-        vlan_filtering: plan.vlans.filtering(),
+        vlan_filtering,
         promisc: plan.promisc,
     })
     .with_context(|| format!("failed to create bridge {name:?}"))
+    .map_err(|error| match error.downcast_ref::<netlink::Error>() {
+        Some(refused) if vlan_filtering && refused.is_unsupported() => {
+            let needs = "vlan and vlanTrunk need a kernel with CONFIG_BRIDGE_VLAN_FILTERING";
+            cni::Error::from_chain(&error).details(needs).into()
+        }
+        _ => error,
+    })
 }
 
 /// Sets up the host end as a port, and says whose it is.
