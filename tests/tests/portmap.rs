@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use testkit::{
-    BackEnd, Cni, FilterNode, NOBODY, NODE, Netns, OUTSIDE, Outcome, Stdout, Suite, beyond_peer,
-    conf, container_id,
+    BackEnd, Cni, FilterNode, NOBODY, NODE, Netns, OUTSIDE, Outcome, Sandbox, Stdout, Suite,
+    beyond_peer, conf, container_id,
 };
 
 /// What portmap adds to a network.
@@ -536,6 +536,25 @@ fn of_many_that_want_one_port_at_once_one_has_it() {
 }
 
 // ---- ADD again, CHECK, DEL, GC, STATUS
+
+#[test]
+fn a_pod_that_the_node_has_no_route_to_is_published_all_the_same() {
+    for back_end in BackEnd::ALL {
+        let sandbox = Sandbox::new();
+        let pod = sandbox.pod("a");
+        let conf = conf::with(&conf::portmap(HTTP), json!({"backend": back_end.name()}));
+        let cni = || sandbox.cni_with(back_end, "portmap");
+        let added = cni().add(&conf, &pod, "eth0");
+        added.result();
+        assert!(sandbox.host().rules().contains("10.1.0.2"), "{back_end:?}");
+        beyond_peer("it says nothing", || {
+            let way = "find the way to 10.1.0.2: network is unreachable";
+            assert!(added.stderr().contains(way), "{added}");
+        });
+        cni().del(&conf, &pod, "eth0").silent();
+        assert!(!sandbox.host().rules().contains("10.1.0.2"), "{back_end:?}");
+    }
+}
 
 #[test]
 fn add_again_does_not_duplicate() {

@@ -77,7 +77,12 @@ impl Error {
         self.errno == Errno::EEXIST
     }
 
-    /// Whether the kernel was built without it.
+    /// No route leads there.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self.errno, Errno::ENETUNREACH | Errno::EHOSTUNREACH)
+    }
+
+    /// The kernel was built without it.
     pub fn is_unsupported(&self) -> bool {
         self.errno == Errno::EOPNOTSUPP
     }
