@@ -209,6 +209,31 @@ fn two_interfaces_of_one_pod_are_two_attachments() {
 }
 
 #[test]
+fn a_host_veth_that_nobody_could_label_goes_and_one_in_use_stays() {
+    let (sandbox, conf) = (Sandbox::new(), conf::bridge(&["10.1.0.0/24"]));
+    let (host, pod) = (sandbox.host(), sandbox.pod("a"));
+    sandbox.cni("bridge").add(&conf, &pod, "eth0").result();
+    let name = host_veth(&sandbox)["ifname"].clone();
+    let name = name.as_str().expect("a name");
+    let gone_for_the_runtime = || {
+        let del = sandbox.cni("bridge").netns("");
+        del.del(&conf, &pod, "eth0").silent();
+    };
+    gone_for_the_runtime();
+    // As an ADD leaves it that is killed before it says whose the link is.
+    host.sh(&format!(
+        "ip link add {name} master cni0 type veth peer name eth0 netns a"
+    ));
+    gone_for_the_runtime();
+    assert_eq!(host.link(name), None);
+    host.sh(&format!(
+        "ip link add {name} up type veth peer name eth0 netns a"
+    ));
+    gone_for_the_runtime();
+    assert!(host.link(name).is_some());
+}
+
+#[test]
 fn router_advertisements_are_refused_on_bridge_and_host_veth() {
     let (sandbox, _, _) = attached(&bridge(json!({})));
     let veth = host_veth(&sandbox)["ifname"]

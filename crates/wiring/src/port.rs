@@ -164,7 +164,8 @@ fn delete_pair(attachment: &Attachment, netns: Option<&NetnsPath>, all: &mut Bes
 }
 
 /// The host's end: the name follows from the attachment, and the alias says
-/// whether it is ours.
+/// whether it is ours. The kernel takes none at birth: without one, and never set up, it
+/// is from an ADD that was killed in between; whoever else has such a name uses it.
 fn find_host_veth(attachment: &Attachment) -> Result<Option<Link>> {
     let host = Netlink::open()?;
     let alias = attachment.alias();
@@ -172,7 +173,11 @@ fn find_host_veth(attachment: &Attachment) -> Result<Option<Link>> {
         let Some(link) = host.find_link(&attachment.host_veth(attempt))? else {
             return Ok(None);
         };
-        if link.alias.as_deref() == Some(alias.as_str()) {
+        let is_ours = match &link.alias {
+            Some(of) => *of == alias,
+            None => link.is_kind("veth") && !link.up,
+        };
+        if is_ours {
             return Ok(Some(link));
         }
     }
