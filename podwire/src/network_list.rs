@@ -14,7 +14,6 @@ use cni::json::Json;
 use cni::version::{Version, numbers};
 use cni::{Code, Error};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 /// A network: the plugins that make one attachment, in order.
@@ -80,7 +79,7 @@ impl NetworkList {
     /// `<network name>/*.conf`.
     pub fn from_file(file: &Path) -> Result<Self> {
         let bytes = read(file)?;
-        let mut list = Self::from_bytes(&bytes).context(text(file))?;
+        let mut list = Self::from_bytes(&bytes).map_err(|error| in_file(file, error))?;
         if !list.load_only_inlined_plugins {
             list.plugins.extend(side_loaded(file, &list.name)?);
         }
@@ -96,7 +95,7 @@ impl NetworkList {
     }
 
     fn read(bytes: &[u8]) -> Result<Self> {
-        let document: Map<String, Value> = parse(bytes)?;
+        let document: Map<String, Value> = serde_json::from_slice(bytes)?;
         // The keys of a list match to the letter, unlike those of a plugin:
         // libcni reads the former from a map.
         let name = match document.get("name") {
@@ -152,8 +151,12 @@ impl PluginConf {
     /// Reads one plugin's configuration.
     pub fn from_file(file: &Path) -> Result<Self> {
         let bytes = read(file)?;
-        let document = parse(&bytes).context("error parsing configuration");
-        document.and_then(Self::from_value).context(text(file))
+        let document = serde_json::from_slice(&bytes)
+            .map_err(anyhow::Error::from)
+            .context("error parsing configuration");
+        document
+            .and_then(Self::from_value)
+            .map_err(|error| in_file(file, error))
     }
 
     fn from_value(value: Value) -> Result<Self> {
@@ -201,8 +204,15 @@ struct Head {
     cni_version: String,
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|error| Code::Decode.err(error.to_string()).into())
+/// What is wrong with a file, which comes first; code 6 when it is not JSON.
+fn in_file(file: &Path, error: anyhow::Error) -> anyhow::Error {
+    let is_json = |cause: &(dyn std::error::Error + 'static)| !cause.is::<serde_json::Error>();
+    let all_json = error.chain().all(is_json);
+    let error = error.context(text(file));
+    match all_json {
+        true => error,
+        false => Code::Decode.err(format!("{error:#}")).into(),
+    }
 }
 
 /// Refuses a network name that the specification does not allow.

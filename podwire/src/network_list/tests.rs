@@ -177,9 +177,12 @@ fn a_broken_file_ends_the_search_and_is_named() {
             r#"{"name": "x", "plugins": [{"type": "a"}]}"#,
         ),
     ]);
-    let error = format!("{:#}", NetworkList::load(dir.path(), "x").unwrap_err());
+    let error = Error::from_chain(&NetworkList::load(dir.path(), "x").unwrap_err());
+    assert_eq!(error.code, Code::Decode as u32);
     assert!(
-        error.contains("10-broken.conflist: error parsing configuration list: EOF"),
+        error
+            .msg
+            .contains("10-broken.conflist: error parsing configuration list: EOF"),
         "{error}"
     );
 }
