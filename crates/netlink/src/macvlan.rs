@@ -1,6 +1,14 @@
 //! macvlan: another hardware address on a wire that is there, in the pod.
 
-use std::{fmt, os::fd::AsFd, os::fd::AsRawFd, str::FromStr};
+use std::{
+    fmt,
+    os::fd::{AsFd, AsRawFd},
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use cni::Undo;
 use netns::NetNs;
@@ -207,14 +215,19 @@ impl Netlink {
         netns: &NetNs,
         undo: &mut Undo,
     ) -> anyhow::Result<()> {
+        // Before the request: its answer may get lost, and the link be there. That of an ADD
+        // before this one has another MAC, if not the parent's as well.
+        let is_ours = push_delete(undo, netns, &spec.name, spec.mac);
+        if spec.mac.is_none() {
+            let before = Self::open_in(netns)?.find_link(&spec.name)?;
+            is_ours.store(before.is_none(), Ordering::Relaxed);
+        }
         match self.create_macvlan(spec, &spec.name, netns) {
-            Ok(()) => {
-                push_delete(undo, netns, &spec.name);
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             Err(error) if error.is_exists() => {
                 let pod = Self::open_in(netns)?;
                 if pod.find_link(&spec.name)?.is_some() {
+                    is_ours.store(false, Ordering::Relaxed);
                     return Err(rename_failed(error, &spec.name).into());
                 }
                 self.add_and_rename(spec, netns, &pod, undo)
@@ -232,12 +245,11 @@ impl Netlink {
     ) -> anyhow::Result<()> {
         // What an ADD that was killed has left.
         pod.delete_macvlan(&spec.temporary)?;
+        push_delete(undo, netns, &spec.temporary, None);
         self.create_macvlan(spec, &spec.temporary, netns)?;
-        push_delete(undo, netns, &spec.temporary);
         let link = pod.get_link(&spec.temporary)?;
         pod.rename(link.index, &spec.name)
             .map_err(|error| rename_failed(error, &spec.name))?;
-        push_delete(undo, netns, &spec.name);
         Ok(())
     }
 
@@ -279,11 +291,22 @@ fn rename_failed(error: Error, name: &str) -> Error {
     error.reword(format!("failed to rename macvlan to {name:?}"))
 }
 
-fn push_delete(undo: &mut Undo, netns: &NetNs, name: &str) {
-    let (netns, doomed) = (netns.clone(), name.to_owned());
+/// Of whatever MAC, if there is none to tell by; not at all if the result is set to
+/// false, because the link was there before.
+fn push_delete(undo: &mut Undo, netns: &NetNs, name: &str, mac: Option<Mac>) -> Arc<AtomicBool> {
+    let is_ours = Arc::new(AtomicBool::new(true));
+    let (netns, doomed, really) = (netns.clone(), name.to_owned(), Arc::clone(&is_ours));
     undo.push(format!("delete macvlan {name}"), move || {
-        Ok(Netlink::open_in(&netns)?.delete_link(&doomed)?)
+        if !really.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let pod = Netlink::open_in(&netns)?;
+        match pod.find_link(&doomed)? {
+            Some(link) if mac.is_some() && link.mac != mac => Ok(()),
+            _ => Ok(pod.delete_macvlan(&doomed)?),
+        }
     });
+    is_ours
 }
 
 pub(crate) fn mode_of(message: &RouteNetlinkMessage) -> Option<String> {

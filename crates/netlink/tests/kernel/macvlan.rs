@@ -102,6 +102,26 @@ fn undo_deletes_it() {
 }
 
 #[test]
+fn undo_spares_what_had_the_name_before() {
+    let sandbox = Sandbox::new();
+    wire(&sandbox);
+    let pod = sandbox.pod("pod");
+    let passthru = MacvlanSpec {
+        mode: MacvlanMode::Passthru,
+        mac: None,
+        ..spec()
+    };
+    add(&pod, &passthru, &mut Undo::new()).unwrap();
+    // The kernel looks at the parent before it looks at the name.
+    for again in [passthru, spec()] {
+        let mut undo = Undo::new();
+        add(&pod, &again, &mut undo).unwrap_err();
+        assert!(undo.roll_back().is_empty());
+        run("ip -n pod link show net1");
+    }
+}
+
+#[test]
 fn only_a_macvlan_is_deleted_as_one() {
     let sandbox = Sandbox::new();
     let pod = sandbox.pod("pod");
