@@ -174,6 +174,37 @@ pub fn is_memory(call: &str) -> bool {
     matches!(call, "mmap" | "mremap" | "brk" | "mprotect" | "munmap")
 }
 
+/// Whether the kernel's tables, a file or another process can be another after this call.
+pub fn tells_others(call: &str) -> bool {
+    let calls = [
+        "sendto",
+        "sendmsg",
+        "sendmmsg",
+        "write",
+        "writev",
+        "clone",
+        "clone3",
+        "fork",
+        "vfork",
+        "execve",
+        "unlink",
+        "unlinkat",
+        "rename",
+        "renameat",
+        "renameat2",
+        "link",
+        "linkat",
+        "symlink",
+        "mkdir",
+        "mkdirat",
+        "rmdir",
+        "ftruncate",
+        "kill",
+        "exit_group",
+    ];
+    calls.contains(&call)
+}
+
 /// Whether anybody but the process itself can see that this call was made.
 pub fn leaves_a_mark(call: &str) -> bool {
     !matches!(

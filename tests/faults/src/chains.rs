@@ -26,6 +26,8 @@ pub fn all() -> Vec<Chain> {
         wired(alone("vxlan", vxlan())),
         published("portmap", BackEnd::Nftables),
         published("portmap, iptables", BackEnd::IptablesNft),
+        whole("bridge of bridge and portmap, iptables", 0),
+        whole("portmap of bridge and portmap, iptables", 1),
         Chain {
             program: Some("host-local"),
             ..alone(
@@ -35,6 +37,8 @@ pub fn all() -> Vec<Chain> {
         },
         Chain {
             in_pod: true,
+            // A `lo` that is up: others may rely on it by now.
+            keeps: true,
             ..alone("loopback", conf::loopback())
         },
         Chain {
@@ -125,11 +129,14 @@ fn alone(name: &'static str, victim: Value) -> Chain {
         setup: "",
         prefix: Vec::new(),
         victim,
+        suffix: Vec::new(),
+        whole: false,
         program: None,
         back_end: None,
         in_pod: false,
         cold: false,
         dhcp: false,
+        keeps: false,
     }
 }
 
@@ -141,13 +148,29 @@ fn with(back_end: BackEnd, chain: Chain) -> Chain {
 }
 
 fn published(name: &'static str, back_end: BackEnd) -> Chain {
+    Chain {
+        prefix: vec![conf::bridge(&["10.1.0.0/24", "fd01::/64"])],
+        ..with(back_end, alone(name, portmap(back_end)))
+    }
+}
+
+/// The list of most nodes without nf_tables, of which one plugin has the accidents.
+fn whole(name: &'static str, victim: usize) -> Chain {
+    let back_end = BackEnd::IptablesNft;
+    let list = [masqueraded(back_end.name()), portmap(back_end)];
+    Chain {
+        prefix: list[..victim].to_vec(),
+        suffix: list[victim + 1..].to_vec(),
+        whole: true,
+        ..with(back_end, alone(name, list[victim].clone()))
+    }
+}
+
+fn portmap(back_end: BackEnd) -> Value {
     let mut portmap = conf::plugin("portmap");
     portmap["backend"] = back_end.name().into();
     let tcp = json!({"hostPort": 8080, "containerPort": 80, "protocol": "tcp"});
     let udp = json!({"hostPort": 9090, "containerPort": 53, "protocol": "udp"});
     portmap["runtimeConfig"] = json!({"portMappings": [tcp, udp]});
-    Chain {
-        prefix: vec![conf::bridge(&["10.1.0.0/24", "fd01::/64"])],
-        ..with(back_end, alone(name, portmap))
-    }
+    portmap
 }

@@ -6,6 +6,8 @@
 pub mod calls;
 pub mod chains;
 pub mod dhcp;
+pub mod glance;
+pub mod journal;
 pub mod node;
 pub mod storm;
 pub mod strike;

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use faults::journal::Journal;
 use faults::storm::Storm;
 use faults::strike::{Deed, Strike};
-use faults::sweep::{Sweep, Tally, VERBS};
+use faults::sweep::{Crew, Sweep, Tally, VERBS};
 use faults::{chains, tracer};
 
 const USAGE: &str = "\
@@ -15,10 +16,16 @@ usage: faults kill [CHAIN]...     kill plugins at each of their system calls
        faults kill-daemon [CHAIN]...
                                   of these, only the daemon that plugins ask
        faults fail [CHAIN]...     let each of their system calls fail
+       faults fail-daemon [CHAIN]...
+                                  of these, only the daemon's
        faults storm SECONDS       200 attachments of four networks, by many at once
        faults chains              what CHAIN may be
        faults trace REPORT DEED POINT -- PROGRAM [ARGUMENT]...
-FAULTS_AT_MOST=N tries N points of each sweep; FAULTS_WORKERS=N uses N nodes at once (2)
+FAULTS_AT_MOST=N    tries N points of each accident of each verb
+FAULTS_WORKERS=N    uses N nodes at once (2)
+FAULTS_JOURNAL=DIR  keeps there what has been done, and goes on from there
+FAULTS_SECONDS=N    begins no accident after so long; exit status 2 if there are any left
+FAULTS_GLANCES=1    tells what a glance took for a difference
 ";
 
 fn main() -> ExitCode {
@@ -51,7 +58,11 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
             names,
         ),
         ["kill-daemon", names @ ..] => sweep("killed", &[Deed::KillDaemon], names),
-        ["fail", names @ ..] => sweep("failed", &[Deed::Fail { choice: 0 }], names),
+        ["fail", names @ ..] => {
+            let deeds = [Deed::Fail { choice: 0 }, Deed::FailDaemon { choice: 0 }];
+            sweep("failed", &deeds, names)
+        }
+        ["fail-daemon", names @ ..] => sweep("failed", &[Deed::FailDaemon { choice: 0 }], names),
         ["storm", seconds] => storm(seconds.parse().context("seconds")?),
         ["chains"] => {
             let names: Vec<_> = chains::all().iter().map(|chain| chain.name).collect();
@@ -66,11 +77,12 @@ fn sweep(what: &str, deeds: &[Deed], names: &[&str]) -> Result<ExitCode> {
     // What fails is told once, in the end.
     std::panic::set_hook(Box::new(|_| ()));
     let exe = std::env::current_exe()?.display().to_string();
-    let (at_most, workers) = (
-        number("FAULTS_AT_MOST", usize::MAX)?,
-        number("FAULTS_WORKERS", 2)?,
-    );
-    let mut total = Tally::default();
+    let limit = number("FAULTS_SECONDS", 0)? as u64;
+    let crew = Crew {
+        exe: &exe,
+        workers: number("FAULTS_WORKERS", 2)?,
+        until: (limit > 0).then(|| Instant::now() + Duration::from_secs(limit)),
+    };
     let chosen = match names {
         [] => chains::all(),
         names => names
@@ -78,46 +90,48 @@ fn sweep(what: &str, deeds: &[Deed], names: &[&str]) -> Result<ExitCode> {
             .map(|name| chains::named(name).with_context(|| format!("no chain {name:?}")))
             .collect::<Result<_>>()?,
     };
+    let (mut total, mut left) = (Tally::default(), 0);
     for chain in chosen {
-        for verb in VERBS {
-            let possible = |deed: &&Deed| **deed != Deed::KillDaemon || chain.dhcp;
-            for deed in deeds.iter().filter(possible) {
-                let sweep = Sweep {
-                    chain: chain.clone(),
-                    verb,
-                    deed: *deed,
-                    at_most: Some(at_most),
-                };
-                let begin = Instant::now();
-                let tally = sweep.run(&exe, workers)?;
-                say(&format!(
-                    "{:34} {verb:5?} {deed:?}: {} points, {} missed, {} harmless, {} aborted, {} findings, {:.0} s",
-                    chain.name,
-                    tally.points,
-                    tally.missed,
-                    tally.harmless,
-                    tally.aborted,
-                    tally.findings.len(),
-                    begin.elapsed().as_secs_f32()
-                ));
-                for finding in &tally.findings {
-                    say(&format!("  {finding}"));
-                }
-                total.add(tally);
-            }
+        let daemon = deeds.iter().all(|deed| deed.is_daemons());
+        if daemon && !chain.dhcp {
+            continue;
         }
+        let sweep = Sweep {
+            chain,
+            verbs: VERBS.to_vec(),
+            deeds: deeds.to_vec(),
+            at_most: Some(number("FAULTS_AT_MOST", usize::MAX)?),
+        };
+        let name = if daemon {
+            format!("daemon-{what}")
+        } else {
+            what.to_owned()
+        };
+        let mut journal = Journal::open(&format!("{name} {}", sweep.chain.name))?;
+        if journal.points.is_empty() {
+            journal.plan(sweep.points(&exe)?)?;
+        }
+        journal.go_on(&sweep, &crew)?;
+        for line in journal.lines(sweep.chain.name) {
+            say(&line);
+        }
+        left += journal.left();
+        total.add(journal.total());
     }
     let summary = serde_json::json!({
         what: total.points,
+        "missed": total.missed,
         "harmless": total.harmless,
         "aborted": total.aborted,
         "findings": total.findings.len(),
+        "full_looks": total.full_looks,
+        "left": left,
     });
     say(&summary.to_string());
-    Ok(if total.findings.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    Ok(match (total.findings.is_empty(), left) {
+        (true, 0) => ExitCode::SUCCESS,
+        (true, _) => ExitCode::from(2),
+        (false, _) => ExitCode::FAILURE,
     })
 }
 

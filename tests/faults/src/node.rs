@@ -1,17 +1,26 @@
 //! A node with one network, on which one attachment after the other has an accident.
 
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use serde_json::{Value, json};
 use testkit::{BackEnd, Cni, Netns, Outcome, Sandbox, Snapshot, Suite, conf, container_id};
 
 use crate::dhcp::Dhcp;
+use crate::glance::{But, Glance};
 
 /// An IPAM plugin that is host-local, executed.
 pub const EXECUTED: &str = "executed";
+
+/// How long a glance waits for what is about to go.
+const MOMENT: Duration = Duration::from_millis(250);
+
+/// Among so many glances that see nothing, one is made sure of by the leak check.
+const REGULAR: usize = 25;
 
 /// The interface of every attachment.
 pub const IFNAME: &str = "eth0";
@@ -23,10 +32,14 @@ pub struct Chain {
     pub name: &'static str,
     /// What the node has before any of it, as a script.
     pub setup: &'static str,
-    /// Plugins that have done their ADD before, and are not touched.
+    /// Plugins that have done their ADD before, and are not touched, unless the chain is `whole`.
     pub prefix: Vec<Value>,
     /// The plugin that has the accidents, with its delegate.
     pub victim: Value,
+    /// Those after it in the list.
+    pub suffix: Vec<Value>,
+    /// As a runtime has it: all are added and deleted together, and what is before the victim comes and goes with it.
+    pub whole: bool,
     /// Its binary, where that is not the `type`: an IPAM plugin gets the configuration of who calls it.
     pub program: Option<&'static str>,
     /// Which programs are called iptables, where that matters.
@@ -37,6 +50,8 @@ pub struct Chain {
     pub cold: bool,
     /// Addresses come from a DHCP server, by way of a daemon.
     pub dhcp: bool,
+    /// An ADD that fails leaves what it has done to the pod, on purpose.
+    pub keeps: bool,
 }
 
 /// A node on which the chain works.
@@ -52,7 +67,30 @@ pub struct Node {
     /// Is attached all the time, and must not notice either.
     pub valid: Netns,
     valid_result: Value,
+    /// What those before the victim have said, by the pod's name.
+    prefix_results: RefCell<BTreeMap<String, Value>>,
     baseline: Snapshot,
+    /// The same at a glance, and what may differ there.
+    at_a_glance: Option<(Glance, But)>,
+    looks: Cell<Looks>,
+}
+
+impl Looks {
+    /// How often with the leak check.
+    pub fn full(self) -> usize {
+        self.after_glances + self.regular
+    }
+}
+
+/// How often the node was looked at.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Looks {
+    /// At a glance, and there was nothing to be seen.
+    pub glances: usize,
+    /// With the leak check, because of a glance.
+    pub after_glances: usize,
+    /// With the leak check, because it was time again.
+    pub regular: usize,
 }
 
 impl Node {
@@ -82,22 +120,27 @@ impl Node {
             next,
             valid,
             valid_result: Value::Null,
+            prefix_results: RefCell::default(),
             baseline,
+            at_a_glance: None,
+            looks: Cell::default(),
         };
         node.install_executed();
-        for pod in [&node.victim, &node.next, &node.valid] {
-            node.attach_prefix(pod)?;
+        if !chain.whole {
+            for pod in [&node.victim, &node.next, &node.valid] {
+                node.attach_prefix(pod);
+            }
         }
         for pod in [&node.victim, &node.next] {
             node.comes_and_goes(pod)?;
         }
         if !chain.cold {
-            let conf = node.conf(&node.valid);
-            let added = node.cni().add(&conf, &node.valid, IFNAME);
-            node.valid_result = added.result();
+            node.valid_result = node.add_all(&node.valid);
         }
         node.settle();
-        node.baseline = node.allowing();
+        let but = node.may_differ();
+        node.baseline = node.allowing(&but);
+        node.at_a_glance = Some((node.glance(&but)?, but));
         Ok(node)
     }
 
@@ -128,54 +171,172 @@ impl Node {
     }
 
     /// What a network keeps for its next pod may change.
-    fn allowing(&self) -> Snapshot {
-        let snapshot = self.sandbox.snapshot();
-        let snapshot = snapshot
-            // Multicast groups that the kernel joins, when it pleases.
-            .allow("fdb mac 33:33:")
-            .allow("fdb mac 01:00:5e:")
-            .allow("/last_reserved_ip.")
+    fn may_differ(&self) -> But {
+        let mut texts = vec![
+            "/last_reserved_ip.".to_owned(),
             // A reading of all reservations leaves another index than the steps before it: either is right.
-            .allow("/.podwire/");
-        // A daemon that is started again has another id, and has what it finds renewed: whether it still holds the
-        // lease is for CHECK to tell. Nobody else's lease is among these.
+            "/.podwire/".into(),
+            // A daemon that is started again has another id.
+            "/dhcp daemon".into(),
+            // Not there before it has begun to listen; what a killed one leaves is taken over.
+            "other /run/cni/dhcp.sock".into(),
+        ];
+        // What a daemon finds it has renewed: whether it still holds the lease is for CHECK to tell. Nobody else's
+        // lease is among these.
         let leases = Dhcp::leases(&self.sandbox);
         assert!(
             leases.len() <= 1,
             "left on a node without accidents: {leases:?}"
         );
-        let snapshot = leases
-            .iter()
-            .fold(snapshot, |it, lease| it.allow(lease))
-            .allow("/dhcp daemon")
-            // Not there before it has begun to listen; what a killed one leaves is taken over.
-            .allow("other /run/cni/dhcp.sock");
-        match self.chain.cold {
+        texts.extend(leases);
+        let links = match self.chain.cold {
             // A bridge that is made again has another MAC.
-            true => snapshot.allow_link("cni0"),
-            false => snapshot,
+            true => vec!["cni0"],
+            false => Vec::new(),
+        };
+        But { links, texts }
+    }
+
+    fn allowing(&self, but: &But) -> Snapshot {
+        let snapshot = self.sandbox.snapshot();
+        let snapshot = snapshot
+            // Multicast groups that the kernel joins, when it pleases.
+            .allow("fdb mac 33:33:")
+            .allow("fdb mac 01:00:5e:");
+        let texts = but.texts.iter();
+        let snapshot = texts.fold(snapshot, |it, text| it.allow(text));
+        let links = but.links.iter();
+        links.fold(snapshot, |it, link| it.allow_link(link))
+    }
+
+    fn glance(&self, but: &But) -> Result<Glance> {
+        let pods = [&self.victim, &self.next, &self.valid].map(Netns::name);
+        Glance::take(&self.sandbox, &pods, but)
+    }
+
+    /// Whether the node looks as before, at once or in a moment: a DEL leaves a child for some 15 ms.
+    fn looks_clean(&self) -> Result<bool> {
+        let Some((before, but)) = &self.at_a_glance else {
+            return Ok(false);
+        };
+        let deadline = Instant::now() + MOMENT;
+        loop {
+            let now = self.glance(but)?;
+            if now == *before {
+                return Ok(true);
+            }
+            if Instant::now() > deadline {
+                if std::env::var_os("FAULTS_GLANCES").is_some() {
+                    eprintln!("{}", before.differences(&now).join("\n"));
+                }
+                return Ok(false);
+            }
+            sleep(Duration::from_millis(3));
         }
     }
 
-    fn attach_prefix(&self, pod: &Netns) -> Result<()> {
+    fn attach_prefix(&self, pod: &Netns) {
         let mut previous = None;
         for plugin in &self.chain.prefix {
-            let conf = chained(plugin, previous.as_ref());
+            let conf = self.shaped(plugin, pod, previous.as_ref());
             let added = self.call(kind(plugin)).add(&conf, pod, IFNAME);
             previous = Some(added.result());
         }
-        let Some(previous) = previous else {
-            return Ok(());
+        let results = &self.prefix_results;
+        match previous {
+            Some(result) => results.borrow_mut().insert(pod.name().to_owned(), result),
+            None => None,
         };
-        self.sandbox.write(result_file(pod), previous.to_string());
-        Ok(())
+    }
+
+    /// What comes before the victim in the list is added with it.
+    pub fn add_before(&self, pod: &Netns) {
+        if self.chain.whole {
+            self.attach_prefix(pod);
+        }
+    }
+
+    /// Adds what comes after the victim, whose result this is; returns that of the list.
+    pub fn add_behind(&self, pod: &Netns, result: Value) -> Value {
+        let add = |previous: Value, plugin: &Value| {
+            let conf = self.shaped(plugin, pod, Some(&previous));
+            self.call(kind(plugin)).add(&conf, pod, IFNAME).result()
+        };
+        self.chain.suffix.iter().fold(result, add)
+    }
+
+    /// All that is added with the victim.
+    fn add_all(&self, pod: &Netns) -> Value {
+        self.add_before(pod);
+        let added = self.cni().add(&self.conf(pod), pod, IFNAME);
+        self.add_behind(pod, added.result())
+    }
+
+    /// Deletes what comes after the victim, as the runtime does first. `result` is that of the list, if there is one.
+    pub fn delete_behind(&self, pod: &Netns, result: Option<&Value>) {
+        let behind = self.chain.suffix.iter().rev();
+        behind.for_each(|plugin| self.delete(plugin, pod, result));
+    }
+
+    /// Deletes what came before the victim, as the runtime does last.
+    pub fn delete_before(&self, pod: &Netns, result: Option<&Value>) {
+        if self.chain.whole {
+            let before = self.chain.prefix.iter().rev();
+            before.for_each(|plugin| self.delete(plugin, pod, result));
+        }
+    }
+
+    fn delete(&self, plugin: &Value, pod: &Netns, result: Option<&Value>) {
+        let conf = self.shaped(plugin, pod, result);
+        let cni = self.call(kind(plugin));
+        cni.del(&conf, pod, IFNAME).silent();
+    }
+
+    /// DEL of the list with what is known.
+    pub fn delete_all(&self, pod: &Netns, conf: &Value, result: Option<&Value>) {
+        self.delete_behind(pod, result);
+        self.cni().del(conf, pod, IFNAME).silent();
+        self.delete_before(pod, result);
+    }
+
+    /// DEL of the list with an empty CNI_NETNS, and nothing known.
+    pub fn delete_elsewhere(&self, pod: &Netns) {
+        let nothing = json!({"runtimeConfig": null, "prevResult": null});
+        for plugin in self.together().rev() {
+            let conf = conf::with(&self.shaped(plugin, pod, None), nothing.clone());
+            let cni = self.call(self.program_of(plugin));
+            cni.netns("").del(&conf, pod, IFNAME).silent();
+        }
+    }
+
+    /// CHECK of the list, whose result this is.
+    pub fn check_all(&self, pod: &Netns, result: &Value) {
+        for plugin in self.together() {
+            let conf = self.shaped(plugin, pod, Some(result));
+            let cni = self.call(self.program_of(plugin));
+            cni.check(&conf, pod, IFNAME).silent();
+        }
+    }
+
+    /// The plugins that are added and deleted with the victim.
+    fn together(&self) -> impl DoubleEndedIterator<Item = &Value> {
+        let before = self.chain.prefix.iter().filter(|_| self.chain.whole);
+        before.chain([&self.chain.victim]).chain(&self.chain.suffix)
+    }
+
+    fn program_of<'a>(&self, plugin: &'a Value) -> &'a str {
+        self.chain.program.unwrap_or(kind(plugin))
     }
 
     /// The victim's configuration as ADD gets it for `pod`.
     pub fn conf(&self, pod: &Netns) -> Value {
-        let previous = self.sandbox.read(result_file(pod));
-        let previous = previous.and_then(|text| serde_json::from_str(&text).ok());
-        let mut conf = chained(&self.chain.victim, previous.as_ref());
+        let results = self.prefix_results.borrow();
+        self.shaped(&self.chain.victim, pod, results.get(pod.name()))
+    }
+
+    /// A plugin's configuration for `pod`.
+    fn shaped(&self, plugin: &Value, pod: &Netns, previous: Option<&Value>) -> Value {
+        let mut conf = chained(plugin, previous);
         // Every pod wants a port of its own.
         let number = ["victim", "next", "valid"]
             .iter()
@@ -190,8 +351,7 @@ impl Node {
 
     /// A call of the plugin that has the accidents.
     pub fn cni(&self) -> Cni {
-        let kind = self.chain.program.unwrap_or(kind(&self.chain.victim));
-        self.call(kind)
+        self.call(self.program_of(&self.chain.victim))
     }
 
     fn call(&self, kind: &str) -> Cni {
@@ -220,7 +380,12 @@ impl Node {
 
     /// Whether the pod may go: what came before the victim would go with it.
     pub fn pod_may_go(&self) -> bool {
-        self.chain.prefix.is_empty()
+        self.chain.prefix.is_empty() || self.chain.whole
+    }
+
+    /// Whether nothing is left when the victim has rolled back: all else that is added with it comes after it.
+    pub fn rolls_back_all(&self) -> bool {
+        (self.chain.prefix.is_empty() || !self.chain.whole) && !self.chain.keeps
     }
 
     /// Takes the pod's namespace away, and gives it another of the same name when `body` has run.
@@ -235,17 +400,26 @@ impl Node {
         done
     }
 
-    /// GC, when `valid` alone is in use.
-    pub fn gc(&self) -> Outcome {
-        self.cni().gc(&self.gc_conf())
+    /// GC of the list, when `valid` alone is in use; the victim's is called so.
+    pub fn gc(&self, victim: impl Fn(&Value) -> Outcome) -> Outcome {
+        let mut of_victim = None;
+        for plugin in self.together() {
+            let conf = self.gc_conf(plugin);
+            if *plugin == self.chain.victim {
+                of_victim = Some(victim(&conf));
+            } else {
+                self.call(kind(plugin)).gc(&conf).silent();
+            }
+        }
+        of_victim.expect("the victim is in its list")
     }
 
     /// What GC gets: as the runtime sees the network, without a word about ports.
-    pub fn gc_conf(&self) -> Value {
+    fn gc_conf(&self, plugin: &Value) -> Value {
         let valid = container_id(&self.valid);
         let list = [(valid.as_str(), IFNAME)];
         let attached = !self.valid_result.is_null();
-        let conf = conf::with(&self.chain.victim, json!({"runtimeConfig": null}));
+        let conf = conf::with(plugin, json!({"runtimeConfig": null}));
         conf::with_valid(&conf, if attached { &list } else { &[] })
     }
 
@@ -258,11 +432,10 @@ impl Node {
     }
 
     fn comes_and_goes(&self, pod: &Netns) -> Result<()> {
-        let conf = self.conf(pod);
-        let result = self.cni().add(&conf, pod, IFNAME).result();
-        let after = conf::with_prev(&conf, &result);
-        self.cni().check(&after, pod, IFNAME).silent();
-        self.cni().del(&after, pod, IFNAME).silent();
+        let result = self.add_all(pod);
+        self.check_all(pod, &result);
+        let conf = conf::with_prev(&self.conf(pod), &result);
+        self.delete_all(pod, &conf, Some(&result));
         if result["ips"].as_array().is_none_or(Vec::is_empty) {
             bail!("the next pod got no address: {result}");
         }
@@ -274,8 +447,7 @@ impl Node {
         if self.valid_result.is_null() {
             return;
         }
-        let conf = conf::with_prev(&self.conf(&self.valid), &self.valid_result);
-        self.cni().check(&conf, &self.valid, IFNAME).silent();
+        self.check_all(&self.valid, &self.valid_result);
     }
 
     /// Whether all is as before the accident.
@@ -283,8 +455,35 @@ impl Node {
     /// # Errors
     /// With what is not, one a line.
     pub fn is_clean(&self) -> Result<()> {
+        let mut looks = self.looks.get();
+        let it_is_time = (looks.glances + 1).is_multiple_of(REGULAR);
+        let same = self.looks_clean()?;
+        match (same, it_is_time) {
+            (true, false) => looks.glances += 1,
+            (true, true) => {
+                looks.glances += 1;
+                looks.regular += 1;
+            }
+            (false, _) => looks.after_glances += 1,
+        }
+        self.looks.set(looks);
+        if same && !it_is_time {
+            return Ok(());
+        }
         let grace = Duration::from_secs(2);
-        self.baseline.compare(grace).map_err(anyhow::Error::msg)
+        self.baseline.compare(grace).map_err(|differences| {
+            let missed = if same {
+                "at a glance all was well, but "
+            } else {
+                ""
+            };
+            anyhow!("{missed}{differences}")
+        })
+    }
+
+    /// How often [`Node::is_clean`] has looked how.
+    pub fn looks(&self) -> Looks {
+        self.looks.get()
     }
 }
 
@@ -302,9 +501,4 @@ fn warm(pod: &Netns) {
 
 fn kind(plugin: &Value) -> &str {
     plugin["type"].as_str().unwrap_or_default()
-}
-
-fn result_file(pod: &Netns) -> String {
-    // Not below what the leak check reads, and gone with the sandbox.
-    format!("/run/netns/.{}", pod.name())
 }

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 /// What is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Deed {
     /// Nothing: calls are listed.
     Watch,
@@ -21,6 +21,35 @@ pub enum Deed {
         /// Which of [`crate::calls::errors`].
         choice: usize,
     },
+    /// The same with a call of the DHCP daemon.
+    FailDaemon {
+        /// As above.
+        choice: usize,
+    },
+}
+
+impl Deed {
+    /// Whether it is the daemon's accident.
+    pub fn is_daemons(self) -> bool {
+        matches!(self, Self::KillDaemon | Self::FailDaemon { .. })
+    }
+
+    /// Which error a call gets, if it gets one.
+    pub fn choice(self) -> Option<usize> {
+        match self {
+            Self::Fail { choice } | Self::FailDaemon { choice } => Some(choice),
+            _ => None,
+        }
+    }
+
+    /// The same accident with another error.
+    pub fn with(self, choice: usize) -> Self {
+        match self {
+            Self::Fail { .. } => Self::Fail { choice },
+            Self::FailDaemon { .. } => Self::FailDaemon { choice },
+            deed => deed,
+        }
+    }
 }
 
 /// What is done, and at which call of all threads and processes together, from 1.
@@ -42,6 +71,7 @@ impl Strike {
             Deed::KillDelegate => "kill-delegate".to_owned(),
             Deed::KillDaemon => "kill-daemon".to_owned(),
             Deed::Fail { choice } => format!("fail-{choice}"),
+            Deed::FailDaemon { choice } => format!("fail-daemon-{choice}"),
         };
         [deed, self.point.to_string()]
     }
@@ -51,6 +81,13 @@ impl Strike {
     /// # Errors
     /// When it did not.
     pub fn parse(deed: &str, point: &str) -> Result<Self> {
+        if let Some(choice) = deed.strip_prefix("fail-daemon-") {
+            let deed = Deed::FailDaemon {
+                choice: choice.parse()?,
+            };
+            let point = point.parse().context("point")?;
+            return Ok(Self { deed, point });
+        }
         let deed = match (deed, deed.strip_prefix("fail-")) {
             ("watch", _) => Deed::Watch,
             ("kill-chain", _) => Deed::KillChain,

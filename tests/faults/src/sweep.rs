@@ -7,10 +7,11 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::scope;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
-use serde_json::Value;
+use serde_json::{Value, json};
 use testkit::{Cni, Outcome, conf};
 
 use crate::calls;
@@ -53,17 +54,27 @@ const RECOVERIES: [Recovery; 4] = [
     Recovery::Gc,
 ];
 
-/// A verb of a chain, and what is done to it.
+/// Verbs of a chain, and what is done to them.
 #[derive(Clone)]
 pub struct Sweep {
     /// The chain.
     pub chain: Chain,
-    /// The verb.
-    pub verb: Verb,
-    /// The accident; the choice of [`Deed::Fail`] is gone through.
-    pub deed: Deed,
-    /// Not more than so many points, spread over all.
+    /// The verbs.
+    pub verbs: Vec<Verb>,
+    /// The accidents; the choices of [`Deed::Fail`] are gone through.
+    pub deeds: Vec<Deed>,
+    /// Not more than so many points of each accident of each verb, spread over all.
     pub at_most: Option<usize>,
+}
+
+/// Who does it.
+pub struct Crew<'a> {
+    /// The program that traces.
+    pub exe: &'a str,
+    /// On so many nodes at once.
+    pub workers: usize,
+    /// No accident begins after this.
+    pub until: Option<Instant>,
 }
 
 /// What came of sweeps.
@@ -77,6 +88,8 @@ pub struct Tally {
     pub harmless: usize,
     /// Plugins that ended without a word for want of memory, or before they began.
     pub aborted: usize,
+    /// Leak checks by other people's tools: a glance had found a difference, or it was time.
+    pub full_looks: usize,
     /// What should not be: one text each.
     pub findings: Vec<String>,
 }
@@ -88,181 +101,288 @@ impl Tally {
         self.missed += other.missed;
         self.harmless += other.harmless;
         self.aborted += other.aborted;
+        self.full_looks += other.full_looks;
         self.findings.extend(other.findings);
+    }
+
+    /// As JSON; [`Tally::parse`] reads it.
+    pub fn encode(&self) -> Value {
+        let counts = [
+            self.points,
+            self.missed,
+            self.harmless,
+            self.aborted,
+            self.full_looks,
+        ];
+        json!([counts, self.findings])
+    }
+
+    /// Reads what [`Tally::encode`] wrote.
+    pub fn parse(value: &Value) -> Self {
+        let count = |at: usize| value[0][at].as_u64().unwrap_or_default() as usize;
+        let findings = value[1].as_array().into_iter().flatten();
+        Self {
+            points: count(0),
+            missed: count(1),
+            harmless: count(2),
+            aborted: count(3),
+            full_looks: count(4),
+            findings: findings
+                .filter_map(|it| it.as_str().map(str::to_owned))
+                .collect(),
+        }
     }
 }
 
 /// One accident.
 #[derive(Clone, Copy, Debug)]
-struct Point {
-    strike: Strike,
-    recovery: Recovery,
+pub struct Point {
+    /// Of which verb.
+    pub verb: Verb,
+    /// What happens, and when.
+    pub strike: Strike,
+    /// What the runtime does then.
+    pub recovery: Recovery,
+}
+
+impl Point {
+    /// As JSON; [`Point::parse`] reads it.
+    pub fn encode(self) -> Value {
+        let [deed, point] = self.strike.words();
+        let verb = VERBS.iter().position(|it| *it == self.verb);
+        let recovery = RECOVERIES.iter().position(|it| *it == self.recovery);
+        json!([verb, deed, point, recovery])
+    }
+
+    /// Reads what [`Point::encode`] wrote.
+    ///
+    /// # Errors
+    /// When it did not.
+    pub fn parse(value: &Value) -> Result<Self> {
+        let number = |at: usize| value[at].as_u64().map(|it| it as usize);
+        let word = |at: usize| value[at].as_str().unwrap_or_default();
+        let verb = number(0).and_then(|at| VERBS.get(at));
+        let recovery = number(3).and_then(|at| RECOVERIES.get(at));
+        Ok(Self {
+            verb: *verb.context("a verb")?,
+            strike: Strike::parse(word(1), word(2))?,
+            recovery: *recovery.context("a recovery")?,
+        })
+    }
 }
 
 impl Sweep {
-    /// Has all accidents on `workers` nodes at once; `exe` is the program that traces.
+    /// Has all accidents.
     ///
     /// # Errors
-    /// When the verb does not work without accidents.
-    pub fn run(&self, exe: &str, workers: usize) -> Result<Tally> {
-        let points = self.points(exe)?;
-        let next = AtomicUsize::new(0);
+    /// When a verb does not work without accidents.
+    pub fn run(&self, crew: &Crew) -> Result<Tally> {
+        let points = self.points(crew.exe)?;
         let total = Mutex::new(Tally::default());
-        scope(|scope| {
-            for _ in 0..workers {
-                scope.spawn(|| {
-                    let tally = self.work(exe, &points, &next);
-                    total.lock().expect("a worker panicked").add(tally);
-                });
-            }
+        self.play(crew, &points, |_, tally| {
+            total.lock().expect("a worker panicked").add(tally);
         });
         total.into_inner().context("a worker panicked")
     }
 
-    /// Sees what calls the verb makes, and chooses among them.
-    fn points(&self, exe: &str) -> Result<Vec<Point>> {
+    /// Has these accidents; `done` gets each one's number among them and what came of it.
+    pub fn play(&self, crew: &Crew, points: &[Point], done: impl Fn(usize, Tally) + Sync) {
+        let next = AtomicUsize::new(0);
+        scope(|scope| {
+            for _ in 0..crew.workers.min(points.len()) {
+                scope.spawn(|| self.work(crew, points, &next, &done));
+            }
+        });
+    }
+
+    /// Sees what calls the verbs make, and chooses among them.
+    ///
+    /// # Errors
+    /// When a verb does not work without accidents.
+    pub fn points(&self, exe: &str) -> Result<Vec<Point>> {
         let node = Node::new(&self.chain)?;
         let watch = Strike {
             deed: Deed::Watch,
             point: 0,
         };
-        let scene = Scene {
-            node: &node,
-            exe,
-            verb: self.verb,
-            of_daemon: self.deed == Deed::KillDaemon,
-        };
-        let (report, outcome) = scene.accident(watch)?;
-        ensure!(
-            outcome.code() == 0,
-            "{} fails without an accident: {outcome}",
-            self.name()
-        );
-        let calls = report.calls.as_slice();
-        let all = self.candidates(calls);
+        let mut points = Vec::new();
+        for verb in &self.verbs {
+            for of_daemon in [false, true] {
+                let possible =
+                    |it: &&Deed| it.is_daemons() == of_daemon && (self.chain.dhcp || !of_daemon);
+                let deeds: Vec<_> = self.deeds.iter().filter(possible).collect();
+                if deeds.is_empty() {
+                    continue;
+                }
+                let scene = Scene {
+                    node: &node,
+                    exe,
+                    verb: *verb,
+                    of_daemon,
+                };
+                let (report, outcome) = scene.accident(watch)?;
+                ensure!(
+                    outcome.code() == 0,
+                    "{}, {verb:?} fails without an accident: {outcome}",
+                    self.chain.name
+                );
+                scene.revive()?;
+                scene.after(&outcome, Recovery::Del)?;
+                for deed in deeds {
+                    let all = self.candidates(*verb, *deed, &report.calls);
+                    points.extend(self.spread(&all));
+                }
+            }
+        }
+        Ok(points)
+    }
+
+    /// From the first to the last, as evenly as whole numbers allow; never one error or one way to recover alone.
+    fn spread(&self, all: &[Point]) -> Vec<Point> {
         let Some(limit) = self.at_most.filter(|limit| *limit < all.len()) else {
-            return Ok(all);
+            return all.to_vec();
         };
-        // From the first to the last, as evenly as whole numbers allow; never one error or one way to recover alone.
         let step = all.len() as f64 / limit.max(1) as f64;
         let chosen = (0..limit).map(|at| all[(at as f64 * step) as usize]);
-        Ok(chosen.collect())
+        chosen.collect()
     }
 
     /// Every point; where the state of the machine is another than at the point before, in every way.
-    fn candidates(&self, calls: &[Call]) -> Vec<Point> {
-        let recoveries = self.recoveries();
+    fn candidates(&self, verb: Verb, deed: Deed, calls: &[Call]) -> Vec<Point> {
+        let recoveries = self.recoveries(verb, deed);
         let mut all = Vec::new();
         let mut delegates = 0;
         // Before it has its leases, a daemon has neither changed nor promised anything.
-        let begin = match self.deed {
-            Deed::KillDaemon => calls.iter().position(|call| call.name == "flock"),
-            _ => None,
+        let begin = match deed.is_daemons() {
+            true => calls.iter().position(|call| call.name == "flock"),
+            false => None,
         };
+        let fails = deed.choice().is_some();
         for (at, call) in calls.iter().enumerate().skip(begin.unwrap_or_default()) {
             delegates += usize::from(call.by_delegate);
-            let point = match self.deed {
+            let number = match deed {
                 Deed::KillDelegate | Deed::KillPlugin if !call.by_delegate => continue,
                 Deed::KillDelegate => delegates,
                 _ => at + 1,
             };
-            let ways = match self.deed {
-                Deed::Fail { .. } => calls::errors(&call.name).len(),
-                _ => 1,
+            let point = |choice, recovery: &Recovery| Point {
+                verb,
+                strike: Strike {
+                    deed: deed.with(choice),
+                    point: number,
+                },
+                recovery: *recovery,
+            };
+            let ways = match fails {
+                true => calls::errors(&call.name).len(),
+                false => 1,
             };
             // What a program of the system makes of its own troubles is its affair; that it dies is among the kills.
             let helper = HELPERS.contains(&call.program.as_str());
             // Who is killed here finds what was there at the call before, unless that one changed something.
             let differs = at == 0 || calls::leaves_a_mark(&calls[at - 1].name);
-            let fails = matches!(self.deed, Deed::Fail { .. });
             if fails && helper {
                 continue;
             }
+            // A child resets each of its signals before it executes something: that counts once.
+            let is_reset = |it: &Call| it.by_delegate && it.name == "rt_sigaction";
+            if at > 0 && is_reset(call) && is_reset(&calls[at - 1]) {
+                continue;
+            }
+            // Of its hundreds of calls most are those of any program that starts: these are tried now and then, and all after which something may be another.
+            let tells = at == 0 || calls::tells_others(&calls[at - 1].name);
+            if helper && !tells && !at.is_multiple_of(SOME) {
+                continue;
+            }
             if helper || !(differs || fails) {
-                all.push(self.point(point, 0, recoveries[at % recoveries.len()]));
+                all.push(point(0, &recoveries[all.len() % recoveries.len()]));
                 continue;
             }
             for way in 0..ways {
-                let points = recoveries.iter().map(|it| self.point(point, way, *it));
-                all.extend(points);
+                all.extend(recoveries.iter().map(|it| point(way, it)));
             }
         }
         all
     }
 
-    fn point(&self, point: usize, choice: usize, recovery: Recovery) -> Point {
-        let deed = match self.deed {
-            Deed::Fail { .. } => Deed::Fail { choice },
-            deed => deed,
-        };
-        Point {
-            strike: Strike { deed, point },
-            recovery,
-        }
-    }
-
     /// After a call that failed the runtime may always come with all it knows.
-    fn recoveries(&self) -> Vec<Recovery> {
-        let all = match (self.deed, self.verb) {
-            (Deed::Fail { .. } | Deed::KillDelegate, _) | (_, Verb::Check) => &RECOVERIES[..1],
-            _ => &RECOVERIES,
+    fn recoveries(&self, verb: Verb, deed: Deed) -> Vec<Recovery> {
+        let told = deed.choice().is_some() || deed == Deed::KillDelegate;
+        let all = match told || verb == Verb::Check {
+            true => &RECOVERIES[..1],
+            false => &RECOVERIES,
         };
         let possible = |it: &&Recovery| !(self.chain.in_pod && **it == Recovery::DelElsewhere);
         all.iter().filter(possible).copied().collect()
     }
 
-    fn name(&self) -> String {
-        let deed = match self.deed {
-            Deed::Watch => "watch",
-            Deed::KillChain => "kill all",
-            Deed::KillPlugin => "kill the plugin alone",
-            Deed::KillDelegate => "kill the delegate alone",
-            Deed::KillDaemon => "kill the daemon",
-            Deed::Fail { .. } => "fail",
-        };
-        format!("{}, {:?}, {deed}", self.chain.name, self.verb)
-    }
-
-    fn work(&self, exe: &str, points: &[Point], next: &AtomicUsize) -> Tally {
-        let mut tally = Tally::default();
+    fn work(
+        &self,
+        crew: &Crew,
+        points: &[Point],
+        next: &AtomicUsize,
+        done: &(impl Fn(usize, Tally) + Sync),
+    ) {
         let mut node = None;
-        while let Some(point) = points.get(next.fetch_add(1, Ordering::Relaxed)) {
+        while crew.until.is_none_or(|until| Instant::now() < until) {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(point) = points.get(number) else {
+                return;
+            };
+            let mut tally = Tally::default();
             let ready = match node.take() {
                 Some(node) => Ok(node),
                 None => Node::new(&self.chain),
             };
-            let ready = match ready {
-                Ok(node) => node,
+            match ready {
+                Ok(ready) => {
+                    node = self.one(crew.exe, ready, *point, &mut tally);
+                    for _ in 0..AGAIN {
+                        let Some(ready) = node.take_if(|_| tally.missed == 1) else {
+                            break;
+                        };
+                        tally = Tally::default();
+                        node = self.one(crew.exe, ready, *point, &mut tally);
+                    }
+                }
                 Err(error) => {
+                    let name = self.chain.name;
                     tally
                         .findings
-                        .push(format!("{}: make a node: {error:#}", self.name()));
-                    continue;
+                        .push(format!("{name}: make a node: {error:#}"));
                 }
-            };
-            let mut at = None;
-            let scene = Scene {
-                node: &ready,
-                exe,
-                verb: self.verb,
-                of_daemon: self.deed == Deed::KillDaemon,
-            };
-            let mut body = || scene.play(*point, &mut tally, &mut at);
-            let done = catch_unwind(AssertUnwindSafe(&mut body))
-                .unwrap_or_else(|panic| Err(anyhow::Error::msg(text(&*panic))));
-            match done {
-                Ok(()) => node = Some(ready),
-                // What is left would be found again and again: the next one gets another node.
-                Err(error) => tally.findings.push(format!(
-                    "{}, point {}, {}, then {:?}: {error:#}",
-                    self.name(),
-                    point.strike.point,
-                    at.map_or_else(String::new, |at| at.to_string()),
-                    point.recovery
-                )),
             }
+            done(number, tally);
         }
-        tally
+    }
+
+    /// One point; the node if it is as good as before.
+    fn one(&self, exe: &str, node: Node, point: Point, tally: &mut Tally) -> Option<Node> {
+        let mut at = None;
+        let before = node.looks();
+        let scene = Scene {
+            node: &node,
+            exe,
+            verb: point.verb,
+            of_daemon: point.strike.deed.is_daemons(),
+        };
+        let mut body = || scene.play(point, tally, &mut at);
+        let done = catch_unwind(AssertUnwindSafe(&mut body))
+            .unwrap_or_else(|panic| Err(anyhow::Error::msg(text(&*panic))));
+        tally.full_looks = node.looks().full() - before.full();
+        let Err(error) = done else {
+            return Some(node);
+        };
+        let [deed, number] = point.strike.words();
+        tally.findings.push(format!(
+            "{}, {:?}, {deed} at {number}, {}, then {:?}: {error:#}",
+            self.chain.name,
+            point.verb,
+            at.map_or_else(String::new, |at| at.to_string()),
+            point.recovery
+        ));
+        // What is left would be found again and again: the next one gets another node.
+        None
     }
 }
 
@@ -314,20 +434,24 @@ impl Scene<'_> {
         tally.points += 1;
         let answered = match point.strike.deed {
             Deed::KillChain | Deed::KillPlugin | Deed::Watch => false,
-            Deed::KillDelegate | Deed::KillDaemon => self.answered(&outcome, None, tally)?,
+            Deed::KillDelegate | Deed::KillDaemon | Deed::FailDaemon { .. } => {
+                self.answered(&outcome, None, tally)?
+            }
             Deed::Fail { .. } => self.answered(&outcome, Some((&struck, point.strike)), tally)?,
         };
         // DEL after a verb that failed finds no daemon, every other time.
         if outcome.code() == 0 || point.strike.point.is_multiple_of(2) {
             self.revive()?;
         }
-        if answered && outcome.code() == 1 && self.verb == Verb::Add && !self.node.is_cold() {
+        let rolls_back = self.verb == Verb::Add && self.node.rolls_back_all();
+        if answered && outcome.code() == 1 && rolls_back && !self.node.is_cold() {
             self.node.is_clean().context("rolled back, but")?;
         }
+        let result = self.goes_on(&outcome);
         if answered && outcome.code() == 0 {
-            self.succeeded(&outcome)?;
+            self.succeeded(&outcome, result.as_ref())?;
         }
-        self.after(&outcome, point.recovery)
+        self.recover(result.as_ref(), point.recovery)
     }
 
     /// Brings the node to where the verb is about to run, and runs it.
@@ -336,6 +460,7 @@ impl Scene<'_> {
         if node.is_cold() {
             node.make_cold();
         }
+        node.add_before(&node.victim);
         let conf = node.conf(&node.victim);
         let conf = match self.verb {
             Verb::Add => conf,
@@ -360,14 +485,17 @@ impl Scene<'_> {
         Ok((Report::parse(&report)?, outcome))
     }
 
-    /// Runs the verb.
+    /// Runs the verb; of those with which the plugin is in a list, what a runtime runs before it.
     fn call(&self, cni: impl Fn() -> Cni, conf: &Value) -> Outcome {
         let node = self.node;
         match self.verb {
             Verb::Add => cni().add(conf, &node.victim, IFNAME),
-            Verb::Del => cni().del(conf, &node.victim, IFNAME),
+            Verb::Del => {
+                node.delete_behind(&node.victim, conf.get("prevResult"));
+                cni().del(conf, &node.victim, IFNAME)
+            }
             Verb::Check => cni().check(conf, &node.victim, IFNAME),
-            Verb::Gc => node.without_pod(|| cni().gc(&node.gc_conf())),
+            Verb::Gc => node.without_pod(|| node.gc(|conf| cni().gc(conf))),
         }
     }
 
@@ -381,8 +509,10 @@ impl Scene<'_> {
 
     /// Attaches without an accident; the configuration as the runtime sends it from then on.
     fn added(&self, conf: &Value) -> Value {
-        let added = self.node.cni().add(conf, &self.node.victim, IFNAME);
-        conf::with_prev(conf, &added.result())
+        let node = self.node;
+        let added = node.cni().add(conf, &node.victim, IFNAME);
+        let result = node.add_behind(&node.victim, added.result());
+        conf::with_prev(conf, &result)
     }
 
     /// Whether the plugin lived to say how it went; what it says must be sound then.
@@ -417,13 +547,12 @@ impl Scene<'_> {
     }
 
     /// What a verb that says it succeeded must have done.
-    fn succeeded(&self, outcome: &Outcome) -> Result<()> {
+    fn succeeded(&self, outcome: &Outcome, result: Option<&Value>) -> Result<()> {
         let node = self.node;
-        let conf = node.conf(&node.victim);
         match self.verb {
             Verb::Add => {
-                let after = conf::with_prev(&conf, &outcome.result());
-                node.cni().check(&after, &node.victim, IFNAME).silent();
+                let result = result.context("a result")?;
+                node.check_all(&node.victim, result);
             }
             Verb::Check => _ = outcome.silent(),
             Verb::Del | Verb::Gc => {
@@ -438,25 +567,38 @@ impl Scene<'_> {
         Ok(())
     }
 
-    /// The runtime cleans up; then nothing is left and the next one can come.
+    /// The runtime goes on with its list if it may. Returns the result that it then remembers.
+    fn goes_on(&self, outcome: &Outcome) -> Option<Value> {
+        let node = self.node;
+        match (self.verb, outcome.code()) {
+            (Verb::Add, 0) => Some(node.add_behind(&node.victim, outcome.result())),
+            (Verb::Del, 0) => {
+                node.delete_before(&node.victim, None);
+                None
+            }
+            _ => None,
+        }
+    }
+
     fn after(&self, outcome: &Outcome, recovery: Recovery) -> Result<()> {
+        self.recover(self.goes_on(outcome).as_ref(), recovery)
+    }
+
+    /// The runtime cleans up; then nothing is left and the next one can come.
+    fn recover(&self, result: Option<&Value>, recovery: Recovery) -> Result<()> {
         let node = self.node;
         let conf = node.conf(&node.victim);
-        let known = match (self.verb, outcome.code()) {
-            (Verb::Add, 0) => conf::with_prev(&conf, &outcome.result()),
-            _ => conf.clone(),
+        let known = match result {
+            Some(result) => conf::with_prev(&conf, result),
+            None => conf,
         };
-        let bare = conf::with(
-            &conf,
-            serde_json::json!({"runtimeConfig": null, "prevResult": null}),
-        );
-        let delete = |conf: &Value| node.cni().del(conf, &node.victim, IFNAME);
-        let elsewhere = || node.cni().netns("").del(&bare, &node.victim, IFNAME);
         match recovery {
-            Recovery::Del => _ = delete(&known).silent(),
-            Recovery::DelBare => node.without_pod(|| _ = elsewhere().silent()),
-            Recovery::DelElsewhere => _ = elsewhere().silent(),
-            Recovery::Gc => node.without_pod(|| _ = node.gc().silent()),
+            Recovery::Del => node.delete_all(&node.victim, &known, result),
+            Recovery::DelBare => node.without_pod(|| node.delete_elsewhere(&node.victim)),
+            Recovery::DelElsewhere => node.delete_elsewhere(&node.victim),
+            Recovery::Gc => node.without_pod(|| {
+                node.gc(|conf| node.cni().gc(conf)).silent();
+            }),
         }
         if !node.is_cold() {
             node.is_clean()?;
@@ -491,6 +633,12 @@ const HELPERS: [&str; 10] = [
     "xtables-nft-mul",
     "modprobe",
 ];
+
+/// How often a point is tried again that was not met: of two threads or processes, now one and now the other comes first.
+const AGAIN: usize = 6;
+
+/// One in so many calls of a program of the system that nobody else can notice.
+const SOME: usize = 20;
 
 /// Calls that are made before `main`: the C library's and the Rust runtime's.
 const START: usize = 30;

@@ -184,7 +184,7 @@ impl Tracer {
                 }
             }
             Deed::KillDelegate => end(process),
-            Deed::Fail { choice } => {
+            Deed::Fail { choice } | Deed::FailDaemon { choice } => {
                 let Some(errno) = calls::errors(call).get(choice) else {
                     return go_on(thread, None);
                 };

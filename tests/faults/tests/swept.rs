@@ -1,31 +1,43 @@
 //! A few of the points of every sweep: `make faults` tries them all.
 
 use faults::chains;
+use faults::node::Chain;
 use faults::strike::Deed;
-use faults::sweep::{Sweep, Tally, VERBS, Verb};
+use faults::sweep::{Crew, Sweep, Tally, VERBS, Verb};
 
 /// Points of each verb of each chain.
 const FEW: usize = 3;
 
 /// One of every kind: the others differ in what is chosen underneath.
-const CHAINS: [&str; 4] = ["bridge", "portmap", "macvlan", "vxlan"];
+const CHAINS: [&str; 5] = [
+    "bridge",
+    "portmap",
+    "portmap of bridge and portmap, iptables",
+    "macvlan",
+    "vxlan",
+];
+
+fn swept(chain: Chain, verbs: &[Verb], deeds: &[Deed], few: usize) -> Tally {
+    let sweep = Sweep {
+        chain,
+        verbs: verbs.to_vec(),
+        deeds: deeds.to_vec(),
+        at_most: Some(few),
+    };
+    let crew = Crew {
+        exe: env!("CARGO_BIN_EXE_faults"),
+        workers: 2,
+        until: None,
+    };
+    let tally = sweep.run(&crew);
+    tally.expect("the chain works without accidents")
+}
 
 fn sweep(deeds: &[Deed], few: usize) {
     let mut total = Tally::default();
     for chain in CHAINS {
         let chain = chains::named(chain).expect("the chain");
-        for verb in VERBS {
-            for deed in deeds {
-                let sweep = Sweep {
-                    chain: chain.clone(),
-                    verb,
-                    deed: *deed,
-                    at_most: Some(few),
-                };
-                let tally = sweep.run(env!("CARGO_BIN_EXE_faults"), 2);
-                total.add(tally.expect("the chain works without accidents"));
-            }
-        }
+        total.add(swept(chain, &VERBS, deeds, few));
     }
     assert!(total.points > 0);
     assert!(
@@ -50,19 +62,9 @@ fn a_call_that_fails_is_told_and_undone() {
 #[test]
 fn whoever_is_killed_alone_does_no_harm() {
     let executed = chains::named("bridge, IPAM executed").expect("the chain");
-    for verb in VERBS {
-        for deed in [Deed::KillPlugin, Deed::KillDelegate] {
-            let sweep = Sweep {
-                chain: executed.clone(),
-                verb,
-                deed,
-                at_most: Some(FEW),
-            };
-            let tally = sweep.run(env!("CARGO_BIN_EXE_faults"), 2);
-            let tally = tally.expect("the chain works without accidents");
-            assert!(tally.findings.is_empty(), "{}", tally.findings.join("\n"));
-        }
-    }
+    let deeds = [Deed::KillPlugin, Deed::KillDelegate];
+    let tally = swept(executed, &VERBS, &deeds, FEW);
+    assert!(tally.findings.is_empty(), "{}", tally.findings.join("\n"));
 }
 
 #[test]
@@ -71,15 +73,10 @@ fn a_lease_outlives_its_daemon_and_not_its_pod() {
         (Verb::Add, Deed::KillChain),
         (Verb::Add, Deed::KillDaemon),
         (Verb::Del, Deed::KillDaemon),
+        (Verb::Add, Deed::FailDaemon { choice: 0 }),
     ] {
-        let sweep = Sweep {
-            chain: chains::named("macvlan, dhcp").expect("the chain"),
-            verb,
-            deed,
-            at_most: Some(FEW),
-        };
-        let tally = sweep.run(env!("CARGO_BIN_EXE_faults"), 2);
-        let tally = tally.expect("the chain works without accidents");
+        let chain = chains::named("macvlan, dhcp").expect("the chain");
+        let tally = swept(chain, &[verb], &[deed], FEW);
         assert!(tally.points > 0, "{verb:?}, {deed:?}: nothing happened");
         assert!(tally.findings.is_empty(), "{}", tally.findings.join("\n"));
     }
