@@ -1,46 +1,90 @@
 //! CHECK: whether the parts of an attachment are as its result says.
 
 use anyhow::{Context, Result, bail};
-use cni::env::NetnsPath;
+use cni::request::Check;
 use cni::result::{AddResult, Interface};
 use netlink::{Link, Netlink};
+use netns::NetNs;
 
 use crate::pod;
 
-/// Where an attachment's interface is looked for.
-#[derive(Clone, Copy)]
-pub struct Container<'a> {
-    /// A socket in the pod.
-    pub pod: &'a Netlink,
-    /// `CNI_IFNAME`.
-    pub ifname: &'a str,
-    /// `CNI_NETNS`.
-    pub netns: &'a NetnsPath,
-    /// What it has to be, as the kernel calls it: `veth`, `macvlan`.
-    pub kind: &'a str,
+/// A port of a bridge, as it was found.
+#[derive(Clone, Debug)]
+pub struct Port {
+    /// The bridge.
+    pub bridge: Link,
+    /// The pod's interface.
+    pub container: Link,
 }
 
-/// The pod's interface, of the right kind and with the MAC that `previous`
-/// promises. The last interface of that name in that sandbox is the pod's.
+/// What ADD has returned.
 ///
 /// # Errors
-/// What differs.
-pub fn container(wanted: Container<'_>, previous: &AddResult) -> Result<Link> {
-    let (ifname, netns) = (wanted.ifname, wanted.netns.as_str());
-    let recorded = previous
-        .interfaces
-        .iter()
+/// The runtime did not pass it on.
+pub fn previous<C>(request: &Check<C>) -> Result<AddResult> {
+    request
+        .call
+        .prev_result()?
+        .context("Required prevResult missing")
+}
+
+/// Whether the attachment is a port of the bridge called `name`, and has both
+/// interfaces, the addresses and the routes of `previous`.
+///
+/// # Errors
+/// The first that differs.
+pub fn port<C>(
+    request: &Check<C>,
+    name: &str,
+    netns: &NetNs,
+    previous: &AddResult,
+) -> Result<Port> {
+    let (host, pod) = (Netlink::open()?, Netlink::open_in(netns)?);
+    let bridge = bridge(&host, name, previous)?;
+    let recorded = container(request, previous)?;
+    let container = container_veth(&pod, recorded)?;
+    host_veth(&host, previous, &bridge, &container)?;
+    layer_3(&pod, &container.name, previous)?;
+    Ok(Port { bridge, container })
+}
+
+/// What `previous` says of the pod's interface: the last of that name in that sandbox.
+///
+/// # Errors
+/// `Sandbox in prevResult  doesn't match configured netns: …`
+pub fn container<'a, C>(request: &Check<C>, previous: &'a AddResult) -> Result<&'a Interface> {
+    let (ifname, netns) = (request.attachment.ifname.as_str(), request.netns.as_str());
+    let mut interfaces = previous.interfaces.iter();
+    interfaces
         .rfind(|interface| interface.name == ifname && interface.sandbox == netns)
-        .with_context(|| {
-            format!("Sandbox in prevResult  doesn't match configured netns: {netns}")
-        })?;
-    let link = find(wanted.pod, &recorded.name)?;
-    if !link.is_kind(wanted.kind) {
+        .with_context(|| format!("Sandbox in prevResult  doesn't match configured netns: {netns}"))
+}
+
+/// A bridge's MAC that was never pinned may have changed with its ports; the
+/// one of a bridge that we created has not.
+fn bridge(host: &Netlink, name: &str, previous: &AddResult) -> Result<Link> {
+    let mut interfaces = previous.interfaces.iter();
+    let recorded = interfaces
+        .find(|interface| interface.name == name && interface.sandbox.is_empty())
+        .with_context(|| format!("CNI created bridge {name} was not found"))?;
+    let bridge = find(host, name)?;
+    if !bridge.is_kind("bridge") {
+        bail!("Interface {name} does not have link type of bridge");
+    }
+    if bridge.pinned() == Some(true) && !recorded.mac.is_empty() && !has_mac(&bridge, recorded) {
         bail!(
-            "Error: Container interface {} not of type {}",
-            link.name,
-            wanted.kind
+            "Interface {name} Mac {} doesn't match: {}",
+            recorded.mac,
+            told_mac(&bridge)
         );
+    }
+    Ok(bridge)
+}
+
+fn container_veth(pod: &Netlink, recorded: &Interface) -> Result<Link> {
+    let link = find(pod, &recorded.name)?;
+    if !link.is_kind("veth") {
+        bail!("Error: Container interface {} not of type veth", link.name);
     }
     if !recorded.mac.is_empty() && !has_mac(&link, recorded) {
         bail!(
@@ -56,15 +100,7 @@ pub fn container(wanted: Container<'_>, previous: &AddResult) -> Result<Link> {
 /// Whether some interface of the host is the other end of `container`, and a
 /// port of `bridge`. Its MAC is not compared: udev changes it after ADD on some
 /// systems.
-///
-/// # Errors
-/// `CNI veth created for bridge cni0 was not found`
-pub fn host_veth(
-    host: &Netlink,
-    previous: &AddResult,
-    bridge: &Link,
-    container: &Link,
-) -> Result<()> {
+fn host_veth(host: &Netlink, previous: &AddResult, bridge: &Link, container: &Link) -> Result<()> {
     let candidates = previous
         .interfaces
         .iter()
@@ -94,30 +130,10 @@ pub fn layer_3(netlink: &Netlink, ifname: &str, previous: &AddResult) -> Result<
     netlink.check_routes(&routes)
 }
 
-/// The link called `name`.
-///
-/// # Errors
-/// `Interface name eth0 not found`
-pub fn find(netlink: &Netlink, name: &str) -> Result<Link> {
+fn find(netlink: &Netlink, name: &str) -> Result<Link> {
     netlink
         .find_link(name)?
         .with_context(|| format!("Interface name {name} not found"))
-}
-
-/// Whether `link` has the MAC that was recorded, if one was.
-///
-/// # Errors
-/// `Interface cni0 Mac … doesn't match: …`
-pub fn mac(recorded: &Interface, link: &Link) -> Result<()> {
-    if !recorded.mac.is_empty() && !has_mac(link, recorded) {
-        bail!(
-            "Interface {} Mac {} doesn't match: {}",
-            link.name,
-            recorded.mac,
-            told_mac(link)
-        );
-    }
-    Ok(())
 }
 
 fn has_mac(link: &Link, recorded: &Interface) -> bool {

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use cni::request::Check;
-use cni::result::{AddResult, Interface};
+use cni::result::Interface;
 use netlink::{Link, Macvlan, Netlink};
 use netns::NetNs;
 use wiring::check;
@@ -17,7 +17,7 @@ pub fn attachment(request: &Check<Conf>, plan: &Plan, netns: &NetNs) -> Result<(
         .call
         .prev_result()?
         .context("required prevResult missing")?;
-    let recorded = recorded(request, &previous)?;
+    let recorded = check::container(request, &previous)?;
     let pod = Netlink::open_in(netns)?;
     let macvlan = find(&pod, recorded)?;
     check_mode(&macvlan, plan)?;
@@ -25,16 +25,6 @@ pub fn attachment(request: &Check<Conf>, plan: &Plan, netns: &NetNs) -> Result<(
     let parent = check_parent(&macvlan.link, plan, netns)?;
     check_mtu(&macvlan.link, plan, recorded, &parent)?;
     check::layer_3(&pod, &macvlan.link.name, &previous)
-}
-
-/// The last interface of that name in that sandbox is the container's.
-fn recorded<'a>(request: &Check<Conf>, previous: &'a AddResult) -> Result<&'a Interface> {
-    let (ifname, netns) = (request.attachment.ifname.as_str(), request.netns.as_str());
-    previous
-        .interfaces
-        .iter()
-        .rfind(|interface| interface.name == ifname && interface.sandbox == netns)
-        .with_context(|| format!("Sandbox in prevResult  doesn't match configured netns: {netns}"))
 }
 
 fn find(pod: &Netlink, recorded: &Interface) -> Result<Macvlan> {

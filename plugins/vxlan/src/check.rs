@@ -1,7 +1,7 @@
 //! CHECK: whether an attachment is as its result says, and its network as its
 //! configuration says.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use cni::request::Check;
 use cni::result::AddResult;
 use nat::nftables::{Apart, Nftables};
@@ -15,23 +15,10 @@ use crate::plan::Plan;
 
 /// Compares the kernel with `prevResult`, and returns it.
 pub fn attachment(request: &Check<Conf>, plan: &Plan, netns: &NetNs) -> Result<AddResult> {
-    let previous = request
-        .call
-        .prev_result()?
-        .context("Required prevResult missing")?;
-    let (host, pod) = (Netlink::open()?, Netlink::open_in(netns)?);
-    let bridge = check_bridge(&host, plan, &previous)?;
-    let wanted = check::Container {
-        pod: &pod,
-        ifname: request.attachment.ifname.as_str(),
-        netns: &request.netns,
-        kind: "veth",
-    };
-    let container = check::container(wanted, &previous)?;
-    check::host_veth(&host, &previous, &bridge, &container)?;
-    check::layer_3(&pod, &container.name, &previous)?;
-
-    let found = Device::find(&host, &plan.network)?;
+    let previous = check::previous(request)?;
+    let check::Port { bridge, container } =
+        check::port(request, plan.network.bridge.as_str(), netns, &previous)?;
+    let found = Device::find(&Netlink::open()?, &plan.network)?;
     found.check(segment(plan, &bridge))?;
     let mtu = found.spec.mtu;
     if container.mtu > mtu {
@@ -43,23 +30,6 @@ pub fn attachment(request: &Check<Conf>, plan: &Plan, netns: &NetNs) -> Result<A
     }
     peers(plan, &found, Some(&bridge))?;
     Ok(previous)
-}
-
-fn check_bridge(host: &Netlink, plan: &Plan, previous: &AddResult) -> Result<Link> {
-    let name = plan.network.bridge.as_str();
-    let recorded = previous
-        .interfaces
-        .iter()
-        .find(|interface| interface.name == name && interface.sandbox.is_empty())
-        .with_context(|| format!("CNI created bridge {name} was not found"))?;
-    let bridge = check::find(host, name)?;
-    if !bridge.is_kind("bridge") {
-        bail!("Interface {name} does not have link type of bridge");
-    }
-    if bridge.pinned() == Some(true) {
-        check::mac(recorded, &bridge)?;
-    }
-    Ok(bridge)
 }
 
 /// Whether the kernel knows the peers that the configuration lists. A device that is not
