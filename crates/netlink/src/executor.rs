@@ -195,15 +195,16 @@ impl Wire {
         let until = Instant::now() + self.deadline;
         // A dump that fails says so in its last message.
         self.connection.set_forward_done(true);
-        let mut answers = self.handle.request(request).map_err(|_| Errno::EPIPE)?;
+        let Ok(mut answers) = self.handle.request(request) else {
+            return Err(self.failure());
+        };
         let mut reply = Reply::default();
         // Nobody is ever woken: what is pending is polled again below.
         let mut context = Context::from_waker(noop_waker_ref());
         loop {
             // Sends what is queued, or reads at most one datagram.
             if self.connection.poll_unpin(&mut context).is_ready() {
-                let failure = self.connection.socket_mut().failure.take();
-                return Err(failure.unwrap_or(Errno::EPIPE));
+                return Err(self.failure());
             }
             while let Poll::Ready(answer) = answers.poll_next_unpin(&mut context) {
                 match answer {
@@ -213,6 +214,12 @@ impl Wire {
             }
             self.connection.socket_mut().ready(until)?;
         }
+    }
+
+    /// Why the connection broke, for every request from then on.
+    fn failure(&mut self) -> Errno {
+        let failure = self.connection.socket_mut().failure.get();
+        failure.unwrap_or(Errno::EPIPE)
     }
 
     /// Lets the kernel select what a dump returns: without this option it

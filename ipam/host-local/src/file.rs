@@ -63,10 +63,11 @@ pub fn read_at_most(path: &Path, limit: u64) -> io::Result<Option<(String, Metad
 pub fn make_private(dir: &Path) -> anyhow::Result<()> {
     let make = |dir: &Path| {
         let above = dir.parent().unwrap_or(Path::new("/"));
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(above)?;
+        match DirBuilder::new().recursive(true).mode(0o755).create(above) {
+            // Also said of one that could not be looked at for a moment.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && above.is_dir() => {}
+            made => made?,
+        }
         match DirBuilder::new().mode(0o700).create(dir) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
             made => made,
