@@ -1,4 +1,6 @@
-use netlink::{AddressSpec, Family, Netlink};
+use std::{fs, net::Ipv6Addr};
+
+use netlink::{AddressSpec, Family, Netlink, wait_until_solicited};
 
 use crate::sandbox::{Sandbox, json, run};
 
@@ -96,4 +98,22 @@ fn adding_twice_fails_and_deleting_twice_does_not() {
     netlink.delete_address(index, spec.address).unwrap();
     assert!(!seen().iter().any(|it| it["local"] == "10.1.2.3"));
     netlink.delete_address(index, spec.address).unwrap();
+}
+
+#[test]
+fn who_waits_for_it_has_an_address_that_can_be_asked_for() {
+    let (_sandbox, netlink, index) = setup();
+    for number in 1..=50 {
+        let ip: Ipv6Addr = format!("fd00:1::{number:x}").parse().unwrap();
+        let spec = AddressSpec {
+            nodad: true,
+            ..plain(&format!("{ip}/64"))
+        };
+        netlink.add_address(index, &spec).unwrap();
+        // Without this, the kernel's worker is seldom quicker than we are.
+        wait_until_solicited("a0", ip);
+        let groups = fs::read_to_string("/proc/thread-self/net/igmp6").unwrap();
+        let group = format!("01ff0000{number:02x} ");
+        assert!(groups.contains(&group), "{ip}: {groups}");
+    }
 }
