@@ -273,9 +273,10 @@ fn what_is_installed_is_what_was_built() {
 #[test]
 fn the_map_leads_somewhere() {
     let map = std::fs::read_to_string(project("ARCHITECTURE.md")).expect("the map");
-    let rows = map.lines().filter(|line| line.starts_with("| "));
+    let table = map.split("\n\n").find(|it| it.starts_with("| I want "));
+    let rows = table.expect("the table").lines();
     let mut found = 0;
-    for row in rows.skip(1) {
+    for row in rows.skip(2) {
         let mut dir = PathBuf::new();
         let places = row.split('|').nth(2).expect("a second column");
         for name in places.split('`').skip(1).step_by(2) {
@@ -296,4 +297,39 @@ fn the_map_leads_somewhere() {
         }
     }
     assert!(found > 20, "{found}");
+}
+
+#[test]
+fn the_map_says_who_calls_whom() {
+    let map = std::fs::read_to_string(project("ARCHITECTURE.md")).expect("the map");
+    let table = map.split("| | calls |").nth(1).expect("who calls whom");
+    let rows = table.lines().skip(2).take_while(|row| row.starts_with('|'));
+    let words = |cell: &str| -> Vec<String> {
+        let words = cell.split('`').skip(1).step_by(2);
+        words.map(str::to_owned).collect()
+    };
+    let mut callers = 0;
+    for row in rows {
+        let cells: Vec<&str> = row.split('|').collect();
+        for caller in words(cells[1]) {
+            callers += 1;
+            let manifest = std::fs::read_to_string(project(&format!("{caller}/Cargo.toml")));
+            let manifest = manifest.unwrap_or_else(|error| panic!("{caller}: {error}"));
+            let of_its_own = |name: &str| {
+                ["crates", "plugins", "ipam"]
+                    .iter()
+                    .any(|dir| project(&format!("{dir}/{name}")).is_dir())
+            };
+            let dependencies = manifest.split("[dependencies]").nth(1).expect("some");
+            let dependencies = dependencies.split("\n[").next().unwrap_or_default();
+            let mut called: Vec<&str> = dependencies
+                .lines()
+                .filter_map(|line| line.split(['.', ' ']).next())
+                .filter(|name| !name.is_empty() && of_its_own(name))
+                .collect();
+            called.sort_unstable();
+            assert_eq!(words(cells[2]), called, "{caller}");
+        }
+    }
+    assert_eq!(callers, 14, "all but errand, which calls nobody");
 }
