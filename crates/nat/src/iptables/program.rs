@@ -150,7 +150,13 @@ impl Program {
     pub(super) fn table(&self) -> Result<Listing> {
         let output = execute(&self.save, &["-t", "nat"], "")?;
         if output.status.success() {
-            return Ok(Listing::parse(&String::from_utf8_lossy(&output.stdout)));
+            let text = String::from_utf8_lossy(&output.stdout);
+            // The program does not look whether what it wrote was taken.
+            if text.contains("*nat") && !text.lines().any(|line| line == "COMMIT") {
+                let name = self.save.display();
+                return Err(anyhow!("{name}: ended in the middle")).context("list table nat");
+            }
+            return Ok(Listing::parse(&text));
         }
         if is_absent(&said(&output)) {
             return Ok(Listing::default());

@@ -74,6 +74,18 @@ fn whoever_fails_without_saying_that_there_is_nothing_has_not_removed() {
 }
 
 #[test]
+fn half_a_table_is_none() {
+    on_both(|host| {
+        let rules = with_rules(host);
+        let iptables = host.scripted("NAME \"$@\" | head -n 4");
+        let error = iptables.collect_published("mynet", &[]).unwrap_err();
+        let said = format!("{error:#}");
+        assert!(said.contains("ended in the middle"), "{said}");
+        assert_eq!(host.tables(), rules);
+    });
+}
+
+#[test]
 fn what_cannot_be_executed_has_not_removed() {
     on_both(|host| {
         let rules = with_rules(host);
