@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::netns::Netns;
+use crate::process::in_time;
 use crate::sandbox::{Inner, Sandbox};
 
 /// State of the node and of every pod that existed when it was taken: links,
@@ -113,13 +114,15 @@ impl Snapshot {
     /// The differences that are not allowed, one a line, if there still are any after
     /// `grace`.
     pub fn compare(&self, grace: Duration) -> Result<(), String> {
-        let deadline = Instant::now() + grace;
+        let deadline = Instant::now() + in_time(grace);
         loop {
+            // A look itself may take longer than all that is to be waited for.
+            let is_last = Instant::now() > deadline;
             let differences = self.differences(&state(&self.sandbox));
             if differences.is_empty() {
                 return Ok(());
             }
-            if Instant::now() > deadline {
+            if is_last {
                 return Err(differences.join("\n"));
             }
             std::thread::sleep(Duration::from_millis(50));
