@@ -55,10 +55,10 @@ fuzz: ## hostile input for every parser, SECONDS for each (default 60)
 
 faults: build ## plugins killed, and let down, at each system call; 100 reboots: docs/reliability.md (FAULTS_AT_MOST=N: N points of each)
 	tests/packages test
-	cargo build --locked -p faults
+	cargo build --release --locked -p faults
 	FAULTS_BOOTS=100 cargo test --locked -p faults --test accidents
-	target/$(TRIPLE)/debug/faults kill
-	target/$(TRIPLE)/debug/faults fail
+	$(RELEASE)/faults kill
+	$(RELEASE)/faults fail
 
 storm: build ## 200 attachments by many at once who lose patience, for SECONDS (default 60)
 	tests/packages test

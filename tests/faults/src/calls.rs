@@ -137,6 +137,12 @@ pub fn name(number: u64) -> String {
     known.map_or_else(|| number.to_string(), |(_, name)| (*name).to_owned())
 }
 
+/// The same name, if we have it.
+pub fn known(name: &str) -> Option<&'static str> {
+    let known = NAMES.iter().find(|(_, it)| *it == name);
+    known.map(|(_, name)| *name)
+}
+
 /// How a call may fail on a machine that is short of something; empty for those that cannot.
 pub fn errors(call: &str) -> &'static [Errno] {
     use Errno::*;

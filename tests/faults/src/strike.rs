@@ -3,6 +3,8 @@
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use crate::calls;
+
 /// What is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Deed {
@@ -59,6 +61,8 @@ pub struct Strike {
     pub deed: Deed,
     /// When.
     pub point: usize,
+    /// Only calls of this name count: what another thread does meanwhile does not.
+    pub call: Option<&'static str>,
 }
 
 impl Strike {
@@ -73,7 +77,11 @@ impl Strike {
             Deed::Fail { choice } => format!("fail-{choice}"),
             Deed::FailDaemon { choice } => format!("fail-daemon-{choice}"),
         };
-        [deed, self.point.to_string()]
+        let point = match self.call {
+            Some(call) => format!("{call}:{}", self.point),
+            None => self.point.to_string(),
+        };
+        [deed, point]
     }
 
     /// Reads what [`Strike::words`] wrote.
@@ -81,12 +89,16 @@ impl Strike {
     /// # Errors
     /// When it did not.
     pub fn parse(deed: &str, point: &str) -> Result<Self> {
+        let (call, point) = match point.split_once(':') {
+            Some((call, point)) => (Some(calls::known(call).context("a call")?), point),
+            None => (None, point),
+        };
+        let point = point.parse().context("point")?;
         if let Some(choice) = deed.strip_prefix("fail-daemon-") {
             let deed = Deed::FailDaemon {
                 choice: choice.parse()?,
             };
-            let point = point.parse().context("point")?;
-            return Ok(Self { deed, point });
+            return Ok(Self { deed, point, call });
         }
         let deed = match (deed, deed.strip_prefix("fail-")) {
             ("watch", _) => Deed::Watch,
@@ -99,8 +111,7 @@ impl Strike {
             },
             (other, None) => bail!("unknown deed {other:?}"),
         };
-        let point = point.parse().context("point")?;
-        Ok(Self { deed, point })
+        Ok(Self { deed, point, call })
     }
 }
 

@@ -204,6 +204,7 @@ impl Sweep {
         let watch = Strike {
             deed: Deed::Watch,
             point: 0,
+            call: None,
         };
         let mut points = Vec::new();
         for verb in &self.verbs {
@@ -260,9 +261,15 @@ impl Sweep {
         let fails = deed.choice().is_some();
         for (at, call) in calls.iter().enumerate().skip(begin.unwrap_or_default()) {
             delegates += usize::from(call.by_delegate);
+            let mut name = None;
             let number = match deed {
                 Deed::KillDelegate | Deed::KillPlugin if !call.by_delegate => continue,
                 Deed::KillDelegate => delegates,
+                _ if fails => {
+                    name = calls::known(&call.name);
+                    let same = calls[..=at].iter().filter(|it| it.name == call.name);
+                    same.count()
+                }
                 _ => at + 1,
             };
             let point = |choice, recovery: &Recovery| Point {
@@ -270,6 +277,7 @@ impl Sweep {
                 strike: Strike {
                     deed: deed.with(choice),
                     point: number,
+                    call: name,
                 },
                 recovery: *recovery,
             };
@@ -537,7 +545,7 @@ impl Scene<'_> {
                     bail!("ended with {code}: {outcome}");
                 };
                 // Whoever has no memory, or not even a beginning, says nothing.
-                let excused = calls::is_memory(&struck.call) || strike.point <= START;
+                let excused = calls::is_memory(&struck.call) || begins(strike);
                 ensure!(excused, "ended with {code}: {outcome}");
                 tally.aborted += 1;
                 return Ok(false);
@@ -640,8 +648,10 @@ const AGAIN: usize = 6;
 /// One in so many calls of a program of the system that nobody else can notice.
 const SOME: usize = 20;
 
-/// Calls that are made before `main`: the C library's and the Rust runtime's.
-const START: usize = 30;
+/// Whether a call is made before `main`: the C library and the Rust runtime are the first to make most.
+fn begins(strike: Strike) -> bool {
+    strike.call.is_some() && strike.point == 1
+}
 
 /// Whether an error tells what the kernel told.
 fn names_cause(said: &str, struck: &Struck) -> bool {

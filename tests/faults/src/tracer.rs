@@ -159,6 +159,9 @@ impl Tracer {
             };
             self.report.calls.push(call);
         }
+        if self.strike.call.is_some_and(|it| it != call) {
+            return false;
+        }
         self.report.counted += 1;
         self.report.counted == self.strike.point
     }
