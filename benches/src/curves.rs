@@ -63,7 +63,7 @@ fn published(programs: &Programs, plan: &Plan) -> Result<Vec<Curve>> {
     let mut wires = Vec::new();
     for side in &all {
         if side.stage.side != Side::Floor {
-            wires.push(connect::Wire::new(&side.stage)?);
+            wires.push((side.stage.side, connect::Wire::new(&side.stage)?));
         }
     }
     for count in &plan.ports {
@@ -72,8 +72,12 @@ fn published(programs: &Programs, plan: &Plan) -> Result<Vec<Curve>> {
             side.others = *count;
         }
         times.push((*count, rounds(&mut all, plan.rounds)?));
-        let sides = all.iter().filter(|side| side.stage.side != Side::Floor);
-        let mut pairs: Vec<_> = sides.map(|side| &side.stage).zip(&mut wires).collect();
+        // The rounds have turned their order.
+        let stage = |of: Side| all.iter().map(|it| &it.stage).find(|it| it.side == of);
+        let pairs = wires.iter_mut();
+        let mut pairs: Vec<_> = pairs
+            .filter_map(|(side, wire)| Some((stage(*side)?, wire)))
+            .collect();
         connections.push((*count, connect::measure(&mut pairs, plan.connections)?));
     }
     let portmap = |verb: Verb, key: &str| {
