@@ -7,9 +7,34 @@
 //! before the bridge forwards for the new port, and is lost too. So: have it
 //! sent again when the port is up.
 
-use crate::{Error, Link, Netlink};
+use rtnetlink::packet_route::link::{
+    AfSpecInet, AfSpecUnspec, InetDevConf, LinkAttribute, LinkFlags,
+};
+
+use crate::{Error, Link, Netlink, link::flag};
 
 impl Netlink {
+    /// Brings a link up and switches `arp_notify` on, which is to be on when
+    /// [`Netlink::announce`] is called: `ip link set NAME up; sysctl -w
+    /// net.ipv4.conf.NAME.arp_notify=1`, in one request. In this order nothing is
+    /// announced before that. Other settings, `ndisc_notify` among them, the kernel
+    /// takes from files only.
+    ///
+    /// # Errors
+    /// When the kernel refuses; it has done nothing then.
+    pub(crate) fn set_up_to_announce(&self, index: u32) -> Result<(), Error> {
+        let mut settings = InetDevConf::default();
+        settings.arp_notify = 1;
+        let settings = AfSpecInet::DevConfRequest(settings);
+        let mut message = flag(index, LinkFlags::Up, true);
+        message
+            .attributes
+            .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![
+                settings,
+            ])]));
+        self.set_link(message, || format!("set link {index} up"))
+    }
+
     /// Has the kernel announce every address of `link`, by gratuitous ARP and
     /// unsolicited neighbour advertisement: `ip link set LINK address MAC`, with
     /// the address that it has.

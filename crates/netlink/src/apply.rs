@@ -41,7 +41,7 @@ pub struct Interface {
     /// What is done about duplicates of its IPv6 addresses.
     pub dad: Dad,
     /// Whether the kernel announces the addresses when the link comes up or
-    /// changes (`arp_notify`, `ndisc_notify`).
+    /// changes (`arp_notify`, and `ndisc_notify` where one is of IPv6).
     pub notify: bool,
 }
 
@@ -124,7 +124,6 @@ struct Inside {
 
 impl Inside {
     fn prepare(interface: &Interface) -> Result<Self, Error> {
-        set_notifications(interface);
         let monitor = prepare_ipv6(interface);
         let socket = open_socket()?;
         let index = if_nametoindex(interface.name.as_str());
@@ -133,19 +132,6 @@ impl Inside {
             index,
             monitor,
         })
-    }
-}
-
-/// These are favours: a read-only /proc/sys or a kernel without IPv6 is no
-/// reason to fail an ADD.
-fn set_notifications(interface: &Interface) {
-    if interface.notify {
-        for (family, setting) in [("ipv4", "arp_notify"), ("ipv6", "ndisc_notify")] {
-            let _ = sysctl::write(
-                &sysctl::interface_key(family, &interface.name, setting),
-                "1",
-            );
-        }
     }
 }
 
@@ -175,6 +161,10 @@ fn prepare_ipv6(interface: &Interface) -> anyhow::Result<Option<AddressMonitor>>
     // Nobody needs the address before there is a way out of the network.
     let way_out = v6.iter().any(|it| it.gateway.is_some());
     let awaited = way_out && interface.dad != Dad::Off;
+    if interface.notify {
+        // A favour: a read-only /proc/sys is no reason to fail an ADD.
+        let _ = set("ndisc_notify", "1");
+    }
     // It listens before there is something to hear.
     Ok(awaited.then(AddressMonitor::open).transpose()?)
 }
@@ -189,7 +179,7 @@ struct Configuration<'a> {
 impl Configuration<'_> {
     fn apply(self, monitor: Option<AddressMonitor>) -> anyhow::Result<Configured> {
         self.add_addresses()?;
-        self.netlink.set_up(self.index)?;
+        self.bring_up()?;
         let link = self.await_carrier()?;
         if let Some(monitor) = monitor {
             self.settle(&monitor)?;
@@ -200,6 +190,15 @@ impl Configuration<'_> {
             pod: self.netlink,
             link,
         })
+    }
+
+    fn bring_up(&self) -> Result<(), Error> {
+        let (netlink, index) = (&self.netlink, self.index);
+        if self.interface.notify && netlink.set_up_to_announce(index).is_ok() {
+            return Ok(());
+        }
+        // To be heard of is a favour: a link that is not for IPv4 does without.
+        netlink.set_up(index)
     }
 
     fn add_addresses(&self) -> Result<(), Error> {

@@ -77,8 +77,10 @@ impl Netlink {
         }
         // Before it is up, so that no advertisement is heard. Without IPv6 there
         // is no such setting, and no need for it.
-        let accept_ra = sysctl::interface_key("ipv6", name, "accept_ra");
-        let _ = sysctl::write_if_different(&accept_ra, "0");
+        if found.accept_ra.is_some_and(|heeded| heeded != 0) {
+            let accept_ra = sysctl::interface_key("ipv6", name, "accept_ra");
+            let _ = sysctl::write(&accept_ra, "0");
+        }
 
         let convert = spec.vlan_filtering && found.vlan_filtering != Some(true);
         if convert {

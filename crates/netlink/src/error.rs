@@ -96,11 +96,6 @@ impl Error {
         )
     }
 
-    /// The kernel did not answer before the deadline.
-    pub fn is_timed_out(&self) -> bool {
-        self.errno == Errno::ETIMEDOUT
-    }
-
     /// The cause alone: "file exists".
     pub fn reason(&self) -> String {
         match (self.style, self.errno) {

@@ -23,21 +23,23 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 use rtnetlink::{
-    Handle,
     packet_core::{
-        NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-        NetlinkPayload,
+        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_ECHO, NLM_F_EXCL,
+        NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
     },
     packet_route::RouteNetlinkMessage,
-    proto::Connection,
+    proto::{Connection, ConnectionHandle, NetlinkCodec, from_socket_with_codec},
     sys::{AsyncSocket, Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
 
-use crate::Error;
+use crate::{
+    Error,
+    answer::{Answer, Message},
+};
 
 /// How long the kernel may take for one request. It answers within
 /// microseconds; what can take longer is a crowd waiting for the routing lock.
-const DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// How often an interrupted dump is asked for again, as the Go plugins do.
 const DUMP_TRIES: usize = 5;
@@ -59,9 +61,8 @@ impl fmt::Debug for Netlink {
 }
 
 struct Wire {
-    connection: Connection<RouteNetlinkMessage, PolledSocket>,
-    handle: Handle,
-    deadline: Duration,
+    connection: Connection<Message, PolledSocket>,
+    handle: ConnectionHandle<Message>,
     strict: bool,
 }
 
@@ -91,25 +92,14 @@ impl Netlink {
             failure: Cell::new(None),
         };
         // The stream of unsolicited messages is dropped: we join no group.
-        let (connection, handle, _) = rtnetlink::from_socket(socket);
+        let (connection, handle, _) = from_socket_with_codec::<_, _, NetlinkCodec>(socket);
         Self {
             wire: Rc::new(RefCell::new(Wire {
                 connection,
                 handle,
-                deadline: DEADLINE,
                 strict: false,
             })),
         }
-    }
-
-    /// How long a single request may take from now on (10 s at first).
-    pub fn set_deadline(&self, deadline: Duration) {
-        self.wire.borrow_mut().deadline = deadline;
-    }
-
-    /// How long a single request may take.
-    pub(crate) fn deadline(&self) -> Duration {
-        self.wire.borrow().deadline
     }
 
     /// Uses the socket past the connection, between two requests.
@@ -131,28 +121,49 @@ impl Netlink {
             .map_err(|errno| Error::new(op(), errno))
     }
 
+    /// Makes something that must not be there, as [`Netlink::change`]. Kernels since 6.2
+    /// tell at once what they have made; `None` from others.
+    pub(crate) fn create(
+        &self,
+        message: RouteNetlinkMessage,
+        op: impl Fn() -> String,
+    ) -> Result<Option<Answer>, Error> {
+        let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO;
+        self.exchange(message, flags)
+            .map(|mut reply| reply.answers.pop())
+            .map_err(|errno| Error::new(op(), errno))
+    }
+
     /// Asks for one thing, without a dump.
     pub(crate) fn get(
         &self,
         message: RouteNetlinkMessage,
         op: impl Fn() -> String,
-    ) -> Result<RouteNetlinkMessage, Error> {
-        // No NLM_F_ACK: the answer is the acknowledgement.
-        self.exchange(message, NLM_F_REQUEST)
-            .and_then(|mut reply| reply.messages.pop().ok_or(Errno::EBADMSG))
+    ) -> Result<Answer, Error> {
+        self.ask(Message::Request(message))
             .map_err(|errno| Error::new(op(), errno))
     }
 
-    /// Asks for all that match `message`.
-    ///
-    /// The kernel marks a dump during which the list changed: entries may be
-    /// missing from it or appear twice. It is asked for again then, and in the
-    /// end taken as it is.
+    /// Asks for all that match `message`. What rtnetlink does not understand is left out.
     pub(crate) fn dump(
         &self,
         message: RouteNetlinkMessage,
         op: impl Fn() -> String,
     ) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        let answers = self.dump_answers(message, op)?;
+        Ok(answers.iter().filter_map(Answer::decode).collect())
+    }
+
+    /// The same, as it came.
+    ///
+    /// The kernel marks a dump during which the list changed: entries may be
+    /// missing from it or appear twice. It is asked for again then, and in the
+    /// end taken as it is.
+    pub(crate) fn dump_answers(
+        &self,
+        message: RouteNetlinkMessage,
+        op: impl Fn() -> String,
+    ) -> Result<Vec<Answer>, Error> {
         self.wire.borrow_mut().filter_strictly();
         let mut tries = 0;
         loop {
@@ -161,41 +172,52 @@ impl Netlink {
                 .exchange(message.clone(), NLM_F_REQUEST | NLM_F_DUMP)
                 .map_err(|errno| Error::new(op(), errno))?;
             if !dump.interrupted {
-                return Ok(dump.messages);
+                return Ok(dump.answers);
             }
             if tries == DUMP_TRIES {
                 eprintln!(
                     "{}: interrupted {tries} times, going on with what was seen",
                     op()
                 );
-                return Ok(dump.messages);
+                return Ok(dump.answers);
             }
         }
     }
 
+    /// The same for any message.
+    pub(crate) fn ask(&self, message: Message) -> Result<Answer, Errno> {
+        // No NLM_F_ACK: the answer is the acknowledgement.
+        let mut reply = self.exchange_any(message, NLM_F_REQUEST)?;
+        reply.answers.pop().ok_or(Errno::EBADMSG)
+    }
+
     fn exchange(&self, message: RouteNetlinkMessage, flags: u16) -> Result<Reply, Errno> {
+        self.exchange_any(Message::Request(message), flags)
+    }
+
+    fn exchange_any(&self, message: Message, flags: u16) -> Result<Reply, Errno> {
         let mut header = NetlinkHeader::default();
         header.flags = flags;
-        self.wire
-            .borrow_mut()
-            .block_on(NetlinkMessage::new(header, message.into()))
+        let message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+        self.wire.borrow_mut().block_on(message)
     }
 }
 
 /// What came back for one request.
 #[derive(Default)]
 struct Reply {
-    messages: Vec<RouteNetlinkMessage>,
+    answers: Vec<Answer>,
     interrupted: bool,
 }
 
 impl Wire {
     /// Drives the connection until `request` is answered in full.
-    fn block_on(&mut self, request: NetlinkMessage<RouteNetlinkMessage>) -> Result<Reply, Errno> {
-        let until = Instant::now() + self.deadline;
+    fn block_on(&mut self, request: NetlinkMessage<Message>) -> Result<Reply, Errno> {
+        let until = Instant::now() + DEADLINE;
         // A dump that fails says so in its last message.
         self.connection.set_forward_done(true);
-        let Ok(mut answers) = self.handle.request(request) else {
+        let kernel = SocketAddr::new(0, 0);
+        let Ok(mut answers) = self.handle.request(request, kernel) else {
             return Err(self.failure());
         };
         let mut reply = Reply::default();
@@ -235,11 +257,11 @@ impl Wire {
 }
 
 impl Reply {
-    fn take(&mut self, message: NetlinkMessage<RouteNetlinkMessage>) -> Result<(), Errno> {
+    fn take(&mut self, message: NetlinkMessage<Message>) -> Result<(), Errno> {
         self.interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
         let code = match message.payload {
-            NetlinkPayload::InnerMessage(message) => {
-                self.messages.push(message);
+            NetlinkPayload::InnerMessage(Message::Answer(answer)) => {
+                self.answers.push(answer);
                 0
             }
             NetlinkPayload::Error(error) => error.raw_code(),
@@ -428,16 +450,16 @@ impl AddressMonitor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rtnetlink::{packet_core::DoneMessage, packet_route::link::LinkMessage};
+    use rtnetlink::packet_core::DoneMessage;
 
-    fn part(flags: u16) -> NetlinkMessage<RouteNetlinkMessage> {
+    fn part(flags: u16) -> NetlinkMessage<Message> {
         let mut header = NetlinkHeader::default();
         header.flags = flags;
-        let link = RouteNetlinkMessage::NewLink(LinkMessage::default());
-        NetlinkMessage::new(header, link.into())
+        let answer = Message::Answer(Answer::new(16, &[]));
+        NetlinkMessage::new(header, NetlinkPayload::InnerMessage(answer))
     }
 
-    fn end(code: i32) -> NetlinkMessage<RouteNetlinkMessage> {
+    fn end(code: i32) -> NetlinkMessage<Message> {
         let mut done = DoneMessage::default();
         done.code = code;
         NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::Done(done))
@@ -452,7 +474,7 @@ mod tests {
         reply.take(part(0)).unwrap();
         reply.take(end(0)).unwrap();
         assert!(reply.interrupted);
-        assert_eq!(reply.messages.len(), 3);
+        assert_eq!(reply.answers.len(), 3);
     }
 
     #[test]

@@ -5,12 +5,24 @@
 
 use std::collections::BTreeSet;
 
-use crate::{Error, Family, Netlink, RouteFilter, sysctl};
+use nix::libc;
+
+use crate::{
+    Error, Family, Netlink, RouteFilter,
+    answer::{Answer, Message, attributes},
+    sysctl,
+};
 
 const IPV4: &str = "net/ipv4/ip_forward";
 const IPV6: &str = "net/ipv6/conf/all/forwarding";
 /// `RTPROT_RA` (linux/rtnetlink.h): the route was learned from an advertisement.
 const FROM_ROUTER: u8 = 9;
+/// linux/netconf.h; the index stands for the setting of all interfaces.
+const NETCONFA_IFINDEX: u16 = 1;
+const NETCONFA_FORWARDING: u16 = 2;
+const NETCONFA_IFINDEX_ALL: i32 = -1;
+/// Bytes of `struct netconfmsg`, filled up.
+const NETCONF: usize = 4;
 
 impl Netlink {
     /// Lets the host forward packets of `family`, unless it does.
@@ -24,6 +36,9 @@ impl Netlink {
     /// # Errors
     /// When a setting cannot be read or written.
     pub fn enable_forwarding(&self, family: Family) -> Result<(), Error> {
+        if self.forwards(family) == Some(true) {
+            return Ok(());
+        }
         match family {
             Family::V4 => sysctl::write_if_different(IPV4, "1").map(drop),
             Family::V6 if sysctl::read(IPV6)? == "1" => Ok(()),
@@ -32,6 +47,26 @@ impl Netlink {
                 sysctl::write(IPV6, "1")
             }
         }
+    }
+
+    /// Whether the host forwards, where the kernel tells: `ip netconf show dev all`. To open
+    /// the setting's file takes the longer the more namespaces there are.
+    fn forwards(&self, family: Family) -> Option<bool> {
+        let family = match family {
+            Family::V4 => libc::AF_INET,
+            Family::V6 => libc::AF_INET6,
+        };
+        let mut request = vec![family as u8, 0, 0, 0];
+        // An attribute: its length, its type, its value.
+        request.extend(8u16.to_ne_bytes());
+        request.extend(NETCONFA_IFINDEX.to_ne_bytes());
+        request.extend(NETCONFA_IFINDEX_ALL.to_ne_bytes());
+        let request = Message::Answer(Answer::new(libc::RTM_GETNETCONF, &request));
+        let answer = self.ask(request).ok()?;
+        let (_, rest) = answer.parts::<NETCONF>(libc::RTM_NEWNETCONF)?;
+        let mut all = attributes(rest);
+        let (_, value) = all.find(|(attribute, _)| *attribute == NETCONFA_FORWARDING)?;
+        Some(value.iter().any(|byte| *byte != 0))
     }
 
     fn keep_router_advertisements(&self) -> Result<(), Error> {

@@ -12,6 +12,7 @@
 
 mod address;
 mod announce;
+mod answer;
 mod apply;
 mod batch;
 mod bridge;

@@ -5,16 +5,24 @@
 
 use std::fmt;
 
-use nix::errno::Errno;
+use nix::{errno::Errno, libc};
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
-    link::{
-        InfoBridge, InfoBridgePort, InfoData, InfoPortData, LinkAttribute, LinkExtentMask,
-        LinkFlags, LinkInfo, LinkMessage, State,
-    },
+    link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage, State},
 };
 
-use crate::{Error, Mac, Netlink};
+use crate::{
+    Error, Mac, Netlink,
+    answer::{Answer, attributes},
+};
+
+/// linux/if_link.h
+const IFLA_BR_VLAN_FILTERING: u16 = 7;
+const IFLA_BRPORT_MODE: u16 = 4;
+const IFLA_BRPORT_ISOLATED: u16 = 33;
+const IFLA_INET6_CONF: u16 = 2;
+/// linux/ipv6.h
+const DEVCONF_ACCEPT_RA: usize = 3;
 
 /// A network device, as the kernel described it at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +55,9 @@ pub struct Link {
     pub vlan_filtering: Option<bool>,
     /// For a port of a bridge, how it forwards.
     pub port: Option<Port>,
+    /// Whether router advertisements are heeded (the setting `accept_ra`); absent
+    /// where there is no IPv6.
+    pub accept_ra: Option<u32>,
 }
 
 /// What a bridge does with one of its ports.
@@ -142,10 +153,10 @@ impl Netlink {
     pub fn list_links(&self) -> Result<Vec<Link>, Error> {
         let mut message = LinkMessage::default();
         message.attributes.push(without_statistics());
-        let links = self.dump(RouteNetlinkMessage::GetLink(message), || {
+        let links = self.dump_answers(RouteNetlinkMessage::GetLink(message), || {
             "list links".into()
         })?;
-        Ok(links.into_iter().filter_map(read_link).collect())
+        Ok(links.iter().filter_map(Link::read).collect())
     }
 
     /// Brings a link up: `ip link set NAME up`.
@@ -164,15 +175,6 @@ impl Netlink {
     pub fn set_down(&self, index: u32) -> Result<(), Error> {
         let down = flag(index, LinkFlags::Up, false);
         self.set_link(down, || format!("set link {index} down"))
-    }
-
-    /// Switches promiscuous mode: `ip link set NAME promisc on`.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn set_promisc(&self, index: u32, on: bool) -> Result<(), Error> {
-        let promisc = flag(index, LinkFlags::Promisc, on);
-        self.set_link(promisc, || format!("set link {index} promisc {on}"))
     }
 
     /// Gives a link another name: `ip link set OLD name NEW`.
@@ -213,15 +215,6 @@ impl Netlink {
         self.set_attribute(index, attribute, || {
             format!("set link {index} master {master}")
         })
-    }
-
-    /// Takes a link out of its bridge: `ip link set NAME nomaster`.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn set_no_master(&self, index: u32) -> Result<(), Error> {
-        let attribute = LinkAttribute::Controller(0);
-        self.set_attribute(index, attribute, || format!("set link {index} nomaster"))
     }
 
     /// Stores a text of up to 255 bytes with a link: `ip link set NAME alias TEXT`.
@@ -289,7 +282,7 @@ impl Netlink {
             // ERANGE: no link has a name that long.
             Err(error) if error.is_not_found() || error.errno() == Errno::ERANGE => Ok(None),
             Err(error) => Err(error),
-            Ok(reply) => read_link(reply)
+            Ok(answer) => Link::read(&answer)
                 .map(Some)
                 .ok_or_else(|| Error::new(op(), Errno::EBADMSG)),
         }
@@ -318,66 +311,64 @@ pub(crate) fn without_statistics() -> LinkAttribute {
     LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
 }
 
-pub(crate) fn read_link(message: RouteNetlinkMessage) -> Option<Link> {
-    let RouteNetlinkMessage::NewLink(message) = message else {
-        return None;
-    };
-    let flags = message.header.flags;
-    let mut link = Link {
-        index: message.header.index,
-        name: String::new(),
-        mac: None,
-        mtu: 0,
-        kind: None,
-        master: None,
-        link: None,
-        link_netnsid: None,
-        up: flags.contains(LinkFlags::Up),
-        operstate: OperState::Unknown,
-        promisc: flags.contains(LinkFlags::Promisc),
-        alias: None,
-        vlan_filtering: None,
-        port: None,
-    };
-    for attribute in message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name = name,
-            LinkAttribute::Address(octets) => link.mac = Mac::from_slice(&octets),
-            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-            LinkAttribute::Controller(index) => link.master = Some(index),
-            LinkAttribute::Link(index) => link.link = Some(index),
-            LinkAttribute::LinkNetNsId(id) => link.link_netnsid = Some(id),
-            LinkAttribute::OperState(state) => link.operstate = state.into(),
-            LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
-            LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|info| link.read(info)),
-            _ => {}
-        }
-    }
-    Some(link)
-}
-
 impl Link {
-    fn read(&mut self, info: LinkInfo) {
-        match info {
-            LinkInfo::Kind(kind) => self.kind = Some(kind.to_string()),
-            LinkInfo::Data(InfoData::Bridge(data)) => {
-                self.vlan_filtering = data.into_iter().find_map(|attribute| match attribute {
-                    InfoBridge::VlanFiltering(on) => Some(on),
-                    _ => None,
-                });
+    /// What an answer says of a link, if it does.
+    pub(crate) fn read(answer: &Answer) -> Option<Self> {
+        let (header, rest) = answer.parts::<IFINFO>(libc::RTM_NEWLINK)?;
+        let flags = LinkFlags::from_bits_retain(u32_of(&header[8..])?);
+        let mut link = Self {
+            index: u32_of(&header[4..])?,
+            name: String::new(),
+            mac: None,
+            mtu: 0,
+            kind: None,
+            master: None,
+            link: None,
+            link_netnsid: None,
+            up: flags.contains(LinkFlags::Up),
+            operstate: OperState::Unknown,
+            promisc: flags.contains(LinkFlags::Promisc),
+            alias: None,
+            vlan_filtering: None,
+            port: None,
+            accept_ra: None,
+        };
+        for (attribute, value) in attributes(rest) {
+            match attribute {
+                libc::IFLA_IFNAME => link.name = text(value),
+                libc::IFLA_ADDRESS => link.mac = Mac::from_slice(value),
+                libc::IFLA_MTU => link.mtu = u32_of(value)?,
+                libc::IFLA_MASTER => link.master = u32_of(value),
+                libc::IFLA_LINK => link.link = u32_of(value),
+                libc::IFLA_LINK_NETNSID => link.link_netnsid = u32_of(value).map(|it| it as i32),
+                libc::IFLA_OPERSTATE => link.operstate = State::from(*value.first()?).into(),
+                libc::IFLA_IFALIAS => link.alias = Some(text(value)),
+                libc::IFLA_LINKINFO => link.read_info(value),
+                libc::IFLA_AF_SPEC => link.accept_ra = accept_ra(value),
+                _ => {}
             }
-            LinkInfo::PortData(InfoPortData::BridgePort(data)) => {
-                let mut port = Port::default();
-                for attribute in data {
-                    match attribute {
-                        InfoBridgePort::HairpinMode(on) => port.hairpin = on,
-                        InfoBridgePort::Isolated(on) => port.isolated = on,
-                        _ => {}
-                    }
+        }
+        Some(link)
+    }
+
+    /// What it is, and what it is as a port of something.
+    fn read_info(&mut self, info: &[u8]) {
+        let mut port_of = None;
+        for (attribute, value) in attributes(info) {
+            match attribute {
+                libc::IFLA_INFO_KIND => self.kind = Some(text(value)),
+                libc::IFLA_INFO_DATA if self.is_kind("bridge") => {
+                    self.vlan_filtering = switch(value, IFLA_BR_VLAN_FILTERING);
                 }
-                self.port = Some(port);
+                libc::IFLA_INFO_SLAVE_KIND => port_of = Some(text(value)),
+                libc::IFLA_INFO_SLAVE_DATA if port_of.as_deref() == Some("bridge") => {
+                    self.port = Some(Port {
+                        hairpin: switch(value, IFLA_BRPORT_MODE).unwrap_or_default(),
+                        isolated: switch(value, IFLA_BRPORT_ISOLATED).unwrap_or_default(),
+                    });
+                }
+                _ => {}
             }
-            _ => {}
         }
     }
 
@@ -385,4 +376,34 @@ impl Link {
     pub fn is_kind(&self, kind: &str) -> bool {
         self.kind.as_deref() == Some(kind)
     }
+}
+
+/// Bytes of `struct ifinfomsg`: family, type (u16), index, flags, and which of them change.
+pub(crate) const IFINFO: usize = 16;
+
+/// Attribute `wanted` among those in `bytes`.
+fn find(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    let found = attributes(bytes).find(|(attribute, _)| *attribute == wanted);
+    found.map(|(_, value)| value)
+}
+
+/// The same, of one that is on or off.
+fn switch(bytes: &[u8], wanted: u16) -> Option<bool> {
+    Some(*find(bytes, wanted)?.first()? != 0)
+}
+
+/// The settings of IPv6 come as a list of numbers, in the order of linux/ipv6.h.
+fn accept_ra(families: &[u8]) -> Option<u32> {
+    let ipv6 = find(families, libc::AF_INET6 as u16)?;
+    u32_of(find(ipv6, IFLA_INET6_CONF)?.get(4 * DEVCONF_ACCEPT_RA..)?)
+}
+
+fn u32_of(bytes: &[u8]) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.first_chunk()?))
+}
+
+/// The kernel ends a text with a zero.
+fn text(bytes: &[u8]) -> String {
+    let text = bytes.split(|byte| *byte == 0).next();
+    String::from_utf8_lossy(text.unwrap_or_default()).into_owned()
 }

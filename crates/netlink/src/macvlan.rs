@@ -12,21 +12,21 @@ use std::{
 
 use cni::Undo;
 use netns::NetNs;
-use nix::errno::Errno;
+use nix::{errno::Errno, libc};
 use rtnetlink::{
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
         RouteNetlinkMessage,
         link::{
-            InfoData, InfoKind, InfoMacVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
-            LinkMessage, MacVlanMode,
+            InfoData, InfoKind, InfoMacVlan, LinkAttribute, LinkInfo, LinkMessage, MacVlanMode,
         },
     },
 };
 
 use crate::{
     Error, Link, Mac, Netlink,
-    link::{read_link, without_statistics},
+    answer::{Answer, attributes},
+    link::{IFINFO, without_statistics},
 };
 
 /// What the macvlans of one parent are to each other (ip-link(8), "MACVLAN").
@@ -126,21 +126,15 @@ pub struct Parent {
 }
 
 impl Parent {
-    pub(crate) fn read(message: RouteNetlinkMessage) -> Option<Self> {
-        let RouteNetlinkMessage::NewLink(link) = &message else {
-            return None;
-        };
-        let header = &link.header;
-        let ethernet = header.link_layer_type == LinkLayerType::Ether
-            && !header.flags.contains(LinkFlags::Loopback);
-        let carrier = link
-            .attributes
-            .iter()
-            .any(|it| matches!(it, LinkAttribute::Carrier(1)));
+    pub(crate) fn read(answer: &Answer) -> Option<Self> {
+        let (header, rest) = answer.parts::<IFINFO>(libc::RTM_NEWLINK)?;
+        let kind = u16::from_ne_bytes(*header[2..].first_chunk()?);
+        let flags = u32::from_ne_bytes(*header[8..].first_chunk()?);
+        let carrier = attributes(rest).find(|(attribute, _)| *attribute == libc::IFLA_CARRIER);
         Some(Self {
-            carrier,
-            ethernet,
-            link: read_link(message)?,
+            carrier: carrier.is_some_and(|(_, value)| value == [1]),
+            ethernet: kind == libc::ARPHRD_ETHER && flags & libc::IFF_LOOPBACK as u32 == 0,
+            link: Link::read(answer)?,
         })
     }
 }
@@ -151,11 +145,11 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked; an absent link is no error.
     pub fn find_parent(&self, name: &str) -> Result<Option<Parent>, Error> {
-        match self.get_link_message(name) {
+        match self.ask_for_link(name) {
             // ERANGE: no link has a name that long.
             Err(error) if error.is_not_found() || error.errno() == Errno::ERANGE => Ok(None),
             Err(error) => Err(error),
-            Ok(message) => Ok(Parent::read(message)),
+            Ok(answer) => Ok(Parent::read(&answer)),
         }
     }
 
@@ -166,10 +160,10 @@ impl Netlink {
     pub fn list_parents(&self) -> Result<Vec<Parent>, Error> {
         let mut message = LinkMessage::default();
         message.attributes.push(without_statistics());
-        let links = self.dump(RouteNetlinkMessage::GetLink(message), || {
+        let links = self.dump_answers(RouteNetlinkMessage::GetLink(message), || {
             "list links".into()
         })?;
-        Ok(links.into_iter().filter_map(Parent::read).collect())
+        Ok(links.iter().filter_map(Parent::read).collect())
     }
 
     /// The macvlan called `name`: `ip -d link show dev NAME`. `None` when the
@@ -178,13 +172,14 @@ impl Netlink {
     /// # Errors
     /// `find link NAME: Link not found` when there is no link of that name.
     pub fn get_macvlan(&self, name: &str) -> Result<Option<Macvlan>, Error> {
-        let message = self.get_link_message(name)?;
-        let mode = mode_of(&message);
-        let link = read_link(message);
-        Ok(link.zip(mode).map(|(link, mode)| Macvlan { link, mode }))
+        let answer = self.ask_for_link(name)?;
+        let mode = answer.decode().and_then(|message| mode_of(&message));
+        Ok(Link::read(&answer)
+            .zip(mode)
+            .map(|(link, mode)| Macvlan { link, mode }))
     }
 
-    fn get_link_message(&self, name: &str) -> Result<RouteNetlinkMessage, Error> {
+    fn ask_for_link(&self, name: &str) -> Result<Answer, Error> {
         let op = || format!("find link {name}");
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.into()));

@@ -23,6 +23,7 @@ use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkHeader, NetlinkMes
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::sys::Socket;
 
+use crate::executor::DEADLINE;
 use crate::link::link_message;
 use crate::{Error, Link, Netlink};
 
@@ -65,7 +66,7 @@ impl Netlink {
 
     /// `None` when no child did it.
     fn remove_by_child(&self, index: u32) -> Result<Option<Result<(), Errno>>, Errno> {
-        let until = Instant::now() + self.deadline();
+        let until = Instant::now() + DEADLINE;
         let sought = Sought {
             index,
             sequence: SEQUENCE.fetch_add(1, Ordering::Relaxed),
@@ -265,7 +266,7 @@ mod tests {
         let netlink = Netlink::open().unwrap();
         let (ended, alive) = pipe2(OFlag::O_CLOEXEC).unwrap();
         drop(alive);
-        let until = Instant::now() + netlink.deadline();
+        let until = Instant::now() + DEADLINE;
         assert_eq!(netlink.await_news(ended.as_fd(), SOUGHT, until), Ok(None));
     }
 

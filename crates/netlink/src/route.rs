@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use rtnetlink::{
-    packet_core::{NLM_F_CREATE, NLM_F_EXCL},
+    packet_core::NLM_F_CREATE,
     packet_route::{
         RouteNetlinkMessage,
         route::{
@@ -118,16 +118,10 @@ impl Netlink {
     /// `EEXIST` for one that is equal; `ENETUNREACH` when the next hop is not
     /// on the link; `EINVAL` when an IPv4 destination has bits outside its prefix.
     pub fn add_route(&self, oif: u32, route: &RouteSpec) -> Result<(), Error> {
-        self.new_route(oif, route, NLM_F_CREATE)
-    }
-
-    /// Adds a route unless there is one to the same destination with the same
-    /// metric: `ip route add DST via GW dev LINK …`.
-    ///
-    /// # Errors
-    /// As [`Netlink::add_route`].
-    pub fn add_route_exclusive(&self, oif: u32, route: &RouteSpec) -> Result<(), Error> {
-        self.new_route(oif, route, NLM_F_CREATE | NLM_F_EXCL)
+        let request = RouteNetlinkMessage::NewRoute(route_message(oif, route));
+        self.change(request, NLM_F_CREATE, || {
+            format!("add route to {}", route.dst)
+        })
     }
 
     /// Removes a route: `ip route del DST via GW dev LINK …`. That it is absent
@@ -182,7 +176,7 @@ impl Netlink {
         message.header.protocol = RouteProtocol::Unspec;
         message.header.kind = RouteType::Unspec;
         let answer = self.get(RouteNetlinkMessage::GetRoute(message), op)?;
-        let RouteNetlinkMessage::NewRoute(route) = answer else {
+        let Some(RouteNetlinkMessage::NewRoute(route)) = answer.decode() else {
             return Err(Error::new(op(), Errno::EBADMSG));
         };
         let oif = route
@@ -224,11 +218,6 @@ impl Netlink {
     /// As [`Netlink::default_route_link`].
     pub fn default_route_mtu(&self) -> Result<Option<u32>, Error> {
         Ok(self.default_route_link()?.map(|link| link.mtu))
-    }
-
-    fn new_route(&self, oif: u32, route: &RouteSpec, flags: u16) -> Result<(), Error> {
-        let request = RouteNetlinkMessage::NewRoute(route_message(oif, route));
-        self.change(request, flags, || format!("add route to {}", route.dst))
     }
 }
 

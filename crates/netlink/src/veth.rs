@@ -5,12 +5,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use anyhow::anyhow;
 use cni::Undo;
 use netns::NetNs;
-use rtnetlink::{
-    packet_core::{NLM_F_CREATE, NLM_F_EXCL},
-    packet_route::{
-        RouteNetlinkMessage,
-        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
-    },
+use rtnetlink::packet_route::{
+    RouteNetlinkMessage,
+    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
 };
 
 use crate::{Error, Link, Mac, Netlink};
@@ -78,12 +75,18 @@ impl Netlink {
         // Before the request: its answer may get lost, and the pair be there.
         self.push_delete(spec, undo);
         let request = RouteNetlinkMessage::NewLink(veth_message(spec, netns));
-        self.change(request, NLM_F_CREATE | NLM_F_EXCL, || {
-            format!("add veth {name}")
-        })
-        .map_err(|error| self.whose_name_is_taken(error, spec, netns))?;
+        let made = self
+            .create(request, || format!("add veth {name}"))
+            .map_err(|error| self.whose_name_is_taken(error, spec, netns))?;
 
-        let host = self.get_link(name)?;
+        let host = match made.as_ref().and_then(Link::read) {
+            // It is told before it is a port.
+            Some(link) => Link {
+                master: spec.master,
+                ..link
+            },
+            None => self.get_link(name)?,
+        };
         let container = ContainerVeth {
             index: host.link.unwrap_or_default(),
             name: spec.container_name.clone(),

@@ -15,10 +15,7 @@ use rtnetlink::{
     },
 };
 
-use crate::{
-    Error, Family, Link, Mac, Netlink,
-    link::{link_message, read_link},
-};
+use crate::{Error, Family, Link, Mac, Netlink, link::link_message};
 
 /// The largest VNI: it has 24 bits.
 pub const MAX_VNI: u32 = (1 << 24) - 1;
@@ -85,9 +82,9 @@ impl Netlink {
         match self.get(RouteNetlinkMessage::GetLink(message), op) {
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
-            Ok(reply) => {
-                let vxlan = read(reply.clone()).map(|(_, vxlan)| vxlan);
-                Ok(read_link(reply).map(|link| (link, vxlan)))
+            Ok(answer) => {
+                let vxlan = answer.decode().and_then(read).map(|(_, vxlan)| vxlan);
+                Ok(Link::read(&answer).map(|link| (link, vxlan)))
             }
         }
     }
