@@ -62,6 +62,7 @@ fn serve<P: Plugin>(env: Environment, mut stdin: &[u8]) -> Output {
         stdin: &mut stdin,
         stdout: &mut stdout,
         stderr: &mut stderr,
+        called: true,
     };
     // A panic in a handler is rolled back and reported in there; one elsewhere
     // would have ended the process like this.

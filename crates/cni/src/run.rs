@@ -54,6 +54,7 @@ pub fn run<P: Plugin>() -> ExitCode {
         stdin: &mut std::io::stdin().lock(),
         stdout: &mut Unbuffered(std::io::stdout()),
         stderr: &mut std::io::stderr(),
+        called: false,
     };
     ExitCode::from(process.run::<P>(env))
 }
@@ -81,6 +82,8 @@ pub(crate) struct Process<'a> {
     pub(crate) stdin: &'a mut dyn Read,
     pub(crate) stdout: &'a mut dyn Write,
     pub(crate) stderr: &'a mut dyn Write,
+    /// Whether it is called by a plugin, which has looked at the namespace before.
+    pub(crate) called: bool,
 }
 
 impl Process<'_> {
@@ -112,7 +115,8 @@ impl Process<'_> {
             Code::InvalidEnvironment.err(format!("unknown CNI_COMMAND: {command}"))
         })?;
         let version = negotiate(verb, &document, P::VERSIONS)?;
-        if matches!(verb, Verb::Add | Verb::Del) && !env.netns_override() {
+        let wires = matches!(verb, Verb::Add | Verb::Del) && !self.called;
+        if wires && !env.netns_override() {
             refuse_own_namespace(variables.netns.as_ref())?;
         }
         let reading = match verb {

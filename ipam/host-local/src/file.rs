@@ -161,6 +161,26 @@ pub fn overwrite(path: &Path, content: &str) -> io::Result<()> {
     }
 }
 
+/// Makes `path` a new file with `content`, in place of what may be there: a link is not
+/// followed, and ext4 does not write a file to the disk because it was emptied.
+pub fn replace(path: &Path, content: &str) -> io::Result<()> {
+    let create = || {
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+    };
+    let mut file = match create() {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            remove(path)?;
+            create()?
+        }
+        created => created?,
+    };
+    file.write_all(content.as_bytes())
+}
+
 /// Removes a name; one that is absent already is as good.
 pub fn remove(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {

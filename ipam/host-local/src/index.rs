@@ -22,6 +22,7 @@
 //!
 //! An index that cannot be written costs time, never an address.
 
+use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 use std::fs::{DirBuilder, File, FileTimes, Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -125,6 +126,7 @@ pub struct Index {
     boot: Boot,
     /// By hash of the owner, as far as they were looked at.
     entries: HashMap<String, Entry>,
+    all: OnceCell<Option<File>>,
     /// All were looked at.
     loaded: bool,
     /// `all` is to be written anew.
@@ -162,6 +164,7 @@ impl Index {
             leftovers: stamp.as_ref().map_or(0, |stamp| stamp.leftovers),
             gone: stamp.as_ref().map_or(0, |stamp| stamp.gone),
             entries: HashMap::new(),
+            all: OnceCell::new(),
             loaded: false,
             rebuilt: false,
             unreadable: false,
@@ -278,10 +281,12 @@ impl Index {
     }
 
     fn write(&mut self, network: &Path) -> io::Result<()> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.dir)?;
+        if self.stamp.is_none() {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&self.dir)?;
+        }
         if self.rebuilt {
             self.write_all()?;
         }
@@ -300,7 +305,7 @@ impl Index {
     /// Writes `all` beside its place, then puts it there: whoever kills us in
     /// between, the old one and the files that override it are as they were.
     /// Whoever changed since gets a file of its own, which goes when it does.
-    fn write_all(&self) -> io::Result<()> {
+    fn write_all(&mut self) -> io::Result<()> {
         let mut records = Vec::new();
         for (hash, entry) in self.entries.iter().filter(|(_, entry)| !entry.changed) {
             records.extend(entry.held.iter().map(|held| record(hash, held)));
@@ -313,7 +318,8 @@ impl Index {
         Ok(())
     }
 
-    fn replace_all(&self, text: &str) -> io::Result<()> {
+    fn replace_all(&mut self, text: &str) -> io::Result<()> {
+        self.all.take();
         let (path, beside) = (self.dir.join(ALL), self.dir.join("all.new"));
         file::remove(&beside)?;
         if text.is_empty() {
@@ -327,13 +333,13 @@ impl Index {
         let mut gone = Vec::new();
         for (hash, entry) in self.entries.iter().filter(|(_, entry)| entry.changed) {
             let path = self.dir.join(hash);
-            // A new file rather than new content: a link is not followed, and
-            // ext4 does not write a file to the disk because it was emptied.
-            file::remove(&path)?;
             if !entry.held.is_empty() {
                 let lines: Vec<_> = entry.held.iter().map(line).collect();
-                file::overwrite(&path, &lines.concat())?;
-            } else if self.find_in_all(hash).map_or(true, |held| !held.is_empty()) {
+                file::replace(&path, &lines.concat())?;
+                continue;
+            }
+            file::remove(&path)?;
+            if self.find_in_all(hash).map_or(true, |held| !held.is_empty()) {
                 gone.push(hash.clone());
             }
         }
@@ -419,15 +425,27 @@ impl Index {
     }
 
     fn find_in_all(&self, hash: &str) -> io::Result<Vec<Reservation>> {
+        match self.all()? {
+            Some(all) => find_records(all, hash),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The file `all`, if there is one, opened when it is first asked for.
+    fn all(&self) -> io::Result<Option<&File>> {
+        if let Some(opened) = self.all.get() {
+            return Ok(opened.as_ref());
+        }
         let opened = OpenOptions::new()
             .read(true)
             .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
             .open(self.dir.join(ALL));
-        match opened {
-            Ok(all) => find_records(&all, hash),
-            Err(error) if file::is_absent(&error) => Ok(Vec::new()),
-            Err(error) => Err(error),
-        }
+        let opened = match opened {
+            Ok(all) => Some(all),
+            Err(error) if file::is_absent(&error) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(self.all.get_or_init(|| opened).as_ref())
     }
 }
 

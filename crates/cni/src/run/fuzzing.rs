@@ -21,6 +21,7 @@ pub fn serve<P: Plugin>(env: Environment, stdin: &[u8]) -> Served {
         stdin: &mut Cursor::new(stdin),
         stdout: &mut stdout,
         stderr: &mut std::io::sink(),
+        called: false,
     };
     let status = process.run::<P>(env);
     Served { status, stdout }

@@ -100,6 +100,7 @@ fn call_with(command: &str, stdin: &str, closed: bool) -> Outcome {
         stdin: &mut stdin.as_bytes(),
         stdout: &mut stdout,
         stderr: &mut stderr,
+        called: false,
     };
     let status = process.run::<Puppet>(env);
     Outcome {
