@@ -192,8 +192,8 @@ impl Leftovers {
 
     /// Removes the published ports of one interface from wherever they are, and forgets
     /// connections of UDP to them: a client that goes on sending would otherwise never
-    /// reach the next pod. `known` are ports that iptables may have mapped, whose elements
-    /// nobody can look up.
+    /// reach the next pod. `known` are those that configuration and result tell of: it is
+    /// quicker with them, and connections to those that iptables mapped are forgotten.
     pub fn unpublish(owner: &Attachment, known: Option<&HostPorts>) -> Result<()> {
         let chains =
             ["CNI-DN-", "CNI-SN-"].map(|prefix| names::prefixed(28, prefix, &joined(owner)));
@@ -201,7 +201,7 @@ impl Leftovers {
         let mut all = BestEffort::new();
         let nftables = find(&mut all);
         if let Some(nftables) = &nftables {
-            let unmap = || nftables.unmap(owner);
+            let unmap = || nftables.unmap(owner, known);
             gone.extend(
                 all.step("remove published ports", unmap)
                     .into_iter()

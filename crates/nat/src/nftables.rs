@@ -150,9 +150,9 @@ impl Nftables {
     }
 
     /// Removes the mappings of this owner, and no other's; whose connections are to be
-    /// forgotten when no back end maps them any more.
-    pub fn unmap(&self, owner: &Attachment) -> Result<Vec<UdpPort>> {
-        hostport::unpublish(&self.socket, owner)
+    /// forgotten when no back end maps them any more. It is quicker where they are `known`.
+    pub fn unmap(&self, owner: &Attachment, known: Option<&HostPorts>) -> Result<Vec<UdpPort>> {
+        hostport::unpublish(&self.socket, owner, known)
     }
 
     /// Drops what others send to 127.0.0.0/8 of the node; once more does no harm.
@@ -272,7 +272,7 @@ impl Backend for Nftables {
     }
 
     fn unpublish(&self, owner: &Attachment) -> Result<()> {
-        let gone = self.unmap(owner)?;
+        let gone = self.unmap(owner, None)?;
         self.forget_connections(&gone, Which::To);
         Ok(())
     }

@@ -30,7 +30,7 @@ pub fn answered(input: &[u8]) {
         2 => drop(masquerade::collect(socket, "net", &valid)),
         3 => drop(masquerade::missing(socket, &masqueraded)),
         4 => drop(hostport::publish(socket, &published)),
-        5 => drop(hostport::unpublish(socket, &owner)),
+        5 => drop(hostport::unpublish(socket, &owner, None)),
         6 => drop(hostport::collect(socket, "net", &valid)),
         7 => drop(hostport::check(socket, &published)),
         8 => drop(spoof::add(socket, &checked)),

@@ -16,7 +16,7 @@ pub mod layout;
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, bail};
 use cni::Attachment;
@@ -33,8 +33,9 @@ use super::socket::{Socket, retry};
 use super::transaction::{Change, Element, Family, Part, Set, Table, Transaction};
 use crate::hostport::{HostPorts, Mapping, Notice, Protocol};
 use layout::{
-    FAMILIES, MARTIANS, SETS, base, closed_localhost, elements, families, hashed_prefix, mappings,
-    neighbour_element, neighbour_rule, network_prefix, owner, owner_comment, pod, table,
+    FAMILIES, MARTIANS, MASQUERADED, OF_MAPPINGS, SETS, base, closed_localhost, elements, families,
+    hashed_prefix, mappings, masqueraded, neighbour_element, neighbour_rule, network_prefix, owner,
+    owner_comment, pod, table,
 };
 
 /// Publishes; the newest mapping of a port wins. What the owner published
@@ -185,12 +186,66 @@ fn bridges_are_filtered(family: Family) -> Result<bool, Error> {
 
 /// Removes what is there for `gone`, ours and what the Go plugins wrote for its
 /// container. The UDP ports that were there.
-pub fn unpublish(socket: &Socket, gone: &Attachment) -> Result<Vec<UdpPort>> {
+///
+/// `known` is what its configuration and result say, where they do: of three elements
+/// that a pod has for its address, it tells the keys, and nobody has to look at all pods'.
+pub fn unpublish(
+    socket: &Socket,
+    gone: &Attachment,
+    known: Option<&HostPorts>,
+) -> Result<Vec<UdpPort>> {
     let name = owner(gone);
     let container = gone.container_id.as_str();
-    remove(socket, &|comment| comment == name, &|comment| {
-        comment == container
+    let doomed = |comment: &str| comment == name;
+    let mut found = Vec::new();
+    for family in FAMILIES {
+        let mapped = list(socket, family, &OF_MAPPINGS, &doomed)?;
+        match known.filter(|known| leads_to(&mapped, pod(known, family))) {
+            Some(known) => found.extend(looked_up(known, family)),
+            None => found.extend(list(socket, family, &[MASQUERADED], &doomed)?),
+        }
+        found.extend(mapped);
+    }
+    remove(socket, &found, &doomed, &|comment| comment == container)
+}
+
+/// An element that is there, or may be.
+type Found = (Family, Set, Entry);
+
+/// Whether all mappings lead to `pod`.
+fn leads_to(mapped: &[Found], pod: Option<IpAddr>) -> bool {
+    let address = pod.map(Part::Address);
+    let elsewhere = |(_, _, entry): &Found| match mapping(entry) {
+        Some(_) => entry.value.first() != address.as_ref(),
+        None => entry.key.first() != address.as_ref(),
+    };
+    !mapped.iter().any(elsewhere)
+}
+
+/// What may be there for the address of `known`'s pod.
+fn looked_up(known: &HostPorts, family: Family) -> impl Iterator<Item = Found> {
+    masqueraded(known, family).into_iter().map(move |it| {
+        let entry = Entry {
+            key: it.key,
+            value: it.value,
+            owner: it.owner,
+        };
+        (family, it.set, entry)
     })
+}
+
+fn list(
+    socket: &Socket,
+    family: Family,
+    sets: &[Set],
+    wanted: &dyn Fn(&str) -> bool,
+) -> Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for set in sets {
+        let entries = listing::entries(socket, table(family), *set, wanted)?;
+        found.extend(entries.into_iter().map(|entry| (family, *set, entry)));
+    }
+    Ok(found)
 }
 
 /// Removes what is there for attachments to `network` that are not `valid`. The UDP
@@ -208,23 +263,21 @@ pub fn collect(socket: &Socket, network: &str, valid: &[ValidAttachment]) -> Res
         let ours = prefixes.iter().any(|prefix| comment.starts_with(prefix));
         ours && !alive.contains(comment)
     };
-    remove(socket, &doomed, &|_| false)
+    let mut found = Vec::new();
+    for family in FAMILIES {
+        found.extend(list(socket, family, &SETS, &doomed)?);
+    }
+    remove(socket, &found, &doomed, &|_| false)
 }
 
-/// Removes what belongs to owners that are `doomed`, and rules of the Go
-/// plugins for containers that are.
+/// Removes what of `found` belongs to owners that are `doomed`, and their conditions;
+/// and rules of the Go plugins for containers that are.
 fn remove(
     socket: &Socket,
+    found: &[Found],
     doomed: &dyn Fn(&str) -> bool,
     doomed_container: &dyn Fn(&str) -> bool,
 ) -> Result<Vec<UdpPort>> {
-    let mut found = Vec::new();
-    for family in FAMILIES {
-        for set in SETS {
-            let entries = listing::entries(socket, table(family), set, doomed)?;
-            found.extend(entries.into_iter().map(|entry| (family, set, entry)));
-        }
-    }
     retry(Errno::ERESTART, || -> Result<_> {
         let generation = socket.generation()?;
         let mut changes = Transaction::new();
@@ -236,7 +289,7 @@ fn remove(
             }
             changes.extend(conditional::removal(socket, family, doomed)?);
         }
-        for (family, set, entry) in &found {
+        for (family, set, entry) in found {
             // Somebody may have taken the port since.
             let now = listing::entry_at(socket, table(*family), *set, &entry.key)?;
             if now.is_some_and(|now| doomed(&now.owner)) {

@@ -595,3 +595,58 @@ fn a_probe_finds_nf_tables_and_leaves_nothing() {
         .unwrap();
     assert!(probe(Family::Ip));
 }
+
+/// Elements of all sets that have a comment of `owner`.
+fn owned(owner: &str) -> usize {
+    let all = run("nft list ruleset");
+    all.matches(&format!("comment \"mynet/{owner}/eth0\""))
+        .count()
+}
+
+/// Pods c2 and c3 with two ports each.
+fn two_pods() -> [HostPorts; 2] {
+    let nat = Nftables::open().unwrap();
+    [2, 3].map(|number| {
+        let port = 8000 + u16::from(number) * 10;
+        let mappings = [
+            mapping(Protocol::Tcp, port, 80),
+            mapping_of("192.0.2.7", Protocol::Udp, port, 53),
+        ];
+        let wanted = ports(number, &mappings);
+        nat.publish(&wanted).unwrap();
+        wanted
+    })
+}
+
+#[test]
+fn what_is_known_of_a_pod_finds_all_that_there_is() {
+    Node::bare();
+    let nat = Nftables::open().unwrap();
+    let [gone, stays] = two_pods();
+    let before = owned("c3");
+    assert_eq!(owned("c2"), before);
+    nat.unmap(&gone.owner, Some(&gone)).unwrap();
+    assert_eq!((owned("c2"), owned("c3")), (0, before));
+    nat.check_published(&stays).unwrap();
+}
+
+#[test]
+fn what_is_known_by_now_need_not_be_what_was_published() {
+    let changes: [fn(&mut HostPorts); 4] = [
+        |it| it.snat = Snat::Off,
+        |it| it.mappings.clear(),
+        // Of another pod, or of one that got another address.
+        |it| it.pod_v4 = Some("10.22.0.3/24".parse().unwrap()),
+        |it| (it.pod_v4, it.pod_v6) = (None, None),
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        Node::bare();
+        let nat = Nftables::open().unwrap();
+        let [gone, stays] = two_pods();
+        let (before, mut known) = (owned("c3"), gone.clone());
+        change(&mut known);
+        nat.unmap(&gone.owner, Some(&known)).unwrap();
+        assert_eq!((owned("c2"), owned("c3")), (0, before), "{number}");
+        nat.check_published(&stays).unwrap();
+    }
+}

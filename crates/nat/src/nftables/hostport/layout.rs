@@ -25,7 +25,8 @@ const PORTS: Set = Set {
     key: &[Type::Protocol, Type::Port],
     value: &[Type::Address, Type::Port],
 };
-const MASQUERADED: Set = Set {
+/// Who is masqueraded towards a pod: its key ends with the pod's address.
+pub const MASQUERADED: Set = Set {
     name: "masqueraded",
     key: &[Type::Address, Type::Address],
     value: &[],
@@ -35,6 +36,8 @@ const MASQUERADED_PORTS: Set = Set {
     key: &[Type::Address, Type::Protocol, Type::Port],
     value: &[],
 };
+/// What has an element for each mapping.
+pub const OF_MAPPINGS: [Set; 3] = [HOSTIP_PORTS, PORTS, MASQUERADED_PORTS];
 /// All of them.
 pub const SETS: [Set; 4] = [HOSTIP_PORTS, PORTS, MASQUERADED, MASQUERADED_PORTS];
 
@@ -182,6 +185,18 @@ pub fn elements(wanted: &HostPorts, family: Family) -> Vec<Element> {
         }
     }
     elements
+}
+
+/// What there can be in [`MASQUERADED`] for a pod, whatever `snat` says by now.
+pub fn masqueraded(published: &HostPorts, family: Family) -> Vec<Element> {
+    let hairpin = HostPorts {
+        snat: Snat::Hairpin,
+        ..published.clone()
+    };
+    let mut all = elements(&hairpin, family);
+    all.retain(|it| it.set == MASQUERADED);
+    all.extend(neighbour_element(&hairpin, family));
+    all
 }
 
 /// What makes a pod's port reachable from pods on its bridge: they and the pod
