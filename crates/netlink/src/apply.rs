@@ -25,6 +25,10 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// start on it.
 const CARRIER: Duration = Duration::from_secs(1);
 
+/// How long the kernel's worker is waited for. With ten times as much to do as the
+/// machine can, it took some 20 ms.
+const LOCAL: Duration = Duration::from_millis(100);
+
 /// Pauses before each look at a link that was just brought up, in milliseconds.
 const CARRIER_PAUSES: [u64; 6] = [1, 2, 4, 8, 16, 32];
 
@@ -72,6 +76,8 @@ pub struct Configured {
     pub link: Link,
     pod: Netlink,
     announced: bool,
+    /// IPv6 addresses that are usable, but perhaps not to be reached yet.
+    fresh: Vec<IpAddr>,
 }
 
 impl Configured {
@@ -82,10 +88,28 @@ impl Configured {
     /// # Errors
     /// As [`Netlink::announce`]; pods work without, so a caller may just say so.
     pub fn announce(&self) -> anyhow::Result<()> {
+        self.await_local();
         if self.announced {
             self.pod.announce(&self.link)?;
         }
         Ok(())
+    }
+
+    /// Waits a moment until the pod takes packets to its IPv6 addresses for its own, and
+    /// hears who asks for them. The kernel has its worker see to that, whatever the flags
+    /// of an address (`addrconf_dad_work` in net/ipv6/addrconf.c): on a busy node, that
+    /// is after an ADD, and a neighbour that asked before asks again after a second.
+    fn await_local(&self) {
+        // Without a carrier the worker does not begin.
+        if !has_carrier(&self.link) {
+            return;
+        }
+        let until = Instant::now() + LOCAL;
+        for ip in &self.fresh {
+            while self.pod.is_local(*ip).is_ok_and(|local| !local) && Instant::now() < until {
+                thread::sleep(Duration::from_micros(500));
+            }
+        }
     }
 }
 
@@ -187,9 +211,18 @@ impl Configuration<'_> {
         self.add_routes()?;
         Ok(Configured {
             announced: self.interface.notify && !self.interface.addresses.is_empty(),
+            fresh: self.fresh(),
             pod: self.netlink,
             link,
         })
+    }
+
+    fn fresh(&self) -> Vec<IpAddr> {
+        let ips = self.interface.addresses.iter().map(|it| it.address.ip());
+        match self.interface.dad {
+            Dad::Off => ips.filter(IpAddr::is_ipv6).collect(),
+            _ => Vec::new(),
+        }
     }
 
     fn bring_up(&self) -> Result<(), Error> {

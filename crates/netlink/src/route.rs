@@ -168,17 +168,7 @@ impl Netlink {
     /// When there is no way to it (`ENETUNREACH`).
     pub fn route_link(&self, ip: IpAddr) -> Result<Link, Error> {
         let op = || format!("find the way to {ip}");
-        let host = IpNetwork::from(ip);
-        let mut message = route_message(0, &RouteSpec::to(host));
-        message
-            .attributes
-            .retain(|it| matches!(it, RouteAttribute::Destination(_)));
-        message.header.protocol = RouteProtocol::Unspec;
-        message.header.kind = RouteType::Unspec;
-        let answer = self.get(RouteNetlinkMessage::GetRoute(message), op)?;
-        let Some(RouteNetlinkMessage::NewRoute(route)) = answer.decode() else {
-            return Err(Error::new(op(), Errno::EBADMSG));
-        };
+        let route = self.way_to(ip)?;
         let oif = route
             .attributes
             .iter()
@@ -189,6 +179,34 @@ impl Netlink {
         let oif = oif.ok_or_else(|| Error::new(op(), Errno::ENETUNREACH))?;
         self.find_link_by_index(oif)?
             .ok_or_else(|| Error::no_link(op()))
+    }
+
+    /// Whether packets to `ip` are for this host, as the kernel knows: `ip route get IP`
+    /// begins with `local`.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub(crate) fn is_local(&self, ip: IpAddr) -> Result<bool, Error> {
+        match self.way_to(ip) {
+            Err(error) if error.is_unreachable() => Ok(false),
+            way => Ok(way?.header.kind == RouteType::Local),
+        }
+    }
+
+    fn way_to(&self, ip: IpAddr) -> Result<RouteMessage, Error> {
+        let op = || format!("find the way to {ip}");
+        let host = IpNetwork::from(ip);
+        let mut message = route_message(0, &RouteSpec::to(host));
+        message
+            .attributes
+            .retain(|it| matches!(it, RouteAttribute::Destination(_)));
+        message.header.protocol = RouteProtocol::Unspec;
+        message.header.kind = RouteType::Unspec;
+        let answer = self.get(RouteNetlinkMessage::GetRoute(message), op)?;
+        match answer.decode() {
+            Some(RouteNetlinkMessage::NewRoute(route)) => Ok(route),
+            _ => Err(Error::new(op(), Errno::EBADMSG)),
+        }
     }
 
     /// The link that the first default route leaves by, IPv4 before IPv6:
