@@ -25,10 +25,6 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// start on it.
 const CARRIER: Duration = Duration::from_secs(1);
 
-/// How long the kernel's worker is waited for. With ten times as much to do as the
-/// machine can, it took some 20 ms.
-const LOCAL: Duration = Duration::from_millis(100);
-
 /// Pauses before each look at a link that was just brought up, in milliseconds.
 const CARRIER_PAUSES: [u64; 6] = [1, 2, 4, 8, 16, 32];
 
@@ -88,28 +84,16 @@ impl Configured {
     /// # Errors
     /// As [`Netlink::announce`]; pods work without, so a caller may just say so.
     pub fn announce(&self) -> anyhow::Result<()> {
-        self.await_local();
+        // Without a carrier the kernel's worker does not begin.
+        if has_carrier(&self.link) {
+            for ip in &self.fresh {
+                self.pod.await_local(*ip);
+            }
+        }
         if self.announced {
             self.pod.announce(&self.link)?;
         }
         Ok(())
-    }
-
-    /// Waits a moment until the pod takes packets to its IPv6 addresses for its own, and
-    /// hears who asks for them. The kernel has its worker see to that, whatever the flags
-    /// of an address (`addrconf_dad_work` in net/ipv6/addrconf.c): on a busy node, that
-    /// is after an ADD, and a neighbour that asked before asks again after a second.
-    fn await_local(&self) {
-        // Without a carrier the worker does not begin.
-        if !has_carrier(&self.link) {
-            return;
-        }
-        let until = Instant::now() + LOCAL;
-        for ip in &self.fresh {
-            while self.pod.is_local(*ip).is_ok_and(|local| !local) && Instant::now() < until {
-                thread::sleep(Duration::from_micros(500));
-            }
-        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Routes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
@@ -110,6 +112,10 @@ impl RouteFilter {
     }
 }
 
+/// How long the kernel's worker is waited for. With ten times as much to do as the
+/// machine can, it took some 20 ms.
+const LOCAL: Duration = Duration::from_millis(100);
+
 impl Netlink {
     /// Adds a route through link `oif`: `ip route prepend DST via GW dev LINK …`,
     /// beside others to the same destination.
@@ -181,12 +187,21 @@ impl Netlink {
             .ok_or_else(|| Error::no_link(op()))
     }
 
+    /// Waits a moment until packets to `ip`, an IPv6 address that this host was just given,
+    /// are taken for its own, and who asks for it is heard. The kernel has its worker see
+    /// to both, whatever the flags of the address (`addrconf_dad_work` in
+    /// net/ipv6/addrconf.c): on a busy node, milliseconds after it has answered the
+    /// request for the address. A neighbour that asks in between asks again after a second.
+    pub fn await_local(&self, ip: IpAddr) {
+        let until = Instant::now() + LOCAL;
+        while self.is_local(ip).is_ok_and(|local| !local) && Instant::now() < until {
+            sleep(Duration::from_micros(500));
+        }
+    }
+
     /// Whether packets to `ip` are for this host, as the kernel knows: `ip route get IP`
     /// begins with `local`.
-    ///
-    /// # Errors
-    /// When the kernel cannot be asked.
-    pub(crate) fn is_local(&self, ip: IpAddr) -> Result<bool, Error> {
+    fn is_local(&self, ip: IpAddr) -> Result<bool, Error> {
         match self.way_to(ip) {
             Err(error) if error.is_unreachable() => Ok(false),
             way => Ok(way?.header.kind == RouteType::Local),

@@ -1,10 +1,8 @@
 //! The pods' gateway: its addresses on an interface of the host, and forwarding.
 
-use std::net::IpAddr;
-
 use anyhow::{Context, Result, bail};
 use ipnetwork::IpNetwork;
-use netlink::{AddressSpec, Family, Link, Netlink, wait_until_solicited};
+use netlink::{AddressSpec, Family, Link, Netlink};
 
 /// Makes sure that `link` has every one of `addresses`. All pods of the network
 /// want the same ones, so they stay when the pods go. `what` begins the error;
@@ -72,8 +70,8 @@ fn ensure_address(host: &Netlink, link: &Link, address: IpNetwork, force: bool) 
         Err(error) if error.is_exists() => Ok(()),
         other => {
             other.with_context(|| format!("could not add IP address to {name:?}"))?;
-            if let IpAddr::V6(ip) = address.ip() {
-                wait_until_solicited(name, ip);
+            if address.is_ipv6() {
+                host.await_local(address.ip());
             }
             Ok(())
         }

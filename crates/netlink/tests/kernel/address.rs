@@ -1,6 +1,6 @@
 use std::{fs, net::Ipv6Addr};
 
-use netlink::{AddressSpec, Family, Netlink, wait_until_solicited};
+use netlink::{AddressSpec, Family, Netlink};
 
 use crate::sandbox::{Sandbox, json, run};
 
@@ -111,7 +111,7 @@ fn who_waits_for_it_has_an_address_that_can_be_asked_for() {
         };
         netlink.add_address(index, &spec).unwrap();
         // Without this, the kernel's worker is seldom quicker than we are.
-        wait_until_solicited("a0", ip);
+        netlink.await_local(ip.into());
         let groups = fs::read_to_string("/proc/thread-self/net/igmp6").unwrap();
         let group = format!("01ff0000{number:02x} ");
         assert!(groups.contains(&group), "{ip}: {groups}");
