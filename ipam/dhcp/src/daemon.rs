@@ -223,7 +223,7 @@ impl Daemon {
     /// Takes up what the daemon before us left.
     fn take_up(&mut self) -> Result<()> {
         let (start, today) = (now(), wall_clock());
-        for (number, record) in self.store.load().into_iter().enumerate() {
+        for (number, record) in self.store.load()?.into_iter().enumerate() {
             let due = start + STAGGER * number as Millis;
             let lease = self.new_lease(record.identity);
             let held = record.grant.as_ref().map(|grant| Held {
@@ -395,10 +395,10 @@ impl Daemon {
                 Err(error) => Answer::Error(format!("{error:#}")),
             },
             rpc::RELEASE => match owner(&call.arguments) {
-                Ok((owner, _)) => {
-                    self.release(&owner);
-                    Answer::Done
-                }
+                Ok((owner, _)) => match self.release(&owner) {
+                    Ok(()) => Answer::Done,
+                    Err(error) => Answer::Error(format!("{error:#}")),
+                },
                 Err(error) => Answer::Error(format!("{error:#}")),
             },
             rpc::CHECK => self.check(&call.arguments),
@@ -538,9 +538,13 @@ impl Daemon {
 
     /// Gives a lease back. The answer to the plugin follows the packet: the link
     /// that it leaves by is deleted next.
-    fn release(&mut self, owner: &Owner) {
+    ///
+    /// # Errors
+    /// It stays on disk, where the next daemon would find it.
+    fn release(&mut self, owner: &Owner) -> Result<()> {
         let Some(key) = self.keys.get(owner).copied() else {
-            return;
+            // It may be one that could not be read, or could not be removed a moment ago.
+            return self.store.remove(owner);
         };
         self.refuse_waiting(key, "the lease is released");
         if let Some(entry) = self.leases.get_mut(&key) {
@@ -552,7 +556,7 @@ impl Daemon {
                 }
             }
         }
-        self.forget(key);
+        self.drop_lease(key)
     }
 
     fn collect(&mut self, arguments: &Arguments) -> Result<()> {
@@ -568,20 +572,26 @@ impl Daemon {
         };
         let of_network = self.keys.keys().filter(|it| it.network == owner.network);
         let stale: Vec<_> = of_network.filter(|it| !in_use(it)).cloned().collect();
-        for owner in stale {
-            self.release(&owner);
-        }
-        Ok(())
+        let released = stale.iter().map(|owner| self.release(owner));
+        // All of them, whatever became of the others.
+        let released: Vec<_> = released.collect();
+        released.into_iter().collect()
     }
 
     /// Drops all that is known of a lease.
     fn forget(&mut self, key: u32) {
-        self.close_socket(key);
-        if let Some(entry) = self.leases.remove(&key) {
-            self.keys.remove(&entry.owner);
-            let removed = self.store.remove(&entry.owner);
-            entry.log_failure("forget the lease", removed);
+        if let Err(error) = self.drop_lease(key) {
+            eprintln!("failed to forget the lease: {error:#}");
         }
+    }
+
+    fn drop_lease(&mut self, key: u32) -> Result<()> {
+        self.close_socket(key);
+        let Some(entry) = self.leases.remove(&key) else {
+            return Ok(());
+        };
+        self.keys.remove(&entry.owner);
+        self.store.remove(&entry.owner)
     }
 
     // ---- servers

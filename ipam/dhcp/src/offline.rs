@@ -56,7 +56,7 @@ pub fn collect(socket: &str, network: &str, in_use: impl Fn(&Owner) -> bool) -> 
     let Some(store) = open(socket)? else {
         return Ok(());
     };
-    for record in store.load() {
+    for record in store.load()? {
         if record.owner.network == network && !in_use(&record.owner) {
             tell_the_server(&record, None);
             store.remove(&record.owner)?;

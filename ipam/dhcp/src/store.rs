@@ -150,29 +150,37 @@ impl Store {
         }
     }
 
-    /// Every lease on disk. What cannot be read is told on standard error and
-    /// removed: it would be as unreadable next time.
-    pub fn load(&self) -> Vec<Record> {
-        let Ok(entries) = fs::read_dir(&self.dir) else {
-            return Vec::new();
+    /// Every lease on disk. One that cannot be read is told on standard error, and
+    /// stays for the next daemon; one that makes no sense would make none next time, and is
+    /// removed.
+    ///
+    /// # Errors
+    /// When nobody can say which there are: not to know of leases is not to have none.
+    pub fn load(&self) -> Result<Vec<Record>> {
+        let unknown = |error: io::Error| {
+            anyhow::anyhow!("list leases in {}: {}", self.dir.display(), reason(&error))
         };
         let mut records = Vec::new();
-        for entry in entries.flatten() {
+        for entry in fs::read_dir(&self.dir).map_err(unknown)? {
+            let entry = entry.map_err(unknown)?;
             let (path, name) = (entry.path(), entry.file_name());
             let name = name.to_string_lossy();
             if name.ends_with(UNFINISHED) {
                 let _ = fs::remove_file(&path);
             } else if name.ends_with(SUFFIX) {
-                match read(&path) {
-                    Ok(record) => records.push(record),
-                    Err(error) => {
-                        eprintln!("drop lease {}: {error:#}", path.display());
+                match fs::read(&path).map(|text| serde_json::from_slice(&text)) {
+                    Ok(Ok(record)) => records.push(record),
+                    Ok(Err(error)) => {
+                        eprintln!("drop lease {}: parse: {error}", path.display());
                         let _ = fs::remove_file(&path);
+                    }
+                    Err(error) => {
+                        eprintln!("lease {} is not held: {}", path.display(), reason(&error));
                     }
                 }
             }
         }
-        records
+        Ok(records)
     }
 
     /// Writes a lease, in place of what was known of it. Whatever kills us in
@@ -211,11 +219,11 @@ impl Store {
     pub fn remove(&self, owner: &Owner) -> Result<()> {
         let path = self.dir.join(owner.file_name());
         for path in [spare(&path), path] {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    bail!("remove lease {}: {}", path.display(), reason(&error))
-                }
-                _ => {}
+            // A read-only disk says so of what is not there, too.
+            if let Err(error) = fs::remove_file(&path)
+                && !is_gone(&path)
+            {
+                bail!("remove lease {}: {}", path.display(), reason(&error))
             }
         }
         Ok(())
@@ -236,6 +244,10 @@ impl Drop for Store {
 /// Where a lease is written before it takes the place of the one before.
 fn spare(path: &Path) -> PathBuf {
     path.with_extension("new")
+}
+
+fn is_gone(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 fn read(path: &Path) -> Result<Record> {
@@ -288,6 +300,7 @@ mod tests {
         fs::write(dir.join("y.new"), "{").unwrap();
         let mut ids: Vec<_> = store
             .load()
+            .unwrap()
             .into_iter()
             .map(|it| it.owner.container_id)
             .collect();
@@ -302,6 +315,21 @@ mod tests {
         store.remove(&record("a").owner).unwrap();
         store.remove(&record("a").owner).unwrap();
         assert!(store.find(&record("a").owner).is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_read_or_removed_is_not_gone() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = place.path().join("dhcp/x");
+        let store = Store::open(&dir).unwrap().unwrap();
+        let owner = record("a").owner;
+        // Neither read(2) nor unlink(2) wants a directory.
+        fs::create_dir(dir.join(owner.file_name())).unwrap();
+        assert_eq!(store.load().unwrap(), []);
+        assert!(store.remove(&owner).is_err());
+        assert!(dir.join(owner.file_name()).exists());
+        fs::remove_dir_all(&dir).unwrap();
+        assert!(store.load().is_err());
     }
 
     #[test]
