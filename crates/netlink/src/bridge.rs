@@ -94,11 +94,12 @@ impl Netlink {
         // until it has a port, and without one it gets no link-local address.
         // Before it has a port of ours: so far it still has the address it was
         // born with.
-        // Where nobody can tell whether it is pinned, it is not done again for each
-        // pod: the kernel takes it for a change, and forgets the bridge's neighbours.
+        // Where nobody can tell whether it is pinned (/sys is another namespace's), it
+        // is not done again for each pod: the kernel takes it for a change, and forgets
+        // the bridge's neighbours. It has none as long as no port runs.
         let pin = match found.pinned() {
             Some(pinned) => !pinned,
-            None => !found.up || found.mac.is_none_or(|mac| mac.is_zero()),
+            None => !found.up || found.operstate != OperState::Up,
         };
         if pin {
             self.pin_mac(&found);
