@@ -166,23 +166,7 @@ fn listens(host: &Netns, pid: u32) -> bool {
 }
 
 fn dnsmasq(server: &Netns, range: &str, options: &[&str]) -> Running {
-    let range = format!("--dhcp-range={range}");
-    let fixed = [
-        "dnsmasq",
-        "--conf-file=/dev/null",
-        "--keep-in-foreground",
-        "--log-facility=-",
-        "--log-dhcp",
-        "--user=root",
-        "--pid-file",
-        "--port=0",
-        "--interface=eth0",
-        "--no-ping",
-        "--dhcp-lease-max=4000",
-        "--leasefile-ro",
-        &range,
-    ];
-    let running = server.start(&[&fixed, options].concat());
+    let running = server.dnsmasq(range, &[&["--dhcp-lease-max=4000"], options].concat());
     eventually(5, "dnsmasq serves", || {
         running.output().contains("IP range")
     });

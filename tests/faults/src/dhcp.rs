@@ -41,20 +41,7 @@ impl Dhcp {
              ip addr add 10.77.0.1/16 dev eth0
              ip link set eth0 up");
         // Leases last longer than any sweep: what is renewed meanwhile would differ on disk.
-        let serving = server.start(&[
-            "dnsmasq",
-            "--conf-file=/dev/null",
-            "--keep-in-foreground",
-            "--log-facility=-",
-            "--log-dhcp",
-            "--user=root",
-            "--pid-file",
-            "--port=0",
-            "--interface=eth0",
-            "--no-ping",
-            "--leasefile-ro",
-            "--dhcp-range=10.77.0.10,10.77.3.250,255.255.0.0,24h",
-        ]);
+        let serving = server.dnsmasq("10.77.0.10,10.77.3.250,255.255.0.0,24h", &[]);
         wait_for("dnsmasq serves", || serving.output().contains("IP range"))?;
         let dhcp = Self {
             host,

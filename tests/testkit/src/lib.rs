@@ -10,6 +10,7 @@
 
 mod backend;
 mod cni;
+mod dnsmasq;
 mod fake;
 mod netns;
 mod process;

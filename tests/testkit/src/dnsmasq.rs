@@ -1,0 +1,30 @@
+//! The DHCP server of the tests.
+
+use crate::{Netns, Running};
+
+impl Netns {
+    /// dnsmasq in the foreground, for DHCP alone, on `eth0`: it reads no configuration of
+    /// the machine, keeps nothing on disk, and hands out the addresses of `range`, as its
+    /// option `--dhcp-range` has it.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn dnsmasq(&self, range: &str, options: &[&str]) -> Running {
+        let range = format!("--dhcp-range={range}");
+        let fixed = [
+            "dnsmasq",
+            "--conf-file=/dev/null",
+            "--keep-in-foreground",
+            "--log-facility=-",
+            "--log-dhcp",
+            "--user=root",
+            "--pid-file",
+            "--port=0",
+            "--interface=eth0",
+            "--no-ping",
+            "--leasefile-ro",
+            &range,
+        ];
+        self.start(&[&fixed, options].concat())
+    }
+}
