@@ -12,8 +12,8 @@ use std::{env, path::Path};
 use anyhow::Context;
 use cni::Undo;
 use netlink::{
-    BridgeSpec, Dad, Interface, InterfaceAddress, Mac, Netlink, PortSpec, RouteSpec, VethSpec,
-    configure,
+    BridgeSpec, Dad, Interface, InterfaceAddress, Layer3, Mac, Netlink, PortSpec, RouteSpec,
+    VethSpec,
 };
 use netns::NetNs;
 
@@ -49,19 +49,21 @@ fn main() -> anyhow::Result<()> {
         alias: Some("example".into()),
     };
     host.attach_port(&pair.host, &port)?;
-    let configured = configure(
-        &pod,
-        &Interface {
-            name: veth.container_name,
-            addresses: vec![InterfaceAddress {
-                address,
-                gateway: address.iter().nth(1),
-            }],
-            routes: vec![RouteSpec::to("0.0.0.0/0".parse()?)],
-            dad: Dad::Off,
-            notify: true,
-        },
-    )?;
+    let interface = Interface {
+        name: veth.container_name,
+        dad: Dad::Off,
+        notify: true,
+    };
+    // A plugin asks IPAM while the namespace is entered.
+    let entered = netlink::enter(&pod, interface)?;
+    let layer3 = Layer3 {
+        addresses: vec![InterfaceAddress {
+            address,
+            gateway: address.iter().nth(1),
+        }],
+        routes: vec![RouteSpec::to("0.0.0.0/0".parse()?)],
+    };
+    let configured = entered.configure(&layer3)?;
     host.wait_for_port(pair.host.index)?;
     configured.announce()?;
     undo.forget();

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use ipnetwork::IpNetwork;
-use netns::NetNs;
+use netns::{Entering, NetNs};
 use nix::{errno::Errno, net::if_::if_nametoindex};
 use rtnetlink::sys::Socket;
 
@@ -28,21 +28,26 @@ const CARRIER: Duration = Duration::from_secs(1);
 /// Pauses before each look at a link that was just brought up, in milliseconds.
 const CARRIER_PAUSES: [u64; 6] = [1, 2, 4, 8, 16, 32];
 
-/// What an interface in a pod shall be.
+/// An interface in a pod, as far as it is known before its addresses are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
     /// Its name in the pod.
     pub name: String,
-    /// Its addresses, in the order of the result.
-    pub addresses: Vec<InterfaceAddress>,
-    /// Its routes, in the order of the result. One without a next hop goes
-    /// through the first gateway of its family, if any address has one.
-    pub routes: Vec<RouteSpec>,
     /// What is done about duplicates of its IPv6 addresses.
     pub dad: Dad,
     /// Whether the kernel announces the addresses when the link comes up or
     /// changes (`arp_notify`, and `ndisc_notify` where one is of IPv6).
     pub notify: bool,
+}
+
+/// What an interface in a pod gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Layer3 {
+    /// Its addresses, in the order of the result.
+    pub addresses: Vec<InterfaceAddress>,
+    /// Its routes, in the order of the result. One without a next hop goes
+    /// through the first gateway of its family, if any address has one.
+    pub routes: Vec<RouteSpec>,
 }
 
 /// An address and the gateway of its network.
@@ -97,82 +102,105 @@ impl Configured {
     }
 }
 
-/// Configures an interface that is in `netns`: settings, addresses, up, routes.
-/// The namespace is entered once: settings can be written only inside, and a
-/// socket that was opened there works from outside.
-///
-/// # Errors
-/// `failed to add IP addr … to "eth0": …`, `failed to add route '…': …`,
-/// `link eth0 has address … in DADFAILED state`, and others.
-pub fn configure(netns: &NetNs, interface: &Interface) -> anyhow::Result<Configured> {
-    let inside = netns.enter(|| Inside::prepare(interface))??;
-    let netlink = Netlink::over(inside.socket);
-    let index = match inside.index {
-        Ok(index) => index,
-        // It says better what is missing.
-        Err(_) => netlink.get_link(&interface.name)?.index,
-    };
-    let configuration = Configuration {
-        netlink,
-        index,
-        interface,
-    };
-    configuration.apply(inside.monitor?)
+/// The inside of a pod's namespace, entered for one interface. Settings can be
+/// written only inside, and a socket that was opened there works from outside.
+#[derive(Debug)]
+pub struct Pod {
+    netns: NetNs,
+    interface: Interface,
+    inside: Entering<Result<Inside, Error>>,
 }
 
-/// What has to be done inside the namespace, and what comes out of it.
+/// Enters `netns` for `interface`, which is there, while the caller goes on: to begin a
+/// thread and to open a file under /proc/sys take as long as IPAM does.
+///
+/// # Errors
+/// When no thread can be made.
+pub fn enter(netns: &NetNs, interface: Interface) -> anyhow::Result<Pod> {
+    let (name, dad) = (interface.name.clone(), interface.dad);
+    Ok(Pod {
+        netns: netns.clone(),
+        inside: netns.begin(move || Inside::prepare(&name, dad))?,
+        interface,
+    })
+}
+
+impl Pod {
+    /// Configures the interface: settings, addresses, up, routes.
+    ///
+    /// # Errors
+    /// `failed to add IP addr … to "eth0": …`, `failed to add route '…': …`,
+    /// `link eth0 has address … in DADFAILED state`, and others.
+    pub fn configure(self, layer3: &Layer3) -> anyhow::Result<Configured> {
+        let interface = &self.interface;
+        let inside = self.inside.wait()??;
+        let netlink = Netlink::over(inside.socket);
+        let index = match inside.index {
+            Ok(index) => index,
+            // It says better what is missing.
+            Err(_) => netlink.get_link(&interface.name)?.index,
+        };
+        let v6 = layer3.addresses.iter().any(|it| it.address.is_ipv6());
+        let monitor = match v6 {
+            true => self.netns.enter(|| prepare_ipv6(interface, layer3))??,
+            false => None,
+        };
+        let configuration = Configuration {
+            netlink,
+            index,
+            interface,
+            layer3,
+        };
+        configuration.apply(monitor)
+    }
+}
+
+/// What comes out of the namespace.
+#[derive(Debug)]
 struct Inside {
     socket: Socket,
     /// Of the interface. All else about it is asked for when it is up.
     index: Result<u32, Errno>,
-    /// What to wait with after the addresses are there, if there is something
-    /// to wait for.
-    monitor: anyhow::Result<Option<AddressMonitor>>,
 }
 
 impl Inside {
-    fn prepare(interface: &Interface) -> Result<Self, Error> {
-        let monitor = prepare_ipv6(interface);
-        let socket = open_socket()?;
-        let index = if_nametoindex(interface.name.as_str());
+    fn prepare(name: &str, dad: Dad) -> Result<Self, Error> {
+        // Also for a pod without an IPv6 address of ours: the link-local one is detected too.
+        let set = |setting, value| {
+            let key = sysctl::interface_key("ipv6", name, setting);
+            let _ = sysctl::write(&key, value);
+        };
+        match dad {
+            Dad::Kernel => {}
+            Dad::Off => set("accept_dad", "0"),
+            Dad::On => {
+                set("enhanced_dad", "1");
+                set("accept_dad", "1");
+            }
+        }
         Ok(Self {
-            socket,
-            index,
-            monitor,
+            socket: open_socket()?,
+            index: if_nametoindex(name),
         })
     }
 }
 
-/// Makes IPv6 possible if an address needs it. Returns what to wait with
-/// after the addresses are there, if there is something to wait for.
-fn prepare_ipv6(interface: &Interface) -> anyhow::Result<Option<AddressMonitor>> {
+/// Makes IPv6 possible. Returns what to wait with after the addresses are there, if there
+/// is something to wait for.
+fn prepare_ipv6(interface: &Interface, layer3: &Layer3) -> anyhow::Result<Option<AddressMonitor>> {
     let name = &interface.name;
-    let set = |setting, value| sysctl::write(&sysctl::interface_key("ipv6", name, setting), value);
-    // Also without an IPv6 address of ours: the link-local one is detected too.
-    match interface.dad {
-        Dad::Kernel => {}
-        Dad::Off => drop(set("accept_dad", "0")),
-        Dad::On => {
-            let _ = set("enhanced_dad", "1");
-            let _ = set("accept_dad", "1");
-        }
-    }
-    let addresses = interface.addresses.iter();
-    let v6: Vec<&InterfaceAddress> = addresses.filter(|it| it.address.is_ipv6()).collect();
-    if v6.is_empty() {
-        return Ok(None);
-    }
+    let set = |setting| sysctl::write(&sysctl::interface_key("ipv6", name, setting), "1");
     enable_ipv6("lo")?;
     enable_ipv6(name)?;
     // Without it, a pod that sets its interface down and up loses its addresses.
-    set("keep_addr_on_down", "1")?;
-    // Nobody needs the address before there is a way out of the network.
-    let way_out = v6.iter().any(|it| it.gateway.is_some());
-    let awaited = way_out && interface.dad != Dad::Off;
+    set("keep_addr_on_down")?;
     if interface.notify {
         // A favour: a read-only /proc/sys is no reason to fail an ADD.
-        let _ = set("ndisc_notify", "1");
+        let _ = set("ndisc_notify");
     }
+    // Nobody needs the address before there is a way out of the network.
+    let mut v6 = layer3.addresses.iter().filter(|it| it.address.is_ipv6());
+    let awaited = v6.any(|it| it.gateway.is_some()) && interface.dad != Dad::Off;
     // It listens before there is something to hear.
     Ok(awaited.then(AddressMonitor::open).transpose()?)
 }
@@ -182,6 +210,7 @@ struct Configuration<'a> {
     netlink: Netlink,
     index: u32,
     interface: &'a Interface,
+    layer3: &'a Layer3,
 }
 
 impl Configuration<'_> {
@@ -194,7 +223,7 @@ impl Configuration<'_> {
         }
         self.add_routes()?;
         Ok(Configured {
-            announced: self.interface.notify && !self.interface.addresses.is_empty(),
+            announced: self.interface.notify && !self.layer3.addresses.is_empty(),
             fresh: self.fresh(),
             pod: self.netlink,
             link,
@@ -202,7 +231,7 @@ impl Configuration<'_> {
     }
 
     fn fresh(&self) -> Vec<IpAddr> {
-        let ips = self.interface.addresses.iter().map(|it| it.address.ip());
+        let ips = self.layer3.addresses.iter().map(|it| it.address.ip());
         match self.interface.dad {
             Dad::Off => ips.filter(IpAddr::is_ipv6).collect(),
             _ => Vec::new(),
@@ -219,7 +248,7 @@ impl Configuration<'_> {
     }
 
     fn add_addresses(&self) -> Result<(), Error> {
-        for it in &self.interface.addresses {
+        for it in &self.layer3.addresses {
             let spec = AddressSpec {
                 nodad: self.interface.dad == Dad::Off && it.address.is_ipv6(),
                 ..it.address.into()
@@ -284,7 +313,7 @@ impl Configuration<'_> {
 
     fn add_routes(&self) -> Result<(), Error> {
         let mut defaults: Vec<RouteSpec> = Vec::new();
-        for route in &self.interface.routes {
+        for route in &self.layer3.routes {
             let route = self.with_gateway(route);
             if route.is_default() {
                 // The IPAM's default route without a gateway and the plugin's own
@@ -302,7 +331,7 @@ impl Configuration<'_> {
     }
 
     fn with_gateway(&self, route: &RouteSpec) -> RouteSpec {
-        let gateways = self.interface.addresses.iter().filter_map(|it| it.gateway);
+        let gateways = self.layer3.addresses.iter().filter_map(|it| it.gateway);
         RouteSpec {
             gw: route.gw.or_else(|| first_of_family(gateways, route.dst)),
             ..route.clone()

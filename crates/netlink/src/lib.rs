@@ -37,7 +37,7 @@ mod veth;
 mod vxlan;
 
 pub use address::{Address, AddressSpec, Family};
-pub use apply::{Configured, Dad, Interface, InterfaceAddress, configure};
+pub use apply::{Configured, Dad, Interface, InterfaceAddress, Layer3, Pod, enter};
 pub use bridge::{BridgeSpec, PortSpec};
 pub use bridge_vlan::PortVlan;
 pub use error::Error;

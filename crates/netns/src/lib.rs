@@ -14,7 +14,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
-    thread,
+    thread::{self, JoinHandle},
 };
 
 use anyhow::Context;
@@ -152,6 +152,39 @@ impl NetNs {
             .map_err(Into::into)
     }
 
+    /// Begins to run `inside` in this namespace, as [`NetNs::enter`], while the caller
+    /// goes on.
+    ///
+    /// # Errors
+    /// When no thread can be made.
+    ///
+    /// ```
+    /// # fn main() -> anyhow::Result<()> {
+    /// let here = netns::NetNs::current()?;
+    /// let entering = here.begin(|| std::fs::read("/proc/sys/net/ipv4/ip_forward"))?;
+    /// // Something that takes its time.
+    /// let forwards = entering.wait()??;
+    /// assert!(forwards == b"0\n" || forwards == b"1\n");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn begin<T: Send + 'static>(
+        &self,
+        inside: impl FnOnce() -> T + Send + 'static,
+    ) -> anyhow::Result<Entering<T>> {
+        let netns = self.clone();
+        let thread = thread::Builder::new()
+            .spawn(move || {
+                netns.move_thread_in()?;
+                Ok(inside())
+            })
+            .context("start a thread for a network namespace")?;
+        Ok(Entering {
+            thread: Some(thread),
+            path: self.path.clone(),
+        })
+    }
+
     /// Moves the calling thread for good: for a thread that ends soon.
     #[expect(clippy::disallowed_methods, reason = "the one place that may")]
     fn move_thread_in(&self) -> Result<(), Errno> {
@@ -161,6 +194,38 @@ impl NetNs {
     fn identity(&self) -> Result<(u64, u64), Error> {
         let stat = fstat(self.fd.as_fd()).map_err(|errno| Error::fstat(&self.path, errno))?;
         Ok((stat.st_dev, stat.st_ino))
+    }
+}
+
+/// Code that runs in a namespace, begun by [`NetNs::begin`]. To drop it is to wait for
+/// its end: nothing goes on in a namespace behind the back of who cleans up.
+#[derive(Debug)]
+pub struct Entering<T> {
+    thread: Option<JoinHandle<Result<T, Errno>>>,
+    path: PathBuf,
+}
+
+impl<T> Entering<T> {
+    /// Waits for what the code returned. A panic inside is resumed here.
+    ///
+    /// # Errors
+    /// When the namespace could not be entered; the code has not run then.
+    pub fn wait(mut self) -> Result<T, Error> {
+        let Some(thread) = self.thread.take() else {
+            unreachable!("only this and drop take it");
+        };
+        match thread.join() {
+            Ok(entered) => entered.map_err(|errno| Error::enter(&self.path, errno)),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+impl<T> Drop for Entering<T> {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 

@@ -3,7 +3,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 
-use std::{fs, os::fd::AsFd, path::Path, process::Command};
+use std::{
+    fs,
+    os::fd::AsFd,
+    panic::{self, AssertUnwindSafe},
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
 
 use netns::{Kind, NetNs};
 use nix::{
@@ -117,6 +130,57 @@ fn a_panic_inside_is_resumed_outside_in_the_callers_namespace() {
     let panic = caught.unwrap_err();
     assert_eq!(panic.downcast_ref::<&str>(), Some(&"inside"));
     assert!(before.same_as(&NetNs::current().unwrap()).unwrap());
+}
+
+#[test]
+fn what_was_begun_runs_while_the_caller_goes_on() {
+    sandbox();
+    ip("netns add pod");
+    ip("-n pod link add inside0 type veth peer name inside1");
+    let pod = NetNs::open(Path::new("/run/netns/pod")).unwrap();
+    let before = NetNs::current().unwrap();
+    let (say, hear) = mpsc::channel::<()>();
+    let (answer, answered) = mpsc::channel();
+    let entering = pod
+        .begin(move || {
+            // Not before the caller, who has been given back his thread, says so.
+            hear.recv().unwrap();
+            answer.send(ip("-o link")).unwrap();
+            "done"
+        })
+        .unwrap();
+    assert!(before.same_as(&NetNs::current().unwrap()).unwrap());
+    say.send(()).unwrap();
+    assert!(answered.recv().unwrap().contains("inside0"));
+    assert_eq!(entering.wait().unwrap(), "done");
+}
+
+#[test]
+fn what_was_begun_has_ended_when_it_is_dropped() {
+    sandbox();
+    ip("netns add pod");
+    let pod = NetNs::open(Path::new("/run/netns/pod")).unwrap();
+    let ended = Arc::new(AtomicBool::new(false));
+    let end = Arc::clone(&ended);
+    let entering = pod.begin(move || {
+        thread::sleep(Duration::from_millis(50));
+        end.store(true, Ordering::Relaxed);
+    });
+    drop(entering.unwrap());
+    assert!(ended.load(Ordering::Relaxed));
+}
+
+#[test]
+fn what_was_begun_tells_that_it_could_not_enter_and_that_it_panicked() {
+    sandbox();
+    let uts = NetNs::open(Path::new("/proc/thread-self/ns/uts")).unwrap();
+    let entering = uts.begin(|| unreachable!("entered")).unwrap();
+    assert_eq!(entering.wait().unwrap_err().kind(), Kind::Unusable);
+
+    let here = NetNs::current().unwrap();
+    let entering = here.begin(|| panic!("inside")).unwrap();
+    let waited = panic::catch_unwind(AssertUnwindSafe(|| entering.wait()));
+    assert_eq!(waited.unwrap_err().downcast_ref::<&str>(), Some(&"inside"));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use cni::conf::DnsKeys;
 use cni::env::{IfName, NetnsPath};
 use cni::result::{AddResult, Interface, IpConfig, Route};
 use cni::{BestEffort, Call, delegate};
-use netlink::{Configured, Dad, InterfaceAddress, Link, Netlink, RouteSpec};
+use netlink::{Configured, Dad, InterfaceAddress, Layer3, Link, Netlink, RouteSpec};
 use netns::NetNs;
 
 use crate::Addressing;
@@ -18,31 +18,31 @@ pub fn open_netns(path: &NetnsPath) -> Result<NetNs> {
     NetNs::open(path.as_path()).with_context(|| format!("failed to open netns {:?}", path.as_str()))
 }
 
-/// Brings the pod's interface up, with its addresses and routes if it has any.
-/// `dad` is what is done about duplicates of its IPv6 addresses.
+/// Enters the pod for its interface `ifname`, which is there, while the caller goes on.
+/// `dad` is what is done about duplicates of its IPv6 addresses, if it gets `addresses` at
+/// all.
 ///
 /// # Errors
-/// As [`netlink::configure`].
-pub fn configure(
-    netns: &NetNs,
-    ifname: &IfName,
-    addressing: Option<&Addressing>,
-    dad: Dad,
-) -> Result<Configured> {
-    let mut interface = netlink::Interface {
+/// As [`netlink::enter`].
+pub fn enter(netns: &NetNs, ifname: &IfName, dad: Dad, addresses: bool) -> Result<netlink::Pod> {
+    let interface = netlink::Interface {
         name: ifname.to_string(),
-        addresses: Vec::new(),
-        routes: Vec::new(),
-        dad: Dad::Kernel,
-        notify: false,
+        dad: if addresses { dad } else { Dad::Kernel },
+        notify: addresses,
     };
-    if let Some(addressing) = addressing {
-        interface.dad = dad;
-        interface.notify = true;
-        interface.addresses = addressing.ips.iter().map(interface_address).collect();
-        interface.routes = addressing.routes.iter().map(route_spec).collect();
-    }
-    netlink::configure(netns, &interface)
+    netlink::enter(netns, interface)
+}
+
+/// Brings the pod's interface up, with its addresses and routes if it has any.
+///
+/// # Errors
+/// As [`netlink::Pod::configure`].
+pub fn configure(pod: netlink::Pod, addressing: Option<&Addressing>) -> Result<Configured> {
+    let layer3 = addressing.map(|it| Layer3 {
+        addresses: it.ips.iter().map(interface_address).collect(),
+        routes: it.routes.iter().map(route_spec).collect(),
+    });
+    pod.configure(&layer3.unwrap_or_default())
 }
 
 /// Tells the pod's neighbours where its addresses are now. It works without:

@@ -54,9 +54,11 @@ impl Plugin for Bridge {
             outside::check_spoofing(&request.attachment, &pair, undo)?;
         }
 
+        let ifname = &request.attachment.ifname;
+        let enter = || pod::enter(&netns, ifname, plan.dad(), call.has_ipam());
+        let pod = plan.bring_up.then(enter).transpose()?;
         let mut addressing = None;
         if call.has_ipam() {
-            let ifname = &request.attachment.ifname;
             let lease = match plan.detect_conflicts {
                 true => lease::without_conflict(call, &netns, ifname, undo)?,
                 false => delegate::ipam_add(call, undo)?,
@@ -68,9 +70,8 @@ impl Plugin for Bridge {
             pod::host_interface(&pair.host),
             port::container_interface(&pair, &request.netns),
         ];
-        if plan.bring_up {
-            let ifname = &request.attachment.ifname;
-            let configured = pod::configure(&netns, ifname, addressing.as_ref(), plan.dad())?;
+        if let Some(pod) = pod {
+            let configured = pod::configure(pod, addressing.as_ref())?;
             interfaces.extend(ensure_gateway(&host, &bridge, &plan, addressing.as_ref())?);
             if let (Some(how), Some(addressing)) = (plan.masquerade, &addressing) {
                 outside::masquerade(&request.attachment, addressing, how, undo)?;

@@ -48,12 +48,13 @@ impl Plugin for Macvlan {
         socket
             .add_macvlan(&spec, &netns, undo)
             .map_err(|error| why_not(error, plan.mode, &parent))?;
-        let addressing = addressing(request, &plan, &netns, undo)?;
         let ifname = &request.attachment.ifname;
         // Detection of duplicates would make every pod wait for one to two seconds;
         // who wants it has `detectConflicts`, for IPv4 too.
-        let configured = pod::configure(&netns, ifname, addressing.as_ref(), Dad::Off)
-            .map_err(|error| why_not_up(error, &parent))?;
+        let pod = pod::enter(&netns, ifname, Dad::Off, call.has_ipam())?;
+        let addressing = addressing(request, &plan, &netns, undo)?;
+        let configured =
+            pod::configure(pod, addressing.as_ref()).map_err(|error| why_not_up(error, &parent))?;
         pod::announce(&configured);
 
         if addressing.is_none() && call.version < Version::V0_3_0 {

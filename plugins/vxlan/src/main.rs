@@ -74,8 +74,8 @@ impl Plugin for Vxlan {
         if plan.spoof_check {
             outside::check_spoofing(attachment, &pair, undo)?;
         }
-        let configured =
-            pod::configure(&netns, &attachment.ifname, addressing.as_ref(), plan.dad())?;
+        let pod = pod::enter(&netns, &attachment.ifname, plan.dad(), call.has_ipam())?;
+        let configured = pod::configure(pod, addressing.as_ref())?;
         ensure_gateway(&host, &bridge, &plan, addressing.as_ref())?;
         if let Some(apart) = plan.apart() {
             // Before the pod can send through its gateway.

@@ -3,10 +3,10 @@ use std::{
     process::{Child, Stdio},
 };
 
-use netlink::{Netlink, configure};
+use netlink::Netlink;
 
 use crate::{
-    apply::{bridge, dual_stack, plug},
+    apply::{bridge, configure, dual_stack, plug},
     sandbox::{Sandbox, command, json, ping, run},
 };
 

@@ -5,8 +5,8 @@ use std::{
 
 use cni::Undo;
 use netlink::{
-    BridgeSpec, Configured, Dad, Interface, InterfaceAddress, Mac, Netlink, PortSpec, RouteSpec,
-    VethSpec, configure,
+    BridgeSpec, Configured, Dad, Interface, InterfaceAddress, Layer3, Mac, Netlink, PortSpec,
+    RouteSpec, VethSpec,
 };
 use netns::NetNs;
 
@@ -61,16 +61,34 @@ fn route(dst: &str) -> RouteSpec {
     RouteSpec::to(dst.parse().unwrap())
 }
 
-pub fn dual_stack(host: u8) -> Interface {
-    Interface {
+/// What the interface eth0 of a pod shall be.
+#[derive(Clone)]
+pub struct Wanted {
+    addresses: Vec<InterfaceAddress>,
+    routes: Vec<RouteSpec>,
+    dad: Dad,
+}
+
+pub fn configure(pod: &NetNs, wanted: &Wanted) -> anyhow::Result<Configured> {
+    let interface = Interface {
         name: "eth0".into(),
+        dad: wanted.dad,
+        notify: true,
+    };
+    netlink::enter(pod, interface)?.configure(&Layer3 {
+        addresses: wanted.addresses.clone(),
+        routes: wanted.routes.clone(),
+    })
+}
+
+pub fn dual_stack(host: u8) -> Wanted {
+    Wanted {
         addresses: vec![
             address(&format!("10.1.0.{host}/24"), Some("10.1.0.1")),
             address(&format!("fd00:1::{host}/64"), Some("fd00:1::1")),
         ],
         routes: vec![route("0.0.0.0/0"), route("::/0")],
         dad: Dad::Off,
-        notify: true,
     }
 }
 
@@ -79,12 +97,12 @@ fn setting(pod: &str, key: &str) -> String {
     run(&command).trim_end().to_owned()
 }
 
-fn one_pod(interface: &Interface) -> (Sandbox, NetNs, anyhow::Result<Configured>) {
+fn one_pod(wanted: &Wanted) -> (Sandbox, NetNs, anyhow::Result<Configured>) {
     let sandbox = Sandbox::new();
     let bridge = bridge();
     let pod = sandbox.pod("pod");
     plug(&bridge, &pod, 2);
-    let configured = configure(&pod, interface);
+    let configured = configure(&pod, wanted);
     (sandbox, pod, configured)
 }
 
@@ -150,8 +168,7 @@ fn settings_are_made_in_the_pod() {
         fs::write("/run/write", write).unwrap();
         run("ip netns exec pod sh /run/write");
     }
-    let interface = Interface { ..dual_stack(2) };
-    configure(&pod, &interface).unwrap();
+    configure(&pod, &dual_stack(2)).unwrap();
     for (key, value) in [
         ("ipv4/conf/eth0/arp_notify", "1"),
         ("ipv6/conf/eth0/ndisc_notify", "1"),
@@ -176,12 +193,12 @@ fn without_detection_ipv6_costs_no_wait() {
 
 #[test]
 fn detection_is_waited_for_where_it_is_on() {
-    let interface = Interface {
+    let wanted = Wanted {
         dad: Dad::On,
         ..dual_stack(2)
     };
     let start = Instant::now();
-    let (_sandbox, _pod, configured) = one_pod(&interface);
+    let (_sandbox, _pod, configured) = one_pod(&wanted);
     configured.unwrap();
     let took = start.elapsed();
     let limits = Duration::from_millis(300)..Duration::from_secs(5);
@@ -199,7 +216,7 @@ fn a_duplicate_address_is_told_as_go_tells_it() {
     plug(&bridge, &one, 2);
     configure(&one, &dual_stack(2)).unwrap();
     plug(&bridge, &two, 3);
-    let same = Interface {
+    let same = Wanted {
         dad: Dad::On,
         ..dual_stack(2)
     };
@@ -215,24 +232,21 @@ fn a_link_without_a_carrier_is_not_waited_for_long() {
     let sandbox = Sandbox::new();
     let pod = sandbox.pod("pod");
     run("ip link add host0 type veth peer name eth0 netns pod");
-    let interface = Interface {
+    // The gateway is out of reach of a link that is down: routes are not the matter here.
+    let wanted = Wanted {
         dad: Dad::Kernel,
+        routes: vec![],
         ..dual_stack(2)
     };
     let start = Instant::now();
-    // The gateway is out of reach of a link that is down: routes are not the matter here.
-    let interface = Interface {
-        routes: vec![],
-        ..interface
-    };
-    configure(&pod, &interface).unwrap();
+    configure(&pod, &wanted).unwrap();
     assert!(start.elapsed() < Duration::from_secs(3));
 }
 
 #[test]
 fn all_that_a_route_says_is_applied() {
-    let mut interface = dual_stack(2);
-    interface.routes = vec![
+    let mut wanted = dual_stack(2);
+    wanted.routes = vec![
         RouteSpec {
             mtu: Some(1280),
             advmss: Some(1200),
@@ -245,7 +259,7 @@ fn all_that_a_route_says_is_applied() {
             ..route("0.0.0.0/0")
         },
     ];
-    let (_sandbox, pod, configured) = one_pod(&interface);
+    let (_sandbox, pod, configured) = one_pod(&wanted);
     configured.unwrap();
     let main = &json("ip -n pod -j route show 10.8.0.0/16")[0];
     assert_eq!(main["gateway"], "10.1.0.1");
@@ -255,9 +269,9 @@ fn all_that_a_route_says_is_applied() {
     assert_eq!(other["gateway"], "10.1.0.9");
     // CHECK looks in each route's own table.
     let inside = Netlink::open_in(&pod).unwrap();
-    inside.check_routes(&interface.routes).unwrap();
+    inside.check_routes(&wanted.routes).unwrap();
     run("ip -n pod route flush table 200");
-    let error = inside.check_routes(&interface.routes).unwrap_err();
+    let error = inside.check_routes(&wanted.routes).unwrap_err();
     assert_eq!(
         error.to_string(),
         "Expected Route 0.0.0.0/0 via 10.1.0.9 table 200 not found in routing table"
@@ -266,12 +280,12 @@ fn all_that_a_route_says_is_applied() {
 
 #[test]
 fn a_default_route_said_twice_is_added_once() {
-    let mut interface = dual_stack(2);
-    interface.routes.push(RouteSpec {
+    let mut wanted = dual_stack(2);
+    wanted.routes.push(RouteSpec {
         gw: Some("10.1.0.1".parse().unwrap()),
         ..route("0.0.0.0/0")
     });
-    let (_sandbox, _pod, configured) = one_pod(&interface);
+    let (_sandbox, _pod, configured) = one_pod(&wanted);
     configured.unwrap();
     let seen = json("ip -n pod -j route show default");
     assert_eq!(seen.as_array().unwrap().len(), 1);
@@ -279,9 +293,9 @@ fn a_default_route_said_twice_is_added_once() {
 
 #[test]
 fn any_other_route_said_twice_fails_as_with_go() {
-    let mut interface = dual_stack(2);
-    interface.routes = vec![route("10.9.0.0/16"), route("10.9.0.0/16")];
-    let (_sandbox, _pod, configured) = one_pod(&interface);
+    let mut wanted = dual_stack(2);
+    wanted.routes = vec![route("10.9.0.0/16"), route("10.9.0.0/16")];
+    let (_sandbox, _pod, configured) = one_pod(&wanted);
     assert_eq!(
         configured.unwrap_err().to_string(),
         "failed to add route '{10.9.0.0 ffff0000} via 10.1.0.1 dev eth0 metric 0 \
@@ -291,10 +305,10 @@ fn any_other_route_said_twice_fails_as_with_go() {
 
 #[test]
 fn an_address_said_twice_fails_as_with_go() {
-    let mut interface = dual_stack(2);
-    interface.addresses.truncate(1);
-    interface.addresses.push(interface.addresses[0]);
-    let (_sandbox, _pod, configured) = one_pod(&interface);
+    let mut wanted = dual_stack(2);
+    wanted.addresses.truncate(1);
+    wanted.addresses.push(wanted.addresses[0]);
+    let (_sandbox, _pod, configured) = one_pod(&wanted);
     assert_eq!(
         configured.unwrap_err().to_string(),
         r#"failed to add IP addr 10.1.0.2/24 to "eth0": file exists"#
@@ -303,12 +317,12 @@ fn an_address_said_twice_fails_as_with_go() {
 
 #[test]
 fn without_addresses_the_link_is_brought_up() {
-    let interface = Interface {
+    let wanted = Wanted {
         addresses: vec![],
         routes: vec![],
         ..dual_stack(2)
     };
-    let (_sandbox, _pod, configured) = one_pod(&interface);
+    let (_sandbox, _pod, configured) = one_pod(&wanted);
     configured.unwrap().announce().unwrap();
     assert_eq!(pod_link("pod", "eth0")["operstate"], "UP");
 }
@@ -323,14 +337,14 @@ fn a_missing_interface_is_said_so() {
 
 #[test]
 fn check_sees_what_was_tampered_with() {
-    let interface = dual_stack(2);
-    let (_sandbox, pod, configured) = one_pod(&interface);
+    let wanted = dual_stack(2);
+    let (_sandbox, pod, configured) = one_pod(&wanted);
     configured.unwrap();
     let inside = Netlink::open_in(&pod).unwrap();
     let check = || {
         inside
-            .check_addresses("eth0", &interface.addresses)
-            .and_then(|()| inside.check_routes(&interface.routes))
+            .check_addresses("eth0", &wanted.addresses)
+            .and_then(|()| inside.check_routes(&wanted.routes))
             .map_err(|error| error.to_string())
     };
     assert_eq!(check(), Ok(()));
