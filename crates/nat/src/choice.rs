@@ -167,7 +167,7 @@ impl Leftovers {
     /// knows them and another interface lives: then all stays for its DEL, or GC.
     pub fn remove_masquerade(
         owner: &Attachment,
-        addresses: impl FnOnce() -> Option<Vec<IpAddr>>,
+        addresses: impl FnOnce() -> Result<Option<Vec<IpAddr>>>,
     ) -> Result<()> {
         let chain = names::prefixed(28, "CNI-", &joined(owner));
         let remove = |backend: &dyn Backend, addresses: &[IpAddr]| {
@@ -180,12 +180,12 @@ impl Leftovers {
         }
         all.step("remove masquerade", || {
             let held = Held::find(&nftables, std::slice::from_ref(&chain))?;
-            match held.may_be().then(addresses).flatten() {
-                Some(addresses) => {
-                    held.remove(&nftables, &chain, |iptables| remove(iptables, &addresses))
-                }
-                None => Ok(()),
+            if held.may_be()
+                && let Some(addresses) = addresses()?
+            {
+                held.remove(&nftables, &chain, |iptables| remove(iptables, &addresses))?;
             }
+            Ok(())
         });
         all.finish()
     }

@@ -67,7 +67,7 @@ pub fn masquerade(
         let owner = owner.clone();
         let addresses: Vec<_> = wanted.addresses.iter().map(|it| it.ip()).collect();
         undo.push("remove masquerade", move || {
-            Leftovers::remove_masquerade(&owner, || Some(addresses))
+            Leftovers::remove_masquerade(&owner, || Ok(Some(addresses)))
         });
     }
     backend.masquerade(&wanted)
@@ -93,24 +93,26 @@ pub(crate) fn remove_masquerade(
     call: &Call,
 ) -> Result<()> {
     Leftovers::remove_masquerade(owner, || {
-        in_the_pod(netns, owner)
-            .or_else(|| in_the_result(call))
-            .or_else(|| (!has_sibling(owner)).then(Vec::new))
+        let told = in_the_pod(netns, owner).or_else(|| in_the_result(call));
+        match told {
+            None if !has_sibling(owner)? => Ok(Some(Vec::new())),
+            told => Ok(told),
+        }
     })
 }
 
 /// Whether another interface of the container on the network lives: its host veth
 /// names it. Those of the Go plugins do not.
-fn has_sibling(owner: &Attachment) -> bool {
+fn has_sibling(owner: &Attachment) -> Result<bool> {
     let (own, ifname) = (owner.alias(), owner.ifname.as_str());
     let Some(container) = own.strip_suffix(ifname) else {
-        return false;
+        return Ok(false);
     };
-    let links = Netlink::open().and_then(|host| host.list_links());
-    links.unwrap_or_default().iter().any(|link| {
+    let links = Netlink::open()?.list_links()?;
+    Ok(links.iter().any(|link| {
         let alias = link.alias.as_deref().unwrap_or_default();
         alias.starts_with(container) && alias != own
-    })
+    }))
 }
 
 /// The addresses of the interface as it is now, if it still is.
