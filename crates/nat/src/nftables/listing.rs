@@ -129,19 +129,17 @@ pub fn entries(
     wanted: impl Fn(&str) -> bool,
 ) -> Result<Vec<Entry>, Error> {
     let which = Attributes::new().text(1, table.name).text(2, set.name);
-    let answers = dump(socket, table, libc::NFT_MSG_GETSETELEM, &which).map_err(|errno| {
+    // Most are somebody else's: look at that before anything else.
+    let is_wanted = |element: &&[u8]| element_owner(element).is_some_and(&wanted);
+    let pick = |answer: &[u8]| -> Vec<Entry> {
+        let its = elements(answer).filter(is_wanted);
+        its.filter_map(|it| entry(table.family, set, it)).collect()
+    };
+    let head = head(table, libc::NFT_MSG_GETSETELEM);
+    let mut found = none_where_absent(socket.search(head, &which, pick)).map_err(|errno| {
         let op = format!("list elements of {table} {}", set.name);
         Error::new(op, errno)
     })?;
-    let mut found = Vec::new();
-    for answer in &answers {
-        for element in elements(answer) {
-            // Most are somebody else's: look at that before anything else.
-            if element_owner(element).is_some_and(&wanted) {
-                found.extend(entry(table.family, set, element));
-            }
-        }
-    }
     // While the kernel makes room in a set that grew, a listing may begin again in the
     // middle (`rhashtable_walk_next`, lib/rhashtable.c). To delete an element twice fails.
     found.sort_by(|one, other| one.key.cmp(&other.key));
@@ -239,7 +237,11 @@ fn dump(
     kind: i32,
     which: &Attributes,
 ) -> Result<Vec<Vec<u8>>, Errno> {
-    match socket.dump(head(table, kind), which) {
+    none_where_absent(socket.dump(head(table, kind), which))
+}
+
+fn none_where_absent<T>(listed: Result<Vec<T>, Errno>) -> Result<Vec<T>, Errno> {
+    match listed {
         Err(Errno::ENOENT) => Ok(Vec::new()),
         other => other,
     }

@@ -147,17 +147,42 @@ impl Socket {
     /// One question; the attributes of each answer.
     pub fn request(&self, head: Head, attributes: &Attributes) -> Result<Vec<Vec<u8>>, Errno> {
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
-        self.ask(head, flags, attributes)
+        let mut answers = Vec::new();
+        self.ask(head, flags, attributes, |it| answers.push(it.to_vec()))?;
+        Ok(answers)
     }
 
     /// All that is there; the attributes of each answer. Once more when the
     /// kernel says that it changed meanwhile.
     pub fn dump(&self, head: Head, attributes: &Attributes) -> Result<Vec<Vec<u8>>, Errno> {
-        let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
-        retry(Errno::EINTR, || self.ask(head, flags, attributes))
+        self.search(head, attributes, |answer| [answer.to_vec()])
     }
 
-    fn ask(&self, head: Head, flags: i32, attributes: &Attributes) -> Result<Vec<Vec<u8>>, Errno> {
+    /// What `pick` finds in the attributes of each answer, as [`Socket::dump`]: much may be
+    /// there and little be wanted, and memory to keep it all takes longer than to look.
+    pub fn search<T, I: IntoIterator<Item = T>>(
+        &self,
+        head: Head,
+        attributes: &Attributes,
+        pick: impl Fn(&[u8]) -> I,
+    ) -> Result<Vec<T>, Errno> {
+        let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
+        retry(Errno::EINTR, || {
+            let mut picked = Vec::new();
+            self.ask(head, flags, attributes, |answer| {
+                picked.extend(pick(answer));
+            })?;
+            Ok(picked)
+        })
+    }
+
+    fn ask(
+        &self,
+        head: Head,
+        flags: i32,
+        attributes: &Attributes,
+        mut hear: impl FnMut(&[u8]),
+    ) -> Result<(), Errno> {
         let seq = self.next_seq();
         let mut buffer = Vec::new();
         let head = Head {
@@ -167,7 +192,7 @@ impl Socket {
         message::append(&mut buffer, head, seq, attributes);
         self.send(&buffer)?;
 
-        let (mut answers, mut changed, mut failed) = (Vec::new(), false, None);
+        let (mut changed, mut failed) = (false, None);
         self.receive(|message| {
             if message.seq != seq {
                 return false; // left over from a batch that was refused
@@ -179,7 +204,7 @@ impl Socket {
                     true
                 }
                 _ => {
-                    answers.push(message.body.get(NETFILTER_HEADER..).unwrap_or(&[]).to_vec());
+                    hear(message.body.get(NETFILTER_HEADER..).unwrap_or(&[]));
                     false
                 }
             }
@@ -187,7 +212,7 @@ impl Socket {
         match failed {
             Some(errno) => Err(errno),
             None if changed => Err(Errno::EINTR),
-            None => Ok(answers),
+            None => Ok(()),
         }
     }
 
