@@ -253,13 +253,14 @@ fn reported(output: &Output) -> Error {
         msg,
         details: String::new(),
     };
+    let silent = || {
+        let how = exit_text(output);
+        unknown(format!("netplugin failed with no error message: {how}"))
+    };
     if output.stdout.is_empty() {
         let said = String::from_utf8_lossy(&output.stderr);
         if said.is_empty() {
-            return unknown(format!(
-                "netplugin failed with no error message: {}",
-                exit_text(output)
-            ));
+            return silent();
         }
         return unknown(format!("netplugin failed: {said:?}"));
     }
@@ -267,6 +268,8 @@ fn reported(output: &Output) -> Error {
         .map_err(|error| error.to_string())
         .and_then(|document| document.decode().map_err(|error| error.to_string()));
     match report {
+        // The result of a plugin that was killed when it had printed it.
+        Ok(Report { code: 0, msg, .. }) if msg.is_empty() => silent(),
         Ok(Report { code, msg, details }) => Error { code, msg, details },
         Err(why) => unknown(format!(
             "netplugin failed but error parsing its diagnostic message {:?}: {why}",
@@ -350,6 +353,10 @@ mod tests {
         assert_eq!(failed("", "oh no").msg, "netplugin failed: \"oh no\"");
         assert_eq!(
             failed("", "").msg,
+            "netplugin failed with no error message: exit status 2"
+        );
+        assert_eq!(
+            failed(r#"{"cniVersion": "1.0.0", "ips": []}"#, "").msg,
             "netplugin failed with no error message: exit status 2"
         );
         assert!(
