@@ -44,7 +44,6 @@ pub fn release(socket: &str, owner: &Owner, netns: Option<&Path>) -> Result<()> 
     if let Some(record) = store.find(owner) {
         tell_the_server(&record, netns);
     }
-    // A daemon that was killed may have left a lease that it had not written to its end.
     store.remove(owner)
 }
 

@@ -116,8 +116,8 @@ pub fn directory(host_prefix: &str, socket: &str) -> PathBuf {
 }
 
 impl Store {
-    /// Takes the directory, which is made if need be. `None` when another
-    /// program has it.
+    /// Takes the directory, which is made if need be, without what a daemon that was
+    /// killed had not written to its end. `None` when another program has it.
     ///
     /// # Errors
     /// When it cannot be made or opened.
@@ -144,6 +144,7 @@ impl Store {
             };
             // Removed between opening and locking: what we hold is nothing's lock.
             if same_file(&lock, dir) {
+                remove_unfinished(dir);
                 let dir = dir.to_owned();
                 return Ok(Some(Self { dir, _lock: lock }));
             }
@@ -165,9 +166,7 @@ impl Store {
             let entry = entry.map_err(unknown)?;
             let (path, name) = (entry.path(), entry.file_name());
             let name = name.to_string_lossy();
-            if name.ends_with(UNFINISHED) {
-                let _ = fs::remove_file(&path);
-            } else if name.ends_with(SUFFIX) {
+            if name.ends_with(SUFFIX) {
                 match fs::read(&path).map(|text| serde_json::from_slice(&text)) {
                     Ok(Ok(record)) => records.push(record),
                     Ok(Err(error)) => {
@@ -212,19 +211,17 @@ impl Store {
         read(&self.dir.join(owner.file_name())).ok()
     }
 
-    /// Forgets a lease, and what a daemon that was killed in the middle of [`Self::save`] has left of it.
+    /// Forgets a lease.
     ///
     /// # Errors
     /// When the disk is read-only.
     pub fn remove(&self, owner: &Owner) -> Result<()> {
         let path = self.dir.join(owner.file_name());
-        for path in [spare(&path), path] {
-            // A read-only disk says so of what is not there, too.
-            if let Err(error) = fs::remove_file(&path)
-                && !is_gone(&path)
-            {
-                bail!("remove lease {}: {}", path.display(), reason(&error))
-            }
+        // A read-only disk says so of what is not there, too.
+        if let Err(error) = fs::remove_file(&path)
+            && !is_gone(&path)
+        {
+            bail!("remove lease {}: {}", path.display(), reason(&error))
         }
         Ok(())
     }
@@ -237,6 +234,16 @@ impl Drop for Store {
             && let Some(root) = self.dir.parent()
         {
             let _ = fs::remove_dir(root);
+        }
+    }
+}
+
+/// Nobody is writing them: that takes the lock. What stays is in nobody's way.
+fn remove_unfinished(dir: &Path) {
+    let entries = fs::read_dir(dir).into_iter().flatten();
+    for entry in entries.map_while(Result::ok) {
+        if entry.file_name().to_string_lossy().ends_with(UNFINISHED) {
+            let _ = fs::remove_file(entry.path());
         }
     }
 }
@@ -296,8 +303,11 @@ mod tests {
         store.save(&record("a")).unwrap();
         store.save(&record("a")).unwrap();
         store.save(&record("b")).unwrap();
+        drop(store);
         fs::write(dir.join("x.json"), "{").unwrap();
         fs::write(dir.join("y.new"), "{").unwrap();
+        let store = Store::open(&dir).unwrap().unwrap();
+        assert!(!dir.join("y.new").exists());
         let mut ids: Vec<_> = store
             .load()
             .unwrap()
@@ -341,18 +351,6 @@ mod tests {
         drop(store);
         assert!(!dir.exists());
         assert!(Store::open(&dir).unwrap().is_some());
-    }
-
-    #[test]
-    fn what_was_not_written_to_its_end_goes_with_the_lease() {
-        let place = tempfile::tempdir().unwrap();
-        let dir = place.path().join("dhcp/x");
-        let store = Store::open(&dir).unwrap().unwrap();
-        let owner = record("a").owner;
-        fs::write(spare(&dir.join(owner.file_name())), "{").unwrap();
-        assert!(store.find(&owner).is_none());
-        store.remove(&owner).unwrap();
-        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
     }
 
     #[test]
