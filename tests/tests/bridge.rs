@@ -387,32 +387,34 @@ fn check_looks_for_a_route_in_its_own_table() {
 #[test]
 fn an_address_that_another_machine_has_is_left_to_it() {
     beyond_peer("detectConflicts is ours (pains 19)", || {
-        let sandbox = Sandbox::new();
-        let machine = sandbox.pod("m");
-        // The bridge is the machines' switch as well.
-        sandbox.host().sh(&format!(
-            "ip link add cni0 up type bridge; \
-             ip link add m0 up master cni0 type veth peer name eth1 netns {}",
-            machine.name()
-        ));
-        machine.sh("ip link set eth1 up; ip addr add 10.1.0.2/24 dev eth1; \
-             ip addr add fd01::2/64 dev eth1 nodad");
-        let pod = sandbox.pod("a");
-        let conf = dual(json!({"detectConflicts": true}));
-        let outcome = sandbox.cni("bridge").add(&conf, &pod, "eth0");
-        outcome.result();
-        assert_eq!(pod.addresses("eth0"), ["10.1.0.3/24", "fd01::3/64"]);
-        assert!(
-            outcome.stderr().contains("10.1.0.2 is used by"),
-            "{outcome}"
-        );
-        assert!(pod.ping("10.1.0.2", 2).contains(&true));
-        del(&sandbox, &conf, &pod);
-        assert_eq!(
-            sandbox.host().links(),
-            ["cni0", "lo", "m0"],
-            "a link is left"
-        );
+        // One at a time: of two that are taken, whichever answers first is told.
+        for (taken, length) in [("10.1.0.2", 24), ("fd01::2", 64)] {
+            let sandbox = Sandbox::new();
+            let machine = sandbox.pod("m");
+            // The bridge is the machines' switch as well.
+            sandbox.host().sh(&format!(
+                "ip link add cni0 up type bridge; \
+                 ip link add m0 up master cni0 type veth peer name eth1 netns {}",
+                machine.name()
+            ));
+            machine.sh(&format!(
+                "ip link set eth1 up; ip addr add {taken}/{length} dev eth1 nodad"
+            ));
+            let pod = sandbox.pod("a");
+            let conf = dual(json!({"detectConflicts": true}));
+            let outcome = sandbox.cni("bridge").add(&conf, &pod, "eth0");
+            outcome.result();
+            assert_eq!(pod.addresses("eth0"), ["10.1.0.3/24", "fd01::3/64"]);
+            let told = format!("{taken} is used by {}", mac(&machine, "eth1"));
+            assert!(outcome.stderr().contains(&told), "{outcome}");
+            assert!(pod.ping(taken, 2).contains(&true));
+            del(&sandbox, &conf, &pod);
+            assert_eq!(
+                sandbox.host().links(),
+                ["cni0", "lo", "m0"],
+                "a link is left"
+            );
+        }
     });
 }
 
