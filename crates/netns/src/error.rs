@@ -67,6 +67,11 @@ impl Error {
     }
 
     pub(crate) fn enter(path: &Path, errno: Errno) -> Self {
+        // setns(2) says so of a namespace of another kind, which nsfs holds, too.
+        if errno == Errno::EINVAL {
+            let msg = format!("enter {path:?}: it is no network namespace");
+            return Self::new(Kind::Unusable, path, msg);
+        }
         Self::unusable("enter", path, errno)
     }
 

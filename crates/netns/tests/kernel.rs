@@ -79,6 +79,10 @@ fn a_namespace_of_another_kind_cannot_be_entered() {
     let error = error.downcast_ref::<netns::Error>().unwrap();
     assert_eq!(error.kind(), Kind::Unusable);
     assert!(!error.is_gone());
+    assert_eq!(
+        error.to_string(),
+        r#"enter "/proc/thread-self/ns/uts": it is no network namespace"#
+    );
 }
 
 #[test]
