@@ -113,8 +113,9 @@ impl RouteFilter {
 }
 
 /// How long the kernel's worker is waited for. With ten times as much to do as the
-/// machine can, it took some 20 ms.
-const LOCAL: Duration = Duration::from_millis(100);
+/// machine can, it took some 20 ms; behind others that hold the kernel's lock for links,
+/// longer. To go on without it loses the pod's first packets.
+const LOCAL: Duration = Duration::from_secs(1);
 
 impl Netlink {
     /// Adds a route through link `oif`: `ip route prepend DST via GW dev LINK …`,
