@@ -1,7 +1,6 @@
 //! Programs that cannot do their work: what they cannot see is not gone.
 
-use std::os::unix::fs::PermissionsExt;
-use std::{fs, net::IpAddr};
+use std::net::IpAddr;
 
 use nat::{Backend, Families, Iptables};
 
@@ -101,9 +100,7 @@ fn what_cannot_be_executed_has_not_removed() {
         }
         // A shebang that leads nowhere is no missing program, either.
         with_rules(host);
-        fs::write("/run/scripts/iptables", "#!/nowhere\n").unwrap();
-        let mode = fs::Permissions::from_mode(0o755);
-        fs::set_permissions("/run/scripts/iptables", mode).unwrap();
+        host.script("/run/scripts/iptables", "#!/nowhere\n");
         let error = iptables.unpublish(&owner(ID)).unwrap_err();
         assert!(format!("{error:#}").contains("No such file"), "{error:#}");
     });

@@ -9,7 +9,7 @@ use std::{
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nat::Iptables;
@@ -77,9 +77,7 @@ impl Sandbox {
                 let name = format!("{family}{suffix}");
                 let script =
                     format!("#!/bin/sh\necho {name} >> /run/log\nexec /run/bin/{name} \"$@\"\n");
-                let file = format!("/run/counted/{name}");
-                fs::write(&file, script).unwrap();
-                self.run(&format!("chmod 755 {file}"));
+                self.script(&format!("/run/counted/{name}"), &script);
             }
         }
         Iptables::in_path([PathBuf::from("/run/counted")])
@@ -94,15 +92,21 @@ impl Sandbox {
             for suffix in ["", "-save", "-restore"] {
                 let name = format!("{family}{suffix}");
                 let text = text.replace("NAME", &format!("/run/bin/{name}"));
-                fs::write(
-                    format!("/run/scripts/{name}"),
-                    format!("#!/bin/sh\n{text}\n"),
-                )
-                .unwrap();
+                self.script(
+                    &format!("/run/scripts/{name}"),
+                    &format!("#!/bin/sh\n{text}\n"),
+                );
             }
         }
-        self.run("chmod -R 755 /run/scripts");
         Iptables::in_path([PathBuf::from("/run/scripts")])
+    }
+
+    /// Makes an executable file. Written by a program that has ended: what is open for
+    /// writing cannot be executed, and a child that another test is about to start may
+    /// hold for a moment whatever is open here.
+    pub fn script(&self, file: &str, text: &str) {
+        fs::write("/run/script", text).unwrap();
+        self.run(&format!("install -m 755 /run/script {file}"));
     }
 
     /// What the counted programs were since the last question.
@@ -234,6 +238,16 @@ impl Sandbox {
         self.run("ip addr add fd00:22::1/64 dev to-pod nodad");
         self.run("sysctl -qw net.ipv4.ip_forward=1");
         self.run("sysctl -qw net.ipv4.conf.to-pod.route_localnet=1");
+        // A question for a neighbour that is lost is repeated after a second.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        for link in ["dev to-pod", "dev to-outside"] {
+            while !self
+                .run(&format!("ip link show {link}"))
+                .contains("state UP")
+            {
+                assert!(Instant::now() < deadline, "{link} is not up");
+            }
+        }
     }
 
     /// Listens in a namespace for one connection, says `hello`, and returns
@@ -244,7 +258,9 @@ impl Sandbox {
         let mut server = Server(server.spawn().unwrap());
         server.0.stdin.take().unwrap().write_all(b"hello").unwrap();
         let listens = format!("ip netns exec {netns} ss -Hltn sport = :{port}");
+        let deadline = Instant::now() + Duration::from_secs(5);
         while self.run(&listens).is_empty() {
+            assert!(Instant::now() < deadline, "nobody listens on {port}");
             thread::sleep(Duration::from_millis(5));
         }
         let out = self.attempt(connect);

@@ -63,7 +63,7 @@ fn a_child_that_holds_the_socket_and_nothing_else() {
         come_and_go(1);
         for child in children() {
             // It may just have been born.
-            let closed = (0..1000).any(|_| {
+            let closed = (0..20_000).any(|_| {
                 thread::sleep(Duration::from_micros(100));
                 holds_a_socket_at_most(&child)
             });

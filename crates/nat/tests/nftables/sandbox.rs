@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use cni::Attachment;
 use cni::conf::ValidAttachment;
@@ -95,6 +96,11 @@ impl Node {
         run(&format!("ip -n {pod} link set eth0 up"));
         run(&format!("ip -n {pod} route add default via 10.22.0.1"));
         run(&format!("ip -n {pod} -6 route add default via fd00:22::1"));
+        let port = format!("bridge -d link show dev v{pod}");
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !run(&port).contains("state forwarding") {
+            assert!(Instant::now() < deadline, "the port does not forward");
+        }
         NetNs::open(&Path::new("/run/netns").join(pod)).unwrap()
     }
 }

@@ -97,6 +97,20 @@ fn setting(pod: &str, key: &str) -> String {
     run(&command).trim_end().to_owned()
 }
 
+/// Wires a pod with a port and an address of these numbers, from the port to the
+/// announcement, as a plugin does.
+pub fn attach(bridge: &netlink::Link, pod: &NetNs, port: u8, address: u8) {
+    let pair = plug(bridge, pod, port);
+    let configured = configure(pod, &dual_stack(address)).unwrap();
+    assert_eq!(configured.link.index, pair.container.index);
+    assert_eq!(configured.link.mac, Some(pair.container.mac));
+    Netlink::open()
+        .unwrap()
+        .wait_for_port(pair.host.index)
+        .unwrap();
+    configured.announce().unwrap();
+}
+
 fn one_pod(wanted: &Wanted) -> (Sandbox, NetNs, anyhow::Result<Configured>) {
     let sandbox = Sandbox::new();
     let bridge = bridge();
@@ -112,16 +126,7 @@ fn pods_reach_each_other_and_their_gateway() {
     let bridge = bridge();
     for number in [2, 3] {
         let name = format!("pod{number}");
-        let pod = sandbox.pod(&name);
-        let pair = plug(&bridge, &pod, number);
-        let configured = configure(&pod, &dual_stack(number)).unwrap();
-        assert_eq!(configured.link.index, pair.container.index);
-        assert_eq!(configured.link.mac, Some(pair.container.mac));
-        Netlink::open()
-            .unwrap()
-            .wait_for_port(pair.host.index)
-            .unwrap();
-        configured.announce().unwrap();
+        attach(&bridge, &sandbox.pod(&name), number, number);
     }
     for ip in ["10.1.0.1", "10.1.0.3", "fd00:1::1", "fd00:1::3"] {
         assert!(ping("pod2", ip, 1), "{ip}");
@@ -183,10 +188,14 @@ fn settings_are_made_in_the_pod() {
 
 #[test]
 fn without_detection_ipv6_costs_no_wait() {
+    let sandbox = Sandbox::new();
+    let bridge = bridge();
+    let pod = sandbox.pod("pod");
+    plug(&bridge, &pod, 2);
     let start = Instant::now();
-    let (_sandbox, _pod, configured) = one_pod(&dual_stack(2));
-    configured.unwrap();
-    assert!(start.elapsed() < Duration::from_millis(900));
+    configure(&pod, &dual_stack(2)).unwrap();
+    let took = start.elapsed();
+    assert!(took < Duration::from_millis(900), "{took:?}");
     let seen = json("ip -n pod -j -6 address show dev eth0 tentative");
     assert!(!seen.to_string().contains("fd00"), "{seen}");
 }
@@ -216,6 +225,8 @@ fn a_duplicate_address_is_told_as_go_tells_it() {
     plug(&bridge, &one, 2);
     configure(&one, &dual_stack(2)).unwrap();
     plug(&bridge, &two, 3);
+    // The first question may be asked before the kernel has opened the bridge's port.
+    run("ip netns exec two sysctl -qw net.ipv6.conf.eth0.dad_transmits=2");
     let same = Wanted {
         dad: Dad::On,
         ..dual_stack(2)

@@ -183,7 +183,8 @@ fn who_has_an_address_is_found_at_once() {
         let start = Instant::now();
         let found = conflict(&pod, &["10.1.0.8", "fd00:1::8", taken]);
         assert_eq!(found, Some(format!("{taken} is used by {}", far_mac())));
-        assert!(start.elapsed() < Duration::from_millis(400));
+        // Not the end of all three questions; the first may meet a link that is not open yet.
+        assert!(start.elapsed() < Duration::from_millis(600));
     }
 }
 

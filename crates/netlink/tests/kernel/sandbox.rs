@@ -86,8 +86,8 @@ pub fn has_flag(link: &Value, flag: &str) -> bool {
     flags.iter().any(|it| it == flag)
 }
 
-/// The packets that came back of `count`, sent from the pod.
+/// Whether any of `count` packets came back, sent from the pod at once.
 pub fn ping(pod: &str, ip: &str, count: u32) -> bool {
-    let command = format!("ip netns exec {pod} ping -n -q -c {count} -i 0.05 -W 1 {ip}");
+    let command = format!("ip netns exec {pod} ping -n -q -c {count} -l {count} -W 1 {ip}");
     attempt(&command).status.success()
 }
