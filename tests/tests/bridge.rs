@@ -652,14 +652,16 @@ fn duplicate_address_detection_is_off_unless_enabled() {
 #[test]
 fn without_duplicate_address_detection_add_takes_no_second() {
     let sandbox = Sandbox::new();
-    let pod = sandbox.pod("a");
-    let outcome = sandbox.cni("bridge").add(&dual(json!({})), &pod, "eth0");
-    outcome.result();
-    assert!(
-        outcome.elapsed() < testkit::in_time(Duration::from_secs(1)),
-        "{:?}",
+    // A busy machine may delay one of them; duplicate address detection, all.
+    let took = ["a", "b", "c"].map(|name| {
+        let pod = sandbox.pod(name);
+        let cni = sandbox.cni("bridge").id(name);
+        let outcome = cni.add(&dual(json!({})), &pod, "eth0");
+        outcome.result();
         outcome.elapsed()
-    );
+    });
+    let limit = testkit::in_time(Duration::from_secs(1));
+    assert!(took.iter().any(|took| *took < limit), "{took:?}");
 }
 
 #[test]

@@ -211,12 +211,17 @@ fn every_namespace_goes_with_its_sandbox() {
     assert!(!before.is_empty());
     drop(sandbox);
     // Some kernels give the number to the next namespace, which another test may have
-    // made by now: only who was there counts.
-    let left: Vec<_> = inside()
-        .into_iter()
-        .filter(|it| before.contains(it))
-        .collect();
-    assert!(left.is_empty(), "{left:?} is still in {ns}");
+    // made by now: only who was there counts. Who was killed is there until it has run.
+    let left = || {
+        let mut left = inside();
+        left.retain(|it| before.contains(it));
+        left
+    };
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while !left().is_empty() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(left().is_empty(), "{:?} is still in {ns}", left());
 }
 
 #[test]

@@ -70,13 +70,23 @@ fn refused(prepare: &str, conf: &Value) -> testkit::Failure {
         let host = sandbox.host();
         host.sh("sysctl -qw net.ipv6.conf.default.accept_dad=0");
         host.sh(prepare);
-        // The kernel tells the other ends within a second that a link has changed.
-        std::thread::sleep(Duration::from_millis(1200));
+        await_rest(&sandbox);
     }
     let snapshot = sandbox.snapshot().allow_host_local(conf::NETWORK);
     let error = sandbox.cni("macvlan").add(conf, &pod, "eth0").error();
     snapshot.assert_unchanged();
     error
+}
+
+/// Waits until a second passes without a change: the kernel is in no hurry to tell the
+/// other ends that a link has changed.
+fn await_rest(sandbox: &Sandbox) {
+    let rests = || {
+        let snapshot = sandbox.snapshot();
+        std::thread::sleep(Duration::from_millis(1200));
+        snapshot.compare(Duration::ZERO).is_ok()
+    };
+    assert!((0..5).any(|_| rests()), "the segment does not come to rest");
 }
 
 /// It works as soon as ADD returns; kernels before 6.9 call it UP a little later.
@@ -342,7 +352,7 @@ fn without_a_master_the_interface_with_the_default_route_is_taken() {
     ] {
         let sandbox = Sandbox::new();
         let segment = sandbox.segment();
-        sandbox.plug("eth2", "p3");
+        sandbox.plug(&segment.switch, "eth2", "p3");
         sandbox.host().sh(route);
         segment.unplug(&sandbox);
         let pod = sandbox.pod("a");
@@ -433,6 +443,8 @@ fn the_parent_may_be_in_the_container() {
             .host()
             .sh(&format!("ip link set eth1 netns {}", pod.name()));
         pod.sh("ip link set eth1 up");
+        pod.wait_until("the wire is up", |pod| pod.is_settled("eth1"));
+        segment.await_wire();
         let snapshot = sandbox.snapshot().allow_host_local(conf::NETWORK);
         let conf = macvlan(json!({"linkInContainer": true}));
         // Which container it will be is not known to STATUS.
@@ -685,19 +697,21 @@ fn ipv6_is_usable_when_add_returns_and_nobody_waited_for_it() {
         || {
             let sandbox = Sandbox::new();
             let _segment = sandbox.segment();
-            let pod = sandbox.pod("a");
-            let outcome = sandbox.cni("macvlan").add(&dual(json!({})), &pod, "eth0");
-            outcome.result();
-            assert!(
-                outcome.elapsed() < Duration::from_millis(1400),
-                "{:?}",
+            // A busy machine may delay one of them; duplicate address detection, all.
+            let took = ["a", "b", "c"].map(|name| {
+                let pod = sandbox.pod(name);
+                let cni = sandbox.cni("macvlan").id(name);
+                let outcome = cni.add(&dual(json!({})), &pod, "eth0");
+                outcome.result();
+                assert!(
+                    !pod.sh("ip -6 addr show dev eth0 scope global")
+                        .contains("tentative")
+                );
+                assert_eq!(pod.ping(MACHINE[1], 1), [true]);
                 outcome.elapsed()
-            );
-            assert!(
-                !pod.sh("ip -6 addr show dev eth0 scope global")
-                    .contains("tentative")
-            );
-            assert_eq!(pod.ping(MACHINE[1], 1), [true]);
+            });
+            let limit = testkit::in_time(Duration::from_secs(1));
+            assert!(took.iter().any(|took| *took < limit), "{took:?}");
         },
     );
 }
@@ -720,6 +734,7 @@ fn an_address_that_a_machine_has_is_left_to_it() {
             segment
                 .machine
                 .sh(&format!("ip addr add {taken} dev eth1 nodad"));
+            await_rest(&sandbox);
             let pod = sandbox.pod("a");
             let snapshot = sandbox.snapshot().allow_host_local(conf::NETWORK);
             let conf = conf::with(&conf::macvlan(pools), json!({"detectConflicts": true}));
@@ -791,9 +806,9 @@ fn what_is_on_the_wire_are_three_probes_for_each_address() {
             &pod,
         );
         let count = |what: &str| heard.output().matches(what).count();
-        segment
-            .machine
-            .wait_until("all is heard", |_| count("10.1.0.2") >= 3);
+        segment.machine.wait_until("all is heard", |_| {
+            count("10.1.0.2") >= 3 && count("who has fd01::2") >= 3
+        });
         assert_eq!(
             count("Request who-has 10.1.0.2 tell 0.0.0.0"),
             3,

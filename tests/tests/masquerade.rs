@@ -726,7 +726,8 @@ fn churn(back_end: BackEnd) {
     node.assert_rules(&before);
     let took = begun.elapsed();
     eprintln!("{back_end:?}: 200 pods in {took:?}");
-    assert!(took < Duration::from_secs(40), "{back_end:?}: {took:?}");
+    let limit = testkit::in_time(Duration::from_secs(120));
+    assert!(took < limit, "{back_end:?}: {took:?}");
 }
 
 #[test]

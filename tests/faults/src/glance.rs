@@ -503,7 +503,10 @@ fn walk(dir: &Path, pods: &[String], lines: &mut Vec<String>) -> Result<()> {
     };
     for entry in entries.flatten() {
         let path = entry.path();
-        let meta = fs::symlink_metadata(&path)?;
+        // A daemon that renews a lease has a file for a moment.
+        let Ok(meta) = fs::symlink_metadata(&path) else {
+            continue;
+        };
         let mode = meta.mode();
         let is_pod = dir == Path::new("/run/netns") && pods.iter().any(|pod| path.ends_with(pod));
         if is_pod || path == Path::new("/run/xtables.lock") {

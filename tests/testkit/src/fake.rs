@@ -1,9 +1,11 @@
 //! A plugin whose answers the test chooses and whose calls it can read.
 
+#![allow(clippy::disallowed_methods)] // starts install
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -28,11 +30,15 @@ impl FakePlugin {
     pub(crate) fn install(bin: &Path, name: &str) -> Self {
         let dir = bin.join(format!(".{name}"));
         fs::create_dir_all(dir.join("calls")).expect("make the fake's directory");
-        let script = SCRIPT.replace("@DIR@", &dir.display().to_string());
-        let program = bin.join(name);
-        fs::write(&program, script).expect("write the fake");
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
-            .expect("make the fake executable");
+        let script = dir.join("script");
+        fs::write(&script, SCRIPT.replace("@DIR@", &dir.display().to_string()))
+            .expect("write the fake");
+        // A child that another test is about to start may hold for a moment what this program
+        // has open, and nothing that is open for writing can be executed. So install(1) writes it.
+        let mut copy = Command::new("install");
+        copy.args(["-m", "755"]).arg(&script).arg(bin.join(name));
+        let copied = copy.status().expect("run install");
+        assert!(copied.success(), "make the fake executable");
         Self {
             name: name.to_owned(),
             dir,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::process::{Finished, Run};
+use crate::process::{Finished, Run, in_time};
 use crate::sandbox::Inner;
 
 /// The node's namespace or a pod's, with the tools to look at it.
@@ -167,14 +167,16 @@ impl Netns {
         self.sh(&format!("cat /proc/sys/{path}")).trim().to_owned()
     }
 
-    /// Pings `to` `count` times, five times a second, and says packet by packet
-    /// whether an answer came within a second.
+    /// Pings `to` `count` times at once, and says packet by packet whether an answer came within a second. One that waited until a lost question for
+    /// a neighbour was repeated came later.
     pub fn ping(&self, to: &str, count: usize) -> Vec<bool> {
         let done = self.run(&[
             "ping",
             "-n",
-            "-i",
-            "0.2",
+            // After the first answer ping waits no second for the last one, unless all are
+            // sent before.
+            "-l",
+            &count.to_string(),
             "-W",
             "1",
             "-c",
@@ -189,18 +191,18 @@ impl Netns {
             done.stderr
         );
         let mut answered = vec![false; count];
+        let limit = in_time(Duration::from_secs(1)).as_secs_f64() * 1e3;
         for line in done
             .stdout
             .lines()
-            .filter(|line| line.contains("bytes from") && line.contains("time="))
+            .filter(|line| line.contains("bytes from"))
         {
-            let seq = line
-                .split("icmp_seq=")
-                .nth(1)
-                .and_then(|rest| rest.split(' ').next());
-            let seq: usize = seq.and_then(|s| s.parse().ok()).unwrap_or(0);
-            if let Some(slot) = seq.checked_sub(1).and_then(|i| answered.get_mut(i)) {
-                *slot = true;
+            let field = |key| line.split(key).nth(1)?.split(' ').next();
+            let seq: Option<usize> = field("icmp_seq=").and_then(|seq| seq.parse().ok());
+            let took: Option<f64> = field("time=").and_then(|took| took.parse().ok());
+            let slot = seq.and_then(|seq| answered.get_mut(seq.checked_sub(1)?));
+            if let (Some(slot), Some(took)) = (slot, took) {
+                *slot = took < limit;
             }
         }
         answered
@@ -208,7 +210,7 @@ impl Netns {
 
     /// Waits until `condition` holds; panics with `what` after five seconds.
     pub fn wait_until(&self, what: &str, condition: impl Fn(&Netns) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + in_time(Duration::from_secs(5));
         while !condition(self) {
             assert!(
                 Instant::now() < deadline,
@@ -250,7 +252,7 @@ impl Netns {
             link,
             filter,
         ]);
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + in_time(Duration::from_secs(5));
         while !running.output().contains("listening on") {
             assert!(
                 Instant::now() < deadline,

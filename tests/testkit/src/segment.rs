@@ -1,6 +1,8 @@
 //! A physical segment: a switch, the node on one port of it, another machine on the
 //! next.
 
+use serde_json::Value;
+
 use crate::netns::Netns;
 use crate::sandbox::Sandbox;
 
@@ -28,7 +30,7 @@ impl Sandbox {
              ip link add br0 type bridge
              ip link set br0 up",
         );
-        self.plug("eth1", "p1");
+        self.plug(&segment.switch, "eth1", "p1");
         let [v4, v6] = MACHINE;
         self.host()
             .sh("ip link add m1 type veth peer name p2 netns switch
@@ -43,16 +45,16 @@ impl Sandbox {
         segment.switch.sh("ip link set p2 master br0 up");
         let local = format!("local {v6} ");
         segment.machine.wait_until("its wire is up", |it| {
-            is_settled(it, "eth1")
+            it.is_settled("eth1")
                 && it
                     .sh("ip -6 route show table local dev eth1")
                     .contains(&local)
         });
-        for port in ["p1", "p2"] {
-            segment
-                .switch
-                .wait_until("the port forwards", |it| forwards(it, port));
-        }
+        await_port(&segment.switch, "p2");
+        // Before Linux 6.9 a look at a link does not make the kernel look, too.
+        segment
+            .switch
+            .wait_until("the switch is up", |it| is_up(it, "br0"));
         segment
     }
 
@@ -67,8 +69,8 @@ impl Sandbox {
             .wait_until("the wire is up", |host| is_up(host, "eth1"));
     }
 
-    /// One more wire from the node to the switch of its segment. Its port forwards soon.
-    pub fn plug(&self, link: &str, port: &str) {
+    /// One more wire from the node to the switch of its segment.
+    pub fn plug(&self, switch: &Netns, link: &str, port: &str) {
         self.host().sh(&format!(
             "ip link add {link} type veth peer name {port} netns switch
              echo 0 >/proc/sys/net/ipv6/conf/{link}/accept_dad
@@ -76,11 +78,17 @@ impl Sandbox {
              ip -n switch link set {port} master br0 up"
         ));
         self.host()
-            .wait_until("the wire is up", |host| is_settled(host, link));
+            .wait_until("the wire is up", |host| host.is_settled(link));
+        await_port(switch, port);
     }
 }
 
 impl Segment {
+    /// Waits until the port at the other end of the node's `eth1` forwards (again).
+    pub fn await_wire(&self) {
+        await_port(&self.switch, "p1");
+    }
+
     /// Whether the switch sends frames back through the port that they came in by.
     pub fn set_hairpin(&self, on: bool) {
         let word = if on { "on" } else { "off" };
@@ -97,18 +105,19 @@ impl Segment {
 }
 
 /// A port forwards a little after its link is up.
-fn forwards(switch: &Netns, port: &str) -> bool {
-    switch
-        .link(port)
-        .is_some_and(|link| link["linkinfo"]["info_slave_data"]["state"] == "forwarding")
+fn await_port(switch: &Netns, port: &str) {
+    let state = |link: Value| link["linkinfo"]["info_slave_data"]["state"] == "forwarding";
+    switch.wait_until("the port forwards", |it| it.link(port).is_some_and(state));
 }
 
-/// Up, with a link-local address, and the group that goes with it: nothing that a
-/// snapshot sees will come by itself any more.
-fn is_settled(netns: &Netns, link: &str) -> bool {
-    let addresses = || netns.sh(&format!("ip -6 addr show dev {link} -tentative"));
-    let groups = || netns.sh(&format!("bridge fdb show dev {link}"));
-    is_up(netns, link) && addresses().contains("fe80::") && groups().contains("33:33:ff")
+impl Netns {
+    /// Whether a link is up, with a link-local address, and the group that goes with it:
+    /// nothing that a snapshot sees will come by itself any more.
+    pub fn is_settled(&self, link: &str) -> bool {
+        let addresses = || self.sh(&format!("ip -6 addr show dev {link} -tentative"));
+        let groups = || self.sh(&format!("bridge fdb show dev {link}"));
+        is_up(self, link) && addresses().contains("fe80::") && groups().contains("33:33:ff")
+    }
 }
 
 fn is_up(netns: &Netns, link: &str) -> bool {

@@ -479,13 +479,14 @@ impl Sandbox {
     /// a moment.
     #[track_caller]
     pub fn assert_same_state(&self, other: &Sandbox, known: fn(String) -> Option<String>) {
-        let deadline = Instant::now() + GRACE;
+        let deadline = Instant::now() + in_time(GRACE);
         loop {
+            let is_last = Instant::now() > deadline;
             let (here, there) = (self.state_lines(known), other.state_lines(known));
             if here == there {
                 return;
             }
-            if Instant::now() > deadline {
+            if is_last {
                 let lines = lines_that_differ(here, there);
                 panic!("states differ (< this, > the other):\n{lines}");
             }

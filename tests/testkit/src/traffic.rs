@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::netns::{Netns, Running};
+use crate::process::in_time;
 use crate::sandbox::Sandbox;
 
 /// The node's addresses on the wire to [`Sandbox::outside`].
@@ -121,7 +122,7 @@ impl Netns {
     pub fn serve(&self, port: u16) -> Running {
         let port = port.to_string();
         let server = self.start(&["perl", "-e", SERVE, self.name(), &port]);
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + in_time(Duration::from_secs(5));
         while !server.output().contains("ready") {
             let said = server.output();
             assert!(Instant::now() < deadline, "no server on {port}: {said}");

@@ -228,17 +228,23 @@ impl Node {
         }
     }
 
-    /// Command lines of the node's processes, but for the first one's naps. A process that has ended has none.
+    /// Command lines of the node's processes, but for the first one's naps, which have its command line until they are under
+    /// way. A process that has ended has none.
     fn processes(&self) -> BTreeSet<String> {
         // The node's own /proc, reached through its first process: it counts all that live in the node, and nothing else.
         let proc = format!("/proc/{}/root/proc", self.pid);
         let entries = fs::read_dir(&proc).unwrap_or_else(|e| panic!("read {proc}: {e}"));
         let entries = entries.flatten().map(|entry| entry.path());
+        let command_line = |process: &Path| {
+            let line = fs::read(process.join("cmdline")).ok()?;
+            Some(String::from_utf8_lossy(&line).replace('\0', " "))
+        };
+        let first = command_line(&Path::new(&proc).join("1"));
         let command_lines = entries.filter_map(|process| {
             let number: u32 = process.file_name()?.to_str()?.parse().ok()?;
-            let line = fs::read(process.join("cmdline")).ok()?;
-            let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            let counts = !line.is_empty() && line != "sleep 0.1 ";
+            let line = command_line(&process)?;
+            let naps = line == "sleep 0.1 " || number != 1 && Some(&line) == first.as_ref();
+            let counts = !line.is_empty() && !naps;
             counts.then(|| format!("{number} {line}"))
         });
         command_lines.collect()

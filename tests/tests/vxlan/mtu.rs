@@ -4,7 +4,7 @@ use serde_json::json;
 use testkit::{Netns, beyond_peer, conf};
 
 use crate::fleet::{BOTH, Fleet, Underlay, addresses};
-use crate::traffic::{MODES, WHY};
+use crate::traffic::{MODES, WHY, silent};
 
 /// A ping that must not be fragmented, with so many bytes of IP in all.
 fn ping(pod: &Netns, ip: &str, bytes: u32) -> testkit::Finished {
@@ -34,6 +34,8 @@ fn a_full_packet_crosses_and_one_byte_more_is_told() {
                 for link in [a.link("eth0"), fleet.host(1).link("vxlan.5")] {
                     assert_eq!(link.expect("a link")["mtu"], room);
                 }
+                let none: [String; 0] = [];
+                assert_eq!(silent(&a, &addresses(&b)), none);
                 for ip in addresses(&b) {
                     let fits = ping(&a, &ip, room);
                     assert_eq!(fits.code, 0, "{mode} over {underlay:?}: {fits:?}");

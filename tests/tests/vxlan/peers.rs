@@ -1,5 +1,7 @@
 //! `podwire peers`, and peers that change under traffic.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 use testkit::{Finished, beyond_peer};
 
@@ -208,7 +210,13 @@ fn traffic_to_a_peer_does_not_notice_that_others_come_and_go() {
             let b = fleet.add(2, "b", &make(&fleet, 2, 5, Underlay::V4));
             let ip = addresses(&b)[0].clone();
             assert_eq!(a.ping(&ip, 1), [true], "{mode}");
-            let pings = a.start(&["ping", "-n", "-q", "-i", "0.005", "-c", "400", &ip]);
+            let pings = a.start(&["ping", "-n", "-i", "0.005", &ip]);
+            let answered = || -> BTreeSet<usize> {
+                let said = pings.output();
+                let numbers = said.split("icmp_seq=").skip(1);
+                let numbers = numbers.filter_map(|rest| rest.split(' ').next()?.parse().ok());
+                numbers.collect()
+            };
             let stays = match mode {
                 "l3" => word(2),
                 _ => "172.20.2.2".to_owned(),
@@ -220,11 +228,13 @@ fn traffic_to_a_peer_does_not_notice_that_others_come_and_go() {
                 };
                 good(fleet.podwire(1, &conf, &["peers", "set", "net5", &stays, &other]));
             }
-            a.wait_until("all pings are sent", |_| {
-                pings.output().contains("packet loss")
-            });
-            let said = pings.output();
-            assert!(said.contains(" 0% packet loss"), "{mode}: {said}");
+            let during = answered().len();
+            a.wait_until("more are answered", |_| answered().len() >= during + 20);
+            let answered = answered();
+            // The last ones may be on their way, or half written.
+            let sure = answered.last().expect("an answer") - 10;
+            let lost: Vec<usize> = (1..sure).filter(|it| !answered.contains(it)).collect();
+            assert!(during > 0 && lost.is_empty(), "{mode}: of {sure}: {lost:?}");
         }
     });
 }

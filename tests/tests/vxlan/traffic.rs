@@ -152,9 +152,16 @@ fn a_router_in_between_sees_only_the_hosts() {
             let b = fleet.add(2, "b", &make(&fleet, 2, 5, Underlay::V4));
             let ip = addresses(&b)[0].clone();
             assert_eq!(a.ping(&ip, 2), [true, true], "{mode}");
+            // Two questions and two answers.
+            fleet.sandbox.host().wait_until("they are seen", |_| {
+                watch
+                    .output()
+                    .matches(".4789: VXLAN, flags [I] (0x08), vni 5")
+                    .count()
+                    >= 4
+            });
             let seen = watch.output();
-            assert!(seen.contains("VXLAN, flags [I] (0x08), vni 5"), "{seen}");
-            let outer = seen.lines().filter(|line| line.contains("4789"));
+            let outer = seen.lines().filter(|line| line.contains(".4789: VXLAN"));
             for line in outer {
                 assert!(
                     line.contains("172.20.1.2") && line.contains("172.20.2.2"),
