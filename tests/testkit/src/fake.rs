@@ -1,9 +1,10 @@
 //! A plugin whose answers the test chooses and whose calls it can read.
 
-#![allow(clippy::disallowed_methods)] // starts install
+#![allow(clippy::disallowed_methods)] // starts cp
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -33,12 +34,14 @@ impl FakePlugin {
         let script = dir.join("script");
         fs::write(&script, SCRIPT.replace("@DIR@", &dir.display().to_string()))
             .expect("write the fake");
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))
+            .expect("make the fake executable");
         // A child that another test is about to start may hold for a moment what this program
-        // has open, and nothing that is open for writing can be executed. So install(1) writes it.
-        let mut copy = Command::new("install");
-        copy.args(["-m", "755"]).arg(&script).arg(bin.join(name));
-        let copied = copy.status().expect("run install");
-        assert!(copied.success(), "make the fake executable");
+        // has open, and nothing that is open for writing can be executed. So cp(1) writes it.
+        let mut copy = Command::new("cp");
+        copy.arg("-p").arg(&script).arg(bin.join(name));
+        let copied = copy.status().expect("run cp");
+        assert!(copied.success(), "copy the fake");
         Self {
             name: name.to_owned(),
             dir,
