@@ -167,8 +167,9 @@ impl Netns {
         self.sh(&format!("cat /proc/sys/{path}")).trim().to_owned()
     }
 
-    /// Pings `to` `count` times at once, and says packet by packet whether an answer came within a second. One that waited until a lost question for
-    /// a neighbour was repeated came later.
+    /// Pings `to` `count` times at once, and says packet by packet whether an answer
+    /// came within a second. One that waited until a lost question for a neighbour was
+    /// repeated came later.
     pub fn ping(&self, to: &str, count: usize) -> Vec<bool> {
         let done = self.run(&[
             "ping",

@@ -65,21 +65,24 @@ impl UdpClient {
 
     /// What the server tells, asked up to four times: a datagram may be lost or late.
     pub fn ask(&self) -> io::Result<String> {
-        let mut buffer = [0; 128];
         // An answer that was too late is none to this question.
         self.0.set_nonblocking(true)?;
-        while self.0.recv(&mut buffer).is_ok() {}
+        while self.0.recv(&mut [0; 128]).is_ok() {}
         self.0.set_nonblocking(false)?;
-        let mut answer = Err(io::ErrorKind::TimedOut.into());
-        for _ in 0..4 {
-            self.0.send(b"?")?;
-            answer = self.0.recv(&mut buffer);
-            let silent = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
-            if !answer.as_ref().is_err_and(silent) {
-                break;
+        for _ in 1..4 {
+            match self.ask_once() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                answer => return answer,
             }
         }
-        Ok(String::from_utf8_lossy(&buffer[..answer?]).into_owned())
+        self.ask_once()
+    }
+
+    fn ask_once(&self) -> io::Result<String> {
+        self.0.send(b"?")?;
+        let mut buffer = [0; 128];
+        let length = self.0.recv(&mut buffer)?;
+        Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
     }
 }
 
