@@ -8,6 +8,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
+use cni::conf::ValidAttachment;
 use cni::delegate::{self, Delegate};
 use cni::env::{ContainerId, Environment, IfName, Verb};
 use cni::json::Json;
@@ -256,7 +257,7 @@ impl<'a> Chain<'a> {
 
     /// Runs GC: all plugins are told that `valid` is in use and nothing else.
     /// `false`: the network's version has no GC.
-    pub fn gc(&self, valid: &[CachedAttachment]) -> Result<bool> {
+    pub fn gc(&self, valid: &[ValidAttachment]) -> Result<bool> {
         if !self.list.at_least(Version::V1_1_0).unwrap_or(false) {
             return Ok(false);
         }

@@ -12,6 +12,8 @@ use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use cni::AddResult;
+use cni::conf::ValidAttachment;
+use cni::env::{ContainerId, IfName};
 use cni::json::Json;
 use cni::version::Version;
 use nix::fcntl::OFlag;
@@ -63,6 +65,18 @@ pub struct Key<'a> {
     pub container_id: &'a str,
     /// The interface in the container.
     pub ifname: &'a str,
+}
+
+impl Key<'_> {
+    /// As libcni names the file.
+    fn file_name(self) -> String {
+        let Self {
+            network,
+            container_id,
+            ifname,
+        } = self;
+        format!("{network}-{container_id}-{ifname}")
+    }
 }
 
 impl CachedAttachment {
@@ -125,19 +139,23 @@ impl Cache {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
         };
-        let document: Value =
-            serde_json::from_slice(&text).with_context(|| format!("parse {}", file.display()))?;
-        if document.get("kind").and_then(Value::as_str) != Some(KIND) {
-            return Ok(Some(legacy(key, document)));
+        let what = || format!("parse {}", file.display());
+        let document = Json::parse(&text).with_context(what)?;
+        match document.get("kind") {
+            Some(Json::String(kind)) if kind == KIND => {
+                let attachment = document.decode().with_context(what)?;
+                Ok(Some(attachment))
+            }
+            _ => {
+                let result = serde_json::from_slice(&text).with_context(what)?;
+                Ok(Some(legacy(key, result)))
+            }
         }
-        let attachment = serde_json::from_value(document)
-            .with_context(|| format!("parse {}", file.display()))?;
-        Ok(Some(attachment))
     }
 
     /// Whether anything is remembered of an attachment, readable or not.
     pub fn has(&self, key: Key<'_>) -> bool {
-        self.file(key).exists()
+        fs::symlink_metadata(self.file(key)).is_ok()
     }
 
     /// Forgets an attachment; one that is not there is forgotten.
@@ -151,22 +169,21 @@ impl Cache {
         }
     }
 
-    /// All attachments to `network`, in the order of their files' names. What
-    /// is no attachment is passed over, and so are files from before
-    /// `cniCacheV1`, which do not say whose they are: as in libcni.
-    pub fn of_network(&self, network: &str) -> Result<Vec<CachedAttachment>> {
-        let files = self.files()?;
-        let attachments = files.iter().filter_map(|file| read(file));
-        Ok(attachments
-            .filter(|it| it.network_name == network)
-            .collect())
+    /// What the cache says of `network`, in the order of the files' names. A file of
+    /// another network does not appear; one that may be of this network does.
+    pub fn of_network(&self, network: &str) -> Result<Contents> {
+        let mut contents = read_all(&self.files()?);
+        contents.keep_network(network);
+        Ok(contents)
     }
 
     /// The same of all networks, the oldest ADD first.
-    pub fn oldest_first(&self) -> Result<Vec<CachedAttachment>> {
+    pub fn oldest_first(&self) -> Result<Contents> {
         let mut files = self.files()?;
-        files.sort_by_cached_key(|file| fs::metadata(file).and_then(|it| it.modified()).ok());
-        Ok(files.iter().filter_map(|file| read(file)).collect())
+        files.sort_by_cached_key(|file| {
+            fs::symlink_metadata(file).and_then(|it| it.modified()).ok()
+        });
+        Ok(read_all(&files))
     }
 
     /// All files, in the order of their names.
@@ -178,19 +195,16 @@ impl Cache {
                 return Err(error).with_context(|| format!("read {}", self.results.display()));
             }
         };
-        let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+        let mut files = paths
+            .collect::<std::io::Result<Vec<_>>>()
+            .with_context(|| format!("read {}", self.results.display()))?;
         files.sort();
         Ok(files)
     }
 
     fn file(&self, key: Key<'_>) -> PathBuf {
-        let Key {
-            network,
-            container_id,
-            ifname,
-        } = key;
-        self.results
-            .join(format!("{network}-{container_id}-{ifname}"))
+        self.results.join(key.file_name())
     }
 }
 
@@ -202,6 +216,20 @@ impl CachedAttachment {
             container_id: &self.container_id,
             ifname: &self.ifname,
         }
+    }
+
+    /// As a GC names it among those in use.
+    pub fn owner(&self) -> ValidAttachment {
+        ValidAttachment {
+            container_id: self.container_id.clone(),
+            ifname: self.ifname.clone(),
+        }
+    }
+
+    /// `network/container/interface`, for messages.
+    pub fn whose(&self) -> String {
+        let (network, id, ifname) = (&self.network_name, &self.container_id, &self.ifname);
+        format!("{network}/{id}/{ifname}")
     }
 
     /// The result as a plugin gets it that is spoken to in `version`. An error
@@ -227,11 +255,105 @@ impl CachedAttachment {
     }
 }
 
-/// The attachment in a file, if there is one.
-fn read(file: &Path) -> Option<CachedAttachment> {
-    let attachment: CachedAttachment = serde_json::from_slice(&read_file(file).ok()?).ok()?;
-    let usable = attachment.kind == KIND && !attachment.ifname.is_empty();
-    usable.then_some(attachment)
+/// What the files of the cache say.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// The attachments whose file says all of it.
+    pub attachments: Vec<CachedAttachment>,
+    /// The files that do not. Their attachments are in use.
+    pub unclear: Vec<Unclear>,
+}
+
+/// A file that does not say whose it is: cut short by a crash, not readable, no file at
+/// all, of an old libcni, or in contradiction to its own name.
+#[derive(Debug)]
+pub struct Unclear {
+    /// The file.
+    pub file: PathBuf,
+    /// What is wrong with it; nothing is wrong with a file of an old libcni.
+    pub fault: Option<String>,
+    /// The attachment that its content names, if it names one.
+    named: Option<CachedAttachment>,
+}
+
+impl Contents {
+    fn keep_network(&mut self, network: &str) {
+        self.attachments.retain(|it| it.network_name == network);
+        self.unclear.retain(|it| !it.owners(network).is_empty());
+    }
+}
+
+impl Unclear {
+    /// The attachments to `network` that the file may stand for. The name
+    /// `NETWORK-CONTAINER-INTERFACE` has several readings where a part has a `-`: all count.
+    pub fn owners(&self, network: &str) -> Vec<ValidAttachment> {
+        let name = self.file.file_name().and_then(|name| name.to_str());
+        let rest = name
+            .and_then(|name| name.strip_prefix(network))
+            .and_then(|name| name.strip_prefix('-'));
+        let mut owners: Vec<_> = rest.map(readings).unwrap_or_default();
+        let named = self.named.iter().filter(|it| it.network_name == network);
+        owners.extend(named.map(CachedAttachment::owner));
+        owners
+    }
+}
+
+/// The container ids and interface names that `CONTAINER-INTERFACE` can be made of.
+fn readings(text: &str) -> Vec<ValidAttachment> {
+    let splits = text
+        .match_indices('-')
+        .map(|(at, _)| (&text[..at], &text[at + 1..]));
+    let possible = splits
+        .filter(|(id, ifname)| ContainerId::parse(id).is_ok() && IfName::parse(ifname).is_ok());
+    possible
+        .map(|(id, ifname)| ValidAttachment {
+            container_id: id.into(),
+            ifname: ifname.into(),
+        })
+        .collect()
+}
+
+fn read_all(files: &[PathBuf]) -> Contents {
+    let mut contents = Contents::default();
+    for file in files {
+        match read(file) {
+            Ok(attachment) => contents.attachments.push(attachment),
+            Err(unclear) => contents.unclear.push(*unclear),
+        }
+    }
+    contents
+}
+
+/// The attachment in a file, which must be named after it.
+fn read(file: &Path) -> Result<CachedAttachment, Box<Unclear>> {
+    let unclear = |fault: Option<String>, named| {
+        Box::new(Unclear {
+            file: file.to_owned(),
+            fault,
+            named,
+        })
+    };
+    let fault = |fault: String| unclear(Some(fault), None);
+    let text = read_file(file).map_err(|error| fault(cni::reason(&error)))?;
+    let document = Json::parse(&text).map_err(|error| fault(format!("not JSON: {error}")))?;
+    if !matches!(document, Json::Object(_)) {
+        return Err(fault("not an attachment".into()));
+    }
+    match document.get("kind") {
+        Some(Json::String(kind)) if kind == KIND => {}
+        // A bare result.
+        None => return Err(unclear(None, None)),
+        Some(_) => return Err(fault("of an unknown kind".into())),
+    }
+    let attachment: CachedAttachment = document
+        .decode()
+        .map_err(|error| fault(error.to_string()))?;
+    if file.file_name() != Some(attachment.key().file_name().as_ref()) {
+        let whose = attachment.whose();
+        let contradiction = format!("its content is of {whose}, its name is not");
+        return Err(unclear(Some(contradiction), Some(attachment)));
+    }
+    Ok(attachment)
 }
 
 fn legacy(key: Key<'_>, result: Value) -> CachedAttachment {
@@ -334,7 +456,10 @@ mod tests {
         let cache = Cache::in_dir(dir.path());
         let read = cache.get(KEY).unwrap().unwrap();
         assert_eq!(read.result_as("1.0.0").unwrap(), Some(result()));
-        assert!(cache.of_network("n").unwrap().is_empty());
+        let contents = cache.of_network("n").unwrap();
+        assert!(contents.attachments.is_empty());
+        assert_eq!(contents.unclear[0].owners("n"), [owner("c", "eth0")]);
+        assert_eq!(contents.unclear[0].fault, None);
     }
 
     #[test]
@@ -346,25 +471,106 @@ mod tests {
         fs::rename(&file, &elsewhere).unwrap();
         std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
         assert!(cache.get(KEY).is_err());
-        assert!(cache.of_network("n").unwrap().is_empty());
+        assert!(cache.has(KEY));
+        assert_eq!(owners(&cache, "n"), [owner("c", "eth0")]);
         fs::remove_file(&file).unwrap();
         nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert!(cache.get(KEY).is_err());
-        assert!(cache.of_network("n").unwrap().is_empty());
+        assert!(cache.has(KEY));
+        assert_eq!(owners(&cache, "n"), [owner("c", "eth0")]);
     }
 
     #[test]
     fn only_attachments_of_the_network_are_listed() {
         let dir = tempfile::TempDir::new().unwrap();
         let cache = Cache::in_dir(dir.path());
-        assert!(cache.of_network("n").unwrap().is_empty());
+        assert!(cache.of_network("n").unwrap().attachments.is_empty());
         cache.put(&attachment()).unwrap();
         let mut other = attachment();
         other.network_name = "n-c".into();
         cache.put(&other).unwrap();
-        fs::write(dir.path().join("results/n-x-eth0"), "{").unwrap();
         let listed = cache.of_network("n").unwrap();
-        assert_eq!(listed, [attachment()]);
+        assert_eq!(listed.attachments, [attachment()]);
+        assert!(listed.unclear.is_empty(), "{listed:?}");
+    }
+
+    fn owner(id: &str, ifname: &str) -> ValidAttachment {
+        ValidAttachment {
+            container_id: id.into(),
+            ifname: ifname.into(),
+        }
+    }
+
+    /// Those of files that are not clear.
+    fn owners(cache: &Cache, network: &str) -> Vec<ValidAttachment> {
+        let unclear = cache.of_network(network).unwrap().unclear;
+        let owners = unclear.iter().flat_map(|it| it.owners(network));
+        owners.collect()
+    }
+
+    #[test]
+    fn what_cannot_be_read_may_be_whatever_its_name_says() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let results = dir.path().join("results");
+        fs::create_dir(&results).unwrap();
+        let cache = Cache::in_dir(dir.path());
+        let half = &serde_json::to_string(&attachment()).unwrap()[..40];
+        let unknown_kind = r#"{"kind": "cniCacheV9"}"#;
+        let nobody = r#"{"kind": "cniCacheV1"}"#;
+        let other_type = r#"{"kind": "cniCacheV1", "containerId": 1}"#;
+        for text in [
+            "",
+            "{",
+            "null",
+            "[]",
+            half,
+            unknown_kind,
+            nobody,
+            other_type,
+        ] {
+            fs::write(results.join("n-c-eth0"), text).unwrap();
+            assert_eq!(owners(&cache, "n"), [owner("c", "eth0")], "{text}");
+            let listed = cache.of_network("n").unwrap();
+            assert!(listed.attachments.is_empty() && listed.unclear[0].fault.is_some());
+            assert!(cache.of_network("c").unwrap().unclear.is_empty());
+        }
+        fs::remove_file(results.join("n-c-eth0")).unwrap();
+        fs::create_dir(results.join("n-a-b-eth0-x")).unwrap();
+        let all = [
+            owner("a", "b-eth0-x"),
+            owner("a-b", "eth0-x"),
+            owner("a-b-eth0", "x"),
+        ];
+        assert_eq!(owners(&cache, "n"), all);
+        let all = [owner("b", "eth0-x"), owner("b-eth0", "x")];
+        assert_eq!(owners(&cache, "n-a"), all, "a network's name may have a -");
+        assert!(owners(&cache, "n-a-b-eth0").is_empty());
+    }
+
+    #[test]
+    fn content_and_name_in_contradiction_are_both_in_use() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let cache = Cache::in_dir(dir.path());
+        cache.put(&attachment()).unwrap();
+        let results = dir.path().join("results");
+        fs::copy(results.join("n-c-eth0"), results.join("n-d-eth0")).unwrap();
+        fs::copy(results.join("n-c-eth0"), results.join("m-d-eth0")).unwrap();
+        let both = [owner("c", "eth0"), owner("d", "eth0"), owner("c", "eth0")];
+        assert_eq!(owners(&cache, "n"), both);
+        assert_eq!(owners(&cache, "m"), [owner("d", "eth0")]);
+    }
+
+    #[test]
+    fn keys_match_in_any_case_and_the_last_of_several_counts_as_in_go() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let cache = Cache::in_dir(dir.path());
+        cache.put(&attachment()).unwrap();
+        let file = dir.path().join("results/n-c-eth0");
+        let text = fs::read_to_string(&file).unwrap();
+        let text = text.replace(r#""containerId""#, r#""containerId":"x","CONTAINERID""#);
+        fs::write(&file, text).unwrap();
+        assert_eq!(cache.of_network("n").unwrap().attachments, [attachment()]);
+        assert_eq!(cache.get(KEY).unwrap(), Some(attachment()));
     }
 
     #[test]
@@ -379,7 +585,7 @@ mod tests {
             let then = std::time::SystemTime::now() - std::time::Duration::from_secs(age);
             file.set_modified(then).unwrap();
         }
-        let listed = cache.oldest_first().unwrap();
+        let listed = cache.oldest_first().unwrap().attachments;
         let ids: Vec<_> = listed.iter().map(|it| it.container_id.as_str()).collect();
         assert_eq!(ids, ["b", "c", "a"]);
     }

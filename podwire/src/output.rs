@@ -99,6 +99,14 @@ impl<'a> ErrorDocument<'a> {
     }
 }
 
+/// A number of things: `1 file`, `2 files`.
+pub fn counted(count: usize, thing: &str) -> String {
+    match count {
+        1 => format!("1 {thing}"),
+        count => format!("{count} {thing}s"),
+    }
+}
+
 fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     let line_end = if text.ends_with('\n') { "" } else { "\n" };

@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 use wiring::Masquerading;
 
 use crate::arguments::{Arguments, Flag};
-use crate::cache::CachedAttachment;
+use crate::cache::{CachedAttachment, Unclear};
 use crate::commands::{Opt, Verdict};
 use crate::network_list::{NetworkList, PluginConf};
 use crate::request_config;
@@ -59,6 +59,18 @@ struct Found {
     skipped: Vec<String>,
     /// What could not be read.
     broken: Vec<String>,
+}
+
+impl Found {
+    fn add_unclear(&mut self, file: &Unclear) {
+        let name = file.file.display();
+        match &file.fault {
+            Some(fault) => self.broken.push(format!("{name}: {fault}")),
+            None => self.skipped.push(format!(
+                "{name}: a result of an old libcni, without a configuration"
+            )),
+        }
+    }
 }
 
 /// Does a task for all attachments in the cache, or those to the network that is
@@ -121,14 +133,17 @@ fn tell(arguments: &Arguments, task: &Task, found: &Found, report: &Report) -> R
 
 fn find(arguments: &Arguments, network: Option<&str>) -> Result<Found> {
     let mut found = Found::default();
-    for cached in arguments.cache().oldest_first()? {
+    let contents = arguments.cache().oldest_first()?;
+    for file in &contents.unclear {
+        if network.is_none_or(|name| !file.owners(name).is_empty()) {
+            found.add_unclear(file);
+        }
+    }
+    for cached in contents.attachments {
         if network.is_some_and(|name| name != cached.network_name) {
             continue;
         }
-        let whose = format!(
-            "{}/{}/{}",
-            cached.network_name, cached.container_id, cached.ifname
-        );
+        let whose = cached.whose();
         if is_gone(&cached.netns) {
             let netns = &cached.netns;
             found

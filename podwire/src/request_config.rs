@@ -1,9 +1,9 @@
 //! The document that a plugin reads on standard input, as libcni makes it: the
 //! plugin's own keys, sorted, with what the runtime adds.
 
+use cni::conf::ValidAttachment;
 use serde_json::{Map, Number, Value, json};
 
-use crate::cache::CachedAttachment;
 use crate::network_list::{NetworkList, PluginConf};
 
 /// A plugin's keys with the network's name and version: all that STATUS gets.
@@ -46,7 +46,7 @@ pub fn of_attachment(
 pub fn of_gc(
     list: &NetworkList,
     plugin: &PluginConf,
-    valid: &[CachedAttachment],
+    valid: &[ValidAttachment],
 ) -> Map<String, Value> {
     let valid: Vec<_> = valid
         .iter()

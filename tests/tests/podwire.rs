@@ -289,6 +289,98 @@ fn gc_detaches_what_is_cached_and_tells_the_plugins() {
     });
 }
 
+/// What a crash, a full disk or a careless hand makes of a cache file.
+const SPOILS: [(&str, &str); 7] = [
+    ("empty", ": > $f"),
+    ("half a file", "head -c 60 $f > $f.x; mv $f.x $f"),
+    ("a directory", "rm $f; mkdir $f"),
+    ("a pipe", "rm $f; mkfifo $f"),
+    ("a link to nothing", "ln -sf /nonexistent $f"),
+    ("no attachment", "echo null > $f"),
+    (
+        "of another container",
+        "sed -i 's/\"containerId\":\"[^\"]*\"/\"containerId\":\"other\"/' $f",
+    ),
+];
+
+#[test]
+fn an_attachment_whose_file_cannot_be_read_is_in_use_and_named() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        node.conf("10-net.conflist", &list(&[bridge()]));
+        node.add();
+        let file = format!("/var/lib/cni/results/net-{}-eth0", node.id());
+        let content = node.sandbox.read(&file).expect("a cache file");
+        for (what, spoil) in SPOILS {
+            let leftover = "/var/lib/cni/networks/net/10.1.0.200";
+            node.sandbox.write(leftover, "gone\r\neth0");
+            node.sandbox.host().sh(&format!("f={file}; {spoil}"));
+            bad(&node.podwire(&["gc", "--keep-cached", "net"]), &file);
+            assert_eq!(node.pod.ping("10.1.0.1", 1), [true], "{what}");
+            let lease = node.sandbox.read("/var/lib/cni/networks/net/10.1.0.2");
+            assert!(lease.is_some(), "{what}: the address was given away");
+            assert_eq!(node.sandbox.read(leftover), None, "{what}: collected");
+            for verb in ["resync", "adopt", "release"] {
+                bad(&node.podwire(&[verb]), &file);
+                bad(&node.podwire(&[verb, "net"]), &file);
+            }
+            node.sandbox.host().sh(&format!("rm -rf {file}"));
+            node.sandbox.write(&file, &content);
+        }
+        good(node.podwire(&["gc", "--keep-cached", "net"]));
+        node.sandbox
+            .host()
+            .sh("rm -r /var/lib/cni/results; : > /var/lib/cni/results");
+        bad(
+            &node.podwire(&["gc", "--keep-cached", "net"]),
+            "/var/lib/cni/results",
+        );
+        assert_eq!(
+            node.pod.ping("10.1.0.1", 1),
+            [true],
+            "the cache is no directory"
+        );
+    });
+}
+
+#[test]
+fn an_attachment_of_an_old_libcni_is_in_use() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        node.conf("10-net.conflist", &list(&[bridge()]));
+        let result = node.add();
+        let file = format!("/var/lib/cni/results/net-{}-eth0", node.id());
+        node.sandbox.write(&file, result.to_string());
+        let done = good(node.podwire(&["gc", "--keep-cached", "net"]));
+        assert!(done.stderr.contains(&file), "{done:?}");
+        assert_eq!(node.pod.ping("10.1.0.1", 1), [true]);
+        good(node.podwire(&["resync"]));
+    });
+}
+
+#[test]
+fn a_network_whose_name_begins_with_another_s_keeps_its_pods() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        let other = conf::with(
+            &list(&[conf::with(
+                &bridge(),
+                json!({"bridge": "cni1", "ipam": conf::host_local_ipam(&["10.2.0.0/24"])}),
+            )]),
+            json!({"name": "net-b"}),
+        );
+        node.conf("10-net.conflist", &list(&[bridge()]))
+            .conf("20-net-b.conflist", &other);
+        good(node.podwire(&["add", "net-b", &node.pod.path()]));
+        let file = format!("/var/lib/cni/results/net-b-{}-eth0", node.id());
+        node.sandbox.write(&file, "");
+        // The name may also be that of container b-… on net: that is in use as well.
+        bad(&node.podwire(&["gc", "--keep-cached", "net"]), &file);
+        bad(&node.podwire(&["gc", "--keep-cached", "net-b"]), &file);
+        assert_eq!(node.pod.ping("10.2.0.1", 1), [true]);
+    });
+}
+
 #[test]
 fn status_asks_in_order_and_keeps_the_code() {
     beyond_peer(WHY, || {

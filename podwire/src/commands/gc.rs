@@ -1,13 +1,15 @@
 //! `podwire gc`: remove what belongs to no attachment in use.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use cni::conf::ValidAttachment;
 use cni::{BestEffort, Error};
 
 use super::{Command, Opt, Verdict};
 use crate::arguments::{Arguments, Flag};
 use crate::attach::{Attachment, Chain};
-use crate::cache::CachedAttachment;
+use crate::cache::{CachedAttachment, Contents, Unclear};
 use crate::network_list::NetworkList;
+use crate::output::counted;
 
 pub const COMMAND: Command = Command {
     name: "gc",
@@ -41,6 +43,9 @@ keeps its cache elsewhere.
 With --keep-cached nothing is detached, and the plugins are told that the
 attachments in the cache are in use: what they remove are leftovers of
 attachments that nobody remembers, such as addresses reserved before a reboot.
+A file of the cache that cannot be read, or is cut short, counts as in use, by
+its name; it is named, and the exit status is 1. Remove it when its container is
+gone.
 
 NETNS is accepted, because cnitool wants it, and not looked at. With disableGC
 in the configuration of NETWORK nothing is done.
@@ -68,13 +73,18 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
     let chain = Chain::new(&list, &path, &cache);
     let cached = cache.of_network(network)?;
     let mut all = BestEffort::new();
-    let valid = match arguments.has(Flag::KeepCached) {
-        true => cached,
+    let keeps = arguments.has(Flag::KeepCached);
+    for file in &cached.unclear {
+        told(file, keeps, &mut all);
+    }
+    let valid = match keeps {
+        true => in_use(&cached, network),
         false => {
-            for attachment in &cached {
+            for attachment in &cached.attachments {
                 detach(&chain, attachment, &mut all);
             }
-            output.remark(&format!("{} attachments detached", cached.len()))?;
+            let detached = counted(cached.attachments.len(), "attachment");
+            output.remark(&format!("{detached} detached"))?;
             Vec::new()
         }
     };
@@ -84,6 +94,30 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
     }
     all.finish()?;
     Ok(Verdict::Good)
+}
+
+/// What a file that is not clear means for the command.
+fn told(file: &Unclear, keeps: bool, all: &mut BestEffort) {
+    let name = file.file.display();
+    let fault = file.fault.as_deref();
+    let fault = fault.unwrap_or("a result of an old libcni, which does not say whose it is");
+    let consequence = match keeps {
+        true => "its attachment is taken to be in use",
+        false => "its attachment was not detached",
+    };
+    match keeps && file.fault.is_none() {
+        // The name of such a file is all that there ever was.
+        true => eprintln!("podwire: {name}: {fault}: {consequence}"),
+        false => drop(all.step("read the cache", || -> Result<()> {
+            bail!("{name}: {fault}: {consequence}")
+        })),
+    }
+}
+
+fn in_use(cached: &Contents, network: &str) -> Vec<ValidAttachment> {
+    let known = cached.attachments.iter().map(CachedAttachment::owner);
+    let possible = cached.unclear.iter().flat_map(|it| it.owners(network));
+    known.chain(possible).collect()
 }
 
 fn detach(chain: &Chain<'_>, cached: &CachedAttachment, all: &mut BestEffort) {

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{Command, Opt, Verdict};
 use crate::arguments::{Arguments, Flag};
+use crate::output::counted;
 use crate::validate::{self, Finding, Report, Severity};
 
 pub const COMMAND: Command = Command {
@@ -108,15 +109,11 @@ fn lines(answer: &Answer<'_>) -> String {
             text += &line(&file.file, finding);
         }
     }
-    let plural = |count: usize, what: &str| match count {
-        1 => format!("1 {what}"),
-        count => format!("{count} {what}s"),
-    };
     text + &format!(
         "{}: {}, {}\n",
-        plural(answer.files.len(), "file"),
-        plural(answer.errors, "error"),
-        plural(answer.warnings, "warning"),
+        counted(answer.files.len(), "file"),
+        counted(answer.errors, "error"),
+        counted(answer.warnings, "warning"),
     )
 }
 
