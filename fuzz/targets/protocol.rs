@@ -16,7 +16,9 @@ impl Parser for Protocol {
 
     fn parse(call: &Call, _: &Json, owner: Option<&Attachment>) -> Result<()> {
         call.args(["MAC", "IP", "GATEWAY"])?;
-        let _ = (call.net.valid(), call.net.dns.to_dns(), call.has_ipam());
+        let document = Json::parse(call.stdin())?;
+        let _ = cni::conf::valid_attachments(&document);
+        let _ = (call.net.dns.to_dns(), call.has_ipam());
         // What a DEL cannot read, it does without.
         let _ = call.prev_result();
         if let Some(owner) = owner {

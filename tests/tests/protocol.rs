@@ -836,6 +836,88 @@ fn bridge_forwards_gc_and_status_to_the_delegate() {
     );
 }
 
+/// What an attachment holds on the node: its address, its veth, its published port.
+fn held(sandbox: &Sandbox) -> (usize, usize, bool) {
+    let addresses = sandbox.list(conf::STATE);
+    let addresses = addresses.iter().filter(|name| name.starts_with("10."));
+    let links = sandbox.host().links();
+    let veths = links.iter().filter(|name| name.starts_with("veth"));
+    let ports = sandbox.host().sh("nft list ruleset");
+    (addresses.count(), veths.count(), ports.contains("8080"))
+}
+
+/// A GC whose document begins with `list`, to the letter.
+fn gc_with(sandbox: &Sandbox, plugin: &str, list: &str) -> Outcome {
+    let conf = conf::at(&conf_of(plugin), "1.1.0").to_string();
+    let document = format!("{{{list}{}", &conf[1..]);
+    let conf = Value::Null;
+    sandbox.cni(plugin).stdin(document).gc(&conf)
+}
+
+/// The plugins that keep something which GC takes.
+const KEEPERS: [&str; 5] = ["bridge", "macvlan", "vxlan", "host-local", "portmap"];
+
+fn each_keeper(test: impl Fn(&Sandbox, &str)) {
+    each_plugin(|sandbox, pod, plugin| {
+        if KEEPERS.contains(&plugin) {
+            let conf = conf::at(&conf_of(plugin), "1.1.0");
+            sandbox.cni(plugin).add(&conf, pod, "eth0").result();
+            assert_ne!(held(sandbox), (0, 0, false), "{plugin}");
+            test(sandbox, plugin);
+        }
+    });
+}
+
+#[test]
+fn gc_takes_null_for_a_list_without_attachments() {
+    beyond_peer("no GC there", || {
+        // CRI-O marshals a nil slice on a node without pods.
+        for list in [
+            r#""cni.dev/valid-attachments": null, "cni.dev/attachments": null, "#,
+            r#""cni.dev/valid-attachments": null, "#,
+            r#""CNI.dev/Attachments": null, "#,
+            r#""cni.dev/valid-attachments": [], "#,
+        ] {
+            each_keeper(|sandbox, plugin| {
+                gc_with(sandbox, plugin, list).silent();
+                assert_eq!(held(sandbox), (0, 0, false), "{plugin}: {list}");
+            });
+        }
+    });
+}
+
+#[test]
+fn gc_leaves_what_is_listed_anywhere_and_all_where_nothing_can_be_known() {
+    beyond_peer("no GC there", || {
+        let listed = r#""cni.dev/attachments": [{"containerID": "id-a", "ifname": "eth0"}], "#;
+        let upper = listed.replace("cni.dev/a", "CNI.DEV/A");
+        let null = r#""cni.dev/valid-attachments": null, "cni.dev/attachments": null, "#;
+        each_keeper(|sandbox, plugin| {
+            let before = held(sandbox);
+            for list in [
+                format!("{listed}{null}"),
+                format!("{null}{listed}"),
+                format!("{null}{upper}"),
+                String::new(),
+            ] {
+                gc_with(sandbox, plugin, &list).silent();
+                assert_eq!(held(sandbox), before, "{plugin}: {list}");
+            }
+            for unreadable in ["5", "[null]", r#"[{"containerID": "id-a"}]"#, "\"\""] {
+                let list = format!(r#""cni.dev/valid-attachments": {unreadable}, {null}"#);
+                let error = gc_with(sandbox, plugin, &list).error();
+                assert_eq!(error.code, 7, "{plugin}: {list}");
+                assert!(
+                    error.msg.contains("cni.dev/valid-attachments"),
+                    "{}",
+                    error.msg
+                );
+                assert_eq!(held(sandbox), before, "{plugin}: {list}");
+            }
+        });
+    });
+}
+
 #[test]
 fn status_says_when_the_delegate_is_not_installed() {
     beyond_peer("the peer is older than CNI 1.1.0", || {

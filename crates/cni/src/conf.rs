@@ -24,12 +24,6 @@ pub struct NetConf {
     pub dns: DnsKeys,
     /// What the plugins before this one, or the ADD, answered.
     pub prev_result: Option<PrevResult>,
-    /// GC: what is still in use; `None` when the runtime did not say.
-    #[serde(rename = "cni.dev/valid-attachments")]
-    pub valid_attachments: Option<Vec<ValidAttachment>>,
-    /// The same under the name that an early text of the specification gave it.
-    #[serde(rename = "cni.dev/attachments")]
-    pub attachments: Option<Vec<ValidAttachment>>,
 }
 
 /// The one key of `ipam` that is not the IPAM plugin's own.
@@ -98,15 +92,37 @@ pub(crate) struct Head {
     pub name: String,
 }
 
-impl NetConf {
-    /// What a GC must leave alone, if the runtime said it under either name.
-    pub fn valid(&self) -> Option<&[ValidAttachment]> {
-        let list = self
-            .valid_attachments
-            .as_ref()
-            .or(self.attachments.as_ref());
-        list.map(Vec::as_slice)
+/// The names of the list of attachments in use: that of the specification, and that of
+/// an early text of it, which libcni writes as well.
+const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+
+/// What a GC must leave alone; `None` when the runtime does not say.
+///
+/// `null` is an empty list: Go writes a slice without elements so, and CRI-O has one on a
+/// node without pods. What is listed under any of the names, in any case and however often,
+/// is in use.
+///
+/// # Errors
+/// Code 7: a list that cannot be read. Nothing is known to be unused then.
+pub fn valid_attachments(document: &Json) -> Result<Option<Vec<ValidAttachment>>, Error> {
+    let Json::Object(members) = document else {
+        return Ok(None);
+    };
+    let is_list = |key: &str| {
+        VALID_ATTACHMENTS
+            .iter()
+            .any(|name| name.eq_ignore_ascii_case(key))
+    };
+    let mut valid = None::<Vec<_>>;
+    for (key, list) in members.iter().filter(|(key, _)| is_list(key)) {
+        let listed: Option<Vec<ValidAttachment>> = list
+            .decode()
+            .map_err(|error| load_error(&error.under(key)))?;
+        valid
+            .get_or_insert_default()
+            .extend(listed.unwrap_or_default());
     }
+    Ok(valid)
 }
 
 /// How faults in a configuration are met.
@@ -181,13 +197,58 @@ mod tests {
         assert_eq!(read(r#"{"domain": "x"}"#).to_dns().domain, "x");
     }
 
+    fn valid(text: &str) -> Result<Option<Vec<String>>, Error> {
+        let valid = valid_attachments(&Json::parse(text.as_bytes()).unwrap())?;
+        let ids = |list: Vec<ValidAttachment>| list.into_iter().map(|it| it.container_id).collect();
+        Ok(valid.map(ids))
+    }
+
     #[test]
-    fn valid_attachments_are_found_under_both_names() {
-        let read = |text: &[u8]| -> NetConf {
-            super::read(&Json::parse(text).unwrap(), Reading::Strict).unwrap()
-        };
-        let conf = read(br#"{"cni.dev/attachments": [{"containerID": "a", "ifname": "eth0"}]}"#);
-        assert_eq!(conf.valid().unwrap()[0].container_id, "a");
-        assert!(read(b"{}").valid().is_none());
+    fn attachments_in_use_are_found_under_every_name() {
+        let [a, b] =
+            ["a", "b"].map(|id| format!(r#"[{{"containerID": "{id}", "ifname": "eth0"}}]"#));
+        let both = Some(vec!["a".to_owned(), "b".to_owned()]);
+        for text in [
+            format!(r#"{{"cni.dev/valid-attachments": {a}, "cni.dev/attachments": {b}}}"#),
+            format!(r#"{{"cni.dev/valid-attachments": {a}, "CNI.dev/Valid-Attachments": {b}}}"#),
+            format!(
+                r#"{{"cni.dev/attachments": {a}, "cni.dev/attachments": {b}, "cni.dev/attachments": null}}"#
+            ),
+        ] {
+            assert_eq!(valid(&text).unwrap(), both, "{text}");
+        }
+    }
+
+    #[test]
+    fn null_is_an_empty_list_and_absence_is_unknown() {
+        for key in [
+            "cni.dev/valid-attachments",
+            "cni.dev/attachments",
+            "cni.dev/ATTACHMENTS",
+        ] {
+            for list in ["null", "[]"] {
+                let text = format!(r#"{{"{key}": {list}}}"#);
+                assert_eq!(valid(&text).unwrap(), Some(Vec::new()), "{text}");
+            }
+        }
+        assert_eq!(valid("{}").unwrap(), None);
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_read_is_an_error_with_its_path() {
+        for list in [
+            "1",
+            "{}",
+            "[null]",
+            r#"[{"containerID": 1}]"#,
+            r#"[{"containerID": "a"}]"#,
+        ] {
+            let text =
+                format!(r#"{{"cni.dev/valid-attachments": [], "cni.dev/attachments": {list}}}"#);
+            let error = valid(&text).unwrap_err();
+            assert_eq!(error.code, 7);
+            let start = "failed to load netconf: cni.dev/attachments";
+            assert!(error.msg.starts_with(start), "{error}");
+        }
     }
 }

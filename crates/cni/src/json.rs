@@ -112,7 +112,8 @@ impl DecodeError {
         &self.path
     }
 
-    fn under(mut self, parent: &str) -> Self {
+    /// The same fault in a member of a larger document.
+    pub(crate) fn under(mut self, parent: &str) -> Self {
         let joint = match self.path.chars().next() {
             None | Some('[') => "",
             Some(_) => ".",

@@ -206,7 +206,7 @@ impl Process<'_> {
     /// Without a list nothing is known to be unused, and to take it for an empty
     /// one would take the network from every running pod.
     fn gc<P: Plugin>(&mut self, call: Call, conf: P::Conf) -> Result<()> {
-        let Some(valid) = call.net.valid().map(<[_]>::to_vec) else {
+        let Some(valid) = conf::valid_attachments(&parse(&call.stdin)?)? else {
             writeln!(
                 self.stderr,
                 "GC without cni.dev/valid-attachments: nothing done"

@@ -15,7 +15,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use cni::conf::NetConf;
+use cni::conf::valid_attachments;
 use cni::json::Json;
 use netlink::Mac;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -561,8 +561,7 @@ impl Daemon {
 
     fn collect(&mut self, arguments: &Arguments) -> Result<()> {
         let (owner, document) = owner(arguments)?;
-        let net: NetConf = document.decode()?;
-        let Some(valid) = net.valid() else {
+        let Some(valid) = valid_attachments(&document)? else {
             return Ok(());
         };
         let in_use = |it: &Owner| {
