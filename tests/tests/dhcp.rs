@@ -641,6 +641,47 @@ fn del_without_a_daemon_gives_the_lease_back_itself() {
 }
 
 #[test]
+fn what_lies_in_the_place_of_a_lease_is_named_and_holds_up_nobody() {
+    beyond_peer(WHY, || {
+        let wire = Wire::new();
+        let _server = wire.dnsmasq(&[]);
+        let daemon = wire.daemon(&[]);
+        let pod = wire.sandbox.pod("a");
+        wire.add(&pod);
+        drop(daemon);
+        let lease = format!("{STATE}/{}", wire.sandbox.list(STATE)[0]);
+        wire.sandbox.write("/var/lib/victim", "precious");
+        for (what, shell) in [
+            ("is a pipe", "mkfifo $f; mkfifo ${f%json}new"),
+            ("is a directory", "mkdir $f"),
+            ("is a symbolic link", "ln -s /var/lib/victim $f"),
+            ("is a device", "mknod $f c 1 5"),
+            ("is longer than", "truncate -s 1G $f"),
+        ] {
+            wire.host()
+                .sh(&format!("f={lease}; mkdir -p {STATE}; rm -rf $f; {shell}"));
+            let daemon = wire.daemon(&[]);
+            Wire::told(&daemon, &format!("lease {lease} is not held: {what}"));
+            wire.sandbox.cni("dhcp").status(&lan()).silent();
+            drop(daemon);
+            wire.gc(&lan(), &[]);
+            wire.sandbox.cni("dhcp").del(&lan(), &pod, "eth0").silent();
+            let victim = wire.sandbox.read("/var/lib/victim");
+            assert_eq!(victim.as_deref(), Some("precious"), "{what}");
+        }
+        // What is written before it takes its place: a link there leads nowhere either.
+        wire.host().sh(&format!(
+            "f={lease}; mkdir -p {STATE}; rm -rf $f; ln -s /var/lib/victim ${{f%json}}new"
+        ));
+        let _daemon = wire.daemon(&["-pidfile", "/run/pid"]);
+        wire.del(&pod);
+        wire.add(&pod);
+        let victim = wire.sandbox.read("/var/lib/victim");
+        assert_eq!(victim.as_deref(), Some("precious"));
+    });
+}
+
+#[test]
 fn del_succeeds_whatever_became_of_the_namespace() {
     beyond_peer(WHY, || {
         let wire = Wire::new();

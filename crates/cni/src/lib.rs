@@ -11,6 +11,7 @@ pub mod conf;
 pub mod delegate;
 pub mod env;
 mod error;
+pub mod file;
 pub mod json;
 pub mod linked;
 pub mod names;

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use crate::conf::{self, Head, Reading};
 use crate::env::{Environment, NetnsPath, Variables, Verb, is_identifier};
 use crate::error::{Code, Error, reason};
+use crate::file::LONGEST;
 use crate::json::Json;
 use crate::linked::Linked;
 use crate::privilege;
@@ -245,7 +246,11 @@ impl Process<'_> {
 
     fn read_stdin(&mut self) -> Result<Vec<u8>, Error> {
         let mut text = Vec::with_capacity(USUAL);
-        match self.stdin.read_to_end(&mut text) {
+        let mut stdin = (&mut *self.stdin).take(LONGEST + 1);
+        match stdin.read_to_end(&mut text) {
+            Ok(_) if text.len() as u64 > LONGEST => Err(Code::Io.err(format!(
+                "error reading from stdin: longer than {LONGEST} bytes"
+            ))),
             Ok(_) => Ok(text),
             Err(error) => {
                 let reason = reason(&error);

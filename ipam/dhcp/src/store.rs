@@ -2,13 +2,13 @@
 //! where the one before it ended, however that ended.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use cni::reason;
-use nix::fcntl::{Flock, FlockArg};
+use cni::{file, reason};
+use nix::fcntl::{Flock, FlockArg, OFlag};
 use serde::{Deserialize, Serialize};
 
 use crate::lease::Identity;
@@ -18,6 +18,10 @@ use crate::terms::Terms;
 const ROOT: &str = "/var/lib/cni/dhcp";
 const SUFFIX: &str = ".json";
 const UNFINISHED: &str = ".new";
+
+/// The longest file of a lease: a server's answer has 64 KiB, written in up to four characters
+/// for each byte, and a plugin's configuration adds options.
+const LONGEST: u64 = 1024 * 1024;
 
 /// What is known of a lease.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -133,7 +137,12 @@ impl Store {
             if let Err(error) = made {
                 bail!(fault("make directory", &error));
             }
-            let file = match File::open(dir) {
+            // A link here would have us keep leases where another program wants them.
+            let opened = OpenOptions::new()
+                .read(true)
+                .custom_flags((OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits())
+                .open(dir);
+            let file = match opened {
                 Ok(file) => file,
                 // Another has just removed it as it was empty.
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
@@ -167,7 +176,7 @@ impl Store {
             let (path, name) = (entry.path(), entry.file_name());
             let name = name.to_string_lossy();
             if name.ends_with(SUFFIX) {
-                match fs::read(&path).map(|text| serde_json::from_slice(&text)) {
+                match file::read(&path, LONGEST).map(|(text, _)| serde_json::from_slice(&text)) {
                     Ok(Ok(record)) => records.push(record),
                     Ok(Err(error)) => {
                         eprintln!("drop lease {}: parse: {error}", path.display());
@@ -192,14 +201,7 @@ impl Store {
         let path = self.dir.join(record.owner.file_name());
         let spare = spare(&path);
         let text = serde_json::to_vec(record)?;
-        let written = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&spare)
-            .and_then(|mut file| file.write_all(&text))
-            .and_then(|()| fs::rename(&spare, &path));
+        let written = file::replace(&spare, &text).and_then(|()| fs::rename(&spare, &path));
         written.map_err(|error| {
             let _ = fs::remove_file(&spare);
             anyhow::anyhow!("write lease {}: {}", path.display(), reason(&error))
@@ -217,9 +219,10 @@ impl Store {
     /// When the disk is read-only.
     pub fn remove(&self, owner: &Owner) -> Result<()> {
         let path = self.dir.join(owner.file_name());
-        // A read-only disk says so of what is not there, too.
+        // A read-only disk says so of what is not there, too, and a directory is no lease.
         if let Err(error) = fs::remove_file(&path)
             && !is_gone(&path)
+            && !path.is_dir()
         {
             bail!("remove lease {}: {}", path.display(), reason(&error))
         }
@@ -258,7 +261,7 @@ fn is_gone(path: &Path) -> bool {
 }
 
 fn read(path: &Path) -> Result<Record> {
-    let text = fs::read(path).context("read")?;
+    let (text, _) = file::read(path, LONGEST).context("read")?;
     serde_json::from_slice(&text).context("parse")
 }
 
@@ -328,15 +331,14 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_or_removed_is_not_gone() {
+    fn what_is_no_file_is_no_lease_and_stays() {
         let place = tempfile::tempdir().unwrap();
         let dir = place.path().join("dhcp/x");
         let store = Store::open(&dir).unwrap().unwrap();
         let owner = record("a").owner;
-        // Neither read(2) nor unlink(2) wants a directory.
         fs::create_dir(dir.join(owner.file_name())).unwrap();
         assert_eq!(store.load().unwrap(), []);
-        assert!(store.remove(&owner).is_err());
+        store.remove(&owner).unwrap();
         assert!(dir.join(owner.file_name()).exists());
         fs::remove_dir_all(&dir).unwrap();
         assert!(store.load().is_err());

@@ -1,11 +1,12 @@
 //! Files of the state directory: whole or absent, never through a link.
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
+pub use cni::file::{is_absent, overwrite, remove, replace};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::unistd::{AccessFlags, access, linkat};
@@ -25,37 +26,24 @@ pub fn failed<'a>(action: &'a str, path: &'a Path) -> impl Fn(io::Error) -> anyh
     }
 }
 
-/// The content of a regular file, and what else is known of it. `None` where there is
-/// nothing, or something that we did not put there: a link, a directory, a pipe.
+/// The content of a file of ours, and what else is known of it; `None` if there is none.
+///
+/// # Errors
+/// Also where something else is in its place ([`cni::file::is_foreign`]).
 pub fn read(path: &Path) -> io::Result<Option<(String, Metadata)>> {
     read_at_most(path, LONGEST)
 }
 
-/// The same for a file of any length up to `limit` bytes; what is beyond is not read.
+/// The same for a file of up to `limit` bytes.
 pub fn read_at_most(path: &Path, limit: u64) -> io::Result<Option<(String, Metadata)>> {
-    // O_NONBLOCK: opening a pipe must not wait for its writer.
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits())
-        .open(path);
-    let file = match opened {
-        Ok(file) => file,
-        Err(error) if is_absent(&error) || is_link(&error) => return Ok(None),
-        // A socket, or a device without a driver.
-        Err(error) if errno(&error) == Some(Errno::ENXIO) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Ok(None);
+    match cni::file::read(path, limit) {
+        Ok((content, metadata)) => {
+            let content = String::from_utf8_lossy(&content).into_owned();
+            Ok(Some((content, metadata)))
+        }
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(error),
     }
-    // One read(2) where the end would otherwise be felt for: a directory may hold 65,000 of them.
-    let length = metadata.len().min(limit);
-    let mut content = Vec::with_capacity(length as usize);
-    file.take(length).read_to_end(&mut content)?;
-    let content = String::from_utf8_lossy(&content).into_owned();
-    Ok(Some((content, metadata)))
 }
 
 /// Makes a directory of state for root's eyes only; one that is there stays as it
@@ -68,8 +56,9 @@ pub fn make_private(dir: &Path) -> anyhow::Result<()> {
             Err(error) if error.kind() == ErrorKind::AlreadyExists && above.is_dir() => {}
             made => made?,
         }
+        let is_other = || std::fs::symlink_metadata(dir).is_ok() && !dir.is_dir();
         match DirBuilder::new().mode(0o700).create(dir) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && !is_other() => Ok(()),
             made => made,
         }
     };
@@ -141,54 +130,6 @@ pub fn create_beside(path: &Path, content: &str, spare: &Path) -> io::Result<Fil
     linked.map(|()| file)
 }
 
-/// Makes `path` hold `content`, in place. A kill in between leaves a mixture
-/// of old and new; for what must be whole there is [`create_whole`].
-pub fn overwrite(path: &Path, content: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .custom_flags(OFlag::O_NOFOLLOW.bits())
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(content.as_bytes())?;
-    // Cut off what was longer, rather than empty the file first: ext4 takes the
-    // latter for a replacement and writes to the disk when it is closed.
-    let length = content.len() as u64;
-    match file.metadata()?.len() > length {
-        true => file.set_len(length),
-        false => Ok(()),
-    }
-}
-
-/// Makes `path` a new file with `content`, in place of what may be there: a link is not
-/// followed, and ext4 does not write a file to the disk because it was emptied.
-pub fn replace(path: &Path, content: &str) -> io::Result<()> {
-    let create = || {
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-    };
-    let mut file = match create() {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            remove(path)?;
-            create()?
-        }
-        created => created?,
-    };
-    file.write_all(content.as_bytes())
-}
-
-/// Removes a name; one that is absent already is as good.
-pub fn remove(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if !is_absent(&error) => Err(error),
-        _ => Ok(()),
-    }
-}
-
 /// Fails where no file can be written, for whatever reason. Leaves nothing.
 pub fn try_write(dir: &Path) -> anyhow::Result<()> {
     let written = match nameless(dir, "?") {
@@ -199,16 +140,6 @@ pub fn try_write(dir: &Path) -> anyhow::Result<()> {
         written => written.map(drop),
     };
     written.map_err(failed("write to", dir))
-}
-
-/// Whether the error says that there is no such file.
-pub fn is_absent(error: &io::Error) -> bool {
-    error.kind() == ErrorKind::NotFound
-}
-
-/// What O_NOFOLLOW answers for a symbolic link.
-fn is_link(error: &io::Error) -> bool {
-    errno(error) == Some(Errno::ELOOP)
 }
 
 fn errno(error: &io::Error) -> Option<Errno> {

@@ -24,10 +24,10 @@
 
 use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
-use std::fs::{DirBuilder, File, FileTimes, Metadata, OpenOptions};
+use std::fs::{DirBuilder, File, FileTimes, Metadata};
 use std::io::{self, Read};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
@@ -53,6 +53,9 @@ const RECORD: usize = HASH + 1 + 39 + 1 + 31 + 1 + BOOT + 1;
 
 /// Lines of an `all` that is short: it is copied in the time of a few system calls.
 const SHORT: u64 = 256;
+
+/// The greatest length of `all` that is believed: half a million addresses on one node.
+const LONGEST_ALL: u64 = 64 * 1024 * 1024;
 
 /// Digits of a boot.
 const BOOT: usize = 16;
@@ -297,7 +300,7 @@ impl Index {
         };
         if !self.stamp.as_ref().is_some_and(says) {
             let text = format!("{} {} {}\n", self.boot.0, self.leftovers, self.gone);
-            file::overwrite(&path, &text)?;
+            write_own(&path, &text)?;
         }
         mark(network, &path)
     }
@@ -325,7 +328,7 @@ impl Index {
         if text.is_empty() {
             return file::remove(&path);
         }
-        file::overwrite(&beside, text)?;
+        file::overwrite(&beside, text.as_bytes())?;
         std::fs::rename(&beside, &path)
     }
 
@@ -335,7 +338,7 @@ impl Index {
             let path = self.dir.join(hash);
             if !entry.held.is_empty() {
                 let lines: Vec<_> = entry.held.iter().map(line).collect();
-                file::replace(&path, &lines.concat())?;
+                file::replace(&path, lines.concat().as_bytes())?;
                 continue;
             }
             file::remove(&path)?;
@@ -354,21 +357,21 @@ impl Index {
         }
         let before = self.gone;
         self.gone += owners.len() as u64;
-        let lines =
-            std::fs::metadata(self.dir.join(ALL)).map_or(0, |all| all.len()) / RECORD as u64;
+        let all = std::fs::symlink_metadata(self.dir.join(ALL));
+        let lines = all.map_or(0, |all| all.len()) / RECORD as u64;
         if lines > SHORT && self.gone * 2 < lines {
             return owners
                 .iter()
-                .try_for_each(|hash| file::overwrite(&self.dir.join(hash), ""));
+                .try_for_each(|hash| write_own(&self.dir.join(hash), ""));
         }
         let mut gone: HashSet<String> = owners.into_iter().collect();
         if before > 0 {
             let is_empty = |name: &String| {
-                std::fs::metadata(self.dir.join(name)).is_ok_and(|file| file.len() == 0)
+                std::fs::symlink_metadata(self.dir.join(name)).is_ok_and(|file| file.len() == 0)
             };
             gone.extend(self.own_files().into_iter().filter(is_empty));
         }
-        if let Some((text, _)) = file::read_at_most(&self.dir.join(ALL), u64::MAX)? {
+        if let Some((text, _)) = file::read_at_most(&self.dir.join(ALL), LONGEST_ALL)? {
             let of_others = |line: &&str| !line.get(..HASH).is_some_and(|it| gone.contains(it));
             let kept: String = text.split_inclusive('\n').filter(of_others).collect();
             self.replace_all(&kept)?;
@@ -399,7 +402,7 @@ impl Index {
             return;
         }
         let mut entries: HashMap<String, Entry> = HashMap::new();
-        let all = file::read_at_most(&self.dir.join(ALL), u64::MAX);
+        let all = file::read_at_most(&self.dir.join(ALL), LONGEST_ALL);
         let all = all.ok().flatten();
         for text in all.iter().flat_map(|(text, _)| text.lines()) {
             if let Some((hash, held)) = parse_record(text) {
@@ -436,12 +439,9 @@ impl Index {
         if let Some(opened) = self.all.get() {
             return Ok(opened.as_ref());
         }
-        let opened = OpenOptions::new()
-            .read(true)
-            .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
-            .open(self.dir.join(ALL));
-        let opened = match opened {
-            Ok(all) => Some(all),
+        let opened = match cni::file::open(&self.dir.join(ALL), OFlag::O_RDONLY) {
+            Ok((_, metadata)) if metadata.len() > LONGEST_ALL => return Err(garbled()),
+            Ok((all, _)) => Some(all),
             Err(error) if file::is_absent(&error) => None,
             Err(error) => return Err(error),
         };
@@ -492,11 +492,17 @@ fn mark(network: &Path, stamp: &Path) -> io::Result<()> {
     let time = dir.metadata()?.modified()? - Duration::from_nanos(1);
     let times = FileTimes::new().set_modified(time);
     dir.set_times(times)?;
-    let stamp = OpenOptions::new()
-        .write(true)
-        .custom_flags(OFlag::O_NOFOLLOW.bits())
-        .open(stamp)?;
+    let (stamp, _) = cni::file::open(stamp, OFlag::O_WRONLY)?;
     stamp.set_times(times)
+}
+
+/// Writes a file of the index in place, where it saves a file, or anew, where something
+/// else is in its place: the index's directory is ours alone.
+fn write_own(path: &Path, content: &str) -> io::Result<()> {
+    match file::overwrite(path, content.as_bytes()) {
+        Err(error) if cni::file::is_foreign(&error) => file::replace(path, content.as_bytes()),
+        written => written,
+    }
 }
 
 impl Stamp {

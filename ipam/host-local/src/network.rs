@@ -7,9 +7,10 @@
 //! of containers that it took as well.
 
 use std::collections::HashSet;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -64,7 +65,7 @@ pub struct Network {
     dir: PathBuf,
     index: Index,
     changed: bool,
-    /// A reservation is there that the index could not be told of.
+    /// A reservation is there, or may be, that the index could not be told of.
     torn: bool,
     asked: u32,
     names: Option<HashSet<IpAddr>>,
@@ -117,7 +118,7 @@ impl Network {
         if let Ok(held) = self.index.held_by(owner).map(<[_]>::to_vec) {
             let mut right = true;
             for reservation in &held {
-                right &= self.owner_of(reservation.ip)?.as_ref() == Some(owner);
+                right &= self.owner_of(reservation.ip).as_ref() == Some(owner);
             }
             if right {
                 return Ok(held);
@@ -131,7 +132,7 @@ impl Network {
 
     /// Removes the reservation of `ip`, if it is still `owner`'s.
     pub fn release(&mut self, owner: &Owner, ip: IpAddr) -> Result<()> {
-        if self.owner_of(ip)?.as_ref() == Some(owner) {
+        if self.owner_of(ip).as_ref() == Some(owner) {
             self.remove(ip)?;
         }
         self.index.remove(owner, ip);
@@ -203,7 +204,7 @@ impl Network {
         let create = || file::create_whole(&path, owner.as_str(), &spare);
         let failed_to_reserve = failed("write reservation", &path);
         let mut file = create().map_err(&failed_to_reserve)?;
-        if file.is_none() && self.is_empty(ip)? {
+        if file.is_none() && self.is_empty(ip) {
             self.remove(ip)?;
             file = create().map_err(&failed_to_reserve)?;
         }
@@ -211,9 +212,8 @@ impl Network {
             return Ok(false);
         };
         self.changed = true;
-        let last = self.last_reserved_path(set);
-        let reserved = file::overwrite(&last, &ip.to_string())
-            .map_err(failed("write", &last))
+        let reserved = self
+            .remember_last(ip, set)
             .and_then(|()| file.metadata().map_err(failed("read reservation", &path)));
         match reserved {
             Ok(metadata) => self.index.add(owner, ip, Since::of(&metadata)),
@@ -225,16 +225,28 @@ impl Network {
         Ok(true)
     }
 
-    fn owner_of(&self, ip: IpAddr) -> Result<Option<Owner>> {
-        let path = self.path(ip);
-        let content = file::read(&path).map_err(failed("read reservation", &path))?;
-        Ok(content.map(|(content, _)| Owner::parse(&content)))
+    /// Writes down where the round goes on. That is a hint: what lies in its place, and is
+    /// not ours, is named and left alone.
+    fn remember_last(&self, ip: IpAddr, set: usize) -> Result<()> {
+        let path = self.last_reserved_path(set);
+        match file::overwrite(&path, ip.to_string().as_bytes()) {
+            Err(error) if is_in_the_way(&error) => {
+                pass_over("write", &path, error);
+                Ok(())
+            }
+            written => written.map_err(failed("write", &path)),
+        }
     }
 
-    fn is_empty(&self, ip: IpAddr) -> Result<bool> {
-        let path = self.path(ip);
-        let content = file::read(&path).map_err(failed("read reservation", &path))?;
-        Ok(content.is_some_and(|(content, _)| content.is_empty()))
+    /// Who holds `ip`; `None` also where its file cannot be read.
+    fn owner_of(&self, ip: IpAddr) -> Option<Owner> {
+        let (content, _) = file::read(&self.path(ip)).ok()??;
+        Some(Owner::parse(&content))
+    }
+
+    fn is_empty(&self, ip: IpAddr) -> bool {
+        let read = file::read(&self.path(ip));
+        matches!(read, Ok(Some((content, _))) if content.is_empty())
     }
 
     fn remove(&mut self, ip: IpAddr) -> Result<()> {
@@ -269,14 +281,21 @@ impl Network {
         Ok(())
     }
 
-    /// Every reservation, in no order.
-    fn read_all(&self) -> Result<Vec<Found>> {
+    /// Every reservation, in no order. What cannot be read is named and stays as it is: its
+    /// address is in use.
+    fn read_all(&mut self) -> Result<Vec<Found>> {
         let mut all = Vec::new();
         for ip in self.read_names()? {
             let path = self.path(ip);
-            let read = file::read(&path).map_err(failed("read reservation", &path))?;
-            let Some((content, metadata)) = read else {
-                continue;
+            let (content, metadata) = match file::read(&path) {
+                Ok(Some(read)) => read,
+                Ok(None) => continue,
+                Err(error) => {
+                    // One that can be read later is an index entry that is missing now.
+                    self.torn |= !cni::file::is_foreign(&error);
+                    pass_over("read reservation", &path, error);
+                    continue;
+                }
             };
             let owner = (!content.is_empty()).then(|| Owner::parse(&content));
             let since = Since::of(&metadata);
@@ -323,6 +342,15 @@ impl Drop for Network {
     }
 }
 
+/// Whether something that is not ours, or may not be changed, is in a file's place.
+fn is_in_the_way(error: &io::Error) -> bool {
+    cni::file::is_foreign(error) || error.kind() == io::ErrorKind::PermissionDenied
+}
+
+fn pass_over(action: &str, path: &Path, error: io::Error) {
+    eprintln!("{:#}; passed over", failed(action, path)(error));
+}
+
 /// The lock of a network, given back when this is dropped.
 #[derive(Debug)]
 struct Lock(Option<Flock<File>>);
@@ -341,14 +369,9 @@ fn lock(dir: &Path) -> Result<Option<Lock>> {
     let path = dir.join("lock");
     loop {
         // As the Go plugin opens it: a lock that is there needs no write access.
-        let flags = OFlag::O_CREAT | OFlag::O_NOFOLLOW;
-        let opened = OpenOptions::new()
-            .read(true)
-            .custom_flags(flags.bits())
-            .mode(0o600)
-            .open(&path);
-        let file = match opened {
-            Ok(file) => file,
+        let flags = OFlag::O_RDONLY | OFlag::O_CREAT;
+        let file = match cni::file::open(&path, flags) {
+            Ok((file, _)) => file,
             Err(error) if file::is_absent(&error) => return Ok(None),
             Err(error) => return Err(failed("open lock", &path)(error)),
         };

@@ -7,10 +7,12 @@ use cni::result::Dns;
 
 use crate::file::failed;
 
+/// The longest that is read: the C library looks at a few lines.
+const LONGEST: u64 = 1024 * 1024;
+
 /// Reads the file that the key `resolvConf` names.
 pub fn read(path: &Path) -> Result<Dns> {
-    // The operator chose this path: often it is a link, as /etc/resolv.conf is.
-    let text = std::fs::read(path).map_err(failed("read resolvConf", path))?;
+    let text = cni::file::read_chosen(path, LONGEST).map_err(failed("read resolvConf", path))?;
     Ok(parse(&String::from_utf8_lossy(&text)))
 }
 

@@ -10,7 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
-use cni::reason;
+use cni::{file, reason};
 
 /// The first descriptor that systemd passes (sd_listen_fds(3)).
 const FIRST_PASSED: i32 = 3;
@@ -115,7 +115,7 @@ impl PidFile {
         if !Path::new(path).is_absolute() {
             bail!("Error writing pidfile {path:?}: path not absolute");
         }
-        fs::write(path, std::process::id().to_string())
+        file::overwrite(Path::new(path), std::process::id().to_string().as_bytes())
             .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o644)))
             .map_err(|error| anyhow!("Error writing pidfile {path:?}: {}", reason(&error)))?;
         Ok(Self(path.into()))

@@ -1,0 +1,290 @@
+//! Files of ours on disk, whatever another program has put in their place.
+//!
+//! State lies where other programs with root can write, and a disk that was cut off
+//! leaves what it leaves. A pipe blocks the program that opens it, a symbolic link
+//! leads to the file of another program, and a sparse file of a gigabyte fills the memory.
+//! So every file is opened without blocking and without following a link, must be a
+//! regular file, and is read up to a limit. Anything else is *foreign*: the error says
+//! what it is ([`is_foreign`]), and the caller decides whether it can go on without it.
+
+use std::fmt;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+
+/// The longest document that we read: a configuration, a cached result, standard input.
+/// The longest that people write, a list of some thousand peers, has half a megabyte.
+pub const LONGEST: u64 = 16 * 1024 * 1024;
+
+/// Major and minor number of `/dev/null` (null(4)).
+const NULL_DEVICE: u64 = nix::sys::stat::makedev(1, 3);
+
+/// What is in the place of a file of ours.
+#[derive(Debug)]
+struct Foreign(String);
+
+impl fmt::Display for Foreign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Foreign {}
+
+/// Whether the error says that something else is in the place of a file of ours: not a
+/// regular file, or one that is longer than any that we write.
+pub fn is_foreign(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<Foreign>())
+}
+
+/// Whether the error says that there is no such file.
+pub fn is_absent(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound
+}
+
+/// Opens a file of ours with `flags`, such as `O_RDONLY`; one that `O_CREAT` makes is for
+/// root's eyes only.
+///
+/// # Errors
+/// A foreign one ([`is_foreign`]) for what is no regular file; nothing was written to it.
+pub fn open(path: &Path, flags: OFlag) -> io::Result<(File, Metadata)> {
+    open_any(path, flags | OFlag::O_NOFOLLOW)
+}
+
+fn open_any(path: &Path, flags: OFlag) -> io::Result<(File, Metadata)> {
+    // O_NONBLOCK: a pipe must not wait for its other end; a regular file does not care.
+    // O_NOCTTY: a terminal must not become ours.
+    let flags = flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    let opened = loop {
+        match nix::fcntl::open(path, flags, mode) {
+            Err(Errno::EINTR) => {}
+            opened => break opened,
+        }
+    };
+    let file = File::from(opened.map_err(|errno| match errno {
+        // O_NOFOLLOW's answer to a link; a loop of links where they are followed.
+        Errno::ELOOP => foreign("is a symbolic link, not a regular file"),
+        // Opened for writing, or with O_CREAT.
+        Errno::EISDIR => foreign("is a directory, not a regular file"),
+        // A pipe only where it is opened for writing and has no reader.
+        Errno::ENXIO => foreign("is a socket, a pipe or a device, not a regular file"),
+        errno => errno.into(),
+    })?);
+    let metadata = file.metadata()?;
+    match metadata.is_file() {
+        true => Ok((file, metadata)),
+        false => Err(not_regular(&metadata)),
+    }
+}
+
+fn foreign(what: impl Into<String>) -> io::Error {
+    io::Error::other(Foreign(what.into()))
+}
+
+fn not_regular(metadata: &Metadata) -> io::Error {
+    let kind = metadata.file_type();
+    let kind = match () {
+        () if kind.is_fifo() => "pipe",
+        () if kind.is_dir() => "directory",
+        () if kind.is_socket() => "socket",
+        () => "device",
+    };
+    foreign(format!("is a {kind}, not a regular file"))
+}
+
+/// The content of a file of ours of at most `limit` bytes, and what else is known of it.
+///
+/// # Errors
+/// Foreign ones ([`is_foreign`]) for what is no regular file, and for a longer one.
+pub fn read(path: &Path, limit: u64) -> io::Result<(Vec<u8>, Metadata)> {
+    let (file, metadata) = open(path, OFlag::O_RDONLY)?;
+    let content = content(file, &metadata, limit)?;
+    Ok((content, metadata))
+}
+
+/// The content of a file whose path the operator chose: it may be a link, as
+/// `/etc/resolv.conf` often is, or `/dev/null`, which says that there is nothing.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_chosen(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    if std::fs::metadata(path)?.rdev() == NULL_DEVICE {
+        return Ok(Vec::new());
+    }
+    let (file, metadata) = open_any(path, OFlag::O_RDONLY)?;
+    content(file, &metadata, limit)
+}
+
+fn content(file: File, metadata: &Metadata, limit: u64) -> io::Result<Vec<u8>> {
+    let too_long = || foreign(format!("is longer than {limit} bytes"));
+    if metadata.len() > limit {
+        return Err(too_long());
+    }
+    // Files of /proc say that they are empty. All others are read in one read(2), where the
+    // end would otherwise be asked for: a directory may hold 65,000 reservations.
+    let expected = match metadata.len() {
+        0 => limit + 1,
+        length => length,
+    };
+    let mut content = Vec::with_capacity(metadata.len() as usize);
+    file.take(expected).read_to_end(&mut content)?;
+    match content.len() as u64 > limit {
+        true => Err(too_long()),
+        false => Ok(content),
+    }
+}
+
+/// Makes `path` hold `content`, in place. A kill in between leaves a mixture of old and new.
+///
+/// # Errors
+/// Foreign ones as with [`open`].
+pub fn overwrite(path: &Path, content: &[u8]) -> io::Result<()> {
+    let (mut file, metadata) = open(path, OFlag::O_WRONLY | OFlag::O_CREAT)?;
+    file.write_all(content)?;
+    // Cut off what was longer, rather than empty the file first: ext4 takes the
+    // latter for a replacement and writes to the disk when it is closed.
+    let length = content.len() as u64;
+    match metadata.len() > length {
+        true => file.set_len(length),
+        false => Ok(()),
+    }
+}
+
+/// Makes `path` a new file with `content`, in place of whatever was there but a directory.
+/// ext4 does not write a file to the disk because it was made anew.
+///
+/// # Errors
+/// Where nothing can be written, or a directory is in the place.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let create = || {
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(0o600).open(path)
+    };
+    let mut file = match create() {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            remove(path)?;
+            create()?
+        }
+        created => created?,
+    };
+    file.write_all(content)
+}
+
+/// Removes a name; one that is absent already is as good.
+///
+/// # Errors
+/// Those of unlink(2).
+pub fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if !is_absent(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
+
+    /// One of each kind that is not a file of ours, with what the error says of it.
+    fn foreign_things(dir: &Path) -> Vec<(PathBuf, &'static str)> {
+        let at = |name: &str| dir.join(name);
+        nix::unistd::mkfifo(&at("pipe"), Mode::S_IRWXU).unwrap();
+        std::fs::create_dir(at("directory")).unwrap();
+        std::fs::write(at("file"), "precious").unwrap();
+        symlink(at("file"), at("link")).unwrap();
+        symlink(at("nothing"), at("dangling")).unwrap();
+        drop(UnixListener::bind(at("socket")).unwrap());
+        let sparse = File::create(at("sparse")).unwrap();
+        sparse.set_len(1 << 30).unwrap();
+        vec![
+            (at("pipe"), "is a pipe, not a regular file"),
+            (at("directory"), "is a directory, not a regular file"),
+            (at("link"), "is a symbolic link, not a regular file"),
+            (at("dangling"), "is a symbolic link, not a regular file"),
+            (
+                at("socket"),
+                "is a socket, a pipe or a device, not a regular file",
+            ),
+            ("/dev/zero".into(), "is a device, not a regular file"),
+            (at("sparse"), "is longer than 100 bytes"),
+        ]
+    }
+
+    #[test]
+    fn what_is_foreign_is_named_and_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, text) in foreign_things(dir.path()) {
+            let error = read(&path, 100).unwrap_err();
+            assert_eq!(error.to_string(), text, "{}", path.display());
+            assert!(is_foreign(&error));
+        }
+        let absent = read(&dir.path().join("absent"), 100).unwrap_err();
+        assert!(is_absent(&absent) && !is_foreign(&absent));
+        let (content, metadata) = read(&dir.path().join("file"), 8).unwrap();
+        assert_eq!((content.as_slice(), metadata.len()), (&b"precious"[..], 8));
+        assert!(is_foreign(&read(&dir.path().join("file"), 7).unwrap_err()));
+    }
+
+    #[test]
+    fn what_is_foreign_is_not_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let things = foreign_things(dir.path());
+        // A writer that does not block finds a reader.
+        let reader = File::from(
+            nix::fcntl::open(
+                &dir.path().join("pipe"),
+                OFlag::O_RDONLY | OFlag::O_NONBLOCK,
+                Mode::empty(),
+            )
+            .unwrap(),
+        );
+        for (path, _) in things.iter().filter(|(path, _)| !path.ends_with("sparse")) {
+            assert!(is_foreign(&overwrite(path, b"x").unwrap_err()), "{path:?}");
+        }
+        drop(reader);
+        let precious = || std::fs::read_to_string(dir.path().join("file")).unwrap();
+        assert_eq!(precious(), "precious");
+        for name in ["pipe", "link", "dangling", "socket", "sparse"] {
+            let path = dir.path().join(name);
+            replace(&path, b"new").unwrap();
+            assert_eq!(read(&path, 100).unwrap().0, b"new");
+        }
+        assert!(replace(&dir.path().join("directory"), b"new").is_err());
+        assert_eq!(precious(), "precious");
+    }
+
+    #[test]
+    fn what_was_longer_is_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        overwrite(&path, b"longer").unwrap();
+        overwrite(&path, b"short").unwrap();
+        assert_eq!(read(&path, 100).unwrap().0, b"short");
+    }
+
+    #[test]
+    fn a_chosen_path_may_be_a_link_or_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let things = foreign_things(dir.path());
+        let link = dir.path().join("link");
+        assert_eq!(read_chosen(&link, 100).unwrap(), b"precious");
+        assert_eq!(read_chosen(Path::new("/dev/null"), 100).unwrap(), b"");
+        // It says that it has no bytes.
+        let proc = read_chosen(Path::new("/proc/self/status"), 100_000).unwrap();
+        assert!(!proc.is_empty());
+        assert!(read_chosen(Path::new("/proc/self/status"), 10).is_err());
+        for (path, _) in things {
+            let is_link = path.ends_with("link") || path.ends_with("dangling");
+            assert!(is_link || is_foreign(&read_chosen(&path, 100).unwrap_err()));
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Something else in the place of a file of ours: no call waits for it, reads it whole,
+//! follows it or hands out its address; it is named, and stays as it is.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use testkit::{Netns, Outcome, Sandbox, beyond_peer, conf};
+
+const STATE: &str = conf::STATE;
+const INDEX: &str = "/var/lib/cni/networks/.podwire/testnet";
+const WHY: &str = "the Go plugin waits for pipes and follows links";
+
+/// What is put there, and the shell that puts it at `$f`.
+const KINDS: [(&str, &str); 7] = [
+    ("a pipe", "mkfifo $f"),
+    ("a directory", "mkdir $f"),
+    ("a link", "ln -s /var/lib/victim $f"),
+    ("a device", "mknod $f c 1 5"),
+    (
+        "a socket",
+        "perl -MIO::Socket::UNIX -e 'IO::Socket::UNIX->new(Local => shift, Listen => 1)' $f",
+    ),
+    ("a sparse gigabyte", "truncate -s 1G $f"),
+    ("unreadable", "echo 9 > $f; chmod 0 $f"),
+];
+
+/// A node whose pods hold addresses of 10.1.0.0/29, which has five.
+struct Node {
+    sandbox: Sandbox,
+    pod: Netns,
+    conf: Value,
+}
+
+impl Node {
+    fn new() -> Self {
+        let sandbox = Sandbox::new();
+        let pod = sandbox.pod("a");
+        let conf = conf::host_local(&["10.1.0.0/29"]);
+        sandbox.write("/var/lib/victim", "precious");
+        Self { sandbox, pod, conf }
+    }
+
+    /// A call with little memory and little time, by a root that may not read everything.
+    fn call(&self, verb: &str, id: &str) -> Outcome {
+        let conf = conf::with_valid(&self.conf, &[("a", "eth0")]);
+        self.sandbox
+            .cni("host-local")
+            .id(id)
+            .limit(Duration::from_secs(10))
+            .under(&[
+                "prlimit",
+                "--as=268435456",
+                "setpriv",
+                "--bounding-set=-dac_override,-dac_read_search",
+            ])
+            .attachment(verb, &conf, &self.pod, "eth0")
+    }
+
+    /// Two pods hold 10.1.0.2 and 10.1.0.3; then the thing is put in the place of `file`.
+    fn plant(&self, file: &str, shell: &str) {
+        self.sandbox.host().sh("rm -rf /var/lib/cni");
+        for id in ["a", "b"] {
+            self.call("ADD", id).result();
+        }
+        let file = match file {
+            // The file of an owner of its own.
+            "owner" => self
+                .sandbox
+                .list(INDEX)
+                .into_iter()
+                .find(|name| name.len() == 40)
+                .map(|name| format!("{INDEX}/{name}"))
+                .unwrap_or_else(|| format!("{INDEX}/{}", "0".repeat(40))),
+            file => file.to_owned(),
+        };
+        self.sandbox.host().sh(&format!(
+            "f={file}; mkdir -p $(dirname $f); rm -rf $f; {shell}"
+        ));
+    }
+
+    /// The life of a node after that: no address is given twice, and DEL succeeds.
+    fn live_on(&self, what: &str) -> String {
+        let mut said = String::new();
+        let mut silent = |verb: &str, id: &str| {
+            let outcome = self.call(verb, id);
+            assert_eq!(
+                (outcome.code(), outcome.stdout()),
+                (0, ""),
+                "{what}: {verb}: {outcome}"
+            );
+            said += outcome.stderr();
+        };
+        silent("STATUS", "");
+        for (id, address) in [
+            ("c", "10.1.0.4/29"),
+            ("d", "10.1.0.5/29"),
+            ("e", "10.1.0.6/29"),
+        ] {
+            let outcome = self.call("ADD", id);
+            assert_eq!(outcome.code(), 0, "{what}: {outcome}");
+            assert_eq!(outcome.result()["ips"][0]["address"], address, "{what}");
+        }
+        assert_eq!(self.call("ADD", "f").error().code, 11, "{what}");
+        silent("CHECK", "c");
+        for id in ["b", "a", "d", "d"] {
+            silent("DEL", id);
+        }
+        silent("GC", "");
+        said + self.call("ADD", "g").stderr()
+    }
+
+    fn kind_of(&self, file: &str) -> String {
+        let file = format!("stat -c '%F %s' {file} 2>&1 || true");
+        self.sandbox.host().sh(&file)
+    }
+}
+
+#[test]
+fn what_is_in_the_place_of_a_file_is_passed_over() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        let reservation = format!("{STATE}/10.1.0.2");
+        let last = format!("{STATE}/last_reserved_ip.0");
+        let all: [(&str, bool); 7] = [
+            (&reservation, true),
+            (&last, true),
+            (&format!("{STATE}/10.1.0.99"), false),
+            (&format!("{INDEX}/stamp"), false),
+            (&format!("{INDEX}/all"), false),
+            (&format!("{INDEX}/all.new"), false),
+            ("owner", false),
+        ];
+        for (kind, shell) in KINDS {
+            for (file, named) in all {
+                let what = format!("{kind} in the place of {file}");
+                node.plant(file, shell);
+                let before = node.kind_of(file);
+                let said = node.live_on(&what);
+                // The length of what was last reserved means nothing.
+                let readable = file == last && kind == "a sparse gigabyte";
+                if named && !readable {
+                    assert!(said.contains(file), "{what}: {said}");
+                    assert_eq!(node.kind_of(file), before, "{what}");
+                }
+                let victim = node.sandbox.read("/var/lib/victim");
+                assert_eq!(victim.as_deref(), Some("precious"), "{what}");
+            }
+        }
+    });
+}
+
+#[test]
+fn what_is_in_the_place_of_the_lock_is_an_error_that_names_it() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        let lock = format!("{STATE}/lock");
+        for (kind, shell) in KINDS {
+            node.plant(&lock, shell);
+            if kind == "a sparse gigabyte" {
+                // Nothing is read from it: a lock may have any length.
+                node.live_on(kind);
+                continue;
+            }
+            for verb in ["ADD", "CHECK", "DEL", "STATUS", "GC"] {
+                let error = node.call(verb, "a").error();
+                let text = format!("open lock {lock}: ");
+                assert!(error.msg.contains(&text), "{kind}: {verb}: {}", error.msg);
+            }
+        }
+    });
+}
+
+#[test]
+fn what_is_in_the_place_of_resolv_conf_is_an_error_that_names_it() {
+    beyond_peer(WHY, || {
+        let mut node = Node::new();
+        node.conf["ipam"]["resolvConf"] = json!("/var/lib/resolv");
+        for (kind, shell) in KINDS {
+            node.sandbox
+                .host()
+                .sh(&format!("f=/var/lib/resolv; rm -rf $f; {shell}"));
+            if kind == "a link" {
+                // The operator's own choice.
+                node.call("ADD", "a").result();
+            } else {
+                let error = node.call("ADD", "a").error();
+                let text = "read resolvConf /var/lib/resolv: ";
+                assert!(error.msg.starts_with(text), "{kind}: {}", error.msg);
+                assert_eq!(node.call("STATUS", "").error().code, 50, "{kind}");
+            }
+            node.call("DEL", "a").silent();
+        }
+        node.conf["ipam"]["resolvConf"] = json!("/dev/null");
+        node.call("ADD", "a").result();
+    });
+}
+
+#[test]
+fn a_data_directory_that_leads_nowhere_is_named() {
+    beyond_peer("the Go plugin makes what the link names", || {
+        let node = Node::new();
+        node.sandbox
+            .host()
+            .sh("mkdir -p /var/lib/cni; ln -s /var/lib/nothing /var/lib/cni/networks");
+        for verb in ["ADD", "DEL", "STATUS", "GC"] {
+            let outcome = node.call(verb, "a");
+            let failed = outcome.code() != 0;
+            assert_eq!(failed, verb == "ADD", "{verb}: {outcome}");
+            assert_eq!(outcome.stdout().contains("/var/lib/cni/networks: "), failed);
+        }
+    });
+}
+
+#[test]
+fn a_file_in_the_place_of_a_directory_is_named() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        for (kind, shell) in KINDS.iter().filter(|(kind, _)| *kind != "a directory") {
+            node.sandbox.host().sh(&format!(
+                "rm -rf /var/lib/cni; mkdir -p /var/lib/cni/networks; f={STATE}; {shell}"
+            ));
+            for verb in ["ADD", "STATUS"] {
+                let error = node.call(verb, "a").error();
+                assert!(error.msg.contains(STATE), "{kind}: {verb}: {}", error.msg);
+            }
+        }
+    });
+}
