@@ -333,3 +333,29 @@ fn the_map_says_who_calls_whom() {
     }
     assert_eq!(callers, 14, "all but errand, which calls nobody");
 }
+
+#[test]
+fn the_demo_passes_for_root_and_for_an_ordinary_user() {
+    beyond_peer(WHY, || {
+        let sandbox = Sandbox::new();
+        let before = sandbox.snapshot();
+        sandbox.copy_for_everybody(Suite::Ours.dir(), "project/bin");
+        sandbox.copy_for_everybody(&project("tests/demo"), "project/tests");
+        let dir = sandbox.dir().display();
+        sandbox.host().sh(&format!("mkdir -m 1777 {dir}/tmp"));
+        let tmp = format!("TMPDIR={dir}/tmp");
+        let demo = format!("{dir}/project/tests/demo");
+        let nobody = [
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+        ];
+        for user in [&[][..], &nobody] {
+            let told = good(sandbox.host().run(&[user, &["env", &tmp, &demo]].concat()));
+            assert!(told.contains("nothing is left"), "{told}");
+        }
+        // mount(8) keeps its own state there.
+        before.allow("dir /run/mount").assert_unchanged();
+    });
+}

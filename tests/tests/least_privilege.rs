@@ -5,7 +5,7 @@
 use std::os::unix::fs::symlink;
 
 use serde_json::{Value, json};
-use testkit::{BackEnd, Cni, Netns, Sandbox, Snapshot, conf};
+use testkit::{BackEnd, Cni, Netns, Sandbox, Snapshot, Suite, conf, conf_of};
 
 /// All that a plugin needs.
 const ENOUGH: &str = "+net_admin,+sys_admin";
@@ -147,6 +147,80 @@ fn state_of_another_user_is_named_with_what_would_open_it() {
         .error();
     let text = format!("{dir}/lock: permission denied (13): needs CAP_DAC_OVERRIDE");
     assert!(error.msg.contains(&text), "{}", error.msg);
+}
+
+/// A call of DEL as an ordinary user who made a user namespace, and with it a network
+/// namespace before there was a uid map: as RootlessKit, LXD and `unshare -rnm` do. The
+/// kernel's list of iptables' tables has no owner there, and nobody can read it.
+const ROOTLESS_DEL: &str = r#"
+    for it in $GONE; do mount --bind /dev/null $it; done
+    mount -t tmpfs none /run
+    mount -t tmpfs none /var/lib
+    mkdir /run/netns
+    ip netns add a
+    [ "$(id -u)" = 0 ]
+    if [ -r /proc/thread-self/net/ip_tables_names ]; then echo "the list can be read" >&2; exit 1; fi
+    export CNI_COMMAND=DEL CNI_CONTAINERID=x CNI_IFNAME=eth0 CNI_PATH="$PLUGINS"
+    for netns in /run/netns/a /run/netns/a ""; do
+        printf %s "$CONF" | CNI_NETNS=$netns "$PLUGINS/$1"
+    done
+    ip netns del a
+    printf %s "$CONF" | CNI_NETNS=/run/netns/a "$PLUGINS/$1""#;
+
+#[test]
+fn del_succeeds_where_the_lists_of_iptables_cannot_be_read() {
+    let sandbox = Sandbox::new();
+    let before = sandbox.snapshot();
+    let copy = sandbox.copy_for_everybody(Suite::Ours.dir(), "plugins");
+    // The programs are there, are missing, and are not allowed to look.
+    for iptables in ["legacy", "nft", "missing", "forbidden"] {
+        let programs = sandbox.dir().join(iptables);
+        let path = programs.display();
+        sandbox.host().sh(&format!(
+            "mkdir {path}; cd {path}
+             printf '#!/bin/sh\\necho Permission denied >&2; exit 4\\n' >forbidden
+             chmod 755 . forbidden
+             case {iptables} in
+                 missing) exit ;;
+                 forbidden) program=forbidden ;;
+                 *) program=/usr/sbin/xtables-{iptables}-multi ;;
+             esac
+             for it in iptables ip6tables; do for job in '' -save -restore; do
+                 ln -s $program $it$job
+             done; done"
+        ));
+        let gone = match iptables {
+            "missing" => format!("GONE={}", BackEnd::PROGRAMS.join(" ")),
+            _ => "GONE=".to_owned(),
+        };
+        for plugin in ["portmap", "bridge", "macvlan", "vxlan"] {
+            let mut conf = conf_of(plugin);
+            conf["ipMasq"] = true.into();
+            let conf = format!("CONF={conf}");
+            let plugins = format!("PLUGINS={}", copy.display());
+            let path = format!("PATH={path}:/usr/sbin:/usr/bin:/sbin:/bin");
+            let nobody = [
+                "setpriv",
+                "--reuid=65534",
+                "--regid=65534",
+                "--clear-groups",
+            ];
+            let unshared = ["unshare", "-rnm", "sh", "-ec", ROOTLESS_DEL, "sh", plugin];
+            let argv = [
+                &["env", &conf, &plugins, &path, &gone],
+                &nobody[..],
+                &unshared[..],
+            ]
+            .concat();
+            let done = sandbox.host().run(&argv);
+            assert_eq!(
+                (done.code, done.stdout.as_str()),
+                (0, ""),
+                "{iptables}: {plugin}: {done:?}"
+            );
+        }
+    }
+    before.allow("dir /run/mount").assert_unchanged();
 }
 
 /// Modes of all that is below a directory, as `mode name`.

@@ -252,9 +252,9 @@ impl Leftovers {
             all.step(what, || step(&nftables));
         }
         // Where it has no table, programs would only make one to find it empty.
-        all.step(what, || match iptables_may_hold_any()? {
-            true => step(&Iptables::new()),
-            false => Ok(()),
+        all.step(what, || match iptables_hint()? {
+            Hint::Nothing => Ok(()),
+            hint => step(&Iptables::new().guessed(hint == Hint::Unreadable)),
         });
         all.finish()
     }
@@ -279,7 +279,7 @@ struct Held {
     known: Families,
     /// Whether the legacy variant has anything at all: it is not to be asked for more
     /// without a program.
-    legacy: bool,
+    legacy: Hint,
 }
 
 impl Held {
@@ -290,12 +290,15 @@ impl Held {
             known.v4 |= has_chain(nftables, Family::Ip, chain)?;
             known.v6 |= has_chain(nftables, Family::Ip6, chain)?;
         }
-        let legacy = !known.any() && legacy_has_nat()?;
+        let legacy = match known.any() {
+            true => Hint::Nothing,
+            false => legacy_hint(),
+        };
         Ok(Self { known, legacy })
     }
 
     fn may_be(&self) -> bool {
-        self.known.any() || self.legacy
+        self.known.any() || self.legacy != Hint::Nothing
     }
 
     /// Has the programs remove what they see, which must include `chain` where it is
@@ -306,7 +309,9 @@ impl Held {
         chain: &str,
         remove: impl FnOnce(&Iptables) -> Result<()>,
     ) -> Result<()> {
-        let iptables = Iptables::new().needed_in(self.known);
+        let iptables = Iptables::new()
+            .needed_in(self.known)
+            .guessed(self.legacy == Hint::Unreadable);
         remove(&iptables)?;
         for family in [Family::Ip, Family::Ip6] {
             // It may stay: another interface of the container needs it.
@@ -328,32 +333,45 @@ fn has_chain(nftables: &Option<Nftables>, family: Family, chain: &str) -> Result
     }
 }
 
-/// Whether iptables may have anything in its nat tables.
+/// What the kernel says of iptables' nat tables without a program being executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hint {
+    /// There is no nat table, so nothing is in it.
+    Nothing,
+    /// The kernel does not let us read it: only a program can tell.
+    Unreadable,
+    /// There is a nat table.
+    Something,
+}
+
+/// Whether iptables, in either variant, may have anything in its nat tables.
 ///
 /// # Errors
-/// The kernel cannot be asked.
-pub(crate) fn iptables_may_hold_any() -> Result<bool> {
+/// nf_tables cannot be asked.
+pub(crate) fn iptables_hint() -> Result<Hint> {
     if let Some(nftables) = Nftables::find()? {
         for family in [Family::Ip, Family::Ip6] {
             if nftables.has_table(family, "nat")? {
-                return Ok(true);
+                return Ok(Hint::Something);
             }
         }
     }
-    legacy_has_nat()
+    Ok(legacy_hint())
 }
 
-/// The kernel has these files with the module; that one cannot be read does not mean
-/// that it is empty.
-fn legacy_has_nat() -> Result<bool> {
-    for file in ["ip_tables_names", "ip6_tables_names"] {
-        let file = format!("/proc/thread-self/net/{file}");
-        match fs::read_to_string(&file) {
-            Ok(tables) if tables.lines().any(|table| table == "nat") => return Ok(true),
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("read {file}")),
-        }
-    }
-    Ok(false)
+/// Whether the legacy variant may have anything. The kernel has these files with its
+/// module. They belong to the root user of the network namespace. A namespace that was
+/// made before its user namespace got a uid map has no root user, and then nobody in it
+/// can read them (`ip_tables_net_init` in net/ipv4/netfilter/ip_tables.c).
+fn legacy_hint() -> Hint {
+    let hint = |file| match fs::read_to_string(format!("/proc/thread-self/net/{file}")) {
+        Ok(tables) if tables.lines().any(|table| table == "nat") => Hint::Something,
+        Ok(_) => Hint::Nothing,
+        Err(error) if error.kind() == ErrorKind::NotFound => Hint::Nothing,
+        Err(_) => Hint::Unreadable,
+    };
+    let hints = ["ip_tables_names", "ip6_tables_names"].map(hint);
+    let order = [Hint::Something, Hint::Unreadable];
+    let strongest = order.into_iter().find(|it| hints.contains(it));
+    strongest.unwrap_or(Hint::Nothing)
 }

@@ -23,7 +23,7 @@ use cni::{Attachment, BestEffort, Error};
 
 use self::hostport::{ENTRIES, Known, OLD_ENTRIES};
 use self::masquerade::POSTROUTING;
-use self::program::{Program, Programs, Refused};
+use self::program::{Program, Programs, Refused, is_forbidden};
 use self::table::{FAMILIES, Family, Listing, Transaction};
 use crate::backend::{Backend, Kind};
 use crate::hostport::{HostPorts, Notice};
@@ -33,7 +33,11 @@ pub(crate) use self::tables::{Changes, Tables};
 
 /// The system's own iptables, legacy or nft: whichever `iptables` is.
 #[derive(Clone, Debug)]
-pub struct Iptables(Programs, Families);
+pub struct Iptables {
+    programs: Programs,
+    needed: Families,
+    guessed: bool,
+}
 
 /// The families whose nat table can be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,26 +90,42 @@ impl Iptables {
             path: path.into_iter().collect(),
             lock_wait: LOCK_WAIT,
         };
-        Self(programs, Families::default())
+        Self {
+            programs,
+            needed: Families::default(),
+            guessed: false,
+        }
     }
 
     /// Something that is to be removed is known to be in these families: there the
     /// programs must be. In others nothing can be where they are not installed.
     pub fn needed_in(mut self, known: Families) -> Self {
-        self.1 = known;
+        self.needed = known;
+        self
+    }
+
+    /// Whether nothing says that there is anything to be removed, because the kernel does
+    /// not let us look without a program. Then a program that may not look either is no
+    /// failure: what removes rules could not have made them. It is told on stderr.
+    pub fn guessed(mut self, guessed: bool) -> Self {
+        self.guessed = guessed;
         self
     }
 
     /// Waits so many seconds for a held xtables lock, instead of 20.
     pub fn lock_wait(mut self, seconds: u32) -> Self {
-        self.0.lock_wait = seconds;
+        self.programs.lock_wait = seconds;
         self
     }
 
     /// Which families can be used: the programs are there and can read the nat
     /// table. One short process for each.
     pub fn probe(&self) -> Families {
-        let usable = |family| self.0.of(family).is_ok_and(|it| it.try_out().is_ok());
+        let usable = |family| {
+            self.programs
+                .of(family)
+                .is_ok_and(|it| it.try_out().is_ok())
+        };
         Families {
             v4: usable(Family::V4),
             v6: usable(Family::V6),
@@ -117,7 +137,7 @@ impl Iptables {
     /// # Errors
     /// What is wrong with both.
     pub fn try_out(&self) -> Result<()> {
-        let try_out = |family| self.0.of(family)?.try_out();
+        let try_out = |family| self.programs.of(family)?.try_out();
         let Err(v4) = try_out(Family::V4) else {
             return Ok(());
         };
@@ -133,7 +153,7 @@ impl Iptables {
     /// They cannot look.
     pub fn sees(&self, ipv4: bool, chain: &str) -> Result<bool> {
         let family = if ipv4 { Family::V4 } else { Family::V6 };
-        Ok(self.0.of(family)?.chain(chain)?.is_some())
+        Ok(self.programs.of(family)?.chain(chain)?.is_some())
     }
 
     /// Drops what others send to 127.0.0.0/8 of the node; once more does no harm.
@@ -143,7 +163,7 @@ impl Iptables {
     pub fn close_localhost(&self) -> Result<()> {
         let rule =
             "-d 127.0.0.0/8 ! -i lo -m comment --comment \"podwire: not from outside\" -j DROP";
-        let program = self.0.of(Family::V4)?;
+        let program = self.programs.of(Family::V4)?;
         program
             .keep("raw", "PREROUTING", rule)
             .context("keep others from 127.0.0.0/8")
@@ -155,16 +175,30 @@ impl Iptables {
     fn clean(&self, what: &str, step: impl Fn(&Program, Family) -> Result<()>) -> Result<()> {
         let mut effort = BestEffort::new();
         for family in FAMILIES {
-            let program = || match self.1.has(family) {
-                true => self.0.of(family).map(Some),
-                false => self.0.installed(family),
+            let program = || match self.needed.has(family) {
+                true => self.programs.of(family).map(Some),
+                false => self.programs.installed(family),
             };
-            effort.step(what, || match program()? {
-                Some(program) => step(&program, family),
-                None => Ok(()),
+            effort.step(what, || {
+                let done = program().and_then(|found| match found {
+                    Some(program) => step(&program, family),
+                    None => Ok(()),
+                });
+                self.unless_forbidden(done, what)
             });
         }
         effort.finish()
+    }
+
+    /// `done`, or nothing where a program may not look for what is only guessed.
+    fn unless_forbidden<T: Default>(&self, done: Result<T>, what: &str) -> Result<T> {
+        match done {
+            Err(error) if self.guessed && is_forbidden(&error) => {
+                eprintln!("{what}: iptables may not be asked: {error:#}");
+                Ok(T::default())
+            }
+            done => done,
+        }
     }
 
     /// Carries what `collect` finds in the whole table: one process where there
@@ -184,7 +218,7 @@ impl Backend for Iptables {
     fn masquerade(&self, wanted: &Masquerade) -> Result<()> {
         for family in FAMILIES {
             if let Some(rules) = masquerade::Rules::new(wanted, family)? {
-                self.0
+                self.programs
                     .of(family)
                     .and_then(|program| masquerade(&program, &wanted.owner, &rules))
                     .with_context(|| format!("masquerade {}", wanted.owner))?;
@@ -211,7 +245,7 @@ impl Backend for Iptables {
         for family in FAMILIES {
             if let Some(rules) = masquerade::Rules::new(wanted, family)? {
                 let chain = masquerade::chain(&wanted.owner);
-                check(&self.0.of(family)?, &[&chain], rules.check())?;
+                check(&self.programs.of(family)?, &[&chain], rules.check())?;
             }
         }
         Ok(())
@@ -234,7 +268,7 @@ impl Backend for Iptables {
                 continue;
             };
             let lost = self
-                .0
+                .programs
                 .of(family)
                 .and_then(|program| publish(&program, wanted, family, &rules))
                 .with_context(|| format!("publish ports of {}", wanted.owner))?;
@@ -263,7 +297,11 @@ impl Backend for Iptables {
                 continue;
             };
             let chain = hostport::chain(&wanted.owner);
-            check(&self.0.of(family)?, &[&chain, ENTRIES], rules.check())?;
+            check(
+                &self.programs.of(family)?,
+                &[&chain, ENTRIES],
+                rules.check(),
+            )?;
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use cni::Attachment;
 
 use crate::backend::Kind;
-use crate::choice;
+use crate::choice::{self, Hint};
 use crate::hostport::{HostPorts, Notice, Snat};
 use crate::iptables::{Changes, Iptables, Tables};
 use crate::masquerade::Masquerade;
@@ -134,9 +134,9 @@ struct Node {
 
 impl Node {
     fn read() -> Result<Self> {
-        let iptables = Iptables::new();
-        let is_none = !choice::iptables_may_hold_any()?;
-        let tables = Tables::read(&iptables, is_none)?;
+        let hint = choice::iptables_hint()?;
+        let iptables = Iptables::new().guessed(hint == Hint::Unreadable);
+        let tables = Tables::read(&iptables, hint == Hint::Nothing)?;
         let usable = nftables::usable(Family::Ip)?;
         let ruleset = usable
             .then(|| Ruleset::read(Nftables::open()?))

@@ -82,6 +82,11 @@ impl Error {
         matches!(self.errno, Errno::ENETUNREACH | Errno::EHOSTUNREACH)
     }
 
+    /// We may not do that here: /proc/sys is mounted read-only, say.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self.errno, Errno::EROFS | Errno::EACCES | Errno::EPERM)
+    }
+
     /// The kernel was built without it.
     pub fn is_unsupported(&self) -> bool {
         self.errno == Errno::EOPNOTSUPP

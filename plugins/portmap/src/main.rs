@@ -116,7 +116,14 @@ fn open_to_localhost(wanted: &HostPorts, published_by: Kind) -> Result<()> {
         way => way?,
     };
     let key = sysctl::interface_key("ipv4", &way.name, "route_localnet");
-    sysctl::write_if_different(&key, "1")
-        .map(drop)
-        .context("let connections from 127.0.0.1 reach the pod")
+    match sysctl::write_if_different(&key, "1") {
+        // A rootless runtime may have mounted /proc/sys read-only.
+        Err(error) if error.is_forbidden() => {
+            eprintln!("127.0.0.1 is not let through to the pod: {error}");
+            Ok(())
+        }
+        done => done
+            .map(drop)
+            .context("let connections from 127.0.0.1 reach the pod"),
+    }
 }

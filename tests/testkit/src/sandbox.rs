@@ -160,6 +160,22 @@ impl Sandbox {
         });
     }
 
+    /// Copies a file, or the files of a directory, into a directory of the sandbox's where
+    /// every user can read and execute them: the original may be below root's home.
+    pub fn copy_for_everybody(&self, original: &Path, into: &str) -> PathBuf {
+        let dir = self.dir().join(into);
+        let (home, copy) = (self.dir().display(), dir.display());
+        let files = match original.is_dir() {
+            true => original.join("*"),
+            false => original.to_owned(),
+        };
+        self.host().sh(&format!(
+            "mkdir -p {copy}; cp -L {} {copy}; chmod -R a+rX {home}",
+            files.display()
+        ));
+        dir
+    }
+
     /// Names in a directory as the sandbox sees it, sorted; empty if it does not exist.
     pub fn list(&self, dir: impl AsRef<Path>) -> Vec<String> {
         let dir = dir.as_ref().to_owned();

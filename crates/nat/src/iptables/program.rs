@@ -1,6 +1,7 @@
 //! The only file that executes iptables: finds the programs, carries text to
 //! them and from them, tells a held lock from a refusal. It knows no rule.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -248,7 +249,11 @@ impl Program {
         if said.contains("holding the xtables lock") {
             return self.locked(program, "xtables lock").into();
         }
-        anyhow!("{}: {said}", program.display())
+        let told = format!("{}: {said}", program.display());
+        match FORBIDDEN.iter().any(|text| said.contains(text)) {
+            true => Forbidden(told).into(),
+            false => anyhow!(told),
+        }
     }
 
     fn locked(&self, program: &Path, lock: &str) -> cni::Error {
@@ -257,6 +262,33 @@ impl Program {
             "{name}: another program has held the {lock} for {wait} s"
         ))
     }
+}
+
+/// What a program says that lacks a privilege, or a place for its lock.
+const FORBIDDEN: [&str; 3] = [
+    "Permission denied",
+    "Operation not permitted",
+    "can't open lock file",
+];
+
+/// A program was not allowed to look.
+#[derive(Debug)]
+struct Forbidden(String);
+
+impl fmt::Display for Forbidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Forbidden {}
+
+/// Whether the reason of a failure is that a program may not be executed, or may not look.
+pub(super) fn is_forbidden(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let io = cause.downcast_ref::<io::Error>();
+        cause.is::<Forbidden>() || io.is_some_and(|it| it.kind() == io::ErrorKind::PermissionDenied)
+    })
 }
 
 /// Whether a program that failed says that there is no such chain or table. The exit

@@ -54,7 +54,7 @@ impl Tables {
     pub fn read(iptables: &Iptables, is_none: bool) -> Result<Self> {
         let mut of = Vec::<Table>::new();
         for family in FAMILIES {
-            let Some(program) = iptables.0.installed(family)? else {
+            let Some(program) = iptables.programs.installed(family)? else {
                 continue;
             };
             // Both may be links to one file, which is locked once.
@@ -64,7 +64,7 @@ impl Tables {
             };
             let listing = match is_none {
                 true => Listing::default(),
-                false => program.table()?,
+                false => iptables.unless_forbidden(program.table(), "read the nat tables")?,
             };
             of.push(Table {
                 family,
@@ -167,7 +167,7 @@ impl Tables {
             }
             let Some(table) = self.of.iter().find(|it| it.family == family) else {
                 // It says which program is missing.
-                self.iptables.0.of(family)?;
+                self.iptables.programs.of(family)?;
                 continue;
             };
             let mut transaction = hostport::publish_all(&rules, &table.listing);
