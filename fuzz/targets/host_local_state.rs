@@ -110,7 +110,6 @@ fn go_through(place: &Place) {
         assert!(held.iter().all(|it| it.ip != ip), "{ip} still held");
     }
     if let Ok(Some(mut network)) = Network::find(place) {
-        let _ = network.has_leftover(|ip| set.contains(ip));
         let keep = Owner::of(&other);
         if network.retain(|owner| *owner == keep).is_ok() {
             let held = network.held_by(&keep).unwrap_or_default();

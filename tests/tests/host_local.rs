@@ -662,20 +662,33 @@ fn gc_without_a_list_releases_nothing() {
 }
 
 #[test]
-fn status_fails_when_a_pool_is_exhausted() {
+fn an_exhausted_pool_takes_no_node_down() {
+    // Runtimes report a node whose STATUS fails as not ready, and its pods are evicted.
     beyond_peer("reference 8 #16: no STATUS", || {
-        let node = Node::new(conf::at(
-            &conf::host_local(&["10.1.0.0/24", "10.2.0.0/30"]),
-            "1.1.0",
-        ));
-        let status = || node.sandbox.cni("host-local").status(&node.conf);
-        status().silent();
+        let ranges = ["10.1.0.0/24", "10.2.0.0/30", "fd00:2::/126"];
+        let mut node = Node::new(conf::at(&conf::host_local(&ranges), "1.1.0"));
         node.add("a");
-        let error = status().error();
-        assert_eq!(error.code, 50, "{}", error.msg);
-        assert!(error.msg.contains("10.2.0.1-10.2.0.2"), "{}", error.msg);
-        node.del("a");
-        status().silent();
+        for kind in ["host-local", "bridge"] {
+            node.sandbox.cni(kind).status(&node.conf).silent();
+        }
+        assert_eq!(node.refused("c").code, 11);
+        // What no ADD can get past is told.
+        node.conf["ipam"]["dataDir"] = "/proc/nowhere".into();
+        let error = node.sandbox.cni("host-local").status(&node.conf).error();
+        assert_eq!(error.code, 50);
+    });
+}
+
+#[test]
+fn status_does_not_wait_for_a_lock() {
+    beyond_peer("reference 8 #16: no STATUS", || {
+        let node = Node::new(conf::at(&conf::host_local(&["10.1.0.0/24"]), "1.1.0"));
+        node.add("a");
+        let lock = format!("{STATE}/lock");
+        let _holder = node.sandbox.host().start(&["flock", &lock, "sleep", "60"]);
+        let held = |host: &Netns| host.run(&["flock", "-n", &lock, "true"]).code != 0;
+        node.sandbox.host().wait_until("the lock is held", held);
+        node.sandbox.cni("host-local").status(&node.conf).silent();
     });
 }
 

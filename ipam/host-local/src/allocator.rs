@@ -90,20 +90,6 @@ pub fn allocate<S: Store>(
     }
 }
 
-/// The first address after `last`, going round, that is free.
-pub fn first_free(
-    set: &RangeSet,
-    last: Option<IpAddr>,
-    mut is_free: impl FnMut(IpAddr) -> Result<bool>,
-) -> Result<Option<IpAddr>> {
-    for ip in set.round_robin(last) {
-        if is_free(ip)? {
-            return Ok(Some(ip));
-        }
-    }
-    Ok(None)
-}
-
 fn reserve_requested<S: Store>(
     set: &RangeSet,
     number: usize,

@@ -17,9 +17,9 @@ mod network;
 mod owner;
 mod range;
 mod resolv_conf;
+mod usage;
 
 use std::collections::HashSet;
-use std::path::Path;
 
 use anyhow::Result;
 use cni::json::Json;
@@ -31,6 +31,8 @@ use crate::allocator::{Lease, Refusal};
 use crate::conf::Ipam;
 use crate::network::{Holder, Network, Place};
 use crate::owner::Owner;
+
+pub use usage::{Usage, usage};
 
 /// This build: a hash of the sources, which changes with whatever may change what it does.
 pub const BUILD: [u8; linked::BUILD] = *include_bytes!(concat!(env!("OUT_DIR"), "/build"));
@@ -119,28 +121,16 @@ impl Plugin for HostLocal {
         network.retain(|owner| valid.contains(owner))
     }
 
+    /// Fails for reasons of the node only. Whether an address is free changes with every
+    /// pod: containerd and CRI-O report a node whose STATUS fails as not ready, and
+    /// Kubernetes evicts its pods, which are well. So ADD tells that a pool is exhausted.
     fn status(request: &Status<Json>) -> Result<()> {
         let ipam = Ipam::read(&request.conf, request.call.version, "")?;
         if let Some(path) = &ipam.resolv_conf {
             resolv_conf::read(path).map_err(|error| not_available(format!("{error:#}")))?;
         }
         let place = Place::new(&ipam.data_dir, &request.call.network);
-        refuse_unwritable(&place.dir())?;
-        let Some(mut network) = Network::find(&place)? else {
-            return Ok(());
-        };
-        for (number, set) in ipam.sets.iter().enumerate() {
-            let last = network.last_reserved(number);
-            if allocator::first_free(set, last, |ip| network.is_free(ip))?.is_none()
-                && !network.has_leftover(|ip| set.contains(ip))?
-            {
-                return Err(not_available(format!(
-                    "range {number}: {}",
-                    Refusal::Exhausted(set.to_string())
-                )));
-            }
-        }
-        Ok(())
+        network::probe(&place).map_err(|error| not_available(format!("{error:#}")))
     }
 }
 
@@ -191,14 +181,4 @@ fn give_back(undo: &mut Undo, place: &Place, owner: &Owner, lease: &Lease) {
 
 fn not_available(msg: String) -> anyhow::Error {
     Code::NotAvailable.err(msg).into()
-}
-
-/// STATUS on a disk that is full or went read-only: the nearest directory that
-/// exists stands for those that ADD would make.
-fn refuse_unwritable(path: &Path) -> Result<()> {
-    let existing = path.ancestors().find(|path| path.is_dir());
-    match existing.map(file::try_write) {
-        Some(Err(error)) => Err(not_available(format!("{error:#}"))),
-        _ => Ok(()),
-    }
 }

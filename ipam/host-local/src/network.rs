@@ -27,6 +27,9 @@ use crate::owner::Owner;
 /// read: that costs about as much as the questions before it did.
 const PATIENCE: u32 = 1024;
 
+/// The file that is locked.
+const LOCK: &str = "lock";
+
 /// For file systems without nameless files: see [`file::create_whole`].
 const SPARE: &str = ".reservation";
 
@@ -57,6 +60,47 @@ impl Place {
     pub fn dir(&self) -> PathBuf {
         self.data_dir.join(&self.network)
     }
+
+    fn refuse_links(&self) -> Result<()> {
+        let indexes = self.data_dir.join(DIRECTORY);
+        let all = [self.dir(), indexes.join(&self.network), indexes];
+        all.iter().try_for_each(|dir| file::refuse_link(dir))
+    }
+}
+
+/// Fails where [`Network::create`] would, as far as can be told without a change and
+/// without waiting for the lock.
+pub fn probe(place: &Place) -> Result<()> {
+    place.refuse_links()?;
+    let dir = place.dir();
+    // The nearest that is there stands for those that ADD would make.
+    let is_there = |path: &&Path| std::fs::symlink_metadata(path).is_ok();
+    if let Some(nearest) = dir.ancestors().find(is_there) {
+        file::try_write(nearest)?;
+    }
+    let lock = dir.join(LOCK);
+    match cni::file::open(&lock, OFlag::O_RDONLY) {
+        Err(error) if !file::is_absent(&error) => Err(failed("open lock", &lock)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// The addresses that have a file in the directory `dir` of a network; none where there is
+/// no such directory.
+pub fn names(dir: &Path) -> Result<Vec<IpAddr>> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if file::is_absent(&error) => return Ok(Vec::new()),
+        entries => entries.map_err(failed("read directory", dir))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed("read directory", dir))?;
+        let name = entry.file_name();
+        // Only the text that we would write: `010.0.0.1` or `FD00::1` is no reservation.
+        let ip = name.to_str().and_then(|name| name.parse::<IpAddr>().ok());
+        names.extend(ip.filter(|ip| *ip.to_string() == *name));
+    }
+    Ok(names)
 }
 
 /// The reservations of a network; nobody else touches them before this is dropped.
@@ -88,10 +132,7 @@ impl Network {
     /// Locks the network, if it is there.
     pub fn find(place: &Place) -> Result<Option<Self>> {
         let dir = place.dir();
-        let indexes = place.data_dir.join(DIRECTORY);
-        for dir in [&dir, &indexes, &indexes.join(&place.network)] {
-            file::refuse_link(dir)?;
-        }
+        place.refuse_links()?;
         let Some(lock) = lock(&dir)? else {
             return Ok(None);
         };
@@ -162,17 +203,6 @@ impl Network {
         let count = leftovers.len();
         self.remove_all(kept, leftovers)?;
         Ok(count)
-    }
-
-    /// Whether there is a leftover among the addresses of which `within` is true.
-    pub fn has_leftover(&mut self, within: impl Fn(IpAddr) -> bool) -> Result<bool> {
-        if self.index.leftovers() == 0 {
-            return Ok(false);
-        }
-        let found = self.read_all()?;
-        Ok(found
-            .iter()
-            .any(|found| within(found.ip) && self.index.is_leftover(found)))
     }
 
     /// The address that range set `set` gave last. It only says where the round
@@ -285,7 +315,7 @@ impl Network {
     /// address is in use.
     fn read_all(&mut self) -> Result<Vec<Found>> {
         let mut all = Vec::new();
-        for ip in self.read_names()? {
+        for ip in names(&self.dir)? {
             let path = self.path(ip);
             let (content, metadata) = match file::read(&path) {
                 Ok(Some(read)) => read,
@@ -304,23 +334,10 @@ impl Network {
         Ok(all)
     }
 
-    fn read_names(&self) -> Result<Vec<IpAddr>> {
-        let entries = std::fs::read_dir(&self.dir).map_err(failed("read directory", &self.dir))?;
-        let mut names = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(failed("read directory", &self.dir))?;
-            let name = entry.file_name();
-            // Only the text that we would write: `010.0.0.1` or `FD00::1` is no reservation.
-            let ip = name.to_str().and_then(|name| name.parse::<IpAddr>().ok());
-            names.extend(ip.filter(|ip| *ip.to_string() == *name));
-        }
-        Ok(names)
-    }
-
     fn names(&mut self) -> Result<&HashSet<IpAddr>> {
         let names = match self.names.take() {
             Some(names) => names,
-            None => self.read_names()?.into_iter().collect(),
+            None => names(&self.dir)?.into_iter().collect(),
         };
         Ok(self.names.insert(names))
     }
@@ -366,7 +383,7 @@ impl Drop for Lock {
 
 /// Takes the lock of the network in `dir`; `None` if there is no such directory.
 fn lock(dir: &Path) -> Result<Option<Lock>> {
-    let path = dir.join("lock");
+    let path = dir.join(LOCK);
     loop {
         // As the Go plugin opens it: a lock that is there needs no write access.
         let flags = OFlag::O_RDONLY | OFlag::O_CREAT;

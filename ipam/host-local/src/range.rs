@@ -106,6 +106,11 @@ impl Range {
         number(self.start)..=number(self.end)
     }
 
+    fn total(&self) -> u128 {
+        let (start, end) = self.numbers().into_inner();
+        end - start + 1 - u128::from(self.contains(self.gateway))
+    }
+
     /// The addresses of `span` that can be handed out.
     fn addresses(&self, span: RangeInclusive<u128>) -> impl Iterator<Item = IpAddr> {
         span.map(|number| address(number, self.start))
@@ -140,6 +145,11 @@ impl RangeSet {
     /// Whether an ADD gets an IPv4 address from this set.
     pub fn is_ipv4(&self) -> bool {
         self.0[0].start.is_ipv4()
+    }
+
+    /// How many addresses can be handed out.
+    pub fn total(&self) -> u128 {
+        self.0.iter().map(Range::total).sum()
     }
 
     /// Whether `ip` lies in one of the ranges.

@@ -1,0 +1,88 @@
+//! How much of each range set is held: for people. STATUS does not say it, because
+//! runtimes take a node out of service whose STATUS fails, although its pods are well.
+
+use std::fmt;
+
+use anyhow::Result;
+use cni::json::Json;
+use cni::version::Version;
+
+use crate::conf::Ipam;
+use crate::network::{Place, names};
+use crate::range::RangeSet;
+
+/// How much of one range set is held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Its ranges, as in `10.1.0.1-10.1.0.254`.
+    pub ranges: String,
+    /// Addresses that can be handed out.
+    pub total: u128,
+    /// Those that are held, also by containers that are gone and that the runtime
+    /// has not told us of yet.
+    pub held: u128,
+}
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            ranges,
+            total,
+            held,
+        } = self;
+        write!(f, "{ranges}: {held} of {total} addresses in use")
+    }
+}
+
+/// The usage of each range set of `network`, whose plugin configuration is `document`.
+/// Takes no lock: an ADD or DEL that runs meanwhile may be counted or not.
+///
+/// # Errors
+/// When the configuration is wrong, or the reservations cannot be listed.
+pub fn usage(document: &Json, network: &str) -> Result<Vec<Usage>> {
+    let ipam = Ipam::read(document, Version::LATEST, "")?;
+    let reserved = names(&Place::new(&ipam.data_dir, network).dir())?;
+    let of_set = |set: &RangeSet| Usage {
+        ranges: set.to_string(),
+        total: set.total(),
+        held: reserved.iter().filter(|ip| set.contains(**ip)).count() as u128,
+    };
+    Ok(ipam.sets.iter().map(of_set).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_set_is_counted_without_its_gateway() {
+        let dir = tempfile::tempdir().unwrap();
+        let network = dir.path().join("n");
+        let document = Json::parse(
+            format!(
+                r#"{{"ipam": {{"dataDir": "{}", "ranges": [
+                    [{{"subnet": "10.1.0.0/24"}},
+                     {{"subnet": "10.2.0.0/24", "rangeStart": "10.2.0.10", "rangeEnd": "10.2.0.19"}}],
+                    [{{"subnet": "fd00::/64"}}]]}}}}"#,
+                dir.path().display()
+            )
+            .as_bytes(),
+        )
+        .unwrap();
+        let counted = || {
+            let all = usage(&document, "n").unwrap();
+            all.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let nothing = [
+            "10.1.0.1-10.1.0.254,10.2.0.10-10.2.0.19: 0 of 263 addresses in use",
+            "fd00::1-fd00::ffff:ffff:ffff:ffff: 0 of 18446744073709551614 addresses in use",
+        ];
+        assert_eq!(counted(), nothing);
+        std::fs::create_dir(&network).unwrap();
+        for name in ["10.1.0.2", "10.2.0.10", "10.2.0.20", "fd00::2", "lock"] {
+            std::fs::write(network.join(name), "a\r\neth0").unwrap();
+        }
+        assert!(counted()[0].ends_with("2 of 263 addresses in use"));
+        assert!(counted()[1].contains(": 1 of "));
+    }
+}
