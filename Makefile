@@ -18,14 +18,15 @@ help: ## what can be made
 build: ## the binaries that ship, into bin/
 	cargo build --release --locked $(PLUGINS:%=-p %) -p podwire
 	@mkdir -p bin
-	@cd $(RELEASE) && install -m 0755 $(PLUGINS) podwire $(CURDIR)/bin/
+	@for it in $(PLUGINS) podwire; do deploy/place 0755 $(RELEASE)/$$it bin/$$it || exit; done
 
 install: build ## into DESTDIR: plugins to CNI_BIN_DIR, podwire to SBIN_DIR, units to UNIT_DIR
 	install -d $(DESTDIR)$(CNI_BIN_DIR) $(DESTDIR)$(SBIN_DIR) $(DESTDIR)$(UNIT_DIR)
-	cd bin && install -m 0755 $(PLUGINS) $(DESTDIR)$(CNI_BIN_DIR)/
-	cd bin && install -m 0755 podwire $(DESTDIR)$(SBIN_DIR)/
-	install -m 0644 ipam/dhcp/systemd/cni-dhcp.* $(DESTDIR)$(UNIT_DIR)/
-	sed -i 's|@CNI_BIN_DIR@|$(CNI_BIN_DIR)|' $(DESTDIR)$(UNIT_DIR)/cni-dhcp.service
+	for it in $(PLUGINS); do deploy/place 0755 bin/$$it $(DESTDIR)$(CNI_BIN_DIR)/$$it || exit; done
+	deploy/place 0755 bin/podwire $(DESTDIR)$(SBIN_DIR)/podwire
+	deploy/place 0644 ipam/dhcp/systemd/cni-dhcp.socket $(DESTDIR)$(UNIT_DIR)/cni-dhcp.socket
+	sed 's|@CNI_BIN_DIR@|$(CNI_BIN_DIR)|' ipam/dhcp/systemd/cni-dhcp.service \
+		| deploy/place 0644 /dev/stdin $(DESTDIR)$(UNIT_DIR)/cni-dhcp.service
 
 demo: build ## two pods on a bridge: wired, shown, pinged, checked, removed
 	tests/packages demo

@@ -269,6 +269,37 @@ fn what_is_installed_is_what_was_built() {
     );
 }
 
+#[test]
+fn an_install_meets_no_call_with_a_missing_or_unfinished_file() {
+    let sandbox = Sandbox::new();
+    let there = sandbox.dir().join("root");
+    let script = format!(
+        "root={}
+         install() {{ make -s -o build install DESTDIR=$root CNI_BIN_DIR=/cni SBIN_DIR=/sbin UNIT_DIR=/units; }}
+         install
+         (for round in 1 2 3 4 5 6 7 8; do install || exit; done; : > $root/done) &
+         calls=0
+         until [ -e $root/done ]; do
+             kill -0 $! || [ -e $root/done ]
+             for plugin in bridge host-local static loopback; do
+                 said=$(CNI_COMMAND=VERSION $root/cni/$plugin)
+                 case $said in *1.0.0*) ;; *) echo $plugin: $said; exit 1;; esac
+             done
+             $root/sbin/podwire --version > /dev/null
+             grep -q ^ExecStart= $root/units/cni-dhcp.service
+             grep -q ^ListenStream= $root/units/cni-dhcp.socket
+             calls=$((calls + 1))
+         done
+         wait
+         [ $calls -gt 4 ]
+         for file in $root/cni/*; do cmp $file bin/${{file##*/}}; done
+         find $root -name '.*'",
+        there.display()
+    );
+    let left = good(shell(&sandbox.host(), "", &script));
+    assert_eq!(left, "", "left behind");
+}
+
 /// The map is of this tree: every path that it names is there.
 #[test]
 fn the_map_leads_somewhere() {
