@@ -30,7 +30,7 @@ use cni::delegate;
 use cni::json::Json;
 use cni::version::Version;
 
-pub use findings::{Finding, Findings, Severity};
+pub use findings::{Finding, Findings, Hint, Severity};
 
 use crate::network_list::{files, side_dir};
 use crate::probe::supported_versions;
@@ -260,6 +260,7 @@ fn single(document: &Json, findings: &mut Findings, plugin_dirs: Option<&[PathBu
         Some(_) => {}
     }
     let version = list::check_version(document.get("cniVersion").as_ref(), findings);
+    list::tell_excluded_runtimes(version, findings);
     let conf = Conf {
         document,
         place: String::new(),

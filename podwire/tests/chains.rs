@@ -416,6 +416,35 @@ fn validate_asks_the_plugins_when_it_is_told_where_they_are() {
 }
 
 #[test]
+fn validate_hints_at_runtimes_that_a_version_excludes() {
+    let node = Node::new();
+    let hint = |head: &str, file: &str| {
+        let text = format!(r#"{{{head}, "name": "net", "type": "loopback"}}"#);
+        let text = match file.ends_with("list") {
+            true => format!(r#"{{{head}, "name": "net", "plugins": [{{"type": "loopback"}}]}}"#),
+            false => text,
+        };
+        let file = node.path(file);
+        std::fs::write(&file, text).unwrap();
+        let file = file.display().to_string();
+        let done = node.podwire_with(&[("CNI_PATH", "")], &["validate", &file]);
+        let done = done.succeeded();
+        assert_eq!(done.stdout, "1 file: 0 errors, 0 warnings\n");
+        let done_json = node.podwire_with(&[("CNI_PATH", "")], &["validate", "--json", &file]);
+        let hints = &done_json.succeeded().json()["files"][0]["hints"];
+        assert_eq!(hints.is_array(), !done.stderr.is_empty());
+        done.stderr.contains("containerd 1.6 and 1.7 and podman 4")
+    };
+    assert!(hint(r#""cniVersion": "1.1.0""#, "a.conflist"));
+    assert!(hint(r#""cniVersion": "1.1.0""#, "a.conf"));
+    let lower = r#""cniVersion": "1.1.0", "cniVersions": ["1.0.0", "1.1.0"]"#;
+    assert!(hint(lower, "a.conflist"), "an old libcni reads cniVersion");
+    let both = r#""cniVersion": "1.0.0", "cniVersions": ["1.0.0", "1.1.0"]"#;
+    assert!(!hint(both, "a.conflist"));
+    assert!(!hint(r#""cniVersion": "1.0.0""#, "a.conf"));
+}
+
+#[test]
 fn validate_prints_a_line_for_every_fault() {
     let node = Node::new();
     let bad = node.path("net.d/a.conflist");

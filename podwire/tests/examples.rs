@@ -39,6 +39,18 @@ fn validate_finds_nothing() {
     );
 }
 
+/// What libcni before 1.2 (containerd 1.7, podman 4) reads, and what newer ones take.
+#[test]
+fn every_runtime_knows_the_version() {
+    for (name, text) in examples() {
+        let document: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(document["cniVersion"], "1.0.0", "{name}");
+        let several = serde_json::json!(["1.0.0", "1.1.0"]);
+        let is_list = name.ends_with(".conflist");
+        assert_eq!(document["cniVersions"] == several, is_list, "{name}");
+    }
+}
+
 #[test]
 fn every_line_is_explained() {
     let readme = fs::read_to_string(folder().join("README.md")).unwrap();

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{Command, Opt, Verdict};
 use crate::arguments::{Arguments, Flag};
 use crate::output::counted;
-use crate::validate::{self, Finding, Report, Severity};
+use crate::validate::{self, Finding, Hint, Report, Severity};
 
 pub const COMMAND: Command = Command {
     name: "validate",
@@ -21,7 +21,7 @@ pub const COMMAND: Command = Command {
         ),
         Opt::new(
             Flag::Json,
-            "print an object: errors, warnings, and files with file, network, and findings with severity, path, reason, and line and column where the file stops being JSON",
+            "print an object: errors, warnings, and files with file, network, findings with severity, path, reason, and line and column where the file stops being JSON, and hints with path and text",
         ),
         Opt::new(Flag::Text, "print lines, which is the default"),
     ],
@@ -37,7 +37,8 @@ Looks at every key of network configurations, and at all *.conflist, *.conf and
 the keys that lead to it and the reason. Nothing is changed.
 
 An error is what a runtime or a plugin will refuse; a warning is what works but
-was hardly meant so, such as a key that nobody reads.
+was hardly meant so, such as a key that nobody reads; a hint is right, and good
+to know, such as which runtimes do not know the version.
 
 The keys of podwire's plugins are known. Of other plugins only the keys are
 looked at that all plugins have. With --plugin-dir or CNI_PATH it is also an
@@ -68,6 +69,8 @@ struct File<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     network: Option<&'a str>,
     findings: &'a [Finding],
+    #[serde(skip_serializing_if = "<[Hint]>::is_empty")]
+    hints: &'a [Hint],
 }
 
 fn run(arguments: &Arguments) -> Result<Verdict> {
@@ -84,7 +87,10 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
     let output = arguments.output();
     match output.is_json() {
         true => output.print_json(&answer)?,
-        false => output.print(&lines(&answer))?,
+        false => {
+            output.print(&lines(&answer))?;
+            tell_hints(&answer);
+        }
     }
     Ok(match answer.errors {
         0 => Verdict::Good,
@@ -98,6 +104,7 @@ impl<'a> File<'a> {
             file: report.file.display().to_string(),
             network: report.network.as_deref(),
             findings: report.findings.all(),
+            hints: report.findings.hints(),
         }
     }
 }
@@ -115,6 +122,15 @@ fn lines(answer: &Answer<'_>) -> String {
         counted(answer.errors, "error"),
         counted(answer.warnings, "warning"),
     )
+}
+
+/// Hints are not what was asked for: scripts read faults from standard output.
+fn tell_hints(answer: &Answer<'_>) {
+    for file in &answer.files {
+        for Hint { path, text } in file.hints {
+            eprintln!("{}: hint: {path}: {text}", file.file);
+        }
+    }
 }
 
 fn line(file: &str, finding: &Finding) -> String {

@@ -35,9 +35,21 @@ pub struct Position {
     pub column: usize,
 }
 
-/// All faults of a file.
+/// What is no fault, but good to know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Hint {
+    /// As of a [`Finding`].
+    pub path: String,
+    /// What is to be known.
+    pub text: String,
+}
+
+/// All faults of a file, and hints.
 #[derive(Debug, Default)]
-pub struct Findings(Vec<Finding>);
+pub struct Findings {
+    faults: Vec<Finding>,
+    hints: Vec<Hint>,
+}
 
 impl Findings {
     /// Adds an error.
@@ -50,11 +62,24 @@ impl Findings {
         self.add(Severity::Warning, path, reason.into());
     }
 
+    /// Adds a hint. It is not counted, and does not change the exit status.
+    pub fn hint(&mut self, path: &str, text: impl Into<String>) {
+        self.hints.push(Hint {
+            path: path.to_owned(),
+            text: text.into(),
+        });
+    }
+
+    /// All hints.
+    pub fn hints(&self) -> &[Hint] {
+        &self.hints
+    }
+
     /// Adds what a parser says; it puts the position into its text.
     pub fn syntax(&mut self, error: &serde_json::Error) {
         let text = error.to_string();
         let reason = text.split(" at line ").next().unwrap_or(&text);
-        self.0.push(Finding {
+        self.faults.push(Finding {
             severity: Severity::Error,
             path: String::new(),
             position: Some(Position {
@@ -65,15 +90,15 @@ impl Findings {
         });
     }
 
-    /// All of them.
+    /// All faults.
     pub fn all(&self) -> &[Finding] {
-        &self.0
+        &self.faults
     }
 
     /// How many there are of this severity.
     pub fn count(&self, severity: Severity) -> usize {
         let of_that = |finding: &&Finding| finding.severity == severity;
-        self.0.iter().filter(of_that).count()
+        self.faults.iter().filter(of_that).count()
     }
 
     fn add(&mut self, severity: Severity, path: &str, reason: String) {
@@ -84,8 +109,8 @@ impl Findings {
             reason,
         };
         // Two checks may meet the same fault.
-        if !self.0.contains(&finding) {
-            self.0.push(finding);
+        if !self.faults.contains(&finding) {
+            self.faults.push(finding);
         }
     }
 }

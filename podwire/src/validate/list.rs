@@ -57,6 +57,7 @@ pub fn check(
         [] => check_version(exact("cniVersion"), findings),
         several => highest(exact("cniVersion"), several),
     };
+    tell_excluded_runtimes(single_version(exact("cniVersion")), findings);
     for (key, since) in SINCE {
         let set = matches!(exact(key), Some(value) if boolean(value) == Ok(()) && is_true(value));
         if let Some(version) = version.filter(|version| set && version < since) {
@@ -209,6 +210,22 @@ pub fn check_version(value: Option<&Json>, findings: &mut Findings) -> Option<Ve
         findings.error("cniVersion", reason);
     }
     version
+}
+
+fn single_version(value: Option<&Json>) -> Option<Version> {
+    Version::parse(&schema::text(value.cloned())?)
+}
+
+/// Tells which runtimes do not know the version under `cniVersion`, which is all that a
+/// libcni before 1.2 reads.
+pub fn tell_excluded_runtimes(single: Option<Version>, findings: &mut Findings) {
+    if single == Some(Version::V1_1_0) {
+        findings.hint(
+            "cniVersion",
+            "containerd 1.6 and 1.7 and podman 4 do not know 1.1.0 and refuse it; a list with \
+             \"cniVersion\": \"1.0.0\", \"cniVersions\": [\"1.0.0\", \"1.1.0\"] works everywhere",
+        );
+    }
 }
 
 /// The highest version that libcni would take; those that are none are told by

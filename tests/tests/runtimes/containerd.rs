@@ -6,7 +6,7 @@ use testkit::{OUTSIDE, conf};
 use crate::cri::Cri;
 use crate::image::{self, IMAGE};
 use crate::node::Node;
-use crate::{GATEWAY, SERVE, assert_published, fetch, network, network_with_ports};
+use crate::{GATEWAY, SERVE, assert_published, example, fetch, network, network_with_ports};
 
 /// Everything that containerd owns lies in the node's directory. What it would ask of the machine is switched off: AppArmor
 /// profiles, and OOM scores, which take CAP_SYS_RESOURCE. The snapshotter `native` copies layers and so needs no overlay mounts.
@@ -104,6 +104,27 @@ fn pods_of_the_cri_come_and_go() {
         cri.remove(pod);
     }
     node.assert_left_nothing(&before);
+}
+
+#[test]
+fn the_examples_are_networks_of_this_containerd() {
+    for (file, gateway) in [
+        ("10-bridge.conflist", "10.210.10.1"),
+        ("70-node.conflist", "10.210.70.1"),
+    ] {
+        let node = node_on(&example(file));
+        let cri = Cri::new(&node, &socket(&node));
+        let pod = cri.run_pod("a");
+        let container = cri.run_container(&pod, IMAGE);
+        cri.exec(&container, &["ping", "-c", "1", "-W", "2", gateway]);
+        cri.stop(&pod);
+        cri.remove(&pod);
+        let reserved = node.sandbox().list(conf::STATE);
+        assert!(
+            !reserved.iter().any(|name| name.starts_with("10.")),
+            "{reserved:?}"
+        );
+    }
 }
 
 #[test]

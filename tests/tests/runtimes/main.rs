@@ -37,6 +37,14 @@ fn network_with_ports(version: &str) -> Value {
     list
 }
 
+/// A list of netconf-examples/, under the name that the tests look for.
+fn example(file: &str) -> Value {
+    let path = format!("{}/../netconf-examples/{file}", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let list: Value = serde_json::from_str(&text).expect("JSON");
+    conf::with(&list, json!({"name": conf::NETWORK}))
+}
+
 /// Serves a page in a container.
 const SERVE: &str =
     "mkdir -p /tmp/www && echo the page >/tmp/www/index.html && httpd -p 80 -h /tmp/www";

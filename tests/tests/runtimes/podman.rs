@@ -6,7 +6,7 @@ use testkit::conf::{NETWORK, STATE};
 
 use crate::image::{self, IMAGE};
 use crate::node::Node;
-use crate::{GATEWAY, SERVE, assert_published, fetch, network, network_with_ports};
+use crate::{GATEWAY, SERVE, assert_published, example, fetch, network, network_with_ports};
 
 /// The built-in limits of processes take CAP_SYS_RESOURCE; systemd and a journal may be absent.
 const CONFIG: &str = r#"
@@ -136,6 +136,24 @@ fn containers_of_podman_come_and_go() {
     podman.remove("a");
     podman.remove("b");
     podman.node.assert_left_nothing(&before);
+}
+
+#[test]
+fn the_examples_are_networks_of_this_podman() {
+    for (file, gateway) in [
+        ("10-bridge.conflist", "10.210.10.1"),
+        ("70-node.conflist", "10.210.70.1"),
+    ] {
+        let podman = Podman::on(&example(file));
+        podman.start("a", &[]);
+        podman.must(&["exec", "a", "ping", "-c", "1", "-W", "2", gateway]);
+        podman.remove("a");
+        let reserved = podman.node.sandbox().list(STATE);
+        assert!(
+            !reserved.iter().any(|name| name.starts_with("10.")),
+            "{reserved:?}"
+        );
+    }
 }
 
 #[test]
