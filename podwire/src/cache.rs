@@ -4,8 +4,8 @@
 //! Source: `cachedInfo` in `libcni/api.go`.
 
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -14,9 +14,9 @@ use base64::prelude::BASE64_STANDARD;
 use cni::AddResult;
 use cni::conf::ValidAttachment;
 use cni::env::{ContainerId, IfName};
+use cni::file::LONGEST;
 use cni::json::Json;
 use cni::version::Version;
-use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -366,19 +366,9 @@ fn legacy(key: Key<'_>, result: Value) -> CachedAttachment {
     }
 }
 
-/// A file that somebody put there as such: a link would have us read another, and
-/// to open a pipe would wait for who writes to it.
+/// libcni writes a regular file; whatever else is in its place is not read.
 fn read_file(file: &Path) -> std::io::Result<Vec<u8>> {
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-    let mut file = fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits())
-        .open(file)?;
-    if !file.metadata()?.is_file() {
-        return Err(std::io::Error::other("not a regular file"));
-    }
-    let mut content = Vec::new();
-    file.read_to_end(&mut content)?;
+    let (content, _) = cni::file::read(file, LONGEST)?;
     Ok(content)
 }
 

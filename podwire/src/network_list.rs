@@ -267,7 +267,8 @@ pub fn side_dir(list: &Path, network: &str) -> PathBuf {
 }
 
 fn read(file: &Path) -> Result<Vec<u8>> {
-    fs::read(file).with_context(|| format!("error reading {}", text(file)))
+    let content = cni::file::read_chosen(file, cni::file::LONGEST);
+    content.with_context(|| format!("error reading {}", text(file)))
 }
 
 fn text(file: &Path) -> String {

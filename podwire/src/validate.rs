@@ -22,10 +22,8 @@ mod r#static;
 mod vxlan;
 mod wiring;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use cni::Error;
 use cni::delegate;
 use cni::json::Json;
 use cni::version::Version;
@@ -234,10 +232,10 @@ fn file(path: &Path, plugin_dirs: Option<&[PathBuf]>) -> Report {
 }
 
 fn read(path: &Path, findings: &mut Findings) -> Option<Json> {
-    let text = match fs::read(path) {
+    let text = match cni::file::read_chosen(path, cni::file::LONGEST) {
         Ok(text) => text,
         Err(error) => {
-            let reason = Error::from_chain(&error.into()).msg;
+            let reason = cni::reason(&error);
             findings.error("", format!("cannot be read: {reason}"));
             return None;
         }

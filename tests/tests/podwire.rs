@@ -505,3 +505,39 @@ fn misuse_is_told_apart_from_failure() {
         good(node.podwire(&["--help"]));
     });
 }
+
+#[test]
+fn what_is_no_file_or_too_long_is_named_and_holds_nothing_up() {
+    beyond_peer(WHY, || {
+        for (make, told) in [
+            ("mkfifo $f", "is a pipe"),
+            ("truncate -s 5G $f", "is longer than"),
+            ("ln -s /dev/zero $f", "is a device"),
+            ("ln -s . $f", "is a directory"),
+            ("ln -s $f $f", "symbolic link"),
+            ("touch $f; chmod 0 $f", ""),
+        ] {
+            // Before the network's own file, as that file, and as a plugin beside it.
+            for place in ["05-other.conflist", "10-net.conflist", "net/50-more.conf"] {
+                let node = Node::new();
+                node.conf("10-net.conflist", &list(&[bridge()]))
+                    .conf("net/40-last.conf", &json!({"type": "portmap"}));
+                let dir = node.sandbox.dir().join("net.d").display().to_string();
+                let file = format!("{dir}/{place}");
+                let script = format!("f={file}; rm -f $f; {make}");
+                node.sandbox.host().sh(&script);
+                let done = node.podwire(&["validate", &dir]);
+                assert_eq!(done.code, 1, "{script}: {done:?}");
+                assert!(done.stdout.contains(place), "{script}: {done:?}");
+                assert!(done.stdout.contains(told), "{script}: {done:?}");
+                assert_eq!(node.podwire(&["validate", &file]).code, 1);
+                for verb in ["add", "status", "gc"] {
+                    bad(&node.run(verb), place);
+                    bad(&node.run(verb), told);
+                }
+                let peers = node.podwire(&["peers", "set", "net", &file]);
+                assert_eq!(peers.code, 1, "{script}: {peers:?}");
+            }
+        }
+    });
+}

@@ -421,9 +421,15 @@ fn quieten(mode: Mode, name: &str) {
 pub fn check_underlay(host: &Netlink, network: &Network) -> Result<()> {
     let unavailable = |why: String| anyhow::Error::from(Code::NotAvailable.err(why));
     let underlay = Underlay::find(host, network)
-        .map_err(|error| unavailable(format!("underlay: {error:#}")))?;
+        .map_err(|error| unavailable(about_underlay(&format!("{error:#}"))))?;
     match underlay.trouble() {
         Some(why) => Err(unavailable(why)),
         None => Ok(()),
     }
+}
+
+/// The reason with its subject, once: it is also the name of a key.
+fn about_underlay(why: &str) -> String {
+    let subject = "underlay: ";
+    format!("{subject}{}", why.strip_prefix(subject).unwrap_or(why))
 }

@@ -1,10 +1,10 @@
 //! `podwire peers`: show and change the hosts that a VXLAN network spans.
 
-use std::fs;
 use std::io::{self, Read};
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail};
+use cni::file::LONGEST;
 use cni::json::Json;
 use cni::{Cidr, Code};
 use netlink::{BridgeSpec, Link, Netlink, Peers, Reconciled};
@@ -46,9 +46,10 @@ A PEER is an address, a MAC and networks with commas between them, in any order:
 l2: a host) or 192.0.2.2,02:00:00:00:00:07,10.5.0.7/32 (mode l2: a pod that is
 there). For remove, the address is enough.
 
-A FILE has the same in JSON, as the key peers of the configuration has it, and
-as list --json prints it: {\"peers\": [{\"vtep\": \"192.0.2.2\", \"mac\": \"…\",
-\"subnet\": \"10.5.2.0/24\"}]}. - is standard input.
+A FILE has the same in JSON, as list --json prints it and the key peers of the
+configuration has it: {\"peers\": [{\"vtep\": \"192.0.2.2\", \"mac\": \"…\", \"subnet\":
+\"10.5.2.0/24\"}]}; or it is the configuration of a network of the plugin vxlan,
+whose peers are taken. - is standard input.
 
 The device is made if no pod has been attached yet. The peers in the
 configuration are carried out when the device is made, and again by the first
@@ -232,25 +233,48 @@ fn given(words: &[String]) -> Result<Vec<PeerKeys>> {
 }
 
 fn from_file(file: &str) -> Result<Vec<PeerKeys>> {
-    let mut text = Vec::new();
-    match file {
+    let text = match file {
         "-" => {
-            let read = io::stdin().read_to_end(&mut text);
-            read.context("read standard input")?;
+            let mut text = Vec::new();
+            let mut bounded = io::stdin().take(LONGEST);
+            bounded
+                .read_to_end(&mut text)
+                .context("read standard input")?;
+            text
         }
-        file => text = fs::read(file).with_context(|| format!("read {file}"))?,
-    }
-    let document = Json::parse(&text).with_context(|| format!("parse {file}"))?;
-    let document = match document {
-        list @ Json::Array(_) => Json::Object(vec![("peers".to_owned(), list)]),
-        other => other,
+        path => cni::file::read_chosen(path.as_ref(), LONGEST)
+            .with_context(|| format!("read {path}"))?,
     };
+    let document = Json::parse(&text).with_context(|| format!("parse {file}"))?;
+    let list = peers_in(&document).with_context(|| {
+        format!(
+            "{file}: no peers in it: a list, {{\"peers\": [...]}}, or the configuration of a network whose plugin vxlan has peers"
+        )
+    })?;
+    let document = Json::Object(vec![("peers".to_owned(), list)]);
     #[derive(Deserialize)]
     struct File {
         peers: Vec<PeerKeys>,
     }
     let parsed: Result<File, _> = document.decode();
     Ok(parsed.with_context(|| file.to_owned())?.peers)
+}
+
+/// The list of peers in a file: the document itself, its key `peers`, or that of the plugin
+/// vxlan in a network's configuration.
+fn peers_in(document: &Json) -> Option<Json> {
+    match document {
+        Json::Array(_) => Some(document.clone()),
+        _ => document.get("peers").or_else(|| {
+            let Some(Json::Array(plugins)) = document.get("plugins") else {
+                return None;
+            };
+            let is_vxlan = |plugin: &&Json| {
+                matches!(plugin.get("type"), Some(Json::String(name)) if name == "vxlan")
+            };
+            plugins.iter().find(is_vxlan)?.get("peers")
+        }),
+    }
 }
 
 /// `192.0.2.2,02:00:00:00:00:07,10.5.2.0/24`
@@ -350,6 +374,28 @@ mod tests {
         );
         assert_eq!(parse("hosts.json"), None);
         assert_eq!(parse("-"), None);
+    }
+
+    #[test]
+    fn peers_are_found_in_a_configuration_too() {
+        let find = |text: &str| peers_in(&Json::parse(text.as_bytes()).unwrap());
+        let list = Some(Json::Array(Vec::new()));
+        for text in [
+            "[]",
+            r#"{"peers": []}"#,
+            r#"{"name": "n", "type": "vxlan", "Peers": []}"#,
+            r#"{"name": "n", "plugins": [{"type": "portmap"}, {"type": "vxlan", "peers": []}]}"#,
+        ] {
+            assert_eq!(find(text), list, "{text}");
+        }
+        for text in [
+            "{}",
+            "1",
+            r#"{"plugins": [{"type": "vxlan"}]}"#,
+            r#"{"peers": null}"#,
+        ] {
+            assert_eq!(find(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -125,8 +125,8 @@ impl Surroundings<'_> {
         for (index, file) in beside.iter().enumerate() {
             let name = file.display();
             let place = format!("plugins[{}] ({name})", count + index);
-            let document = std::fs::read(file)
-                .map_err(|error| format!("cannot be read: {error}"))
+            let document = cni::file::read_chosen(file, cni::file::LONGEST)
+                .map_err(|error| format!("cannot be read: {}", cni::reason(&error)))
                 .and_then(|text| Json::parse(&text).map_err(|error| format!("not JSON: {error}")));
             match document {
                 Err(reason) => findings.error(&place, reason),

@@ -1,4 +1,5 @@
 use super::*;
+use std::fs;
 use tempfile::TempDir;
 
 /// Faults of a network 1.1.0 with one plugin that has these members, as

@@ -140,7 +140,10 @@ fn an_underlay_without_an_address_of_the_family_is_told() {
             .host(1)
             .sh("ip -6 address flush dev eth0 scope global; ip -6 route replace default dev eth0");
         let conf = fleet.segment(1, 5, Underlay::V6);
-        refused(&fleet, &conf, 7, "underlay: eth0 has no IPv6 address");
+        let said = "underlay: eth0 has no IPv6 address";
+        refused(&fleet, &conf, 7, said);
+        let status = fleet.cni(1).status(&conf::at(&conf, "1.1.0")).error();
+        assert_eq!(status.msg, said, "the subject once");
         fleet.host(1).sh("ip -6 route del default");
         let said = "dev: missing, and there is no IPv6 default route to take it from";
         refused(&fleet, &conf, 7, said);

@@ -82,6 +82,25 @@ fn list_shows_what_set_takes() {
             (&done["added"], &done["removed"], &done["kept"]),
             (&json!(0), &json!(0), &json!(8))
         );
+        // The same in a list of plugins; without peers, it is not taken for "remove all".
+        let mut plugin = json!({"type": "vxlan", "peers": document["peers"]});
+        let list = fleet
+            .sandbox
+            .dir()
+            .join("net5.conflist")
+            .display()
+            .to_string();
+        let network = |plugin: &Value| json!({"name": "net5", "plugins": [plugin]}).to_string();
+        fleet.sandbox.write(&list, network(&plugin));
+        let again = good(run(&["peers", "set", "--json", "net5", &list]));
+        let again: Value = serde_json::from_str(&again).expect("JSON");
+        assert_eq!(again, done);
+        plugin["peers"] = Value::Null;
+        fleet.sandbox.write(&list, network(&plugin));
+        let none = run(&["peers", "set", "net5", &list]);
+        assert_eq!(none.code, 1, "{none:?}");
+        assert!(none.stderr.contains("no peers in it"), "{none:?}");
+        assert_eq!(good(run(&["peers", "list", "--json", "net5"])), listed);
         good(run(&["peers", "add", "net5", "172.20.4.2,10.5.4.0/24"]));
         good(run(&["peers", "remove", "net5", "172.20.3.2"]));
         let shown = good(run(&["peers", "list", "net5"]));
