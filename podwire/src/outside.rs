@@ -5,15 +5,17 @@
 //! The cache is libcni's, so the attachments of every runtime that keeps it in the
 //! same place are there. Nothing here changes anything.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 use cni::AddResult;
 use cni::conf::NetConf;
 use cni::env::{ContainerId, IfName};
 use cni::json::Json;
 use cni::version::Version;
-use nat::nftables::{Apart, SpoofCheck};
+use nat::nftables::{Apart, SpoofCheck, VxlanGuard};
 use nat::node::{Asked, Pod, Report};
-use netlink::Mac;
+use netlink::{Mac, Netlink};
 use netns::NetNs;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -139,6 +141,8 @@ fn find(arguments: &Arguments, network: Option<&str>) -> Result<Found> {
             found.add_unclear(file);
         }
     }
+    // The last configuration of each counts.
+    let mut networks = BTreeMap::new();
     for cached in contents.attachments {
         if network.is_some_and(|name| name != cached.network_name) {
             continue;
@@ -151,12 +155,43 @@ fn find(arguments: &Arguments, network: Option<&str>) -> Result<Found> {
                 .push(format!("{whose}: its network namespace {netns} is gone"));
             continue;
         }
-        match network_list(arguments, &cached).and_then(|list| pod(&cached, &list)) {
-            Ok(pod) => found.pods.push(pod),
+        let read = || -> Result<_> {
+            let list = network_list(arguments, &cached)?;
+            Ok((pod(&cached, &list)?, vxlan_network(&list)?))
+        };
+        match read() {
+            Ok((pod, network)) => {
+                found.pods.push(pod);
+                networks.extend(network.map(|it| (it.name.clone(), it)));
+            }
             Err(error) => found.broken.push(format!("{whose}: {error:#}")),
         }
     }
+    for (name, network) in networks {
+        match guard(&network) {
+            Ok(guard) => {
+                if let Some(pod) = found.pods.iter_mut().find(|it| it.owner.network == name) {
+                    pod.guard = guard;
+                }
+            }
+            Err(error) => found.broken.push(format!("{name}: {error:#}")),
+        }
+    }
     Ok(found)
+}
+
+/// The VXLAN network of the list, if it is one.
+fn vxlan_network(list: &NetworkList) -> Result<Option<overlay::Network>> {
+    let Some(plugin) = list.plugins.iter().find(|it| it.plugin == "vxlan") else {
+        return Ok(None);
+    };
+    let keys = Json::deserialize(&plugin.document)?.decode()?;
+    overlay::Network::new(&keys, &list.name).map(Some)
+}
+
+/// Who may send the network's packets, as this node's kernel knows its peers.
+fn guard(network: &overlay::Network) -> Result<Option<VxlanGuard>> {
+    overlay::guard::present(&Netlink::open()?, network)
 }
 
 /// Older libcni does not say which namespace it was: then it may be there.
@@ -190,6 +225,7 @@ fn pod(cached: &CachedAttachment, list: &NetworkList) -> Result<Pod> {
         ports: None,
         spoof_check: None,
         apart: None,
+        guard: None,
     };
     for plugin in &list.plugins {
         let document = document(cached, list, plugin)?;

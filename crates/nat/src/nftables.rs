@@ -3,7 +3,7 @@
 //!
 //! From the wire up: [`message`] (bytes), [`socket`] (requests), [`expression`]
 //! and [`transaction`] (rules as data), [`listing`] (what the kernel has); then
-//! what rules there are: [`masquerade`], [`hostport`], [`spoof`].
+//! what rules there are: [`masquerade`], [`hostport`], [`spoof`], [`networks`], [`vxlan`].
 
 mod conditional;
 mod conntrack;
@@ -22,6 +22,7 @@ mod ruleset;
 mod socket;
 mod spoof;
 mod transaction;
+mod vxlan;
 
 use std::net::IpAddr;
 
@@ -43,6 +44,7 @@ pub use networks::Apart;
 pub(crate) use ruleset::Ruleset;
 pub use spoof::SpoofCheck;
 pub use transaction::Family;
+pub use vxlan::VxlanGuard;
 
 /// Whether nf_tables can do nat in `family` here, with our privileges. Changes nothing.
 pub fn probe(family: Family) -> bool {
@@ -210,9 +212,29 @@ impl Nftables {
         self.transact(|socket| networks::add(socket, wanted))
     }
 
-    /// Forgets a network that was kept apart; its devices are gone.
+    /// Forgets a network that was kept apart, and who may send its packets; its devices are
+    /// gone.
     pub fn forget_network(&self, network: &str) -> Result<()> {
-        self.transact(|socket| networks::remove(socket, network))
+        self.transact(|socket| {
+            let mut changes = networks::remove(socket, network)?;
+            changes.extend(vxlan::remove(socket, network)?);
+            Ok(changes)
+        })
+    }
+
+    /// Drops VXLAN packets that are not from where `wanted` says; once more does no harm.
+    pub fn guard_vxlan(&self, wanted: &VxlanGuard) -> Result<()> {
+        self.transact(|socket| vxlan::add(socket, wanted))
+    }
+
+    /// Whether that was done before, as far as one question tells.
+    pub fn knows_vxlan(&self, wanted: &VxlanGuard) -> Result<bool> {
+        Ok(vxlan::is_known(&self.socket, wanted)?)
+    }
+
+    /// Fails if something of it is missing, or more is there.
+    pub fn check_vxlan_guard(&self, wanted: &VxlanGuard) -> Result<()> {
+        complete(vxlan::missing(&self.socket, wanted)?)
     }
 
     /// Fails if something of what keeps a network apart is missing.

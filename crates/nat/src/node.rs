@@ -18,7 +18,7 @@ use crate::choice::{self, Hint};
 use crate::hostport::{HostPorts, Notice, Snat};
 use crate::iptables::{Changes, Iptables, Tables};
 use crate::masquerade::Masquerade;
-use crate::nftables::{self, Apart, Family, Nftables, Ruleset, SpoofCheck};
+use crate::nftables::{self, Apart, Family, Nftables, Ruleset, SpoofCheck, VxlanGuard};
 
 /// What an attachment wants of the node.
 #[derive(Clone, Debug)]
@@ -33,6 +33,8 @@ pub struct Pod {
     pub spoof_check: Option<SpoofCheck>,
     /// Whether its network is kept apart from others.
     pub apart: Option<Apart>,
+    /// Who may send its network's packets; of several pods of a network, one has it.
+    pub guard: Option<VxlanGuard>,
 }
 
 /// Something that a configuration wants.
@@ -278,6 +280,14 @@ impl Plan {
             {
                 networks.push(apart);
                 let line = format!("separation of {}", apart.network);
+                plan.report.done.push(line);
+            }
+        }
+        for guard in pods.iter().filter_map(|pod| pod.guard.as_ref()) {
+            if let Some(ruleset) = &mut plan.node.ruleset
+                && ruleset.guard_vxlan(guard)?
+            {
+                let line = format!("VXLAN guard of {}", guard.network);
                 plan.report.done.push(line);
             }
         }

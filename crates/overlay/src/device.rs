@@ -13,6 +13,7 @@ use netlink::{
     Family, Link, Netlink, Overlay, Peers, Reconciled, Vxlan, VxlanPort, VxlanSpec, sysctl,
 };
 
+use crate::guard;
 use crate::network::{Mode, Network, fault, vtep_mac};
 use crate::peer::Peer;
 use crate::underlay::{Underlay, overhead, room};
@@ -24,6 +25,8 @@ pub struct Device {
     pub spec: VxlanSpec,
     /// The address in the underlay that it has or gets.
     pub local: IpAddr,
+    /// The interface that its packets leave by.
+    pub uplink: Link,
     /// The link, if it is there.
     pub link: Option<Link>,
     /// What it is, if it is there.
@@ -61,6 +64,7 @@ impl Device {
         Ok(Self {
             spec: wanted(network, &underlay.link, underlay.local, underlay.bound)?,
             local: underlay.local,
+            uplink: underlay.link,
             link: None,
             found: None,
             obsolete: false,
@@ -84,6 +88,7 @@ impl Device {
             return Ok(Self {
                 spec,
                 local,
+                uplink: parent,
                 link: Some(link),
                 found: Some(found),
                 obsolete: false,
@@ -104,6 +109,7 @@ impl Device {
         Ok(Self {
             spec,
             local: underlay.local,
+            uplink: underlay.link,
             link: Some(link),
             found: Some(found),
             obsolete,
@@ -117,13 +123,15 @@ impl Device {
     /// Code 7 when a device of another name has the VNI; what the kernel refuses.
     pub fn ensure(&self, host: &Netlink, network: &Network, bridge: Option<&Link>) -> Result<Link> {
         let mut carried = Vec::new();
+        if let Some(link) = self.link.as_ref().filter(|_| self.obsolete)
+            && network.peers.is_empty()
+        {
+            // What somebody told it by hand is in no configuration.
+            carried = guard::known_peers(network, link, bridge)?;
+        }
+        self.close(host, network, bridge, &carried)?;
         let mut link = match &self.link {
             Some(link) if self.obsolete => {
-                // What somebody told it by hand is in no configuration.
-                if network.peers.is_empty() {
-                    let present = Peers::open()?.present(overlay(network, link, bridge))?;
-                    carried.extend(present.written);
-                }
                 host.delete_link(&link.name)?;
                 self.create(host, network)?
             }
@@ -149,9 +157,77 @@ impl Device {
             link.up = true;
         }
         if !carried.is_empty() {
+            let carried = network.entries_of(&carried);
             Peers::open()?.reconcile(overlay(network, &link, bridge), &carried)?;
         }
         Ok(link)
+    }
+
+    /// Drops what others send, before the device hears it.
+    fn close(
+        &self,
+        host: &Netlink,
+        network: &Network,
+        bridge: Option<&Link>,
+        carried: &[Peer],
+    ) -> Result<()> {
+        match &self.link {
+            Some(link) if !self.obsolete => {
+                if guard::is_closed(network, self.local)? {
+                    return Ok(());
+                }
+                let peers = guard::known_peers(network, link, bridge)?;
+                guard::close(host, network, self, &peers)
+            }
+            _ if carried.is_empty() => guard::close(host, network, self, &network.peers),
+            _ => guard::close(host, network, self, carried),
+        }
+    }
+
+    /// Makes the kernel know the configuration's peers, unless it was told of this very list
+    /// before. Returns what became of it, if anything was done.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked. A peer that it refuses is no error of the whole.
+    pub fn apply_peers(
+        &self,
+        host: &Netlink,
+        network: &Network,
+        link: &Link,
+        bridge: Option<&Link>,
+    ) -> Result<Option<Reconciled>> {
+        let mark = format!("{:016x}", network.fingerprint());
+        let wanted = alias(&network.name, &mark);
+        if link.alias.as_deref() == Some(&wanted) {
+            return Ok(None);
+        }
+        let done = self.set_peers(host, network, link, bridge, &network.peers)?;
+        // Else the next ADD tries again.
+        if done.failed.is_empty() {
+            host.set_alias(link.index, &wanted)?;
+        }
+        Ok(Some(done))
+    }
+
+    /// Makes the kernel know `peers` and no others, and take packets of no others.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked. A peer that it refuses is no error of the whole.
+    pub fn set_peers(
+        &self,
+        host: &Netlink,
+        network: &Network,
+        link: &Link,
+        bridge: Option<&Link>,
+        peers: &[Peer],
+    ) -> Result<Reconciled> {
+        guard::close(host, network, self, peers)?;
+        let overlay = overlay(network, link, bridge);
+        let done = Peers::open()?.reconcile(overlay, &network.entries_of(peers))?;
+        if let Some(bridge) = bridge {
+            host.attach_vxlan(link, port(bridge, peers))?;
+        }
+        Ok(done)
     }
 
     fn create(&self, host: &Netlink, network: &Network) -> Result<Link> {
@@ -226,49 +302,6 @@ pub fn overlay(network: &Network, device: &Link, bridge: Option<&Link>) -> Overl
         neighbours_on: bridge.map_or(device.index, |bridge| bridge.index),
         learns_from_anybody: network.group.is_some(),
     }
-}
-
-/// Makes the kernel know the configuration's peers, unless it was told of this very list
-/// before. Returns what became of it, if anything was done.
-///
-/// # Errors
-/// When the kernel cannot be asked. A peer that it refuses is no error of the whole.
-pub fn apply_peers(
-    host: &Netlink,
-    network: &Network,
-    device: &Link,
-    bridge: Option<&Link>,
-) -> Result<Option<Reconciled>> {
-    let mark = format!("{:016x}", network.fingerprint());
-    let wanted = alias(&network.name, &mark);
-    if device.alias.as_deref() == Some(&wanted) {
-        return Ok(None);
-    }
-    let done = set_peers(host, network, device, bridge, &network.peers)?;
-    // Else the next ADD tries again.
-    if done.failed.is_empty() {
-        host.set_alias(device.index, &wanted)?;
-    }
-    Ok(Some(done))
-}
-
-/// Makes the kernel know `peers` and no others.
-///
-/// # Errors
-/// When the kernel cannot be asked. A peer that it refuses is no error of the whole.
-pub fn set_peers(
-    host: &Netlink,
-    network: &Network,
-    device: &Link,
-    bridge: Option<&Link>,
-    peers: &[Peer],
-) -> Result<Reconciled> {
-    let overlay = overlay(network, device, bridge);
-    let done = Peers::open()?.reconcile(overlay, &network.entries_of(peers))?;
-    if let Some(bridge) = bridge {
-        host.attach_vxlan(device, port(bridge, peers))?;
-    }
-    Ok(done)
 }
 
 /// Neighbours are answered for only where some are known: with suppression, the

@@ -8,6 +8,7 @@
 
 mod conf;
 pub mod device;
+pub mod guard;
 mod network;
 mod peer;
 mod underlay;

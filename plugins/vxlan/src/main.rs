@@ -17,7 +17,7 @@ use cni::{BestEffort, Code, Plugin, Undo};
 use ipnetwork::IpNetwork;
 use nat::nftables::{Apart, Nftables};
 use netlink::{AddressSpec, BridgeSpec, Family, Link, Netlink, PortSpec, sysctl};
-use overlay::{Device, Mode, device, gateway_mac};
+use overlay::{Device, Mode, device, gateway_mac, guard};
 use wiring::port::Wiring;
 use wiring::{Addressing, Gateway, gateway, outside, pod, port};
 
@@ -123,6 +123,7 @@ impl Plugin for Vxlan {
         if let Some(apart) = plan.apart() {
             check::apart(&apart)?;
         }
+        guard::check(&Netlink::open()?, &plan.network)?;
         if plan.spoof_check {
             outside::check_spoof_check(&request.attachment, &previous, CONTAINER as usize)?;
         }
@@ -220,7 +221,7 @@ fn ensure_device(
             }
         }
     }
-    if let Some(done) = device::apply_peers(host, network, &link, bridge)? {
+    if let Some(done) = device.apply_peers(host, network, &link, bridge)? {
         // The pod works without them; STATUS and CHECK tell as well.
         for (_, error) in &done.failed {
             eprintln!("make the peers of {} known: {error}", network.name);

@@ -175,11 +175,13 @@ impl Node {
         let bridge = self.bridge()?;
         let link = self.device.ensure(host, network, bridge.as_ref())?;
         // The configuration's are then known to have been carried out.
-        device::apply_peers(host, network, &link, bridge.as_ref())?;
+        self.device
+            .apply_peers(host, network, &link, bridge.as_ref())?;
         let present = self.peers_of(&link, bridge.as_ref())?;
         let wanted = action.apply(present, given, network.mode);
         network.check_peers(&wanted)?;
-        device::set_peers(host, network, &link, bridge.as_ref(), &wanted)
+        self.device
+            .set_peers(host, network, &link, bridge.as_ref(), &wanted)
     }
 
     /// The bridge of one segment, which the device is a port of.

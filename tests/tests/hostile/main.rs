@@ -2,3 +2,8 @@
 //! plugins do about it. One file for each seat of SECURITY.md.
 
 mod files;
+// Hosts with a network between them, as the tests of vxlan have them.
+#[allow(dead_code)]
+#[path = "../vxlan/fleet.rs"]
+mod fleet;
+mod overlay;

@@ -44,6 +44,18 @@ pub enum Statement {
     OutInterfaceIn(&'static str),
     /// `iifname . oifname != @set`
     InterfacesNotIn(&'static str),
+    /// `udp dport @set`
+    UdpPortIn(&'static str),
+    /// `udp dport . @th,96,24 != @set`: of a VXLAN packet, its port and VNI. Where a packet is
+    /// too short to have a VNI, the rule does not apply.
+    VxlanNotIn(&'static str),
+    /// `iifname . udp dport . @th,96,24 @set`
+    InterfaceAndVxlanIn(&'static str),
+    /// `ip saddr . udp dport . @th,96,24 @set`
+    SourceAndVxlanIn(&'static str),
+    /// `fib saddr . iif oif exists`: an answer to the source could leave by the interface that
+    /// the packet came in by.
+    ReversePath,
     /// `ether saddr 00:11:22:33:44:55`
     EtherSource([u8; 6]),
     /// `tcp dport 8080`
@@ -92,6 +104,11 @@ impl Statement {
             Self::InterfaceIn(set) => format!("iifname @{set}"),
             Self::OutInterfaceIn(set) => format!("oifname @{set}"),
             Self::InterfacesNotIn(set) => format!("iifname . oifname != @{set}"),
+            Self::UdpPortIn(set) => format!("udp dport @{set}"),
+            Self::VxlanNotIn(set) => format!("udp dport . @th,96,24 != @{set}"),
+            Self::InterfaceAndVxlanIn(set) => format!("iifname . udp dport . @th,96,24 @{set}"),
+            Self::SourceAndVxlanIn(set) => format!("{ip} saddr . udp dport . @th,96,24 @{set}"),
+            Self::ReversePath => "fib saddr . iif oif exists".into(),
             Self::EtherSource(mac) => format!("ether saddr {}", Mac(mac)),
             Self::Port(protocol, port) => format!("{protocol} dport {port}"),
             Self::RedirectTo(to) => format!("dnat to {to}"),
@@ -244,11 +261,37 @@ impl Program {
             Statement::InterfacesNotIn(set) => {
                 self.meta(REGISTER, libc::NFT_META_IIFNAME);
                 self.meta(REGISTER_2, libc::NFT_META_OIFNAME);
-                let lookup = Attributes::new()
-                    .text(1, set)
-                    .u32(2, REGISTER)
-                    .u32(5, NFT_LOOKUP_F_INV);
-                self.push("lookup", &lookup);
+                self.look_up_none(set);
+            }
+            Statement::UdpPortIn(set) => {
+                self.require_udp();
+                self.destination_port(REGISTER);
+                self.look_up(set, false);
+            }
+            Statement::VxlanNotIn(set) => {
+                self.require_udp();
+                self.load_vxlan(REGISTER);
+                self.look_up_none(set);
+            }
+            Statement::InterfaceAndVxlanIn(set) => {
+                self.require_udp();
+                self.meta(REGISTER, libc::NFT_META_IIFNAME);
+                self.load_vxlan(REGISTER_2);
+                self.look_up(set, false);
+            }
+            Statement::SourceAndVxlanIn(set) => {
+                self.require_udp();
+                self.load_address(REGISTER, Side::Source);
+                self.load_vxlan(self.after_address());
+                self.look_up(set, false);
+            }
+            Statement::ReversePath => {
+                let fib = Attributes::new()
+                    .u32(1, REGISTER)
+                    .u32(2, FIB_RESULT_OIF)
+                    .u32(3, FIB_F_SADDR | FIB_F_IIF | FIB_F_PRESENT);
+                self.push("fib", &fib);
+                self.compare(libc::NFT_CMP_EQ, &1u32.to_ne_bytes());
             }
             Statement::EtherSource(mac) => {
                 self.payload(REGISTER, libc::NFT_PAYLOAD_LL_HEADER, 6, 6);
@@ -264,9 +307,8 @@ impl Program {
                 self.compare(libc::NFT_CMP_EQ, &u32::from(libc::RTN_LOCAL).to_ne_bytes());
             }
             Statement::Port(protocol, port) => {
-                self.meta(REGISTER, libc::NFT_META_L4PROTO);
-                self.compare(libc::NFT_CMP_EQ, &[protocol.number()]);
-                self.payload(REGISTER, libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2);
+                self.require_protocol(*protocol);
+                self.destination_port(REGISTER);
                 self.compare(libc::NFT_CMP_EQ, &port.to_be_bytes());
             }
             Statement::RedirectTo(to) => {
@@ -360,6 +402,26 @@ impl Program {
         }
     }
 
+    fn require_protocol(&mut self, protocol: Protocol) {
+        self.meta(REGISTER, libc::NFT_META_L4PROTO);
+        self.compare(libc::NFT_CMP_EQ, &[protocol.number()]);
+    }
+
+    fn require_udp(&mut self) {
+        self.require_protocol(Protocol::Udp);
+    }
+
+    fn destination_port(&mut self, register: u32) {
+        self.payload(register, libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2);
+    }
+
+    /// Port and VNI, which is behind eight bytes of UDP and four of VXLAN.
+    fn load_vxlan(&mut self, register: u32) {
+        self.destination_port(register);
+        let vni = Self::next(register);
+        self.payload(vni, libc::NFT_PAYLOAD_TRANSPORT_HEADER, 12, 3);
+    }
+
     fn interface(&mut self, which: i32, name: &str, op: i32) {
         let mut padded = [0; libc::IFNAMSIZ];
         let bytes = name.as_bytes();
@@ -395,14 +457,18 @@ impl Program {
 
     /// Protocol and destination port, which all of TCP, UDP and SCTP have there.
     fn load_port(&mut self, register: u32) {
-        let next = match register {
+        self.meta(register, libc::NFT_META_L4PROTO);
+        self.destination_port(Self::next(register));
+    }
+
+    /// The part of a register after this one.
+    fn next(register: u32) -> u32 {
+        match register {
             REGISTER => REGISTER_WORD_1,
             REGISTER_WORD_1 => REGISTER_WORD_2,
             // The second of the parts of the second register.
             _ => REGISTER_WORD_1 + 4,
-        };
-        self.meta(register, libc::NFT_META_L4PROTO);
-        self.payload(next, libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2);
+        }
     }
 
     /// Looks up what is in the first register on; `map` puts the value there.
@@ -411,6 +477,14 @@ impl Program {
         if map {
             lookup = lookup.u32(3, REGISTER);
         }
+        self.push("lookup", &lookup);
+    }
+
+    fn look_up_none(&mut self, set: &str) {
+        let lookup = Attributes::new()
+            .text(1, set)
+            .u32(2, REGISTER)
+            .u32(5, NFT_LOOKUP_F_INV);
         self.push("lookup", &lookup);
     }
 
@@ -481,9 +555,13 @@ impl Program {
     }
 }
 
-/// linux/netfilter/nf_tables.h; the libc crate has neither.
+/// linux/netfilter/nf_tables.h; the libc crate has none of them.
+const FIB_RESULT_OIF: u32 = 1;
 const FIB_RESULT_ADDRTYPE: u32 = 3;
+const FIB_F_SADDR: u32 = 1;
 const FIB_F_DADDR: u32 = 1 << 1;
+const FIB_F_IIF: u32 = 1 << 3;
+const FIB_F_PRESENT: u32 = 1 << 5;
 /// linux/netfilter/nf_nat.h
 const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
 /// linux/netfilter/nf_conntrack_common.h

@@ -10,7 +10,7 @@ use super::expression;
 use super::message::{self, Attributes, Head};
 use super::socket::{Socket, nftables};
 use super::transaction::{
-    Change, Family, Part, Rule, Set, Table, Type, comment, element_list, encode, fitting,
+    Change, Family, Part, Rule, Set, Table, Type, comment, element_list, encode, fitting, lengths,
 };
 use crate::hostport::Protocol;
 
@@ -195,11 +195,7 @@ fn entry(family: Family, set: Set, element: &[u8]) -> Option<Entry> {
 /// A key or a value; `None` if it is none that could be ours.
 fn decode(family: Family, types: &[Type], mut bytes: &[u8]) -> Option<Vec<Part>> {
     let mut parts = Vec::new();
-    for kind in types {
-        let length = match (kind, family) {
-            (Type::Address, Family::Ip6) | (Type::Interface, _) => 16,
-            _ => 4,
-        };
+    for (kind, length) in types.iter().zip(lengths(types, family)) {
         let (part, rest) = bytes.split_at_checked(length)?;
         bytes = rest;
         parts.push(match kind {
@@ -210,6 +206,7 @@ fn decode(family: Family, types: &[Type], mut bytes: &[u8]) -> Option<Vec<Part>>
             Type::Protocol => Part::Protocol(protocol(part[0])?),
             Type::Port => Part::Port(u16::from_be_bytes([part[0], part[1]])),
             Type::Interface => Part::Interface(part.try_into().ok()?),
+            Type::Vni => Part::Vni(u32::from_be_bytes([0, part[0], part[1], part[2]])),
         });
     }
     Some(parts)
@@ -263,6 +260,6 @@ mod tests {
             assert_eq!(decode(family, &types, &encode(&key)), Some(key));
         }
         assert_eq!(decode(Family::Ip, &types, &[1, 2, 3, 4]), None);
-        assert_eq!(decode(Family::Ip, &[Type::Protocol], &[1, 0, 0, 0]), None);
+        assert_eq!(decode(Family::Ip, &[Type::Protocol], &[1]), None);
     }
 }

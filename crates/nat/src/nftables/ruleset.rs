@@ -12,7 +12,7 @@ use super::go;
 use super::hostport::{self, layout};
 use super::listing::Listed;
 use super::transaction::{Family, Transaction};
-use super::{Apart, Nftables, SpoofCheck, masquerade, networks, spoof};
+use super::{Apart, Nftables, SpoofCheck, VxlanGuard, masquerade, networks, spoof, vxlan};
 use crate::backend::Backend;
 use crate::hostport::{HostPorts, Notice};
 use crate::masquerade::Masquerade;
@@ -112,6 +112,18 @@ impl Ruleset {
             self.changes.extend(changes);
         }
         Ok(())
+    }
+
+    /// Drops VXLAN packets that are not from where `wanted` says, and tells whether anything of
+    /// that was missing.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn guard_vxlan(&mut self, wanted: &VxlanGuard) -> Result<bool> {
+        let changes = vxlan::add(&self.nftables.socket, wanted)?;
+        let missing = !changes.is_empty();
+        self.changes.extend(changes);
+        Ok(missing)
     }
 
     /// Keeps others from 127.0.0.0/8 of the node.

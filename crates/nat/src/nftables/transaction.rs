@@ -82,6 +82,7 @@ pub struct Hook {
 #[allow(missing_docs)] // the kernel's names
 pub enum Point {
     Prerouting,
+    Input,
     Forward,
     Output,
     Postrouting,
@@ -92,6 +93,7 @@ impl Point {
     fn number(self) -> u32 {
         (match self {
             Self::Prerouting => libc::NF_INET_PRE_ROUTING,
+            Self::Input => libc::NF_INET_LOCAL_IN,
             Self::Forward => libc::NF_INET_FORWARD,
             Self::Output => libc::NF_INET_LOCAL_OUT,
             Self::Postrouting => libc::NF_INET_POST_ROUTING,
@@ -101,6 +103,7 @@ impl Point {
     fn name(self) -> &'static str {
         match self {
             Self::Prerouting => "prerouting",
+            Self::Input => "input",
             Self::Forward => "forward",
             Self::Output => "output",
             Self::Postrouting => "postrouting",
@@ -166,6 +169,9 @@ pub enum Type {
     Port,
     /// The name of an interface.
     Interface,
+    /// The VXLAN network identifier of a UDP packet: three bytes of its payload, for
+    /// which nft has no name.
+    Vni,
 }
 
 impl Type {
@@ -176,7 +182,43 @@ impl Type {
             (Self::Protocol, _) => "inet_proto",
             (Self::Port, _) => "inet_service",
             (Self::Interface, _) => "ifname",
+            (Self::Vni, _) => "integer",
         }
+    }
+
+    /// The expression that has a value of this type, where nft wants to be told: a set
+    /// with a part of a payload as a key has no name for its type.
+    fn expression(self, family: Family) -> &'static str {
+        match (self, family) {
+            (Self::Address, Family::Ip6) => "ip6 saddr",
+            (Self::Address, _) => "ip saddr",
+            (Self::Protocol, _) => "meta l4proto",
+            (Self::Port, _) => "udp dport",
+            (Self::Interface, _) => "iifname",
+            (Self::Vni, _) => "@th,96,24",
+        }
+    }
+
+    /// The same as nft keeps it (`NFTNL_UDATA_SET_TYPEOF_*`, libnftnl's udata.h): the kind of
+    /// the expression, then its parts.
+    fn user_data(self, family: Family) -> Vec<u8> {
+        let payload = 7;
+        let meta = 9;
+        // Numbers of nft: a protocol and its field, or a key of `meta`.
+        let (kind, parts): (u32, &[u32]) = match (self, family) {
+            (Self::Address, Family::Ip6) => (payload, &[13, 8]),
+            (Self::Address, _) => (payload, &[12, 11]),
+            (Self::Protocol, _) => (meta, &[libc::NFT_META_L4PROTO as u32]),
+            (Self::Port, _) => (payload, &[6, 2]),
+            (Self::Interface, _) => (meta, &[libc::NFT_META_IIFNAME as u32]),
+            // Of no protocol: behind the transport header (3), from bit 96, 24 bits.
+            (Self::Vni, _) => (payload, &[0, 0, 3, 96, 24]),
+        };
+        let numbered = parts.iter().zip(0..);
+        let parts: Vec<u8> = numbered
+            .flat_map(|(part, at)| user_number(at, *part))
+            .collect();
+        [user_number(0, kind), user_bytes(1, &parts)].concat()
     }
 
     /// nft's own number: the kernel keeps it for nft to read.
@@ -187,14 +229,18 @@ impl Type {
             (Self::Protocol, _) => 12,
             (Self::Port, _) => 13,
             (Self::Interface, _) => 41,
+            (Self::Vni, _) => 4,
         }
     }
 
-    /// Bytes, in registers of four.
-    fn length(self, family: Family) -> u32 {
+    /// Bytes.
+    fn length(self, family: Family) -> usize {
         match (self, family) {
             (Self::Address, Family::Ip6) | (Self::Interface, _) => 16,
-            _ => 4,
+            (Self::Address, _) => 4,
+            (Self::Vni, _) => 3,
+            (Self::Port, _) => 2,
+            (Self::Protocol, _) => 1,
         }
     }
 }
@@ -211,6 +257,35 @@ pub struct Set {
 }
 
 impl Set {
+    /// Whether a part of its key has no type of its own.
+    fn is_typeof(&self) -> bool {
+        self.key.contains(&Type::Vni)
+    }
+
+    /// What nft has to know to print the keys.
+    fn user_data(&self, family: Family) -> Vec<u8> {
+        let mut data = user_number(KEY_BYTE_ORDER, self.byte_order());
+        if self.is_typeof() {
+            const CONCATENATION: u32 = 13;
+            let numbered = self.key.iter().zip(0..);
+            let parts: Vec<u8> = numbered
+                .flat_map(|(part, at)| user_bytes(at, &part.user_data(family)))
+                .collect();
+            let of = [user_number(0, CONCATENATION), user_bytes(1, &parts)].concat();
+            data.extend(user_bytes(KEY_TYPEOF, &of));
+        }
+        data
+    }
+
+    /// nft's number for the order of the bytes of a key: of several parts each has its own.
+    fn byte_order(&self) -> u32 {
+        match self.key {
+            [Type::Interface] => 1,
+            [_] => 2,
+            _ => 0,
+        }
+    }
+
     fn noun(&self) -> &'static str {
         if self.value.is_empty() { "set" } else { "map" }
     }
@@ -225,6 +300,7 @@ pub enum Part {
     Port(u16),
     /// Padded with zeros, as the kernel has it.
     Interface([u8; libc::IFNAMSIZ]),
+    Vni(u32),
 }
 
 impl fmt::Display for Part {
@@ -237,6 +313,7 @@ impl fmt::Display for Part {
                 let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
                 write!(f, "\"{}\"", String::from_utf8_lossy(name))
             }
+            Self::Vni(vni) => write!(f, "{vni:#x}"),
         }
     }
 }
@@ -273,13 +350,25 @@ impl Element {
         };
         let mut text = join(&self.key);
         if whole {
-            text = format!("{text} comment \"{}\"", self.owner);
+            if !self.owner.is_empty() {
+                text = format!("{text} comment \"{}\"", self.owner);
+            }
             if !self.value.is_empty() {
                 text = format!("{text} : {}", join(&self.value));
             }
         }
         text
     }
+}
+
+/// How many bytes each of `types` takes in a key or a value. Of several, each begins at
+/// a register of four bytes; one alone is as long as it is.
+pub fn lengths(types: &[Type], family: Family) -> impl Iterator<Item = usize> {
+    let alone = types.len() == 1;
+    types.iter().map(move |it| match it.length(family) {
+        length if alone => length,
+        length => length.next_multiple_of(4),
+    })
 }
 
 /// A key or a value as the kernel has it.
@@ -291,8 +380,11 @@ pub fn encode(parts: &[Part]) -> Vec<u8> {
             Part::Protocol(protocol) => bytes.push(protocol.number()),
             Part::Port(port) => bytes.extend(port.to_be_bytes()),
             Part::Interface(name) => bytes.extend(name),
+            Part::Vni(vni) => bytes.extend(&vni.to_be_bytes()[1..]),
         }
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        if parts.len() > 1 {
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
     }
     bytes
 }
@@ -431,17 +523,21 @@ impl fmt::Display for Change {
                 }
             }
             Self::AddSet(table, set) => {
+                let family = table.family;
                 let names = |types: &[Type]| {
-                    let names: Vec<_> = types.iter().map(|it| it.name(table.family)).collect();
+                    let names: Vec<_> = types.iter().map(|it| it.name(family)).collect();
                     names.join(" . ")
                 };
+                let key = match set.is_typeof() {
+                    false => format!("type {}", names(set.key)),
+                    true => {
+                        let of = |it: &Type| it.expression(family);
+                        let all: Vec<_> = set.key.iter().map(of).collect();
+                        format!("typeof {}", all.join(" . "))
+                    }
+                };
                 let noun = set.noun();
-                write!(
-                    f,
-                    "add {noun} {table} {} {{ type {}",
-                    set.name,
-                    names(set.key)
-                )?;
+                write!(f, "add {noun} {table} {} {{ {key}", set.name)?;
                 if !set.value.is_empty() {
                     write!(f, " : {}", names(set.value))?;
                 }
@@ -477,6 +573,9 @@ impl fmt::Display for Change {
 
 /// Types of user data: nft's own, which the kernel keeps for it.
 const COMMENT: u8 = 0;
+/// The same of a set.
+const KEY_BYTE_ORDER: u8 = 0;
+const KEY_TYPEOF: u8 = 3;
 
 /// A comment is as long as nft lets one be.
 pub const COMMENT_LENGTH: usize = 128;
@@ -487,6 +586,15 @@ fn user_data(kind: u8, text: &str) -> Vec<u8> {
     bytes.extend(text.as_bytes());
     bytes.push(0);
     bytes
+}
+
+fn user_bytes(kind: u8, value: &[u8]) -> Vec<u8> {
+    [&[kind, value.len() as u8], value].concat()
+}
+
+/// Numbers are in the machine's byte order.
+fn user_number(kind: u8, value: u32) -> Vec<u8> {
+    user_bytes(kind, &value.to_ne_bytes())
 }
 
 /// As much of a comment as is kept.
@@ -547,7 +655,7 @@ fn set_attributes(table: &Table, set: &Set, id: u32) -> Attributes {
         let number = |sum, it: &Type| sum << 6 | it.number(table.family);
         types.iter().fold(0, number)
     };
-    let length = |types: &[Type]| types.iter().map(|it| it.length(table.family)).sum();
+    let length = |types: &[Type]| lengths(types, table.family).sum::<usize>() as u32;
     let flags = if set.value.is_empty() {
         0
     } else {
@@ -562,7 +670,7 @@ fn set_attributes(table: &Table, set: &Set, id: u32) -> Attributes {
     if !set.value.is_empty() {
         it = it.u32(6, kind(set.value)).u32(7, length(set.value));
     }
-    it.u32(10, id)
+    it.u32(10, id).bytes(13, &set.user_data(table.family))
 }
 
 fn element_attributes(table: &Table, element: &Element, whole: bool) -> Attributes {
@@ -572,7 +680,9 @@ fn element_attributes(table: &Table, element: &Element, whole: bool) -> Attribut
         if !element.value.is_empty() {
             it = it.nest(2, &data(&element.value));
         }
-        it = it.bytes(6, &user_data(COMMENT, &element.owner));
+        if !element.owner.is_empty() {
+            it = it.bytes(6, &user_data(COMMENT, &element.owner));
+        }
     }
     element_list(table, element.set.name, &Attributes::new().nest(1, &it))
 }

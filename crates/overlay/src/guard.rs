@@ -1,0 +1,166 @@
+//! From whom and by which interfaces the network's packets come, for the packet filter:
+//! all others' are dropped (`nat::nftables::VxlanGuard`).
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use nat::nftables::{self, Nftables, VxlanGuard};
+use netlink::{Family, Link, Netlink, Peers, RouteFilter};
+
+use crate::device::{self, Device};
+use crate::network::{Mode, Network};
+use crate::peer::{self, Peer};
+
+/// What is to be dropped where `peers` are all that the kernel knows.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+fn wanted(
+    host: &Netlink,
+    network: &Network,
+    device: &Device,
+    peers: &[Peer],
+) -> Result<VxlanGuard> {
+    // A group has members that no list names, and without any peer another program may
+    // write the device's entries.
+    let known = network.group.is_none() && !peers.is_empty();
+    let hosts: BTreeSet<IpAddr> = peers.iter().map(|peer| peer.vtep).collect();
+    Ok(VxlanGuard {
+        network: network.name.clone(),
+        local: device.local,
+        port: network.port,
+        vni: network.vni,
+        uplinks: uplinks(host, device)?,
+        peers: known.then(|| hosts.into_iter().collect()),
+    })
+}
+
+/// The same for the peers that the kernel knows now; `None` where there is no device.
+///
+/// # Errors
+/// Code 7 as of [`Device::find`]; when the kernel cannot be asked.
+pub fn present(host: &Netlink, network: &Network) -> Result<Option<VxlanGuard>> {
+    let device = Device::find(host, network)?;
+    let Some(link) = &device.link else {
+        return Ok(None);
+    };
+    let bridge = match network.mode {
+        Mode::L2 => host.find_link(network.bridge.as_str())?,
+        Mode::L3 => None,
+    };
+    let peers = known_peers(network, link, bridge.as_ref())?;
+    wanted(host, network, &device, &peers).map(Some)
+}
+
+/// The peers that the kernel knows.
+pub(crate) fn known_peers(
+    network: &Network,
+    link: &Link,
+    bridge: Option<&Link>,
+) -> Result<Vec<Peer>> {
+    let present = Peers::open()?.present(device::overlay(network, link, bridge))?;
+    Ok(peer::peers(network.mode, &present))
+}
+
+/// Drops what is not from `peers`.
+///
+/// # Errors
+/// What nf_tables refuses; where there is none, that is told on standard error.
+pub(crate) fn close(
+    host: &Netlink,
+    network: &Network,
+    device: &Device,
+    peers: &[Peer],
+) -> Result<()> {
+    let wanted = wanted(host, network, device, peers)?;
+    let Some(nftables) = Nftables::find()? else {
+        lacking(network);
+        return Ok(());
+    };
+    match nftables.guard_vxlan(&wanted) {
+        Err(error) if is_absent(&error) => {
+            lacking(network);
+            Ok(())
+        }
+        done => done.context("guard the network's VXLAN port"),
+    }
+}
+
+/// Whether that was done before, as far as one question tells; true where it cannot be.
+///
+/// # Errors
+/// When nf_tables cannot be asked.
+pub(crate) fn is_closed(network: &Network, local: IpAddr) -> Result<bool> {
+    let Some(nftables) = Nftables::find()? else {
+        lacking(network);
+        return Ok(true);
+    };
+    nftables.knows_vxlan(&VxlanGuard {
+        network: network.name.clone(),
+        local,
+        port: network.port,
+        vni: network.vni,
+        uplinks: Vec::new(),
+        peers: None,
+    })
+}
+
+/// CHECK: whether what the kernel drops agrees with the peers that it knows.
+///
+/// # Errors
+/// What is missing.
+pub fn check(host: &Netlink, network: &Network) -> Result<()> {
+    let Some(nftables) = Nftables::find()? else {
+        return Ok(());
+    };
+    match present(host, network)? {
+        Some(wanted) => nftables.check_vxlan_guard(&wanted),
+        None => Ok(()),
+    }
+}
+
+/// The names of the interfaces that packets come in by.
+fn uplinks(host: &Netlink, device: &Device) -> Result<Vec<String>> {
+    let mut names = BTreeSet::from([device.uplink.name.clone()]);
+    // What comes in by a member of a vrf comes in by the vrf once more.
+    if let Some(master) = device.uplink.master
+        && let Some(master) = host.find_link_by_index(master)?
+        && master.is_kind("vrf")
+    {
+        names.insert(master.name);
+    }
+    if device.spec.vxlan.link.is_none() {
+        names.extend(routers(host, Family::of(device.local))?);
+    }
+    Ok(names.into_iter().collect())
+}
+
+/// The interfaces that have routers behind them: those are the ways to the peers where the
+/// device is bound to none. Routes through VXLAN devices lead to pods.
+fn routers(host: &Netlink, family: Family) -> Result<BTreeSet<String>> {
+    let routes = host.list_routes(RouteFilter::main(family))?;
+    let routed = routes.iter().filter(|it| it.gw.is_some());
+    let links: BTreeSet<u32> = routed.filter_map(|it| it.oif).collect();
+    let mut names = BTreeSet::new();
+    for index in links {
+        if let Some(link) = host.find_link_by_index(index)?
+            && !link.is_kind("vxlan")
+        {
+            names.insert(link.name);
+        }
+    }
+    Ok(names)
+}
+
+fn is_absent(error: &anyhow::Error) -> bool {
+    let cause = error.downcast_ref::<nftables::Error>();
+    cause.is_some_and(nftables::Error::is_absent)
+}
+
+fn lacking(network: &Network) {
+    eprintln!(
+        "guard the VXLAN port of {}: the kernel lacks nf_tables",
+        network.name
+    );
+}
