@@ -17,9 +17,11 @@ enum Found {
     Directory,
     /// There, but the interface is not.
     WithoutInterface,
+    /// There, but the pod has given the interface another name, and its name to `lo`.
+    Renamed,
 }
 
-use Found::{Directory, Empty, Missing, PlainFile, WithoutInterface};
+use Found::{Directory, Empty, Missing, PlainFile, Renamed, WithoutInterface};
 
 /// Brings the namespace into the state of the column, and returns `CNI_NETNS`.
 fn arrange(sandbox: &Sandbox, pod: &Netns, column: Found) -> String {
@@ -45,6 +47,13 @@ fn arrange(sandbox: &Sandbox, pod: &Netns, column: Found) -> String {
         }
         WithoutInterface => {
             pod.sh("ip link del eth0 2>/dev/null || :");
+            path
+        }
+        Renamed => {
+            pod.sh(
+                "ip link set eth0 down 2>/dev/null && ip link set eth0 name x || :
+                    ip link set lo down; ip link set lo name eth0",
+            );
             path
         }
     }
@@ -80,6 +89,9 @@ fn cell(plugin: &str, column: Found, added: bool) {
     // The kernel takes a namespace down in its own time, and the veths with it.
     let gone = |host: &Netns| !host.links().iter().any(|link| link.starts_with("veth"));
     sandbox.host().wait_until("no host veth is left", gone);
+    if let Renamed = column {
+        assert!(pod.link("x").is_none(), "{plugin}");
+    }
 }
 
 fn reservations(sandbox: &Sandbox) -> Vec<String> {
@@ -119,6 +131,17 @@ fn vxlan_deletes_in_every_state_of_the_netns() {
 #[test]
 fn loopback_deletes_in_every_state_of_the_netns() {
     row("loopback", &[Empty, Missing, WithoutInterface]);
+}
+
+#[test]
+fn what_the_pod_renamed_is_deleted() {
+    beyond_peer("it deletes what has the name", || {
+        row("bridge", &[Renamed]);
+        row("macvlan", &[Renamed]);
+        row("vxlan", &[Renamed]);
+        row("loopback", &[Renamed]);
+        row("portmap", &[Renamed]);
+    });
 }
 
 #[test]
@@ -169,7 +192,14 @@ fn outside_cell(back_end: BackEnd, column: Found) {
 fn no_rule_outlives_its_pod_in_any_state_of_the_netns() {
     beyond_peer("plugins#810: masquerade stays without a netns", || {
         for back_end in BackEnd::ALL {
-            for column in [Empty, Missing, PlainFile, Directory, WithoutInterface] {
+            for column in [
+                Empty,
+                Missing,
+                PlainFile,
+                Directory,
+                WithoutInterface,
+                Renamed,
+            ] {
                 outside_cell(back_end, column);
             }
         }

@@ -44,6 +44,11 @@ const KNOWN: &[Known] = &[
         why: "our host veths name their owner, so that GC finds those of dead containers",
     },
     Known {
+        line: "info_kind macvlan",
+        words: &["ifalias"],
+        why: "ours names its owner, so that DEL and GC know it under another name",
+    },
+    Known {
         line: "/ndisc_notify = ",
         words: &[],
         why: "ours has the kernel announce IPv6 addresses, too, when the port forwards",

@@ -50,6 +50,7 @@ fn main() -> anyhow::Result<()> {
     };
     host.attach_port(&pair.host, &port)?;
     let interface = Interface {
+        alias: None,
         name: veth.container_name,
         dad: Dad::Off,
         notify: true,

@@ -7,11 +7,9 @@
 //! before the bridge forwards for the new port, and is lost too. So: have it
 //! sent again when the port is up.
 
-use rtnetlink::packet_route::link::{
-    AfSpecInet, AfSpecUnspec, InetDevConf, LinkAttribute, LinkFlags,
-};
+use rtnetlink::packet_route::link::{AfSpecInet, AfSpecUnspec, InetDevConf, LinkAttribute};
 
-use crate::{Error, Link, Netlink, link::flag};
+use crate::{Error, Link, Netlink, link::up_with_alias};
 
 impl Netlink {
     /// Brings a link up and switches `arp_notify` on, which is to be on when
@@ -22,11 +20,11 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses; it has done nothing then.
-    pub(crate) fn set_up_to_announce(&self, index: u32) -> Result<(), Error> {
+    pub(crate) fn set_up_to_announce(&self, index: u32, alias: Option<&str>) -> Result<(), Error> {
         let mut settings = InetDevConf::default();
         settings.arp_notify = 1;
         let settings = AfSpecInet::DevConfRequest(settings);
-        let mut message = flag(index, LinkFlags::Up, true);
+        let mut message = up_with_alias(index, alias);
         message
             .attributes
             .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![

@@ -38,6 +38,8 @@ pub struct Interface {
     /// Whether the kernel announces the addresses when the link comes up or
     /// changes (`arp_notify`, and `ndisc_notify` where one is of IPv6).
     pub notify: bool,
+    /// A text by which the interface can be recognised, at most 255 bytes.
+    pub alias: Option<String>,
 }
 
 /// What an interface in a pod gets.
@@ -240,11 +242,12 @@ impl Configuration<'_> {
 
     fn bring_up(&self) -> Result<(), Error> {
         let (netlink, index) = (&self.netlink, self.index);
-        if self.interface.notify && netlink.set_up_to_announce(index).is_ok() {
+        let alias = self.interface.alias.as_deref();
+        if self.interface.notify && netlink.set_up_to_announce(index, alias).is_ok() {
             return Ok(());
         }
         // To be heard of is a favour: a link that is not for IPv4 does without.
-        netlink.set_up(index)
+        netlink.set_up_with_alias(index, alias)
     }
 
     fn add_addresses(&self) -> Result<(), Error> {

@@ -90,6 +90,7 @@ impl Netlink {
             may_read: Cell::new(false),
             starved: Cell::new(false),
             failure: Cell::new(None),
+            datagram: RefCell::new(Vec::with_capacity(DATAGRAM)),
         };
         // The stream of unsolicited messages is dropped: we join no group.
         let (connection, handle, _) = from_socket_with_codec::<_, _, NetlinkCodec>(socket);
@@ -292,7 +293,12 @@ struct PolledSocket {
     starved: Cell<bool>,
     /// Why the connection broke: rtnetlink itself forgets it.
     failure: Cell<Option<Errno>>,
+    /// What was read last. The memory is the kernel's until something is written there.
+    datagram: RefCell<Vec<u8>>,
 }
+
+/// Bytes of the longest datagram that is read whole.
+const DATAGRAM: usize = 256 * 1024;
 
 impl PolledSocket {
     /// Allows one more read; waits for something to read if there was nothing.
@@ -326,6 +332,7 @@ impl AsyncSocket for PolledSocket {
             may_read: Cell::new(false),
             starved: Cell::new(false),
             failure: Cell::new(None),
+            datagram: RefCell::new(Vec::with_capacity(DATAGRAM)),
         })
     }
 
@@ -361,16 +368,22 @@ impl AsyncSocket for PolledSocket {
         if !self.may_read.take() {
             return Poll::Pending;
         }
-        // The buffer has 64 KiB, and the kernel makes no datagram above 32 KiB
-        // unless one message needs it (a card with hundreds of functions, which
-        // we do not ask about). MSG_TRUNC returns the true length: a message
+        // The kernel makes no datagram above 32 KiB unless one message needs it: a link may
+        // have 64 KiB of other names alone. MSG_TRUNC returns the true length: a message
         // that was cut must never be taken for a whole one.
-        let room = buf.chunk_mut().len();
-        match self.socket.recv_from(buf, MSG_DONTWAIT | MSG_TRUNC) {
-            Ok((length, _)) if length > room => {
+        let mut datagram = self.datagram.borrow_mut();
+        datagram.clear();
+        match self
+            .socket
+            .recv_from(&mut *datagram, MSG_DONTWAIT | MSG_TRUNC)
+        {
+            Ok((length, _)) if length > datagram.len() => {
                 self.fail(io::Error::from_raw_os_error(Errno::EMSGSIZE as i32))
             }
-            Ok((_, sender)) => Poll::Ready(Ok(sender)),
+            Ok((_, sender)) => {
+                buf.put_slice(&datagram);
+                Poll::Ready(Ok(sender))
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.starved.set(true);
                 Poll::Pending
@@ -505,9 +518,9 @@ mod tests {
         socket.socket_mut().send_to(&request, &kernel, 0).unwrap();
         socket.may_read.set(true);
         let mut context = Context::from_waker(noop_waker_ref());
-        let mut bytes = [0; 64];
-        let mut short = &mut bytes[..];
-        let Poll::Ready(Err(error)) = socket.poll_recv_from(&mut context, &mut short) else {
+        socket.datagram = RefCell::new(Vec::with_capacity(64));
+        let mut bytes = Vec::new();
+        let Poll::Ready(Err(error)) = socket.poll_recv_from(&mut context, &mut bytes) else {
             panic!("a cut message was taken for a whole one");
         };
         assert_eq!(error.raw_os_error(), Some(Errno::EMSGSIZE as i32));

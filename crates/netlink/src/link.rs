@@ -3,12 +3,17 @@
 //! A link is looked up by its name or index, never by listing: with hundreds of
 //! pods on a node a list is long, and it is interrupted whenever one comes or goes.
 
-use std::fmt;
+use std::{
+    fmt,
+    os::fd::{AsFd, AsRawFd},
+};
 
+use netns::NetNs;
 use nix::{errno::Errno, libc};
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
     link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage, State},
+    nsid::{NsidAttribute, NsidMessage},
 };
 
 use crate::{
@@ -168,6 +173,13 @@ impl Netlink {
         self.set_link(up, || format!("set link {index} up"))
     }
 
+    /// The same, with a text as of [`Netlink::set_alias`]: one request.
+    pub(crate) fn set_up_with_alias(&self, index: u32, alias: Option<&str>) -> Result<(), Error> {
+        self.set_link(up_with_alias(index, alias), || {
+            format!("set link {index} up")
+        })
+    }
+
     /// Brings a link down: `ip link set NAME down`.
     ///
     /// # Errors
@@ -246,11 +258,30 @@ impl Netlink {
         let Some(link) = self.find_link(name)? else {
             return Ok(None);
         };
-        match self.remove(&link) {
-            // Somebody else was quicker.
-            Err(error) if error.is_not_found() => Ok(None),
-            other => other.map(|()| Some(link)),
-        }
+        self.remove(&link)?;
+        Ok(Some(link))
+    }
+
+    /// The id by which this socket's namespace knows `netns`, as it stands in
+    /// [`Link::link_netnsid`]: `ip netns list-id target-nsid`. `None` where it has none,
+    /// because no link of the one is connected with the other.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn id_of(&self, netns: &NetNs) -> Result<Option<i32>, Error> {
+        let mut message = NsidMessage::default();
+        let fd = netns.as_fd().as_raw_fd();
+        message.attributes.push(NsidAttribute::Fd(fd as u32));
+        let op = || format!("find the id of {:?}", netns.path());
+        let answer = self.get(RouteNetlinkMessage::GetNsId(message), op)?;
+        let Some(RouteNetlinkMessage::NewNsId(message)) = answer.decode() else {
+            return Err(Error::new(op(), Errno::EBADMSG));
+        };
+        let id = message.attributes.iter().find_map(|it| match it {
+            NsidAttribute::Id(id) => Some(*id),
+            _ => None,
+        });
+        Ok(id.filter(|id| *id >= 0))
     }
 
     pub(crate) fn set_link(
@@ -303,6 +334,13 @@ pub(crate) fn flag(index: u32, flag: LinkFlags, on: bool) -> LinkMessage {
     if on {
         message.header.flags = flag;
     }
+    message
+}
+
+pub(crate) fn up_with_alias(index: u32, alias: Option<&str>) -> LinkMessage {
+    let mut message = flag(index, LinkFlags::Up, true);
+    let alias = alias.map(|alias| LinkAttribute::IfAlias(alias.into()));
+    message.attributes.extend(alias);
     message
 }
 

@@ -10,8 +10,16 @@
 //!
 //! The child shares our socket, so the kernel's answer to its request comes to us.
 //! If it is killed before it asked, we ask.
+//!
+//! On a node where many pods end at once, every one of these sockets would be sent the
+//! end of every link. A filter lets only the messages through that are waited for.
 
-use std::os::fd::{AsFd, BorrowedFd};
+// SAFETY of the two `unsafe`: each is one system call that nix has no call for, with a
+// structure of libc that lives beyond it and its true size.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
@@ -49,11 +57,15 @@ enum News {
 }
 
 impl Netlink {
-    /// Deletes `link` and returns as soon as it is gone. That it is gone
-    /// already is fine.
-    pub(crate) fn remove(&self, link: &Link) -> Result<(), Error> {
+    /// Deletes `link`, by its index, and returns as soon as it is gone:
+    /// `ip link delete NAME`. That it is gone already is fine. Of a veth pair, both ends
+    /// go, whatever namespace the other one is in.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or does not answer in time.
+    pub fn remove(&self, link: &Link) -> Result<(), Error> {
         let op = || format!("delete link {}", link.name);
-        match self.remove_by_child(link.index) {
+        let removed = match self.remove_by_child(link.index) {
             Ok(Some(answer)) => answer.map_err(|errno| Error::new(op(), errno)),
             // No child, or one that was killed: the long way.
             Ok(None) => {
@@ -61,6 +73,10 @@ impl Netlink {
                 self.change(request, 0, op)
             }
             Err(errno) => Err(Error::new(op(), errno)),
+        };
+        match removed {
+            Err(error) if error.is_not_found() => Ok(()),
+            other => other,
         }
     }
 
@@ -73,17 +89,23 @@ impl Netlink {
         };
         let request = sought.request();
         let child = self.with_socket(|socket| {
+            // Without a filter there is only more to read.
+            let _ = sought.filter(socket);
             let joined = socket.add_membership(RTNLGRP_LINK);
             joined
                 .ok()
                 .and_then(|()| errand::send(socket.as_fd(), request))
         });
-        let Some(child) = child else {
-            return Ok(None);
+        let stop = |socket: &mut Socket| {
+            // Nothing else that uses this socket wants to hear of links.
+            let _ = socket.drop_membership(RTNLGRP_LINK);
+            let _ = no_filter(socket);
         };
-        let answer = self.await_news(child.ended(), sought, until);
-        // Nothing else that uses this socket wants to hear of links.
-        let _ = self.with_socket(|socket| socket.drop_membership(RTNLGRP_LINK));
+        let answer = match child {
+            Some(child) => self.await_news(child.ended(), sought, until),
+            None => Ok(None),
+        };
+        self.with_socket(stop);
         answer
     }
 
@@ -106,6 +128,9 @@ impl Netlink {
             }
             // More is lost, untold, until all was read (`NETLINK_S_CONGESTED`): from now
             // on nothing is, and what was is asked for.
+            if lost {
+                let _ = self.with_socket(|socket| no_filter(socket));
+            }
             if lost
                 && self
                     .find_link_by_index(sought.index)
@@ -142,6 +167,68 @@ impl Sought {
         let mut bytes = [0; REQUEST];
         message.serialize(&mut bytes);
         bytes
+    }
+
+    /// Has `socket` drop every message but the answers to requests and the end of the
+    /// link: a classic BPF program (socket(7), `SO_ATTACH_FILTER`).
+    fn filter(self, socket: &Socket) -> io::Result<()> {
+        const ACCEPT: u32 = u32::MAX;
+        const DROP: u32 = 0;
+        // It loads numbers as big-endian, whatever the machine is.
+        let half = |value: u16| u32::from(u16::from_be(value));
+        let load = |size: u32, at: u32| statement(libc::BPF_LD | size | libc::BPF_ABS, at, 0, 0);
+        let equal =
+            |value, yes, no| statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value, yes, no);
+        let end = |verdict| statement(libc::BPF_RET | libc::BPF_K, verdict, 0, 0);
+        let mut program = [
+            load(libc::BPF_H, 4),
+            equal(half(NLMSG_ERROR), 6, 0),
+            equal(half(RTM_DELLINK), 0, 4),
+            load(libc::BPF_B, 16),
+            equal(0, 0, 2),
+            load(libc::BPF_W, 20),
+            equal(u32::from_be(self.index), 1, 0),
+            end(DROP),
+            end(ACCEPT),
+        ];
+        let program = libc::sock_fprog {
+            len: program.len() as u16,
+            filter: program.as_mut_ptr(),
+        };
+        let size = size_of_val(&program) as libc::socklen_t;
+        let (socket, value) = (socket.as_raw_fd(), &raw const program);
+        let (level, option) = (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER);
+        // SAFETY: see the top; setsockopt(2) reads `size` bytes of `program`, and the
+        // statements that it points to, which live until the call returns.
+        let attached = unsafe { libc::setsockopt(socket, level, option, value.cast(), size) };
+        succeeded(attached)
+    }
+}
+
+/// `code` with its operand; where it compares, how many statements are passed over.
+fn statement(code: u32, operand: u32, yes: u8, no: u8) -> libc::sock_filter {
+    libc::sock_filter {
+        code: code as u16,
+        jt: yes,
+        jf: no,
+        k: operand,
+    }
+}
+
+fn no_filter(socket: &Socket) -> io::Result<()> {
+    let unused: libc::c_int = 0;
+    let size = size_of_val(&unused) as libc::socklen_t;
+    let (socket, value) = (socket.as_raw_fd(), &raw const unused);
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_DETACH_FILTER);
+    // SAFETY: see the top; setsockopt(2) reads `size` bytes of `unused`.
+    let detached = unsafe { libc::setsockopt(socket, level, option, value.cast(), size) };
+    succeeded(detached)
+}
+
+fn succeeded(returned: libc::c_int) -> io::Result<()> {
+    match returned {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -181,7 +268,8 @@ fn receive(socket: &Socket, sought: Sought) -> Option<Result<Option<News>, Errno
 /// What the messages of a datagram say of the deletion.
 fn news(mut datagram: &[u8], sought: Sought) -> Option<News> {
     while let Some(length) = word(datagram, 0) {
-        let message = datagram.get(..length as usize)?;
+        // One that was cut (a link may have thousands of other names) says enough.
+        let message = datagram.get(..length as usize).unwrap_or(datagram);
         let kind = u16::from_ne_bytes(*message.get(4..)?.first_chunk()?);
         match kind {
             NLMSG_ERROR if word(message, 8)? == sought.sequence => {

@@ -6,7 +6,7 @@ use cni::result::{AddResult, Interface};
 use netlink::{Link, Netlink};
 use netns::NetNs;
 
-use crate::pod;
+use crate::{pod, port};
 
 /// A port of a bridge, as it was found.
 #[derive(Clone, Debug)]
@@ -43,7 +43,12 @@ pub fn port<C>(
     let bridge = bridge(&host, name, previous)?;
     let recorded = container(request, previous)?;
     let container = container_veth(&pod, recorded)?;
-    host_veth(&host, previous, &bridge, &container)?;
+    let alias = request.attachment.alias();
+    let is_ours = |link: &Link| {
+        let marked = link.alias.as_ref().is_none_or(|of| *of == alias);
+        Ok(marked && port::is_peer(&host, link, &container, netns)?)
+    };
+    host_veth(&host, previous, &bridge, is_ours)?;
     layer_3(&pod, &container.name, previous)?;
     Ok(Port { bridge, container })
 }
@@ -82,6 +87,7 @@ fn bridge(host: &Netlink, name: &str, previous: &AddResult) -> Result<Link> {
 }
 
 fn container_veth(pod: &Netlink, recorded: &Interface) -> Result<Link> {
+    refuse_other_name(pod, &recorded.name)?;
     let link = find(pod, &recorded.name)?;
     if !link.is_kind("veth") {
         bail!("Error: Container interface {} not of type veth", link.name);
@@ -97,10 +103,14 @@ fn container_veth(pod: &Netlink, recorded: &Interface) -> Result<Link> {
     Ok(link)
 }
 
-/// Whether some interface of the host is the other end of `container`, and a
-/// port of `bridge`. Its MAC is not compared: udev changes it after ADD on some
-/// systems.
-fn host_veth(host: &Netlink, previous: &AddResult, bridge: &Link, container: &Link) -> Result<()> {
+/// Whether an interface of the host that `previous` names is the port of `bridge` that
+/// `is_ours` knows. Its MAC is not compared: udev changes it after ADD on some systems.
+fn host_veth(
+    host: &Netlink,
+    previous: &AddResult,
+    bridge: &Link,
+    is_ours: impl Fn(&Link) -> Result<bool>,
+) -> Result<()> {
     let candidates = previous
         .interfaces
         .iter()
@@ -109,8 +119,7 @@ fn host_veth(host: &Netlink, previous: &AddResult, bridge: &Link, container: &Li
         let Some(link) = host.find_link(&candidate.name)? else {
             continue;
         };
-        let is_peer = Some(link.index) == container.link && link.link == Some(container.index);
-        if is_peer && link.master == Some(bridge.index) {
+        if link.master == Some(bridge.index) && is_ours(&link)? {
             return Ok(());
         }
     }
@@ -128,6 +137,20 @@ pub fn layer_3(netlink: &Netlink, ifname: &str, previous: &AddResult) -> Result<
     netlink.check_addresses(ifname, &addresses)?;
     let routes: Vec<_> = previous.routes.iter().map(pod::route_spec).collect();
     netlink.check_routes(&routes)
+}
+
+/// A pod may give any link the name of its interface as a further one (altname).
+///
+/// # Errors
+/// `Interface name eth0 not found: it is another name of lo`
+pub fn refuse_other_name(pod: &Netlink, name: &str) -> Result<()> {
+    match pod.find_link(name)? {
+        Some(link) if link.name != name => {
+            let is = link.name;
+            bail!("Interface name {name} not found: it is another name of {is}")
+        }
+        _ => Ok(()),
+    }
 }
 
 fn find(netlink: &Netlink, name: &str) -> Result<Link> {

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use cni::conf::DnsKeys;
 use cni::env::{IfName, NetnsPath};
 use cni::result::{AddResult, Interface, IpConfig, Route};
-use cni::{BestEffort, Call, delegate};
+use cni::{Attachment, BestEffort, Call, delegate};
 use netlink::{Configured, Dad, InterfaceAddress, Layer3, Link, Netlink, RouteSpec};
 use netns::NetNs;
 
@@ -25,12 +25,34 @@ pub fn open_netns(path: &NetnsPath) -> Result<NetNs> {
 /// # Errors
 /// As [`netlink::enter`].
 pub fn enter(netns: &NetNs, ifname: &IfName, dad: Dad, addresses: bool) -> Result<netlink::Pod> {
+    netlink::enter(netns, interface(ifname, dad, addresses))
+}
+
+/// As [`enter`], and writes on the interface whose it is: for one that no other interface,
+/// on the host, tells it of.
+///
+/// # Errors
+/// As [`enter`].
+pub fn enter_and_mark(
+    netns: &NetNs,
+    owner: &Attachment,
+    dad: Dad,
+    addresses: bool,
+) -> Result<netlink::Pod> {
     let interface = netlink::Interface {
+        alias: Some(owner.alias()),
+        ..interface(&owner.ifname, dad, addresses)
+    };
+    netlink::enter(netns, interface)
+}
+
+fn interface(ifname: &IfName, dad: Dad, addresses: bool) -> netlink::Interface {
+    netlink::Interface {
         name: ifname.to_string(),
         dad: if addresses { dad } else { Dad::Kernel },
         notify: addresses,
-    };
-    netlink::enter(netns, interface)
+        alias: None,
+    }
 }
 
 /// Brings the pod's interface up, with its addresses and routes if it has any.
@@ -105,33 +127,32 @@ pub fn route_spec(route: &Route) -> RouteSpec {
 }
 
 /// DEL: does what `delete` does, and has IPAM, if there is one, release the addresses
-/// afterwards: nobody may get them while something still answers to them. DHCP releases
-/// before: a server takes a DHCPRELEASE only from the address itself (RFC 2131, section
-/// 4.4.6).
-pub fn delete_and_release(call: &Call, all: &mut BestEffort, delete: impl FnOnce(&mut BestEffort)) {
+/// afterwards: no other pod may get them while this one still answers to them. So they are
+/// kept if `delete` returns `None`, which says that the pod may still use them; the runtime
+/// calls DEL again. DHCP releases before: a server takes a DHCPRELEASE only from the address
+/// itself (RFC 2131, section 4.4.6).
+pub fn delete_and_release(
+    call: &Call,
+    all: &mut BestEffort,
+    delete: impl FnOnce(&mut BestEffort) -> Option<()>,
+) {
     let release = |all: &mut BestEffort| {
         all.step("release the addresses", || delegate::ipam_del(call));
     };
     match call.net.ipam.plugin.as_str() {
-        "" => delete(all),
+        "" => {
+            delete(all);
+        }
         "dhcp" => {
             release(all);
             delete(all);
         }
         _ => {
-            delete(all);
-            release(all);
+            if delete(all).is_some() {
+                release(all);
+            }
         }
     }
-}
-
-/// Deletes the interface `ifname`, wherever the runtime says the pod is.
-/// Nothing is left to do where there is no namespace. Returns it as it was.
-///
-/// # Errors
-/// What the kernel refuses.
-pub fn delete_interface(netns: Option<&NetnsPath>, ifname: &IfName) -> Result<Option<Link>> {
-    where_it_is(netns, |pod| Ok(pod.remove_link(ifname.as_str())?))
 }
 
 /// Does something with the links of the pod, wherever the runtime says that it
@@ -143,13 +164,24 @@ pub fn where_it_is<T: Default>(
     netns: Option<&NetnsPath>,
     act: impl FnOnce(&Netlink) -> Result<T>,
 ) -> Result<T> {
-    let Some(path) = netns else {
-        return Ok(T::default());
+    match find_netns(netns)? {
+        Some(netns) => act(&Netlink::open_in(&netns)?),
+        None => Ok(T::default()),
+    }
+}
+
+/// The namespace that the runtime names, if it is still there.
+///
+/// # Errors
+/// It is there and cannot be opened.
+pub fn find_netns(path: Option<&NetnsPath>) -> Result<Option<NetNs>> {
+    let Some(path) = path else {
+        return Ok(None);
     };
     match NetNs::open(path.as_path()) {
         // A plain file is what stays of a namespace whose mount was lost.
-        Err(error) if error.is_gone() => Ok(T::default()),
+        Err(error) if error.is_gone() => Ok(None),
         Err(error) => Err(error.into()),
-        Ok(netns) => act(&Netlink::open_in(&netns)?),
+        Ok(netns) => Ok(Some(netns)),
     }
 }

@@ -111,12 +111,15 @@ pub fn detach(
         });
     }
     pod::delete_and_release(call, all, |all| {
-        delete_pair(attachment, netns, all);
+        let gone = all.step("delete the veth pair", || {
+            delete_pair(call, attachment, netns)
+        });
         if extras.spoof_check {
             all.step("remove spoof check", || {
                 outside::remove_spoof_check(attachment)
             });
         }
+        gone
     });
 }
 
@@ -140,34 +143,25 @@ pub fn collect(call: &Call, valid: &[ValidAttachment], extras: Extras, all: &mut
     }
 }
 
-/// Deletes both ends, from whichever side there still is one.
-fn delete_pair(attachment: &Attachment, netns: Option<&NetnsPath>, all: &mut BestEffort) {
-    // Looked for first: after a deletion, whoever asks for a link waits until the kernel
-    // has let go of the routing lock.
-    let host = all
-        .step("find the host veth", || find_host_veth(attachment))
-        .flatten();
-    let gone = all
-        .step("delete the interface", || {
-            pod::delete_interface(netns, &attachment.ifname)
-        })
-        .flatten();
-    let Some(host) = host else {
-        return;
+/// Deletes the host's end of the pair, and with it the pod's end: the kernel deletes both,
+/// whatever name the pod gave to its end and whatever namespace it moved it to. Names and
+/// indexes in the pod are the pod's to choose, so nothing is deleted by them.
+fn delete_pair(call: &Call, attachment: &Attachment, netns: Option<&NetnsPath>) -> Result<()> {
+    let host = Netlink::open()?;
+    let found = match find_host_veth(&host, attachment)? {
+        None => find_unmarked_veth(&host, call, attachment, netns)?,
+        found => found,
     };
-    let went_along = |pod: Link| pod.is_kind("veth") && pod.link == Some(host.index);
-    if !gone.is_some_and(went_along) {
-        all.step("delete the host veth", || {
-            Ok(Netlink::open()?.delete_link(&host.name)?)
-        });
+    if let Some(link) = found {
+        host.remove(&link)?;
     }
+    Ok(())
 }
 
 /// The host's end: the name follows from the attachment, and the alias says
 /// whether it is ours. The kernel takes none at birth: without one, and never set up, it
-/// is from an ADD that was killed in between; whoever else has such a name uses it.
-fn find_host_veth(attachment: &Attachment) -> Result<Option<Link>> {
-    let host = Netlink::open()?;
+/// is from an ADD that was killed in between; whatever else has such a name is another's.
+fn find_host_veth(host: &Netlink, attachment: &Attachment) -> Result<Option<Link>> {
     let alias = attachment.alias();
     for attempt in 0..NAMES {
         let Some(link) = host.find_link(&attachment.host_veth(attempt))? else {
@@ -184,6 +178,73 @@ fn find_host_veth(attachment: &Attachment) -> Result<Option<Link>> {
     Ok(None)
 }
 
+/// The host's end of a pair that the Go plugins made: its name is random, and it has no
+/// alias. Either the result of ADD names it, or its other end is the interface of the pod.
+fn find_unmarked_veth(
+    host: &Netlink,
+    call: &Call,
+    attachment: &Attachment,
+    netns: Option<&NetnsPath>,
+) -> Result<Option<Link>> {
+    // What cannot be read of a result is no reason to leave the pod where it is.
+    let previous = call.prev_result().ok().flatten().unwrap_or_default();
+    let netns = pod::find_netns(netns)?;
+    for recorded in previous
+        .interfaces
+        .iter()
+        .filter(|it| it.sandbox.is_empty())
+    {
+        let Some(link) = host.find_link(&recorded.name)? else {
+            continue;
+        };
+        if !is_unmarked_veth(&link) {
+            continue;
+        }
+        let same_mac = link.mac.is_some() && link.mac == recorded.mac.parse().ok();
+        if same_mac || ends_in(host, &link, netns.as_ref())? {
+            return Ok(Some(link));
+        }
+    }
+    let Some(netns) = netns else {
+        return Ok(None);
+    };
+    let pod = Netlink::open_in(&netns)?;
+    let Some(container) = pod.find_link(attachment.ifname.as_str())? else {
+        return Ok(None);
+    };
+    let Some(index) = container.link.filter(|_| container.is_kind("veth")) else {
+        return Ok(None);
+    };
+    let Some(link) = host.find_link_by_index(index)? else {
+        return Ok(None);
+    };
+    let is_ours = is_unmarked_veth(&link) && is_peer(host, &link, &container, &netns)?;
+    Ok(Some(link).filter(|_| is_ours))
+}
+
+fn is_unmarked_veth(link: &Link) -> bool {
+    link.is_kind("veth") && link.alias.is_none()
+}
+
+/// Whether `container`, a link in `netns`, is the other end of the host's `link`. The host's
+/// end tells it: the pod can have a link of any index, whose peer has any index too.
+pub(crate) fn is_peer(
+    host: &Netlink,
+    link: &Link,
+    container: &Link,
+    netns: &NetNs,
+) -> Result<bool> {
+    Ok(link.link == Some(container.index) && ends_in(host, link, Some(netns))?)
+}
+
+/// Whether the other end of the host's `link` is in `netns`.
+fn ends_in(host: &Netlink, link: &Link, netns: Option<&NetNs>) -> Result<bool> {
+    let (Some(id), Some(netns)) = (link.link_netnsid, netns) else {
+        return Ok(false);
+    };
+    Ok(host.id_of(netns)? == Some(id))
+}
+
 /// Deletes every host veth of `network` whose attachment is not in `valid`.
 fn delete_stale_veths(network: &str, valid: &[ValidAttachment]) -> Result<()> {
     let prefix = alias_prefix(network);
@@ -194,17 +255,19 @@ fn delete_stale_veths(network: &str, valid: &[ValidAttachment]) -> Result<()> {
     let host = Netlink::open()?;
     let mut all = BestEffort::new();
     for link in host.list_links()? {
-        let Some(alias) = link.alias.filter(|alias| alias.starts_with(&prefix)) else {
+        let of_network = |alias: &&String| alias.starts_with(&prefix);
+        let Some(alias) = link.alias.as_ref().filter(of_network) else {
             continue;
         };
-        if link.kind.as_deref() == Some("veth") && !used.contains(&alias) {
-            all.step(&alias, || Ok(host.delete_link(&link.name)?));
+        if link.kind.as_deref() == Some("veth") && !used.contains(alias) {
+            all.step(alias, || Ok(host.remove(&link)?));
         }
     }
     all.finish()
 }
 
-fn alias_of(network: &str, valid: &ValidAttachment) -> Option<String> {
+/// The alias of an attachment that is still valid; `None` where it is malformed.
+pub fn alias_of(network: &str, valid: &ValidAttachment) -> Option<String> {
     let attachment = Attachment {
         network: network.to_owned(),
         container_id: ContainerId::parse(&valid.container_id).ok()?,

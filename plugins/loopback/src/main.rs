@@ -4,15 +4,19 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use cni::request::{Add, Check, Del, Gc, Status};
 use cni::result::{AddResult, Interface, IpConfig};
 use cni::{Cidr, Plugin, Undo};
-use netlink::{Address, Family, Netlink};
+use netlink::{Address, Family, Link, Netlink};
 use netns::NetNs;
 use serde::Deserialize;
 
+/// The name of the interface, unless the pod gave it another.
 const LO: &str = "lo";
+
+/// Its index in every namespace (`LOOPBACK_IFINDEX`, net/core/dev.h), which no pod can change.
+const LO_INDEX: u32 = 1;
 
 fn main() -> ExitCode {
     cni::run::<Loopback>()
@@ -33,7 +37,7 @@ impl Plugin for Loopback {
         // that is about to be deleted, and another ADD may rely on it.
         let previous = request.call.prev_result()?;
         let pod = Netlink::open_in(&NetNs::open(request.netns.as_path())?)?;
-        let lo = pod.get_link(LO)?;
+        let lo = find(&pod)?;
         pod.set_up(lo.index)?;
         let ips = loopback_addresses(&pod, lo.index)?;
         if let Some(previous) = previous {
@@ -61,14 +65,14 @@ impl Plugin for Loopback {
             Err(error) if error.is_gone() => return Ok(()),
             other => other?,
         };
-        let pod = Netlink::open_in(&netns)?;
-        pod.set_down(pod.get_link(LO)?.index)?;
+        // ip link set lo down
+        Netlink::open_in(&netns)?.set_down(LO_INDEX)?;
         Ok(())
     }
 
     fn check(request: &Check<Conf>) -> Result<()> {
         let pod = Netlink::open_in(&NetNs::open(request.netns.as_path())?)?;
-        if !pod.get_link(LO)?.up {
+        if !find(&pod)?.up {
             bail!("loopback interface is down");
         }
         Ok(())
@@ -83,6 +87,11 @@ impl Plugin for Loopback {
     fn status(_request: &Status<Conf>) -> Result<()> {
         Ok(())
     }
+}
+
+fn find(pod: &Netlink) -> Result<Link> {
+    let missing = || format!("find link {LO}: Link not found");
+    pod.find_link_by_index(LO_INDEX)?.with_context(missing)
 }
 
 /// The first address of each family on `lo`, which the kernel adds when it comes up.

@@ -29,6 +29,7 @@ pub fn attachment(request: &Check<Conf>, plan: &Plan, netns: &NetNs) -> Result<(
 
 fn find(pod: &Netlink, recorded: &Interface) -> Result<Macvlan> {
     let name = &recorded.name;
+    check::refuse_other_name(pod, name)?;
     match pod.get_macvlan(name) {
         Ok(Some(macvlan)) => Ok(macvlan),
         Ok(None) => bail!("Error: Container interface {name} not of type macvlan"),

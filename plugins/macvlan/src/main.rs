@@ -5,6 +5,7 @@ mod conf;
 mod parent;
 mod pattern;
 mod plan;
+mod remains;
 
 use std::process::ExitCode;
 
@@ -48,10 +49,9 @@ impl Plugin for Macvlan {
         socket
             .add_macvlan(&spec, &netns, undo)
             .map_err(|error| why_not(error, plan.mode, &parent))?;
-        let ifname = &request.attachment.ifname;
         // Detection of duplicates would make every pod wait for one to two seconds;
         // who wants it has `detectConflicts`, for IPv4 too.
-        let pod = pod::enter(&netns, ifname, Dad::Off, call.has_ipam())?;
+        let pod = pod::enter_and_mark(&netns, &request.attachment, Dad::Off, call.has_ipam())?;
         let addressing = addressing(request, &plan, &netns, undo)?;
         let configured =
             pod::configure(pod, addressing.as_ref()).map_err(|error| why_not_up(error, &parent))?;
@@ -71,7 +71,7 @@ impl Plugin for Macvlan {
     fn del(request: &Del<Conf>) -> Result<()> {
         let mut all = BestEffort::new();
         pod::delete_and_release(&request.call, &mut all, |all| {
-            all.step("delete the interface", || delete_interface(request));
+            all.step("delete the interface", || remains::delete(request))
         });
         all.finish()
     }
@@ -86,13 +86,16 @@ impl Plugin for Macvlan {
         check::attachment(request, &plan, &netns)
     }
 
-    /// A macvlan is in its pod, and goes with it: the host has nothing of it, and
-    /// which namespaces there are GC is not told.
+    /// A macvlan is in its pod, and goes with it. One whose pod goes on is looked for.
     fn gc(request: &Gc<Conf>) -> Result<()> {
+        let mut all = BestEffort::new();
+        all.step("delete macvlans", || {
+            remains::collect(&request.call.network, &request.valid)
+        });
         if request.call.has_ipam() {
-            delegate::ipam_gc(&request.call)?;
+            all.step("collect addresses", || delegate::ipam_gc(&request.call));
         }
-        Ok(())
+        all.finish()
     }
 
     fn status(request: &Status<Conf>) -> Result<()> {
@@ -158,14 +161,4 @@ fn why_not_up(error: anyhow::Error, parent: &Parent) -> anyhow::Error {
 fn errno(error: &anyhow::Error) -> Option<Errno> {
     let error = error.downcast_ref::<netlink::Error>();
     error.map(netlink::Error::errno)
-}
-
-/// Deletes the pod's interface, and what an ADD has left that was killed between
-/// making and renaming it.
-fn delete_interface(request: &Del<Conf>) -> Result<()> {
-    let attachment = &request.attachment;
-    pod::where_it_is(request.netns.as_ref(), |pod| {
-        pod.delete_link(attachment.ifname.as_str())?;
-        Ok(pod.delete_macvlan(&plan::temporary_name(attachment))?)
-    })
 }

@@ -7,3 +7,4 @@ mod files;
 #[path = "../vxlan/fleet.rs"]
 mod fleet;
 mod overlay;
+mod pods;
