@@ -5,7 +5,7 @@
 //! The cache is libcni's, so the attachments of every runtime that keeps it in the
 //! same place are there. Nothing here changes anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use cni::AddResult;
@@ -13,13 +13,14 @@ use cni::conf::NetConf;
 use cni::env::{ContainerId, IfName};
 use cni::json::Json;
 use cni::version::Version;
+use nat::Kind;
 use nat::nftables::{Apart, SpoofCheck, VxlanGuard};
 use nat::node::{Asked, Pod, Report};
 use netlink::{Mac, Netlink};
 use netns::NetNs;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use wiring::Masquerading;
+use wiring::{Masquerading, shared};
 
 use crate::arguments::{Arguments, Flag};
 use crate::cache::{CachedAttachment, Unclear};
@@ -50,6 +51,8 @@ pub struct Task {
     pub done: &'static str,
     /// What is said when there was none.
     pub nothing: &'static str,
+    /// Whether the rules are podwire's afterwards, rather than the Go plugins'.
+    pub ours: bool,
 }
 
 /// What the cache says of the pods.
@@ -57,6 +60,8 @@ pub struct Task {
 struct Found {
     /// The oldest first.
     pods: Vec<Pod>,
+    /// Those whose network namespace is gone.
+    gone: Vec<cni::Attachment>,
     /// Who was passed over, and why.
     skipped: Vec<String>,
     /// What could not be read.
@@ -79,14 +84,65 @@ impl Found {
 /// named, and tells what was done.
 pub fn run(arguments: &Arguments, task: &Task) -> Result<Verdict> {
     let network = arguments.words(&["[NETWORK]"])?.first().map(String::as_str);
-    let found = find(arguments, network)?;
+    let mut found = find(arguments, network)?;
     let dry = arguments.has(Flag::DryRun);
+    match task.ours {
+        true if dry => {}
+        true => note_users(&found.pods)?,
+        false => found.keep_what_others_use(),
+    }
     let report = (task.run)(&found.pods, dry)?;
+    if !task.ours && !dry {
+        forget_users(&found.pods);
+    }
     tell(arguments, task, &found, &report)?;
     Ok(match found.broken.is_empty() {
         true => Verdict::Good,
         false => Verdict::Bad,
     })
+}
+
+/// Before a subnet's rule is made for them: as long as they live, it stays.
+fn note_users(pods: &[Pod]) -> Result<()> {
+    for Asked { what, backend } in pods.iter().filter_map(|pod| pod.masquerade.as_ref()) {
+        if *backend != Some(Kind::Iptables) {
+            shared::use_subnets(what)?;
+        }
+    }
+    Ok(())
+}
+
+fn forget_users(pods: &[Pod]) {
+    for Asked { what, .. } in pods.iter().filter_map(|pod| pod.masquerade.as_ref()) {
+        // Those of an overlay are not given away.
+        if what.not_through.is_none() {
+            shared::forget(&what.owner);
+        }
+    }
+}
+
+impl Found {
+    /// A subnet's rule is not given away while there are pods that nothing is known of.
+    fn keep_what_others_use(&mut self) {
+        let pods = self.pods.iter().map(|pod| pod.owner.clone());
+        let known: Vec<_> = pods.chain(self.gone.iter().cloned()).collect();
+        let known: Vec<_> = known.iter().collect();
+        let wanted = |pod: &Pod| pod.masquerade.as_ref().map(|_| pod.owner.network.clone());
+        let networks: BTreeSet<_> = self.pods.iter().filter_map(wanted).collect();
+        for network in networks {
+            if !shared::has_other_users(&network, &known) {
+                continue;
+            }
+            let of_network = |pod: &&mut Pod| pod.owner.network == network;
+            for pod in self.pods.iter_mut().filter(of_network) {
+                pod.masquerade = None;
+            }
+            self.skipped.push(format!(
+                "masquerade of {network}: attachments that are not in the cache may use it; \
+                 `podwire gc --keep-cached {network}` forgets those that are gone"
+            ));
+        }
+    }
 }
 
 /// What `--json` prints.
@@ -153,6 +209,7 @@ fn find(arguments: &Arguments, network: Option<&str>) -> Result<Found> {
             found
                 .skipped
                 .push(format!("{whose}: its network namespace {netns} is gone"));
+            found.gone.extend(owner(&cached).ok());
             continue;
         }
         let read = || -> Result<_> {
@@ -209,13 +266,17 @@ fn network_list(arguments: &Arguments, cached: &CachedAttachment) -> Result<Netw
     }
 }
 
-/// What the plugins of `list` would be asked for, and have done, at this ADD.
-fn pod(cached: &CachedAttachment, list: &NetworkList) -> Result<Pod> {
-    let owner = cni::Attachment {
+fn owner(cached: &CachedAttachment) -> Result<cni::Attachment> {
+    Ok(cni::Attachment {
         network: cached.network_name.clone(),
         container_id: ContainerId::parse(&cached.container_id)?,
         ifname: IfName::parse(&cached.ifname)?,
-    };
+    })
+}
+
+/// What the plugins of `list` would be asked for, and have done, at this ADD.
+fn pod(cached: &CachedAttachment, list: &NetworkList) -> Result<Pod> {
+    let owner = owner(cached)?;
     let result = cached.result.as_ref().context("no result in the cache")?;
     let result = AddResult::decode_any(&Json::deserialize(result)?, Version::V0_1_0)
         .context("parse the cached result")?;
@@ -341,7 +402,6 @@ fn spoof_check(
 mod tests {
     use super::*;
     use crate::cache::Key;
-    use nat::Kind;
     use serde_json::json;
 
     fn cached(plugins: &Value) -> (CachedAttachment, NetworkList) {

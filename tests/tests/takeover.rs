@@ -284,6 +284,28 @@ fn pods_of_the_peer_are_adopted_under_a_live_connection() {
 }
 
 #[test]
+fn the_rule_of_adopted_pods_goes_with_the_last_of_them() {
+    beyond_peer(WHY, || {
+        let node = Node::new(BackEnd::IptablesNft, &DUAL);
+        let (a, _a) = node.pod(Suite::Peer, "a", 8080);
+        let (b, _b) = node.pod(Suite::Peer, "b", 9090);
+        node.task(&["adopt"]);
+        // One of podwire's own is the last that is known by its interface.
+        let (c, _c) = node.pod(Suite::Ours, "c", 7070);
+        let _server = node.0.outside.serve(81);
+        let seen = format!("outside sees {}", NODE[0]);
+        for (pod, first) in [(&c, 7070), (&a, 8080)] {
+            node.run(Suite::Ours, "del", pod, first);
+            assert_eq!(b.ask("tcp", OUTSIDE[0], 81), seen);
+        }
+        node.run(Suite::Ours, "del", &b, 9090);
+        let rules = node.host().rules();
+        assert!(!rules.contains("10.1.0.0/24"), "{rules}");
+        assert_eq!(node.host().sh("ls /run"), "netns\n");
+    });
+}
+
+#[test]
 fn only_the_network_that_is_named_is_adopted() {
     beyond_peer(WHY, || {
         let node = Node::new(BackEnd::IptablesNft, &DUAL);
@@ -364,6 +386,25 @@ fn pods_of_ours_are_released_under_a_live_connection() {
         }
         assert_eq!(of_pods(&node), [""; 0]);
         assert_eq!(node.outside.ask("tcp", NODE[0], 8080), NOBODY);
+    });
+}
+
+#[test]
+fn a_rule_that_pods_outside_the_cache_use_is_not_released() {
+    beyond_peer(WHY, || {
+        let node = Node::new(BackEnd::IptablesNft, &DUAL);
+        let (a, _a) = node.pod(Suite::Ours, "a", 8080);
+        let (b, _b) = node.pod(Suite::Ours, "b", 9090);
+        node.host()
+            .sh("rm $(grep -l /run/netns/b /var/lib/cni/results/*)");
+        let done = node.task(&["release"]);
+        let told = "masquerade of mynet: attachments that are not in the cache may use it";
+        assert!(done.stderr.contains(told), "{}", done.stderr);
+        let _server = node.0.outside.serve(81);
+        for pod in [&a, &b] {
+            let seen = format!("outside sees {}", NODE[0]);
+            assert_eq!(pod.ask("tcp", OUTSIDE[0], 81), seen);
+        }
     });
 }
 

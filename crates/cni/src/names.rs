@@ -13,6 +13,16 @@ pub fn prefixed(length: usize, prefix: &str, text: &str) -> String {
     prefix.chars().chain(hex).take(length).collect()
 }
 
+/// `text`, or a hash of it where it is longer than 120 bytes: two of them fit into an alias of
+/// the kernel (255 bytes, IFALIASZ in linux/if.h), and one into a file name. No hash equals
+/// a text: names and ids have no `#`.
+pub fn short(text: &str) -> String {
+    if text.len() <= 120 {
+        return text.to_owned();
+    }
+    prefixed(65, "#", text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

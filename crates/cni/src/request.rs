@@ -88,22 +88,14 @@ impl Attachment {
         format!(
             "{}{}",
             alias_prefix(network),
-            fitting(&format!("{id}/{ifname}"))
+            names::short(&format!("{id}/{ifname}"))
         )
     }
 }
 
 /// How the aliases of all attachments of `network` begin.
 pub fn alias_prefix(network: &str) -> String {
-    format!("podwire:{}/", fitting(network))
-}
-
-/// The kernel keeps 255 bytes of an alias (IFALIASZ in linux/if.h).
-fn fitting(text: &str) -> String {
-    if text.len() <= 120 {
-        return text.to_owned();
-    }
-    names::prefixed(65, "#", text)
+    format!("podwire:{}/", names::short(network))
 }
 
 impl fmt::Display for Attachment {

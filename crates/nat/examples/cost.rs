@@ -45,7 +45,9 @@ fn main() -> Result<()> {
         ("publish, there already", &|nat| nat.publish(&own).map(drop)),
         ("check", &|nat| nat.check_published(&own)),
         ("unpublish", &|nat| nat.unpublish(&own.owner)),
-        ("masquerade, there already", &|nat| nat.masquerade(&subnet)),
+        ("masquerade, there already", &|nat| {
+            nat.masquerade(&subnet).map(drop)
+        }),
         ("remove masquerade, nothing there", &|nat| {
             nat.remove_masquerade(&subnet.owner, &[])
         }),

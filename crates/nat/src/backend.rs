@@ -24,8 +24,9 @@ pub trait Backend {
     /// Which one it is.
     fn kind(&self) -> Kind;
 
-    /// Masquerades; once more does no harm.
-    fn masquerade(&self, wanted: &Masquerade) -> Result<()>;
+    /// Masquerades; once more does no harm. Whether there are rules for other subnets of the
+    /// network, which may be left over.
+    fn masquerade(&self, wanted: &Masquerade) -> Result<bool>;
     /// Removes what is there for this pod alone, found by owner.
     ///
     /// `addresses` are those of this interface where they are known. In

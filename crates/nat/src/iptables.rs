@@ -215,7 +215,7 @@ impl Backend for Iptables {
         Kind::Iptables
     }
 
-    fn masquerade(&self, wanted: &Masquerade) -> Result<()> {
+    fn masquerade(&self, wanted: &Masquerade) -> Result<bool> {
         for family in FAMILIES {
             if let Some(rules) = masquerade::Rules::new(wanted, family)? {
                 self.programs
@@ -224,7 +224,8 @@ impl Backend for Iptables {
                     .with_context(|| format!("masquerade {}", wanted.owner))?;
             }
         }
-        Ok(())
+        // The chains are the pods' own.
+        Ok(false)
     }
 
     fn remove_masquerade(&self, owner: &Attachment, addresses: &[IpAddr]) -> Result<()> {

@@ -18,3 +18,22 @@ pub struct Masquerade {
     /// behind which the network's pods on other nodes are.
     pub not_through: Option<String>,
 }
+
+impl Masquerade {
+    /// The subnets of the pod, each once. An address that is none is left out: it is nobody
+    /// else's.
+    pub fn subnets(&self) -> Vec<IpNetwork> {
+        let mut subnets = Vec::new();
+        for address in self.addresses.iter().filter(|it| !is_single(it)) {
+            // The prefix is one of a network already.
+            let subnet = IpNetwork::new(address.network(), address.prefix());
+            subnets.extend(subnet.ok().filter(|it| !subnets.contains(it)));
+        }
+        subnets
+    }
+}
+
+/// Whether an address is all that is in its network.
+pub(crate) fn is_single(address: &IpNetwork) -> bool {
+    address.prefix() == if address.is_ipv4() { 32 } else { 128 }
+}

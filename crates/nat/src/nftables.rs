@@ -24,11 +24,13 @@ mod spoof;
 mod transaction;
 mod vxlan;
 
+use std::cell::Cell;
 use std::net::IpAddr;
 
 use anyhow::{Result, bail};
 use cni::Attachment;
 use cni::conf::ValidAttachment;
+use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
 use crate::backend::{Backend, Kind};
@@ -242,6 +244,27 @@ impl Nftables {
         complete(networks::missing(&self.socket, wanted)?)
     }
 
+    /// Whether subnets of `network` that are not among `kept` are masqueraded.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn masquerades_others(&self, network: &str, kept: &[IpNetwork]) -> Result<bool> {
+        let found = masquerade::rules(&self.socket)?;
+        Ok(!masquerade::of_others(&found, network, kept).is_empty())
+    }
+
+    /// Removes the rules for subnets of `network` that are not among `kept`.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn retain_masquerade(&self, network: &str, kept: &[IpNetwork]) -> Result<()> {
+        self.transact(|socket| {
+            let found = masquerade::rules(socket)?;
+            let others = masquerade::of_others(&found, network, kept);
+            Ok(masquerade::removal(&others))
+        })
+    }
+
     /// Reads, decides and writes; again where somebody else wrote in between.
     fn transact(&self, decide: impl Fn(&Socket) -> Result<Transaction, Error>) -> Result<()> {
         retry(Errno::ERESTART, || {
@@ -272,8 +295,14 @@ impl Backend for Nftables {
         Kind::Nftables
     }
 
-    fn masquerade(&self, wanted: &Masquerade) -> Result<()> {
-        self.transact(|socket| masquerade::add(socket, wanted))
+    fn masquerade(&self, wanted: &Masquerade) -> Result<bool> {
+        let others = Cell::new(false);
+        self.transact(|socket| {
+            let (changes, has_others) = masquerade::add(socket, wanted)?;
+            others.set(has_others);
+            Ok(changes)
+        })?;
+        Ok(others.get())
     }
 
     /// Needs no addresses: the comments name the interface.

@@ -7,6 +7,7 @@
 //! Entering is for what has no other way: sysctls, and sockets that must be
 //! born inside. A socket made inside works from outside for as long as it lives.
 
+mod cookie;
 mod error;
 
 use std::{
@@ -109,6 +110,20 @@ impl NetNs {
     /// ```
     pub fn same_as(&self, other: &Self) -> Result<bool, Error> {
         Ok(self.identity()? == other.identity()?)
+    }
+
+    /// A name for the namespace of the calling thread, fit for a file name: its inode, and
+    /// since Linux 5.14 its cookie. The kernel gives an inode to another namespace later,
+    /// a cookie never until it is booted again.
+    ///
+    /// # Errors
+    /// As [`NetNs::current`].
+    pub fn current_name() -> Result<String, Error> {
+        let (_, inode) = Self::current()?.identity()?;
+        Ok(match cookie::of_this_thread() {
+            Some(cookie) => format!("{inode}-{cookie}"),
+            None => inode.to_string(),
+        })
     }
 
     /// The path that it was opened by.

@@ -112,9 +112,11 @@ impl Default for Conf {
 
 impl Conf {
     /// What a port of this configuration has besides its veth pair.
-    pub fn extras(&self) -> Extras {
+    pub fn extras(&self) -> Extras<'_> {
         Extras {
             masquerade: self.ip_masq,
+            // The Go suite has no such plugin.
+            bridge: None,
             spoof_check: self.macspoofchk,
         }
     }

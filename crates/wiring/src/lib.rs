@@ -8,6 +8,7 @@
 //! - [`port`]: the veth pair that makes a pod a port of a bridge;
 //! - [`gateway`]: the pods' gateway on an interface of the host;
 //! - [`outside`]: masquerade and spoof check;
+//! - [`shared`]: rules that serve all attachments of a network, and how long they stay;
 //! - [`lease`]: addresses that nobody else on the segment has;
 //! - [`check`]: whether all of that is as the result says;
 //! - [`mac`]: the MAC that somebody asked for;
@@ -22,6 +23,8 @@ pub mod mtu;
 pub mod outside;
 pub mod pod;
 pub mod port;
+pub mod shared;
+mod users;
 
 pub use addressing::{Addressing, Gateway};
 pub use outside::Masquerading;

@@ -4,15 +4,13 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use cni::conf::ValidAttachment;
-use cni::env::NetnsPath;
 use cni::result::{AddResult, IpConfig};
 use cni::{Attachment, Call, Code, Undo};
 use nat::nftables::{Nftables, SpoofCheck};
 use nat::{Kind, Leftovers, Masquerade};
 use netlink::{Mac, Netlink, VethPair};
-use netns::NetNs;
 
-use crate::Addressing;
+use crate::{Addressing, shared};
 
 /// How what leaves the pods' subnets is masqueraded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,28 +47,61 @@ impl Masquerading {
     }
 }
 
-/// Masquerades what leaves the pod's subnets.
+/// Masquerades what leaves the pod's subnets, if that is wanted. `bridge` is where pods of the Go
+/// plugins may be that use the same rules.
 ///
 /// # Errors
 /// No back end works; what it refuses.
 pub fn masquerade(
     owner: &Attachment,
-    addressing: &Addressing,
-    how: Masquerading,
+    addressing: Option<&Addressing>,
+    how: Option<Masquerading>,
+    bridge: Option<&str>,
     undo: &mut Undo,
 ) -> Result<()> {
+    let (Some(how), Some(addressing)) = (how, addressing) else {
+        return without_masquerade(owner, bridge, undo);
+    };
     let backend = nat::open(how.backend)?;
     let wanted = wanted(owner, &addressing.ips, &how);
-    if backend.kind() == Kind::Iptables {
-        // Theirs is a chain for each pod. With nftables there is one rule for
-        // the subnet, which other pods use.
-        let owner = owner.clone();
-        let addresses: Vec<_> = wanted.addresses.iter().map(|it| it.ip()).collect();
-        undo.push("remove masquerade", move || {
-            Leftovers::remove_masquerade(&owner, || Ok(Some(addresses)))
-        });
+    undo_use(owner, bridge, undo);
+    let is_first = match backend.kind() {
+        Kind::Nftables => shared::use_subnets(&wanted)?,
+        Kind::Iptables => {
+            let owner = owner.clone();
+            let addresses: Vec<_> = wanted.addresses.iter().map(|it| it.ip()).collect();
+            undo.push("remove masquerade", move || {
+                Leftovers::remove_masquerade(&owner, || Ok(Some(addresses)))
+            });
+            shared::use_own(&wanted)?;
+            false
+        }
+    };
+    let has_others = backend.masquerade(&wanted)?;
+    if has_others && is_first {
+        // The network has another subnet than before.
+        shared::drop_unused(&owner.network, bridge)?;
     }
-    backend.masquerade(&wanted)
+    Ok(())
+}
+
+/// The configuration may have said otherwise for the network's other pods.
+fn without_masquerade(owner: &Attachment, bridge: Option<&str>, undo: &mut Undo) -> Result<()> {
+    if !shared::may_have_rules(&owner.network) {
+        return Ok(());
+    }
+    undo_use(owner, bridge, undo);
+    if shared::use_nothing(owner)? {
+        shared::drop_unused(&owner.network, bridge)?;
+    }
+    Ok(())
+}
+
+fn undo_use(owner: &Attachment, bridge: Option<&str>, undo: &mut Undo) {
+    let (owner, bridge) = (owner.clone(), bridge.map(str::to_owned));
+    undo.push("remove the network's masquerade", move || {
+        shared::leave(&owner, bridge.as_deref(), true)
+    });
 }
 
 fn wanted(owner: &Attachment, ips: &[IpConfig], how: &Masquerading) -> Masquerade {
@@ -82,18 +113,14 @@ fn wanted(owner: &Attachment, ips: &[IpConfig], how: &Masquerading) -> Masquerad
     }
 }
 
-/// DEL: removes what is there for this pod alone, whoever made it. To be called
-/// first: whose addresses they were is then still to be seen.
+/// DEL: removes what is there for this pod alone, whoever made it.
 ///
 /// # Errors
 /// What the kernel or iptables refuses.
-pub(crate) fn remove_masquerade(
-    owner: &Attachment,
-    netns: Option<&NetnsPath>,
-    call: &Call,
-) -> Result<()> {
+pub(crate) fn remove_masquerade(owner: &Attachment, call: &Call) -> Result<()> {
     Leftovers::remove_masquerade(owner, || {
-        let told = in_the_pod(netns, owner).or_else(|| in_the_result(call));
+        // What the pod itself shows is not asked for: it may have given itself others.
+        let told = in_the_result(call).or_else(|| shared::noted_addresses(owner));
         match told {
             None if !has_sibling(owner)? => Ok(Some(Vec::new())),
             told => Ok(told),
@@ -106,7 +133,8 @@ pub(crate) fn remove_masquerade(
 fn has_sibling(owner: &Attachment) -> Result<bool> {
     let (own, ifname) = (owner.alias(), owner.ifname.as_str());
     let Some(container) = own.strip_suffix(ifname) else {
-        return Ok(false);
+        // Names so long that the alias is a hash: there may be one.
+        return Ok(true);
     };
     let links = Netlink::open()?.list_links()?;
     Ok(links.iter().any(|link| {
@@ -115,24 +143,11 @@ fn has_sibling(owner: &Attachment) -> Result<bool> {
     }))
 }
 
-/// The addresses of the interface as it is now, if it still is.
-fn in_the_pod(netns: Option<&NetnsPath>, owner: &Attachment) -> Option<Vec<IpAddr>> {
-    let netns = NetNs::open(netns?.as_path()).ok()?;
-    let pod = Netlink::open_in(&netns).ok()?;
-    let link = pod.find_link(owner.ifname.as_str()).ok()??;
-    let addresses = pod.list_addresses(link.index, None).ok()?;
-    let global = addresses.iter().filter(|it| !it.local_scope);
-    known(global.map(|it| it.address.ip()).collect())
-}
-
 /// Its addresses as ADD reported them.
 fn in_the_result(call: &Call) -> Option<Vec<IpAddr>> {
     let previous = call.prev_result().ok()??;
-    known(previous.ips.iter().map(|ip| ip.address.ip()).collect())
-}
-
-fn known(addresses: Vec<IpAddr>) -> Option<Vec<IpAddr>> {
-    Some(addresses).filter(|all| !all.is_empty())
+    let addresses = previous.ips.iter().map(|ip| ip.address.ip()).collect();
+    Some(addresses).filter(|all: &Vec<_>| !all.is_empty())
 }
 
 /// Drops what the pod sends with another MAC than its own.

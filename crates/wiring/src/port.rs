@@ -10,7 +10,7 @@ use cni::{Attachment, BestEffort, Call, Undo, delegate};
 use netlink::{Link, Mac, Netlink, PortSpec, VethPair, VethSpec};
 use netns::NetNs;
 
-use crate::{outside, pod};
+use crate::{outside, pod, shared};
 
 /// What a pair is made from.
 #[derive(Clone, Copy, Debug)]
@@ -89,9 +89,11 @@ pub fn container_interface(pair: &VethPair, netns: &NetnsPath) -> Interface {
 
 /// What a port may have besides its veth pair, by the keys of its configuration.
 #[derive(Clone, Copy, Debug)]
-pub struct Extras {
+pub struct Extras<'a> {
     /// Masquerade (`ipMasq`).
     pub masquerade: bool,
+    /// Where pods of the Go plugins may be that use the same network.
+    pub bridge: Option<&'a str>,
     /// A spoof check (`macspoofchk`).
     pub spoof_check: bool,
 }
@@ -101,17 +103,19 @@ pub fn detach(
     call: &Call,
     attachment: &Attachment,
     netns: Option<&NetnsPath>,
-    extras: Extras,
+    extras: Extras<'_>,
     all: &mut BestEffort,
 ) {
-    if extras.masquerade && call.has_ipam() {
-        // First: whose addresses they were is still to be seen.
+    let masquerade = extras.masquerade && call.has_ipam();
+    // The configuration may have been changed since the ADD.
+    if masquerade || shared::may_have_rules(&call.network) {
         all.step("remove masquerade", || {
-            outside::remove_masquerade(attachment, netns, call)
+            outside::remove_masquerade(attachment, call)
         });
     }
+    let mut gone = None;
     pod::delete_and_release(call, all, |all| {
-        let gone = all.step("delete the veth pair", || {
+        gone = all.step("delete the veth pair", || {
             delete_pair(call, attachment, netns)
         });
         if extras.spoof_check {
@@ -121,11 +125,17 @@ pub fn detach(
         }
         gone
     });
+    // As long as the pod can send, it is masqueraded.
+    if gone.is_some() {
+        all.step("remove the network's masquerade", || {
+            shared::leave(attachment, extras.bridge, masquerade)
+        });
+    }
 }
 
 /// GC: takes away what the ports of attachments that are not in `valid` have left,
 /// and has IPAM do the same.
-pub fn collect(call: &Call, valid: &[ValidAttachment], extras: Extras, all: &mut BestEffort) {
+pub fn collect(call: &Call, valid: &[ValidAttachment], extras: Extras<'_>, all: &mut BestEffort) {
     let network = &call.network;
     all.step("delete host veths", || delete_stale_veths(network, valid));
     if extras.spoof_check {
@@ -133,11 +143,13 @@ pub fn collect(call: &Call, valid: &[ValidAttachment], extras: Extras, all: &mut
             outside::collect_spoof_checks(network, valid)
         });
     }
-    if extras.masquerade {
-        all.step("collect masquerade", || {
-            nat::Leftovers::collect_masquerade(network, valid)
-        });
-    }
+    // Whatever the configuration says now: it may have been changed since an ADD.
+    all.step("collect masquerade", || {
+        nat::Leftovers::collect_masquerade(network, valid)
+    });
+    all.step("collect the network's masquerade", || {
+        shared::collect(network, valid)
+    });
     if call.has_ipam() {
         all.step("collect addresses", || delegate::ipam_gc(call));
     }

@@ -81,9 +81,10 @@ impl Default for Conf {
 
 impl Conf {
     /// What a port of this configuration has besides its veth pair.
-    pub fn extras(&self) -> Extras {
+    pub fn extras(&self) -> Extras<'_> {
         Extras {
             masquerade: self.ip_masq,
+            bridge: Some(&self.bridge),
             spoof_check: self.macspoofchk,
         }
     }

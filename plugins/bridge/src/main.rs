@@ -73,9 +73,14 @@ impl Plugin for Bridge {
         if let Some(pod) = pod {
             let configured = pod::configure(pod, addressing.as_ref())?;
             interfaces.extend(ensure_gateway(&host, &bridge, &plan, addressing.as_ref())?);
-            if let (Some(how), Some(addressing)) = (plan.masquerade, &addressing) {
-                outside::masquerade(&request.attachment, addressing, how, undo)?;
-            }
+            let bridge = Some(plan.bridge.as_str());
+            outside::masquerade(
+                &request.attachment,
+                addressing.as_ref(),
+                plan.masquerade,
+                bridge,
+                undo,
+            )?;
             let port = host.wait_for_port(pair.host.index)?;
             interfaces[1] = pod::host_interface(&port);
             pod::announce(&configured);

@@ -81,9 +81,8 @@ impl Plugin for Vxlan {
             // Before the pod can send through its gateway.
             keep_apart(&apart)?;
         }
-        if let (Some(how), Some(addressing)) = (plan.masquerade.clone(), &addressing) {
-            outside::masquerade(attachment, addressing, how, undo)?;
-        }
+        let how = plan.masquerade.clone();
+        outside::masquerade(attachment, addressing.as_ref(), how, None, undo)?;
         let port = host.wait_for_port(pair.host.index)?;
         pod::announce(&configured);
         let interfaces = vec![

@@ -50,6 +50,7 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
         run: nat::node::adopt,
         done: "adopted",
         nothing: "there was nothing of the Go plugins",
+        ours: true,
     };
     outside::run(arguments, &task)
 }

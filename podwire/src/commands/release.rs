@@ -49,6 +49,7 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
         run: nat::node::release,
         done: "released",
         nothing: "there was nothing of podwire",
+        ours: false,
     };
     outside::run(arguments, &task)
 }

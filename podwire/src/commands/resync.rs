@@ -47,6 +47,7 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
         run: nat::node::resync,
         done: "put back",
         nothing: "nothing was missing",
+        ours: true,
     };
     outside::run(arguments, &task)
 }

@@ -22,7 +22,7 @@ use super::expression::{Side, Statement};
 use super::listing::{self, Listed};
 use super::socket::Socket;
 use super::transaction::{Chain, Change, Family, Hook, Point, Rule, Table, Transaction, fitting};
-use crate::masquerade::Masquerade;
+use crate::masquerade::{Masquerade, is_single};
 
 const TABLE: Table = Table {
     family: Family::Inet,
@@ -32,9 +32,12 @@ const TABLE: Table = Table {
 const CHECKS: &str = "masq_checks";
 const POSTROUTING: &str = "postrouting";
 
-/// Changes that make the kernel masquerade as `wanted`; none if it does.
-pub fn add(socket: &Socket, wanted: &Masquerade) -> Result<Transaction, Error> {
-    Ok(additions(&rules(socket)?, &[wanted]))
+/// Changes that make the kernel masquerade as `wanted`, none if it does; and whether there are
+/// rules for other subnets of its network.
+pub fn add(socket: &Socket, wanted: &Masquerade) -> Result<(Transaction, bool), Error> {
+    let found = rules(socket)?;
+    let others = of_others(&found, &wanted.owner.network, &wanted.subnets());
+    Ok((additions(&found, &[wanted]), !others.is_empty()))
 }
 
 /// All rules of the table.
@@ -61,18 +64,31 @@ pub fn of_go<'a>(found: &'a [Listed], wanted: &Masquerade) -> Vec<&'a Listed> {
 
 /// The rules for `wanted`'s subnets, of what is `found`.
 pub fn of_network<'a>(found: &'a [Listed], wanted: &Masquerade) -> Vec<&'a Listed> {
-    let comment = network_comment(&wanted.owner.network);
-    let subnets = wanted.addresses.iter().map(|address| {
-        let subnet = network(address.network(), address.prefix());
-        Rule::new(subnet_leaves(&pod_or_network_rule(subnet, *address, false)))
-    });
-    let subnets: Vec<_> = subnets.collect();
-    let is_ours = |it: &&Listed| {
-        it.chain == CHECKS
-            && it.comment == fitting(&comment)
-            && subnets.iter().any(|rule| it.begins(Family::Inet, rule))
-    };
-    found.iter().filter(is_ours).collect()
+    let subnets: Vec<_> = wanted.addresses.iter().copied().map(leaves).collect();
+    let is_ours = |it: &&Listed| subnets.iter().any(|rule| it.begins(Family::Inet, rule));
+    let all = of_subnets(found, &wanted.owner.network);
+    all.filter(is_ours).collect()
+}
+
+/// The rules for subnets of `network` that are not among `kept`, of what is `found`.
+pub fn of_others<'a>(found: &'a [Listed], network: &str, kept: &[IpNetwork]) -> Vec<&'a Listed> {
+    let kept: Vec<_> = kept.iter().copied().map(leaves).collect();
+    let is_kept = |it: &Listed| kept.iter().any(|rule| it.begins(Family::Inet, rule));
+    let all = of_subnets(found, network);
+    all.filter(|it| !is_kept(it)).collect()
+}
+
+fn of_subnets<'a>(found: &'a [Listed], network: &str) -> impl Iterator<Item = &'a Listed> {
+    let comment = network_comment(network);
+    found
+        .iter()
+        .filter(move |it| it.chain == CHECKS && it.comment == fitting(&comment))
+}
+
+/// How every rule for the subnet of `address` begins.
+fn leaves(address: IpNetwork) -> Rule {
+    let subnet = network(address.network(), address.prefix());
+    Rule::new(subnet_leaves(&pod_or_network_rule(subnet, subnet, false)))
 }
 
 /// The changes that take these rules away, each of them once.
@@ -287,7 +303,7 @@ fn rule(wanted: &Masquerade, address: IpNetwork, fully_random: bool) -> Rule {
         let elsewhere = Statement::OutInterfaceNot(device.clone());
         rule.statements.insert(last, elsewhere);
     }
-    if is_single(address) {
+    if is_single(&address) {
         // What is no subnet is the pod's own: DEL takes it away, as the Go
         // plugins' DEL would.
         return rule.comment(pod_comment(&wanted.owner));
@@ -313,10 +329,6 @@ fn pod_or_network_rule(from: IpNetwork, subnet: IpNetwork, fully_random: bool) -
 /// `prefix` is one of a network that was checked already.
 fn network(ip: IpAddr, prefix: u8) -> IpNetwork {
     IpNetwork::new(ip, prefix).unwrap_or_else(|_| IpNetwork::from(ip))
-}
-
-fn is_single(address: IpNetwork) -> bool {
-    address.prefix() == if address.is_ipv4() { 32 } else { 128 }
 }
 
 fn network_hash(network: &str) -> String {
