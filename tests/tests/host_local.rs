@@ -673,7 +673,8 @@ fn an_exhausted_pool_takes_no_node_down() {
         }
         assert_eq!(node.refused("c").code, 11);
         // What no ADD can get past is told.
-        node.conf["ipam"]["dataDir"] = "/proc/nowhere".into();
+        node.sandbox.write("/var/lib/file", "");
+        node.conf["ipam"]["dataDir"] = "/var/lib/file/below".into();
         let error = node.sandbox.cni("host-local").status(&node.conf).error();
         assert_eq!(error.code, 50);
     });
