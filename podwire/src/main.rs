@@ -30,6 +30,7 @@ const FAILED: u8 = 1;
 const MISUSED: u8 = 2;
 
 fn main() -> ExitCode {
+    cni::process::start();
     let line = std::env::args_os().skip(1);
     let arguments = match Arguments::parse(line, Environment::of_process()) {
         Ok(arguments) => arguments,

@@ -108,11 +108,10 @@ pub fn counted(count: usize, thing: &str) -> String {
 }
 
 fn print(text: &str) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
     let line_end = if text.ends_with('\n') { "" } else { "\n" };
-    write!(stdout, "{text}{line_end}")
-        .and_then(|()| stdout.flush())
-        .context("write to standard output")
+    let text = format!("{text}{line_end}");
+    let written = cni::process::Stdout.write_all(text.as_bytes());
+    written.context("write to standard output")
 }
 
 fn pretty(document: &impl Serialize) -> Result<String> {

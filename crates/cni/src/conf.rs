@@ -142,7 +142,7 @@ pub(crate) fn read<T: DeserializeOwned>(document: &Json, reading: Reading) -> Re
         match document.decode() {
             Ok(conf) => return Ok(conf),
             Err(error) if reading == Reading::Lenient && document.get(error.key()).is_some() => {
-                eprintln!("ignoring a key of the configuration: {error}");
+                crate::process::log(format_args!("ignoring a key of the configuration: {error}"));
                 document = document.without(error.key());
             }
             Err(error) => return Err(load_error(&error)),

@@ -1,11 +1,12 @@
 //! Executing another plugin, as the specification says in its section
 //! "Plugin Delegation".
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::rc::Rc;
-use std::thread::{ScopedJoinHandle, sleep};
+use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -13,6 +14,7 @@ use serde::Deserialize;
 
 use crate::env::{Environment, Verb};
 use crate::error::{Code, Error};
+use crate::execute::{self, Limits};
 use crate::json::Json;
 use crate::linked::Linked;
 use crate::request::Call;
@@ -93,9 +95,6 @@ pub fn ipam_status(call: &Call) -> Result<()> {
     ipam.run(Verb::Status).map(drop)
 }
 
-/// What a new pipe takes without anybody reading (pipe(7)).
-const PIPE_CAPACITY: usize = 65536;
-
 /// A plugin to execute with our own environment and standard input, or to call
 /// where it is linked into this program.
 #[derive(Clone)]
@@ -135,7 +134,7 @@ impl Delegate {
             Some(linked) => linked.run(verb, &self.env, &self.stdin),
             None => self
                 .execute(verb)
-                .with_context(|| format!("execute {}", self.executable.display()))?,
+                .map_err(|error| execute::failure(&self.executable, error))?,
         };
         if !output.status.success() {
             return Err(reported(&output).into());
@@ -146,7 +145,7 @@ impl Delegate {
     }
 
     fn execute(&self, verb: Verb) -> std::io::Result<Output> {
-        finish(self.spawn(verb)?, &self.stdin)
+        execute::finish(self.spawn(verb)?, &self.stdin, Limits::PLUGIN)
     }
 
     /// A binary that is being replaced is busy for a moment (ETXTBSY).
@@ -170,70 +169,13 @@ impl Delegate {
             .env_clear()
             .envs(self.env.iter())
             .env("CNI_COMMAND", verb.as_str())
+            // One that hangs is killed with what it has started. And who ends us from a
+            // terminal does not end it halfway: it finds that nobody reads, and rolls back.
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         command
-    }
-}
-
-/// Feeds a program whose three streams are pipes, hears it out and waits for its end.
-///
-/// # Errors
-/// When a stream breaks; the program has ended by then all the same. The standard
-/// library would panic where a pipe cannot be read.
-pub fn finish(mut child: Child, stdin: &[u8]) -> std::io::Result<Output> {
-    let said = talk(&mut child, stdin);
-    // Whatever went wrong: who rolls back must not come before what the program
-    // is about to do.
-    let status = child.wait()?;
-    let [stdout, stderr] = said?;
-    Ok(Output {
-        status,
-        stdout,
-        stderr,
-    })
-}
-
-/// Feeds the plugin and hears what it says, on both streams. It may print before
-/// it has read everything, and on either stream first: nobody waits for the other.
-fn talk(child: &mut Child, stdin: &[u8]) -> std::io::Result<[Vec<u8>; 2]> {
-    let (input, answer, log) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    std::thread::scope(|scope| {
-        let thread = || std::thread::Builder::new();
-        let log = thread().spawn_scoped(scope, move || hear(log))?;
-        let fed = match stdin.len() <= PIPE_CAPACITY {
-            true => {
-                feed(input, stdin)?;
-                None
-            }
-            false => Some(thread().spawn_scoped(scope, move || feed(input, stdin))?),
-        };
-        let answer = hear(answer)?;
-        fed.map_or(Ok(()), joined)?;
-        Ok([answer, joined(log)?])
-    })
-}
-
-/// Writes all and closes the pipe: the plugin reads up to its end.
-fn feed(pipe: Option<impl Write>, stdin: &[u8]) -> std::io::Result<()> {
-    match pipe.map_or(Ok(()), |mut pipe| pipe.write_all(stdin)) {
-        // A plugin that does not read (VERSION) is not at fault.
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
-        _ => Ok(()),
-    }
-}
-
-fn hear(pipe: Option<impl Read>) -> std::io::Result<Vec<u8>> {
-    let mut said = Vec::new();
-    pipe.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut said))?;
-    Ok(said)
-}
-
-fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
-    match thread.join() {
-        Ok(done) => done,
-        Err(panic) => std::panic::resume_unwind(panic),
     }
 }
 

@@ -11,11 +11,13 @@ pub mod conf;
 pub mod delegate;
 pub mod env;
 mod error;
+pub mod execute;
 pub mod file;
 pub mod json;
 pub mod linked;
 pub mod names;
 mod privilege;
+pub mod process;
 pub mod request;
 pub mod result;
 mod run;
@@ -24,6 +26,7 @@ pub mod version;
 
 pub use address::Cidr;
 pub use error::{Code, Error, reason};
+pub use process::log;
 pub use request::{Add, Attachment, Call, Check, Del, Gc, Status};
 pub use result::AddResult;
 #[cfg(feature = "fuzzing")]

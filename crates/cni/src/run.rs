@@ -1,7 +1,7 @@
 //! The life of a plugin's process: environment and standard input in, one verb
 //! done, exactly one JSON document (or none) out.
 
-use std::io::{Read, Stdout, Write};
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -19,6 +19,7 @@ use crate::file::LONGEST;
 use crate::json::Json;
 use crate::linked::Linked;
 use crate::privilege;
+use crate::process::{self, Stdout};
 use crate::request::{Add, Attachment, Call, Check, Del, Gc, Status};
 use crate::result::{AddResult, pretty};
 use crate::undo::Undo;
@@ -50,28 +51,15 @@ pub trait Plugin {
 
 /// The whole `main` of plugin `P`.
 pub fn run<P: Plugin>() -> ExitCode {
+    process::start();
     let env = Environment::of_process();
     let mut process = Process {
         stdin: &mut std::io::stdin().lock(),
-        stdout: &mut Unbuffered(std::io::stdout()),
+        stdout: &mut Stdout,
         stderr: &mut std::io::stderr(),
         called: false,
     };
     ExitCode::from(process.run::<P>(env))
-}
-
-/// Standard output without the buffer that would part a document at its last
-/// line: who is killed has printed all of it, or nothing.
-struct Unbuffered(Stdout);
-
-impl Write for Unbuffered {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        Ok(nix::unistd::write(&self.0, bytes)?)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 /// What is read at once: a configuration is seldom longer.
@@ -208,10 +196,10 @@ impl Process<'_> {
     /// one would take the network from every running pod.
     fn gc<P: Plugin>(&mut self, call: Call, conf: P::Conf) -> Result<()> {
         let Some(valid) = conf::valid_attachments(&parse(&call.stdin)?)? else {
-            writeln!(
+            let _ = writeln!(
                 self.stderr,
                 "GC without cni.dev/valid-attachments: nothing done"
-            )?;
+            );
             return Ok(());
         };
         guarded(|| P::gc(&Gc { call, conf, valid }))

@@ -194,7 +194,7 @@ impl Iptables {
     fn unless_forbidden<T: Default>(&self, done: Result<T>, what: &str) -> Result<T> {
         match done {
             Err(error) if self.guessed && is_forbidden(&error) => {
-                eprintln!("{what}: iptables may not be asked: {error:#}");
+                cni::log(format_args!("{what}: iptables may not be asked: {error:#}"));
                 Ok(T::default())
             }
             done => done,

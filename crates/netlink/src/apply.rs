@@ -370,7 +370,7 @@ fn enable_ipv6(name: &str) -> anyhow::Result<()> {
     let key = sysctl::interface_key("ipv6", name, "disable_ipv6");
     match sysctl::read(&key) {
         // Without IPv6 in the kernel, adding the address says so better.
-        Err(error) => eprintln!("{error}"),
+        Err(error) => cni::log(format_args!("{error}")),
         Ok(value) if value == "1" => sysctl::write(&key, "0").context("enable IPv6")?,
         Ok(_) => {}
     }

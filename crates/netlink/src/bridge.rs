@@ -144,7 +144,10 @@ impl Netlink {
         let mac = bridge.mac.filter(|mac| !mac.is_zero()).or_else(fresh);
         let Some(mac) = mac else { return };
         if let Err(error) = self.set_mac(bridge.index, mac) {
-            eprintln!("pin the address of bridge {}: {error}", bridge.name);
+            cni::log(format_args!(
+                "pin the address of bridge {}: {error}",
+                bridge.name
+            ));
         }
     }
 

@@ -176,10 +176,10 @@ impl Netlink {
                 return Ok(dump.answers);
             }
             if tries == DUMP_TRIES {
-                eprintln!(
+                cni::log(format_args!(
                     "{}: interrupted {tries} times, going on with what was seen",
                     op()
-                );
+                ));
                 return Ok(dump.answers);
             }
         }

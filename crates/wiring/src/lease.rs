@@ -39,7 +39,7 @@ pub fn without_conflict(
         let Some(conflict) = netlink::find_conflict(netns, ifname.as_str(), &addresses)? else {
             return Ok(lease);
         };
-        eprintln!("address conflict: {conflict}");
+        cni::log(format_args!("address conflict: {conflict}"));
         conflicts.push(conflict.to_string());
         delegate::ipam_del(call)?;
         last = addresses;

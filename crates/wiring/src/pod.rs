@@ -71,7 +71,7 @@ pub fn configure(pod: netlink::Pod, addressing: Option<&Addressing>) -> Result<C
 /// they then learn of it a little later.
 pub fn announce(configured: &Configured) {
     if let Err(error) = configured.announce() {
-        eprintln!("announce the pod's addresses: {error:#}");
+        cni::log(format_args!("announce the pod's addresses: {error:#}"));
     }
 }
 

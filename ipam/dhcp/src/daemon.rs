@@ -96,7 +96,7 @@ struct Entry {
 
 impl Entry {
     fn log(&self, what: std::fmt::Arguments<'_>) {
-        eprintln!("{}: {what}", self.owner.client_id());
+        cni::log(format_args!("{}: {what}", self.owner.client_id()));
     }
 
     fn log_failure(&self, what: &str, result: Result<()>) {
@@ -248,7 +248,7 @@ impl Daemon {
         }
         match self.leases.len() {
             0 => {}
-            count => eprintln!("{count} leases from before"),
+            count => cni::log(format_args!("{count} leases from before")),
         }
         Ok(())
     }
@@ -580,7 +580,7 @@ impl Daemon {
     /// Drops all that is known of a lease.
     fn forget(&mut self, key: u32) {
         if let Err(error) = self.drop_lease(key) {
-            eprintln!("failed to forget the lease: {error:#}");
+            cni::log(format_args!("failed to forget the lease: {error:#}"));
         }
     }
 

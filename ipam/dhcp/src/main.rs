@@ -26,6 +26,7 @@ fn main() -> ExitCode {
 }
 
 fn run_daemon(arguments: &[String]) -> ExitCode {
+    cni::process::start();
     let flags = match Flags::parse(arguments) {
         Ok(Command::Run(flags)) => flags,
         Ok(Command::Help) => {
@@ -34,14 +35,14 @@ fn run_daemon(arguments: &[String]) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(fault) => {
-            eprintln!("dhcp daemon: {fault}; see dhcp daemon --help");
+            cni::log(format_args!("dhcp daemon: {fault}; see dhcp daemon --help"));
             return ExitCode::from(2);
         }
     };
     match daemon::run(&flags) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error:#}");
+            cni::log(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }

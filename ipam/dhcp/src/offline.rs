@@ -69,7 +69,9 @@ pub fn collect(socket: &str, network: &str, in_use: impl Fn(&Owner) -> bool) -> 
 fn tell_the_server(record: &Record, netns: Option<&Path>) {
     if let Err(error) = try_to_tell(record, netns) {
         let id = record.owner.client_id();
-        eprintln!("{id}: failed to release DHCP lease: {error:#}");
+        cni::log(format_args!(
+            "{id}: failed to release DHCP lease: {error:#}"
+        ));
     }
 }
 

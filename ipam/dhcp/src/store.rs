@@ -179,11 +179,18 @@ impl Store {
                 match file::read(&path, LONGEST).map(|(text, _)| serde_json::from_slice(&text)) {
                     Ok(Ok(record)) => records.push(record),
                     Ok(Err(error)) => {
-                        eprintln!("drop lease {}: parse: {error}", path.display());
+                        cni::log(format_args!(
+                            "drop lease {}: parse: {error}",
+                            path.display()
+                        ));
                         let _ = fs::remove_file(&path);
                     }
                     Err(error) => {
-                        eprintln!("lease {} is not held: {}", path.display(), reason(&error));
+                        cni::log(format_args!(
+                            "lease {} is not held: {}",
+                            path.display(),
+                            reason(&error)
+                        ));
                     }
                 }
             }

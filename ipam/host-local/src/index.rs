@@ -279,7 +279,9 @@ impl Index {
         }
         if let Err(error) = self.write(network) {
             let error = file::failed("write index", &self.dir)(error);
-            eprintln!("{error:#}; the next call will read all reservations");
+            cni::log(format_args!(
+                "{error:#}; the next call will read all reservations"
+            ));
         }
     }
 

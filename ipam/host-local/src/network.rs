@@ -365,7 +365,10 @@ fn is_in_the_way(error: &io::Error) -> bool {
 }
 
 fn pass_over(action: &str, path: &Path, error: io::Error) {
-    eprintln!("{:#}; passed over", failed(action, path)(error));
+    cni::log(format_args!(
+        "{:#}; passed over",
+        failed(action, path)(error)
+    ));
 }
 
 /// The lock of a network, given back when this is dropped.

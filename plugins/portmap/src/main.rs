@@ -40,10 +40,10 @@ impl Plugin for Portmap {
         });
         let published = nat::publish(&wanted, plan.backend)?;
         for nat::Notice { mapping, from } in published.taken {
-            eprintln!(
+            cni::log(format_args!(
                 "host port {}/{} was {from}'s and is {}'s now",
                 mapping.host_port, mapping.protocol, request.attachment
-            );
+            ));
         }
         if plan.opens_to_localhost() {
             open_to_localhost(&wanted, published.by)?;
@@ -104,13 +104,17 @@ fn open_to_localhost(wanted: &HostPorts, published_by: Kind) -> Result<()> {
         && let Err(error) = nat::close_localhost()
     {
         // All other ways to the pod work.
-        eprintln!("127.0.0.1 is not let through to the pod: {error:#}");
+        cni::log(format_args!(
+            "127.0.0.1 is not let through to the pod: {error:#}"
+        ));
         return Ok(());
     }
     let way = match Netlink::open()?.route_link(IpAddr::V4(pod.ip())) {
         // Nobody on the node reaches the pod, now: the Go plugin does not mind, either.
         Err(error) if error.is_unreachable() => {
-            eprintln!("127.0.0.1 is not let through to the pod: {error}");
+            cni::log(format_args!(
+                "127.0.0.1 is not let through to the pod: {error}"
+            ));
             return Ok(());
         }
         way => way?,
@@ -119,7 +123,9 @@ fn open_to_localhost(wanted: &HostPorts, published_by: Kind) -> Result<()> {
     match sysctl::write_if_different(&key, "1") {
         // A rootless runtime may have mounted /proc/sys read-only.
         Err(error) if error.is_forbidden() => {
-            eprintln!("127.0.0.1 is not let through to the pod: {error}");
+            cni::log(format_args!(
+                "127.0.0.1 is not let through to the pod: {error}"
+            ));
             Ok(())
         }
         done => done

@@ -223,7 +223,10 @@ fn ensure_device(
     if let Some(done) = device.apply_peers(host, network, &link, bridge)? {
         // The pod works without them; STATUS and CHECK tell as well.
         for (_, error) in &done.failed {
-            eprintln!("make the peers of {} known: {error}", network.name);
+            cni::log(format_args!(
+                "make the peers of {} known: {error}",
+                network.name
+            ));
         }
     }
     Ok(link)
@@ -233,10 +236,10 @@ fn ensure_device(
 fn keep_apart(apart: &Apart) -> Result<()> {
     let Some(nftables) = Nftables::find()? else {
         // As with the bridges of any other plugin.
-        eprintln!(
+        cni::log(format_args!(
             "keep {} apart from other networks: the kernel lacks nf_tables",
             apart.network
-        );
+        ));
         return Ok(());
     };
     nftables

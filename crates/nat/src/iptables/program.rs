@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use cni::Code;
+use cni::execute::{self, Limits};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
@@ -337,8 +338,11 @@ fn failed_line(said: &str) -> Option<usize> {
 }
 
 fn execute(program: &Path, arguments: &[&str], input: &str) -> Result<Output> {
-    let run = || cni::delegate::finish(command(program, arguments).spawn()?, input.as_bytes());
-    run().with_context(|| format!("execute {}", program.display()))
+    let run = || {
+        let child = command(program, arguments).spawn()?;
+        execute::finish(child, input.as_bytes(), Limits::LISTING)
+    };
+    run().map_err(|error| execute::failure(program, error))
 }
 
 #[expect(

@@ -4,11 +4,12 @@
 //! Such an attachment has a chain of its own, entered before the maps are
 //! looked at, with the conditions on each of its rules.
 
-use std::io::Write;
 use std::net::IpAddr;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use cni::execute::{self, Limits};
 use cni::names;
 
 use super::hostport::layout::{conditions, mappings, owner, pod};
@@ -160,17 +161,15 @@ pub fn check(socket: &Socket, family: Family, wanted: &HostPorts) -> Result<()> 
     reason = "conditions are in nft's language, which only nft reads"
 )]
 pub fn nft(script: &str) -> Result<()> {
-    let mut nft = Command::new("nft")
+    let nft = Command::new("nft")
         .args(["-f", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .context("execute nft, which conditions need")?;
-    if let Some(mut input) = nft.stdin.take() {
-        input.write_all(script.as_bytes()).context("write to nft")?;
-    }
-    let output = nft.wait_with_output().context("wait for nft")?;
+    let output = execute::finish(nft, script.as_bytes(), Limits::PLUGIN)
+        .map_err(|error| execute::failure(Path::new("nft"), error))?;
     if !output.status.success() {
         let told = String::from_utf8_lossy(&output.stderr);
         bail!("nft: {}", told.trim().replace('\n', "; "));

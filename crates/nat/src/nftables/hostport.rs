@@ -468,6 +468,6 @@ fn published_entry(entry: &Entry) -> Option<UdpPort> {
 /// flushed is told and no error: the ports are published, or are not any more.
 pub fn flush(socket: &Socket, published: &[UdpPort], which: Which) {
     if let Err(error) = conntrack::flush(socket, published, which) {
-        eprintln!("{error:#}");
+        cni::log(format_args!("{error:#}"));
     }
 }
