@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use testkit::{Netns, Sandbox, Stdout, beyond_peer, conf, newest};
+use testkit::{Netns, Sandbox, Stdout, beyond_peer, conf, conf_of, newest};
 
 const V4: &str = "10.1.0.0/24";
 const V6: &str = "fd01::/64";
@@ -1157,6 +1157,94 @@ fn status_says_when_the_bridge_s_name_is_taken() {
             .host()
             .sh("ip link add cni0 type veth peer name other");
         assert_eq!(sandbox.cni("bridge").status(&conf).error().code, 50);
+    });
+}
+
+/// Makes a bridge with all ports that it can have.
+fn fill(host: &Netns, bridge: &str) {
+    host.sh(&format!(
+        "ip link add {bridge} type bridge
+         for i in $(seq 1 512); do
+            echo link add name a$i master {bridge} type veth peer name b$i
+            [ $i = 512 ] || echo link set b$i master {bridge}
+         done | ip -batch -"
+    ));
+}
+
+#[test]
+fn a_bridge_without_room_for_a_port_is_told() {
+    beyond_peer("exchange full", || {
+        for plugin in ["bridge", "vxlan"] {
+            let sandbox = Sandbox::new();
+            sandbox.make_ready(plugin);
+            let pod = sandbox.pod("a");
+            let conf = conf::with(&conf_of(plugin), json!({"bridge": "cni0"}));
+            fill(&sandbox.host(), "cni0");
+            let full = "bridge \"cni0\" is full: a Linux bridge takes 1023 ports";
+            let error = sandbox.cni(plugin).status(&conf).error();
+            assert_eq!((error.code, error.msg.as_str()), (50, full));
+            let error = sandbox.cni(plugin).add(&conf, &pod, "eth0").error();
+            assert_eq!((error.code, error.msg.as_str()), (11, full));
+            sandbox.host().sh("ip link del a1");
+            sandbox.cni(plugin).status(&conf).silent();
+            sandbox.cni(plugin).add(&conf, &pod, "eth0").result();
+        }
+    });
+}
+
+#[test]
+fn ipv6_that_is_disabled_on_the_node_is_named() {
+    beyond_peer("permission denied", || {
+        for (plugin, device) in [("bridge", "cni0"), ("vxlan", "vxlan.5")] {
+            let sandbox = Sandbox::new();
+            sandbox.make_ready(plugin);
+            let pod = sandbox.pod("a");
+            sandbox
+                .host()
+                .sh("echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6");
+            let error = sandbox
+                .cni(plugin)
+                .add(&conf_of(plugin), &pod, "eth0")
+                .error();
+            let why = format!(
+                "to \"{device}\", where net.ipv6.conf.{device}.disable_ipv6 is 1: permission denied (13)"
+            );
+            assert!(error.msg.ends_with(&why), "{}", error.msg);
+        }
+    });
+}
+
+#[test]
+fn a_pod_without_ipv6_gets_it_with_its_address() {
+    for plugin in ["bridge", "macvlan"] {
+        let sandbox = Sandbox::new();
+        sandbox.make_ready(plugin);
+        let pod = sandbox.pod("a");
+        pod.sh("for of in all default; do
+                echo 1 >/proc/sys/net/ipv6/conf/$of/disable_ipv6
+            done");
+        let result = sandbox.cni(plugin).add(&conf_of(plugin), &pod, "eth0");
+        result.result();
+        assert_eq!(pod.addresses("eth0"), ["10.1.0.2/24", "fd01::2/64"]);
+    }
+}
+
+#[test]
+fn a_namespace_of_another_kind_is_told_at_once() {
+    beyond_peer("reference 8: invalid argument", || {
+        let sandbox = Sandbox::new();
+        let snapshot = sandbox.snapshot();
+        let pod = sandbox.pod("a");
+        for plugin in ["bridge", "macvlan", "loopback"] {
+            let call = || sandbox.cni(plugin).netns("/proc/self/ns/uts");
+            let error = call().add(&conf_of(plugin), &pod, "eth0").error();
+            assert!(
+                error.msg.contains("it is no network namespace"),
+                "{error:?}"
+            );
+            call().del(&conf_of(plugin), &pod, "eth0").silent();
+        }
+        snapshot.allow("netns a").assert_unchanged();
     });
 }
 

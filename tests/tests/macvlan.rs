@@ -1189,11 +1189,16 @@ fn status_says_when_there_is_no_wire() {
             ),
             (
                 "ip -n switch link set p1 down",
-                macvlan(json!({})),
+                macvlan(json!({"detectConflicts": true})),
                 "\"eth1\" has no carrier",
             ),
             (
-                "ip link set eth1 nomaster; ip link add br7 type bridge",
+                "ip link add br7 type bridge; ip link set eth1 master br7",
+                macvlan(json!({})),
+                "failed to create macvlan on \"eth1\": it is a port of a bridge",
+            ),
+            (
+                "ip link add br7 type bridge",
                 macvlan(json!({"master": "lo"})),
                 "no Ethernet",
             ),
@@ -1206,6 +1211,18 @@ fn status_says_when_there_is_no_wire() {
             assert_eq!(error.code, 50, "{prepare}: {}", error.msg);
             assert!(error.msg.contains(says), "{prepare}: {}", error.msg);
         }
+    });
+}
+
+#[test]
+fn status_and_add_do_without_a_carrier() {
+    beyond_peer("CNI 1.1.0 is newer than the peer", || {
+        let sandbox = Sandbox::new();
+        sandbox.segment().unplug(&sandbox);
+        let pod = sandbox.pod("a");
+        let conf = macvlan(json!({}));
+        sandbox.cni("macvlan").status(&conf).silent();
+        sandbox.cni("macvlan").add(&conf, &pod, "eth0").result();
     });
 }
 

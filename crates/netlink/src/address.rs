@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network};
+use nix::errno::Errno;
 use rtnetlink::{
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
@@ -11,7 +12,7 @@ use rtnetlink::{
     },
 };
 
-use crate::{Error, Netlink};
+use crate::{Error, Link, Netlink};
 
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +105,21 @@ impl Netlink {
         let request = RouteNetlinkMessage::NewAddress(message);
         self.change(request, NLM_F_CREATE | NLM_F_EXCL, || {
             format!("add address {} to link {index}", spec.address)
+        })
+    }
+
+    /// The same for a link that is known. IPv6 may be disabled there, which is told.
+    ///
+    /// # Errors
+    /// As [`Netlink::add_address`].
+    pub fn add_address_to(&self, link: &Link, spec: &AddressSpec) -> Result<(), Error> {
+        let name = &link.name;
+        self.add_address(link.index, spec).map_err(|error| {
+            let mut op = format!("add address {} to {name:?}", spec.address);
+            if error.errno() == Errno::EACCES && spec.address.is_ipv6() {
+                op.push_str(&format!(", where net.ipv6.conf.{name}.disable_ipv6 is 1"));
+            }
+            Error::new(op, error.errno())
         })
     }
 

@@ -77,6 +77,11 @@ impl Error {
         self.errno == Errno::EEXIST
     }
 
+    /// There is no room for one more: a bridge has all the ports that it can have.
+    pub fn is_full(&self) -> bool {
+        self.errno == Errno::EXFULL
+    }
+
     /// No route leads there.
     pub fn is_unreachable(&self) -> bool {
         matches!(self.errno, Errno::ENETUNREACH | Errno::EHOSTUNREACH)

@@ -156,7 +156,23 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn list_links(&self) -> Result<Vec<Link>, Error> {
+        self.list(LinkMessage::default())
+    }
+
+    /// Every port of a bridge or bond: `ip link show master BRIDGE`.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn list_ports(&self, master: u32) -> Result<Vec<Link>, Error> {
         let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::Controller(master));
+        let mut ports = self.list(message)?;
+        // Old kernels may not select.
+        ports.retain(|link| link.master == Some(master));
+        Ok(ports)
+    }
+
+    fn list(&self, mut message: LinkMessage) -> Result<Vec<Link>, Error> {
         message.attributes.push(without_statistics());
         let links = self.dump_answers(RouteNetlinkMessage::GetLink(message), || {
             "list links".into()

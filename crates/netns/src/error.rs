@@ -9,7 +9,7 @@ use nix::errno::Errno;
 pub enum Kind {
     /// There is nothing at the path.
     Missing,
-    /// There is something, but no namespace.
+    /// There is something, but no network namespace.
     NotANamespace,
     /// It is there and cannot be examined, opened or entered.
     Unusable,
@@ -69,10 +69,14 @@ impl Error {
     pub(crate) fn enter(path: &Path, errno: Errno) -> Self {
         // setns(2) says so of a namespace of another kind, which nsfs holds, too.
         if errno == Errno::EINVAL {
-            let msg = format!("enter {path:?}: it is no network namespace");
-            return Self::new(Kind::Unusable, path, msg);
+            return Self::other_kind("enter", path);
         }
         Self::unusable("enter", path, errno)
+    }
+
+    pub(crate) fn other_kind(action: &str, path: &Path) -> Self {
+        let msg = format!("{action} {path:?}: it is no network namespace");
+        Self::new(Kind::NotANamespace, path, msg)
     }
 
     fn unusable(action: &str, path: &Path, errno: Errno) -> Self {

@@ -9,6 +9,7 @@
 
 mod cookie;
 mod error;
+mod kind;
 
 use std::{
     fs::File,
@@ -49,7 +50,8 @@ impl NetNs {
     ///
     /// # Errors
     /// [`Kind::Missing`] when nothing is there, [`Kind::NotANamespace`] when
-    /// something else is (a plain file stays behind where a mount was lost),
+    /// something else is (a plain file stays behind where a mount was lost), also a
+    /// namespace of another kind;
     /// [`Kind::Unusable`] when it cannot be told or opened.
     ///
     /// ```
@@ -71,6 +73,9 @@ impl NetNs {
             return Err(Error::magic(path, magic.0 as u64));
         }
         let file = File::open(path).map_err(|error| Error::open(path, &error))?;
+        if kind::is_network(file.as_fd()) == Some(false) {
+            return Err(Error::other_kind("open", path));
+        }
         Ok(Self {
             fd: Arc::new(file.into()),
             path: path.to_owned(),

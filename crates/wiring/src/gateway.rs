@@ -65,7 +65,7 @@ fn ensure_address(host: &Netlink, link: &Link, address: IpNetwork, force: bool) 
         nodad: address.is_ipv6(),
         ..address.into()
     };
-    match host.add_address(link.index, &spec) {
+    match host.add_address_to(link, &spec) {
         // The ADD of another pod was quicker.
         Err(error) if error.is_exists() => Ok(()),
         other => {

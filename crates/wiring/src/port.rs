@@ -6,7 +6,7 @@ use cni::conf::ValidAttachment;
 use cni::env::{ContainerId, IfName, NetnsPath};
 use cni::request::alias_prefix;
 use cni::result::Interface;
-use cni::{Attachment, BestEffort, Call, Undo, delegate};
+use cni::{Attachment, BestEffort, Call, Code, Undo, delegate};
 use netlink::{Link, Mac, Netlink, PortSpec, VethPair, VethSpec};
 use netns::NetNs;
 
@@ -52,10 +52,41 @@ pub fn add_veth(
     for attempt in 1..NAMES {
         match host.add_veth(&spec, wiring.netns, undo) {
             Err(error) if is_name_taken(&error) => spec.host_name = attachment.host_veth(attempt),
-            other => return other,
+            other => return other.map_err(|error| why_not(error, bridge)),
         }
     }
-    host.add_veth(&spec, wiring.netns, undo)
+    let made = host.add_veth(&spec, wiring.netns, undo);
+    made.map_err(|error| why_not(error, bridge))
+}
+
+/// How many ports a bridge of Linux can have: they are numbered by ten bits, from 1
+/// (`BR_MAX_PORTS`, net/bridge/br_private.h).
+const MOST_PORTS: usize = 1023;
+
+/// The kernel's text for a bridge that has no room says nothing of bridges.
+fn why_not(error: anyhow::Error, bridge: &Link) -> anyhow::Error {
+    let kernel = error.downcast_ref::<netlink::Error>();
+    if !kernel.is_some_and(netlink::Error::is_full) {
+        return error;
+    }
+    let full = Code::TryAgain.err(full(bridge));
+    full.details(format!("{error:#}")).into()
+}
+
+fn full(bridge: &Link) -> String {
+    let name = &bridge.name;
+    format!("bridge {name:?} is full: a Linux bridge takes {MOST_PORTS} ports")
+}
+
+/// STATUS: whether `bridge` has room for one more port.
+///
+/// # Errors
+/// Code 50: `bridge "cni0" is full: a Linux bridge takes 1023 ports`.
+pub fn refuse_full(host: &Netlink, bridge: &Link) -> Result<()> {
+    if host.list_ports(bridge.index)?.len() >= MOST_PORTS {
+        return Err(Code::NotAvailable.err(full(bridge)).into());
+    }
+    Ok(())
 }
 
 fn is_name_taken(error: &anyhow::Error) -> bool {

@@ -14,6 +14,7 @@ use cni::linked::Linked;
 use cni::request::{Add, Check, Del, Gc, Status};
 use cni::result::{AddResult, Interface};
 use cni::{Attachment, BestEffort, Code, Plugin, Undo};
+use nat::nftables::Nftables;
 use netlink::{BridgeSpec, Link, Netlink, PortSpec};
 use wiring::mtu::Mtu;
 use wiring::port::Wiring;
@@ -127,15 +128,23 @@ impl Plugin for Bridge {
     fn status(request: &Status<Conf>) -> Result<()> {
         let plan = Plan::new(&request.conf, request.call.has_ipam(), None)?;
         let name = plan.bridge.as_str();
-        let in_the_way = Netlink::open()?.find_link(name)?;
-        if in_the_way.is_some_and(|link| !link.is_kind("bridge")) {
-            return Err(Code::NotAvailable
-                .err(format!("{name:?} already exists but is not a bridge"))
-                .into());
+        let host = Netlink::open()?;
+        let unavailable = |why: String| Code::NotAvailable.err(why);
+        match host.find_link(name)? {
+            Some(bridge) if bridge.is_kind("bridge") => port::refuse_full(&host, &bridge)?,
+            Some(_) => {
+                let why = format!("{name:?} already exists but is not a bridge");
+                return Err(unavailable(why).into());
+            }
+            None => {}
+        }
+        mtu_bytes(plan.mtu, &host).map_err(|error| unavailable(format!("{error:#}")))?;
+        if plan.spoof_check && Nftables::find()?.is_none() {
+            let why = "macspoofchk: the kernel lacks nf_tables".to_owned();
+            return Err(unavailable(why).into());
         }
         if let Some(how) = plan.masquerade {
-            nat::open(how.backend)
-                .map_err(|error| Code::NotAvailable.err(format!("ipMasq: {error:#}")))?;
+            nat::open(how.backend).map_err(|error| unavailable(format!("ipMasq: {error:#}")))?;
         }
         if request.call.has_ipam() {
             delegate::ipam_status(&request.call)?;

@@ -141,12 +141,10 @@ fn why_not(error: anyhow::Error, mode: MacvlanMode, parent: &Parent) -> anyhow::
             "it has a macvlan already, and mode passthru wants it for itself"
         }
         (Some(Errno::EINVAL), _) => "it belongs to a macvlan of mode passthru alone",
-        (Some(Errno::EBUSY), _) => {
-            "it is a port of a bridge or bond, or has ipvlans: use that bridge or bond as master"
-        }
+        (Some(Errno::EBUSY), _) => parent::IS_A_PORT,
         _ => return error,
     };
-    anyhow!("failed to create macvlan on {name:?}: {why}")
+    anyhow!(parent::why_not(name, why))
 }
 
 /// Two macvlans of one parent cannot be up with the same MAC.

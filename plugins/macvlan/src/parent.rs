@@ -120,7 +120,8 @@ fn is_down(parent: &Parent) -> bool {
     !parent.link.up && !parent.carrier
 }
 
-/// STATUS: whether an ADD would find its parent, and the wire be there.
+/// STATUS: whether an ADD would find its parent, and can make a macvlan on it. A parent
+/// without a carrier is as good for that as any: its cable may be plugged in later.
 ///
 /// # Errors
 /// Code 50, with the reason.
@@ -134,12 +135,37 @@ pub fn status(plan: &Plan) -> Result<()> {
         let reason = Code::NotAvailable.err(error.msg);
         anyhow!(reason.details(error.details))
     };
-    let parent = find(&Netlink::open()?, &plan.master).map_err(not_available)?;
-    if !parent.carrier {
+    let host = Netlink::open()?;
+    let parent = find(&host, &plan.master).map_err(not_available)?;
+    refuse_port(&host, &parent).map_err(not_available)?;
+    if plan.detect_conflicts && !parent.carrier {
         let name = &parent.link.name;
-        let reason = format!("master {name:?} has no carrier: is its cable plugged in?");
+        let reason = format!("master {name:?} has no carrier: nobody can be asked for an address");
         return Err(Code::NotAvailable.err(reason).into());
     }
     plan.mtu_on(parent.link.mtu)?;
     Ok(())
+}
+
+/// The kernel refuses macvlans on what hands all its frames to another link. A vrf has its
+/// ports for routing alone.
+fn refuse_port(host: &Netlink, parent: &Parent) -> Result<()> {
+    let Some(master) = parent.link.master else {
+        return Ok(());
+    };
+    match host.find_link_by_index(master)? {
+        Some(master) if !master.is_kind("vrf") => {
+            bail!("{}", why_not(&parent.link.name, IS_A_PORT))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Why the kernel says that a parent is busy.
+pub const IS_A_PORT: &str =
+    "it is a port of a bridge or bond, or has ipvlans: use that bridge or bond as master";
+
+/// That no macvlan can be made on the parent called `name`.
+pub fn why_not(name: &str, why: &str) -> String {
+    format!("failed to create macvlan on {name:?}: {why}")
 }

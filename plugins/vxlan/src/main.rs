@@ -155,6 +155,9 @@ impl Plugin for Vxlan {
             let why = format!("{name:?} already exists but is not a bridge");
             return Err(unavailable(why).into());
         }
+        if let Some(bridge) = &bridge {
+            port::refuse_full(&host, bridge)?;
+        }
         if let Some(how) = &plan.masquerade {
             nat::open(how.backend).map_err(|error| unavailable(format!("ipMasq: {error:#}")))?;
         }
@@ -214,7 +217,7 @@ fn ensure_device(
                 nodad: address.is_ipv6(),
                 ..address.into()
             };
-            match host.add_address(link.index, &spec) {
+            match host.add_address_to(&link, &spec) {
                 Err(error) if error.is_exists() => {}
                 other => other?,
             }
