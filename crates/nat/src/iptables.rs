@@ -156,16 +156,19 @@ impl Iptables {
         Ok(self.programs.of(family)?.chain(chain)?.is_some())
     }
 
-    /// Drops what others send to 127.0.0.0/8 of the node; once more does no harm.
+    /// Drops what others send to 127.0.0.0/8 of the node, or from there; once more does no harm.
     ///
     /// # Errors
     /// The table raw cannot be used.
     pub fn close_localhost(&self) -> Result<()> {
-        let rule =
-            "-d 127.0.0.0/8 ! -i lo -m comment --comment \"podwire: not from outside\" -j DROP";
+        let rules = ["-d", "-s"].map(|side| {
+            format!(
+                "{side} 127.0.0.0/8 ! -i lo -m comment --comment \"podwire: not from outside\" -j DROP"
+            )
+        });
         let program = self.programs.of(Family::V4)?;
         program
-            .keep("raw", "PREROUTING", rule)
+            .keep("raw", "PREROUTING", &rules)
             .context("keep others from 127.0.0.0/8")
     }
 

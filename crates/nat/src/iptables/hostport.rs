@@ -269,10 +269,12 @@ pub(super) fn collect(network: &str, valid: &[ValidAttachment], listing: &Listin
     transaction
 }
 
-/// The entries of others that lead away a port of ours: what is to be looked at
-/// to know whether they have the same address.
+/// The entries of other containers that lead away a port of ours: what is to be looked at
+/// to know whether they have the same address. Attachments of one container do not take
+/// ports from each other.
 pub(super) fn rivals(wanted: &HostPorts, family: Family, listing: &Listing) -> Vec<Rival> {
     let own = chain(&wanted.owner);
+    let same_container = format!("\" id: {:?}", wanted.owner.container_id.as_str());
     let ours: Vec<_> = wanted
         .mappings
         .iter()
@@ -290,7 +292,7 @@ pub(super) fn rivals(wanted: &HostPorts, family: Family, listing: &Listing) -> V
         {
             let from = option(rule, "--comment").unwrap_or_else(|| chain.clone());
             let rival = Rival { chain, from };
-            if !rivals.contains(&rival) {
+            if !rival.from.ends_with(&same_container) && !rivals.contains(&rival) {
                 rivals.push(rival);
             }
         }

@@ -216,25 +216,32 @@ impl Program {
         Err(Refused { line, error })
     }
 
-    /// Makes `rule` the first of a chain of any table, unless it is there.
-    pub(super) fn keep(&self, table: &str, chain: &str, rule: &str) -> Result<()> {
+    /// Puts those of `rules` that a chain of any table lacks before all others: one process
+    /// where none is missing.
+    pub(super) fn keep(&self, table: &str, chain: &str, rules: &[String]) -> Result<()> {
         let wait = self.lock_wait.to_string();
-        let carry = |line: &str| {
-            let text = format!("*{table}\n{line} {chain} {rule}\nCOMMIT\n");
+        let carry = |verb: &str, rules: &[String]| {
+            let lines = rules.iter().map(|rule| format!("{verb} {chain} {rule}\n"));
+            let text = format!("*{table}\n{}COMMIT\n", lines.collect::<String>());
             execute(&self.restore, &["--noflush", "--wait", &wait], &text)
         };
-        let found = carry("-C")?;
-        if found.status.success() {
+        if carry("-C", rules)?.status.success() {
             return Ok(());
         }
-        if failed_line(&said(&found)).is_none() {
-            return Err(self.failure(&self.restore, &found))
-                .with_context(|| format!("look for a rule in table {table}"));
-        }
-        let output = carry("-I")?;
-        if !output.status.success() {
-            return Err(self.failure(&self.restore, &output))
-                .with_context(|| format!("change table {table}: -I {chain} {rule}"));
+        for rule in rules.iter().map(std::slice::from_ref) {
+            let found = carry("-C", rule)?;
+            if found.status.success() {
+                continue;
+            }
+            if failed_line(&said(&found)).is_none() {
+                return Err(self.failure(&self.restore, &found))
+                    .with_context(|| format!("look for a rule in table {table}"));
+            }
+            let output = carry("-I", rule)?;
+            if !output.status.success() {
+                return Err(self.failure(&self.restore, &output))
+                    .with_context(|| format!("change table {table}: -I {chain} {}", rule[0]));
+            }
         }
         Ok(())
     }

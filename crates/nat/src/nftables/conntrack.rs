@@ -1,6 +1,6 @@
 //! Connections of UDP that the kernel remembers.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -57,7 +57,7 @@ pub fn flush(socket: &Socket, published: &[UdpPort], which: Which) -> Result<()>
     if published.is_empty() {
         return Ok(());
     }
-    let local = local_addresses()?;
+    let local = Local::list()?;
     let mut ports: Vec<_> = published
         .iter()
         .map(|it| (it.to.is_ipv4(), it.port))
@@ -101,19 +101,18 @@ impl Flow {
         })
     }
 
-    fn is_hit(&self, published: &UdpPort, which: Which, local: &[IpAddr]) -> bool {
+    fn is_hit(&self, published: &UdpPort, which: Which, local: &Local) -> bool {
         let asked = self.asked.ip();
-        let to_node = match published.host_ip {
-            Some(ip) => asked == ip,
-            None => asked.is_loopback() || local.contains(&asked),
-        };
         let to_pod = self.answers == published.to;
         self.protocol == Protocol::Udp.number()
             && self.asked.port() == published.port
             && match which {
                 // The address may have left the node before the pod did.
                 Which::To => to_pod,
-                Which::NotTo => to_node && !to_pod,
+                // A `hostIP` may be another machine's: its connections only pass through.
+                Which::NotTo => {
+                    !to_pod && published.host_ip.is_none_or(|ip| ip == asked) && local.has(asked)
+                }
             }
     }
 }
@@ -174,15 +173,39 @@ fn head(kind: u16, ipv4: bool) -> Head {
     }
 }
 
-fn local_addresses() -> Result<Vec<IpAddr>> {
-    let interfaces = getifaddrs().context("list addresses of the node")?;
-    let addresses = interfaces.filter_map(|it| it.address);
-    Ok(addresses
-        .filter_map(|it| {
+/// The addresses of the node.
+struct Local(Vec<IpAddr>);
+
+impl Local {
+    fn list() -> Result<Self> {
+        let interfaces = getifaddrs().context("list addresses of the node")?;
+        let addresses = interfaces.filter_map(|it| it.address);
+        let addresses = addresses.filter_map(|it| {
             let v4 = it.as_sockaddr_in().map(|it| IpAddr::from(it.ip()));
             v4.or_else(|| it.as_sockaddr_in6().map(|it| IpAddr::from(it.ip())))
-        })
-        .collect())
+        });
+        Ok(Self(addresses.collect()))
+    }
+
+    fn has(&self, ip: IpAddr) -> bool {
+        ip.is_loopback() || self.0.contains(&ip) || is_routed_here(ip)
+    }
+}
+
+/// Whether a route of type `local` has the node take what is sent to `ip`, though no
+/// interface has that address: to such a destination the kernel sends from the destination
+/// itself (`ip_route_output_key_hash_rcu` in net/ipv4/route.c). Nothing is sent.
+fn is_routed_here(ip: IpAddr) -> bool {
+    const DISCARD: u16 = 9;
+    let any = match ip {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let source = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect((ip, DISCARD))?;
+        socket.local_addr()
+    });
+    source.is_ok_and(|source| source.ip() == ip)
 }
 
 #[cfg(test)]
@@ -207,15 +230,21 @@ mod tests {
 
     #[test]
     fn connections_of_others_to_the_same_port_elsewhere_stay() {
-        let local = ["192.0.2.1".parse().unwrap()];
+        let local = Local(vec!["192.0.2.1".parse().unwrap()]);
         let dns = flow("203.0.113.53:53", "203.0.113.53:53");
         assert!(!dns.is_hit(&published(None), Which::NotTo, &local));
         assert!(!dns.is_hit(&published(None), Which::To, &local));
+        // Nor do those to an address of another machine that a mapping names.
+        assert!(!dns.is_hit(&published(Some("203.0.113.53")), Which::NotTo, &local));
     }
 
     #[test]
     fn what_went_past_the_pod_is_flushed_and_what_goes_to_it_is_not() {
-        let local = ["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()];
+        let local = Local(
+            ["192.0.2.1", "192.0.2.2"]
+                .map(|ip| ip.parse().unwrap())
+                .into(),
+        );
         let before = flow("192.0.2.1:53", "192.0.2.1:53");
         let other_pod = flow("127.0.0.1:53", "10.22.0.9:53");
         let now = flow("192.0.2.1:53", "10.22.0.2:5353");
@@ -231,7 +260,7 @@ mod tests {
     fn a_pod_that_leaves_takes_its_own_connections_along() {
         let now = flow("192.0.2.1:53", "10.22.0.2:5353");
         let other = flow("192.0.2.1:53", "10.22.0.9:53");
-        assert!(now.is_hit(&published(None), Which::To, &[]));
-        assert!(!other.is_hit(&published(None), Which::To, &[]));
+        assert!(now.is_hit(&published(None), Which::To, &Local(Vec::new())));
+        assert!(!other.is_hit(&published(None), Which::To, &Local(Vec::new())));
     }
 }

@@ -7,15 +7,16 @@
 //! | `ports` | protocol, port | pod's address, port |
 //! | `masqueraded` | source, pod's address | |
 //! | `masqueraded_ports` | pod's address, protocol, port | |
+//! | `displaced` | host port, pod's address and port | order |
 //!
 //! Each element has its owner as its comment, so that DEL, CHECK and GC know
 //! what is whose with nothing else at hand. An element is added so that the
 //! kernel refuses it where the key is taken: nobody has to look at the others.
 
+mod displaced;
 pub mod layout;
 
-use std::collections::HashSet;
-use std::io::ErrorKind;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, bail};
@@ -27,20 +28,21 @@ use super::conditional;
 use super::conntrack::{self, UdpPort, Which};
 use super::error::Error;
 use super::go;
-use super::listing::{self, Entry};
+use super::listing::{self, Entry, Listed};
 use super::presence;
 use super::socket::{Socket, retry};
-use super::transaction::{Change, Element, Family, Part, Set, Table, Transaction};
+use super::transaction::{Change, Element, Family, Part, Set, Transaction};
 use crate::hostport::{HostPorts, Mapping, Notice, Protocol};
+use displaced::{Displaced, is_port};
 use layout::{
-    FAMILIES, MARTIANS, MASQUERADED, OF_MAPPINGS, SETS, base, closed_localhost, elements, families,
-    hashed_prefix, mappings, masqueraded, neighbour_element, neighbour_rule, network_prefix, owner,
-    owner_comment, pod, table,
+    DISPLACED, FAMILIES, MARTIANS, MASQUERADED, OF_MAPPINGS, SETS, base, closed_localhost,
+    elements, families, hashed_prefix, is_complete, is_of_container, mappings, masqueraded,
+    neighbour_element, neighbour_rule, network_prefix, owner, owner_comment, pod, table,
 };
 
-/// Publishes; the newest mapping of a port wins. What the owner published
-/// before and does not want any more stays until it unpublishes: to find that
-/// would mean to look at all ports there are.
+/// Publishes; the newest mapping of a port wins, and the one that it displaces is remembered.
+/// What the owner published before and does not want any more stays until it unpublishes:
+/// to find that would mean to look at all ports there are.
 pub fn publish(socket: &Socket, wanted: &HostPorts) -> Result<Vec<Notice>> {
     let families = families(wanted);
     if families.is_empty() {
@@ -65,17 +67,18 @@ pub fn close_localhost(socket: &Socket) -> Result<Transaction, Error> {
     Ok(closed_localhost(&found))
 }
 
-/// What becomes of somebody else's mapping of the same port.
+/// What becomes of another owner's mapping of the same port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rival {
-    /// It is replaced: this is the newest ADD.
+    /// It is displaced: this is the newest ADD.
     Loses,
     /// It stays: nothing is new, something was lost.
     Stays,
 }
 
-/// Changes after which the ports of all pods are published, as far as nobody
-/// else has them, and who has them. Of two pods, the later in the list wins.
+/// Changes after which the ports of all pods are published, as far as no other owner
+/// has them, and who has them. Of two pods, the later in the list wins, and the other is
+/// remembered as displaced.
 pub fn additions(socket: &Socket, all: &[&HostPorts]) -> Result<(Transaction, Vec<Notice>), Error> {
     let plan = Plan::new(socket, all, Rival::Stays)?;
     Ok((plan.changes, plan.notices))
@@ -86,15 +89,22 @@ pub fn additions(socket: &Socket, all: &[&HostPorts]) -> Result<(Transaction, Ve
 struct Plan {
     changes: Transaction,
     notices: Vec<Notice>,
-    /// Whether `changes` are wrong if anybody else changed anything: two who
+    /// Whether `changes` are wrong if another program changed anything: two who
     /// both fill a chain fill it twice.
     depends: bool,
+}
+
+/// An element that a pod wants.
+struct Claim<'a> {
+    family: Family,
+    element: Element,
+    pod: &'a Attachment,
 }
 
 impl Plan {
     fn new(socket: &Socket, all: &[&HostPorts], rival: Rival) -> Result<Self, Error> {
         let mut plan = Self::default();
-        let mut wanted_elements = Vec::new();
+        let mut claims = Vec::new();
         for family in FAMILIES {
             let mut all = all
                 .iter()
@@ -106,41 +116,87 @@ impl Plan {
             }
             let found = listing::rules(socket, table(family), None)?;
             plan.changes.extend(base(family, &found));
-            let neighbours = !bridges_are_filtered(family)?;
             let mut rules = Vec::new();
             for wanted in all {
-                let mut its = elements(wanted, family);
-                if neighbours && let Some(neighbour) = neighbour_element(wanted, family) {
-                    its.push(neighbour);
-                    let rule = neighbour_rule(wanted, family, &found);
-                    rules.extend(rule.filter(|it| !rules.contains(it)));
-                }
-                wanted_elements.extend(its.into_iter().map(|it| (table(family), it)));
+                let rule = neighbour_rule(wanted, family, &found);
+                rules.extend(rule.filter(|it| !rules.contains(it)));
+                let its = elements(wanted, family).into_iter();
+                let its = its.chain(neighbour_element(wanted, family));
+                claims.extend(its.map(|element| Claim {
+                    family,
+                    element,
+                    pod: &wanted.owner,
+                }));
             }
             rules.into_iter().for_each(|it| plan.changes.push(it));
         }
         plan.depends = !plan.changes.is_empty();
-        let mut claimed = HashSet::new();
-        for (table, element) in wanted_elements {
-            if claimed.insert((table.family, element.set.name, element.key.clone())) {
-                let there = listing::entry_at(socket, table, element.set, &element.key)?;
-                plan.put(table, element, there, rival);
-            }
-        }
+        plan.settle(socket, claims, rival)?;
         Ok(plan)
     }
 
-    /// Puts `element` where `there` is now.
-    fn put(&mut self, table: Table, element: Element, there: Option<Entry>, rival: Rival) {
-        if let Some(entry) = there {
-            if entry.owner == element.owner && entry.value == element.value {
+    /// Puts each element in its place; the first claim to a place counts.
+    fn settle(
+        &mut self,
+        socket: &Socket,
+        claims: Vec<Claim<'_>>,
+        rival: Rival,
+    ) -> Result<(), Error> {
+        let mut claimed = HashMap::<_, usize>::new();
+        let mut losers = Vec::<(Family, Vec<Element>)>::new();
+        let mut displaced = BTreeMap::<Family, Displaced>::new();
+        for claim in claims {
+            let Claim {
+                family, element, ..
+            } = &claim;
+            let place = (*family, element.set.name, element.key.clone());
+            if let Some(at) = claimed.get(&place) {
+                losers[*at].1.extend(Some(claim.element).filter(is_port));
+                continue;
+            }
+            claimed.insert(place, losers.len());
+            losers.push((*family, Vec::new()));
+            let there = listing::entry_at(socket, table(*family), element.set, &element.key)?;
+            let former = there.map(|it| self::element(element.set, &it));
+            let displaces = former.as_ref().is_some_and(|it| it.owner != element.owner);
+            if displaces && rival == Rival::Stays {
+                self.notices
+                    .extend(former.and_then(|it| notice(it, claim.pod)));
+                if let Some((_, losers)) = losers.last_mut() {
+                    losers.extend(Some(claim.element).filter(is_port));
+                }
+                continue;
+            }
+            if displaces
+                && is_port(element)
+                && let Some(former) = former.clone()
+            {
+                let displaced = read_once(&mut displaced, socket, *family)?;
+                let remembered = displaced.remember(former, &element.owner);
+                self.changes.extend(remembered);
+                // The former holder may be another by now.
+                self.depends = true;
+            }
+            self.put(claim, former);
+        }
+        for (family, losers) in losers.iter().filter(|(_, losers)| !losers.is_empty()) {
+            let displaced = read_once(&mut displaced, socket, *family)?;
+            let changes = displaced.remember_below(losers);
+            self.depends |= !changes.is_empty();
+            self.changes.extend(changes);
+        }
+        Ok(())
+    }
+
+    /// Puts what is claimed in the place of `former`.
+    fn put(&mut self, claim: Claim<'_>, former: Option<Element>) {
+        let (table, element) = (table(claim.family), claim.element);
+        if let Some(former) = former {
+            if former == element {
                 return;
             }
-            let notice = notice(&entry, &element).filter(|it| !self.notices.contains(it));
+            let notice = notice(former, claim.pod).filter(|it| !self.notices.contains(it));
             self.notices.extend(notice);
-            if rival == Rival::Stays && entry.owner != element.owner {
-                return;
-            }
             self.changes
                 .push(Change::DeleteElement(table, element.clone()));
         }
@@ -166,21 +222,31 @@ impl Plan {
     }
 }
 
-/// Whether frames between ports of a bridge pass the rules of `family`: then
-/// neighbours need not be masqueraded, and see each other.
-fn bridges_are_filtered(family: Family) -> Result<bool, Error> {
+/// The displaced holders of a family, which are looked up when the first is needed: on most
+/// nodes there never is one.
+fn read_once<'a>(
+    all: &'a mut BTreeMap<Family, Displaced>,
+    socket: &Socket,
+    family: Family,
+) -> Result<&'a mut Displaced, Error> {
+    use std::collections::btree_map::Entry::{Occupied, Vacant};
+    Ok(match all.entry(family) {
+        Occupied(found) => found.into_mut(),
+        Vacant(place) => place.insert(Displaced::read(socket, family)?),
+    })
+}
+
+/// Whether frames between ports of a bridge do not pass the rules of `family`
+/// (`bridge-nf-call-iptables` is 0, or there is no module br_netfilter). Then pods of one
+/// bridge reach each other's host ports only if they are masqueraded.
+fn bridges_pass_by(family: Family) -> bool {
     let name = match family {
         Family::Ip6 => "bridge-nf-call-ip6tables",
         _ => "bridge-nf-call-iptables",
     };
     match std::fs::read(format!("/proc/sys/net/bridge/{name}")) {
-        Ok(value) => Ok(value.starts_with(b"1")),
-        // Absent without the module br_netfilter.
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => {
-            let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-            Err(Error::new(format!("read sysctl net/bridge/{name}"), errno))
-        }
+        Ok(value) => !value.starts_with(b"1"),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     }
 }
 
@@ -270,8 +336,9 @@ pub fn collect(socket: &Socket, network: &str, valid: &[ValidAttachment]) -> Res
     remove(socket, &found, &doomed, &|_| false)
 }
 
-/// Removes what of `found` belongs to owners that are `doomed`, and their conditions;
-/// and rules of the Go plugins for containers that are.
+/// Removes what of `found` belongs to owners that are `doomed`, their conditions, and what is
+/// remembered of them; and rules of the Go plugins for containers that are. A port goes back
+/// to the owner that was displaced last.
 fn remove(
     socket: &Socket,
     found: &[Found],
@@ -288,12 +355,14 @@ fn remove(
                 }
             }
             changes.extend(conditional::removal(socket, family, doomed)?);
-        }
-        for (family, set, entry) in found {
-            // Somebody may have taken the port since.
-            let now = listing::entry_at(socket, table(*family), *set, &entry.key)?;
-            if now.is_some_and(|now| doomed(&now.owner)) {
-                changes.push(Change::DeleteElement(table(*family), element(*set, entry)));
+            let mut displaced = Displaced::read(socket, family)?;
+            changes.extend(displaced.forget(|it| doomed(&it.port.owner)));
+            for (_, set, entry) in found.iter().filter(|(of, ..)| *of == family) {
+                // Another owner may have the port by now.
+                let now = listing::entry_at(socket, table(family), *set, &entry.key)?;
+                if now.is_some_and(|now| doomed(&now.owner)) {
+                    changes.extend(give_back(family, &mut displaced, element(*set, entry)));
+                }
             }
         }
         Ok(changes.commit(socket, Some(generation))?)
@@ -304,17 +373,27 @@ fn remove(
         .collect())
 }
 
+/// Changes that take `gone` away, and give its port back where it held one.
+fn give_back(family: Family, displaced: &mut Displaced, gone: Element) -> Transaction {
+    let restored = displaced.restore(&gone);
+    let mut changes = Transaction::new();
+    changes.push(Change::DeleteElement(table(family), gone));
+    changes.extend(restored);
+    changes
+}
+
 /// Changes that take away everything of owners that are `doomed`; with the last
 /// element, the tables.
 pub fn removal(socket: &Socket, doomed: &dyn Fn(&str) -> bool) -> Result<Transaction> {
     let mut changes = Transaction::new();
     for family in FAMILIES {
-        let mut its = Transaction::new();
-        let mut others = false;
+        let mut displaced = Displaced::read(socket, family)?;
+        let mut its = displaced.forget(|it| doomed(&it.port.owner));
+        let mut others = !displaced.is_empty();
         for set in SETS {
             for entry in listing::entries(socket, table(family), set, |_| true)? {
                 match doomed(&entry.owner) {
-                    true => its.push(Change::DeleteElement(table(family), element(set, &entry))),
+                    true => its.extend(give_back(family, &mut displaced, element(set, &entry))),
                     false => others = true,
                 }
             }
@@ -343,7 +422,7 @@ pub fn removal(socket: &Socket, doomed: &dyn Fn(&str) -> bool) -> Result<Transac
 pub fn owners(socket: &Socket) -> Result<HashSet<String>, Error> {
     let mut owners = HashSet::new();
     for family in FAMILIES {
-        for set in SETS {
+        for set in SETS.into_iter().chain([DISPLACED]) {
             let entries = listing::entries(socket, table(family), set, |_| true)?;
             owners.extend(entries.into_iter().map(|it| it.owner));
         }
@@ -368,25 +447,61 @@ pub fn check(socket: &Socket, wanted: &HostPorts) -> Result<()> {
 fn check_family(socket: &Socket, wanted: &HostPorts, family: Family) -> Result<()> {
     let table = table(family);
     for element in elements(wanted, family) {
-        let name = element.set.name;
-        let key = Change::DeleteElement(table, element.clone()).describe();
-        let key = key.trim_start_matches("delete ");
-        match listing::entry_at(socket, table, element.set, &element.key)? {
-            None => bail!("published port is missing: no {key}"),
-            Some(entry) if entry.owner != element.owner => {
-                bail!("published port is taken: {key} belongs to {}", entry.owner)
-            }
-            Some(entry) if entry.value != element.value => {
-                bail!("published port leads elsewhere: {key} in {name}")
-            }
-            Some(_) => {}
-        }
+        check_element(socket, family, wanted, &element)?;
     }
     let found = listing::rules(socket, table, None)?;
-    if !base(family, &found).is_empty() {
+    if !is_complete(family, &found) {
         bail!("table {table} is not complete");
     }
+    check_neighbours(socket, family, wanted, &found)?;
     conditional::check(socket, family, wanted).context("published ports with conditions")
+}
+
+fn check_element(
+    socket: &Socket,
+    family: Family,
+    wanted: &HostPorts,
+    element: &Element,
+) -> Result<()> {
+    let (table, name) = (table(family), element.set.name);
+    let key = Change::DeleteElement(table, element.clone()).describe();
+    let key = key.trim_start_matches("delete ");
+    let Some(entry) = listing::entry_at(socket, table, element.set, &element.key)? else {
+        bail!("published port is missing: no {key}")
+    };
+    if entry.owner != element.owner {
+        // Attachments of one container do not take ports from each other: the newest is
+        // reached, and the others wait.
+        let container = wanted.owner.container_id.as_str();
+        if is_of_container(&entry.owner, container)
+            && displaced::is_remembered(socket, family, element)?
+        {
+            return Ok(());
+        }
+        bail!("published port is taken: {key} belongs to {}", entry.owner)
+    }
+    if entry.value != element.value {
+        bail!("published port leads elsewhere: {key} in {name}")
+    }
+    Ok(())
+}
+
+/// What pods of the same bridge need to reach the ports is always written, and missed only
+/// where it is needed now: versions before 2.0 left it out where it was not needed at ADD.
+fn check_neighbours(
+    socket: &Socket,
+    family: Family,
+    wanted: &HostPorts,
+    found: &[Listed],
+) -> Result<()> {
+    let Some(element) = neighbour_element(wanted, family).filter(|_| bridges_pass_by(family))
+    else {
+        return Ok(());
+    };
+    if let Some(missing) = neighbour_rule(wanted, family, found) {
+        bail!("pods of its bridge do not reach the published ports: not done: {missing}");
+    }
+    check_element(socket, family, wanted, &element)
 }
 
 fn element(set: Set, entry: &Entry) -> Element {
@@ -398,13 +513,20 @@ fn element(set: Set, entry: &Entry) -> Element {
     }
 }
 
-/// What `entry` was, where `wanted` takes its place; nothing for an entry that
-/// maps no port, or that its owner replaces itself.
-fn notice(entry: &Entry, wanted: &Element) -> Option<Notice> {
-    let lost = mapping(entry)?;
-    (entry.owner != wanted.owner).then(|| Notice {
+/// What `former` was, where a mapping of `pod` takes its place, or would; nothing for an element
+/// that maps no port, or that is of the same container.
+fn notice(former: Element, pod: &Attachment) -> Option<Notice> {
+    let (owner, container) = (owner(pod), pod.container_id.as_str());
+    let entry = Entry {
+        key: former.key,
+        value: former.value,
+        owner: former.owner,
+    };
+    let lost = mapping(&entry)?;
+    let is_anothers = entry.owner != owner && !is_of_container(&entry.owner, container);
+    is_anothers.then_some(Notice {
         mapping: lost,
-        from: entry.owner.clone(),
+        from: entry.owner,
     })
 }
 

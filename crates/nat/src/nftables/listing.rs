@@ -207,6 +207,7 @@ fn decode(family: Family, types: &[Type], mut bytes: &[u8]) -> Option<Vec<Part>>
             Type::Port => Part::Port(u16::from_be_bytes([part[0], part[1]])),
             Type::Interface => Part::Interface(part.try_into().ok()?),
             Type::Vni => Part::Vni(u32::from_be_bytes([0, part[0], part[1], part[2]])),
+            Type::Number => Part::Number(u32::from_ne_bytes(part.try_into().ok()?)),
         });
     }
     Some(parts)

@@ -172,6 +172,8 @@ pub enum Type {
     /// The VXLAN network identifier of a UDP packet: three bytes of its payload, for
     /// which nft has no name.
     Vni,
+    /// A number; of all that nft can print, a packet mark is the plainest.
+    Number,
 }
 
 impl Type {
@@ -183,6 +185,7 @@ impl Type {
             (Self::Port, _) => "inet_service",
             (Self::Interface, _) => "ifname",
             (Self::Vni, _) => "integer",
+            (Self::Number, _) => "mark",
         }
     }
 
@@ -195,6 +198,7 @@ impl Type {
             (Self::Protocol, _) => "meta l4proto",
             (Self::Port, _) => "udp dport",
             (Self::Interface, _) => "iifname",
+            (Self::Number, _) => "meta mark",
             (Self::Vni, _) => "@th,96,24",
         }
     }
@@ -211,6 +215,7 @@ impl Type {
             (Self::Protocol, _) => (meta, &[libc::NFT_META_L4PROTO as u32]),
             (Self::Port, _) => (payload, &[6, 2]),
             (Self::Interface, _) => (meta, &[libc::NFT_META_IIFNAME as u32]),
+            (Self::Number, _) => (meta, &[libc::NFT_META_MARK as u32]),
             // Of no protocol: behind the transport header (3), from bit 96, 24 bits.
             (Self::Vni, _) => (payload, &[0, 0, 3, 96, 24]),
         };
@@ -230,6 +235,7 @@ impl Type {
             (Self::Port, _) => 13,
             (Self::Interface, _) => 41,
             (Self::Vni, _) => 4,
+            (Self::Number, _) => 19,
         }
     }
 
@@ -237,7 +243,7 @@ impl Type {
     fn length(self, family: Family) -> usize {
         match (self, family) {
             (Self::Address, Family::Ip6) | (Self::Interface, _) => 16,
-            (Self::Address, _) => 4,
+            (Self::Address, _) | (Self::Number, _) => 4,
             (Self::Vni, _) => 3,
             (Self::Port, _) => 2,
             (Self::Protocol, _) => 1,
@@ -301,6 +307,7 @@ pub enum Part {
     /// Padded with zeros, as the kernel has it.
     Interface([u8; libc::IFNAMSIZ]),
     Vni(u32),
+    Number(u32),
 }
 
 impl fmt::Display for Part {
@@ -309,6 +316,7 @@ impl fmt::Display for Part {
             Self::Address(ip) => ip.fmt(f),
             Self::Protocol(protocol) => protocol.fmt(f),
             Self::Port(port) => port.fmt(f),
+            Self::Number(number) => write!(f, "{number:#010x}"),
             Self::Interface(name) => {
                 let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
                 write!(f, "\"{}\"", String::from_utf8_lossy(name))
@@ -381,6 +389,8 @@ pub fn encode(parts: &[Part]) -> Vec<u8> {
             Part::Port(port) => bytes.extend(port.to_be_bytes()),
             Part::Interface(name) => bytes.extend(name),
             Part::Vni(vni) => bytes.extend(&vni.to_be_bytes()[1..]),
+            // nft reads marks in the machine's own order of bytes.
+            Part::Number(number) => bytes.extend(number.to_ne_bytes()),
         }
         if parts.len() > 1 {
             bytes.resize(bytes.len().next_multiple_of(4), 0);

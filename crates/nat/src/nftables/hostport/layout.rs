@@ -15,12 +15,14 @@ use crate::nftables::transaction::{
     Transaction, Type,
 };
 
-const HOSTIP_PORTS: Set = Set {
+/// Where a port of one of the node's addresses leads.
+pub const HOSTIP_PORTS: Set = Set {
     name: "hostip_ports",
     key: &[Type::Address, Type::Protocol, Type::Port],
     value: &[Type::Address, Type::Port],
 };
-const PORTS: Set = Set {
+/// Where a port of all of the node's addresses leads.
+pub const PORTS: Set = Set {
     name: "ports",
     key: &[Type::Protocol, Type::Port],
     value: &[Type::Address, Type::Port],
@@ -36,9 +38,21 @@ const MASQUERADED_PORTS: Set = Set {
     key: &[Type::Address, Type::Protocol, Type::Port],
     value: &[],
 };
+/// Who held a port before its holder: see [`super::displaced`].
+pub const DISPLACED: Set = Set {
+    name: "displaced",
+    key: &[
+        Type::Address,
+        Type::Protocol,
+        Type::Port,
+        Type::Address,
+        Type::Port,
+    ],
+    value: &[Type::Number],
+};
 /// What has an element for each mapping.
 pub const OF_MAPPINGS: [Set; 3] = [HOSTIP_PORTS, PORTS, MASQUERADED_PORTS];
-/// All of them.
+/// All that packets are compared with.
 pub const SETS: [Set; 4] = [HOSTIP_PORTS, PORTS, MASQUERADED, MASQUERADED_PORTS];
 
 /// nat in a table for both families needs Linux 5.2; in one of each, 4.18.
@@ -123,6 +137,12 @@ pub fn owner(owner: &Attachment) -> String {
         owner.container_id.as_str(),
         owner.ifname.as_str(),
     )
+}
+
+/// Whether a comment is that of an attachment of `container`. Not known where the comment
+/// is hashed; then it is taken for another's.
+pub fn is_of_container(comment: &str, container: &str) -> bool {
+    !comment.starts_with('#') && comment.split('/').nth(1) == Some(container)
 }
 
 /// The pod's subnet in `family`.
@@ -295,10 +315,22 @@ fn chains(family: Family) -> Vec<(Chain, Vec<Rule>)> {
     chains
 }
 
-/// Before anything else looks at a packet.
+/// Before anything else looks at a packet. Connections from 127.0.0.1 reach a pod only with
+/// `route_localnet`, which opens 127/8 of the node to its neighbours (CVE-2020-8558): this
+/// closes it. With that setting and without `rp_filter`, the kernel takes 127/8 for a source
+/// from outside, too (`ip_route_input_slow` in net/ipv4/route.c).
 fn martians() -> (Chain, Vec<Rule>) {
     let chain = hooked(MARTIANS, "filter", Point::Prerouting, -300);
-    (chain, vec![martian_rule()])
+    let rules = [Side::Destination, Side::Source].map(|side| {
+        let loopback = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0));
+        let network = IpNetwork::new(loopback, 8).unwrap_or_else(|_| IpNetwork::from(loopback));
+        Rule::new([
+            Statement::InterfaceNot("lo".into()),
+            Statement::Address(side, network),
+            Statement::Drop,
+        ])
+    });
+    (chain, rules.into())
 }
 
 /// Changes without which that chain is not there, or not whole.
@@ -312,16 +344,13 @@ pub fn closed_localhost(found: &[Listed]) -> Transaction {
     changes
 }
 
-/// Connections from 127.0.0.1 reach a pod only with `route_localnet`, which
-/// opens 127/8 of the node to its neighbours (CVE-2020-8558): this closes it.
-fn martian_rule() -> Rule {
-    let loopback = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0));
-    let network = IpNetwork::new(loopback, 8).unwrap_or_else(|_| IpNetwork::from(loopback));
-    Rule::new([
-        Statement::InterfaceNot("lo".into()),
-        Statement::Address(Side::Destination, network),
-        Statement::Drop,
-    ])
+/// Whether the published ports lead where they should. What versions before this one have
+/// left of `martians` is enough: a running pod is as well as it was at its ADD.
+pub fn is_complete(family: Family, found: &[Listed]) -> bool {
+    chains(family).iter().all(|(chain, rules)| {
+        let former = chain.name == MARTIANS && has(found, family, chain, &rules[..1]);
+        former || has(found, family, chain, rules)
+    })
 }
 
 /// Changes that make the table what it should be; none if it is.
@@ -336,7 +365,7 @@ pub fn base(family: Family, found: &[Listed]) -> Transaction {
         return changes;
     }
     changes.push(Change::AddTable(table));
-    for set in SETS {
+    for set in SETS.into_iter().chain([DISPLACED]) {
         changes.push(Change::AddSet(table, set));
     }
     let (name, hook, comment) = (NEIGHBOURS.into(), None, "");
@@ -423,6 +452,7 @@ add map ip6 podwire_hostports hostip_ports { type ipv6_addr . inet_proto . inet_
 add map ip6 podwire_hostports ports { type inet_proto . inet_service : ipv6_addr . inet_service ; }
 add set ip6 podwire_hostports masqueraded { type ipv6_addr . ipv6_addr ; }
 add set ip6 podwire_hostports masqueraded_ports { type ipv6_addr . inet_proto . inet_service ; }
+add map ip6 podwire_hostports displaced { type ipv6_addr . inet_proto . inet_service . ipv6_addr . inet_service : mark ; }
 add chain ip6 podwire_hostports neighbours
 add chain ip6 podwire_hostports hostports
 flush chain ip6 podwire_hostports hostports
@@ -453,9 +483,13 @@ add rule ip6 podwire_hostports postrouting ct status dnat jump neighbours
 add chain ip podwire_hostports martians { type filter hook prerouting priority -300 ; policy accept ; }
 flush chain ip podwire_hostports martians
 add rule ip podwire_hostports martians iifname != \"lo\" ip daddr 127.0.0.0/8 drop
+add rule ip podwire_hostports martians iifname != \"lo\" ip saddr 127.0.0.0/8 drop
 ";
         assert!(repair.ends_with(expected), "{repair}");
-        assert_eq!(repair.matches("add rule").count(), 1);
+        assert_eq!(repair.matches("add rule").count(), 2);
+        // An older version had one rule less there: that is no fault of a pod.
+        assert!(is_complete(Family::Ip, &there[..there.len() - 1]));
+        assert!(!is_complete(Family::Ip, &there[..there.len() - 2]));
     }
 
     #[test]
