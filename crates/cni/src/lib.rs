@@ -15,6 +15,7 @@ pub mod execute;
 pub mod file;
 pub mod json;
 pub mod linked;
+pub mod lock;
 pub mod names;
 mod privilege;
 pub mod process;

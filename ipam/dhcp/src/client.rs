@@ -1,10 +1,14 @@
 //! The plugin's end of the socket.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use cni::{AddResult, Code, Error, reason};
+use nix::sys::socket::sockopt::SendTimeout;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, setsockopt, socket};
+use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::gob::{Decoder, Encoder, LONGEST, Value};
 use crate::rpc::{ARGUMENTS, Arguments, CONNECT, Header, REQUEST, result_of};
@@ -48,7 +52,10 @@ impl Client {
                 reason(error)
             ))
         };
-        let stream = UnixStream::connect(socket).map_err(|error| unreachable(&error))?;
+        let stream = connect(socket).map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock => broken(socket, "it accepts no connection"),
+            _ => unreachable(&error),
+        })?;
         let mut client = Self {
             stream,
             socket: socket.to_owned(),
@@ -58,7 +65,7 @@ impl Client {
     }
 
     fn greet(&mut self) -> Result<(), Failure> {
-        self.wait_at_most(Some(SOON))?;
+        self.wait_at_most(SOON)?;
         self.send(CONNECT)?;
         let mut greeting = Vec::new();
         let mut byte = [0];
@@ -83,8 +90,8 @@ impl Client {
     /// [`Failure::Refused`] is what the daemon says; the others are as with [`Client::dial`].
     pub fn call(&mut self, method: &str, arguments: &Arguments) -> Result<AddResult, Failure> {
         let patience = match method {
-            crate::rpc::ALLOCATE => None,
-            _ => Some(SOON),
+            crate::rpc::ALLOCATE => cni::execute::PATIENCE,
+            _ => SOON,
         };
         self.wait_at_most(patience)?;
         let header = Header {
@@ -121,8 +128,8 @@ impl Client {
         }
     }
 
-    fn wait_at_most(&self, patience: Option<Duration>) -> Result<(), Failure> {
-        let set = self.stream.set_read_timeout(patience);
+    fn wait_at_most(&self, patience: Duration) -> Result<(), Failure> {
+        let set = self.stream.set_read_timeout(Some(patience));
         set.and_then(|()| self.stream.set_write_timeout(Some(SOON)))
             .map_err(|error| self.broken(&reason(&error)))
     }
@@ -135,8 +142,8 @@ impl Client {
     fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, Failure> {
         loop {
             match self.stream.read(buffer) {
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     return Err(self.broken("no answer"));
                 }
                 Err(error) => return Err(self.broken(&reason(&error))),
@@ -146,8 +153,26 @@ impl Client {
     }
 
     fn broken(&self, why: &str) -> Failure {
-        Failure::Broken(format!("DHCP daemon at {}: {why}", self.socket))
+        broken(&self.socket, why)
     }
+}
+
+fn broken(socket: &str, why: &str) -> Failure {
+    Failure::Broken(format!("DHCP daemon at {socket}: {why}"))
+}
+
+/// Connects; a daemon that hangs while others have filled its queue is not waited for
+/// without a limit, which connect(2) takes from the socket that sends.
+fn connect(path: &str) -> std::io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    setsockopt(
+        &socket,
+        SendTimeout,
+        &TimeVal::seconds(SOON.as_secs() as i64),
+    )?;
+    nix::sys::socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(UnixStream::from(socket))
 }
 
 impl Failure {

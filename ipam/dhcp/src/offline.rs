@@ -28,8 +28,12 @@ fn open(socket: &str) -> Result<Option<Store>> {
 }
 
 fn busy(dir: &Path) -> Error {
+    let holder = dir.metadata().ok().and_then(|it| cni::lock::holder(&it));
+    let who = holder.map_or(String::new(), |pid| format!(" by process {pid}"));
     let dir = dir.display();
-    Code::TryAgain.err(format!("leases in {dir} are in use, and no daemon listens"))
+    Code::TryAgain.err(format!(
+        "leases in {dir} are in use{who}, and no daemon listens"
+    ))
 }
 
 /// Gives the lease of `owner` back, if one is known: to its server if that can be

@@ -15,8 +15,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use cni::{Attachment, BestEffort};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::{Flock, OFlag};
 
 use crate::allocator::Store;
 use crate::file::{self, failed};
@@ -395,14 +394,7 @@ fn lock(dir: &Path) -> Result<Option<Lock>> {
             Err(error) if file::is_absent(&error) => return Ok(None),
             Err(error) => return Err(failed("open lock", &path)(error)),
         };
-        let mut waiting = file;
-        let lock = loop {
-            match Flock::lock(waiting, FlockArg::LockExclusive) {
-                Ok(lock) => break lock,
-                Err((file, Errno::EINTR)) => waiting = file,
-                Err((_, errno)) => return Err(failed("lock", &path)(errno.into())),
-            }
-        };
+        let lock = cni::lock::exclusive(file, &path)?;
         // While we waited, an operator may have removed the directory: who
         // comes after us locks another file then.
         let identity = |file: std::fs::Metadata| (file.dev(), file.ino());

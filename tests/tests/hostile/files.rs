@@ -227,3 +227,41 @@ fn a_file_in_the_place_of_a_directory_is_named() {
         }
     });
 }
+
+#[test]
+fn a_lock_that_is_held_too_long_is_named_with_its_holder() {
+    beyond_peer("the Go plugin waits for ever", || {
+        let node = Node::new();
+        node.call("ADD", "a").result();
+        let lock = format!("{STATE}/lock");
+        let script = "open(F, '<', shift); flock(F, 2); $| = 1; print 'held'; sleep 300";
+        let holder = node.sandbox.host().start(&["perl", "-e", script, &lock]);
+        let held = |_: &Netns| holder.output().contains("held");
+        node.sandbox.host().wait_until("the lock is held", held);
+        let told = |verb: &'static str| {
+            let mut conf = conf::with_valid(&node.conf, &[]);
+            let mut plugin = "host-local";
+            if verb == "DEL" {
+                // Through the plugin that asks it.
+                conf = conf::with(&conf::bridge(&[]), json!({"ipam": conf["ipam"]}));
+                plugin = "bridge";
+            }
+            let outcome = node
+                .sandbox
+                .cni(plugin)
+                .id("a")
+                .limit(Duration::from_secs(100));
+            let error = outcome.attachment(verb, &conf, &node.pod, "eth0").error();
+            let who = format!("lock {lock}: process {} has held it", holder.id());
+            assert!(error.msg.contains(&who), "{verb}: {}", error.msg);
+            assert_eq!(error.code, 11, "{verb}");
+        };
+        std::thread::scope(|scope| {
+            for verb in ["ADD", "CHECK", "DEL", "GC"] {
+                scope.spawn(move || told(verb));
+            }
+        });
+        node.sandbox.host().sh(&format!("kill {}", holder.id()));
+        node.call("DEL", "a").silent();
+    });
+}

@@ -1,0 +1,138 @@
+//! flock(2) with a limit: a program that holds a lock and hangs must not hang all others.
+
+use std::fs::{File, Metadata};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::mpsc::channel;
+use std::thread::Builder;
+use std::time::Duration;
+
+use anyhow::Result;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::{major, minor};
+
+use crate::error::Code;
+
+/// How long a lock is waited for. Ours is held for milliseconds, and a call that fails
+/// with code 11 is made again.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Locks `file`, which lies at `path`, for us alone.
+///
+/// # Errors
+/// Code 11 when another program holds the lock for [`PATIENCE`], with its process id where
+/// the kernel says it; the errors of flock(2).
+pub fn exclusive(file: File, path: &Path) -> Result<Flock<File>> {
+    exclusive_within(file, path, PATIENCE)
+}
+
+fn exclusive_within(file: File, path: &Path, patience: Duration) -> Result<Flock<File>> {
+    let failed = |errno: Errno| {
+        let (path, why) = (path.display(), errno.desc().to_lowercase());
+        anyhow::anyhow!("lock {path}: {why} ({})", errno as i32)
+    };
+    let waiting = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => return Ok(lock),
+        Err((file, Errno::EWOULDBLOCK)) => file,
+        Err((_, errno)) => return Err(failed(errno)),
+    };
+    let metadata = waiting.metadata()?;
+    // flock(2) has no limit. The thread that outlives ours gives back what it gets too late.
+    let (answer, answered) = channel();
+    Builder::new()
+        .name("lock".into())
+        .stack_size(64 * 1024)
+        .spawn(move || answer.send(wait(waiting)))?;
+    match answered.recv_timeout(patience) {
+        Ok(lock) => lock.map_err(failed),
+        Err(_) => Err(held(path, &metadata, patience).into()),
+    }
+}
+
+fn wait(mut file: File) -> Result<Flock<File>, Errno> {
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusive) {
+            Ok(lock) => return Ok(lock),
+            Err((waiting, Errno::EINTR)) => file = waiting,
+            Err((_, errno)) => return Err(errno),
+        }
+    }
+}
+
+fn held(path: &Path, metadata: &Metadata, patience: Duration) -> crate::Error {
+    let who = match holder(metadata) {
+        Some(pid) => format!("process {pid}"),
+        None => "another program".to_owned(),
+    };
+    let (path, seconds) = (path.display(), patience.as_secs());
+    Code::TryAgain.err(format!(
+        "lock {path}: {who} has held it for more than {seconds} s"
+    ))
+}
+
+/// The process that holds a flock(2) on a file, where the kernel says it: not where that
+/// process is of another process namespace, or has left the lock to a child.
+pub fn holder(metadata: &Metadata) -> Option<u32> {
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let holder = holder_in(&locks, metadata.dev(), metadata.ino());
+    holder.filter(|pid| Path::new(&format!("/proc/{pid}")).exists())
+}
+
+/// Finds it among lines like `1: FLOCK  ADVISORY  WRITE 4711 08:02:393219 0 EOF` (proc_locks(5));
+/// in those of programs that wait, an arrow follows the number.
+fn holder_in(locks: &str, device: u64, inode: u64) -> Option<u32> {
+    let file = format!("{:02x}:{:02x}:{inode}", major(device), minor(device));
+    locks.lines().find_map(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let &[_, "FLOCK", _, _, pid, at, ..] = words.as_slice() else {
+            return None;
+        };
+        pid.parse().ok().filter(|pid| *pid > 0 && at == file)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+    use nix::sys::stat::makedev;
+
+    #[test]
+    fn a_holder_is_told_from_those_who_wait() {
+        let locks = "1: POSIX  ADVISORY  WRITE 1 08:02:7 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 2 08:02:8 0 EOF\n\
+                     3: -> FLOCK  ADVISORY  WRITE 3 08:02:7 0 EOF\n\
+                     4: FLOCK  ADVISORY  WRITE 0 08:03:7 0 EOF\n\
+                     5: FLOCK  ADVISORY  WRITE 4711 08:02:7 0 EOF\n";
+        assert_eq!(holder_in(locks, makedev(8, 2), 7), Some(4711));
+        assert_eq!(holder_in(locks, makedev(8, 2), 8), Some(2));
+        assert_eq!(holder_in(locks, makedev(8, 3), 7), None);
+        assert_eq!(holder_in("", makedev(8, 3), 7), None);
+    }
+
+    #[test]
+    fn a_lock_is_waited_for_but_not_for_ever() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = || File::open(file.path()).unwrap();
+        let first = exclusive(open(), file.path()).unwrap();
+        let short = Duration::from_millis(50);
+        let error = exclusive_within(open(), file.path(), short).unwrap_err();
+        let error = Error::from_chain(&error);
+        assert_eq!(error.code, 11);
+        let held = format!(
+            "lock {}: process {} has held it",
+            file.path().display(),
+            std::process::id()
+        );
+        assert!(error.msg.starts_with(&held), "{}", error.msg);
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| exclusive(open(), file.path()).map(drop));
+            std::thread::sleep(short);
+            drop(first);
+            second.join().unwrap().unwrap();
+        });
+        // The thread that waited too long has given back what it got.
+        exclusive(open(), file.path()).unwrap();
+    }
+}
