@@ -24,9 +24,12 @@ mod wiring;
 
 use std::path::{Path, PathBuf};
 
-use cni::delegate;
-use cni::json::Json;
+use anyhow::Result;
+use cni::conf::NetConf;
+use cni::json::{DecodeError, Json};
 use cni::version::Version;
+use cni::{Error, delegate};
+use serde::de::DeserializeOwned;
 
 pub use findings::{Finding, Findings, Hint, Severity};
 
@@ -52,6 +55,8 @@ struct Plugin {
     keys: &'static [Key],
     /// What keys have to do with each other.
     check: fn(&Conf<'_>, &mut Findings),
+    /// What the plugin itself does with them at ADD before it acts.
+    read: fn(&Conf<'_>) -> Result<()>,
 }
 
 /// The plugins whose keys are known.
@@ -110,6 +115,8 @@ const COMMON_NAMES: &[&str] = &[
 /// One plugin's configuration in its surroundings.
 struct Conf<'a> {
     document: &'a Json,
+    /// The network's name, if it has one.
+    network: &'a str,
     /// Where it is in the file: `plugins[0]`, or nothing.
     place: String,
     /// Of the network; the newest when it is not known, to find no fault with it.
@@ -141,6 +148,11 @@ impl Conf<'_> {
 
     fn text(&self, key: &str) -> Option<String> {
         schema::text(self.document.get(key))
+    }
+
+    /// The keys as the plugin's own types.
+    fn keys<T: DeserializeOwned>(&self) -> Result<T> {
+        Ok(self.document.decode()?)
     }
 
     /// The type of the IPAM plugin, if there is one.
@@ -259,8 +271,10 @@ fn single(document: &Json, findings: &mut Findings, plugin_dirs: Option<&[PathBu
     }
     let version = list::check_version(document.get("cniVersion").as_ref(), findings);
     list::tell_excluded_runtimes(version, findings);
+    let name = schema::text(document.get("name"));
     let conf = Conf {
         document,
+        network: name.as_deref().unwrap_or_default(),
         place: String::new(),
         version: version.unwrap_or(Version::LATEST),
     };
@@ -289,7 +303,7 @@ fn plugin(conf: &Conf<'_>, findings: &mut Findings, plugin_dirs: Option<&[PathBu
     );
     executable(conf, "type", &name, plugin_dirs, findings);
     if let Some(known) = known {
-        (known.check)(conf, findings);
+        examine(known, conf, findings);
     }
     let Some(ipam) = conf.ipam() else { return };
     executable(conf, "ipam.type", &ipam, plugin_dirs, findings);
@@ -309,7 +323,24 @@ fn ipam_keys(conf: &Conf<'_>, name: &str, findings: &mut Findings) {
     let place = conf.place_of("ipam");
     let tables = [known.keys, specification::IPAM_KEYS];
     schema::check_members(&members, &tables, Others::AreMistakes, &place, findings);
-    (known.check)(conf, findings);
+    examine(known, conf, findings);
+}
+
+/// Looks at keys together, and asks the plugin's own code. That has the last word: it names
+/// one fault and no place for many, so what the tables found stands before it.
+fn examine(plugin: &Plugin, conf: &Conf<'_>, findings: &mut Findings) {
+    (plugin.check)(conf, findings);
+    if findings.has_error_at(&conf.place) {
+        return;
+    }
+    let common = || conf.keys::<NetConf>().map(drop);
+    let Err(error) = common().and_then(|()| (plugin.read)(conf)) else {
+        return;
+    };
+    match error.downcast_ref::<DecodeError>() {
+        Some(fault) => findings.error(&conf.place_of(fault.path()), fault.what()),
+        None => findings.error(&conf.place, Error::from_chain(&error).to_string()),
+    }
 }
 
 /// Whether a plugin's name can be one, is a common one misspelt, and, with

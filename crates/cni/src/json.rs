@@ -112,6 +112,11 @@ impl DecodeError {
         &self.path
     }
 
+    /// What is wrong there.
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
     /// The same fault in a member of a larger document.
     pub(crate) fn under(mut self, parent: &str) -> Self {
         let joint = match self.path.chars().next() {

@@ -78,9 +78,23 @@ fn ensure_address(host: &Netlink, link: &Link, address: IpNetwork, force: bool) 
     }
 }
 
+/// The first two of `addresses` that cannot be on one interface: an ADD fails when it adds
+/// the second.
+pub fn clash(addresses: &[IpNetwork]) -> Option<(IpNetwork, IpNetwork)> {
+    let pairs = addresses.iter().enumerate().flat_map(|(index, address)| {
+        let before = addresses[..index].iter();
+        before.map(move |other| (*other, *address))
+    });
+    pairs
+        .filter(|(other, address)| other != address && other.is_ipv4() == address.is_ipv4())
+        .find(|(other, address)| in_the_way(*other, *address))
+}
+
 fn in_the_way(other: IpNetwork, address: IpNetwork) -> bool {
     match address {
         IpNetwork::V4(_) => true,
+        // Every interface has one of its own already, and may have more.
+        IpNetwork::V6(address) if address.ip().is_unicast_link_local() => false,
         IpNetwork::V6(_) => other.contains(address.ip()) || address.contains(other.ip()),
     }
 }
@@ -96,5 +110,20 @@ mod tests {
         assert!(clash("2001:db8:1::1/48", "2001:db8:1:2::1/64"));
         assert!(clash("2001:db8:1:2::1/64", "2001:db8:1::1/48"));
         assert!(!clash("fe80::1/64", "2001:db8:1::1/48"));
+        assert!(!clash("fe80::a8bb:ccff:fedd:eeff/64", "fe80::1/64"));
+    }
+
+    #[test]
+    fn gateways_of_one_interface_are_compared_within_their_family() {
+        let of = |texts: &[&str]| {
+            let parsed: Vec<_> = texts.iter().map(|it| it.parse().unwrap()).collect();
+            super::clash(&parsed).map(|(one, other)| format!("{one} {other}"))
+        };
+        assert_eq!(of(&["10.1.0.1/24", "fd00::1/64", "fd01::1/64"]), None);
+        assert_eq!(of(&["10.1.0.1/24", "10.1.0.1/24"]), None);
+        assert_eq!(
+            of(&["fd00::1/64", "10.1.0.1/24", "10.2.0.1/24"]).as_deref(),
+            Some("10.1.0.1/24 10.2.0.1/24")
+        );
     }
 }

@@ -28,10 +28,10 @@ use cni::result::{Dns, IpConfig};
 use cni::{Add, AddResult, BestEffort, Check, Code, Del, Gc, Plugin, Status, Undo};
 
 use crate::allocator::{Lease, Refusal};
-use crate::conf::Ipam;
 use crate::network::{Holder, Network, Place};
 use crate::owner::Owner;
 
+pub use conf::Ipam;
 pub use usage::{Usage, usage};
 
 /// This build: a hash of the sources, which changes with whatever may change what it does.

@@ -142,6 +142,12 @@ impl RangeSet {
         Ok(Self(ranges))
     }
 
+    /// The gateway of each range, with the prefix of its subnet.
+    pub fn gateways(&self) -> Result<Vec<Cidr>> {
+        let ranges = self.0.iter();
+        ranges.map(|range| range.cidr(range.gateway())).collect()
+    }
+
     /// Whether an ADD gets an IPv4 address from this set.
     pub fn is_ipv4(&self) -> bool {
         self.0[0].start.is_ipv4()

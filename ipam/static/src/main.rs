@@ -1,8 +1,6 @@
 //! static: hands out the addresses that the configuration names. It remembers
 //! nothing, so two containers can get the same address if they ask for it.
 
-mod conf;
-
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -10,7 +8,7 @@ use cni::json::Json;
 use cni::result::IpConfig;
 use cni::{Add, AddResult, Check, Del, Gc, Plugin, Status, Undo};
 
-use crate::conf::{Address, Ipam};
+use static_ipam::conf::{Address, Ipam};
 
 fn main() -> ExitCode {
     cni::run::<Static>()

@@ -2,8 +2,6 @@
 //! bridge as its gateway.
 
 mod check;
-mod conf;
-mod plan;
 mod vlan;
 
 use std::process::ExitCode;
@@ -19,6 +17,8 @@ use netlink::{BridgeSpec, Link, Netlink, PortSpec};
 use wiring::mtu::Mtu;
 use wiring::port::Wiring;
 use wiring::{Addressing, Gateway, gateway, lease, outside, pod, port};
+
+use bridge::{conf, plan};
 
 use crate::conf::Conf;
 use crate::plan::{CONTAINER, Plan};

@@ -1,10 +1,7 @@
 //! macvlan: give a pod a MAC of its own on the node's wire.
 
 mod check;
-mod conf;
 mod parent;
-mod pattern;
-mod plan;
 mod remains;
 
 use std::process::ExitCode;
@@ -19,6 +16,8 @@ use netlink::{Configured, Dad, MacvlanMode, Parent};
 use netns::NetNs;
 use nix::errno::Errno;
 use wiring::{Addressing, Gateway, lease, pod};
+
+use macvlan::{conf, pattern, plan};
 
 use crate::conf::Conf;
 use crate::plan::Plan;

@@ -2,9 +2,7 @@
 //! between the hosts VXLAN, either as one segment (`l2`) or routed (`l3`).
 
 mod check;
-mod conf;
 mod occupancy;
-mod plan;
 
 use std::process::ExitCode;
 
@@ -20,6 +18,8 @@ use netlink::{AddressSpec, BridgeSpec, Family, Link, Netlink, PortSpec, sysctl};
 use overlay::{Device, Mode, device, gateway_mac, guard};
 use wiring::port::Wiring;
 use wiring::{Addressing, Gateway, gateway, outside, pod, port};
+
+use vxlan::{conf, plan};
 
 use crate::conf::Conf;
 use crate::plan::{CONTAINER, Plan};

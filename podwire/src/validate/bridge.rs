@@ -1,5 +1,7 @@
 //! The keys of bridge; the texts of faults are the plugin's own.
 
+use ::bridge::plan::Plan;
+use anyhow::Result;
 use cni::env::IfName;
 use cni::json::Json;
 
@@ -12,6 +14,7 @@ pub const PLUGIN: Plugin = Plugin {
     name: "bridge",
     keys: KEYS,
     check,
+    read,
 };
 
 /// The largest VLAN id; 4095 is reserved by IEEE 802.1Q.
@@ -52,7 +55,18 @@ const TRUNK_KEYS: &[Key] = &[
     Key::new("id", Kind::Integer(i64::MIN, i64::MAX)),
 ];
 
+fn read(conf: &Conf<'_>) -> Result<()> {
+    plan(conf).map(drop)
+}
+
+fn plan(conf: &Conf<'_>) -> Result<Plan> {
+    Plan::new(&conf.keys()?, conf.ipam().is_some(), None)
+}
+
 fn check(conf: &Conf<'_>, findings: &mut Findings) {
+    if let Ok(plan) = plan(conf) {
+        wiring::gateways(conf, plan.gateway, findings);
+    }
     wiring::masquerade(conf, findings);
     wiring::without_ipam(conf, NEED_IPAM, findings);
     if conf.flag("hairpinMode") && conf.flag("promiscMode") {

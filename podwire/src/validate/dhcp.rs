@@ -3,12 +3,15 @@
 use super::findings::Findings;
 use super::schema::{self, Key, Kind, Others};
 use super::{Conf, Plugin};
+use ::dhcp::conf::Ipam;
+use anyhow::Result;
 
 /// What is known of it.
 pub const PLUGIN: Plugin = Plugin {
     name: "dhcp",
     keys: KEYS,
     check,
+    read,
 };
 
 const KEYS: &[Key] = &[
@@ -57,6 +60,11 @@ fn provided(name: &str) -> Result<(), String> {
         0 | 50 | 52..=55 | 57 | 255 => Err(format!("option {name:?} is set by the client itself")),
         _ => Ok(()),
     }
+}
+
+fn read(conf: &Conf<'_>) -> Result<()> {
+    Ipam::read(conf.document, "")?;
+    Ok(())
 }
 
 fn check(conf: &Conf<'_>, findings: &mut Findings) {

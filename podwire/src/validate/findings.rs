@@ -95,6 +95,13 @@ impl Findings {
         &self.faults
     }
 
+    /// Whether there is an error at a place or below it.
+    pub fn has_error_at(&self, place: &str) -> bool {
+        let here = |finding: &&Finding| finding.path.starts_with(place);
+        let mut errors = self.faults.iter().filter(here);
+        errors.any(|finding| finding.severity == Severity::Error)
+    }
+
     /// How many there are of this severity.
     pub fn count(&self, severity: Severity) -> usize {
         let of_that = |finding: &&Finding| finding.severity == severity;

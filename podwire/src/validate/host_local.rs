@@ -1,5 +1,7 @@
 //! The keys of host-local; the texts of faults are the plugin's own.
 
+use ::host_local::Ipam;
+use anyhow::Result;
 use std::net::IpAddr;
 
 use cni::Cidr;
@@ -16,6 +18,7 @@ pub const PLUGIN: Plugin = Plugin {
     name: "host-local",
     keys: KEYS,
     check,
+    read,
 };
 
 const KEYS: &[Key] = &[
@@ -60,6 +63,22 @@ impl Range {
 struct Set {
     ranges: Vec<Range>,
     place: String,
+}
+
+/// The gateways of the pods' addresses: for each address, those of the ranges that it may
+/// come from. None where the configuration has a fault.
+pub fn gateways(conf: &Conf<'_>) -> Vec<Vec<Cidr>> {
+    let ipam = Ipam::read(conf.document, conf.version, "");
+    let sets = ipam.map(|ipam| ipam.sets).unwrap_or_default();
+    sets.iter().filter_map(|set| set.gateways().ok()).collect()
+}
+
+/// Ranges may come from the runtime.
+fn read(conf: &Conf<'_>) -> Result<()> {
+    if !conf.has_capability("ipRanges") {
+        Ipam::read(conf.document, conf.version, "")?;
+    }
+    Ok(())
 }
 
 fn check(conf: &Conf<'_>, findings: &mut Findings) {
@@ -189,7 +208,15 @@ fn range(keys: &Json, place: &str, findings: &mut Findings) -> Option<Range> {
         let reason = format!("RangeEnd {to} not in network {subnet}");
         return fault("rangeEnd", reason);
     }
-    if let Some(gateway) = given("gateway").filter(|gateway| !inside(*gateway)) {
+    for (key, ip) in [("rangeStart", from), ("rangeEnd", to)] {
+        if let Some(what) = unusable(ip, subnet) {
+            let reason = format!("{ip} is {what}: the container that gets it cannot be reached");
+            findings.warning(&schema::join(place, key), reason);
+        }
+    }
+    let reachable =
+        |gateway: &IpAddr| inside(*gateway) || network.is_ipv6() && is_link_local(*gateway);
+    if let Some(gateway) = given("gateway").filter(|gateway| !reachable(gateway)) {
         let reason = format!("{gateway} is not in {subnet}: containers cannot reach it directly");
         findings.warning(&schema::join(place, "gateway"), reason);
     }
@@ -197,6 +224,22 @@ fn range(keys: &Json, place: &str, findings: &mut Findings) -> Option<Range> {
         start: from,
         end: to,
     })
+}
+
+/// What an address of `subnet` is that no container can use.
+fn unusable(ip: IpAddr, subnet: Cidr) -> Option<&'static str> {
+    match ip {
+        ip if ip == subnet.0.network() && ip.is_ipv4() => Some("the network's own address"),
+        // RFC 4291, section 2.6.1.
+        ip if ip == subnet.0.network() => Some("the address of all routers of the subnet"),
+        ip if ip.is_ipv4() && ip == subnet.0.broadcast() => Some("the broadcast address"),
+        _ => None,
+    }
+}
+
+/// Whether a gateway is on every IPv6 link.
+pub fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
 fn next(ip: IpAddr) -> IpAddr {

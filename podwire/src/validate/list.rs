@@ -21,6 +21,9 @@ const KEYS: &[Key] = &[
     Key::new("plugins", Kind::Custom(list)),
 ];
 
+/// Keys that a runtime writes for itself: nerdctl, and podman with its CNI back end.
+const OF_RUNTIMES: &[&str] = &["nerdctlID", "nerdctlLabels", "args"];
+
 /// Keys that mean nothing before a version.
 const SINCE: &[(&str, Version)] = &[
     ("disableCheck", Version::V0_4_0),
@@ -66,7 +69,12 @@ pub fn check(
         }
     }
     let inlined = exact("loadOnlyInlinedPlugins").is_some_and(is_true);
+    let network = match exact("name") {
+        Some(Json::String(name)) => name,
+        _ => "",
+    };
     let surroundings = Surroundings {
+        network,
         version: version.unwrap_or(Version::LATEST),
         plugin_dirs,
     };
@@ -93,6 +101,7 @@ pub fn check(
 }
 
 struct Surroundings<'a> {
+    network: &'a str,
     version: Version,
     plugin_dirs: Option<&'a [PathBuf]>,
 }
@@ -107,6 +116,7 @@ impl Surroundings<'_> {
         for (index, document) in plugins.iter().enumerate() {
             let conf = Conf {
                 document,
+                network: self.network,
                 place: format!("plugins[{index}]"),
                 version: self.version,
             };
@@ -133,6 +143,7 @@ impl Surroundings<'_> {
                 Ok(document) => {
                     let conf = Conf {
                         document: &document,
+                        network: self.network,
                         place,
                         version: self.version,
                     };
@@ -156,6 +167,7 @@ fn check_keys(members: &[(String, Json)], findings: &mut Findings) {
                 findings.error(name, "null is no value for a key of a list");
             }
             Some(key) => schema::check(value, &key.kind, name, findings),
+            None if OF_RUNTIMES.contains(&name.as_str()) => {}
             None => findings.warning(name, unknown(name, &names)),
         }
     }

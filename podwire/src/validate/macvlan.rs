@@ -1,5 +1,7 @@
 //! The keys of macvlan; the texts of faults are the plugin's own.
 
+use ::macvlan::plan::Plan;
+use anyhow::Result;
 use cni::env::IfName;
 
 use super::findings::Findings;
@@ -11,6 +13,7 @@ pub const PLUGIN: Plugin = Plugin {
     name: "macvlan",
     keys: KEYS,
     check,
+    read,
 };
 
 const MODES: [&str; 5] = ["", "bridge", "private", "vepa", "passthru"];
@@ -29,6 +32,10 @@ const KEYS: &[Key] = &[
 
 /// No parent has a larger one (ETH_MAX_MTU in if_ether.h).
 const MTU_MAX: i64 = 65535;
+
+fn read(conf: &Conf<'_>) -> Result<()> {
+    Plan::new(&conf.keys()?, None).map(drop)
+}
 
 fn check(conf: &Conf<'_>, findings: &mut Findings) {
     wiring::without_ipam(conf, &["detectConflicts"], findings);

@@ -1,5 +1,7 @@
 //! The keys of portmap; the texts of faults are the plugin's own.
 
+use ::portmap::plan::Plan;
+use anyhow::Result;
 use cni::json::Json;
 
 use super::findings::Findings;
@@ -11,6 +13,7 @@ pub const PLUGIN: Plugin = Plugin {
     name: "portmap",
     keys: KEYS,
     check,
+    read,
 };
 
 const KEYS: &[Key] = &[
@@ -44,6 +47,11 @@ const MAPPING_KEYS: &[Key] = &[
     Key::required("protocol", Kind::Parsed(protocol)),
     Key::new("hostIP", Kind::ADDRESS),
 ];
+
+fn read(conf: &Conf<'_>) -> Result<()> {
+    Plan::new(&conf.keys()?)?;
+    Ok(())
+}
 
 fn check(conf: &Conf<'_>, findings: &mut Findings) {
     if conf.is_first() {

@@ -11,8 +11,9 @@ pub const KEYS: &[Key] = &[
     Key::new("capabilities", Kind::BoolMap),
     Key::new("ipam", Kind::Object(IPAM_KEYS, Others::AreFine)),
     Key::new("dns", Kind::Object(DNS_KEYS, Others::AreMistakes)),
-    Key::new("args", Kind::Object(&[], Others::AreFine)),
-    Key::new("runtimeConfig", Kind::Object(&[], Others::AreFine)),
+    // Of any type for a plugin that does not read them.
+    Key::new("args", Kind::Custom(|_| Ok(()))),
+    Key::new("runtimeConfig", Kind::Custom(|_| Ok(()))),
     Key::new("prevResult", Kind::Object(&[], Others::AreFine)),
 ];
 

@@ -1,10 +1,14 @@
 //! The keys of static; the texts of faults are the plugin's own.
 
+use anyhow::Result;
 use cni::Cidr;
 use cni::address::parse_ip;
 use cni::version::Version;
+use static_ipam::conf::{Address, Ipam};
+use std::net::IpAddr;
 
 use super::findings::Findings;
+use super::host_local::is_link_local;
 use super::schema::{self, Key, Kind, Others};
 use super::{Conf, Plugin, routes, specification};
 
@@ -13,6 +17,7 @@ pub const PLUGIN: Plugin = Plugin {
     name: "static",
     keys: KEYS,
     check,
+    read,
 };
 
 const KEYS: &[Key] = &[
@@ -44,6 +49,19 @@ fn cidr(text: &str) -> Result<(), String> {
     })
 }
 
+/// The pods' addresses and their gateways; none where the configuration has a fault.
+pub fn addresses(conf: &Conf<'_>) -> Vec<(Cidr, Option<IpAddr>)> {
+    let ipam = Ipam::read(conf.document, conf.version, "");
+    let addresses = ipam.map(|ipam| ipam.addresses).unwrap_or_default();
+    let pair = |it: Address| (it.cidr, it.gateway);
+    addresses.into_iter().map(pair).collect()
+}
+
+fn read(conf: &Conf<'_>) -> Result<()> {
+    Ipam::read(conf.document, conf.version, "")?;
+    Ok(())
+}
+
 fn check(conf: &Conf<'_>, findings: &mut Findings) {
     let Some(ipam) = conf.document.get("ipam") else {
         return;
@@ -68,7 +86,8 @@ fn check(conf: &Conf<'_>, findings: &mut Findings) {
         };
         of_family[usize::from(address.ip().is_ipv4())] += 1;
         let outside = |gateway: &std::net::IpAddr| {
-            gateway.is_ipv4() != address.ip().is_ipv4() || !address.0.contains(*gateway)
+            gateway.is_ipv4() != address.ip().is_ipv4()
+                || !address.0.contains(*gateway) && !is_link_local(*gateway)
         };
         if let Some(gateway) = parse_ip(&text("gateway")).ok().filter(outside) {
             let reason =

@@ -1,5 +1,7 @@
 //! The keys of vxlan; what contradicts what is decided by the plugin's own code.
 
+use ::vxlan::plan::Plan;
+use anyhow::Result;
 use cni::Cidr;
 use cni::Error;
 use cni::json::Json;
@@ -14,6 +16,7 @@ pub const PLUGIN: Plugin = Plugin {
     name: "vxlan",
     keys: KEYS,
     check,
+    read,
 };
 
 /// Whether a number is in range, Network::new says.
@@ -61,6 +64,14 @@ const PEER_KEYS: &[Key] = &[
     Key::new("subnet", Kind::Custom(subnet)),
 ];
 
+fn read(conf: &Conf<'_>) -> Result<()> {
+    plan(conf).map(drop)
+}
+
+fn plan(conf: &Conf<'_>) -> Result<Plan> {
+    Plan::new(&conf.keys()?, conf.network, conf.ipam().is_some(), None)
+}
+
 fn check(conf: &Conf<'_>, findings: &mut Findings) {
     // What does not decode has been told by the table of keys.
     let Ok(keys) = conf.document.decode::<overlay::Conf>() else {
@@ -82,6 +93,9 @@ fn check(conf: &Conf<'_>, findings: &mut Findings) {
 }
 
 fn together(conf: &Conf<'_>, keys: &overlay::Conf, mode: Mode, findings: &mut Findings) {
+    if let Ok(plan) = plan(conf) {
+        wiring::gateways(conf, plan.gateway, findings);
+    }
     if mode == Mode::L2 {
         wiring::without_ipam(conf, NEED_IPAM, findings);
         return;

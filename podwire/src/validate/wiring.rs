@@ -1,13 +1,16 @@
 //! What the plugins that wire a pod (bridge, macvlan, vxlan) read alike.
 
-use cni::Error;
-use cni::json::Json;
-use cni::version::Version;
-use wiring::Masquerading;
+use std::net::IpAddr;
 
-use super::Conf;
+use cni::json::Json;
+use cni::result::IpConfig;
+use cni::version::Version;
+use cni::{AddResult, Cidr, Error};
+use wiring::{Addressing, Gateway, Masquerading, gateway};
+
 use super::findings::Findings;
 use super::schema::{self, Key, Kind, Others};
+use super::{Conf, host_local, r#static};
 
 /// `runtimeConfig`, of which they read the MAC.
 pub const RUNTIME_CONFIG: Key = Key::new("runtimeConfig", Kind::Object(MAC_KEY, Others::AreFine));
@@ -52,4 +55,52 @@ pub fn without_ipam(conf: &Conf<'_>, keys: &[&str], findings: &mut Findings) {
     for key in keys.iter().filter(|key| conf.flag(key)) {
         findings.warning(&conf.place_of(key), "has no effect without ipam");
     }
+}
+
+/// Tells gateways that the interface of the host cannot have beside each other. What an ADD
+/// does with the addresses that IPAM answers is asked of the plugins' own code.
+pub fn gateways(conf: &Conf<'_>, gateway: Gateway, findings: &mut Findings) {
+    let Gateway::Gateway { force: false, .. } = gateway else {
+        return;
+    };
+    let place = conf.place_of("ipam");
+    if findings.has_error_at(&place) {
+        return;
+    }
+    let mut first_of_each = Vec::new();
+    match conf.ipam().as_deref() {
+        Some("host-local") => {
+            for ranges in host_local::gateways(conf) {
+                let ranges: Vec<_> = ranges.iter().map(|it| (*it, Some(it.ip()))).collect();
+                if let Some(clash) = clash(&ranges, gateway) {
+                    let reason = format!("ADD will fail when a range is full: {clash}");
+                    findings.warning(&place, reason);
+                }
+                first_of_each.extend(ranges.first().copied());
+            }
+        }
+        Some("static") => first_of_each = r#static::addresses(conf),
+        _ => {}
+    }
+    if let Some(clash) = clash(&first_of_each, gateway) {
+        findings.error(&place, clash);
+    }
+}
+
+/// Why one interface cannot be the gateway of all these addresses, each with its gateway.
+fn clash(addresses: &[(Cidr, Option<IpAddr>)], gateway: Gateway) -> Option<String> {
+    let ip = |(address, gateway): &(Cidr, Option<IpAddr>)| IpConfig {
+        interface: None,
+        address: *address,
+        gateway: *gateway,
+    };
+    let lease = AddResult {
+        ips: addresses.iter().map(ip).collect(),
+        ..AddResult::default()
+    };
+    let gateways = Addressing::new(lease, gateway, 0).gateways;
+    let (one, other) = gateway::clash(&gateways)?;
+    Some(format!(
+        "an interface cannot be the gateway {other} and {one} at the same time"
+    ))
 }

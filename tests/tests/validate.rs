@@ -1,0 +1,612 @@
+//! `podwire validate` and the plugins agree: what a plugin refuses of its configuration, validate
+//! calls an error, and nothing else.
+
+use serde_json::{Value, json};
+use testkit::{Netns, Sandbox, Suite, beyond_peer, conf, conf_of};
+
+const WHY: &str = "validate is podwire's";
+
+/// A configuration of one plugin, and what of it a case changes.
+struct Subject {
+    plugin: &'static str,
+    /// Where the keys are: a JSON pointer to an object.
+    place: &'static str,
+    keys: &'static [&'static str],
+}
+
+const SUBJECTS: &[Subject] = &[
+    Subject {
+        plugin: "bridge",
+        place: "",
+        keys: &[
+            "bridge",
+            "isGateway",
+            "isDefaultGateway",
+            "forceAddress",
+            "ipMasq",
+            "ipMasqBackend",
+            "ipMasqRandomFully",
+            "mtu",
+            "hairpinMode",
+            "promiscMode",
+            "vlan",
+            "vlanTrunk",
+            "preserveDefaultVlan",
+            "macspoofchk",
+            "detectConflicts",
+            "enabledad",
+            "disableContainerInterface",
+            "portIsolation",
+            "runtimeConfig",
+            "args",
+            "dns",
+            "ipam",
+            "capabilities",
+        ],
+    },
+    Subject {
+        plugin: "bridge",
+        place: "/vlanTrunk/0",
+        keys: &["minID", "maxID", "id"],
+    },
+    Subject {
+        plugin: "bridge",
+        place: "/runtimeConfig",
+        keys: &["mac"],
+    },
+    Subject {
+        plugin: "bridge",
+        place: "/args/cni",
+        keys: &["mac"],
+    },
+    Subject {
+        plugin: "bridge",
+        place: "/dns",
+        keys: &["nameservers", "domain", "search", "options"],
+    },
+    Subject {
+        plugin: "macvlan",
+        place: "",
+        keys: &[
+            "master",
+            "mode",
+            "mtu",
+            "mac",
+            "linkInContainer",
+            "bcqueuelen",
+            "detectConflicts",
+            "runtimeConfig",
+            "args",
+        ],
+    },
+    Subject {
+        plugin: "macvlan",
+        place: "/args/cni",
+        keys: &["mac"],
+    },
+    Subject {
+        plugin: "vxlan",
+        place: "",
+        keys: &[
+            "mode",
+            "vni",
+            "port",
+            "dev",
+            "local",
+            "underlay",
+            "peers",
+            "group",
+            "ttl",
+            "learning",
+            "mtu",
+            "gbp",
+            "udpChecksum",
+            "mac",
+            "bridge",
+            "isGateway",
+            "isDefaultGateway",
+            "forceAddress",
+            "ipMasq",
+            "ipMasqBackend",
+            "ipMasqRandomFully",
+            "hairpinMode",
+            "macspoofchk",
+            "enabledad",
+            "removeWhenEmpty",
+            "runtimeConfig",
+            "args",
+        ],
+    },
+    Subject {
+        plugin: "vxlan",
+        place: "/peers/0",
+        keys: &["vtep", "mac", "subnet"],
+    },
+    Subject {
+        plugin: "portmap",
+        place: "",
+        keys: &[
+            "backend",
+            "snat",
+            "masqAll",
+            "markMasqBit",
+            "externalSetMarkChain",
+            "conditionsV4",
+            "conditionsV6",
+            "runtimeConfig",
+        ],
+    },
+    Subject {
+        plugin: "portmap",
+        place: "/runtimeConfig/portMappings/0",
+        keys: &["hostPort", "containerPort", "protocol", "hostIP"],
+    },
+    Subject {
+        plugin: "loopback",
+        place: "",
+        keys: &["dns", "ipam", "capabilities", "args"],
+    },
+    Subject {
+        plugin: "host-local",
+        place: "/ipam",
+        keys: &[
+            "ranges",
+            "subnet",
+            "rangeStart",
+            "rangeEnd",
+            "gateway",
+            "routes",
+            "dataDir",
+        ],
+    },
+    Subject {
+        plugin: "host-local",
+        place: "/ipam/ranges/0/0",
+        keys: &["subnet", "rangeStart", "rangeEnd", "gateway"],
+    },
+    Subject {
+        plugin: "host-local",
+        place: "/ipam/routes/0",
+        keys: &["gw", "mtu", "advmss", "priority", "table", "scope"],
+    },
+    Subject {
+        plugin: "dhcp",
+        place: "/ipam",
+        keys: &["daemonSocketPath", "priority", "provide", "request"],
+    },
+    Subject {
+        plugin: "dhcp",
+        place: "/ipam/provide/0",
+        keys: &["option", "value", "fromArg"],
+    },
+    Subject {
+        plugin: "dhcp",
+        place: "/ipam/request/0",
+        keys: &["option", "skipDefault"],
+    },
+    Subject {
+        plugin: "static",
+        place: "/ipam",
+        keys: &["addresses", "routes", "dns"],
+    },
+    Subject {
+        plugin: "static",
+        place: "/ipam/addresses/0",
+        keys: &["address", "gateway", "version"],
+    },
+    Subject {
+        plugin: "static",
+        place: "/ipam/dns",
+        keys: &["nameservers", "domain"],
+    },
+];
+
+/// Values of every kind. Those that no plugin takes are no less interesting.
+fn values() -> Vec<Value> {
+    let texts = [
+        "",
+        "x",
+        "auto",
+        "TCP",
+        "l2",
+        "passthru",
+        "nftables",
+        "a-name-that-is-too-long",
+        "1500",
+        "10.1.0.9",
+        "10.1.0.255",
+        "10.1.0.0/24",
+        "10.1.0.9/24",
+        "10.1.0.0/33",
+        "fd00::1",
+        "fd00::/64",
+        "192.0.2.77",
+        "239.1.1.1",
+        "02-00-00-00-00-01",
+        "01:00:5e:00:00:01",
+        "00:00:00:00:00:00",
+    ];
+    let others = [
+        "null",
+        "true",
+        "0",
+        "1",
+        "-1",
+        "4095",
+        "65536",
+        "4294967296",
+        "18446744073709551616",
+        // What libcni makes an integer of, and a plugin does not.
+        "1500.0",
+        "1e3",
+        "1.5",
+        "[]",
+        "{}",
+        "[1]",
+        "[\"x\"]",
+        "[\"10.1.0.0/24\"]",
+        "[\"-d\", \"10.9.0.0/16\"]",
+        "[{}]",
+        "[null]",
+        "[[]]",
+        "{\"x\": 1}",
+        "{\"mac\": 1}",
+        "{\"cni\": {\"mac\": \"x\"}}",
+    ];
+    let others = others.map(|text| serde_json::from_str(text).expect("JSON"));
+    texts.map(Value::from).into_iter().chain(others).collect()
+}
+
+/// What a plugin says of the node with the code of a bad configuration: validate does not
+/// look at the node.
+const ABOUT_THE_NODE: [&str; 7] = [
+    "default route to take it from",
+    "there is no interface",
+    "is no address of this node",
+    "is in use with other parameters",
+    "has no IPv6 address",
+    "must be [0, master MTU(",
+    "is what 1500 of eth1",
+];
+
+/// A configuration that its plugin takes, with everything in it that a case changes.
+fn whole(plugin: &str) -> Value {
+    let change = match plugin {
+        "host-local" => json!({"ipam": {"routes": [{"dst": "0.0.0.0/0"}]}}),
+        "static" => json!({"ipam": {"dns": {"domain": "x"}}}),
+        "vxlan" => json!({"mode": "l2", "removeWhenEmpty": true, "peers": [{"vtep": "192.0.2.7"}]}),
+        _ => json!({}),
+    };
+    let conf = match plugin {
+        "host-local" => conf::host_local(&["10.1.0.0/24"]),
+        other => conf_of(other),
+    };
+    conf::at(&conf::with(&conf, change), "1.0.0")
+}
+
+/// Sets a member of the object at `place`, which is made when it is not there.
+fn put(conf: &mut Value, place: &str, key: &str, value: Value) {
+    let mut at = conf;
+    for part in place.split('/').skip(1) {
+        at = match part.parse::<usize>() {
+            Ok(index) => {
+                if !at.is_array() {
+                    *at = json!([{}]);
+                }
+                &mut at[index]
+            }
+            Err(_) => &mut at[part],
+        };
+    }
+    at[key] = value;
+}
+
+/// As the file of a network: portmap comes after another plugin.
+fn file(conf: &Value) -> (Value, &'static str) {
+    if conf["type"] != "portmap" {
+        return (conf.clone(), "conf");
+    }
+    let plugins = json!([{"type": "mine"}, conf::with(conf, json!({"prevResult": null}))]);
+    let list = json!({"cniVersion": "1.0.0", "name": conf["name"], "plugins": plugins});
+    (list, "conflist")
+}
+
+/// The errors of each configuration, as validate tells them.
+fn errors(sandbox: &Sandbox, confs: &[Value]) -> Vec<Vec<String>> {
+    let dir = sandbox.dir().join("validated");
+    for (number, conf) in confs.iter().enumerate() {
+        let (document, ending) = file(conf);
+        let name = format!("{number:06}.{ending}");
+        sandbox.write(dir.join(name), document.to_string());
+    }
+    let podwire = Suite::Ours.dir().join("podwire").display().to_string();
+    let dir = dir.display().to_string();
+    let done = sandbox.host().run(&[&podwire, "validate", "--json", &dir]);
+    let told: Value =
+        serde_json::from_str(&done.stdout).unwrap_or_else(|e| panic!("{e}: {done:?}"));
+    let files = told["files"].as_array().expect("files");
+    assert_eq!(files.len(), confs.len());
+    let errors = |file: &Value| {
+        let findings = file["findings"].as_array().expect("findings").iter();
+        let errors = findings.filter(|it| it["severity"] == "error");
+        errors
+            .map(|it| format!("{}: {}", it["path"], it["reason"]))
+            .collect()
+    };
+    files.iter().map(errors).collect()
+}
+
+/// What the plugin makes of a configuration at ADD.
+#[derive(Debug, PartialEq)]
+enum Made {
+    /// A pod with a network.
+    Good,
+    /// The configuration is at fault.
+    Refused,
+    /// The node is, or the kernel.
+    Failed,
+}
+
+/// Tries an ADD, and returns what the plugin said.
+fn add(sandbox: &Sandbox, pod: &Netns, conf: &Value) -> (Made, String) {
+    let plugin = conf["type"].as_str().expect("a type");
+    let added = sandbox.cni(plugin).add(conf, pod, "eth0");
+    let made = match added.code() {
+        0 => (Made::Good, String::new()),
+        _ => {
+            let error = added.error();
+            let msg = format!("{} {}", error.msg, error.details);
+            let about_the_node = ABOUT_THE_NODE.iter().any(|text| msg.contains(text));
+            match error.code == 7 && !about_the_node {
+                true => (Made::Refused, msg),
+                false => (Made::Failed, msg),
+            }
+        }
+    };
+    sandbox.cni(plugin).del(conf, pod, "eth0");
+    made
+}
+
+/// Asks both for every value of every key of these places of a plugin.
+fn agree(plugin: &str, refused_at_least: usize) {
+    beyond_peer(WHY, || {
+        let mut differences = Vec::new();
+        let (mut refused, mut good) = (0, 0);
+        for subject in SUBJECTS.iter().filter(|it| it.plugin == plugin) {
+            let sandbox = Sandbox::new();
+            // Without its daemon, dhcp fails where the configuration is good, rather than wait.
+            let without_daemon = plugin == "dhcp";
+            let _daemon = (!without_daemon).then(|| sandbox.make_ready(plugin));
+            let pod = sandbox.pod("a");
+            let mut cases = vec![whole(plugin)];
+            for key in subject.keys {
+                for value in values() {
+                    let mut conf = whole(plugin);
+                    put(&mut conf, subject.place, key, value);
+                    cases.push(conf);
+                }
+            }
+            let told = errors(&sandbox, &cases);
+            assert_eq!(told[0], [] as [&str; 0], "{}", cases[0]);
+            for (conf, errors) in cases.iter().zip(told) {
+                let (made, said) = add(&sandbox, &pod, conf);
+                let agreed = match made {
+                    Made::Good => errors.is_empty(),
+                    Made::Failed if without_daemon => errors.is_empty(),
+                    Made::Refused => !errors.is_empty(),
+                    // Validate may know that the kernel will refuse it.
+                    Made::Failed => true,
+                };
+                refused += usize::from(made == Made::Refused);
+                good += usize::from(made == Made::Good);
+                if !agreed {
+                    differences.push(format!(
+                        "{conf}\n    {made:?}: {said}\n    validate: {errors:?}"
+                    ));
+                }
+            }
+        }
+        let all = differences.join("\n");
+        assert!(
+            differences.is_empty(),
+            "{} differences:\n{all}",
+            differences.len()
+        );
+        assert!(
+            refused >= refused_at_least && (good > 0 || plugin == "dhcp"),
+            "{refused} refused, {good} good"
+        );
+    });
+}
+
+#[test]
+fn validate_and_bridge_agree_on_every_value_of_every_key() {
+    agree("bridge", 800);
+}
+
+#[test]
+fn validate_and_macvlan_agree_on_every_value_of_every_key() {
+    agree("macvlan", 250);
+}
+
+#[test]
+fn validate_and_vxlan_agree_on_every_value_of_every_key() {
+    agree("vxlan", 900);
+}
+
+#[test]
+fn validate_and_portmap_agree_on_every_value_of_every_key() {
+    agree("portmap", 300);
+}
+
+#[test]
+fn validate_and_loopback_agree_on_every_value_of_every_key() {
+    agree("loopback", 70);
+}
+
+#[test]
+fn validate_and_host_local_agree_on_every_value_of_every_key() {
+    agree("host-local", 500);
+}
+
+#[test]
+fn validate_and_static_agree_on_every_value_of_every_key() {
+    agree("static", 200);
+}
+
+#[test]
+fn validate_and_dhcp_agree_on_every_value_of_every_key() {
+    agree("dhcp", 200);
+}
+
+/// What only shows when keys are looked at together: whether ADD can succeed.
+#[test]
+fn validate_and_bridge_agree_on_gateways() {
+    beyond_peer(WHY, || {
+        let ranges = |sets: &[&[&str]]| -> Value {
+            let set = |set: &&[&str]| -> Vec<Value> {
+                set.iter().map(|subnet| json!({"subnet": subnet})).collect()
+            };
+            json!({"type": "host-local", "ranges": sets.iter().map(set).collect::<Vec<_>>()})
+        };
+        let addresses = |all: &[(&str, &str)]| -> Value {
+            let address =
+                |(address, gateway): &(&str, &str)| json!({"address": address, "gateway": gateway});
+            json!({"type": "static", "addresses": all.iter().map(address).collect::<Vec<_>>()})
+        };
+        let (v4, other_v4, v6, other_v6) = ("10.1.0.0/24", "10.2.0.0/24", "fd01::/64", "fd02::/64");
+        let router =
+            json!({"type": "host-local", "ranges": [[{"subnet": v6, "gateway": "fe80::1"}]]});
+        for (ipam, change, works) in [
+            (ranges(&[&[v4], &[other_v4]]), json!({}), false),
+            (
+                ranges(&[&[v4], &[other_v4]]),
+                json!({"isGateway": false}),
+                true,
+            ),
+            (
+                ranges(&[&[v4], &[other_v4]]),
+                json!({"isGateway": false, "isDefaultGateway": true}),
+                false,
+            ),
+            (
+                ranges(&[&[v4], &[other_v4]]),
+                json!({"forceAddress": true}),
+                true,
+            ),
+            (ranges(&[&[v4], &[v6], &[other_v6]]), json!({}), true),
+            (ranges(&[&[v4, other_v4], &[v6]]), json!({}), true),
+            (
+                ranges(&[&["fd01::/64"], &["fd01:0:0:1::/64"]]),
+                json!({}),
+                true,
+            ),
+            (
+                addresses(&[("10.1.0.2/24", "10.1.0.1"), ("10.2.0.2/24", "10.2.0.1")]),
+                json!({}),
+                false,
+            ),
+            (
+                addresses(&[("10.1.0.2/24", "10.1.0.1"), ("10.1.0.3/24", "10.1.0.1")]),
+                json!({}),
+                true,
+            ),
+            (
+                addresses(&[("10.1.0.2/24", ""), ("10.1.0.3/24", "10.1.0.9")]),
+                json!({}),
+                false,
+            ),
+            (
+                addresses(&[("fd01::2/64", "fd01::1"), ("fd01::3/48", "fd01::1")]),
+                json!({}),
+                false,
+            ),
+            (router.clone(), json!({}), true),
+            (router, json!({"isDefaultGateway": true}), true),
+        ] {
+            let sandbox = Sandbox::new();
+            let pod = sandbox.pod("a");
+            let mut conf = conf::with(&conf::at(&conf::bridge(&[]), "1.0.0"), change);
+            conf["ipam"] = ipam;
+            let told = errors(&sandbox, std::slice::from_ref(&conf)).remove(0);
+            let (made, said) = add(&sandbox, &pod, &conf);
+            assert_eq!(told.is_empty(), works, "{conf}: {told:?}");
+            assert_eq!(made == Made::Good, works, "{conf}: {made:?}: {said}");
+        }
+    });
+}
+
+/// The text that validate prints for a network.
+fn told(document: &Value) -> String {
+    let sandbox = Sandbox::new();
+    let file = sandbox.dir().join("n.conflist");
+    sandbox.write(&file, document.to_string());
+    let podwire = Suite::Ours.dir().join("podwire").display().to_string();
+    let done = sandbox
+        .host()
+        .run(&[&podwire, "validate", &file.display().to_string()]);
+    assert_eq!(done.code, 0, "{done:?}");
+    done.stdout
+}
+
+#[test]
+fn a_warning_is_deserved() {
+    beyond_peer(WHY, || {
+        let list = |ipam: Value| {
+            let plugin = json!({"type": "macvlan", "master": "eth1", "ipam": ipam});
+            json!({"cniVersion": "1.0.0", "name": "n", "plugins": [plugin]})
+        };
+        let range = |keys: Value| {
+            let range = conf::with(&json!({"subnet": "10.1.0.0/24"}), keys);
+            told(&list(json!({"type": "host-local", "ranges": [[range]]})))
+        };
+        let fine = "1 file: 0 errors, 0 warnings\n";
+        assert_eq!(range(json!({})), fine);
+        assert_eq!(
+            range(json!({"rangeStart": "10.1.0.1", "rangeEnd": "10.1.0.254"})),
+            fine
+        );
+        assert_eq!(
+            range(json!({"subnet": "fd00::/64", "gateway": "fe80::1"})),
+            fine
+        );
+        let outside = json!({"type": "static", "addresses": [{"address": "fd00::9/64", "gateway": "fe80::1"}]});
+        assert_eq!(told(&list(outside)), fine);
+        for (keys, key) in [
+            (
+                json!({"rangeStart": "10.1.0.0"}),
+                "rangeStart: 10.1.0.0 is the network's own",
+            ),
+            (
+                json!({"rangeEnd": "10.1.0.255"}),
+                "rangeEnd: 10.1.0.255 is the broadcast",
+            ),
+            (
+                json!({"subnet": "fd00::/64", "rangeStart": "fd00::"}),
+                "rangeStart: fd00:: is the address of all routers",
+            ),
+            (
+                json!({"gateway": "10.2.0.1"}),
+                "gateway: 10.2.0.1 is not in",
+            ),
+            (json!({"gateway": "fe80::1"}), "gateway: fe80::1 is not in"),
+        ] {
+            let text = range(keys);
+            assert!(text.contains(key) && text.contains("warning"), "{text}");
+        }
+    });
+}
+
+#[test]
+fn what_runtimes_write_into_their_networks_is_known() {
+    beyond_peer(WHY, || {
+        let plugin = json!({"type": "bridge", "ipam": conf::host_local_ipam(&["10.1.0.0/24"])});
+        let text = told(&json!({
+            "cniVersion": "1.0.0", "name": "n", "plugins": [plugin],
+            "nerdctlID": "17f29b073143d8cd97b5bbe492bdeffec1c5fee55cc1fe2112c8b9335f8b6121",
+            "nerdctlLabels": {"nerdctl/default-network": "true"},
+            "args": {"podman_labels": {"x": "y"}},
+        }));
+        assert_eq!(text, "1 file: 0 errors, 0 warnings\n");
+    });
+}
