@@ -223,13 +223,19 @@ impl Leftovers {
         all.finish()
     }
 
-    /// Removes the spoof check of one interface; there is none without nf_tables.
+    /// Removes the spoof check of one interface; there is none without nf_tables. What is there
+    /// for a veth that is another attachment's stays.
     ///
     /// # Errors
     /// What the kernel refuses.
-    pub fn remove_spoof_check(owner: &Attachment) -> Result<()> {
+    pub fn remove_spoof_check(
+        owner: &Attachment,
+        is_anothers: &dyn Fn(&str) -> bool,
+    ) -> Result<()> {
         let nftables = Nftables::find()?.map(Nftables::closed_later);
-        nftables.map_or(Ok(()), |nftables| nftables.remove_spoof_check(owner))
+        nftables.map_or(Ok(()), |nftables| {
+            nftables.remove_spoof_check(owner, is_anothers)
+        })
     }
 
     /// Removes every masquerade of `network` that is for nobody in `valid`.

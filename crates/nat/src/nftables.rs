@@ -186,14 +186,23 @@ impl Nftables {
     }
 
     /// Drops what `wanted`'s veth sends with another MAC than the pod's; once
-    /// more does no harm.
-    pub fn ensure_spoof_check(&self, wanted: &SpoofCheck) -> Result<()> {
-        self.transact(|socket| spoof::add(socket, wanted))
+    /// more does no harm. Entries of veths that are another attachment's stay.
+    pub fn ensure_spoof_check(
+        &self,
+        wanted: &SpoofCheck,
+        is_anothers: &dyn Fn(&str) -> bool,
+    ) -> Result<()> {
+        self.transact(|socket| spoof::add(socket, wanted, is_anothers))
     }
 
-    /// Removes what is there for `owner`, found by its names.
-    pub fn remove_spoof_check(&self, owner: &Attachment) -> Result<()> {
-        self.transact(|socket| spoof::remove(socket, owner))
+    /// Removes what is there for `owner`, found by its names; not what is there for a veth
+    /// that is another attachment's.
+    pub fn remove_spoof_check(
+        &self,
+        owner: &Attachment,
+        is_anothers: &dyn Fn(&str) -> bool,
+    ) -> Result<()> {
+        self.transact(|socket| spoof::remove(socket, owner, is_anothers))
     }
 
     /// Removes what is there for ports of `network` that are of nobody `valid`,

@@ -158,13 +158,28 @@ pub fn check_spoofing(owner: &Attachment, pair: &VethPair, undo: &mut Undo) -> R
     let nftables = Nftables::open()?;
     let owner_to_undo = owner.clone();
     undo.push("remove spoof check", move || {
-        Nftables::open()?.remove_spoof_check(&owner_to_undo)
+        let is_anothers = |veth: &str| is_anothers(&owner_to_undo, veth);
+        Nftables::open()?.remove_spoof_check(&owner_to_undo, &is_anothers)
     });
-    nftables.ensure_spoof_check(&SpoofCheck {
+    let wanted = SpoofCheck {
         owner: owner.clone(),
         host_veth: pair.host.name.clone(),
         mac: pair.container.mac.0,
-    })
+    };
+    nftables.ensure_spoof_check(&wanted, &|veth| is_anothers(owner, veth))
+}
+
+/// Whether a host veth is another attachment's: its alias says so. It is kept where it cannot
+/// be asked.
+fn is_anothers(owner: &Attachment, veth: &str) -> bool {
+    let found = Netlink::open().and_then(|host| host.find_link(veth));
+    match found {
+        Ok(None) => false,
+        Ok(Some(link)) => link
+            .alias
+            .is_some_and(|alias| alias.starts_with("podwire:") && alias != owner.alias()),
+        Err(_) => true,
+    }
 }
 
 /// DEL: removes the check of what the pod sends. One that is left would drop
@@ -173,7 +188,7 @@ pub fn check_spoofing(owner: &Attachment, pair: &VethPair, undo: &mut Undo) -> R
 /// # Errors
 /// What the kernel refuses.
 pub(crate) fn remove_spoof_check(owner: &Attachment) -> Result<()> {
-    Leftovers::remove_spoof_check(owner)
+    Leftovers::remove_spoof_check(owner, &|veth| is_anothers(owner, veth))
 }
 
 /// GC: a port that went with its namespace has left its check.
@@ -181,7 +196,10 @@ pub(crate) fn remove_spoof_check(owner: &Attachment) -> Result<()> {
 /// # Errors
 /// What the kernel refuses.
 pub(crate) fn collect_spoof_checks(network: &str, valid: &[ValidAttachment]) -> Result<()> {
-    Nftables::open()?.collect_spoof_checks(network, valid)
+    match Nftables::find()? {
+        Some(nftables) => nftables.collect_spoof_checks(network, valid),
+        None => Ok(()),
+    }
 }
 
 /// CHECK: whether what leaves the addresses of `previous` is masqueraded, in

@@ -166,15 +166,13 @@ pub fn detach(
 
 /// GC: takes away what the ports of attachments that are not in `valid` have left,
 /// and has IPAM do the same.
-pub fn collect(call: &Call, valid: &[ValidAttachment], extras: Extras<'_>, all: &mut BestEffort) {
+pub fn collect(call: &Call, valid: &[ValidAttachment], all: &mut BestEffort) {
     let network = &call.network;
     all.step("delete host veths", || delete_stale_veths(network, valid));
-    if extras.spoof_check {
-        all.step("collect spoof checks", || {
-            outside::collect_spoof_checks(network, valid)
-        });
-    }
     // Whatever the configuration says now: it may have been changed since an ADD.
+    all.step("collect spoof checks", || {
+        outside::collect_spoof_checks(network, valid)
+    });
     all.step("collect masquerade", || {
         nat::Leftovers::collect_masquerade(network, valid)
     });

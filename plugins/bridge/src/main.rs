@@ -116,12 +116,7 @@ impl Plugin for Bridge {
 
     fn gc(request: &Gc<Conf>) -> Result<()> {
         let mut all = BestEffort::new();
-        port::collect(
-            &request.call,
-            &request.valid,
-            request.conf.extras(),
-            &mut all,
-        );
+        port::collect(&request.call, &request.valid, &mut all);
         all.finish()
     }
 

@@ -132,7 +132,7 @@ impl Plugin for Vxlan {
     fn gc(request: &Gc<Conf>) -> Result<()> {
         let valid = &request.valid;
         let mut all = BestEffort::new();
-        port::collect(&request.call, valid, request.conf.extras(), &mut all);
+        port::collect(&request.call, valid, &mut all);
         if request.conf.remove_when_empty && valid.is_empty() {
             all.step("remove what is empty", || {
                 occupancy::remove_if_empty(&request.conf, &request.call.network)

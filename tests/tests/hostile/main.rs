@@ -9,3 +9,4 @@ mod files;
 mod fleet;
 mod overlay;
 mod pods;
+mod spoofing;

@@ -1,6 +1,7 @@
 //! The rules that masquerade a pod: a chain of its container on its network,
 //! and a jump to it from POSTROUTING for each address.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use anyhow::Result;
@@ -18,6 +19,8 @@ pub(super) struct Rules {
     jumps: Vec<(IpAddr, String)>,
     accepts: Vec<String>,
     masquerade: String,
+    /// As it is in every rule, without quotes.
+    comment: String,
 }
 
 impl Rules {
@@ -54,6 +57,7 @@ impl Rules {
                 .map(|it| (it.ip(), jump(&wanted.owner, it.ip())))
                 .collect(),
             masquerade: format!("! -d {multicast} {device}{comment} -j MASQUERADE{random}"),
+            comment: comment_text(&wanted.owner),
             accepts,
             chain,
         }))
@@ -80,6 +84,11 @@ impl Rules {
         let mut transaction = Transaction::new();
         transaction.create_empty(&self.chain);
         self.fill(&mut transaction, &accepts);
+        // Names of network and container that read the same one after the other share a chain.
+        let others = listing.rules(&self.chain).iter();
+        for rule in others.filter(|it| it.contains("-j MASQUERADE") && !self.is_own(it)) {
+            transaction.append(&self.chain, rule);
+        }
         for (ip, jump) in &self.jumps {
             let mut rules = listing.rules(POSTROUTING).iter();
             if !rules.any(|rule| jumps_to(rule, &self.chain) && is_from(rule, *ip)) {
@@ -87,6 +96,10 @@ impl Rules {
             }
         }
         transaction
+    }
+
+    fn is_own(&self, rule: &str) -> bool {
+        option(rule, "--comment").as_ref() == Some(&self.comment)
     }
 
     /// The subnets of all addresses come before the masquerade: after it, as
@@ -139,20 +152,23 @@ pub(super) fn remove(owner: &Attachment, addresses: &[IpAddr]) -> Transaction {
 }
 
 /// Removes what `listing` has (of the chain, and of POSTROUTING): the jumps of
-/// `addresses`, or all if there are none; the chain with the last jump.
+/// `addresses`, or all of this owner if there are none; the chain with the last jump. Another
+/// owner may have the same chain: see [`Rules::complete`].
 pub(super) fn remove_found(
     owner: &Attachment,
     addresses: &[IpAddr],
     listing: &Listing,
 ) -> Transaction {
-    let chain = chain(owner);
+    let (chain, comment) = (chain(owner), comment_text(owner));
     let mut transaction = Transaction::new();
     let mut others = false;
     for rule in listing.rules(POSTROUTING) {
         if !jumps_to(rule, &chain) {
             continue;
         }
-        if addresses.is_empty() || addresses.iter().any(|ip| is_from(rule, *ip)) {
+        let is_own = option(rule, "--comment").is_none_or(|it| it == comment);
+        let is_from = addresses.is_empty() || addresses.iter().any(|ip| is_from(rule, *ip));
+        if is_own && is_from {
             transaction.delete(POSTROUTING, rule);
         } else {
             others = true;
@@ -188,15 +204,19 @@ pub(super) fn collect(network: &str, valid: &[ValidAttachment], listing: &Listin
     };
     let is_stale = |chain: &str| chain.starts_with("CNI-") && !valid.iter().any(|it| it == chain);
     let mut transaction = Transaction::new();
+    let mut needed = HashSet::new();
     for rule in listing.rules(POSTROUTING) {
-        if is_of_network(rule) && option(rule, "-j").is_some_and(|chain| is_stale(&chain)) {
+        let target = option(rule, "-j");
+        if is_of_network(rule) && target.as_deref().is_some_and(is_stale) {
             transaction.delete(POSTROUTING, rule);
+        } else {
+            needed.extend(target);
         }
     }
     // A chain that nothing leads to any more says in its own rules whose it was.
     for (chain, rules) in listing.chains() {
         let is_masquerade = |rule: &String| is_of_network(rule) && ends(rule);
-        if is_stale(chain) && rules.iter().any(is_masquerade) {
+        if is_stale(chain) && !needed.contains(chain) && rules.iter().any(is_masquerade) {
             transaction.delete_chain(chain);
         }
     }
@@ -219,13 +239,17 @@ fn is_from(rule: &str, ip: IpAddr) -> bool {
 /// The network's name and the container's id have no letter to be escaped: the
 /// Go plugins' `%q` and `{:?}` agree on them.
 fn comment(owner: &Attachment) -> String {
+    format!("-m comment --comment {:?}", comment_text(owner))
+}
+
+fn comment_text(owner: &Attachment) -> String {
     let mut comment = format!(
         "name: {:?} id: {:?}",
         owner.network,
         owner.container_id.as_str()
     );
     comment.truncate(COMMENT);
-    format!("-m comment --comment {comment:?}")
+    comment
 }
 
 /// The option with a network, and a blank; nothing for all addresses, as

@@ -195,6 +195,15 @@ pub fn begins(wanted: &[Attributes], found: &[u8]) -> bool {
         .all(|wanted| found.next().is_some_and(|found| is(wanted, found)))
 }
 
+/// The text that `found` compares first, such as the interface of `iifname "veth0"`.
+pub fn first_compared(found: &[u8]) -> Option<String> {
+    let mut found = message::attributes(found).map(|(_, expression)| expression);
+    // NFTA_CMP_DATA and NFTA_DATA_VALUE (linux/netfilter/nf_tables.h).
+    let value = found.find_map(|it| message::find_in(it, &[EXPR_DATA, 3, 1]))?;
+    let name = value.split(|byte| *byte == 0).next()?;
+    String::from_utf8(name.to_vec()).ok()
+}
+
 fn is(wanted: &Attributes, found: &[u8]) -> bool {
     // The flag that an expression has only if it was asked for.
     let flags = |expression| message::find_in(expression, &[EXPR_DATA, MASQ_FLAGS]);

@@ -45,6 +45,11 @@ impl Listed {
         expression::begins(&wanted, &self.expressions)
     }
 
+    /// The interface that it begins with, as in `iifname "veth0" jump x`.
+    pub fn interface(&self) -> Option<String> {
+        expression::first_compared(&self.expressions)
+    }
+
     /// The change that takes it away.
     pub fn deletion(&self, table: Table) -> Change {
         Change::DeleteRule(table, self.chain.clone(), self.handle)

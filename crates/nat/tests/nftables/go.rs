@@ -114,12 +114,12 @@ fn the_go_bridge_plugin_removes_our_spoof_check_and_we_its() {
     };
     // It is as we want it.
     nat.check_spoof_check(&wanted).unwrap();
-    nat.ensure_spoof_check(&wanted).unwrap();
+    nat.ensure_spoof_check(&wanted, &|_| false).unwrap();
     assert_eq!(ruleset(), theirs);
 
-    nat.remove_spoof_check(&wanted.owner).unwrap();
+    nat.remove_spoof_check(&wanted.owner, &|_| false).unwrap();
     assert!(!ruleset().contains("c1-eth0"), "{}", ruleset());
-    nat.ensure_spoof_check(&wanted).unwrap();
+    nat.ensure_spoof_check(&wanted, &|_| false).unwrap();
     assert_eq!(ruleset(), theirs);
     go_bridge("DEL");
     assert!(!ruleset().contains("c1-eth0"), "{}", ruleset());

@@ -36,7 +36,8 @@ const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 fn the_layout_is_that_of_the_go_plugin() {
     Node::bare();
     let nat = Nftables::open().unwrap();
-    nat.ensure_spoof_check(&wanted("c1", "vp2", MAC)).unwrap();
+    nat.ensure_spoof_check(&wanted("c1", "vp2", MAC), &|_| false)
+        .unwrap();
     let ours = ruleset();
     run("nft flush ruleset");
     nft(GO_LAYOUT);
@@ -48,15 +49,15 @@ fn once_more_does_not_jump_twice() {
     Node::bare();
     let nat = Nftables::open().unwrap();
     let one = wanted("c1", "vp2", MAC);
-    nat.ensure_spoof_check(&one).unwrap();
+    nat.ensure_spoof_check(&one, &|_| false).unwrap();
     let before = run("nft -a list ruleset");
-    nat.ensure_spoof_check(&one).unwrap();
+    nat.ensure_spoof_check(&one, &|_| false).unwrap();
     assert_eq!(run("nft -a list ruleset"), before);
     nat.check_spoof_check(&one).unwrap();
 
     let other = wanted("c1", "vp3", [2, 0, 0, 0, 0, 9]);
     assert!(nat.check_spoof_check(&other).is_err());
-    nat.ensure_spoof_check(&other).unwrap();
+    nat.ensure_spoof_check(&other, &|_| false).unwrap();
     nat.check_spoof_check(&other).unwrap();
     let after = ruleset();
     assert!(
@@ -70,16 +71,20 @@ fn once_more_does_not_jump_twice() {
 fn what_go_wrote_is_removed_also_when_it_jumps_twice() {
     Node::bare();
     let nat = Nftables::open().unwrap();
-    nat.ensure_spoof_check(&wanted("c2", "vp9", MAC)).unwrap();
+    nat.ensure_spoof_check(&wanted("c2", "vp9", MAC), &|_| false)
+        .unwrap();
     let others = ruleset();
     nft(GO_LAYOUT);
     nft(
         "add rule bridge nat PREROUTING iifname \"vp2\" jump cni-br-iface-c1-eth0 comment \"macspoofchk-c1-eth0\"\n",
     );
-    nat.remove_spoof_check(&attachment("mynet", "c1")).unwrap();
+    nat.remove_spoof_check(&attachment("mynet", "c1"), &|_| false)
+        .unwrap();
     assert_eq!(ruleset(), others);
-    nat.remove_spoof_check(&attachment("mynet", "c1")).unwrap();
-    nat.remove_spoof_check(&attachment("mynet", "c2")).unwrap();
+    nat.remove_spoof_check(&attachment("mynet", "c1"), &|_| false)
+        .unwrap();
+    nat.remove_spoof_check(&attachment("mynet", "c2"), &|_| false)
+        .unwrap();
     assert!(!ruleset().contains("macspoofchk"), "{}", ruleset());
 }
 
@@ -96,7 +101,8 @@ fn a_frame_with_another_mac_is_dropped() {
         *byte = u8::from_str_radix(hex, 16).unwrap();
     }
     let nat = Nftables::open().unwrap();
-    nat.ensure_spoof_check(&wanted("c1", "vp2", mac)).unwrap();
+    nat.ensure_spoof_check(&wanted("c1", "vp2", mac), &|_| false)
+        .unwrap();
     let ping = || {
         let command = "ip netns exec p2 ping -n -q -c 2 -i 0.1 -W 1 10.22.0.1";
         attempt(command).status.success()
@@ -106,7 +112,8 @@ fn a_frame_with_another_mac_is_dropped() {
     run("ip -n p2 link set eth0 address 02:00:00:00:00:77");
     run("ip -n p2 link set eth0 up");
     assert!(!ping(), "the frame got through");
-    nat.remove_spoof_check(&attachment("mynet", "c1")).unwrap();
+    nat.remove_spoof_check(&attachment("mynet", "c1"), &|_| false)
+        .unwrap();
     assert!(ping());
     drop(pod);
 }
