@@ -100,12 +100,21 @@ impl std::error::Error for Error {}
 /// number, as messages have it: "no such file or directory".
 pub fn reason(error: &std::io::Error) -> String {
     let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    let mut letters = text.chars();
-    letters
-        .next()
-        .map(|first| first.to_lowercase().chain(letters).collect())
-        .unwrap_or_default()
+    as_cause(text.split(" (os error").next().unwrap_or_default())
+}
+
+/// A sentence as messages have it: with a small first letter, unless the word is an
+/// abbreviation, and without a full stop.
+pub fn as_cause(sentence: &str) -> String {
+    let sentence = sentence.trim_end_matches(['.', '\n', ' ']);
+    let mut letters = sentence.chars();
+    let Some(first) = letters.next() else {
+        return String::new();
+    };
+    match letters.clone().next() {
+        Some(second) if second.is_uppercase() => sentence.to_owned(),
+        _ => first.to_lowercase().chain(letters).collect(),
+    }
 }
 
 #[cfg(test)]

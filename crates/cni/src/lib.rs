@@ -26,7 +26,7 @@ mod undo;
 pub mod version;
 
 pub use address::Cidr;
-pub use error::{Code, Error, reason};
+pub use error::{Code, Error, as_cause, reason};
 pub use process::log;
 pub use request::{Add, Attachment, Call, Check, Del, Gc, Status};
 pub use result::AddResult;

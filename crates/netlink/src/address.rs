@@ -104,7 +104,7 @@ impl Netlink {
         }
         let request = RouteNetlinkMessage::NewAddress(message);
         self.change(request, NLM_F_CREATE | NLM_F_EXCL, || {
-            format!("add address {} to link {index}", spec.address)
+            format!("add address {} to {}", spec.address, self.told(index))
         })
     }
 
@@ -119,7 +119,7 @@ impl Netlink {
             if error.errno() == Errno::EACCES && spec.address.is_ipv6() {
                 op.push_str(&format!(", where net.ipv6.conf.{name}.disable_ipv6 is 1"));
             }
-            Error::new(op, error.errno())
+            error.about(op)
         })
     }
 
@@ -131,7 +131,7 @@ impl Netlink {
     pub fn delete_address(&self, index: u32, address: IpNetwork) -> Result<(), Error> {
         let request = RouteNetlinkMessage::DelAddress(address_message(index, address));
         let deleted = self.change(request, 0, || {
-            format!("delete address {address} of link {index}")
+            format!("delete address {address} of {}", self.told(index))
         });
         match deleted {
             Err(error) if error.is_not_found() => Ok(()),
@@ -165,7 +165,9 @@ impl Netlink {
         message.header.family = family.code();
         message.header.index = index;
         let request = RouteNetlinkMessage::GetAddress(message);
-        match self.dump(request, || format!("list addresses of link {index}")) {
+        match self.dump(request, || {
+            format!("list addresses of {}", self.told(index))
+        }) {
             Err(error) if error.is_not_found() => Ok(Vec::new()),
             Err(error) => Err(error),
             Ok(replies) => Ok(replies

@@ -30,7 +30,7 @@ impl Netlink {
             .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![
                 settings,
             ])]));
-        self.set_link(message, || format!("set link {index} up"))
+        self.set_link(message, || format!("set {} up", self.told(index)))
     }
 
     /// Has the kernel announce every address of `link`, by gratuitous ARP and

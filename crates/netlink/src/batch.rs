@@ -2,7 +2,7 @@
 //!
 //! The kernel carries out all messages of a datagram, in order, before the send
 //! returns. It answers a message that asks for no acknowledgement only if it has
-//! failed, so thousands of changes cost a send and a read for every two hundred.
+//! failed, so thousands of changes cost a send and a read for every hundred and fifty.
 
 use std::{
     os::fd::AsFd,
@@ -20,12 +20,12 @@ use rtnetlink::{
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
 
-use crate::Error;
+use crate::{Error, refusal::Refusal};
 
 /// How many messages go in one datagram. Were all of them to fail, their errors
-/// (about 800 bytes each, in the kernel's count) would still fit into a socket's
+/// (at most 1,300 bytes each, in the kernel's count) would still fit into a socket's
 /// receive buffer as it is by default, 208 KiB.
-const AT_ONCE: usize = 200;
+const AT_ONCE: usize = 150;
 
 /// How long the kernel may take for one datagram.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -45,15 +45,17 @@ impl Batch {
         let socket = Socket::new(NETLINK_ROUTE).map_err(|error| Error::io(op, &error))?;
         // Errors come without the message that they are about. Before 4.3 they have it.
         let _ = socket.set_cap_ack(true);
+        // And with the kernel's own words.
+        let _ = socket.set_ext_ack(true);
         Ok(Self { socket })
     }
 
-    /// Makes all changes, in order, whatever becomes of each. Returns the errno of
-    /// those that failed, by their place in `changes`.
+    /// Makes all changes, in order, whatever becomes of each. Returns why
+    /// those that failed did, by their place in `changes`.
     ///
     /// # Errors
     /// When the socket fails; some changes may have been made then.
-    pub(crate) fn make(&self, changes: Vec<Change>) -> Result<Vec<(usize, Errno)>, Error> {
+    pub(crate) fn make(&self, changes: Vec<Change>) -> Result<Vec<(usize, Refusal)>, Error> {
         let mut failed = Vec::new();
         let mut changes = changes.into_iter().enumerate().peekable();
         while changes.peek().is_some() {
@@ -67,7 +69,7 @@ impl Batch {
     fn send(
         &self,
         part: Vec<(usize, Change)>,
-        failed: &mut Vec<(usize, Errno)>,
+        failed: &mut Vec<(usize, Refusal)>,
     ) -> Result<(), Errno> {
         let mut datagram = Vec::new();
         let last = part.last().map_or(0, |(index, _)| *index);
@@ -92,7 +94,7 @@ impl Batch {
     }
 
     /// Reads errors until the acknowledgement of the last message.
-    fn collect(&self, last: usize, failed: &mut Vec<(usize, Errno)>) -> Result<(), Errno> {
+    fn collect(&self, last: usize, failed: &mut Vec<(usize, Refusal)>) -> Result<(), Errno> {
         let until = Instant::now() + DEADLINE;
         let mut buffer = Vec::with_capacity(16 * 1024);
         loop {
@@ -120,10 +122,9 @@ impl Batch {
                     continue;
                 };
                 let index = index(message.header.sequence_number);
-                // The kernel sends errors negated; 0 is an acknowledgement.
-                if answer.raw_code() != 0 {
-                    failed.push((index, Errno::from_raw(-answer.raw_code())));
-                }
+                let flags = message.header.flags;
+                let refusal = Refusal::read(flags, answer.raw_code(), &answer.header);
+                failed.extend(refusal.map(|it| (index, it)));
                 if index == last {
                     return Ok(());
                 }

@@ -201,7 +201,11 @@ impl Netlink {
             .attributes
             .push(port_info(spec.hairpin, spec.isolated));
         self.change(RouteNetlinkMessage::NewLink(message), 0, || {
-            format!("set up port {} of bridge {}", link.name, spec.bridge)
+            format!(
+                "set up port {} of bridge {}",
+                link.name,
+                self.told(spec.bridge)
+            )
         })
     }
 

@@ -4,15 +4,20 @@ use std::{fmt, io};
 
 use nix::errno::Errno;
 
+use crate::refusal::Refusal;
+
 /// A request that failed.
 ///
-/// It displays as `add veth veth1a2b3c4d: file exists (17)`. One whose cause
+/// It displays as `add veth veth1a2b3c4d: file exists (17)`, followed by the kernel's own
+/// words where it has some: `…: invalid argument (22): invalid gateway`. One whose cause
 /// may pass (a deadline, a busy device) has a [`cni::Error`] with
 /// [`cni::Code::TryAgain`] as its source, so that the runtime is told to retry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     op: String,
     errno: Errno,
+    /// What the kernel says beside its errno.
+    told: Option<String>,
     style: Style,
     retry: Option<cni::Error>,
 }
@@ -31,7 +36,12 @@ enum Style {
 impl Error {
     /// `errno` happened while doing `op` ("set eth0 up").
     pub fn new(op: impl Into<String>, errno: Errno) -> Self {
-        Self::styled(op, errno, Style::Numbered)
+        Self::refused(op, errno)
+    }
+
+    /// The same with the kernel's own words, if it has any.
+    pub(crate) fn refused(op: impl Into<String>, refusal: impl Into<Refusal>) -> Self {
+        Self::styled(op, refusal, Style::Numbered)
     }
 
     /// The same error, said with another `op`, and without the number: for a
@@ -41,7 +51,16 @@ impl Error {
             Style::NoLink => Style::NoLink,
             _ => Style::Bare,
         };
-        Self::styled(op, self.errno, style)
+        Self { style, ..self }.about(op)
+    }
+
+    /// The same error of `op`, of which more is known.
+    pub(crate) fn about(self, op: impl Into<String>) -> Self {
+        let refusal = Refusal {
+            errno: self.errno,
+            told: self.told,
+        };
+        Self::styled(op, refusal, self.style)
     }
 
     pub(crate) fn no_link(op: impl Into<String>) -> Self {
@@ -54,10 +73,12 @@ impl Error {
         Self::new(op, errno)
     }
 
-    fn styled(op: impl Into<String>, errno: Errno, style: Style) -> Self {
+    fn styled(op: impl Into<String>, refusal: impl Into<Refusal>, style: Style) -> Self {
+        let Refusal { errno, told } = refusal.into();
         let mut error = Self {
             op: op.into(),
             errno,
+            told,
             style,
             retry: None,
         };
@@ -120,7 +141,13 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.op, self.reason())?;
         match self.style {
-            Style::Numbered => write!(f, " ({})", self.errno as i32),
+            Style::Numbered => {
+                write!(f, " ({})", self.errno as i32)?;
+                match &self.told {
+                    Some(told) => write!(f, ": {told}"),
+                    None => Ok(()),
+                }
+            }
             Style::Bare | Style::NoLink => Ok(()),
         }
     }
@@ -144,6 +171,21 @@ mod tests {
         let error = error.reword("could not add \"x\"");
         assert_eq!(error.to_string(), "could not add \"x\": file exists");
         assert!(error.is_exists());
+    }
+
+    #[test]
+    fn the_kernels_words_follow_the_number() {
+        let refusal = Refusal {
+            errno: Errno::EINVAL,
+            told: Some("invalid gateway".into()),
+        };
+        let error = Error::refused("add route to ::/0", refusal);
+        assert_eq!(
+            error.to_string(),
+            "add route to ::/0: invalid argument (22): invalid gateway"
+        );
+        let error = error.reword("could not add a route");
+        assert_eq!(error.to_string(), "could not add a route: invalid argument");
     }
 
     #[test]

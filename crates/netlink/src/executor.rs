@@ -35,6 +35,7 @@ use rtnetlink::{
 use crate::{
     Error,
     answer::{Answer, Message},
+    refusal::Refusal,
 };
 
 /// How long the kernel may take for one request. It answers within
@@ -119,7 +120,7 @@ impl Netlink {
         let flags = NLM_F_REQUEST | NLM_F_ACK | flags;
         self.exchange(message, flags)
             .map(drop)
-            .map_err(|errno| Error::new(op(), errno))
+            .map_err(|refusal| Error::refused(op(), refusal))
     }
 
     /// Makes something that must not be there, as [`Netlink::change`]. Kernels since 6.2
@@ -132,7 +133,7 @@ impl Netlink {
         let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL | NLM_F_ECHO;
         self.exchange(message, flags)
             .map(|mut reply| reply.answers.pop())
-            .map_err(|errno| Error::new(op(), errno))
+            .map_err(|refusal| Error::refused(op(), refusal))
     }
 
     /// Asks for one thing, without a dump.
@@ -142,7 +143,7 @@ impl Netlink {
         op: impl Fn() -> String,
     ) -> Result<Answer, Error> {
         self.ask(Message::Request(message))
-            .map_err(|errno| Error::new(op(), errno))
+            .map_err(|refusal| Error::refused(op(), refusal))
     }
 
     /// Asks for all that match `message`. What rtnetlink does not understand is left out.
@@ -171,7 +172,7 @@ impl Netlink {
             tries += 1;
             let dump = self
                 .exchange(message.clone(), NLM_F_REQUEST | NLM_F_DUMP)
-                .map_err(|errno| Error::new(op(), errno))?;
+                .map_err(|refusal| Error::refused(op(), refusal))?;
             if !dump.interrupted {
                 return Ok(dump.answers);
             }
@@ -186,17 +187,17 @@ impl Netlink {
     }
 
     /// The same for any message.
-    pub(crate) fn ask(&self, message: Message) -> Result<Answer, Errno> {
+    pub(crate) fn ask(&self, message: Message) -> Result<Answer, Refusal> {
         // No NLM_F_ACK: the answer is the acknowledgement.
         let mut reply = self.exchange_any(message, NLM_F_REQUEST)?;
-        reply.answers.pop().ok_or(Errno::EBADMSG)
+        reply.answers.pop().ok_or(Errno::EBADMSG.into())
     }
 
-    fn exchange(&self, message: RouteNetlinkMessage, flags: u16) -> Result<Reply, Errno> {
+    fn exchange(&self, message: RouteNetlinkMessage, flags: u16) -> Result<Reply, Refusal> {
         self.exchange_any(Message::Request(message), flags)
     }
 
-    fn exchange_any(&self, message: Message, flags: u16) -> Result<Reply, Errno> {
+    fn exchange_any(&self, message: Message, flags: u16) -> Result<Reply, Refusal> {
         let mut header = NetlinkHeader::default();
         header.flags = flags;
         let message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
@@ -213,13 +214,13 @@ struct Reply {
 
 impl Wire {
     /// Drives the connection until `request` is answered in full.
-    fn block_on(&mut self, request: NetlinkMessage<Message>) -> Result<Reply, Errno> {
+    fn block_on(&mut self, request: NetlinkMessage<Message>) -> Result<Reply, Refusal> {
         let until = Instant::now() + DEADLINE;
         // A dump that fails says so in its last message.
         self.connection.set_forward_done(true);
         let kernel = SocketAddr::new(0, 0);
         let Ok(mut answers) = self.handle.request(request, kernel) else {
-            return Err(self.failure());
+            return Err(self.failure().into());
         };
         let mut reply = Reply::default();
         // Nobody is ever woken: what is pending is polled again below.
@@ -227,7 +228,7 @@ impl Wire {
         loop {
             // Sends what is queued, or reads at most one datagram.
             if self.connection.poll_unpin(&mut context).is_ready() {
-                return Err(self.failure());
+                return Err(self.failure().into());
             }
             while let Poll::Ready(answer) = answers.poll_next_unpin(&mut context) {
                 match answer {
@@ -258,29 +259,30 @@ impl Wire {
 }
 
 impl Reply {
-    fn take(&mut self, message: NetlinkMessage<Message>) -> Result<(), Errno> {
-        self.interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
-        let code = match message.payload {
+    fn take(&mut self, message: NetlinkMessage<Message>) -> Result<(), Refusal> {
+        let flags = message.header.flags;
+        self.interrupted |= flags & NLM_F_DUMP_INTR != 0;
+        let refusal = match message.payload {
             NetlinkPayload::InnerMessage(Message::Answer(answer)) => {
                 self.answers.push(answer);
-                0
+                None
             }
-            NetlinkPayload::Error(error) => error.raw_code(),
-            NetlinkPayload::Done(done) => done.code,
-            NetlinkPayload::Overrun(_) => -(Errno::ENOBUFS as i32),
-            _ => 0,
+            NetlinkPayload::Error(error) => Refusal::read(flags, error.raw_code(), &error.header),
+            NetlinkPayload::Done(done) => Refusal::of_dump(done.code, &done.extended_ack),
+            NetlinkPayload::Overrun(_) => Some(Errno::ENOBUFS.into()),
+            _ => None,
         };
-        // The kernel sends errors negated. A dump may end with its length.
-        if code < 0 {
-            return Err(Errno::from_raw(-code));
-        }
-        Ok(())
+        refusal.map_or(Ok(()), Err)
     }
 }
 
 /// A socket of the calling thread's network namespace.
 pub(crate) fn open_socket() -> Result<Socket, Error> {
-    Socket::new(NETLINK_ROUTE).map_err(|error| Error::io("open a netlink socket", &error))
+    let socket = Socket::new(NETLINK_ROUTE);
+    let socket = socket.map_err(|error| Error::io("open a netlink socket", &error))?;
+    // The kernel's own words about an error; before 4.12 it has none.
+    let _ = socket.set_ext_ack(true);
+    Ok(socket)
 }
 
 /// A netlink socket that is only read when it is worth a system call.
@@ -493,7 +495,7 @@ mod tests {
     #[test]
     fn a_dump_may_fail_in_its_last_message() {
         let mut reply = Reply::default();
-        assert_eq!(reply.take(end(-2)), Err(Errno::ENOENT));
+        assert_eq!(reply.take(end(-2)), Err(Errno::ENOENT.into()));
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod neighbour;
 mod packet;
 mod probe;
 mod reconcile;
+mod refusal;
 mod removal;
 mod route;
 pub mod sysctl;

@@ -186,13 +186,13 @@ impl Netlink {
     /// When the kernel refuses.
     pub fn set_up(&self, index: u32) -> Result<(), Error> {
         let up = flag(index, LinkFlags::Up, true);
-        self.set_link(up, || format!("set link {index} up"))
+        self.set_link(up, || format!("set {} up", self.told(index)))
     }
 
     /// The same, with a text as of [`Netlink::set_alias`]: one request.
     pub(crate) fn set_up_with_alias(&self, index: u32, alias: Option<&str>) -> Result<(), Error> {
         self.set_link(up_with_alias(index, alias), || {
-            format!("set link {index} up")
+            format!("set {} up", self.told(index))
         })
     }
 
@@ -202,7 +202,7 @@ impl Netlink {
     /// When the kernel refuses.
     pub fn set_down(&self, index: u32) -> Result<(), Error> {
         let down = flag(index, LinkFlags::Up, false);
-        self.set_link(down, || format!("set link {index} down"))
+        self.set_link(down, || format!("set {} down", self.told(index)))
     }
 
     /// Gives a link another name: `ip link set OLD name NEW`.
@@ -211,7 +211,9 @@ impl Netlink {
     /// When the name is taken (`EEXIST`) or too long (`ERANGE`).
     pub fn rename(&self, index: u32, name: &str) -> Result<(), Error> {
         let attribute = LinkAttribute::IfName(name.into());
-        self.set_attribute(index, attribute, || format!("rename link {index} {name}"))
+        self.set_attribute(index, attribute, || {
+            format!("rename {} {name}", self.told(index))
+        })
     }
 
     /// Sets the largest packet, in bytes: `ip link set NAME mtu MTU`.
@@ -220,7 +222,9 @@ impl Netlink {
     /// When the device cannot do it (`EINVAL`).
     pub fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), Error> {
         let attribute = LinkAttribute::Mtu(mtu);
-        self.set_attribute(index, attribute, || format!("set link {index} mtu {mtu}"))
+        self.set_attribute(index, attribute, || {
+            format!("set {} mtu {mtu}", self.told(index))
+        })
     }
 
     /// Sets the hardware address: `ip link set NAME address MAC`.
@@ -230,7 +234,7 @@ impl Netlink {
     pub fn set_mac(&self, index: u32, mac: Mac) -> Result<(), Error> {
         let attribute = LinkAttribute::Address(mac.0.to_vec());
         self.set_attribute(index, attribute, || {
-            format!("set link {index} address {mac}")
+            format!("set {} address {mac}", self.told(index))
         })
     }
 
@@ -241,7 +245,7 @@ impl Netlink {
     pub fn set_master(&self, index: u32, master: u32) -> Result<(), Error> {
         let attribute = LinkAttribute::Controller(master);
         self.set_attribute(index, attribute, || {
-            format!("set link {index} master {master}")
+            format!("set {} master {}", self.told(index), self.told(master))
         })
     }
 
@@ -252,7 +256,7 @@ impl Netlink {
     pub fn set_alias(&self, index: u32, alias: &str) -> Result<(), Error> {
         let attribute = LinkAttribute::IfAlias(alias.into());
         self.set_attribute(index, attribute, || {
-            format!("set link {index} alias {alias}")
+            format!("set {} alias {alias}", self.told(index))
         })
     }
 
@@ -306,6 +310,15 @@ impl Netlink {
         op: impl Fn() -> String,
     ) -> Result<(), Error> {
         self.change(RouteNetlinkMessage::SetLink(message), 0, op)
+    }
+
+    /// What a message calls the link with `index`: its name, if it still has one. Only
+    /// what has failed is told, so the question costs nothing.
+    pub(crate) fn told(&self, index: u32) -> String {
+        match self.find_link_by_index(index) {
+            Ok(Some(link)) => link.name,
+            _ => format!("link {index}"),
+        }
     }
 
     fn set_attribute(

@@ -18,27 +18,35 @@ use nix::{
     sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socket},
 };
 
-use crate::{Error, Mac};
+use crate::{Error, Link, Mac};
 
 /// Frames of one EtherType on one link. What this host sends itself is not heard.
 pub(crate) struct PacketSocket {
     socket: OwnedFd,
     index: i32,
+    /// The link's name.
+    link: String,
 }
 
 impl PacketSocket {
-    /// Opens one for link `index` of the calling thread's namespace.
-    pub(crate) fn open(index: u32, ethertype: u16) -> Result<Self, Error> {
-        let op = || format!("open a packet socket on link {index}");
+    /// Opens one for a link of the calling thread's namespace.
+    pub(crate) fn open(link: &Link, ethertype: u16) -> Result<Self, Error> {
+        let op = || format!("open a packet socket on {}", link.name);
         let failed = |errno| Error::new(op(), errno);
         // Protocol 0 hears nothing: no frame of another link gets in before it is bound.
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None).map_err(failed)?;
-        let index = i32::try_from(index).map_err(|_| failed(Errno::EINVAL))?;
-        let this = Self { socket, index };
-        this.bind(ethertype)
-            .map_err(|error| Error::io(op(), &error))?;
-        Ok(this)
+        let index = i32::try_from(link.index).map_err(|_| failed(Errno::EINVAL))?;
+        let link = link.name.clone();
+        let this = Self {
+            socket,
+            index,
+            link,
+        };
+        match this.bind(ethertype) {
+            Ok(()) => Ok(this),
+            Err(error) => Err(Error::io(op(), &error)),
+        }
     }
 
     fn bind(&self, ethertype: u16) -> io::Result<()> {
@@ -80,7 +88,7 @@ impl PacketSocket {
     pub(crate) fn send(&self, frame: &[u8]) -> Result<(), Error> {
         send(self.socket.as_raw_fd(), frame, MsgFlags::empty())
             .map(drop)
-            .map_err(|errno| Error::new(format!("send on link {}", self.index), errno))
+            .map_err(|errno| Error::new(format!("send on {}", self.link), errno))
     }
 
     /// The next frame that was heard, its Ethernet header included, cut to the
@@ -89,7 +97,7 @@ impl PacketSocket {
         match recv(self.socket.as_raw_fd(), buffer, MsgFlags::empty()) {
             Ok(length) => Ok(Some(&buffer[..length.min(buffer.len())])),
             Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
-            Err(errno) => Err(Error::new(format!("listen on link {}", self.index), errno)),
+            Err(errno) => Err(Error::new(format!("listen on {}", self.link), errno)),
         }
     }
 }

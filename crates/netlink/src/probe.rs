@@ -69,7 +69,7 @@ pub fn find_conflict(
         let Some(mac) = link.mac else {
             bail!("link {name} has no hardware address to ask from");
         };
-        Prober::open(link.index, mac, addresses)?.run()
+        Prober::open(&link, mac, addresses)?.run()
     })?
 }
 
@@ -96,9 +96,9 @@ struct Prober<'a> {
 }
 
 impl<'a> Prober<'a> {
-    fn open(index: u32, mac: Mac, addresses: &'a [IpAddr]) -> anyhow::Result<Self> {
-        let arp = PacketSocket::open(index, ETHERTYPE_ARP)?;
-        let ndp = PacketSocket::open(index, ETHERTYPE_IPV6)?;
+    fn open(link: &Link, mac: Mac, addresses: &'a [IpAddr]) -> anyhow::Result<Self> {
+        let arp = PacketSocket::open(link, ETHERTYPE_ARP)?;
+        let ndp = PacketSocket::open(link, ETHERTYPE_IPV6)?;
         // The kernel joins neither group for an address that it does not have yet.
         ndp.join(group_mac(ALL_NODES))?;
         for address in addresses {

@@ -22,6 +22,7 @@ use crate::{
     batch::{Batch, Change},
     fdb::{self, FLOOD, Table},
     neighbour,
+    refusal::Refusal,
     route::route_message,
 };
 
@@ -57,6 +58,13 @@ pub enum Entry {
         /// The peer's address inside the overlay.
         gw: IpAddr,
     },
+    /// That a peer's address inside the overlay is on the device: `ip -6 route add IP dev …`.
+    /// It is never wanted for itself: an IPv6 [`Entry::Route`] gets it where the kernel
+    /// needs it.
+    OnLink {
+        /// The peer's address.
+        ip: IpAddr,
+    },
 }
 
 impl std::fmt::Display for Entry {
@@ -66,6 +74,7 @@ impl std::fmt::Display for Entry {
             Self::Forward { mac, vtep } => write!(f, "fdb {mac} dst {vtep}"),
             Self::Behind { mac } => write!(f, "fdb {mac} master"),
             Self::Route { dst, gw } => write!(f, "route {dst} via {gw}"),
+            Self::OnLink { ip } => write!(f, "route {ip}"),
         }
     }
 }
@@ -166,11 +175,11 @@ impl Peers {
         &self,
         overlay: Overlay,
         stale: &[Entry],
-        errors: &mut HashMap<Entry, Errno>,
+        errors: &mut HashMap<Entry, Refusal>,
     ) -> Result<(), Error> {
         let changes = stale.iter().map(|entry| removal(overlay, entry)).collect();
-        for (index, errno) in self.batch.make(changes)? {
-            errors.insert(stale[index], errno);
+        for (index, refusal) in self.batch.make(changes)? {
+            errors.insert(stale[index], refusal);
         }
         Ok(())
     }
@@ -179,14 +188,40 @@ impl Peers {
         &self,
         overlay: Overlay,
         missing: &[Entry],
-        errors: &mut HashMap<Entry, Errno>,
+        errors: &mut HashMap<Entry, Refusal>,
     ) -> Result<(), Error> {
         let changes = missing
             .iter()
             .map(|entry| addition(overlay, entry))
             .collect();
-        for (index, errno) in self.batch.make(changes)? {
-            errors.insert(missing[index], errno);
+        let mut covered = Vec::new();
+        for (index, refusal) in self.batch.make(changes)? {
+            let entry = missing[index];
+            match on_link(&entry) {
+                Some(on_link) if refusal.errno == Errno::EINVAL => covered.push((on_link, entry)),
+                _ => drop(errors.insert(entry, refusal)),
+            }
+        }
+        self.add_covered(overlay, &covered, errors)
+    }
+
+    /// Adds routes once more, after routes to their next hops: the kernel refuses an IPv6 next
+    /// hop, on the link or not, that another route but the default one leads elsewhere
+    /// (`ip6_route_check_nh_onlink` in net/ipv6/route.c).
+    fn add_covered(
+        &self,
+        overlay: Overlay,
+        covered: &[(Entry, Entry)],
+        errors: &mut HashMap<Entry, Refusal>,
+    ) -> Result<(), Error> {
+        let pairs = covered.iter();
+        let changes = pairs.flat_map(|(first, then)| [first, then].map(|it| addition(overlay, it)));
+        let entries: Vec<_> = covered
+            .iter()
+            .flat_map(|(first, then)| [first, then])
+            .collect();
+        for (index, refusal) in self.batch.make(changes.collect())? {
+            errors.insert(*entries[index], refusal);
         }
         Ok(())
     }
@@ -197,18 +232,21 @@ impl Peers {
         &self,
         overlay: Overlay,
         plan: &Difference,
-        errors: HashMap<Entry, Errno>,
+        errors: HashMap<Entry, Refusal>,
         done: &mut Reconciled,
     ) -> Result<(), Error> {
         let after = self.present(overlay)?;
-        let told = |entry: &Entry, otherwise| errors.get(entry).copied().unwrap_or(otherwise);
+        let told = |entry: &Entry, otherwise: Errno| {
+            let refusal = errors.get(entry).cloned();
+            refusal.unwrap_or(otherwise.into())
+        };
         for entry in &plan.missing {
             if after.written.contains(entry) {
                 done.added += 1;
                 continue;
             }
-            let errno = told(entry, Errno::ENOENT);
-            let error = Error::new(format!("add {entry}"), errno);
+            let refusal = told(entry, Errno::ENOENT);
+            let error = Error::refused(format!("add {entry}"), refusal);
             done.failed.push((*entry, error));
         }
         for entry in &plan.stale {
@@ -216,8 +254,8 @@ impl Peers {
                 done.removed += 1;
                 continue;
             }
-            let errno = told(entry, Errno::EEXIST);
-            let error = Error::new(format!("remove {entry}"), errno);
+            let refusal = told(entry, Errno::EEXIST);
+            let error = Error::refused(format!("remove {entry}"), refusal);
             done.failed.push((*entry, error));
         }
         Ok(())
@@ -227,7 +265,7 @@ impl Peers {
         let device = overlay.device;
         let request = fdb::request(device);
         let listed = self.netlink.dump(request, || {
-            format!("list forwarding entries of link {device}")
+            format!("list forwarding entries of {}", self.netlink.told(device))
         });
         let listed = match listed {
             Err(error) if error.is_not_found() => Vec::new(),
@@ -259,9 +297,9 @@ impl Peers {
     ) -> Result<(), Error> {
         let device = overlay.neighbours_on;
         let request = neighbour::request(device, family);
-        let listed = self
-            .netlink
-            .dump(request, || format!("list neighbours of link {device}"))?;
+        let listed = self.netlink.dump(request, || {
+            format!("list neighbours of {}", self.netlink.told(device))
+        })?;
         let listed = listed
             .into_iter()
             .filter_map(|it| neighbour::read(it, device));
@@ -269,8 +307,8 @@ impl Peers {
         Ok(())
     }
 
-    /// Those that are routed through a next hop and that a program laid; the kernel's
-    /// own, of the device's addresses, are left out.
+    /// Those that are routed through a next hop, and to next hops, that a program laid; the
+    /// kernel's own, of the device's addresses, are left out.
     fn read_routes(
         &self,
         overlay: Overlay,
@@ -282,11 +320,9 @@ impl Peers {
             ..RouteFilter::main(family)
         })?;
         let laid = routes.into_iter().filter(|it| LAID.contains(&it.protocol));
-        written.extend(laid.filter_map(|it| {
-            Some(Entry::Route {
-                dst: it.dst,
-                gw: it.gw?,
-            })
+        written.extend(laid.filter_map(|it| match it.gw {
+            Some(gw) => Some(Entry::Route { dst: it.dst, gw }),
+            None => (it.dst.prefix() == ALL_BITS).then(|| Entry::OnLink { ip: it.dst.ip() }),
         }));
         Ok(())
     }
@@ -295,6 +331,8 @@ impl Peers {
 /// `RTPROT_BOOT` and `RTPROT_STATIC` (linux/rtnetlink.h): how programs, ours and
 /// flannel's too, sign routes.
 const LAID: [u8; 2] = [3, 4];
+/// The length of the prefix of an IPv6 address.
+const ALL_BITS: u8 = 128;
 
 /// What has to be changed.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -317,10 +355,11 @@ impl Difference {
         missing.sort_unstable();
         // What is only changed is replaced in its place, never absent.
         let replaced: HashSet<Place> = missing.iter().filter_map(Place::of).collect();
+        let next_hops: HashSet<Entry> = wanted.iter().filter_map(on_link).collect();
         let mut stale: Vec<Entry> = present
             .written
             .iter()
-            .filter(|entry| !wanted_set.contains(entry))
+            .filter(|entry| !wanted_set.contains(entry) && !next_hops.contains(entry))
             .filter(|entry| Place::of(entry).is_none_or(|place| !replaced.contains(&place)))
             .copied()
             .collect();
@@ -374,7 +413,7 @@ impl Place {
             Entry::Forward { mac: FLOOD, .. } => None,
             Entry::Forward { mac, .. } => Some(Self::Forward(*mac)),
             // A route of somebody else to the same subnet must not be replaced.
-            Entry::Behind { .. } | Entry::Route { .. } => None,
+            Entry::Behind { .. } | Entry::Route { .. } | Entry::OnLink { .. } => None,
         }
     }
 }
@@ -400,6 +439,10 @@ fn addition(overlay: Overlay, entry: &Entry) -> Change {
             // Somebody else's route to the same subnet stays.
             NLM_F_CREATE | NLM_F_EXCL,
         ),
+        Entry::OnLink { ip } => (
+            RouteNetlinkMessage::NewRoute(route_message(device, &RouteSpec::to(ip.into()))),
+            NLM_F_CREATE | NLM_F_EXCL,
+        ),
     }
 }
 
@@ -410,14 +453,25 @@ fn removal(overlay: Overlay, entry: &Entry) -> Change {
         Entry::Neighbour { ip, .. } => neighbour(neighbour::key(overlay.neighbours_on, ip)),
         Entry::Forward { mac, vtep } => neighbour(fdb::device_entry(device, mac, vtep)),
         Entry::Behind { mac } => neighbour(fdb::bridge_entry(device, mac)),
-        Entry::Route { dst, gw } => {
-            let mut message = route_message(device, &route(dst, gw));
-            // However it was signed.
-            message.header.protocol = RouteProtocol::Unspec;
-            RouteNetlinkMessage::DelRoute(message)
-        }
+        Entry::Route { dst, gw } => no_route(device, &route(dst, gw)),
+        Entry::OnLink { ip } => no_route(device, &RouteSpec::to(ip.into())),
     };
     (message, 0)
+}
+
+fn no_route(device: u32, route: &RouteSpec) -> RouteNetlinkMessage {
+    let mut message = route_message(device, route);
+    // However it was signed.
+    message.header.protocol = RouteProtocol::Unspec;
+    RouteNetlinkMessage::DelRoute(message)
+}
+
+/// What an IPv6 route may need before it.
+fn on_link(entry: &Entry) -> Option<Entry> {
+    match *entry {
+        Entry::Route { gw, .. } if gw.is_ipv6() => Some(Entry::OnLink { ip: gw }),
+        _ => None,
+    }
 }
 
 fn route(dst: IpNetwork, gw: IpAddr) -> RouteSpec {

@@ -33,6 +33,7 @@ use rtnetlink::sys::Socket;
 
 use crate::executor::DEADLINE;
 use crate::link::link_message;
+use crate::refusal::Refusal;
 use crate::{Error, Link, Netlink};
 
 /// linux/rtnetlink.h
@@ -46,12 +47,12 @@ const NLMSG_ERROR: u16 = 2;
 static SEQUENCE: AtomicU32 = AtomicU32::new(0x7f00_0000);
 
 /// What is heard of a deletion.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum News {
     /// The link is gone.
     Gone,
     /// The kernel answered the request.
-    Answer(Result<(), Errno>),
+    Answer(Result<(), Refusal>),
     /// Messages were lost.
     Lost,
 }
@@ -66,7 +67,7 @@ impl Netlink {
     pub fn remove(&self, link: &Link) -> Result<(), Error> {
         let op = || format!("delete link {}", link.name);
         let removed = match self.remove_by_child(link.index) {
-            Ok(Some(answer)) => answer.map_err(|errno| Error::new(op(), errno)),
+            Ok(Some(answer)) => answer.map_err(|refusal| Error::refused(op(), refusal)),
             // No child, or one that was killed: the long way.
             Ok(None) => {
                 let request = RouteNetlinkMessage::DelLink(link_message(link.index));
@@ -81,7 +82,7 @@ impl Netlink {
     }
 
     /// `None` when no child did it.
-    fn remove_by_child(&self, index: u32) -> Result<Option<Result<(), Errno>>, Errno> {
+    fn remove_by_child(&self, index: u32) -> Result<Option<Result<(), Refusal>>, Errno> {
         let until = Instant::now() + DEADLINE;
         let sought = Sought {
             index,
@@ -114,7 +115,7 @@ impl Netlink {
         child_ended: BorrowedFd<'_>,
         sought: Sought,
         until: Instant,
-    ) -> Result<Option<Result<(), Errno>>, Errno> {
+    ) -> Result<Option<Result<(), Refusal>>, Errno> {
         loop {
             let ended = self.with_socket(|socket| wait(socket, child_ended, until))?;
             let mut lost = false;
@@ -273,13 +274,11 @@ fn news(mut datagram: &[u8], sought: Sought) -> Option<News> {
         let kind = u16::from_ne_bytes(*message.get(4..)?.first_chunk()?);
         match kind {
             NLMSG_ERROR if word(message, 8)? == sought.sequence => {
-                // The kernel sends errors negated.
-                let code = (word(message, 16)? as i32).wrapping_neg();
-                let answer = match code {
-                    0 => Ok(()),
-                    code => Err(Errno::from_raw(code)),
-                };
-                return Some(News::Answer(answer));
+                let flags = u16::from_ne_bytes(*message.get(6..)?.first_chunk()?);
+                let code = word(message, 16)? as i32;
+                let rest = message.get(20..).unwrap_or_default();
+                let refusal = Refusal::read(flags, code, rest);
+                return Some(News::Answer(refusal.map_or(Ok(()), Err)));
             }
             // A bridge tells with its own family that it lost a port, which is
             // still there then.
@@ -362,7 +361,7 @@ mod tests {
     fn an_answer_is_that_to_our_request() {
         let ours = |code| news(&answer(SOUGHT.sequence, code), SOUGHT);
         assert_eq!(ours(0), Some(News::Answer(Ok(()))));
-        assert_eq!(ours(-1), Some(News::Answer(Err(Errno::EPERM))));
+        assert_eq!(ours(-1), Some(News::Answer(Err(Errno::EPERM.into()))));
         assert_eq!(news(&answer(999, 0), SOUGHT), None);
     }
 

@@ -143,7 +143,7 @@ impl Netlink {
             LinkInfo::Data(InfoData::Vxlan(data)),
         ]));
         self.change(RouteNetlinkMessage::NewLink(message), 0, || {
-            format!("set vxlan device {index} learning {learning} ttl {ttl}")
+            format!("set {} learning {learning} ttl {ttl}", self.told(index))
         })
     }
 
@@ -163,7 +163,11 @@ impl Netlink {
             LinkInfo::PortData(InfoPortData::BridgePort(data)),
         ]));
         self.change(RouteNetlinkMessage::NewLink(message), 0, || {
-            format!("set up port {} of bridge {}", link.name, port.bridge)
+            format!(
+                "set up port {} of bridge {}",
+                link.name,
+                self.told(port.bridge)
+            )
         })
     }
 

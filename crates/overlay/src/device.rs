@@ -8,15 +8,15 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail};
-use cni::{Code, names};
+use cni::names;
 use netlink::{
-    Family, Link, Netlink, Overlay, Peers, Reconciled, Vxlan, VxlanPort, VxlanSpec, sysctl,
+    Entry, Family, Link, Netlink, Overlay, Peers, Reconciled, Vxlan, VxlanPort, VxlanSpec, sysctl,
 };
 
 use crate::guard;
 use crate::network::{Mode, Network, fault, vtep_mac};
 use crate::peer::Peer;
-use crate::underlay::{Underlay, overhead, room};
+use crate::underlay::{self, Underlay, overhead, room};
 
 /// The device as it is, or is to be.
 #[derive(Clone, Debug, PartialEq)]
@@ -447,22 +447,42 @@ fn quieten(mode: Mode, name: &str) {
     }
 }
 
-/// STATUS: whether packets can leave.
+/// What the kernel lacks of the configuration's peers. A device that is not there yet will be
+/// made with them.
 ///
 /// # Errors
-/// Code 50, with the reason.
-pub fn check_underlay(host: &Netlink, network: &Network) -> Result<()> {
-    let unavailable = |why: String| anyhow::Error::from(Code::NotAvailable.err(why));
-    let underlay = Underlay::find(host, network)
-        .map_err(|error| unavailable(about_underlay(&format!("{error:#}"))))?;
-    match underlay.trouble() {
-        Some(why) => Err(unavailable(why)),
-        None => Ok(()),
-    }
+/// When the kernel cannot be asked.
+pub fn missing_entries(
+    network: &Network,
+    device: &Device,
+    bridge: Option<&Link>,
+) -> Result<Vec<Entry>> {
+    let mut wanted = network.entries();
+    let Some(link) = device.link.as_ref().filter(|_| !wanted.is_empty()) else {
+        return Ok(Vec::new());
+    };
+    let present = Peers::open()?.present(overlay(network, link, bridge))?;
+    wanted.retain(|entry| !present.written.contains(entry));
+    Ok(wanted)
 }
 
-/// The reason with its subject, once: it is also the name of a key.
-fn about_underlay(why: &str) -> String {
-    let subject = "underlay: ";
-    format!("{subject}{}", why.strip_prefix(subject).unwrap_or(why))
+/// What keeps pods from reaching each other though every ADD succeeds, in words: an underlay
+/// that carries nothing, peers that the kernel lacks. For people: a runtime takes every
+/// error of STATUS for the end of its node.
+///
+/// # Errors
+/// As of [`Device::find`]; when the kernel cannot be asked.
+pub fn troubles(host: &Netlink, network: &Network) -> Result<Vec<String>> {
+    let device = Device::find(host, network)?;
+    let bridge = match network.mode {
+        Mode::L2 => host.find_link(network.bridge.as_str())?,
+        Mode::L3 => None,
+    };
+    let mut all = Vec::new();
+    all.extend(underlay::trouble(&device.uplink));
+    let name = network.device();
+    let missing = missing_entries(network, &device, bridge.as_ref())?;
+    let missing = missing.iter();
+    all.extend(missing.map(|it| format!("peers: {name} has no {it}")));
+    Ok(all)
 }

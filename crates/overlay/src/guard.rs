@@ -159,8 +159,8 @@ fn is_absent(error: &anyhow::Error) -> bool {
 }
 
 fn lacking(network: &Network) {
-    eprintln!(
+    cni::log(format_args!(
         "guard the VXLAN port of {}: the kernel lacks nf_tables",
         network.name
-    );
+    ));
 }

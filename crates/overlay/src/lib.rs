@@ -16,5 +16,5 @@ mod underlay;
 pub use conf::Conf;
 pub use device::Device;
 pub use network::{Mode, Network, gateway_mac};
-pub use peer::{Peer, PeerKeys, entries, peers};
+pub use peer::{Peer, PeerKeys, entries, peers, unreached};
 pub use underlay::Underlay;

@@ -151,6 +151,27 @@ pub fn entries(mode: Mode, vni: u32, peers: &[Peer], floods: bool) -> Vec<Entry>
     all.into_iter().collect()
 }
 
+/// Why nobody is reached in one of the families of `wanted`, if so: the kernel refused
+/// what leads to every peer of it.
+pub fn unreached<'a>(
+    wanted: &[Entry],
+    failed: &'a [(Entry, netlink::Error)],
+) -> Option<&'a netlink::Error> {
+    /// Entries without which a peer is not reached, in mode `l3` and `l2`.
+    type Way = fn(&Entry) -> bool;
+    let ways: [Way; 3] = [
+        |it| matches!(it, Entry::Route { dst, .. } if dst.is_ipv4()),
+        |it| matches!(it, Entry::Route { dst, .. } if dst.is_ipv6()),
+        |it| matches!(it, Entry::Forward { .. }),
+    ];
+    ways.iter().find_map(|is| {
+        let mut refused = failed.iter().filter(|(entry, _)| is(entry));
+        let wanted = wanted.iter().filter(|it| is(it)).count();
+        let (_, first) = refused.next()?;
+        (refused.count() + 1 == wanted).then_some(first)
+    })
+}
+
 /// The peers that the kernel knows: [`entries`] the other way round. What is only half
 /// there is shown as far as it is.
 pub fn peers(mode: Mode, present: &Present) -> Vec<Peer> {
@@ -251,6 +272,7 @@ mod tests {
     use super::*;
     use cni::Error;
     use cni::json::Json;
+    use nix::errno::Errno::EINVAL;
 
     fn peer(mode: Mode, text: &str) -> Result<Peer, String> {
         let keys: PeerKeys = Json::parse(text.as_bytes()).unwrap().decode().unwrap();
@@ -318,6 +340,25 @@ mod tests {
             ]
         );
         assert_eq!(peers(Mode::L3, &present(all)), [peer]);
+    }
+
+    #[test]
+    fn a_family_in_which_every_peer_failed_is_told() {
+        let text = r#"{"vtep": "192.0.2.2", "subnet": ["10.5.2.0/24", "fd00:5:2::/64"]}"#;
+        let one = peer(Mode::L3, text).unwrap();
+        let text = r#"{"vtep": "192.0.2.3", "subnet": ["10.5.3.0/24"]}"#;
+        let other = peer(Mode::L3, text).unwrap();
+        let all = entries(Mode::L3, 1, &[one, other], true);
+        let failing = |text: &str| -> Vec<_> {
+            let failed = all.iter().filter(|it| it.to_string().starts_with(text));
+            let error =
+                |entry: &Entry| (*entry, netlink::Error::new(format!("add {entry}"), EINVAL));
+            failed.map(error).collect()
+        };
+        assert_eq!(unreached(&all, &[]), None);
+        assert_eq!(unreached(&all, &failing("route 10.5.2.0/24")), None);
+        assert!(unreached(&all, &failing("route fd00:5:2::/64")).is_some());
+        assert!(unreached(&all, &failing("route 10")).is_some());
     }
 
     #[test]

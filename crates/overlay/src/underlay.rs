@@ -113,20 +113,20 @@ impl Underlay {
     pub fn room(&self) -> u32 {
         room(&self.link, self.local)
     }
+}
 
-    /// Why nothing can be sent, if so.
-    pub fn trouble(&self) -> Option<String> {
-        let name = &self.link.name;
-        if !self.link.up {
-            return Some(format!("underlay: {name} is down"));
+/// Why nothing can be sent by `link`, if so.
+pub(crate) fn trouble(link: &Link) -> Option<String> {
+    let name = &link.name;
+    if !link.up {
+        return Some(format!("underlay: {name} is down"));
+    }
+    match link.operstate {
+        OperState::Down | OperState::LowerLayerDown | OperState::NotPresent => {
+            let state = link.operstate;
+            Some(format!("underlay: {name} has no carrier: {state}"))
         }
-        match self.link.operstate {
-            OperState::Down | OperState::LowerLayerDown | OperState::NotPresent => {
-                let state = self.link.operstate;
-                Some(format!("underlay: {name} has no carrier: {state}"))
-            }
-            _ => None,
-        }
+        _ => None,
     }
 }
 

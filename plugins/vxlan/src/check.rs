@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use cni::request::Check;
 use cni::result::AddResult;
 use nat::nftables::{Apart, Nftables};
-use netlink::{Link, Netlink, Peers};
+use netlink::{Link, Netlink};
 use netns::NetNs;
 use overlay::{Device, Mode, device};
 use wiring::check;
@@ -28,35 +28,21 @@ pub fn attachment(request: &Check<Conf>, plan: &Plan, netns: &NetNs) -> Result<A
             container.mtu
         );
     }
-    peers(plan, &found, Some(&bridge))?;
+    peers(plan, &found, &bridge)?;
     Ok(previous)
 }
 
-/// Whether the kernel knows the peers that the configuration lists. A device that is not
-/// there yet will be made with them.
-pub fn peers(plan: &Plan, found: &Device, bridge: Option<&Link>) -> Result<()> {
-    let network = &plan.network;
-    let Some(link) = &found.link else {
+/// Whether the kernel knows the peers that the configuration lists.
+fn peers(plan: &Plan, found: &Device, bridge: &Link) -> Result<()> {
+    let missing = device::missing_entries(&plan.network, found, segment(plan, bridge))?;
+    let Some(first) = missing.first() else {
         return Ok(());
     };
-    let wanted = network.entries();
-    if wanted.is_empty() {
-        return Ok(());
-    }
-    let bridge = bridge.and_then(|bridge| segment(plan, bridge));
-    let overlay = device::overlay(network, link, bridge);
-    let present = Peers::open()?.present(overlay)?;
-    let mut missing = wanted
-        .iter()
-        .filter(|entry| !present.written.contains(entry));
-    let Some(first) = missing.next() else {
-        return Ok(());
-    };
-    let more = match missing.count() {
+    let more = match missing.len() - 1 {
         0 => String::new(),
         count => format!(", and {count} more"),
     };
-    bail!("peers: {} has no {first}{more}", link.name)
+    bail!("peers: {} has no {first}{more}", plan.network.device())
 }
 
 /// Whether the network is kept apart from others, as far as the kernel can do it.

@@ -15,7 +15,7 @@ use cni::{BestEffort, Code, Plugin, Undo};
 use ipnetwork::IpNetwork;
 use nat::nftables::{Apart, Nftables};
 use netlink::{AddressSpec, BridgeSpec, Family, Link, Netlink, PortSpec, sysctl};
-use overlay::{Device, Mode, device, gateway_mac, guard};
+use overlay::{Device, Mode, gateway_mac, guard, unreached};
 use wiring::port::Wiring;
 use wiring::{Addressing, Gateway, gateway, outside, pod, port};
 
@@ -145,10 +145,8 @@ impl Plugin for Vxlan {
         let call = &request.call;
         let plan = Plan::new(&request.conf, &call.network, call.has_ipam(), None)?;
         let host = Netlink::open()?;
-        device::check_underlay(&host, &plan.network)?;
         let unavailable = |why: String| Code::NotAvailable.err(why);
-        let found = Device::find(&host, &plan.network)
-            .map_err(|error| unavailable(format!("{error:#}")))?;
+        Device::find(&host, &plan.network).map_err(|error| unavailable(format!("{error:#}")))?;
         let name = plan.network.bridge.as_str();
         let bridge = host.find_link(name)?;
         if bridge.as_ref().is_some_and(|link| !link.is_kind("bridge")) {
@@ -164,9 +162,7 @@ impl Plugin for Vxlan {
         if call.has_ipam() {
             delegate::ipam_status(call)?;
         }
-        // Last: it is no reason not to start a pod.
-        check::peers(&plan, &found, bridge.as_ref())
-            .map_err(|error| Code::LimitedConnectivity.err(format!("{error:#}")).into())
+        Ok(())
     }
 }
 
@@ -224,12 +220,13 @@ fn ensure_device(
         }
     }
     if let Some(done) = device.apply_peers(host, network, &link, bridge)? {
-        // The pod works without them; STATUS and CHECK tell as well.
+        let doing = format!("make the peers of {} known", network.name);
+        if let Some(error) = unreached(&network.entries(), &done.failed) {
+            return Err(error.clone()).context(doing);
+        }
+        // The pod reaches the others; CHECK tells as well.
         for (_, error) in &done.failed {
-            cni::log(format_args!(
-                "make the peers of {} known: {error}",
-                network.name
-            ));
+            cni::log(format_args!("{doing}: {error}"));
         }
     }
     Ok(link)

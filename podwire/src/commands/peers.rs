@@ -36,7 +36,8 @@ Usage: podwire peers list [OPTION]... NETWORK
        podwire peers set|add|remove [OPTION]... NETWORK PEER...
 
 The peers of NETWORK, whose plugin is vxlan, as the kernel of this node knows
-them. list shows them. set makes them exactly those that are given: what is
+them. list shows them, and tells on standard error what the kernel lacks of the
+configuration's. set makes them exactly those that are given: what is
 missing is added, what is not given goes, and what is right already is not
 touched. add and remove change some and leave the others. With no FILE and no
 PEER, set removes all.
@@ -129,7 +130,7 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
     };
     let output = arguments.output();
     if action == Action::List {
-        return list(&output, &node.peers()?);
+        return list(&output, &node.peers()?, &node.missing()?);
     }
     // To remove one it is enough to say which.
     let mode = match action {
@@ -158,6 +159,13 @@ impl Node {
         };
         let bridge = self.bridge_if_there()?;
         self.peers_of(link, bridge.as_ref())
+    }
+
+    /// What the configuration lists and the kernel lacks, in words.
+    fn missing(&self) -> Result<Vec<String>> {
+        let bridge = self.bridge_if_there()?;
+        let missing = device::missing_entries(&self.network, &self.device, bridge.as_ref())?;
+        Ok(missing.iter().map(ToString::to_string).collect())
     }
 
     fn peers_of(&self, link: &Link, bridge: Option<&Link>) -> Result<Vec<Peer>> {
@@ -311,11 +319,18 @@ fn checked(keys: &PeerKeys, mode: Option<Mode>, index: usize) -> Result<Peer> {
     Ok(Peer { subnets, ..peer })
 }
 
-fn list(output: &Output, peers: &[Peer]) -> Result<Verdict> {
+fn list(output: &Output, peers: &[Peer], missing: &[String]) -> Result<Verdict> {
     if output.is_json() {
         let all: Vec<Value> = peers.iter().map(document).collect();
-        output.print_json(&json!({ "peers": all }))?;
+        let mut answer = json!({ "peers": all });
+        if !missing.is_empty() {
+            answer["missing"] = json!(missing);
+        }
+        output.print_json(&answer)?;
         return Ok(Verdict::Good);
+    }
+    for entry in missing {
+        eprintln!("podwire: of the configuration's peers, the kernel has no {entry}");
     }
     for peer in peers {
         output.print(&peer.to_string())?;

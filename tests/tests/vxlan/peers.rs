@@ -219,6 +219,30 @@ fn what_the_kernel_refuses_is_told_and_blocks_nothing() {
     });
 }
 
+/// A pod that reaches nobody of a family is none that was attached.
+#[test]
+fn an_add_fails_with_the_kernels_words_where_it_refuses_every_peer() {
+    beyond_peer(WHY, || {
+        let fleet = Fleet::new(3);
+        let conf = fleet.routed(1, 5, Underlay::V4);
+        let host = fleet.host(1);
+        host.sh("ip route add 10.5.2.0/24 via 172.20.1.1");
+        let pod = fleet.pod(1, "a");
+        // One of two is told on standard error.
+        let added = fleet.cni(1).add(&conf, &pod, "eth0");
+        added.result();
+        let said =
+            "make the peers of net5 known: add route 10.5.2.0/24 via 10.5.2.0: file exists (17)";
+        assert!(added.stderr().contains(said), "{added:?}");
+        fleet.cni(1).del(&conf, &pod, "eth0").silent();
+        host.sh("ip route del 10.5.3.0/24; ip route add 10.5.3.0/24 via 172.20.1.1");
+        let error = fleet.cni(1).add(&conf, &pod, "eth0").error();
+        assert!(error.msg.contains(said), "{error:?}");
+        assert!(!host.sh("ip -br link").contains("veth"));
+        assert_eq!(host.sh("find /run/ipam-h1 -name '10.*'"), "");
+    });
+}
+
 #[test]
 fn traffic_to_a_peer_does_not_notice_that_others_come_and_go() {
     beyond_peer(WHY, || {

@@ -5,7 +5,7 @@ use std::thread;
 use serde_json::{Value, json};
 use testkit::{Netns, beyond_peer, conf};
 
-use crate::fleet::{BOTH, Fleet, Underlay, addresses};
+use crate::fleet::{BOTH, Fleet, Underlay, address, addresses};
 
 pub const WHY: &str = "there is no vxlan among the Go plugins";
 
@@ -103,6 +103,43 @@ fn routed_pods_reach_each_other_over_ipv4() {
 fn routed_pods_reach_each_other_over_ipv6() {
     beyond_peer(WHY, || {
         everybody_reaches_their_own(Fleet::routed, Underlay::V6)
+    });
+}
+
+/// A route that is not the default one leads to the peers' subnets, too.
+#[test]
+fn ipv6_peers_are_reached_where_another_route_covers_them() {
+    beyond_peer(WHY, || {
+        for underlay in BOTH {
+            let fleet = Fleet::new(3);
+            let subnet = |host: usize| format!("2001:cafe:42:{host}::/64");
+            let pods: Vec<Netns> = (1..=3)
+                .map(|host| {
+                    fleet.host(host).sh(&format!(
+                        "ip -6 route add 2000::/3 via 2001:db8:{host}::1 dev eth0"
+                    ));
+                    let mut conf = fleet.routed(host, 5, underlay);
+                    for peer in conf["peers"].as_array_mut().expect("peers") {
+                        let vtep = peer["vtep"].as_str().expect("a vtep").to_owned();
+                        let other = (1..=3).find(|n| address(*n, underlay) == vtep);
+                        peer["subnet"] = subnet(other.expect("a host")).into();
+                    }
+                    conf["ipam"]["ranges"] = json!([[{"subnet": subnet(host)}]]);
+                    let pod = fleet.pod(host, "p");
+                    let added = fleet.cni(host).add(&conf, &pod, "eth0");
+                    let result = added.result();
+                    assert_eq!(added.stderr(), "");
+                    let checked = conf::with_prev(&conf, &result);
+                    fleet.cni(host).check(&checked, &pod, "eth0").silent();
+                    pod
+                })
+                .collect();
+            let all: Vec<String> = pods.iter().flat_map(addresses).collect();
+            let none: [String; 0] = [];
+            for pod in &pods {
+                assert_eq!(silent(pod, &all), none, "{underlay:?}");
+            }
+        }
     });
 }
 

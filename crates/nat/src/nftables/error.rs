@@ -14,15 +14,23 @@ use nix::errno::Errno;
 pub struct Error {
     op: String,
     errno: Errno,
+    /// What the kernel says beside its errno.
+    told: Option<String>,
     retry: Option<cni::Error>,
 }
 
 impl Error {
     /// `errno` happened while doing `op` ("add table inet t").
     pub fn new(op: impl Into<String>, errno: Errno) -> Self {
+        Self::refused(op, errno, None)
+    }
+
+    /// The same, with the kernel's own words, if it has any.
+    pub(crate) fn refused(op: impl Into<String>, errno: Errno, told: Option<String>) -> Self {
         let mut error = Self {
             op: op.into(),
             errno,
+            told,
             retry: None,
         };
         if matches!(
@@ -71,7 +79,11 @@ impl fmt::Display for Error {
             Errno::ETIMEDOUT => "timed out".to_owned(),
             errno => cni::reason(&errno.into()),
         };
-        write!(f, "{}: {reason} ({})", self.op, self.errno as i32)
+        write!(f, "{}: {reason} ({})", self.op, self.errno as i32)?;
+        match &self.told {
+            Some(told) => write!(f, ": {told}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -63,6 +63,8 @@ pub struct Refused {
     pub message: Option<usize>,
     /// Why.
     pub errno: Errno,
+    /// What the kernel says about it.
+    pub told: Option<String>,
 }
 
 /// A socket into nfnetlink of the network namespace in which it was opened.
@@ -105,6 +107,7 @@ impl Socket {
         )
         .map_err(failed)?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(failed)?;
+        hear_reasons(&fd);
         Ok(Self::over(fd))
     }
 
@@ -222,6 +225,7 @@ impl Socket {
         let refused = |errno| Refused {
             message: None,
             errno,
+            told: None,
         };
         let (buffer, first) = self.batch(requests, generation, true);
         self.send(&buffer).map_err(refused)?;
@@ -242,6 +246,7 @@ impl Socket {
                 failed.get_or_insert(Refused {
                     message: (at as usize).checked_sub(1),
                     errno,
+                    told: told(message),
                 });
             }
             message.seq == last || at == 0 || errno == Some(Errno::ERESTART)
@@ -379,6 +384,38 @@ fn errno(message: Received<'_>) -> Option<Errno> {
         Some(0) => None,
         Some(code) => Some(Errno::from_raw(-code)),
         None => Some(Errno::EBADMSG),
+    }
+}
+
+/// linux/netlink.h: the answer has not the whole request in it; it has attributes.
+const NLM_F_CAPPED: u16 = 0x100;
+const NLM_F_ACK_TLVS: u16 = 0x200;
+const NLMSGERR_ATTR_MSG: u16 = 1;
+
+/// What the kernel says about an error beside its errno. It follows the request, of which
+/// there may be no more than the header.
+fn told(message: Received<'_>) -> Option<String> {
+    let request = message.body.get(4..)?;
+    let length = match message.flags {
+        flags if flags & NLM_F_ACK_TLVS == 0 => return None,
+        flags if flags & NLM_F_CAPPED != 0 => message::HEADER,
+        _ => u32::from_ne_bytes(*request.first_chunk()?) as usize,
+    };
+    let words = request.get(length.next_multiple_of(4)..)?;
+    let words = message::find(words, NLMSGERR_ATTR_MSG)?;
+    message::text(words).map(cni::as_cause)
+}
+
+/// Has the kernel say why it refuses a request, without the request; before 4.12 it does
+/// not. That it cannot is no error.
+#[allow(unsafe_code)]
+fn hear_reasons(fd: &OwnedFd) {
+    let on: libc::c_int = 1;
+    let size = size_of_val(&on) as libc::socklen_t;
+    for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK] {
+        let value = (&raw const on).cast();
+        // SAFETY: setsockopt(2) reads `size` bytes of `on`, which outlives the call.
+        unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_NETLINK, option, value, size) };
     }
 }
 

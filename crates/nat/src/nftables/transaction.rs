@@ -743,10 +743,15 @@ impl Transaction {
         }
         socket
             .commit(&self.requests(), generation)
-            .map_err(|Refused { message, errno }| {
+            .map_err(|refused| {
+                let Refused {
+                    message,
+                    errno,
+                    told,
+                } = refused;
                 let change = message.and_then(|at| self.0.get(at));
                 let op = change.map_or_else(|| "commit rules".into(), Change::describe);
-                Error::new(op, errno)
+                Error::refused(op, errno, told)
             })
     }
 

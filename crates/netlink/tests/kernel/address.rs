@@ -93,7 +93,7 @@ fn adding_twice_fails_and_deleting_twice_does_not() {
     let error = netlink.add_address(index, &spec).unwrap_err();
     assert_eq!(
         error.to_string(),
-        format!("add address 10.1.2.3/24 to link {index}: file exists (17)")
+        "add address 10.1.2.3/24 to a0: file exists (17): ipv4: Address already assigned"
     );
     netlink.delete_address(index, spec.address).unwrap();
     assert!(!seen().iter().any(|it| it["local"] == "10.1.2.3"));

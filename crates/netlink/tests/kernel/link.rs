@@ -90,7 +90,7 @@ fn the_kernels_refusal_keeps_its_errno() {
     assert_eq!(error.errno(), Errno::EINVAL);
     assert_eq!(
         error.to_string(),
-        format!("set link {index} mtu 70000: invalid argument (22)")
+        "set a0 mtu 70000: invalid argument (22): mtu greater than device maximum"
     );
     let error = netlink.rename(index, "b0").unwrap_err();
     assert!(error.is_exists());

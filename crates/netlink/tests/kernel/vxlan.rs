@@ -234,6 +234,56 @@ fn peers_are_what_ip_and_bridge_would_have_written() {
     assert_eq!((again.added, again.kept, again.removed), (0, 6, 0));
 }
 
+/// The kernel believes an IPv6 next hop to be on the link unless a route, but the default
+/// one, leads to it elsewhere.
+#[test]
+fn an_ipv6_peer_is_reached_though_another_route_covers_it() {
+    let _sandbox = Sandbox::new();
+    let overlay = routed();
+    run("ip route add 2000::/3 via 2001:db8::2 dev eth0");
+    let peers = Peers::open().unwrap();
+    let of = |number: u8| {
+        let gw = ip(&format!("2001:cafe:42:{number}::"));
+        let dst = ipnetwork::IpNetwork::new(gw, 64).unwrap();
+        let mac = mac(number);
+        [Entry::Neighbour { ip: gw, mac }, Entry::Route { dst, gw }]
+    };
+    let both = [of(2), of(3)].concat();
+    let done = peers.reconcile(overlay, &both).unwrap();
+    assert_eq!((done.added, &done.failed), (4, &Vec::new()));
+    let shown = || lines("ip -6 route show dev vxlan.7 proto boot");
+    let route = |number: u8| {
+        [
+            format!("2001:cafe:42:{number}:: metric 1024 pref medium"),
+            format!(
+                "2001:cafe:42:{number}::/64 via 2001:cafe:42:{number}:: metric 1024 onlink pref medium"
+            ),
+        ]
+    };
+    assert_eq!(shown(), [route(2), route(3)].concat());
+    // Once more changes nothing; what a peer needed goes with it.
+    let again = peers.reconcile(overlay, &both).unwrap();
+    assert_eq!((again.added, again.kept, again.removed), (0, 4, 0));
+    let done = peers.reconcile(overlay, &of(3)).unwrap();
+    assert_eq!((done.added, done.kept, done.removed), (0, 2, 3));
+    assert_eq!(shown(), route(3));
+}
+
+/// An error has the kernel's own words.
+#[test]
+fn a_route_that_is_refused_says_why() {
+    let _sandbox = Sandbox::new();
+    let overlay = routed();
+    run("ip link set vxlan.7 down");
+    let [_, _, route] = peer(2, mac(2));
+    let done = Peers::open().unwrap().reconcile(overlay, &[route]).unwrap();
+    let error = done.failed[0].1.to_string();
+    assert_eq!(
+        error,
+        "add route 10.5.2.0/24 via 10.5.2.0: network is down (100): nexthop device is not up"
+    );
+}
+
 #[test]
 fn entries_by_hand_are_as_good_as_ours_and_what_is_not_wanted_goes() {
     let _sandbox = Sandbox::new();
