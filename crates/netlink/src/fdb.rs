@@ -9,7 +9,7 @@ use rtnetlink::packet_route::{
     },
 };
 
-use crate::Mac;
+use crate::{Error, Mac, Netlink};
 
 /// The destination of everything that no other entry is for: broadcast, multicast,
 /// and addresses that are not known.
@@ -66,6 +66,42 @@ fn entry(device: u32, mac: Mac) -> NeighbourMessage {
     let mac = NeighbourAttribute::LinkLayerAddress(mac.0.to_vec());
     message.attributes.push(mac);
     message
+}
+
+/// What a bridge knows of a hardware address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FdbEntry {
+    /// The index of the port that frames to it leave by, or the bridge's own.
+    pub port: u32,
+    /// It was written there, or is the address of the port itself; else it was learned, and
+    /// is forgotten after a while.
+    pub fixed: bool,
+}
+
+impl Netlink {
+    /// What the bridge with index `bridge` knows of `mac`, if it does:
+    /// `bridge fdb get MAC br BRIDGE`. Kernels before 5.0 do not tell.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn find_fdb_entry(&self, bridge: u32, mac: Mac) -> Result<Option<FdbEntry>, Error> {
+        let mut message = entry(0, mac);
+        let master = NeighbourAttribute::Controller(bridge);
+        message.attributes.push(master);
+        let op = || format!("find {mac} in the table of a bridge");
+        let answer = match self.get(RouteNetlinkMessage::GetNeighbour(message), op) {
+            Err(error) if error.is_not_found() || error.is_unsupported() => return Ok(None),
+            other => other?,
+        };
+        let Some(RouteNetlinkMessage::NewNeighbour(found)) = answer.decode() else {
+            return Ok(None);
+        };
+        let fixed = u16::from(NeighbourState::Permanent) | u16::from(NeighbourState::Noarp);
+        Ok(Some(FdbEntry {
+            port: found.header.ifindex,
+            fixed: u16::from(found.header.state) & fixed != 0,
+        }))
+    }
 }
 
 /// Asks for the entries of one port, in both tables: `bridge fdb show brport DEVICE`.

@@ -43,7 +43,7 @@ pub use bridge::{BridgeSpec, PortSpec};
 pub use bridge_vlan::PortVlan;
 pub use error::Error;
 pub use executor::Netlink;
-pub use fdb::FLOOD;
+pub use fdb::{FLOOD, FdbEntry};
 pub use link::{Link, OperState, Port};
 pub use mac::{InvalidMac, Mac};
 pub use macvlan::{Macvlan, MacvlanMode, MacvlanSpec, Parent};

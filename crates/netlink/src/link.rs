@@ -141,6 +141,21 @@ impl Netlink {
         self.look_up(message, || format!("find link {index}"))
     }
 
+    /// The other end of the veth `link`, if there is one, in whatever namespace it is:
+    /// `ip link show netnsid ID` with the index.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked; when its namespace may not be looked into (`EPERM`).
+    pub fn find_peer(&self, link: &Link) -> Result<Option<Link>, Error> {
+        let Some(index) = link.link.filter(|_| link.is_kind("veth")) else {
+            return Ok(None);
+        };
+        let mut message = link_message(index);
+        let netns = link.link_netnsid.map(LinkAttribute::IfNetnsId);
+        message.attributes.extend(netns);
+        self.look_up(message, || format!("find the peer of {}", link.name))
+    }
+
     /// The link called `name`.
     ///
     /// # Errors

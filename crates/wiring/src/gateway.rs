@@ -90,7 +90,7 @@ pub fn clash(addresses: &[IpNetwork]) -> Option<(IpNetwork, IpNetwork)> {
         .find(|(other, address)| in_the_way(*other, *address))
 }
 
-fn in_the_way(other: IpNetwork, address: IpNetwork) -> bool {
+pub(crate) fn in_the_way(other: IpNetwork, address: IpNetwork) -> bool {
     match address {
         IpNetwork::V4(_) => true,
         // Every interface has one of its own already, and may have more.

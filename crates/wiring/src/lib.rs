@@ -11,7 +11,7 @@
 //! - [`shared`]: rules that serve all attachments of a network, and how long they stay;
 //! - [`lease`]: addresses that nobody else on the segment has;
 //! - [`check`]: whether all of that is as the result says;
-//! - [`mac`]: the MAC that somebody asked for;
+//! - [`mac`]: the MAC that was asked for; [`requested`]: what may be asked for;
 //! - [`mtu`]: the key `mtu`.
 
 mod addressing;
@@ -23,6 +23,7 @@ pub mod mtu;
 pub mod outside;
 pub mod pod;
 pub mod port;
+pub mod requested;
 pub mod shared;
 mod users;
 

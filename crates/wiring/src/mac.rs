@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use cni::Code;
+use cni::json::Json;
 use netlink::Mac;
 use serde::Deserialize;
 
@@ -11,6 +12,8 @@ use serde::Deserialize;
 pub struct RuntimeConfig {
     /// The container's MAC.
     pub mac: String,
+    /// The container's addresses. The IPAM plugin reads them: here it matters that there are.
+    pub ips: Option<Json>,
 }
 
 /// `args`, by convention keyed by who they are for.
@@ -27,6 +30,8 @@ pub struct Args {
 pub struct CniArgs {
     /// The container's MAC.
     pub mac: String,
+    /// The container's addresses. The IPAM plugin reads them: here it matters that there are.
+    pub ips: Option<Json>,
 }
 
 /// The MAC to give the container's interface, if anybody asked for one: the

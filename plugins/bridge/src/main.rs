@@ -16,7 +16,7 @@ use nat::nftables::Nftables;
 use netlink::{BridgeSpec, Link, Netlink, PortSpec};
 use wiring::mtu::Mtu;
 use wiring::port::Wiring;
-use wiring::{Addressing, Gateway, gateway, lease, outside, pod, port};
+use wiring::{Addressing, Gateway, gateway, lease, outside, pod, port, requested};
 
 use bridge::{conf, plan};
 
@@ -41,6 +41,16 @@ impl Plugin for Bridge {
         let netns = pod::open_netns(&request.netns)?;
         let host = Netlink::open()?;
 
+        if let Some(mac) = plan.mac {
+            requested::refuse_taken_mac(&host, plan.bridge.as_str(), mac, &request.attachment)?;
+        }
+        let mut addressing = None;
+        if asks_for_addresses(request) && !plan.detect_conflicts {
+            // Before anything is made: what it asks for may be the node's own.
+            let lease = delegate::ipam_add(call, undo)?;
+            addressing = Some(decide(request, &host, &plan, lease)?);
+        }
+
         let mtu = mtu_bytes(plan.mtu, &host)?;
         let bridge = ensure_bridge(&host, &plan, mtu)?;
         let wiring = Wiring {
@@ -58,13 +68,12 @@ impl Plugin for Bridge {
         let ifname = &request.attachment.ifname;
         let enter = || pod::enter(&netns, ifname, plan.dad(), call.has_ipam());
         let pod = plan.bring_up.then(enter).transpose()?;
-        let mut addressing = None;
-        if call.has_ipam() {
+        if call.has_ipam() && addressing.is_none() {
             let lease = match plan.detect_conflicts {
                 true => lease::without_conflict(call, &netns, ifname, undo)?,
                 false => delegate::ipam_add(call, undo)?,
             };
-            addressing = Some(Addressing::new(lease, plan.gateway, CONTAINER));
+            addressing = Some(decide(request, &host, &plan, lease)?);
         }
         let mut interfaces = vec![
             pod::host_interface(&bridge),
@@ -146,6 +155,31 @@ impl Plugin for Bridge {
         }
         Ok(())
     }
+}
+
+/// Whether a user of the cluster asks for addresses, which the IPAM plugin may give.
+fn asks_for_addresses(request: &Add<Conf>) -> bool {
+    let (call, conf) = (&request.call, &request.conf);
+    call.has_ipam() && requested::asks_for_addresses(call, &conf.runtime_config, &conf.args)
+}
+
+/// Decides what the pod gets. Of a subnet that was asked for, the bridge may not be the gateway
+/// where that takes something from the node.
+fn decide(
+    request: &Add<Conf>,
+    host: &Netlink,
+    plan: &Plan,
+    lease: AddResult,
+) -> Result<Addressing> {
+    let addressing = Addressing::new(lease, plan.gateway, CONTAINER);
+    if asks_for_addresses(request) && !addressing.gateways.is_empty() {
+        let name = match plan.has_vlan_gateway() {
+            true => plan.vlan_gateway_name()?,
+            false => plan.bridge.clone(),
+        };
+        requested::refuse_capture(&request.call, host, name.as_str(), &addressing.gateways)?;
+    }
+    Ok(addressing)
 }
 
 /// The MTU to set; `None` leaves it to the kernel.

@@ -17,7 +17,7 @@ use nat::nftables::{Apart, Nftables};
 use netlink::{AddressSpec, BridgeSpec, Family, Link, Netlink, PortSpec, sysctl};
 use overlay::{Device, Mode, gateway_mac, guard, unreached};
 use wiring::port::Wiring;
-use wiring::{Addressing, Gateway, gateway, outside, pod, port};
+use wiring::{Addressing, Gateway, gateway, outside, pod, port, requested};
 
 use vxlan::{conf, plan};
 
@@ -44,6 +44,11 @@ impl Plugin for Vxlan {
         let _stays = occupancy::join(plan.remove_when_empty)?;
         let device = Device::find(&host, &plan.network)?;
 
+        let bridge_name = plan.network.bridge.as_str();
+        if let Some(mac) = plan.mac {
+            requested::refuse_taken_mac(&host, bridge_name, mac, attachment)?;
+        }
+
         // Before anything is made: what IPAM says may contradict the peers.
         let mut addressing = None;
         let mut own = Vec::new();
@@ -51,7 +56,12 @@ impl Plugin for Vxlan {
             let lease = delegate::ipam_add(call, undo)?;
             own = plan::own_subnets(&lease);
             plan.network.check_own_subnets(&own)?;
-            addressing = Some(Addressing::new(lease, plan.gateway, CONTAINER));
+            let wanted = Addressing::new(lease, plan.gateway, CONTAINER);
+            let conf = &request.conf;
+            if requested::asks_for_addresses(call, &conf.runtime_config, &conf.args) {
+                requested::refuse_capture(call, &host, bridge_name, &wanted.gateways)?;
+            }
+            addressing = Some(wanted);
         }
         let bridge = ensure_bridge(&host, &plan, device.spec.mtu)?;
         let overlay = ensure_device(&host, &plan, &device, &bridge, &own)?;

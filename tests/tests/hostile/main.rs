@@ -10,3 +10,4 @@ mod fleet;
 mod overlay;
 mod pods;
 mod spoofing;
+mod tenants;

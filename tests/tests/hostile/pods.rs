@@ -340,3 +340,25 @@ fn gc_finds_a_macvlan_in_a_pod_that_goes_on() {
         assert_eq!(macvlans(&stays), ["x"]);
     });
 }
+
+#[test]
+fn the_mode_of_a_macvlan_is_the_pods_to_change_and_check_tells() {
+    let sandbox = Sandbox::new();
+    sandbox.wire();
+    let conf = conf::with(&conf_of("macvlan"), json!({"mode": "private"}));
+    let pods = [sandbox.pod("a"), sandbox.pod("b")];
+    let add = |pod: &Netns| sandbox.cni("macvlan").add(&conf, pod, "eth0").result();
+    let results = pods.each_ref().map(add);
+    assert_eq!(pods[0].ping("10.1.0.3", 1), [false]);
+    for (pod, result) in pods.iter().zip(&results) {
+        let check = || {
+            let conf = conf::with_prev(&conf, result);
+            sandbox.cni("macvlan").check(&conf, pod, "eth0")
+        };
+        check().silent();
+        pod.sh("ip link set eth0 type macvlan mode bridge");
+        let why = "container macvlan mode bridge does not match expected value: private";
+        assert_eq!(check().error().msg, why);
+    }
+    pods[0].wait_until("the other pod answers", |pod| pod.ping("10.1.0.3", 1)[0]);
+}

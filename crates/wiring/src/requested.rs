@@ -1,0 +1,257 @@
+//! What a user of the cluster asks for, through the runtime: an address, a MAC. Neither
+//! may take from the node, or from another pod, what is theirs.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::Result;
+use cni::json::Json;
+use cni::{Attachment, Call, Code};
+use ipnetwork::IpNetwork;
+use netlink::{Family, Link, Mac, Netlink, RouteFilter};
+
+use crate::gateway::in_the_way;
+use crate::mac::{Args, RuntimeConfig};
+
+/// Keys of `ipam` that hold the operator's subnets, in host-local, static and their like.
+/// Routes are none: a route to everywhere would allow everything.
+const SUBNETS: [&str; 3] = ["subnet", "address", "range"];
+
+/// The shortest prefix of a requested subnet where the operator wrote none: the largest
+/// private networks (RFC 1918), and the smallest that a registry gives (RFC 6177).
+const SHORTEST_V4: u8 = 8;
+const SHORTEST_V6: u8 = 32;
+
+/// Whether addresses are asked for: `runtimeConfig.ips`, `args.cni.ips`, `IP` of CNI_ARGS.
+pub fn asks_for_addresses(call: &Call, runtime: &RuntimeConfig, args: &Args) -> bool {
+    // What else has it in CNI_ARGS costs a look, and no more.
+    runtime.ips.is_some() || args.cni.ips.is_some() || call.args.contains("IP=")
+}
+
+/// Refuses `gateways`, the addresses that `interface` of the host is to have, where a
+/// requested address made them: in a subnet that the operator did not write, an address
+/// would turn the node's own traffic to the bridge.
+///
+/// # Errors
+/// Code 7: a subnet that is too large, or holds an address of the node or a next hop; another
+/// address on the interface already.
+pub fn refuse_capture(
+    call: &Call,
+    host: &Netlink,
+    interface: &str,
+    gateways: &[IpNetwork],
+) -> Result<()> {
+    let written = written_subnets(call);
+    let link = host.find_link(interface)?;
+    for gateway in gateways {
+        if written.iter().any(|subnet| covers(*subnet, *gateway)) {
+            continue;
+        }
+        let subnet = subnet(*gateway);
+        let begin = format!("the requested address makes {interface:?} the gateway of {subnet}");
+        if let Some(shortest) = too_short(*gateway, &written) {
+            return Err(refused(format!("{begin}: at least /{shortest} is allowed")));
+        }
+        let index = link.as_ref().map(|link| link.index);
+        let node = Node::new(host, Family::of(gateway.ip()), index)?;
+        if node.own.contains(gateway) {
+            continue;
+        }
+        if node.own.iter().any(|other| in_the_way(*other, *gateway)) {
+            let text = format!("{interface:?} already has an IP address different from {gateway}");
+            return Err(refused(text));
+        }
+        if let Some(held) = node.needs.iter().find(|ip| subnet.contains(**ip)) {
+            return Err(refused(format!("{begin}, where the node needs {held}")));
+        }
+    }
+    Ok(())
+}
+
+fn refused(text: String) -> anyhow::Error {
+    Code::InvalidConfig.err(text).into()
+}
+
+/// What is there before.
+struct Node {
+    /// Addresses of the interface itself.
+    own: Vec<IpNetwork>,
+    /// Addresses of the others, and next hops. What is valid on one link only is none.
+    needs: Vec<IpAddr>,
+}
+
+impl Node {
+    fn new(host: &Netlink, family: Family, interface: Option<u32>) -> Result<Self> {
+        let addresses = host.list_all_addresses(family)?;
+        let (own, others): (Vec<_>, Vec<_>) = addresses
+            .into_iter()
+            .partition(|(index, _)| Some(*index) == interface);
+        let routes = host.list_routes(RouteFilter {
+            family,
+            oif: None,
+            table: None,
+        })?;
+        let hops = routes.into_iter().filter_map(|route| route.gw);
+        let others = others.into_iter().map(|(_, address)| address.ip());
+        let localhost = match family {
+            Family::V4 => IpAddr::from(Ipv4Addr::LOCALHOST),
+            Family::V6 => IpAddr::from(Ipv6Addr::LOCALHOST),
+        };
+        Ok(Self {
+            own: own.into_iter().map(|(_, address)| address).collect(),
+            needs: others
+                .chain(hops)
+                .chain([localhost])
+                .filter(|ip| !is_link_local(*ip))
+                .collect(),
+        })
+    }
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
+fn subnet(address: IpNetwork) -> IpNetwork {
+    IpNetwork::new(address.network(), address.prefix()).unwrap_or(address)
+}
+
+fn covers(written: IpNetwork, address: IpNetwork) -> bool {
+    written.is_ipv4() == address.is_ipv4()
+        && written.prefix() <= address.prefix()
+        && written.contains(address.ip())
+}
+
+/// The shortest prefix that is allowed, if that of `address` is shorter.
+fn too_short(address: IpNetwork, written: &[IpNetwork]) -> Option<u8> {
+    let same_family = written
+        .iter()
+        .filter(|it| it.is_ipv4() == address.is_ipv4());
+    let least = match address {
+        IpNetwork::V4(_) => SHORTEST_V4,
+        IpNetwork::V6(_) => SHORTEST_V6,
+    };
+    let shortest = same_family.map(|it| it.prefix()).min().unwrap_or(least);
+    Some(shortest).filter(|shortest| address.prefix() < *shortest)
+}
+
+/// The subnets in `ipam`, as far as it can be read.
+fn written_subnets(call: &Call) -> Vec<IpNetwork> {
+    let mut found = Vec::new();
+    if let Ok(Json::Object(members)) = Json::parse(call.stdin()) {
+        for (key, value) in members {
+            if key.eq_ignore_ascii_case("ipam") {
+                collect_subnets(&value, &mut found);
+            }
+        }
+    }
+    found
+}
+
+fn collect_subnets(value: &Json, found: &mut Vec<IpNetwork>) {
+    match value {
+        Json::Array(items) => items.iter().for_each(|item| collect_subnets(item, found)),
+        Json::Object(members) => {
+            for (key, value) in members {
+                match value {
+                    Json::String(text) if SUBNETS.iter().any(|it| it.eq_ignore_ascii_case(key)) => {
+                        found.extend(text.parse::<IpNetwork>());
+                    }
+                    value if !key.eq_ignore_ascii_case("routes") => collect_subnets(value, found),
+                    _ => {}
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Refuses a requested `mac` that the bridge called `bridge`, or another of its ports, has:
+/// frames to that port would come to this pod.
+///
+/// A bridge forgets what it learned. So the other ends of its ports are looked at too, a
+/// request for each: that is for pods alone that ask for a MAC.
+///
+/// # Errors
+/// Code 7, with the port; when the kernel cannot be asked.
+pub fn refuse_taken_mac(
+    host: &Netlink,
+    bridge: &str,
+    mac: Mac,
+    attachment: &Attachment,
+) -> Result<()> {
+    let Some(bridge) = host.find_link(bridge)? else {
+        return Ok(());
+    };
+    let taken = |by: &str| refused(format!("the requested MAC {mac} is that of {by}"));
+    if bridge.mac == Some(mac) {
+        return Err(taken(&format!("bridge {:?}", bridge.name)));
+    }
+    let alias = attachment.alias();
+    let mut ports = host.list_ports(bridge.index)?;
+    ports.retain(|port| port.alias.as_ref() != Some(&alias));
+    let known = host.find_fdb_entry(bridge.index, mac)?;
+    for port in &ports {
+        let in_table = known.filter(|it| it.port == port.index);
+        // What comes from elsewhere by this port may have moved here.
+        let in_table = in_table.is_some_and(|it| it.fixed || is_pods(port));
+        if in_table || port.mac == Some(mac) || peer_mac(host, port) == Some(mac) {
+            return Err(taken(&format!("port {:?} of {:?}", port.name, bridge.name)));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a pod, or a virtual machine, is behind the port, and no wire.
+fn is_pods(port: &Link) -> bool {
+    port.is_kind("veth") || port.is_kind("tun")
+}
+
+/// What cannot be looked at is another program's, and not known.
+fn peer_mac(host: &Netlink, port: &Link) -> Option<Mac> {
+    host.find_peer(port).ok()??.mac
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> IpNetwork {
+        text.parse().unwrap()
+    }
+
+    fn subnets(text: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        collect_subnets(&Json::parse(text.as_bytes()).unwrap(), &mut found);
+        found.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn subnets_are_found_wherever_an_ipam_plugin_has_them_but_in_routes() {
+        let text = r#"{"ranges": [[{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.9"}]],
+            "addresses": [{"Address": "fd00::9/64", "gateway": "fd00::1"}],
+            "range": "10.2.0.0/16", "routes": [{"dst": "0.0.0.0/0", "address": "0.0.0.0/0"}]}"#;
+        assert_eq!(subnets(text), ["10.1.0.0/24", "fd00::9/64", "10.2.0.0/16"]);
+    }
+
+    #[test]
+    fn a_prefix_is_at_least_that_of_the_largest_subnet() {
+        let written = [net("10.1.0.0/24"), net("10.0.0.0/12"), net("fd00::/48")];
+        assert_eq!(too_short(net("172.16.0.1/11"), &written), Some(12));
+        assert_eq!(too_short(net("172.16.0.1/12"), &written), None);
+        assert_eq!(too_short(net("fd01::1/47"), &written), Some(48));
+        assert_eq!(too_short(net("128.0.0.1/1"), &[]), Some(8));
+        assert_eq!(too_short(net("2000::1/3"), &written[..2]), Some(32));
+        assert_eq!(too_short(net("10.0.0.1/8"), &[]), None);
+    }
+
+    #[test]
+    fn an_address_in_a_part_of_a_subnet_is_covered() {
+        assert!(covers(net("10.1.0.9/16"), net("10.1.5.1/24")));
+        assert!(!covers(net("10.1.0.0/24"), net("10.1.0.1/16")));
+        assert!(!covers(net("10.1.0.0/24"), net("10.2.0.1/24")));
+        assert!(!covers(net("::/0"), net("10.2.0.1/24")));
+    }
+}
