@@ -53,11 +53,13 @@ pub enum Flag {
     KeepCached,
     /// `--dry-run`
     DryRun,
+    /// `-v`, `--verbose`
+    Verbose,
 }
 
 impl Flag {
     /// With what is written after two dashes, and the name of its value, if it has one.
-    const ALL: [(Self, &'static str, &'static str); 12] = [
+    const ALL: [(Self, &'static str, &'static str); 13] = [
         (Self::Help, "help", ""),
         (Self::Version, "version", ""),
         (Self::IfName, "ifname", "NAME"),
@@ -70,10 +72,16 @@ impl Flag {
         (Self::NoRollback, "no-rollback", ""),
         (Self::KeepCached, "keep-cached", ""),
         (Self::DryRun, "dry-run", ""),
+        (Self::Verbose, "verbose", ""),
     ];
 
     /// Those with a letter.
-    const SHORT: [(char, Self); 3] = [('h', Self::Help), ('V', Self::Version), ('i', Self::IfName)];
+    const SHORT: [(char, Self); 4] = [
+        ('h', Self::Help),
+        ('V', Self::Version),
+        ('i', Self::IfName),
+        ('v', Self::Verbose),
+    ];
 
     /// As it is written after two dashes.
     pub fn long(self) -> &'static str {

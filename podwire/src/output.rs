@@ -82,7 +82,7 @@ impl Output {
 
 /// The document of the specification, section "Error".
 #[derive(Serialize)]
-struct ErrorDocument<'a> {
+pub struct ErrorDocument<'a> {
     code: u32,
     msg: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -90,7 +90,8 @@ struct ErrorDocument<'a> {
 }
 
 impl<'a> ErrorDocument<'a> {
-    fn of(error: &'a Error) -> Self {
+    /// An error as a plugin prints it.
+    pub fn of(error: &'a Error) -> Self {
         Self {
             code: error.code,
             msg: &error.msg,

@@ -1,12 +1,16 @@
-//! Asking a plugin which versions of the specification it speaks.
+//! Asking a plugin whose it is, and which versions of the specification it speaks.
 
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use cni::Error;
 use cni::delegate::Delegate;
 use cni::env::{Environment, Verb};
+use cni::execute::Limits;
 use cni::version::Version;
+use cni::{Error, SUITE};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -20,10 +24,7 @@ struct Answer {
 /// The versions that the plugin at `executable` speaks, by its own account. One
 /// from before VERSION was a verb speaks 0.1.0.
 pub fn supported_versions(executable: &Path) -> Result<Vec<String>> {
-    let inherited = std::env::vars_os().filter(|(name, _)| {
-        let name = name.as_encoded_bytes();
-        !name.starts_with(b"CNI_")
-    });
+    let inherited = inherited();
     // Old plugins refuse every verb without these, so libcni makes them up.
     let made_up = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"];
     let made_up = made_up.map(|name| (name.into(), "dummy".into()));
@@ -45,4 +46,52 @@ pub fn supported_versions(executable: &Path) -> Result<Vec<String>> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// Whose the plugin at `executable` is, with its release: `podwire 2.0.0`, `Go v1.9.1`; `None`
+/// when it does not say so.
+pub fn release(executable: &Path) -> Option<String> {
+    let output = introduce(executable).ok()?;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    if let [SUITE, _, release] = stdout.split_whitespace().collect::<Vec<_>>()[..] {
+        return Some(format!("{SUITE} {release}"));
+    }
+    // `CNI bridge plugin v1.9.1`, or `CNI bridge plugin version unknown`.
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let banner = stderr.lines().next()?.strip_prefix("CNI ")?;
+    let (_, release) = banner.split_once(" plugin ")?;
+    let whose = match is_of_go_suite(executable) {
+        true => "Go",
+        false => "another suite's",
+    };
+    Some(format!("{whose} {release}"))
+}
+
+/// Go writes the path of its module into every executable.
+fn is_of_go_suite(executable: &Path) -> bool {
+    const MODULE: &[u8] = b"github.com/containernetworking/plugins";
+    /// Several times what the largest has.
+    const LONGEST: u64 = 128 * 1024 * 1024;
+    let content = cni::file::read_chosen(executable, LONGEST).unwrap_or_default();
+    content.windows(MODULE.len()).any(|part| part == MODULE)
+}
+
+/// Runs a plugin without a verb: then it says on standard error what it is, and one of ours
+/// on standard output what `--version` asks for.
+#[allow(clippy::disallowed_methods)] // no verb, hence no delegate
+fn introduce(executable: &Path) -> std::io::Result<std::process::Output> {
+    let child = Command::new(executable)
+        .arg("--version")
+        .env_clear()
+        .envs(inherited())
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    cni::execute::finish(child, b"", Limits::PLUGIN)
+}
+
+fn inherited() -> impl Iterator<Item = (OsString, OsString)> {
+    std::env::vars_os().filter(|(name, _)| !name.as_encoded_bytes().starts_with(b"CNI_"))
 }

@@ -366,6 +366,26 @@ fn side_loaded_plugins_run_after_those_of_the_list() {
 }
 
 #[test]
+fn one_thing_is_no_plural() {
+    let node = Node::new();
+    node.working_plugin("a");
+    node.network(&["a"]);
+    for (pods, told) in [
+        (0, "0 attachments"),
+        (1, "1 attachment "),
+        (2, "2 attachments"),
+    ] {
+        for pod in 0..pods {
+            let id = format!("id{pod}");
+            node.podwire(&["add", "--container-id", &id, "net", NETNS])
+                .succeeded();
+        }
+        let done = node.podwire(&["gc", "--text", "net"]).succeeded();
+        assert!(done.stdout.contains(told), "{done:?}");
+    }
+}
+
+#[test]
 fn version_asks_the_plugins() {
     let node = Node::new();
     let answer = json!({"cniVersion": "1.1.0", "supportedVersions": ["1.0.0", "1.1.0"]});

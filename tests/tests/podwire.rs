@@ -541,3 +541,113 @@ fn what_is_no_file_or_too_long_is_named_and_holds_nothing_up() {
         }
     });
 }
+
+#[test]
+fn status_tells_people_what_it_does_not_tell_runtimes() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        let ipam = json!({"type": "host-local", "ranges": [
+            [{"subnet": "10.1.0.0/29", "rangeStart": "10.1.0.2", "rangeEnd": "10.1.0.3"}],
+            [{"subnet": "fd01::/64"}]]});
+        node.conf(
+            "10-net.conflist",
+            &list(&[conf::with(&bridge(), json!({ "ipam": ipam }))]),
+        );
+        let verbose = || good(node.podwire(&["status", "-v", "net"])).stdout;
+        let range = "10.1.0.2-10.1.0.3";
+        assert!(verbose().contains(&format!("{range}: 0 of 2 addresses in use, 2 free\n")));
+        node.add();
+        assert!(verbose().contains(&format!("{range}: 1 of 2 addresses in use, 1 free\n")));
+        node.sandbox
+            .write("/var/lib/cni/networks/net/10.1.0.3", "other\r\neth0");
+        let told = verbose();
+        let line = format!("{range}: 2 of 2 addresses in use, 0 free: exhausted\n");
+        assert!(told.contains(&line), "{told}");
+        assert!(told.ends_with("net can take attachments\n"), "{told}");
+        let json = good(node.podwire(&["status", "--verbose", "--json", "net"])).stdout;
+        let json: Value = serde_json::from_str(&json).expect("JSON");
+        assert_eq!(json["available"], true);
+        assert_eq!(
+            json["ranges"][0],
+            json!({"ranges": range, "total": 2, "used": 2, "free": 0})
+        );
+        assert_eq!(json["ranges"][1]["used"], 1);
+        // What cannot be counted is told, and the rest all the same.
+        let host = node.sandbox.host();
+        host.sh("cd /var/lib/cni; mv networks n; : > networks; ip link del cni0; ip link add cni0 type veth peer name x");
+        let done = node.podwire(&["status", "--verbose", "net"]);
+        assert_eq!(done.code, 1, "{done:?}");
+        assert!(done.stderr.contains("ranges: "), "{done:?}");
+        let json = node
+            .podwire(&["status", "--verbose", "--json", "net"])
+            .stdout;
+        let json: Value = serde_json::from_str(&json).expect("JSON");
+        assert_eq!(
+            (&json["available"], &json["error"]["code"]),
+            (&json!(false), &json!(50))
+        );
+        assert!(json["problems"][0].is_string(), "{json}");
+        assert_eq!(good(node.podwire(&["status", "-h"])).stderr, "");
+    });
+}
+
+#[test]
+fn version_says_whose_plugin_it_asked() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        let ours = Suite::Ours.dir().display().to_string();
+        let release = |dir: &str, args: &[&str]| {
+            let line = [&["version", "--plugin-dir", dir], args].concat();
+            good(node.podwire(&line)).stdout
+        };
+        let text = release(&ours, &[]);
+        let line = |name: &str| {
+            let mut lines = text.lines().skip(1);
+            lines
+                .find(|line| line.starts_with(name))
+                .expect(name)
+                .to_owned()
+        };
+        let version = text.lines().next().expect("a line").to_owned();
+        for plugin in [
+            "bridge",
+            "dhcp",
+            "host-local",
+            "loopback",
+            "macvlan",
+            "portmap",
+            "static",
+            "vxlan",
+        ] {
+            assert!(line(plugin).ends_with(&format!("({version})")), "{text}");
+        }
+        assert!(
+            !text
+                .lines()
+                .skip(1)
+                .any(|line| line.starts_with("podwire ")),
+            "{text}"
+        );
+        let peer = Suite::Peer.dir().display().to_string();
+        let json: Value = serde_json::from_str(&release(&peer, &["--json"])).expect("JSON");
+        let bridge = json["plugins"].as_array().expect("plugins").iter();
+        let bridge = bridge
+            .clone()
+            .find(|it| it["name"] == "bridge")
+            .expect("bridge");
+        let whose = bridge["release"].as_str().expect("a release");
+        assert!(whose.starts_with("Go "), "{whose}");
+        // A plugin that does not say so, beside podwire under another name.
+        node.sandbox.fake("mine");
+        let fakes = node.sandbox.dir().join("fakes").display().to_string();
+        node.sandbox.host().sh(&format!(
+            "ln -s {ours}/podwire {fakes}/pw; cp {ours}/bridge {fakes}/.bridge.new.7"
+        ));
+        let text = node.podwire(&["version", "--plugin-dir", &fakes]).stdout;
+        assert!(
+            text.lines().skip(1).all(|line| line.starts_with("mine ")),
+            "{text}"
+        );
+        assert!(!text.contains('('), "{text}");
+    });
+}

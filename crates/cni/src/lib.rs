@@ -32,6 +32,6 @@ pub use request::{Add, Attachment, Call, Check, Del, Gc, Status};
 pub use result::AddResult;
 #[cfg(feature = "fuzzing")]
 pub use run::fuzzing;
-pub use run::{Plugin, run};
+pub use run::{Plugin, SUITE, run};
 pub use undo::{BestEffort, Undo};
 pub use version::Version;

@@ -53,6 +53,13 @@ pub trait Plugin {
 pub fn run<P: Plugin>() -> ExitCode {
     process::start();
     let env = Environment::of_process();
+    if matches!(env.command(), Ok(None)) && std::env::args_os().nth(1).is_some_and(is_version) {
+        // The banner does not say whose plugin it is: tools compare it with that of the Go
+        // plugins, word by word.
+        let release = env!("CARGO_PKG_VERSION");
+        let _ = writeln!(Stdout, "{SUITE} {} {release}", P::NAME);
+        return ExitCode::SUCCESS;
+    }
     let mut process = Process {
         stdin: &mut std::io::stdin().lock(),
         stdout: &mut Stdout,
@@ -60,6 +67,13 @@ pub fn run<P: Plugin>() -> ExitCode {
         called: false,
     };
     ExitCode::from(process.run::<P>(env))
+}
+
+/// How the answer to `--version` begins: plugins of other suites ignore their arguments.
+pub const SUITE: &str = "podwire";
+
+fn is_version(argument: std::ffi::OsString) -> bool {
+    argument == "--version"
 }
 
 /// What is read at once: a configuration is seldom longer.

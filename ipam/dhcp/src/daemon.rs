@@ -248,6 +248,7 @@ impl Daemon {
         }
         match self.leases.len() {
             0 => {}
+            1 => cni::log(format_args!("1 lease from before")),
             count => cni::log(format_args!("{count} leases from before")),
         }
         Ok(())

@@ -218,6 +218,30 @@ impl Node {
     }
 }
 
+/// How many peers the configuration of a vxlan plugin lists, and which of them the kernel
+/// does not know; `None` while there is no device, which will be made with all of them.
+pub fn unknown_peers(document: &Json, name: &str) -> Result<Option<(usize, Vec<Peer>)>> {
+    let network = Network::new(&document.decode()?, name)?;
+    let host = Netlink::open()?;
+    let node = Node {
+        device: Device::find(&host, &network)?,
+        host,
+        network,
+    };
+    let Some(link) = &node.device.link else {
+        return Ok(None);
+    };
+    let bridge = node.bridge_if_there()?;
+    let overlay = device::overlay(&node.network, link, bridge.as_ref());
+    let present = Peers::open()?.present(overlay)?;
+    let is_unknown = |peer: &&Peer| {
+        let entries = node.network.entries_of(std::slice::from_ref(*peer));
+        entries.iter().any(|entry| !present.written.contains(entry))
+    };
+    let unknown = node.network.peers.iter().filter(is_unknown);
+    Ok(Some((node.network.peers.len(), unknown.cloned().collect())))
+}
+
 /// The network called `name`, whose plugin is vxlan.
 fn network(arguments: &Arguments, name: &str) -> Result<Network> {
     let list = NetworkList::load(&arguments.conf_dir(), name)?;

@@ -1,11 +1,21 @@
 //! `podwire status`: say whether a network can take attachments.
 
-use anyhow::Result;
+use std::fmt;
 
+use anyhow::Result;
+use cni::Error;
+use cni::json::Json;
+use host_local::Usage;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::peers::unknown_peers;
 use super::{Command, Opt, Verdict};
 use crate::arguments::{Arguments, Flag};
 use crate::attach::Chain;
 use crate::network_list::NetworkList;
+use crate::output::{ErrorDocument, Output, counted};
+use crate::request_config;
 
 pub const COMMAND: Command = Command {
     name: "status",
@@ -15,7 +25,14 @@ pub const COMMAND: Command = Command {
         Opt::CONF_DIR,
         Opt::PLUGIN_DIR,
         Opt::IFNAME_UNREAD,
-        Opt::JSON_ERROR,
+        Opt::new(
+            Flag::Verbose,
+            "print also how much of each range of addresses is in use, and the peers that the kernel does not know",
+        ),
+        Opt::new(
+            Flag::Json,
+            "print an error as an object with code, msg and details, on standard output; with --verbose, an object with available, error, ranges, peers and problems",
+        ),
         Opt::new(Flag::Text, "say that all is well"),
     ],
     outcome: OUTCOME,
@@ -25,10 +42,15 @@ pub const COMMAND: Command = Command {
 const ABOUT: &str = "\
 Usage: podwire status [OPTION]... NETWORK [NETNS]
 
-Runs the plugins of NETWORK in order with the verb STATUS, up to the first that
-could not serve an ADD now; its error code is kept (50: not available, 51:
-limited connectivity). A NETWORK older than cniVersion 1.1.0 has no STATUS:
-nothing is run, and the command succeeds.
+Runs the plugins of NETWORK in order with the verb STATUS, up to the first with
+which no ADD could succeed now; its error code is kept (50: not available). A
+NETWORK older than cniVersion 1.1.0 has no STATUS: nothing is run, and the
+command succeeds.
+
+Runtimes take a node out of service when STATUS fails. So it does not say what
+leaves the pods of the node well: a range without a free address, a vxlan peer
+that the kernel does not know. --verbose does, and the exit status stays that of
+STATUS.
 
 NETNS is accepted, because cnitool wants it, and not looked at.
 ";
@@ -39,6 +61,7 @@ sense.
 
 Examples:
   podwire status mynet
+  podwire status --verbose mynet
   podwire status --json mynet | jq .code
 ";
 
@@ -47,11 +70,170 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
     let network = &words[0];
     let list = NetworkList::load(&arguments.conf_dir(), network)?;
     let (path, cache) = (arguments.plugin_dirs(), arguments.cache());
-    let version = &list.cni_version;
-    let remark = match Chain::new(&list, &path, &cache).status()? {
+    let status = Chain::new(&list, &path, &cache).status();
+    let output = arguments.output();
+    if arguments.has(Flag::Verbose) {
+        return tell(&output, &Details::of(&list), &list, status);
+    }
+    output.remark(&remark(&list, status?))?;
+    Ok(Verdict::Good)
+}
+
+fn remark(list: &NetworkList, has_status: bool) -> String {
+    let (network, version) = (&list.name, &list.cni_version);
+    match has_status {
         true => format!("{network} can take attachments"),
         false => format!("{network} has cniVersion {version:?}, without STATUS"),
-    };
-    arguments.output().remark(&remark)?;
+    }
+}
+
+/// What STATUS does not say.
+#[derive(Debug, Default, Serialize)]
+struct Details {
+    ranges: Vec<Range>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peers: Option<Known>,
+    /// What could not be found out.
+    problems: Vec<String>,
+}
+
+/// The addresses of a range set of host-local.
+#[derive(Debug, Serialize)]
+struct Range {
+    ranges: String,
+    total: u128,
+    used: u128,
+    free: u128,
+}
+
+/// The peers of the configuration.
+#[derive(Debug, Serialize)]
+struct Known {
+    configured: usize,
+    missing: Vec<String>,
+}
+
+impl Details {
+    fn of(list: &NetworkList) -> Self {
+        let mut details = Self::default();
+        for plugin in &list.plugins {
+            let document = Value::Object(request_config::base(list, plugin));
+            // A document that was read once is read again.
+            let Ok(document) = Json::deserialize(&document) else {
+                continue;
+            };
+            let ipam = document.get("ipam").and_then(|ipam| ipam.get("type"));
+            if matches!(ipam, Some(Json::String(name)) if name == "host-local") {
+                details.add_ranges(&document, &list.name);
+            }
+            if plugin.plugin == "vxlan" {
+                details.add_peers(&document, &list.name);
+            }
+        }
+        details
+    }
+
+    fn add_ranges(&mut self, document: &Json, network: &str) {
+        match host_local::usage(document, network) {
+            Ok(usages) => self.ranges.extend(usages.into_iter().map(Range::of)),
+            Err(error) => self.problems.push(format!("ranges: {error:#}")),
+        }
+    }
+
+    fn add_peers(&mut self, document: &Json, network: &str) {
+        match unknown_peers(document, network) {
+            Ok(None) => {}
+            Ok(Some((configured, missing))) => {
+                let missing = missing.iter().map(ToString::to_string).collect();
+                self.peers = Some(Known {
+                    configured,
+                    missing,
+                });
+            }
+            Err(error) => self.problems.push(format!("peers: {error:#}")),
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<_> = self.ranges.iter().map(ToString::to_string).collect();
+        if let Some(Known {
+            configured,
+            missing,
+        }) = &self.peers
+        {
+            let known = configured - missing.len();
+            lines.push(format!(
+                "the kernel knows {known} of {}",
+                counted(*configured, "peer")
+            ));
+            lines.extend(missing.iter().map(|peer| format!("missing peer: {peer}")));
+        }
+        lines
+    }
+}
+
+impl Range {
+    fn of(usage: Usage) -> Self {
+        Self {
+            ranges: usage.ranges,
+            total: usage.total,
+            used: usage.held,
+            free: usage.total.saturating_sub(usage.held),
+        }
+    }
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            ranges,
+            total,
+            used,
+            free,
+        } = self;
+        let exhausted = if *free == 0 { ": exhausted" } else { "" };
+        let addresses = if *total == 1 { "address" } else { "addresses" };
+        write!(
+            f,
+            "{ranges}: {used} of {total} {addresses} in use, {free} free{exhausted}"
+        )
+    }
+}
+
+/// What `--verbose --json` prints.
+#[derive(Serialize)]
+struct Document<'a> {
+    available: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ErrorDocument<'a>>,
+    #[serde(flatten)]
+    details: &'a Details,
+}
+
+fn tell(
+    output: &Output,
+    details: &Details,
+    list: &NetworkList,
+    status: Result<bool>,
+) -> Result<Verdict> {
+    if output.is_json() {
+        let error = status.err().map(|error| Error::from_chain(&error));
+        output.print_json(&Document {
+            available: error.is_none(),
+            error: error.as_ref().map(ErrorDocument::of),
+            details,
+        })?;
+        return Ok(match error {
+            None => Verdict::Good,
+            Some(_) => Verdict::Bad,
+        });
+    }
+    for line in details.lines() {
+        output.print(&line)?;
+    }
+    for problem in &details.problems {
+        eprintln!("podwire: {problem}");
+    }
+    output.print(&remark(list, status?))?;
     Ok(Verdict::Good)
 }

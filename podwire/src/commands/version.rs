@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::{Command, Opt, Verdict};
 use crate::arguments::{Arguments, Flag};
 use crate::network_list::NetworkList;
-use crate::probe::supported_versions;
+use crate::probe::{release, supported_versions};
 
 pub const COMMAND: Command = Command {
     name: "version",
@@ -23,7 +23,7 @@ pub const COMMAND: Command = Command {
         Opt::PLUGIN_DIR,
         Opt::new(
             Flag::Json,
-            "print an object: version, and plugins with name, path, versions and error",
+            "print an object: version, and plugins with name, path, release, versions and error",
         ),
         Opt::new(Flag::Text, "print lines, which is the default"),
     ],
@@ -36,7 +36,9 @@ Usage: podwire version [OPTION]... [NETWORK]
 
 Prints the version of podwire, then asks every executable in the plugin
 directories with the verb VERSION which versions of the CNI specification it
-speaks; with NETWORK, only the plugins of that network, in order.
+speaks; with NETWORK, only the plugins of that network, in order. In parentheses
+follows whose plugin it is, where it says so: podwire's, of the Go suite
+(github.com/containernetworking/plugins), or of another.
 ";
 
 const OUTCOME: &str = "\
@@ -64,6 +66,8 @@ struct Plugin {
     name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    release: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     versions: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -104,11 +108,19 @@ fn executables(path: &[PathBuf]) -> BTreeMap<String, PathBuf> {
     let entries = path.iter().filter_map(|dir| fs::read_dir(dir).ok());
     for file in entries.flatten().flatten().map(|entry| entry.path()) {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
-        if is_executable(&file) {
+        if is_executable(&file) && !is_other(&name, &file) {
             found.entry(name.into_owned()).or_insert(file);
         }
     }
     found
+}
+
+/// Whether it is no plugin: podwire itself, or a file that is just being installed.
+fn is_other(name: &str, file: &Path) -> bool {
+    let identity = |file: &Path| fs::metadata(file).map(|it| (it.dev(), it.ino())).ok();
+    let ours = std::env::current_exe().ok();
+    let ours = ours.and_then(|ours| identity(&ours));
+    name == "podwire" || name.starts_with('.') || ours.is_some() && identity(file) == ours
 }
 
 fn is_executable(file: &Path) -> bool {
@@ -123,10 +135,12 @@ fn ask(name: &str, file: Result<PathBuf>) -> Plugin {
         }
         Err(error) => (None, Err(error)),
     };
+    let release = path.as_deref().and_then(release);
     let error = versions.as_ref().err().map(|error| format!("{error:#}"));
     Plugin {
         name: name.to_owned(),
         path,
+        release,
         versions: versions.unwrap_or_default(),
         error,
     }
@@ -140,6 +154,9 @@ fn lines(answer: &Answer) -> String {
         let said = plugin.error.as_deref().unwrap_or(&versions);
         let width = widest.unwrap_or_default();
         text += &format!("\n{:<width$}  {said}", plugin.name);
+        if let Some(release) = &plugin.release {
+            text += &format!("  ({release})");
+        }
     }
     text
 }

@@ -191,6 +191,30 @@ fn mistakes_are_told_and_change_nothing() {
 }
 
 #[test]
+fn people_are_told_which_peers_are_missing() {
+    beyond_peer(WHY, || {
+        let fleet = Fleet::new(3);
+        let conf = fleet.routed(1, 5, Underlay::V4);
+        let status = || {
+            fleet
+                .podwire(1, &conf, &["status", "net5", "--verbose"])
+                .stdout
+        };
+        assert!(!status().contains("peer"), "no device yet");
+        let pod = fleet.pod(1, "x");
+        fleet.cni(1).add(&conf, &pod, "eth0").result();
+        let told = status();
+        assert!(told.contains("the kernel knows 2 of 2 peers\n"), "{told}");
+        // One of the entries that a peer is made of is enough.
+        fleet.host(1).sh("ip route del 10.5.3.0/24 dev vxlan.5");
+        let told = status();
+        assert!(told.contains("the kernel knows 1 of 2 peers\n"), "{told}");
+        assert!(told.contains("missing peer: 172.20.3.2"), "{told}");
+        assert!(!told.contains("missing peer: 172.20.2.2"), "{told}");
+    });
+}
+
+#[test]
 fn what_the_kernel_refuses_is_told_and_blocks_nothing() {
     beyond_peer(WHY, || {
         let fleet = Fleet::new(2);
