@@ -850,6 +850,106 @@ fn hostile_answers_are_not_believed() {
     });
 }
 
+/// Answers the first DISCOVER with twenty thousand offers, of which none is well-formed, and
+/// as many that are not believed.
+const FLOOD: &str = r#"
+    use Socket;
+    socket(my $s, AF_INET, SOCK_DGRAM, 17) or die; setsockopt($s, SOL_SOCKET, SO_BROADCAST, 1);
+    bind($s, sockaddr_in(67, INADDR_ANY)) or die; $| = 1; print "serves\n";
+    my $all = sockaddr_in(68, INADDR_BROADCAST);
+    recv($s, my $m, 1500, 0);
+    for my $n (1 .. 20000) {
+        my $r = pack('C4', 2, 1, 6, 0) . substr($m, 4, 4) . pack('x8') . inet_aton('10.77.66.1')
+            . pack('x8') . substr($m, 28, 6) . pack('x202') . pack('C*', 99, 130, 83, 99, 53, 1, 2);
+        send($s, $r, 0, $all);
+        send($s, $r, 0, $all);
+        send($s, $r . pack('C*', 54, 4, 10, 77, 0, 66, 255), 0, $all);
+    }
+    print "done\n"; sleep 300;
+"#;
+
+#[test]
+fn a_flood_of_bad_offers_neither_fills_the_log_nor_holds_up_others() {
+    beyond_peer(WHY, || {
+        let wire = Wire::new();
+        let daemon = wire.daemon(&["-resendtimeout", "20s"]);
+        wire.server.sh("ip route add default dev eth0");
+        let flood = Wire::perl(&wire.server, FLOOD);
+        let (one, two) = (wire.sandbox.pod("a"), wire.sandbox.pod("b"));
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| wire.add(&one));
+            eventually(30, "the flood", || flood.output().contains("done"));
+            wire.sandbox.cni("dhcp").status(&lan()).silent();
+            drop(flood);
+            let _server = wire.dnsmasq(&[]);
+            wire.add(&two);
+            first.join().expect("an address after the flood");
+        });
+        let left_out = |cause: &str| {
+            let log = daemon.output();
+            log.lines()
+                .any(|line| line.ends_with(&format!("{cause} were left out of this log")))
+        };
+        assert!(
+            within(15, || left_out("malformed answers")),
+            "{}",
+            daemon.output()
+        );
+        assert!(
+            within(15, || left_out("answers that are not believed")),
+            "{}",
+            daemon.output()
+        );
+        let lines = daemon.output().lines().count();
+        assert!(lines < 200, "{lines} lines");
+    });
+}
+
+#[test]
+fn a_daemon_without_descriptors_answers_and_rests() {
+    beyond_peer(WHY, || {
+        // Of the few it has, plugins take all.
+        for limit in ["9", "10", "12", "40"] {
+            let wire = Wire::new();
+            let dhcp = Suite::Ours.dir().join("dhcp").display().to_string();
+            let limit = format!("--nofile={limit}:{limit}");
+            let daemon = wire.host().start(&["prlimit", &limit, &dhcp, "daemon"]);
+            wire.host()
+                .wait_until("it listens", |host| listens(host, daemon.id()));
+            let many = format!(
+                "use IO::Socket::UNIX; my @all = map {{ IO::Socket::UNIX->new(Peer => '{SOCKET}') }} 1 .. 100;
+                 $| = 1; print 'serves'; sleep 300"
+            );
+            let many = Wire::perl(&wire.host(), &many);
+            let ticks = || -> u64 {
+                let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.id()));
+                let stat = stat.expect("the daemon lives");
+                let words: Vec<_> = stat.split(' ').collect();
+                words[13..15]
+                    .iter()
+                    .map(|it| it.parse::<u64>().expect("ticks"))
+                    .sum()
+            };
+            let before = ticks();
+            let cni = || wire.sandbox.cni("dhcp").limit(Duration::from_secs(10));
+            let error = cni().status(&lan()).error();
+            assert_eq!(error.code, 50, "{}", error.msg);
+            std::thread::sleep(Duration::from_secs(2));
+            let spent = ticks() - before;
+            assert!(spent < 60, "{limit}: {spent} of 200 ticks");
+            assert!(daemon.output().lines().count() < 50, "{}", daemon.output());
+            // When they have gone, it serves again.
+            drop(many);
+            if limit.starts_with("--nofile=40") {
+                let _server = wire.dnsmasq(&[]);
+                wire.add(&wire.sandbox.pod("a"));
+            } else {
+                eventually(5, "serves again", || cni().status(&lan()).code() == 0);
+            }
+        }
+    });
+}
+
 #[test]
 fn a_bad_configuration_is_told_before_the_daemon_is_asked() {
     beyond_peer(WHY, || {

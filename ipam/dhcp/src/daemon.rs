@@ -5,21 +5,25 @@
 //! answer is awaited.
 
 mod connection;
+mod descriptors;
+mod journal;
 mod listener;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use cni::conf::valid_attachments;
 use cni::json::Json;
 use netlink::Mac;
+use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::time::{ClockId, clock_gettime};
@@ -37,10 +41,15 @@ use crate::store::{Grant, Owner, Place, Record, Store, directory};
 use crate::terms::Terms;
 
 use connection::{Answer, Call, Connection};
+use descriptors::{Budget, Spare};
+use journal::{Cause, Journal};
 use listener::{Listener, PidFile};
 
-/// Plugins at once; a node that starts all of its pods has fewer.
-const MOST_CONNECTIONS: usize = 4096;
+/// Packets of one lease before others get their turn.
+const MOST_PACKETS: usize = 64;
+
+/// How long to accept no plugin when not even that is possible.
+const DEAF: Millis = 100;
 
 /// Leases of before are asked for one after the other, so that a server is not
 /// asked for all of them in one moment. In milliseconds.
@@ -120,6 +129,14 @@ struct Daemon {
     connections: HashMap<u32, Connection>,
     timers: BinaryHeap<Reverse<(Millis, u32)>>,
     last_key: u32,
+    budget: Budget,
+    /// Given up for a moment to turn a plugin away, when there is no other descriptor.
+    spare: Spare,
+    /// No plugin is accepted before.
+    deaf_until: Option<Millis>,
+    journal: Journal,
+    /// Packet sockets, also those that are about to be closed.
+    sockets: Arc<AtomicUsize>,
     /// Closing a packet socket waits for RCU, about ten milliseconds: long enough to
     /// hold up the packets of others, so another thread does it.
     closing: mpsc::Sender<OwnedFd>,
@@ -135,7 +152,7 @@ pub fn run(flags: &Flags) -> Result<()> {
     signals.add(Signal::SIGTERM);
     // Before any thread is made, which then has the same mask.
     signals.thread_block()?;
-    allow_many_descriptors();
+    let budget = Budget::of_process();
     let dir = directory(&flags.host_prefix, &flags.socket);
     let store = Store::open(&dir)?;
     let store = store.ok_or_else(|| {
@@ -148,18 +165,11 @@ pub fn run(flags: &Flags) -> Result<()> {
         "" => None,
         path => Some(PidFile::write(path)?),
     };
-    let mut daemon = Daemon::new(flags, listener, store, &signals)?;
+    let mut daemon = Daemon::new(flags, budget, listener, store, &signals)?;
     daemon.take_up()?;
     let served = daemon.serve();
     drop(pidfile);
     served
-}
-
-/// As many as we may have: a lease needs one while an answer is awaited.
-fn allow_many_descriptors() {
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
 }
 
 /// Milliseconds since the machine was started, its sleep included: a lease goes on
@@ -182,7 +192,13 @@ fn seed() -> u64 {
 }
 
 impl Daemon {
-    fn new(flags: &Flags, listener: Listener, store: Store, signals: &SigSet) -> Result<Self> {
+    fn new(
+        flags: &Flags,
+        budget: Budget,
+        listener: Listener,
+        store: Store,
+        signals: &SigSet,
+    ) -> Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let flags_of_signals = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let signals = SignalFd::with_flags(signals, flags_of_signals)?;
@@ -193,10 +209,16 @@ impl Daemon {
         watch(&listener.socket, Token::Listener)?;
         watch(&signals, Token::Signal)?;
         let (closing, closed) = mpsc::channel::<OwnedFd>();
+        let sockets = Arc::new(AtomicUsize::new(0));
+        let open = Arc::clone(&sockets);
+        let close = move |socket| {
+            drop(socket);
+            open.fetch_sub(1, Ordering::Relaxed);
+        };
         std::thread::Builder::new()
             .name("close".into())
             .stack_size(64 * 1024)
-            .spawn(move || closed.into_iter().for_each(drop))
+            .spawn(move || closed.into_iter().for_each(close))
             .context("start a thread")?;
         let millis = |time: Duration| time.as_millis() as Millis;
         Ok(Self {
@@ -216,6 +238,11 @@ impl Daemon {
             connections: HashMap::new(),
             timers: BinaryHeap::new(),
             last_key: 0,
+            budget,
+            spare: Spare::new()?,
+            deaf_until: None,
+            journal: Journal::default(),
+            sockets,
             closing,
         })
     }
@@ -289,7 +316,7 @@ impl Daemon {
         loop {
             let count = match self.epoll.wait(&mut events, self.until_next_timer()) {
                 Ok(count) => count,
-                Err(nix::errno::Errno::EINTR) => continue,
+                Err(Errno::EINTR) => continue,
                 Err(errno) => return Err(anyhow!("wait for events: {}", errno.desc())),
             };
             for event in &events[..count] {
@@ -308,13 +335,22 @@ impl Daemon {
         // The machine may sleep while we wait, and the kernel counts only the time
         // that it is awake: look at the clock now and then.
         const LONGEST: Millis = 60_000;
-        let due = self.timers.peek().map_or(Millis::MAX, |next| next.0.0);
+        let lease = self.timers.peek().map(|next| next.0.0);
+        let due = [lease, self.deaf_until, self.journal.due()];
+        let due = due.into_iter().flatten().min().unwrap_or(Millis::MAX);
         let wait = due.saturating_sub(now()).min(LONGEST) as u16;
         EpollTimeout::from(wait)
     }
 
     fn on_timers(&mut self) {
         let now = now();
+        for line in self.journal.end_windows(now) {
+            cni::log(format_args!("{line}"));
+        }
+        if self.deaf_until.is_some_and(|until| until <= now) {
+            self.deaf_until = None;
+            self.listen(true);
+        }
         // A few at a time: plugins and answers do not wait until a thousand pods have
         // sent a broadcast to each other.
         for _ in 0..16 {
@@ -339,20 +375,60 @@ impl Daemon {
     // ---- plugins
 
     fn accept(&mut self) {
-        while let Ok((stream, _)) = self.listener.socket.accept() {
-            if self.connections.len() >= MOST_CONNECTIONS {
-                continue;
+        loop {
+            match self.listener.socket.accept() {
+                Ok((stream, _)) if self.connections.len() < self.budget.connections => {
+                    self.connect(stream);
+                }
+                // Closed at once: the plugin is told, rather than left waiting.
+                Ok(_) => self.log(Cause::TurnedAway, "too many plugins at once"),
+                Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+                    Some(Errno::EAGAIN) => return,
+                    // That plugin is gone.
+                    Some(Errno::ECONNABORTED | Errno::EINTR) => {}
+                    // The socket stays readable: to ask again at once would burn a processor.
+                    _ if !self.turn_away() => {
+                        self.deaf_until = Some(now() + DEAF);
+                        return self.listen(false);
+                    }
+                    _ => self.log(Cause::TurnedAway, "no descriptor is left"),
+                },
             }
-            let Ok(connection) = Connection::new(stream) else {
-                continue;
-            };
-            let key = self.new_key();
-            // Edge-triggered: answers that could not be written are when they can be.
-            let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
-            let event = EpollEvent::new(flags, Token::Connection(key).to_data());
-            if self.epoll.add(&connection, event).is_ok() {
-                self.connections.insert(key, connection);
-            }
+        }
+    }
+
+    /// Accepts one plugin and closes the connection, with the descriptor that is kept for it.
+    fn turn_away(&mut self) -> bool {
+        self.spare.lend(|| self.listener.socket.accept().is_ok())
+    }
+
+    /// Whether plugins that come wake us.
+    fn listen(&mut self, wakes: bool) {
+        let flags = match wakes {
+            true => EpollFlags::EPOLLIN,
+            false => EpollFlags::empty(),
+        };
+        let mut event = EpollEvent::new(flags, Token::Listener.to_data());
+        // It is in there: nothing is allocated, and nothing can be missing.
+        let _ = self.epoll.modify(&self.listener.socket, &mut event);
+    }
+
+    fn log(&mut self, cause: Cause, line: &str) {
+        if self.journal.admits(cause, now()) {
+            cni::log(format_args!("{line}"));
+        }
+    }
+
+    fn connect(&mut self, stream: UnixStream) {
+        let Ok(connection) = Connection::new(stream) else {
+            return;
+        };
+        let key = self.new_key();
+        // Edge-triggered: answers that could not be written are when they can be.
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
+        let event = EpollEvent::new(flags, Token::Connection(key).to_data());
+        if self.epoll.add(&connection, event).is_ok() {
+            self.connections.insert(key, connection);
         }
     }
 
@@ -599,7 +675,8 @@ impl Daemon {
     fn on_packets(&mut self, key: u32) {
         // The largest that an IPv4 packet can be is larger; none of DHCP's is.
         let mut buffer = [0; 4096];
-        loop {
+        // What is left wakes us again: a flood on one lease does not hold up the others.
+        for _ in 0..MOST_PACKETS {
             let Some(entry) = self.leases.get_mut(&key) else {
                 return;
             };
@@ -618,7 +695,11 @@ impl Daemon {
                     let steps = entry.lease.on_reply(&reply, now());
                     self.perform(key, steps, Some(from));
                 }
-                Err(error) => entry.log(format_args!("ignored an answer: {error}")),
+                Err(error) => {
+                    if self.journal.admits(Cause::Malformed, now()) {
+                        entry.log(format_args!("ignored an answer: {error}"));
+                    }
+                }
             }
         }
     }
@@ -632,7 +713,9 @@ impl Daemon {
                 Step::Lose(why) => self.lose(key, why),
                 Step::GiveUp => self.give_up(key),
                 Step::Ignore(what) => {
-                    if let Some(entry) = self.leases.get(&key) {
+                    if let Some(entry) = self.leases.get(&key)
+                        && self.journal.admits(Cause::NotBelieved, now())
+                    {
                         entry.log(format_args!("{what}"));
                     }
                 }
@@ -687,12 +770,16 @@ impl Daemon {
             entry.place.mac = interface.mac.0;
             entry.lease.set_mac(interface.mac);
             let index = interface.link.index;
+            if self.sockets.load(Ordering::Relaxed) >= self.budget.sockets {
+                bail!("too many leases are asked for at once");
+            }
             let socket = PacketSocket::open(&interface.netns, index, entry.lease.xid())?;
             let token = Token::Lease(key).to_data();
             self.epoll
                 .add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
             entry.heard = entry.lease.xid();
             entry.socket = Some(socket);
+            self.sockets.fetch_add(1, Ordering::Relaxed);
         }
         if let Some(socket) = &entry.socket {
             if entry.heard != entry.lease.xid() {
