@@ -731,6 +731,8 @@ fn a_saved_ruleset_that_is_loaded_again_gives_ports_back() {
         let ports = of_all_and_of_one();
         let (a, b) = (node.published("a", &ports), node.published("b", &ports));
         let _servers = [&a, &b].map(|pod| pod.netns.serve(80));
+        let ruleset = node.host().sh("nft list ruleset");
+        assert!(ruleset.contains(" : 0x00000001"), "{ruleset}");
         let file = node.sandbox.dir().join("ruleset").display().to_string();
         node.host().sh(&format!(
             "nft list ruleset >{file}; nft flush ruleset; nft -f {file}"

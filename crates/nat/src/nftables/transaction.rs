@@ -271,6 +271,10 @@ impl Set {
     /// What nft has to know to print the keys.
     fn user_data(&self, family: Family) -> Vec<u8> {
         let mut data = user_number(KEY_BYTE_ORDER, self.byte_order());
+        if self.value == [Type::Number] {
+            const MACHINES_OWN: u32 = 1;
+            data.extend(user_number(VALUE_BYTE_ORDER, MACHINES_OWN));
+        }
         if self.is_typeof() {
             const CONCATENATION: u32 = 13;
             let numbered = self.key.iter().zip(0..);
@@ -585,6 +589,7 @@ impl fmt::Display for Change {
 const COMMENT: u8 = 0;
 /// The same of a set.
 const KEY_BYTE_ORDER: u8 = 0;
+const VALUE_BYTE_ORDER: u8 = 1;
 const KEY_TYPEOF: u8 = 3;
 
 /// A comment is as long as nft lets one be.
