@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{ErrorKind, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +18,7 @@ use cni::env::{ContainerId, IfName};
 use cni::file::LONGEST;
 use cni::json::Json;
 use cni::version::Version;
+use nat::nftables::PortOwner;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -226,6 +228,26 @@ impl CachedAttachment {
         }
     }
 
+    /// Whose it is; an error when the names in the file are none.
+    pub fn attachment(&self) -> Result<cni::Attachment> {
+        Ok(cni::Attachment {
+            network: self.network_name.clone(),
+            container_id: ContainerId::parse(&self.container_id)?,
+            ifname: IfName::parse(&self.ifname)?,
+        })
+    }
+
+    /// The addresses that ADD gave; none where the result cannot be read.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let result = self
+            .result
+            .as_ref()
+            .and_then(|it| Json::deserialize(it).ok());
+        let result = result.and_then(|it| AddResult::decode_any(&it, Version::V0_1_0).ok());
+        let ips = result.map(|it| it.ips).unwrap_or_default();
+        ips.iter().map(|it| it.address.0.ip()).collect()
+    }
+
     /// `network/container/interface`, for messages.
     pub fn whose(&self) -> String {
         let (network, id, ifname) = (&self.network_name, &self.container_id, &self.ifname);
@@ -277,6 +299,15 @@ pub struct Unclear {
 }
 
 impl Contents {
+    /// The attachments to `network`: those that are known, and those that a file which is
+    /// not clear may stand for.
+    pub fn in_use(&self, network: &str) -> Vec<ValidAttachment> {
+        let known = self.attachments.iter();
+        let known = known.filter(|it| it.network_name == network);
+        let possible = self.unclear.iter().flat_map(|it| it.owners(network));
+        known.map(CachedAttachment::owner).chain(possible).collect()
+    }
+
     fn keep_network(&mut self, network: &str) {
         self.attachments.retain(|it| it.network_name == network);
         self.unclear.retain(|it| !it.owners(network).is_empty());
@@ -284,6 +315,16 @@ impl Contents {
 }
 
 impl Unclear {
+    /// Whether it may be the file of an owner of published ports.
+    pub fn may_be(&self, owner: &PortOwner) -> bool {
+        match owner.attachment() {
+            None => true,
+            Some(it) => self.owners(&it.network).iter().any(|of| {
+                of.container_id == it.container_id.as_str() && of.ifname == it.ifname.as_str()
+            }),
+        }
+    }
+
     /// The attachments to `network` that the file may stand for. The name
     /// `NETWORK-CONTAINER-INTERFACE` has several readings where a part has a `-`: all count.
     pub fn owners(&self, network: &str) -> Vec<ValidAttachment> {

@@ -13,6 +13,7 @@ mod output;
 mod outside;
 mod probe;
 mod request_config;
+mod strangers;
 mod validate;
 
 use std::process::ExitCode;

@@ -10,11 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result};
 use cni::AddResult;
 use cni::conf::NetConf;
-use cni::env::{ContainerId, IfName};
 use cni::json::Json;
 use cni::version::Version;
 use nat::Kind;
-use nat::nftables::{Apart, SpoofCheck, VxlanGuard};
+use nat::nftables::{Apart, PortOwner, SpoofCheck, VxlanGuard};
 use nat::node::{Asked, Pod, Report};
 use netlink::{Mac, Netlink};
 use netns::NetNs;
@@ -27,6 +26,7 @@ use crate::cache::{CachedAttachment, Unclear};
 use crate::commands::{Opt, Verdict};
 use crate::network_list::{NetworkList, PluginConf};
 use crate::request_config;
+use crate::strangers::{self, Strangers};
 
 /// The options of the three commands.
 pub const OPTIONS: &[Opt] = &[
@@ -38,7 +38,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt::CACHE_DIR,
     Opt::new(
         Flag::Json,
-        "print a document: done, left, skipped, errors (and transactions), each a list of texts",
+        "print a document: done, left, skipped, errors, removed, notes (and transactions), each a list of texts",
     ),
     Opt::new(Flag::Text, "say so, too, when there was nothing to do"),
 ];
@@ -64,8 +64,10 @@ struct Found {
     gone: Vec<cni::Attachment>,
     /// Who was passed over, and why.
     skipped: Vec<String>,
-    /// What could not be read.
+    /// What could not be read, or not be done.
     broken: Vec<String>,
+    /// What was there of attachments that are gone.
+    removed: Vec<String>,
 }
 
 impl Found {
@@ -89,7 +91,10 @@ pub fn run(arguments: &Arguments, task: &Task) -> Result<Verdict> {
     match task.ours {
         true if dry => {}
         true => note_users(&found.pods)?,
-        false => found.keep_what_others_use(),
+        false => {
+            found.settle_strangers(arguments, network, dry)?;
+            found.keep_what_others_use();
+        }
     }
     let report = (task.run)(&found.pods, dry)?;
     if !task.ours && !dry {
@@ -122,6 +127,42 @@ fn forget_users(pods: &[Pod]) {
 }
 
 impl Found {
+    /// The Go plugins do not look into podwire's tables: what is there of pods that are gone
+    /// is removed, and what is there of others is told.
+    fn settle_strangers(
+        &mut self,
+        arguments: &Arguments,
+        network: Option<&str>,
+        dry: bool,
+    ) -> Result<()> {
+        let contents = arguments.cache().oldest_first()?;
+        let strangers = Strangers::find(&contents, network, |it| !is_gone(&it.netns))?;
+        for (owner, why) in &strangers.alive {
+            self.broken.push(format!(
+                "ports of {} stay: {why}, but the cache has no such attachment; give the cache of \
+                 its runtime (--cache-dir), or delete it with podwire's plugins",
+                owner.name
+            ));
+        }
+        let gone = strangers.gone.iter();
+        self.removed
+            .extend(gone.map(|it| format!("ports of {}, which is gone", it.name)));
+        let gone = strangers.gone.iter().filter_map(PortOwner::attachment);
+        self.gone.extend(gone);
+        if dry {
+            return Ok(());
+        }
+        strangers.remove_gone()?;
+        let networks: BTreeSet<_> = self.pods.iter().map(|pod| &pod.owner.network).collect();
+        for network in networks {
+            // What attachments that are gone use of a network is used no more.
+            let valid = contents.in_use(network).into_iter();
+            let valid = valid.chain(strangers::with_veth(network)?);
+            wiring::shared::collect(network, &valid.collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }
+
     /// A subnet's rule is not given away while there are pods that nothing is known of.
     fn keep_what_others_use(&mut self) {
         let pods = self.pods.iter().map(|pod| pod.owner.clone());
@@ -137,8 +178,8 @@ impl Found {
             for pod in self.pods.iter_mut().filter(of_network) {
                 pod.masquerade = None;
             }
-            self.skipped.push(format!(
-                "masquerade of {network}: attachments that are not in the cache may use it; \
+            self.broken.push(format!(
+                "masquerade of {network} stays: attachments that are not in the cache may use it; \
                  `podwire gc --keep-cached {network}` forgets those that are gone"
             ));
         }
@@ -152,6 +193,8 @@ struct Document<'a> {
     left: &'a [String],
     skipped: &'a [String],
     errors: &'a [String],
+    removed: &'a [String],
+    notes: &'a [String],
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     transactions: &'a [String],
 }
@@ -164,6 +207,8 @@ fn tell(arguments: &Arguments, task: &Task, found: &Found, report: &Report) -> R
             left: &report.left,
             skipped: &found.skipped,
             errors: &found.broken,
+            removed: &found.removed,
+            notes: &report.notes,
             transactions: &report.transactions,
         });
     }
@@ -177,13 +222,19 @@ fn tell(arguments: &Arguments, task: &Task, found: &Found, report: &Report) -> R
         true => "would be ",
         false => "",
     };
+    for line in &found.removed {
+        output.print(&format!("{would}removed: {line}"))?;
+    }
     for line in &report.done {
         output.print(&format!("{would}{}: {line}", task.done))?;
+    }
+    for line in &report.notes {
+        eprintln!("podwire: note: {line}");
     }
     for text in &report.transactions {
         output.print(text)?;
     }
-    if report.done.is_empty() {
+    if report.done.is_empty() && found.removed.is_empty() {
         output.remark(task.nothing)?;
     }
     Ok(())
@@ -209,7 +260,7 @@ fn find(arguments: &Arguments, network: Option<&str>) -> Result<Found> {
             found
                 .skipped
                 .push(format!("{whose}: its network namespace {netns} is gone"));
-            found.gone.extend(owner(&cached).ok());
+            found.gone.extend(cached.attachment().ok());
             continue;
         }
         let read = || -> Result<_> {
@@ -266,17 +317,9 @@ fn network_list(arguments: &Arguments, cached: &CachedAttachment) -> Result<Netw
     }
 }
 
-fn owner(cached: &CachedAttachment) -> Result<cni::Attachment> {
-    Ok(cni::Attachment {
-        network: cached.network_name.clone(),
-        container_id: ContainerId::parse(&cached.container_id)?,
-        ifname: IfName::parse(&cached.ifname)?,
-    })
-}
-
 /// What the plugins of `list` would be asked for, and have done, at this ADD.
 fn pod(cached: &CachedAttachment, list: &NetworkList) -> Result<Pod> {
-    let owner = owner(cached)?;
+    let owner = cached.attachment()?;
     let result = cached.result.as_ref().context("no result in the cache")?;
     let result = AddResult::decode_any(&Json::deserialize(result)?, Version::V0_1_0)
         .context("parse the cached result")?;

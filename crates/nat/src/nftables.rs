@@ -25,11 +25,13 @@ mod transaction;
 mod vxlan;
 
 use std::cell::Cell;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use anyhow::{Result, bail};
 use cni::Attachment;
 use cni::conf::ValidAttachment;
+use cni::env::{ContainerId, IfName};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
@@ -39,7 +41,7 @@ use crate::masquerade::Masquerade;
 use socket::{Socket, retry};
 use transaction::{Chain, Change, Hook, Point, Table, Transaction};
 
-pub use conntrack::{UdpPort, Which};
+pub use conntrack::{UdpPort, Which, local_addresses};
 pub use error::Error;
 pub use hostport::published as udp_ports;
 pub use networks::Apart;
@@ -101,6 +103,43 @@ fn is_usable(socket: &Socket, family: Family) -> Result<bool, Error> {
     Ok(true)
 }
 
+/// The owner of published ports, as the kernel names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortOwner {
+    /// `network/container/interface`, or a hash of that where it is long.
+    pub name: String,
+    /// The addresses of its pod.
+    pub pod: BTreeSet<IpAddr>,
+}
+
+impl PortOwner {
+    /// The attachment that it names; `None` where the name is a hash.
+    pub fn attachment(&self) -> Option<Attachment> {
+        let parts: Vec<_> = self.name.split('/').collect();
+        let [network, id, ifname] = parts[..] else {
+            return None;
+        };
+        let attachment = Attachment {
+            network: network.to_owned(),
+            container_id: ContainerId::parse(id).ok()?,
+            ifname: IfName::parse(ifname).ok()?,
+        };
+        self.is(&attachment).then_some(attachment)
+    }
+
+    /// Whether it is this attachment.
+    pub fn is(&self, attachment: &Attachment) -> bool {
+        self.name == hostport::layout::owner(attachment)
+    }
+
+    /// Whether it is an attachment to `network`.
+    pub fn is_of(&self, network: &str) -> bool {
+        use hostport::layout::{hashed_prefix, network_prefix};
+        let prefixes = [network_prefix(network), hashed_prefix(network)];
+        prefixes.iter().any(|it| self.name.starts_with(it))
+    }
+}
+
 /// The back end.
 pub struct Nftables {
     socket: Socket,
@@ -157,6 +196,27 @@ impl Nftables {
     /// forgotten when no back end maps them any more. It is quicker where they are `known`.
     pub fn unmap(&self, owner: &Attachment, known: Option<&HostPorts>) -> Result<Vec<UdpPort>> {
         hostport::unpublish(&self.socket, owner, known)
+    }
+
+    /// Whose ports are published.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn port_owners(&self) -> Result<Vec<PortOwner>> {
+        let owners = hostport::owners(&self.socket)?.into_iter();
+        let owners = owners.map(|(name, pod)| PortOwner { name, pod });
+        Ok(owners.collect())
+    }
+
+    /// Removes the ports of these owners, whose UDP clients are sent elsewhere.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn remove_ports(&self, owners: &[PortOwner]) -> Result<()> {
+        let names: HashSet<_> = owners.iter().map(|it| it.name.as_str()).collect();
+        let gone = hostport::remove_all(&self.socket, &|name| names.contains(name))?;
+        self.forget_connections(&gone, Which::To);
+        Ok(())
     }
 
     /// Drops what others send to 127.0.0.0/8 of the node; once more does no harm.

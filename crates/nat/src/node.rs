@@ -53,6 +53,8 @@ pub struct Report {
     pub done: Vec<String>,
     /// What stays as it is though one might expect otherwise, and why.
     pub left: Vec<String>,
+    /// What is different from now on, and as it should be.
+    pub notes: Vec<String>,
     /// The transactions, as nft and iptables-restore would read them; only of what
     /// would be done.
     pub transactions: Vec<String>,
@@ -115,7 +117,11 @@ fn settle(dry: bool, plan: impl Fn() -> Result<Plan>) -> Result<Report> {
 
 impl Report {
     fn add(&mut self, more: Self) {
-        for (all, more) in [(&mut self.done, more.done), (&mut self.left, more.left)] {
+        for (all, more) in [
+            (&mut self.done, more.done),
+            (&mut self.left, more.left),
+            (&mut self.notes, more.notes),
+        ] {
             for line in more {
                 if !all.contains(&line) {
                     all.push(line);
@@ -409,20 +415,13 @@ impl Plan {
                 report.done.push(format!("ports of {}", pod.owner));
             }
         }
-        let known: Vec<_> = pods
-            .iter()
-            .filter_map(|pod| pod.ports.as_ref().map(|asked| &asked.what))
-            .collect();
-        for owner in ruleset.other_owners(&known) {
-            report
-                .left
-                .push(format!("ports of {owner}: nobody knows it"));
-        }
         ruleset.add_go(&nftables.masquerades, &nftables.ports);
         ruleset.remove_ours(&gone.masquerades, &gone.ports)?;
         if ruleset.opens_localhost() {
-            let told = "127.0.0.0/8 of the node is open to neighbours where route_localnet is 1, as the Go plugins leave it";
-            report.left.push(told.into());
+            report.notes.push(
+                "neighbours reach 127.0.0.0/8 of the node through interfaces whose route_localnet is 1, as is usual with the Go plugins"
+                    .into(),
+            );
         }
         plan.first = plan
             .node

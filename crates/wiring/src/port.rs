@@ -199,6 +199,14 @@ fn delete_pair(call: &Call, attachment: &Attachment, netns: Option<&NetnsPath>) 
     Ok(())
 }
 
+/// Whether there is a veth pair of ours for the attachment.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub fn has_host_veth(host: &Netlink, attachment: &Attachment) -> Result<bool> {
+    Ok(find_host_veth(host, attachment)?.is_some())
+}
+
 /// The host's end: the name follows from the attachment, and the alias says
 /// whether it is ours. The kernel takes none at birth: without one, and never set up, it
 /// is from an ADD that was killed in between; whatever else has such a name is another's.

@@ -4,12 +4,16 @@ use anyhow::{Result, bail};
 use cni::conf::ValidAttachment;
 use cni::{BestEffort, Error};
 
+use nat::Leftovers;
+use nat::nftables::Nftables;
+
 use super::{Command, Opt, Verdict};
 use crate::arguments::{Arguments, Flag};
 use crate::attach::{Attachment, Chain};
-use crate::cache::{CachedAttachment, Contents, Unclear};
+use crate::cache::{CachedAttachment, Unclear};
 use crate::network_list::NetworkList;
 use crate::output::counted;
+use crate::strangers::{self, Strangers};
 
 pub const COMMAND: Command = Command {
     name: "gc",
@@ -47,6 +51,10 @@ A file of the cache that cannot be read, or is cut short, counts as in use, by
 its name; it is named, and the exit status is 1. Remove it when its container is
 gone.
 
+Afterwards, whichever version NETWORK has and whichever suite's plugins there are,
+what podwire's plugins have left in the packet filter of pods that are gone is
+removed. With --keep-cached, a pod that lives keeps it, in the cache or not.
+
 NETNS is accepted, because cnitool wants it, and not looked at. With disableGC
 in the configuration of NETWORK nothing is done.
 ";
@@ -78,7 +86,7 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
         told(file, keeps, &mut all);
     }
     let valid = match keeps {
-        true => in_use(&cached, network),
+        true => cached.in_use(network),
         false => {
             for attachment in &cached.attachments {
                 detach(&chain, attachment, &mut all);
@@ -92,8 +100,42 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
         let version = &list.cni_version;
         output.remark(&format!("{network} has cniVersion {version:?}, without GC"))?;
     }
+    all.step("collect what no plugin looks for", || {
+        collect(arguments, network, &valid, keeps)
+    });
     all.finish()?;
     Ok(Verdict::Good)
+}
+
+/// Removes what podwire's plugins have left in the packet filter, whichever version the network
+/// has and whichever suite's plugins are there now. Where attachments are kept, so are those
+/// that live and are not in the cache.
+fn collect(
+    arguments: &Arguments,
+    network: &str,
+    valid: &[ValidAttachment],
+    keeps: bool,
+) -> Result<()> {
+    let mut valid = valid.to_vec();
+    if keeps {
+        let contents = arguments.cache().of_network(network)?;
+        let strangers = Strangers::find(&contents, Some(network), |_| true)?;
+        for owner in &strangers.gone {
+            let line = format!("removed: ports of {}, which is gone", owner.name);
+            arguments.output().remark(&line)?;
+        }
+        for (owner, why) in &strangers.alive {
+            eprintln!("podwire: left as it is: ports of {}: {why}", owner.name);
+        }
+        strangers.remove_gone()?;
+        valid.extend(strangers::with_veth(network)?);
+    } else {
+        Leftovers::collect_published(network, &valid)?;
+    }
+    if let Some(nftables) = Nftables::find()? {
+        nftables.collect_spoof_checks(network, &valid)?;
+    }
+    wiring::shared::collect(network, &valid)
 }
 
 /// What a file that is not clear means for the command.
@@ -112,12 +154,6 @@ fn told(file: &Unclear, keeps: bool, all: &mut BestEffort) {
             bail!("{name}: {fault}: {consequence}")
         })),
     }
-}
-
-fn in_use(cached: &Contents, network: &str) -> Vec<ValidAttachment> {
-    let known = cached.attachments.iter().map(CachedAttachment::owner);
-    let possible = cached.unclear.iter().flat_map(|it| it.owners(network));
-    known.chain(possible).collect()
 }
 
 fn detach(chain: &Chain<'_>, cached: &CachedAttachment, all: &mut BestEffort) {

@@ -29,6 +29,11 @@ and connections that live go on. With the last port podwire's own tables go, and
 with them what keeps neighbours from 127.0.0.0/8 of the node; the Go plugins
 have nothing of the kind.
 
+Ports of pods that are gone are removed: the Go plugins' DEL has left them where
+podwire was replaced without this command, and they would lead to an address
+that nothing has. What may be of a living pod that is not in the cache stays,
+and the command fails: run it again with the --cache-dir of that pod's runtime.
+
 Attachments whose network namespace is gone are passed over, and so are
 published ports with conditions in nftables' language: the Go plugins would
 apply those of one pod to all.

@@ -173,18 +173,26 @@ fn head(kind: u16, ipv4: bool) -> Head {
     }
 }
 
+/// The addresses of the calling thread's network namespace: `ip address show`.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub fn local_addresses() -> Result<Vec<IpAddr>> {
+    let interfaces = getifaddrs().context("list addresses")?;
+    let addresses = interfaces.filter_map(|it| it.address);
+    let addresses = addresses.filter_map(|it| {
+        let v4 = it.as_sockaddr_in().map(|it| IpAddr::from(it.ip()));
+        v4.or_else(|| it.as_sockaddr_in6().map(|it| IpAddr::from(it.ip())))
+    });
+    Ok(addresses.collect())
+}
+
 /// The addresses of the node.
 struct Local(Vec<IpAddr>);
 
 impl Local {
     fn list() -> Result<Self> {
-        let interfaces = getifaddrs().context("list addresses of the node")?;
-        let addresses = interfaces.filter_map(|it| it.address);
-        let addresses = addresses.filter_map(|it| {
-            let v4 = it.as_sockaddr_in().map(|it| IpAddr::from(it.ip()));
-            v4.or_else(|| it.as_sockaddr_in6().map(|it| IpAddr::from(it.ip())))
-        });
-        Ok(Self(addresses.collect()))
+        Ok(Self(local_addresses()?))
     }
 
     fn has(&self, ip: IpAddr) -> bool {

@@ -16,7 +16,7 @@
 mod displaced;
 pub mod layout;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, bail};
@@ -325,15 +325,19 @@ pub fn collect(socket: &Socket, network: &str, valid: &[ValidAttachment]) -> Res
         .iter()
         .map(|it| owner_comment(network, &it.container_id, &it.ifname))
         .collect();
-    let doomed = |comment: &str| {
+    remove_all(socket, &|comment| {
         let ours = prefixes.iter().any(|prefix| comment.starts_with(prefix));
         ours && !alive.contains(comment)
-    };
+    })
+}
+
+/// Removes what is there for all owners that are `doomed`. The UDP ports that were there.
+pub fn remove_all(socket: &Socket, doomed: &dyn Fn(&str) -> bool) -> Result<Vec<UdpPort>> {
     let mut found = Vec::new();
     for family in FAMILIES {
-        found.extend(list(socket, family, &SETS, &doomed)?);
+        found.extend(list(socket, family, &SETS, doomed)?);
     }
-    remove(socket, &found, &doomed, &|_| false)
+    remove(socket, &found, doomed, &|_| false)
 }
 
 /// Removes what of `found` belongs to owners that are `doomed`, their conditions, and what is
@@ -401,7 +405,7 @@ pub fn removal(socket: &Socket, doomed: &dyn Fn(&str) -> bool) -> Result<Transac
         let conditional = conditional::table(family);
         let rules = listing::rules(socket, conditional, None)?;
         let conditional_others = rules.iter().any(|it| !doomed(&it.comment));
-        if !rules.is_empty() && !conditional_others {
+        if !conditional_others && presence::has_table(socket, family, conditional.name)? {
             changes.push(Change::DeleteTable(conditional));
         } else {
             its.extend(conditional::removal(socket, family, doomed)?);
@@ -418,18 +422,35 @@ pub fn removal(socket: &Socket, doomed: &dyn Fn(&str) -> bool) -> Result<Transac
     Ok(changes)
 }
 
-/// Whose ports are there.
-pub fn owners(socket: &Socket) -> Result<HashSet<String>, Error> {
-    let mut owners = HashSet::new();
+/// Whose ports are there, each with the addresses of its pod.
+pub fn owners(socket: &Socket) -> Result<BTreeMap<String, BTreeSet<IpAddr>>, Error> {
+    let mut owners = BTreeMap::<String, BTreeSet<IpAddr>>::new();
     for family in FAMILIES {
         for set in SETS.into_iter().chain([DISPLACED]) {
-            let entries = listing::entries(socket, table(family), set, |_| true)?;
-            owners.extend(entries.into_iter().map(|it| it.owner));
+            for entry in listing::entries(socket, table(family), set, |_| true)? {
+                let pod = pod_of(set, &entry);
+                owners.entry(entry.owner).or_default().extend(pod);
+            }
         }
-        let rules = listing::rules(socket, conditional::table(family), None)?;
-        owners.extend(rules.into_iter().map(|it| it.comment));
+        for rule in listing::rules(socket, conditional::table(family), None)? {
+            owners.entry(rule.comment).or_default();
+        }
     }
     Ok(owners)
+}
+
+/// The address of the pod that an element is about.
+fn pod_of(set: Set, entry: &Entry) -> Option<IpAddr> {
+    let part = match set.name {
+        name if name == MASQUERADED.name => entry.key.get(1),
+        name if name == DISPLACED.name => entry.key.get(3),
+        _ if set.value.is_empty() => entry.key.first(),
+        _ => entry.value.first(),
+    };
+    match part {
+        Some(Part::Address(ip)) => Some(*ip),
+        _ => None,
+    }
 }
 
 /// Fails with what is missing; the rules of the Go plugins are as good as ours.

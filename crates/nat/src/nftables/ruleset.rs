@@ -38,7 +38,7 @@ impl Ruleset {
             generation: socket.generation()?,
             masquerade: masquerade::rules(socket)?,
             go: go::Rules::read(socket)?,
-            owners: hostport::owners(socket)?,
+            owners: hostport::owners(socket)?.into_keys().collect(),
             script: String::new(),
             changes: Transaction::new(),
             nftables,
@@ -178,14 +178,6 @@ impl Ruleset {
     /// Whether ports of this pod are in the maps.
     pub fn has_ports(&self, wanted: &HostPorts) -> bool {
         self.owners.contains(&layout::owner(&wanted.owner))
-    }
-
-    /// Whose ports are in the maps, beside those of these pods.
-    pub fn other_owners(&self, all: &[&HostPorts]) -> Vec<String> {
-        let known: HashSet<_> = all.iter().map(|it| layout::owner(&it.owner)).collect();
-        let mut others: Vec<_> = self.owners.difference(&known).cloned().collect();
-        others.sort();
-        others
     }
 
     /// Takes away the rules for the subnets of these pods, and these ports; with
