@@ -352,6 +352,8 @@ fn pod_prefix_of(owner: &Attachment) -> String {
 fn pod_comment(owner: &Attachment) -> String {
     let (network, id, ifname) = (&owner.network, &owner.container_id, &owner.ifname);
     let prefix = pod_prefix_of(owner);
+    // nft prints a quote as it is, and cannot read it again. Who owns it says the hash.
+    let ifname = ifname.as_str().replace('"', "'");
     format!("{prefix}, net: {network}, if: {ifname}, id: {id}")
 }
 

@@ -6,12 +6,14 @@
 //! rule see to it, however many networks there are. What was sent to a port of the node that
 //! leads to a pod passes: who publishes a port means everybody.
 
+use cni::names;
+
 use super::error::Error;
 use super::expression::Statement;
 use super::listing;
 use super::socket::Socket;
 use super::transaction::{
-    Chain, Change, Element, Family, Hook, Part, Point, Rule, Set, Table, Transaction, Type, fitting,
+    Chain, Change, Element, Family, Hook, Part, Point, Rule, Set, Table, Transaction, Type,
 };
 
 const TABLE: Table = Table {
@@ -21,18 +23,93 @@ const TABLE: Table = Table {
 };
 const FORWARD: &str = "forward";
 
-/// The devices of all networks.
-const DEVICES: Set = Set {
-    name: "devices",
-    key: &[Type::Interface],
-    value: &[],
-};
-/// Pairs of devices of one network.
-const INSIDE: Set = Set {
-    name: "inside",
-    key: &[Type::Interface, Type::Interface],
-    value: &[],
-};
+/// The two sets.
+#[derive(Clone, Copy)]
+struct Layout {
+    /// The devices of all networks.
+    members: Set,
+    /// Pairs of devices of one network.
+    pairs: Set,
+}
+
+const LAYOUT: Layout = layout("members", "pairs");
+
+/// That of podwire 2.0.0 and earlier. `devices` is a word of nft's language, and nft printed the
+/// elements as empty texts, so that a saved rule set could not be loaded again.
+const OLD_LAYOUT: Layout = layout("devices", "inside");
+
+const fn layout(members: &'static str, pairs: &'static str) -> Layout {
+    Layout {
+        members: Set {
+            name: members,
+            key: &[Type::Interface],
+            value: &[],
+        },
+        pairs: Set {
+            name: pairs,
+            key: &[Type::Interface, Type::Interface],
+            value: &[],
+        },
+    }
+}
+
+impl Layout {
+    fn sets(self) -> [Set; 2] {
+        [self.members, self.pairs]
+    }
+
+    fn rules(self) -> [Rule; 2] {
+        [
+            Rule::new([Statement::Redirected, Statement::Return]),
+            Rule::new([
+                Statement::InterfaceIn(self.members.name),
+                Statement::OutInterfaceIn(self.members.name),
+                Statement::InterfacesNotIn(self.pairs.name),
+                Statement::Drop,
+            ]),
+        ]
+    }
+
+    /// Whether the rules are there, in their order; others between them are an administrator's.
+    fn is_entered(self, socket: &Socket) -> Result<bool, Error> {
+        let found = listing::rules(socket, TABLE, None)?;
+        let mut found = found.iter().filter(|it| it.chain == FORWARD);
+        Ok(self
+            .rules()
+            .iter()
+            .all(|rule| found.any(|it| it.does(Family::Inet, rule))))
+    }
+
+    /// The elements whose owner is `wanted`.
+    fn entries(
+        self,
+        socket: &Socket,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Vec<Element>, Error> {
+        let mut all = Vec::new();
+        for set in self.sets() {
+            let entries = listing::entries(socket, TABLE, set, &wanted)?;
+            all.extend(entries.into_iter().map(|entry| Element {
+                set,
+                key: entry.key,
+                value: entry.value,
+                owner: entry.owner,
+            }));
+        }
+        Ok(all)
+    }
+
+    /// Those of `elements` that are not there.
+    fn missing(self, socket: &Socket, elements: Vec<Element>) -> Result<Vec<Element>, Error> {
+        let mut missing = Vec::new();
+        for element in elements {
+            if listing::entry_at(socket, TABLE, element.set, &element.key)?.is_none() {
+                missing.push(element);
+            }
+        }
+        Ok(missing)
+    }
+}
 
 /// A network that is kept apart from others.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,8 +121,8 @@ pub struct Apart {
 }
 
 impl Apart {
-    fn elements(&self) -> Vec<Element> {
-        let owner = fitting(&comment(&self.network)).to_owned();
+    fn elements(&self, layout: Layout) -> Vec<Element> {
+        let owner = comment(&self.network);
         let element = |set, names: &[&String]| Element {
             set,
             key: names.iter().map(|name| Part::interface(name)).collect(),
@@ -54,9 +131,9 @@ impl Apart {
         };
         let mut all = Vec::new();
         for one in &self.devices {
-            all.push(element(DEVICES, &[one]));
+            all.push(element(layout.members, &[one]));
             let others = self.devices.iter();
-            all.extend(others.map(|other| element(INSIDE, &[one, other])));
+            all.extend(others.map(|other| element(layout.pairs, &[one, other])));
         }
         all
     }
@@ -64,38 +141,52 @@ impl Apart {
 
 /// Changes that keep the network apart; none if it is.
 pub fn add(socket: &Socket, wanted: &Apart) -> Result<Transaction, Error> {
-    let entered = is_entered(socket)?;
-    let mut missing = wanted.elements();
+    let entered = LAYOUT.is_entered(socket)?;
+    let elements = wanted.elements(LAYOUT);
     // All of a network's are written in one transaction: the last one stands for them,
     // and an ADD among many has to ask for no more.
-    let last = missing.last().map(|it| (it.set, it.key.clone()));
-    if let (true, Some((set, key))) = (entered, last)
-        && listing::entry_at(socket, TABLE, set, &key)?.is_some()
+    if let (true, Some(last)) = (entered, elements.last())
+        && listing::entry_at(socket, TABLE, last.set, &last.key)?.is_some()
     {
         return Ok(Transaction::new());
     }
-    missing.clear();
-    for element in wanted.elements() {
-        if listing::entry_at(socket, TABLE, element.set, &element.key)?.is_none() {
-            missing.push(element);
-        }
+    let missing = LAYOUT.missing(socket, elements)?;
+    let mut changes = additions(entered, missing);
+    if !entered && OLD_LAYOUT.is_entered(socket)? {
+        changes.extend(replacement(&OLD_LAYOUT.entries(socket, |_| true)?, wanted));
     }
-    Ok(additions(entered, missing))
+    Ok(changes)
+}
+
+/// What follows new rules where those of an earlier release were: its elements in our sets, but for
+/// those of `wanted`, which are there already; its sets go.
+fn replacement(old: &[Element], wanted: &Apart) -> Transaction {
+    let own = comment(&wanted.network);
+    let mut changes = Transaction::new();
+    for element in old.iter().filter(|it| it.owner != own) {
+        let is_member = element.set == OLD_LAYOUT.members;
+        let set = match is_member {
+            true => LAYOUT.members,
+            false => LAYOUT.pairs,
+        };
+        let element = Element {
+            set,
+            ..element.clone()
+        };
+        changes.push(Change::CreateElement(TABLE, element));
+    }
+    for set in OLD_LAYOUT.sets() {
+        changes.push(Change::DeleteSet(TABLE, set));
+    }
+    changes
 }
 
 /// Changes that take away what is there for the network.
 pub fn remove(socket: &Socket, network: &str) -> Result<Transaction, Error> {
+    let owner = comment(network);
     let mut changes = Transaction::new();
-    let comment = comment(network);
-    let owner = fitting(&comment);
-    for set in [DEVICES, INSIDE] {
-        for entry in listing::entries(socket, TABLE, set, |it| it == owner)? {
-            let element = Element {
-                set,
-                key: entry.key,
-                value: entry.value,
-                owner: entry.owner,
-            };
+    for layout in [LAYOUT, OLD_LAYOUT] {
+        for element in layout.entries(socket, |it| it == owner)? {
             changes.push(Change::DeleteElement(TABLE, element));
         }
     }
@@ -104,41 +195,23 @@ pub fn remove(socket: &Socket, network: &str) -> Result<Transaction, Error> {
 
 /// What is missing, in words; `None` if nothing is.
 pub fn missing(socket: &Socket, wanted: &Apart) -> Result<Option<String>, Error> {
-    if !is_entered(socket)? {
+    let layout = match OLD_LAYOUT.is_entered(socket)? {
+        true => OLD_LAYOUT,
+        false => LAYOUT,
+    };
+    if !layout.is_entered(socket)? {
         return Ok(Some(format!("no rules in chain {TABLE} {FORWARD}")));
     }
-    for element in wanted.elements() {
-        if listing::entry_at(socket, TABLE, element.set, &element.key)?.is_none() {
-            let what = Change::CreateElement(TABLE, element).describe();
-            return Ok(Some(format!("not done: {what}")));
-        }
-    }
-    Ok(None)
+    let mut missing = layout.missing(socket, wanted.elements(layout))?.into_iter();
+    Ok(missing.next().map(|element| {
+        let what = Change::CreateElement(TABLE, element).describe();
+        format!("not done: {what}")
+    }))
 }
 
+/// Two networks whose names begin alike for long have no comment in common.
 fn comment(network: &str) -> String {
-    format!("net: {network}")
-}
-
-fn rules() -> [Rule; 2] {
-    [
-        Rule::new([Statement::Redirected, Statement::Return]),
-        Rule::new([
-            Statement::InterfaceIn(DEVICES.name),
-            Statement::OutInterfaceIn(DEVICES.name),
-            Statement::InterfacesNotIn(INSIDE.name),
-            Statement::Drop,
-        ]),
-    ]
-}
-
-/// Whether the rules are there, in their order; others between them are an administrator's.
-fn is_entered(socket: &Socket) -> Result<bool, Error> {
-    let found = listing::rules(socket, TABLE, None)?;
-    let mut found = found.iter().filter(|it| it.chain == FORWARD);
-    Ok(rules()
-        .iter()
-        .all(|rule| found.any(|it| it.does(Family::Inet, rule))))
+    format!("net: {}", names::short(network))
 }
 
 fn additions(entered: bool, missing: Vec<Element>) -> Transaction {
@@ -147,7 +220,7 @@ fn additions(entered: bool, missing: Vec<Element>) -> Transaction {
         return changes;
     }
     changes.push(Change::AddTable(TABLE));
-    for set in [DEVICES, INSIDE] {
+    for set in LAYOUT.sets() {
         changes.push(Change::AddSet(TABLE, set));
     }
     changes.push(Change::AddChain(
@@ -164,7 +237,7 @@ fn additions(entered: bool, missing: Vec<Element>) -> Transaction {
     ));
     if !entered {
         changes.push(Change::FlushChain(TABLE, FORWARD.into()));
-        for rule in rules() {
+        for rule in LAYOUT.rules() {
             changes.push(Change::AddRule(TABLE, FORWARD.into(), rule));
         }
     }
@@ -186,20 +259,41 @@ mod tests {
         };
         let expected = "\
 add table inet podwire_networks
-add set inet podwire_networks devices { type ifname ; }
-add set inet podwire_networks inside { type ifname . ifname ; }
+add set inet podwire_networks members { type ifname ; }
+add set inet podwire_networks pairs { type ifname . ifname ; }
 add chain inet podwire_networks forward { type filter hook forward priority 0 ; policy accept ; }
 flush chain inet podwire_networks forward
 add rule inet podwire_networks forward ct status dnat return
-add rule inet podwire_networks forward iifname @devices oifname @devices iifname . oifname != @inside drop
-create element inet podwire_networks devices { \"vxbr0\" comment \"net: mynet\" }
-create element inet podwire_networks inside { \"vxbr0\" . \"vxbr0\" comment \"net: mynet\" }
-create element inet podwire_networks inside { \"vxbr0\" . \"vxlan.5\" comment \"net: mynet\" }
-create element inet podwire_networks devices { \"vxlan.5\" comment \"net: mynet\" }
-create element inet podwire_networks inside { \"vxlan.5\" . \"vxbr0\" comment \"net: mynet\" }
-create element inet podwire_networks inside { \"vxlan.5\" . \"vxlan.5\" comment \"net: mynet\" }
+add rule inet podwire_networks forward iifname @members oifname @members iifname . oifname != @pairs drop
+create element inet podwire_networks members { \"vxbr0\" comment \"net: mynet\" }
+create element inet podwire_networks pairs { \"vxbr0\" . \"vxbr0\" comment \"net: mynet\" }
+create element inet podwire_networks pairs { \"vxbr0\" . \"vxlan.5\" comment \"net: mynet\" }
+create element inet podwire_networks members { \"vxlan.5\" comment \"net: mynet\" }
+create element inet podwire_networks pairs { \"vxlan.5\" . \"vxbr0\" comment \"net: mynet\" }
+create element inet podwire_networks pairs { \"vxlan.5\" . \"vxlan.5\" comment \"net: mynet\" }
 ";
-        assert_eq!(additions(false, wanted.elements()).to_string(), expected);
+        assert_eq!(
+            additions(false, wanted.elements(LAYOUT)).to_string(),
+            expected
+        );
         assert!(additions(true, Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn what_an_earlier_release_kept_apart_stays_so() {
+        let apart = |network: &str, device: &str| Apart {
+            network: network.into(),
+            devices: vec![device.into()],
+        };
+        let (own, other) = (apart("mynet", "vxbr0"), apart("other", "vxbr1"));
+        let mut old = own.elements(OLD_LAYOUT);
+        old.extend(other.elements(OLD_LAYOUT));
+        let expected = "\
+create element inet podwire_networks members { \"vxbr1\" comment \"net: other\" }
+create element inet podwire_networks pairs { \"vxbr1\" . \"vxbr1\" comment \"net: other\" }
+delete set inet podwire_networks devices
+delete set inet podwire_networks inside
+";
+        assert_eq!(replacement(&old, &own).to_string(), expected);
     }
 }

@@ -414,6 +414,8 @@ pub enum Change {
     AddChain(Table, Chain),
     /// A set or map; none if it is there.
     AddSet(Table, Set),
+    /// A set with its elements, which no rule looks into any more.
+    DeleteSet(Table, Set),
     /// No rule of a chain stays.
     FlushChain(Table, Cow<'static, str>),
     /// A rule, after those of the chain.
@@ -436,6 +438,7 @@ impl Change {
             Self::DeleteTable(table) => format!("delete table {table}"),
             Self::AddChain(table, chain) => format!("add chain {table} {}", chain.name),
             Self::AddSet(table, set) => format!("add {} {table} {}", set.noun(), set.name),
+            Self::DeleteSet(table, set) => format!("delete {} {table} {}", set.noun(), set.name),
             Self::FlushChain(table, chain) => format!("flush chain {table} {chain}"),
             Self::AddRule(table, chain, _) => format!("add rule to chain {table} {chain}"),
             Self::DeleteRule(table, chain, _) => format!("delete rule of chain {table} {chain}"),
@@ -469,6 +472,10 @@ impl Change {
             Self::AddSet(table, set) => {
                 let it = set_attributes(table, set, id);
                 request(table, libc::NFT_MSG_NEWSET, libc::NLM_F_CREATE, it)
+            }
+            Self::DeleteSet(table, set) => {
+                let it = Attributes::new().text(1, table.name).text(2, set.name);
+                request(table, libc::NFT_MSG_DELSET, 0, it)
             }
             Self::FlushChain(table, chain) => {
                 let it = Attributes::new().text(1, table.name).text(2, chain);
@@ -557,6 +564,7 @@ impl fmt::Display for Change {
                 }
                 f.write_str(" ; }")
             }
+            Self::DeleteSet(table, set) => write!(f, "delete {} {table} {}", set.noun(), set.name),
             Self::FlushChain(table, chain) => write!(f, "flush chain {table} {chain}"),
             Self::AddRule(table, chain, rule) => {
                 write!(f, "add rule {table} {chain} {}", rule.text(table.family))
