@@ -746,6 +746,58 @@ fn a_delegate_is_looked_up_in_the_path_and_nowhere_else() {
 }
 
 #[test]
+fn del_without_the_ipam_executable_succeeds_where_no_add_can_have() {
+    beyond_peer(
+        "reference 1.13: a missing IPAM executable fails every DEL",
+        || {
+            for plugin in ["bridge", "macvlan", "vxlan"] {
+                let sandbox = Sandbox::new();
+                sandbox.make_ready(plugin);
+                let pod = sandbox.pod("a");
+                let good = conf_of(plugin);
+                let snapshot = sandbox.snapshot();
+                // Misspelt: ADD fails, and the runtime calls DEL until it succeeds.
+                for name in ["host-locl", "../host-local"] {
+                    let bad = conf::with(&good, json!({"ipam": {"type": name}}));
+                    sandbox.cni(plugin).add(&bad, &pod, "eth0").error();
+                    let outcome = sandbox.cni(plugin).del(&bad, &pod, "eth0");
+                    assert!(outcome.silent().stderr().contains(name), "{outcome}");
+                    sandbox
+                        .cni(plugin)
+                        .netns("")
+                        .del(&bad, &pod, "eth0")
+                        .silent();
+                }
+                let allowed = snapshot
+                    .allow_bridge_network()
+                    .allow_link("vxlan.5")
+                    .allow("fdb ");
+                allowed.allow("podwire_networks").assert_unchanged();
+                // Missing for a moment: what is held is not lost.
+                let result = sandbox.cni(plugin).add(&good, &pod, "eth0").result();
+                let known = conf::with_prev(&good, &result);
+                let missing = || sandbox.cni(plugin).env("CNI_PATH", "/nowhere");
+                let error = missing().del(&known, &pod, "eth0").error();
+                let text = "failed to find plugin \"host-local\" in path [/nowhere]";
+                assert!(error.msg.contains(text), "{}", error.msg);
+                assert!(
+                    error.details.contains("DEL is called again"),
+                    "{}",
+                    error.details
+                );
+                assert_eq!(pod.links(), ["lo"]);
+                let held = || sandbox.list(conf::STATE).contains(&"10.1.0.2".to_owned());
+                assert!(held());
+                let old = conf::at(&good, "0.3.1");
+                missing().del(&old, &pod, "eth0").error();
+                sandbox.cni(plugin).del(&known, &pod, "eth0").silent();
+                assert!(!held());
+            }
+        },
+    );
+}
+
+#[test]
 fn a_delegate_without_addresses_is_an_error_and_is_asked_to_release() {
     let sandbox = Sandbox::new();
     let pod = sandbox.pod("a");

@@ -20,6 +20,7 @@ use crate::linked::Linked;
 use crate::request::Call;
 use crate::result::AddResult;
 use crate::undo::Undo;
+use crate::version::Version;
 
 /// Looks up the executable of plugin `name` in `path`: the first regular file.
 pub fn find(name: &str, path: &[PathBuf]) -> Result<PathBuf> {
@@ -74,8 +75,33 @@ fn parse_lease(answer: &[u8], call: &Call) -> Result<AddResult> {
 }
 
 /// Has the IPAM plugin release what the attachment holds.
+///
+/// Where there is no such executable, nothing can be released. If the runtime knows of a
+/// result, addresses are held, and to succeed would lose them: an executable that is missing
+/// for a moment is the operator's to bring back, and DEL is called again. If it knows of
+/// none, ADD has not succeeded, perhaps because `type` is misspelt: runtimes call DEL until
+/// it succeeds, and keep the name of the pod until then.
 pub fn ipam_del(call: &Call) -> Result<()> {
-    Delegate::ipam(call)?.run(Verb::Del).map(drop)
+    match Delegate::ipam(call) {
+        Ok(ipam) => ipam.run(Verb::Del).map(drop),
+        Err(missing) if may_hold_addresses(call) => {
+            let why = "the addresses stay reserved until it is there and DEL is called again";
+            Err(Code::Internal
+                .err(format!("{missing:#}"))
+                .details(why)
+                .into())
+        }
+        Err(missing) => {
+            let why = "no result of an ADD is known, so nothing is released";
+            crate::log(format_args!("{missing:#}; {why}"));
+            Ok(())
+        }
+    }
+}
+
+/// Whether the runtime knows of a result, or could not tell: it hands one on to DEL since 0.4.0.
+fn may_hold_addresses(call: &Call) -> bool {
+    call.version < Version::V0_4_0 || call.net.prev_result.is_some()
 }
 
 /// Has the IPAM plugin say whether the attachment holds its addresses.

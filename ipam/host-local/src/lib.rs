@@ -75,7 +75,10 @@ impl Plugin for HostLocal {
         }
         if !wanted.is_empty() {
             let list: Vec<_> = wanted.iter().map(ToString::to_string).collect();
-            anyhow::bail!("failed to allocate all requested IPs: {}", list.join(" "));
+            let ranges: Vec<_> = ipam.sets.iter().map(ToString::to_string).collect();
+            let msg = format!("failed to allocate all requested IPs: {}", list.join(" "));
+            let details = format!("one from each of these ranges: {}", ranges.join("; "));
+            return Err(Code::Internal.err(msg).details(details).into());
         }
         Ok(AddResult {
             interfaces: Vec::new(),
