@@ -80,7 +80,7 @@ impl Store for Taken {
         Ok(!self.all.contains(&ip))
     }
 
-    fn reserve(&mut self, ip: IpAddr, _: usize) -> Result<bool> {
+    fn reserve(&mut self, ip: IpAddr, _: Option<usize>) -> Result<bool> {
         self.last = Some(ip);
         Ok(self.all.insert(ip))
     }

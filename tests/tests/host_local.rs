@@ -662,6 +662,75 @@ fn gc_without_a_list_releases_nothing() {
 }
 
 #[test]
+fn a_requested_address_may_lie_outside_the_range_where_the_operator_allows_it() {
+    beyond_peer("the Go plugin has no such key", || {
+        let ranges = json!([
+            [{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.100", "rangeEnd": "10.1.0.110"}],
+            [{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.200", "gateway": "10.1.0.3"}],
+            [{"subnet": "fd00:1::/64", "rangeStart": "fd00:1::100"}],
+        ]);
+        let mut node = Node::ipam(json!({"ranges": ranges, "requestOutsideRange": true}));
+        let ask = |node: &Node, id: &str, ips: Value| {
+            let conf = conf::with(&node.conf, json!({"runtimeConfig": {"ips": ips}}));
+            node.sandbox
+                .cni("host-local")
+                .id(id)
+                .add(&conf, &node.pod, "eth0")
+        };
+        let all = json!(["10.1.0.7", "10.1.0.201", "fd00:1::7"]);
+        let held = ["10.1.0.7/24", "10.1.0.201/24", "fd00:1::7/64"];
+        assert_eq!(addresses(&ask(&node, "a", all.clone()).result()), held);
+        // Never twice, whoever asks, and the rounds go on where they were.
+        assert!(
+            ask(&node, "b", json!(["10.1.0.7"]))
+                .error()
+                .msg
+                .contains("10.1.0.7")
+        );
+        assert_eq!(
+            node.add("c"),
+            ["10.1.0.100/24", "10.1.0.202/24", "fd00:1::100/64"]
+        );
+        for unusable in [
+            "10.1.0.0",
+            "10.1.0.255",
+            "10.1.0.1",
+            "10.1.0.3",
+            "10.2.0.7",
+            "fd00:2::7",
+        ] {
+            let error = ask(&node, "d", json!([unusable])).error();
+            assert!(error.msg.contains(unusable), "{}", error.msg);
+        }
+        let mut reserved = node.reserved();
+        reserved.sort();
+        assert_eq!(
+            reserved,
+            [
+                "10.1.0.100",
+                "10.1.0.201",
+                "10.1.0.202",
+                "10.1.0.7",
+                "fd00:1::100",
+                "fd00:1::7"
+            ]
+        );
+        node.del("a");
+        node.conf["ipam"]["requestOutsideRange"] = false.into();
+        let error = ask(&node, "a", all).error();
+        assert_eq!(
+            error.msg,
+            "failed to allocate all requested IPs: 10.1.0.7 fd00:1::7"
+        );
+        assert!(
+            error.details.contains("10.1.0.100-10.1.0.110"),
+            "{}",
+            error.details
+        );
+    });
+}
+
+#[test]
 fn an_exhausted_pool_takes_no_node_down() {
     // Runtimes report a node whose STATUS fails as not ready, and its pods are evicted.
     beyond_peer("reference 8 #16: no STATUS", || {

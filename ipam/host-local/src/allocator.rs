@@ -20,8 +20,9 @@ pub trait Store {
     fn last_reserved(&self, set: usize) -> Option<IpAddr>;
     /// Whether nobody holds `ip`.
     fn is_free(&mut self, ip: IpAddr) -> Result<bool>;
-    /// Reserves `ip` from range set `set`; false if somebody holds it.
-    fn reserve(&mut self, ip: IpAddr, set: usize) -> Result<bool>;
+    /// Reserves `ip`; false if somebody holds it. The round of range set `set` goes on after
+    /// it; of none, where it lies outside the ranges.
+    fn reserve(&mut self, ip: IpAddr, set: Option<usize>) -> Result<bool>;
     /// Frees what is certain to be of no use to anybody; whether there was something.
     fn reclaim(&mut self) -> Result<bool>;
 }
@@ -77,7 +78,7 @@ impl From<anyhow::Error> for Refusal {
 }
 
 /// Reserves an address of `set`, the range set number `number`: `requested`,
-/// which must lie in the set, or else the next one of the round.
+/// which must lie in the set or in one of its subnets, or else the next one of the round.
 pub fn allocate<S: Store>(
     set: &RangeSet,
     number: usize,
@@ -97,11 +98,13 @@ fn reserve_requested<S: Store>(
     store: &mut S,
 ) -> Result<Lease, Refusal> {
     let unavailable = || Refusal::Unavailable(ip, set.to_string());
-    let range = set.range_of(ip).ok_or_else(unavailable)?;
+    let inside = set.range_of(ip);
+    let range = inside.or_else(|| set.outside(ip)).ok_or_else(unavailable)?;
+    let round = inside.map(|_| number);
     if ip == range.gateway() {
         return Err(Refusal::Gateway(ip));
     }
-    if store.reserve(ip, number)? || (store.reclaim()? && store.reserve(ip, number)?) {
+    if store.reserve(ip, round)? || (store.reclaim()? && store.reserve(ip, round)?) {
         return lease(range, ip);
     }
     Err(unavailable())
@@ -115,7 +118,7 @@ fn reserve_next<S: Store>(set: &RangeSet, number: usize, store: &mut S) -> Resul
         let last = store.last_reserved(number);
         for ip in set.round_robin(last) {
             if store.is_free(ip)?
-                && store.reserve(ip, number)?
+                && store.reserve(ip, Some(number))?
                 && let Some(range) = set.range_of(ip)
             {
                 return lease(range, ip);
@@ -179,12 +182,12 @@ mod tests {
             Ok(!self.reserved.contains_key(&ip))
         }
 
-        fn reserve(&mut self, ip: IpAddr, set: usize) -> Result<bool> {
+        fn reserve(&mut self, ip: IpAddr, set: Option<usize>) -> Result<bool> {
             if self.reserved.contains_key(&ip) {
                 return Ok(false);
             }
             self.reserved.insert(ip, self.owner.clone());
-            self.last.insert(set, ip);
+            self.last.extend(set.map(|set| (set, ip)));
             Ok(true)
         }
 
@@ -250,6 +253,21 @@ mod tests {
             ask(&mut store, &set, "a", ""),
             "10.0.0.4 has been allocated to a, duplicate allocation is not allowed"
         );
+    }
+
+    #[test]
+    fn an_address_outside_the_range_is_given_once_and_leaves_the_round_as_it_is() {
+        let ranges = [("10.0.0.0/24", "10.0.0.100", "10.0.0.102")];
+        let (mut store, set) = (Memory::default(), set(&ranges));
+        assert_eq!(ask(&mut store, &set, "a", ""), "10.0.0.100/24");
+        assert_eq!(ask(&mut store, &set, "b", "10.0.0.7"), "10.0.0.7/24");
+        let refused = "requested IP address 10.0.0.7 is not available";
+        assert!(ask(&mut store, &set, "c", "10.0.0.7").starts_with(refused));
+        assert_eq!(ask(&mut store, &set, "d", ""), "10.0.0.101/24");
+        for unusable in ["10.0.0.0", "10.0.0.255", "10.0.0.1", "10.0.1.7"] {
+            let answer = ask(&mut store, &set, "e", unusable);
+            assert!(answer.starts_with("requested "), "{answer}");
+        }
     }
 
     #[test]

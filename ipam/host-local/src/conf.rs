@@ -21,6 +21,8 @@ pub struct Ipam {
     pub sets: Vec<RangeSet>,
     /// Addresses that must be among them.
     pub requested: Vec<IpAddr>,
+    /// Whether these may lie outside the ranges, in their subnets.
+    pub request_outside_range: bool,
     /// Returned as they are.
     pub routes: Vec<Route>,
     /// Under which each network has a directory.
@@ -52,6 +54,7 @@ struct IpamKeys {
     routes: Vec<Route>,
     data_dir: String,
     resolv_conf: String,
+    request_outside_range: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -115,12 +118,32 @@ impl Ipam {
         Ok(Self {
             sets: range_sets(&ranges, version)?,
             requested: without_duplicates(&requested),
+            request_outside_range: ipam.request_outside_range,
             routes: ipam.routes,
             data_dir: data_dir_or_default(ipam.data_dir),
             resolv_conf: Some(ipam.resolv_conf)
                 .filter(|path| !path.is_empty())
                 .map(PathBuf::from),
         })
+    }
+}
+
+impl Ipam {
+    /// Takes the address out of `wanted` that set number `number` is to give, if one is.
+    pub fn requested_of(&self, number: usize, wanted: &mut Vec<IpAddr>) -> Option<IpAddr> {
+        let set = self.sets.get(number)?;
+        let is_other = |set: &RangeSet, ip| set.contains(ip) || set.has_gateway(ip);
+        let in_any = |ip: &IpAddr| self.sets.iter().any(|set| is_other(set, *ip));
+        let inside = wanted.iter().position(|ip| set.contains(*ip));
+        let outside = || {
+            let may = |ip: &IpAddr| set.outside(*ip).is_some() && !in_any(ip);
+            wanted.iter().position(may)
+        };
+        let at = match self.request_outside_range {
+            true => inside.or_else(outside),
+            false => inside,
+        };
+        at.map(|at| wanted.remove(at))
     }
 }
 

@@ -62,8 +62,7 @@ impl Plugin for HostLocal {
         let mut wanted = ipam.requested.clone();
         let mut ips = Vec::new();
         for (number, set) in ipam.sets.iter().enumerate() {
-            let requested = wanted.iter().position(|ip| set.contains(*ip));
-            let requested = requested.map(|at| wanted.remove(at));
+            let requested = ipam.requested_of(number, &mut wanted);
             let lease = allocator::allocate(set, number, requested, &mut holder)
                 .map_err(|refusal| refused(number, refusal))?;
             give_back(undo, &place, holder.owner(), &lease);

@@ -226,8 +226,8 @@ impl Network {
         }
     }
 
-    /// Reserves `ip` from range set `set` for `owner`; false if somebody holds it.
-    fn reserve(&mut self, owner: &Owner, ip: IpAddr, set: usize) -> Result<bool> {
+    /// Reserves `ip` for `owner`; false if somebody holds it. The round of `set` goes on there.
+    fn reserve(&mut self, owner: &Owner, ip: IpAddr, set: Option<usize>) -> Result<bool> {
         let path = self.path(ip);
         let spare = self.dir.join(SPARE);
         let create = || file::create_whole(&path, owner.as_str(), &spare);
@@ -241,8 +241,8 @@ impl Network {
             return Ok(false);
         };
         self.changed = true;
-        let reserved = self
-            .remember_last(ip, set)
+        let reserved = set
+            .map_or(Ok(()), |set| self.remember_last(ip, set))
             .and_then(|()| file.metadata().map_err(failed("read reservation", &path)));
         match reserved {
             Ok(metadata) => self.index.add(owner, ip, Since::of(&metadata)),
@@ -457,7 +457,7 @@ impl Store for Holder<'_> {
         self.network.is_free(ip)
     }
 
-    fn reserve(&mut self, ip: IpAddr, set: usize) -> Result<bool> {
+    fn reserve(&mut self, ip: IpAddr, set: Option<usize>) -> Result<bool> {
         self.network.reserve(&self.owner, ip, set)
     }
 

@@ -98,6 +98,14 @@ impl Range {
         Ok(Cidr(ipnetwork::IpNetwork::new(ip, self.subnet.prefix())?))
     }
 
+    /// Whether a host of the subnet can have `ip`.
+    fn is_host(&self, ip: IpAddr) -> bool {
+        let subnet = self.subnet.0;
+        let inside = same_family(ip, subnet.network()) && subnet.contains(ip);
+        let is_broadcast = ip.is_ipv4() && ip == subnet.broadcast();
+        inside && ip != subnet.network() && !is_broadcast
+    }
+
     fn overlaps(&self, other: &Self) -> bool {
         same_family(self.start, other.start) && self.start <= other.end && other.start <= self.end
     }
@@ -166,6 +174,20 @@ impl RangeSet {
     /// The range in which `ip` lies.
     pub fn range_of(&self, ip: IpAddr) -> Option<&Range> {
         self.0.iter().find(|range| range.contains(ip))
+    }
+
+    /// Whether `ip` is the gateway of one of the ranges.
+    pub fn has_gateway(&self, ip: IpAddr) -> bool {
+        self.0.iter().any(|range| range.gateway == ip)
+    }
+
+    /// The range whose subnet has `ip` as the address of a host, although `ip` lies in no range.
+    pub fn outside(&self, ip: IpAddr) -> Option<&Range> {
+        let is_host = |range: &&Range| range.is_host(ip);
+        match self.contains(ip) {
+            true => None,
+            false => self.0.iter().find(is_host),
+        }
     }
 
     /// Whether an address lies in both sets.

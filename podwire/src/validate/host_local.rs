@@ -36,6 +36,7 @@ const KEYS: &[Key] = &[
     ),
     Key::new("dataDir", Kind::Text),
     Key::new("resolvConf", Kind::Text),
+    Key::new("requestOutsideRange", Kind::Bool),
 ];
 
 const RANGE_KEYS: &[Key] = &[

@@ -192,7 +192,7 @@ fn a_call_that_was_killed_leaves_an_index_that_is_not_believed() {
     let owner = Owner::of(&attachment("b"));
     assert!(
         network
-            .reserve(&owner, "10.0.0.7".parse().unwrap(), 0)
+            .reserve(&owner, "10.0.0.7".parse().unwrap(), Some(0))
             .unwrap()
     );
     network.torn = true; // nothing is saved, as after a kill
@@ -557,7 +557,7 @@ fn whatever_happens_the_index_says_what_the_files_say() {
                     let mut network = lab.network();
                     let ip = name.parse().unwrap();
                     network
-                        .reserve(&Owner::of(&attachment(&id)), ip, 0)
+                        .reserve(&Owner::of(&attachment(&id)), ip, Some(0))
                         .unwrap();
                     network.torn = true;
                 }
