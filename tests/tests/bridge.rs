@@ -479,6 +479,57 @@ fn forwarding_ipv6_keeps_the_node_s_own_default_route() {
     });
 }
 
+/// Without a default route there is still a prefix, which the router renews.
+#[test]
+fn forwarding_ipv6_keeps_the_addresses_of_a_router_that_is_no_default_router() {
+    beyond_peer("the addresses expire", || {
+        for plugin in ["bridge", "vxlan"] {
+            let sandbox = Sandbox::new();
+            sandbox.make_ready(plugin);
+            let (host, router) = (sandbox.host(), sandbox.pod("router"));
+            host.sh("ip link add up0 type veth peer name r0 netns router; ip link set up0 up");
+            router.sh("sysctl -qw net.ipv6.conf.r0.accept_dad=0; ip link set r0 up");
+            let lifetime = |host: &Netns| {
+                let all = host.ip_json(["-6", "address", "show", "dev", "up0", "scope", "global"]);
+                all[0]["addr_info"][0]["valid_life_time"].as_u64()
+            };
+            // The kernel does not shorten what is left to less than two hours.
+            send_prefix(&host, &router, 8_000, |host| lifetime(host).is_some());
+            let pod = sandbox.pod("a");
+            sandbox
+                .cni(plugin)
+                .add(&conf_of(plugin), &pod, "eth0")
+                .result();
+            assert_eq!(host.sysctl("net/ipv6/conf/all/forwarding"), "1");
+            assert_eq!(host.sysctl("net/ipv6/conf/up0/accept_ra"), "2", "{plugin}");
+            send_prefix(&host, &router, 90_000, |host| {
+                lifetime(host).is_some_and(|left| left > 80_000)
+            });
+        }
+    });
+}
+
+/// Advertises a prefix for so many seconds, with a router lifetime of 0, until the node is as
+/// it is to be.
+fn send_prefix(host: &Netns, router: &Netns, seconds: u32, is_there: impl Fn(&Netns) -> bool) {
+    // As below, and a prefix information option: on the link, and for addresses.
+    const ADVERTISE: &str = r#"
+        use Socket qw(:all);
+        socket(my $s, AF_INET6, SOCK_RAW, 58) or die "socket: $!";
+        setsockopt($s, 41, 18, pack("i", 255)) or die "hops: $!";
+        my $to = pack_sockaddr_in6(0, inet_pton(AF_INET6, "ff02::1"), $ARGV[0]);
+        my $prefix = pack("CCCCNNN", 3, 4, 64, 0xc0, $ARGV[1], $ARGV[1], 0)
+            . inet_pton(AF_INET6, "2001:db8:77::");
+        send($s, pack("CCnCCnNN", 134, 0, 0, 64, 0, 0, 0, 0) . $prefix, 0, $to) or die "send: $!";
+    "#;
+    let index = router.link("r0").expect("r0")["ifindex"].to_string();
+    let seconds = seconds.to_string();
+    host.wait_until("an address by router advertisement", |host| {
+        router.run(&["perl", "-e", ADVERTISE, &index, &seconds]);
+        is_there(host)
+    });
+}
+
 /// Sends router advertisements out of `r0` until the node has a default route.
 fn advertise(host: &Netns, router: &Netns) {
     // Type 134, code 0, checksum by the kernel, hop limit 64, router lifetime 1800 s.

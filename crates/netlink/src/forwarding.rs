@@ -6,6 +6,10 @@
 use std::collections::BTreeSet;
 
 use nix::libc;
+use rtnetlink::packet_route::{
+    RouteNetlinkMessage,
+    address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol},
+};
 
 use crate::{
     Error, Family, Netlink, RouteFilter,
@@ -17,6 +21,8 @@ const IPV4: &str = "net/ipv4/ip_forward";
 const IPV6: &str = "net/ipv6/conf/all/forwarding";
 /// `RTPROT_RA` (linux/rtnetlink.h): the route was learned from an advertisement.
 const FROM_ROUTER: u8 = 9;
+/// `RTPROT_KERNEL`.
+const FROM_KERNEL: u8 = 2;
 /// linux/netconf.h; the index stands for the setting of all interfaces.
 const NETCONFA_IFINDEX: u16 = 1;
 const NETCONFA_FORWARDING: u16 = 2;
@@ -28,10 +34,10 @@ impl Netlink {
     /// Lets the host forward packets of `family`, unless it does.
     ///
     /// A host that forwards IPv6 ignores router advertisements, unless accept_ra
-    /// is 2, and drops the default route that it has from one: the node would
-    /// lose IPv6 when its first IPv6 pod starts. So, before the switch and only
-    /// then, accept_ra is raised from 1 to 2 on the interfaces that such a
-    /// route leaves by.
+    /// is 2, and drops the default route that it has from one; other routes, and
+    /// addresses, expire. The node would lose IPv6 when its first IPv6 pod starts.
+    /// So, before the switch and only then, accept_ra is raised from 1 to 2 on the
+    /// interfaces that have anything from a router.
     ///
     /// # Errors
     /// When a setting cannot be read or written.
@@ -70,26 +76,59 @@ impl Netlink {
     }
 
     fn keep_router_advertisements(&self) -> Result<(), Error> {
-        let learned = self
-            .list_routes(RouteFilter {
-                family: Family::V6,
-                oif: None,
-                // Such a route may be in the table of a vrf.
-                table: None,
-            })?
-            .into_iter()
-            .filter(|route| route.dst.prefix() == 0 && route.protocol == FROM_ROUTER)
-            .filter_map(|route| route.oif);
-        for index in learned.collect::<BTreeSet<u32>>() {
-            // It may have gone since; then it has no route to lose.
-            let Some(link) = self.find_link_by_index(index)? else {
-                continue;
-            };
-            let accept_ra = sysctl::interface_key("ipv6", &link.name, "accept_ra");
-            if sysctl::read(&accept_ra)? == "1" {
-                sysctl::write(&accept_ra, "2")?;
+        let learned = self.learned_from_routers()?;
+        for link in self.list_links()? {
+            let heeds = link.accept_ra == Some(1);
+            if heeds && (link.heard_router || learned.contains(&link.index)) {
+                let accept_ra = sysctl::interface_key("ipv6", &link.name, "accept_ra");
+                match sysctl::write(&accept_ra, "2") {
+                    // The link has gone since; then it has nothing to lose.
+                    Err(error) if error.is_not_found() => {}
+                    other => other?,
+                }
             }
         }
         Ok(())
     }
+
+    /// The links with routes or addresses from router advertisements. A router need not be
+    /// a default router: where its lifetime is 0, it tells prefixes and routes only.
+    fn learned_from_routers(&self) -> Result<BTreeSet<u32>, Error> {
+        let routes = self.list_routes(RouteFilter {
+            family: Family::V6,
+            oif: None,
+            // Such a route may be in the table of a vrf.
+            table: None,
+        })?;
+        let learned = routes.iter().filter(|it| match it.protocol {
+            FROM_ROUTER => true,
+            // To a prefix that is on the link.
+            FROM_KERNEL => it.expires,
+            _ => false,
+        });
+        let mut links: BTreeSet<u32> = learned.filter_map(|it| it.oif).collect();
+        let mut message = AddressMessage::default();
+        message.header.family = Family::V6.code();
+        let request = RouteNetlinkMessage::GetAddress(message);
+        let addresses = self.dump(request, || "list addresses".into())?;
+        links.extend(addresses.iter().filter_map(made_from_prefix));
+        Ok(links)
+    }
+}
+
+/// The link of an address that the kernel made from the prefix of a router advertisement.
+fn made_from_prefix(message: &RouteNetlinkMessage) -> Option<u32> {
+    let RouteNetlinkMessage::NewAddress(message) = message else {
+        return None;
+    };
+    let made = message.attributes.iter().any(|it| match it {
+        // Others are made from it (RFC 8981), or it is made from another.
+        AddressAttribute::Flags(flags) => {
+            flags.intersects(AddressFlags::Managetempaddr | AddressFlags::Secondary)
+        }
+        // Since Linux 5.18.
+        AddressAttribute::Protocol(protocol) => *protocol == AddressProtocol::RouterAnnouncement,
+        _ => false,
+    });
+    made.then_some(message.header.index)
 }

@@ -60,6 +60,8 @@ pub struct Link {
     pub vlan_filtering: Option<bool>,
     /// For a port of a bridge, how it forwards.
     pub port: Option<Port>,
+    /// Whether the kernel has had an answer to a router solicitation of its own here.
+    pub heard_router: bool,
     /// Whether router advertisements are heeded (the setting `accept_ra`); absent
     /// where there is no IPv6.
     pub accept_ra: Option<u32>,
@@ -414,6 +416,7 @@ impl Link {
             vlan_filtering: None,
             port: None,
             accept_ra: None,
+            heard_router: false,
         };
         for (attribute, value) in attributes(rest) {
             match attribute {
@@ -426,7 +429,10 @@ impl Link {
                 libc::IFLA_OPERSTATE => link.operstate = State::from(*value.first()?).into(),
                 libc::IFLA_IFALIAS => link.alias = Some(text(value)),
                 libc::IFLA_LINKINFO => link.read_info(value),
-                libc::IFLA_AF_SPEC => link.accept_ra = accept_ra(value),
+                libc::IFLA_AF_SPEC => {
+                    link.accept_ra = accept_ra(value);
+                    link.heard_router = heard_router(value);
+                }
                 _ => {}
             }
         }
@@ -478,6 +484,15 @@ fn switch(bytes: &[u8], wanted: u16) -> Option<bool> {
 fn accept_ra(families: &[u8]) -> Option<u32> {
     let ipv6 = find(families, libc::AF_INET6 as u16)?;
     u32_of(find(ipv6, IFLA_INET6_CONF)?.get(4 * DEVCONF_ACCEPT_RA..)?)
+}
+
+/// `IF_RA_RCVD` in the flags of IPv6 (include/net/if_inet6.h).
+fn heard_router(families: &[u8]) -> bool {
+    const IFLA_INET6_FLAGS: u16 = 1;
+    const IF_RA_RCVD: u32 = 0x20;
+    let ipv6 = find(families, libc::AF_INET6 as u16);
+    let flags = ipv6.and_then(|it| u32_of(find(it, IFLA_INET6_FLAGS)?));
+    flags.is_some_and(|flags| flags & IF_RA_RCVD != 0)
 }
 
 fn u32_of(bytes: &[u8]) -> Option<u32> {

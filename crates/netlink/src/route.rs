@@ -88,6 +88,8 @@ pub struct Route {
     pub priority: Option<u32>,
     /// Who made it, as in /etc/iproute2/rt_protos: 2 the kernel, 9 a router advertisement.
     pub protocol: u8,
+    /// Whether the kernel removes it after a while.
+    pub expires: bool,
 }
 
 /// Which routes to list.
@@ -301,7 +303,7 @@ pub(crate) fn read_route(message: RouteNetlinkMessage) -> Vec<Route> {
     };
     let (mut gw, mut oif, mut priority) = (None, None, None);
     let mut table = u32::from(message.header.table);
-    let mut next_hops = Vec::new();
+    let (mut next_hops, mut expires) = (Vec::new(), false);
     for attribute in message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => dst = ip(address).unwrap_or(dst),
@@ -310,6 +312,7 @@ pub(crate) fn read_route(message: RouteNetlinkMessage) -> Vec<Route> {
             RouteAttribute::Priority(metric) => priority = Some(metric),
             RouteAttribute::Table(number) => table = number,
             RouteAttribute::MultiPath(hops) => next_hops = hops,
+            RouteAttribute::CacheInfo(info) => expires = info.expires != 0,
             _ => {}
         }
     }
@@ -323,6 +326,7 @@ pub(crate) fn read_route(message: RouteNetlinkMessage) -> Vec<Route> {
         table,
         priority,
         protocol: message.header.protocol.into(),
+        expires,
     };
     if next_hops.is_empty() {
         return vec![route];

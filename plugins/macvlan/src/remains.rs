@@ -189,6 +189,7 @@ mod tests {
             vlan_filtering: None,
             port: None,
             accept_ra: None,
+            heard_router: false,
         }
     }
 

@@ -48,6 +48,23 @@ fn the_host_keeps_its_route_from_a_router_advertisement() {
     assert!(run("ip -6 route show default dev up0").contains("proto ra"));
 }
 
+/// A router whose lifetime is 0 is the way to nowhere in particular, and still tells prefixes.
+#[test]
+fn the_host_keeps_whatever_it_has_from_a_router() {
+    for learned in [
+        "route add 2001:db8:77::/48 via fe80::1 dev up1 proto ra",
+        "route add 2001:db8:77::/64 dev up1 proto kernel expires 1000",
+        "address add 2001:db8:77::5/64 dev up1 mngtmpaddr valid_lft 1000 preferred_lft 900",
+    ] {
+        let _sandbox = two_uplinks();
+        run(&format!("ip -6 {learned}"));
+        let netlink = Netlink::open().unwrap();
+        netlink.enable_forwarding(Family::V6).unwrap();
+        assert_eq!(read("ipv6/conf/up1/accept_ra"), "2\n", "{learned}");
+        assert_eq!(read("ipv6/conf/peer1/accept_ra"), "1\n", "{learned}");
+    }
+}
+
 #[test]
 fn a_host_that_forwards_already_is_left_alone() {
     let _sandbox = two_uplinks();
