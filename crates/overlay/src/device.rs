@@ -10,11 +10,12 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, bail};
 use cni::names;
 use netlink::{
-    Entry, Family, Link, Netlink, Overlay, Peers, Reconciled, Vxlan, VxlanPort, VxlanSpec, sysctl,
+    Entry, Family, Link, Netlink, Overlay, Peers, Reconciled, Route, RouteFilter, Vxlan, VxlanPort,
+    VxlanSpec, sysctl,
 };
 
 use crate::guard;
-use crate::network::{Mode, Network, fault, vtep_mac};
+use crate::network::{Mode, Needed, Network, check_captures, fault, vtep_mac};
 use crate::peer::Peer;
 use crate::underlay::{self, Underlay, overhead, room};
 
@@ -33,6 +34,8 @@ pub struct Device {
     found: Option<Vxlan>,
     /// Whether it is there and useless: the address that it sends from has left the node.
     obsolete: bool,
+    /// The alias that it has when the configuration's list of peers was carried out.
+    carried_out: String,
 }
 
 impl Device {
@@ -47,11 +50,14 @@ impl Device {
     /// this node.
     pub fn find(host: &Netlink, network: &Network) -> Result<Self> {
         let name = network.device();
-        let device = match host.find_vxlan(&name)? {
+        let mut device = match host.find_vxlan(&name)? {
             Some((link, found)) => Self::found(host, network, link, found)?,
             None => Self::missing(host, network)?,
         };
-        network.check_not_ourselves(&network.peers, device.local)?;
+        device.carried_out = carried_out(network);
+        if !device.has_carried_out() {
+            device.check_peers(host, network, &network.peers)?;
+        }
         Ok(device)
     }
 
@@ -68,6 +74,7 @@ impl Device {
             link: None,
             found: None,
             obsolete: false,
+            carried_out: String::new(),
         })
     }
 
@@ -92,6 +99,7 @@ impl Device {
                 link: Some(link),
                 found: Some(found),
                 obsolete: false,
+                carried_out: String::new(),
             });
         }
         let underlay = Underlay::find(host, network)?;
@@ -113,6 +121,7 @@ impl Device {
             link: Some(link),
             found: Some(found),
             obsolete,
+            carried_out: String::new(),
         })
     }
 
@@ -184,6 +193,51 @@ impl Device {
         }
     }
 
+    /// Whether the kernel was told of the configuration's list of peers, and of no other since.
+    fn has_carried_out(&self) -> bool {
+        let alias = self.link.as_ref().and_then(|link| link.alias.as_deref());
+        alias == Some(&self.carried_out) && !self.obsolete
+    }
+
+    /// Fails for `peers` that cannot be on this node: one that is this node; one whose subnet
+    /// holds an address that the node needs to reach others.
+    ///
+    /// # Errors
+    /// Code 7, with the key at fault.
+    pub fn check_peers(&self, host: &Netlink, network: &Network, peers: &[Peer]) -> Result<()> {
+        network.check_not_ourselves(peers, self.local)?;
+        if network.mode == Mode::L2 {
+            return Ok(());
+        }
+        let local = Needed {
+            ip: self.local,
+            what: "which is this node",
+        };
+        let mut needed = vec![local];
+        let families = peers.iter().flat_map(|it| &it.subnets);
+        let has = |wanted| families.clone().any(|it| Family::of(it.ip()) == wanted);
+        for family in [Family::V4, Family::V6] {
+            // The whole table: only before the list is carried out.
+            if has(family) {
+                needed.extend(self.routers(host, family)?);
+            }
+        }
+        check_captures(peers, needed.into_iter())
+    }
+
+    /// The next hops of the node's default routes, and of all others by its uplink.
+    fn routers(&self, host: &Netlink, family: Family) -> Result<Vec<Needed>> {
+        let routes = host.list_routes(RouteFilter::main(family))?;
+        let leads_out = |it: &Route| it.dst.prefix() == 0 || it.oif == Some(self.uplink.index);
+        let routers = routes.into_iter().filter(leads_out);
+        let routers = routers.filter_map(|it| it.gw);
+        let needed = routers.map(|ip| Needed {
+            ip,
+            what: "which is a router of this node",
+        });
+        Ok(needed.collect())
+    }
+
     /// Makes the kernel know the configuration's peers, unless it was told of this very list
     /// before. Returns what became of it, if anything was done.
     ///
@@ -196,15 +250,13 @@ impl Device {
         link: &Link,
         bridge: Option<&Link>,
     ) -> Result<Option<Reconciled>> {
-        let mark = format!("{:016x}", network.fingerprint());
-        let wanted = alias(&network.name, &mark);
-        if link.alias.as_deref() == Some(&wanted) {
+        if link.alias.as_deref() == Some(&self.carried_out) {
             return Ok(None);
         }
         let done = self.set_peers(host, network, link, bridge, &network.peers)?;
         // Else the next ADD tries again.
         if done.failed.is_empty() {
-            host.set_alias(link.index, &wanted)?;
+            host.set_alias(link.index, &self.carried_out)?;
         }
         Ok(Some(done))
     }
@@ -329,6 +381,12 @@ const ALIAS: &str = "podwire-vxlan:";
 
 fn alias(network: &str, mark: &str) -> String {
     format!("{ALIAS}{}/{mark}", fitting(network))
+}
+
+/// The alias of a device that knows the configuration's list of peers.
+fn carried_out(network: &Network) -> String {
+    let mark = format!("{:016x}", network.fingerprint());
+    alias(&network.name, &mark)
 }
 
 /// The kernel keeps 255 bytes of an alias (IFALIASZ in linux/if.h).

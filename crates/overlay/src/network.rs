@@ -93,6 +93,7 @@ impl Network {
         }
         check_together(mode, network.vni, &network.peers)?;
         network.family = network.one_family()?;
+        network.check_local()?;
         Ok(network)
     }
 
@@ -145,11 +146,19 @@ impl Network {
         }
     }
 
-    /// Fails for a peer whose subnet overlaps one of `own`, this host's.
+    /// Fails for a peer whose subnet overlaps one of `own`, this host's, and where one of
+    /// those, which the bridge leads to, holds a peer's address or `local`, this host's.
     ///
     /// # Errors
     /// Code 7, with the key at fault.
-    pub fn check_own_subnets(&self, own: &[IpNetwork]) -> Result<()> {
+    pub fn check_own_subnets(&self, own: &[IpNetwork], local: IpAddr) -> Result<()> {
+        let vteps = self.peers.iter().map(|it| it.vtep);
+        for ip in vteps.chain([local]) {
+            if let Some(ours) = own.iter().find(|it| it.contains(ip)) {
+                let why = format!("{ours} is the pods' and holds {ip}, which the tunnel needs");
+                return Err(fault("ipam", &why));
+            }
+        }
         if self.mode == Mode::L2 {
             return Ok(());
         }
@@ -164,6 +173,16 @@ impl Network {
             }
         }
         Ok(())
+    }
+
+    /// Fails for a peer whose subnet holds the address that this host is to send from.
+    fn check_local(&self) -> Result<()> {
+        let local = self.local.filter(|_| self.mode == Mode::L3);
+        let needed = local.map(|ip| Needed {
+            ip,
+            what: "which is local",
+        });
+        check_captures(&self.peers, needed.into_iter())
     }
 
     fn check_group(&self) -> Result<()> {
@@ -334,7 +353,45 @@ fn check_together(mode: Mode, vni: u32, peers: &[Peer]) -> Result<()> {
             }
         }
     }
-    check_subnets(peers)
+    check_subnets(peers)?;
+    match mode {
+        Mode::L3 => check_captures(peers, peers.iter().map(peer_of)),
+        // Nothing is routed.
+        Mode::L2 => Ok(()),
+    }
+}
+
+/// What packets between the hosts, or the node itself, depend on.
+pub(crate) struct Needed {
+    pub(crate) ip: IpAddr,
+    /// What it is, for messages: `which is this node`.
+    pub(crate) what: &'static str,
+}
+
+fn peer_of(peer: &Peer) -> Needed {
+    Needed {
+        ip: peer.vtep,
+        what: "which is the vtep of a peer",
+    }
+}
+
+/// Fails for a peer whose subnet holds an address that is `needed`: the node would send to
+/// it through the tunnel, which then does not work either, also after DEL. The subnets do
+/// not overlap.
+pub(crate) fn check_captures(peers: &[Peer], needed: impl Iterator<Item = Needed>) -> Result<()> {
+    let mut subnets: BTreeMap<IpAddr, (IpNetwork, usize)> = BTreeMap::new();
+    for (index, peer) in peers.iter().enumerate() {
+        subnets.extend(peer.subnets.iter().map(|it| (it.network(), (*it, index))));
+    }
+    for Needed { ip, what } in needed {
+        if let Some((_, (subnet, index))) = subnets.range(..=ip).next_back()
+            && subnet.contains(ip)
+        {
+            let why = format!("{subnet} holds {ip}, {what}");
+            return Err(fault(&format!("peers[{index}].subnet"), &why));
+        }
+    }
+    Ok(())
 }
 
 /// Networks that overlap lie side by side when they are sorted by where they begin.
@@ -464,6 +521,22 @@ mod tests {
                 "peers[1].subnet: 10.5.0.0/16 overlaps 10.5.2.128/25 of peers[0]",
             ),
             (
+                r#"{"vni": 1, "peers": [{"vtep": "192.0.2.12", "subnet": "192.0.2.8/29"}]}"#,
+                "peers[0].subnet: 192.0.2.8/29 holds 192.0.2.12, which is the vtep of a peer",
+            ),
+            (
+                r#"{"vni": 1, "peers": [{"vtep": "2001:db8::2", "subnet": ["10.5.2.0/24", "fd00:2::/64"]}, {"vtep": "2001:db8::3", "subnet": "2001:db8::/64"}]}"#,
+                "peers[1].subnet: 2001:db8::/64 holds 2001:db8::2, which is the vtep of a peer",
+            ),
+            (
+                r#"{"vni": 1, "peers": [{"vtep": "192.0.2.2", "subnet": "0.0.0.0/0"}]}"#,
+                "peers[0].subnet: 0.0.0.0/0 holds 192.0.2.2, which is the vtep of a peer",
+            ),
+            (
+                r#"{"vni": 1, "local": "198.51.100.7", "peers": [{"vtep": "192.0.2.2", "subnet": "198.51.100.0/24"}]}"#,
+                "peers[0].subnet: 198.51.100.0/24 holds 198.51.100.7, which is local",
+            ),
+            (
                 r#"{"vni": 1, "peers": [{"vtep": "192.0.2.2", "subnet": "10.5.2.0/24", "mac": "02:00:00:00:00:01"}, {"vtep": "192.0.2.3", "subnet": "10.5.3.0/24", "mac": "02:00:00:00:00:01"}]}"#,
                 "peers[1].mac: 02:00:00:00:00:01 is that of peers[0], too",
             ),
@@ -512,12 +585,19 @@ mod tests {
             check("192.0.2.2").unwrap_err().to_string(),
             "peers[0].vtep: 192.0.2.2 is this node"
         );
-        let own = |text: &str| network.check_own_subnets(&[text.parse().unwrap()]);
+        let local = "192.0.2.1".parse().unwrap();
+        let own = |text: &str| network.check_own_subnets(&[text.parse().unwrap()], local);
         assert!(own("10.5.1.0/24").is_ok());
         assert_eq!(
             own("10.5.0.0/16").unwrap_err().to_string(),
             "peers[0].subnet: 10.5.2.0/24 overlaps 10.5.0.0/16, the subnet of this node"
         );
+        for (subnet, ip) in [("192.0.2.2/31", "192.0.2.2"), ("192.0.2.0/31", "192.0.2.1")] {
+            assert_eq!(
+                own(subnet).unwrap_err().to_string(),
+                format!("ipam: {subnet} is the pods' and holds {ip}, which the tunnel needs")
+            );
+        }
     }
 
     #[test]

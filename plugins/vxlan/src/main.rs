@@ -55,7 +55,7 @@ impl Plugin for Vxlan {
         if call.has_ipam() {
             let lease = delegate::ipam_add(call, undo)?;
             own = plan::own_subnets(&lease);
-            plan.network.check_own_subnets(&own)?;
+            plan.check_own_subnets(&own, device.local)?;
             let wanted = Addressing::new(lease, plan.gateway, CONTAINER);
             let conf = &request.conf;
             if requested::asks_for_addresses(call, &conf.runtime_config, &conf.args) {

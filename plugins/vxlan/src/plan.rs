@@ -85,6 +85,18 @@ impl Plan {
         }
     }
 
+    /// Fails for subnets of this node, as IPAM has them, that contradict the peers.
+    ///
+    /// # Errors
+    /// Code 7, with the key at fault.
+    pub fn check_own_subnets(&self, own: &[IpNetwork], local: IpAddr) -> Result<()> {
+        match self.gateway {
+            // The node has no way to them.
+            Gateway::None => Ok(()),
+            Gateway::Gateway { .. } => self.network.check_own_subnets(own, local),
+        }
+    }
+
     /// What is kept apart from other networks, where the node forwards.
     pub fn apart(&self) -> Option<Apart> {
         let forwards = self.gateway != Gateway::None;

@@ -180,6 +180,7 @@ impl Node {
         network.check_not_ourselves(&given, self.device.local)?;
         let wanted = action.apply(self.peers()?, given.clone(), network.mode);
         network.check_peers(&wanted)?;
+        self.device.check_peers(host, network, &wanted)?;
         let bridge = self.bridge()?;
         let link = self.device.ensure(host, network, bridge.as_ref())?;
         // The configuration's are then known to have been carried out.

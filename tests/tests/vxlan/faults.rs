@@ -126,6 +126,51 @@ fn what_cannot_be_is_refused_with_its_key() {
         ] {
             refused(&fleet, &conf::with(conf, change), 7, said);
         }
+        // What the tunnel, or the node, needs, behind the tunnel.
+        let at = |vtep: &str, subnet: &str| json!({"vtep": vtep, "subnet": subnet});
+        let over_ipv6 = fleet.routed(1, 5, Underlay::V6);
+        for (conf, peers, said) in [
+            (
+                &routed,
+                json!([at("172.20.2.12", "172.20.2.8/29")]),
+                "peers[0].subnet: 172.20.2.8/29 holds 172.20.2.12, which is the vtep of a peer",
+            ),
+            (
+                &over_ipv6,
+                json!([
+                    at("2001:db8:3::2", "10.5.3.0/24"),
+                    at("2001:db8:2::2", "2001:db8:3::/64")
+                ]),
+                "peers[1].subnet: 2001:db8:3::/64 holds 2001:db8:3::2, which is the vtep of a peer",
+            ),
+            (
+                &routed,
+                json!([at("172.20.2.2", "172.20.1.2/31")]),
+                "peers[0].subnet: 172.20.1.2/31 holds 172.20.1.2, which is this node",
+            ),
+            (
+                &routed,
+                json!([at("172.20.2.2", "172.20.1.0/31")]),
+                "peers[0].subnet: 172.20.1.0/31 holds 172.20.1.1, which is a router of this node",
+            ),
+            (
+                &over_ipv6,
+                json!([at("2001:db8:2::2", "2001:db8:1::/127")]),
+                "peers[0].subnet: 2001:db8:1::/127 holds 2001:db8:1::1, which is a router of this node",
+            ),
+        ] {
+            refused(&fleet, &conf::with(conf, json!({"peers": peers})), 7, said);
+        }
+        for (conf, subnet, ip) in [
+            (&routed, "172.20.2.0/24", "172.20.2.2"),
+            (&routed, "172.20.1.0/30", "172.20.1.2"),
+            (&over_ipv6, "2001:db8:2::/64", "2001:db8:2::2"),
+        ] {
+            let own = json!({"ranges": [[{"subnet": subnet}]], "type": "host-local", "dataDir": "/run/ipam-h1"});
+            let said =
+                format!("ipam: {subnet} is the pods' and holds {ip}, which the tunnel needs");
+            refused(&fleet, &conf::with(conf, json!({"ipam": own})), 7, &said);
+        }
         let error = "failed to load netconf: peers[0].vtep: invalid IP address: nonsense";
         let nonsense = conf::with(&segment, json!({"peers": [{"vtep": "nonsense"}]}));
         refused(&fleet, &nonsense, 7, error);

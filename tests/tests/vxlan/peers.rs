@@ -178,6 +178,16 @@ fn mistakes_are_told_and_change_nothing() {
                 2,
                 "\"one\" is no peer",
             ),
+            (
+                vec!["peers", "add", "net5", "172.20.2.12,172.20.2.8/29"],
+                1,
+                "peers[0].subnet: 172.20.2.8/29 holds 172.20.2.12, which is the vtep of a peer",
+            ),
+            (
+                vec!["peers", "set", "net5", "172.20.2.2,172.20.1.0/31"],
+                1,
+                "peers[0].subnet: 172.20.1.0/31 holds 172.20.1.1, which is a router of this node",
+            ),
             (vec!["peers", "add", "net5"], 2, "missing argument PEER"),
             (vec!["peers", "list", "net5", "x"], 2, "unexpected argument"),
             (vec!["peers", "change", "net5"], 2, "unknown action"),

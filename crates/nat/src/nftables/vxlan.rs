@@ -27,8 +27,7 @@ use super::expression::Statement;
 use super::listing;
 use super::socket::Socket;
 use super::transaction::{
-    COMMENT_LENGTH, Chain, Change, Element, Family, Hook, Part, Point, Rule, Set, Table,
-    Transaction, Type,
+    Chain, Change, Element, Family, Hook, Part, Point, Rule, Set, Table, Transaction, Type,
 };
 
 /// The UDP ports of all networks.
@@ -183,14 +182,9 @@ fn table(family: Family) -> Table {
     }
 }
 
-/// The comment of what is a network's: of a name that does not fit, a hash stands for it.
+/// The comment of what is a network's.
 fn owner(network: &str) -> String {
-    const HASH: usize = 64;
-    let whole = format!("net: {network}");
-    match whole.len() {
-        0..=COMMENT_LENGTH => whole,
-        _ => names::prefixed(HASH, "net#", network),
-    }
+    format!("net: {}", names::short(network))
 }
 
 fn ensure(socket: &Socket, table: Table, wanted: &VxlanGuard) -> Result<Transaction, Error> {
@@ -447,12 +441,5 @@ create element ip podwire_vxlan peers { 192.0.2.2 . 4789 . 0x5 comment \"net: my
         assert_eq!(ports(&[], Some(4789)), 0);
         assert_eq!(ports(&[vec![Part::Port(4789), Part::Vni(6)]], None), 0);
         assert_eq!(ports(&[vec![Part::Port(8472), Part::Vni(6)]], None), 1);
-    }
-
-    #[test]
-    fn names_that_do_not_fit_are_told_apart() {
-        let (one, other) = ("a".repeat(200), format!("{}b", "a".repeat(199)));
-        assert_ne!(owner(&one), owner(&other));
-        assert!(owner(&one).len() <= COMMENT_LENGTH);
     }
 }
