@@ -143,8 +143,8 @@ fn check_notices_what_is_not_as_it_was() {
                 "peers: vxlan.5 has no fdb",
             ),
             (
-                "nft flush set inet podwire_networks inside",
-                "to inet podwire_networks inside",
+                "nft flush set inet podwire_networks pairs",
+                "to inet podwire_networks pairs",
             ),
         ] {
             let fleet = Fleet::new(2);
