@@ -682,6 +682,53 @@ fn what_lies_in_the_place_of_a_lease_is_named_and_holds_up_nobody() {
 }
 
 #[test]
+fn a_server_does_not_make_the_bridge_the_gateway_of_the_nodes_own_segment() {
+    beyond_peer("the bridge becomes the gateway of anything", || {
+        let wire = Wire::new();
+        wire.host().sh("ip link add up0 type veth peer name up1
+             ip addr add 10.77.9.9/16 dev up0");
+        let _server = wire.dnsmasq(&[]);
+        let _daemon = wire.daemon(&[]);
+        let pod = wire.sandbox.pod("a");
+        let conf = conf::with(&lan(), json!({"isGateway": true}));
+        let error = wire.sandbox.cni("bridge").add(&conf, &pod, "eth0").error();
+        let why = "gateway of 10.77.0.0/16, where the node needs 10.77.9.9";
+        assert!(error.msg.ends_with(why), "{}", error.msg);
+        assert_eq!(error.code, 7);
+        assert_eq!(wire.host().addresses("lan"), [""; 0]);
+        assert!(wire.sandbox.list(STATE).is_empty());
+    });
+}
+
+#[test]
+fn del_succeeds_whatever_the_pod_did_to_its_interface() {
+    beyond_peer("it deletes what has the name", || {
+        for script in [
+            "ip link set eth0 down; ip link set eth0 name x
+             ip link property add dev lo altname eth0",
+            "ip link set eth0 down; ip link set eth0 name x; ip link add eth0 type bridge",
+            "ip link set eth0 down; ip link set eth0 address 02:00:00:00:00:07",
+        ] {
+            for dies in [false, true] {
+                let wire = Wire::new();
+                let _server = wire.dnsmasq(&[]);
+                let daemon = wire.daemon(&[]);
+                let pod = wire.sandbox.pod("a");
+                wire.add(&pod);
+                pod.sh(script);
+                if dies {
+                    drop(daemon);
+                }
+                wire.del(&pod);
+                assert!(wire.sandbox.list(STATE).is_empty(), "{script}");
+                let host = wire.host().links();
+                assert!(!host.iter().any(|it| it.starts_with("veth")), "{host:?}");
+            }
+        }
+    });
+}
+
+#[test]
 fn del_succeeds_whatever_became_of_the_namespace() {
     beyond_peer(WHY, || {
         let wire = Wire::new();

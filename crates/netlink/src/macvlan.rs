@@ -296,10 +296,18 @@ fn push_delete(undo: &mut Undo, netns: &NetNs, name: &str, mac: Option<Mac>) -> 
             return Ok(());
         }
         let pod = Netlink::open_in(&netns)?;
-        match pod.find_link(&doomed)? {
-            Some(link) if mac.is_some() && link.mac != mac => Ok(()),
-            _ => Ok(pod.delete_macvlan(&doomed)?),
+        let named = pod.find_link(&doomed)?;
+        if mac.is_none() || named.is_some_and(|link| link.mac == mac) {
+            return Ok(pod.delete_macvlan(&doomed)?);
         }
+        // A pod that runs already may have given it another name. What has an alias is of
+        // an ADD that has succeeded.
+        for link in pod.list_links()? {
+            if link.is_kind("macvlan") && link.mac == mac && link.alias.is_none() {
+                pod.remove(&link)?;
+            }
+        }
+        Ok(())
     });
     is_ours
 }

@@ -21,10 +21,17 @@ const SUBNETS: [&str; 3] = ["subnet", "address", "range"];
 const SHORTEST_V4: u8 = 8;
 const SHORTEST_V6: u8 = 32;
 
-/// Whether addresses are asked for: `runtimeConfig.ips`, `args.cni.ips`, `IP` of CNI_ARGS.
+/// Whether somebody other than the operator may choose the pod's subnet: one that asks for
+/// addresses (`runtimeConfig.ips`, `args.cni.ips`, `IP` of CNI_ARGS), or a DHCP server.
 pub fn asks_for_addresses(call: &Call, runtime: &RuntimeConfig, args: &Args) -> bool {
     // What else has it in CNI_ARGS costs a look, and no more.
-    runtime.ips.is_some() || args.cni.ips.is_some() || call.args.contains("IP=")
+    let asked = runtime.ips.is_some() || args.cni.ips.is_some() || call.args.contains("IP=");
+    call.has_ipam() && (asked || is_dhcp(call))
+}
+
+/// DHCP needs the interface before it is asked.
+pub fn is_dhcp(call: &Call) -> bool {
+    call.net.ipam.plugin == "dhcp"
 }
 
 /// Refuses `gateways`, the addresses that `interface` of the host is to have, where a
@@ -46,11 +53,6 @@ pub fn refuse_capture(
         if written.iter().any(|subnet| covers(*subnet, *gateway)) {
             continue;
         }
-        let subnet = subnet(*gateway);
-        let begin = format!("the requested address makes {interface:?} the gateway of {subnet}");
-        if let Some(shortest) = too_short(*gateway, &written) {
-            return Err(refused(format!("{begin}: at least /{shortest} is allowed")));
-        }
         let index = link.as_ref().map(|link| link.index);
         let node = Node::new(host, Family::of(gateway.ip()), index)?;
         if node.own.contains(gateway) {
@@ -59,6 +61,11 @@ pub fn refuse_capture(
         if node.own.iter().any(|other| in_the_way(*other, *gateway)) {
             let text = format!("{interface:?} already has an IP address different from {gateway}");
             return Err(refused(text));
+        }
+        let subnet = subnet(*gateway);
+        let begin = format!("the requested address makes {interface:?} the gateway of {subnet}");
+        if let Some(shortest) = too_short(*gateway, &written) {
+            return Err(refused(format!("{begin}: at least /{shortest} is allowed")));
         }
         if let Some(held) = node.needs.iter().find(|ip| subnet.contains(**ip)) {
             return Err(refused(format!("{begin}, where the node needs {held}")));

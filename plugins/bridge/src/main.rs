@@ -45,7 +45,8 @@ impl Plugin for Bridge {
             requested::refuse_taken_mac(&host, plan.bridge.as_str(), mac, &request.attachment)?;
         }
         let mut addressing = None;
-        if asks_for_addresses(request) && !plan.detect_conflicts {
+        let needs_interface = plan.detect_conflicts || requested::is_dhcp(call);
+        if asks_for_addresses(request) && !needs_interface {
             // Before anything is made: what it asks for may be the node's own.
             let lease = delegate::ipam_add(call, undo)?;
             addressing = Some(decide(request, &host, &plan, lease)?);
@@ -157,10 +158,10 @@ impl Plugin for Bridge {
     }
 }
 
-/// Whether a user of the cluster asks for addresses, which the IPAM plugin may give.
+/// Whether somebody other than the operator may choose the pod's subnet.
 fn asks_for_addresses(request: &Add<Conf>) -> bool {
     let (call, conf) = (&request.call, &request.conf);
-    call.has_ipam() && requested::asks_for_addresses(call, &conf.runtime_config, &conf.args)
+    requested::asks_for_addresses(call, &conf.runtime_config, &conf.args)
 }
 
 /// Decides what the pod gets. Of a subnet that was asked for, the bridge may not be the gateway

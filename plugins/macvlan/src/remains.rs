@@ -5,7 +5,7 @@
 //! which is outside its namespace. So the parent decides what may be deleted; name, MAC and
 //! alias decide what belongs to which attachment of the pod.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use cni::BestEffort;
 use cni::conf::ValidAttachment;
 use cni::request::{Del, alias_prefix};
@@ -41,11 +41,36 @@ struct Sought {
 pub fn delete(request: &Del<Conf>) -> Result<()> {
     let sought = Sought::new(request);
     pod::where_it_is(request.netns.as_ref(), |pod| {
-        for link in sought.doomed(&pod.list_links()?) {
-            pod.remove(link)?;
+        let links = pod.list_links()?;
+        let reach = sought.reach(&links);
+        let mut doomed = sought.doomed(&reach, &links);
+        for _ in 0..ROUNDS {
+            if doomed.is_empty() {
+                return Ok(());
+            }
+            for link in &doomed {
+                pod.remove(link)?;
+            }
+            // The pod may have made one more on the last that there was.
+            doomed = sought.doomed(&reach, &pod.list_links()?);
         }
-        Ok(())
+        bail!("the pod makes macvlans as fast as they are deleted")
     })
+}
+
+/// How often the pod is looked at. It can make a macvlan as long as it has one.
+const ROUNDS: usize = 16;
+
+/// Which macvlans go that do not say whose they are.
+#[derive(Debug, PartialEq)]
+enum Reach {
+    /// None: there may be attachments without an alias.
+    None,
+    /// Those on these parents: what is made on a macvlan is made on its parent, and no ADD of
+    /// ours leaves one without an alias.
+    On(Vec<(Option<u32>, Option<i32>)>),
+    /// All: ADD has made one, and the pod has hidden it.
+    All,
 }
 
 impl Sought {
@@ -60,24 +85,33 @@ impl Sought {
         }
     }
 
-    /// Those of `links`, all of the pod, that have to go.
-    fn doomed<'a>(&self, links: &'a [Link]) -> Vec<&'a Link> {
-        let fit = links.iter().filter(|link| self.may_be_ours(link));
-        let (own, rest): (Vec<_>, Vec<_>) = fit.partition(|link| self.is_ours(link));
-        let parents: Vec<_> = own.iter().map(|link| parent(link)).collect();
-        // An ADD has succeeded, and its link cannot be told any more.
-        let is_hidden = own.is_empty() && self.mac.is_some();
-        // What is made on a macvlan is made on its parent. No ADD of ours leaves such a
-        // link without an alias.
-        let is_marked = own
-            .iter()
-            .any(|link| link.alias.as_deref() == Some(&self.alias));
-        let made_by_pod = rest.into_iter().filter(|link| {
-            let same_parent = is_marked && parents.contains(&parent(link));
-            !self.parent_in_pod && (is_hidden || same_parent) && !is_another(link)
-        });
-        let made_by_pod: Vec<_> = made_by_pod.collect();
-        [own, made_by_pod].concat()
+    /// How far DEL goes, as `links`, all of the pod, are at first.
+    fn reach(&self, links: &[Link]) -> Reach {
+        let own = links.iter().filter(|link| self.is_ours(link));
+        let own: Vec<_> = own.collect();
+        let is_marked = |link: &&Link| link.alias.as_deref() == Some(&self.alias);
+        match () {
+            // The parent is the pod's own.
+            () if self.parent_in_pod => Reach::None,
+            () if own.is_empty() && self.mac.is_some() => Reach::All,
+            () if own.iter().any(is_marked) => Reach::On(own.into_iter().map(parent).collect()),
+            () => Reach::None,
+        }
+    }
+
+    /// Those of `links` that have to go.
+    fn doomed(&self, reach: &Reach, links: &[Link]) -> Vec<Link> {
+        let goes = |link: &&Link| self.is_ours(link) || self.is_reached(reach, link);
+        links.iter().filter(goes).cloned().collect()
+    }
+
+    fn is_reached(&self, reach: &Reach, link: &Link) -> bool {
+        let within = match reach {
+            Reach::None => false,
+            Reach::On(parents) => parents.contains(&parent(link)),
+            Reach::All => true,
+        };
+        within && self.may_be_ours(link) && !is_another(link)
     }
 
     /// A pod with CAP_NET_ADMIN makes macvtaps, too.
@@ -88,9 +122,9 @@ impl Sought {
 
     fn is_ours(&self, link: &Link) -> bool {
         let has_mac = self.mac.is_some() && link.mac == self.mac;
-        link.alias.as_deref() == Some(&self.alias)
-            || link.name == self.temporary
-            || ((has_mac || link.name == self.name) && !is_another(link))
+        let says_so = link.alias.as_deref() == Some(&self.alias) || link.name == self.temporary;
+        let looks_so = (has_mac || link.name == self.name) && !is_another(link);
+        self.may_be_ours(link) && (says_so || looks_so)
     }
 }
 
@@ -194,8 +228,8 @@ mod tests {
     }
 
     fn doomed(sought: &Sought, links: &[Link]) -> Vec<String> {
-        let doomed = sought.doomed(links);
-        doomed.iter().map(|link| link.name.clone()).collect()
+        let doomed = sought.doomed(&sought.reach(links), links);
+        doomed.into_iter().map(|link| link.name).collect()
     }
 
     #[test]
