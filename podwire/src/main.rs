@@ -8,6 +8,7 @@ mod arguments;
 mod attach;
 mod cache;
 mod commands;
+mod gateways;
 mod network_list;
 mod output;
 mod outside;

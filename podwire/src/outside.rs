@@ -44,9 +44,9 @@ pub const OPTIONS: &[Opt] = &[
 ];
 
 /// One of the three commands.
-pub struct Task {
+pub struct Task<'a> {
     /// What is done with the pods.
-    pub run: fn(&[Pod], bool) -> Result<Report>,
+    pub run: &'a dyn Fn(&[Pod], bool) -> Result<Report>,
     /// What is said of a thing that was dealt with: `put back`.
     pub done: &'static str,
     /// What is said when there was none.
@@ -84,7 +84,7 @@ impl Found {
 
 /// Does a task for all attachments in the cache, or those to the network that is
 /// named, and tells what was done.
-pub fn run(arguments: &Arguments, task: &Task) -> Result<Verdict> {
+pub fn run(arguments: &Arguments, task: &Task<'_>) -> Result<Verdict> {
     let network = arguments.words(&["[NETWORK]"])?.first().map(String::as_str);
     let mut found = find(arguments, network)?;
     let dry = arguments.has(Flag::DryRun);
@@ -199,7 +199,7 @@ struct Document<'a> {
     transactions: &'a [String],
 }
 
-fn tell(arguments: &Arguments, task: &Task, found: &Found, report: &Report) -> Result<()> {
+fn tell(arguments: &Arguments, task: &Task<'_>, found: &Found, report: &Report) -> Result<()> {
     let output = arguments.output();
     if output.is_json() {
         return output.print_json(&Document {
@@ -303,13 +303,13 @@ fn guard(network: &overlay::Network) -> Result<Option<VxlanGuard>> {
 }
 
 /// Older libcni does not say which namespace it was: then it may be there.
-fn is_gone(netns: &str) -> bool {
+pub fn is_gone(netns: &str) -> bool {
     !netns.is_empty() && NetNs::open(netns.as_ref()).is_err_and(|error| error.is_gone())
 }
 
 /// The configuration of the ADD. That of a network whose plugins lie beside it has
 /// none in it: then the network as it is now.
-fn network_list(arguments: &Arguments, cached: &CachedAttachment) -> Result<NetworkList> {
+pub fn network_list(arguments: &Arguments, cached: &CachedAttachment) -> Result<NetworkList> {
     let list = NetworkList::from_bytes(&cached.config()?)?;
     match list.plugins.is_empty() {
         true => NetworkList::load(&arguments.conf_dir(), &list.name),
@@ -371,7 +371,11 @@ fn pod(cached: &CachedAttachment, list: &NetworkList) -> Result<Pod> {
 }
 
 /// What the plugin read on standard input.
-fn document(cached: &CachedAttachment, list: &NetworkList, plugin: &PluginConf) -> Result<Json> {
+pub fn document(
+    cached: &CachedAttachment,
+    list: &NetworkList,
+    plugin: &PluginConf,
+) -> Result<Json> {
     let nothing = Map::new();
     let offered = cached.capability_args.as_ref().unwrap_or(&nothing);
     let document = request_config::of_attachment(list, plugin, None, offered);

@@ -651,3 +651,102 @@ fn version_says_whose_plugin_it_asked() {
         assert!(!text.contains('('), "{text}");
     });
 }
+
+/// What NetworkManager does to interfaces that it takes for its own.
+#[test]
+fn the_bridge_s_addresses_are_checked_and_come_back() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        let ipam = conf::host_local_ipam(&["10.1.0.0/24", "fd01::/64"]);
+        let plugin = conf::with(&bridge(), json!({"isDefaultGateway": true, "ipam": ipam}));
+        node.conf("10-net.conflist", &list(&[plugin]));
+        node.add();
+        let (host, pod) = (node.sandbox.host(), &node.pod);
+        let reached = || [pod.ping("10.1.0.1", 1), pod.ping("fd01::1", 1)] == [[true], [true]];
+        for (taken, told, line) in [
+            (
+                "ip addr del 10.1.0.1/24 dev cni0",
+                "no address 10.1.0.1/24",
+                "ip address add 10.1.0.1/24 dev cni0",
+            ),
+            (
+                "ip addr del fd01::1/64 dev cni0",
+                "no address fd01::1/64",
+                "ip address add fd01::1/64 dev cni0",
+            ),
+            (
+                "ip addr flush dev cni0",
+                "no address 10.1.0.1/24",
+                "ip address add 10.1.0.1/24 dev cni0",
+            ),
+            // The kernel takes IPv6 addresses away by itself.
+            (
+                "ip link set cni0 down",
+                "cni0 is down",
+                "ip link set cni0 up",
+            ),
+            (
+                "ip addr flush dev cni0; ip link set cni0 down",
+                "cni0 is down",
+                "ip link set cni0 up",
+            ),
+        ] {
+            host.sh(taken);
+            bad(&node.run("check"), told);
+            let before = host.sh("ip -br addr show dev cni0");
+            let dry = good(node.podwire(&["resync", "--dry-run", "net"])).stdout;
+            assert!(dry.contains(line), "{taken}: {dry}");
+            assert_eq!(host.sh("ip -br addr show dev cni0"), before, "{taken}");
+            let done = good(node.podwire(&["resync"])).stdout;
+            assert!(done.contains("put back: "), "{taken}: {done}");
+            good(node.run("check"));
+            assert!(reached(), "{taken}");
+            let again = good(node.podwire(&["resync", "--json"])).stdout;
+            let again: Value = serde_json::from_str(&again).expect("JSON");
+            assert_eq!(again["done"], json!([]), "{taken}");
+        }
+        // Another address has its place: that is for people to decide.
+        host.sh("ip addr del 10.1.0.1/24 dev cni0; ip addr add 10.9.0.1/24 dev cni0");
+        let done = good(node.podwire(&["resync"]));
+        assert!(
+            done.stderr
+                .contains("10.1.0.1/24 of cni0: 10.9.0.1/24 is in its place"),
+            "{done:?}"
+        );
+        bad(&node.run("check"), "no address 10.1.0.1/24");
+        // Without a bridge there is nothing to give them to.
+        host.sh("ip link del cni0");
+        let done = node.podwire(&["resync"]);
+        assert!(done.stderr.contains("cni0 is not there"), "{done:?}");
+        assert!(host.link("cni0").is_none());
+        // A network without a gateway wants the bridge up, and nothing else.
+        let node = Node::new();
+        let plugin = conf::with(&bridge(), json!({"isGateway": false}));
+        node.conf("10-net.conflist", &list(&[plugin]));
+        node.add();
+        node.sandbox.host().sh("ip link set cni0 down");
+        bad(&node.run("check"), "cni0 is down");
+        good(node.podwire(&["resync"]));
+        good(node.run("check"));
+        assert_eq!(node.sandbox.host().sh("ip -4 addr show dev cni0"), "");
+    });
+}
+
+/// Pods that are gone want nothing.
+#[test]
+fn a_bridge_without_pods_stays_as_it_is() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        node.conf("10-net.conflist", &list(&[bridge()]));
+        node.add();
+        node.sandbox.remove_pod(&node.pod);
+        let host = node.sandbox.host();
+        host.sh("ip addr flush dev cni0; ip link set cni0 down");
+        good(node.podwire(&["resync"]));
+        let cni0 = host.sh("ip -o link show dev cni0; ip -4 addr show dev cni0");
+        assert!(
+            cni0.contains("state DOWN") && !cni0.contains("10.1.0.1"),
+            "{cni0}"
+        );
+    });
+}

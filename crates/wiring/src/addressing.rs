@@ -56,6 +56,22 @@ impl Addressing {
         addressing
     }
 
+    /// What the gateway's interface has to have for a pod whose ADD answered `result`.
+    pub fn gateways_in(result: &AddResult, gateway: Gateway, ifname: &str) -> Vec<IpNetwork> {
+        let is_the_pods = |index: i64| {
+            let index = usize::try_from(index).ok();
+            let interface = index.and_then(|index| result.interfaces.get(index));
+            interface.is_some_and(|it| it.name == ifname && !it.sandbox.is_empty())
+        };
+        let mut ips = result.ips.clone();
+        ips.retain(|ip| ip.interface.is_none_or(is_the_pods));
+        let lease = AddResult {
+            ips,
+            ..AddResult::default()
+        };
+        Self::new(lease, gateway, 0).gateways
+    }
+
     fn ensure_gateways(&mut self) {
         for ip in &mut self.ips {
             let gateway = *ip.gateway.get_or_insert_with(|| first_host(ip.address));

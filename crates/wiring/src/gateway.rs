@@ -24,6 +24,61 @@ pub fn ensure_addresses(
     Ok(())
 }
 
+/// What an interface lacks to be the pods' gateway. Programs that configure a node's network
+/// take it away when they do not know the interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// Whether the interface is down.
+    pub down: bool,
+    /// Those of its addresses that it does not have.
+    pub addresses: Vec<IpNetwork>,
+}
+
+/// What `link` lacks to be up and have every one of `addresses`.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub fn missing(host: &Netlink, link: &Link, addresses: &[IpNetwork]) -> Result<Missing> {
+    let present = match addresses {
+        [] => Vec::new(),
+        _ => host.list_addresses(link.index, None)?,
+    };
+    let is_missing = |wanted: &&IpNetwork| !present.iter().any(|it| it.address == **wanted);
+    Ok(Missing {
+        down: !link.up,
+        addresses: addresses.iter().filter(is_missing).copied().collect(),
+    })
+}
+
+/// The address of `link` beside which it cannot have `address`.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub fn obstacle(host: &Netlink, link: &Link, address: IpNetwork) -> Result<Option<IpNetwork>> {
+    let present = host.list_addresses(link.index, Some(Family::of(address.ip())))?;
+    let mut present = present.into_iter().map(|it| it.address);
+    Ok(present.find(|other| in_the_way(*other, address)))
+}
+
+/// CHECK: whether `link` is up and has every one of `addresses`.
+///
+/// # Errors
+/// `Interface cni0 is down`, `Interface cni0 has no address 10.1.0.1/24`.
+pub fn check(host: &Netlink, link: &Link, addresses: &[IpNetwork]) -> Result<()> {
+    let missing = missing(host, link, addresses)?;
+    let name = &link.name;
+    if missing.down {
+        bail!("Interface {name} is down: podwire resync sets it up");
+    }
+    match missing.addresses.first() {
+        Some(address) => bail!(
+            "Interface {name} has no address {address}, which is the pods' gateway: podwire resync \
+             puts it back"
+        ),
+        None => Ok(()),
+    }
+}
+
 /// Has the host forward in the families of `addresses`.
 ///
 /// # Errors

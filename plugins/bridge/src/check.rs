@@ -3,13 +3,15 @@
 use anyhow::{Result, bail};
 use cni::request::Check;
 use cni::result::AddResult;
+use netlink::{Link, Netlink};
 use netns::NetNs;
-use wiring::check;
+use wiring::{Addressing, check, gateway};
 
 use crate::conf::Conf;
+use crate::plan::Plan;
 
 /// Compares the kernel with `prevResult`, and returns it.
-pub fn attachment(request: &Check<Conf>, netns: &NetNs) -> Result<AddResult> {
+pub fn attachment(request: &Check<Conf>, plan: &Plan, netns: &NetNs) -> Result<AddResult> {
     let previous = check::previous(request)?;
     let port = check::port(request, &request.conf.bridge, netns, &previous)?;
     if request.conf.promisc_mode && !port.bridge.promisc {
@@ -18,5 +20,26 @@ pub fn attachment(request: &Check<Conf>, netns: &NetNs) -> Result<AddResult> {
             port.bridge.name
         );
     }
+    gateway(request, plan, &port.bridge, &previous)?;
     Ok(previous)
+}
+
+/// Whether the bridge is up and, where it is the pods' gateway, it or the interface of their
+/// VLAN has the gateway's addresses.
+fn gateway(request: &Check<Conf>, plan: &Plan, bridge: &Link, previous: &AddResult) -> Result<()> {
+    let host = Netlink::open()?;
+    let ifname = request.attachment.ifname.as_str();
+    let addresses = match request.call.has_ipam() {
+        true => Addressing::gateways_in(previous, plan.gateway, ifname),
+        false => Vec::new(),
+    };
+    if !plan.has_vlan_gateway() || addresses.is_empty() {
+        return gateway::check(&host, bridge, &addresses);
+    }
+    gateway::check(&host, bridge, &[])?;
+    let name = plan.vlan_gateway_name()?;
+    let Some(interface) = host.find_link(name.as_str())? else {
+        bail!("Interface {name} not found, which is the gateway of the pods' VLAN");
+    };
+    gateway::check(&host, &interface, &addresses)
 }

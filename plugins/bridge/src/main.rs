@@ -2,7 +2,6 @@
 //! bridge as its gateway.
 
 mod check;
-mod vlan;
 
 use std::process::ExitCode;
 
@@ -18,7 +17,7 @@ use wiring::mtu::Mtu;
 use wiring::port::Wiring;
 use wiring::{Addressing, Gateway, gateway, lease, outside, pod, port, requested};
 
-use bridge::{conf, plan};
+use bridge::{conf, plan, vlan};
 
 use crate::conf::Conf;
 use crate::plan::{CONTAINER, Plan};
@@ -114,7 +113,7 @@ impl Plugin for Bridge {
         if request.call.has_ipam() {
             delegate::ipam_check(&request.call)?;
         }
-        let previous = check::attachment(request, &netns)?;
+        let previous = check::attachment(request, &plan, &netns)?;
         if let (Some(how), true) = (plan.masquerade, request.call.has_ipam()) {
             outside::check_masquerade(&request.attachment, how, &previous)?;
         }

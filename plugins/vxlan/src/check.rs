@@ -8,7 +8,7 @@ use nat::nftables::{Apart, Nftables};
 use netlink::{Link, Netlink};
 use netns::NetNs;
 use overlay::{Device, Mode, device};
-use wiring::check;
+use wiring::{Addressing, check, gateway};
 
 use crate::conf::Conf;
 use crate::plan::Plan;
@@ -20,6 +20,11 @@ pub fn attachment(request: &Check<Conf>, plan: &Plan, netns: &NetNs) -> Result<A
         check::port(request, plan.network.bridge.as_str(), netns, &previous)?;
     let found = Device::find(&Netlink::open()?, &plan.network)?;
     found.check(segment(plan, &bridge))?;
+    if request.call.has_ipam() {
+        let ifname = request.attachment.ifname.as_str();
+        let addresses = Addressing::gateways_in(&previous, plan.gateway, ifname);
+        gateway::check(&Netlink::open()?, &bridge, &addresses)?;
+    }
     let mtu = found.spec.mtu;
     if container.mtu > mtu {
         bail!(

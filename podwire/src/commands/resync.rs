@@ -1,14 +1,15 @@
-//! `podwire resync`: put back what a flush of the packet filter took away.
+//! `podwire resync`: put back what other programs took from packet filter and bridges.
 
 use anyhow::Result;
 
 use super::{Command, Verdict};
 use crate::arguments::Arguments;
+use crate::gateways;
 use crate::outside::{self, Task};
 
 pub const COMMAND: Command = Command {
     name: "resync",
-    summary: "put back what a flush of the packet filter took away",
+    summary: "put back what other programs took from packet filter and bridges",
     about: ABOUT,
     options: outside::OPTIONS,
     outcome: OUTCOME,
@@ -22,7 +23,8 @@ After `iptables -F`, `nft flush ruleset` or a reload of firewalld: puts back
 what is missing of masquerade, published ports and spoof checks, for every
 attachment in the cache or those to NETWORK. What is wanted follows from what
 the cache has of the ADD: the configuration, the runtime's port mappings, the
-result.
+result. After NetworkManager or another program took them, so come back the
+gateway's addresses of bridges, which are also set up again.
 
 What is there stays as it is, whoever made it. What is missing comes back in one
 transaction of nf_tables and one of each family's iptables. Connections that
@@ -43,8 +45,15 @@ Examples:
 ";
 
 fn run(arguments: &Arguments) -> Result<Verdict> {
+    let network = arguments.words(&["[NETWORK]"])?.first().map(String::as_str);
     let task = Task {
-        run: nat::node::resync,
+        run: &|pods, dry| {
+            // Before the packet filter, whose rules are for what passes here.
+            let restored = gateways::resync(arguments, network, dry)?;
+            let mut report = nat::node::resync(pods, dry)?;
+            restored.add_to(&mut report, dry);
+            Ok(report)
+        },
         done: "put back",
         nothing: "nothing was missing",
         ours: true,
