@@ -27,6 +27,7 @@ fn client(input: &[u8]) {
     let identity = Identity {
         options: vec![(61, b"\0pod/net/eth0".to_vec())],
         requested: vec![1, 3, 6, 15, 121],
+        ..Identity::default()
     };
     let patience = Patience {
         answer: 4_000,

@@ -368,6 +368,77 @@ fn a_lease_is_renewed_and_a_change_of_routes_reaches_the_pod() {
 }
 
 #[test]
+fn the_configuration_leaves_out_the_router_and_has_its_own_routes_and_dns() {
+    beyond_peer("the Go plugin has no such keys", || {
+        let wire = Wire::new();
+        let pool = "10.77.0.10-10.77.0.99";
+        let domain = json!({"name": "domain-name", "data": "lan.example"});
+        let options = |router: &str| {
+            let servers = json!({"name": "domain-name-servers", "data": "10.77.0.53"});
+            let router = json!({"name": "routers", "data": router});
+            json!({"option-data": [router, servers, domain]})
+        };
+        let server = wire.kea([1, 10, 120], pool, options("10.77.0.1"));
+        let daemon = wire.daemon(&[]);
+        let (pod, other) = (wire.sandbox.pod("a"), wire.sandbox.pod("b"));
+        let own = json!({"dst": "10.99.0.0/16", "gw": "10.77.0.9"});
+        let conf = conf::with(
+            &lan(),
+            json!({"ipam": {
+                "suppress": ["router"], "routes": [own],
+                "dns": {"nameservers": ["9.9.9.9"], "options": ["ndots:2"]},
+            }}),
+        );
+        let bridge = || wire.sandbox.cni("bridge");
+        let result = bridge().add(&conf, &pod, "eth0").result();
+        assert_eq!(result["ips"][0].get("gateway"), None);
+        assert_eq!(result["routes"], json!([own]));
+        assert_eq!(
+            result["dns"],
+            json!({"nameservers": ["9.9.9.9"], "domain": "lan.example", "options": ["ndots:2"]})
+        );
+        // One who wants all of it, and a default route of its own.
+        let default = json!({"dst": "0.0.0.0/0", "gw": "10.77.0.8"});
+        let with_default = conf::with(&lan(), json!({"ipam": {"routes": [default]}}));
+        bridge().add(&with_default, &other, "eth0").result();
+        assert_eq!(gateway(&other), "10.77.0.8");
+        bridge()
+            .check(&conf::with_prev(&conf, &result), &pod, "eth0")
+            .silent();
+        // Neither a renewal nor a restart of the daemon, nor other routes, change that.
+        drop((server, daemon));
+        let _server = wire.kea([1, 10, 120], pool, options("10.77.0.2"));
+        let daemon = wire.daemon(&[]);
+        for id in ["id-a", "id-b"] {
+            Wire::told(&daemon, &format!("{id}/testnet/eth0: lease renewed"));
+        }
+        assert!(pod.routes_to("-4", "default").is_empty());
+        assert_eq!(pod.routes_to("-4", "10.99.0.0/16").len(), 1);
+        assert_eq!(gateway(&other), "10.77.0.8");
+        assert_eq!(other.routes_to("-4", "default").len(), 1);
+        let bad = conf::with(&lan(), json!({"ipam": {"suppress": ["subnet-mask"]}}));
+        let error = wire.sandbox.cni("dhcp").add(&bad, &pod, "eth1").error();
+        assert_eq!(error.code, 7, "{}", error.msg);
+    });
+}
+
+#[test]
+fn classless_routes_of_windows_are_taken_where_there_are_no_others() {
+    beyond_peer(WHY, || {
+        let wire = Wire::new();
+        let windows = "--dhcp-option=249,10:0a:58:0a:4d:00:05";
+        let server = wire.dnsmasq(&[windows]);
+        let _daemon = wire.daemon(&[]);
+        let (one, two) = (wire.sandbox.pod("a"), wire.sandbox.pod("b"));
+        let route = |via: &str| json!({"dst": "10.88.0.0/16", "gw": via});
+        assert_eq!(wire.add(&one)["routes"], json!([route("10.77.0.5")]));
+        drop(server);
+        let _server = wire.dnsmasq(&[windows, "--dhcp-option=121,10.88.0.0/16,10.77.0.6"]);
+        assert_eq!(wire.add(&two)["routes"], json!([route("10.77.0.6")]));
+    });
+}
+
+#[test]
 fn a_server_that_refuses_a_renewal_moves_the_pod_to_another_address() {
     beyond_peer(WHY, || {
         let wire = Wire::new();

@@ -1,10 +1,12 @@
 //! The keys of dhcp, and what is checked of them.
 
 use cni::json::Json;
-use cni::{Code, Error};
+use cni::result::{Dns, Route};
+use cni::{AddResult, Code, Error};
+use ipnetwork::IpNetwork;
 use serde::Deserialize;
 
-use crate::lease::Identity;
+use crate::lease::{Identity, Unheard};
 use crate::message::option;
 
 /// Where the daemon listens unless the configuration says otherwise.
@@ -12,7 +14,7 @@ pub const SOCKET: &str = "/run/cni/dhcp.sock";
 
 /// What is asked for unless the configuration says otherwise: all that finds a
 /// place in a result. Classless routes come before routers (RFC 3442).
-const REQUESTED: [u8; 8] = [
+const REQUESTED: [u8; 9] = [
     option::SUBNET_MASK,
     option::CLASSLESS_STATIC_ROUTE,
     option::ROUTER,
@@ -21,10 +23,11 @@ const REQUESTED: [u8; 8] = [
     option::DOMAIN_NAME,
     option::DOMAIN_SEARCH,
     option::INTERFACE_MTU,
+    option::MICROSOFT_CLASSLESS_STATIC_ROUTE,
 ];
 
 /// The configuration of an attachment, as far as it matters here.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Ipam {
     /// Where the daemon listens.
     pub socket: String,
@@ -34,6 +37,12 @@ pub struct Ipam {
     pub provided: Vec<(u8, Vec<u8>)>,
     /// Options to ask for.
     pub requested: Vec<u8>,
+    /// Options that are not heard.
+    pub suppressed: Vec<u8>,
+    /// Returned with those of the server, in place of one to the same destination.
+    pub routes: Vec<Route>,
+    /// Each part that is not empty is returned in place of the server's.
+    pub dns: Dns,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -49,6 +58,9 @@ struct IpamKeys {
     priority: u32,
     provide: Vec<Provide>,
     request: Vec<Ask>,
+    suppress: Vec<String>,
+    routes: Vec<Route>,
+    dns: Dns,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -89,6 +101,7 @@ impl Ipam {
         let Some(ipam) = keys.ipam else {
             return Err(fault("IPAM config missing 'ipam' key".into()));
         };
+        let suppressed = suppressed(&ipam.suppress)?;
         Ok(Self {
             socket: match ipam.daemon_socket_path.as_str() {
                 "" => SOCKET.to_owned(),
@@ -96,8 +109,47 @@ impl Ipam {
             },
             priority: ipam.priority,
             provided: provided(&ipam.provide, args)?,
-            requested: requested(&ipam.request)?,
+            requested: requested(&ipam.request, &suppressed)?,
+            suppressed,
+            routes: ipam.routes,
+            dns: ipam.dns,
         })
+    }
+
+    /// Lays what the configuration has over the `result` of a daemon, which may be of
+    /// another suite and have heard all that the server said.
+    pub fn lay_over(&self, result: &mut AddResult) {
+        if self.suppressed.contains(&option::ROUTER) {
+            result.ips.iter_mut().for_each(|ip| ip.gateway = None);
+            result.routes.retain(|route| route.dst.prefix() != 0);
+        }
+        let has_own = |dst| self.routes.iter().any(|own| own.dst == dst);
+        result.routes.retain(|route| !has_own(route.dst));
+        result.routes.extend(self.routes.iter().cloned());
+        let (own, dns) = (&self.dns, &mut result.dns);
+        for (own, theirs) in [
+            (&own.nameservers, &mut dns.nameservers),
+            (&own.search, &mut dns.search),
+            (&own.options, &mut dns.options),
+        ] {
+            if !own.is_empty() {
+                theirs.clone_from(own);
+            }
+        }
+        if !own.domain.is_empty() {
+            dns.domain.clone_from(&own.domain);
+        }
+    }
+
+    fn unheard(&self) -> Unheard {
+        let ipv4 = |route: &Route| match route.dst.0 {
+            IpNetwork::V4(dst) => Some(dst),
+            IpNetwork::V6(_) => None,
+        };
+        Unheard {
+            options: self.suppressed.clone(),
+            destinations: self.routes.iter().filter_map(ipv4).collect(),
+        }
     }
 
     /// What the client says of itself in every message.
@@ -114,6 +166,7 @@ impl Ipam {
         Identity {
             options,
             requested: self.requested.clone(),
+            unheard: self.unheard(),
         }
     }
 }
@@ -149,7 +202,7 @@ fn provided(keys: &[Provide], args: &str) -> Result<Vec<(u8, Vec<u8>)>, Error> {
     Ok(options)
 }
 
-fn requested(keys: &[Ask]) -> Result<Vec<u8>, Error> {
+fn requested(keys: &[Ask], suppressed: &[u8]) -> Result<Vec<u8>, Error> {
     let mut all = match keys.iter().any(|ask| ask.skip_default) {
         true => Vec::new(),
         false => REQUESTED.to_vec(),
@@ -164,6 +217,21 @@ fn requested(keys: &[Ask]) -> Result<Vec<u8>, Error> {
             all.push(kind);
         }
     }
+    all.retain(|kind| !suppressed.contains(kind));
+    Ok(all)
+}
+
+fn suppressed(names: &[String]) -> Result<Vec<u8>, Error> {
+    let mut all = Vec::new();
+    for name in names {
+        let kind = number(name)?;
+        if is_ours(kind) || matches!(kind, option::SUBNET_MASK | option::LEASE_TIME) {
+            return Err(fault(format!(
+                "option {name:?} cannot be suppressed: there is no lease without it"
+            )));
+        }
+        all.push(kind);
+    }
     Ok(all)
 }
 
@@ -172,7 +240,8 @@ fn number(name: &str) -> Result<u8, Error> {
     match name {
         "dhcp-client-identifier" => Ok(option::CLIENT_IDENTIFIER),
         "subnet-mask" => Ok(option::SUBNET_MASK),
-        "routers" => Ok(option::ROUTER),
+        // The name of the option in RFC 2132, and that of dhcp-options(5).
+        "router" | "routers" => Ok(option::ROUTER),
         "host-name" => Ok(option::HOST_NAME),
         "user-class" => Ok(option::USER_CLASS),
         "vendor-class-identifier" => Ok(option::VENDOR_CLASS),

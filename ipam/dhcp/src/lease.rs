@@ -4,22 +4,50 @@
 
 use std::net::Ipv4Addr;
 
+use ipnetwork::Ipv4Network;
 use netlink::Mac;
+use serde::{Deserialize, Serialize};
 
 use crate::message::{Answer, Kind, Reply, Request, option};
-use crate::terms::{FOREVER, Terms};
+use crate::terms::{FOREVER, Fault, Terms};
 
 /// A moment, in milliseconds of a clock that never goes back.
 pub type Millis = u64;
 
 /// What a client says of itself in every message.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Options of every message: the client identifier, and what the
     /// configuration provides.
     pub options: Vec<(u8, Vec<u8>)>,
     /// The options that the server is asked for.
     pub requested: Vec<u8>,
+    /// What it says and is not to be heard.
+    #[serde(default)]
+    pub unheard: Unheard,
+}
+
+/// What of a server's answer is left out, at ADD and whenever the lease is renewed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unheard {
+    /// Options; without the router there is no default route, whichever option has it.
+    pub options: Vec<u8>,
+    /// Destinations that the configuration has a route of its own to.
+    pub destinations: Vec<Ipv4Network>,
+}
+
+impl Unheard {
+    /// Reads an answer.
+    fn read(&self, reply: &Reply) -> Result<Terms, Fault> {
+        let mut terms = Terms::read(&reply.without(&self.options))?;
+        if self.options.contains(&option::ROUTER) {
+            terms.leave_out_router();
+        }
+        terms
+            .routes
+            .retain(|hop| !self.destinations.contains(&hop.to));
+        Ok(terms)
+    }
 }
 
 /// How patient a client is; all in milliseconds.
@@ -473,7 +501,7 @@ impl Lease {
     }
 
     fn on_offer(&mut self, reply: &Reply, now: Millis) -> Vec<Step> {
-        match Terms::read(reply) {
+        match self.identity.unheard.read(reply) {
             Ok(offer) => {
                 // The exchange goes on under its number.
                 self.state = State::Requesting {
@@ -489,8 +517,11 @@ impl Lease {
 
     /// The terms of an acknowledgement, if it is one of what was asked for.
     fn on_ack(&self, reply: &Reply) -> Result<Terms, String> {
-        let terms =
-            Terms::read(reply).map_err(|fault| format!("grant of {}: {fault}", reply.address))?;
+        let terms = self
+            .identity
+            .unheard
+            .read(reply)
+            .map_err(|fault| format!("grant of {}: {fault}", reply.address))?;
         let asked = match &self.state {
             State::Requesting { offer, .. } => Some((offer.address.ip(), Some(offer.server))),
             State::Rebooting { .. } => self.wish.map(|wish| (wish, None)),

@@ -58,7 +58,8 @@ impl Plugin for Dhcp {
     fn add(request: &Add<Json>, undo: &mut Undo) -> Result<AddResult> {
         let ipam = Ipam::read(&request.conf, &request.call.args)?;
         let arguments = arguments(&request.call, &request.attachment, Some(&request.netns))?;
-        let result = call(&ipam.socket, ALLOCATE, &arguments)?;
+        let mut result = call(&ipam.socket, ALLOCATE, &arguments)?;
+        ipam.lay_over(&mut result);
         let socket = ipam.socket;
         undo.push("release the lease", move || {
             Ok(call(&socket, RELEASE, &arguments).map(drop)?)

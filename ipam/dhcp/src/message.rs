@@ -38,6 +38,8 @@ pub mod option {
     pub const USER_CLASS: u8 = 77;
     pub const DOMAIN_SEARCH: u8 = 119;
     pub const CLASSLESS_STATIC_ROUTE: u8 = 121;
+    /// What Windows servers send in its place.
+    pub const MICROSOFT_CLASSLESS_STATIC_ROUTE: u8 = 249;
     pub const END: u8 = 255;
 }
 
@@ -182,6 +184,13 @@ impl Reply {
             address: packet.your_ip(),
             options,
         })
+    }
+
+    /// The same message without these options.
+    pub fn without(&self, kinds: &[u8]) -> Self {
+        let mut reply = self.clone();
+        reply.options.retain(|(kind, _)| !kinds.contains(kind));
+        reply
     }
 
     /// The data of an option, if it is there.

@@ -299,6 +299,7 @@ mod tests {
             identity: Identity {
                 options: vec![(61, b"\0a/lan/eth0".to_vec())],
                 requested: vec![1, 3],
+                ..Identity::default()
             },
             priority: 0,
             grant: None,

@@ -1,7 +1,7 @@
 //! What a server grants: the options of an answer, read into types that cannot
 //! be wrong. Options that a pod cannot do without (address, mask, routers, routes)
 //! make the whole answer wrong when they are; the others are left out.
-//! Source: RFC 2132, RFC 3397 (search), RFC 3442 (classless routes).
+//! Source: RFC 2132, RFC 3397 (search), RFC 3442 (classless routes), MS-DHCPE (option 249).
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -122,6 +122,12 @@ impl Terms {
         })
     }
 
+    /// Leaves out the gateway and every default route.
+    pub fn leave_out_router(&mut self) {
+        self.gateway = None;
+        self.routes.retain(|hop| hop.to != DEFAULT);
+    }
+
     /// What ADD answers; `priority` is the metric of its routes, 0 for none.
     pub fn to_result(&self, priority: u32) -> AddResult {
         let mtu = self.mtu.map_or(0, u32::from);
@@ -204,20 +210,24 @@ fn routers(reply: &Reply) -> Result<Vec<Ipv4Addr>, Fault> {
     addresses(reply, option::ROUTER).ok_or(Fault::Option(option::ROUTER))
 }
 
-/// Option 121, and without it option 33 and a default route through the router
+/// Option 121, or 249, and without them option 33 and a default route through the router
 /// (RFC 3442: a client that knows the former ignores the latter two).
 fn routes(
     reply: &Reply,
     address: Ipv4Network,
     gateway: Option<Ipv4Addr>,
 ) -> Result<Vec<Hop>, Fault> {
-    let classless = match reply.option(option::CLASSLESS_STATIC_ROUTE) {
-        Some(data) => {
-            classless_routes(data).ok_or(Fault::Option(option::CLASSLESS_STATIC_ROUTE))?
-        }
+    let classless = [
+        option::CLASSLESS_STATIC_ROUTE,
+        option::MICROSOFT_CLASSLESS_STATIC_ROUTE,
+    ];
+    let classless = classless
+        .into_iter()
+        .find_map(|kind| Some((kind, reply.option(kind)?)));
+    let mut routes = match classless {
+        Some((kind, data)) => classless_routes(data).ok_or(Fault::Option(kind))?,
         None => Vec::new(),
     };
-    let mut routes = classless;
     if routes.is_empty() {
         routes = classful_routes(reply.option(option::STATIC_ROUTE).unwrap_or_default())
             .ok_or(Fault::Option(option::STATIC_ROUTE))?;

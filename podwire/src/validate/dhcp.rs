@@ -2,7 +2,7 @@
 
 use super::findings::Findings;
 use super::schema::{self, Key, Kind, Others};
-use super::{Conf, Plugin};
+use super::{Conf, Plugin, routes, specification};
 use ::dhcp::conf::Ipam;
 use anyhow::Result;
 
@@ -25,6 +25,15 @@ const KEYS: &[Key] = &[
         Kind::List(&Kind::Object(REQUEST_KEYS, Others::AreMistakes)),
     ),
     Key::new("priority", Kind::UNSIGNED),
+    Key::new("suppress", Kind::List(&Kind::Parsed(suppressed))),
+    Key::new(
+        "routes",
+        Kind::List(&Kind::Object(routes::KEYS, Others::AreMistakes)),
+    ),
+    Key::new(
+        "dns",
+        Kind::Object(specification::DNS_KEYS, Others::AreMistakes),
+    ),
 ];
 
 const PROVIDE_KEYS: &[Key] = &[
@@ -42,7 +51,7 @@ const REQUEST_KEYS: &[Key] = &[
 fn number(name: &str) -> Result<u8, String> {
     match name {
         "subnet-mask" => Ok(1),
-        "routers" => Ok(3),
+        "router" | "routers" => Ok(3),
         "host-name" => Ok(12),
         "vendor-class-identifier" => Ok(60),
         "dhcp-client-identifier" => Ok(61),
@@ -62,6 +71,15 @@ fn provided(name: &str) -> Result<(), String> {
     }
 }
 
+fn suppressed(name: &str) -> Result<(), String> {
+    match number(name)? {
+        0 | 1 | 50..=55 | 57 | 255 => Err(format!(
+            "option {name:?} cannot be suppressed: there is no lease without it"
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn read(conf: &Conf<'_>) -> Result<()> {
     Ipam::read(conf.document, "")?;
     Ok(())
@@ -72,6 +90,11 @@ fn check(conf: &Conf<'_>, findings: &mut Findings) {
         return;
     };
     let place = conf.place_of("ipam");
+    routes::check(
+        ipam.get("routes"),
+        &schema::join(&place, "routes"),
+        findings,
+    );
     for (index, item) in schema::items(ipam.get("provide")).iter().enumerate() {
         let text = |key| schema::text(item.get(key)).unwrap_or_default();
         let place = schema::join(&place, &format!("provide[{index}]"));

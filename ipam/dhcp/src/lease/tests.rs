@@ -13,6 +13,7 @@ fn lease() -> Lease {
     let identity = Identity {
         options: vec![(61, b"\0a/lan/eth0".to_vec()), (12, b"web".to_vec())],
         requested: vec![1, 121, 3],
+        ..Identity::default()
     };
     let patience = Patience {
         answer: 10_000,
