@@ -51,9 +51,9 @@ A file of the cache that cannot be read, or is cut short, counts as in use, by
 its name; it is named, and the exit status is 1. Remove it when its container is
 gone.
 
-Afterwards, whichever version NETWORK has and whichever suite's plugins there are,
-what podwire's plugins have left in the packet filter of pods that are gone is
-removed. With --keep-cached, a pod that lives keeps it, in the cache or not.
+Afterwards, whichever version NETWORK has and whichever suite's plugins there
+are, what podwire's plugins have left in the packet filter of pods that are gone
+is removed. With --keep-cached, a pod that lives keeps it, in the cache or not.
 
 NETNS is accepted, because cnitool wants it, and not looked at. With disableGC
 in the configuration of NETWORK nothing is done.

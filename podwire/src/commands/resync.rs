@@ -1,4 +1,4 @@
-//! `podwire resync`: put back what other programs took from packet filter and bridges.
+//! `podwire resync`: put back what other programs took away.
 
 use anyhow::Result;
 
@@ -9,7 +9,7 @@ use crate::outside::{self, Task};
 
 pub const COMMAND: Command = Command {
     name: "resync",
-    summary: "put back what other programs took from packet filter and bridges",
+    summary: "put back what other programs took away",
     about: ABOUT,
     options: outside::OPTIONS,
     outcome: OUTCOME,
