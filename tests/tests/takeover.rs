@@ -742,3 +742,37 @@ fn a_file_that_makes_no_sense_is_told_and_the_rest_is_done() {
         assert_eq!(done.code, 2, "{done:?}");
     });
 }
+
+#[test]
+fn resync_misses_what_check_misses_of_conditions_that_are_several_rules() {
+    each(&BackEnd::IPTABLES, |back_end| {
+        let node = Node::empty(back_end);
+        let mut network = network(&DUAL);
+        network["plugins"][1]["backend"] = "iptables".into();
+        network["plugins"][1]["conditionsV4"] = json!(["-d", "192.0.2.1/32,127.0.0.1/32"]);
+        network["plugins"][1]["conditionsV6"] = json!(["-d", "2001:db8::1/128,2001:db8::2/128"]);
+        node.configure(&network);
+        let (pod, _server) = node.pod(Suite::Ours, "a", 8080);
+        let before = node.rules();
+        let variant = match back_end {
+            BackEnd::IptablesNft => "nft",
+            _ => "legacy",
+        };
+        for program in ["iptables", "ip6tables"] {
+            for number in [1, 2] {
+                assert_eq!(node.task(&["resync"]).stdout, "");
+                node.host().sh(&format!(
+                    "{program}-{variant} -t nat -D CNI-HOSTPORT-DNAT {number}"
+                ));
+                node.check_fails(&pod, 8080);
+                let told = node.task(&["resync"]).stdout;
+                assert!(
+                    told.contains("put back: ports of mynet/"),
+                    "{program}: {told}"
+                );
+                node.run(Suite::Ours, "check", &pod, 8080);
+                assert_eq!(node.rules(), before, "{program}");
+            }
+        }
+    });
+}

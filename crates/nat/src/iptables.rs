@@ -451,7 +451,10 @@ fn check(program: &Program, chains: &[&str], mut required: Transaction) -> Resul
     if !program.is_exact() {
         let table = program.table()?;
         let absent = required.required();
-        let absent = absent.filter(|(chain, rule)| !hostport::has(&table, chain, rule));
+        let is_missing = |chain: &str, rule: &str| {
+            hostport::find(&table, chain, rule) == hostport::Found::Missing
+        };
+        let absent = absent.filter(|(chain, rule)| is_missing(chain, rule));
         missing.extend(absent.map(|(chain, rule)| format!("-A {chain} {rule}")));
         required = Transaction::new();
     }

@@ -28,8 +28,8 @@ pub fn listed(printed: &[u8]) {
         if let Ok(Some(rules)) = hostport::Rules::new(&published, family) {
             decided.push(rules.publish(hostport::Known::Table(&listing)));
             let required = rules.check();
-            let has = |(chain, rule)| hostport::has(&listing, chain, rule);
-            let _ = required.required().filter(|it| has(*it)).count();
+            let find = |(chain, rule)| hostport::find(&listing, chain, rule);
+            required.required().map(find).for_each(drop);
         }
         for rival in hostport::rivals(&published, family, &listing) {
             let _ = rival.lost(&published, family, &listing);

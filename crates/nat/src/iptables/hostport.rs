@@ -10,7 +10,7 @@ use cni::{Attachment, names};
 use ipnetwork::IpNetwork;
 
 use super::masquerade::{COMMENT, POSTROUTING, subnet};
-use super::table::{Family, Listing, Transaction, jumps_to, option, word};
+use super::table::{Family, Listing, Transaction, jumps_to, option, word, words};
 use crate::hostport::{HostPorts, Mapping, Mark, Notice, Protocol, Snat};
 
 /// All entries are here.
@@ -192,20 +192,48 @@ pub(super) fn remove_all(all: &[&HostPorts], listing: &Listing) -> Transaction {
     transaction
 }
 
-/// Whether `listing` has a rule of [`Rules::check`], compared as text. Conditions
-/// are left out: iptables prints them in words of its own.
-pub(super) fn has(listing: &Listing, chain: &str, rule: &str) -> bool {
+/// How a listing has a rule of [`Rules::check`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// To the letter.
+    Same,
+    /// But for the conditions, which iptables prints in words of its own: only the program
+    /// can tell whether they are the same.
+    Similar,
+    /// Not at all.
+    Missing,
+}
+
+/// Compares as text.
+pub(super) fn find(listing: &Listing, chain: &str, rule: &str) -> Found {
     let rules = listing.rules(chain);
     if rules.iter().any(|found| found == rule) {
-        return true;
+        return Found::Same;
     }
     let Some(target) = option(rule, "-j").filter(|_| chain == ENTRIES) else {
-        return false;
+        return Found::Missing;
     };
     // Few of thousands go there: only those are read word by word.
     let parts = |rule: &str| ["-p", "--dports"].map(|it| option(rule, it));
-    let mut there = rules.iter().filter(|found| jumps_to(found, &target));
-    there.any(|found| parts(found) == parts(rule))
+    let there = rules.iter().filter(|found| jumps_to(found, &target));
+    let there = there.filter(|found| parts(found) == parts(rule));
+    match there.count() < expansions(rule) {
+        true => Found::Missing,
+        false => Found::Similar,
+    }
+}
+
+/// How many rules iptables makes of one: one for each pair of the addresses in its lists.
+fn expansions(rule: &str) -> usize {
+    const LISTS: [&str; 6] = ["-s", "-d", "--source", "--src", "--destination", "--dst"];
+    let words = words(rule);
+    let values = words
+        .iter()
+        .zip(words.iter().skip(1))
+        .filter(|(word, _)| LISTS.contains(&word.as_str()));
+    values
+        .map(|(_, list)| list.split(',').filter(|it| !it.is_empty()).count().max(1))
+        .product()
 }
 
 /// The chain of a container on a network. The interface is not in its name.

@@ -216,6 +216,15 @@ impl Program {
         Err(Refused { line, error })
     }
 
+    /// Whether the table has all rules that a transaction requires.
+    pub(super) fn has(&self, required: &Transaction) -> Result<bool> {
+        match self.carry(required) {
+            Ok(()) => Ok(true),
+            Err(Refused { line: Some(_), .. }) => Ok(false),
+            Err(Refused { error, .. }) => Err(error),
+        }
+    }
+
     /// Puts those of `rules` that a chain of any table lacks before all others: one process
     /// where none is missing.
     pub(super) fn keep(&self, table: &str, chain: &str, rules: &[String]) -> Result<()> {

@@ -11,7 +11,7 @@ use cni::Attachment;
 use nix::fcntl::Flock;
 
 use super::Iptables;
-use super::hostport::{self, has};
+use super::hostport::{self, Found};
 use super::masquerade;
 use super::program::{Program, Refused};
 use super::table::{FAMILIES, Family, Listing, Transaction};
@@ -91,7 +91,9 @@ impl Tables {
     pub fn masquerades(&self, wanted: &Masquerade) -> Result<bool> {
         for family in FAMILIES {
             let rules = masquerade::Rules::new(wanted, family)?;
-            if rules.is_some_and(|rules| !self.has_all(family, rules.check())) {
+            if let Some(rules) = rules
+                && !self.has_all(family, &rules.check())?
+            {
                 return Ok(false);
             }
         }
@@ -112,7 +114,9 @@ impl Tables {
     pub fn publishes(&self, wanted: &HostPorts) -> Result<bool> {
         for family in FAMILIES {
             let rules = hostport::Rules::new(wanted, family)?;
-            if rules.is_some_and(|rules| !self.has_all(family, rules.check())) {
+            if let Some(rules) = rules
+                && !self.has_all(family, &rules.check())?
+            {
                 return Ok(false);
             }
         }
@@ -134,12 +138,24 @@ impl Tables {
         others.into_iter().collect()
     }
 
-    fn has_all(&self, family: Family, rules: Transaction) -> bool {
+    /// What CHECK says of these rules. Text that is the same needs no program; what is not the
+    /// same is decided by the program, as in CHECK.
+    fn has_all(&self, family: Family, rules: &Transaction) -> Result<bool> {
         let Some(table) = self.of.iter().find(|it| it.family == family) else {
-            return false;
+            return Ok(false);
         };
-        let mut required = rules.required();
-        required.all(|(chain, rule)| has(&table.listing, chain, rule))
+        let mut similar = false;
+        for (chain, rule) in rules.required() {
+            match hostport::find(&table.listing, chain, rule) {
+                Found::Same => {}
+                Found::Similar => similar = true,
+                Found::Missing => return Ok(false),
+            }
+        }
+        match similar && table.program.is_exact() {
+            false => Ok(true),
+            true => table.program.has(rules),
+        }
     }
 
     /// Lays down these masquerades and ports; what is there of others stays as it

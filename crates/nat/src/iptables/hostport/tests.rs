@@ -245,7 +245,7 @@ fn rules_are_found_as_text_and_entries_without_their_conditions() {
         let all = required
             .required()
             .map(|(chain, rule)| (chain.to_owned(), rule.to_owned()));
-        let missing = all.filter(|(chain, rule)| !has(&listing, chain, rule));
+        let missing = all.filter(|(chain, rule)| find(&listing, chain, rule) == Found::Missing);
         missing.map(|(chain, _)| chain).collect::<Vec<_>>()
     };
     assert_eq!(missing(&printed), [""; 0]);
@@ -328,4 +328,25 @@ fn collection_spares_the_valid_and_other_networks() {
         text.ends_with(&format!("-F {chain}\n-X {chain}\nCOMMIT\n")),
         "{text}"
     );
+}
+
+#[test]
+fn a_condition_that_is_several_rules_is_there_when_all_of_them_are() {
+    let rule = |to: &str| {
+        format!("-d {to} -p tcp -m comment --comment x -m multiport --dports 80 -j CNI-DN-1")
+    };
+    let wanted = "-p tcp -m comment --comment x -m multiport --dports 80 -d 10.9.0.1/32,127.0.0.1/32 -j CNI-DN-1";
+    let listing = |rules: &[&str]| {
+        let lines = rules
+            .iter()
+            .map(|to| format!("-A {ENTRIES} {}\n", rule(to)));
+        Listing::parse(&lines.collect::<String>())
+    };
+    let both = listing(&["10.9.0.1/32", "127.0.0.1/32"]);
+    assert_eq!(find(&both, ENTRIES, wanted), Found::Similar);
+    assert_eq!(
+        find(&listing(&["10.9.0.1/32"]), ENTRIES, wanted),
+        Found::Missing
+    );
+    assert_eq!(expansions("-s a,b,c -d d,e -p tcp --dports 1,2"), 6);
 }
