@@ -38,7 +38,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt::CACHE_DIR,
     Opt::new(
         Flag::Json,
-        "print a document: done, left, skipped, errors, removed, notes (and transactions), each a list of texts",
+        "print a document: done, left, skipped, errors, removed, notes (and transactions), lists of texts",
     ),
     Opt::new(Flag::Text, "say so, too, when there was nothing to do"),
 ];

@@ -16,6 +16,16 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// The protocol of this name, in any case.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name.to_ascii_lowercase().as_str() {
+            "tcp" => Some(Self::Tcp),
+            "udp" => Some(Self::Udp),
+            "sctp" => Some(Self::Sctp),
+            _ => None,
+        }
+    }
+
     /// Its number in an IP header (`IPPROTO_*`).
     pub fn number(self) -> u8 {
         match self {

@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use crate::reserved::ReservedPorts;
+
 /// The plugin's own keys.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -22,6 +24,8 @@ pub struct Conf {
     /// Conditions that IPv6 packets must fulfil, one word each.
     #[serde(rename = "conditionsV6")]
     pub conditions_v6: Option<Vec<String>>,
+    /// Host ports that no pod may have.
+    pub reserved_ports: Option<Vec<ReservedPorts>>,
     /// What the runtime asks for this pod.
     pub runtime_config: RuntimeConfig,
 }
@@ -62,5 +66,18 @@ mod tests {
         let mapping = &conf.runtime_config.port_mappings[0];
         assert_eq!((mapping.host_port, mapping.container_port), (8080, 80));
         assert_eq!(mapping.protocol, "tcp");
+    }
+
+    #[test]
+    fn reserved_ports_are_numbers_or_text() {
+        let decode = |text: &str| Json::parse(text.as_bytes()).unwrap().decode::<Conf>();
+        let conf = decode(r#"{"reservedPorts": [22, "10248-10259", "53/udp"]}"#).unwrap();
+        let expected = ["22", "10248-10259", "53/udp"];
+        let expected = expected.map(|it| ReservedPorts::parse(it).unwrap());
+        assert_eq!(conf.reserved_ports.unwrap(), expected);
+        for wrong in ["[true]", "[0]", r#"["ssh"]"#, "22", "[1.5]"] {
+            let conf = format!(r#"{{"reservedPorts": {wrong}}}"#);
+            assert!(decode(&conf).is_err(), "{wrong}");
+        }
     }
 }

@@ -26,6 +26,7 @@ impl Plugin for Portmap {
 
     fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {
         let plan = Plan::new(&request.conf).map_err(as_go_says)?;
+        plan.admit()?;
         let previous = request
             .call
             .prev_result()?

@@ -10,6 +10,7 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use nat::{HostPorts, Kind, Mapping, Mark, Protocol, Snat};
 
 use crate::conf::{Conf, PortMapping};
+use crate::reserved::ReservedPorts;
 
 /// The bit that the Go plugin marks with, and Kubernetes does not use.
 const DEFAULT_BIT: u8 = 13;
@@ -25,6 +26,7 @@ pub struct Plan {
     mark: Mark,
     conditions_v4: Vec<String>,
     conditions_v6: Vec<String>,
+    reserved: Vec<ReservedPorts>,
 }
 
 impl Plan {
@@ -44,7 +46,28 @@ impl Plan {
             mark: mark(conf)?,
             conditions_v4: conf.conditions_v4.clone().unwrap_or_default(),
             conditions_v6: conf.conditions_v6.clone().unwrap_or_default(),
+            reserved: conf.reserved_ports.clone().unwrap_or_default(),
         })
+    }
+
+    /// Refuses what a new pod may not have: the operator keeps it, or it could not be
+    /// reached. Not asked for a pod that runs: it was added before the operator said so.
+    ///
+    /// # Errors
+    /// Code 7, with the mapping and the reason.
+    pub fn admit(&self) -> Result<(), Error> {
+        for mapping in &self.mappings {
+            let (port, protocol) = (mapping.host_port, mapping.protocol);
+            if self.reserved.iter().any(|it| it.has(mapping)) {
+                return Err(invalid(format!(
+                    "host port {port}/{protocol} is kept for the node (reservedPorts)"
+                )));
+            }
+            if let Some(reason) = mapping.host_ip.and_then(|ip| unreachable(ip, self.snat)) {
+                return Err(invalid(format!("host port {port}/{protocol}: {reason}")));
+            }
+        }
+        Ok(())
     }
 
     /// What is to be published for the pod whose result so far is `previous`.
@@ -66,6 +89,21 @@ impl Plan {
     pub fn opens_to_localhost(&self) -> bool {
         self.snat != Snat::Off && self.mappings.iter().any(|mapping| mapping.applies_to(true))
     }
+}
+
+/// Why nothing that is sent to `host_ip` could reach a pod.
+pub fn unreachable(host_ip: IpAddr, snat: Snat) -> Option<String> {
+    if !host_ip.is_loopback() {
+        return None;
+    }
+    // A packet from the node's loopback leaves for a pod only with route_localnet and another
+    // source.
+    let reason = match (host_ip, snat) {
+        (IpAddr::V6(_), _) => "IPv6 has no route_localnet",
+        (IpAddr::V4(_), Snat::Off) => "snat is false",
+        _ => return None,
+    };
+    Some(format!("hostIP {host_ip} leads to no pod: {reason}"))
 }
 
 fn v4(network: &IpNetwork) -> Option<Ipv4Network> {
@@ -250,14 +288,11 @@ fn port(whose: &str, number: i64) -> Result<u16, Error> {
 }
 
 fn protocol(text: &str) -> Result<Protocol, Error> {
-    match text.to_ascii_lowercase().as_str() {
-        "tcp" => Ok(Protocol::Tcp),
-        "udp" => Ok(Protocol::Udp),
-        "sctp" => Ok(Protocol::Sctp),
-        _ => Err(invalid(format!(
+    Protocol::parse(text).ok_or_else(|| {
+        invalid(format!(
             "invalid protocol {text:?}: must be tcp, udp or sctp"
-        ))),
-    }
+        ))
+    })
 }
 
 #[cfg(test)]

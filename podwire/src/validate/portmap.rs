@@ -2,7 +2,11 @@
 
 use ::portmap::plan::Plan;
 use anyhow::Result;
+use cni::address::parse_ip;
 use cni::json::Json;
+use nat::{Protocol, Snat};
+use portmap::plan::unreachable;
+use portmap::reserved::ReservedPorts;
 
 use super::findings::Findings;
 use super::schema::{self, Key, Kind, Others};
@@ -24,6 +28,7 @@ const KEYS: &[Key] = &[
     Key::new("externalSetMarkChain", Kind::Parsed(chain)),
     Key::new("conditionsV4", Kind::List(&Kind::Text)),
     Key::new("conditionsV6", Kind::List(&Kind::Text)),
+    Key::new("reservedPorts", Kind::List(&Kind::Custom(reserved))),
     Key::new(
         "runtimeConfig",
         Kind::Object(RUNTIME_CONFIG, Others::AreFine),
@@ -68,6 +73,7 @@ fn check(conf: &Conf<'_>, findings: &mut Findings) {
         let reason = "has no effect when snat is false";
         findings.warning(&conf.place_of("masqAll"), reason);
     }
+    mappings(conf, findings);
     // Mappings come from the runtime, which passes them to plugins that say so.
     let mappings = conf.value("runtimeConfig");
     let mappings = mappings.and_then(|runtime| runtime.get("portMappings"));
@@ -75,6 +81,39 @@ fn check(conf: &Conf<'_>, findings: &mut Findings) {
         let reason = "portMappings is missing: runtimes pass no ports to be published";
         findings.warning(&conf.place_of("capabilities"), reason);
     }
+}
+
+/// Mappings in the file itself that an ADD refuses, with its reason.
+fn mappings(conf: &Conf<'_>, findings: &mut Findings) {
+    let snat = match conf.value("snat") {
+        Some(Json::Bool(false)) => Snat::Off,
+        _ => Snat::Hairpin,
+    };
+    let runtime = conf.value("runtimeConfig");
+    let listed = runtime.and_then(|runtime| runtime.get("portMappings"));
+    for (at, mapping) in schema::items(listed).into_iter().enumerate() {
+        let host_ip = schema::text(mapping.get("hostIP")).and_then(|text| parse_ip(&text).ok());
+        if let Some(reason) = host_ip.and_then(|ip| unreachable(ip, snat)) {
+            let place = conf.place_of(&format!("runtimeConfig.portMappings[{at}].hostIP"));
+            findings.error(&place, reason);
+        }
+    }
+}
+
+fn reserved(value: &Json) -> Result<(), String> {
+    let text = match value {
+        Json::String(text) => text.clone(),
+        other => match schema::integer(other) {
+            Some(number) => number.to_string(),
+            None => {
+                return Err(format!(
+                    "expected a port or a range of ports, got {}",
+                    schema::kind_of(value)
+                ));
+            }
+        },
+    };
+    ReservedPorts::parse(&text).map(drop)
 }
 
 /// The back end that is asked for, and the keys that only one understands.
@@ -143,9 +182,9 @@ fn not_an_integer(value: &Json) -> String {
 }
 
 fn protocol(text: &str) -> Result<(), String> {
-    match text.to_ascii_lowercase().as_str() {
-        "tcp" | "udp" | "sctp" => Ok(()),
-        _ => Err(format!(
+    match Protocol::parse(text) {
+        Some(_) => Ok(()),
+        None => Err(format!(
             "invalid protocol {text:?}: must be tcp, udp or sctp"
         )),
     }
@@ -219,6 +258,22 @@ mod tests {
                 "masqall: expected a boolean, got a number",
             ),
             (
+                r#""reservedPorts": ["ssh"]"#,
+                "reservedPorts[0]: \"ssh\" is no port and no range of ports",
+            ),
+            (
+                r#""reservedPorts": [0]"#,
+                "reservedPorts[0]: \"0\" is no port and no range of ports",
+            ),
+            (
+                r#""runtimeConfig": {"portMappings": [{"hostPort": 1, "containerPort": 1, "protocol": "tcp", "hostIP": "::1"}]}"#,
+                "runtimeConfig.portMappings[0].hostIP: hostIP ::1 leads to no pod: IPv6 has no route_localnet",
+            ),
+            (
+                r#""snat": false, "runtimeConfig": {"portMappings": [{"hostPort": 1, "containerPort": 1, "protocol": "tcp", "hostIP": "127.0.0.1"}]}"#,
+                "runtimeConfig.portMappings[0].hostIP: hostIP 127.0.0.1 leads to no pod: snat is false",
+            ),
+            (
                 r#""runtimeConfig": {"portMappings": [{"hostPort": 0, "containerPort": 1, "protocol": "tcp"}]}"#,
                 "runtimeConfig.portMappings[0].hostPort: Invalid host port number: 0",
             ),
@@ -261,6 +316,7 @@ mod tests {
         for keys in [
             "",
             r#""backend": "nftables", "conditionsV4": ["ip", "saddr", "192.0.2.0/24"], "conditionsV6": []"#,
+            r#""reservedPorts": [22, "10248-10259", "53/udp"]"#,
             r#""BackEnd": "iptables", "conditionsV4": ["!", "-s", "192.0.2.0/24"], "markMasqBit": 0"#,
             r#""externalSetMarkChain": "KUBE-MARK-MASQ", "markMasqBit": null, "snat": true, "masqAll": true"#,
             r#""runtimeConfig": {"portMappings": [{"HostPort": 1, "ContainerPort": 1, "Protocol": "TCP", "HostIP": ""}], "mac": "x"}"#,

@@ -7,7 +7,9 @@ mod files;
 #[allow(dead_code)]
 #[path = "../vxlan/fleet.rs"]
 mod fleet;
+mod neighbours;
 mod overlay;
 mod pods;
+mod ports;
 mod spoofing;
 mod tenants;

@@ -1,0 +1,121 @@
+//! Host ports that pods may not have: `reservedPorts`.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use nat::{Mapping, Protocol};
+use serde::Deserialize;
+use serde::de::{self, Deserializer, Visitor};
+
+/// One entry: a port or a range of ports, of one protocol or of all. As it is written: `22`,
+/// `"10248-10259"`, `"53/udp"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReservedPorts {
+    ports: RangeInclusive<u16>,
+    /// `None` for all of them.
+    protocol: Option<Protocol>,
+}
+
+impl ReservedPorts {
+    /// Reads an entry that is text.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (ports, protocol) = match text.split_once('/') {
+            Some((ports, protocol)) => (ports, Some(protocol)),
+            None => (text, None),
+        };
+        let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+        let port = |digits: &str| {
+            let plain = !digits.is_empty() && digits.bytes().all(|it| it.is_ascii_digit());
+            let number = digits.parse::<u16>().ok().filter(|it| plain && *it != 0);
+            number.ok_or_else(|| format!("{text:?} is no port and no range of ports"))
+        };
+        let ports = port(first)?..=port(last)?;
+        if ports.is_empty() {
+            return Err(format!("{text:?} ends before it begins"));
+        }
+        let protocol = protocol
+            .map(|name| {
+                Protocol::parse(name)
+                    .ok_or_else(|| format!("{text:?}: the protocol must be tcp, udp or sctp"))
+            })
+            .transpose()?;
+        Ok(Self { ports, protocol })
+    }
+
+    /// Whether the host port of `mapping` is among them.
+    pub fn has(&self, mapping: &Mapping) -> bool {
+        self.ports.contains(&mapping.host_port)
+            && self.protocol.is_none_or(|it| it == mapping.protocol)
+    }
+}
+
+impl<'de> Deserialize<'de> for ReservedPorts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NumberOrText)
+    }
+}
+
+struct NumberOrText;
+
+impl Visitor<'_> for NumberOrText {
+    type Value = ReservedPorts;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a port or a range of ports")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<ReservedPorts, E> {
+        ReservedPorts::parse(text).map_err(E::custom)
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<ReservedPorts, E> {
+        self.visit_str(&number.to_string())
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<ReservedPorts, E> {
+        self.visit_str(&number.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(host_port: u16, protocol: Protocol) -> Mapping {
+        Mapping {
+            host_ip: None,
+            host_port,
+            container_port: 80,
+            protocol,
+        }
+    }
+
+    #[test]
+    fn a_port_a_range_and_a_protocol_are_read() {
+        for (text, port, protocol, has) in [
+            ("22", 22, Protocol::Tcp, true),
+            ("22", 22, Protocol::Sctp, true),
+            ("22", 23, Protocol::Tcp, false),
+            ("10248-10259", 10259, Protocol::Udp, true),
+            ("10248-10259", 10260, Protocol::Udp, false),
+            ("53/udp", 53, Protocol::Udp, true),
+            ("53/UDP", 53, Protocol::Tcp, false),
+            ("1-65535/sctp", 9, Protocol::Sctp, true),
+        ] {
+            let reserved = ReservedPorts::parse(text).unwrap();
+            assert_eq!(reserved.has(&mapping(port, protocol)), has, "{text} {port}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_range_of_ports_is_refused() {
+        for text in [
+            "", "0", "65536", "+1", "-1", "1-", "2-1", "22/icmp", "22/", " 22", "ssh",
+        ] {
+            assert!(ReservedPorts::parse(text).is_err(), "{text:?}");
+        }
+    }
+}
