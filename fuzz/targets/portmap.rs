@@ -8,12 +8,13 @@
 mod taken_in {
     pub mod conf;
     pub mod plan;
+    pub mod reserved;
 }
 
 use anyhow::Result;
 use cni::{Attachment, Call};
 use fuzz::Parser;
-use taken_in::{conf, plan};
+use taken_in::{conf, plan, reserved};
 
 struct Portmap;
 
@@ -23,7 +24,7 @@ impl Parser for Portmap {
 
     fn parse(call: &Call, conf: &conf::Conf, owner: Option<&Attachment>) -> Result<()> {
         let plan = plan::Plan::new(conf)?;
-        let _ = plan.opens_to_localhost();
+        let _ = (plan.admit(), plan.opens_to_localhost());
         if let (Some(owner), Some(previous)) = (owner, call.prev_result()?) {
             nat::fuzzing::publish_as_text(&plan.host_ports(owner, &previous));
         }
