@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use testkit::{Netns, Sandbox, Stdout, beyond_peer, conf, conf_of, newest};
+use testkit::{Cni, Netns, Sandbox, Stdout, beyond_peer, conf, conf_of, newest};
 
 const V4: &str = "10.1.0.0/24";
 const V6: &str = "fd01::/64";
@@ -1253,6 +1253,9 @@ fn ipv6_that_is_disabled_on_the_node_is_named() {
             sandbox
                 .host()
                 .sh("echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6");
+            let status = sandbox.cni(plugin).status(&conf_of(plugin)).error();
+            assert_eq!(status.code, 50);
+            assert!(status.msg.ends_with(".disable_ipv6 is 1"), "{status:?}");
             let error = sandbox
                 .cni(plugin)
                 .add(&conf_of(plugin), &pod, "eth0")
@@ -1278,6 +1281,60 @@ fn a_pod_without_ipv6_gets_it_with_its_address() {
         result.result();
         assert_eq!(pod.addresses("eth0"), ["10.1.0.2/24", "fd01::2/64"]);
     }
+}
+
+/// A call where /proc/sys is read-only, as in rootless runtimes.
+fn without_sysctls(call: Cni) -> Cni {
+    let read_only = r#"mount --bind /proc/sys /proc/sys
+        mount -o remount,bind,ro /proc/sys
+        exec "$@""#;
+    call.under(&["unshare", "--mount", "sh", "-ec", read_only, "sh"])
+}
+
+#[test]
+fn a_read_only_proc_sys_costs_no_add_what_it_can_do_without() {
+    beyond_peer("keep_addr_on_down", || {
+        for plugin in ["bridge", "vxlan", "macvlan"] {
+            let sandbox = Sandbox::new();
+            sandbox.make_ready(plugin);
+            let (pod, conf) = (sandbox.pod("a"), conf_of(plugin));
+            sandbox.host().sh("echo 1 >/proc/sys/net/ipv4/ip_forward
+                 echo 1 >/proc/sys/net/ipv6/conf/all/forwarding");
+            let call = || without_sysctls(sandbox.cni(plugin));
+            call().status(&conf).silent();
+            let result = call().add(&conf, &pod, "eth0").result();
+            assert_eq!(pod.addresses("eth0"), ["10.1.0.2/24", "fd01::2/64"]);
+            let checked = conf::with_prev(&conf, &result);
+            call().check(&checked, &pod, "eth0").silent();
+            call().del(&checked, &pod, "eth0").silent();
+        }
+    });
+}
+
+#[test]
+fn what_a_read_only_proc_sys_does_forbid_is_told_by_status_and_add() {
+    beyond_peer("no STATUS there", || {
+        for plugin in ["bridge", "vxlan"] {
+            for family in ["4", "6"] {
+                let sandbox = Sandbox::new();
+                sandbox.make_ready(plugin);
+                let (pod, conf) = (sandbox.pod("a"), conf_of(plugin));
+                if family == "6" {
+                    let host = sandbox.host();
+                    host.sh("echo 1 >/proc/sys/net/ipv4/ip_forward");
+                }
+                let call = || without_sysctls(sandbox.cni(plugin));
+                let status = call().status(&conf).error();
+                assert_eq!(status.code, 50, "{}", status.msg);
+                let error = call().add(&conf, &pod, "eth0").error();
+                for msg in [status.msg, error.msg] {
+                    let forbidden = msg.starts_with("failed to enable forwarding")
+                        && msg.contains("read-only file system (30)");
+                    assert!(forbidden, "{plugin} {family}: {msg}");
+                }
+            }
+        }
+    });
 }
 
 #[test]

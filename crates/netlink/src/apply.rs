@@ -192,12 +192,19 @@ impl Inside {
 fn prepare_ipv6(interface: &Interface, layer3: &Layer3) -> anyhow::Result<Option<AddressMonitor>> {
     let name = &interface.name;
     let set = |setting| sysctl::write(&sysctl::interface_key("ipv6", name, setting), "1");
-    enable_ipv6("lo")?;
-    enable_ipv6(name)?;
+    // What is a favour does not fail an ADD where /proc/sys is read-only, as in rootless
+    // runtimes.
+    match enable_ipv6("lo") {
+        Err(error) if error.is_forbidden() => eprintln!("{error}"),
+        other => other?,
+    }
+    enable_ipv6(name).context("enable IPv6")?;
     // Without it, a pod that sets its interface down and up loses its addresses.
-    set("keep_addr_on_down")?;
+    match set("keep_addr_on_down") {
+        Err(error) if error.is_forbidden() => eprintln!("{error}"),
+        other => other?,
+    }
     if interface.notify {
-        // A favour: a read-only /proc/sys is no reason to fail an ADD.
         let _ = set("ndisc_notify");
     }
     // Nobody needs the address before there is a way out of the network.
@@ -366,12 +373,12 @@ fn has_carrier(link: &Link) -> bool {
 }
 
 /// Switches IPv6 on for an interface if it is off.
-fn enable_ipv6(name: &str) -> anyhow::Result<()> {
+fn enable_ipv6(name: &str) -> Result<(), Error> {
     let key = sysctl::interface_key("ipv6", name, "disable_ipv6");
     match sysctl::read(&key) {
         // Without IPv6 in the kernel, adding the address says so better.
         Err(error) => cni::log(format_args!("{error}")),
-        Ok(value) if value == "1" => sysctl::write(&key, "0").context("enable IPv6")?,
+        Ok(value) if value == "1" => sysctl::write(&key, "0")?,
         Ok(_) => {}
     }
     Ok(())

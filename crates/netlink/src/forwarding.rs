@@ -55,6 +55,20 @@ impl Netlink {
         }
     }
 
+    /// Whether [`Netlink::enable_forwarding`] would succeed; nothing is changed.
+    ///
+    /// # Errors
+    /// As that.
+    pub fn may_enable_forwarding(&self, family: Family) -> Result<(), Error> {
+        if self.forwards(family) == Some(true) {
+            return Ok(());
+        }
+        sysctl::may_write(match family {
+            Family::V4 => IPV4,
+            Family::V6 => IPV6,
+        })
+    }
+
     /// Whether the host forwards, where the kernel tells: `ip netconf show dev all`. To open
     /// the setting's file takes the longer the more namespaces there are.
     fn forwards(&self, family: Family) -> Option<bool> {

@@ -45,6 +45,19 @@ pub fn write(key: &str, value: &str) -> Result<(), Error> {
         .map_err(|error: io::Error| Error::io(op(), &error))
 }
 
+/// Whether `key` could be set: it is opened to be written, and left as it is.
+///
+/// # Errors
+/// As [`write`].
+pub fn may_write(key: &str) -> Result<(), Error> {
+    let op = || format!("write sysctl {key}");
+    OpenOptions::new()
+        .write(true)
+        .open(path(key, op)?)
+        .map(drop)
+        .map_err(|error| Error::io(op(), &error))
+}
+
 /// Sets `key` to `value` unless it is that already, and tells whether it wrote.
 /// A value that is right may be on a /proc/sys that is read-only.
 ///

@@ -1,8 +1,11 @@
 //! The pods' gateway: its addresses on an interface of the host, and forwarding.
 
 use anyhow::{Context, Result, bail};
+use cni::{Call, Code};
 use ipnetwork::IpNetwork;
-use netlink::{AddressSpec, Family, Link, Netlink};
+use netlink::{AddressSpec, Family, Link, Netlink, sysctl};
+
+use crate::requested;
 
 /// Makes sure that `link` has every one of `addresses`. All pods of the network
 /// want the same ones, so they stay when the pods go. `what` begins the error;
@@ -91,6 +94,38 @@ pub fn ensure_forwarding(host: &Netlink, addresses: &[IpNetwork]) -> Result<()> 
         }
     }
     Ok(())
+}
+
+/// STATUS: whether `interface` of the host, which need not be there yet, could be the gateway
+/// of the subnets that `ipam` has.
+///
+/// # Errors
+/// Code 50: `failed to enable forwarding: …`, `net.ipv6.conf.cni0.disable_ipv6 is 1`.
+pub fn status(call: &Call, host: &Netlink, interface: &str) -> Result<()> {
+    let unavailable = |why: String| Code::NotAvailable.err(why);
+    let subnets = requested::written_subnets(call);
+    for family in [Family::V4, Family::V6] {
+        if !subnets.iter().any(|it| Family::of(it.ip()) == family) {
+            continue;
+        }
+        host.may_enable_forwarding(family)
+            .map_err(|error| unavailable(format!("failed to enable forwarding: {error}")))?;
+        if family == Family::V6 && ipv6_is_disabled(host, interface)? {
+            let why = format!("net.ipv6.conf.{interface}.disable_ipv6 is 1");
+            return Err(unavailable(why).into());
+        }
+    }
+    Ok(())
+}
+
+/// One that is not there yet is born with the default.
+fn ipv6_is_disabled(host: &Netlink, interface: &str) -> Result<bool> {
+    let name = match host.find_link(interface)? {
+        Some(link) => link.name,
+        None => "default".to_owned(),
+    };
+    let key = sysctl::interface_key("ipv6", &name, "disable_ipv6");
+    Ok(sysctl::read(&key).is_ok_and(|value| value == "1"))
 }
 
 /// Makes sure that `link` has `address`.

@@ -63,7 +63,7 @@ pub fn refuse_capture(
             return Err(refused(text));
         }
         let subnet = subnet(*gateway);
-        let begin = format!("the requested address makes {interface:?} the gateway of {subnet}");
+        let begin = format!("its address makes {interface:?} the pod's gateway of {subnet}");
         if let Some(shortest) = too_short(*gateway, &written) {
             return Err(refused(format!("{begin}: at least /{shortest} is allowed")));
         }
@@ -145,7 +145,7 @@ fn too_short(address: IpNetwork, written: &[IpNetwork]) -> Option<u8> {
 }
 
 /// The subnets in `ipam`, as far as it can be read.
-fn written_subnets(call: &Call) -> Vec<IpNetwork> {
+pub(crate) fn written_subnets(call: &Call) -> Vec<IpNetwork> {
     let mut found = Vec::new();
     if let Ok(Json::Object(members)) = Json::parse(call.stdin()) {
         for (key, value) in members {

@@ -142,6 +142,9 @@ impl Plugin for Bridge {
             }
             None => {}
         }
+        if plan.gateway != Gateway::None {
+            gateway::status(&request.call, &host, &gateway_name(&plan)?)?;
+        }
         mtu_bytes(plan.mtu, &host).map_err(|error| unavailable(format!("{error:#}")))?;
         if plan.spoof_check && Nftables::find()?.is_none() {
             let why = "macspoofchk: the kernel lacks nf_tables".to_owned();
@@ -173,13 +176,19 @@ fn decide(
 ) -> Result<Addressing> {
     let addressing = Addressing::new(lease, plan.gateway, CONTAINER);
     if asks_for_addresses(request) && !addressing.gateways.is_empty() {
-        let name = match plan.has_vlan_gateway() {
-            true => plan.vlan_gateway_name()?,
-            false => plan.bridge.clone(),
-        };
-        requested::refuse_capture(&request.call, host, name.as_str(), &addressing.gateways)?;
+        let name = gateway_name(plan)?;
+        requested::refuse_capture(&request.call, host, &name, &addressing.gateways)?;
     }
     Ok(addressing)
+}
+
+/// The interface that is the pods' gateway.
+fn gateway_name(plan: &Plan) -> Result<String> {
+    let name = match plan.has_vlan_gateway() {
+        true => plan.vlan_gateway_name()?,
+        false => plan.bridge.clone(),
+    };
+    Ok(name.to_string())
 }
 
 /// The MTU to set; `None` leaves it to the kernel.

@@ -166,6 +166,9 @@ impl Plugin for Vxlan {
         if let Some(bridge) = &bridge {
             port::refuse_full(&host, bridge)?;
         }
+        if plan.gateway != Gateway::None {
+            gateway::status(call, &host, name)?;
+        }
         if let Some(how) = &plan.masquerade {
             nat::open(how.backend).map_err(|error| unavailable(format!("ipMasq: {error:#}")))?;
         }
