@@ -536,6 +536,53 @@ fn validate_and_bridge_agree_on_gateways() {
     });
 }
 
+/// A plugin takes the last of several values that is not null; validate does not mind those
+/// before it.
+#[test]
+fn validate_and_bridge_agree_on_keys_that_are_written_twice() {
+    beyond_peer(WHY, || {
+        let sandbox = Sandbox::new();
+        let pod = sandbox.pod("a");
+        let podwire = Suite::Ours.dir().join("podwire").display().to_string();
+        for (keys, works) in [
+            (r#""mtu": "x", "mtu": 1400"#, true),
+            (r#""mtu": 1400, "MTU": "x""#, false),
+            (r#""mtu": 1400, "mtu": null"#, true),
+            (r#""mtu": "x", "mtu": null"#, false),
+            (r#""isGateway": 1, "isgateway": true"#, true),
+            (
+                r#""args": {"cni": {"mac": "x"}}, "args": {"cni": {"mac": "02:00:00:00:00:01"}}"#,
+                true,
+            ),
+            (
+                r#""args": {"cni": {"mac": "x"}}, "args": {"cni": {}}"#,
+                false,
+            ),
+            (r#""args": {"cni": {"mac": "x"}}, "args": 5"#, false),
+            (
+                r#""ipam": {"type": "host-local", "subnet": 5}, "ipam": {"subnet": "10.1.0.0/24"}"#,
+                true,
+            ),
+        ] {
+            let text = format!(
+                r#"{{"cniVersion": "1.0.0", "name": "testnet", "type": "bridge", {keys}}}"#
+            );
+            let file = sandbox.dir().join("n.conf");
+            sandbox.write(&file, &text);
+            let file = file.display().to_string();
+            let told = sandbox.host().run(&[&podwire, "validate", &file]);
+            assert_eq!(told.code == 0, works, "{keys}: {told:?}");
+            let conf = json!({"type": "bridge"});
+            let made = sandbox
+                .cni("bridge")
+                .stdin(text.clone())
+                .add(&conf, &pod, "eth0");
+            assert_eq!(made.code() == 0, works, "{keys}: {made}");
+            sandbox.cni("bridge").stdin(text).del(&conf, &pod, "eth0");
+        }
+    });
+}
+
 /// The text that validate prints for a network.
 fn told(document: &Value) -> String {
     let sandbox = Sandbox::new();

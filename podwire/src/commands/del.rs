@@ -58,7 +58,10 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
     let mut attachment = arguments.attachment(words.get(1).map(String::as_str))?;
     let (path, cache) = (arguments.plugin_dirs(), arguments.cache());
     // A file that cannot be read must not keep the container attached.
-    let cached = cache.get(attachment.key(network)).unwrap_or_default();
+    let cached = cache.get(attachment.key(network)).unwrap_or_else(|error| {
+        eprintln!("podwire: {error:#}; deleting without what was remembered");
+        None
+    });
     complete(&mut attachment, cached.as_ref());
     let list = NetworkList::load(&arguments.conf_dir(), network)
         .or_else(|error| remembered(cached.as_ref(), error))?;

@@ -58,7 +58,7 @@ pub fn check(
     };
     let version = match several {
         [] => check_version(exact("cniVersion"), findings),
-        several => highest(exact("cniVersion"), several),
+        several => highest(exact("cniVersion"), several, findings),
     };
     tell_excluded_runtimes(single_version(exact("cniVersion")), findings);
     for (key, since) in SINCE {
@@ -161,7 +161,10 @@ fn check_keys(members: &[(String, Json)], findings: &mut Findings) {
         if members[..index].iter().any(|(other, _)| other == name) {
             findings.warning(name, "written more than once: the last one counts");
         }
+        let is_overridden = members[index + 1..].iter().any(|(other, _)| other == name);
         match KEYS.iter().find(|key| key.name == name) {
+            // Of a map, the last value counts, whatever it is.
+            Some(_) if is_overridden => {}
             // A runtime that reads a map takes null for a wrong type.
             Some(_) if *value == Json::Null => {
                 findings.error(name, "null is no value for a key of a list");
@@ -242,10 +245,18 @@ pub fn tell_excluded_runtimes(single: Option<Version>, findings: &mut Findings) 
 
 /// The highest version that libcni would take; those that are none are told by
 /// the table of keys.
-fn highest(single: Option<&Json>, several: &[Json]) -> Option<Version> {
+fn highest(single: Option<&Json>, several: &[Json], findings: &mut Findings) -> Option<Version> {
     let all = several.iter().chain(single);
     let texts = all.filter_map(|value| schema::text(Some(value.clone())));
-    texts.filter_map(|text| Version::parse(&text)).max()
+    let known = texts.filter_map(|text| Some((numbers(&text)?, text)));
+    let newest = numbers(Version::LATEST.as_str())?;
+    let (_, taken) = known.filter(|(version, _)| *version <= newest).max()?;
+    let version = Version::parse(&taken);
+    if version.is_none() {
+        let reason = format!("{taken:?} is the highest, and no version of the specification");
+        findings.error("cniVersions", reason);
+    }
+    version
 }
 
 fn version(text: &str) -> Result<(), String> {

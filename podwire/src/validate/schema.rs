@@ -104,7 +104,15 @@ pub fn check_members(
         if members[..index].iter().any(again) {
             findings.warning(&place, "written more than once: the last one counts");
         }
+        let mut after = members[index + 1..].iter();
+        let is_overridden = after.any(|it| again(it) && it.1 != Json::Null);
         match all().find(|key| key.name.eq_ignore_ascii_case(name)) {
+            Some(_) if is_overridden => {}
+            // What a plugin reads: the last that is not null, or all objects as one.
+            Some(key) if members[..index].iter().any(again) && *value != Json::Null => {
+                let read = Json::Object(members.to_vec()).get(name);
+                check(&read.unwrap_or_default(), &key.kind, &place, findings);
+            }
             Some(key) => check(value, &key.kind, &place, findings),
             None if others == Others::AreMistakes => {
                 let names: Vec<_> = all().map(|key| key.name).collect();

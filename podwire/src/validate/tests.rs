@@ -168,6 +168,20 @@ fn what_a_version_does_not_have_is_told() {
 }
 
 #[test]
+fn the_highest_of_several_versions_must_be_one() {
+    let found = |versions: &str| {
+        of_list(&format!(
+            r#"{{"name": "n", "cniVersion": "0.4.0", "cniVersions": {versions}, "plugins": [{{"type": "x"}}]}}"#
+        ))
+    };
+    assert!(found(r#"["1.0.0", "7.0.0"]"#).is_empty());
+    assert_eq!(
+        found(r#"["1.0.0", "1.0.7"]"#),
+        ["cniVersions: \"1.0.7\" is the highest, and no version of the specification"]
+    );
+}
+
+#[test]
 fn of_unknown_plugins_only_the_common_keys_are_looked_at() {
     assert!(
         faults(r#""type": "mine", "any": 1, "ipam": {"type": "host-local", "x": 1}"#).is_empty()
