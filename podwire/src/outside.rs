@@ -13,7 +13,7 @@ use cni::conf::NetConf;
 use cni::json::Json;
 use cni::version::Version;
 use nat::Kind;
-use nat::nftables::{Apart, PortOwner, SpoofCheck, VxlanGuard};
+use nat::nftables::{Apart, Isolation, PortOwner, SpoofCheck, VxlanGuard};
 use nat::node::{Asked, Pod, Report};
 use netlink::{Mac, Netlink};
 use netns::NetNs;
@@ -98,7 +98,7 @@ pub fn run(arguments: &Arguments, task: &Task<'_>) -> Result<Verdict> {
     }
     let report = (task.run)(&found.pods, dry)?;
     if !task.ours && !dry {
-        forget_users(&found.pods);
+        forget_users(&found.pods)?;
     }
     tell(arguments, task, &found, &report)?;
     Ok(match found.broken.is_empty() {
@@ -114,16 +114,31 @@ fn note_users(pods: &[Pod]) -> Result<()> {
             shared::use_subnets(what)?;
         }
     }
+    for pod in pods {
+        if let Some(isolation) = &pod.isolation {
+            shared::use_isolation(&pod.owner, isolation)?;
+        }
+    }
     Ok(())
 }
 
-fn forget_users(pods: &[Pod]) {
-    for Asked { what, .. } in pods.iter().filter_map(|pod| pod.masquerade.as_ref()) {
-        // Those of an overlay are not given away.
-        if what.not_through.is_none() {
-            shared::forget(&what.owner);
-        }
+/// What is podwire's alone goes, too: the Go plugins would never remove it.
+fn forget_users(pods: &[Pod]) -> Result<()> {
+    let mut networks = BTreeMap::<&str, Vec<&cni::Attachment>>::new();
+    for pod in pods.iter().filter(|pod| is_given_away(pod)) {
+        let owners = networks.entry(&pod.owner.network).or_default();
+        owners.push(&pod.owner);
     }
+    for (network, owners) in networks {
+        shared::give_away(network, &owners)?;
+    }
+    Ok(())
+}
+
+fn is_given_away(pod: &Pod) -> bool {
+    let masquerade = pod.masquerade.as_ref();
+    // Those of an overlay are not given away.
+    masquerade.is_some_and(|it| it.what.not_through.is_none()) || pod.isolation.is_some()
 }
 
 impl Found {
@@ -168,8 +183,8 @@ impl Found {
         let pods = self.pods.iter().map(|pod| pod.owner.clone());
         let known: Vec<_> = pods.chain(self.gone.iter().cloned()).collect();
         let known: Vec<_> = known.iter().collect();
-        let wanted = |pod: &Pod| pod.masquerade.as_ref().map(|_| pod.owner.network.clone());
-        let networks: BTreeSet<_> = self.pods.iter().filter_map(wanted).collect();
+        let wanted = self.pods.iter().filter(|pod| is_given_away(pod));
+        let networks: BTreeSet<_> = wanted.map(|pod| pod.owner.network.clone()).collect();
         for network in networks {
             if !shared::has_other_users(&network, &known) {
                 continue;
@@ -329,6 +344,7 @@ fn pod(cached: &CachedAttachment, list: &NetworkList) -> Result<Pod> {
         ports: None,
         spoof_check: None,
         apart: None,
+        isolation: None,
         guard: None,
     };
     for plugin in &list.plugins {
@@ -341,6 +357,9 @@ fn pod(cached: &CachedAttachment, list: &NetworkList) -> Result<Pod> {
                 pod.masquerade =
                     masquerade(&pod.owner, &keys, &result).map(|it| it.filter(|_| has_ipam))?;
                 pod.spoof_check = spoof_check(&pod.owner, &keys, &result)?;
+                if plugin.plugin == "bridge" {
+                    pod.isolation = isolation(&list.name, &document, has_ipam, &result)?;
+                }
             }
             "vxlan" => {
                 let keys: Keys = document.decode()?;
@@ -401,6 +420,21 @@ impl Keys {
             || self.is_gateway == Some(true)
             || self.is_default_gateway == Some(true)
     }
+}
+
+/// Asks for the MAC that the gateway has now.
+fn isolation(
+    network: &str,
+    document: &Json,
+    has_ipam: bool,
+    result: &AddResult,
+) -> Result<Option<Isolation>> {
+    let plan = bridge::plan::Plan::new(&document.decode()?, has_ipam, None)?;
+    let Some(name) = plan.isolated_gateway()? else {
+        return Ok(None);
+    };
+    let gateway = Netlink::open()?.find_link(name.as_str())?;
+    Ok(plan.isolation(network, gateway.as_ref(), &result.ips))
 }
 
 fn masquerade(

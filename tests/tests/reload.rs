@@ -30,6 +30,7 @@ fn bridge() -> Value {
     let conf = conf::bridge(&["10.1.0.0/24", "fd01::/64"]);
     let keys = json!({
         "isDefaultGateway": true, "hairpinMode": true, "ipMasq": true, "macspoofchk": true,
+        "portIsolation": true,
     });
     conf::with(&conf, keys)
 }

@@ -227,6 +227,27 @@ fn of_pods(node: &Node) -> Vec<String> {
     rules
 }
 
+#[test]
+fn isolation_behind_the_gateway_is_put_back() {
+    beyond_peer(WHY, || {
+        let node = Node::empty(BackEnd::Nftables);
+        let mut network = network(&DUAL);
+        network["plugins"][0]["portIsolation"] = true.into();
+        node.configure(&network);
+        let (_a, _server) = node.pod(Suite::Ours, "a", 8080);
+        let rules = || node.host().sh("nft list table inet podwire_isolation");
+        let before = rules();
+        assert!(before.contains("net: mynet"), "{before}");
+        assert_eq!(node.task(&["resync"]).stdout, "");
+        node.host().sh("nft delete table inet podwire_isolation");
+        let told = node.task(&["resync"]).stdout;
+        assert_eq!(told, "put back: isolation of mynet\n");
+        assert_eq!(rules(), before);
+        node.task(&["release"]);
+        assert!(!rules().contains("net: mynet"), "{}", rules());
+    });
+}
+
 // ---- adopt
 
 #[test]

@@ -13,6 +13,7 @@ mod expression;
 pub(crate) mod fuzzing;
 mod go;
 mod hostport;
+mod isolation;
 mod listing;
 mod masquerade;
 mod message;
@@ -44,6 +45,7 @@ use transaction::{Chain, Change, Hook, Point, Table, Transaction};
 pub use conntrack::{UdpPort, Which, local_addresses};
 pub use error::Error;
 pub use hostport::published as udp_ports;
+pub use isolation::{Isolation, Place};
 pub use networks::Apart;
 pub(crate) use ruleset::Ruleset;
 pub use spoof::SpoofCheck;
@@ -332,6 +334,39 @@ impl Nftables {
             let others = masquerade::of_others(&found, network, kept);
             Ok(masquerade::removal(&others))
         })
+    }
+
+    /// Keeps pods behind isolated ports from each other where the node forwards; once more does
+    /// no harm.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn isolate(&self, wanted: &Isolation) -> Result<()> {
+        self.transact(|socket| isolation::add(socket, &[wanted]))
+    }
+
+    /// Fails if something of what isolates a network's pods is missing.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn check_isolation(&self, wanted: &Isolation) -> Result<()> {
+        complete(isolation::missing(&self.socket, wanted)?)
+    }
+
+    /// Whether rules isolate pods of `network` elsewhere than at `kept`.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn isolates_others(&self, network: &str, kept: &[Place]) -> Result<bool> {
+        Ok(!isolation::others(&self.socket, network, kept)?.is_empty())
+    }
+
+    /// Removes the rules that isolate pods of `network` elsewhere than at `kept`.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn retain_isolation(&self, network: &str, kept: &[Place]) -> Result<()> {
+        self.transact(|socket| isolation::others(socket, network, kept))
     }
 
     /// Reads, decides and writes; again where somebody else wrote in between.

@@ -18,7 +18,7 @@ use crate::choice::{self, Hint};
 use crate::hostport::{HostPorts, Notice, Snat};
 use crate::iptables::{Changes, Iptables, Tables};
 use crate::masquerade::Masquerade;
-use crate::nftables::{self, Apart, Family, Nftables, Ruleset, SpoofCheck, VxlanGuard};
+use crate::nftables::{self, Apart, Family, Isolation, Nftables, Ruleset, SpoofCheck, VxlanGuard};
 
 /// What an attachment wants of the node.
 #[derive(Clone, Debug)]
@@ -33,6 +33,8 @@ pub struct Pod {
     pub spoof_check: Option<SpoofCheck>,
     /// Whether its network is kept apart from others.
     pub apart: Option<Apart>,
+    /// Whether it is kept from others of its network.
+    pub isolation: Option<Isolation>,
     /// Who may send its network's packets; of several pods of a network, one has it.
     pub guard: Option<VxlanGuard>,
 }
@@ -297,11 +299,25 @@ impl Plan {
                 plan.report.done.push(line);
             }
         }
+        let mut isolations = Vec::<&Isolation>::new();
+        for wanted in pods.iter().filter_map(|pod| pod.isolation.as_ref()) {
+            if let Some(ruleset) = &plan.node.ruleset
+                && !isolations.contains(&wanted)
+                && !ruleset.isolates(wanted)
+            {
+                isolations.push(wanted);
+                let line = format!("isolation of {}", wanted.network);
+                plan.report.done.push(line);
+            }
+        }
         plan.first = plan
             .node
             .tables
             .additions(&iptables.masquerades, &iptables.ports)?;
         plan.add(&nftables)?;
+        if !isolations.is_empty() {
+            plan.node.ruleset()?.isolate(&isolations)?;
+        }
         if !networks.is_empty() {
             plan.node.ruleset()?.keep_apart(&networks)?;
         }

@@ -115,6 +115,7 @@ impl Conf {
     pub fn extras(&self) -> Extras<'_> {
         Extras {
             masquerade: self.ip_masq,
+            isolation: false,
             // The Go suite has no such plugin.
             bridge: None,
             spoof_check: self.macspoofchk,

@@ -6,9 +6,10 @@ use anyhow::{Context, Result};
 use cni::conf::ValidAttachment;
 use cni::result::{AddResult, IpConfig};
 use cni::{Attachment, Call, Code, Undo};
-use nat::nftables::{Nftables, SpoofCheck};
+use ipnetwork::IpNetwork;
+use nat::nftables::{Isolation, Nftables, SpoofCheck};
 use nat::{Kind, Leftovers, Masquerade};
-use netlink::{Mac, Netlink, VethPair};
+use netlink::{Link, Mac, Netlink, VethPair};
 
 use crate::{Addressing, shared};
 
@@ -99,7 +100,7 @@ fn without_masquerade(owner: &Attachment, bridge: Option<&str>, undo: &mut Undo)
 
 fn undo_use(owner: &Attachment, bridge: Option<&str>, undo: &mut Undo) {
     let (owner, bridge) = (owner.clone(), bridge.map(str::to_owned));
-    undo.push("remove the network's masquerade", move || {
+    undo.push("remove the network's rules", move || {
         shared::leave(&owner, bridge.as_deref(), true)
     });
 }
@@ -148,6 +149,57 @@ fn in_the_result(call: &Call) -> Option<Vec<IpAddr>> {
     let previous = call.prev_result().ok()??;
     let addresses = previous.ips.iter().map(|ip| ip.address.ip()).collect();
     Some(addresses).filter(|all: &Vec<_>| !all.is_empty())
+}
+
+/// What keeps isolated pods from each other where the node forwards for them: their gateway is
+/// `gateway`. `None` if they have no subnet there.
+pub fn isolation(network: &str, gateway: &Link, ips: &[IpConfig]) -> Option<Isolation> {
+    let mut subnets = Vec::new();
+    for address in ips.iter().map(|ip| ip.address.0) {
+        let subnet = IpNetwork::new(address.network(), address.prefix()).ok()?;
+        if !subnets.contains(&subnet) {
+            subnets.push(subnet);
+        }
+    }
+    let isolation = Isolation {
+        network: network.to_owned(),
+        gateway: gateway.name.clone(),
+        mac: gateway.mac?.0,
+        subnets,
+    };
+    (!isolation.subnets.is_empty()).then_some(isolation)
+}
+
+/// Keeps an isolated pod from others that have the same gateway. `bridge` as in [`masquerade`].
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn isolate(
+    owner: &Attachment,
+    wanted: &Isolation,
+    bridge: Option<&str>,
+    undo: &mut Undo,
+) -> Result<()> {
+    let Some(nftables) = Nftables::find()? else {
+        eprintln!(
+            "isolate the pods of {} behind their gateway: the kernel lacks nf_tables",
+            wanted.network
+        );
+        return Ok(());
+    };
+    undo_use(owner, bridge, undo);
+    shared::use_isolation(owner, wanted)?;
+    nftables
+        .isolate(wanted)
+        .context("isolate the pod behind its gateway")
+}
+
+/// CHECK: whether isolated pods are kept from each other.
+///
+/// # Errors
+/// What is missing.
+pub fn check_isolation(wanted: &Isolation) -> Result<()> {
+    Nftables::find()?.map_or(Ok(()), |nftables| nftables.check_isolation(wanted))
 }
 
 /// Drops what the pod sends with another MAC than its own.

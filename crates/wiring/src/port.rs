@@ -123,6 +123,8 @@ pub fn container_interface(pair: &VethPair, netns: &NetnsPath) -> Interface {
 pub struct Extras<'a> {
     /// Masquerade (`ipMasq`).
     pub masquerade: bool,
+    /// Isolation (`portIsolation`).
+    pub isolation: bool,
     /// Where pods of the Go plugins may be that use the same network.
     pub bridge: Option<&'a str>,
     /// A spoof check (`macspoofchk`).
@@ -156,10 +158,10 @@ pub fn detach(
         }
         gone
     });
-    // As long as the pod can send, it is masqueraded.
+    // As long as the pod can send, it is masqueraded and isolated.
     if gone.is_some() {
-        all.step("remove the network's masquerade", || {
-            shared::leave(attachment, extras.bridge, masquerade)
+        all.step("remove the network's rules", || {
+            shared::leave(attachment, extras.bridge, masquerade || extras.isolation)
         });
     }
 }
@@ -176,7 +178,7 @@ pub fn collect(call: &Call, valid: &[ValidAttachment], all: &mut BestEffort) {
     all.step("collect masquerade", || {
         nat::Leftovers::collect_masquerade(network, valid)
     });
-    all.step("collect the network's masquerade", || {
+    all.step("collect the network's rules", || {
         shared::collect(network, valid)
     });
     if call.has_ipam() {

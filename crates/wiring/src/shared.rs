@@ -1,5 +1,6 @@
-//! Rules that serve all attachments of a network: a masquerade rule for a subnet. They come with
-//! the first attachment that needs them and go with the last.
+//! Rules that serve all attachments of a network: for a subnet, one that masquerades it and one
+//! that keeps isolated pods from each other. They come with the first attachment that needs
+//! them and go with the last.
 //!
 //! Who needs them is in [`Users`]. That may be incomplete, so before a rule goes the kernel is asked
 //! for attachments that are not in there, and where there is one, the rule stays.
@@ -10,7 +11,7 @@ use cni::conf::ValidAttachment;
 use cni::request::alias_prefix;
 use ipnetwork::IpNetwork;
 use nat::Masquerade;
-use nat::nftables::Nftables;
+use nat::nftables::{Isolation, Nftables, Place};
 use netlink::Netlink;
 
 use crate::port::alias_of;
@@ -18,6 +19,9 @@ use crate::users::{Left, Users};
 
 /// The use of a masquerade rule for a subnet begins so.
 const MASQUERADE: &str = "masquerade-";
+
+/// The use of a rule that isolates the pods of a subnet begins so.
+const ISOLATION: &str = "isolation-";
 
 /// An attachment that uses nothing that is shared, but is known. Its addresses are written
 /// there where iptables has rules for them.
@@ -36,6 +40,17 @@ pub fn use_subnets(wanted: &Masquerade) -> Result<bool> {
     }
     let uses: Vec<_> = uses.iter().map(|it| (it.as_str(), "")).collect();
     note(&wanted.owner, &uses)
+}
+
+/// The same for rules that isolate the attachment's pod.
+///
+/// # Errors
+/// As [`use_subnets`].
+pub fn use_isolation(owner: &Attachment, wanted: &Isolation) -> Result<()> {
+    let uses: Vec<_> = wanted.places().iter().map(use_of_place).collect();
+    let uses: Vec<_> = uses.iter().map(|it| (it.as_str(), "")).collect();
+    note(owner, &uses)?;
+    Ok(())
 }
 
 /// Writes down an attachment whose rules are its own, for these addresses.
@@ -75,14 +90,23 @@ fn note(owner: &Attachment, uses: &[(&str, &str)]) -> Result<bool> {
     Ok(is_first)
 }
 
-/// Forgets an attachment whose rules were given to the Go plugins.
-pub fn forget(owner: &Attachment) {
-    if let Ok(Some(users)) = Users::find(&owner.network)
-        && users.forget(owner).is_ok()
-        && let Ok(users) = Users::alone(&owner.network)
-    {
-        users.tidy();
+/// Forgets attachments whose rules were given to the Go plugins, and takes away what is left of
+/// them, unless others use it.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn give_away(network: &str, these: &[&Attachment]) -> Result<()> {
+    if let Ok(Some(users)) = Users::find(network) {
+        for attachment in these {
+            let _ = users.forget(attachment);
+        }
     }
+    let aliases: Vec<_> = these.iter().map(|it| it.alias()).collect();
+    reconcile(network, |users| {
+        has_unknown(network, None, |alias| {
+            aliases.iter().any(|it| it == alias) || users.knows(alias)
+        })
+    })
 }
 
 /// Whether attachments to `network` other than these use its rules, or may.
@@ -122,9 +146,7 @@ pub fn leave(owner: &Attachment, bridge: Option<&str>, configured: bool) -> Resu
         Ok(None) if !configured => return Ok(()),
         Ok(None) => {
             // Of an earlier release, or a second DEL.
-            let nftables = Nftables::find()?.map(Nftables::closed_later);
-            let is_masqueraded = |it: &Nftables| it.masquerades_others(&owner.network, &[]);
-            if !nftables.as_ref().map_or(Ok(false), is_masqueraded)? {
+            if !has_rules(&owner.network)? {
                 return Ok(());
             }
         }
@@ -167,9 +189,7 @@ pub fn collect(network: &str, valid: &[ValidAttachment]) -> Result<()> {
             let _ = users.retain(&aliases);
         }
         Ok(None) => {
-            let nftables = Nftables::find()?;
-            let is_masqueraded = |it: &Nftables| it.masquerades_others(network, &[]);
-            if !nftables.as_ref().map_or(Ok(false), is_masqueraded)? {
+            if !has_rules(network)? {
                 return Ok(());
             }
         }
@@ -190,17 +210,31 @@ fn reconcile(network: &str, has_unknown: impl FnOnce(&Users) -> bool) -> Result<
     let Ok(used) = users.used() else {
         return Ok(());
     };
-    let kept: Vec<_> = used.iter().filter_map(|it| subnet_of_use(it)).collect();
-    if let Some(nftables) = Nftables::find()?.map(Nftables::closed_later)
-        && nftables.masquerades_others(network, &kept)?
-    {
-        if has_unknown(&users) {
+    if let Some(nftables) = Nftables::find()?.map(Nftables::closed_later) {
+        let subnets: Vec<_> = used.iter().filter_map(|it| subnet_of_use(it)).collect();
+        let places: Vec<_> = used.iter().filter_map(|it| place_of_use(it)).collect();
+        let masquerades = nftables.masquerades_others(network, &subnets)?;
+        let isolates = nftables.isolates_others(network, &places)?;
+        if (masquerades || isolates) && has_unknown(&users) {
             return Ok(());
         }
-        nftables.retain_masquerade(network, &kept)?;
+        if masquerades {
+            nftables.retain_masquerade(network, &subnets)?;
+        }
+        if isolates {
+            nftables.retain_isolation(network, &places)?;
+        }
     }
     users.tidy();
     Ok(())
+}
+
+/// Whether there is any rule that attachments to the network share.
+fn has_rules(network: &str) -> Result<bool> {
+    let Some(nftables) = Nftables::find()?.map(Nftables::closed_later) else {
+        return Ok(false);
+    };
+    Ok(nftables.masquerades_others(network, &[])? || nftables.isolates_others(network, &[])?)
 }
 
 /// Whether attachments to the network are there that are not known: those of earlier releases
@@ -225,11 +259,30 @@ fn has_unknown(network: &str, bridge: Option<&str>, is_known: impl Fn(&str) -> b
 }
 
 fn use_of_subnet(subnet: &IpNetwork) -> String {
-    format!("{MASQUERADE}{}_{}", subnet.network(), subnet.prefix())
+    format!("{MASQUERADE}{}", written(subnet))
 }
 
 fn subnet_of_use(what: &str) -> Option<IpNetwork> {
-    let (ip, prefix) = what.strip_prefix(MASQUERADE)?.rsplit_once('_')?;
+    read(what.strip_prefix(MASQUERADE)?)
+}
+
+/// The name of an interface has no slash, and may have any other letter.
+fn use_of_place((gateway, subnet): &Place) -> String {
+    format!("{ISOLATION}{}-{gateway}", written(subnet))
+}
+
+fn place_of_use(what: &str) -> Option<Place> {
+    let (subnet, gateway) = what.strip_prefix(ISOLATION)?.split_once('-')?;
+    Some((gateway.to_owned(), read(subnet)?))
+}
+
+/// A subnet as a part of a file name.
+fn written(subnet: &IpNetwork) -> String {
+    format!("{}_{}", subnet.network(), subnet.prefix())
+}
+
+fn read(subnet: &str) -> Option<IpNetwork> {
+    let (ip, prefix) = subnet.rsplit_once('_')?;
     IpNetwork::new(ip.parse().ok()?, prefix.parse().ok()?).ok()
 }
 
@@ -243,6 +296,8 @@ mod tests {
             let subnet = subnet.parse().unwrap();
             assert_eq!(subnet_of_use(&use_of_subnet(&subnet)), Some(subnet));
         }
+        let place = ("br-0_1".to_owned(), "fd01::/64".parse().unwrap());
+        assert_eq!(place_of_use(&use_of_place(&place)), Some(place));
         assert_eq!(subnet_of_use(OWN), None);
         assert_eq!(subnet_of_use("masquerade-x_24"), None);
     }

@@ -1,14 +1,27 @@
 //! CHECK: whether an attachment is as its result says.
 
 use anyhow::{Result, bail};
+use cni::Call;
 use cni::request::Check;
 use cni::result::AddResult;
 use netlink::{Link, Netlink};
 use netns::NetNs;
-use wiring::{Addressing, check, gateway};
+use wiring::{Addressing, check, gateway, outside};
 
 use crate::conf::Conf;
 use crate::plan::Plan;
+
+/// Whether isolated pods are kept from each other behind their gateway.
+pub fn isolation(plan: &Plan, call: &Call, previous: &AddResult) -> Result<()> {
+    let Some(name) = plan.isolated_gateway()? else {
+        return Ok(());
+    };
+    let gateway = Netlink::open()?.find_link(name.as_str())?;
+    match plan.isolation(&call.network, gateway.as_ref(), &previous.ips) {
+        Some(isolation) => outside::check_isolation(&isolation),
+        None => Ok(()),
+    }
+}
 
 /// Compares the kernel with `prevResult`, and returns it.
 pub fn attachment(request: &Check<Conf>, plan: &Plan, netns: &NetNs) -> Result<AddResult> {

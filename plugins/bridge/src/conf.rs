@@ -84,6 +84,7 @@ impl Conf {
     pub fn extras(&self) -> Extras<'_> {
         Extras {
             masquerade: self.ip_masq,
+            isolation: self.port_isolation,
             bridge: Some(&self.bridge),
             spoof_check: self.macspoofchk,
         }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use cni::delegate;
 use cni::linked::Linked;
 use cni::request::{Add, Check, Del, Gc, Status};
-use cni::result::{AddResult, Interface};
+use cni::result::AddResult;
 use cni::{Attachment, BestEffort, Code, Plugin, Undo};
 use nat::nftables::Nftables;
 use netlink::{BridgeSpec, Link, Netlink, PortSpec};
@@ -82,10 +82,17 @@ impl Plugin for Bridge {
         ];
         if let Some(pod) = pod {
             let configured = pod::configure(pod, addressing.as_ref())?;
-            interfaces.extend(ensure_gateway(&host, &bridge, &plan, addressing.as_ref())?);
-            let bridge = Some(plan.bridge.as_str());
+            let gateway = ensure_gateway(&host, &bridge, &plan, addressing.as_ref())?;
+            if let (Some(gateway), true) = (&gateway, plan.has_vlan_gateway()) {
+                interfaces.push(pod::host_interface(gateway));
+            }
+            let (attachment, bridge) = (&request.attachment, Some(plan.bridge.as_str()));
+            let ips = addressing.as_ref().map_or(&[][..], |it| &it.ips);
+            if let Some(isolation) = plan.isolation(&call.network, gateway.as_ref(), ips) {
+                outside::isolate(attachment, &isolation, bridge, undo)?;
+            }
             outside::masquerade(
-                &request.attachment,
+                attachment,
                 addressing.as_ref(),
                 plan.masquerade,
                 bridge,
@@ -114,9 +121,10 @@ impl Plugin for Bridge {
             delegate::ipam_check(&request.call)?;
         }
         let previous = check::attachment(request, &plan, &netns)?;
-        if let (Some(how), true) = (plan.masquerade, request.call.has_ipam()) {
+        if let (Some(how), true) = (plan.masquerade.clone(), request.call.has_ipam()) {
             outside::check_masquerade(&request.attachment, how, &previous)?;
         }
+        check::isolation(&plan, &request.call, &previous)?;
         if plan.spoof_check {
             outside::check_spoof_check(&request.attachment, &previous, CONTAINER as usize)?;
         }
@@ -250,13 +258,13 @@ fn attach(
 }
 
 /// Gives the bridge, or the gateway interface of the VLAN, its addresses, and
-/// has the host forward. Returns the gateway interface if there is one.
+/// has the host forward. Returns which of them is the gateway, if one is.
 fn ensure_gateway(
     host: &Netlink,
     bridge: &Link,
     plan: &Plan,
     addressing: Option<&Addressing>,
-) -> Result<Option<Interface>> {
+) -> Result<Option<Link>> {
     let (Gateway::Gateway { force, .. }, Some(addressing)) = (plan.gateway, addressing) else {
         return Ok(None);
     };
@@ -268,8 +276,8 @@ fn ensure_gateway(
         Some(_) => "failed to set vlan interface for bridge with addr",
         None => "failed to set bridge addr",
     };
-    let interface = vlan.as_ref().unwrap_or(bridge);
-    gateway::ensure_addresses(host, interface, &addressing.gateways, force, what)?;
+    let interface = vlan.unwrap_or_else(|| bridge.clone());
+    gateway::ensure_addresses(host, &interface, &addressing.gateways, force, what)?;
     gateway::ensure_forwarding(host, &addressing.gateways)?;
-    Ok(vlan.as_ref().map(pod::host_interface))
+    Ok(Some(interface))
 }

@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result};
 use cni::Code;
 use cni::env::IfName;
-use netlink::{Dad, Mac};
+use cni::result::IpConfig;
+use nat::nftables::Isolation;
+use netlink::{Dad, Link, Mac};
 use wiring::mtu::{self, Mtu};
-use wiring::{Gateway, Masquerading, mac};
+use wiring::{Gateway, Masquerading, mac, outside};
 
 use crate::conf::{Conf, TrunkItem};
 
@@ -141,6 +143,31 @@ impl Plan {
                 "name of the VLAN's gateway interface {name:?}: {error}"
             ))
         })
+    }
+
+    /// What keeps isolated pods from each other where the node forwards for them.
+    pub fn isolation(
+        &self,
+        network: &str,
+        gateway: Option<&Link>,
+        ips: &[IpConfig],
+    ) -> Option<Isolation> {
+        let gateway = gateway.filter(|_| self.isolated)?;
+        outside::isolation(network, gateway, ips)
+    }
+
+    /// The interface that is the gateway of isolated pods, if there are such.
+    ///
+    /// # Errors
+    /// As [`Plan::vlan_gateway_name`].
+    pub fn isolated_gateway(&self) -> Result<Option<IfName>> {
+        if !self.isolated || self.gateway == Gateway::None {
+            return Ok(None);
+        }
+        Ok(Some(match self.has_vlan_gateway() {
+            true => self.vlan_gateway_name()?,
+            false => self.bridge.clone(),
+        }))
     }
 
     /// Whether the gateway of the pods is in an access VLAN.

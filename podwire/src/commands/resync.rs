@@ -20,7 +20,7 @@ const ABOUT: &str = "\
 Usage: podwire resync [OPTION]... [NETWORK]
 
 After `iptables -F`, `nft flush ruleset` or a reload of firewalld: puts back
-what is missing of masquerade, published ports and spoof checks, for every
+what is missing of masquerade, published ports, spoof checks and isolation, for every
 attachment in the cache or those to NETWORK. What is wanted follows from what
 the cache has of the ADD: the configuration, the runtime's port mappings, the
 result. After NetworkManager or another program took them, so come back the

@@ -3,6 +3,7 @@
 
 mod callers;
 mod files;
+mod isolation;
 // Hosts with a network between them, as the tests of vxlan have them.
 #[allow(dead_code)]
 #[path = "../vxlan/fleet.rs"]

@@ -36,6 +36,8 @@ pub enum Statement {
     Interface(String),
     /// `iifname != "lo"`
     InterfaceNot(String),
+    /// `oifname "cni0"`
+    OutInterface(String),
     /// `oifname != "vxlan0"`
     OutInterfaceNot(String),
     /// `iifname @set`
@@ -58,6 +60,8 @@ pub enum Statement {
     ReversePath,
     /// `ether saddr 00:11:22:33:44:55`
     EtherSource([u8; 6]),
+    /// `ether daddr 00:11:22:33:44:55`: in a table of IP, what the frame had that the packet came in.
+    EtherDestination([u8; 6]),
     /// `tcp dport 8080`
     Port(Protocol, u16),
     /// `fib daddr type local`: for an address of the node.
@@ -100,6 +104,7 @@ impl Statement {
             Self::AddressNot(side, network) => address_text(*side, network, "!= "),
             Self::Interface(name) => format!("iifname \"{name}\""),
             Self::InterfaceNot(name) => format!("iifname != \"{name}\""),
+            Self::OutInterface(name) => format!("oifname \"{name}\""),
             Self::OutInterfaceNot(name) => format!("oifname != \"{name}\""),
             Self::InterfaceIn(set) => format!("iifname @{set}"),
             Self::OutInterfaceIn(set) => format!("oifname @{set}"),
@@ -110,6 +115,7 @@ impl Statement {
             Self::SourceAndVxlanIn(set) => format!("{ip} saddr . udp dport . @th,96,24 @{set}"),
             Self::ReversePath => "fib saddr . iif oif exists".into(),
             Self::EtherSource(mac) => format!("ether saddr {}", Mac(mac)),
+            Self::EtherDestination(mac) => format!("ether daddr {}", Mac(mac)),
             Self::Port(protocol, port) => format!("{protocol} dport {port}"),
             Self::RedirectTo(to) => format!("dnat to {to}"),
             Self::LocalDestination => "fib daddr type local".into(),
@@ -256,6 +262,9 @@ impl Program {
             Statement::InterfaceNot(name) => {
                 self.interface(libc::NFT_META_IIFNAME, name, libc::NFT_CMP_NEQ);
             }
+            Statement::OutInterface(name) => {
+                self.interface(libc::NFT_META_OIFNAME, name, libc::NFT_CMP_EQ);
+            }
             Statement::OutInterfaceNot(name) => {
                 self.interface(libc::NFT_META_OIFNAME, name, libc::NFT_CMP_NEQ);
             }
@@ -304,6 +313,15 @@ impl Program {
             }
             Statement::EtherSource(mac) => {
                 self.payload(REGISTER, libc::NFT_PAYLOAD_LL_HEADER, 6, 6);
+                self.compare(libc::NFT_CMP_EQ, mac);
+            }
+            Statement::EtherDestination(mac) => {
+                if self.family != Family::Bridge {
+                    // In the machine's byte order.
+                    self.meta(REGISTER, libc::NFT_META_IIFTYPE);
+                    self.compare(libc::NFT_CMP_EQ, &libc::ARPHRD_ETHER.to_ne_bytes());
+                }
+                self.payload(REGISTER, libc::NFT_PAYLOAD_LL_HEADER, 0, 6);
                 self.compare(libc::NFT_CMP_EQ, mac);
             }
             Statement::LocalDestination => {

@@ -12,7 +12,10 @@ use super::go;
 use super::hostport::{self, layout};
 use super::listing::Listed;
 use super::transaction::{Family, Transaction};
-use super::{Apart, Nftables, SpoofCheck, VxlanGuard, masquerade, networks, spoof, vxlan};
+use super::{
+    Apart, Isolation, Nftables, SpoofCheck, VxlanGuard, isolation, masquerade, networks, spoof,
+    vxlan,
+};
 use crate::backend::Backend;
 use crate::hostport::{HostPorts, Notice};
 use crate::masquerade::Masquerade;
@@ -124,6 +127,21 @@ impl Ruleset {
         let missing = !changes.is_empty();
         self.changes.extend(changes);
         Ok(missing)
+    }
+
+    /// Whether nothing is missing of what isolates a network's pods.
+    pub fn isolates(&self, wanted: &Isolation) -> bool {
+        self.nftables.check_isolation(wanted).is_ok()
+    }
+
+    /// Isolates the pods of networks.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn isolate(&mut self, all: &[&Isolation]) -> Result<()> {
+        let changes = isolation::add(&self.nftables.socket, all)?;
+        self.changes.extend(changes);
+        Ok(())
     }
 
     /// Keeps others from 127.0.0.0/8 of the node.

@@ -420,6 +420,8 @@ pub enum Change {
     FlushChain(Table, Cow<'static, str>),
     /// A rule, after those of the chain.
     AddRule(Table, Cow<'static, str>, Rule),
+    /// A rule, before those of the chain.
+    InsertRule(Table, Cow<'static, str>, Rule),
     /// A rule, by the kernel's number.
     DeleteRule(Table, String, u64),
     /// A chain with its rules.
@@ -440,7 +442,9 @@ impl Change {
             Self::AddSet(table, set) => format!("add {} {table} {}", set.noun(), set.name),
             Self::DeleteSet(table, set) => format!("delete {} {table} {}", set.noun(), set.name),
             Self::FlushChain(table, chain) => format!("flush chain {table} {chain}"),
-            Self::AddRule(table, chain, _) => format!("add rule to chain {table} {chain}"),
+            Self::AddRule(table, chain, _) | Self::InsertRule(table, chain, _) => {
+                format!("add rule to chain {table} {chain}")
+            }
             Self::DeleteRule(table, chain, _) => format!("delete rule of chain {table} {chain}"),
             Self::DeleteChain(table, chain) => format!("delete chain {table} {chain}"),
             Self::CreateElement(table, it) => {
@@ -483,14 +487,12 @@ impl Change {
             }
             Self::AddRule(table, chain, rule) => {
                 let flags = libc::NLM_F_CREATE | libc::NLM_F_APPEND;
-                let mut it = Attributes::new()
-                    .text(1, table.name)
-                    .text(2, chain)
-                    .nest(4, &list(&compile(table.family, &rule.statements)));
-                if let Some(comment) = &rule.comment {
-                    it = it.bytes(7, &user_data(COMMENT, comment));
-                }
+                let it = rule_attributes(table, chain, rule);
                 request(table, libc::NFT_MSG_NEWRULE, flags, it)
+            }
+            Self::InsertRule(table, chain, rule) => {
+                let it = rule_attributes(table, chain, rule);
+                request(table, libc::NFT_MSG_NEWRULE, libc::NLM_F_CREATE, it)
             }
             Self::DeleteRule(table, chain, handle) => {
                 let it = Attributes::new()
@@ -568,6 +570,9 @@ impl fmt::Display for Change {
             Self::FlushChain(table, chain) => write!(f, "flush chain {table} {chain}"),
             Self::AddRule(table, chain, rule) => {
                 write!(f, "add rule {table} {chain} {}", rule.text(table.family))
+            }
+            Self::InsertRule(table, chain, rule) => {
+                write!(f, "insert rule {table} {chain} {}", rule.text(table.family))
             }
             Self::DeleteRule(table, chain, handle) => {
                 write!(f, "delete rule {table} {chain} handle {handle}")
@@ -652,6 +657,17 @@ fn request(table: &Table, kind: i32, flags: i32, attributes: Attributes) -> Requ
             resource: 0,
         },
         attributes,
+    }
+}
+
+fn rule_attributes(table: &Table, chain: &str, rule: &Rule) -> Attributes {
+    let it = Attributes::new()
+        .text(1, table.name)
+        .text(2, chain)
+        .nest(4, &list(&compile(table.family, &rule.statements)));
+    match &rule.comment {
+        Some(comment) => it.bytes(7, &user_data(COMMENT, comment)),
+        None => it,
     }
 }
 
