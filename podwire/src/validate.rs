@@ -209,6 +209,7 @@ fn directory(dir: &Path, plugin_dirs: Option<&[PathBuf]>) -> Vec<Report> {
             let reason = format!("{other} describes a network of that name too");
             report.findings.warning("name", reason);
         }
+        vxlan::between(&mut report, &reports);
         reports.push(report);
     }
     reports

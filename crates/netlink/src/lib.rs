@@ -51,4 +51,4 @@ pub use probe::{Conflict, find_conflict};
 pub use reconcile::{Entry, Overlay, Peers, Present, Reconciled};
 pub use route::{MAIN_TABLE, Route, RouteFilter, RouteSpec};
 pub use veth::{ContainerVeth, VethPair, VethSpec};
-pub use vxlan::{MAX_VNI, Vxlan, VxlanPort, VxlanSpec};
+pub use vxlan::{MAX_VNI, Receiving, Vxlan, VxlanDevice, VxlanPort, VxlanSpec, is_port_taken};

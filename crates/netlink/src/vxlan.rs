@@ -1,8 +1,13 @@
 //! VXLAN devices: Ethernet in UDP over an IP network (RFC 7348).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
 
 use ipnetwork::IpNetwork;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
+};
 use rtnetlink::{
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
@@ -10,7 +15,7 @@ use rtnetlink::{
         address::{AddressAttribute, AddressMessage},
         link::{
             InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVxlan,
-            LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage,
+            LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
         },
     },
 };
@@ -41,6 +46,79 @@ pub struct Vxlan {
     pub gbp: bool,
     /// Whether the UDP packets have checksums.
     pub udp_checksum: bool,
+}
+
+/// How the packets of a UDP port are read. Devices that are up and share a port, in one
+/// family, agree in it: they share a socket (`VXLAN_F_RCV_FLAGS`, include/net/vxlan.h).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Receiving {
+    /// With the group policy extension.
+    pub gbp: bool,
+    /// Without checksums, over IPv6.
+    pub zero_checksum6: bool,
+    /// With the generic protocol extension.
+    pub gpe: bool,
+    /// For many VNIs at once.
+    pub external: bool,
+    /// For a set of VNIs.
+    pub vni_filter: bool,
+    /// With remote checksum offload, whole or not.
+    pub remote_checksum: [bool; 2],
+}
+
+impl std::fmt::Display for Receiving {
+    /// What differs from a device without any option: `gbp, gpe`, or `no option`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let all = [
+            (self.gbp, "gbp"),
+            (self.zero_checksum6, "udp6zerocsumrx"),
+            (self.gpe, "gpe"),
+            (self.external, "external"),
+            (self.vni_filter, "vnifilter"),
+            (self.remote_checksum != [false; 2], "remcsumrx"),
+        ];
+        let names: Vec<_> = all.iter().filter(|it| it.0).map(|it| it.1).collect();
+        match names.is_empty() {
+            true => f.write_str("no option"),
+            false => f.write_str(&names.join(", ")),
+        }
+    }
+}
+
+/// A VXLAN device that is there, whoever made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VxlanDevice {
+    /// Its name.
+    pub name: String,
+    /// Whether it is up: only then it has a socket.
+    pub up: bool,
+    /// What it is.
+    pub vxlan: Vxlan,
+    /// How it reads packets.
+    pub receiving: Receiving,
+}
+
+impl Vxlan {
+    /// The family of the underlay; IPv4 where no address says it.
+    pub fn family(&self) -> Family {
+        self.local.or(self.group).map_or(Family::V4, Family::of)
+    }
+
+    /// How a device that we make reads packets.
+    pub fn receiving(&self) -> Receiving {
+        Receiving {
+            gbp: self.gbp,
+            zero_checksum6: self.family() == Family::V6 && !self.udp_checksum,
+            ..Receiving::default()
+        }
+    }
+}
+
+impl VxlanDevice {
+    /// Whether it has a socket for packets of `family`.
+    pub fn hears(&self, family: Family) -> bool {
+        self.up && (self.receiving.external || self.vxlan.family() == family)
+    }
 }
 
 /// A VXLAN device to make.
@@ -89,11 +167,11 @@ impl Netlink {
         }
     }
 
-    /// Every VXLAN device of the namespace, by name: `ip -d link show type vxlan`.
+    /// Every VXLAN device of the namespace: `ip -d link show type vxlan`.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub fn list_vxlans(&self) -> Result<Vec<(String, Vxlan)>, Error> {
+    pub fn list_vxlans(&self) -> Result<Vec<VxlanDevice>, Error> {
         let mut message = LinkMessage::default();
         message
             .attributes
@@ -103,7 +181,7 @@ impl Netlink {
         let all = self.dump(RouteNetlinkMessage::GetLink(message), || {
             "list VXLAN devices".into()
         })?;
-        Ok(all.into_iter().filter_map(read).collect())
+        Ok(all.into_iter().filter_map(read_device).collect())
     }
 
     /// Makes a VXLAN device, down: `ip link add NAME address MAC mtu MTU type vxlan
@@ -185,6 +263,26 @@ impl Netlink {
     }
 }
 
+/// Whether a socket of whomever has the UDP port, in this thread's namespace, so that a VXLAN
+/// device could not come up: the kernel binds its socket as any program does.
+pub fn is_port_taken(family: Family, port: u16) -> bool {
+    is_bound(family, port) == Err(Errno::EADDRINUSE)
+}
+
+fn is_bound(family: Family, port: u16) -> Result<(), Errno> {
+    let (of, any) = match family {
+        Family::V4 => (AddressFamily::Inet, IpAddr::from(Ipv4Addr::UNSPECIFIED)),
+        Family::V6 => (AddressFamily::Inet6, IpAddr::from(Ipv6Addr::UNSPECIFIED)),
+    };
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket(of, SockType::Datagram, flags, None)?;
+    if family == Family::V6 {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+    }
+    let address = SockaddrStorage::from(SocketAddr::new(any, port));
+    bind(socket.as_raw_fd(), &address)
+}
+
 pub(crate) fn read_address(message: RouteNetlinkMessage) -> Option<(u32, IpNetwork)> {
     let RouteNetlinkMessage::NewAddress(message) = message else {
         return None;
@@ -253,6 +351,44 @@ pub(crate) fn read(message: RouteNetlinkMessage) -> Option<(String, Vxlan)> {
         }
     }
     Some((name?, read_data(data?)))
+}
+
+fn read_device(message: RouteNetlinkMessage) -> Option<VxlanDevice> {
+    let RouteNetlinkMessage::NewLink(link) = &message else {
+        return None;
+    };
+    let up = link.header.flags.contains(LinkFlags::Up);
+    let mut receiving = Receiving::default();
+    for info in link.attributes.iter().flat_map(infos) {
+        match info {
+            InfoVxlan::Gbp => receiving.gbp = true,
+            InfoVxlan::Gpe => receiving.gpe = true,
+            InfoVxlan::UDPZeroCsumRX(on) => receiving.zero_checksum6 = *on,
+            InfoVxlan::CollectMetadata(on) => receiving.external = *on,
+            InfoVxlan::Vnifilter(on) => receiving.vni_filter = *on,
+            InfoVxlan::RemCsumRX(on) => receiving.remote_checksum[0] = *on,
+            InfoVxlan::RemCsumNoPartial => receiving.remote_checksum[1] = true,
+            _ => {}
+        }
+    }
+    let (name, vxlan) = read(message)?;
+    Some(VxlanDevice {
+        name,
+        up,
+        vxlan,
+        receiving,
+    })
+}
+
+fn infos(attribute: &LinkAttribute) -> &[InfoVxlan] {
+    let LinkAttribute::LinkInfo(infos) = attribute else {
+        return &[];
+    };
+    let data = infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vxlan(data)) => Some(&data[..]),
+        _ => None,
+    });
+    data.unwrap_or_default()
 }
 
 fn read_data(data: Vec<InfoVxlan>) -> Vxlan {

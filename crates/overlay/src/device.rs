@@ -10,8 +10,8 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, bail};
 use cni::names;
 use netlink::{
-    Entry, Family, Link, Netlink, Overlay, Peers, Reconciled, Route, RouteFilter, Vxlan, VxlanPort,
-    VxlanSpec, sysctl,
+    Entry, Family, Link, Netlink, Overlay, Peers, Reconciled, Route, RouteFilter, Vxlan,
+    VxlanDevice, VxlanPort, VxlanSpec, is_port_taken, sysctl,
 };
 
 use crate::guard;
@@ -63,12 +63,13 @@ impl Device {
 
     fn missing(host: &Netlink, network: &Network) -> Result<Self> {
         // The kernel would say so, too, but not before a bridge has been made.
-        if let Some(error) = taken(host, network)? {
+        let underlay = Underlay::find(host, network)?;
+        let spec = wanted(network, &underlay.link, underlay.local, underlay.bound)?;
+        if let Some(error) = taken(host, &spec)? {
             return Err(error);
         }
-        let underlay = Underlay::find(host, network)?;
         Ok(Self {
-            spec: wanted(network, &underlay.link, underlay.local, underlay.bound)?,
+            spec,
             local: underlay.local,
             uplink: underlay.link,
             link: None,
@@ -92,6 +93,9 @@ impl Device {
         if let Some((local, parent)) = still_good(host, network, &found)? {
             let spec = wanted(network, &parent, local, found.link.is_some())?;
             compare(network, &found, &spec.vxlan)?;
+            if let (false, Some(error)) = (link.up, taken(host, &spec)?) {
+                return Err(error);
+            }
             return Ok(Self {
                 spec,
                 local,
@@ -142,13 +146,13 @@ impl Device {
         let mut link = match &self.link {
             Some(link) if self.obsolete => {
                 host.delete_link(&link.name)?;
-                self.create(host, network)?
+                self.create(host)?
             }
             Some(link) => {
                 self.adjust(host, link)?;
                 link.clone()
             }
-            None => self.create(host, network)?,
+            None => self.create(host)?,
         };
         if owner(&link).is_none() {
             link.alias = Some(alias(&network.name, ""));
@@ -162,7 +166,7 @@ impl Device {
         }
         if !link.up {
             quieten(network.mode, &link.name);
-            host.set_up(link.index)?;
+            self.bring_up(host, &link)?;
             link.up = true;
         }
         if !carried.is_empty() {
@@ -282,16 +286,28 @@ impl Device {
         Ok(done)
     }
 
-    fn create(&self, host: &Netlink, network: &Network) -> Result<Link> {
+    fn create(&self, host: &Netlink) -> Result<Link> {
         match host.add_vxlan(&self.spec) {
             Ok(link) => Ok(link),
             Err(error) if error.is_exists() => match host.find_link(&self.spec.name)? {
                 // Another ADD was quicker: its device is as good.
                 Some(link) => Ok(link),
-                None => Err(taken(host, network)?.unwrap_or(error.into())),
+                None => Err(taken(host, &self.spec)?.unwrap_or(error.into())),
             },
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// A device that we have just made and that cannot come up is of no use to anybody.
+    fn bring_up(&self, host: &Netlink, link: &Link) -> Result<()> {
+        let Err(error) = host.set_up(link.index) else {
+            return Ok(());
+        };
+        let why = taken(host, &self.spec)?;
+        if self.link.is_none() || self.obsolete {
+            host.delete_link(&link.name)?;
+        }
+        Err(why.unwrap_or(error.into()))
     }
 
     fn adjust(&self, host: &Netlink, link: &Link) -> Result<()> {
@@ -482,16 +498,34 @@ fn compare(network: &Network, found: &Vxlan, wanted: &Vxlan) -> Result<()> {
     }
 }
 
-/// Which other device has the VNI on our port, so that ours cannot be, if one has.
-fn taken(host: &Netlink, network: &Network) -> Result<Option<anyhow::Error>> {
-    let (vni, port) = (network.vni, network.port);
-    let all = host.list_vxlans()?;
-    let other = all
-        .iter()
-        .find(|(_, vxlan)| vxlan.vni == vni && vxlan.port == port);
-    Ok(other.map(|(name, _)| {
+/// Why a device like this could not be made or come up, if so: another has the VNI on its
+/// port; one that is up reads the packets of the port in another way; something else has
+/// the port.
+fn taken(host: &Netlink, wanted: &VxlanSpec) -> Result<Option<anyhow::Error>> {
+    let (vni, port, family) = (wanted.vxlan.vni, wanted.vxlan.port, wanted.vxlan.family());
+    let receiving = wanted.vxlan.receiving();
+    let mut others = host.list_vxlans()?;
+    others.retain(|it| it.vxlan.port == port && it.name != wanted.name);
+    let is_same = |it: &&VxlanDevice| {
+        let same = (it.vxlan.vni, it.vxlan.family(), it.receiving) == (vni, family, receiving);
+        same && !it.receiving.external
+    };
+    if let Some(other) = others.iter().find(is_same) {
+        let name = &other.name;
         let why = format!("{vni} is in use with other parameters: by {name}, on port {port}");
-        fault("vni", &why)
+        return Ok(Some(fault("vni", &why)));
+    }
+    let mut hearing = others.iter().filter(|it| it.hears(family)).peekable();
+    if hearing.peek().is_none() {
+        let why = format!("{port} is in use by another program");
+        return Ok(is_port_taken(family, port).then(|| fault("port", &why)));
+    }
+    let other = hearing.find(|it| it.receiving != receiving);
+    Ok(other.map(|VxlanDevice { name, receiving: theirs, .. }| {
+        let why = format!(
+            "{port} is in use with other parameters: by {name}, which has {theirs}, not {receiving}"
+        );
+        fault("port", &why)
     }))
 }
 

@@ -125,6 +125,33 @@ impl Network {
         other.one_family().map(drop)
     }
 
+    /// Why this network and another cannot be on one node, if so: the key, and the reason.
+    pub fn clash(&self, other: &Self) -> Option<(&'static str, String)> {
+        let name = &other.name;
+        if self.vni == other.vni {
+            let why = format!("{} is that of network {name:?}, too", self.vni);
+            return Some(("vni", why));
+        }
+        let family = |it: &Self| it.family.unwrap_or(Family::V4);
+        if self.port != other.port || family(self) != family(other) {
+            return None;
+        }
+        let told = |on: bool| if on { "with" } else { "without" };
+        let port = self.port;
+        if self.gbp != other.gbp {
+            let (theirs, ours) = (told(other.gbp), told(self.gbp));
+            let why = format!("{ours}, and network {name:?} {theirs}, both on port {port}");
+            return Some(("gbp", why));
+        }
+        // Over IPv4 a packet without a checksum is never dropped.
+        if family(self) == Family::V6 && self.udp_checksum != other.udp_checksum {
+            let (theirs, ours) = (told(other.udp_checksum), told(self.udp_checksum));
+            let why = format!("{ours}, and network {name:?} {theirs}, both on port {port}");
+            return Some(("udpChecksum", why));
+        }
+        None
+    }
+
     /// A number that changes with the entries of the configuration.
     pub fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
@@ -547,6 +574,36 @@ mod tests {
         ] {
             assert_eq!(told(text), (7, msg.to_owned()), "{text}");
         }
+    }
+
+    #[test]
+    fn networks_of_one_port_agree_in_how_packets_are_read() {
+        let clash = |one: &str, other: &str| {
+            let [one, other] = [one, other].map(|text| network(text).unwrap());
+            one.clash(&other).map(|(key, why)| format!("{key}: {why}"))
+        };
+        let plain = r#"{"vni": 1, "mode": "l2"}"#;
+        let gbp = r#"{"vni": 2, "mode": "l2", "gbp": true}"#;
+        let told = "gbp: without, and network \"mynet\" with, both on port 4789";
+        assert_eq!(clash(plain, gbp).as_deref(), Some(told));
+        let elsewhere = r#"{"vni": 2, "mode": "l2", "gbp": true, "port": 4790}"#;
+        assert_eq!(clash(plain, elsewhere), None);
+        let v6 = r#"{"vni": 2, "mode": "l2", "gbp": true, "underlay": "ipv6"}"#;
+        assert_eq!(clash(plain, v6), None);
+        let unchecked =
+            r#"{"vni": 3, "mode": "l2", "gbp": true, "underlay": "ipv6", "udpChecksum": false}"#;
+        assert!(
+            clash(v6, unchecked)
+                .unwrap()
+                .starts_with("udpChecksum: with, ")
+        );
+        let again = clash(plain, plain);
+        assert_eq!(
+            again.as_deref(),
+            Some("vni: 1 is that of network \"mynet\", too")
+        );
+        let unchecked = r#"{"vni": 3, "mode": "l2", "udpChecksum": false}"#;
+        assert_eq!(clash(plain, unchecked), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What was found, and where.
 
+use overlay::Network;
 use serde::Serialize;
 
 /// How bad it is.
@@ -49,9 +50,22 @@ pub struct Hint {
 pub struct Findings {
     faults: Vec<Finding>,
     hints: Vec<Hint>,
+    /// Where each VXLAN network of the file is, and what it is: those of a directory must
+    /// agree.
+    overlays: Vec<(String, Network)>,
 }
 
 impl Findings {
+    /// Keeps a VXLAN network that is without faults in itself.
+    pub fn keep_overlay(&mut self, place: &str, network: Network) {
+        self.overlays.push((place.to_owned(), network));
+    }
+
+    /// The VXLAN networks of the file.
+    pub fn overlays(&self) -> &[(String, Network)] {
+        &self.overlays
+    }
+
     /// Adds an error.
     pub fn error(&mut self, path: &str, reason: impl Into<String>) {
         self.add(Severity::Error, path, reason.into());

@@ -9,7 +9,7 @@ use overlay::{Mode, Network};
 
 use super::findings::Findings;
 use super::schema::{self, Key, Kind, Others};
-use super::{Conf, Plugin, wiring};
+use super::{Conf, Plugin, Report, wiring};
 
 /// What is known of it.
 pub const PLUGIN: Plugin = Plugin {
@@ -82,13 +82,36 @@ fn check(conf: &Conf<'_>, findings: &mut Findings) {
     if keys.vni.is_none() {
         return;
     }
-    match Network::new(&keys, "x") {
+    match Network::new(&keys, conf.network) {
         Err(error) => {
             let msg = Error::from_chain(&error).msg;
             let (key, why) = msg.split_once(": ").unwrap_or(("", &msg));
             findings.error(&conf.place_of(key), why);
         }
-        Ok(network) => together(conf, &keys, network.mode, findings),
+        Ok(network) => {
+            together(conf, &keys, network.mode, findings);
+            findings.keep_overlay(&conf.place, network);
+        }
+    }
+}
+
+/// Tells in `report` which of its networks cannot be on one node with one of `others`.
+pub fn between(report: &mut Report, others: &[Report]) {
+    let mut clashes = Vec::new();
+    for (place, network) in report.findings.overlays() {
+        let theirs = others.iter().flat_map(|other| {
+            let all = other.findings.overlays().iter();
+            all.map(|(_, network)| (other.file.display(), network))
+        });
+        // That a network is there twice has been told.
+        for (file, other) in theirs.filter(|(_, other)| other.name != network.name) {
+            if let Some((key, why)) = network.clash(other) {
+                clashes.push((schema::join(place, key), format!("{why} ({file})")));
+            }
+        }
+    }
+    for (path, reason) in clashes {
+        report.findings.error(&path, reason);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Bad input: refused with the key at fault, and nothing is left.
 
 use serde_json::{Value, json};
-use testkit::{beyond_peer, conf};
+use testkit::{Suite, beyond_peer, conf};
 
 use crate::fleet::{Fleet, Underlay};
 use crate::traffic::WHY;
@@ -226,6 +226,106 @@ fn a_vni_that_is_in_use_with_other_parameters_is_told() {
         let moved = conf::with(&conf, json!({"port": 5000}));
         let said = "vni: 5 is in use with other parameters: vxlan.5 has port 4789, not 5000";
         refused(&fleet, &moved, 7, said);
+    });
+}
+
+/// STATUS and ADD of a network, and what there is after them: the same, or nothing.
+#[track_caller]
+fn foreseen(fleet: &Fleet, conf: &Value, said: &str) {
+    let status = fleet.status(1, conf).error();
+    assert_eq!((status.code, status.msg.as_str()), (50, said));
+    refused(fleet, conf, 7, said);
+}
+
+/// Devices of one port share a socket, and agree in what it takes.
+#[test]
+fn a_port_that_is_in_use_in_another_way_is_foreseen() {
+    beyond_peer(WHY, || {
+        let fleet = Fleet::new(2);
+        let host = fleet.host(1);
+        let plain = fleet.segment(1, 5, Underlay::V4);
+        let gbp = conf::with(&fleet.segment(1, 6, Underlay::V4), json!({"gbp": true}));
+        fleet.add(1, "a", &plain);
+        let said =
+            "port: 4789 is in use with other parameters: by vxlan.5, which has no option, not gbp";
+        foreseen(&fleet, &gbp, said);
+        // Over IPv6, it is another socket.
+        let over_ipv6 = fleet.segment(1, 8, Underlay::V6);
+        fleet.add(1, "b", &conf::with(&over_ipv6, json!({"gbp": true})));
+        let unchecked = fleet.segment(1, 9, Underlay::V6);
+        let unchecked = conf::with(&unchecked, json!({"gbp": true, "udpChecksum": false}));
+        let said = "port: 4789 is in use with other parameters: by vxlan.8, which has gbp, not gbp, udp6zerocsumrx";
+        foreseen(&fleet, &unchecked, said);
+        // A device that is ours and down.
+        host.sh("ip link set vxlan.5 down
+                 ip link add other type vxlan id 99 dstport 4789 gbp local 172.20.1.2 dev eth0
+                 ip link set other up");
+        let said =
+            "port: 4789 is in use with other parameters: by other, which has gbp, not no option";
+        foreseen(&fleet, &plain, said);
+        host.sh("ip link del other");
+        fleet.status(1, &plain).silent();
+        // What is no device at all.
+        let free = conf::with(&fleet.segment(1, 10, Underlay::V4), json!({"port": 5000}));
+        fleet.status(1, &free).silent();
+        let server = host.start(&["nc", "-n", "-u", "-l", "172.20.1.2", "5000"]);
+        host.wait_until("it listens", |host| {
+            !host.sh("ss -Hlun 'sport = :5000'").is_empty()
+        });
+        foreseen(&fleet, &free, "port: 5000 is in use by another program");
+        drop(server);
+    });
+}
+
+/// flannel has a device on the same port, and goes on with it.
+#[test]
+fn a_port_is_shared_with_a_device_of_another_program() {
+    beyond_peer(WHY, || {
+        let fleet = Fleet::new(2);
+        for (host, other) in [(1, 2), (2, 1)] {
+            fleet.host(host).sh(&format!(
+                "ip link add flannel.1 type vxlan id 1 dstport 4789 local 172.20.{host}.2 dev eth0 nolearning
+                 ip address add 10.244.{host}.0/32 dev flannel.1
+                 ip link set flannel.1 address 02:00:00:00:01:0{host} up
+                 ip neigh add 10.244.{other}.0 lladdr 02:00:00:00:01:0{other} dev flannel.1 nud permanent
+                 bridge fdb add 02:00:00:00:01:0{other} dst 172.20.{other}.2 dev flannel.1
+                 ip route add 10.244.{other}.0/24 via 10.244.{other}.0 dev flannel.1 onlink"
+            ));
+        }
+        // Host 2 is no peer of ours.
+        let mut conf = fleet.routed(1, 5, Underlay::V4);
+        conf["peers"] = json!([{"vtep": "172.20.9.2", "subnet": "10.5.9.0/24"}]);
+        fleet.status(1, &conf).silent();
+        fleet.add(1, "a", &conf);
+        assert_eq!(fleet.host(1).ping("10.244.2.0", 2), [true, true]);
+        assert_eq!(fleet.host(2).ping("10.244.1.0", 2), [true, true]);
+    });
+}
+
+#[test]
+fn networks_that_cannot_be_on_one_node_are_found_in_their_directory() {
+    beyond_peer(WHY, || {
+        let fleet = Fleet::new(1);
+        let net5 = fleet.segment(1, 5, Underlay::V4);
+        let gbp = conf::with(&fleet.segment(1, 6, Underlay::V4), json!({"gbp": true}));
+        let same = conf::with(&net5, json!({"name": "again"}));
+        let dir = fleet.sandbox.dir().join("net.d-h1");
+        for conf in [&gbp, &same, &net5] {
+            let name = conf["name"].as_str().expect("a name");
+            fleet
+                .sandbox
+                .write(dir.join(format!("{name}.conf")), conf.to_string());
+        }
+        let dir = dir.display().to_string();
+        let podwire = Suite::Ours.dir().join("podwire").display().to_string();
+        let done = fleet.host(1).run(&[&podwire, "validate", &dir]);
+        assert_eq!(done.code, 1, "{done:?}");
+        for said in [
+            "net6.conf: error: gbp: with, and network \"net5\" without, both on port 4789 (",
+            "net5.conf: error: vni: 5 is that of network \"again\", too (",
+        ] {
+            assert!(done.stdout.contains(said), "{said}: {done:?}");
+        }
     });
 }
 

@@ -161,9 +161,10 @@ fn a_device_is_as_it_was_asked_for_in_both_families() {
         .list_vxlans()
         .unwrap()
         .into_iter()
-        .map(|it| it.0)
+        .map(|it| (it.name, it.receiving.to_string()))
         .collect();
-    assert_eq!(names, ["vxlan.7", "vxlan.8"]);
+    let told = [("vxlan.7", "no option"), ("vxlan.8", "gbp, udp6zerocsumrx")];
+    assert_eq!(names, told.map(|(name, told)| (name.into(), told.into())));
     assert_eq!(vxlan(&netlink, "eth0"), None);
     assert_eq!(netlink.find_vxlan("nope").unwrap(), None);
 }
