@@ -49,6 +49,6 @@ pub use mac::{InvalidMac, Mac};
 pub use macvlan::{Macvlan, MacvlanMode, MacvlanSpec, Parent};
 pub use probe::{Conflict, find_conflict};
 pub use reconcile::{Entry, Overlay, Peers, Present, Reconciled};
-pub use route::{MAIN_TABLE, Route, RouteFilter, RouteSpec};
+pub use route::{MAIN_TABLE, Route, RouteFilter, RouteSpec, WayOut};
 pub use veth::{ContainerVeth, VethPair, VethSpec};
 pub use vxlan::{MAX_VNI, Receiving, Vxlan, VxlanDevice, VxlanPort, VxlanSpec, is_port_taken};

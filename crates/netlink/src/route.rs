@@ -17,7 +17,10 @@ use rtnetlink::{
     },
 };
 
-use crate::{Error, Family, Link, Netlink};
+use crate::{
+    Error, Family, Link, Netlink,
+    answer::{Answer, Message, attributes},
+};
 
 /// The main table's number, where routes are unless another is named.
 pub const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
@@ -90,6 +93,10 @@ pub struct Route {
     pub protocol: u8,
     /// Whether the kernel removes it after a while.
     pub expires: bool,
+    /// The largest packet, in bytes, that it says it carries.
+    pub mtu: Option<u32>,
+    /// The number of the object that its next hops are, if they are one.
+    pub next_hop: Option<u32>,
 }
 
 /// Which routes to list.
@@ -227,6 +234,63 @@ impl Netlink {
         }
     }
 
+    /// The ways to everywhere: the next hops of the default routes of a family that have the
+    /// lowest metric: `ip route show default`, `ip nexthop show`.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked; that there is none is no error.
+    pub fn ways_out(&self, family: Family) -> Result<Vec<WayOut>, Error> {
+        let mut routes = self.list_routes(RouteFilter::main(family))?;
+        routes.retain(|route| route.dst.prefix() == 0);
+        let metric = |route: &Route| route.priority.unwrap_or_default();
+        let lowest = routes.iter().map(metric).min();
+        routes.retain(|route| Some(metric(route)) == lowest);
+        let mut ways = Vec::new();
+        for route in routes {
+            let links = match (route.oif, route.next_hop) {
+                (Some(oif), _) => vec![oif],
+                (None, Some(id)) => self.next_hop_links(id)?,
+                (None, None) => Vec::new(),
+            };
+            for index in links {
+                let Some(link) = self.find_link_by_index(index)? else {
+                    continue;
+                };
+                let mtu = route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
+                ways.push(WayOut { link, mtu });
+            }
+        }
+        Ok(ways)
+    }
+
+    /// The links of a next hop that is an object of its own, or of a group of them: `ip
+    /// nexthop show id ID`. A route need not say them (`net.ipv4.nexthop_compat_mode`).
+    fn next_hop_links(&self, id: u32) -> Result<Vec<u32>, Error> {
+        let Some(found) = self.next_hop(id)? else {
+            return Ok(Vec::new());
+        };
+        let mut links: Vec<u32> = found.link.into_iter().collect();
+        for member in found.members {
+            let member = self.next_hop(member)?;
+            links.extend(member.and_then(|it| it.link));
+        }
+        Ok(links)
+    }
+
+    fn next_hop(&self, id: u32) -> Result<Option<NextHop>, Error> {
+        let mut request = vec![0; NHMSG];
+        // An attribute: its length, its type, its value.
+        request.extend(8u16.to_ne_bytes());
+        request.extend(NHA_ID.to_ne_bytes());
+        request.extend(id.to_ne_bytes());
+        let request = Message::Answer(Answer::new(RTM_GETNEXTHOP, &request));
+        match self.ask(request) {
+            Ok(answer) => Ok(NextHop::read(&answer)),
+            Err(refusal) if refusal.errno == Errno::ENOENT => Ok(None),
+            Err(refusal) => Err(Error::refused(format!("find next hop {id}"), refusal)),
+        }
+    }
+
     /// The link that the first default route leaves by, IPv4 before IPv6:
     /// `ip route show default`.
     ///
@@ -234,26 +298,64 @@ impl Netlink {
     /// When the kernel cannot be asked; that there is none is no error.
     pub fn default_route_link(&self) -> Result<Option<Link>, Error> {
         for family in [Family::V4, Family::V6] {
-            // The kernel lists the routes to one destination by their metric.
-            let oif = self
-                .list_routes(RouteFilter::main(family))?
-                .into_iter()
-                .filter(|route| route.dst.prefix() == 0)
-                .find_map(|route| route.oif);
-            if let Some(oif) = oif {
-                return self.find_link_by_index(oif);
+            if let Some(first) = self.ways_out(family)?.into_iter().next() {
+                return Ok(Some(first.link));
             }
         }
         Ok(None)
     }
 
-    /// The largest packet, in bytes, that the link of the default route carries:
-    /// what a pod's interface can have without packets being lost on the way out.
+    /// The largest packet, in bytes, that every way out carries, in both families: what a
+    /// pod's interface can have without packets being lost on the way.
     ///
     /// # Errors
-    /// As [`Netlink::default_route_link`].
+    /// As [`Netlink::ways_out`].
     pub fn default_route_mtu(&self) -> Result<Option<u32>, Error> {
-        Ok(self.default_route_link()?.map(|link| link.mtu))
+        let mut ways = self.ways_out(Family::V4)?;
+        ways.extend(self.ways_out(Family::V6)?);
+        Ok(ways.iter().map(|way| way.mtu).min())
+    }
+}
+
+/// A way to everywhere.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WayOut {
+    /// The link that packets leave by.
+    pub link: Link,
+    /// The largest packet, in bytes, that the link and the route carry.
+    pub mtu: u32,
+}
+
+/// linux/rtnetlink.h and linux/nexthop.h; the libc crate has none of them.
+const RTM_NEWNEXTHOP: u16 = 104;
+const RTM_GETNEXTHOP: u16 = 106;
+const NHA_ID: u16 = 1;
+const NHA_GROUP: u16 = 2;
+const NHA_OIF: u16 = 5;
+/// Bytes of `struct nhmsg`.
+const NHMSG: usize = 8;
+
+/// A next hop, or a group of them.
+#[derive(Debug, Default, PartialEq)]
+struct NextHop {
+    link: Option<u32>,
+    members: Vec<u32>,
+}
+
+impl NextHop {
+    fn read(answer: &Answer) -> Option<Self> {
+        let (_, rest) = answer.parts::<NHMSG>(RTM_NEWNEXTHOP)?;
+        let number = |value: &[u8]| Some(u32::from_ne_bytes(*value.first_chunk()?));
+        let mut found = Self::default();
+        for (attribute, value) in attributes(rest) {
+            match attribute {
+                NHA_OIF => found.link = number(value),
+                // struct nexthop_grp: the id, then its weight and nothing, in eight bytes.
+                NHA_GROUP => found.members = value.chunks_exact(8).filter_map(number).collect(),
+                _ => {}
+            }
+        }
+        Some(found)
     }
 }
 
@@ -304,6 +406,7 @@ pub(crate) fn read_route(message: RouteNetlinkMessage) -> Vec<Route> {
     let (mut gw, mut oif, mut priority) = (None, None, None);
     let mut table = u32::from(message.header.table);
     let (mut next_hops, mut expires) = (Vec::new(), false);
+    let (mut mtu, mut next_hop) = (None, None);
     for attribute in message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => dst = ip(address).unwrap_or(dst),
@@ -313,6 +416,13 @@ pub(crate) fn read_route(message: RouteNetlinkMessage) -> Vec<Route> {
             RouteAttribute::Table(number) => table = number,
             RouteAttribute::MultiPath(hops) => next_hops = hops,
             RouteAttribute::CacheInfo(info) => expires = info.expires != 0,
+            RouteAttribute::NhId(id) => next_hop = Some(id),
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(bytes) => Some(*bytes),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }
@@ -327,6 +437,8 @@ pub(crate) fn read_route(message: RouteNetlinkMessage) -> Vec<Route> {
         priority,
         protocol: message.header.protocol.into(),
         expires,
+        mtu,
+        next_hop,
     };
     if next_hops.is_empty() {
         return vec![route];

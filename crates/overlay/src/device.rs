@@ -327,6 +327,12 @@ impl Device {
         Ok(())
     }
 
+    /// Why nothing leaves by the underlay though an ADD succeeds, if so. It is for people: a
+    /// runtime takes every error of STATUS for the end of its node.
+    pub fn trouble(&self) -> Option<String> {
+        underlay::trouble(&self.uplink)
+    }
+
     /// CHECK: whether the device is there, as it has to be.
     ///
     /// # Errors
@@ -556,25 +562,4 @@ pub fn missing_entries(
     let present = Peers::open()?.present(overlay(network, link, bridge))?;
     wanted.retain(|entry| !present.written.contains(entry));
     Ok(wanted)
-}
-
-/// What keeps pods from reaching each other though every ADD succeeds, in words: an underlay
-/// that carries nothing, peers that the kernel lacks. For people: a runtime takes every
-/// error of STATUS for the end of its node.
-///
-/// # Errors
-/// As of [`Device::find`]; when the kernel cannot be asked.
-pub fn troubles(host: &Netlink, network: &Network) -> Result<Vec<String>> {
-    let device = Device::find(host, network)?;
-    let bridge = match network.mode {
-        Mode::L2 => host.find_link(network.bridge.as_str())?,
-        Mode::L3 => None,
-    };
-    let mut all = Vec::new();
-    all.extend(underlay::trouble(&device.uplink));
-    let name = network.device();
-    let missing = missing_entries(network, &device, bridge.as_ref())?;
-    let missing = missing.iter();
-    all.extend(missing.map(|it| format!("peers: {name} has no {it}")));
-    Ok(all)
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use ipnetwork::IpNetwork;
-use netlink::{Family, Link, Netlink, OperState, RouteFilter};
+use netlink::{Family, Link, Netlink, OperState};
 
 use crate::network::{Network, fault, told};
 
@@ -56,11 +56,12 @@ impl Underlay {
             let bound = true;
             return Ok(Self { local, link, bound });
         }
-        // The way out decides how much fits.
-        let way_out = default_route_link(host, Family::of(local))?;
+        // The ways out decide how much fits.
+        let ways = host.ways_out(Family::of(local))?;
+        let narrowest = ways.into_iter().map(|it| it.link).min_by_key(|it| it.mtu);
         Ok(Self {
             local,
-            link: way_out.unwrap_or(link),
+            link: narrowest.unwrap_or(link),
             bound: false,
         })
     }
@@ -71,7 +72,7 @@ impl Underlay {
             None => vec![Family::V4, Family::V6],
         };
         for family in &families {
-            if let Some(link) = default_route_link(host, *family)? {
+            if let Some(link) = way_out(host, *family)? {
                 let local = Self::first_address(host, network, &link)?;
                 let bound = true;
                 return Ok(Self { local, link, bound });
@@ -156,15 +157,7 @@ fn is_loopback(link: &Link) -> bool {
     link.name == "lo"
 }
 
-/// The kernel lists the routes to one destination by their metric.
-fn default_route_link(host: &Netlink, family: Family) -> Result<Option<Link>> {
-    let oif = host
-        .list_routes(RouteFilter::main(family))?
-        .into_iter()
-        .filter(|route| route.dst.prefix() == 0)
-        .find_map(|route| route.oif);
-    match oif {
-        Some(index) => Ok(host.find_link_by_index(index)?),
-        None => Ok(None),
-    }
+/// The first of the ways to the world.
+fn way_out(host: &Netlink, family: Family) -> Result<Option<Link>> {
+    Ok(host.ways_out(family)?.into_iter().next().map(|it| it.link))
 }

@@ -243,6 +243,12 @@ pub fn unknown_peers(document: &Json, name: &str) -> Result<Option<(usize, Vec<P
     Ok(Some((node.network.peers.len(), unknown.cloned().collect())))
 }
 
+/// Why the network's packets do not leave the node though an ADD succeeds, if so.
+pub fn underlay_trouble(document: &Json, name: &str) -> Result<Option<String>> {
+    let network = Network::new(&document.decode()?, name)?;
+    Ok(Device::find(&Netlink::open()?, &network)?.trouble())
+}
+
 /// The network called `name`, whose plugin is vxlan.
 fn network(arguments: &Arguments, name: &str) -> Result<Network> {
     let list = NetworkList::load(&arguments.conf_dir(), name)?;

@@ -9,7 +9,7 @@ use host_local::Usage;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::peers::unknown_peers;
+use super::peers::{underlay_trouble, unknown_peers};
 use super::{Command, Opt, Verdict};
 use crate::arguments::{Arguments, Flag};
 use crate::attach::Chain;
@@ -152,6 +152,9 @@ impl Details {
             }
             Err(error) => self.problems.push(format!("peers: {error:#}")),
         }
+        // What cannot be told has been.
+        let trouble = underlay_trouble(document, network);
+        self.problems.extend(trouble.ok().flatten());
     }
 
     fn lines(&self) -> Vec<String> {

@@ -187,6 +187,8 @@ fn status_fails_only_where_an_add_would() {
         // Nor does an underlay that is down, while the device lives or its interface is named.
         fleet.host(1).sh("ip link set eth0 down");
         assert_eq!(agree(&conf, "down"), 0);
+        let shown = fleet.podwire(1, &conf, &["status", "net5", "--verbose"]);
+        assert!(shown.stderr.contains("underlay: eth0 is down"), "{shown:?}");
         fleet.host(1).sh("ip link del vxlan.5");
         assert_eq!(agree(&named, "named"), 0);
         fleet.host(1).sh("ip link del vxlan.5");

@@ -92,7 +92,8 @@ fn default_routes_of_both_families_and_their_link() {
     netlink.add_route(index, &far).unwrap();
     run("ip route add default via 10.2.0.1 dev b0 metric 100");
     assert_eq!(netlink.default_route_link().unwrap().unwrap().name, "b0");
-    assert_eq!(netlink.default_route_mtu().unwrap(), Some(1500));
+    // That of IPv6 carries less.
+    assert_eq!(netlink.default_route_mtu().unwrap(), Some(1400));
     assert_eq!(only("ip -j -6 route show default")["gateway"], "fd00:1::1");
 }
 
