@@ -662,6 +662,33 @@ fn the_queue_of_broadcasts_may_be_longer() {
     });
 }
 
+#[test]
+fn router_advertisements_are_heeded_as_the_configuration_says() {
+    beyond_peer("it leaves them to the kernel", || {
+        for (word, value) in [("off", "0"), ("on", "1"), ("forwarding", "2")] {
+            let sandbox = Sandbox::new();
+            let _segment = sandbox.segment();
+            let pod = sandbox.pod("a");
+            pod.sh("echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6");
+            let conf = l2(json!({"acceptRA": word}));
+            let result = sandbox.cni("macvlan").add(&conf, &pod, "eth0").result();
+            assert_eq!(pod.sysctl("net/ipv6/conf/eth0/accept_ra"), value);
+            let heeds = word != "off";
+            let disabled = pod.sysctl("net/ipv6/conf/eth0/disable_ipv6");
+            assert_eq!(disabled, if heeds { "0" } else { "1" });
+            let conf = conf::with_prev(&conf, &result);
+            let check = || sandbox.cni("macvlan").check(&conf, &pod, "eth0");
+            check().silent();
+            pod.sh("echo 7 >/proc/sys/net/ipv6/conf/eth0/accept_ra");
+            let told = format!("accept_ra of eth0 is 7, not {value}");
+            assert_eq!(check().error().msg, told);
+        }
+        let error = refused("", &l2(json!({"acceptRA": "always"})));
+        let told = "acceptRA: \"always\" is none of off, on, forwarding";
+        assert_eq!((error.code, error.msg.as_str()), (7, told));
+    });
+}
+
 // ---- in the first moment
 
 #[test]

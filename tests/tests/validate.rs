@@ -75,6 +75,7 @@ const SUBJECTS: &[Subject] = &[
             "linkInContainer",
             "bcqueuelen",
             "detectConflicts",
+            "acceptRA",
             "runtimeConfig",
             "args",
         ],

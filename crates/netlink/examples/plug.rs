@@ -51,6 +51,7 @@ fn main() -> anyhow::Result<()> {
     host.attach_port(&pair.host, &port)?;
     let interface = Interface {
         alias: None,
+        accept_ra: None,
         name: veth.container_name,
         dad: Dad::Off,
         notify: true,

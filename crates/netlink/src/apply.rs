@@ -40,6 +40,31 @@ pub struct Interface {
     pub notify: bool,
     /// A text by which the interface can be recognised, at most 255 bytes.
     pub alias: Option<String>,
+    /// What is done about router advertisements; `None` leaves it to the kernel.
+    pub accept_ra: Option<AcceptRa>,
+}
+
+/// Whether an interface gets addresses and routes from router advertisements (the setting
+/// `accept_ra`, Documentation/networking/ip-sysctl.rst).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AcceptRa {
+    /// No.
+    Off,
+    /// Unless the pod forwards.
+    On,
+    /// Also where the pod forwards.
+    Forwarding,
+}
+
+impl AcceptRa {
+    /// The value of the setting.
+    pub fn value(self) -> u32 {
+        match self {
+            Self::Off => 0,
+            Self::On => 1,
+            Self::Forwarding => 2,
+        }
+    }
 }
 
 /// What an interface in a pod gets.
@@ -119,10 +144,10 @@ pub struct Pod {
 /// # Errors
 /// When no thread can be made.
 pub fn enter(netns: &NetNs, interface: Interface) -> anyhow::Result<Pod> {
-    let (name, dad) = (interface.name.clone(), interface.dad);
+    let of = interface.clone();
     Ok(Pod {
         netns: netns.clone(),
-        inside: netns.begin(move || Inside::prepare(&name, dad))?,
+        inside: netns.begin(move || Inside::prepare(&of))?,
         interface,
     })
 }
@@ -166,13 +191,17 @@ struct Inside {
 }
 
 impl Inside {
-    fn prepare(name: &str, dad: Dad) -> Result<Self, Error> {
+    fn prepare(interface: &Interface) -> Result<Self, Error> {
+        let name = &interface.name;
         // Also for a pod without an IPv6 address of ours: the link-local one is detected too.
         let set = |setting, value| {
             let key = sysctl::interface_key("ipv6", name, setting);
             let _ = sysctl::write(&key, value);
         };
-        match dad {
+        if let Some(accept_ra) = interface.accept_ra {
+            set_accept_ra(name, accept_ra)?;
+        }
+        match interface.dad {
             Dad::Kernel => {}
             Dad::Off => set("accept_dad", "0"),
             Dad::On => {
@@ -182,8 +211,21 @@ impl Inside {
         }
         Ok(Self {
             socket: open_socket()?,
-            index: if_nametoindex(name),
+            index: if_nametoindex(name.as_str()),
         })
+    }
+}
+
+/// Before the interface is up, so that no advertisement comes too early. A kernel without IPv6
+/// hears none.
+fn set_accept_ra(name: &str, accept_ra: AcceptRa) -> Result<(), Error> {
+    if accept_ra != AcceptRa::Off {
+        enable_ipv6(name)?;
+    }
+    let key = sysctl::interface_key("ipv6", name, "accept_ra");
+    match sysctl::write_if_different(&key, &accept_ra.value().to_string()) {
+        Err(error) if error.is_not_found() && accept_ra == AcceptRa::Off => Ok(()),
+        other => other.map(drop),
     }
 }
 

@@ -38,7 +38,7 @@ mod veth;
 mod vxlan;
 
 pub use address::{Address, AddressSpec, Family};
-pub use apply::{Configured, Dad, Interface, InterfaceAddress, Layer3, Pod, enter};
+pub use apply::{AcceptRa, Configured, Dad, Interface, InterfaceAddress, Layer3, Pod, enter};
 pub use bridge::{BridgeSpec, PortSpec};
 pub use bridge_vlan::PortVlan;
 pub use error::Error;

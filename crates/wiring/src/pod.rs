@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use cni::conf::DnsKeys;
 use cni::env::{IfName, NetnsPath};
 use cni::result::{AddResult, Interface, IpConfig, Route};
-use cni::{Attachment, BestEffort, Call, delegate};
+use cni::{BestEffort, Call, delegate};
 use netlink::{Configured, Dad, InterfaceAddress, Layer3, Link, Netlink, RouteSpec};
 use netns::NetNs;
 
@@ -28,30 +28,14 @@ pub fn enter(netns: &NetNs, ifname: &IfName, dad: Dad, addresses: bool) -> Resul
     netlink::enter(netns, interface(ifname, dad, addresses))
 }
 
-/// As [`enter`], and writes on the interface whose it is: for one that no other interface,
-/// on the host, tells it of.
-///
-/// # Errors
-/// As [`enter`].
-pub fn enter_and_mark(
-    netns: &NetNs,
-    owner: &Attachment,
-    dad: Dad,
-    addresses: bool,
-) -> Result<netlink::Pod> {
-    let interface = netlink::Interface {
-        alias: Some(owner.alias()),
-        ..interface(&owner.ifname, dad, addresses)
-    };
-    netlink::enter(netns, interface)
-}
-
-fn interface(ifname: &IfName, dad: Dad, addresses: bool) -> netlink::Interface {
+/// The pod's interface `ifname`, as most plugins have it.
+pub fn interface(ifname: &IfName, dad: Dad, addresses: bool) -> netlink::Interface {
     netlink::Interface {
         name: ifname.to_string(),
         dad: if addresses { dad } else { Dad::Kernel },
         notify: addresses,
         alias: None,
+        accept_ra: None,
     }
 }
 

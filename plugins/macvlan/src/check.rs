@@ -24,6 +24,7 @@ pub fn attachment(request: &Check<Conf>, plan: &Plan, netns: &NetNs) -> Result<(
     check_mac(&macvlan.link, recorded)?;
     let parent = check_parent(&macvlan.link, plan, netns)?;
     check_mtu(&macvlan.link, plan, recorded, &parent)?;
+    check_accept_ra(&macvlan.link, plan)?;
     check::layer_3(&pod, &macvlan.link.name, &previous)
 }
 
@@ -81,6 +82,19 @@ fn check_parent(link: &Link, plan: &Plan, netns: &NetNs) -> Result<Link> {
         );
     }
     Ok(parent)
+}
+
+fn check_accept_ra(link: &Link, plan: &Plan) -> Result<()> {
+    let Some(wanted) = plan.accept_ra else {
+        return Ok(());
+    };
+    match link.accept_ra {
+        Some(is) if is != wanted.value() => {
+            let (name, wanted) = (&link.name, wanted.value());
+            bail!("accept_ra of {name} is {is}, not {wanted}")
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Without a number in the configuration it is what ADD reported, or the parent's

@@ -24,6 +24,10 @@ pub struct Conf {
     pub bcqueuelen: u32,
     /// Ask the segment for an address before it is used.
     pub detect_conflicts: bool,
+    /// What the pod does with router advertisements: `off`, `on` or `forwarding`; empty for
+    /// the kernel's default.
+    #[serde(rename = "acceptRA")]
+    pub accept_ra: String,
     /// What the runtime asks for this pod.
     pub runtime_config: RuntimeConfig,
     /// What the configuration's author asks for this pod.

@@ -50,7 +50,12 @@ impl Plugin for Macvlan {
             .map_err(|error| why_not(error, plan.mode, &parent))?;
         // Detection of duplicates would make every pod wait for one to two seconds;
         // who wants it has `detectConflicts`, for IPv4 too.
-        let pod = pod::enter_and_mark(&netns, &request.attachment, Dad::Off, call.has_ipam())?;
+        let wanted = netlink::Interface {
+            alias: Some(request.attachment.alias()),
+            accept_ra: plan.accept_ra,
+            ..pod::interface(&request.attachment.ifname, Dad::Off, call.has_ipam())
+        };
+        let pod = netlink::enter(&netns, wanted)?;
         let addressing = addressing(request, &plan, &netns, undo)?;
         let configured =
             pod::configure(pod, addressing.as_ref()).map_err(|error| why_not_up(error, &parent))?;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use anyhow::Result;
 use cni::{Attachment, Code};
-use netlink::{Mac, MacvlanMode, MacvlanSpec, Parent};
+use netlink::{AcceptRa, Mac, MacvlanMode, MacvlanSpec, Parent};
 
 use crate::conf::Conf;
 use crate::pattern::Patterns;
@@ -26,6 +26,8 @@ pub struct Plan {
     pub bc_queue_len: Option<u32>,
     /// Whether the segment is asked for an address before it is used.
     pub detect_conflicts: bool,
+    /// What the pod does with router advertisements; `None` leaves it to the kernel.
+    pub accept_ra: Option<AcceptRa>,
 }
 
 /// How the parent is chosen.
@@ -83,6 +85,7 @@ impl Plan {
             mtu: conf.mtu,
             bc_queue_len: Some(conf.bcqueuelen).filter(|length| *length != 0),
             detect_conflicts: conf.detect_conflicts,
+            accept_ra: accept_ra(&conf.accept_ra).map_err(|fault| invalid(&fault))?,
         })
     }
 
@@ -113,6 +116,22 @@ impl Plan {
                 self.mtu
             ))),
         }
+    }
+}
+
+/// The words of `acceptRA`.
+///
+/// # Errors
+/// `acceptRA: "x" is none of off, on, forwarding`
+pub fn accept_ra(text: &str) -> Result<Option<AcceptRa>, String> {
+    match text {
+        "" => Ok(None),
+        "off" => Ok(Some(AcceptRa::Off)),
+        "on" => Ok(Some(AcceptRa::On)),
+        "forwarding" => Ok(Some(AcceptRa::Forwarding)),
+        other => Err(format!(
+            "acceptRA: {other:?} is none of off, on, forwarding"
+        )),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The keys of macvlan; the texts of faults are the plugin's own.
 
-use ::macvlan::plan::Plan;
+use ::macvlan::plan::{self, Plan};
 use anyhow::Result;
 use cni::env::IfName;
 
@@ -26,6 +26,7 @@ const KEYS: &[Key] = &[
     Key::new("linkInContainer", Kind::Bool),
     Key::new("bcqueuelen", Kind::UNSIGNED),
     Key::new("detectConflicts", Kind::Bool),
+    Key::new("acceptRA", Kind::Parsed(accept_ra)),
     wiring::RUNTIME_CONFIG,
     wiring::ARGS,
 ];
@@ -55,6 +56,10 @@ fn mode(text: &str) -> Result<(), String> {
         true => Ok(()),
         false => Err(format!("unknown macvlan mode: {text:?}")),
     }
+}
+
+fn accept_ra(text: &str) -> Result<(), String> {
+    plan::accept_ra(text).map(drop)
 }
 
 /// A name, or patterns of names.

@@ -72,6 +72,7 @@ pub struct Wanted {
 pub fn configure(pod: &NetNs, wanted: &Wanted) -> anyhow::Result<Configured> {
     let interface = Interface {
         alias: None,
+        accept_ra: None,
         name: "eth0".into(),
         dad: wanted.dad,
         notify: true,
