@@ -712,6 +712,15 @@ fn what_others_made_since_stays_theirs() {
             "{done:?}"
         );
         assert!(node.outside.ask("tcp", NODE[0], 8080).starts_with("b sees"));
+        // Once more nothing is put back, and the port is given back when b goes.
+        let again = node.task(&["resync"]);
+        assert_eq!(again.stdout, "");
+        assert!(
+            again.stderr.contains("left as it is: host port 8080/tcp"),
+            "{again:?}"
+        );
+        node.run(Suite::Ours, "del", &b, 8080);
+        assert!(node.outside.ask("tcp", NODE[0], 8080).starts_with("a sees"));
     });
 }
 
@@ -795,5 +804,73 @@ fn resync_misses_what_check_misses_of_conditions_that_are_several_rules() {
                 assert_eq!(node.rules(), before, "{program}");
             }
         }
+    });
+}
+
+#[test]
+fn after_a_flush_the_newest_has_a_port_and_the_one_before_gets_it_back() {
+    beyond_peer(WHY, || {
+        let node = Node::forced(BackEnd::Nftables);
+        let (a, _a) = node.pod(Suite::Ours, "a", 8080);
+        let (b, _b) = node.pod(Suite::Ours, "b", 8080);
+        let (c, _c) = node.pod(Suite::Ours, "c", 8080);
+        let before = node.rules();
+        node.host().sh("nft flush ruleset");
+        node.task(&["resync"]);
+        assert_eq!(node.rules(), before);
+        for (pod, next) in [(&c, "b"), (&b, "a")] {
+            node.run(Suite::Ours, "del", pod, 8080);
+            node.assert_reached(next, if next == "a" { &a } else { &b }, 8080);
+        }
+    });
+}
+
+#[test]
+fn what_an_older_version_left_out_is_no_fault_until_it_is_needed() {
+    beyond_peer(WHY, || {
+        let node = Node::forced(BackEnd::Nftables);
+        let (a, _a) = node.pod(Suite::Ours, "a", 8080);
+        let before = node.rules();
+        let filtered = |state: &str| {
+            node.host().sh(&format!(
+                "for it in iptables ip6tables; do
+                     it=/proc/sys/net/bridge/bridge-nf-call-$it
+                     if [ -e $it ]; then echo {state} >$it; fi
+                 done"
+            ));
+        };
+        let is_filtered = |node: &Node| {
+            let read = "cat /proc/sys/net/bridge/bridge-nf-call-iptables 2>/dev/null || echo 0";
+            node.host().sh(read).trim() == "1"
+        };
+        filtered("1");
+        // Written where bridged frames pass the rules, by version 1.9.
+        node.host()
+            .sh("nft flush chain ip podwire_hostports neighbours
+             nft flush chain ip6 podwire_hostports neighbours
+             nft delete element ip podwire_hostports masqueraded '{ 10.1.0.0 . 10.1.0.2 }'
+             nft delete element ip6 podwire_hostports masqueraded '{ fd01:: . fd01::2 }'
+             nft -a list chain ip podwire_hostports martians | sed -n 's/.* saddr .*handle //p' |
+                 xargs nft delete rule ip podwire_hostports martians handle");
+        if is_filtered(&node) {
+            node.run(Suite::Ours, "check", &a, 8080);
+        }
+        filtered("0");
+        let told = node.check_fails(&a, 8080);
+        assert!(told.contains("pods of its bridge do not reach"), "{told}");
+        let told = node.task(&["resync"]).stdout;
+        assert!(told.contains("put back: ports of mynet/"), "{told}");
+        assert_eq!(node.rules(), before);
+        node.run(Suite::Ours, "check", &a, 8080);
+
+        // What all pods share is brought up to date though no pod misses anything.
+        node.host().sh(
+            "nft -a list chain ip podwire_hostports martians | sed -n 's/.* saddr .*handle //p' |
+                 xargs nft delete rule ip podwire_hostports martians handle",
+        );
+        node.run(Suite::Ours, "check", &a, 8080);
+        let told = node.task(&["resync"]).stdout;
+        assert_eq!(told, "put back: rules for published ports\n");
+        assert_eq!(node.rules(), before);
     });
 }

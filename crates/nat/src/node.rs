@@ -314,7 +314,13 @@ impl Plan {
             .node
             .tables
             .additions(&iptables.masquerades, &iptables.ports)?;
-        plan.add(&nftables)?;
+        // A port that another owner has stays as it is.
+        for owner in plan.add(&nftables)? {
+            let line = format!("ports of {owner}");
+            plan.report.done.retain(|it| *it != line);
+            plan.put_back.retain(|it| it.owner != owner);
+        }
+        plan.complete(pods, &nftables)?;
         if !isolations.is_empty() {
             plan.node.ruleset()?.isolate(&isolations)?;
         }
@@ -376,17 +382,34 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Adds things to nf_tables.
-    fn add(&mut self, things: &Things<'_>) -> Result<()> {
+    /// Brings the tables of ports to what they should be where no port is missing: they may
+    /// be an older version's.
+    fn complete(&mut self, pods: &[Pod], missing: &Things<'_>) -> Result<()> {
+        let ports = pods.iter().filter_map(|pod| pod.ports.as_ref());
+        let ports = ports.filter(|it| it.backend != Some(Kind::Iptables));
+        let ports: Vec<_> = ports.map(|it| &it.what).collect();
+        if let Some(ruleset) = &mut self.node.ruleset
+            && missing.ports.is_empty()
+            && ports.iter().any(|it| ruleset.has_ports(it))
+            && ruleset.complete(&ports)?
+        {
+            self.report.done.push("rules for published ports".into());
+        }
+        Ok(())
+    }
+
+    /// Adds things to nf_tables. Whose ports stay as they are all the same.
+    fn add(&mut self, things: &Things<'_>) -> Result<Vec<Attachment>> {
         if things.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let ruleset = self.node.ruleset()?;
-        for Notice { mapping, from } in ruleset.add(&things.masquerades, &things.ports)? {
+        let (unchanged, notices) = ruleset.add(&things.masquerades, &things.ports)?;
+        for Notice { mapping, from } in notices {
             let (port, protocol) = (mapping.host_port, mapping.protocol);
             self.left(format!("host port {port}/{protocol} is {from}'s"));
         }
-        Ok(())
+        Ok(unchanged)
     }
 
     fn release(pods: &[Pod]) -> Result<Self> {

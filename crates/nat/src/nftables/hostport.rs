@@ -76,12 +76,43 @@ pub enum Rival {
     Stays,
 }
 
+/// What [`additions`] are.
+pub struct Additions {
+    /// After them, all is there.
+    pub changes: Transaction,
+    /// Which ports another owner has.
+    pub notices: Vec<Notice>,
+    /// For whom something changes.
+    pub owners: HashSet<String>,
+}
+
 /// Changes after which the ports of all pods are published, as far as no other owner
-/// has them, and who has them. Of two pods, the later in the list wins, and the other is
-/// remembered as displaced.
-pub fn additions(socket: &Socket, all: &[&HostPorts]) -> Result<(Transaction, Vec<Notice>), Error> {
-    let plan = Plan::new(socket, all, Rival::Stays)?;
-    Ok((plan.changes, plan.notices))
+/// has them. Of two pods, the later in the list wins, and the other is remembered as
+/// displaced.
+pub fn additions(socket: &Socket, all: &[&HostPorts]) -> Result<Additions, Error> {
+    let mut plan = Plan::new(socket, all, Rival::Stays)?;
+    if plan.makes_rules {
+        let owners = all.iter().map(|it| owner(&it.owner));
+        plan.owners.extend(owners);
+    }
+    Ok(Additions {
+        changes: plan.changes,
+        notices: plan.notices,
+        owners: plan.owners,
+    })
+}
+
+/// Changes that bring the tables in which these ports are to what they should be: an older
+/// version may have made them. None if they are that.
+pub fn completion(socket: &Socket, all: &[&HostPorts]) -> Result<Transaction, Error> {
+    let mut changes = Transaction::new();
+    for family in FAMILIES {
+        if all.iter().any(|it| families(it).contains(&family)) {
+            let found = listing::rules(socket, table(family), None)?;
+            changes.extend(base(family, &found));
+        }
+    }
+    Ok(changes)
 }
 
 /// What publishing means, as things are.
@@ -89,6 +120,10 @@ pub fn additions(socket: &Socket, all: &[&HostPorts]) -> Result<(Transaction, Ve
 struct Plan {
     changes: Transaction,
     notices: Vec<Notice>,
+    /// For whom an element is made.
+    owners: HashSet<String>,
+    /// Whether rules are made, which all pods need.
+    makes_rules: bool,
     /// Whether `changes` are wrong if another program changed anything: two who
     /// both fill a chain fill it twice.
     depends: bool,
@@ -130,7 +165,8 @@ impl Plan {
             }
             rules.into_iter().for_each(|it| plan.changes.push(it));
         }
-        plan.depends = !plan.changes.is_empty();
+        plan.makes_rules = !plan.changes.is_empty();
+        plan.depends = plan.makes_rules;
         plan.settle(socket, claims, rival)?;
         Ok(plan)
     }
@@ -182,7 +218,10 @@ impl Plan {
         for (family, losers) in losers.iter().filter(|(_, losers)| !losers.is_empty()) {
             let displaced = read_once(&mut displaced, socket, *family)?;
             let changes = displaced.remember_below(losers);
-            self.depends |= !changes.is_empty();
+            if !changes.is_empty() {
+                self.depends = true;
+                self.owners.extend(losers.iter().map(|it| it.owner.clone()));
+            }
             self.changes.extend(changes);
         }
         Ok(())
@@ -200,6 +239,7 @@ impl Plan {
             self.changes
                 .push(Change::DeleteElement(table, element.clone()));
         }
+        self.owners.insert(element.owner.clone());
         self.changes.push(Change::CreateElement(table, element));
     }
 

@@ -63,7 +63,8 @@ impl Ruleset {
         self.nftables.check_spoof_check(wanted).is_ok()
     }
 
-    /// Adds what is missing of these; of ports that somebody else has, only tells.
+    /// Adds what is missing of these; of ports that another owner has, only tells. Whose ports
+    /// stay as they are, and which are another's.
     ///
     /// # Errors
     /// The kernel cannot be asked; a condition is more than one.
@@ -71,23 +72,39 @@ impl Ruleset {
         &mut self,
         masquerades: &[&Masquerade],
         ports: &[&HostPorts],
-    ) -> Result<Vec<Notice>> {
+    ) -> Result<(Vec<Attachment>, Vec<Notice>)> {
         let socket = &self.nftables.socket;
         if !masquerades.is_empty() {
             let additions = masquerade::additions(&self.masquerade, masquerades);
             self.changes.extend(additions);
         }
-        let (additions, notices) = hostport::additions(socket, ports)?;
-        self.changes.extend(additions);
+        let mut added = hostport::additions(socket, ports)?;
+        self.changes.extend(added.changes);
         for wanted in ports {
             for family in layout::families(wanted) {
                 if conditional::check(socket, family, wanted).is_err() {
                     let script = conditional::script(socket, family, wanted)?;
                     self.script.extend(script);
+                    added.owners.insert(layout::owner(&wanted.owner));
                 }
             }
         }
-        Ok(notices)
+        let unchanged = ports
+            .iter()
+            .filter(|it| !added.owners.contains(&layout::owner(&it.owner)))
+            .map(|it| it.owner.clone());
+        Ok((unchanged.collect(), added.notices))
+    }
+
+    /// Brings the tables of these ports to what they should be. Whether they were not.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn complete(&mut self, ports: &[&HostPorts]) -> Result<bool> {
+        let changes = hostport::completion(&self.nftables.socket, ports)?;
+        let was_incomplete = !changes.is_empty();
+        self.changes.extend(changes);
+        Ok(was_incomplete)
     }
 
     /// Adds spoof checks.
