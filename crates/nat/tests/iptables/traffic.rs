@@ -117,8 +117,15 @@ fn a_nodes_loopback_is_closed_to_its_neighbours() {
         assert!(!ask("ip netns exec pod"));
         assert!(ask(""), "the node itself");
         let raw = sandbox.run("iptables-save -t raw");
-        assert_eq!(count(&raw, " -j DROP"), 1, "{raw}");
-        sandbox.iptables().close_localhost().unwrap();
-        assert_eq!(count(&sandbox.run("iptables-save -t raw"), " -j DROP"), 1);
+        for side in ["-d 127.0.0.0/8", "-s 127.0.0.0/8"] {
+            assert_eq!(count(&raw, side), 1, "{raw}");
+        }
+        // An older version had the one for destinations alone.
+        sandbox.run("iptables -t raw -D PREROUTING 1");
+        for _ in 0..2 {
+            sandbox.iptables().close_localhost().unwrap();
+            let raw = sandbox.run("iptables-save -t raw");
+            assert_eq!(count(&raw, " -j DROP"), 2, "{raw}");
+        }
     });
 }
