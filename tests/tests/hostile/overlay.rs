@@ -356,6 +356,28 @@ fn no_host_but_the_peers_is_in_a_vxlan_network() {
     });
 }
 
+/// Who may be a member is not known then: another program may write the device's entries.
+#[test]
+fn without_a_list_of_peers_pods_are_kept_out_and_hosts_are_heard() {
+    beyond_peer(WHY, || {
+        for ((_, make), underlay) in MODES.into_iter().zip(BOTH) {
+            let scene = Scene::new(make, underlay, &json!({"peers": []}));
+            let (pod, stranger) = (scene.bridged(), scene.fleet.host(4));
+            let gateway = match underlay {
+                Underlay::V4 => "10.77.0.1",
+                Underlay::V6 => "fd00:77::1",
+            };
+            scene.holds(&by_pod(&scene, &pod, gateway));
+            scene.check();
+            let to = scene.host_address(1);
+            stranger.wait_until("any host is heard", |it| {
+                Attack::plain(it, &to).send("a new peer");
+                scene.words().contains(&10)
+            });
+        }
+    });
+}
+
 /// The container of a pod that podwire attached.
 const ID: &str = "pod1";
 
