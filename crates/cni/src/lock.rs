@@ -18,22 +18,35 @@ use crate::error::Code;
 /// with code 11 is made again.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A lock, given back when this is dropped.
+#[derive(Debug)]
+pub struct Lock(Option<Flock<File>>);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Some(Err((held, _))) = self.0.take().map(Flock::unlock) {
+            // Its own drop would panic. The kernel takes the lock back when we end.
+            std::mem::forget(held);
+        }
+    }
+}
+
 /// Locks `file`, which lies at `path`, for us alone.
 ///
 /// # Errors
 /// Code 11 when another program holds the lock for [`PATIENCE`], with its process id where
 /// the kernel says it; the errors of flock(2).
-pub fn exclusive(file: File, path: &Path) -> Result<Flock<File>> {
+pub fn exclusive(file: File, path: &Path) -> Result<Lock> {
     exclusive_within(file, path, PATIENCE)
 }
 
-fn exclusive_within(file: File, path: &Path, patience: Duration) -> Result<Flock<File>> {
+fn exclusive_within(file: File, path: &Path, patience: Duration) -> Result<Lock> {
     let failed = |errno: Errno| {
         let (path, why) = (path.display(), errno.desc().to_lowercase());
         anyhow::anyhow!("lock {path}: {why} ({})", errno as i32)
     };
     let waiting = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => return Ok(lock),
+        Ok(lock) => return Ok(Lock(Some(lock))),
         Err((file, Errno::EWOULDBLOCK)) => file,
         Err((_, errno)) => return Err(failed(errno)),
     };
@@ -50,10 +63,10 @@ fn exclusive_within(file: File, path: &Path, patience: Duration) -> Result<Flock
     }
 }
 
-fn wait(mut file: File) -> Result<Flock<File>, Errno> {
+fn wait(mut file: File) -> Result<Lock, Errno> {
     loop {
         match Flock::lock(file, FlockArg::LockExclusive) {
-            Ok(lock) => return Ok(lock),
+            Ok(lock) => return Ok(Lock(Some(lock))),
             Err((waiting, Errno::EINTR)) => file = waiting,
             Err((_, errno)) => return Err(errno),
         }

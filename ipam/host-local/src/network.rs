@@ -7,15 +7,16 @@
 //! of containers that it took as well.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use cni::lock::Lock;
 use cni::{Attachment, BestEffort};
-use nix::fcntl::{Flock, OFlag};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
 
 use crate::allocator::Store;
 use crate::file::{self, failed};
@@ -158,7 +159,8 @@ impl Network {
         if let Ok(held) = self.index.held_by(owner).map(<[_]>::to_vec) {
             let mut right = true;
             for reservation in &held {
-                right &= self.owner_of(reservation.ip).as_ref() == Some(owner);
+                let holder = self.owner_of(reservation.ip);
+                right &= matches!(holder, Ok(Some(holder)) if holder == *owner);
             }
             if right {
                 return Ok(held);
@@ -172,7 +174,7 @@ impl Network {
 
     /// Removes the reservation of `ip`, if it is still `owner`'s.
     pub fn release(&mut self, owner: &Owner, ip: IpAddr) -> Result<()> {
-        if self.owner_of(ip).as_ref() == Some(owner) {
+        if self.owner_of(ip)?.as_ref() == Some(owner) {
             self.remove(ip)?;
         }
         self.index.remove(owner, ip);
@@ -267,10 +269,14 @@ impl Network {
         }
     }
 
-    /// Who holds `ip`; `None` also where its file cannot be read.
-    fn owner_of(&self, ip: IpAddr) -> Option<Owner> {
-        let (content, _) = file::read(&self.path(ip)).ok()??;
-        Some(Owner::parse(&content))
+    /// Who holds `ip`; `None` also where its file is not ours.
+    fn owner_of(&self, ip: IpAddr) -> Result<Option<Owner>> {
+        let path = self.path(ip);
+        match file::read(&path) {
+            Ok(content) => Ok(content.map(|(content, _)| Owner::parse(&content))),
+            Err(error) if cni::file::is_foreign(&error) => Ok(None),
+            Err(error) => Err(failed("read reservation", &path)(error)),
+        }
     }
 
     fn is_empty(&self, ip: IpAddr) -> bool {
@@ -316,9 +322,13 @@ impl Network {
         let mut all = Vec::new();
         for ip in names(&self.dir)? {
             let path = self.path(ip);
-            let (content, metadata) = match file::read(&path) {
+            // What fails for a moment must not lose a reservation: so it is read twice.
+            let (content, metadata) = match file::read(&path).or_else(|_| file::read(&path)) {
                 Ok(Some(read)) => read,
                 Ok(None) => continue,
+                Err(error) if !is_spoilt(&error) => {
+                    return Err(failed("read reservation", &path)(error));
+                }
                 Err(error) => {
                     // One that can be read later is an index entry that is missing now.
                     self.torn |= !cni::file::is_foreign(&error);
@@ -363,24 +373,19 @@ fn is_in_the_way(error: &io::Error) -> bool {
     cni::file::is_foreign(error) || error.kind() == io::ErrorKind::PermissionDenied
 }
 
+/// Whether a file cannot be read because of the file, rather than of a lack of descriptors
+/// or memory.
+fn is_spoilt(error: &io::Error) -> bool {
+    let is_errno = |errno: &Errno| error.raw_os_error() == Some(*errno as i32);
+    let damaged = [Errno::EIO, Errno::EUCLEAN, Errno::ENODATA];
+    is_in_the_way(error) || damaged.iter().any(is_errno)
+}
+
 fn pass_over(action: &str, path: &Path, error: io::Error) {
     cni::log(format_args!(
         "{:#}; passed over",
         failed(action, path)(error)
     ));
-}
-
-/// The lock of a network, given back when this is dropped.
-#[derive(Debug)]
-struct Lock(Option<Flock<File>>);
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        if let Some(Err((held, _))) = self.0.take().map(Flock::unlock) {
-            // Its own drop would panic. The kernel takes the lock back when we end.
-            std::mem::forget(held);
-        }
-    }
 }
 
 /// Takes the lock of the network in `dir`; `None` if there is no such directory.
@@ -389,8 +394,8 @@ fn lock(dir: &Path) -> Result<Option<Lock>> {
     loop {
         // As the Go plugin opens it: a lock that is there needs no write access.
         let flags = OFlag::O_RDONLY | OFlag::O_CREAT;
-        let file = match cni::file::open(&path, flags) {
-            Ok((file, _)) => file,
+        let (file, ours) = match cni::file::open(&path, flags) {
+            Ok(opened) => opened,
             Err(error) if file::is_absent(&error) => return Ok(None),
             Err(error) => return Err(failed("open lock", &path)(error)),
         };
@@ -398,9 +403,8 @@ fn lock(dir: &Path) -> Result<Option<Lock>> {
         // While we waited, an operator may have removed the directory: who
         // comes after us locks another file then.
         let identity = |file: std::fs::Metadata| (file.dev(), file.ino());
-        let ours = lock.metadata().map_err(failed("lock", &path))?;
         if std::fs::symlink_metadata(&path).is_ok_and(|now| identity(now) == identity(ours)) {
-            return Ok(Some(Lock(Some(lock))));
+            return Ok(Some(lock));
         }
     }
 }
