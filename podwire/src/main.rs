@@ -43,7 +43,9 @@ fn main() -> ExitCode {
 
 fn misused(misuse: &Misuse, command: &str) -> ExitCode {
     let space = if command.is_empty() { "" } else { " " };
-    eprintln!("podwire{space}{command}: {misuse}; see podwire{space}{command} --help");
+    cni::log(format_args!(
+        "podwire{space}{command}: {misuse}; see podwire{space}{command} --help"
+    ));
     MISUSED.into()
 }
 

@@ -76,7 +76,7 @@ impl Output {
         if self.is_json() && self.print_json(&ErrorDocument::of(&error)).is_ok() {
             return;
         }
-        eprintln!("podwire: {error}");
+        cni::log(format_args!("podwire: {error}"));
     }
 }
 

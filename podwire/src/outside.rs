@@ -228,10 +228,10 @@ fn tell(arguments: &Arguments, task: &Task<'_>, found: &Found, report: &Report) 
         });
     }
     for line in &found.broken {
-        eprintln!("podwire: {line}");
+        cni::log(format_args!("podwire: {line}"));
     }
     for line in found.skipped.iter().chain(&report.left) {
-        eprintln!("podwire: left as it is: {line}");
+        cni::log(format_args!("podwire: left as it is: {line}"));
     }
     let would = match arguments.has(Flag::DryRun) {
         true => "would be ",
@@ -244,7 +244,7 @@ fn tell(arguments: &Arguments, task: &Task<'_>, found: &Found, report: &Report) 
         output.print(&format!("{would}{}: {line}", task.done))?;
     }
     for line in &report.notes {
-        eprintln!("podwire: note: {line}");
+        cni::log(format_args!("podwire: note: {line}"));
     }
     for text in &report.transactions {
         output.print(text)?;

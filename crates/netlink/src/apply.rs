@@ -237,13 +237,13 @@ fn prepare_ipv6(interface: &Interface, layer3: &Layer3) -> anyhow::Result<Option
     // What is a favour does not fail an ADD where /proc/sys is read-only, as in rootless
     // runtimes.
     match enable_ipv6("lo") {
-        Err(error) if error.is_forbidden() => eprintln!("{error}"),
+        Err(error) if error.is_forbidden() => cni::log(format_args!("{error}")),
         other => other?,
     }
     enable_ipv6(name).context("enable IPv6")?;
     // Without it, a pod that sets its interface down and up loses its addresses.
     match set("keep_addr_on_down") {
-        Err(error) if error.is_forbidden() => eprintln!("{error}"),
+        Err(error) if error.is_forbidden() => cni::log(format_args!("{error}")),
         other => other?,
     }
     if interface.notify {

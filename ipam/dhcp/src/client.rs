@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use cni::{AddResult, Code, Error, reason};
@@ -52,7 +53,7 @@ impl Client {
                 reason(error)
             ))
         };
-        let stream = connect(socket).map_err(|error| match error.kind() {
+        let stream = connect(Path::new(socket)).map_err(|error| match error.kind() {
             ErrorKind::WouldBlock => broken(socket, "it accepts no connection"),
             _ => unreachable(&error),
         })?;
@@ -163,7 +164,7 @@ fn broken(socket: &str, why: &str) -> Failure {
 
 /// Connects; a daemon that hangs while others have filled its queue is not waited for
 /// without a limit, which connect(2) takes from the socket that sends.
-fn connect(path: &str) -> std::io::Result<UnixStream> {
+pub(crate) fn connect(path: &Path) -> std::io::Result<UnixStream> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     setsockopt(

@@ -59,7 +59,9 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
     let (path, cache) = (arguments.plugin_dirs(), arguments.cache());
     // A file that cannot be read must not keep the container attached.
     let cached = cache.get(attachment.key(network)).unwrap_or_else(|error| {
-        eprintln!("podwire: {error:#}; deleting without what was remembered");
+        cni::log(format_args!(
+            "podwire: {error:#}; deleting without what was remembered"
+        ));
         None
     });
     complete(&mut attachment, cached.as_ref());
@@ -82,6 +84,8 @@ fn remembered(cached: Option<&CachedAttachment>, error: anyhow::Error) -> Result
     if list.plugins.is_empty() {
         return Err(error);
     }
-    eprintln!("podwire: {error:#}; using the configuration of the ADD");
+    cni::log(format_args!(
+        "podwire: {error:#}; using the configuration of the ADD"
+    ));
     Ok(list)
 }

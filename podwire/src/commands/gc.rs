@@ -125,7 +125,10 @@ fn collect(
             arguments.output().remark(&line)?;
         }
         for (owner, why) in &strangers.alive {
-            eprintln!("podwire: left as it is: ports of {}: {why}", owner.name);
+            cni::log(format_args!(
+                "podwire: left as it is: ports of {}: {why}",
+                owner.name
+            ));
         }
         strangers.remove_gone()?;
         valid.extend(strangers::with_veth(network)?);
@@ -149,7 +152,7 @@ fn told(file: &Unclear, keeps: bool, all: &mut BestEffort) {
     };
     match keeps && file.fault.is_none() {
         // The name of such a file is all that there ever was.
-        true => eprintln!("podwire: {name}: {fault}: {consequence}"),
+        true => cni::log(format_args!("podwire: {name}: {fault}: {consequence}")),
         false => drop(all.step("read the cache", || -> Result<()> {
             bail!("{name}: {fault}: {consequence}")
         })),

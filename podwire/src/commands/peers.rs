@@ -361,7 +361,9 @@ fn list(output: &Output, peers: &[Peer], missing: &[String]) -> Result<Verdict> 
         return Ok(Verdict::Good);
     }
     for entry in missing {
-        eprintln!("podwire: of the configuration's peers, the kernel has no {entry}");
+        cni::log(format_args!(
+            "podwire: of the configuration's peers, the kernel has no {entry}"
+        ));
     }
     for peer in peers {
         output.print(&peer.to_string())?;
@@ -392,7 +394,7 @@ fn tell(output: &Output, done: &Reconciled) -> Result<Verdict> {
         )?;
     } else {
         for (_, error) in &done.failed {
-            eprintln!("podwire: {error}");
+            cni::log(format_args!("podwire: {error}"));
         }
         output.remark(&format!(
             "entries: {added} added, {kept} kept, {removed} removed"

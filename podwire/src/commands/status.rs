@@ -235,7 +235,7 @@ fn tell(
         output.print(&line)?;
     }
     for problem in &details.problems {
-        eprintln!("podwire: {problem}");
+        cni::log(format_args!("podwire: {problem}"));
     }
     output.print(&remark(list, status?))?;
     Ok(Verdict::Good)

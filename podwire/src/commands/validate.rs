@@ -128,7 +128,7 @@ fn lines(answer: &Answer<'_>) -> String {
 fn tell_hints(answer: &Answer<'_>) {
     for file in &answer.files {
         for Hint { path, text } in file.hints {
-            eprintln!("{}: hint: {path}: {text}", file.file);
+            cni::log(format_args!("{}: hint: {path}: {text}", file.file));
         }
     }
 }

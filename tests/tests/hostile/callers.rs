@@ -111,6 +111,37 @@ fn podwire_and_the_daemon_do_not_mind_either() {
     }
 }
 
+#[test]
+fn podwire_with_a_full_standard_error_does_its_work() {
+    let sandbox = Sandbox::new();
+    let pod = sandbox.pod("a");
+    let list = json!({
+        "cniVersion": "1.0.0", "name": conf::NETWORK,
+        "plugins": [conf::bridge(&["10.1.0.0/24"])],
+    });
+    sandbox.write("/var/lib/net.d/10.conflist", list.to_string());
+    let bin = testkit::Suite::Ours.dir().display();
+    let podwire = |verb: &str, redirections: &str| {
+        let netns = pod.path();
+        let command = format!(
+            "CNI_PATH={bin} NETCONFPATH=/var/lib/net.d {bin}/podwire {verb} {} {netns} {redirections}",
+            conf::NETWORK
+        );
+        sandbox.host().run(&["sh", "-c", &command]).code
+    };
+    assert_eq!(podwire("add", "2>/dev/full"), 0);
+    // The configuration that it deletes with is the one that it remembers, which it says.
+    sandbox.host().sh("rm /var/lib/net.d/10.conflist");
+    assert_eq!(podwire("del", "2>/dev/full"), 0);
+    assert_eq!(pod.links(), ["lo"]);
+    // What nobody can read was not answered.
+    sandbox.write("/var/lib/net.d/10.conflist", list.to_string());
+    for redirections in [">&-", ">/dev/full", "1</dev/null"] {
+        assert_eq!(podwire("add", redirections), 1, "{redirections}");
+        assert_eq!(podwire("del", redirections), 0, "{redirections}");
+    }
+}
+
 /// Runs a plugin with these redirections of a shell.
 fn under(redirections: &str) -> [String; 4] {
     let script = format!("exec \"$@\" {redirections}");

@@ -6,11 +6,13 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
 use cni::{file, reason};
+
+use crate::client::connect;
 
 /// The first descriptor that systemd passes (sd_listen_fds(3)).
 const FIRST_PASSED: i32 = 3;
@@ -98,8 +100,7 @@ fn listen(path: &Path) -> Result<UnixListener> {
 /// Whether `path` is a socket at which nobody listens.
 fn is_stale(path: &Path) -> bool {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
-    let refused =
-        UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+    let refused = connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
     is_socket && refused
 }
 
@@ -131,6 +132,7 @@ impl Drop for PidFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixStream;
 
     #[test]
     fn a_socket_that_nobody_listens_at_is_taken_over() {
