@@ -19,7 +19,7 @@ use netlink::{Mac, Netlink};
 use netns::NetNs;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use wiring::{Masquerading, shared};
+use wiring::{MasqueradeKeys, Masquerading, outside, shared};
 
 use crate::arguments::{Arguments, Flag};
 use crate::cache::{CachedAttachment, Unclear};
@@ -137,8 +137,7 @@ fn forget_users(pods: &[Pod]) -> Result<()> {
 
 fn is_given_away(pod: &Pod) -> bool {
     let masquerade = pod.masquerade.as_ref();
-    // Those of an overlay are not given away.
-    masquerade.is_some_and(|it| it.what.not_through.is_none()) || pod.isolation.is_some()
+    masquerade.is_some_and(|it| it.what.is_known_to_go()) || pod.isolation.is_some()
 }
 
 impl Found {
@@ -408,6 +407,8 @@ struct Keys {
     ip_masq: bool,
     ip_masq_backend: Option<String>,
     ip_masq_random_fully: bool,
+    ip_masq_except: Vec<String>,
+    ip_masq_families: Option<Vec<String>>,
     macspoofchk: bool,
     is_gateway: Option<bool>,
     is_default_gateway: Option<bool>,
@@ -442,15 +443,15 @@ fn masquerade(
     keys: &Keys,
     result: &AddResult,
 ) -> Result<Option<Asked<nat::Masquerade>>> {
-    let backend = keys.ip_masq_backend.as_deref();
-    let how = Masquerading::parse(keys.ip_masq, backend, keys.ip_masq_random_fully)?;
+    let how = Masquerading::parse(&MasqueradeKeys {
+        wanted: keys.ip_masq,
+        backend: keys.ip_masq_backend.as_deref(),
+        random_fully: keys.ip_masq_random_fully,
+        except: &keys.ip_masq_except,
+        families: keys.ip_masq_families.as_deref(),
+    })?;
     Ok(how.map(|how| Asked {
-        what: nat::Masquerade {
-            owner: owner.clone(),
-            addresses: result.ips.iter().map(|ip| ip.address.0).collect(),
-            random_fully: how.random_fully,
-            not_through: None,
-        },
+        what: outside::wanted(owner, &result.ips, &how),
         backend: how.backend,
     }))
 }

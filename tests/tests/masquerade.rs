@@ -218,6 +218,61 @@ fn source_ports_are_drawn_at_random_when_asked_for() {
 }
 
 #[test]
+fn exceptions_and_families_that_are_not_named_keep_their_source() {
+    beyond_peer("no such keys", || {
+        each(&BackEnd::ALL, |node| {
+            let _server = node.outside.serve(80);
+            let sources = ["10.1.0.2", "fd01::2"];
+            for (keys, masqueraded) in [
+                (json!({"ipMasqExcept": ["192.0.2.0/24"]}), [false, true]),
+                (
+                    json!({"ipMasqExcept": ["2001:db8::9/128", "10.0.0.0/8"]}),
+                    [true, false],
+                ),
+                (json!({"ipMasqFamilies": ["ipv4"]}), [true, false]),
+                (
+                    json!({"ipMasqFamilies": ["ipv6"], "ipMasqExcept": null}),
+                    [false, true],
+                ),
+            ] {
+                // The addresses of the last one are used again.
+                node.sandbox.host().sh("rm -rf /var/lib/cni/networks");
+                let conf = conf::with(&node.conf(), keys);
+                let pod = node.sandbox.pod("a");
+                let result = node.cni().add(&conf, &pod, "eth0").result();
+                for at in [0, 1] {
+                    let seen = if masqueraded[at] {
+                        NODE[at]
+                    } else {
+                        sources[at]
+                    };
+                    let answer = pod.ask("tcp", OUTSIDE[at], 80);
+                    assert_eq!(answer, format!("outside sees {seen}"), "{conf}");
+                }
+                let checked = conf::with_prev(&conf, &result);
+                node.cni().check(&checked, &pod, "eth0").silent();
+                node.cni().del(&checked, &pod, "eth0").silent();
+                let rules = node.rules();
+                assert_eq!(particular(&rules), [""; 0], "{conf}");
+                node.sandbox.remove_pod(&pod);
+            }
+            for (keys, named) in [
+                (json!({"ipMasqExcept": ["10.0.0.0/33"]}), "ipMasqExcept"),
+                (json!({"ipMasqExcept": ["0.0.0.0/0"]}), "ipMasqExcept"),
+                (json!({"ipMasqFamilies": ["ipv5"]}), "ipMasqFamilies"),
+            ] {
+                let pod = node.sandbox.pod("b");
+                let conf = conf::with(&node.conf(), keys);
+                let error = node.cni().add(&conf, &pod, "eth0").error();
+                assert_eq!(error.code, 7);
+                assert!(error.msg.contains(named), "{}", error.msg);
+                node.sandbox.remove_pod(&pod);
+            }
+        });
+    });
+}
+
+#[test]
 fn a_connection_outlives_other_pods() {
     each(&BackEnd::ALL, |node| {
         let _server = node.outside.serve(80);

@@ -38,6 +38,7 @@ fn main() -> Result<()> {
         owner: own.owner.clone(),
         addresses: vec!["10.99.0.1/24".parse()?],
         random_fully: false,
+        except: Vec::new(),
         not_through: None,
     };
     let steps: [(&str, Step<'_>); 6] = [

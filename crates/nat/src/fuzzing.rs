@@ -37,6 +37,7 @@ pub(crate) fn masquerade() -> Masquerade {
         owner: owner(),
         addresses: vec![address("10.1.0.2/24"), address("fd00::2/64")],
         random_fully: false,
+        except: Vec::new(),
         not_through: None,
     }
 }

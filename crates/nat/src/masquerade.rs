@@ -14,12 +14,19 @@ pub struct Masquerade {
     /// Whether source ports are drawn at random: two connections that are made
     /// at once then do not get the same one (`--random-fully`).
     pub random_fully: bool,
+    /// What goes there is not masqueraded.
+    pub except: Vec<IpNetwork>,
     /// What leaves by this device is not masqueraded either: an overlay's own,
     /// behind which the network's pods on other nodes are.
     pub not_through: Option<String>,
 }
 
 impl Masquerade {
+    /// Whether the Go plugins can have it so: they know neither overlays nor exceptions.
+    pub fn is_known_to_go(&self) -> bool {
+        self.not_through.is_none() && self.except.is_empty()
+    }
+
     /// The subnets of the pod, each once. An address that is none is left out: it is nobody
     /// else's.
     pub fn subnets(&self) -> Vec<IpNetwork> {

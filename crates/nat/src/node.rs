@@ -425,7 +425,7 @@ impl Plan {
         for pod in pods {
             if let Some(Asked { what, backend }) = &pod.masquerade
                 && ruleset.masquerades_network(what)
-                && what.not_through.is_none()
+                && what.is_known_to_go()
             {
                 match theirs(*backend) {
                     Kind::Nftables => nftables.masquerades.push(what),

@@ -62,6 +62,10 @@ pub struct Conf {
     pub ip_masq_backend: Option<String>,
     /// Draw source ports at random.
     pub ip_masq_random_fully: bool,
+    /// Networks to which nothing is masqueraded.
+    pub ip_masq_except: Vec<String>,
+    /// The families that are masqueraded: `ipv4`, `ipv6`; both without the key.
+    pub ip_masq_families: Option<Vec<String>>,
     /// Let the port send frames back where they came from.
     pub hairpin_mode: bool,
     /// Drop what the pod sends with another MAC.
@@ -100,6 +104,8 @@ impl Default for Conf {
             ip_masq: false,
             ip_masq_backend: None,
             ip_masq_random_fully: false,
+            ip_masq_except: Vec::new(),
+            ip_masq_families: None,
             hairpin_mode: false,
             macspoofchk: false,
             enabledad: false,

@@ -28,4 +28,4 @@ pub mod shared;
 mod users;
 
 pub use addressing::{Addressing, Gateway};
-pub use outside::Masquerading;
+pub use outside::{MasqueradeKeys, Masquerading};

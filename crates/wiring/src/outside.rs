@@ -20,19 +20,22 @@ pub struct Masquerading {
     pub backend: Option<nat::Kind>,
     /// Whether source ports are drawn at random.
     pub random_fully: bool,
+    /// What goes there is not masqueraded.
+    pub except: Vec<IpNetwork>,
+    /// Which families are masqueraded, IPv4 and IPv6.
+    pub families: [bool; 2],
     /// The device behind which the network goes on, on other nodes.
     pub not_through: Option<String>,
 }
 
 impl Masquerading {
-    /// Reads the keys `ipMasq`, `ipMasqBackend`, `ipMasqRandomFully`. `None` where
-    /// nothing is to be masqueraded.
+    /// Reads the keys that begin with `ipMasq`. `None` where nothing is to be masqueraded.
     ///
     /// # Errors
-    /// Code 7: `unknown ipmasq backend "x"`; the Go plugin says it after
-    /// everything else was set up.
-    pub fn parse(wanted: bool, backend: Option<&str>, random_fully: bool) -> Result<Option<Self>> {
-        let named = backend.filter(|text| !text.is_empty());
+    /// Code 7: `unknown ipmasq backend "x"`, which the Go plugin says after
+    /// everything else was set up; no network, or no family.
+    pub fn parse(keys: &MasqueradeKeys<'_>) -> Result<Option<Self>> {
+        let named = keys.backend.filter(|text| !text.is_empty());
         let backend = named
             .map(|text| {
                 nat::Kind::parse(text).ok_or_else(|| {
@@ -40,12 +43,70 @@ impl Masquerading {
                 })
             })
             .transpose()?;
-        Ok(wanted.then_some(Self {
+        let except = keys.except.iter().map(|text| exception(text));
+        let except = except.collect::<Result<_>>()?;
+        let families = families(keys.families)?;
+        Ok(keys.wanted.then_some(Self {
             backend,
-            random_fully,
+            random_fully: keys.random_fully,
+            except,
+            families,
             not_through: None,
         }))
     }
+}
+
+/// The keys of a configuration, as they are written.
+#[derive(Clone, Copy, Debug)]
+pub struct MasqueradeKeys<'a> {
+    /// `ipMasq`
+    pub wanted: bool,
+    /// `ipMasqBackend`
+    pub backend: Option<&'a str>,
+    /// `ipMasqRandomFully`
+    pub random_fully: bool,
+    /// `ipMasqExcept`
+    pub except: &'a [String],
+    /// `ipMasqFamilies`
+    pub families: Option<&'a [String]>,
+}
+
+/// A network that is an exception, without bits beyond its prefix: iptables would print another.
+fn exception(text: &str) -> Result<IpNetwork> {
+    let network: IpNetwork = text.parse().map_err(|error| {
+        Code::InvalidConfig.err(format!("ipMasqExcept: {text:?} is no network: {error}"))
+    })?;
+    let network = IpNetwork::new(network.network(), network.prefix())?;
+    match network.prefix() {
+        0 => Err(Code::InvalidConfig
+            .err(format!(
+                "ipMasqExcept: {text:?} is everything: use ipMasqFamilies"
+            ))
+            .into()),
+        _ => Ok(network),
+    }
+}
+
+/// Both, unless some are named.
+fn families(named: Option<&[String]>) -> Result<[bool; 2]> {
+    let Some(named) = named else {
+        return Ok([true; 2]);
+    };
+    let mut families = [false; 2];
+    for family in named {
+        match family.as_str() {
+            "ipv4" => families[0] = true,
+            "ipv6" => families[1] = true,
+            _ => {
+                return Err(Code::InvalidConfig
+                    .err(format!(
+                        "ipMasqFamilies: {family:?} is neither \"ipv4\" nor \"ipv6\""
+                    ))
+                    .into());
+            }
+        }
+    }
+    Ok(families)
 }
 
 /// Masquerades what leaves the pod's subnets, if that is wanted. `bridge` is where pods of the Go
@@ -105,11 +166,15 @@ fn undo_use(owner: &Attachment, bridge: Option<&str>, undo: &mut Undo) {
     });
 }
 
-fn wanted(owner: &Attachment, ips: &[IpConfig], how: &Masquerading) -> Masquerade {
+/// What is masqueraded of an attachment with these addresses.
+pub fn wanted(owner: &Attachment, ips: &[IpConfig], how: &Masquerading) -> Masquerade {
+    let is_of_family = |it: &IpNetwork| how.families[usize::from(it.is_ipv6())];
+    let addresses = ips.iter().map(|ip| ip.address.0);
     Masquerade {
         owner: owner.clone(),
-        addresses: ips.iter().map(|ip| ip.address.0).collect(),
+        addresses: addresses.filter(is_of_family).collect(),
         random_fully: how.random_fully,
+        except: how.except.clone(),
         not_through: how.not_through.clone(),
     }
 }

@@ -24,6 +24,10 @@ pub struct Conf {
     pub ip_masq_backend: Option<String>,
     /// Draw source ports at random.
     pub ip_masq_random_fully: bool,
+    /// Networks to which nothing is masqueraded.
+    pub ip_masq_except: Vec<String>,
+    /// The families that are masqueraded: `ipv4`, `ipv6`; both without the key.
+    pub ip_masq_families: Option<Vec<String>>,
     /// MTU of the veth pair and of a bridge that is created.
     pub mtu: Mtu,
     /// Let the port send frames back where they came from.
@@ -62,6 +66,8 @@ impl Default for Conf {
             ip_masq: false,
             ip_masq_backend: None,
             ip_masq_random_fully: false,
+            ip_masq_except: Vec::new(),
+            ip_masq_families: None,
             mtu: Mtu::Unset,
             hairpin_mode: false,
             promisc_mode: false,

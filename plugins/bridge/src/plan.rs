@@ -9,7 +9,7 @@ use cni::result::IpConfig;
 use nat::nftables::Isolation;
 use netlink::{Dad, Link, Mac};
 use wiring::mtu::{self, Mtu};
-use wiring::{Gateway, Masquerading, mac, outside};
+use wiring::{Gateway, MasqueradeKeys, Masquerading, mac, outside};
 
 use crate::conf::{Conf, TrunkItem};
 
@@ -112,11 +112,13 @@ impl Plan {
             )?,
             vlans: vlans(conf)?,
             gateway,
-            masquerade: Masquerading::parse(
-                conf.ip_masq,
-                conf.ip_masq_backend.as_deref(),
-                conf.ip_masq_random_fully,
-            )?,
+            masquerade: Masquerading::parse(&MasqueradeKeys {
+                wanted: conf.ip_masq,
+                backend: conf.ip_masq_backend.as_deref(),
+                random_fully: conf.ip_masq_random_fully,
+                except: &conf.ip_masq_except,
+                families: conf.ip_masq_families.as_deref(),
+            })?,
             spoof_check: conf.macspoofchk,
         };
         if plan.has_vlan_gateway() && has_ipam {

@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use nat::nftables::Apart;
 use netlink::{Dad, Mac};
 use overlay::{Mode, Network};
-use wiring::{Gateway, Masquerading, mac};
+use wiring::{Gateway, MasqueradeKeys, Masquerading, mac};
 
 use crate::conf::Conf;
 
@@ -51,11 +51,13 @@ impl Plan {
                 "ipam: missing: mode l3 routes to the pods' addresses",
             ));
         }
-        let masquerade = Masquerading::parse(
-            conf.ip_masq,
-            conf.ip_masq_backend.as_deref(),
-            conf.ip_masq_random_fully,
-        )?;
+        let masquerade = Masquerading::parse(&MasqueradeKeys {
+            wanted: conf.ip_masq,
+            backend: conf.ip_masq_backend.as_deref(),
+            random_fully: conf.ip_masq_random_fully,
+            except: &conf.ip_masq_except,
+            families: conf.ip_masq_families.as_deref(),
+        })?;
         Ok(Self {
             gateway: gateway(conf, network.mode)?,
             mac: mac::asked_for(

@@ -28,6 +28,8 @@ const KEYS: &[Key] = &[
     Key::new("ipMasq", Kind::Bool),
     Key::new("ipMasqBackend", Kind::Text),
     Key::new("ipMasqRandomFully", Kind::Bool),
+    Key::new("ipMasqExcept", Kind::List(&Kind::Text)),
+    Key::new("ipMasqFamilies", Kind::List(&Kind::Text)),
     Key::new("mtu", Kind::Custom(mtu)),
     Key::new("hairpinMode", Kind::Bool),
     Key::new("promiscMode", Kind::Bool),

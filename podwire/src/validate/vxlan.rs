@@ -47,6 +47,8 @@ const KEYS: &[Key] = &[
     Key::new("ipMasq", Kind::Bool),
     Key::new("ipMasqBackend", Kind::Text),
     Key::new("ipMasqRandomFully", Kind::Bool),
+    Key::new("ipMasqExcept", Kind::List(&Kind::Text)),
+    Key::new("ipMasqFamilies", Kind::List(&Kind::Text)),
     Key::new("hairpinMode", Kind::Bool),
     Key::new("macspoofchk", Kind::Bool),
     Key::new("enabledad", Kind::Bool),

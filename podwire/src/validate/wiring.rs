@@ -6,7 +6,7 @@ use cni::json::Json;
 use cni::result::IpConfig;
 use cni::version::Version;
 use cni::{AddResult, Cidr, Error};
-use wiring::{Addressing, Gateway, Masquerading, gateway};
+use wiring::{Addressing, Gateway, MasqueradeKeys, Masquerading, gateway};
 
 use super::findings::Findings;
 use super::schema::{self, Key, Kind, Others};
@@ -34,7 +34,14 @@ pub fn mtu(value: &Json) -> Result<Option<i64>, String> {
 /// `ipMasqBackend`.
 pub fn masquerade(conf: &Conf<'_>, findings: &mut Findings) {
     let backend = conf.text("ipMasqBackend");
-    if let Err(error) = Masquerading::parse(false, backend.as_deref(), false) {
+    let keys = MasqueradeKeys {
+        wanted: false,
+        backend: backend.as_deref(),
+        random_fully: false,
+        except: &[],
+        families: None,
+    };
+    if let Err(error) = Masquerading::parse(&keys) {
         let reason = Error::from_chain(&error).msg;
         findings.error(&conf.place_of("ipMasqBackend"), reason);
     }

@@ -35,7 +35,8 @@ impl Rules {
         let chain = chain(&wanted.owner);
         let comment = comment(&wanted.owner);
         let mut accepts = Vec::new();
-        for address in &addresses {
+        let except = wanted.except.iter().filter(|it| family.has(it.ip()));
+        for address in addresses.iter().chain(except) {
             let accept = format!("{}{comment} -j ACCEPT", subnet("-d", *address));
             if !accepts.contains(&accept) {
                 accepts.push(accept);

@@ -167,8 +167,11 @@ pub fn missing_in(found: &[Listed], wanted: &Masquerade) -> Option<String> {
     for address in &wanted.addresses {
         let ours = [false, true].map(|random| rule(wanted, *address, random));
         let go = match wanted.not_through {
-            None => vec![pod_rule(*address, false), pod_rule(*address, true)],
-            Some(_) => Vec::new(),
+            // The Go plugins know no exceptions.
+            None if wanted.except.is_empty() => {
+                vec![pod_rule(*address, false), pod_rule(*address, true)]
+            }
+            _ => Vec::new(),
         };
         let there = |it: &Listed| {
             it.chain == CHECKS
@@ -298,6 +301,12 @@ fn leads_to_checks(found: &[Listed]) -> bool {
 fn rule(wanted: &Masquerade, address: IpNetwork, fully_random: bool) -> Rule {
     let subnet = network(address.network(), address.prefix());
     let mut rule = pod_or_network_rule(subnet, address, fully_random);
+    let of_family = |it: &&IpNetwork| it.is_ipv4() == address.is_ipv4();
+    for except in wanted.except.iter().filter(of_family) {
+        let last = rule.statements.len() - 1;
+        let elsewhere = Statement::AddressNot(Side::Destination, *except);
+        rule.statements.insert(last, elsewhere);
+    }
     if let Some(device) = &wanted.not_through {
         let last = rule.statements.len() - 1;
         let elsewhere = Statement::OutInterfaceNot(device.clone());
@@ -381,6 +390,7 @@ mod tests {
             },
             addresses: addresses.iter().map(|it| it.parse().unwrap()).collect(),
             random_fully,
+            except: Vec::new(),
             not_through: None,
         }
     }
@@ -460,6 +470,21 @@ add rule inet cni_plugins_masquerade masq_checks ip saddr 10.22.0.0/24 ip daddr 
                 changes.contains("delete rule inet cni_plugins_masquerade masq_checks handle 13\n"),
                 "{changes}"
             );
+        }
+    }
+
+    #[test]
+    fn exceptions_are_those_of_the_addresss_family() {
+        let mut wanted = wanted(&["10.22.0.2/24", "fd00:22::2/64"], false);
+        wanted.except = ["10.0.0.0/8", "fd00::/8", "192.0.2.7/32"]
+            .map(|it| it.parse().unwrap())
+            .to_vec();
+        let changes = additions(&found(&[]), &[&wanted]).to_string();
+        for rule in [
+            "ip saddr 10.22.0.0/24 ip daddr != 10.22.0.0/24 ip daddr != 10.0.0.0/8 ip daddr != 192.0.2.7 masquerade",
+            "ip6 saddr fd00:22::/64 ip6 daddr != fd00:22::/64 ip6 daddr != fd00::/8 masquerade",
+        ] {
+            assert!(changes.contains(rule), "{changes}");
         }
     }
 

@@ -39,6 +39,7 @@ fn masquerade(id: &str, addresses: &[&str]) -> Masquerade {
         owner: owner(id),
         addresses: addresses.iter().map(|it| it.parse().unwrap()).collect(),
         random_fully: false,
+        except: Vec::new(),
         not_through: None,
     }
 }

@@ -12,6 +12,7 @@ fn wanted(network: &str, container: &str, addresses: &[&str]) -> Masquerade {
         owner: attachment(network, container),
         addresses: addresses.iter().map(|it| it.parse().unwrap()).collect(),
         random_fully: false,
+        except: Vec::new(),
         not_through: None,
     }
 }

@@ -14,6 +14,7 @@ fn wanted(addresses: &[&str]) -> Masquerade {
         owner: owner(),
         addresses: addresses.iter().map(|it| it.parse().unwrap()).collect(),
         random_fully: false,
+        except: Vec::new(),
         not_through: None,
     }
 }
