@@ -68,6 +68,8 @@ const SUBJECTS: &[Subject] = &[
         plugin: "macvlan",
         place: "",
         keys: &[
+            "dns",
+            "ipam",
             "master",
             "mode",
             "mtu",
@@ -89,6 +91,8 @@ const SUBJECTS: &[Subject] = &[
         plugin: "vxlan",
         place: "",
         keys: &[
+            "dns",
+            "ipam",
             "mode",
             "vni",
             "port",
@@ -134,6 +138,7 @@ const SUBJECTS: &[Subject] = &[
             "externalSetMarkChain",
             "conditionsV4",
             "conditionsV6",
+            "reservedPorts",
             "runtimeConfig",
         ],
     },
@@ -158,6 +163,7 @@ const SUBJECTS: &[Subject] = &[
             "gateway",
             "routes",
             "dataDir",
+            "requestOutsideRange",
         ],
     },
     Subject {
@@ -173,7 +179,15 @@ const SUBJECTS: &[Subject] = &[
     Subject {
         plugin: "dhcp",
         place: "/ipam",
-        keys: &["daemonSocketPath", "priority", "provide", "request"],
+        keys: &[
+            "daemonSocketPath",
+            "priority",
+            "provide",
+            "request",
+            "suppress",
+            "routes",
+            "dns",
+        ],
     },
     Subject {
         plugin: "dhcp",
@@ -458,6 +472,43 @@ fn validate_and_static_agree_on_every_value_of_every_key() {
 #[test]
 fn validate_and_dhcp_agree_on_every_value_of_every_key() {
     agree("dhcp", 200);
+}
+
+/// Values that decide about the node's own files are not tried.
+const NOT_TRIED: [&str; 1] = ["resolvConf"];
+
+#[test]
+fn every_documented_key_is_tried() {
+    for (folder, plugin) in [
+        ("plugins", "bridge"),
+        ("plugins", "macvlan"),
+        ("plugins", "vxlan"),
+        ("plugins", "portmap"),
+        ("ipam", "host-local"),
+        ("ipam", "static"),
+        ("ipam", "dhcp"),
+    ] {
+        let page = format!(
+            "{}/../{folder}/{plugin}/README.md",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        let page = std::fs::read_to_string(&page).expect("a page of the project");
+        let keys = page.split("## Keys").nth(1).expect("a section of keys");
+        let keys = keys.split("\n## ").next().unwrap_or_default();
+        let first_table = keys.split("\n\n").find(|it| it.starts_with("| key "));
+        let rows = first_table.expect("a table of keys").lines().skip(2);
+        let cells = rows.filter_map(|row| row.split('|').nth(1));
+        let is_tried = |key: &str| {
+            let mut subjects = SUBJECTS.iter().filter(|it| it.plugin == plugin);
+            subjects.any(|it| it.keys.contains(&key)) || NOT_TRIED.contains(&key)
+        };
+        let mut found = 0;
+        for key in cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)) {
+            found += 1;
+            assert!(is_tried(key), "{plugin}: {key}");
+        }
+        assert!(found > 2, "{plugin}: {found} keys");
+    }
 }
 
 /// What only shows when keys are looked at together: whether ADD can succeed.
