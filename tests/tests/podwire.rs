@@ -308,6 +308,7 @@ fn an_attachment_whose_file_cannot_be_read_is_in_use_and_named() {
     beyond_peer(WHY, || {
         let node = Node::new();
         node.conf("10-net.conflist", &list(&[bridge()]));
+        let snapshot = node.sandbox.snapshot();
         node.add();
         let file = format!("/var/lib/cni/results/net-{}-eth0", node.id());
         let content = node.sandbox.read(&file).expect("a cache file");
@@ -340,6 +341,14 @@ fn an_attachment_whose_file_cannot_be_read_is_in_use_and_named() {
             [true],
             "the cache is no directory"
         );
+        let results = "rm /var/lib/cni/results; mkdir /var/lib/cni/results";
+        node.sandbox.host().sh(results);
+        node.sandbox.write(&file, &content);
+        good(node.run("del"));
+        let snapshot = snapshot.allow_bridge_network().allow_host_local("net");
+        snapshot
+            .allow("dir /var/lib/cni/results ")
+            .assert_unchanged();
     });
 }
 
