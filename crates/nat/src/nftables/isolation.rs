@@ -84,21 +84,21 @@ fn additions(found: &[Listed], all: &[&Isolation]) -> Transaction {
     if all.iter().all(|it| missing_in(found, it).is_none()) {
         return changes;
     }
-    changes.push(Change::AddTable(TABLE));
-    let hook = Some(Hook {
-        kind: "filter",
-        point: Point::Forward,
-        priority: 0,
-    });
-    changes.push(Change::AddChain(
-        TABLE,
-        Chain {
-            name: FORWARD.into(),
-            hook,
-            comment: "",
-        },
-    ));
     if !begins(found) {
+        changes.push(Change::AddTable(TABLE));
+        let hook = Some(Hook {
+            kind: "filter",
+            point: Point::Forward,
+            priority: 0,
+        });
+        changes.push(Change::AddChain(
+            TABLE,
+            Chain {
+                name: FORWARD.into(),
+                hook,
+                comment: "",
+            },
+        ));
         // What is there comes after it again.
         changes.push(Change::InsertRule(TABLE, FORWARD.into(), published()));
     }
