@@ -182,3 +182,19 @@ fn connections_to_an_address_of_the_node_are_forgotten_whatever_makes_it_one() {
         });
     });
 }
+
+#[test]
+fn a_port_of_all_addresses_leaves_the_nodes_own_ipv6_localhost_alone() {
+    beyond_peer("its rule takes connections to ::1, which then hang", || {
+        let node = FilterNode::new(BackEnd::Nftables);
+        let pod = node.sandbox.pod("a");
+        let added = publish(&node, &pod, &json!({}), &json!([tcp(8080)])).result();
+        let _own = node.sandbox.host().serve(8080);
+        let answer = node.sandbox.host().ask("tcp", "::1", 8080);
+        assert!(answer.contains("sees ::1"), "{answer}");
+        let conf = conf::with_prev(&conf::plugin("portmap"), &added);
+        node.cni("portmap").del(&conf, &pod, "eth0").silent();
+        node.cni("bridge").del(&bridge(), &pod, "eth0").silent();
+        assert!(!node.rules().contains("8080"));
+    });
+}

@@ -88,12 +88,21 @@ fn lines(family: Family, wanted: &HostPorts, pod: IpAddr, entered: &[String]) ->
         ));
         if !entered.iter().any(|it| it == entry) {
             // The newest first: it wins.
+            let target = enters(family, entry);
             lines.push(format!(
-                "insert rule {table} {entry} fib daddr type local jump {own} comment \"{owner}\""
+                "insert rule {table} {entry} {target} jump {own} comment \"{owner}\""
             ));
         }
     }
     lines.join("\n") + "\n"
+}
+
+/// Which packets enter: see `layout` for why the node's own connections to ::1 do not.
+fn enters(family: Family, entry: &str) -> &'static str {
+    match (family, entry) {
+        (Family::Ip6, "output") => "ip6 daddr != ::1 fib daddr type local",
+        _ => "fib daddr type local",
+    }
 }
 
 /// The chains from which those of owners that are `wanted` are entered.

@@ -2,7 +2,7 @@
 //! ports are. Nothing here asks the kernel.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cni::{Attachment, names};
 use ipnetwork::IpNetwork;
@@ -64,6 +64,9 @@ pub const HOSTPORTS: &str = "hostports";
 /// The chain for pods that reach a port of a pod on their own bridge: one rule
 /// for each length of prefix that there is.
 const NEIGHBOURS: &str = "neighbours";
+
+/// The chain for what the node itself sends.
+const OUTPUT: &str = "output";
 
 /// The chain that drops what cannot be.
 pub const MARTIANS: &str = "martians";
@@ -279,12 +282,6 @@ fn chains(family: Family) -> Vec<(Chain, Vec<Rule>)> {
         Rule::new([Statement::RedirectByTarget(HOSTIP_PORTS.name)]),
         Rule::new([Statement::RedirectByPort(PORTS.name)]),
     ];
-    let enter = || {
-        vec![Rule::new([
-            Statement::LocalDestination,
-            Statement::Jump(HOSTPORTS.into()),
-        ])]
-    };
     let masquerade = Statement::Masquerade {
         fully_random: false,
     };
@@ -301,9 +298,12 @@ fn chains(family: Family) -> Vec<(Chain, Vec<Rule>)> {
         (hostports, redirect),
         (
             hooked("prerouting", "nat", Point::Prerouting, -100),
-            enter(),
+            vec![enter()],
         ),
-        (hooked("output", "nat", Point::Output, -100), enter()),
+        (
+            hooked(OUTPUT, "nat", Point::Output, -100),
+            vec![enter_from_node(family)],
+        ),
         (
             hooked("postrouting", "nat", Point::Postrouting, 100),
             source,
@@ -313,6 +313,27 @@ fn chains(family: Family) -> Vec<(Chain, Vec<Rule>)> {
         chains.push(martians());
     }
     chains
+}
+
+/// Packets to the node go to [`HOSTPORTS`].
+fn enter() -> Rule {
+    Rule::new([
+        Statement::LocalDestination,
+        Statement::Jump(HOSTPORTS.into()),
+    ])
+}
+
+/// The same for what the node sends to itself. IPv6 has nothing like `route_localnet`: a
+/// connection to ::1 that is redirected hangs, because the kernel drops a packet from ::1
+/// that leaves the node. It is left to the node's own programs.
+fn enter_from_node(family: Family) -> Rule {
+    let mut rule = enter();
+    if family == Family::Ip6 {
+        let localhost = IpNetwork::from(IpAddr::V6(Ipv6Addr::LOCALHOST));
+        let elsewhere = Statement::AddressNot(Side::Destination, localhost);
+        rule.statements.insert(0, elsewhere);
+    }
+    rule
 }
 
 /// Before anything else looks at a packet. Connections from 127.0.0.1 reach a pod only with
@@ -345,10 +366,14 @@ pub fn closed_localhost(found: &[Listed]) -> Transaction {
 }
 
 /// Whether the published ports lead where they should. What versions before this one have
-/// left of `martians` is enough: a running pod is as well as it was at its ADD.
+/// left of `martians` and `output` is enough: a running pod is as well as it was at its ADD.
 pub fn is_complete(family: Family, found: &[Listed]) -> bool {
     chains(family).iter().all(|(chain, rules)| {
-        let former = chain.name == MARTIANS && has(found, family, chain, &rules[..1]);
+        let former = match chain.name.as_ref() {
+            MARTIANS => has(found, family, chain, &rules[..1]),
+            OUTPUT => has(found, family, chain, &[enter()]),
+            _ => false,
+        };
         former || has(found, family, chain, rules)
     })
 }
@@ -463,7 +488,7 @@ flush chain ip6 podwire_hostports prerouting
 add rule ip6 podwire_hostports prerouting fib daddr type local jump hostports
 add chain ip6 podwire_hostports output { type nat hook output priority -100 ; policy accept ; }
 flush chain ip6 podwire_hostports output
-add rule ip6 podwire_hostports output fib daddr type local jump hostports
+add rule ip6 podwire_hostports output ip6 daddr != ::1 fib daddr type local jump hostports
 add chain ip6 podwire_hostports postrouting { type nat hook postrouting priority 100 ; policy accept ; }
 flush chain ip6 podwire_hostports postrouting
 add rule ip6 podwire_hostports postrouting ip6 saddr . ip6 daddr @masqueraded masquerade
