@@ -756,8 +756,9 @@ fn del_without_the_ipam_executable_succeeds_where_no_add_can_have() {
                 let pod = sandbox.pod("a");
                 let good = conf_of(plugin);
                 let snapshot = sandbox.snapshot();
-                // Misspelt: ADD fails, and the runtime calls DEL until it succeeds.
-                for name in ["host-locl", "../host-local"] {
+                // Wrong: ADD fails, and the runtime calls DEL until it succeeds. The plugin's own
+                // name would have it execute itself for ever.
+                for name in ["host-locl", "../host-local", plugin] {
                     let bad = conf::with(&good, json!({"ipam": {"type": name}}));
                     sandbox.cni(plugin).add(&bad, &pod, "eth0").error();
                     let outcome = sandbox.cni(plugin).del(&bad, &pod, "eth0");

@@ -101,7 +101,13 @@ pub fn ipam_del(call: &Call) -> Result<()> {
 
 /// Whether the runtime knows of a result, or could not tell: it hands one on to DEL since 0.4.0.
 fn may_hold_addresses(call: &Call) -> bool {
-    call.version < Version::V0_4_0 || call.net.prev_result.is_some()
+    let handed_on = call.version >= Version::V0_4_0;
+    !is_itself(call) && (!handed_on || call.net.prev_result.is_some())
+}
+
+/// Whether the plugin would execute itself with the same input, and so for ever.
+fn is_itself(call: &Call) -> bool {
+    call.net.ipam.plugin == call.plugin
 }
 
 /// Has the IPAM plugin say whether the attachment holds its addresses.
@@ -134,6 +140,10 @@ pub struct Delegate {
 impl Delegate {
     fn ipam(call: &Call) -> Result<Self> {
         let name = &call.net.ipam.plugin;
+        if is_itself(call) {
+            let text = format!("ipam.type: {name:?} is this plugin itself, not an IPAM plugin");
+            return Err(Code::InvalidConfig.err(text).into());
+        }
         let executable = find(name, &call.path)?;
         Ok(Self {
             linked: Linked::find(call.linked, name, &executable),

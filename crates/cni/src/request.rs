@@ -18,6 +18,8 @@ use crate::version::Version;
 /// What all verbs have in common.
 #[derive(Clone, Debug)]
 pub struct Call {
+    /// The type of the plugin that is called.
+    pub plugin: &'static str,
     /// The network's `name`.
     pub network: String,
     /// The version that the configuration asks for.

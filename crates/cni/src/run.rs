@@ -127,6 +127,7 @@ impl Process<'_> {
             _ => Reading::Strict,
         };
         let call = Call {
+            plugin: P::NAME,
             network,
             version,
             net: conf::read(&document, reading)?,

@@ -20,11 +20,11 @@ const ABOUT: &str = "\
 Usage: podwire resync [OPTION]... [NETWORK]
 
 After `iptables -F`, `nft flush ruleset` or a reload of firewalld: puts back
-what is missing of masquerade, published ports, spoof checks and isolation, for every
-attachment in the cache or those to NETWORK. What is wanted follows from what
-the cache has of the ADD: the configuration, the runtime's port mappings, the
-result. After NetworkManager or another program took them, so come back the
-gateway's addresses of bridges, which are also set up again.
+what is missing of masquerade, published ports, spoof checks and isolation, for
+every attachment in the cache or those to NETWORK. What is wanted follows from
+what the cache has of the ADD: the configuration, the runtime's port mappings,
+the result. Also puts back the gateway's addresses of bridges and sets the
+bridges up, where NetworkManager or another program has changed them.
 
 What is there stays as it is, whoever made it. What is missing comes back in one
 transaction of nf_tables and one of each family's iptables. Connections that
