@@ -40,7 +40,8 @@ impl Plugin for Bridge {
         let netns = pod::open_netns(&request.netns)?;
         let host = Netlink::open()?;
 
-        if let Some(mac) = plan.mac {
+        // Elsewhere any pod can send with any MAC: a refusal would keep nothing from it.
+        if let Some(mac) = plan.mac.filter(|_| plan.spoof_check) {
             requested::refuse_taken_mac(&host, plan.bridge.as_str(), mac, &request.attachment)?;
         }
         let mut addressing = None;

@@ -45,7 +45,8 @@ impl Plugin for Vxlan {
         let device = Device::find(&host, &plan.network)?;
 
         let bridge_name = plan.network.bridge.as_str();
-        if let Some(mac) = plan.mac {
+        // As in bridge.
+        if let Some(mac) = plan.mac.filter(|_| plan.spoof_check) {
             requested::refuse_taken_mac(&host, bridge_name, mac, attachment)?;
         }
 

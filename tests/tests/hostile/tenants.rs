@@ -173,13 +173,13 @@ fn the_mac_of_another_port_is_not_given() {
     beyond_peer("the thief gets its frames", || {
         for (plugin, mode) in [
             ("bridge", json!({})),
-            ("bridge", json!({"macspoofchk": true})),
             ("vxlan", json!({"mode": "l2"})),
             ("vxlan", json!({"mode": "l3"})),
         ] {
             let sandbox = Sandbox::new();
             sandbox.make_ready(plugin);
             let conf = conf::with(&testkit::conf_of(plugin), mode);
+            let conf = conf::with(&conf, json!({"macspoofchk": true}));
             let (victim, thief) = (sandbox.pod("v"), sandbox.pod("t"));
             let result = sandbox.cni(plugin).add(&conf, &victim, "eth0").result();
             let name = |at: usize| result["interfaces"][at]["name"].clone();
@@ -208,6 +208,24 @@ fn the_mac_of_another_port_is_not_given() {
             sandbox.cni(plugin).add(&again, &victim, "eth0").result();
         }
     });
+}
+
+/// As the Go plugins do: a pod that is replaced may come before its predecessor has gone.
+#[test]
+fn without_macspoofchk_any_mac_is_given() {
+    for plugin in ["bridge", "vxlan"] {
+        let sandbox = Sandbox::new();
+        sandbox.make_ready(plugin);
+        let conf = testkit::conf_of(plugin);
+        let (old, new) = (sandbox.pod("o"), sandbox.pod("n"));
+        let conf = asks_for_mac(&conf, "02:00:00:00:00:0b");
+        for pod in [&old, &new] {
+            let result = sandbox.cni(plugin).add(&conf, pod, "eth0").result();
+            assert_eq!(result["interfaces"][2]["mac"], "02:00:00:00:00:0b");
+        }
+        sandbox.cni(plugin).del(&conf, &old, "eth0").silent();
+        assert_eq!(new.links(), ["eth0", "lo"]);
+    }
 }
 
 #[test]
