@@ -31,21 +31,35 @@ impl Drop for Lock {
     }
 }
 
-/// Locks `file`, which lies at `path`, for us alone.
+/// Locks `file`, which lies at `path` and may be a directory, for us alone.
 ///
 /// # Errors
 /// Code 11 when another program holds the lock for [`PATIENCE`], with its process id where
 /// the kernel says it; the errors of flock(2).
 pub fn exclusive(file: File, path: &Path) -> Result<Lock> {
-    exclusive_within(file, path, PATIENCE)
+    lock_within(file, path, LOCK_EX, PATIENCE)
 }
 
-fn exclusive_within(file: File, path: &Path, patience: Duration) -> Result<Lock> {
+/// Locks `file` together with others that do the same.
+///
+/// # Errors
+/// As [`exclusive`].
+pub fn shared(file: File, path: &Path) -> Result<Lock> {
+    lock_within(file, path, LOCK_SH, PATIENCE)
+}
+
+/// How a lock is taken: at once or not at all, and waiting.
+type How = [FlockArg; 2];
+const LOCK_EX: How = [FlockArg::LockExclusiveNonblock, FlockArg::LockExclusive];
+const LOCK_SH: How = [FlockArg::LockSharedNonblock, FlockArg::LockShared];
+
+fn lock_within(file: File, path: &Path, how: How, patience: Duration) -> Result<Lock> {
+    let [at_once, waiting_for_it] = how;
     let failed = |errno: Errno| {
         let (path, why) = (path.display(), errno.desc().to_lowercase());
         anyhow::anyhow!("lock {path}: {why} ({})", errno as i32)
     };
-    let waiting = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+    let waiting = match Flock::lock(file, at_once) {
         Ok(lock) => return Ok(Lock(Some(lock))),
         Err((file, Errno::EWOULDBLOCK)) => file,
         Err((_, errno)) => return Err(failed(errno)),
@@ -56,16 +70,16 @@ fn exclusive_within(file: File, path: &Path, patience: Duration) -> Result<Lock>
     Builder::new()
         .name("lock".into())
         .stack_size(64 * 1024)
-        .spawn(move || answer.send(wait(waiting)))?;
+        .spawn(move || answer.send(wait(waiting, waiting_for_it)))?;
     match answered.recv_timeout(patience) {
         Ok(lock) => lock.map_err(failed),
         Err(_) => Err(held(path, &metadata, patience).into()),
     }
 }
 
-fn wait(mut file: File) -> Result<Lock, Errno> {
+fn wait(mut file: File, how: FlockArg) -> Result<Lock, Errno> {
     loop {
-        match Flock::lock(file, FlockArg::LockExclusive) {
+        match Flock::lock(file, how) {
             Ok(lock) => return Ok(Lock(Some(lock))),
             Err((waiting, Errno::EINTR)) => file = waiting,
             Err((_, errno)) => return Err(errno),
@@ -130,7 +144,7 @@ mod tests {
         let open = || File::open(file.path()).unwrap();
         let first = exclusive(open(), file.path()).unwrap();
         let short = Duration::from_millis(50);
-        let error = exclusive_within(open(), file.path(), short).unwrap_err();
+        let error = lock_within(open(), file.path(), LOCK_EX, short).unwrap_err();
         let error = Error::from_chain(&error);
         assert_eq!(error.code, 11);
         let held = format!(

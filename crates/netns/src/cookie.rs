@@ -3,15 +3,22 @@
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
 
+use nix::errno::Errno;
 use nix::libc;
 
 /// asm-generic/socket.h
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// The cookie of the calling thread's namespace; `None` before Linux 5.14.
-pub fn of_this_thread() -> Option<u64> {
+///
+/// # Errors
+/// No socket can be made.
+pub fn of_this_thread() -> Result<Option<u64>, Errno> {
     // Every socket knows its namespace.
-    let socket = UnixDatagram::unbound().ok()?;
+    let socket = UnixDatagram::unbound().map_err(|error| {
+        let errno = error.raw_os_error().unwrap_or_default();
+        Errno::from_raw(errno)
+    })?;
     let mut cookie = 0u64;
     let mut length = size_of::<u64>() as libc::socklen_t;
     // SAFETY: both pointers are to live variables, and `length` is the size of the first.
@@ -25,5 +32,5 @@ pub fn of_this_thread() -> Option<u64> {
             &raw mut length,
         )
     };
-    (failed == 0).then_some(cookie)
+    Ok((failed == 0).then_some(cookie))
 }

@@ -122,10 +122,13 @@ impl NetNs {
     /// a cookie never until it is booted again.
     ///
     /// # Errors
-    /// As [`NetNs::current`].
+    /// As [`NetNs::current`]; no socket can be made.
     pub fn current_name() -> Result<String, Error> {
-        let (_, inode) = Self::current()?.identity()?;
-        Ok(match cookie::of_this_thread() {
+        let here = Self::current()?;
+        let (_, inode) = here.identity()?;
+        // Without the cookie it would be another name than before.
+        let cookie = cookie::of_this_thread().map_err(|errno| Error::fstat(&here.path, errno))?;
+        Ok(match cookie {
             Some(cookie) => format!("{inode}-{cookie}"),
             None => inode.to_string(),
         })

@@ -15,7 +15,7 @@ use nat::nftables::{Isolation, Nftables, Place};
 use netlink::Netlink;
 
 use crate::port::alias_of;
-use crate::users::{Left, Users};
+use crate::users::{Left, NoPlace, Users};
 
 /// The use of a masquerade rule for a subnet begins so.
 const MASQUERADE: &str = "masquerade-";
@@ -118,7 +118,7 @@ pub fn has_other_users(network: &str, these: &[&Attachment]) -> bool {
         Err(_) => true,
     };
     let is_these = |alias: &str| aliases.iter().any(|it| it == alias);
-    noted || has_unknown(network, None, is_these)
+    noted || has_unknown(network, None, is_these).unwrap_or(true)
 }
 
 /// Whether the network had something shared, or an attachment with rules of its own, since its
@@ -140,7 +140,8 @@ pub fn noted_addresses(owner: &Attachment) -> Option<Vec<std::net::IpAddr>> {
 /// now masquerades.
 ///
 /// # Errors
-/// What the kernel refuses.
+/// What the kernel refuses; a file of the attachment's that cannot be removed; code 11, as
+/// [`use_subnets`].
 pub fn leave(owner: &Attachment, bridge: Option<&str>, configured: bool) -> Result<()> {
     match Users::find(&owner.network) {
         Ok(None) if !configured => return Ok(()),
@@ -151,11 +152,11 @@ pub fn leave(owner: &Attachment, bridge: Option<&str>, configured: bool) -> Resu
             }
         }
         Ok(Some(users)) => {
-            if matches!(users.forget(owner), Ok(Left::Users)) {
+            if users.forget(owner)? == Left::Users {
                 return Ok(());
             }
         }
-        Err(_) => {}
+        Err(error) => tolerate_no_place(error)?,
     }
     let gone = owner.alias();
     reconcile(&owner.network, |users| {
@@ -185,37 +186,34 @@ pub fn collect(network: &str, valid: &[ValidAttachment]) -> Result<()> {
         .filter_map(|it| alias_of(network, it))
         .collect();
     match Users::find(network) {
-        Ok(Some(users)) => {
-            let _ = users.retain(&aliases);
-        }
+        Ok(Some(users)) => users.retain(&aliases)?,
         Ok(None) => {
             if !has_rules(network)? {
                 return Ok(());
             }
         }
-        Err(_) => {}
+        Err(error) => tolerate_no_place(error)?,
     }
     reconcile(network, |users| {
-        aliases.iter().any(|alias| !users.knows(alias))
+        Ok(aliases.iter().any(|alias| !users.knows(alias)))
     })
 }
 
 /// Takes away the rules of `network` that nothing needs. Where `has_unknown`, all stay, and so
 /// does the directory, which has the next DEL look again.
-fn reconcile(network: &str, has_unknown: impl FnOnce(&Users) -> bool) -> Result<()> {
+fn reconcile(network: &str, has_unknown: impl FnOnce(&Users) -> Result<bool>) -> Result<()> {
     // Without the lock, an ADD may be counting on a rule that is there now.
-    let Ok(users) = Users::alone(network) else {
-        return Ok(());
+    let users = match Users::alone(network) {
+        Ok(users) => users,
+        Err(error) => return tolerate_no_place(error),
     };
-    let Ok(used) = users.used() else {
-        return Ok(());
-    };
+    let used = users.used()?;
     if let Some(nftables) = Nftables::find()?.map(Nftables::closed_later) {
         let subnets: Vec<_> = used.iter().filter_map(|it| subnet_of_use(it)).collect();
         let places: Vec<_> = used.iter().filter_map(|it| place_of_use(it)).collect();
         let masquerades = nftables.masquerades_others(network, &subnets)?;
         let isolates = nftables.isolates_others(network, &places)?;
-        if (masquerades || isolates) && has_unknown(&users) {
+        if (masquerades || isolates) && has_unknown(&users)? {
             return Ok(());
         }
         if masquerades {
@@ -229,6 +227,15 @@ fn reconcile(network: &str, has_unknown: impl FnOnce(&Users) -> bool) -> Result<
     Ok(())
 }
 
+/// Where no file of ours can be, none is left, and the rules stay. Any other failure is
+/// told: the runtime calls again.
+fn tolerate_no_place(error: anyhow::Error) -> Result<()> {
+    match error.downcast_ref::<NoPlace>() {
+        Some(_) => Ok(()),
+        None => Err(error),
+    }
+}
+
 /// Whether there is any rule that attachments to the network share.
 fn has_rules(network: &str) -> Result<bool> {
     let Some(nftables) = Nftables::find()?.map(Nftables::closed_later) else {
@@ -239,11 +246,12 @@ fn has_rules(network: &str) -> Result<bool> {
 
 /// Whether attachments to the network are there that are not known: those of earlier releases
 /// by their alias, those of the Go plugins, which have none, by being on the `bridge`.
-fn has_unknown(network: &str, bridge: Option<&str>, is_known: impl Fn(&str) -> bool) -> bool {
-    let links = Netlink::open().and_then(|host| host.list_links());
-    let Ok(links) = links else {
-        return true;
-    };
+fn has_unknown(
+    network: &str,
+    bridge: Option<&str>,
+    is_known: impl Fn(&str) -> bool,
+) -> Result<bool> {
+    let links = Netlink::open()?.list_links()?;
     let bridge = links.iter().find(|it| Some(it.name.as_str()) == bridge);
     let bridge = bridge.map(|it| it.index);
     let prefix = alias_prefix(network);
@@ -251,11 +259,11 @@ fn has_unknown(network: &str, bridge: Option<&str>, is_known: impl Fn(&str) -> b
         it if it.starts_with(&prefix) => !is_known(it),
         it => !it.starts_with("podwire:"),
     };
-    links.iter().filter(|it| it.is_kind("veth")).any(|it| {
+    Ok(links.iter().filter(|it| it.is_kind("veth")).any(|it| {
         let alias = it.alias.as_deref().unwrap_or_default();
         let of_network = alias.starts_with(&prefix);
         (of_network || bridge.is_some() && it.master == bridge) && unknown(alias)
-    })
+    }))
 }
 
 fn use_of_subnet(subnet: &IpNetwork) -> String {

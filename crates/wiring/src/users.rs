@@ -14,26 +14,24 @@
 //! All of it is a hint. It is lost with `/run`, and the pods of earlier releases and of the Go
 //! plugins are not in it.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use cni::lock::{self, Lock};
 use cni::{Attachment, Code, names};
 use netns::NetNs;
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag, open, openat};
-use nix::sys::stat::{Mode, fstat, mkdirat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
+use nix::sys::stat::{Mode, fstat, fstatat, mkdirat};
+use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 /// Only root writes here. It is gone after a boot, as the rules are.
 const BASE: &str = "/run";
-
-/// How long a lock is waited for: who holds it alone needs some milliseconds.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often a directory that others remove meanwhile is made anew.
 const ATTEMPTS: u32 = 100;
@@ -48,8 +46,29 @@ pub struct Users {
     /// next one.
     above: Vec<(OwnedFd, String)>,
     dir: OwnedFd,
-    lock: Option<Flock<File>>,
+    lock: Option<Lock>,
 }
+
+/// Why there are no files of ours: no ADD can have written any, so a DEL has none to remove.
+#[derive(Debug)]
+pub enum NoPlace {
+    /// Something of others lies in the place of a directory of ours, or the directory is another
+    /// user's, as `/run` of the machine is in a user namespace.
+    Others(Errno),
+    /// A directory that is missing cannot be made.
+    Unwritable(String, Errno),
+}
+
+impl fmt::Display for NoPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Others(errno) => write!(f, "{errno}"),
+            Self::Unwritable(name, errno) => write!(f, "make {name:?}: {errno}"),
+        }
+    }
+}
+
+impl std::error::Error for NoPlace {}
 
 /// What is left after an attachment was forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,9 +85,10 @@ impl Users {
     /// For an ADD: makes the directory, and waits until nobody takes rules away.
     ///
     /// # Errors
-    /// Nothing can be written there; code 11 if another holds the lock for too long.
+    /// Nothing can be written there, with [`NoPlace`] where nothing of ours can be there at all;
+    /// code 11 if another holds the lock for too long.
     pub fn join(network: &str) -> Result<Self> {
-        Self::locked(network, FlockArg::LockSharedNonblock)
+        Self::locked(network, lock::shared)
     }
 
     /// For who takes rules away: makes the directory, and keeps others out until this is dropped.
@@ -76,24 +96,25 @@ impl Users {
     /// # Errors
     /// As [`Users::join`].
     pub fn alone(network: &str) -> Result<Self> {
-        Self::locked(network, FlockArg::LockExclusiveNonblock)
+        Self::locked(network, lock::exclusive)
     }
 
     /// The directory as it is, without a lock; `None` if there is none.
     ///
     /// # Errors
-    /// It cannot be looked at.
+    /// It cannot be looked at, with [`NoPlace`] where nothing of ours can be there at all.
     pub fn find(network: &str) -> Result<Option<Self>> {
         Self::walk(network, false).with_context(|| describe(network))
     }
 
-    fn locked(network: &str, how: FlockArg) -> Result<Self> {
+    fn locked(network: &str, lock: fn(File, &std::path::Path) -> Result<Lock>) -> Result<Self> {
         for _ in 0..ATTEMPTS {
             let Some(mut users) = Self::walk(network, true).with_context(|| describe(network))?
             else {
                 continue;
             };
-            users.lock = Some(lock(&users.dir, how).with_context(|| describe(network))?);
+            let dir = File::from(users.dir.try_clone()?);
+            users.lock = Some(lock(dir, &users.path())?);
             // Whoever had the lock before may have removed it.
             if fstat(&users.dir).context("look at a directory")?.st_nlink > 0 {
                 return Ok(users);
@@ -105,9 +126,16 @@ impl Users {
             .into())
     }
 
+    fn path(&self) -> PathBuf {
+        let names = self.above.iter().map(|(_, name)| name.as_str());
+        [BASE].into_iter().chain(names).collect()
+    }
+
     /// `None` if a directory is missing: without `make`, or removed meanwhile.
     fn walk(network: &str, make: bool) -> Result<Option<Self>> {
-        let mut path = Path::new()?;
+        let Some(mut path) = Path::new()? else {
+            return Ok(None);
+        };
         // Where nothing is shared, there is not even the first one.
         let found = path.step(FIRST, make)?
             && path.step(SECOND, make)?
@@ -172,44 +200,73 @@ impl Users {
     /// Forgets an attachment.
     ///
     /// # Errors
-    /// The directory cannot be read.
+    /// A directory cannot be read, or a file that is there cannot be removed: called again, this
+    /// goes on.
     pub fn forget(&self, attachment: &Attachment) -> Result<Left> {
         let name = file_name(&attachment.alias());
         let mut left = Left::Unknown;
-        for what in self.uses()? {
-            let Ok(dir) = openat(&self.dir, what.as_str(), directory(), Mode::empty()) else {
-                continue;
-            };
-            if unlinkat(&dir, name.as_str(), UnlinkatFlags::NoRemoveDir).is_err() {
-                continue;
+        self.for_each_use(|what, dir| {
+            if !remove(dir, &name)? {
+                return Ok(());
             }
-            match unlinkat(&self.dir, what.as_str(), UnlinkatFlags::RemoveDir) {
+            match unlinkat(&self.dir, what, UnlinkatFlags::RemoveDir) {
                 Ok(()) => left = Left::Nobody,
-                Err(_) if left == Left::Unknown => left = Left::Users,
-                Err(_) => {}
+                Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOENT) => {
+                    if left == Left::Unknown {
+                        left = Left::Users;
+                    }
+                }
+                Err(errno) => return Err(errno),
             }
-        }
+            Ok(())
+        })?;
         Ok(left)
     }
 
     /// Forgets all attachments but those with these aliases.
     ///
     /// # Errors
-    /// The directory cannot be read.
+    /// As [`Users::forget`].
     pub fn retain(&self, aliases: &[String]) -> Result<()> {
         let kept: Vec<_> = aliases.iter().map(|it| file_name(it)).collect();
-        for what in self.uses()? {
-            let Ok(dir) = openat(&self.dir, what.as_str(), directory(), Mode::empty()) else {
-                continue;
-            };
-            for name in entries(&dir)? {
+        self.for_each_use(|what, dir| {
+            for name in entries(dir)? {
                 if !kept.contains(&name) {
-                    let _ = unlinkat(&dir, name.as_str(), UnlinkatFlags::NoRemoveDir);
+                    remove(dir, &name)?;
                 }
             }
-            let _ = unlinkat(&self.dir, what.as_str(), UnlinkatFlags::RemoveDir);
+            match unlinkat(&self.dir, what, UnlinkatFlags::RemoveDir) {
+                Ok(()) | Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOENT) => Ok(()),
+                Err(errno) => Err(errno),
+            }
+        })
+    }
+
+    /// Does `remove` for each use. What fails for one does not keep it from the others.
+    fn for_each_use(
+        &self,
+        mut remove: impl FnMut(&str, &OwnedFd) -> Result<(), Errno>,
+    ) -> Result<()> {
+        let mut failed = None;
+        for what in self.uses()? {
+            let done = match openat(&self.dir, what.as_str(), directory(), Mode::empty()) {
+                Ok(dir) => remove(&what, &dir),
+                // Gone meanwhile, or another program's.
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(()),
+                Err(errno) => Err(errno),
+            };
+            if let Err(errno) = done {
+                let path = self.path().join(&what);
+                failed.get_or_insert((path, errno));
+            }
         }
-        Ok(())
+        match failed {
+            None => Ok(()),
+            Some((path, errno)) => {
+                let (path, why) = (path.display(), cni::reason(&errno.into()));
+                Err(anyhow::anyhow!("remove a user from {path}: {why}"))
+            }
+        }
     }
 
     /// The uses that have users. One that cannot be read has.
@@ -264,7 +321,7 @@ impl Users {
     }
 
     fn uses(&self) -> Result<Vec<String>> {
-        entries(&self.dir)
+        entries(&self.dir).with_context(|| format!("read {}", self.path().display()))
     }
 }
 
@@ -278,27 +335,58 @@ struct Path {
 }
 
 impl Path {
-    fn new() -> Result<Self, Errno> {
-        let dir = open(BASE, directory(), Mode::empty())?;
+    /// `None` if not even [`BASE`] is there.
+    fn new() -> Result<Option<Self>> {
         let above = Vec::new();
-        Ok(Self { above, dir })
+        match openat(AT_FDCWD, BASE, directory(), Mode::empty()) {
+            Ok(dir) => Ok(Some(Self { above, dir })),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(refusal(AT_FDCWD, BASE, errno)),
+        }
     }
 
     /// Goes into a directory; false if it is missing, or was removed as soon as it was made.
-    fn step(&mut self, name: &str, make: bool) -> Result<bool, Errno> {
-        let next = match openat(&self.dir, name, directory(), Mode::empty()) {
-            Err(Errno::ENOENT) if make => make_and_open(&self.dir, name),
-            other => other,
-        };
+    fn step(&mut self, name: &str, make: bool) -> Result<bool> {
+        let mut next = openat(&self.dir, name, directory(), Mode::empty());
+        if make && matches!(next, Err(Errno::ENOENT)) {
+            match mkdirat(&self.dir, name, private(0o700)) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(NoPlace::Unwritable(name.to_owned(), errno).into()),
+            }
+            next = openat(&self.dir, name, directory(), Mode::empty());
+        }
         match next {
             Err(Errno::ENOENT) => Ok(false),
-            Err(errno) => Err(errno),
+            Err(errno) => Err(refusal(&self.dir, name, errno)),
             Ok(next) => {
                 let dir = std::mem::replace(&mut self.dir, next);
                 self.above.push((dir, name.to_owned()));
                 Ok(true)
             }
         }
+    }
+}
+
+/// Why a directory was not opened: [`NoPlace`] where it is none of ours.
+fn refusal(above: impl AsFd, name: &str, errno: Errno) -> anyhow::Error {
+    let is_others = || {
+        let there = fstatat(above, name, AtFlags::AT_SYMLINK_NOFOLLOW);
+        there.is_ok_and(|it| it.st_uid != geteuid().as_raw())
+    };
+    match errno {
+        Errno::ENOTDIR | Errno::ELOOP => NoPlace::Others(errno).into(),
+        Errno::EACCES if is_others() => NoPlace::Others(errno).into(),
+        errno => errno.into(),
+    }
+}
+
+/// Removes a file; false if there is none of ours.
+fn remove(dir: &OwnedFd, name: &str) -> Result<bool, Errno> {
+    match unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) => Ok(true),
+        // A directory there is another program's. Nothing is kept on what cannot be written.
+        Err(Errno::ENOENT | Errno::EISDIR | Errno::EROFS) => Ok(false),
+        Err(errno) => Err(errno),
     }
 }
 
@@ -332,7 +420,7 @@ fn make_and_open(above: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
 }
 
 /// The names in a directory.
-fn entries(dir: &OwnedFd) -> Result<Vec<String>> {
+fn entries(dir: &OwnedFd) -> Result<Vec<String>, Errno> {
     let own = openat(dir, ".", directory(), Mode::empty())?;
     let mut names = Vec::new();
     for entry in Dir::from_fd(own)?.iter() {
@@ -342,21 +430,4 @@ fn entries(dir: &OwnedFd) -> Result<Vec<String>> {
         }
     }
     Ok(names)
-}
-
-/// Waits for a lock, but not for ever.
-fn lock(dir: &OwnedFd, how: FlockArg) -> Result<Flock<File>> {
-    let mut file = File::from(dir.try_clone()?);
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match Flock::lock(file, how) {
-            Ok(lock) => return Ok(lock),
-            Err((unlocked, Errno::EWOULDBLOCK)) if Instant::now() < until => file = unlocked,
-            Err((_, Errno::EWOULDBLOCK)) => {
-                return Err(Code::TryAgain.err("the lock is held").into());
-            }
-            Err((_, errno)) => return Err(errno.into()),
-        }
-        sleep(Duration::from_micros(500));
-    }
 }

@@ -265,3 +265,37 @@ fn a_lock_that_is_held_too_long_is_named_with_its_holder() {
         node.call("DEL", "a").silent();
     });
 }
+
+/// A rule that its last user has left would masquerade whoever gets the subnet next.
+#[test]
+fn a_note_that_cannot_be_removed_has_del_and_gc_called_again() {
+    beyond_peer("the Go plugin has a rule for each pod", || {
+        let sandbox = Sandbox::new();
+        let pod = sandbox.pod("a");
+        let keys = json!({"isGateway": true, "ipMasq": true, "ipMasqBackend": "nftables"});
+        let conf = conf::with(&conf::bridge(&["10.1.0.0/24", "fd01::/64"]), keys);
+        let valid_none = conf::with_valid(&conf, &[]);
+        let bridge = || sandbox.cni("bridge");
+        let rules = || sandbox.host().sh("nft list ruleset | grep saddr || :");
+        for gc in [false, true] {
+            bridge().add(&conf, &pod, "eth0").result();
+            // A file that another one is mounted on cannot be removed (EBUSY).
+            let each = "for f in $(find /run/podwire -type f -path '*masquerade-*'); do";
+            let host = sandbox.host();
+            host.sh(&format!("{each} mount --bind /etc/hostname $f; done"));
+            let call = || match gc {
+                false => bridge().del(&conf, &pod, "eth0"),
+                true => bridge().gc(&valid_none),
+            };
+            let error = call().error();
+            let said = error.msg + &error.details;
+            assert!(said.contains("remove a user from /run/podwire/"), "{said}");
+            assert!(gc || !rules().is_empty());
+            sandbox.host().sh(&format!("{each} umount $f; done"));
+            call().silent();
+            assert_eq!(rules(), "");
+            let left = sandbox.host().sh("ls -A /run/podwire 2>/dev/null || :");
+            assert_eq!(left, "");
+        }
+    });
+}
