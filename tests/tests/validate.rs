@@ -78,9 +78,15 @@ const SUBJECTS: &[Subject] = &[
             "bcqueuelen",
             "detectConflicts",
             "acceptRA",
+            "hostShim",
             "runtimeConfig",
             "args",
         ],
+    },
+    Subject {
+        plugin: "macvlan",
+        place: "/hostShim",
+        keys: &["name", "address"],
     },
     Subject {
         plugin: "macvlan",
@@ -289,6 +295,9 @@ fn whole(plugin: &str) -> Value {
     let change = match plugin {
         "host-local" => json!({"ipam": {"routes": [{"dst": "0.0.0.0/0"}]}}),
         "static" => json!({"ipam": {"dns": {"domain": "x"}}}),
+        "macvlan" => {
+            json!({"hostShim": {"name": "shim0", "address": "192.0.2.250/32"}})
+        }
         "vxlan" => json!({"mode": "l2", "removeWhenEmpty": true, "peers": [{"vtep": "192.0.2.7"}]}),
         _ => json!({}),
     };

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
+use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// An address with its prefix, `10.1.0.2/24`; the host bits are kept.
@@ -60,6 +61,40 @@ impl<'de> Deserialize<'de> for Cidr {
 impl Serialize for Cidr {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+/// One of them, or a list; no text is none.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Cidrs(pub Vec<Cidr>);
+
+impl<'de> Deserialize<'de> for Cidrs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrMore;
+        impl<'de> Visitor<'de> for OneOrMore {
+            type Value = Cidrs;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a network, or a list of networks")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Cidrs, E> {
+                if text.is_empty() {
+                    return Ok(Cidrs::default());
+                }
+                let one = text.parse().map_err(E::custom)?;
+                Ok(Cidrs(vec![one]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Cidrs, A::Error> {
+                let mut all = Vec::new();
+                while let Some(one) = list.next_element()? {
+                    all.push(one);
+                }
+                Ok(Cidrs(all))
+            }
+        }
+        deserializer.deserialize_any(OneOrMore)
     }
 }
 

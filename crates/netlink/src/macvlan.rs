@@ -217,7 +217,7 @@ impl Netlink {
             let before = Self::open_in(netns)?.find_link(&spec.name)?;
             is_ours.store(before.is_none(), Ordering::Relaxed);
         }
-        match self.create_macvlan(spec, &spec.name, netns) {
+        match self.create_macvlan(spec, &spec.name, Some(netns)) {
             Ok(()) => Ok(()),
             Err(error) if error.is_exists() => {
                 let pod = Self::open_in(netns)?;
@@ -241,21 +241,51 @@ impl Netlink {
         // What an ADD that was killed has left.
         pod.delete_macvlan(&spec.temporary)?;
         push_delete(undo, netns, &spec.temporary, None);
-        self.create_macvlan(spec, &spec.temporary, netns)?;
+        self.create_macvlan(spec, &spec.temporary, Some(netns))?;
         let link = pod.get_link(&spec.temporary)?;
         pod.rename(link.index, &spec.name)
             .map_err(|error| rename_failed(error, &spec.name))?;
         Ok(())
     }
 
-    fn create_macvlan(&self, spec: &MacvlanSpec, name: &str, netns: &NetNs) -> Result<(), Error> {
+    /// Makes a macvlan beside its parent, in the namespace of this socket: `ip link add link
+    /// PARENT name TEMPORARY type macvlan mode …`, then its `alias`, then its name. Whoever
+    /// finds it by its name finds the alias, too, also after the caller was killed. It is down.
+    ///
+    /// # Errors
+    /// `EEXIST` when there is a link of that name; as [`Netlink::add_macvlan`].
+    pub fn add_macvlan_beside(&self, spec: &MacvlanSpec, alias: &str) -> Result<Link, Error> {
+        // What a caller that was killed has left.
+        self.delete_macvlan(&spec.temporary)?;
+        self.create_macvlan(spec, &spec.temporary, None)?;
+        let made = self.name_macvlan(spec, alias);
+        if made.is_err() {
+            self.delete_macvlan(&spec.temporary)?;
+        }
+        made
+    }
+
+    fn name_macvlan(&self, spec: &MacvlanSpec, alias: &str) -> Result<Link, Error> {
+        let index = self.get_link(&spec.temporary)?.index;
+        self.set_alias(index, alias)?;
+        self.rename(index, &spec.name)?;
+        self.get_link(&spec.name)
+    }
+
+    /// Without `netns` it is beside its parent.
+    fn create_macvlan(
+        &self,
+        spec: &MacvlanSpec,
+        name: &str,
+        netns: Option<&NetNs>,
+    ) -> Result<(), Error> {
         let mut data = vec![InfoMacVlan::Mode(spec.mode.code())];
         data.extend(spec.bc_queue_len.map(InfoMacVlan::BcQueueLen));
         let mut message = LinkMessage::default();
         let attributes = &mut message.attributes;
         attributes.push(LinkAttribute::IfName(name.into()));
         attributes.push(LinkAttribute::Link(spec.parent));
-        attributes.push(LinkAttribute::NetNsFd(netns.as_fd().as_raw_fd()));
+        attributes.extend(netns.map(|it| LinkAttribute::NetNsFd(it.as_fd().as_raw_fd())));
         attributes.extend(spec.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
         attributes.extend(spec.mtu.map(LinkAttribute::Mtu));
         attributes.push(LinkAttribute::LinkInfo(vec![

@@ -211,7 +211,10 @@ impl Netlink {
 
     /// Whether packets to `ip` are for this host, as the kernel knows: `ip route get IP`
     /// begins with `local`.
-    fn is_local(&self, ip: IpAddr) -> Result<bool, Error> {
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn is_local(&self, ip: IpAddr) -> Result<bool, Error> {
         match self.way_to(ip) {
             Err(error) if error.is_unreachable() => Ok(false),
             way => Ok(way?.header.kind == RouteType::Local),

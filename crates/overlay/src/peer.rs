@@ -5,12 +5,11 @@ use std::fmt;
 use std::net::IpAddr;
 
 use anyhow::Result;
-use cni::address::optional_ip;
-use cni::{Cidr, Code};
+use cni::Code;
+use cni::address::{Cidrs, optional_ip};
 use ipnetwork::IpNetwork;
 use netlink::{Entry, FLOOD, Mac, Present};
-use serde::de::{self, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 use crate::network::{Mode, vtep_mac};
 
@@ -24,12 +23,8 @@ pub struct PeerKeys {
     /// The MAC of its VXLAN device, or of the pod that is there.
     pub mac: String,
     /// Its pods' subnets, or the pod's addresses.
-    pub subnet: Subnets,
+    pub subnet: Cidrs,
 }
-
-/// One network, or a list of them.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Subnets(pub Vec<Cidr>);
 
 /// A host that the network's other pods are on (`l3`), or one of those pods (`l2`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -234,36 +229,6 @@ impl fmt::Display for Peer {
             write!(f, " {subnet}")?;
         }
         Ok(())
-    }
-}
-
-impl<'de> Deserialize<'de> for Subnets {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct OneOrMore;
-        impl<'de> Visitor<'de> for OneOrMore {
-            type Value = Subnets;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a network, or a list of networks")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Subnets, E> {
-                if text.is_empty() {
-                    return Ok(Subnets::default());
-                }
-                let one = text.parse().map_err(E::custom)?;
-                Ok(Subnets(vec![one]))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Subnets, A::Error> {
-                let mut all = Vec::new();
-                while let Some(one) = list.next_element()? {
-                    all.push(one);
-                }
-                Ok(Subnets(all))
-            }
-        }
-        deserializer.deserialize_any(OneOrMore)
     }
 }
 

@@ -58,6 +58,15 @@ impl Addressing {
 
     /// What the gateway's interface has to have for a pod whose ADD answered `result`.
     pub fn gateways_in(result: &AddResult, gateway: Gateway, ifname: &str) -> Vec<IpNetwork> {
+        let lease = AddResult {
+            ips: Self::ips_in(result, ifname),
+            ..AddResult::default()
+        };
+        Self::new(lease, gateway, 0).gateways
+    }
+
+    /// The addresses that `result` has for the pod's interface `ifname`.
+    pub fn ips_in(result: &AddResult, ifname: &str) -> Vec<IpConfig> {
         let is_the_pods = |index: i64| {
             let index = usize::try_from(index).ok();
             let interface = index.and_then(|index| result.interfaces.get(index));
@@ -65,11 +74,7 @@ impl Addressing {
         };
         let mut ips = result.ips.clone();
         ips.retain(|ip| ip.interface.is_none_or(is_the_pods));
-        let lease = AddResult {
-            ips,
-            ..AddResult::default()
-        };
-        Self::new(lease, gateway, 0).gateways
+        ips
     }
 
     fn ensure_gateways(&mut self) {

@@ -9,6 +9,7 @@
 //! - [`gateway`]: the pods' gateway on an interface of the host;
 //! - [`outside`]: masquerade and spoof check;
 //! - [`shared`]: rules that serve all attachments of a network, and how long they stay;
+//! - [`users`]: who uses what the attachments of a network share;
 //! - [`lease`]: addresses that nobody else on the segment has;
 //! - [`check`]: whether all of that is as the result says;
 //! - [`mac`]: the MAC that was asked for; [`requested`]: what may be asked for;
@@ -25,7 +26,7 @@ pub mod pod;
 pub mod port;
 pub mod requested;
 pub mod shared;
-mod users;
+pub mod users;
 
 pub use addressing::{Addressing, Gateway};
 pub use outside::{MasqueradeKeys, Masquerading};

@@ -74,6 +74,35 @@ pub fn refuse_capture(
     Ok(())
 }
 
+/// Refuses `ips`, a pod's addresses, where a route of the node to each of them alone would
+/// turn away traffic that is not for the pod. `known` are subnets that the operator wrote or
+/// that the pod's parent is in, beside those of `ipam`; a DHCP server is believed.
+///
+/// # Errors
+/// Code 7: an address outside of these subnets, or one that the node or a next hop has.
+pub fn refuse_host_routes(
+    call: &Call,
+    host: &Netlink,
+    known: &[IpNetwork],
+    ips: &[IpAddr],
+) -> Result<()> {
+    let mut subnets = written_subnets(call);
+    subnets.extend(known);
+    for ip in ips {
+        let begin = format!("its address has the node route {ip} to the pod");
+        if !is_dhcp(call) && !subnets.iter().any(|subnet| subnet.contains(*ip)) {
+            return Err(refused(format!(
+                "{begin}, which is in no subnet of its parent"
+            )));
+        }
+        let node = Node::new(host, Family::of(*ip), None)?;
+        if node.needs.contains(ip) {
+            return Err(refused(format!("{begin}, which the node needs")));
+        }
+    }
+    Ok(())
+}
+
 fn refused(text: String) -> anyhow::Error {
     Code::InvalidConfig.err(text).into()
 }

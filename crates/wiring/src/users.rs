@@ -185,16 +185,22 @@ impl Users {
     /// What was noted with the attachment; `None` if that cannot be told.
     pub fn content(&self, what: &str, attachment: &Attachment) -> Option<String> {
         let dir = openat(&self.dir, what, directory(), Mode::empty()).ok()?;
-        let name = file_name(&attachment.alias());
-        let flags = OFlag::O_RDONLY | file_flags();
-        let file = File::from(openat(&dir, name.as_str(), flags, Mode::empty()).ok()?);
-        let metadata = file.metadata().ok()?;
-        if !metadata.is_file() || metadata.len() > LONGEST {
-            return None;
-        }
-        let mut content = String::new();
-        file.take(LONGEST).read_to_string(&mut content).ok()?;
-        Some(content)
+        content_of(&dir, &file_name(&attachment.alias()))
+    }
+
+    /// What was noted with each attachment that uses `what`; `None` where that cannot be told.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn contents(&self, what: &str) -> Result<Vec<Option<String>>> {
+        let dir = match openat(&self.dir, what, directory(), Mode::empty()) {
+            Err(Errno::ENOENT) => return Ok(Vec::new()),
+            other => other,
+        };
+        let read = || format!("read {}", self.path().join(what).display());
+        let dir = dir.with_context(read)?;
+        let names = entries(&dir).with_context(read)?;
+        Ok(names.iter().map(|name| content_of(&dir, name)).collect())
     }
 
     /// Forgets an attachment.
@@ -430,4 +436,16 @@ fn entries(dir: &OwnedFd) -> Result<Vec<String>, Errno> {
         }
     }
     Ok(names)
+}
+
+fn content_of(dir: &OwnedFd, name: &str) -> Option<String> {
+    let flags = OFlag::O_RDONLY | file_flags();
+    let file = File::from(openat(dir, name, flags, Mode::empty()).ok()?);
+    let metadata = file.metadata().ok()?;
+    if !metadata.is_file() || metadata.len() > LONGEST {
+        return None;
+    }
+    let mut content = String::new();
+    file.take(LONGEST).read_to_string(&mut content).ok()?;
+    Some(content)
 }

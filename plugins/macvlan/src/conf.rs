@@ -1,6 +1,7 @@
 //! The keys of macvlan, as they are written. What is wrong with a value is found
 //! in `plan.rs`, because DEL must not mind.
 
+use cni::address::Cidrs;
 use serde::Deserialize;
 use wiring::mac::{Args, RuntimeConfig};
 
@@ -28,10 +29,22 @@ pub struct Conf {
     /// the kernel's default.
     #[serde(rename = "acceptRA")]
     pub accept_ra: String,
+    /// The node's own interface on the parent.
+    pub host_shim: Option<HostShim>,
     /// What the runtime asks for this pod.
     pub runtime_config: RuntimeConfig,
     /// What the configuration's author asks for this pod.
     pub args: Args,
+}
+
+/// The node's own macvlan beside its pods', by which they and the node reach each other.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct HostShim {
+    /// Its name on the node.
+    pub name: String,
+    /// Its addresses.
+    pub address: Cidrs,
 }
 
 #[cfg(test)]

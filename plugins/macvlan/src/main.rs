@@ -3,6 +3,7 @@
 mod check;
 mod parent;
 mod remains;
+mod shim;
 
 use std::process::ExitCode;
 
@@ -44,6 +45,7 @@ impl Plugin for Macvlan {
         let socket = parent::socket(&plan, &netns)?;
         let parent = parent::find(&socket, &plan.master)?;
 
+        shim::refuse(&plan, &request.attachment.network, &parent.link)?;
         let spec = plan.spec(&request.attachment, &parent)?;
         socket
             .add_macvlan(&spec, &netns, undo)
@@ -56,7 +58,12 @@ impl Plugin for Macvlan {
             ..pod::interface(&request.attachment.ifname, Dad::Off, call.has_ipam())
         };
         let pod = netlink::enter(&netns, wanted)?;
+        // Before addresses are asked for: who looks for conflicts finds the shim's.
+        let shim = shim::join(request, &plan, &parent.link, undo)?;
         let addressing = addressing(request, &plan, &netns, undo)?;
+        if let (Some(shim), Some(addressing)) = (&shim, &addressing) {
+            shim.lay_routes(request, addressing, undo)?;
+        }
         let configured =
             pod::configure(pod, addressing.as_ref()).map_err(|error| why_not_up(error, &parent))?;
         pod::announce(&configured);
@@ -75,7 +82,10 @@ impl Plugin for Macvlan {
     fn del(request: &Del<Conf>) -> Result<()> {
         let mut all = BestEffort::new();
         pod::delete_and_release(&request.call, &mut all, |all| {
-            all.step("delete the interface", || remains::delete(request))
+            // While the addresses are routed to this pod, no other may get them.
+            let left = all.step("leave the shim", || shim::del(request));
+            let deleted = all.step("delete the interface", || remains::delete(request));
+            left.and(deleted)
         });
         all.finish()
     }
@@ -87,7 +97,8 @@ impl Plugin for Macvlan {
         if request.call.has_ipam() {
             delegate::ipam_check(&request.call)?;
         }
-        check::attachment(request, &plan, &netns)
+        check::attachment(request, &plan, &netns)?;
+        shim::check(request, &plan)
     }
 
     /// A macvlan is in its pod, and goes with it. One whose pod goes on is looked for.
@@ -96,6 +107,7 @@ impl Plugin for Macvlan {
         all.step("delete macvlans", || {
             remains::collect(&request.call.network, &request.valid)
         });
+        all.step("collect the routes of the shim", || shim::gc(request));
         if request.call.has_ipam() {
             all.step("collect addresses", || delegate::ipam_gc(&request.call));
         }
@@ -104,7 +116,10 @@ impl Plugin for Macvlan {
 
     fn status(request: &Status<Conf>) -> Result<()> {
         let plan = Plan::new(&request.conf, None)?;
-        parent::status(&plan)?;
+        let parent = parent::status(&plan)?;
+        if let Some(parent) = parent {
+            shim::refuse(&plan, &request.call.network, &parent.link)?;
+        }
         if request.call.has_ipam() {
             delegate::ipam_status(&request.call)?;
         }

@@ -123,12 +123,14 @@ fn is_down(parent: &Parent) -> bool {
 /// STATUS: whether an ADD would find its parent, and can make a macvlan on it. A parent
 /// without a carrier is as good for that as any: its cable may be plugged in later.
 ///
+/// Returns the parent; `None` where it is in a container.
+///
 /// # Errors
 /// Code 50, with the reason.
-pub fn status(plan: &Plan) -> Result<()> {
+pub fn status(plan: &Plan) -> Result<Option<Parent>> {
     if plan.link_in_container {
         // Which container is not known yet.
-        return Ok(());
+        return Ok(None);
     }
     let not_available = |error: anyhow::Error| {
         let error = cni::Error::from_chain(&error);
@@ -144,7 +146,7 @@ pub fn status(plan: &Plan) -> Result<()> {
         return Err(Code::NotAvailable.err(reason).into());
     }
     plan.mtu_on(parent.link.mtu)?;
-    Ok(())
+    Ok(Some(parent))
 }
 
 /// The kernel refuses macvlans on what hands all its frames to another link. A vrf has its

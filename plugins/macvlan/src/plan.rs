@@ -1,12 +1,15 @@
 //! From keys to what is to be done, without touching anything.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use anyhow::Result;
-use cni::{Attachment, Code};
+use cni::env::IfName;
+use cni::{Attachment, Code, names};
+use ipnetwork::IpNetwork;
 use netlink::{AcceptRa, Mac, MacvlanMode, MacvlanSpec, Parent};
 
-use crate::conf::Conf;
+use crate::conf::{Conf, HostShim};
 use crate::pattern::Patterns;
 
 /// A configuration in which nothing contradicts anything.
@@ -28,6 +31,17 @@ pub struct Plan {
     pub detect_conflicts: bool,
     /// What the pod does with router advertisements; `None` leaves it to the kernel.
     pub accept_ra: Option<AcceptRa>,
+    /// The node's own interface on the parent.
+    pub shim: Option<Shim>,
+}
+
+/// The node's own macvlan on the parent (`hostShim`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shim {
+    /// Its name.
+    pub name: IfName,
+    /// Its addresses.
+    pub addresses: Vec<IpNetwork>,
 }
 
 /// How the parent is chosen.
@@ -86,6 +100,11 @@ impl Plan {
             bc_queue_len: Some(conf.bcqueuelen).filter(|length| *length != 0),
             detect_conflicts: conf.detect_conflicts,
             accept_ra: accept_ra(&conf.accept_ra).map_err(|fault| invalid(&fault))?,
+            shim: conf
+                .host_shim
+                .as_ref()
+                .map(|keys| shim(keys, conf, mode))
+                .transpose()?,
         })
     }
 
@@ -133,6 +152,47 @@ pub fn accept_ra(text: &str) -> Result<Option<AcceptRa>, String> {
             "acceptRA: {other:?} is none of off, on, forwarding"
         )),
     }
+}
+
+fn shim(keys: &HostShim, conf: &Conf, mode: MacvlanMode) -> Result<Shim> {
+    let fault = |place: &str, why: &str| invalid(&format!("hostShim{place}: {why}"));
+    if conf.link_in_container {
+        return Err(fault("", "the parent is in the pod, not on the node"));
+    }
+    if mode != MacvlanMode::Bridge {
+        let why = format!("mode {mode} keeps the node from its pods: it needs mode bridge");
+        return Err(fault("", &why));
+    }
+    let name = IfName::parse(&keys.name).map_err(|error| fault(".name", &error.to_string()))?;
+    if keys.name == conf.master {
+        return Err(fault(".name", &format!("{:?} is the master", keys.name)));
+    }
+    let addresses: Vec<_> = keys.address.0.iter().map(|it| it.0).collect();
+    if addresses.is_empty() {
+        return Err(fault(".address", "missing"));
+    }
+    match addresses.iter().find(|it| !is_of_a_host(**it)) {
+        Some(address) => {
+            let why = format!("{address} cannot be the address of a host");
+            Err(fault(".address", &why))
+        }
+        None => Ok(Shim { name, addresses }),
+    }
+}
+
+fn is_of_a_host(address: IpNetwork) -> bool {
+    let ip = address.ip();
+    let is_special = ip.is_unspecified() || ip.is_loopback() || ip.is_multicast();
+    let (has_ends, last) = match address {
+        IpNetwork::V4(v4) => (v4.prefix() < 31, IpAddr::from(v4.broadcast())),
+        IpNetwork::V6(v6) => (v6.prefix() < 127, IpAddr::from(v6.network())),
+    };
+    !is_special && !(has_ends && (ip == address.network() || ip == last))
+}
+
+/// What the shim of `network` called `name` is called until it is known for ours.
+pub fn temporary_shim_name(network: &str, name: &str) -> String {
+    names::prefixed(12, "shim", &format!("{network}/{name}"))
 }
 
 /// What the link is called while it cannot have its name yet: DEL looks for it.

@@ -5,7 +5,7 @@ use anyhow::Result;
 use cni::env::IfName;
 
 use super::findings::Findings;
-use super::schema::{Key, Kind};
+use super::schema::{Key, Kind, Others};
 use super::{Conf, Plugin, wiring};
 
 /// What is known of it.
@@ -27,8 +27,14 @@ const KEYS: &[Key] = &[
     Key::new("bcqueuelen", Kind::UNSIGNED),
     Key::new("detectConflicts", Kind::Bool),
     Key::new("acceptRA", Kind::Parsed(accept_ra)),
+    Key::new("hostShim", Kind::Object(HOST_SHIM, Others::AreMistakes)),
     wiring::RUNTIME_CONFIG,
     wiring::ARGS,
+];
+
+const HOST_SHIM: &[Key] = &[
+    Key::new("name", Kind::INTERFACE),
+    Key::new("address", Kind::CIDRS),
 ];
 
 /// No parent has a larger one (ETH_MAX_MTU in if_ether.h).
@@ -124,6 +130,19 @@ mod tests {
         );
         let both = faults(r#""type": "macvlan", "mode": "passthru", "mac": "02:00:00:00:00:01""#);
         assert!(both[0].contains("mode passthru has the MAC of the parent"));
+        for (keys, fault) in [
+            (
+                r#""hostShim": {"name": "shim0"}"#,
+                "hostShim.address: missing",
+            ),
+            (
+                r#""mode": "private", "hostShim": {"name": "shim0", "address": "10.1.0.9/32"}"#,
+                "hostShim: mode private keeps the node from its pods: it needs mode bridge",
+            ),
+        ] {
+            let found = faults(&format!(r#""type": "macvlan", {keys}"#));
+            assert_eq!(found, [format!("plugins[0]: {fault}")]);
+        }
         assert_eq!(
             faults_at("0.2.0", r#""type": "macvlan""#),
             ["plugins[0].ipam: missing: a result of cniVersion 0.2.0 needs an address"]
@@ -137,6 +156,7 @@ mod tests {
             &[
                 r#""master": "", "mode": "", "mtu": 0, "mac": "", "bcqueuelen": 0"#,
                 r#""Master": "bond0|enp*s?", "mode": "vepa", "mtu": 9000, "linkInContainer": true"#,
+                r#""hostShim": {"name": "shim0", "address": ["10.1.0.9/32", "fd01::9/128"]}"#,
                 r#""master": "*", "detectConflicts": true, "ipam": {"type": "x"}"#,
                 r#""args": {"cni": {"mac": "02:00:00:00:00:01"}, "other": 1}"#,
             ],

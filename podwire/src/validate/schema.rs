@@ -57,6 +57,8 @@ impl Kind {
     });
     /// An address with its prefix.
     pub const CIDR: Self = Self::Parsed(|text| text.parse::<Cidr>().map(drop));
+    /// An address with its prefix, or a list of them; no text is none.
+    pub const CIDRS: Self = Self::Custom(cidrs);
     /// The name of an interface.
     pub const INTERFACE: Self = Self::Parsed(|text| {
         let name = IfName::parse(text);
@@ -128,6 +130,18 @@ pub fn check_members(
         if !members.iter().any(present) {
             findings.error(&join(place, key.name), "missing");
         }
+    }
+}
+
+fn cidrs(value: &Json) -> Result<(), String> {
+    match value {
+        Json::String(text) if text.is_empty() => Ok(()),
+        Json::String(text) => text.parse::<Cidr>().map(drop),
+        Json::Array(items) => items.iter().try_for_each(cidrs),
+        other => Err(format!(
+            "expected a network or a list of networks, got {}",
+            kind_of(other)
+        )),
     }
 }
 

@@ -2,7 +2,6 @@
 
 use ::vxlan::plan::Plan;
 use anyhow::Result;
-use cni::Cidr;
 use cni::Error;
 use cni::json::Json;
 use overlay::{Mode, Network};
@@ -63,7 +62,7 @@ const NEED_IPAM: &[&str] = &["isGateway", "isDefaultGateway", "ipMasq"];
 const PEER_KEYS: &[Key] = &[
     Key::new("vtep", Kind::ADDRESS),
     Key::new("mac", Kind::Text),
-    Key::new("subnet", Kind::Custom(subnet)),
+    Key::new("subnet", Kind::CIDRS),
 ];
 
 fn read(conf: &Conf<'_>) -> Result<()> {
@@ -140,18 +139,6 @@ fn underlay(value: &Json) -> Result<(), String> {
         Json::String(_) | Json::Number(_) => Ok(()),
         other => Err(format!(
             "expected \"ipv4\" or \"ipv6\", got {}",
-            schema::kind_of(other)
-        )),
-    }
-}
-
-fn subnet(value: &Json) -> Result<(), String> {
-    match value {
-        Json::String(text) if text.is_empty() => Ok(()),
-        Json::String(text) => text.parse::<Cidr>().map(drop),
-        Json::Array(items) => items.iter().try_for_each(subnet),
-        other => Err(format!(
-            "expected a network or a list of networks, got {}",
             schema::kind_of(other)
         )),
     }

@@ -82,3 +82,53 @@ fn a_mac_that_is_none_is_refused_in_the_go_plugins_words() {
     let passthru = r#"{"mode": "passthru", "mac": "02:00:00:00:00:01"}"#;
     assert!(plan(passthru).unwrap_err().contains("passthru"));
 }
+
+#[test]
+fn a_shim_is_on_the_node_and_bridges() {
+    let with = |shim: &str, rest: &str| {
+        plan(&format!(r#"{{"hostShim": {shim}{rest}}}"#)).map(|plan| plan.shim.unwrap().addresses)
+    };
+    let good = r#"{"name": "shim0", "address": ["10.1.0.250/32", "fd01::250/128"]}"#;
+    assert_eq!(with(good, "").unwrap().len(), 2);
+    for address in ["10.1.0.250/24", "10.1.0.0/31", "fd01::1/64", "fe80::1/64"] {
+        let one = format!(r#"{{"name": "shim0", "address": "{address}"}}"#);
+        assert_eq!(with(&one, "").unwrap(), [address.parse().unwrap()]);
+    }
+    for (rest, fault) in [
+        (
+            r#", "mode": "vepa""#,
+            "hostShim: mode vepa keeps the node from its pods: it needs mode bridge",
+        ),
+        (
+            r#", "linkInContainer": true"#,
+            "hostShim: the parent is in the pod, not on the node",
+        ),
+        (
+            r#", "master": "shim0""#,
+            "hostShim.name: \"shim0\" is the master",
+        ),
+    ] {
+        assert_eq!(with(good, rest).unwrap_err(), fault);
+    }
+    for address in [
+        "10.1.0.0/24",
+        "10.1.0.255/24",
+        "127.0.0.1/32",
+        "0.0.0.0/32",
+        "fd01::/64",
+        "ff02::1/128",
+    ] {
+        let shim = format!(r#"{{"name": "shim0", "address": "{address}"}}"#);
+        let fault = format!("hostShim.address: {address} cannot be the address of a host");
+        assert_eq!(with(&shim, "").unwrap_err(), fault);
+    }
+    let none = with(r#"{"name": "shim0"}"#, "").unwrap_err();
+    assert_eq!(none, "hostShim.address: missing");
+}
+
+#[test]
+fn names_of_a_shim_that_is_not_ready_differ_by_network() {
+    let name = temporary_shim_name("lan", "shim0");
+    assert_eq!(name.len(), 12);
+    assert!(name.starts_with("shim") && name != temporary_shim_name("wan", "shim0"));
+}
