@@ -597,6 +597,50 @@ fn validate_and_bridge_agree_on_gateways() {
     });
 }
 
+/// What only shows when the peers and the pods' own addresses are looked at together.
+#[test]
+fn validate_and_vxlan_agree_on_subnets() {
+    beyond_peer(WHY, || {
+        let ranges = |subnets: &[&str]| -> Value {
+            let all: Vec<_> = subnets.iter().map(|it| json!({"subnet": it})).collect();
+            json!({"type": "host-local", "ranges": [all]})
+        };
+        let at = |address: &str| json!({"type": "static", "addresses": [{"address": address}]});
+        for (ipam, vtep, subnet, works) in [
+            (ranges(&["10.5.1.0/24"]), "192.0.2.7", "10.5.2.0/24", true),
+            (ranges(&["10.5.1.0/24"]), "192.0.2.7", "10.5.0.0/16", false),
+            (at("10.5.1.2/16"), "192.0.2.7", "10.5.2.0/24", false),
+            (ranges(&["10.5.1.0/24"]), "10.5.1.7", "10.5.2.0/24", false),
+            (ranges(&["fd05:1::/64"]), "192.0.2.7", "fd05:1::/48", false),
+            (ranges(&["fd05:1::/64"]), "192.0.2.7", "fd05:2::/64", true),
+            // Until the first range is full.
+            (
+                ranges(&["10.5.1.0/24", "10.5.2.0/24"]),
+                "192.0.2.7",
+                "10.5.2.0/24",
+                true,
+            ),
+            (ranges(&["10.5.1.0/24"]), "192.0.2.7", "127.0.0.0/8", false),
+            (ranges(&["10.5.1.0/24"]), "192.0.2.7", "224.0.0.0/4", false),
+            (ranges(&["10.5.1.0/24"]), "192.0.2.7", "fe80::/10", false),
+            (ranges(&["10.5.1.0/24"]), "192.0.2.7", "::1/128", false),
+        ] {
+            let sandbox = Sandbox::new();
+            let _ready = sandbox.make_ready("vxlan");
+            let pod = sandbox.pod("a");
+            let mut conf = whole("vxlan");
+            conf["mode"] = json!("l3");
+            conf["peers"] = json!([{"vtep": vtep, "subnet": subnet}]);
+            conf["ipam"] = ipam;
+            let told = errors(&sandbox, std::slice::from_ref(&conf)).remove(0);
+            let (made, said) = add(&sandbox, &pod, &conf);
+            assert_eq!(told.is_empty(), works, "{conf}: {told:?}");
+            let right = if works { Made::Good } else { Made::Refused };
+            assert_eq!(made, right, "{conf}: {said}");
+        }
+    });
+}
+
 /// A plugin takes the last of several values that is not null; validate does not mind those
 /// before it.
 #[test]

@@ -174,13 +174,14 @@ impl Network {
     }
 
     /// Fails for a peer whose subnet overlaps one of `own`, this host's, and where one of
-    /// those, which the bridge leads to, holds a peer's address or `local`, this host's.
+    /// those, which the bridge leads to, holds a peer's address or `local`, this host's, if
+    /// that is known.
     ///
     /// # Errors
     /// Code 7, with the key at fault.
-    pub fn check_own_subnets(&self, own: &[IpNetwork], local: IpAddr) -> Result<()> {
+    pub fn check_own_subnets(&self, own: &[IpNetwork], local: Option<IpAddr>) -> Result<()> {
         let vteps = self.peers.iter().map(|it| it.vtep);
-        for ip in vteps.chain([local]) {
+        for ip in vteps.chain(local) {
             if let Some(ours) = own.iter().find(|it| it.contains(ip)) {
                 let why = format!("{ours} is the pods' and holds {ip}, which the tunnel needs");
                 return Err(fault("ipam", &why));
@@ -557,7 +558,27 @@ mod tests {
             ),
             (
                 r#"{"vni": 1, "peers": [{"vtep": "192.0.2.2", "subnet": "0.0.0.0/0"}]}"#,
-                "peers[0].subnet: 0.0.0.0/0 holds 192.0.2.2, which is the vtep of a peer",
+                "peers[0].subnet: 0.0.0.0/0: nothing is routed to 0.0.0.0",
+            ),
+            (
+                r#"{"vni": 1, "peers": [{"vtep": "192.0.2.2", "subnet": "127.0.0.0/8"}]}"#,
+                "peers[0].subnet: 127.0.0.0/8: nothing is routed to 127.0.0.0",
+            ),
+            (
+                r#"{"vni": 1, "peers": [{"vtep": "192.0.2.2", "subnet": "224.0.0.0/4"}]}"#,
+                "peers[0].subnet: 224.0.0.0/4: nothing is routed to 224.0.0.0",
+            ),
+            (
+                r#"{"vni": 1, "peers": [{"vtep": "192.0.2.2", "subnet": "fe80::/10"}]}"#,
+                "peers[0].subnet: fe80::/10: nothing is routed to fe80::",
+            ),
+            (
+                r#"{"vni": 1, "peers": [{"vtep": "192.0.2.2", "subnet": "ff00::/8"}]}"#,
+                "peers[0].subnet: ff00::/8: nothing is routed to ff00::",
+            ),
+            (
+                r#"{"vni": 1, "peers": [{"vtep": "192.0.2.2", "subnet": "::1/128"}]}"#,
+                "peers[0].subnet: ::1/128: nothing is routed to ::1",
             ),
             (
                 r#"{"vni": 1, "local": "198.51.100.7", "peers": [{"vtep": "192.0.2.2", "subnet": "198.51.100.0/24"}]}"#,
@@ -642,7 +663,7 @@ mod tests {
             check("192.0.2.2").unwrap_err().to_string(),
             "peers[0].vtep: 192.0.2.2 is this node"
         );
-        let local = "192.0.2.1".parse().unwrap();
+        let local = "192.0.2.1".parse().ok();
         let own = |text: &str| network.check_own_subnets(&[text.parse().unwrap()], local);
         assert!(own("10.5.1.0/24").is_ok());
         assert_eq!(

@@ -66,6 +66,12 @@ impl Peer {
             let why = "missing: in mode l3 a peer is where a subnet is".to_owned();
             return Err(fault("subnet", why).into());
         }
+        if mode == Mode::L3
+            && let Some(odd) = subnets.iter().find(|it| !is_routed(it.network()))
+        {
+            let why = format!("{odd}: nothing is routed to {}", odd.network());
+            return Err(fault("subnet", why).into());
+        }
         if mode == Mode::L2 && !subnets.is_empty() {
             if let Some(wide) = subnets.iter().find(|it| !is_host(**it)) {
                 let why = format!("{wide} is no single address: in mode l2 nothing is routed");
@@ -104,6 +110,13 @@ fn mac(text: &str) -> Result<Option<Mac>, String> {
 /// Without bits outside its prefix.
 fn network(address: IpNetwork) -> IpNetwork {
     IpNetwork::new(address.network(), address.prefix()).unwrap_or(address)
+}
+
+/// Whether the address can be the next hop of a route. A subnet's first address stands for
+/// the peer; the kernel refuses the others, or takes them to be no next hop at all.
+fn is_routed(ip: IpAddr) -> bool {
+    let is_link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    !(ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || is_link_local)
 }
 
 pub(crate) fn is_host(subnet: IpNetwork) -> bool {

@@ -150,10 +150,9 @@ impl RangeSet {
         Ok(Self(ranges))
     }
 
-    /// The gateway of each range, with the prefix of its subnet.
-    pub fn gateways(&self) -> Result<Vec<Cidr>> {
-        let ranges = self.0.iter();
-        ranges.map(|range| range.cidr(range.gateway())).collect()
+    /// The subnet of each range, and its gateway.
+    pub fn subnets(&self) -> impl Iterator<Item = (Cidr, IpAddr)> {
+        self.0.iter().map(|range| (range.subnet, range.gateway))
     }
 
     /// Whether an ADD gets an IPv4 address from this set.

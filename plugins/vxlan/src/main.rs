@@ -55,8 +55,8 @@ impl Plugin for Vxlan {
         let mut own = Vec::new();
         if call.has_ipam() {
             let lease = delegate::ipam_add(call, undo)?;
-            own = plan::own_subnets(&lease);
-            plan.check_own_subnets(&own, device.local)?;
+            own = plan::own_subnets(lease.ips.iter().map(|ip| ip.address));
+            plan.check_own_subnets(&own, Some(device.local))?;
             let wanted = Addressing::new(lease, plan.gateway, CONTAINER);
             let conf = &request.conf;
             if requested::asks_for_addresses(call, &conf.runtime_config, &conf.args) {

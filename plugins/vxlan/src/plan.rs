@@ -3,8 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
-use cni::Code;
-use cni::result::AddResult;
+use cni::{Cidr, Code};
 use ipnetwork::IpNetwork;
 use nat::nftables::Apart;
 use netlink::{Dad, Mac};
@@ -91,7 +90,7 @@ impl Plan {
     ///
     /// # Errors
     /// Code 7, with the key at fault.
-    pub fn check_own_subnets(&self, own: &[IpNetwork], local: IpAddr) -> Result<()> {
+    pub fn check_own_subnets(&self, own: &[IpNetwork], local: Option<IpAddr>) -> Result<()> {
         match self.gateway {
             // The node has no way to them.
             Gateway::None => Ok(()),
@@ -135,11 +134,9 @@ fn gateway(conf: &Conf, mode: Mode) -> Result<Gateway> {
 }
 
 /// The subnets of this node, as IPAM's answer has them.
-pub fn own_subnets(lease: &AddResult) -> Vec<IpNetwork> {
-    let mut own: Vec<IpNetwork> = lease
-        .ips
-        .iter()
-        .filter_map(|ip| IpNetwork::new(ip.address.0.network(), ip.address.prefix()).ok())
+pub fn own_subnets(addresses: impl Iterator<Item = Cidr>) -> Vec<IpNetwork> {
+    let mut own: Vec<IpNetwork> = addresses
+        .filter_map(|it| IpNetwork::new(it.0.network(), it.prefix()).ok())
         .collect();
     own.dedup();
     own

@@ -66,12 +66,15 @@ struct Set {
     place: String,
 }
 
-/// The gateways of the pods' addresses: for each address, those of the ranges that it may
-/// come from. None where the configuration has a fault.
-pub fn gateways(conf: &Conf<'_>) -> Vec<Vec<Cidr>> {
+/// The subnets of the pods' addresses and their gateways: for each address, those of the
+/// ranges that it may come from. None where the configuration has a fault.
+pub fn subnets(conf: &Conf<'_>) -> Vec<Vec<(Cidr, Option<IpAddr>)>> {
     let ipam = Ipam::read(conf.document, conf.version, "");
     let sets = ipam.map(|ipam| ipam.sets).unwrap_or_default();
-    sets.iter().filter_map(|set| set.gateways().ok()).collect()
+    let pair = |(subnet, gateway)| (subnet, Some(gateway));
+    sets.iter()
+        .map(|set| set.subnets().map(pair).collect())
+        .collect()
 }
 
 /// Ranges may come from the runtime.

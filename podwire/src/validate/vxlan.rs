@@ -1,6 +1,6 @@
 //! The keys of vxlan; what contradicts what is decided by the plugin's own code.
 
-use ::vxlan::plan::Plan;
+use ::vxlan::plan::{self, Plan};
 use anyhow::Result;
 use cni::Error;
 use cni::json::Json;
@@ -119,6 +119,7 @@ pub fn between(report: &mut Report, others: &[Report]) {
 fn together(conf: &Conf<'_>, keys: &overlay::Conf, mode: Mode, findings: &mut Findings) {
     if let Ok(plan) = plan(conf) {
         wiring::gateways(conf, plan.gateway, findings);
+        own_subnets(conf, &plan, findings);
     }
     if mode == Mode::L2 {
         wiring::without_ipam(conf, NEED_IPAM, findings);
@@ -131,6 +132,24 @@ fn together(conf: &Conf<'_>, keys: &overlay::Conf, mode: Mode, findings: &mut Fi
     if keys.is_gateway == Some(false) {
         let reason = "in mode l3 the bridge is the pods' gateway";
         findings.error(&conf.place_of("isGateway"), reason);
+    }
+}
+
+/// Tells subnets of pods that contradict the peers. Of a range that is used when another is
+/// full, only warns.
+fn own_subnets(conf: &Conf<'_>, vxlan: &Plan, findings: &mut Findings) {
+    let sources = wiring::addresses(conf);
+    let fault = |addresses: &mut dyn Iterator<Item = &wiring::Address>| {
+        let own = plan::own_subnets(addresses.map(|(it, _)| *it));
+        let error = vxlan.check_own_subnets(&own, vxlan.network.local).err()?;
+        let msg = Error::from_chain(&error).msg;
+        let (key, why) = msg.split_once(": ")?;
+        Some((conf.place_of(key), why.to_owned()))
+    };
+    if let Some((place, why)) = fault(&mut sources.iter().filter_map(|it| it.first())) {
+        findings.error(&place, why);
+    } else if let Some((place, why)) = fault(&mut sources.iter().flatten()) {
+        findings.warning(&place, format!("{}: {why}", wiring::WHEN_FULL));
     }
 }
 

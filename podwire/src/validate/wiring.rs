@@ -74,29 +74,44 @@ pub fn gateways(conf: &Conf<'_>, gateway: Gateway, findings: &mut Findings) {
     if findings.has_error_at(&place) {
         return;
     }
-    let mut first_of_each = Vec::new();
-    match conf.ipam().as_deref() {
-        Some("host-local") => {
-            for ranges in host_local::gateways(conf) {
-                let ranges: Vec<_> = ranges.iter().map(|it| (*it, Some(it.ip()))).collect();
-                if let Some(clash) = clash(&ranges, gateway) {
-                    let reason = format!("ADD will fail when a range is full: {clash}");
-                    findings.warning(&place, reason);
-                }
-                first_of_each.extend(ranges.first().copied());
-            }
+    let sources = addresses(conf);
+    for ranges in &sources {
+        if let Some(clash) = clash(ranges, gateway) {
+            let reason = format!("{WHEN_FULL}: {clash}");
+            findings.warning(&place, reason);
         }
-        Some("static") => first_of_each = r#static::addresses(conf),
-        _ => {}
     }
+    let first_of_each: Vec<_> = sources
+        .iter()
+        .filter_map(|it| it.first().copied())
+        .collect();
     if let Some(clash) = clash(&first_of_each, gateway) {
         findings.error(&place, clash);
     }
 }
 
+/// What befalls an ADD that the first range of a set would not.
+pub const WHEN_FULL: &str = "ADD will fail when a range is full";
+
+/// An address of a pod in its subnet, and its gateway.
+pub type Address = (Cidr, Option<IpAddr>);
+
+/// For each address that IPAM gives to a pod, what it may be: one of each range of a set.
+/// Nothing where that cannot be told from the configuration.
+pub fn addresses(conf: &Conf<'_>) -> Vec<Vec<Address>> {
+    match conf.ipam().as_deref() {
+        Some("host-local") => host_local::subnets(conf),
+        Some("static") => {
+            let all = r#static::addresses(conf).into_iter();
+            all.map(|it| vec![it]).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// Why one interface cannot be the gateway of all these addresses, each with its gateway.
-fn clash(addresses: &[(Cidr, Option<IpAddr>)], gateway: Gateway) -> Option<String> {
-    let ip = |(address, gateway): &(Cidr, Option<IpAddr>)| IpConfig {
+fn clash(addresses: &[Address], gateway: Gateway) -> Option<String> {
+    let ip = |(address, gateway): &Address| IpConfig {
         interface: None,
         address: *address,
         gateway: *gateway,
