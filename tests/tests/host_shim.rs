@@ -160,6 +160,25 @@ fn del_does_without_its_notes() {
 }
 
 #[test]
+fn the_last_del_takes_the_shim_where_no_note_can_be() {
+    beyond_peer(WHY, || {
+        let node = node();
+        let snapshot = node
+            .sandbox
+            .snapshot()
+            .allow_host_local(conf::NETWORK)
+            .allow("/run/podwire");
+        let results = [node.add(&shim(), 0), node.add(&shim(), 1)];
+        let host = node.sandbox.host();
+        host.sh("rm -r /run/podwire/shared; echo text >/run/podwire/shared");
+        node.del(&conf::with_prev(&shim(), &results[0]), 0);
+        assert_eq!(node.routed(), ["10.1.0.3", "fd01::3"]);
+        node.del(&conf::with_prev(&shim(), &results[1]), 1);
+        snapshot.assert_unchanged();
+    });
+}
+
+#[test]
 fn a_note_that_cannot_be_read_costs_no_pod_its_route() {
     beyond_peer(WHY, || {
         for spoil in [

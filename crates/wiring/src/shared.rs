@@ -229,7 +229,10 @@ fn reconcile(network: &str, has_unknown: impl FnOnce(&Users) -> Result<bool>) ->
 
 /// Where no file of ours can be, none is left, and the rules stay. Any other failure is
 /// told: the runtime calls again.
-fn tolerate_no_place(error: anyhow::Error) -> Result<()> {
+///
+/// # Errors
+/// `error`, if it is another.
+pub fn tolerate_no_place(error: anyhow::Error) -> Result<()> {
     match error.downcast_ref::<NoPlace>() {
         Some(_) => Ok(()),
         None => Err(error),

@@ -188,19 +188,22 @@ impl Users {
         content_of(&dir, &file_name(&attachment.alias()))
     }
 
-    /// What was noted with each attachment that uses `what`; `None` where that cannot be told.
+    /// What was noted with each attachment that uses `what`: first with those that have one of
+    /// these aliases, then with the others; `None` where that cannot be told.
     ///
     /// # Errors
     /// The directory cannot be read.
-    pub fn contents(&self, what: &str) -> Result<Vec<Option<String>>> {
+    pub fn contents(&self, what: &str, aliases: &[String]) -> Result<[Vec<Option<String>>; 2]> {
         let dir = match openat(&self.dir, what, directory(), Mode::empty()) {
-            Err(Errno::ENOENT) => return Ok(Vec::new()),
+            Err(Errno::ENOENT) => return Ok(Default::default()),
             other => other,
         };
         let read = || format!("read {}", self.path().join(what).display());
         let dir = dir.with_context(read)?;
-        let names = entries(&dir).with_context(read)?;
-        Ok(names.iter().map(|name| content_of(&dir, name)).collect())
+        let these: Vec<_> = aliases.iter().map(|it| file_name(it)).collect();
+        let names = entries(&dir).with_context(read)?.into_iter();
+        let parts: (Vec<_>, Vec<_>) = names.partition(|name| these.contains(name));
+        Ok([parts.0, parts.1].map(|part| part.iter().map(|it| content_of(&dir, it)).collect()))
     }
 
     /// Forgets an attachment.

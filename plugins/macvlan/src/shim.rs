@@ -18,7 +18,7 @@ use netlink::{
     RouteSpec, sysctl,
 };
 use wiring::users::{Left, Users};
-use wiring::{Addressing, gateway, port, requested};
+use wiring::{Addressing, gateway, port, requested, shared};
 
 use crate::conf::Conf;
 use crate::plan::{self, Plan};
@@ -77,7 +77,10 @@ pub fn join(
     // With a shim that another program deleted or set down, the routes of all pods are gone.
     let lost = match found.as_ref().is_some_and(|it| it.up) {
         true => Vec::new(),
-        false => Noted::new(&users, name)?.ips,
+        false => {
+            let [_, all] = noted(&users, name, &[])?;
+            all.ips
+        }
     };
     drop(users);
     let link = match found {
@@ -181,7 +184,10 @@ fn leave(owner: &Attachment, configured: Option<&str>, reported: &[IpAddr]) -> R
             }
             names
         }
-        Ok(None) | Err(_) => {
+        found => {
+            if let Err(error) = found {
+                shared::tolerate_no_place(error)?;
+            }
             let names: Vec<_> = configured.into_iter().map(str::to_owned).collect();
             for name in &names {
                 delete_routes(network, name, reported)?;
@@ -195,7 +201,14 @@ fn leave(owner: &Attachment, configured: Option<&str>, reported: &[IpAddr]) -> R
     // Without the lock, an ADD may be counting on the shim that is there now.
     match Users::alone(network) {
         Ok(users) => remove_unused(users, network, &names, true),
-        Err(_) => Ok(()),
+        Err(error) => {
+            shared::tolerate_no_place(error)?;
+            // No ADD succeeds where it cannot be noted.
+            let host = Netlink::open()?;
+            names
+                .iter()
+                .try_for_each(|name| remove(&host, network, name, true))
+        }
     }
 }
 
@@ -209,30 +222,30 @@ pub fn gc(request: &Gc<Conf>) -> Result<()> {
     if configured.is_none() && matches!(Users::find(network), Ok(None)) {
         return Ok(());
     }
-    let Ok(users) = Users::alone(network) else {
-        return Ok(());
+    let users = match Users::alone(network) {
+        Ok(users) => users,
+        Err(error) => return shared::tolerate_no_place(error),
     };
     let names = shims(&users, configured)?;
-    let before: Result<Vec<_>> = names.iter().map(|name| Noted::new(&users, name)).collect();
-    let before = before?;
     let valid = request.valid.iter();
     let aliases: Vec<_> = valid.filter_map(|it| port::alias_of(network, it)).collect();
-    users.retain(&aliases)?;
     // Of an attachment that is not noted, the addresses are not known.
     let has_unknown = aliases.iter().any(|alias| !users.knows(alias));
     let host = Netlink::open()?;
-    for (name, before) in names.iter().zip(before) {
+    for name in &names {
         let Some(link) = find_ours(&host, name, network)? else {
             continue;
         };
-        let used = Noted::new(&users, name)?;
+        let [used, others] = noted(&users, name, &aliases)?;
         let all_known = !has_unknown && used.is_whole;
         for ip in routed(&host, &link)? {
-            if !used.ips.contains(&ip) && (all_known || before.ips.contains(&ip)) {
+            if !used.ips.contains(&ip) && (all_known || others.ips.contains(&ip)) {
                 host.delete_route(link.index, &route_to(ip))?;
             }
         }
     }
+    // Last: what is forgotten, no DEL can find.
+    users.retain(&aliases)?;
     remove_unused(users, network, &names, has_unknown)
 }
 
@@ -367,25 +380,27 @@ fn set_up(host: &Netlink, link: &Link, shim: &plan::Shim) -> Result<()> {
     Ok(())
 }
 
-/// Removes those of the shims `names` that no attachment uses. Where there may be attachments
-/// that are not noted, one that has routes stays.
+/// Removes those of the shims `names` that no attachment is noted with.
 fn remove_unused(users: Users, network: &str, names: &[String], has_unknown: bool) -> Result<()> {
     let used = users.used()?;
     let host = Netlink::open()?;
-    for name in names {
-        if used.contains(&use_of(name)) {
-            continue;
-        }
-        if let Some(link) = find_ours(&host, name, network)? {
-            if has_unknown && !routed(&host, &link)?.is_empty() {
-                continue;
-            }
-            host.remove(&link)?;
-        }
-        // Of an ADD that was killed.
-        host.delete_macvlan(&plan::temporary_shim_name(network, name))?;
+    for name in names.iter().filter(|name| !used.contains(&use_of(name))) {
+        remove(&host, network, name, has_unknown)?;
     }
     users.tidy();
+    Ok(())
+}
+
+/// Removes a shim. Where there may be attachments that are not noted, one that has routes stays.
+fn remove(host: &Netlink, network: &str, name: &str, has_unknown: bool) -> Result<()> {
+    if let Some(link) = find_ours(host, name, network)? {
+        if has_unknown && !routed(host, &link)?.is_empty() {
+            return Ok(());
+        }
+        host.remove(&link)?;
+    }
+    // Of an ADD that was killed.
+    host.delete_macvlan(&plan::temporary_shim_name(network, name))?;
     Ok(())
 }
 
@@ -407,7 +422,7 @@ fn use_of(name: &str) -> String {
     format!("{USE}{name}")
 }
 
-/// The addresses of all attachments that use a shim.
+/// Addresses of attachments that use a shim.
 struct Noted {
     ips: Vec<IpAddr>,
     /// Whether each attachment's can be read. A file may have been emptied, so one without
@@ -415,20 +430,18 @@ struct Noted {
     is_whole: bool,
 }
 
-impl Noted {
-    fn new(users: &Users, name: &str) -> Result<Self> {
-        let mut all = Self {
-            ips: Vec::new(),
-            is_whole: true,
-        };
-        for content in users.contents(&use_of(name))? {
-            match content.as_deref().and_then(read) {
-                Some(ips) if !ips.is_empty() => all.ips.extend(ips),
-                _ => all.is_whole = false,
-            }
+/// The addresses of the attachments with these aliases, and those of all others.
+fn noted(users: &Users, name: &str, aliases: &[String]) -> Result<[Noted; 2]> {
+    let contents = users.contents(&use_of(name), aliases)?;
+    Ok(contents.map(|part| {
+        let read: Vec<_> = part.iter().map(|it| it.as_deref().and_then(read)).collect();
+        Noted {
+            is_whole: read
+                .iter()
+                .all(|it| it.as_ref().is_some_and(|ips| !ips.is_empty())),
+            ips: read.into_iter().flatten().flatten().collect(),
         }
-        Ok(all)
-    }
+    }))
 }
 
 /// Addresses as they are noted: one a line.

@@ -23,6 +23,10 @@ pub fn all() -> Vec<Chain> {
             in_pod: true,
             ..wired(alone("macvlan", macvlan()))
         },
+        Chain {
+            in_pod: true,
+            ..wired(alone("macvlan, hostShim", shimmed()))
+        },
         wired(alone("vxlan", vxlan())),
         published("portmap", BackEnd::Nftables),
         published("portmap, iptables", BackEnd::IptablesNft),
@@ -79,6 +83,11 @@ fn macvlan() -> Value {
     conf["master"] = "wire".into();
     conf["ipam"] = conf::host_local_ipam(&["192.0.2.0/24"]);
     conf
+}
+
+fn shimmed() -> Value {
+    let shim = json!({"name": "shim0", "address": "192.0.2.250/32"});
+    conf::with(&macvlan(), json!({"hostShim": shim}))
 }
 
 fn vxlan() -> Value {

@@ -9,11 +9,12 @@ use faults::sweep::{Crew, Sweep, Tally, VERBS, Verb};
 const FEW: usize = 3;
 
 /// One of every kind: the others differ in what is chosen underneath.
-const CHAINS: [&str; 5] = [
+const CHAINS: [&str; 6] = [
     "bridge",
     "portmap",
     "portmap of bridge and portmap, iptables",
     "macvlan",
+    "macvlan, hostShim",
     "vxlan",
 ];
 
