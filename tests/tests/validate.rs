@@ -582,6 +582,13 @@ fn validate_and_bridge_agree_on_gateways() {
                 json!({}),
                 false,
             ),
+            (
+                addresses(&[("10.1.0.2/24", "10.1.0.1"), ("10.1.0.2/24", "10.1.0.1")]),
+                json!({}),
+                false,
+            ),
+            (ranges(&[&[v4]]), json!({"bridge": "all"}), false),
+            (ranges(&[&[v4]]), json!({"bridge": "br%d"}), false),
             (router.clone(), json!({}), true),
             (router, json!({"isDefaultGateway": true}), true),
         ] {

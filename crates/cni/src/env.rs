@@ -70,6 +70,15 @@ impl IfName {
         Ok(Self(text.to_owned()))
     }
 
+    /// The same for an interface that we make: the kernel refuses the names of its settings for
+    /// all interfaces, and takes `%` for a place to put a number.
+    pub fn parse_new(text: &str) -> Result<Self, Error> {
+        if matches!(text, "all" | "default") || text.contains('%') {
+            return Err(Code::InvalidEnvironment.err("no interface can have that name"));
+        }
+        Self::parse(text)
+    }
+
     /// As the runtime wrote it.
     pub fn as_str(&self) -> &str {
         &self.0

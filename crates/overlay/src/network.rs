@@ -203,8 +203,12 @@ impl Network {
         Ok(())
     }
 
-    /// Fails for a peer whose subnet holds the address that this host is to send from.
+    /// Fails for an address to send from that no host has, and for a peer whose subnet holds it.
     fn check_local(&self) -> Result<()> {
+        if let Some(local) = self.local.filter(|it| !peer::is_of_host(*it)) {
+            let why = format!("{local} cannot be the address of a host");
+            return Err(fault("local", &why));
+        }
         let local = self.local.filter(|_| self.mode == Mode::L3);
         let needed = local.map(|ip| Needed {
             ip,
@@ -306,7 +310,7 @@ fn in_range(key: &str, value: i64, least: i64, most: i64) -> Result<i64> {
 fn interface(key: &str, name: &str) -> Result<Option<IfName>> {
     match name {
         "" => Ok(None),
-        name => IfName::parse(name)
+        name => IfName::parse_new(name)
             .map(Some)
             .map_err(|error| fault(key, &format!("{name:?}: {error}"))),
     }
@@ -527,6 +531,22 @@ mod tests {
             (
                 r#"{"vni": 1, "dev": "much-too-long-for-one"}"#,
                 "dev: \"much-too-long-for-one\": interface name is too long; interface name should be less than 16 characters",
+            ),
+            (
+                r#"{"vni": 1, "dev": "all"}"#,
+                "dev: \"all\": no interface can have that name",
+            ),
+            (
+                r#"{"vni": 1, "bridge": "br%d"}"#,
+                "bridge: \"br%d\": no interface can have that name",
+            ),
+            (
+                r#"{"vni": 1, "local": "127.0.0.1"}"#,
+                "local: 127.0.0.1 cannot be the address of a host",
+            ),
+            (
+                r#"{"vni": 1, "peers": [{"vtep": "192.0.2.2", "subnet": "255.255.255.255/32"}]}"#,
+                "peers[0].subnet: 255.255.255.255/32: nothing is routed to 255.255.255.255",
             ),
             (
                 r#"{"vni": 1, "underlay": "ipv6", "local": "192.0.2.1"}"#,

@@ -56,7 +56,7 @@ impl Peer {
         let vtep = keys
             .vtep
             .ok_or_else(|| fault("vtep", "missing".to_owned()))?;
-        if vtep.is_unspecified() || vtep.is_multicast() || vtep.is_loopback() {
+        if !is_of_host(vtep) {
             let why = format!("{vtep} cannot be the address of a host");
             return Err(fault("vtep", why).into());
         }
@@ -115,8 +115,13 @@ fn network(address: IpNetwork) -> IpNetwork {
 /// Whether the address can be the next hop of a route. A subnet's first address stands for
 /// the peer; the kernel refuses the others, or takes them to be no next hop at all.
 fn is_routed(ip: IpAddr) -> bool {
-    let is_link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-    !(ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || is_link_local)
+    is_of_host(ip) && !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
+/// Whether a host can have the address, and others reach it there.
+pub(crate) fn is_of_host(ip: IpAddr) -> bool {
+    let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    !(ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || is_broadcast)
 }
 
 pub(crate) fn is_host(subnet: IpNetwork) -> bool {

@@ -188,7 +188,7 @@ fn bridge_name(name: &str) -> Result<IfName> {
             "failed to create bridge \"\": could not add \"\": LinkAttrs.Name cannot be empty",
         ));
     }
-    IfName::parse(name).map_err(|error| invalid(&format!("bridge {name:?}: {error}")))
+    IfName::parse_new(name).map_err(|error| invalid(&format!("bridge {name:?}: {error}")))
 }
 
 fn mtu(mtu: Mtu) -> Result<Mtu> {

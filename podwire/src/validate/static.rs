@@ -5,6 +5,7 @@ use cni::Cidr;
 use cni::address::parse_ip;
 use cni::version::Version;
 use static_ipam::conf::{Address, Ipam};
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use super::findings::Findings;
@@ -78,6 +79,7 @@ fn check(conf: &Conf<'_>, findings: &mut Findings) {
         findings.warning(&schema::join(&place, "addresses"), reason);
     }
     let mut of_family = [0, 0];
+    let mut seen = HashSet::new();
     for (index, item) in items.iter().enumerate() {
         let place = schema::join(&place, &format!("addresses[{index}]"));
         let text = |key| schema::text(item.get(key)).unwrap_or_default();
@@ -85,6 +87,10 @@ fn check(conf: &Conf<'_>, findings: &mut Findings) {
             continue;
         };
         of_family[usize::from(address.ip().is_ipv4())] += 1;
+        if !seen.insert(address) {
+            let reason = format!("{address} is there twice: an interface cannot have it twice");
+            findings.error(&schema::join(&place, "address"), reason);
+        }
         let outside = |gateway: &std::net::IpAddr| {
             gateway.is_ipv4() != address.ip().is_ipv4()
                 || !address.0.contains(*gateway) && !is_link_local(*gateway)
