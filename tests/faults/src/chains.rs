@@ -86,7 +86,8 @@ fn macvlan() -> Value {
 }
 
 fn shimmed() -> Value {
-    let shim = json!({"name": "shim0", "address": "192.0.2.250/32"});
+    // No address of the pool, all of which a long sweep hands out.
+    let shim = json!({"name": "shim0", "address": "198.51.100.1/32"});
     conf::with(&macvlan(), json!({"hostShim": shim}))
 }
 
