@@ -39,8 +39,9 @@ pub fn is_dhcp(call: &Call) -> bool {
 /// would turn the node's own traffic to the bridge.
 ///
 /// # Errors
-/// Code 7: a subnet that is too large, or holds an address of the node or a next hop; another
-/// address on the interface already.
+/// Code 7: a subnet that is too large, holds an address of the node or a next hop, or is a part
+/// of a segment of the node's, of 127.0.0.0/8 or of 169.254.0.0/16; another address on the
+/// interface already.
 pub fn refuse_capture(
     call: &Call,
     host: &Netlink,
@@ -69,6 +70,10 @@ pub fn refuse_capture(
         }
         if let Some(held) = node.needs.iter().find(|ip| subnet.contains(**ip)) {
             return Err(refused(format!("{begin}, where the node needs {held}")));
+        }
+        let network = subnet.network();
+        if let Some(segment) = node.segments.iter().find(|it| it.contains(network)) {
+            return Err(refused(format!("{begin}, a part of the node's {segment}")));
         }
     }
     Ok(())
@@ -113,7 +118,15 @@ struct Node {
     own: Vec<IpNetwork>,
     /// Addresses of the others, and next hops. What is valid on one link only is none.
     needs: Vec<IpAddr>,
+    /// Where the node reaches others without a router: a part of it would lead to the pod.
+    segments: Vec<IpNetwork>,
 }
+
+/// Loopback, and where the cloud's metadata server is, which the node reaches by whatever route.
+const SEGMENTS: [(Ipv4Addr, u8); 2] = [
+    (Ipv4Addr::new(127, 0, 0, 0), 8),
+    (Ipv4Addr::new(169, 254, 0, 0), 16),
+];
 
 impl Node {
     fn new(host: &Netlink, family: Family, interface: Option<u32>) -> Result<Self> {
@@ -127,7 +140,10 @@ impl Node {
             table: None,
         })?;
         let hops = routes.into_iter().filter_map(|route| route.gw);
-        let others = others.into_iter().map(|(_, address)| address.ip());
+        let others = others.into_iter().map(|(_, address)| address);
+        let others = others.filter(|it| !is_link_local(it.ip()));
+        let others: Vec<_> = others.collect();
+        let segments = SEGMENTS.map(|(ip, prefix)| IpNetwork::new(ip.into(), prefix));
         let localhost = match family {
             Family::V4 => IpAddr::from(Ipv4Addr::LOCALHOST),
             Family::V6 => IpAddr::from(Ipv6Addr::LOCALHOST),
@@ -135,9 +151,16 @@ impl Node {
         Ok(Self {
             own: own.into_iter().map(|(_, address)| address).collect(),
             needs: others
+                .iter()
+                .map(|it| it.ip())
                 .chain(hops)
                 .chain([localhost])
                 .filter(|ip| !is_link_local(*ip))
+                .collect(),
+            segments: others
+                .into_iter()
+                .map(subnet)
+                .chain(segments.into_iter().flatten())
                 .collect(),
         })
     }

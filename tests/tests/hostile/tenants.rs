@@ -68,6 +68,11 @@ fn a_requested_subnet_takes_nothing_from_the_node() {
                 ),
                 ("2001:db8:5::fd/126", "where the node needs 2001:db8:5::fe"),
                 ("127.0.0.9/8", "where the node needs 127.0.0.1"),
+                // Other machines of its segments, and the cloud's metadata server.
+                ("192.0.2.77/30", "a part of the node's 192.0.2.0/24"),
+                ("2001:db8:5::a5/126", "a part of the node's 2001:db8:5::/64"),
+                ("127.9.0.9/16", "a part of the node's 127.0.0.0/8"),
+                ("169.254.169.5/24", "a part of the node's 169.254.0.0/16"),
             ] {
                 for channel in CHANNELS {
                     let (conf, args) = ask(&with_static(plugin, &json!([])), channel, ip);
