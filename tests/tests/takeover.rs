@@ -594,6 +594,23 @@ fn a_configuration_that_names_nftables_is_released_into_the_peers_table() {
     });
 }
 
+#[test]
+fn a_port_of_two_pods_stays_the_newer_one_s_in_the_peers_table_too() {
+    beyond_peer(WHY, || {
+        let node = Node::forced(BackEnd::Nftables);
+        let (a, _a) = node.pod(Suite::Ours, "a", 8080);
+        let (b, _b) = node.pod(Suite::Ours, "b", 8080);
+        for task in ["release", "adopt"] {
+            node.task(&[task]);
+            node.assert_reached("b", &b, 8080);
+        }
+        node.run(Suite::Ours, "del", &b, 8080);
+        node.assert_reached("a", &a, 8080);
+        node.run(Suite::Ours, "del", &a, 8080);
+        assert_eq!(of_pods(&node), [""; 0]);
+    });
+}
+
 // ---- resync
 
 #[test]

@@ -111,12 +111,13 @@ impl Rules {
         changes
     }
 
-    /// Changes that lay down what is missing for all of these.
+    /// Changes that lay down what is missing for all of these, the oldest first. Of two that
+    /// want one port the newer one has it, and in these chains the first rule wins.
     pub fn additions(&self, all: &[&HostPorts]) -> Transaction {
         let mut changes = Transaction::new();
         for (family, found) in &self.0 {
             let mut missing = Transaction::new();
-            for wanted in all {
+            for wanted in all.iter().rev() {
                 let id = wanted.owner.container_id.as_str();
                 for (chain, rule) in rules(wanted, *family) {
                     let rule = rule.comment(id);
