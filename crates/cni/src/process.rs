@@ -51,6 +51,8 @@ static LOOK: extern "C" fn() = {
     extern "C" fn look() {
         // SAFETY: asks for a flag of a descriptor, which may be closed.
         let closed = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) } == -1;
+        // No other failure means that it is closed.
+        let closed = closed && Errno::last() == Errno::EBADF;
         CLOSED.store(closed, Ordering::Relaxed);
     }
     look
