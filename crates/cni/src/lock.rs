@@ -22,6 +22,12 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Lock(Option<Flock<File>>);
 
+impl From<Flock<File>> for Lock {
+    fn from(held: Flock<File>) -> Self {
+        Self(Some(held))
+    }
+}
+
 impl Drop for Lock {
     fn drop(&mut self) {
         if let Some(Err((held, _))) = self.0.take().map(Flock::unlock) {

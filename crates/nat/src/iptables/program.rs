@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use cni::Code;
 use cni::execute::{self, Limits};
+use cni::lock::Lock;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
@@ -171,14 +172,14 @@ impl Program {
     /// for the second of two who both saw no chain: every pod that is the first of
     /// its node would add the shared rules. The programs' own lock cannot be taken
     /// for them: the legacy variant would wait for us.
-    pub(super) fn alone(&self) -> Result<Option<Flock<File>>> {
+    pub(super) fn alone(&self) -> Result<Option<Lock>> {
         let Ok(mut file) = File::open(&self.restore) else {
             return Ok(None);
         };
         let begun = Instant::now();
         loop {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => return Ok(Some(lock)),
+                Ok(lock) => return Ok(Some(lock.into())),
                 Err((unlocked, Errno::EWOULDBLOCK)) => file = unlocked,
                 // A file system without locks: rules may come twice, which harms nobody.
                 Err(_) => return Ok(None),

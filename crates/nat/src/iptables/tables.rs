@@ -3,12 +3,11 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
-use std::fs::File;
 use std::net::IpAddr;
 
 use anyhow::Result;
 use cni::Attachment;
-use nix::fcntl::Flock;
+use cni::lock::Lock;
 
 use super::Iptables;
 use super::hostport::{self, Found};
@@ -28,7 +27,7 @@ struct Table {
     family: Family,
     program: Program,
     listing: Listing,
-    _alone: Option<Flock<File>>,
+    _alone: Option<Lock>,
 }
 
 /// Changes of the table of one family.
