@@ -112,6 +112,21 @@ impl Cache {
         }
     }
 
+    /// Fails where there is no cache: then nothing is known of what is in use. A runtime makes
+    /// it with its first attachment, and it stays.
+    ///
+    /// # Errors
+    /// It is missing; perhaps the runtime has it elsewhere.
+    pub fn must_exist(&self) -> Result<()> {
+        if self.results.is_dir() {
+            return Ok(());
+        }
+        bail!(
+            "{} is missing, so nothing says what is in use: --cache-dir names the runtime's cache",
+            self.results.display()
+        )
+    }
+
     /// Writes an attachment down. A reader sees all of it or nothing, also
     /// after a crash: libcni writes in place, and half a file is a DEL without
     /// `prevResult`.

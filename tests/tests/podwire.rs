@@ -368,6 +368,18 @@ fn an_attachment_of_an_old_libcni_is_in_use() {
 }
 
 #[test]
+fn without_a_cache_nothing_is_collected() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        node.conf("10-net.conflist", &list(&[bridge()]));
+        node.add();
+        let mistyped = ["gc", "--keep-cached", "--cache-dir", "/var/lib/cnj", "net"];
+        bad(&node.podwire(&mistyped), "/var/lib/cnj/results is missing");
+        assert_eq!(node.pod.ping("10.1.0.1", 1), [true]);
+    });
+}
+
+#[test]
 fn a_network_whose_name_begins_with_another_s_keeps_its_pods() {
     beyond_peer(WHY, || {
         let node = Node::new();

@@ -512,7 +512,13 @@ fn what_may_be_of_a_living_pod_is_not_released_and_the_remedy_is_named() {
             assert_eq!(node.rules(), rules);
         };
         refused();
-        good(node.podwire(Suite::Peer, &["gc", "--keep-cached", "mynet"], &Value::Null));
+        let gc = ["gc", "--keep-cached", "mynet"];
+        let done = node.podwire(Suite::Peer, &gc, &Value::Null);
+        assert_eq!(done.code, 1, "{done:?}");
+        assert!(done.stderr.contains("--cache-dir"), "{done:?}");
+        // With an empty one, the pod is not known, but its veth pair is.
+        node.host().sh("mkdir /var/lib/cni/results");
+        good(node.podwire(Suite::Peer, &gc, &Value::Null));
         assert_eq!(node.rules(), rules);
         node.assert_reached("a", &pod, 8080);
         // Not even its veth pair is known by name, as with macvlan.

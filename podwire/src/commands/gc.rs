@@ -49,7 +49,7 @@ attachments in the cache are in use: what they remove are leftovers of
 attachments that nobody remembers, such as addresses reserved before a reboot.
 A file of the cache that cannot be read, or is cut short, counts as in use, by
 its name; it is named, and the exit status is 1. Remove it when its container is
-gone.
+gone. Without a cache nothing is removed.
 
 Afterwards, whichever version NETWORK has and whichever suite's plugins there
 are, what podwire's plugins have left in the packet filter of pods that are gone
@@ -79,9 +79,12 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
     }
     let (path, cache) = (arguments.plugin_dirs(), arguments.cache());
     let chain = Chain::new(&list, &path, &cache);
+    let keeps = arguments.has(Flag::KeepCached);
+    if keeps {
+        cache.must_exist()?;
+    }
     let cached = cache.of_network(network)?;
     let mut all = BestEffort::new();
-    let keeps = arguments.has(Flag::KeepCached);
     for file in &cached.unclear {
         told(file, keeps, &mut all);
     }
