@@ -367,7 +367,7 @@ pub(crate) fn iptables_hint() -> Result<Hint> {
 
 /// Whether the legacy variant may have anything. The kernel has these files with its
 /// module. They belong to the root user of the network namespace. A namespace that was
-/// made before its user namespace got a uid map has no root user, and then nobody in it
+/// made before its user namespace got a uid map has no root user, and then no program in it
 /// can read them (`ip_tables_net_init` in net/ipv4/netfilter/ip_tables.c).
 fn legacy_hint() -> Hint {
     let hint = |file| match fs::read_to_string(format!("/proc/thread-self/net/{file}")) {

@@ -85,7 +85,7 @@ impl std::fmt::Display for Receiving {
     }
 }
 
-/// A VXLAN device that is there, whoever made it.
+/// A VXLAN device that is there, of any program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VxlanDevice {
     /// Its name.

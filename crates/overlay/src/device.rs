@@ -139,7 +139,7 @@ impl Device {
         if let Some(link) = self.link.as_ref().filter(|_| self.obsolete)
             && network.peers.is_empty()
         {
-            // What somebody told it by hand is in no configuration.
+            // An administrator's own entries are in no configuration.
             carried = guard::known_peers(network, link, bridge)?;
         }
         self.close(host, network, bridge, &carried)?;

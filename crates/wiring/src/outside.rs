@@ -179,7 +179,7 @@ pub fn wanted(owner: &Attachment, ips: &[IpConfig], how: &Masquerading) -> Masqu
     }
 }
 
-/// DEL: removes what is there for this pod alone, whoever made it.
+/// DEL: removes what is there for this pod alone, in any back end and of either suite.
 ///
 /// # Errors
 /// What the kernel or iptables refuses.

@@ -21,7 +21,7 @@ const SUBNETS: [&str; 3] = ["subnet", "address", "range"];
 const SHORTEST_V4: u8 = 8;
 const SHORTEST_V6: u8 = 32;
 
-/// Whether somebody other than the operator may choose the pod's subnet: one that asks for
+/// Whether another than the operator may choose the pod's subnet: one that asks for
 /// addresses (`runtimeConfig.ips`, `args.cni.ips`, `IP` of CNI_ARGS), or a DHCP server.
 pub fn asks_for_addresses(call: &Call, runtime: &RuntimeConfig, args: &Args) -> bool {
     // What else has it in CNI_ARGS costs a look, and no more.

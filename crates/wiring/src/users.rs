@@ -82,7 +82,7 @@ pub enum Left {
 }
 
 impl Users {
-    /// For an ADD: makes the directory, and waits until nobody takes rules away.
+    /// For an ADD: makes the directory, and waits until no other call removes rules.
     ///
     /// # Errors
     /// Nothing can be written there, with [`NoPlace`] where nothing of ours can be there at all;
@@ -115,7 +115,7 @@ impl Users {
             };
             let dir = File::from(users.dir.try_clone()?);
             users.lock = Some(lock(dir, &users.path())?);
-            // Whoever had the lock before may have removed it.
+            // The former holder of the lock may have removed it.
             if fstat(&users.dir).context("look at a directory")?.st_nlink > 0 {
                 return Ok(users);
             }
@@ -412,7 +412,7 @@ fn directory() -> OFlag {
     OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC
 }
 
-/// A pipe holds nobody up, and a link is not followed.
+/// Opening a pipe does not block, and a link is not followed.
 fn file_flags() -> OFlag {
     OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC
 }

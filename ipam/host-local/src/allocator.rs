@@ -20,7 +20,7 @@ pub trait Store {
     fn last_reserved(&self, set: usize) -> Option<IpAddr>;
     /// Whether nobody holds `ip`.
     fn is_free(&mut self, ip: IpAddr) -> Result<bool>;
-    /// Reserves `ip`; false if somebody holds it. The round of range set `set` goes on after
+    /// Reserves `ip`; false if it is held. The round of range set `set` goes on after
     /// it; of none, where it lies outside the ranges.
     fn reserve(&mut self, ip: IpAddr, set: Option<usize>) -> Result<bool>;
     /// Frees what is certain to be of no use to anybody; whether there was something.

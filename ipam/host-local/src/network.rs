@@ -228,7 +228,7 @@ impl Network {
         }
     }
 
-    /// Reserves `ip` for `owner`; false if somebody holds it. The round of `set` goes on there.
+    /// Reserves `ip` for `owner`; false if it is held. The round of `set` goes on there.
     fn reserve(&mut self, owner: &Owner, ip: IpAddr, set: Option<usize>) -> Result<bool> {
         let path = self.path(ip);
         let spare = self.dir.join(SPARE);

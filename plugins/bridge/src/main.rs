@@ -169,7 +169,7 @@ impl Plugin for Bridge {
     }
 }
 
-/// Whether somebody other than the operator may choose the pod's subnet.
+/// Whether another than the operator may choose the pod's subnet.
 fn asks_for_addresses(request: &Add<Conf>) -> bool {
     let (call, conf) = (&request.call, &request.conf);
     requested::asks_for_addresses(call, &conf.runtime_config, &conf.args)

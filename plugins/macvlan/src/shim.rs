@@ -69,7 +69,7 @@ pub fn join(
     let owner = &request.attachment;
     push_leave(request, &[], undo);
     let name = shim.name.as_str();
-    // The lock is held for the note alone: whoever takes the shim away looks at the notes first.
+    // The lock is held for the note alone: a call that removes the shim looks at the notes first.
     let users = Users::join(&owner.network)?;
     users.note(&use_of(name), owner, "")?;
     let host = Netlink::open()?;

@@ -225,7 +225,7 @@ pub fn additions(found: &[Listed], all: &[&Masquerade]) -> Transaction {
         rules.push(Change::AddRule(TABLE, CHECKS.into(), rule));
     }
     if leads_to_checks(found) {
-        // Table and chains are there. To name them again would have whoever closes the socket
+        // Table and chains are there. To name them again makes the program that closes the socket
         // wait some 10 ms for RCU: the kernel takes it for an update of the chain.
         return rules;
     }
