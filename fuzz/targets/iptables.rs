@@ -4,9 +4,9 @@
 #![cfg_attr(fuzzing, no_main)]
 
 #[cfg(fuzzing)]
-libfuzzer_sys::fuzz_target!(|input: &[u8]| nat::fuzzing::listed_by_iptables(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| packet_filter::fuzzing::listed_by_iptables(input));
 
 #[cfg(not(fuzzing))]
 fn main() -> std::process::ExitCode {
-    fuzz::replay(nat::fuzzing::listed_by_iptables)
+    fuzz::replay(packet_filter::fuzzing::listed_by_iptables)
 }

@@ -4,9 +4,9 @@
 #![cfg_attr(fuzzing, no_main)]
 
 #[cfg(fuzzing)]
-libfuzzer_sys::fuzz_target!(|input: &[u8]| nat::fuzzing::answered_by_nfnetlink(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| packet_filter::fuzzing::answered_by_nfnetlink(input));
 
 #[cfg(not(fuzzing))]
 fn main() -> std::process::ExitCode {
-    fuzz::replay(nat::fuzzing::answered_by_nfnetlink)
+    fuzz::replay(packet_filter::fuzzing::answered_by_nfnetlink)
 }

@@ -26,7 +26,7 @@ impl Parser for Portmap {
         let plan = plan::Plan::new(conf)?;
         let _ = (plan.admit(), plan.opens_to_localhost());
         if let (Some(owner), Some(previous)) = (owner, call.prev_result()?) {
-            nat::fuzzing::publish_as_text(&plan.host_ports(owner, &previous));
+            packet_filter::fuzzing::publish_as_text(&plan.host_ports(owner, &previous));
         }
         Ok(())
     }

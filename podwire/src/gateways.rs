@@ -9,8 +9,8 @@ use cni::conf::NetConf;
 use cni::json::Json;
 use cni::version::Version;
 use ipnetwork::IpNetwork;
-use nat::node::Report;
 use netlink::{Link, Netlink};
+use packet_filter::node::Report;
 use serde::Deserialize;
 use wiring::{Addressing, Gateway, gateway};
 

@@ -12,11 +12,11 @@ use cni::AddResult;
 use cni::conf::NetConf;
 use cni::json::Json;
 use cni::version::Version;
-use nat::Kind;
-use nat::nftables::{Apart, Isolation, PortOwner, SpoofCheck, VxlanGuard};
-use nat::node::{Asked, Pod, Report};
 use netlink::{Mac, Netlink};
 use netns::NetNs;
+use packet_filter::Kind;
+use packet_filter::nftables::{Apart, Isolation, PortOwner, SpoofCheck, VxlanGuard};
+use packet_filter::node::{Asked, Pod, Report};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use wiring::{MasqueradeKeys, Masquerading, outside, shared};
@@ -442,7 +442,7 @@ fn masquerade(
     owner: &cni::Attachment,
     keys: &Keys,
     result: &AddResult,
-) -> Result<Option<Asked<nat::Masquerade>>> {
+) -> Result<Option<Asked<packet_filter::Masquerade>>> {
     let how = Masquerading::parse(&MasqueradeKeys {
         wanted: keys.ip_masq,
         backend: keys.ip_masq_backend.as_deref(),

@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use cni::conf::ValidAttachment;
 use cni::request::alias_prefix;
-use nat::nftables::{Nftables, PortOwner, local_addresses};
 use netlink::Netlink;
 use netns::NetNs;
+use packet_filter::nftables::{Nftables, PortOwner, local_addresses};
 
 use crate::cache::{CachedAttachment, Contents};
 

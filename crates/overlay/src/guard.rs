@@ -1,12 +1,12 @@
 //! From whom and by which interfaces the network's packets come, for the packet filter:
-//! all others' are dropped (`nat::nftables::VxlanGuard`).
+//! all others' are dropped (`packet_filter::nftables::VxlanGuard`).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
-use nat::nftables::{self, Nftables, VxlanGuard};
 use netlink::{Family, Link, Netlink, Peers, RouteFilter};
+use packet_filter::nftables::{self, Nftables, VxlanGuard};
 
 use crate::device::{self, Device};
 use crate::network::{Mode, Network};

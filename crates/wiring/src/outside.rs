@@ -7,9 +7,9 @@ use cni::conf::ValidAttachment;
 use cni::result::{AddResult, IpConfig};
 use cni::{Attachment, Call, Code, Undo};
 use ipnetwork::IpNetwork;
-use nat::nftables::{Isolation, Nftables, SpoofCheck};
-use nat::{Kind, Leftovers, Masquerade};
 use netlink::{Link, Mac, Netlink, VethPair};
+use packet_filter::nftables::{Isolation, Nftables, SpoofCheck};
+use packet_filter::{Kind, Leftovers, Masquerade};
 
 use crate::{Addressing, shared};
 
@@ -17,7 +17,7 @@ use crate::{Addressing, shared};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Masquerading {
     /// The back end that the configuration forces.
-    pub backend: Option<nat::Kind>,
+    pub backend: Option<packet_filter::Kind>,
     /// Whether source ports are drawn at random.
     pub random_fully: bool,
     /// What goes there is not masqueraded.
@@ -38,7 +38,7 @@ impl Masquerading {
         let named = keys.backend.filter(|text| !text.is_empty());
         let backend = named
             .map(|text| {
-                nat::Kind::parse(text).ok_or_else(|| {
+                packet_filter::Kind::parse(text).ok_or_else(|| {
                     Code::InvalidConfig.err(format!("unknown ipmasq backend {text:?}"))
                 })
             })
@@ -124,7 +124,7 @@ pub fn masquerade(
     let (Some(how), Some(addressing)) = (how, addressing) else {
         return without_masquerade(owner, bridge, undo);
     };
-    let backend = nat::open(how.backend)?;
+    let backend = packet_filter::open(how.backend)?;
     let wanted = wanted(owner, &addressing.ips, &how);
     undo_use(owner, bridge, undo);
     let is_first = match backend.kind() {
@@ -325,7 +325,7 @@ pub(crate) fn collect_spoof_checks(network: &str, valid: &[ValidAttachment]) -> 
 /// # Errors
 /// What is missing.
 pub fn check_masquerade(owner: &Attachment, how: Masquerading, previous: &AddResult) -> Result<()> {
-    nat::check_masquerade(&wanted(owner, &previous.ips, &how), how.backend)
+    packet_filter::check_masquerade(&wanted(owner, &previous.ips, &how), how.backend)
 }
 
 /// CHECK: whether the spoof check of the veth whose ends are the interfaces

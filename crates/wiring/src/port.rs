@@ -176,7 +176,7 @@ pub fn collect(call: &Call, valid: &[ValidAttachment], all: &mut BestEffort) {
         outside::collect_spoof_checks(network, valid)
     });
     all.step("collect masquerade", || {
-        nat::Leftovers::collect_masquerade(network, valid)
+        packet_filter::Leftovers::collect_masquerade(network, valid)
     });
     all.step("collect the network's rules", || {
         shared::collect(network, valid)

@@ -10,9 +10,9 @@ use cni::Attachment;
 use cni::conf::ValidAttachment;
 use cni::request::alias_prefix;
 use ipnetwork::IpNetwork;
-use nat::Masquerade;
-use nat::nftables::{Isolation, Nftables, Place};
 use netlink::Netlink;
+use packet_filter::Masquerade;
+use packet_filter::nftables::{Isolation, Nftables, Place};
 
 use crate::port::alias_of;
 use crate::users::{Left, NoPlace, Users};

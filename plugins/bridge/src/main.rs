@@ -11,8 +11,8 @@ use cni::linked::Linked;
 use cni::request::{Add, Check, Del, Gc, Status};
 use cni::result::AddResult;
 use cni::{Attachment, BestEffort, Code, Plugin, Undo};
-use nat::nftables::Nftables;
 use netlink::{BridgeSpec, Link, Netlink, PortSpec};
+use packet_filter::nftables::Nftables;
 use wiring::mtu::Mtu;
 use wiring::port::Wiring;
 use wiring::{Addressing, Gateway, gateway, lease, outside, pod, port, requested};
@@ -160,7 +160,8 @@ impl Plugin for Bridge {
             return Err(unavailable(why).into());
         }
         if let Some(how) = plan.masquerade {
-            nat::open(how.backend).map_err(|error| unavailable(format!("ipMasq: {error:#}")))?;
+            packet_filter::open(how.backend)
+                .map_err(|error| unavailable(format!("ipMasq: {error:#}")))?;
         }
         if request.call.has_ipam() {
             delegate::ipam_status(&request.call)?;

@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use cni::Code;
 use cni::env::IfName;
 use cni::result::IpConfig;
-use nat::nftables::Isolation;
 use netlink::{Dad, Link, Mac};
+use packet_filter::nftables::Isolation;
 use wiring::mtu::{self, Mtu};
 use wiring::{Gateway, MasqueradeKeys, Masquerading, mac, outside};
 

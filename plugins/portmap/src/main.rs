@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use cni::request::{Add, Check, Del, Gc, Status};
 use cni::{AddResult, Code, Error, Plugin, Undo};
-use nat::{HostPorts, Kind, Leftovers};
 use netlink::{Netlink, sysctl};
+use packet_filter::{HostPorts, Kind, Leftovers};
 use portmap::conf::Conf;
 use portmap::plan::Plan;
 
@@ -39,8 +39,8 @@ impl Plugin for Portmap {
         undo.push("remove published ports", move || {
             Leftovers::unpublish(&owner, None)
         });
-        let published = nat::publish(&wanted, plan.backend)?;
-        for nat::Notice { mapping, from } in published.taken {
+        let published = packet_filter::publish(&wanted, plan.backend)?;
+        for packet_filter::Notice { mapping, from } in published.taken {
             cni::log(format_args!(
                 "host port {}/{} was {from}'s and is {}'s now",
                 mapping.host_port, mapping.protocol, request.attachment
@@ -72,7 +72,7 @@ impl Plugin for Portmap {
             return Ok(());
         }
         let wanted = plan.host_ports(&request.attachment, &previous);
-        nat::check_published(&wanted, plan.backend)
+        packet_filter::check_published(&wanted, plan.backend)
     }
 
     fn gc(request: &Gc<Conf>) -> Result<()> {
@@ -81,7 +81,7 @@ impl Plugin for Portmap {
 
     fn status(request: &Status<Conf>) -> Result<()> {
         let plan = Plan::new(&request.conf)?;
-        nat::open(plan.backend)
+        packet_filter::open(plan.backend)
             .map_err(|error| Code::NotAvailable.err(format!("publish ports: {error:#}")))?;
         Ok(())
     }
@@ -102,7 +102,7 @@ fn open_to_localhost(wanted: &HostPorts, published_by: Kind) -> Result<()> {
         return Ok(());
     };
     if published_by == Kind::Iptables
-        && let Err(error) = nat::close_localhost()
+        && let Err(error) = packet_filter::close_localhost()
     {
         // All other ways to the pod work.
         cni::log(format_args!(

@@ -7,7 +7,7 @@ use cni::address::parse_ip;
 use cni::result::{AddResult, IpConfig};
 use cni::{Attachment, Code, Error};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
-use nat::{HostPorts, Kind, Mapping, Mark, Protocol, Snat};
+use packet_filter::{HostPorts, Kind, Mapping, Mark, Protocol, Snat};
 
 use crate::conf::{Conf, PortMapping};
 use crate::reserved::ReservedPorts;

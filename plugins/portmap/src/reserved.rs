@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 
-use nat::{Mapping, Protocol};
+use packet_filter::{Mapping, Protocol};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 

@@ -4,10 +4,10 @@
 use anyhow::{Result, bail};
 use cni::request::Check;
 use cni::result::AddResult;
-use nat::nftables::{Apart, Nftables};
 use netlink::{Link, Netlink};
 use netns::NetNs;
 use overlay::{Device, Mode, device};
+use packet_filter::nftables::{Apart, Nftables};
 use wiring::{Addressing, check, gateway};
 
 use crate::conf::Conf;

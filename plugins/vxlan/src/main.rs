@@ -13,9 +13,9 @@ use cni::request::{Add, Check, Del, Gc, Status};
 use cni::result::AddResult;
 use cni::{BestEffort, Code, Plugin, Undo};
 use ipnetwork::IpNetwork;
-use nat::nftables::{Apart, Nftables};
 use netlink::{AddressSpec, BridgeSpec, Family, Link, Netlink, PortSpec, sysctl};
 use overlay::{Device, Mode, gateway_mac, guard, unreached};
+use packet_filter::nftables::{Apart, Nftables};
 use wiring::port::Wiring;
 use wiring::{Addressing, Gateway, gateway, outside, pod, port, requested};
 
@@ -171,7 +171,8 @@ impl Plugin for Vxlan {
             gateway::status(call, &host, name)?;
         }
         if let Some(how) = &plan.masquerade {
-            nat::open(how.backend).map_err(|error| unavailable(format!("ipMasq: {error:#}")))?;
+            packet_filter::open(how.backend)
+                .map_err(|error| unavailable(format!("ipMasq: {error:#}")))?;
         }
         if call.has_ipam() {
             delegate::ipam_status(call)?;

@@ -7,10 +7,10 @@ use std::fs::File;
 
 use anyhow::{Context, Result};
 use cni::request::alias_prefix;
-use nat::nftables::Nftables;
 use netlink::{Link, Netlink};
 use nix::fcntl::{Flock, FlockArg};
 use overlay::{Network, device};
+use packet_filter::nftables::Nftables;
 
 use crate::conf::Conf;
 

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use anyhow::Result;
 use cni::{Cidr, Code};
 use ipnetwork::IpNetwork;
-use nat::nftables::Apart;
 use netlink::{Dad, Mac};
 use overlay::{Mode, Network};
+use packet_filter::nftables::Apart;
 use wiring::{Gateway, MasqueradeKeys, Masquerading, mac};
 
 use crate::conf::Conf;

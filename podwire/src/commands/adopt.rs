@@ -47,7 +47,7 @@ Examples:
 
 fn run(arguments: &Arguments) -> Result<Verdict> {
     let task = Task {
-        run: &nat::node::adopt,
+        run: &packet_filter::node::adopt,
         done: "adopted",
         nothing: "there was nothing of the Go plugins",
         ours: true,

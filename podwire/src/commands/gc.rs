@@ -4,8 +4,8 @@ use anyhow::{Result, bail};
 use cni::conf::ValidAttachment;
 use cni::{BestEffort, Error};
 
-use nat::Leftovers;
-use nat::nftables::Nftables;
+use packet_filter::Leftovers;
+use packet_filter::nftables::Nftables;
 
 use super::{Command, Opt, Verdict};
 use crate::arguments::{Arguments, Flag};

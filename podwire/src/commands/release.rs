@@ -51,7 +51,7 @@ Examples:
 
 fn run(arguments: &Arguments) -> Result<Verdict> {
     let task = Task {
-        run: &nat::node::release,
+        run: &packet_filter::node::release,
         done: "released",
         nothing: "there was nothing of podwire",
         ours: false,

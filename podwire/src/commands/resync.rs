@@ -50,7 +50,7 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
         run: &|pods, dry| {
             // Before the packet filter, whose rules are for what passes here.
             let restored = gateways::resync(arguments, network, dry)?;
-            let mut report = nat::node::resync(pods, dry)?;
+            let mut report = packet_filter::node::resync(pods, dry)?;
             restored.add_to(&mut report, dry);
             Ok(report)
         },

@@ -4,7 +4,7 @@ use ::portmap::plan::Plan;
 use anyhow::Result;
 use cni::address::parse_ip;
 use cni::json::Json;
-use nat::{Protocol, Snat};
+use packet_filter::{Protocol, Snat};
 use portmap::plan::unreachable;
 use portmap::reserved::ReservedPorts;
 

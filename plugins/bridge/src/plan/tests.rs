@@ -98,7 +98,7 @@ fn a_back_end_is_one_that_there_is() {
         masquerade(r#"{"ipMasq": true, "ipMasqBackend": "iptables"}"#)
             .unwrap()
             .backend,
-        Some(nat::Kind::Iptables)
+        Some(packet_filter::Kind::Iptables)
     );
     assert_eq!(
         fault(r#"{"ipMasq": true, "ipMasqBackend": "foo"}"#),

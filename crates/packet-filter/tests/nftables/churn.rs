@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::thread;
 
-use nat::nftables::Nftables;
-use nat::{Backend, Protocol};
 use netns::NetNs;
+use packet_filter::nftables::Nftables;
+use packet_filter::{Backend, Protocol};
 
 use crate::hostport::{mapping, ports};
 use crate::sandbox::{Node, attachment, objects, ruleset};

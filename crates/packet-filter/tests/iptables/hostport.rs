@@ -2,8 +2,8 @@
 
 use std::{fs::File, thread, time::Instant};
 
-use nat::{Backend, HostPorts, Iptables, Mapping, Protocol, Snat};
 use nix::fcntl::{Flock, FlockArg};
+use packet_filter::{Backend, HostPorts, Iptables, Mapping, Protocol, Snat};
 
 use crate::{
     count, host_ports, owner,

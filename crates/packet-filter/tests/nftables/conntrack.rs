@@ -1,7 +1,7 @@
 //! What the kernel remembers of UDP.
 
-use nat::nftables::Nftables;
-use nat::{Backend, Protocol};
+use packet_filter::nftables::Nftables;
+use packet_filter::{Backend, Protocol};
 
 use crate::hostport::{mapping, ports};
 use crate::sandbox::{NODE, NODE_V6, Node, run};

@@ -1,6 +1,6 @@
 //! Masquerading, alone.
 
-use nat::Backend;
+use packet_filter::Backend;
 
 use crate::{count, masquerade, owner, sandbox::on_both, valid};
 

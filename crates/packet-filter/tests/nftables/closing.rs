@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, thread};
 
-use nat::nftables::Nftables;
-use nat::{Backend, Protocol};
+use packet_filter::nftables::Nftables;
+use packet_filter::{Backend, Protocol};
 
 use crate::hostport::{mapping, ports};
 use crate::sandbox::{Node, run};

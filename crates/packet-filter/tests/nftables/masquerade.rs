@@ -1,8 +1,8 @@
 //! Masquerading.
 
-use nat::nftables::Nftables;
-use nat::{Backend, Masquerade};
 use netns::NetNs;
+use packet_filter::nftables::Nftables;
+use packet_filter::{Backend, Masquerade};
 
 use crate::sandbox::{Node, attachment, nft, objects, ruleset, run, valid};
 use crate::traffic::{ask_tcp, ask_udp, serve_tcp, serve_udp};

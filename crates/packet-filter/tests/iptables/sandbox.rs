@@ -12,11 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nat::Iptables;
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
+use packet_filter::Iptables;
 use serde_json::{Value, json};
 
 /// Where Debian has the Go plugins.

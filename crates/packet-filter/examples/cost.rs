@@ -16,8 +16,8 @@ use anyhow::{Context, Result, ensure};
 use cni::Attachment;
 use cni::env::{ContainerId, IfName};
 use ipnetwork::Ipv4Network;
-use nat::nftables::Nftables;
-use nat::{Backend, HostPorts, Mapping, Mark, Masquerade, Protocol, Snat};
+use packet_filter::nftables::Nftables;
+use packet_filter::{Backend, HostPorts, Mapping, Mark, Masquerade, Protocol, Snat};
 
 const ROUNDS: usize = 101;
 

@@ -1,6 +1,6 @@
 //! Packets, from and to a pod.
 
-use nat::{Backend, Mapping};
+use packet_filter::{Backend, Mapping};
 
 use crate::{count, host_ports, masquerade, owner, sandbox::on_both, tcp};
 

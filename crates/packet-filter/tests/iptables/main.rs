@@ -16,7 +16,7 @@ mod traffic;
 use cni::Attachment;
 use cni::conf::ValidAttachment;
 use cni::env::{ContainerId, IfName};
-use nat::{HostPorts, Mapping, Mark, Masquerade, Protocol, Snat};
+use packet_filter::{HostPorts, Mapping, Mark, Masquerade, Protocol, Snat};
 
 /// A pod's interface on the network `mynet`.
 fn owner(id: &str) -> Attachment {

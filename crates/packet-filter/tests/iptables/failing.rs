@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use nat::{Backend, Families, Iptables};
+use packet_filter::{Backend, Families, Iptables};
 
 use crate::{
     host_ports, masquerade, owner,

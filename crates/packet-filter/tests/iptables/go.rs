@@ -1,6 +1,6 @@
 //! Side by side with the Go plugins.
 
-use nat::{Backend, HostPorts, Mapping, Mark, Protocol, Snat};
+use packet_filter::{Backend, HostPorts, Mapping, Mark, Protocol, Snat};
 use serde_json::{Value, json};
 
 use crate::{
