@@ -18,7 +18,7 @@ use cni::env::{ContainerId, IfName};
 use cni::file::LONGEST;
 use cni::json::Json;
 use cni::version::Version;
-use packet_filter::nftables::PortOwner;
+use packet_filter::PortOwner;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 

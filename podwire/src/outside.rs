@@ -15,8 +15,8 @@ use cni::version::Version;
 use netlink::{Mac, Netlink};
 use netns::NetNs;
 use packet_filter::Kind;
-use packet_filter::nftables::{Apart, Isolation, PortOwner, SpoofCheck, VxlanGuard};
 use packet_filter::node::{Asked, Pod, Report};
+use packet_filter::{Isolation, PortOwner, Separation, SpoofCheck, VxlanGuard};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use wiring::{MasqueradeKeys, Masquerading, outside, shared};
@@ -342,7 +342,7 @@ fn pod(cached: &CachedAttachment, list: &NetworkList) -> Result<Pod> {
         masquerade: None,
         ports: None,
         spoof_check: None,
-        apart: None,
+        separation: None,
         isolation: None,
         guard: None,
     };
@@ -370,7 +370,7 @@ fn pod(cached: &CachedAttachment, list: &NetworkList) -> Result<Pod> {
                     let routed = network.mode == overlay::Mode::L3;
                     masquerade.what.not_through = routed.then(|| network.device());
                 }
-                pod.apart = keys.forwards(network.mode).then(|| Apart {
+                pod.separation = keys.forwards(network.mode).then(|| Separation {
                     network: network.name.clone(),
                     devices: vec![network.bridge.to_string(), network.device()],
                 });
@@ -539,7 +539,7 @@ mod tests {
         let pod = pod_of(&conf).unwrap();
         let masquerade = pod.masquerade.unwrap().what;
         assert_eq!(masquerade.not_through.as_deref(), Some("vxlan.5"));
-        assert_eq!(pod.apart.unwrap().devices, ["vx0", "vxlan.5"]);
+        assert_eq!(pod.separation.unwrap().devices, ["vx0", "vxlan.5"]);
     }
 
     #[test]

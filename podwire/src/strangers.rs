@@ -15,7 +15,7 @@ use cni::conf::ValidAttachment;
 use cni::request::alias_prefix;
 use netlink::Netlink;
 use netns::NetNs;
-use packet_filter::nftables::{Nftables, PortOwner, local_addresses};
+use packet_filter::{Nftables, PortOwner, local_addresses};
 
 use crate::cache::{CachedAttachment, Contents};
 

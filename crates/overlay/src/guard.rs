@@ -1,12 +1,12 @@
 //! From whom and by which interfaces the network's packets come, for the packet filter:
-//! all others' are dropped (`packet_filter::nftables::VxlanGuard`).
+//! all others' are dropped (`packet_filter::VxlanGuard`).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use netlink::{Family, Link, Netlink, Peers, RouteFilter};
-use packet_filter::nftables::{self, Nftables, VxlanGuard};
+use packet_filter::{Nftables, VxlanGuard};
 
 use crate::device::{self, Device};
 use crate::network::{Mode, Network};
@@ -154,8 +154,8 @@ fn routers(host: &Netlink, family: Family) -> Result<BTreeSet<String>> {
 }
 
 fn is_absent(error: &anyhow::Error) -> bool {
-    let cause = error.downcast_ref::<nftables::Error>();
-    cause.is_some_and(nftables::Error::is_absent)
+    let cause = error.downcast_ref::<packet_filter::Error>();
+    cause.is_some_and(packet_filter::Error::is_absent)
 }
 
 fn lacking(network: &Network) {

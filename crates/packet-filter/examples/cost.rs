@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use cni::Attachment;
 use cni::env::{ContainerId, IfName};
 use ipnetwork::Ipv4Network;
-use packet_filter::nftables::Nftables;
+use packet_filter::Nftables;
 use packet_filter::{Backend, HostPorts, Mapping, Mark, Masquerade, Protocol, Snat};
 
 const ROUNDS: usize = 101;

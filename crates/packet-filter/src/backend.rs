@@ -1,13 +1,23 @@
-//! What a back end does. Nothing here is particular to one.
+//! The back ends, and which of them is chosen: the one that the configuration names,
+//! otherwise nftables where the kernel has it, otherwise iptables.
 
+mod iptables;
+mod nftables;
+
+use std::fmt;
 use std::net::IpAddr;
 
-use anyhow::Result;
+use ::nftables::Family;
+use ::nftables::conntrack::Which;
+use anyhow::{Context, Result, bail};
 use cni::Attachment;
 use cni::conf::ValidAttachment;
 
-use crate::hostport::{HostPorts, Notice};
+pub use self::iptables::{Families, Iptables};
+pub use self::nftables::{Nftables, PortOwner, probe, usable};
 use crate::masquerade::Masquerade;
+use crate::ports::nftables::published as udp_ports;
+use crate::ports::{HostPorts, Notice};
 
 /// Which back end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,4 +60,100 @@ pub trait Backend {
     fn check_published(&self, wanted: &HostPorts) -> Result<()>;
     /// Removes the mappings of owners in `network` that are not `valid`.
     fn collect_published(&self, network: &str, valid: &[ValidAttachment]) -> Result<()>;
+}
+
+impl Kind {
+    /// The back end that a configuration calls `text`.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "nftables" => Some(Self::Nftables),
+            "iptables" => Some(Self::Iptables),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+        })
+    }
+}
+
+/// The back end to write with: the one that is `forced`, else nftables where
+/// the kernel has it, else iptables.
+///
+/// # Errors
+/// When the one that is forced, or both, cannot be used here.
+pub fn open(forced: Option<Kind>) -> Result<Box<dyn Backend>> {
+    if forced != Some(Kind::Iptables) {
+        // Found usable and used over one socket.
+        let found = Nftables::find_usable(Family::Ip).context("nftables is not usable")?;
+        if let Some(nftables) = found {
+            return Ok(Box::new(nftables));
+        }
+        if forced == Some(Kind::Nftables) {
+            bail!("nftables is not usable: the kernel lacks nf_tables")
+        }
+    }
+    let iptables = Iptables::new();
+    let Err(why) = iptables.try_out() else {
+        return Ok(Box::new(iptables));
+    };
+    Err(why.context(match forced {
+        Some(_) => "iptables is not usable",
+        None => "neither nftables nor iptables is usable: the kernel lacks nf_tables",
+    }))
+}
+
+/// What publishing has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// By which back end.
+    pub by: Kind,
+    /// What others had.
+    pub taken: Vec<Notice>,
+}
+
+/// Publishes ports with the back end that is `forced` or found.
+///
+/// # Errors
+/// As [`open`]; what the back end refuses.
+pub fn publish(wanted: &HostPorts, forced: Option<Kind>) -> Result<Published> {
+    let backend = open(forced)?;
+    let (by, taken) = (backend.kind(), backend.publish(wanted)?);
+    if by == Kind::Iptables {
+        forget_connections(wanted);
+    }
+    Ok(Published { by, taken })
+}
+
+/// Drops what others send to 127.0.0.0/8 of the node, before `route_localnet`
+/// opens it to them (CVE-2020-8558). nftables has that in the table of the
+/// published ports already; where the ports are iptables' own, which are laid
+/// out as the Go plugins do it, this stands beside them: in nf_tables where the
+/// kernel has it, else in the table raw. It stays, as `route_localnet` does.
+///
+/// # Errors
+/// What the kernel or iptables refuses: then the interface should stay closed.
+pub fn close_localhost() -> Result<()> {
+    if usable(Family::Ip)? {
+        return Nftables::open()?.close_localhost();
+    }
+    Iptables::new().close_localhost()
+}
+
+/// Forgets connections of UDP to the published ports that lead elsewhere: a client that
+/// goes on sending would otherwise never reach the pod.
+pub fn forget_connections(published: &HostPorts) {
+    let ports = udp_ports(published);
+    if ports.is_empty() {
+        return;
+    }
+    // Connections are not kept in nf_tables, but asked for over the same socket.
+    if let Ok(nfnetlink) = Nftables::open() {
+        nfnetlink.forget_connections(&ports, Which::NotTo);
+    }
 }

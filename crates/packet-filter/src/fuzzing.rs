@@ -2,15 +2,18 @@
 //! ends do with the kernel's or iptables' word, and panics where the outcome
 //! could do harm.
 
+pub(crate) mod iptables;
+pub(crate) mod nftables;
+
 use cni::Attachment;
 use cni::conf::ValidAttachment;
 use cni::env::{ContainerId, IfName};
 
-use crate::hostport::{HostPorts, Mapping, Mark, Protocol, Snat};
 use crate::masquerade::Masquerade;
+use crate::ports::{HostPorts, Mapping, Mark, Protocol, Snat};
 
-pub use crate::iptables::fuzzing::{listed as listed_by_iptables, publish_as_text};
-pub use crate::nftables::fuzzing::answered as answered_by_nfnetlink;
+pub use self::iptables::{listed as listed_by_iptables, publish_as_text};
+pub use self::nftables::answered as answered_by_nfnetlink;
 
 /// Whose rules are looked for.
 pub(crate) fn owner() -> Attachment {

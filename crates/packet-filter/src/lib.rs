@@ -7,19 +7,28 @@
 //! owner, so that it is found again with nothing else known.
 
 mod backend;
-mod choice;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
-mod hostport;
 mod iptables;
+mod isolation;
+mod leftovers;
 mod masquerade;
-pub mod nftables;
 pub mod node;
+mod ports;
+mod separation;
+mod spoof_check;
+mod vxlan_guard;
 
-pub use backend::{Backend, Kind};
-pub use choice::{
-    Leftovers, Published, check_masquerade, check_published, close_localhost, open, publish,
+pub use backend::{
+    Backend, Families, Iptables, Kind, Nftables, PortOwner, Published, close_localhost, open,
+    probe, publish, usable,
 };
-pub use hostport::{HostPorts, Mapping, Mark, Notice, Protocol, Snat};
-pub use iptables::{Families, Iptables};
+pub use isolation::{Isolation, Place};
+pub use leftovers::{Leftovers, check_masquerade, check_published};
 pub use masquerade::Masquerade;
+pub use nftables::conntrack::local_addresses;
+pub use nftables::{Error, Family};
+pub use ports::{HostPorts, Mapping, Mark, Notice, Protocol, Snat};
+pub use separation::Separation;
+pub use spoof_check::SpoofCheck;
+pub use vxlan_guard::VxlanGuard;

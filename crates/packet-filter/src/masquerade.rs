@@ -1,5 +1,8 @@
 //! What is wanted of masquerading.
 
+pub mod iptables;
+pub mod nftables;
+
 use cni::Attachment;
 use ipnetwork::IpNetwork;
 

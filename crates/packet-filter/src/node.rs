@@ -6,6 +6,9 @@
 //! a pod is without; connections that live are in the kernel's connection
 //! tracking, which nothing here touches but for UDP that went astray.
 
+mod ruleset;
+mod tables;
+
 use std::cell::OnceCell;
 use std::thread::sleep;
 use std::time::Duration;
@@ -13,12 +16,17 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use cni::Attachment;
 
-use crate::backend::Kind;
-use crate::choice::{self, Hint};
-use crate::hostport::{HostPorts, Notice, Snat};
-use crate::iptables::{Changes, Iptables, Tables};
+use self::ruleset::Ruleset;
+use self::tables::{Changes, Tables};
+use crate::backend::{self, Iptables, Kind, Nftables, usable};
+use crate::isolation::Isolation;
+use crate::leftovers::{self, Hint};
 use crate::masquerade::Masquerade;
-use crate::nftables::{self, Apart, Family, Isolation, Nftables, Ruleset, SpoofCheck, VxlanGuard};
+use crate::ports::{HostPorts, Notice, Snat};
+use crate::separation::Separation;
+use crate::spoof_check::SpoofCheck;
+use crate::vxlan_guard::VxlanGuard;
+use ::nftables::Family;
 
 /// What an attachment wants of the node.
 #[derive(Clone, Debug)]
@@ -32,7 +40,7 @@ pub struct Pod {
     /// Whether its frames are looked at.
     pub spoof_check: Option<SpoofCheck>,
     /// Whether its network is kept apart from others.
-    pub apart: Option<Apart>,
+    pub separation: Option<Separation>,
     /// Whether it is kept from others of its network.
     pub isolation: Option<Isolation>,
     /// Who may send its network's packets; of several pods of a network, one has it.
@@ -112,7 +120,7 @@ fn settle(dry: bool, plan: impl Fn() -> Result<Plan>) -> Result<Report> {
         sleep(Duration::from_millis(10));
     }
     for ports in &put_back {
-        choice::forget_connections(ports);
+        backend::forget_connections(ports);
     }
     Ok(report)
 }
@@ -144,10 +152,10 @@ struct Node {
 
 impl Node {
     fn read() -> Result<Self> {
-        let hint = choice::iptables_hint()?;
+        let hint = leftovers::iptables_hint()?;
         let iptables = Iptables::new().guessed(hint == Hint::Unreadable);
         let tables = Tables::read(&iptables, hint == Hint::Nothing)?;
-        let usable = nftables::usable(Family::Ip)?;
+        let usable = usable(Family::Ip)?;
         let ruleset = usable
             .then(|| Ruleset::read(Nftables::open()?))
             .transpose()?;
@@ -249,7 +257,7 @@ impl Plan {
     fn resync(pods: &[Pod]) -> Result<Self> {
         let mut plan = Self::new(Node::read()?);
         let (mut nftables, mut iptables) = (Things::default(), Things::default());
-        let (mut spoof_checks, mut networks) = (Vec::new(), Vec::<&Apart>::new());
+        let (mut spoof_checks, mut networks) = (Vec::new(), Vec::<&Separation>::new());
         let mut opened = false;
         for pod in pods {
             if let Some(Asked { what, backend }) = &pod.masquerade
@@ -280,14 +288,14 @@ impl Plan {
                 plan.done("spoof check", &pod.owner);
             }
         }
-        for apart in pods.iter().filter_map(|pod| pod.apart.as_ref()) {
+        for separation in pods.iter().filter_map(|pod| pod.separation.as_ref()) {
             // Without nf_tables, networks are not kept apart.
             if let Some(ruleset) = &plan.node.ruleset
-                && !networks.contains(&apart)
-                && !ruleset.keeps_apart(apart)
+                && !networks.contains(&separation)
+                && !ruleset.is_separated(separation)
             {
-                networks.push(apart);
-                let line = format!("separation of {}", apart.network);
+                networks.push(separation);
+                let line = format!("separation of {}", separation.network);
                 plan.report.done.push(line);
             }
         }
@@ -325,7 +333,7 @@ impl Plan {
             plan.node.ruleset()?.isolate(&isolations)?;
         }
         if !networks.is_empty() {
-            plan.node.ruleset()?.keep_apart(&networks)?;
+            plan.node.ruleset()?.ensure_separation(&networks)?;
         }
         if !spoof_checks.is_empty() {
             plan.node.ruleset()?.add_spoof_checks(&spoof_checks)?;

@@ -8,8 +8,7 @@ use cni::result::{AddResult, IpConfig};
 use cni::{Attachment, Call, Code, Undo};
 use ipnetwork::IpNetwork;
 use netlink::{Link, Mac, Netlink, VethPair};
-use packet_filter::nftables::{Isolation, Nftables, SpoofCheck};
-use packet_filter::{Kind, Leftovers, Masquerade};
+use packet_filter::{Isolation, Kind, Leftovers, Masquerade, Nftables, SpoofCheck};
 
 use crate::{Addressing, shared};
 

@@ -11,8 +11,7 @@ use cni::conf::ValidAttachment;
 use cni::request::alias_prefix;
 use ipnetwork::IpNetwork;
 use netlink::Netlink;
-use packet_filter::Masquerade;
-use packet_filter::nftables::{Isolation, Nftables, Place};
+use packet_filter::{Isolation, Masquerade, Nftables, Place};
 
 use crate::port::alias_of;
 use crate::users::{Left, NoPlace, Users};

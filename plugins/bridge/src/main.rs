@@ -12,7 +12,7 @@ use cni::request::{Add, Check, Del, Gc, Status};
 use cni::result::AddResult;
 use cni::{Attachment, BestEffort, Code, Plugin, Undo};
 use netlink::{BridgeSpec, Link, Netlink, PortSpec};
-use packet_filter::nftables::Nftables;
+use packet_filter::Nftables;
 use wiring::mtu::Mtu;
 use wiring::port::Wiring;
 use wiring::{Addressing, Gateway, gateway, lease, outside, pod, port, requested};

@@ -7,7 +7,7 @@ use cni::Code;
 use cni::env::IfName;
 use cni::result::IpConfig;
 use netlink::{Dad, Link, Mac};
-use packet_filter::nftables::Isolation;
+use packet_filter::Isolation;
 use wiring::mtu::{self, Mtu};
 use wiring::{Gateway, MasqueradeKeys, Masquerading, mac, outside};
 

@@ -7,7 +7,7 @@ use cni::result::AddResult;
 use netlink::{Link, Netlink};
 use netns::NetNs;
 use overlay::{Device, Mode, device};
-use packet_filter::nftables::{Apart, Nftables};
+use packet_filter::{Nftables, Separation};
 use wiring::{Addressing, check, gateway};
 
 use crate::conf::Conf;
@@ -51,9 +51,9 @@ fn peers(plan: &Plan, found: &Device, bridge: &Link) -> Result<()> {
 }
 
 /// Whether the network is kept apart from others, as far as the kernel can do it.
-pub fn apart(wanted: &Apart) -> Result<()> {
+pub fn apart(wanted: &Separation) -> Result<()> {
     match Nftables::find()? {
-        Some(nftables) => nftables.check_apart(wanted),
+        Some(nftables) => nftables.check_separation(wanted),
         None => Ok(()),
     }
 }

@@ -15,7 +15,7 @@ use cni::{BestEffort, Code, Plugin, Undo};
 use ipnetwork::IpNetwork;
 use netlink::{AddressSpec, BridgeSpec, Family, Link, Netlink, PortSpec, sysctl};
 use overlay::{Device, Mode, gateway_mac, guard, unreached};
-use packet_filter::nftables::{Apart, Nftables};
+use packet_filter::{Nftables, Separation};
 use wiring::port::Wiring;
 use wiring::{Addressing, Gateway, gateway, outside, pod, port, requested};
 
@@ -90,7 +90,7 @@ impl Plugin for Vxlan {
         ensure_gateway(&host, &bridge, &plan, addressing.as_ref())?;
         if let Some(apart) = plan.apart() {
             // Before the pod can send through its gateway.
-            keep_apart(&apart)?;
+            ensure_separation(&apart)?;
         }
         let how = plan.masquerade.clone();
         outside::masquerade(attachment, addressing.as_ref(), how, None, undo)?;
@@ -248,7 +248,7 @@ fn ensure_device(
 }
 
 /// Where the node forwards, networks would reach each other through it.
-fn keep_apart(apart: &Apart) -> Result<()> {
+fn ensure_separation(apart: &Separation) -> Result<()> {
     let Some(nftables) = Nftables::find()? else {
         // As with the bridges of any other plugin.
         cni::log(format_args!(
@@ -258,7 +258,7 @@ fn keep_apart(apart: &Apart) -> Result<()> {
         return Ok(());
     };
     nftables
-        .keep_apart(apart)
+        .ensure_separation(apart)
         .context("keep the network apart from others")
 }
 

@@ -10,7 +10,7 @@ use cni::request::alias_prefix;
 use netlink::{Link, Netlink};
 use nix::fcntl::{Flock, FlockArg};
 use overlay::{Network, device};
-use packet_filter::nftables::Nftables;
+use packet_filter::Nftables;
 
 use crate::conf::Conf;
 

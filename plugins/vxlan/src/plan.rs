@@ -7,7 +7,7 @@ use cni::{Cidr, Code};
 use ipnetwork::IpNetwork;
 use netlink::{Dad, Mac};
 use overlay::{Mode, Network};
-use packet_filter::nftables::Apart;
+use packet_filter::Separation;
 use wiring::{Gateway, MasqueradeKeys, Masquerading, mac};
 
 use crate::conf::Conf;
@@ -99,9 +99,9 @@ impl Plan {
     }
 
     /// What is kept apart from other networks, where the node forwards.
-    pub fn apart(&self) -> Option<Apart> {
+    pub fn apart(&self) -> Option<Separation> {
         let forwards = self.gateway != Gateway::None;
-        forwards.then(|| Apart {
+        forwards.then(|| Separation {
             network: self.network.name.clone(),
             devices: vec![self.network.bridge.to_string(), self.network.device()],
         })

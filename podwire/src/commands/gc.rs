@@ -5,7 +5,7 @@ use cni::conf::ValidAttachment;
 use cni::{BestEffort, Error};
 
 use packet_filter::Leftovers;
-use packet_filter::nftables::Nftables;
+use packet_filter::Nftables;
 
 use super::{Command, Opt, Verdict};
 use crate::arguments::{Arguments, Flag};

@@ -20,16 +20,16 @@ use super::table::{Family, Listing, Transaction};
 
 /// Where the programs are searched for, and how long they wait.
 #[derive(Clone, Debug)]
-pub(super) struct Programs {
+pub struct Programs {
     /// Directories, the first one wins.
-    pub(super) path: Vec<PathBuf>,
+    pub path: Vec<PathBuf>,
     /// Seconds for which a held xtables lock is waited for.
-    pub(super) lock_wait: u32,
+    pub lock_wait: u32,
 }
 
 impl Programs {
     /// The programs of a family; fails with the name of the one that is missing.
-    pub(super) fn of(&self, family: Family) -> Result<Program> {
+    pub fn of(&self, family: Family) -> Result<Program> {
         self.search(family)?.map_err(|missing| {
             anyhow!("find {missing}: not installed (searched PATH, /usr/sbin and /sbin)")
         })
@@ -37,7 +37,7 @@ impl Programs {
 
     /// The programs of a family; `None` if one of them is in none of the directories.
     /// That a directory cannot be searched is a failure: they may be there.
-    pub(super) fn installed(&self, family: Family) -> Result<Option<Program>> {
+    pub fn installed(&self, family: Family) -> Result<Option<Program>> {
         Ok(self.search(family)?.ok())
     }
 
@@ -91,7 +91,7 @@ fn is_nowhere(error: &io::Error) -> bool {
 }
 
 /// The programs of one family.
-pub(super) struct Program {
+pub struct Program {
     list: PathBuf,
     save: PathBuf,
     restore: PathBuf,
@@ -109,11 +109,11 @@ fn is_nft(program: &Path) -> bool {
 
 /// Why a transaction was not made.
 #[derive(Debug)]
-pub(super) struct Refused {
+pub struct Refused {
     /// The line of its text that the program names.
-    pub(super) line: Option<usize>,
+    pub line: Option<usize>,
     /// What to tell.
-    pub(super) error: anyhow::Error,
+    pub error: anyhow::Error,
 }
 
 impl Program {
@@ -121,12 +121,12 @@ impl Program {
     /// all but the last 56 bytes of a rule: it finds rules that are not there,
     /// where only the target or a port is another. What we delete differs from
     /// everybody else's earlier than that, by an address or a comment.
-    pub(super) fn is_exact(&self) -> bool {
+    pub fn is_exact(&self) -> bool {
         self.is_exact
     }
 
     /// Fails unless the table can be read: the program runs, and the kernel has it.
-    pub(super) fn try_out(&self) -> Result<()> {
+    pub fn try_out(&self) -> Result<()> {
         // OUTPUT and a number: one rule at most, however many there are.
         let output = self.ask(&["OUTPUT", "1"])?;
         match output.status.success() {
@@ -136,7 +136,7 @@ impl Program {
     }
 
     /// `iptables -t nat -S CHAIN`; `None` if there is no such chain.
-    pub(super) fn chain(&self, chain: &str) -> Result<Option<Listing>> {
+    pub fn chain(&self, chain: &str) -> Result<Option<Listing>> {
         let output = self.ask(&[chain])?;
         if output.status.success() {
             return Ok(Some(Listing::parse(&String::from_utf8_lossy(
@@ -150,7 +150,7 @@ impl Program {
     }
 
     /// The whole table: `iptables-save -t nat`; empty if the kernel has none.
-    pub(super) fn table(&self) -> Result<Listing> {
+    pub fn table(&self) -> Result<Listing> {
         let output = execute(&self.save, &["-t", "nat"], "")?;
         if output.status.success() {
             let text = String::from_utf8_lossy(&output.stdout);
@@ -172,7 +172,7 @@ impl Program {
     /// for the second of two who both saw no chain: every pod that is the first of
     /// its node would add the shared rules. The programs' own lock cannot be taken
     /// for them: the legacy variant would wait for us.
-    pub(super) fn alone(&self) -> Result<Option<Lock>> {
+    pub fn alone(&self) -> Result<Option<Lock>> {
         let Ok(mut file) = File::open(&self.restore) else {
             return Ok(None);
         };
@@ -192,12 +192,12 @@ impl Program {
     }
 
     /// Whether [`Program::alone`] of both is the same lock.
-    pub(super) fn is_locked_with(&self, other: &Self) -> bool {
+    pub fn is_locked_with(&self, other: &Self) -> bool {
         self.restore.canonicalize().ok() == other.restore.canonicalize().ok()
     }
 
     /// Makes all changes or none: `iptables-restore --noflush`.
-    pub(super) fn carry(&self, transaction: &Transaction) -> Result<(), Refused> {
+    pub fn carry(&self, transaction: &Transaction) -> Result<(), Refused> {
         if transaction.is_empty() {
             return Ok(());
         }
@@ -218,7 +218,7 @@ impl Program {
     }
 
     /// Whether the table has all rules that a transaction requires.
-    pub(super) fn has(&self, required: &Transaction) -> Result<bool> {
+    pub fn has(&self, required: &Transaction) -> Result<bool> {
         match self.carry(required) {
             Ok(()) => Ok(true),
             Err(Refused { line: Some(_), .. }) => Ok(false),
@@ -228,7 +228,7 @@ impl Program {
 
     /// Puts those of `rules` that a chain of any table lacks before all others: one process
     /// where none is missing.
-    pub(super) fn keep(&self, table: &str, chain: &str, rules: &[String]) -> Result<()> {
+    pub fn keep(&self, table: &str, chain: &str, rules: &[String]) -> Result<()> {
         let wait = self.lock_wait.to_string();
         let carry = |verb: &str, rules: &[String]| {
             let lines = rules.iter().map(|rule| format!("{verb} {chain} {rule}\n"));
@@ -302,7 +302,7 @@ impl fmt::Display for Forbidden {
 impl std::error::Error for Forbidden {}
 
 /// Whether the reason of a failure is that a program may not be executed, or may not look.
-pub(super) fn is_forbidden(error: &anyhow::Error) -> bool {
+pub fn is_forbidden(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let io = cause.downcast_ref::<io::Error>();
         cause.is::<Forbidden>() || io.is_some_and(|it| it.kind() == io::ErrorKind::PermissionDenied)

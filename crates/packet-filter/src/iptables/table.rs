@@ -10,19 +10,19 @@ use cni::Code;
 
 /// A family of addresses, each with programs and a table of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Family {
+pub enum Family {
     V4,
     V6,
 }
 
 impl Family {
     /// Whether an address is of this family.
-    pub(super) fn has(self, ip: IpAddr) -> bool {
+    pub fn has(self, ip: IpAddr) -> bool {
         ip.is_ipv4() == (self == Self::V4)
     }
 
     /// The program that lists it; `-save` and `-restore` are to be appended for the others.
-    pub(super) fn program(self) -> &'static str {
+    pub fn program(self) -> &'static str {
         match self {
             Self::V4 => "iptables",
             Self::V6 => "ip6tables",
@@ -30,7 +30,7 @@ impl Family {
     }
 
     /// Its multicast addresses.
-    pub(super) fn multicast(self) -> &'static str {
+    pub fn multicast(self) -> &'static str {
         match self {
             Self::V4 => "224.0.0.0/4",
             Self::V6 => "ff00::/8",
@@ -39,15 +39,15 @@ impl Family {
 }
 
 /// Both, in the order in which they are served.
-pub(super) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// The rules of some chains of the table, as they are in the kernel.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Listing(BTreeMap<String, Vec<String>>);
+pub struct Listing(BTreeMap<String, Vec<String>>);
 
 impl Listing {
     /// Reads what `iptables-save -t nat` or `iptables -t nat -S` printed.
-    pub(super) fn parse(text: &str) -> Self {
+    pub fn parse(text: &str) -> Self {
         let mut chains = BTreeMap::<String, Vec<String>>::new();
         for line in text.lines() {
             let (first, rest) = line.split_once(' ').unwrap_or((line, ""));
@@ -70,22 +70,22 @@ impl Listing {
 
     /// The rules of `chain` (what follows `-A CHAIN `); `None` if there is no
     /// such chain.
-    pub(super) fn chain(&self, chain: &str) -> Option<&[String]> {
+    pub fn chain(&self, chain: &str) -> Option<&[String]> {
         self.0.get(chain).map(Vec::as_slice)
     }
 
     /// The same, with nothing in a chain that does not exist.
-    pub(super) fn rules(&self, chain: &str) -> &[String] {
+    pub fn rules(&self, chain: &str) -> &[String] {
         self.chain(chain).unwrap_or_default()
     }
 
     /// Adds the chains of another one.
-    pub(super) fn extend(&mut self, other: Self) {
+    pub fn extend(&mut self, other: Self) {
         self.0.extend(other.0);
     }
 
     /// All chains by name.
-    pub(super) fn chains(&self) -> impl Iterator<Item = (&str, &[String])> {
+    pub fn chains(&self) -> impl Iterator<Item = (&str, &[String])> {
         self.0
             .iter()
             .map(|(name, rules)| (name.as_str(), rules.as_slice()))
@@ -93,20 +93,20 @@ impl Listing {
 }
 
 /// Whether `rule` goes to `chain`.
-pub(super) fn jumps_to(rule: &str, chain: &str) -> bool {
+pub fn jumps_to(rule: &str, chain: &str) -> bool {
     let target = rule.strip_suffix(chain);
     target.is_some_and(|before| before.ends_with("-j "))
 }
 
 /// The value of an option of `rule`, such as `-j` or `--comment`.
-pub(super) fn option(rule: &str, name: &str) -> Option<String> {
+pub fn option(rule: &str, name: &str) -> Option<String> {
     let words = words(rule);
     let at = words.iter().position(|word| word == name)?;
     words.into_iter().nth(at + 1)
 }
 
 /// The words of a line that iptables printed, without its quotes.
-pub(super) fn words(line: &str) -> Vec<String> {
+pub fn words(line: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = String::new();
     let (mut quoted, mut begun) = (false, false);
@@ -136,7 +136,7 @@ pub(super) fn words(line: &str) -> Vec<String> {
 /// `text` as one word of a line for `iptables-restore`.
 ///
 /// Fails on a control character: a line break would begin another rule.
-pub(super) fn word(text: &str) -> Result<String> {
+pub fn word(text: &str) -> Result<String> {
     if text.chars().any(char::is_control) {
         return Err(Code::InvalidConfig
             .err(format!("control character in {text:?}"))
@@ -152,74 +152,74 @@ pub(super) fn word(text: &str) -> Result<String> {
 
 /// Changes of the table that are made together or not at all.
 #[derive(Debug, Default)]
-pub(super) struct Transaction(Vec<String>);
+pub struct Transaction(Vec<String>);
 
 impl Transaction {
     /// With nothing in it.
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         Self::default()
     }
 
     /// Whether there is nothing to do.
-    pub(super) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Makes the changes of `more` after these.
-    pub(super) fn extend(&mut self, more: Self) {
+    pub fn extend(&mut self, more: Self) {
         self.0.extend(more.0);
     }
 
     /// Adds a chain; all fails if it exists.
-    pub(super) fn create(&mut self, chain: &str) {
+    pub fn create(&mut self, chain: &str) {
         self.0.push(format!("-N {chain}"));
     }
 
     /// Adds a chain, or empties it.
-    pub(super) fn create_empty(&mut self, chain: &str) {
+    pub fn create_empty(&mut self, chain: &str) {
         self.0.push(format!(":{chain} - [0:0]"));
     }
 
     /// Appends a rule.
-    pub(super) fn append(&mut self, chain: &str, rule: &str) {
+    pub fn append(&mut self, chain: &str, rule: &str) {
         self.0.push(format!("-A {chain} {rule}"));
     }
 
     /// Makes a rule the first.
-    pub(super) fn insert(&mut self, chain: &str, rule: &str) {
+    pub fn insert(&mut self, chain: &str, rule: &str) {
         self.0.push(format!("-I {chain} {rule}"));
     }
 
     /// All fails unless the rule exists.
-    pub(super) fn require(&mut self, chain: &str, rule: &str) {
+    pub fn require(&mut self, chain: &str, rule: &str) {
         self.0.push(format!("-C {chain} {rule}"));
     }
 
     /// Deletes one such rule; all fails if there is none.
-    pub(super) fn delete(&mut self, chain: &str, rule: &str) {
+    pub fn delete(&mut self, chain: &str, rule: &str) {
         self.0.push(format!("-D {chain} {rule}"));
     }
 
     /// Deletes a chain that nothing leads to any more, with its rules.
-    pub(super) fn delete_chain(&mut self, chain: &str) {
+    pub fn delete_chain(&mut self, chain: &str) {
         self.0.push(format!("-F {chain}"));
         self.0.push(format!("-X {chain}"));
     }
 
     /// The rules that have to exist, each with its chain.
-    pub(super) fn required(&self) -> impl Iterator<Item = (&str, &str)> {
+    pub fn required(&self) -> impl Iterator<Item = (&str, &str)> {
         let lines = self.0.iter().filter_map(|line| line.strip_prefix("-C "));
         lines.filter_map(|line| line.split_once(' '))
     }
 
     /// The line that `iptables-restore` counts as number `line`; the first, the
     /// table's name, is 1.
-    pub(super) fn line(&self, line: usize) -> Option<&str> {
+    pub fn line(&self, line: usize) -> Option<&str> {
         self.0.get(line.checked_sub(2)?).map(String::as_str)
     }
 
     /// Takes that line out.
-    pub(super) fn remove_line(&mut self, line: usize) -> Option<String> {
+    pub fn remove_line(&mut self, line: usize) -> Option<String> {
         let at = line.checked_sub(2).filter(|at| *at < self.0.len())?;
         Some(self.0.remove(at))
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::thread;
 
 use netns::NetNs;
-use packet_filter::nftables::Nftables;
+use packet_filter::Nftables;
 use packet_filter::{Backend, Protocol};
 
 use crate::hostport::{mapping, ports};

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, thread};
 
-use packet_filter::nftables::Nftables;
+use packet_filter::Nftables;
 use packet_filter::{Backend, Protocol};
 
 use crate::hostport::{mapping, ports};

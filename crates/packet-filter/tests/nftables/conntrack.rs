@@ -1,6 +1,6 @@
 //! What the kernel remembers of UDP.
 
-use packet_filter::nftables::Nftables;
+use packet_filter::Nftables;
 use packet_filter::{Backend, Protocol};
 
 use crate::hostport::{mapping, ports};

@@ -4,8 +4,8 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use packet_filter::nftables::{Nftables, SpoofCheck};
 use packet_filter::{Backend, Protocol, Snat};
+use packet_filter::{Nftables, SpoofCheck};
 
 use crate::hostport::{mapping, ports};
 use crate::sandbox::{Node, attachment, nft, ruleset, run};

@@ -1,8 +1,8 @@
 //! Published ports.
 
 use netns::NetNs;
-use packet_filter::nftables::{Family, Nftables, probe};
 use packet_filter::{Backend, HostPorts, Mapping, Mark, Notice, Protocol, Snat};
+use packet_filter::{Family, Nftables, probe};
 
 use crate::sandbox::{NODE, NODE_V6, Node, attachment, nft, objects, ruleset, run, valid};
 use crate::traffic::{ask_tcp, ask_udp, serve_tcp, serve_udp};

@@ -1,7 +1,7 @@
 //! Masquerading.
 
 use netns::NetNs;
-use packet_filter::nftables::Nftables;
+use packet_filter::Nftables;
 use packet_filter::{Backend, Masquerade};
 
 use crate::sandbox::{Node, attachment, nft, objects, ruleset, run, valid};

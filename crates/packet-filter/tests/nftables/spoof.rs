@@ -1,6 +1,6 @@
 //! The MAC spoof check.
 
-use packet_filter::nftables::{Nftables, SpoofCheck};
+use packet_filter::{Nftables, SpoofCheck};
 
 use crate::sandbox::{Node, attachment, attempt, nft, ruleset, run};
 

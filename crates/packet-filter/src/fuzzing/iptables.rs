@@ -1,0 +1,78 @@
+//! Text from iptables, and text for it.
+
+use crate::fuzzing;
+use crate::iptables::table::{FAMILIES, Listing, Transaction, option, word, words};
+use crate::masquerade::iptables as masquerade;
+use crate::ports::HostPorts;
+use crate::ports::iptables as hostport;
+
+/// Decides everything that can be decided on what `iptables-save` printed.
+///
+/// # Panics
+/// When a decision is more than one command a line.
+pub fn listed(printed: &[u8]) {
+    let printed = String::from_utf8_lossy(printed);
+    let listing = Listing::parse(&printed);
+    let (owner, valid) = (fuzzing::owner(), fuzzing::valid());
+    let (masqueraded, published) = (fuzzing::masquerade(), fuzzing::host_ports());
+    let address = masqueraded.addresses[0].ip();
+    let mut decided = vec![
+        masquerade::remove_found(&owner, &[], &listing),
+        masquerade::remove_found(&owner, &[address], &listing),
+        masquerade::collect("net", &valid, &listing),
+        hostport::collect("net", &valid, &listing),
+    ];
+    for family in FAMILIES {
+        if let Ok(Some(rules)) = masquerade::Rules::new(&masqueraded, family) {
+            decided.push(rules.complete(&listing));
+        }
+        if let Ok(Some(rules)) = hostport::Rules::new(&published, family) {
+            decided.push(rules.publish(hostport::Known::Table(&listing)));
+            let required = rules.check();
+            let find = |(chain, rule)| hostport::find(&listing, chain, rule);
+            required.required().map(find).for_each(drop);
+        }
+        for rival in hostport::rivals(&published, family, &listing) {
+            let _ = rival.lost(&published, family, &listing);
+        }
+    }
+    decided.iter().for_each(assert_one_command_a_line);
+    for line in printed.lines() {
+        let _ = option(line, "--comment");
+        // What is quoted for iptables is read back as the one word that it was.
+        if let Ok(quoted) = word(line) {
+            assert_eq!(words(&quoted), [line]);
+        }
+    }
+}
+
+/// The rules that publish `wanted`.
+///
+/// # Panics
+/// When they are more than one command a line.
+pub fn publish_as_text(wanted: &HostPorts) {
+    for family in FAMILIES {
+        if let Ok(Some(rules)) = hostport::Rules::new(wanted, family) {
+            let nothing = Listing::default();
+            assert_one_command_a_line(&rules.publish(hostport::Known::Table(&nothing)));
+            assert_one_command_a_line(&rules.publish(hostport::Known::Entries(&nothing)));
+            assert_one_command_a_line(&rules.check());
+        }
+    }
+}
+
+fn assert_one_command_a_line(transaction: &Transaction) {
+    let text = transaction.to_string();
+    let commands = text.lines().filter(|it| *it != "*nat" && *it != "COMMIT");
+    let mut count = 0;
+    for command in commands {
+        let known = ["-A ", "-I ", "-D ", "-C ", "-N ", "-F ", "-X ", ":"];
+        assert!(
+            known.iter().any(|it| command.starts_with(it)),
+            "{command:?} in {text:?}"
+        );
+        count += 1;
+    }
+    let changes = (2..).take_while(|line| transaction.line(*line).is_some());
+    assert_eq!(count, changes.count(), "{text:?}");
+}
