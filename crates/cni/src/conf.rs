@@ -137,16 +137,18 @@ pub(crate) enum Reading {
 
 /// Reads a `T` from `document`.
 pub(crate) fn read<T: DeserializeOwned>(document: &Json, reading: Reading) -> Result<T, Error> {
-    let mut document = document.clone();
-    loop {
-        match document.decode() {
-            Ok(conf) => return Ok(conf),
-            Err(error) if reading == Reading::Lenient && document.get(error.key()).is_some() => {
-                crate::process::log(format_args!("ignoring a key of the configuration: {error}"));
-                document = document.without(error.key());
+    if reading == Reading::Strict {
+        return document.decode().map_err(|error| load_error(&error));
+    }
+    let mut read = document.decode_all();
+    match read.value {
+        Some(value) => {
+            for fault in &read.faults {
+                crate::process::log(format_args!("ignoring a key of the configuration: {fault}"));
             }
-            Err(error) => return Err(load_error(&error)),
+            Ok(value)
         }
+        None => Err(load_error(&read.faults.swap_remove(0))),
     }
 }
 

@@ -2,14 +2,19 @@
 //!
 //! Runtimes rely on what Go's `encoding/json` accepts: containerd sends
 //! `HostPort` where the key is `hostPort`, and configurations in the field have
-//! duplicate keys and nulls. So a document is kept as it was written, and
+//! duplicate keys and nulls. So [`Json`] keeps a document as it was written, and
 //! [`Json::decode`] reads any serde type from it with these rules:
 //!
 //! - keys of a struct match without regard to case; keys of a map do not;
 //! - unknown keys are ignored, `null` leaves the default;
 //! - of duplicate keys the last wins, objects are merged;
 //! - an error names the path to the fault: `ipam.ranges[0][0].subnet: …`.
+//!
+//! [`Json::decode_all`] reads by the same rules, but does not stop at the first
+//! fault, and reports which keys the type has.
 
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::de::{
@@ -42,8 +47,44 @@ impl Json {
     }
 
     /// Reads a `T` by the rules at the head of this module.
+    ///
+    /// # Errors
+    /// The first fault.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
-        T::deserialize(self)
+        T::deserialize(Reader {
+            json: self,
+            at: None,
+        })
+    }
+
+    /// Reads a `T` and collects every fault. A faulty value is left out as if its key
+    /// or list item were not there.
+    pub fn decode_all<T: DeserializeOwned>(&self) -> Reading<T> {
+        let survey = Survey::default();
+        let mut faults: Vec<DecodeError> = Vec::new();
+        let value = loop {
+            let at = Some(At {
+                survey: &survey,
+                path: String::new(),
+            });
+            let fault = match T::deserialize(Reader { json: self, at }) {
+                Ok(value) => break Some(value),
+                Err(fault) => fault,
+            };
+            let path = fault.path().to_owned();
+            // An object without its required member is faulty only because of that member.
+            if !faults.iter().any(|earlier| earlier.is_below(&path)) {
+                faults.push(fault);
+            }
+            if path.is_empty() || !survey.skipped.borrow_mut().insert(path) {
+                break None;
+            }
+        };
+        Reading {
+            value,
+            faults,
+            keys: Keys(survey.keys.into_inner()),
+        }
     }
 
     /// The value of `key`, found as a struct field would be; `None` also for null.
@@ -52,14 +93,6 @@ impl Json {
             Self::Object(members) => collect(members, key),
             _ => None,
         }
-    }
-
-    /// The document without the top-level `key`, in whatever case it is written.
-    pub fn without(mut self, key: &str) -> Self {
-        if let Self::Object(members) = &mut self {
-            members.retain(|(name, _)| !name.eq_ignore_ascii_case(key));
-        }
-        self
     }
 
     fn kind(&self) -> &'static str {
@@ -71,6 +104,104 @@ impl Json {
             Self::Array(_) => "a list",
             Self::Object(_) => "an object",
         }
+    }
+}
+
+/// What [`Json::decode_all`] has read.
+#[derive(Debug)]
+pub struct Reading<T> {
+    /// The value without the faulty parts; `None` if the document as a whole is none.
+    pub value: Option<T>,
+    /// Every fault, the first as [`Json::decode`] has it.
+    pub faults: Vec<DecodeError>,
+    /// The keys that `T` has.
+    pub keys: Keys,
+}
+
+/// The keys that types have, for each object of one document.
+#[derive(Clone, Debug, Default)]
+pub struct Keys(BTreeMap<String, BTreeSet<&'static str>>);
+
+/// A member of an object that is not read as it is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stray {
+    /// No type has this key.
+    Unknown {
+        /// The path to the member.
+        path: String,
+        /// The keys that the object may have.
+        known: Vec<&'static str>,
+    },
+    /// The key is there before, perhaps in another case.
+    Repeated {
+        /// The path to the later member.
+        path: String,
+    },
+}
+
+impl Keys {
+    /// Adds keys that another reader of the same document has.
+    pub fn extend(&mut self, others: Self) {
+        for (path, names) in others.0 {
+            self.0.entry(path).or_default().extend(names);
+        }
+    }
+
+    /// Adds keys of the object at `path`.
+    pub fn add(&mut self, path: &str, names: &[&'static str]) {
+        self.0.entry(path.to_owned()).or_default().extend(names);
+    }
+
+    /// Allows any key in the object at `path`.
+    pub fn allow_any(&mut self, path: &str) {
+        self.0.remove(path);
+    }
+
+    /// The members of `document` and of the objects in it that no type reads.
+    pub fn strays(&self, document: &Json) -> Vec<Stray> {
+        let mut strays = Vec::new();
+        self.find_strays(document, "", &mut strays);
+        strays
+    }
+
+    fn find_strays(&self, json: &Json, path: &str, strays: &mut Vec<Stray>) {
+        match json {
+            Json::Array(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    self.find_strays(item, &format!("{path}[{index}]"), strays);
+                }
+            }
+            Json::Object(members) => {
+                let known = self.0.get(path);
+                for (index, (name, value)) in members.iter().enumerate() {
+                    let same = |other: &&'static str| other.eq_ignore_ascii_case(name);
+                    let field = known.and_then(|known| known.iter().copied().find(same));
+                    let is_repeated = (members[..index].iter())
+                        .any(|(earlier, _)| earlier.eq_ignore_ascii_case(name));
+                    match known {
+                        Some(known) if field.is_none() => strays.push(Stray::Unknown {
+                            path: join(path, name),
+                            known: known.iter().copied().collect(),
+                        }),
+                        Some(_) if is_repeated => strays.push(Stray::Repeated {
+                            path: join(path, name),
+                        }),
+                        _ => {}
+                    }
+                    self.find_strays(value, &join(path, field.unwrap_or(name)), strays);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The path of `key` in the object at `path`.
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
     }
 }
 
@@ -101,12 +232,6 @@ pub struct DecodeError {
 }
 
 impl DecodeError {
-    /// The top-level key under which the fault is; empty for the document itself.
-    pub fn key(&self) -> &str {
-        let end = self.path.find(['.', '[']).unwrap_or(self.path.len());
-        &self.path[..end]
-    }
-
     /// The path to the fault, such as `ipam.ranges[0][0].subnet`.
     pub fn path(&self) -> &str {
         &self.path
@@ -115,6 +240,12 @@ impl DecodeError {
     /// What is wrong there.
     pub fn what(&self) -> &str {
         &self.what
+    }
+
+    /// Whether the fault is at `path`, or in the value that is there.
+    fn is_below(&self, path: &str) -> bool {
+        let rest = self.path.strip_prefix(path);
+        rest.is_some_and(|rest| path.is_empty() || rest.is_empty() || rest.starts_with(['.', '[']))
     }
 
     /// The same fault in a member of a larger document.
@@ -165,7 +296,7 @@ impl de::Error for DecodeError {
     }
 }
 
-/// What serde calls by its name in Rust, for who writes configurations.
+/// A type's name in Rust as a name that authors of configurations know.
 fn in_json(name: &str) -> &str {
     match name {
         "i64" | "u64" => "an integer",
@@ -246,18 +377,62 @@ impl<'de> Visitor<'de> for JsonVisitor {
     }
 }
 
-impl<'de> Deserializer<'de> for &Json {
+/// What [`Json::decode_all`] leaves out, and what it learns.
+#[derive(Default)]
+struct Survey {
+    skipped: RefCell<BTreeSet<String>>,
+    keys: RefCell<BTreeMap<String, BTreeSet<&'static str>>>,
+}
+
+/// A place in the document that [`Json::decode_all`] reads.
+struct At<'a> {
+    survey: &'a Survey,
+    path: String,
+}
+
+impl<'a> At<'a> {
+    fn member(&self, key: &str) -> Self {
+        Self {
+            survey: self.survey,
+            path: join(&self.path, key),
+        }
+    }
+
+    fn item(&self, index: usize) -> Self {
+        Self {
+            survey: self.survey,
+            path: format!("{}[{index}]", self.path),
+        }
+    }
+
+    fn is_skipped(&self) -> bool {
+        self.survey.skipped.borrow().contains(&self.path)
+    }
+}
+
+/// Reads one value.
+struct Reader<'a> {
+    json: &'a Json,
+    /// `None` in [`Json::decode`], which needs no path unless there is a fault.
+    at: Option<At<'a>>,
+}
+
+impl<'de> Deserializer<'de> for Reader<'_> {
     type Error = DecodeError;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
-        match self {
+        match self.json {
             Json::Null => visitor.visit_unit(),
             Json::Bool(value) => visitor.visit_bool(*value),
             Json::Number(value) => visit_number(value, visitor),
             Json::String(value) => visitor.visit_str(value),
-            Json::Array(items) => visitor.visit_seq(Items { items, next: 0 }),
+            Json::Array(items) => visitor.visit_seq(Items {
+                items: items.iter().enumerate(),
+                at: self.at,
+            }),
             Json::Object(members) => visitor.visit_map(Entries {
                 members: members.iter(),
+                at: self.at,
                 current: None,
             }),
         }
@@ -269,10 +444,15 @@ impl<'de> Deserializer<'de> for &Json {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, DecodeError> {
-        match self {
+        if let Some(at) = &self.at {
+            let mut keys = at.survey.keys.borrow_mut();
+            keys.entry(at.path.clone()).or_default().extend(fields);
+        }
+        match self.json {
             Json::Object(members) => visitor.visit_map(Fields {
                 members,
                 fields: fields.iter(),
+                at: self.at,
                 current: None,
             }),
             other => Err(de::Error::custom(format!(
@@ -283,7 +463,7 @@ impl<'de> Deserializer<'de> for &Json {
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
-        match self {
+        match self.json {
             Json::Null => visitor.visit_none(),
             _ => visitor.visit_some(self),
         }
@@ -303,7 +483,7 @@ impl<'de> Deserializer<'de> for &Json {
         _variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, DecodeError> {
-        match self {
+        match self.json {
             Json::String(name) => visitor.visit_enum(name.as_str().into_deserializer()),
             other => Err(de::Error::custom(format!(
                 "expected a string, got {}",
@@ -332,8 +512,8 @@ fn visit_number<'de, V: Visitor<'de>>(
 }
 
 struct Items<'a> {
-    items: &'a [Json],
-    next: usize,
+    items: std::iter::Enumerate<std::slice::Iter<'a, Json>>,
+    at: Option<At<'a>>,
 }
 
 impl<'de> de::SeqAccess<'de> for Items<'_> {
@@ -343,21 +523,25 @@ impl<'de> de::SeqAccess<'de> for Items<'_> {
         &mut self,
         seed: T,
     ) -> Result<Option<T::Value>, DecodeError> {
-        let Some(item) = self.items.get(self.next) else {
-            return Ok(None);
-        };
-        let place = format!("[{}]", self.next);
-        self.next += 1;
-        seed.deserialize(item)
-            .map(Some)
-            .map_err(|error| error.under(&place))
+        for (index, json) in self.items.by_ref() {
+            let at = self.at.as_ref().map(|at| at.item(index));
+            if at.as_ref().is_some_and(At::is_skipped) {
+                continue;
+            }
+            let item = seed.deserialize(Reader { json, at });
+            return item
+                .map(Some)
+                .map_err(|error| error.under(&format!("[{index}]")));
+        }
+        Ok(None)
     }
 }
 
 /// The entries of a map type: every key as it is written.
 struct Entries<'a> {
     members: std::slice::Iter<'a, (String, Json)>,
-    current: Option<&'a (String, Json)>,
+    at: Option<At<'a>>,
+    current: Option<(&'a (String, Json), Option<At<'a>>)>,
 }
 
 impl<'de> de::MapAccess<'de> for Entries<'_> {
@@ -367,21 +551,27 @@ impl<'de> de::MapAccess<'de> for Entries<'_> {
         &mut self,
         seed: K,
     ) -> Result<Option<K::Value>, DecodeError> {
-        self.current = self.members.next();
-        match self.current {
-            None => Ok(None),
-            Some((key, _)) => seed.deserialize(key.as_str().into_deserializer()).map(Some),
+        for member in self.members.by_ref() {
+            let at = self.at.as_ref().map(|at| at.member(&member.0));
+            if at.as_ref().is_some_and(At::is_skipped) {
+                continue;
+            }
+            self.current = Some((member, at));
+            let key = member.0.as_str();
+            return seed.deserialize(key.into_deserializer()).map(Some);
         }
+        Ok(None)
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(
         &mut self,
         seed: V,
     ) -> Result<V::Value, DecodeError> {
-        let Some((key, value)) = self.current else {
+        let Some(((key, json), at)) = self.current.take() else {
             return Err(de::Error::custom("value without a key"));
         };
-        seed.deserialize(value).map_err(|error| error.under(key))
+        seed.deserialize(Reader { json, at })
+            .map_err(|error| error.under(key))
     }
 }
 
@@ -389,7 +579,8 @@ impl<'de> de::MapAccess<'de> for Entries<'_> {
 struct Fields<'a> {
     members: &'a [(String, Json)],
     fields: std::slice::Iter<'static, &'static str>,
-    current: Option<(&'static str, Json)>,
+    at: Option<At<'a>>,
+    current: Option<(&'static str, Json, Option<At<'a>>)>,
 }
 
 impl<'de> de::MapAccess<'de> for Fields<'_> {
@@ -400,8 +591,12 @@ impl<'de> de::MapAccess<'de> for Fields<'_> {
         seed: K,
     ) -> Result<Option<K::Value>, DecodeError> {
         for field in self.fields.by_ref() {
+            let at = self.at.as_ref().map(|at| at.member(field));
+            if at.as_ref().is_some_and(At::is_skipped) {
+                continue;
+            }
             if let Some(value) = collect(self.members, field) {
-                self.current = Some((field, value));
+                self.current = Some((field, value, at));
                 return seed.deserialize((*field).into_deserializer()).map(Some);
             }
         }
@@ -412,10 +607,11 @@ impl<'de> de::MapAccess<'de> for Fields<'_> {
         &mut self,
         seed: V,
     ) -> Result<V::Value, DecodeError> {
-        let Some((field, value)) = self.current.take() else {
+        let Some((field, json, at)) = self.current.take() else {
             return Err(de::Error::custom("value without a key"));
         };
-        seed.deserialize(&value).map_err(|error| error.under(field))
+        seed.deserialize(Reader { json: &json, at })
+            .map_err(|error| error.under(field))
     }
 }
 
@@ -478,7 +674,6 @@ mod tests {
     fn an_error_names_the_path() {
         let error = decode(r#"{"list": [{}, {"a": "one"}]}"#).unwrap_err();
         assert_eq!(error.path(), "list[1].a");
-        assert_eq!(error.key(), "list");
         assert!(error.to_string().starts_with("list[1].a: invalid type: "));
         assert_eq!(
             decode(r#"{"inner": []}"#).unwrap_err().to_string(),
@@ -518,6 +713,77 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    fn decode_all(text: &str) -> Reading<Sample> {
+        Json::parse(text.as_bytes()).unwrap().decode_all()
+    }
+
+    #[test]
+    fn every_fault_is_found_and_only_what_is_faulty_is_left_out() {
+        let text = r#"{"hostPort": -1, "NAME": "x", "inner": {"A": "one", "b": true},
+            "list": [{"a": 1}, 5, {"a": "two", "b": false}], "free": {"x": 1, "y": "z"}}"#;
+        let reading = decode_all(text);
+        let faults = reading.faults.iter().map(DecodeError::path);
+        let expected = ["hostPort", "inner.a", "list[1]", "list[2].a", "free.x"];
+        assert_eq!(faults.collect::<Vec<_>>(), expected);
+        assert_eq!(reading.faults[0], decode(text).unwrap_err());
+        let sample = reading.value.unwrap();
+        assert_eq!((sample.host_port, sample.name.as_str()), (0, "x"));
+        assert_eq!(
+            sample.inner,
+            Inner {
+                a: 0,
+                b: Some(true)
+            }
+        );
+        let items = [(1, None), (0, Some(false))].map(|(a, b)| Inner { a, b });
+        assert_eq!(sample.list, items);
+        assert_eq!(sample.free, BTreeMap::from([("y".into(), "z".into())]));
+    }
+
+    #[test]
+    fn a_document_that_is_no_object_has_one_fault_and_no_value() {
+        let reading = decode_all("[]");
+        assert_eq!(reading.value, None);
+        assert_eq!(reading.faults.len(), 1);
+    }
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    struct Strict {
+        needed: i64,
+    }
+
+    #[test]
+    fn an_object_without_its_required_member_is_left_out_as_a_whole() {
+        let json = Json::parse(br#"[{"needed": "x"}, {"needed": 1}, {}]"#).unwrap();
+        let reading = json.decode_all::<Vec<Strict>>();
+        assert_eq!(reading.value, Some(vec![Strict { needed: 1 }]));
+        let faults = reading.faults.iter().map(DecodeError::path);
+        assert_eq!(faults.collect::<Vec<_>>(), ["[0].needed", "[2]"]);
+    }
+
+    #[test]
+    fn keys_that_no_type_has_are_found_in_every_object() {
+        let text = r#"{"hostport": 1, "HostPort": null, "x": {"y": 1}, "free": {"y": "1"},
+            "list": [{"A": 1, "c": 2}], "Inner": {"d": 1}, "extra": {"e": 1}}"#;
+        let json = Json::parse(text.as_bytes()).unwrap();
+        let mut keys = json.decode_all::<Sample>().keys;
+        keys.add("", &["extra"]);
+        keys.allow_any("inner");
+        let strays = keys.strays(&json);
+        let unknown = |path: &str, known: &[&'static str]| Stray::Unknown {
+            path: path.to_owned(),
+            known: known.to_vec(),
+        };
+        let top = ["extra", "free", "hostPort", "inner", "list", "name"];
+        let path = "HostPort".to_owned();
+        let expected = [
+            Stray::Repeated { path },
+            unknown("x", &top),
+            unknown("list[0].c", &["a", "b"]),
+        ];
+        assert_eq!(strays, expected);
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod delegate;
 pub mod env;
 mod error;
 pub mod execute;
+pub mod faults;
 pub mod file;
 pub mod json;
 pub mod linked;
