@@ -12,7 +12,7 @@ use rtnetlink::{
     },
 };
 
-use crate::{Error, Link, Netlink};
+use crate::{Error, Link, Netlink, request::unless_absent};
 
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,10 +133,7 @@ impl Netlink {
         let deleted = self.change(request, 0, || {
             format!("delete address {address} of {}", self.told(index))
         });
-        match deleted {
-            Err(error) if error.is_not_found() => Ok(()),
-            other => other,
-        }
+        unless_absent(deleted)
     }
 
     /// The addresses of a link, of one family or of both (IPv4 first):
@@ -165,17 +162,15 @@ impl Netlink {
         message.header.family = family.code();
         message.header.index = index;
         let request = RouteNetlinkMessage::GetAddress(message);
-        match self.dump(request, || {
+        let address = |message| {
+            // A kernel before 4.20 does not filter.
+            read_address(message).filter(|it| it.index == index)
+        };
+        match self.dump(request, address, || {
             format!("list addresses of {}", self.told(index))
         }) {
             Err(error) if error.is_not_found() => Ok(Vec::new()),
-            Err(error) => Err(error),
-            Ok(replies) => Ok(replies
-                .into_iter()
-                .filter_map(read_address)
-                // A kernel before 4.20 does not filter.
-                .filter(|address| address.index == index)
-                .collect()),
+            other => other,
         }
     }
 }

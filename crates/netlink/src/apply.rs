@@ -11,12 +11,11 @@ use anyhow::{Context, bail};
 use ipnetwork::IpNetwork;
 use netns::{Entering, NetNs};
 use nix::{errno::Errno, net::if_::if_nametoindex};
-use rtnetlink::sys::Socket;
+use transport::{Route, Socket};
 
 use crate::{
     AddressSpec, Error, Family, Link, MAIN_TABLE, Netlink, OperState, RouteFilter, RouteSpec,
-    executor::{AddressMonitor, open_socket},
-    sysctl,
+    request::AddressMonitor, sysctl,
 };
 
 /// How long duplicate address detection may take; it needs one to two seconds.
@@ -185,7 +184,7 @@ impl Pod {
 /// What comes out of the namespace.
 #[derive(Debug)]
 struct Inside {
-    socket: Socket,
+    socket: Socket<Route>,
     /// Of the interface. All else about it is asked for when it is up.
     index: Result<u32, Errno>,
 }
@@ -210,7 +209,7 @@ impl Inside {
             }
         }
         Ok(Self {
-            socket: open_socket()?,
+            socket: Socket::open()?,
             index: if_nametoindex(name.as_str()),
         })
     }

@@ -90,21 +90,22 @@ impl Netlink {
         message.attributes.push(LinkAttribute::ExtMask(vec![
             LinkExtentMask::BrvlanCompressed,
         ]));
-        let replies = self.dump(RouteNetlinkMessage::GetLink(message), || {
+        let vlans = |message| match message {
+            RouteNetlinkMessage::NewLink(link) if link.header.index == port => {
+                link.attributes.iter().flat_map(vlans_in).collect()
+            }
+            _ => Vec::new(),
+        };
+        self.dump(RouteNetlinkMessage::GetLink(message), vlans, || {
             format!("list vlans of port {port}")
-        })?;
-        Ok(replies
-            .into_iter()
-            .filter_map(|reply| match reply {
-                RouteNetlinkMessage::NewLink(link) if link.header.index == port => Some(link),
-                _ => None,
-            })
-            .flat_map(|link| link.attributes)
-            .flat_map(|attribute| match attribute {
-                LinkAttribute::AfSpecBridge(spec) => expand(&spec),
-                _ => Vec::new(),
-            })
-            .collect())
+        })
+    }
+}
+
+fn vlans_in(attribute: &LinkAttribute) -> Vec<PortVlan> {
+    match attribute {
+        LinkAttribute::AfSpecBridge(spec) => expand(spec),
+        _ => Vec::new(),
     }
 }
 

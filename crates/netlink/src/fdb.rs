@@ -9,7 +9,7 @@ use rtnetlink::packet_route::{
     },
 };
 
-use crate::{Error, Mac, Netlink};
+use crate::{Error, Mac, Netlink, request::decode};
 
 /// The destination of everything that no other entry is for: broadcast, multicast,
 /// and addresses that are not known.
@@ -89,11 +89,11 @@ impl Netlink {
         let master = NeighbourAttribute::Controller(bridge);
         message.attributes.push(master);
         let op = || format!("find {mac} in the table of a bridge");
-        let answer = match self.get(RouteNetlinkMessage::GetNeighbour(message), op) {
+        let answer = match self.get(RouteNetlinkMessage::GetNeighbour(message), decode, op) {
             Err(error) if error.is_not_found() || error.is_unsupported() => return Ok(None),
             other => other?,
         };
-        let Some(RouteNetlinkMessage::NewNeighbour(found)) = answer.decode() else {
+        let Some(RouteNetlinkMessage::NewNeighbour(found)) = answer else {
             return Ok(None);
         };
         let fixed = u16::from(NeighbourState::Permanent) | u16::from(NeighbourState::Noarp);

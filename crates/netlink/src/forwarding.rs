@@ -11,11 +11,9 @@ use rtnetlink::packet_route::{
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol},
 };
 
-use crate::{
-    Error, Family, Netlink, RouteFilter,
-    answer::{Answer, Message, attributes},
-    sysctl,
-};
+use transport::{Attributes, Message, Request, Route, find};
+
+use crate::{Error, Family, Netlink, RouteFilter, sysctl};
 
 const IPV4: &str = "net/ipv4/ip_forward";
 const IPV6: &str = "net/ipv6/conf/all/forwarding";
@@ -26,7 +24,7 @@ const FROM_KERNEL: u8 = 2;
 /// linux/netconf.h; the index stands for the setting of all interfaces.
 const NETCONFA_IFINDEX: u16 = 1;
 const NETCONFA_FORWARDING: u16 = 2;
-const NETCONFA_IFINDEX_ALL: i32 = -1;
+const NETCONFA_IFINDEX_ALL: u32 = u32::MAX;
 /// Bytes of `struct netconfmsg`, filled up.
 const NETCONF: usize = 4;
 
@@ -76,17 +74,18 @@ impl Netlink {
             Family::V4 => libc::AF_INET,
             Family::V6 => libc::AF_INET6,
         };
-        let mut request = vec![family as u8, 0, 0, 0];
-        // An attribute: its length, its type, its value.
-        request.extend(8u16.to_ne_bytes());
-        request.extend(NETCONFA_IFINDEX.to_ne_bytes());
-        request.extend(NETCONFA_IFINDEX_ALL.to_ne_bytes());
-        let request = Message::Answer(Answer::new(libc::RTM_GETNETCONF, &request));
-        let answer = self.ask(request).ok()?;
-        let (_, rest) = answer.parts::<NETCONF>(libc::RTM_NEWNETCONF)?;
-        let mut all = attributes(rest);
-        let (_, value) = all.find(|(attribute, _)| *attribute == NETCONFA_FORWARDING)?;
-        Some(value.iter().any(|byte| *byte != 0))
+        let all = Attributes::<Route>::new().u32(NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL);
+        let body = [&[family as u8, 0, 0, 0], all.as_bytes()].concat();
+        let request = Request::new(libc::RTM_GETNETCONF, 0, body);
+        let read = |message: Message<'_>| {
+            let (_, rest) = message.parts::<NETCONF>(libc::RTM_NEWNETCONF)?;
+            Some(
+                find(rest, NETCONFA_FORWARDING)?
+                    .iter()
+                    .any(|byte| *byte != 0),
+            )
+        };
+        self.socket.get(&request, read).ok().flatten()
     }
 
     fn keep_router_advertisements(&self) -> Result<(), Error> {
@@ -124,14 +123,13 @@ impl Netlink {
         let mut message = AddressMessage::default();
         message.header.family = Family::V6.code();
         let request = RouteNetlinkMessage::GetAddress(message);
-        let addresses = self.dump(request, || "list addresses".into())?;
-        links.extend(addresses.iter().filter_map(made_from_prefix));
+        links.extend(self.dump(request, made_from_prefix, || "list addresses".into())?);
         Ok(links)
     }
 }
 
 /// The link of an address that the kernel made from the prefix of a router advertisement.
-fn made_from_prefix(message: &RouteNetlinkMessage) -> Option<u32> {
+fn made_from_prefix(message: RouteNetlinkMessage) -> Option<u32> {
     let RouteNetlinkMessage::NewAddress(message) = message else {
         return None;
     };

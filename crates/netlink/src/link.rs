@@ -16,10 +16,9 @@ use rtnetlink::packet_route::{
     nsid::{NsidAttribute, NsidMessage},
 };
 
-use crate::{
-    Error, Mac, Netlink,
-    answer::{Answer, attributes},
-};
+use transport::{Message, attributes, find, find_in};
+
+use crate::{Error, Mac, Netlink, request::decode};
 
 /// linux/if_link.h
 const IFLA_BR_VLAN_FILTERING: u16 = 7;
@@ -191,10 +190,8 @@ impl Netlink {
 
     fn list(&self, mut message: LinkMessage) -> Result<Vec<Link>, Error> {
         message.attributes.push(without_statistics());
-        let links = self.dump_answers(RouteNetlinkMessage::GetLink(message), || {
-            "list links".into()
-        })?;
-        Ok(links.iter().filter_map(Link::read).collect())
+        let request = RouteNetlinkMessage::GetLink(message);
+        self.dump_undecoded(request, Link::read, || "list links".into())
     }
 
     /// Brings a link up: `ip link set NAME up`.
@@ -310,8 +307,8 @@ impl Netlink {
         let fd = netns.as_fd().as_raw_fd();
         message.attributes.push(NsidAttribute::Fd(fd as u32));
         let op = || format!("find the id of {:?}", netns.path());
-        let answer = self.get(RouteNetlinkMessage::GetNsId(message), op)?;
-        let Some(RouteNetlinkMessage::NewNsId(message)) = answer.decode() else {
+        let answer = self.get(RouteNetlinkMessage::GetNsId(message), decode, op)?;
+        let Some(RouteNetlinkMessage::NewNsId(message)) = answer else {
             return Err(Error::new(op(), Errno::EBADMSG));
         };
         let id = message.attributes.iter().find_map(|it| match it {
@@ -355,13 +352,11 @@ impl Netlink {
         op: impl Fn() -> String,
     ) -> Result<Option<Link>, Error> {
         message.attributes.push(without_statistics());
-        match self.get(RouteNetlinkMessage::GetLink(message), &op) {
+        match self.get(RouteNetlinkMessage::GetLink(message), Link::read, &op) {
             // ERANGE: no link has a name that long.
             Err(error) if error.is_not_found() || error.errno() == Errno::ERANGE => Ok(None),
-            Err(error) => Err(error),
-            Ok(answer) => Link::read(&answer)
-                .map(Some)
-                .ok_or_else(|| Error::new(op(), Errno::EBADMSG)),
+            Ok(None) => Err(Error::new(op(), Errno::EBADMSG)),
+            other => other,
         }
     }
 }
@@ -396,9 +391,9 @@ pub(crate) fn without_statistics() -> LinkAttribute {
 }
 
 impl Link {
-    /// What an answer says of a link, if it does.
-    pub(crate) fn read(answer: &Answer) -> Option<Self> {
-        let (header, rest) = answer.parts::<IFINFO>(libc::RTM_NEWLINK)?;
+    /// The link that a message describes, if it does.
+    pub(crate) fn read(message: Message<'_>) -> Option<Self> {
+        let (header, rest) = message.parts::<IFINFO>(libc::RTM_NEWLINK)?;
         let flags = LinkFlags::from_bits_retain(u32_of(&header[8..])?);
         let mut link = Self {
             index: u32_of(&header[4..])?,
@@ -469,30 +464,25 @@ impl Link {
 /// Bytes of `struct ifinfomsg`: family, type (u16), index, flags, and which of them change.
 pub(crate) const IFINFO: usize = 16;
 
-/// Attribute `wanted` among those in `bytes`.
-fn find(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
-    let found = attributes(bytes).find(|(attribute, _)| *attribute == wanted);
-    found.map(|(_, value)| value)
-}
-
-/// The same, of one that is on or off.
+/// The value of an attribute that is on or off.
 fn switch(bytes: &[u8], wanted: u16) -> Option<bool> {
     Some(*find(bytes, wanted)?.first()? != 0)
 }
 
 /// The settings of IPv6 come as a list of numbers, in the order of linux/ipv6.h.
 fn accept_ra(families: &[u8]) -> Option<u32> {
-    let ipv6 = find(families, libc::AF_INET6 as u16)?;
-    u32_of(find(ipv6, IFLA_INET6_CONF)?.get(4 * DEVCONF_ACCEPT_RA..)?)
+    let settings = find_in(families, &[libc::AF_INET6 as u16, IFLA_INET6_CONF])?;
+    u32_of(settings.get(4 * DEVCONF_ACCEPT_RA..)?)
 }
 
 /// `IF_RA_RCVD` in the flags of IPv6 (include/net/if_inet6.h).
 fn heard_router(families: &[u8]) -> bool {
     const IFLA_INET6_FLAGS: u16 = 1;
     const IF_RA_RCVD: u32 = 0x20;
-    let ipv6 = find(families, libc::AF_INET6 as u16);
-    let flags = ipv6.and_then(|it| u32_of(find(it, IFLA_INET6_FLAGS)?));
-    flags.is_some_and(|flags| flags & IF_RA_RCVD != 0)
+    let flags = find_in(families, &[libc::AF_INET6 as u16, IFLA_INET6_FLAGS]);
+    flags
+        .and_then(u32_of)
+        .is_some_and(|flags| flags & IF_RA_RCVD != 0)
 }
 
 fn u32_of(bytes: &[u8]) -> Option<u32> {

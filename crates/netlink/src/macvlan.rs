@@ -23,10 +23,12 @@ use rtnetlink::{
     },
 };
 
+use transport::{Message, find};
+
 use crate::{
     Error, Link, Mac, Netlink,
-    answer::{Answer, attributes},
     link::{IFINFO, without_statistics},
+    request::decode,
 };
 
 /// What the macvlans of one parent are to each other (ip-link(8), "MACVLAN").
@@ -126,15 +128,14 @@ pub struct Parent {
 }
 
 impl Parent {
-    pub(crate) fn read(answer: &Answer) -> Option<Self> {
-        let (header, rest) = answer.parts::<IFINFO>(libc::RTM_NEWLINK)?;
+    pub(crate) fn read(message: Message<'_>) -> Option<Self> {
+        let (header, rest) = message.parts::<IFINFO>(libc::RTM_NEWLINK)?;
         let kind = u16::from_ne_bytes(*header[2..].first_chunk()?);
         let flags = u32::from_ne_bytes(*header[8..].first_chunk()?);
-        let carrier = attributes(rest).find(|(attribute, _)| *attribute == libc::IFLA_CARRIER);
         Some(Self {
-            carrier: carrier.is_some_and(|(_, value)| value == [1]),
+            carrier: find(rest, libc::IFLA_CARRIER) == Some(&[1]),
             ethernet: kind == libc::ARPHRD_ETHER && flags & libc::IFF_LOOPBACK as u32 == 0,
-            link: Link::read(answer)?,
+            link: Link::read(message)?,
         })
     }
 }
@@ -145,11 +146,10 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked; an absent link is no error.
     pub fn find_parent(&self, name: &str) -> Result<Option<Parent>, Error> {
-        match self.ask_for_link(name) {
+        match self.look_at(name, Parent::read) {
             // ERANGE: no link has a name that long.
             Err(error) if error.is_not_found() || error.errno() == Errno::ERANGE => Ok(None),
-            Err(error) => Err(error),
-            Ok(answer) => Ok(Parent::read(&answer)),
+            other => other,
         }
     }
 
@@ -160,10 +160,8 @@ impl Netlink {
     pub fn list_parents(&self) -> Result<Vec<Parent>, Error> {
         let mut message = LinkMessage::default();
         message.attributes.push(without_statistics());
-        let links = self.dump_answers(RouteNetlinkMessage::GetLink(message), || {
-            "list links".into()
-        })?;
-        Ok(links.iter().filter_map(Parent::read).collect())
+        let request = RouteNetlinkMessage::GetLink(message);
+        self.dump_undecoded(request, Parent::read, || "list links".into())
     }
 
     /// The macvlan called `name`: `ip -d link show dev NAME`. `None` when the
@@ -172,19 +170,19 @@ impl Netlink {
     /// # Errors
     /// `find link NAME: Link not found` when there is no link of that name.
     pub fn get_macvlan(&self, name: &str) -> Result<Option<Macvlan>, Error> {
-        let answer = self.ask_for_link(name)?;
-        let mode = answer.decode().and_then(|message| mode_of(&message));
-        Ok(Link::read(&answer)
-            .zip(mode)
-            .map(|(link, mode)| Macvlan { link, mode }))
+        self.look_at(name, |message| {
+            let mode = mode_of(&decode(message)?)?;
+            let link = Link::read(message)?;
+            Some(Macvlan { link, mode })
+        })
     }
 
-    fn ask_for_link(&self, name: &str) -> Result<Answer, Error> {
+    fn look_at<T>(&self, name: &str, read: impl Fn(Message<'_>) -> T) -> Result<T, Error> {
         let op = || format!("find link {name}");
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.into()));
         message.attributes.push(without_statistics());
-        let found = self.get(RouteNetlinkMessage::GetLink(message), op);
+        let found = self.get(RouteNetlinkMessage::GetLink(message), read, op);
         found.map_err(|error| match error.is_not_found() {
             true => Error::no_link(op()),
             false => error,

@@ -17,12 +17,13 @@ use rtnetlink::{
     packet_route::{RouteNetlinkMessage, route::RouteProtocol},
 };
 
+use transport::Refusal;
+
 use crate::{
     Error, Family, Mac, Netlink, RouteFilter, RouteSpec,
-    batch::{Batch, Change},
     fdb::{self, FLOOD, Table},
     neighbour,
-    refusal::Refusal,
+    request::Change,
     route::route_message,
 };
 
@@ -117,7 +118,6 @@ pub struct Present {
 /// Reads and changes the entries of overlays in one network namespace.
 pub struct Peers {
     netlink: Netlink,
-    batch: Batch,
 }
 
 impl Peers {
@@ -128,7 +128,6 @@ impl Peers {
     pub fn open() -> Result<Self, Error> {
         Ok(Self {
             netlink: Netlink::open()?,
-            batch: Batch::open()?,
         })
     }
 
@@ -177,8 +176,8 @@ impl Peers {
         stale: &[Entry],
         errors: &mut HashMap<Entry, Refusal>,
     ) -> Result<(), Error> {
-        let changes = stale.iter().map(|entry| removal(overlay, entry)).collect();
-        for (index, refusal) in self.batch.make(changes)? {
+        let changes: Vec<_> = stale.iter().map(|it| removal(overlay, it)).collect();
+        for (index, refusal) in self.netlink.change_all(&changes)? {
             errors.insert(stale[index], refusal);
         }
         Ok(())
@@ -190,12 +189,9 @@ impl Peers {
         missing: &[Entry],
         errors: &mut HashMap<Entry, Refusal>,
     ) -> Result<(), Error> {
-        let changes = missing
-            .iter()
-            .map(|entry| addition(overlay, entry))
-            .collect();
+        let changes: Vec<_> = missing.iter().map(|it| addition(overlay, it)).collect();
         let mut covered = Vec::new();
-        for (index, refusal) in self.batch.make(changes)? {
+        for (index, refusal) in self.netlink.change_all(&changes)? {
             let entry = missing[index];
             match on_link(&entry) {
                 Some(on_link) if refusal.errno == Errno::EINVAL => covered.push((on_link, entry)),
@@ -214,13 +210,12 @@ impl Peers {
         covered: &[(Entry, Entry)],
         errors: &mut HashMap<Entry, Refusal>,
     ) -> Result<(), Error> {
-        let pairs = covered.iter();
-        let changes = pairs.flat_map(|(first, then)| [first, then].map(|it| addition(overlay, it)));
         let entries: Vec<_> = covered
             .iter()
             .flat_map(|(first, then)| [first, then])
             .collect();
-        for (index, refusal) in self.batch.make(changes.collect())? {
+        let changes: Vec<_> = entries.iter().map(|it| addition(overlay, it)).collect();
+        for (index, refusal) in self.netlink.change_all(&changes)? {
             errors.insert(*entries[index], refusal);
         }
         Ok(())
@@ -264,14 +259,15 @@ impl Peers {
     fn read_forwarding(&self, overlay: Overlay, present: &mut Present) -> Result<(), Error> {
         let device = overlay.device;
         let request = fdb::request(device);
-        let listed = self.netlink.dump(request, || {
+        let read = |message| fdb::read(message, device);
+        let listed = self.netlink.dump(request, read, || {
             format!("list forwarding entries of {}", self.netlink.told(device))
         });
         let listed = match listed {
             Err(error) if error.is_not_found() => Vec::new(),
             other => other?,
         };
-        for listed in listed.into_iter().filter_map(|it| fdb::read(it, device)) {
+        for listed in listed {
             let mac = listed.mac;
             let entry = match (listed.table, listed.vtep) {
                 (Table::Bridge, _) => Entry::Behind { mac },
@@ -297,13 +293,13 @@ impl Peers {
     ) -> Result<(), Error> {
         let device = overlay.neighbours_on;
         let request = neighbour::request(device, family);
-        let listed = self.netlink.dump(request, || {
+        let read = |message| {
+            let (ip, mac) = neighbour::read(message, device)?;
+            Some(Entry::Neighbour { ip, mac })
+        };
+        written.extend(self.netlink.dump(request, read, || {
             format!("list neighbours of {}", self.netlink.told(device))
-        })?;
-        let listed = listed
-            .into_iter()
-            .filter_map(|it| neighbour::read(it, device));
-        written.extend(listed.map(|(ip, mac)| Entry::Neighbour { ip, mac }));
+        })?);
         Ok(())
     }
 

@@ -17,9 +17,11 @@ use rtnetlink::{
     },
 };
 
+use transport::{Attributes, Message, Protocol, Request, Route as Rtnetlink, attributes};
+
 use crate::{
     Error, Family, Link, Netlink,
-    answer::{Answer, Message, attributes},
+    request::{decode, unless_absent},
 };
 
 /// The main table's number, where routes are unless another is named.
@@ -147,10 +149,7 @@ impl Netlink {
     /// When the kernel refuses.
     pub fn delete_route(&self, oif: u32, route: &RouteSpec) -> Result<(), Error> {
         let request = RouteNetlinkMessage::DelRoute(route_message(oif, route));
-        match self.change(request, 0, || format!("delete route to {}", route.dst)) {
-            Err(error) if error.is_not_found() => Ok(()),
-            other => other,
-        }
+        unless_absent(self.change(request, 0, || format!("delete route to {}", route.dst)))
     }
 
     /// The unicast routes that match: `ip route show table T dev LINK`.
@@ -165,16 +164,16 @@ impl Netlink {
         attributes.extend(filter.table.map(RouteAttribute::Table));
         attributes.extend(filter.oif.map(RouteAttribute::Oif));
         let request = RouteNetlinkMessage::GetRoute(message);
-        match self.dump(request, || "list routes".into()) {
+        let routes = |message| {
+            let mut routes = read_route(message);
+            // A kernel before 4.20 does not filter.
+            routes.retain(|it| filter.table.is_none_or(|table| it.table == table));
+            routes.retain(|it| filter.oif.is_none_or(|oif| it.oif == Some(oif)));
+            routes
+        };
+        match self.dump(request, routes, || "list routes".into()) {
             Err(error) if error.is_not_found() => Ok(Vec::new()),
-            Err(error) => Err(error),
-            Ok(replies) => Ok(replies
-                .into_iter()
-                .flat_map(read_route)
-                // A kernel before 4.20 does not filter.
-                .filter(|route| filter.table.is_none_or(|table| route.table == table))
-                .filter(|route| filter.oif.is_none_or(|oif| route.oif == Some(oif)))
-                .collect()),
+            other => other,
         }
     }
 
@@ -230,8 +229,7 @@ impl Netlink {
             .retain(|it| matches!(it, RouteAttribute::Destination(_)));
         message.header.protocol = RouteProtocol::Unspec;
         message.header.kind = RouteType::Unspec;
-        let answer = self.get(RouteNetlinkMessage::GetRoute(message), op)?;
-        match answer.decode() {
+        match self.get(RouteNetlinkMessage::GetRoute(message), decode, op)? {
             Some(RouteNetlinkMessage::NewRoute(route)) => Ok(route),
             _ => Err(Error::new(op(), Errno::EBADMSG)),
         }
@@ -281,14 +279,11 @@ impl Netlink {
     }
 
     fn next_hop(&self, id: u32) -> Result<Option<NextHop>, Error> {
-        let mut request = vec![0; NHMSG];
-        // An attribute: its length, its type, its value.
-        request.extend(8u16.to_ne_bytes());
-        request.extend(NHA_ID.to_ne_bytes());
-        request.extend(id.to_ne_bytes());
-        let request = Message::Answer(Answer::new(RTM_GETNEXTHOP, &request));
-        match self.ask(request) {
-            Ok(answer) => Ok(NextHop::read(&answer)),
+        let id_of = Attributes::<Rtnetlink>::new().u32(NHA_ID, id);
+        let body = [&[0; NHMSG], id_of.as_bytes()].concat();
+        let request = Request::new(RTM_GETNEXTHOP, 0, body);
+        match self.socket.get(&request, NextHop::read) {
+            Ok(found) => Ok(found),
             Err(refusal) if refusal.errno == Errno::ENOENT => Ok(None),
             Err(refusal) => Err(Error::refused(format!("find next hop {id}"), refusal)),
         }
@@ -346,15 +341,17 @@ struct NextHop {
 }
 
 impl NextHop {
-    fn read(answer: &Answer) -> Option<Self> {
-        let (_, rest) = answer.parts::<NHMSG>(RTM_NEWNEXTHOP)?;
-        let number = |value: &[u8]| Some(u32::from_ne_bytes(*value.first_chunk()?));
+    fn read(message: Message<'_>) -> Option<Self> {
+        let (_, rest) = message.parts::<NHMSG>(RTM_NEWNEXTHOP)?;
         let mut found = Self::default();
         for (attribute, value) in attributes(rest) {
             match attribute {
-                NHA_OIF => found.link = number(value),
+                NHA_OIF => found.link = Rtnetlink::u32(value),
                 // struct nexthop_grp: the id, then its weight and nothing, in eight bytes.
-                NHA_GROUP => found.members = value.chunks_exact(8).filter_map(number).collect(),
+                NHA_GROUP => {
+                    let ids = value.chunks_exact(8).map(|it| &it[..4]);
+                    found.members = ids.filter_map(Rtnetlink::u32).collect();
+                }
                 _ => {}
             }
         }

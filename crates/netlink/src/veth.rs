@@ -76,10 +76,10 @@ impl Netlink {
         self.push_delete(spec, undo);
         let request = RouteNetlinkMessage::NewLink(veth_message(spec, netns));
         let made = self
-            .create(request, || format!("add veth {name}"))
+            .create(request, Link::read, || format!("add veth {name}"))
             .map_err(|error| self.whose_name_is_taken(error, spec, netns))?;
 
-        let host = match made.as_ref().and_then(Link::read) {
+        let host = match made {
             // It is told before it is a port.
             Some(link) => Link {
                 master: spec.master,

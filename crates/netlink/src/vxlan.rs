@@ -20,7 +20,9 @@ use rtnetlink::{
     },
 };
 
-use crate::{Error, Family, Link, Mac, Netlink, link::link_message};
+use transport::Message;
+
+use crate::{Error, Family, Link, Mac, Netlink, link::link_message, request::decode};
 
 /// The largest VNI: it has 24 bits.
 pub const MAX_VNI: u32 = (1 << 24) - 1;
@@ -157,13 +159,13 @@ impl Netlink {
             .attributes
             .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
         let op = || format!("find link {name}");
-        match self.get(RouteNetlinkMessage::GetLink(message), op) {
+        let found = |message: Message<'_>| {
+            let vxlan = decode(message).and_then(read).map(|(_, vxlan)| vxlan);
+            Link::read(message).map(|link| (link, vxlan))
+        };
+        match self.get(RouteNetlinkMessage::GetLink(message), found, op) {
             Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error),
-            Ok(answer) => {
-                let vxlan = answer.decode().and_then(read).map(|(_, vxlan)| vxlan);
-                Ok(Link::read(&answer).map(|link| (link, vxlan)))
-            }
+            other => other,
         }
     }
 
@@ -178,10 +180,8 @@ impl Netlink {
             .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
         let kind = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan)]);
         message.attributes.push(kind);
-        let all = self.dump(RouteNetlinkMessage::GetLink(message), || {
-            "list VXLAN devices".into()
-        })?;
-        Ok(all.into_iter().filter_map(read_device).collect())
+        let request = RouteNetlinkMessage::GetLink(message);
+        self.dump(request, read_device, || "list VXLAN devices".into())
     }
 
     /// Makes a VXLAN device, down: `ip link add NAME address MAC mtu MTU type vxlan
@@ -258,8 +258,7 @@ impl Netlink {
         let mut message = AddressMessage::default();
         message.header.family = family.code();
         let request = RouteNetlinkMessage::GetAddress(message);
-        let all = self.dump(request, || "list addresses".into())?;
-        Ok(all.into_iter().filter_map(read_address).collect())
+        self.dump(request, read_address, || "list addresses".into())
     }
 }
 

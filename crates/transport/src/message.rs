@@ -32,6 +32,13 @@ impl<P> Request<P> {
         }
     }
 
+    /// The request with number `sequence`, for a socket that is used by other means.
+    pub fn to_bytes(&self, flags: i32, sequence: u32) -> Vec<u8> {
+        let mut datagram = Vec::new();
+        self.append(&mut datagram, flags, sequence);
+        datagram
+    }
+
     /// Appends it to a datagram, padded.
     pub(crate) fn append(&self, datagram: &mut Vec<u8>, flags: i32, sequence: u32) {
         let length = (HEADER + self.body.len()) as u32;

@@ -310,9 +310,7 @@ impl<P: Protocol> Socket<P> {
 
     fn send_one(&self, request: &Request<P>, flags: i32) -> Result<u32, Errno> {
         let sequence = self.next_sequence();
-        let mut datagram = Vec::new();
-        request.append(&mut datagram, flags, sequence);
-        self.send(&datagram)?;
+        self.send(&request.to_bytes(flags, sequence))?;
         Ok(sequence)
     }
 
