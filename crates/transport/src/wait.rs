@@ -35,7 +35,7 @@ pub fn wait_readable<const N: usize>(
 pub struct Backoff {
     attempts: usize,
     until: Instant,
-    pause: Duration,
+    pause: Option<Duration>,
 }
 
 impl Backoff {
@@ -44,8 +44,7 @@ impl Backoff {
         Self {
             attempts,
             until: Instant::now() + patience,
-            // Two processes that collided once must not collide again in step.
-            pause: Duration::from_micros(u64::from(std::process::id() % 64)),
+            pause: None,
         }
     }
 
@@ -54,8 +53,12 @@ impl Backoff {
         self.attempts = self.attempts.saturating_sub(1);
         let again = self.attempts > 0 || Instant::now() < self.until;
         if again {
-            sleep(self.pause);
-            self.pause = (self.pause * 2 + Duration::from_micros(50)).min(Duration::from_millis(5));
+            // Two processes that collided once must not collide again in step.
+            let id = || Duration::from_micros(u64::from(std::process::id() % 64));
+            let pause = self.pause.unwrap_or_else(id);
+            sleep(pause);
+            self.pause =
+                Some((pause * 2 + Duration::from_micros(50)).min(Duration::from_millis(5)));
         }
         again
     }
