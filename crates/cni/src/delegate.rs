@@ -45,15 +45,29 @@ pub fn find(name: &str, path: &[PathBuf]) -> Result<PathBuf> {
         })
 }
 
-/// Asks the IPAM plugin for addresses; `undo` releases them. One that fails is
-/// told to release what it may have reserved before it did, as the
-/// specification wants.
-pub fn ipam_add(call: &Call, undo: &mut Undo) -> Result<AddResult> {
-    let ipam = Delegate::ipam(call)?;
+/// The IPAM plugins that send packets on the pod's interface.
+const USE_THE_INTERFACE: [&str; 1] = ["dhcp"];
+
+/// Whether the IPAM plugin sends packets on the pod's interface: the interface must exist
+/// before [`ipam_add`], and still exist at [`ipam_del`].
+pub fn ipam_needs_interface(call: &Call) -> bool {
+    USE_THE_INTERFACE.contains(&call.net.ipam.plugin.as_str())
+}
+
+/// Requests addresses from the IPAM plugin and pushes their release on `undo`. `None` if
+/// the configuration has no IPAM plugin.
+///
+/// # Errors
+/// What the plugin reports. DEL follows a failed ADD, because the plugin may have reserved
+/// an address before it failed (specification, section "Plugin Delegation").
+pub fn ipam_add(call: &Call, undo: &mut Undo) -> Result<Option<AddResult>> {
+    let Some(ipam) = Delegate::ipam(call)? else {
+        return Ok(None);
+    };
     let answer = match ipam.run(Verb::Add) {
         Ok(answer) => answer,
         Err(error) => {
-            // Why it failed is the news; that DEL fails for the same reason is none.
+            // Only the error of ADD is reported: DEL fails for the same reason.
             let _ = ipam.run(Verb::Del);
             return Err(error);
         }
@@ -62,28 +76,26 @@ pub fn ipam_add(call: &Call, undo: &mut Undo) -> Result<AddResult> {
     undo.push("release the addresses", move || {
         inverse.run(Verb::Del).map(drop)
     });
-    let result = parse_lease(&answer, call)
+    let result = Json::parse(&answer)
+        .map_err(Into::into)
+        .and_then(|document| AddResult::decode_any(&document, call.version))
         .with_context(|| format!("parse the result of IPAM plugin {}", call.net.ipam.plugin))?;
     if result.ips.is_empty() {
         bail!("IPAM plugin returned missing IP config");
     }
-    Ok(result)
+    Ok(Some(result))
 }
 
-fn parse_lease(answer: &[u8], call: &Call) -> Result<AddResult> {
-    AddResult::decode_any(&Json::parse(answer)?, call.version)
-}
-
-/// Has the IPAM plugin release what the attachment holds.
+/// Releases the addresses of the attachment. Does nothing without an IPAM plugin.
 ///
-/// Where there is no such executable, nothing can be released. If the runtime knows of a
-/// result, addresses are held, and to succeed would lose them: an executable that is missing
-/// for a moment is the operator's to bring back, and DEL is called again. If it knows of
-/// none, ADD has not succeeded, perhaps because `type` is misspelt: runtimes call DEL until
-/// it succeeds, and keep the name of the pod until then.
+/// If the plugin's executable is missing, the outcome depends on `prevResult`. With one, ADD
+/// has succeeded and addresses are reserved: DEL fails, so that the runtime calls it again
+/// when the operator has restored the executable. Without one, ADD has failed, perhaps
+/// because `type` is misspelt: DEL succeeds, because runtimes repeat it until it does and
+/// keep the pod's name until then.
 pub fn ipam_del(call: &Call) -> Result<()> {
     match Delegate::ipam(call) {
-        Ok(ipam) => ipam.run(Verb::Del).map(drop),
+        Ok(ipam) => run(ipam, Verb::Del),
         Err(missing) if may_hold_addresses(call) => {
             let why = "the addresses stay reserved until it is there and DEL is called again";
             Err(Code::Internal
@@ -99,32 +111,38 @@ pub fn ipam_del(call: &Call) -> Result<()> {
     }
 }
 
-/// Whether the runtime knows of a result, or could not tell: it hands one on to DEL since 0.4.0.
+/// Whether ADD may have succeeded. Runtimes pass `prevResult` to DEL since 0.4.0.
 fn may_hold_addresses(call: &Call) -> bool {
-    let handed_on = call.version >= Version::V0_4_0;
-    !is_itself(call) && (!handed_on || call.net.prev_result.is_some())
+    let has_prev_result = call.version >= Version::V0_4_0;
+    !is_itself(call) && (!has_prev_result || call.net.prev_result.is_some())
 }
 
-/// Whether the plugin would execute itself with the same input, and so for ever.
+/// Whether `ipam.type` is the plugin's own type: it would execute itself endlessly.
 fn is_itself(call: &Call) -> bool {
     call.net.ipam.plugin == call.plugin
 }
 
-/// Has the IPAM plugin say whether the attachment holds its addresses.
+/// Has the IPAM plugin check that the attachment holds its addresses. Does nothing without
+/// an IPAM plugin.
 pub fn ipam_check(call: &Call) -> Result<()> {
-    Delegate::ipam(call)?.run(Verb::Check).map(drop)
+    run(Delegate::ipam(call)?, Verb::Check)
 }
 
-/// Forwards a GC.
+/// Forwards a GC. Does nothing without an IPAM plugin.
 pub fn ipam_gc(call: &Call) -> Result<()> {
-    Delegate::ipam(call)?.run(Verb::Gc).map(drop)
+    run(Delegate::ipam(call)?, Verb::Gc)
 }
 
-/// Forwards a STATUS; an IPAM plugin that cannot be executed is "not available".
+/// Forwards a STATUS; an IPAM plugin that cannot be executed is code 50. Does nothing
+/// without an IPAM plugin.
 pub fn ipam_status(call: &Call) -> Result<()> {
     let ipam =
         Delegate::ipam(call).map_err(|error| Code::NotAvailable.err(format!("{error:#}")))?;
-    ipam.run(Verb::Status).map(drop)
+    run(ipam, Verb::Status)
+}
+
+fn run(ipam: Option<Delegate>, verb: Verb) -> Result<()> {
+    ipam.map_or(Ok(()), |ipam| ipam.run(verb).map(drop))
 }
 
 /// A plugin to execute with our own environment and standard input, or to call
@@ -138,19 +156,23 @@ pub struct Delegate {
 }
 
 impl Delegate {
-    fn ipam(call: &Call) -> Result<Self> {
+    /// The IPAM plugin of the configuration, if it has one.
+    fn ipam(call: &Call) -> Result<Option<Self>> {
         let name = &call.net.ipam.plugin;
+        if name.is_empty() {
+            return Ok(None);
+        }
         if is_itself(call) {
             let text = format!("ipam.type: {name:?} is this plugin itself, not an IPAM plugin");
             return Err(Code::InvalidConfig.err(text).into());
         }
         let executable = find(name, &call.path)?;
-        Ok(Self {
+        Ok(Some(Self {
             linked: Linked::find(call.linked, name, &executable),
             executable,
             env: Rc::clone(&call.env),
             stdin: Rc::clone(&call.stdin),
-        })
+        }))
     }
 
     /// A plugin to execute with an environment and a standard input of the caller's choice.

@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use crate::conf::{NetConf, ValidAttachment};
 use crate::env::{ContainerId, Environment, IfName, NetnsPath, parse_args};
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::linked::Linked;
 use crate::names;
 use crate::result::AddResult;
@@ -39,6 +39,9 @@ pub struct Call {
 
 impl Call {
     /// `prevResult`, if there is one.
+    ///
+    /// # Errors
+    /// `could not parse prevResult: …`.
     pub fn prev_result(&self) -> Result<Option<AddResult>> {
         let document = self.net.prev_result.as_ref();
         document
@@ -46,17 +49,33 @@ impl Call {
             .transpose()
     }
 
+    /// `prevResult`, which the plugin cannot do without.
+    ///
+    /// # Errors
+    /// As [`Self::prev_result`]; code 7 with the text `missing` where there is none: the Go
+    /// plugins have different texts.
+    pub fn required_prev_result(&self, missing: &str) -> Result<AddResult> {
+        let found = self.prev_result()?;
+        Ok(found.ok_or_else(|| Code::InvalidConfig.err(missing))?)
+    }
+
+    /// `prevResult` as a hint for DEL: one that cannot be read is none.
+    pub fn prev_result_hint(&self) -> Option<AddResult> {
+        self.prev_result().ok()?
+    }
+
     /// The values of `known` in `CNI_ARGS`; see [`parse_args`].
     pub fn args<const N: usize>(&self, known: [&str; N]) -> Result<[Option<String>; N], Error> {
         parse_args(&self.args, known)
     }
 
-    /// Standard input to the byte, for who has to hand it on.
+    /// Standard input to the byte, to pass it on.
     pub fn stdin(&self) -> &[u8] {
         &self.stdin
     }
 
-    /// Whether addresses are handed out by an IPAM plugin.
+    /// Whether an IPAM plugin assigns addresses. The calls of [`crate::delegate`] need no
+    /// such test: without `ipam` they do nothing.
     pub fn has_ipam(&self) -> bool {
         !self.net.ipam.plugin.is_empty()
     }
@@ -144,6 +163,17 @@ pub struct Check<C> {
     pub attachment: Attachment,
     /// Where it is attached.
     pub netns: NetnsPath,
+}
+
+impl<C> Check<C> {
+    /// `prevResult`, which CHECK compares with the kernel.
+    ///
+    /// # Errors
+    /// As [`Call::required_prev_result`]: `Required prevResult missing`.
+    pub fn prev_result(&self) -> Result<AddResult> {
+        self.call
+            .required_prev_result("Required prevResult missing")
+    }
 }
 
 /// Remove what belongs to no attachment in use.

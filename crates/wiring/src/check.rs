@@ -17,17 +17,6 @@ pub struct Port {
     pub container: Link,
 }
 
-/// What ADD has returned.
-///
-/// # Errors
-/// The runtime did not pass it on.
-pub fn previous<C>(request: &Check<C>) -> Result<AddResult> {
-    request
-        .call
-        .prev_result()?
-        .context("Required prevResult missing")
-}
-
 /// Whether the attachment is a port of the bridge called `name`, and has both
 /// interfaces, the addresses and the routes of `previous`.
 ///

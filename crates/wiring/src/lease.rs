@@ -18,6 +18,7 @@ const TRIES: usize = 16;
 /// Asks IPAM for addresses, and the segment of `ifname` whether anybody has them.
 /// Those that somebody has are released, and IPAM is asked for others. The interface
 /// must be there, and is up afterwards; releasing the addresses is pushed on `undo`.
+/// `None` if the configuration has no IPAM plugin.
 ///
 /// # Errors
 /// Code 11 when IPAM gives the same addresses again (a fixed one), or others that
@@ -27,17 +28,19 @@ pub fn without_conflict(
     netns: &NetNs,
     ifname: &IfName,
     undo: &mut Undo,
-) -> Result<AddResult> {
+) -> Result<Option<AddResult>> {
     let mut conflicts: Vec<String> = Vec::new();
     let mut last = Vec::new();
     for _ in 0..TRIES {
-        let lease = delegate::ipam_add(call, undo)?;
+        let Some(lease) = delegate::ipam_add(call, undo)? else {
+            return Ok(None);
+        };
         let addresses: Vec<IpAddr> = lease.ips.iter().map(|ip| ip.address.ip()).collect();
         if addresses == last {
             break;
         }
         let Some(conflict) = netlink::find_conflict(netns, ifname.as_str(), &addresses)? else {
-            return Ok(lease);
+            return Ok(Some(lease));
         };
         cni::log(format_args!("address conflict: {conflict}"));
         conflicts.push(conflict.to_string());

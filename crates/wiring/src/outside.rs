@@ -210,7 +210,7 @@ fn has_sibling(owner: &Attachment) -> Result<bool> {
 
 /// Its addresses as ADD reported them.
 fn in_the_result(call: &Call) -> Option<Vec<IpAddr>> {
-    let previous = call.prev_result().ok()??;
+    let previous = call.prev_result_hint()?;
     let addresses = previous.ips.iter().map(|ip| ip.address.ip()).collect();
     Some(addresses).filter(|all: &Vec<_>| !all.is_empty())
 }

@@ -123,19 +123,11 @@ pub fn delete_and_release(
     let release = |all: &mut BestEffort| {
         all.step("release the addresses", || delegate::ipam_del(call));
     };
-    match call.net.ipam.plugin.as_str() {
-        "" => {
-            delete(all);
-        }
-        "dhcp" => {
-            release(all);
-            delete(all);
-        }
-        _ => {
-            if delete(all).is_some() {
-                release(all);
-            }
-        }
+    if delegate::ipam_needs_interface(call) {
+        release(all);
+        delete(all);
+    } else if delete(all).is_some() {
+        release(all);
     }
 }
 

@@ -181,9 +181,7 @@ pub fn collect(call: &Call, valid: &[ValidAttachment], all: &mut BestEffort) {
     all.step("collect the network's rules", || {
         shared::collect(network, valid)
     });
-    if call.has_ipam() {
-        all.step("collect addresses", || delegate::ipam_gc(call));
-    }
+    all.step("collect addresses", || delegate::ipam_gc(call));
 }
 
 /// Deletes the host's end of the pair, and with it the pod's end: the kernel deletes both,
@@ -237,8 +235,7 @@ fn find_unmarked_veth(
     attachment: &Attachment,
     netns: Option<&NetnsPath>,
 ) -> Result<Option<Link>> {
-    // What cannot be read of a result is no reason to leave the pod where it is.
-    let previous = call.prev_result().ok().flatten().unwrap_or_default();
+    let previous = call.prev_result_hint().unwrap_or_default();
     let netns = pod::find_netns(netns)?;
     for recorded in previous
         .interfaces

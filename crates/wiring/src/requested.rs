@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
+use cni::delegate::ipam_needs_interface;
 use cni::json::Json;
 use cni::{Attachment, Call, Code};
 use ipnetwork::IpNetwork;
@@ -26,12 +27,7 @@ const SHORTEST_V6: u8 = 32;
 pub fn asks_for_addresses(call: &Call, runtime: &RuntimeConfig, args: &Args) -> bool {
     // What else has it in CNI_ARGS costs a look, and no more.
     let asked = runtime.ips.is_some() || args.cni.ips.is_some() || call.args.contains("IP=");
-    call.has_ipam() && (asked || is_dhcp(call))
-}
-
-/// DHCP needs the interface before it is asked.
-pub fn is_dhcp(call: &Call) -> bool {
-    call.net.ipam.plugin == "dhcp"
+    call.has_ipam() && (asked || ipam_needs_interface(call))
 }
 
 /// Refuses `gateways`, the addresses that `interface` of the host is to have, where a
@@ -95,7 +91,7 @@ pub fn refuse_host_routes(
     subnets.extend(known);
     for ip in ips {
         let begin = format!("its address has the node route {ip} to the pod");
-        if !is_dhcp(call) && !subnets.iter().any(|subnet| subnet.contains(*ip)) {
+        if !ipam_needs_interface(call) && !subnets.iter().any(|subnet| subnet.contains(*ip)) {
             return Err(refused(format!(
                 "{begin}, which is in no subnet of its parent"
             )));

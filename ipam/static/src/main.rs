@@ -45,9 +45,7 @@ impl Plugin for Static {
     /// which looks at the interface itself.
     fn check(request: &Check<Json>) -> Result<()> {
         let ipam = Ipam::read(&request.conf, request.call.version, &request.call.args)?;
-        let Some(result) = request.call.prev_result()? else {
-            bail!("Required prevResult missing");
-        };
+        let result = request.prev_result()?;
         match mismatch(&ipam.addresses, &result.ips) {
             Some(address) => bail!(
                 "static: Failed to match addr {} on interface {}",

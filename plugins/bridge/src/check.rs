@@ -25,7 +25,7 @@ pub fn isolation(plan: &Plan, call: &Call, previous: &AddResult) -> Result<()> {
 
 /// Compares the kernel with `prevResult`, and returns it.
 pub fn attachment(request: &Check<Conf>, plan: &Plan, netns: &NetNs) -> Result<AddResult> {
-    let previous = check::previous(request)?;
+    let previous = request.prev_result()?;
     let port = check::port(request, &request.conf.bridge, netns, &previous)?;
     if request.conf.promisc_mode && !port.bridge.promisc {
         bail!(

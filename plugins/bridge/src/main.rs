@@ -45,11 +45,11 @@ impl Plugin for Bridge {
             requested::refuse_taken_mac(&host, plan.bridge.as_str(), mac, &request.attachment)?;
         }
         let mut addressing = None;
-        let needs_interface = plan.detect_conflicts || requested::is_dhcp(call);
+        let needs_interface = plan.detect_conflicts || delegate::ipam_needs_interface(call);
         if asks_for_addresses(request) && !needs_interface {
             // Before anything is made: what it asks for may be the node's own.
             let lease = delegate::ipam_add(call, undo)?;
-            addressing = Some(decide(request, &host, &plan, lease)?);
+            addressing = decide(request, &host, &plan, lease)?;
         }
 
         let mtu = mtu_bytes(plan.mtu, &host)?;
@@ -69,12 +69,12 @@ impl Plugin for Bridge {
         let ifname = &request.attachment.ifname;
         let enter = || pod::enter(&netns, ifname, plan.dad(), call.has_ipam());
         let pod = plan.bring_up.then(enter).transpose()?;
-        if call.has_ipam() && addressing.is_none() {
+        if addressing.is_none() {
             let lease = match plan.detect_conflicts {
                 true => lease::without_conflict(call, &netns, ifname, undo)?,
                 false => delegate::ipam_add(call, undo)?,
             };
-            addressing = Some(decide(request, &host, &plan, lease)?);
+            addressing = decide(request, &host, &plan, lease)?;
         }
         let mut interfaces = vec![
             pod::host_interface(&bridge),
@@ -118,9 +118,7 @@ impl Plugin for Bridge {
     fn check(request: &Check<Conf>) -> Result<()> {
         let plan = Plan::new(&request.conf, request.call.has_ipam(), None)?;
         let netns = pod::open_netns(&request.netns)?;
-        if request.call.has_ipam() {
-            delegate::ipam_check(&request.call)?;
-        }
+        delegate::ipam_check(&request.call)?;
         let previous = check::attachment(request, &plan, &netns)?;
         if let (Some(how), true) = (plan.masquerade.clone(), request.call.has_ipam()) {
             outside::check_masquerade(&request.attachment, how, &previous)?;
@@ -163,10 +161,7 @@ impl Plugin for Bridge {
             packet_filter::open(how.backend)
                 .map_err(|error| unavailable(format!("ipMasq: {error:#}")))?;
         }
-        if request.call.has_ipam() {
-            delegate::ipam_status(&request.call)?;
-        }
-        Ok(())
+        delegate::ipam_status(&request.call)
     }
 }
 
@@ -182,14 +177,17 @@ fn decide(
     request: &Add<Conf>,
     host: &Netlink,
     plan: &Plan,
-    lease: AddResult,
-) -> Result<Addressing> {
+    lease: Option<AddResult>,
+) -> Result<Option<Addressing>> {
+    let Some(lease) = lease else {
+        return Ok(None);
+    };
     let addressing = Addressing::new(lease, plan.gateway, CONTAINER);
     if asks_for_addresses(request) && !addressing.gateways.is_empty() {
         let name = gateway_name(plan)?;
         requested::refuse_capture(&request.call, host, &name, &addressing.gateways)?;
     }
-    Ok(addressing)
+    Ok(Some(addressing))
 }
 
 /// The interface that is the pods' gateway.

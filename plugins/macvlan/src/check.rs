@@ -13,10 +13,9 @@ use crate::plan::{Master, Plan};
 
 /// Compares the kernel with `prevResult` and the configuration.
 pub fn attachment(request: &Check<Conf>, plan: &Plan, netns: &NetNs) -> Result<()> {
-    let previous = request
-        .call
-        .prev_result()?
-        .context("required prevResult missing")?;
+    // With a small r, as in the Go plugin.
+    let missing = "required prevResult missing";
+    let previous = request.call.required_prev_result(missing)?;
     let recorded = check::container(request, &previous)?;
     let pod = Netlink::open_in(netns)?;
     let macvlan = find(&pod, recorded)?;

@@ -94,9 +94,7 @@ impl Plugin for Macvlan {
         let [mac] = request.call.args(["MAC"])?;
         let plan = Plan::new(&request.conf, mac)?;
         let netns = pod::open_netns(&request.netns)?;
-        if request.call.has_ipam() {
-            delegate::ipam_check(&request.call)?;
-        }
+        delegate::ipam_check(&request.call)?;
         check::attachment(request, &plan, &netns)?;
         shim::check(request, &plan)
     }
@@ -108,9 +106,7 @@ impl Plugin for Macvlan {
             remains::collect(&request.call.network, &request.valid)
         });
         all.step("collect the routes of the shim", || shim::gc(request));
-        if request.call.has_ipam() {
-            all.step("collect addresses", || delegate::ipam_gc(&request.call));
-        }
+        all.step("collect addresses", || delegate::ipam_gc(&request.call));
         all.finish()
     }
 
@@ -120,10 +116,7 @@ impl Plugin for Macvlan {
         if let Some(parent) = parent {
             shim::refuse(&plan, &request.call.network, &parent.link)?;
         }
-        if request.call.has_ipam() {
-            delegate::ipam_status(&request.call)?;
-        }
-        Ok(())
+        delegate::ipam_status(&request.call)
     }
 }
 
@@ -134,14 +127,11 @@ fn addressing(
     netns: &NetNs,
     undo: &mut Undo,
 ) -> Result<Option<Addressing>> {
-    if !request.call.has_ipam() {
-        return Ok(None);
-    }
     let lease = match plan.detect_conflicts {
         true => lease::without_conflict(&request.call, netns, &request.attachment.ifname, undo)?,
         false => delegate::ipam_add(&request.call, undo)?,
     };
-    Ok(Some(Addressing::new(lease, Gateway::None, CONTAINER)))
+    Ok(lease.map(|lease| Addressing::new(lease, Gateway::None, CONTAINER)))
 }
 
 fn interface(request: &Add<Conf>, configured: &Configured) -> Interface {

@@ -139,7 +139,7 @@ fn parent(link: &Link) -> (Option<u32>, Option<i32>) {
 }
 
 fn recorded_mac(request: &Del<Conf>) -> Option<Mac> {
-    let previous = request.call.prev_result().ok()??;
+    let previous = request.call.prev_result_hint()?;
     let ifname = request.attachment.ifname.as_str();
     let mut interfaces = previous.interfaces.iter();
     let recorded = interfaces.rfind(|it| it.name == ifname && !it.sandbox.is_empty())?;

@@ -143,7 +143,7 @@ impl Shim {
 /// What the kernel refuses.
 pub fn del(request: &Del<Conf>) -> Result<()> {
     let configured = configured(&request.conf);
-    let previous = request.call.prev_result().ok().flatten();
+    let previous = request.call.prev_result_hint();
     let ifname = request.attachment.ifname.as_str();
     let ips = previous.map(|it| Addressing::ips_in(&it, ifname));
     let ips: Vec<_> = ips

@@ -27,10 +27,8 @@ impl Plugin for Portmap {
     fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {
         let plan = Plan::new(&request.conf).map_err(as_go_says)?;
         plan.admit()?;
-        let previous = request
-            .call
-            .prev_result()?
-            .ok_or_else(|| Code::InvalidConfig.err("must be called as chained plugin"))?;
+        let missing = "must be called as chained plugin";
+        let previous = request.call.required_prev_result(missing)?;
         if plan.mappings.is_empty() {
             return Ok(previous);
         }
@@ -56,7 +54,7 @@ impl Plugin for Portmap {
         // By owner alone: the runtime may have forgotten the mappings, or call
         // with a configuration that has others.
         let plan = Plan::new(&request.conf).ok();
-        let previous = request.call.prev_result().ok().flatten();
+        let previous = request.call.prev_result_hint();
         let known = plan.zip(previous);
         let known = known.map(|(plan, previous)| plan.host_ports(&request.attachment, &previous));
         Leftovers::unpublish(&request.attachment, known.as_ref())
@@ -64,10 +62,7 @@ impl Plugin for Portmap {
 
     fn check(request: &Check<Conf>) -> Result<()> {
         let plan = Plan::new(&request.conf)?;
-        let previous = request
-            .call
-            .prev_result()?
-            .ok_or_else(|| Code::InvalidConfig.err("Required prevResult missing"))?;
+        let previous = request.prev_result()?;
         if plan.mappings.is_empty() {
             return Ok(());
         }

@@ -15,7 +15,7 @@ use crate::plan::Plan;
 
 /// Compares the kernel with `prevResult`, and returns it.
 pub fn attachment(request: &Check<Conf>, plan: &Plan, netns: &NetNs) -> Result<AddResult> {
-    let previous = check::previous(request)?;
+    let previous = request.prev_result()?;
     let check::Port { bridge, container } =
         check::port(request, plan.network.bridge.as_str(), netns, &previous)?;
     let found = Device::find(&Netlink::open()?, &plan.network)?;

@@ -53,8 +53,7 @@ impl Plugin for Vxlan {
         // Before anything is made: what IPAM says may contradict the peers.
         let mut addressing = None;
         let mut own = Vec::new();
-        if call.has_ipam() {
-            let lease = delegate::ipam_add(call, undo)?;
+        if let Some(lease) = delegate::ipam_add(call, undo)? {
             own = plan::own_subnets(lease.ips.iter().map(|ip| ip.address));
             plan.check_own_subnets(&own, Some(device.local))?;
             let wanted = Addressing::new(lease, plan.gateway, CONTAINER);
@@ -123,9 +122,7 @@ impl Plugin for Vxlan {
         let call = &request.call;
         let plan = Plan::new(&request.conf, &call.network, call.has_ipam(), None)?;
         let netns = pod::open_netns(&request.netns)?;
-        if call.has_ipam() {
-            delegate::ipam_check(call)?;
-        }
+        delegate::ipam_check(call)?;
         let previous = check::attachment(request, &plan, &netns)?;
         if let (Some(how), true) = (plan.masquerade.clone(), call.has_ipam()) {
             outside::check_masquerade(&request.attachment, how, &previous)?;
@@ -174,10 +171,7 @@ impl Plugin for Vxlan {
             packet_filter::open(how.backend)
                 .map_err(|error| unavailable(format!("ipMasq: {error:#}")))?;
         }
-        if call.has_ipam() {
-            delegate::ipam_status(call)?;
-        }
-        Ok(())
+        delegate::ipam_status(call)
     }
 }
 
