@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
+use sandbox::{Sandbox, Stdout, beyond_peer, conf, conf_of, each_plugin};
 use serde_json::json;
-use testkit::{Sandbox, Stdout, beyond_peer, conf, conf_of, each_plugin};
 
 // ---- documents
 

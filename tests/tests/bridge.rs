@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
+use sandbox::{Cni, Netns, Sandbox, Stdout, beyond_peer, conf, conf_of, newest};
 use serde_json::{Value, json};
-use testkit::{Cni, Netns, Sandbox, Stdout, beyond_peer, conf, conf_of, newest};
 
 const V4: &str = "10.1.0.0/24";
 const V6: &str = "fd01::/64";
@@ -38,7 +38,7 @@ fn attached(conf: &Value) -> (Sandbox, Netns, Value) {
 }
 
 /// ADD in a fresh sandbox that must fail; returns the error.
-fn refused(conf: &Value) -> testkit::Failure {
+fn refused(conf: &Value) -> sandbox::Failure {
     let sandbox = Sandbox::new();
     let pod = sandbox.pod("a");
     sandbox.cni("bridge").add(conf, &pod, "eth0").error()
@@ -767,7 +767,7 @@ fn without_duplicate_address_detection_add_takes_no_second() {
         outcome.result();
         outcome.elapsed()
     });
-    let limit = testkit::in_time(Duration::from_secs(1));
+    let limit = sandbox::in_time(Duration::from_secs(1));
     assert!(took.iter().any(|took| *took < limit), "{took:?}");
 }
 

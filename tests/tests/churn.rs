@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::thread::scope;
 
-use testkit::{Netns, Sandbox, conf};
+use sandbox::{Netns, Sandbox, conf};
 
 #[test]
 fn a_thousand_pods_come_and_go_and_leave_nothing() {

@@ -1,8 +1,8 @@
 //! DEL whatever has happened before: the matrix of reference 1.12. Every cell must
 //! succeed, and give the address back where there is one.
 
+use sandbox::{BackEnd, Netns, Sandbox, beyond_peer, conf, conf_of, container_id, each_plugin};
 use serde_json::json;
-use testkit::{BackEnd, Netns, Sandbox, beyond_peer, conf, conf_of, container_id, each_plugin};
 
 /// What a runtime may find when it comes to delete.
 #[derive(Clone, Copy, Debug)]
@@ -286,7 +286,7 @@ fn the_delegate_is_told_in_every_state_of_the_netns() {
 fn del_needs_no_previous_result_and_ignores_a_foreign_one() {
     for prev in [
         None,
-        Some(json!({"cniVersion": testkit::newest(), "interfaces": [], "ips": []})),
+        Some(json!({"cniVersion": sandbox::newest(), "interfaces": [], "ips": []})),
     ] {
         let sandbox = Sandbox::new();
         let pod = sandbox.pod("a");
@@ -368,7 +368,7 @@ fn the_interface_goes_even_when_the_delegate_fails() {
     let ipam = sandbox.fake("fake-ipam");
     ipam.answer(
         "ADD",
-        &json!({"cniVersion": testkit::newest(), "ips": [{"address": "10.7.0.5/24"}]}),
+        &json!({"cniVersion": sandbox::newest(), "ips": [{"address": "10.7.0.5/24"}]}),
     );
     ipam.fail("DEL", 11, "later");
     let conf = conf::with(&conf::bridge_l2(), json!({"ipam": {"type": "fake-ipam"}}));

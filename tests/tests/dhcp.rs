@@ -5,8 +5,8 @@
 
 use std::time::{Duration, Instant};
 
+use sandbox::{Failure, Netns, Running, Sandbox, Suite, beyond_peer, conf};
 use serde_json::{Value, json};
-use testkit::{Failure, Netns, Running, Sandbox, Suite, beyond_peer, conf};
 
 const SOCKET: &str = "/run/cni/dhcp.sock";
 const STATE: &str = "/var/lib/cni/dhcp/run-cni-dhcp.sock";

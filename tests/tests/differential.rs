@@ -2,9 +2,9 @@
 //! result and the same kernel, random names and MAC addresses aside. What differs on
 //! purpose is in one table, with its reason.
 
+use sandbox::normal::Normaliser;
+use sandbox::{Cni, Netns, Outcome, Sandbox, Suite, conf};
 use serde_json::{Value, json};
-use testkit::normal::Normaliser;
-use testkit::{Cni, Netns, Outcome, Sandbox, Suite, conf};
 
 /// A difference that is meant.
 struct Known {

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use testkit::{Finished, Netns, Sandbox, Suite, beyond_peer};
+use sandbox::{Finished, Netns, Sandbox, Suite, beyond_peer};
 
 const WHY: &str = "podwire runs them, and it is not among the Go plugins";
 

@@ -3,8 +3,8 @@
 //! that reaches them helps, and the kernel's own comes before the port forwards
 //! (reference 2.12; pains.md 4: ten seconds of black hole).
 
+use sandbox::{Netns, Sandbox, beyond_peer, conf};
 use serde_json::{Value, json};
-use testkit::{Netns, Sandbox, beyond_peer, conf};
 
 fn bridge() -> Value {
     conf::bridge(&["10.1.0.0/24", "fd01::/64"])

@@ -4,8 +4,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
+use sandbox::{Sandbox, Snapshot, conf};
 use serde_json::json;
-use testkit::{Sandbox, Snapshot, conf};
 
 fn complains(snapshot: &Snapshot, about: &str) {
     let complaint = snapshot

@@ -1,7 +1,7 @@
 //! host-local: ranges, round robin, requested addresses, the files on disk.
 
+use sandbox::{Failure, Netns, Sandbox, beyond_peer, conf, newest};
 use serde_json::{Value, json};
-use testkit::{Failure, Netns, Sandbox, beyond_peer, conf, newest};
 
 const STATE: &str = conf::STATE;
 

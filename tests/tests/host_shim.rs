@@ -1,8 +1,8 @@
 //! `hostShim` of macvlan: the node and its macvlan pods reach each other, for as long as there are
 //! any, and no longer.
 
+use sandbox::{MACHINE, Netns, Sandbox, Segment, Suite, beyond_peer, conf};
 use serde_json::{Value, json};
-use testkit::{MACHINE, Netns, Sandbox, Segment, Suite, beyond_peer, conf};
 
 const WHY: &str = "hostShim is ours";
 const SHIM: [&str; 2] = ["10.1.0.250", "fd01::250"];
@@ -50,7 +50,7 @@ impl Node {
     fn gc(&self, conf: &Value, valid: &[usize]) {
         let ids: Vec<_> = valid
             .iter()
-            .map(|pod| testkit::container_id(&self.pods[*pod]))
+            .map(|pod| sandbox::container_id(&self.pods[*pod]))
             .collect();
         let valid: Vec<_> = ids.iter().map(|id| (&**id, "eth0")).collect();
         let cni = self.sandbox.cni("macvlan");

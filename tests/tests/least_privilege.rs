@@ -4,8 +4,8 @@
 
 use std::os::unix::fs::symlink;
 
+use sandbox::{BackEnd, Cni, Netns, Sandbox, Snapshot, Suite, conf, conf_of};
 use serde_json::{Value, json};
-use testkit::{BackEnd, Cni, Netns, Sandbox, Snapshot, Suite, conf, conf_of};
 
 /// All that a plugin needs.
 const ENOUGH: &str = "+net_admin,+sys_admin";

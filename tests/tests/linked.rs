@@ -5,8 +5,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use sandbox::{Netns, Outcome, Sandbox, Suite, conf};
 use serde_json::{Value, json};
-use testkit::{Netns, Outcome, Sandbox, Suite, conf};
 
 fn host_local() -> PathBuf {
     Suite::Ours.dir().join("host-local")

@@ -1,7 +1,7 @@
 //! loopback: bring `lo` up in the pod, and say so.
 
+use sandbox::{Netns, Sandbox, beyond_peer, conf, newest};
 use serde_json::json;
-use testkit::{Netns, Sandbox, beyond_peer, conf, newest};
 
 fn is_up(pod: &Netns) -> bool {
     let link = pod.link("lo").expect("lo");

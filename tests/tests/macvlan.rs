@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
+use sandbox::{MACHINE, Netns, Sandbox, Segment, Stdout, beyond_peer, conf, newest};
 use serde_json::{Value, json};
-use testkit::{MACHINE, Netns, Sandbox, Segment, Stdout, beyond_peer, conf, newest};
 
 const V4: &str = "10.1.0.0/24";
 const V6: &str = "fd01::/64";
@@ -62,7 +62,7 @@ fn siblings(conf: &Value) -> (Sandbox, Segment, [Netns; 2]) {
 
 /// ADD on a segment that must fail and leave nothing; returns the error.
 #[track_caller]
-fn refused(prepare: &str, conf: &Value) -> testkit::Failure {
+fn refused(prepare: &str, conf: &Value) -> sandbox::Failure {
     let sandbox = Sandbox::new();
     let _segment = sandbox.segment();
     let pod = sandbox.pod("a");
@@ -737,7 +737,7 @@ fn ipv6_is_usable_when_add_returns_and_nobody_waited_for_it() {
                 assert_eq!(pod.ping(MACHINE[1], 1), [true]);
                 outcome.elapsed()
             });
-            let limit = testkit::in_time(Duration::from_secs(1));
+            let limit = sandbox::in_time(Duration::from_secs(1));
             assert!(took.iter().any(|took| *took < limit), "{took:?}");
         },
     );
@@ -1069,7 +1069,7 @@ fn temporary_name(it: &Attached) -> String {
     let attachment = format!(
         "{}/{}/eth0/0",
         conf::NETWORK,
-        testkit::container_id(&it.pod)
+        sandbox::container_id(&it.pod)
     );
     let sum = it
         .pod
@@ -1280,7 +1280,7 @@ fn gc_gives_back_the_addresses_of_those_who_are_gone() {
     beyond_peer("reference 0.3: GC does nothing", || {
         let (sandbox, _segment, [a, b]) = siblings(&macvlan(json!({})));
         sandbox.remove_pod(&a);
-        let valid = [(&*testkit::container_id(&b), "eth0")];
+        let valid = [(&*sandbox::container_id(&b), "eth0")];
         let conf = conf::with_valid(&macvlan(json!({})), &valid);
         sandbox.cni("macvlan").gc(&conf).silent();
         let reserved = sandbox.list(conf::STATE);

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-use testkit::{
+use sandbox::{
     BackEnd, Cni, FilterNode, NOBODY, NODE, Netns, OUTSIDE, Sandbox, Stdout, beyond_peer, conf,
     container_id,
 };
+use serde_json::{Value, json};
 
 const SUBNETS: [&str; 2] = ["10.1.0.0/24", "fd01::/64"];
 
@@ -781,7 +781,7 @@ fn churn(back_end: BackEnd) {
     node.assert_rules(&before);
     let took = begun.elapsed();
     eprintln!("{back_end:?}: 200 pods in {took:?}");
-    let limit = testkit::in_time(Duration::from_secs(120));
+    let limit = sandbox::in_time(Duration::from_secs(120));
     assert!(took < limit, "{back_end:?}: {took:?}");
 }
 

@@ -3,10 +3,10 @@
 
 use std::ops::Deref;
 
-use serde_json::{Value, json};
-use testkit::{
+use sandbox::{
     BackEnd, FilterNode, NODE, Netns, OUTSIDE, Snapshot, Suite, beyond_peer, conf, container_id,
 };
+use serde_json::{Value, json};
 
 const WHY: &str = "its rules are each pod's own, in iptables, and it has no GC";
 

@@ -1,8 +1,8 @@
 //! What the Go plugins were seen to do in odd situations (reference 1.13): runtimes
 //! match on some of these texts, so they are ours to the letter.
 
+use sandbox::{Sandbox, beyond_peer, conf};
 use serde_json::{Value, json};
-use testkit::{Sandbox, beyond_peer, conf};
 
 fn bridge() -> Value {
     conf::bridge(&["10.33.0.0/24"])
@@ -117,7 +117,7 @@ fn add_when_the_ipam_binary_is_absent() {
 }
 
 /// CHECK after `harm` was done in the pod or on the node; returns the message.
-fn check_after(harm: impl FnOnce(&Sandbox, &testkit::Netns)) -> String {
+fn check_after(harm: impl FnOnce(&Sandbox, &sandbox::Netns)) -> String {
     let sandbox = Sandbox::new();
     let pod = sandbox.pod("a");
     let result = sandbox.cni("bridge").add(&bridge(), &pod, "eth0").result();

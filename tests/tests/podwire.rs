@@ -1,8 +1,8 @@
 //! podwire in cnitool's place: network lists, the cache, the capabilities, the order
 //! of a chain. Debian has no cnitool, so nothing here can be proved against it.
 
+use sandbox::{FakePlugin, Finished, Netns, Sandbox, Suite, beyond_peer, conf};
 use serde_json::{Value, json};
-use testkit::{FakePlugin, Finished, Netns, Sandbox, Suite, beyond_peer, conf};
 
 const WHY: &str = "Debian has no cnitool";
 

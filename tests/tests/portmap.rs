@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-use testkit::{
+use sandbox::{
     BackEnd, Cni, FilterNode, NOBODY, NODE, Netns, OUTSIDE, Outcome, Sandbox, Stdout, Suite,
     beyond_peer, conf, container_id,
 };
+use serde_json::{Value, json};
 
 /// What portmap adds to a network.
 fn portmap(back_end: BackEnd) -> Value {
@@ -897,7 +897,7 @@ fn check_sees_what_only_one_family_lost() {
         if flushed.code == 0 {
             node.portmap().check(&checked, &pod.netns, "eth0").error();
         } else {
-            assert!(testkit::testing_the_peer(), "{}", flushed.stderr);
+            assert!(sandbox::testing_the_peer(), "{}", flushed.stderr);
         }
     });
 }
@@ -1618,7 +1618,7 @@ fn churn(back_end: BackEnd) {
     node.assert_rules(&before);
     let took = begun.elapsed();
     eprintln!("{back_end:?}: 60 pods in {took:?}");
-    let limit = testkit::in_time(Duration::from_secs(120));
+    let limit = sandbox::in_time(Duration::from_secs(120));
     assert!(took < limit, "{back_end:?}: {took:?}");
 }
 

@@ -1,8 +1,8 @@
 //! What every plugin owes a runtime whatever its type: verbs, environment,
 //! versions, errors, delegation. Each test asks all plugins.
 
+use sandbox::{Outcome, Sandbox, beyond_peer, conf, conf_of, each_plugin, newest};
 use serde_json::{Value, json};
-use testkit::{Outcome, Sandbox, beyond_peer, conf, conf_of, each_plugin, newest};
 
 const VERSIONS: [&str; 7] = [
     "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0",
@@ -633,7 +633,7 @@ fn the_delegate_gets_the_same_environment_and_the_same_bytes() {
     assert_eq!(verbs, ["ADD", "DEL"]);
     for call in &calls {
         assert_eq!(call.stdin, text);
-        assert_eq!(call.env["CNI_CONTAINERID"], testkit::container_id(&pod));
+        assert_eq!(call.env["CNI_CONTAINERID"], sandbox::container_id(&pod));
         assert_eq!(call.env["CNI_NETNS"], pod.path());
         assert_eq!(call.env["CNI_IFNAME"], "eth0");
         assert_eq!(call.env["CNI_ARGS"], "IgnoreUnknown=1;K8S_POD_NAME=x");

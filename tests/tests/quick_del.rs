@@ -1,7 +1,7 @@
 //! DEL is over when the interface is gone, not when the kernel has freed its memory:
 //! what follows at once finds nothing in its way.
 
-use testkit::{Netns, Sandbox, Suite, beyond_peer, conf, container_id};
+use sandbox::{Netns, Sandbox, Suite, beyond_peer, conf, container_id};
 
 /// host-local's addresses that somebody holds.
 fn held(sandbox: &Sandbox) -> usize {

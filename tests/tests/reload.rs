@@ -3,8 +3,8 @@
 
 use std::ops::Deref;
 
+use sandbox::{BackEnd, FilterNode, NODE, Netns, OUTSIDE, beyond_peer, conf};
 use serde_json::{Value, json};
-use testkit::{BackEnd, FilterNode, NODE, Netns, OUTSIDE, beyond_peer, conf};
 
 const WHY: &str = "its rules are in iptables";
 

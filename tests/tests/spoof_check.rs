@@ -1,7 +1,7 @@
 //! `macspoofchk` of bridge: a pod that sends with another MAC than its own is not heard.
 
+use sandbox::{Cni, Netns, Sandbox, Stdout, Suite, beyond_peer, conf, container_id};
 use serde_json::{Value, json};
-use testkit::{Cni, Netns, Sandbox, Stdout, Suite, beyond_peer, conf, container_id};
 
 fn network() -> Value {
     let conf = conf::bridge(&["10.1.0.0/24", "fd01::/64"]);

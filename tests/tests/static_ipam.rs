@@ -1,7 +1,7 @@
 //! static: the addresses of the configuration, or those that the runtime asks for.
 
+use sandbox::{Cni, Netns, Sandbox, beyond_peer, conf, newest, supports};
 use serde_json::{Value, json};
-use testkit::{Cni, Netns, Sandbox, beyond_peer, conf, newest, supports};
 
 fn conf() -> Value {
     conf::static_ipam(&json!([
@@ -21,7 +21,7 @@ fn add(change: Value, prepare: impl FnOnce(Cni) -> Cni) -> Value {
 }
 
 /// ADD that must fail; returns the message.
-fn refuses(change: Value, args: Option<&str>) -> testkit::Failure {
+fn refuses(change: Value, args: Option<&str>) -> sandbox::Failure {
     let sandbox = Sandbox::new();
     let pod = sandbox.pod("a");
     let conf = conf::with(&conf(), change);

@@ -3,8 +3,8 @@
 //!
 //! Ports are in `portmap.rs`, leases in `dhcp.rs`, the rules of a whole node in `takeover.rs`.
 
+use sandbox::{Netns, Sandbox, Snapshot, Suite, beyond_peer, conf};
 use serde_json::{Value, json};
-use testkit::{Netns, Sandbox, Snapshot, Suite, beyond_peer, conf};
 
 /// Both directions.
 const SWITCHES: [(Suite, Suite); 2] = [(Suite::Peer, Suite::Ours), (Suite::Ours, Suite::Peer)];
@@ -118,7 +118,7 @@ fn a_macvlan_of_one_suite_is_checked_and_deleted_by_the_other() {
             let result = call(from).add(&conf, &pod, "eth0").result();
             let conf = conf::with_prev(&conf, &result);
             call(to).check(&conf, &pod, "eth0").silent();
-            assert_eq!(pod.ping(testkit::MACHINE[0], 1), [true]);
+            assert_eq!(pod.ping(sandbox::MACHINE[0], 1), [true]);
             call(to).del(&conf, &pod, "eth0").silent();
             snapshot.assert_unchanged();
         }

@@ -4,10 +4,10 @@
 
 use std::ops::Deref;
 
-use serde_json::{Value, json};
-use testkit::{
+use sandbox::{
     BackEnd, FilterNode, Finished, NOBODY, NODE, Netns, OUTSIDE, Running, Suite, beyond_peer, conf,
 };
+use serde_json::{Value, json};
 
 const WHY: &str = "Debian has no cnitool, and the peer no such commands";
 

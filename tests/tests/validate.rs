@@ -1,8 +1,8 @@
 //! `podwire validate` and the plugins agree: what a plugin refuses of its configuration, validate
 //! calls an error, and nothing else.
 
+use sandbox::{Netns, Sandbox, Suite, beyond_peer, conf, conf_of};
 use serde_json::{Value, json};
-use testkit::{Netns, Sandbox, Suite, beyond_peer, conf, conf_of};
 
 const WHY: &str = "validate is podwire's";
 

@@ -1,8 +1,8 @@
 //! bridge at all seven CNI versions: one attachment, seven shapes of result
 //! (reference 1.8).
 
+use sandbox::{Netns, Sandbox, beyond_peer, conf, supports};
 use serde_json::{Value, json};
-use testkit::{Netns, Sandbox, beyond_peer, conf, supports};
 
 const OLD: [&str; 2] = ["0.1.0", "0.2.0"];
 const MIDDLE: [&str; 3] = ["0.3.0", "0.3.1", "0.4.0"];
@@ -208,7 +208,7 @@ fn every_version_can_be_checked_and_deleted_with_its_own_result() {
 #[test]
 fn what_the_kernel_holds_does_not_depend_on_the_version() {
     let (first, _first_pod, _, _) = add("0.1.0");
-    for version in ["0.3.1", "0.4.0", testkit::newest()] {
+    for version in ["0.3.1", "0.4.0", sandbox::newest()] {
         let (sandbox, _pod, _, _) = add(version);
         // The index of host-local holds the time of each reservation.
         sandbox.assert_same_state(&first, |line| {

@@ -5,8 +5,8 @@
 //!
 //! Debian's Go plugins (1.1.1) know no `vlanTrunk`, and always keep VLAN 1 on the port.
 
+use sandbox::{Netns, Sandbox, beyond_peer, conf};
 use serde_json::{Value, json};
-use testkit::{Netns, Sandbox, beyond_peer, conf};
 
 /// The bridge in the way of a network with one pool and `change` laid over it.
 fn network(subnet: &str, change: Value) -> Value {
@@ -334,7 +334,7 @@ fn the_example_gives_a_pod_a_gateway_in_its_vlan() {
         let dir = sandbox.dir().join("net.d");
         let example = include_str!("../../netconf-examples/40-vlan.conflist");
         sandbox.write(dir.join("40-vlan.conflist"), example);
-        let bin = testkit::Suite::Ours.dir().display();
+        let bin = sandbox::Suite::Ours.dir().display();
         for verb in ["status", "add", "check", "del"] {
             let done = host.run(&[
                 "sh",

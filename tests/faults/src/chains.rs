@@ -1,7 +1,7 @@
 //! What has accidents.
 
+use sandbox::{BackEnd, conf};
 use serde_json::{Value, json};
-use testkit::{BackEnd, conf};
 
 use crate::dhcp;
 use crate::node::{Chain, EXECUTED};

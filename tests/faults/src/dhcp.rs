@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use testkit::{Netns, Running, Sandbox, Suite};
+use sandbox::{Netns, Running, Sandbox, Suite};
 
 const SOCKET: &str = "/run/cni/dhcp.sock";
 const STATE: &str = "/var/lib/cni/dhcp/run-cni-dhcp.sock";

@@ -1,7 +1,7 @@
 //! Whether a node is still as it was, in two milliseconds: the kernel's own answers to every question that there is,
 //! compared as bytes, without what changes by itself.
 //!
-//! The leak check proper ([`testkit::Snapshot`]) asks other people's tools and takes fifty times as long. It decides
+//! The leak check proper ([`sandbox::Snapshot`]) asks other people's tools and takes fifty times as long. It decides
 //! whenever a glance finds a difference; see [`crate::node::Node::is_clean`].
 
 use std::fs;
@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
 };
-use testkit::Sandbox;
+use sandbox::Sandbox;
 
 use self::Part::{Drop, Inside, Whole};
 

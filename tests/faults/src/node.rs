@@ -7,8 +7,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
+use sandbox::{BackEnd, Cni, Netns, Outcome, Sandbox, Snapshot, Suite, conf, container_id};
 use serde_json::{Value, json};
-use testkit::{BackEnd, Cni, Netns, Outcome, Sandbox, Snapshot, Suite, conf, container_id};
 
 use crate::dhcp::Dhcp;
 use crate::glance::{But, Glance};

@@ -7,8 +7,8 @@ use std::thread::scope;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use sandbox::{Cni, Netns, Outcome, Sandbox, Snapshot, conf};
 use serde_json::{Value, json};
-use testkit::{Cni, Netns, Outcome, Sandbox, Snapshot, conf};
 
 /// How much, how long.
 #[derive(Clone, Copy, Debug)]

@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
+use sandbox::{Cni, Outcome, conf};
 use serde_json::{Value, json};
-use testkit::{Cni, Outcome, conf};
 
 use crate::calls;
 use crate::node::{Chain, IFNAME, Node};

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use sandbox::{BackEnd, Failure, Netns, Sandbox, conf, container_id};
 use serde_json::{Value, json};
-use testkit::{BackEnd, Failure, Netns, Sandbox, conf, container_id};
 
 const INDEX: &str = "/var/lib/cni/networks/.podwire/testnet";
 

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
+use sandbox::{Netns, Outcome, Sandbox, beyond_peer, conf, conf_of, each_plugin};
 use serde_json::{Value, json};
-use testkit::{Netns, Outcome, Sandbox, beyond_peer, conf, conf_of, each_plugin};
 
 /// A bridge whose addresses another program gives, and whose rules iptables makes.
 struct Node {
@@ -84,7 +84,7 @@ fn podwire_and_the_daemon_do_not_mind_either() {
         "plugins": [conf::bridge(&["10.1.0.0/24"])],
     });
     sandbox.write("/var/lib/net.d/10.conflist", list.to_string());
-    let bin = testkit::Suite::Ours.dir();
+    let bin = sandbox::Suite::Ours.dir();
     for option in [
         "--ignore-signal=CHLD",
         "--block-signal=CHLD",
@@ -120,7 +120,7 @@ fn podwire_with_a_full_standard_error_does_its_work() {
         "plugins": [conf::bridge(&["10.1.0.0/24"])],
     });
     sandbox.write("/var/lib/net.d/10.conflist", list.to_string());
-    let bin = testkit::Suite::Ours.dir().display();
+    let bin = sandbox::Suite::Ours.dir().display();
     let podwire = |verb: &str, redirections: &str| {
         let netns = pod.path();
         let command = format!(

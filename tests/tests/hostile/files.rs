@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
+use sandbox::{Netns, Outcome, Sandbox, beyond_peer, conf};
 use serde_json::{Value, json};
-use testkit::{Netns, Outcome, Sandbox, beyond_peer, conf};
 
 const STATE: &str = conf::STATE;
 const INDEX: &str = "/var/lib/cni/networks/.podwire/testnet";

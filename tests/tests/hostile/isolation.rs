@@ -1,8 +1,8 @@
 //! Pods behind isolated ports of a bridge (`portIsolation`) that is their gateway: they send to each
 //! other by way of it.
 
+use sandbox::{BackEnd, FilterNode, NODE, Netns, OUTSIDE, beyond_peer, conf, container_id};
 use serde_json::{Value, json};
-use testkit::{BackEnd, FilterNode, NODE, Netns, OUTSIDE, beyond_peer, conf, container_id};
 
 const WHY: &str = "it isolates ports of the bridge, and forwards what is sent to the gateway";
 const TABLE: &str = "nft list table inet podwire_isolation";

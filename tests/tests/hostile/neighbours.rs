@@ -1,7 +1,7 @@
 //! What machines on the node's wires, and pods on its bridges, send that should not exist.
 
+use sandbox::{BackEnd, FilterNode, NODE, Netns, beyond_peer, conf};
 use serde_json::json;
-use testkit::{BackEnd, FilterNode, NODE, Netns, beyond_peer, conf};
 
 /// Counts what arrives at the node from 127.0.0.0/8 and not through `lo`, after everything
 /// that could drop it.

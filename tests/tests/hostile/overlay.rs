@@ -1,8 +1,8 @@
 //! VXLAN packets from those who are not in the network: a pod of another network, a
 //! neighbour of the node.
 
+use sandbox::{Cni, Netns, Running, Suite, beyond_peer, conf};
 use serde_json::{Value, json};
-use testkit::{Cni, Netns, Running, Suite, beyond_peer, conf};
 
 use crate::fleet::{BOTH, Fleet, Underlay, address, addresses};
 

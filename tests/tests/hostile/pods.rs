@@ -1,8 +1,8 @@
 //! A pod with CAP_NET_ADMIN in its own namespace: it names, moves, replaces and hides what
 //! is in there.
 
+use sandbox::{Netns, Sandbox, beyond_peer, conf, conf_of};
 use serde_json::{Value, json};
-use testkit::{Netns, Sandbox, beyond_peer, conf, conf_of};
 
 /// A pod's script that leaves the link alive under another name, and what makes DEL take
 /// something else for it.
@@ -334,7 +334,7 @@ fn gc_finds_a_macvlan_in_a_pod_that_goes_on() {
             sandbox.cni("macvlan").add(&conf, pod, "eth0").result();
             pod.sh("ip link set eth0 down; ip link set eth0 name x");
         }
-        let valid = conf::with_valid(&conf, &[(&testkit::container_id(&stays), "eth0")]);
+        let valid = conf::with_valid(&conf, &[(&sandbox::container_id(&stays), "eth0")]);
         sandbox.cni("macvlan").gc(&valid).silent();
         assert_eq!(macvlans(&gone), [""; 0]);
         assert_eq!(macvlans(&stays), ["x"]);

@@ -1,8 +1,8 @@
 //! Published ports that would take what is not the tenant's: services of the node, and
 //! connections that only pass through it.
 
+use sandbox::{BackEnd, FilterNode, NOBODY, NODE, Netns, OUTSIDE, Outcome, beyond_peer, conf};
 use serde_json::{Value, json};
-use testkit::{BackEnd, FilterNode, NOBODY, NODE, Netns, OUTSIDE, Outcome, beyond_peer, conf};
 
 fn bridge() -> Value {
     let keys = json!({"isDefaultGateway": true, "hairpinMode": true});

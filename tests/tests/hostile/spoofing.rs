@@ -1,8 +1,8 @@
 //! Whose frames and packets are whose: names that read the same joined together, and addresses that
 //! a pod gives itself.
 
+use sandbox::{BackEnd, FilterNode, NODE, Netns, OUTSIDE, Sandbox, beyond_peer, conf};
 use serde_json::{Value, json};
-use testkit::{BackEnd, FilterNode, NODE, Netns, OUTSIDE, Sandbox, beyond_peer, conf};
 
 // ---- the MAC spoof check
 
@@ -59,7 +59,7 @@ impl Port {
 
 /// Not in the peer's way: its CHECK is not what these tests are about.
 fn beyond_peer_quietly(body: impl FnOnce()) {
-    if !testkit::testing_the_peer() {
+    if !sandbox::testing_the_peer() {
         body();
     }
 }

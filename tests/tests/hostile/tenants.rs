@@ -1,7 +1,7 @@
 //! A user of the cluster: what the runtime passes on was chosen by one.
 
+use sandbox::{Netns, Sandbox, beyond_peer, conf};
 use serde_json::{Value, json};
-use testkit::{Netns, Sandbox, beyond_peer, conf};
 
 /// A bridge that is the gateway of whatever static hands out.
 fn with_static(plugin: &str, addresses: &Value) -> Value {
@@ -183,7 +183,7 @@ fn the_mac_of_another_port_is_not_given() {
         ] {
             let sandbox = Sandbox::new();
             sandbox.make_ready(plugin);
-            let conf = conf::with(&testkit::conf_of(plugin), mode);
+            let conf = conf::with(&sandbox::conf_of(plugin), mode);
             let conf = conf::with(&conf, json!({"macspoofchk": true}));
             let (victim, thief) = (sandbox.pod("v"), sandbox.pod("t"));
             let result = sandbox.cni(plugin).add(&conf, &victim, "eth0").result();
@@ -221,7 +221,7 @@ fn without_macspoofchk_any_mac_is_given() {
     for plugin in ["bridge", "vxlan"] {
         let sandbox = Sandbox::new();
         sandbox.make_ready(plugin);
-        let conf = testkit::conf_of(plugin);
+        let conf = sandbox::conf_of(plugin);
         let (old, new) = (sandbox.pod("o"), sandbox.pod("n"));
         let conf = asks_for_mac(&conf, "02:00:00:00:00:0b");
         for pod in [&old, &new] {
@@ -238,7 +238,7 @@ fn the_mac_of_another_macvlan_is_not_given() {
     let sandbox = Sandbox::new();
     sandbox.wire();
     let (victim, thief) = (sandbox.pod("v"), sandbox.pod("t"));
-    let conf = testkit::conf_of("macvlan");
+    let conf = sandbox::conf_of("macvlan");
     let result = sandbox.cni("macvlan").add(&conf, &victim, "eth0").result();
     let mac = result["interfaces"][0]["mac"].as_str().expect("a MAC");
     let call = sandbox.cni("macvlan");

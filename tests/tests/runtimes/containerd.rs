@@ -1,7 +1,7 @@
 //! containerd: pods through the CRI, as the kubelet makes them, and containers of `ctr run --cni`.
 
+use sandbox::{OUTSIDE, conf};
 use serde_json::Value;
-use testkit::{OUTSIDE, conf};
 
 use crate::cri::Cri;
 use crate::image::{self, IMAGE};

@@ -10,8 +10,8 @@ mod image;
 mod node;
 mod podman;
 
+use sandbox::{NODE, Netns, conf};
 use serde_json::{Value, json};
-use testkit::{NODE, Netns, conf};
 
 /// The network all tests use: bridge `cni0` with a gateway, one pool, a default route.
 fn network(version: &str) -> Value {

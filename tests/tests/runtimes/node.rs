@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use sandbox::{Finished, Running, Sandbox, Snapshot, Suite};
 use serde_json::Value;
-use testkit::{Finished, Running, Sandbox, Snapshot, Suite};
 
 /// How long a daemon may take to start, and a runtime to finish in the background what it ends.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -1,8 +1,8 @@
 //! podman with its CNI back end.
 
+use sandbox::OUTSIDE;
+use sandbox::conf::{NETWORK, STATE};
 use serde_json::Value;
-use testkit::OUTSIDE;
-use testkit::conf::{NETWORK, STATE};
 
 use crate::image::{self, IMAGE};
 use crate::node::Node;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use testkit::{Sandbox, Suite, beyond_peer};
+use sandbox::{Sandbox, Suite, beyond_peer};
 
 use crate::traffic::WHY;
 

@@ -1,7 +1,7 @@
 //! Bad input: refused with the key at fault, and nothing is left.
 
+use sandbox::{Suite, beyond_peer, conf};
 use serde_json::{Value, json};
-use testkit::{Suite, beyond_peer, conf};
 
 use crate::fleet::{Fleet, Underlay};
 use crate::traffic::WHY;

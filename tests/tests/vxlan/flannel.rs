@@ -1,7 +1,7 @@
 //! A flannel node as a peer: device and entries made by hand as flanneld makes them.
 
+use sandbox::{Netns, beyond_peer};
 use serde_json::json;
-use testkit::{Netns, beyond_peer};
 
 use crate::fleet::{Fleet, Underlay, addresses};
 use crate::traffic::{WHY, silent};

@@ -1,8 +1,8 @@
 //! Hosts with an IP network between them: namespaces of one sandbox, each on a wire of
 //! its own to a router. Nothing but IP packets gets from one to another.
 
+use sandbox::{Cni, Finished, Netns, Outcome, Sandbox, Suite, conf};
 use serde_json::{Value, json};
-use testkit::{Cni, Finished, Netns, Outcome, Sandbox, Suite, conf};
 
 /// Which family the hosts talk to each other in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

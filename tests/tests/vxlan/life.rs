@@ -2,8 +2,8 @@
 
 use std::thread;
 
+use sandbox::{Netns, beyond_peer, conf};
 use serde_json::{Value, json};
-use testkit::{Netns, beyond_peer, conf};
 
 use crate::fleet::{BOTH, Fleet, Underlay, addresses, subnets};
 use crate::traffic::{MODES, WHY, silent};
@@ -101,7 +101,7 @@ fn gc_takes_the_pods_that_are_gone() {
         let change = json!({"removeWhenEmpty": true});
         let conf = conf::with(&fleet.routed(1, 5, Underlay::V4), change);
         let (a, _b) = (fleet.add(1, "a", &conf), fleet.add(1, "b", &conf));
-        let id = testkit::container_id(&a);
+        let id = sandbox::container_id(&a);
         fleet
             .cni(1)
             .gc(&conf::with_valid(&conf, &[(&id, "eth0")]))

@@ -1,13 +1,13 @@
 //! How much fits.
 
+use sandbox::{Netns, beyond_peer, conf};
 use serde_json::json;
-use testkit::{Netns, beyond_peer, conf};
 
 use crate::fleet::{BOTH, Fleet, Underlay, addresses};
 use crate::traffic::{MODES, WHY, silent};
 
 /// A ping that must not be fragmented, with so many bytes of IP in all.
-fn ping(pod: &Netns, ip: &str, bytes: u32) -> testkit::Finished {
+fn ping(pod: &Netns, ip: &str, bytes: u32) -> sandbox::Finished {
     let header = if ip.contains(':') { 48 } else { 28 };
     let size = (bytes - header).to_string();
     pod.run(&[

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use sandbox::{Finished, beyond_peer};
 use serde_json::{Value, json};
-use testkit::{Finished, beyond_peer};
 
 use crate::fleet::{Fleet, Underlay, address, addresses, subnets};
 use crate::traffic::{MODES, WHY, silent};

@@ -2,8 +2,8 @@
 
 use std::thread;
 
+use sandbox::{Netns, beyond_peer, conf};
 use serde_json::{Value, json};
-use testkit::{Netns, beyond_peer, conf};
 
 use crate::fleet::{BOTH, Fleet, Underlay, address, addresses};
 

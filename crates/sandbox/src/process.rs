@@ -20,10 +20,10 @@ use nix::unistd::Pid;
 /// reason to take a tenth of it: a plugin that hangs makes pods hang.
 pub const TIME_LIMIT: Duration = Duration::from_secs(30);
 
-/// `limit` on a usual machine; more, by the factor that `TESTKIT_SLOWNESS` says,
+/// `limit` on a usual machine; more, by the factor that `SANDBOX_SLOWNESS` says,
 /// where every instruction is emulated.
 pub fn in_time(limit: Duration) -> Duration {
-    let slowness = std::env::var("TESTKIT_SLOWNESS");
+    let slowness = std::env::var("SANDBOX_SLOWNESS");
     limit * slowness.ok().and_then(|it| it.parse().ok()).unwrap_or(1)
 }
 

@@ -216,11 +216,11 @@ impl Drop for Sandbox {
 }
 
 fn hold(nsenter: &str) {
-    let seconds = std::env::var("TESTKIT_HOLD")
+    let seconds = std::env::var("SANDBOX_HOLD")
         .ok()
         .and_then(|s| s.parse().ok());
     match seconds {
-        None => eprintln!("sandbox of the failed test (TESTKIT_HOLD=600 keeps it): {nsenter}"),
+        None => eprintln!("sandbox of the failed test (SANDBOX_HOLD=600 keeps it): {nsenter}"),
         Some(seconds) => {
             eprintln!("sandbox kept for {seconds} s: {nsenter}");
             std::thread::sleep(Duration::from_secs(seconds));
