@@ -4,9 +4,10 @@
 #![cfg_attr(fuzzing, no_main)]
 
 use anyhow::Result;
-use cni::json::Json;
 use cni::{Attachment, Call};
+use dhcp::conf::Conf;
 use dhcp::gob::{Decoder, Value};
+use dhcp::plan::Plan;
 use dhcp::rpc::{self, Arguments, Header};
 use dhcp::store::Record;
 use fuzz::Parser;
@@ -15,14 +16,13 @@ struct Dhcp;
 
 impl Parser for Dhcp {
     const NAME: &'static str = "dhcp";
-    type Conf = Json;
+    type Conf = Conf;
 
-    fn parse(call: &Call, conf: &Json, _: Option<&Attachment>) -> Result<()> {
-        let socket = dhcp::conf::socket(conf);
-        let ipam = dhcp::conf::Ipam::read(conf, &call.args)?;
+    fn parse(call: &Call, conf: &Conf, _: Option<&Attachment>) -> Result<()> {
+        let plan = Plan::new(conf, &call.args)?;
         // DEL asks the daemon that ADD asked.
-        assert_eq!(ipam.socket, socket);
-        ipam.identity("pod/net/eth0");
+        assert_eq!(plan.socket, conf.socket());
+        plan.identity("pod/net/eth0");
         Ok(())
     }
 }

@@ -2,51 +2,42 @@
 //! allocator gives for them.
 
 #![cfg_attr(fuzzing, no_main)]
-#![allow(dead_code, unused_imports)] // the modules are the plugin's, not all of them is parsing
-
-#[path = "../../ipam/host-local/src"]
-mod taken_in {
-    pub mod allocator;
-    pub mod conf;
-    pub mod range;
-}
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use anyhow::Result;
-use cni::json::Json;
 use cni::{Attachment, Call};
 use fuzz::Parser;
-use taken_in::{allocator, conf, range};
-
-use allocator::{Store, allocate};
+use host_local::allocator::{Store, allocate};
+use host_local::conf::Conf;
+use host_local::plan::{self, Plan};
 
 struct HostLocal;
 
 impl Parser for HostLocal {
     const NAME: &'static str = "host-local";
-    type Conf = Json;
+    type Conf = Conf;
 
-    fn parse(call: &Call, conf: &Json, owner: Option<&Attachment>) -> Result<()> {
-        let (data_dir, told) = (conf::data_dir(conf), conf::can_be_told(conf, call.version));
-        let ipam = conf::Ipam::read(conf, call.version, &call.args)?;
+    fn parse(call: &Call, conf: &Conf, owner: Option<&Attachment>) -> Result<()> {
+        let has_room = plan::check_version(conf, call.version);
+        let plan = Plan::new(conf, call.version, &call.args)?;
         // DEL looks where ADD wrote.
-        assert_eq!(ipam.data_dir, data_dir);
-        assert!(told.is_ok());
+        assert_eq!(plan.data_dir, conf.data_dir());
+        assert!(has_room.is_ok());
         if owner.is_some() {
-            give(&ipam);
+            give(&plan);
         }
         Ok(())
     }
 }
 
 /// A few addresses of every set: in it, and each only once.
-fn give(ipam: &conf::Ipam) {
-    for (number, set) in ipam.sets.iter().enumerate() {
+fn give(plan: &Plan) {
+    for (number, set) in plan.sets.iter().enumerate() {
         let mut store = Taken::default();
         for turn in 0..8 {
-            let wanted = ipam.requested.get(turn).filter(|ip| set.contains(**ip));
+            let wanted = plan.requested.get(turn).filter(|ip| set.contains(**ip));
             let Ok(lease) = allocate(set, number, wanted.copied(), &mut store) else {
                 continue;
             };

@@ -4,18 +4,6 @@
 //! An input is a list of files, each a line `NAME LENGTH` and as many bytes.
 
 #![cfg_attr(fuzzing, no_main)]
-#![allow(dead_code, unused_imports)] // the modules are the plugin's, not all of them is parsing
-
-#[path = "../../ipam/host-local/src"]
-mod taken_in {
-    pub mod allocator;
-    pub mod file;
-    pub mod index;
-    pub mod network;
-    pub mod owner;
-    pub mod range;
-    pub mod resolv_conf;
-}
 
 use std::fs;
 use std::net::IpAddr;
@@ -23,13 +11,13 @@ use std::path::Path;
 
 use cni::Attachment;
 use cni::env::{ContainerId, IfName};
-use taken_in::{allocator, file, index, network, owner, range, resolv_conf};
+use host_local::conf::RangeKeys;
+use host_local::index::Boot;
+use host_local::network::{Holder, Network, Place};
+use host_local::owner::Owner;
+use host_local::range::RangeSet;
+use host_local::{allocator, resolv_conf};
 use tempfile::TempDir;
-
-use index::Boot;
-use network::{Holder, Network, Place};
-use owner::Owner;
-use range::{RangeKeys, RangeSet};
 
 thread_local! {
     /// Whoever starts this chooses a place in memory: TMPDIR.

@@ -136,20 +136,24 @@ pub(crate) enum Reading {
 }
 
 /// Reads a `T` from `document`.
+///
+/// # Errors
+/// Code 7: the first fault, `failed to load netconf: mtu: invalid type …`.
+pub fn load<T: DeserializeOwned>(document: &Json) -> Result<T, Error> {
+    document.decode().map_err(|error| load_error(&error))
+}
+
+/// Reads a `T` from `document`.
 pub(crate) fn read<T: DeserializeOwned>(document: &Json, reading: Reading) -> Result<T, Error> {
-    if reading == Reading::Strict {
-        return document.decode().map_err(|error| load_error(&error));
+    let first = match load(document) {
+        Err(fault) if reading == Reading::Lenient => fault,
+        strict => return strict,
+    };
+    let read = document.decode_all();
+    for fault in &read.faults {
+        crate::process::log(format_args!("ignoring a key of the configuration: {fault}"));
     }
-    let mut read = document.decode_all();
-    match read.value {
-        Some(value) => {
-            for fault in &read.faults {
-                crate::process::log(format_args!("ignoring a key of the configuration: {fault}"));
-            }
-            Ok(value)
-        }
-        None => Err(load_error(&read.faults.swap_remove(0))),
-    }
+    read.value.ok_or(first)
 }
 
 fn load_error(error: &DecodeError) -> Error {

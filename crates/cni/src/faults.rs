@@ -16,12 +16,24 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// A fault with code 7 and the text `msg`.
-    pub fn new(key: impl Into<String>, msg: impl Into<String>) -> Self {
+    /// `error` at `key`.
+    pub fn at(key: impl Into<String>, error: Error) -> Self {
         Self {
             key: key.into(),
-            error: Code::InvalidConfig.err(msg),
+            error,
         }
+    }
+
+    /// A fault with code 7 and the text `msg`.
+    pub fn new(key: impl Into<String>, msg: impl Into<String>) -> Self {
+        Self::at(key, Code::InvalidConfig.err(msg))
+    }
+}
+
+impl From<Error> for Fault {
+    /// Of no key of the configuration.
+    fn from(error: Error) -> Self {
+        Self::at("", error)
     }
 }
 
@@ -36,6 +48,14 @@ impl Faults {
     /// The fault that ADD reports.
     pub fn first(&self) -> &Fault {
         &self.first
+    }
+
+    /// The same faults in a larger configuration.
+    pub fn map(self, mut change: impl FnMut(Fault) -> Fault) -> Self {
+        Self {
+            first: change(self.first),
+            others: self.others.into_iter().map(change).collect(),
+        }
     }
 }
 
@@ -54,6 +74,12 @@ impl From<Fault> for Faults {
             first,
             others: Vec::new(),
         }
+    }
+}
+
+impl From<Error> for Faults {
+    fn from(error: Error) -> Self {
+        Fault::from(error).into()
     }
 }
 

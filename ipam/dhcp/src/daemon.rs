@@ -29,11 +29,11 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::time::{ClockId, clock_gettime};
 
 use crate::client::NO_MORE_TRIES;
-use crate::conf::Ipam;
 use crate::flags::Flags;
 use crate::frame;
 use crate::lease::{Held, Identity, Lease, Millis, Patience, Step};
 use crate::message::Reply;
+use crate::plan::Plan;
 use crate::pod::{self, Interface};
 use crate::rpc::{self, Arguments, Header, NO_METHOD};
 use crate::socket::PacketSocket;
@@ -501,18 +501,18 @@ impl Daemon {
     /// Has a lease sought, unless one is held or sought already; returns its key.
     fn allocate(&mut self, arguments: &Arguments) -> Result<u32> {
         let (owner, document) = owner(arguments)?;
-        let ipam = Ipam::read(&document, &arguments.args)?;
+        let plan = Plan::new(&cni::conf::load(&document)?, &arguments.args)?;
         let path = PathBuf::from(format!("{}{}", self.host_prefix, arguments.netns));
-        let identity = ipam.identity(&owner.client_id());
+        let identity = plan.identity(&owner.client_id());
         if let Some(key) = self.keys.get(&owner).copied() {
-            return self.allocate_again(key, path, identity, ipam.priority);
+            return self.allocate_again(key, path, identity, plan.priority);
         }
         let interface = pod::open(&path, &owner.ifname)?;
         let entry = Entry {
             owner,
             place: place(path, &interface)?,
             lease: self.new_lease(identity),
-            priority: ipam.priority,
+            priority: plan.priority,
             server_mac: [0; 6],
             applied: None,
             delivered: false,

@@ -16,6 +16,7 @@ pub mod gob;
 pub mod lease;
 pub mod message;
 pub mod offline;
+pub mod plan;
 mod pod;
 pub mod rpc;
 mod socket;

@@ -7,12 +7,12 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use cni::env::NetnsPath;
-use cni::json::Json;
 use cni::result::IpConfig;
 use cni::{Add, AddResult, Attachment, Call, Check, Code, Del, Error, Gc, Plugin, Status, Undo};
 use dhcp::client::{self, Client, Failure};
-use dhcp::conf::{self, Ipam};
+use dhcp::conf::Conf;
 use dhcp::flags::{Command, Flags, HELP};
+use dhcp::plan::Plan;
 use dhcp::rpc::{ALLOCATE, Arguments, CHECK, GC, NO_METHOD, RELEASE};
 use dhcp::store::Owner;
 use dhcp::{daemon, offline};
@@ -52,15 +52,14 @@ struct Dhcp;
 
 impl Plugin for Dhcp {
     const NAME: &'static str = "dhcp";
-    /// The document itself: DEL needs one key of it, whatever is wrong with the others.
-    type Conf = Json;
+    type Conf = Conf;
 
-    fn add(request: &Add<Json>, undo: &mut Undo) -> Result<AddResult> {
-        let ipam = Ipam::read(&request.conf, &request.call.args)?;
+    fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {
+        let plan = Plan::new(&request.conf, &request.call.args)?;
         let arguments = arguments(&request.call, &request.attachment, Some(&request.netns))?;
-        let mut result = call(&ipam.socket, ALLOCATE, &arguments)?;
-        ipam.lay_over(&mut result);
-        let socket = ipam.socket;
+        let mut result = call(&plan.socket, ALLOCATE, &arguments)?;
+        plan.lay_over(&mut result);
+        let socket = plan.socket;
         undo.push("release the lease", move || {
             Ok(call(&socket, RELEASE, &arguments).map(drop)?)
         });
@@ -69,8 +68,8 @@ impl Plugin for Dhcp {
 
     /// Without a daemon nobody renews anything, so nothing is left to do but to keep
     /// the next daemon from doing so.
-    fn del(request: &Del<Json>) -> Result<()> {
-        let socket = conf::socket(&request.conf);
+    fn del(request: &Del<Conf>) -> Result<()> {
+        let socket = request.conf.socket();
         let arguments = arguments(&request.call, &request.attachment, request.netns.as_ref())?;
         let released = Client::dial(&socket).and_then(|mut it| it.call(RELEASE, &arguments));
         match released {
@@ -85,12 +84,12 @@ impl Plugin for Dhcp {
 
     /// The daemon is asked which address it holds. The Go daemon has no such
     /// question; there, as with the Go plugin, CHECK allocates what is not held.
-    fn check(request: &Check<Json>) -> Result<()> {
-        let ipam = Ipam::read(&request.conf, &request.call.args)?;
+    fn check(request: &Check<Conf>) -> Result<()> {
+        let plan = Plan::new(&request.conf, &request.call.args)?;
         let arguments = arguments(&request.call, &request.attachment, Some(&request.netns))?;
-        let held = match Client::dial(&ipam.socket).and_then(|mut it| it.call(CHECK, &arguments)) {
+        let held = match Client::dial(&plan.socket).and_then(|mut it| it.call(CHECK, &arguments)) {
             Err(Failure::Refused(why)) if why.starts_with(NO_METHOD) => {
-                call(&ipam.socket, ALLOCATE, &arguments)?
+                call(&plan.socket, ALLOCATE, &arguments)?
             }
             Err(failure) => return Err(failure.into_error(CHECK).into()),
             Ok(held) => held,
@@ -106,8 +105,8 @@ impl Plugin for Dhcp {
     }
 
     /// The daemon releases what is not in use; the Go daemon cannot.
-    fn gc(request: &Gc<Json>) -> Result<()> {
-        let socket = conf::socket(&request.conf);
+    fn gc(request: &Gc<Conf>) -> Result<()> {
+        let socket = request.conf.socket();
         let arguments = Arguments {
             stdin: request.call.stdin().to_vec(),
             ..Arguments::default()
@@ -128,9 +127,9 @@ impl Plugin for Dhcp {
 
     /// Without a daemon there is no address. Whether a server answers is only
     /// known on a pod's interface.
-    fn status(request: &Status<Json>) -> Result<()> {
-        let ipam = Ipam::read(&request.conf, &request.call.args)?;
-        match Client::dial(&ipam.socket) {
+    fn status(request: &Status<Conf>) -> Result<()> {
+        let plan = Plan::new(&request.conf, &request.call.args)?;
+        match Client::dial(&plan.socket) {
             Ok(_) => Ok(()),
             Err(Failure::Unreachable(why)) => {
                 Err(Code::NotAvailable.err(why).details(client::HELP).into())

@@ -140,7 +140,7 @@ fn lease(range: &Range, ip: IpAddr) -> Result<Lease, Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::range::RangeKeys;
+    use crate::conf::RangeKeys;
     use std::collections::{BTreeMap, BTreeSet};
 
     /// Reservations in memory.

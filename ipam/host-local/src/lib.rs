@@ -9,29 +9,30 @@
 //! them: an index by owner, which spares ADD and DEL the search through every
 //! reservation.
 
-mod allocator;
-mod conf;
+pub mod allocator;
+pub mod conf;
 mod file;
-mod index;
-mod network;
-mod owner;
-mod range;
-mod resolv_conf;
+pub mod index;
+pub mod network;
+pub mod owner;
+pub mod plan;
+pub mod range;
+pub mod resolv_conf;
 mod usage;
 
 use std::collections::HashSet;
 
 use anyhow::Result;
-use cni::json::Json;
 use cni::linked::{self, Linked};
 use cni::result::{Dns, IpConfig};
 use cni::{Add, AddResult, BestEffort, Check, Code, Del, Gc, Plugin, Status, Undo};
 
 use crate::allocator::{Lease, Refusal};
+use crate::conf::Conf;
 use crate::network::{Holder, Network, Place};
 use crate::owner::Owner;
+use crate::plan::Plan;
 
-pub use conf::Ipam;
 pub use usage::{Usage, usage};
 
 /// This build: a hash of the sources, which changes with whatever may change what it does.
@@ -46,23 +47,22 @@ pub struct HostLocal;
 
 impl Plugin for HostLocal {
     const NAME: &'static str = "host-local";
-    /// The document itself: DEL and GC need one key of it, whatever is wrong with the others.
-    type Conf = Json;
+    type Conf = Conf;
 
-    fn add(request: &Add<Json>, undo: &mut Undo) -> Result<AddResult> {
-        let ipam = Ipam::read(&request.conf, request.call.version, &request.call.args)?;
-        let dns = match &ipam.resolv_conf {
+    fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {
+        let plan = Plan::new(&request.conf, request.call.version, &request.call.args)?;
+        let dns = match &plan.resolv_conf {
             Some(path) => resolv_conf::read(path)?,
             None => Dns::default(),
         };
-        let place = Place::new(&ipam.data_dir, &request.call.network);
+        let place = Place::new(&plan.data_dir, &request.call.network);
         let mut network = Network::create(&place)?;
         let mut holder = Holder::new(&mut network, &request.attachment)?;
 
-        let mut wanted = ipam.requested.clone();
+        let mut wanted = plan.requested.clone();
         let mut ips = Vec::new();
-        for (number, set) in ipam.sets.iter().enumerate() {
-            let requested = ipam.requested_of(number, &mut wanted);
+        for (number, set) in plan.sets.iter().enumerate() {
+            let requested = plan.requested_of(number, &mut wanted);
             let lease = allocator::allocate(set, number, requested, &mut holder)
                 .map_err(|refusal| refused(number, refusal))?;
             give_back(undo, &place, holder.owner(), &lease);
@@ -74,7 +74,7 @@ impl Plugin for HostLocal {
         }
         if !wanted.is_empty() {
             let list: Vec<_> = wanted.iter().map(ToString::to_string).collect();
-            let ranges: Vec<_> = ipam.sets.iter().map(ToString::to_string).collect();
+            let ranges: Vec<_> = plan.sets.iter().map(ToString::to_string).collect();
             let msg = format!("failed to allocate all requested IPs: {}", list.join(" "));
             let details = format!("one from each of these ranges: {}", ranges.join("; "));
             return Err(Code::Internal.err(msg).details(details).into());
@@ -82,25 +82,25 @@ impl Plugin for HostLocal {
         Ok(AddResult {
             interfaces: Vec::new(),
             ips,
-            routes: ipam.routes,
+            routes: plan.routes,
             dns,
         })
     }
 
-    fn del(request: &Del<Json>) -> Result<()> {
+    fn del(request: &Del<Conf>) -> Result<()> {
         let mut all = BestEffort::new();
         all.step("release addresses", || release(request));
         // Such a configuration never had an attachment, so the Go plugin's DEL
         // refuses it too, and its test suite asks for that.
         all.step("read configuration", || {
-            Ok(conf::can_be_told(&request.conf, request.call.version)?)
+            Ok(plan::check_version(&request.conf, request.call.version)?)
         });
         all.finish()
     }
 
-    fn check(request: &Check<Json>) -> Result<()> {
-        let ipam = Ipam::read(&request.conf, request.call.version, &request.call.args)?;
-        let place = Place::new(&ipam.data_dir, &request.call.network);
+    fn check(request: &Check<Conf>) -> Result<()> {
+        let plan = Plan::new(&request.conf, request.call.version, &request.call.args)?;
+        let place = Place::new(&plan.data_dir, &request.call.network);
         if let Some(mut network) = Network::find(&place)? {
             for owner in Owner::both(&request.attachment) {
                 if !network.held_by(&owner)?.is_empty() {
@@ -114,8 +114,8 @@ impl Plugin for HostLocal {
         )
     }
 
-    fn gc(request: &Gc<Json>) -> Result<()> {
-        let place = Place::new(&conf::data_dir(&request.conf), &request.call.network);
+    fn gc(request: &Gc<Conf>) -> Result<()> {
+        let place = Place::new(&request.conf.data_dir(), &request.call.network);
         let Some(mut network) = Network::find(&place)? else {
             return Ok(());
         };
@@ -126,19 +126,19 @@ impl Plugin for HostLocal {
     /// Fails for reasons of the node only. Whether an address is free changes with every
     /// pod: containerd and CRI-O report a node whose STATUS fails as not ready, and
     /// Kubernetes evicts its pods, which are well. So ADD tells that a pool is exhausted.
-    fn status(request: &Status<Json>) -> Result<()> {
-        let ipam = Ipam::read(&request.conf, request.call.version, "")?;
-        if let Some(path) = &ipam.resolv_conf {
+    fn status(request: &Status<Conf>) -> Result<()> {
+        let plan = Plan::new(&request.conf, request.call.version, "")?;
+        if let Some(path) = &plan.resolv_conf {
             resolv_conf::read(path).map_err(|error| not_available(format!("{error:#}")))?;
         }
-        let place = Place::new(&ipam.data_dir, &request.call.network);
+        let place = Place::new(&plan.data_dir, &request.call.network);
         network::probe(&place).map_err(|error| not_available(format!("{error:#}")))
     }
 }
 
 /// Gives back what the attachment holds.
-fn release(request: &Del<Json>) -> Result<()> {
-    let place = Place::new(&conf::data_dir(&request.conf), &request.call.network);
+fn release(request: &Del<Conf>) -> Result<()> {
+    let place = Place::new(&request.conf.data_dir(), &request.call.network);
     let Some(mut network) = Network::find(&place)? else {
         return Ok(());
     };

@@ -4,26 +4,11 @@ use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use cni::Cidr;
-use serde::Deserialize;
+use cni::faults::{Checks, Fault, Faults};
 
-/// A range as a configuration writes it.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct RangeKeys {
-    /// The network; its prefix is that of the addresses that are handed out.
-    pub subnet: Option<Cidr>,
-    /// The first address; by default the one after the network address.
-    #[serde(deserialize_with = "cni::address::optional_ip")]
-    pub range_start: Option<IpAddr>,
-    /// The last address; by default the last one that is not the broadcast address.
-    #[serde(deserialize_with = "cni::address::optional_ip")]
-    pub range_end: Option<IpAddr>,
-    /// The gateway, never handed out; by default the address after the network address.
-    #[serde(deserialize_with = "cni::address::optional_ip")]
-    pub gateway: Option<IpAddr>,
-}
+use crate::conf::RangeKeys;
 
 /// Addresses of one subnet, from `start` to `end`, both inclusive.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,41 +24,51 @@ pub struct Range {
 pub struct RangeSet(Vec<Range>);
 
 impl Range {
-    /// Checks `keys`; the texts of the errors are the Go plugin's.
-    pub fn new(keys: &RangeKeys) -> Result<Self> {
+    /// Checks `keys`. The texts of the errors are the Go plugin's.
+    ///
+    /// # Errors
+    /// The key at fault and why.
+    fn new(keys: &RangeKeys) -> Result<Self, (&'static str, String)> {
         let Some(subnet) = keys.subnet else {
-            bail!("range without a subnet");
+            return Err(("subnet", "range without a subnet".to_owned()));
         };
         let (bits, prefix) = (width(subnet.ip()), subnet.prefix());
         if u32::from(prefix) + 2 > bits {
-            bail!("Network {subnet} too small to allocate from");
+            let why = format!("Network {subnet} too small to allocate from");
+            return Err(("subnet", why));
         }
         let (network, last) = (subnet.0.network(), subnet.0.broadcast());
         if subnet.ip() != network {
-            bail!(
+            let why = format!(
                 "Network has host bits set. For a subnet mask of length {prefix} the network address is {network}"
             );
+            return Err(("subnet", why));
+        }
+        if network.is_ipv6() && network.is_multicast() {
+            let why = format!("no interface can have an address of {subnet}");
+            return Err(("subnet", why));
         }
         let first = address(number(network) + 1, network);
         // IPv6 knows no broadcast address.
         let last = address(number(last) - u128::from(last.is_ipv4()), network);
 
         let inside = |ip: IpAddr| same_family(ip, network) && subnet.0.contains(ip);
+        let outside = |key, what, ip| Err((key, format!("{what} {ip} not in network {subnet}")));
         if let Some(start) = keys.range_start {
             let behind_end = keys.range_end.is_some_and(|end| start > end);
             if !inside(start) || behind_end {
-                bail!("RangeStart {start} not in network {subnet}");
+                return outside("rangeStart", "RangeStart", start);
             }
         }
         let start = keys.range_start.unwrap_or(first);
         if let Some(end) = keys.range_end
             && (!inside(end) || end < start)
         {
-            bail!("RangeEnd {end} not in network {subnet}");
+            return outside("rangeEnd", "RangeEnd", end);
         }
         let end = keys.range_end.unwrap_or(last);
         if start > end {
-            bail!("RangeStart {start} not in network {subnet}");
+            return outside("rangeStart", "RangeStart", start);
         }
         Ok(Self {
             subnet,
@@ -128,26 +123,25 @@ impl Range {
 
 impl RangeSet {
     /// Checks the ranges, and that they belong together.
-    pub fn new(keys: &[RangeKeys]) -> Result<Self> {
-        let ranges: Vec<_> = keys.iter().map(Range::new).collect::<Result<_>>()?;
-        let Some(first) = ranges.first() else {
-            bail!("empty range set");
-        };
-        if ranges
-            .iter()
-            .any(|range| !same_family(range.start, first.start))
-        {
-            bail!("mixed address families");
+    ///
+    /// # Errors
+    /// Code 7, each fault with its key in the set: `[1].rangeStart`.
+    pub fn new(keys: &[RangeKeys]) -> Result<Self, Faults> {
+        let mut checks = Checks::default();
+        let mut ranges: Vec<Range> = Vec::new();
+        for (index, keys) in keys.iter().enumerate() {
+            let range = Range::new(keys);
+            let fault = |(key, why)| Fault::new(format!("[{index}].{key}"), why);
+            ranges.extend(checks.take(range.map_err(fault)));
         }
-        for (index, range) in ranges.iter().enumerate() {
-            if let Some(other) = ranges[index + 1..]
-                .iter()
-                .find(|other| range.overlaps(other))
-            {
-                bail!("subnets {range} and {other} overlap");
-            }
+        if keys.is_empty() {
+            checks.add(Fault::new("", "empty range set"));
         }
-        Ok(Self(ranges))
+        // The index of a range among those without a fault is not that of its keys.
+        if ranges.len() == keys.len() {
+            check_together(&ranges, &mut checks);
+        }
+        checks.finish(|| Some(Self(ranges)))
     }
 
     /// The subnet of each range, and its gateway.
@@ -232,6 +226,19 @@ impl fmt::Display for RangeSet {
     }
 }
 
+fn check_together(ranges: &[Range], checks: &mut Checks) {
+    let behind = |index| ranges.iter().enumerate().skip(index + 1);
+    for (index, _) in behind(0).filter(|(_, it)| !same_family(it.start, ranges[0].start)) {
+        checks.add(Fault::new(format!("[{index}]"), "mixed address families"));
+    }
+    for (index, range) in ranges.iter().enumerate() {
+        for (other_index, other) in behind(index).filter(|(_, other)| range.overlaps(other)) {
+            let why = format!("subnets {range} and {other} overlap");
+            checks.add(Fault::new(format!("[{other_index}]"), why));
+        }
+    }
+}
+
 fn same_family(one: IpAddr, other: IpAddr) -> bool {
     one.is_ipv4() == other.is_ipv4()
 }
@@ -273,7 +280,7 @@ mod tests {
     fn range(subnet: &str, start: &str, end: &str) -> String {
         match Range::new(&keys(subnet, start, end)) {
             Ok(range) => format!("{range} gateway {}", range.gateway()),
-            Err(error) => error.to_string(),
+            Err((_, why)) => why,
         }
     }
 
@@ -340,14 +347,14 @@ mod tests {
     fn a_set_is_one_family_without_overlaps() {
         let set = |keys: &[RangeKeys]| match RangeSet::new(keys) {
             Ok(set) => set.to_string(),
-            Err(error) => error.to_string(),
+            Err(faults) => format!("{}: {}", faults.first().key, faults.first().error),
         };
         let low = keys("10.0.0.0/24", "", "10.0.0.9");
         let high = keys("10.0.0.0/24", "10.0.0.10", "");
-        assert_eq!(set(&[]), "empty range set");
+        assert_eq!(set(&[]), ": empty range set");
         assert_eq!(
             set(&[low.clone(), keys("fd00::/64", "", "")]),
-            "mixed address families"
+            "[1]: mixed address families"
         );
         assert_eq!(
             set(&[low.clone(), high]),
@@ -355,7 +362,7 @@ mod tests {
         );
         assert_eq!(
             set(&[low, keys("10.0.0.0/16", "", "")]),
-            "subnets 10.0.0.1-10.0.0.9 and 10.0.0.1-10.0.255.254 overlap"
+            "[1]: subnets 10.0.0.1-10.0.0.9 and 10.0.0.1-10.0.255.254 overlap"
         );
     }
 

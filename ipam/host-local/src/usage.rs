@@ -7,8 +7,8 @@ use anyhow::Result;
 use cni::json::Json;
 use cni::version::Version;
 
-use crate::conf::Ipam;
 use crate::network::{Place, names};
+use crate::plan::Plan;
 use crate::range::RangeSet;
 
 /// How much of one range set is held.
@@ -40,14 +40,14 @@ impl fmt::Display for Usage {
 /// # Errors
 /// When the configuration is wrong, or the reservations cannot be listed.
 pub fn usage(document: &Json, network: &str) -> Result<Vec<Usage>> {
-    let ipam = Ipam::read(document, Version::LATEST, "")?;
-    let reserved = names(&Place::new(&ipam.data_dir, network).dir())?;
+    let plan = Plan::new(&cni::conf::load(document)?, Version::LATEST, "")?;
+    let reserved = names(&Place::new(&plan.data_dir, network).dir())?;
     let of_set = |set: &RangeSet| Usage {
         ranges: set.to_string(),
         total: set.total(),
         held: reserved.iter().filter(|ip| set.contains(**ip)).count() as u128,
     };
-    Ok(ipam.sets.iter().map(of_set).collect())
+    Ok(plan.sets.iter().map(of_set).collect())
 }
 
 #[cfg(test)]

@@ -2,3 +2,4 @@
 //! a configuration by the same code.
 
 pub mod conf;
+pub mod plan;

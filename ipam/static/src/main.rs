@@ -4,11 +4,11 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use cni::json::Json;
 use cni::result::IpConfig;
 use cni::{Add, AddResult, Check, Del, Gc, Plugin, Status, Undo};
 
-use static_ipam::conf::{Address, Ipam};
+use static_ipam::conf::Conf;
+use static_ipam::plan::{Address, Plan};
 
 fn main() -> ExitCode {
     cni::run::<Static>()
@@ -18,11 +18,10 @@ struct Static;
 
 impl Plugin for Static {
     const NAME: &'static str = "static";
-    /// The document itself: DEL succeeds whatever is in it.
-    type Conf = Json;
+    type Conf = Conf;
 
-    fn add(request: &Add<Json>, _undo: &mut Undo) -> Result<AddResult> {
-        let ipam = Ipam::read(&request.conf, request.call.version, &request.call.args)?;
+    fn add(request: &Add<Conf>, _undo: &mut Undo) -> Result<AddResult> {
+        let plan = Plan::new(&request.conf, request.call.version, &request.call.args)?;
         let ip = |address: &Address| IpConfig {
             interface: None,
             address: address.cidr,
@@ -30,23 +29,23 @@ impl Plugin for Static {
         };
         Ok(AddResult {
             interfaces: Vec::new(),
-            ips: ipam.addresses.iter().map(ip).collect(),
-            routes: ipam.routes,
-            dns: ipam.dns,
+            ips: plan.addresses.iter().map(ip).collect(),
+            routes: plan.routes,
+            dns: plan.dns,
         })
     }
 
     /// Nothing was reserved, so there is nothing to release.
-    fn del(_request: &Del<Json>) -> Result<()> {
+    fn del(_request: &Del<Conf>) -> Result<()> {
         Ok(())
     }
 
     /// An address that is missing from the result is the main plugin's matter,
     /// which looks at the interface itself.
-    fn check(request: &Check<Json>) -> Result<()> {
-        let ipam = Ipam::read(&request.conf, request.call.version, &request.call.args)?;
+    fn check(request: &Check<Conf>) -> Result<()> {
+        let plan = Plan::new(&request.conf, request.call.version, &request.call.args)?;
         let result = request.prev_result()?;
-        match mismatch(&ipam.addresses, &result.ips) {
+        match mismatch(&plan.addresses, &result.ips) {
             Some(address) => bail!(
                 "static: Failed to match addr {} on interface {}",
                 address.cidr.ip(),
@@ -57,13 +56,13 @@ impl Plugin for Static {
     }
 
     /// No reservations, no leftovers.
-    fn gc(_request: &Gc<Json>) -> Result<()> {
+    fn gc(_request: &Gc<Conf>) -> Result<()> {
         Ok(())
     }
 
     /// An ADD needs nothing but its own configuration, and the addresses of
     /// one container may come with its ADD.
-    fn status(_request: &Status<Json>) -> Result<()> {
+    fn status(_request: &Status<Conf>) -> Result<()> {
         Ok(())
     }
 }

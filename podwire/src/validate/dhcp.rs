@@ -3,7 +3,7 @@
 use super::findings::Findings;
 use super::schema::{self, Key, Kind, Others};
 use super::{Conf, Plugin, routes, specification};
-use ::dhcp::conf::Ipam;
+use ::dhcp::plan::Plan;
 use anyhow::Result;
 
 /// What is known of it.
@@ -81,7 +81,7 @@ fn suppressed(name: &str) -> Result<(), String> {
 }
 
 fn read(conf: &Conf<'_>) -> Result<()> {
-    Ipam::read(conf.document, "")?;
+    Plan::new(&conf.keys()?, "")?;
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! The keys of host-local; the texts of faults are the plugin's own.
 
-use ::host_local::Ipam;
+use ::host_local::plan::Plan;
 use anyhow::Result;
 use std::net::IpAddr;
 
@@ -69,8 +69,7 @@ struct Set {
 /// The subnets of the pods' addresses and their gateways: for each address, those of the
 /// ranges that it may come from. None where the configuration has a fault.
 pub fn subnets(conf: &Conf<'_>) -> Vec<Vec<(Cidr, Option<IpAddr>)>> {
-    let ipam = Ipam::read(conf.document, conf.version, "");
-    let sets = ipam.map(|ipam| ipam.sets).unwrap_or_default();
+    let sets = plan(conf).map(|plan| plan.sets).unwrap_or_default();
     let pair = |(subnet, gateway)| (subnet, Some(gateway));
     sets.iter()
         .map(|set| set.subnets().map(pair).collect())
@@ -80,9 +79,13 @@ pub fn subnets(conf: &Conf<'_>) -> Vec<Vec<(Cidr, Option<IpAddr>)>> {
 /// Ranges may come from the runtime.
 fn read(conf: &Conf<'_>) -> Result<()> {
     if !conf.has_capability("ipRanges") {
-        Ipam::read(conf.document, conf.version, "")?;
+        plan(conf)?;
     }
     Ok(())
+}
+
+fn plan(conf: &Conf<'_>) -> Result<Plan> {
+    Ok(Plan::new(&conf.keys()?, conf.version, "")?)
 }
 
 fn check(conf: &Conf<'_>, findings: &mut Findings) {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use cni::Cidr;
 use cni::address::parse_ip;
 use cni::version::Version;
-use static_ipam::conf::{Address, Ipam};
+use static_ipam::plan::{Address, Plan};
 use std::collections::HashSet;
 use std::net::IpAddr;
 
@@ -52,15 +52,18 @@ fn cidr(text: &str) -> Result<(), String> {
 
 /// The pods' addresses and their gateways; none where the configuration has a fault.
 pub fn addresses(conf: &Conf<'_>) -> Vec<(Cidr, Option<IpAddr>)> {
-    let ipam = Ipam::read(conf.document, conf.version, "");
-    let addresses = ipam.map(|ipam| ipam.addresses).unwrap_or_default();
+    let plan = plan(conf).ok();
+    let addresses = plan.map(|plan| plan.addresses).unwrap_or_default();
     let pair = |it: Address| (it.cidr, it.gateway);
     addresses.into_iter().map(pair).collect()
 }
 
 fn read(conf: &Conf<'_>) -> Result<()> {
-    Ipam::read(conf.document, conf.version, "")?;
-    Ok(())
+    plan(conf).map(drop)
+}
+
+fn plan(conf: &Conf<'_>) -> Result<Plan> {
+    Ok(Plan::new(&conf.keys()?, conf.version, "")?)
 }
 
 fn check(conf: &Conf<'_>, findings: &mut Findings) {

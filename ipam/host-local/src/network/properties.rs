@@ -7,8 +7,9 @@ use std::fs;
 
 use super::*;
 use crate::allocator::{Refusal, allocate};
+use crate::conf::RangeKeys;
 use crate::index::DIRECTORY;
-use crate::range::{RangeKeys, RangeSet};
+use crate::range::RangeSet;
 use cni::env::{ContainerId, IfName};
 use proptest::collection::vec;
 use proptest::prelude::*;

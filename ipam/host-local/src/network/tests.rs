@@ -3,8 +3,9 @@
 
 use super::*;
 use crate::allocator::{Refusal, allocate};
+use crate::conf::RangeKeys;
 use crate::index::DIRECTORY;
-use crate::range::{RangeKeys, RangeSet};
+use crate::range::RangeSet;
 use cni::env::{ContainerId, IfName};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
