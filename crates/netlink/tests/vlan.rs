@@ -6,13 +6,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 
-#[expect(dead_code, reason = "the other tests need more of it")]
-#[path = "kernel/sandbox.rs"]
-mod sandbox;
-
 use netlink::{BridgeSpec, Netlink, PortVlan};
 
-use sandbox::{Sandbox, json, link, run};
+use sandbox::here::{enter, json, link, run};
 
 fn spec(vlan_filtering: bool) -> BridgeSpec {
     BridgeSpec {
@@ -54,7 +50,7 @@ fn port(netlink: &Netlink) -> u32 {
 
 #[test]
 fn a_bridge_is_made_or_turned_into_one_that_filters() {
-    let _sandbox = Sandbox::new();
+    enter();
     let netlink = Netlink::open().unwrap();
     let plain = netlink.ensure_bridge(&spec(false)).unwrap();
     assert_eq!(plain.vlan_filtering, Some(false));
@@ -72,7 +68,7 @@ fn a_bridge_is_made_or_turned_into_one_that_filters() {
 
 #[test]
 fn vlans_of_a_port_come_and_go() {
-    let _sandbox = Sandbox::new();
+    enter();
     let netlink = Netlink::open().unwrap();
     netlink.ensure_bridge(&spec(true)).unwrap();
     let port = port(&netlink);
@@ -111,7 +107,7 @@ fn vlans_of_a_port_come_and_go() {
 
 #[test]
 fn a_trunk_may_have_all_vlans() {
-    let _sandbox = Sandbox::new();
+    enter();
     let netlink = Netlink::open().unwrap();
     netlink.ensure_bridge(&spec(true)).unwrap();
     let port = port(&netlink);
@@ -126,7 +122,7 @@ fn a_trunk_may_have_all_vlans() {
 
 #[test]
 fn only_the_ports_own_vlans_are_listed() {
-    let _sandbox = Sandbox::new();
+    enter();
     let netlink = Netlink::open().unwrap();
     let bridge = netlink.ensure_bridge(&spec(true)).unwrap();
     let port = port(&netlink);

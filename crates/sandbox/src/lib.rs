@@ -1,17 +1,19 @@
-//! What the black-box tests are written with.
+//! Nodes and pods for tests, benches and fault sweeps. Products never depend on this crate.
 //!
-//! A test makes a [`Sandbox`]: a private network and mount namespace that plays
-//! the node, with as many pod namespaces as the test asks for. It runs a plugin
-//! in it with [`Sandbox::cni`], reads the kernel with other people's tools
-//! (`ip -j`, `nft -j`, `ping`), and compares [`Snapshot`]s to see what was left.
+//! Two ways to a node, both private network and mount namespaces:
+//! - [`Sandbox`] keeps them on a thread of its own and runs programs there: for tests of the
+//!   built plugins. [`Sandbox::cni`] calls a plugin; [`Snapshot`]s show what it left behind.
+//! - [`here`] moves the calling thread into them: for tests that call our code directly.
 //!
-//! Nothing here knows our own netlink code, and nothing here skips: if a sandbox
-//! cannot be made, the test fails and names the setting that forbids it.
+//! Tests read the kernel with other people's tools (`ip -j`, `nft -j`, `ping`), so this crate
+//! does not depend on our own netlink code. There are no skipped tests: where a sandbox cannot
+//! be made, the test fails and names the setting that forbids it.
 
 mod backend;
 mod cni;
 mod dnsmasq;
 mod fake;
+mod namespaces;
 mod netns;
 mod process;
 mod roster;
@@ -22,6 +24,7 @@ mod suite;
 mod traffic;
 
 pub mod conf;
+pub mod here;
 pub mod normal;
 
 pub use backend::{BackEnd, FilterNode};

@@ -18,16 +18,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{Pid, gettid};
 use tempfile::TempDir;
 
 use crate::cni::Cni;
 use crate::fake::FakePlugin;
+use crate::namespaces;
 use crate::netns::Netns;
 use crate::process::{self, Finished, Run};
 use crate::snapshot::Snapshot;
@@ -297,86 +294,10 @@ fn own_mount_ns() -> PathBuf {
     fs::read_link("/proc/thread-self/ns/mnt").unwrap_or_default()
 }
 
-/// Puts the calling thread into namespaces of its own and hides the machine.
+/// Puts the calling thread into namespaces of its own, with everything read-only but what is
+/// private and `home`: a plugin that writes elsewhere is to fail, not to change the machine.
 fn enter(home: &Path) -> Result<(), String> {
-    let flags = CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET;
-    unshare(flags).map_err(forbidden)?;
-    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-    step(
-        "make mounts private",
-        mount(None::<&str>, "/", None::<&str>, private, None::<&str>),
-    )?;
-    // What the machine keeps there is none of the test's business, and the other
-    // way round: runtime files, locks, named namespaces, plugin state.
-    let cgroup = home.join("cgroup");
-    fs::create_dir(&cgroup).map_err(|e| format!("make {}: {e}", cgroup.display()))?;
-    bind(Path::new("/sys/fs/cgroup"), &cgroup)?;
-    for dir in ["/run", "/var/lib"] {
-        let tmpfs = mount(
-            Some("tmpfs"),
-            dir,
-            Some("tmpfs"),
-            MsFlags::empty(),
-            None::<&str>,
-        );
-        step(&format!("hide {dir}"), tmpfs)?;
-    }
-    fs::create_dir("/run/netns").map_err(|e| format!("make /run/netns: {e}"))?;
-    // A sysfs of this network namespace: the inherited one shows the machine's devices.
-    let sysfs = mount(
-        Some("sysfs"),
-        "/sys",
-        Some("sysfs"),
-        MsFlags::empty(),
-        None::<&str>,
-    );
-    step("mount sysfs", sysfs)?;
-    bind(&cgroup, Path::new("/sys/fs/cgroup"))?;
-    bind(home, home)?;
-    read_only_root()
-}
-
-fn bind(from: &Path, to: &Path) -> Result<(), String> {
-    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
-    let bound = mount(Some(from), to, None::<&str>, flags, None::<&str>);
-    step(
-        &format!("bind {} to {}", from.display(), to.display()),
-        bound,
-    )
-}
-
-/// A plugin that writes where it should not is to fail, not to change the machine.
-fn read_only_root() -> Result<(), String> {
-    let mut flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
-    // In a user namespace, flags that the mount has already are locked: keep them.
-    let has = statvfs("/").map_err(|e| format!("statvfs /: {e}"))?.flags();
-    for (have, keep) in [
-        (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
-        (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
-        (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
-    ] {
-        if has.contains(have) {
-            flags |= keep;
-        }
-    }
-    let done = mount(None::<&str>, "/", None::<&str>, flags, None::<&str>);
-    step("make / read-only", done)
-}
-
-fn step(what: &str, done: nix::Result<()>) -> Result<(), String> {
-    done.map_err(|e| format!("cannot make the sandbox: {what}: {e}"))
-}
-
-fn forbidden(errno: Errno) -> String {
-    let why = match errno {
-        Errno::EPERM => {
-            "CAP_SYS_ADMIN is missing: run the tests as root, or under `unshare -rnm`; the latter needs \
-             kernel.unprivileged_userns_clone=1 (Debian), kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu) \
-             and user.max_user_namespaces > 0, and no seccomp filter that forbids unshare"
-        }
-        Errno::ENOSPC => "user.max_net_namespaces or user.max_mnt_namespaces is used up: raise it",
-        Errno::EINVAL => "the kernel lacks CONFIG_NET_NS or CONFIG_NAMESPACES",
-        _ => "unexpected",
-    };
-    format!("cannot make the sandbox: unshare network and mount namespaces: {errno}: {why}")
+    namespaces::enter()?;
+    namespaces::bind(home, home)?;
+    namespaces::make_root_read_only()
 }

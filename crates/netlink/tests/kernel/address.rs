@@ -2,16 +2,16 @@ use std::{fs, net::Ipv6Addr};
 
 use netlink::{AddressSpec, Family, Netlink};
 
-use crate::sandbox::{Sandbox, json, run};
+use sandbox::here::{enter, json, run};
 
-fn setup() -> (Sandbox, Netlink, u32) {
-    let sandbox = Sandbox::new();
+fn setup() -> (Netlink, u32) {
+    enter();
     run("ip link add a0 type veth peer name b0");
     run("ip link set b0 up");
     run("ip link set a0 up");
     let netlink = Netlink::open().unwrap();
     let index = netlink.get_link("a0").unwrap().index;
-    (sandbox, netlink, index)
+    (netlink, index)
 }
 
 fn seen() -> Vec<serde_json::Value> {
@@ -25,7 +25,7 @@ fn plain(address: &str) -> AddressSpec {
 
 #[test]
 fn ipv4_gets_a_broadcast_address_where_there_is_room() {
-    let (_sandbox, netlink, index) = setup();
+    let (netlink, index) = setup();
     for address in ["10.1.2.3/24", "10.2.0.0/31", "10.3.0.1/32"] {
         netlink.add_address(index, &plain(address)).unwrap();
     }
@@ -42,7 +42,7 @@ fn ipv4_gets_a_broadcast_address_where_there_is_room() {
 
 #[test]
 fn nodad_makes_ipv6_usable_at_once() {
-    let (_sandbox, netlink, index) = setup();
+    let (netlink, index) = setup();
     let slow = plain("fd00:1::1/64");
     let fast = AddressSpec {
         nodad: true,
@@ -68,7 +68,7 @@ fn nodad_makes_ipv6_usable_at_once() {
 
 #[test]
 fn only_the_links_own_addresses_are_listed() {
-    let (_sandbox, netlink, index) = setup();
+    let (netlink, index) = setup();
     run("ip address add 10.1.0.1/24 dev a0");
     run("ip address add 10.1.0.2/24 dev b0");
     run("ip address add fd00::1/64 dev a0 nodad");
@@ -87,7 +87,7 @@ fn only_the_links_own_addresses_are_listed() {
 
 #[test]
 fn adding_twice_fails_and_deleting_twice_does_not() {
-    let (_sandbox, netlink, index) = setup();
+    let (netlink, index) = setup();
     let spec = plain("10.1.2.3/24");
     netlink.add_address(index, &spec).unwrap();
     let error = netlink.add_address(index, &spec).unwrap_err();
@@ -102,7 +102,7 @@ fn adding_twice_fails_and_deleting_twice_does_not() {
 
 #[test]
 fn who_waits_for_it_has_an_address_that_can_be_asked_for() {
-    let (_sandbox, netlink, index) = setup();
+    let (netlink, index) = setup();
     for number in 1..=50 {
         let ip: Ipv6Addr = format!("fd00:1::{number:x}").parse().unwrap();
         let spec = AddressSpec {

@@ -6,9 +6,10 @@ use std::{
 use netlink::Netlink;
 
 use crate::{
+    add_pod,
     apply::{attach, bridge, configure, dual_stack, plug},
-    sandbox::{Sandbox, command, json, ping, run},
 };
+use sandbox::here::{command, enter, json, ping, run};
 
 /// The hardware address that a neighbour table has for `ip`.
 fn neighbour(ip: &str) -> serde_json::Value {
@@ -17,11 +18,11 @@ fn neighbour(ip: &str) -> serde_json::Value {
 
 #[test]
 fn a_reused_address_works_at_once_for_host_and_siblings() {
-    let sandbox = Sandbox::new();
+    enter();
     let bridge = bridge();
-    let sibling = sandbox.pod("sibling");
+    let sibling = add_pod("sibling");
     attach(&bridge, &sibling, 9, 9);
-    attach(&bridge, &sandbox.pod("first"), 2, 7);
+    attach(&bridge, &add_pod("first"), 2, 7);
     for ip in ["10.1.0.7", "fd00:1::7"] {
         run(&format!("ping -n -q -c 1 -W 1 {ip}"));
         assert!(ping("sibling", ip, 1));
@@ -29,7 +30,7 @@ fn a_reused_address_works_at_once_for_host_and_siblings() {
     }
     run("ip link delete veth2");
 
-    attach(&bridge, &sandbox.pod("second"), 3, 7);
+    attach(&bridge, &add_pod("second"), 3, 7);
     for ip in ["10.1.0.7", "fd00:1::7"] {
         assert_eq!(neighbour(ip), "02:00:00:00:02:03", "{ip}");
         // At once: after the first answer ping waits but a moment for the last.
@@ -59,9 +60,9 @@ fn listen(filter: &str, count: u32) -> Child {
 
 #[test]
 fn what_is_sent_is_well_formed() {
-    let sandbox = Sandbox::new();
+    enter();
     let bridge = bridge();
-    let pod = sandbox.pod("pod");
+    let pod = add_pod("pod");
     let pair = plug(&bridge, &pod, 2);
     let configured = configure(&pod, &dual_stack(2)).unwrap();
     Netlink::open()

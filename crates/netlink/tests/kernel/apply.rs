@@ -3,6 +3,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::add_pod;
 use cni::Undo;
 use netlink::{
     BridgeSpec, Configured, Dad, Interface, InterfaceAddress, Layer3, Mac, Netlink, PortSpec,
@@ -10,7 +11,7 @@ use netlink::{
 };
 use netns::NetNs;
 
-use crate::sandbox::{Sandbox, json, ping, pod_link, run};
+use sandbox::here::{enter, json, ping, pod_link, run};
 
 /// A bridge with the gateway addresses of 10.1.0.0/24 and fd00:1::/64.
 pub fn bridge() -> netlink::Link {
@@ -113,22 +114,22 @@ pub fn attach(bridge: &netlink::Link, pod: &NetNs, port: u8, address: u8) {
     configured.announce().unwrap();
 }
 
-fn one_pod(wanted: &Wanted) -> (Sandbox, NetNs, anyhow::Result<Configured>) {
-    let sandbox = Sandbox::new();
+fn one_pod(wanted: &Wanted) -> (NetNs, anyhow::Result<Configured>) {
+    enter();
     let bridge = bridge();
-    let pod = sandbox.pod("pod");
+    let pod = add_pod("pod");
     plug(&bridge, &pod, 2);
     let configured = configure(&pod, wanted);
-    (sandbox, pod, configured)
+    (pod, configured)
 }
 
 #[test]
 fn pods_reach_each_other_and_their_gateway() {
-    let sandbox = Sandbox::new();
+    enter();
     let bridge = bridge();
     for number in [2, 3] {
         let name = format!("pod{number}");
-        attach(&bridge, &sandbox.pod(&name), number, number);
+        attach(&bridge, &add_pod(&name), number, number);
     }
     for ip in ["10.1.0.1", "10.1.0.3", "fd00:1::1", "fd00:1::3"] {
         assert!(ping("pod2", ip, 1), "{ip}");
@@ -143,11 +144,11 @@ fn pods_reach_each_other_and_their_gateway() {
 
 #[test]
 fn the_host_does_not_change() {
-    let sandbox = Sandbox::new();
+    enter();
     let key = "/proc/sys/net/ipv6/conf/all/disable_ipv6";
     let before = fs::read_to_string(key).unwrap();
     let bridge = bridge();
-    let pod = sandbox.pod("pod");
+    let pod = add_pod("pod");
     plug(&bridge, &pod, 2);
     // Not the link-local address, nor flags: they come with the carrier.
     let addresses = || {
@@ -166,9 +167,9 @@ fn the_host_does_not_change() {
 
 #[test]
 fn settings_are_made_in_the_pod() {
-    let sandbox = Sandbox::new();
+    enter();
     let bridge = bridge();
-    let pod = sandbox.pod("pod");
+    let pod = add_pod("pod");
     plug(&bridge, &pod, 2);
     for interface in ["lo", "eth0"] {
         let write = format!("echo 1 > /proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
@@ -190,9 +191,9 @@ fn settings_are_made_in_the_pod() {
 
 #[test]
 fn without_detection_ipv6_costs_no_wait() {
-    let sandbox = Sandbox::new();
+    enter();
     let bridge = bridge();
-    let pod = sandbox.pod("pod");
+    let pod = add_pod("pod");
     plug(&bridge, &pod, 2);
     let start = Instant::now();
     configure(&pod, &dual_stack(2)).unwrap();
@@ -209,7 +210,7 @@ fn detection_is_waited_for_where_it_is_on() {
         ..dual_stack(2)
     };
     let start = Instant::now();
-    let (_sandbox, _pod, configured) = one_pod(&wanted);
+    let (_pod, configured) = one_pod(&wanted);
     configured.unwrap();
     let took = start.elapsed();
     let limits = Duration::from_millis(300)..Duration::from_secs(5);
@@ -221,9 +222,9 @@ fn detection_is_waited_for_where_it_is_on() {
 
 #[test]
 fn a_duplicate_address_is_told_as_go_tells_it() {
-    let sandbox = Sandbox::new();
+    enter();
     let bridge = bridge();
-    let (one, two) = (sandbox.pod("one"), sandbox.pod("two"));
+    let (one, two) = (add_pod("one"), add_pod("two"));
     plug(&bridge, &one, 2);
     configure(&one, &dual_stack(2)).unwrap();
     plug(&bridge, &two, 3);
@@ -242,8 +243,8 @@ fn a_duplicate_address_is_told_as_go_tells_it() {
 
 #[test]
 fn a_link_without_a_carrier_is_not_waited_for_long() {
-    let sandbox = Sandbox::new();
-    let pod = sandbox.pod("pod");
+    enter();
+    let pod = add_pod("pod");
     run("ip link add host0 type veth peer name eth0 netns pod");
     // The gateway is out of reach of a link that is down: routes are not the matter here.
     let wanted = Wanted {
@@ -272,7 +273,7 @@ fn all_that_a_route_says_is_applied() {
             ..route("0.0.0.0/0")
         },
     ];
-    let (_sandbox, pod, configured) = one_pod(&wanted);
+    let (pod, configured) = one_pod(&wanted);
     configured.unwrap();
     let main = &json("ip -n pod -j route show 10.8.0.0/16")[0];
     assert_eq!(main["gateway"], "10.1.0.1");
@@ -298,7 +299,7 @@ fn a_default_route_said_twice_is_added_once() {
         gw: Some("10.1.0.1".parse().unwrap()),
         ..route("0.0.0.0/0")
     });
-    let (_sandbox, _pod, configured) = one_pod(&wanted);
+    let (_pod, configured) = one_pod(&wanted);
     configured.unwrap();
     let seen = json("ip -n pod -j route show default");
     assert_eq!(seen.as_array().unwrap().len(), 1);
@@ -308,7 +309,7 @@ fn a_default_route_said_twice_is_added_once() {
 fn any_other_route_said_twice_fails_as_with_go() {
     let mut wanted = dual_stack(2);
     wanted.routes = vec![route("10.9.0.0/16"), route("10.9.0.0/16")];
-    let (_sandbox, _pod, configured) = one_pod(&wanted);
+    let (_pod, configured) = one_pod(&wanted);
     assert_eq!(
         configured.unwrap_err().to_string(),
         "failed to add route '{10.9.0.0 ffff0000} via 10.1.0.1 dev eth0 metric 0 \
@@ -321,7 +322,7 @@ fn an_address_said_twice_fails_as_with_go() {
     let mut wanted = dual_stack(2);
     wanted.addresses.truncate(1);
     wanted.addresses.push(wanted.addresses[0]);
-    let (_sandbox, _pod, configured) = one_pod(&wanted);
+    let (_pod, configured) = one_pod(&wanted);
     assert_eq!(
         configured.unwrap_err().to_string(),
         r#"failed to add IP addr 10.1.0.2/24 to "eth0": file exists"#
@@ -335,15 +336,15 @@ fn without_addresses_the_link_is_brought_up() {
         routes: vec![],
         ..dual_stack(2)
     };
-    let (_sandbox, _pod, configured) = one_pod(&wanted);
+    let (_pod, configured) = one_pod(&wanted);
     configured.unwrap().announce().unwrap();
     assert_eq!(pod_link("pod", "eth0")["operstate"], "UP");
 }
 
 #[test]
 fn a_missing_interface_is_said_so() {
-    let sandbox = Sandbox::new();
-    let pod = sandbox.pod("pod");
+    enter();
+    let pod = add_pod("pod");
     let error = configure(&pod, &dual_stack(2)).unwrap_err();
     assert_eq!(error.to_string(), "find link eth0: Link not found");
 }
@@ -351,7 +352,7 @@ fn a_missing_interface_is_said_so() {
 #[test]
 fn check_sees_what_was_tampered_with() {
     let wanted = dual_stack(2);
-    let (_sandbox, pod, configured) = one_pod(&wanted);
+    let (pod, configured) = one_pod(&wanted);
     configured.unwrap();
     let inside = Netlink::open_in(&pod).unwrap();
     let check = || {

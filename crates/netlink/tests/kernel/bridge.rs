@@ -6,10 +6,8 @@ use std::{
 use cni::Undo;
 use netlink::{BridgeSpec, Netlink, Port, PortSpec};
 
-use crate::{
-    sandbox::{Sandbox, has_flag, json, link, run},
-    veth,
-};
+use crate::{add_pod, veth};
+use sandbox::here::{enter, has_flag, json, link, run};
 
 fn spec() -> BridgeSpec {
     BridgeSpec {
@@ -26,7 +24,7 @@ fn assign_type() -> String {
 
 #[test]
 fn a_new_bridge_is_up_and_its_address_is_pinned() {
-    let _sandbox = Sandbox::new();
+    enter();
     let netlink = Netlink::open().unwrap();
     let spec = BridgeSpec {
         mtu: Some(1400),
@@ -48,7 +46,7 @@ fn a_new_bridge_is_up_and_its_address_is_pinned() {
 
 #[test]
 fn a_new_bridge_can_ask_for_its_pods_at_once() {
-    let _sandbox = Sandbox::new();
+    enter();
     Netlink::open().unwrap().ensure_bridge(&spec()).unwrap();
     run("ip link add a0 type veth peer name b0");
     run("ip link set b0 up");
@@ -67,7 +65,7 @@ fn a_new_bridge_can_ask_for_its_pods_at_once() {
 
 #[test]
 fn its_address_stays_while_ports_come_and_go() {
-    let _sandbox = Sandbox::new();
+    enter();
     Netlink::open().unwrap().ensure_bridge(&spec()).unwrap();
     let before = link("cni0")["address"].clone();
     run("ip link add a0 address 02:00:00:00:00:01 type veth peer name b0");
@@ -79,7 +77,7 @@ fn its_address_stays_while_ports_come_and_go() {
 
 #[test]
 fn ensured_again_it_is_the_same() {
-    let _sandbox = Sandbox::new();
+    enter();
     let netlink = Netlink::open().unwrap();
     let first = netlink.ensure_bridge(&spec()).unwrap();
     let wanted = BridgeSpec {
@@ -99,7 +97,7 @@ fn ensured_again_it_is_the_same() {
 
 #[test]
 fn a_bridge_of_somebody_else_is_pinned_as_it_is() {
-    let _sandbox = Sandbox::new();
+    enter();
     run("ip link add cni0 type bridge");
     run("ip link add a0 address 0a:00:00:00:00:09 type veth peer name b0");
     run("ip link set a0 master cni0");
@@ -115,7 +113,7 @@ fn a_bridge_of_somebody_else_is_pinned_as_it_is() {
 
 #[test]
 fn a_bridge_that_lost_its_address_gets_one() {
-    let _sandbox = Sandbox::new();
+    enter();
     run("ip link add cni0 type bridge");
     run("ip link add a0 type veth peer name b0");
     run("ip link set a0 master cni0");
@@ -129,7 +127,7 @@ fn a_bridge_that_lost_its_address_gets_one() {
 
 #[test]
 fn what_cannot_be_a_bridge_says_why() {
-    let _sandbox = Sandbox::new();
+    enter();
     let netlink = Netlink::open().unwrap();
     run("ip link add cni0 type veth peer name b0");
     let error = netlink.ensure_bridge(&spec()).unwrap_err();
@@ -155,7 +153,7 @@ fn what_cannot_be_a_bridge_says_why() {
 
 #[test]
 fn many_may_ensure_it_at_once() {
-    let _sandbox = Sandbox::new();
+    enter();
     let macs: Vec<_> = thread::scope(|scope| {
         let ensure = || {
             let bridge = Netlink::open().unwrap().ensure_bridge(&spec()).unwrap();
@@ -179,8 +177,8 @@ fn port_spec(bridge: u32) -> PortSpec {
 }
 
 fn attach(born_as_port: bool) {
-    let sandbox = Sandbox::new();
-    let pod = sandbox.pod("pod");
+    enter();
+    let pod = add_pod("pod");
     let netlink = Netlink::open().unwrap();
     let bridge = netlink.ensure_bridge(&spec()).unwrap();
     let veth = netlink::VethSpec {
@@ -238,8 +236,8 @@ fn a_port_from_birth_gets_all_its_settings() {
 
 #[test]
 fn a_port_is_waited_for_until_it_forwards() {
-    let sandbox = Sandbox::new();
-    let pod = sandbox.pod("pod");
+    enter();
+    let pod = add_pod("pod");
     let netlink = Netlink::open().unwrap();
     let bridge = netlink.ensure_bridge(&spec()).unwrap();
     let pair = netlink

@@ -2,15 +2,15 @@ use std::fs;
 
 use netlink::{Family, Netlink};
 
-use crate::sandbox::{Sandbox, run};
+use sandbox::here::{enter, run};
 
 fn read(key: &str) -> String {
     fs::read_to_string(format!("/proc/sys/net/{key}")).unwrap()
 }
 
 /// Two uplinks, of which `up0` has a default route from a router advertisement.
-fn two_uplinks() -> Sandbox {
-    let sandbox = Sandbox::new();
+fn two_uplinks() {
+    enter();
     for (one, other) in [("up0", "peer0"), ("up1", "peer1")] {
         run(&format!("ip link add {one} type veth peer name {other}"));
         run(&format!("ip link set {one} up"));
@@ -19,12 +19,11 @@ fn two_uplinks() -> Sandbox {
     run("ip -6 route add default via fe80::1 dev up0 proto ra metric 1024");
     run("ip -6 route add default via fe80::1 dev up1 proto static metric 2048");
     assert_eq!(read("ipv6/conf/up0/accept_ra"), "1\n");
-    sandbox
 }
 
 #[test]
 fn both_families_are_switched_on_by_themselves() {
-    let _sandbox = two_uplinks();
+    two_uplinks();
     let netlink = Netlink::open().unwrap();
     fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
     netlink.enable_forwarding(Family::V4).unwrap();
@@ -38,7 +37,7 @@ fn both_families_are_switched_on_by_themselves() {
 
 #[test]
 fn the_host_keeps_its_route_from_a_router_advertisement() {
-    let _sandbox = two_uplinks();
+    two_uplinks();
     Netlink::open()
         .unwrap()
         .enable_forwarding(Family::V6)
@@ -56,7 +55,7 @@ fn the_host_keeps_whatever_it_has_from_a_router() {
         "route add 2001:db8:77::/64 dev up1 proto kernel expires 1000",
         "address add 2001:db8:77::5/64 dev up1 mngtmpaddr valid_lft 1000 preferred_lft 900",
     ] {
-        let _sandbox = two_uplinks();
+        two_uplinks();
         run(&format!("ip -6 {learned}"));
         let netlink = Netlink::open().unwrap();
         netlink.enable_forwarding(Family::V6).unwrap();
@@ -67,7 +66,7 @@ fn the_host_keeps_whatever_it_has_from_a_router() {
 
 #[test]
 fn a_host_that_forwards_already_is_left_alone() {
-    let _sandbox = two_uplinks();
+    two_uplinks();
     fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
     run("ip -6 route replace default via fe80::1 dev up0 proto ra metric 1024");
     Netlink::open()

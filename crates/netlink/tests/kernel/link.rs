@@ -1,14 +1,15 @@
 use std::thread;
 
+use crate::add_pod;
 use netlink::{Netlink, OperState};
 use nix::errno::Errno;
 
-use crate::sandbox::{Sandbox, attempt, has_flag, json, link, pod_link, run};
+use sandbox::here::{attempt, enter, has_flag, json, link, pod_link, run};
 
 #[test]
 fn a_link_is_read_as_ip_reads_it() {
-    let sandbox = Sandbox::new();
-    sandbox.pod("pod");
+    enter();
+    add_pod("pod");
     run("ip link add host0 mtu 1400 type veth peer name eth0 netns pod");
     run("ip link set host0 up promisc on alias ours");
     run("ip -n pod link set eth0 up");
@@ -33,7 +34,7 @@ fn a_link_is_read_as_ip_reads_it() {
 
 #[test]
 fn an_absent_link_is_none_or_not_found() {
-    let _sandbox = Sandbox::new();
+    enter();
     let netlink = Netlink::open().unwrap();
     assert_eq!(netlink.find_link("nope").unwrap(), None);
     assert_eq!(netlink.find_link("sixteen-letters-").unwrap(), None);
@@ -49,7 +50,7 @@ fn an_absent_link_is_none_or_not_found() {
 
 #[test]
 fn every_change_is_seen_by_ip() {
-    let _sandbox = Sandbox::new();
+    enter();
     run("ip link add a0 type veth peer name b0");
     run("ip link add br0 type bridge");
     let netlink = Netlink::open().unwrap();
@@ -82,7 +83,7 @@ fn every_change_is_seen_by_ip() {
 
 #[test]
 fn the_kernels_refusal_keeps_its_errno() {
-    let _sandbox = Sandbox::new();
+    enter();
     run("ip link add a0 type veth peer name b0");
     let netlink = Netlink::open().unwrap();
     let index = netlink.get_link("a0").unwrap().index;
@@ -102,8 +103,8 @@ fn the_kernels_refusal_keeps_its_errno() {
 
 #[test]
 fn a_socket_opened_inside_works_from_outside() {
-    let sandbox = Sandbox::new();
-    let pod = sandbox.pod("pod");
+    enter();
+    let pod = add_pod("pod");
     run("ip -n pod link add only-here type veth peer name other");
     let (host, inside) = (Netlink::open().unwrap(), Netlink::open_in(&pod).unwrap());
     assert_eq!(host.find_link("only-here").unwrap(), None);
@@ -123,7 +124,7 @@ fn crowd(pairs: u32) {
 
 #[test]
 fn a_long_list_is_complete() {
-    let _sandbox = Sandbox::new();
+    enter();
     crowd(200);
     let mut ours: Vec<String> = Netlink::open()
         .unwrap()
@@ -147,7 +148,7 @@ fn a_long_list_is_complete() {
 
 #[test]
 fn a_list_that_changes_meanwhile_still_has_what_stays() {
-    let _sandbox = Sandbox::new();
+    enter();
     crowd(100);
     thread::scope(|scope| {
         // A thread starts in its parent's namespaces.

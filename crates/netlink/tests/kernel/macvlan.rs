@@ -1,3 +1,4 @@
+use crate::add_pod;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -5,13 +6,13 @@ use cni::Undo;
 use netlink::{Mac, MacvlanMode, MacvlanSpec, Netlink, find_conflict};
 use netns::NetNs;
 
-use crate::sandbox::{Sandbox, attempt, has_flag, pod_link, run};
+use sandbox::here::{attempt, enter, has_flag, pod_link, run};
 
 const MAC: Mac = Mac([2, 0, 0, 0, 7, 1]);
 
 /// A wire: `up0` of the host, and whatever is called `far` at its other end.
-fn wire(sandbox: &Sandbox) {
-    sandbox.pod("far");
+fn wire() {
+    add_pod("far");
     run("ip link add up0 type veth peer name eth0 netns far");
     run("ip link set up0 up");
     run("ip -n far link set eth0 up");
@@ -35,9 +36,9 @@ fn add(pod: &NetNs, spec: &MacvlanSpec, undo: &mut Undo) -> anyhow::Result<()> {
 
 #[test]
 fn it_is_born_in_the_pod_with_all_that_was_asked_for() {
-    let sandbox = Sandbox::new();
-    wire(&sandbox);
-    let pod = sandbox.pod("pod");
+    enter();
+    wire();
+    let pod = add_pod("pod");
     let mut undo = Undo::new();
     add(&pod, &spec(), &mut undo).unwrap();
     undo.forget();
@@ -64,9 +65,9 @@ fn it_is_born_in_the_pod_with_all_that_was_asked_for() {
 
 #[test]
 fn a_name_that_the_host_has_too_is_free_in_the_pod() {
-    let sandbox = Sandbox::new();
-    wire(&sandbox);
-    let pod = sandbox.pod("pod");
+    enter();
+    wire();
+    let pod = add_pod("pod");
     let spec = MacvlanSpec {
         name: "up0".into(),
         ..spec()
@@ -77,9 +78,9 @@ fn a_name_that_the_host_has_too_is_free_in_the_pod() {
 
 #[test]
 fn a_name_that_the_pod_has_is_taken() {
-    let sandbox = Sandbox::new();
-    wire(&sandbox);
-    let pod = sandbox.pod("pod");
+    enter();
+    wire();
+    let pod = add_pod("pod");
     run("ip -n pod link add net1 type bridge");
     let error = add(&pod, &spec(), &mut Undo::new()).unwrap_err();
     assert_eq!(
@@ -92,9 +93,9 @@ fn a_name_that_the_pod_has_is_taken() {
 
 #[test]
 fn undo_deletes_it() {
-    let sandbox = Sandbox::new();
-    wire(&sandbox);
-    let pod = sandbox.pod("pod");
+    enter();
+    wire();
+    let pod = add_pod("pod");
     let mut undo = Undo::new();
     add(&pod, &spec(), &mut undo).unwrap();
     assert!(undo.roll_back().is_empty());
@@ -103,9 +104,9 @@ fn undo_deletes_it() {
 
 #[test]
 fn undo_spares_what_had_the_name_before() {
-    let sandbox = Sandbox::new();
-    wire(&sandbox);
-    let pod = sandbox.pod("pod");
+    enter();
+    wire();
+    let pod = add_pod("pod");
     let passthru = MacvlanSpec {
         mode: MacvlanMode::Passthru,
         mac: None,
@@ -123,8 +124,8 @@ fn undo_spares_what_had_the_name_before() {
 
 #[test]
 fn only_a_macvlan_is_deleted_as_one() {
-    let sandbox = Sandbox::new();
-    let pod = sandbox.pod("pod");
+    enter();
+    let pod = add_pod("pod");
     run("ip -n pod link add net1 type bridge");
     let netlink = Netlink::open_in(&pod).unwrap();
     netlink.delete_macvlan("net1").unwrap();
@@ -136,8 +137,8 @@ fn only_a_macvlan_is_deleted_as_one() {
 
 #[test]
 fn a_parent_tells_what_it_is_on() {
-    let sandbox = Sandbox::new();
-    wire(&sandbox);
+    enter();
+    wire();
     let netlink = Netlink::open().unwrap();
     let parent = |name: &str| netlink.find_parent(name).unwrap().unwrap();
     assert!(parent("up0").carrier && parent("up0").ethernet);
@@ -155,14 +156,14 @@ fn a_parent_tells_what_it_is_on() {
 }
 
 /// A pod on the wire, whose far end has 10.1.0.7 and fd00:1::7.
-fn asking() -> (Sandbox, NetNs) {
-    let sandbox = Sandbox::new();
-    wire(&sandbox);
+fn asking() -> NetNs {
+    enter();
+    wire();
     run("ip -n far addr add 10.1.0.7/24 dev eth0");
     run("ip -n far addr add fd00:1::7/64 dev eth0 nodad");
-    let pod = sandbox.pod("pod");
+    let pod = add_pod("pod");
     add(&pod, &spec(), &mut Undo::new()).unwrap();
-    (sandbox, pod)
+    pod
 }
 
 fn conflict(pod: &NetNs, addresses: &[&str]) -> Option<String> {
@@ -178,7 +179,7 @@ fn far_mac() -> String {
 
 #[test]
 fn who_has_an_address_is_found_at_once() {
-    let (_sandbox, pod) = asking();
+    let pod = asking();
     for taken in ["10.1.0.7", "fd00:1::7"] {
         let start = Instant::now();
         let found = conflict(&pod, &["10.1.0.8", "fd00:1::8", taken]);
@@ -190,7 +191,7 @@ fn who_has_an_address_is_found_at_once() {
 
 #[test]
 fn addresses_that_nobody_has_are_free_after_six_tenths_of_a_second() {
-    let (_sandbox, pod) = asking();
+    let pod = asking();
     let start = Instant::now();
     assert_eq!(conflict(&pod, &["10.1.0.8", "fd00:1::8"]), None);
     assert!(start.elapsed() >= Duration::from_millis(600));
@@ -201,8 +202,8 @@ fn addresses_that_nobody_has_are_free_after_six_tenths_of_a_second() {
 
 #[test]
 fn of_two_that_ask_at_once_one_gets_it_at_most() {
-    let (sandbox, pod) = asking();
-    let other = sandbox.pod("other");
+    let pod = asking();
+    let other = add_pod("other");
     let twin = MacvlanSpec {
         mac: Some(Mac([2, 0, 0, 0, 7, 2])),
         ..spec()
@@ -215,10 +216,10 @@ fn of_two_that_ask_at_once_one_gets_it_at_most() {
 
 #[test]
 fn a_wire_without_a_carrier_cannot_be_asked() {
-    let sandbox = Sandbox::new();
-    wire(&sandbox);
+    enter();
+    wire();
     run("ip -n far link set eth0 down");
-    let pod = sandbox.pod("pod");
+    let pod = add_pod("pod");
     add(&pod, &spec(), &mut Undo::new()).unwrap();
     let error = find_conflict(&pod, "net1", &["10.1.0.8".parse().unwrap()]).unwrap_err();
     assert!(error.to_string().contains("has no carrier"), "{error}");

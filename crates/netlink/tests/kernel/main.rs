@@ -2,7 +2,7 @@
 //! tcpdump(8), never with the code under test.
 //!
 //! Every test first moves its own thread, and nothing else, into private
-//! namespaces (libtest runs each test on a fresh thread): see [`sandbox`].
+//! namespaces (libtest runs each test on a fresh thread): see [`sandbox::here`].
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 
@@ -15,6 +15,10 @@ mod link;
 mod macvlan;
 mod removal;
 mod route;
-mod sandbox;
 mod veth;
 mod vxlan;
+
+/// Adds a pod's namespace to the test's node.
+fn add_pod(name: &str) -> netns::NetNs {
+    netns::NetNs::open(&sandbox::here::add_pod(name)).unwrap()
+}

@@ -1,8 +1,9 @@
 use std::{fs, path::Path, thread::sleep, time::Duration};
 
+use crate::add_pod;
 use netlink::Netlink;
 
-use crate::sandbox::{Sandbox, attempt, run};
+use sandbox::here::{attempt, enter, run};
 
 fn is_there(name: &str) -> bool {
     attempt(&format!("ip link show dev {name}"))
@@ -18,8 +19,8 @@ fn children() -> Vec<String> {
 
 #[test]
 fn it_is_gone_on_return_and_its_name_is_free() {
-    let sandbox = Sandbox::new();
-    let pod = sandbox.pod("pod");
+    enter();
+    let pod = add_pod("pod");
     let (host, inside) = (Netlink::open().unwrap(), Netlink::open_in(&pod).unwrap());
     for round in 0..40 {
         run("ip link add veth1 type veth peer name eth0 netns pod");
@@ -36,7 +37,7 @@ fn it_is_gone_on_return_and_its_name_is_free() {
 
 #[test]
 fn a_port_has_left_its_bridge_and_the_node() {
-    let _sandbox = Sandbox::new();
+    enter();
     run("ip link add cni0 type bridge");
     let host = Netlink::open().unwrap();
     for round in 0..20 {
@@ -50,7 +51,7 @@ fn a_port_has_left_its_bridge_and_the_node() {
 
 #[test]
 fn the_kernels_refusal_is_ours_to_tell() {
-    let _sandbox = Sandbox::new();
+    enter();
     let error = Netlink::open().unwrap().delete_link("lo").unwrap_err();
     let text = "delete link lo: operation not supported (95)";
     assert_eq!(error.to_string(), text);
@@ -59,7 +60,7 @@ fn the_kernels_refusal_is_ours_to_tell() {
 
 #[test]
 fn the_socket_can_be_used_as_before() {
-    let _sandbox = Sandbox::new();
+    enter();
     let host = Netlink::open().unwrap();
     for number in 0..10 {
         run("ip link add veth1 type veth peer name veth2");
@@ -81,11 +82,11 @@ fn the_socket_can_be_used_as_before() {
 
 #[test]
 fn what_waits_in_our_place_holds_nothing() {
-    let sandbox = Sandbox::new();
+    enter();
     let mut seen = 0;
     for number in 0..20 {
         let name = format!("pod{number}");
-        let pod = sandbox.pod(&name);
+        let pod = add_pod(&name);
         let inside = Netlink::open_in(&pod).unwrap();
         run(&format!(
             "ip link add veth1 type veth peer name eth0 netns {name}"
@@ -116,7 +117,7 @@ fn what_waits_in_our_place_holds_nothing() {
 
 #[test]
 fn two_hundred_are_gone_and_their_children_are_buried() {
-    let _sandbox = Sandbox::new();
+    enter();
     let links: String = (0..200)
         .map(|n| format!("link add a{n} type veth peer name b{n}\n"))
         .collect();

@@ -2,10 +2,10 @@ use std::net::IpAddr;
 
 use netlink::{Family, Netlink, RouteFilter, RouteSpec};
 
-use crate::sandbox::{Sandbox, json, run};
+use sandbox::here::{enter, json, run};
 
-fn setup() -> (Sandbox, Netlink, u32) {
-    let sandbox = Sandbox::new();
+fn setup() -> (Netlink, u32) {
+    enter();
     run("ip link add a0 type veth peer name b0");
     run("ip link set b0 up");
     run("ip link set a0 up mtu 1400");
@@ -13,7 +13,7 @@ fn setup() -> (Sandbox, Netlink, u32) {
     run("ip address add fd00:1::2/64 dev a0 nodad");
     let netlink = Netlink::open().unwrap();
     let index = netlink.get_link("a0").unwrap().index;
-    (sandbox, netlink, index)
+    (netlink, index)
 }
 
 fn route(dst: &str, gw: Option<&str>) -> RouteSpec {
@@ -31,7 +31,7 @@ fn only(command: &str) -> serde_json::Value {
 
 #[test]
 fn everything_about_a_route_reaches_the_kernel() {
-    let (_sandbox, netlink, index) = setup();
+    let (netlink, index) = setup();
     let full = RouteSpec {
         priority: Some(77),
         table: Some(1000),
@@ -77,7 +77,7 @@ fn everything_about_a_route_reaches_the_kernel() {
 
 #[test]
 fn default_routes_of_both_families_and_their_link() {
-    let (_sandbox, netlink, index) = setup();
+    let (netlink, index) = setup();
     assert_eq!(netlink.default_route_link().unwrap(), None);
     netlink
         .add_route(index, &route("::/0", Some("fd00:1::1")))
@@ -99,7 +99,7 @@ fn default_routes_of_both_families_and_their_link() {
 
 #[test]
 fn several_may_share_a_destination_unless_they_are_equal() {
-    let (_sandbox, netlink, index) = setup();
+    let (netlink, index) = setup();
     let one = route("10.9.0.0/16", Some("10.1.0.1"));
     let two = route("10.9.0.0/16", Some("10.1.0.9"));
     netlink.add_route(index, &one).unwrap();
@@ -120,7 +120,7 @@ fn several_may_share_a_destination_unless_they_are_equal() {
 
 #[test]
 fn the_kernel_refuses_bits_outside_the_prefix() {
-    let (_sandbox, netlink, index) = setup();
+    let (netlink, index) = setup();
     let error = netlink
         .add_route(index, &route("10.9.9.9/8", None))
         .unwrap_err();
@@ -129,7 +129,7 @@ fn the_kernel_refuses_bits_outside_the_prefix() {
 
 #[test]
 fn a_list_has_what_was_asked_for_and_no_more() {
-    let (_sandbox, netlink, index) = setup();
+    let (netlink, index) = setup();
     run("ip route add 10.9.0.0/16 via 10.1.0.1");
     run("ip route add 10.8.0.0/16 via 10.1.0.1 table 1000");
     run("ip route add 10.7.0.0/16 nexthop via 10.1.0.1 dev a0 nexthop via 10.1.0.9 dev a0");
@@ -173,7 +173,7 @@ fn a_list_has_what_was_asked_for_and_no_more() {
 
 #[test]
 fn deleting_twice_is_fine() {
-    let (_sandbox, netlink, index) = setup();
+    let (netlink, index) = setup();
     let spec = route("fd00:9::/48", Some("fd00:1::1"));
     netlink.add_route(index, &spec).unwrap();
     netlink.delete_route(index, &spec).unwrap();
@@ -183,7 +183,7 @@ fn deleting_twice_is_fine() {
 
 #[test]
 fn the_way_to_an_address_is_a_link() {
-    let _sandbox = Sandbox::new();
+    enter();
     run("ip link add br7 type bridge");
     run("ip link set br7 up");
     run("ip address add 10.7.0.1/24 dev br7");

@@ -1,7 +1,8 @@
+use crate::add_pod;
 use cni::Undo;
 use netlink::{Mac, Netlink, VethSpec};
 
-use crate::sandbox::{Sandbox, attempt, has_flag, link, pod_link, run};
+use sandbox::here::{attempt, enter, has_flag, link, pod_link, run};
 
 const HOST_MAC: Mac = Mac([2, 0, 0, 0, 1, 1]);
 const POD_MAC: Mac = Mac([2, 0, 0, 0, 1, 2]);
@@ -17,20 +18,20 @@ pub fn spec() -> VethSpec {
     }
 }
 
-fn add(sandbox: &Sandbox, spec: &VethSpec, undo: &mut Undo) -> anyhow::Result<netlink::VethPair> {
-    let pod = sandbox.pod("pod");
+fn add(spec: &VethSpec, undo: &mut Undo) -> anyhow::Result<netlink::VethPair> {
+    let pod = add_pod("pod");
     Netlink::open().unwrap().add_veth(spec, &pod, undo)
 }
 
 #[test]
 fn the_pods_end_is_born_in_the_pod() {
-    let sandbox = Sandbox::new();
+    enter();
     let mut undo = Undo::new();
     let spec = VethSpec {
         mtu: Some(9000),
         ..spec()
     };
-    let pair = add(&sandbox, &spec, &mut undo).unwrap();
+    let pair = add(&spec, &mut undo).unwrap();
     let (host, pod) = (link("veth1a2b3c4d"), pod_link("pod", "eth0"));
     assert_eq!(host["address"], HOST_MAC.to_string());
     assert_eq!(pod["address"], POD_MAC.to_string());
@@ -45,8 +46,8 @@ fn the_pods_end_is_born_in_the_pod() {
 
 #[test]
 fn udev_will_leave_both_addresses_alone() {
-    let sandbox = Sandbox::new();
-    add(&sandbox, &spec(), &mut Undo::new()).unwrap();
+    enter();
+    add(&spec(), &mut Undo::new()).unwrap();
     // NET_ADDR_SET: udev's MACAddressPolicy is for addresses that nobody set.
     let kind = "cat /sys/class/net";
     assert_eq!(run(&format!("{kind}/veth1a2b3c4d/addr_assign_type")), "3\n");
@@ -56,9 +57,9 @@ fn udev_will_leave_both_addresses_alone() {
 
 #[test]
 fn undo_deletes_the_pair() {
-    let sandbox = Sandbox::new();
+    enter();
     let mut undo = Undo::new();
-    add(&sandbox, &spec(), &mut undo).unwrap();
+    add(&spec(), &mut undo).unwrap();
     assert_eq!(undo.roll_back(), Vec::<String>::new());
     assert!(!attempt("ip link show dev veth1a2b3c4d").status.success());
     assert!(!attempt("ip -n pod link show dev eth0").status.success());
@@ -66,9 +67,9 @@ fn undo_deletes_the_pair() {
 
 #[test]
 fn undo_is_content_when_the_pair_is_gone_already() {
-    let sandbox = Sandbox::new();
+    enter();
     let mut undo = Undo::new();
-    add(&sandbox, &spec(), &mut undo).unwrap();
+    add(&spec(), &mut undo).unwrap();
     run("ip netns delete pod");
     run("ip link delete veth1a2b3c4d");
     assert_eq!(undo.roll_back(), Vec::<String>::new());
@@ -76,22 +77,22 @@ fn undo_is_content_when_the_pair_is_gone_already() {
 
 #[test]
 fn it_can_be_born_as_a_port() {
-    let sandbox = Sandbox::new();
+    enter();
     run("ip link add cni0 type bridge");
     let bridge = Netlink::open().unwrap().get_link("cni0").unwrap();
     let spec = VethSpec {
         master: Some(bridge.index),
         ..spec()
     };
-    let pair = add(&sandbox, &spec, &mut Undo::new()).unwrap();
+    let pair = add(&spec, &mut Undo::new()).unwrap();
     assert_eq!(link("veth1a2b3c4d")["master"], "cni0");
     assert_eq!(pair.host.master, Some(bridge.index));
 }
 
 #[test]
 fn a_taken_name_in_the_pod_is_told_as_go_tells_it() {
-    let sandbox = Sandbox::new();
-    let pod = sandbox.pod("pod");
+    enter();
+    let pod = add_pod("pod");
     run("ip -n pod link add eth0 type veth peer name other");
     let mut undo = Undo::new();
     let error = Netlink::open()
@@ -110,10 +111,10 @@ fn a_taken_name_in_the_pod_is_told_as_go_tells_it() {
 
 #[test]
 fn a_taken_name_on_the_host_is_an_error_of_existence() {
-    let sandbox = Sandbox::new();
+    enter();
     run("ip link add veth1a2b3c4d type veth peer name other");
     let mut undo = Undo::new();
-    let error = add(&sandbox, &spec(), &mut undo).unwrap_err();
+    let error = add(&spec(), &mut undo).unwrap_err();
     assert_eq!(error.to_string(), "add veth veth1a2b3c4d: file exists (17)");
     assert!(error.downcast_ref::<netlink::Error>().unwrap().is_exists());
     assert!(undo.roll_back().is_empty());
@@ -123,12 +124,12 @@ fn a_taken_name_on_the_host_is_an_error_of_existence() {
 
 #[test]
 fn a_bad_mtu_is_the_kernels_to_refuse() {
-    let sandbox = Sandbox::new();
+    enter();
     let spec = VethSpec {
         mtu: Some(70000),
         ..spec()
     };
-    let error = add(&sandbox, &spec, &mut Undo::new()).unwrap_err();
+    let error = add(&spec, &mut Undo::new()).unwrap_err();
     assert_eq!(
         error.to_string(),
         "add veth veth1a2b3c4d: invalid argument (22)"

@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 use netlink::{Entry, FLOOD, Mac, Netlink, Overlay, Peers, Vxlan, VxlanPort, VxlanSpec};
 use serde_json::Value;
 
-use crate::sandbox::{Sandbox, attempt, json, link, run};
+use sandbox::here::{attempt, enter, json, link, run};
 
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
@@ -111,7 +111,7 @@ fn vxlan(netlink: &Netlink, name: &str) -> Option<Vxlan> {
 
 #[test]
 fn a_device_is_as_it_was_asked_for_in_both_families() {
-    let _sandbox = Sandbox::new();
+    enter();
     let eth0 = underlay();
     let netlink = Netlink::open().unwrap();
     let v4 = spec(eth0);
@@ -171,7 +171,7 @@ fn a_device_is_as_it_was_asked_for_in_both_families() {
 
 #[test]
 fn a_vni_is_one_devices() {
-    let _sandbox = Sandbox::new();
+    enter();
     let eth0 = underlay();
     let netlink = Netlink::open().unwrap();
     netlink.add_vxlan(&spec(eth0)).unwrap();
@@ -184,7 +184,7 @@ fn a_vni_is_one_devices() {
 
 #[test]
 fn learning_hop_limit_and_suppression_are_switched() {
-    let _sandbox = Sandbox::new();
+    enter();
     let eth0 = underlay();
     run("ip link add br0 type bridge");
     let netlink = Netlink::open().unwrap();
@@ -205,7 +205,7 @@ fn learning_hop_limit_and_suppression_are_switched() {
 
 #[test]
 fn peers_are_what_ip_and_bridge_would_have_written() {
-    let _sandbox = Sandbox::new();
+    enter();
     let overlay = routed();
     let peers = Peers::open().unwrap();
     let wanted = [peer(2, mac(2)), peer(3, mac(3))].concat();
@@ -239,7 +239,7 @@ fn peers_are_what_ip_and_bridge_would_have_written() {
 /// one, leads to it elsewhere.
 #[test]
 fn an_ipv6_peer_is_reached_though_another_route_covers_it() {
-    let _sandbox = Sandbox::new();
+    enter();
     let overlay = routed();
     run("ip route add 2000::/3 via 2001:db8::2 dev eth0");
     let peers = Peers::open().unwrap();
@@ -273,7 +273,7 @@ fn an_ipv6_peer_is_reached_though_another_route_covers_it() {
 /// An error has the kernel's own words.
 #[test]
 fn a_route_that_is_refused_says_why() {
-    let _sandbox = Sandbox::new();
+    enter();
     let overlay = routed();
     run("ip link set vxlan.7 down");
     let [_, _, route] = peer(2, mac(2));
@@ -287,7 +287,7 @@ fn a_route_that_is_refused_says_why() {
 
 #[test]
 fn entries_by_hand_are_as_good_as_ours_and_what_is_not_wanted_goes() {
-    let _sandbox = Sandbox::new();
+    enter();
     let overlay = routed();
     for number in [2, 9] {
         run(&format!(
@@ -312,7 +312,7 @@ fn entries_by_hand_are_as_good_as_ours_and_what_is_not_wanted_goes() {
 
 #[test]
 fn a_peer_that_comes_back_with_another_mac_and_address_leaves_nothing_behind() {
-    let _sandbox = Sandbox::new();
+    enter();
     let overlay = routed();
     let peers = Peers::open().unwrap();
     peers.reconcile(overlay, &peer(2, mac(2))).unwrap();
@@ -332,7 +332,7 @@ fn a_peer_that_comes_back_with_another_mac_and_address_leaves_nothing_behind() {
 
 #[test]
 fn entries_of_other_devices_are_left_alone() {
-    let _sandbox = Sandbox::new();
+    enter();
     let overlay = routed();
     run("ip neighbour add 192.0.2.50 lladdr 02:00:00:00:00:50 nud permanent dev eth0");
     run("ip route add 10.99.0.0/16 via 192.0.2.50 dev eth0");
@@ -346,7 +346,7 @@ fn entries_of_other_devices_are_left_alone() {
 
 #[test]
 fn what_fails_is_told_and_blocks_nothing() {
-    let _sandbox = Sandbox::new();
+    enter();
     let overlay = routed();
     // Somebody else's route to the subnet of a peer: it stays.
     run("ip route add 10.5.3.0/24 via 192.0.2.50 dev eth0");
@@ -376,7 +376,7 @@ fn what_fails_is_told_and_blocks_nothing() {
 
 #[test]
 fn hundreds_that_fail_are_all_told() {
-    let _sandbox = Sandbox::new();
+    enter();
     let overlay = routed();
     let bad = (0..1000_u32).map(|n| Entry::Forward {
         mac: Mac([2, 1, 0, 0, (n >> 8) as u8, n as u8]),
@@ -391,7 +391,7 @@ fn hundreds_that_fail_are_all_told() {
 
 #[test]
 fn a_segment_floods_to_its_hosts_and_knows_its_pods() {
-    let _sandbox = Sandbox::new();
+    enter();
     let eth0 = underlay();
     run("ip link add br0 type bridge");
     run("ip link set br0 up");
@@ -456,7 +456,7 @@ fn a_segment_floods_to_its_hosts_and_knows_its_pods() {
 
 #[test]
 fn ipv6_peers_are_routed_too() {
-    let _sandbox = Sandbox::new();
+    enter();
     let overlay = routed();
     let gw = ip("fd00:5:2::");
     let wanted = [
