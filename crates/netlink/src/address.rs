@@ -104,7 +104,7 @@ impl Netlink {
         }
         let request = RouteNetlinkMessage::NewAddress(message);
         self.change(request, NLM_F_CREATE | NLM_F_EXCL, || {
-            format!("add address {} to {}", spec.address, self.told(index))
+            format!("add address {} to {}", spec.address, self.name_of(index))
         })
     }
 
@@ -131,7 +131,7 @@ impl Netlink {
     pub fn delete_address(&self, index: u32, address: IpNetwork) -> Result<(), Error> {
         let request = RouteNetlinkMessage::DelAddress(address_message(index, address));
         let deleted = self.change(request, 0, || {
-            format!("delete address {address} of {}", self.told(index))
+            format!("delete address {address} of {}", self.name_of(index))
         });
         unless_absent(deleted)
     }
@@ -167,7 +167,7 @@ impl Netlink {
             read_address(message).filter(|it| it.index == index)
         };
         match self.dump(request, address, || {
-            format!("list addresses of {}", self.told(index))
+            format!("list addresses of {}", self.name_of(index))
         }) {
             Err(error) if error.is_not_found() => Ok(Vec::new()),
             other => other,

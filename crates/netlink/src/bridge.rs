@@ -4,64 +4,64 @@ use std::{path::Path, thread, time::Duration};
 
 use anyhow::bail;
 use rtnetlink::{
+    LinkMessageBuilder, LinkUnspec,
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
         RouteNetlinkMessage,
         link::{
             InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
-            LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
+            LinkAttribute, State,
         },
     },
 };
 
-use crate::{Error, Link, Mac, Netlink, OperState, link::link_message, sysctl};
+use crate::{Error, Link, Mac, Netlink, OperState, creation::new_link, link::link, sysctl};
 
-/// The bridge that pods are to share.
+/// A bridge that pods share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BridgeSpec {
     /// Its name, at most 15 bytes.
     pub name: String,
-    /// The largest packet in bytes, applied only when the bridge is created;
-    /// `None` for the kernel's 1500.
+    /// The largest packet in bytes, set only when the bridge is created; `None` for the
+    /// kernel's 1500.
     pub mtu: Option<u32>,
-    /// Whether it has to tell VLANs apart. An existing bridge is converted if it
-    /// does not; `false` leaves one that does alone.
+    /// Whether it has to filter by VLAN. If so, an existing bridge is converted; `false` changes
+    /// nothing.
     pub vlan_filtering: bool,
-    /// Whether promiscuous mode is switched on; it is never switched off.
+    /// Whether to switch promiscuous mode on; it is never switched off.
     pub promisc: bool,
 }
 
-/// How a host veth shall be as a port of a bridge.
+/// The settings of a host veth as a port of a bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortSpec {
     /// The index of the bridge.
     pub bridge: u32,
     /// Frames may leave through the port they came in by.
     pub hairpin: bool,
-    /// It talks to no other isolated port.
+    /// The bridge forwards nothing between it and other isolated ports.
     pub isolated: bool,
-    /// Whether to bring it up; later, with [`Netlink::set_up`], if VLANs have to
-    /// be in place first.
+    /// Whether to bring it up. If VLANs have to be set first, call [`Netlink::set_up`] later.
     pub up: bool,
-    /// A text by which the device can be recognised, at most 255 bytes.
+    /// A text that identifies the device, at most 255 bytes.
     pub alias: Option<String>,
 }
 
-/// Pauses before each look at a port that is not up yet. Kernels since 6.9 report the
-/// state as it is and need none; older ones report it when a work queue has run.
+/// Pauses in milliseconds before each look at a port that is not up yet. Kernels since 6.9
+/// report the current state at once, older ones after a work queue has run.
 const PORT_PAUSES: [u64; 10] = [0, 1, 2, 4, 8, 16, 32, 64, 500, 2000];
 
 impl Netlink {
-    /// Makes sure that there is such a bridge, up, and returns it:
+    /// Creates such a bridge unless it exists, brings it up and returns it:
     /// `ip link add NAME type bridge; ip link set NAME up; ip link set NAME address MAC`.
     ///
-    /// Its hardware address is pinned: a bridge that was never given one takes
-    /// that of the lowest port, and changes it as pods come and go, while the
-    /// pods remember the old one as their gateway's. IPv6 router advertisements
-    /// are not accepted on it, as pods could send them.
+    /// Its hardware address is pinned. A bridge without an address of its own takes that of
+    /// its lowest port, and changes it as pods come and go, while the pods remember the old one
+    /// as that of their gateway. IPv6 router advertisements are not accepted on it, as pods
+    /// could send them.
     ///
-    /// Settings under /proc/sys are made in the calling thread's namespace: it
-    /// must be the one that this socket is of.
+    /// Settings under /proc/sys are made in the calling thread's namespace, which must be the
+    /// one of this socket.
     ///
     /// # Errors
     /// `"x" already exists but is not a bridge`; `could not add "x": …` with the
@@ -75,9 +75,9 @@ impl Netlink {
         if !found.is_kind("bridge") {
             bail!("{name:?} already exists but is not a bridge");
         }
-        // Before it is up, so that no advertisement is heard. Without IPv6 there
-        // is no such setting, and no need for it.
-        if found.accept_ra.is_some_and(|heeded| heeded != 0) {
+        // Before it is up, so that no advertisement arrives earlier. Without IPv6 there is no
+        // such setting, and no need for it.
+        if found.accept_ra.is_some_and(|accepted| accepted != 0) {
             let accept_ra = sysctl::interface_key("ipv6", name, "accept_ra");
             let _ = sysctl::write(&accept_ra, "0");
         }
@@ -90,13 +90,12 @@ impl Netlink {
         if start {
             self.start_bridge(found.index, spec)?;
         }
-        // After it is up: a bridge that is given an address loses its carrier
-        // until it has a port, and without one it gets no link-local address.
-        // Before it has a port of ours: so far it still has the address it was
-        // born with.
-        // Where nobody can tell whether it is pinned (/sys is another namespace's), it
-        // is not done again for each pod: the kernel takes it for a change, and forgets
-        // the bridge's neighbours. It has none as long as no port runs.
+        // After it is up: a bridge whose address is set loses its carrier until it has a port,
+        // and without a carrier it gets no link-local address. Before it has a port of ours, so
+        // that it still has the address of its creation.
+        // If it is unknown whether the address is pinned (/sys is another namespace's), it is
+        // pinned only while no port runs: the kernel takes it for a change and forgets the
+        // bridge's neighbours, of which there are none then.
         let pin = match found.pinned() {
             Some(pinned) => !pinned,
             None => !found.up || found.operstate != OperState::Up,
@@ -112,33 +111,30 @@ impl Netlink {
 
     fn create_bridge(&self, spec: &BridgeSpec) -> anyhow::Result<Link> {
         let name = &spec.name;
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::IfName(name.into()));
-        message.attributes.extend(spec.mtu.map(LinkAttribute::Mtu));
-        message
-            .attributes
-            .push(bridge_info(spec.vlan_filtering.then_some(true)));
-        let request = RouteNetlinkMessage::NewLink(message);
+        let mut message = new_link(Some(InfoKind::Bridge), name, None, spec.mtu);
+        if spec.vlan_filtering {
+            message = message.set_info_data(vlan_filtering(true));
+        }
+        let request = RouteNetlinkMessage::NewLink(message.build());
         let created = self.change(request, NLM_F_CREATE | NLM_F_EXCL, || {
             format!("add bridge {name}")
         });
         match created {
             Ok(()) => {
-                // Nobody else can have the address of a bridge that is a moment old,
-                // and while detection runs, the host cannot ask for its pods'.
+                // No duplicate address detection: no other host can have the addresses of a new
+                // bridge, and while detection runs, the host cannot resolve those of its pods.
                 let accept_dad = sysctl::interface_key("ipv6", name, "accept_dad");
                 let _ = sysctl::write(&accept_dad, "0");
                 Ok(self.get_link(name)?)
             }
-            // Another ADD was quicker: its bridge is as good.
+            // A concurrent ADD has created it.
             Err(error) if error.is_exists() => Ok(self.get_link(name)?),
             Err(error) => Err(error.reword(format!("could not add {name:?}")).into()),
         }
     }
 
-    /// Keeps the address that the bridge has from now on; gives it one if it
-    /// has none, as after its last port left. That it cannot be kept is no
-    /// reason to fail an ADD.
+    /// Sets the address that the bridge has, so that it stays; a random one if it has none, as
+    /// after its last port left. A failure does not fail an ADD.
     fn pin_mac(&self, bridge: &Link) {
         let fresh = || Mac::random().ok();
         let mac = bridge.mac.filter(|mac| !mac.is_zero()).or_else(fresh);
@@ -152,27 +148,27 @@ impl Netlink {
     }
 
     fn start_bridge(&self, index: u32, spec: &BridgeSpec) -> Result<(), Error> {
-        let mut flags = LinkFlags::Up;
-        flags.set(LinkFlags::Promisc, spec.promisc);
-        let mut message = link_message(index);
-        message.header.flags = flags;
-        message.header.change_mask = flags;
-        // A bridge is born with a carrier, so its first port changes nothing and
-        // the kernel would go on calling its state unknown.
-        let up = LinkAttribute::OperState(State::Up);
-        message.attributes.push(up);
+        // A new bridge has a carrier, so its first port changes nothing and the kernel would
+        // go on to report its state as unknown.
+        let state = LinkAttribute::OperState(State::Up);
+        let mut message = link(index).up().append_extra_attribute(state);
+        if spec.promisc {
+            message = message.promiscuous(true);
+        }
         self.set_link(message, || format!("set bridge {} up", spec.name))
     }
 
-    /// Switches whether a bridge tells VLANs apart:
+    /// Switches whether a bridge filters by VLAN:
     /// `ip link set NAME type bridge vlan_filtering 1`.
     ///
     /// # Errors
     /// `EOPNOTSUPP` when the kernel was built without it.
     pub fn set_vlan_filtering(&self, bridge: u32, on: bool) -> Result<(), Error> {
-        let mut message = link_message(bridge);
-        message.attributes.push(bridge_info(Some(on)));
-        // A change of type-specific data is a NEWLINK of what is there already.
+        let message = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Bridge)
+            .index(bridge)
+            .set_info_data(vlan_filtering(on))
+            .build();
+        // Settings of a kind of link are changed by RTM_NEWLINK.
         self.change(RouteNetlinkMessage::NewLink(message), 0, || {
             format!("set bridge {bridge} vlan_filtering {on}")
         })
@@ -180,37 +176,53 @@ impl Netlink {
 
     /// Makes `link` a port of a bridge: `ip link set LINK master BRIDGE`, then
     /// `ip link set LINK alias … up type bridge_slave hairpin … isolated …`.
-    /// The first is saved when the link was made a port at birth.
+    /// The first is not needed if the link was created as a port.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn attach_port(&self, link: &Link, spec: &PortSpec) -> Result<(), Error> {
-        // The port's own settings exist only after it is one: the kernel looks
-        // for the bridge before it carries out the rest of a request.
+        // In a request of its own: the kernel looks up the settings of a port before it carries
+        // out the rest of a request.
         if link.master != Some(spec.bridge) {
             self.set_master(link.index, spec.bridge)?;
         }
-        let mut message = link_message(link.index);
+        let mut message = self::link(link.index);
         if spec.up {
-            message.header.flags = LinkFlags::Up;
-            message.header.change_mask = LinkFlags::Up;
+            message = message.up();
         }
-        let alias = spec.alias.clone().map(LinkAttribute::IfAlias);
-        message.attributes.extend(alias);
-        message
-            .attributes
-            .push(port_info(spec.hairpin, spec.isolated));
+        if let Some(alias) = &spec.alias {
+            message = message.alias(alias);
+        }
+        let settings = vec![
+            InfoBridgePort::HairpinMode(spec.hairpin),
+            InfoBridgePort::Isolated(spec.isolated),
+        ];
+        self.set_port(link, spec.bridge, message, settings)
+    }
+
+    /// Changes the settings of a port of a bridge, with what else is in `message`.
+    pub(crate) fn set_port(
+        &self,
+        port: &Link,
+        bridge: u32,
+        message: LinkMessageBuilder<LinkUnspec>,
+        settings: Vec<InfoBridgePort>,
+    ) -> Result<(), Error> {
+        let message = message
+            .set_port_kind(InfoPortKind::Bridge)
+            .set_port_data(InfoPortData::BridgePort(settings))
+            .build();
         self.change(RouteNetlinkMessage::NewLink(message), 0, || {
             format!(
                 "set up port {} of bridge {}",
-                link.name,
-                self.told(spec.bridge)
+                port.name,
+                self.name_of(bridge)
             )
         })
     }
 
-    /// Waits until the bridge forwards for a port: its operational state is up.
-    /// Returns the port as it is then.
+    /// Waits until a bridge forwards for a port: the port's operational state is up. Returns the
+    /// port as it is then.
     ///
     /// # Errors
     /// `bridge port in error state: down` after two and a half seconds.
@@ -233,34 +245,19 @@ impl Netlink {
 }
 
 impl Link {
-    /// Whether the hardware address was set by somebody, so that it stays:
-    /// `NET_ADDR_SET` (linux/netdevice.h). Netlink does not tell; `None` where
-    /// /sys does not either, or is that of another namespace.
+    /// Whether a program has set the hardware address, so that it stays: `NET_ADDR_SET`
+    /// (linux/netdevice.h). Only /sys reports it; `None` where /sys is missing, or is that of
+    /// another namespace.
     pub fn pinned(&self) -> Option<bool> {
         let class = Path::new("/sys/class/net").join(&self.name);
         let read = |file| sysctl::read_value(&class.join(file)).ok();
         let how = read("addr_assign_type")?;
-        // A link of the same name may be in the namespace that /sys is of.
+        // The namespace of /sys may have another link of that name.
         let is_this = read("ifindex")? == self.index.to_string();
         is_this.then(|| how == "3")
     }
 }
 
-fn bridge_info(vlan_filtering: Option<bool>) -> LinkAttribute {
-    let mut info = vec![LinkInfo::Kind(InfoKind::Bridge)];
-    if let Some(on) = vlan_filtering {
-        let data = vec![InfoBridge::VlanFiltering(on)];
-        info.push(LinkInfo::Data(InfoData::Bridge(data)));
-    }
-    LinkAttribute::LinkInfo(info)
-}
-
-fn port_info(hairpin: bool, isolated: bool) -> LinkAttribute {
-    LinkAttribute::LinkInfo(vec![
-        LinkInfo::PortKind(InfoPortKind::Bridge),
-        LinkInfo::PortData(InfoPortData::BridgePort(vec![
-            InfoBridgePort::HairpinMode(hairpin),
-            InfoBridgePort::Isolated(isolated),
-        ])),
-    ])
+fn vlan_filtering(on: bool) -> InfoData {
+    InfoData::Bridge(vec![InfoBridge::VlanFiltering(on)])
 }

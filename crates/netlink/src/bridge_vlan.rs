@@ -1,4 +1,4 @@
-//! The VLANs that a bridge lets through a port.
+//! The VLANs of a bridge port.
 
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -8,21 +8,21 @@ use rtnetlink::packet_route::{
     },
 };
 
-use crate::{Error, Netlink, link::link_message};
+use crate::{Error, Netlink, link::link};
 
 /// One VLAN on a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortVlan {
     /// The VLAN's id, 1 to 4094.
     pub vid: u16,
-    /// Frames that come in without a tag belong to it.
+    /// Incoming frames without a tag belong to it.
     pub pvid: bool,
-    /// Its frames go out without a tag.
+    /// Its outgoing frames have no tag.
     pub untagged: bool,
 }
 
 impl PortVlan {
-    /// The VLAN `vid`, whose frames are tagged both ways.
+    /// The VLAN `vid`, with tagged frames.
     pub fn tagged(vid: u16) -> Self {
         Self {
             vid,
@@ -31,7 +31,7 @@ impl PortVlan {
         }
     }
 
-    /// The VLAN `vid`, whose frames have no tag on this port.
+    /// The VLAN `vid`, with untagged frames.
     pub fn native(vid: u16) -> Self {
         Self {
             vid,
@@ -49,7 +49,7 @@ impl PortVlan {
 }
 
 impl Netlink {
-    /// Lets VLANs through a port of a bridge:
+    /// Allows VLANs on a bridge port:
     /// `bridge vlan add dev PORT vid VID [pvid] [untagged] master`, all in one request.
     ///
     /// # Errors
@@ -62,8 +62,8 @@ impl Netlink {
         self.change(request, 0, || format!("add vlans to port {port}"))
     }
 
-    /// Stops VLANs at a port of a bridge: `bridge vlan del dev PORT vid VID
-    /// master`, all in one request.
+    /// Removes VLANs from a bridge port: `bridge vlan del dev PORT vid VID master`, all in one
+    /// request.
     ///
     /// # Errors
     /// When one of them is not on the port, among others.
@@ -71,13 +71,13 @@ impl Netlink {
         if vids.is_empty() {
             return Ok(());
         }
-        // What a VLAN is on the port does not matter to its deletion.
+        // The flags do not matter to a deletion.
         let vlans: Vec<PortVlan> = vids.iter().copied().map(PortVlan::tagged).collect();
         let request = RouteNetlinkMessage::DelLink(vlan_message(port, &vlans));
         self.change(request, 0, || format!("delete vlans of port {port}"))
     }
 
-    /// The VLANs that a bridge lets through a port, in ascending order:
+    /// The VLANs of a bridge port, in ascending order:
     /// `bridge vlan show dev PORT`.
     ///
     /// # Errors
@@ -85,8 +85,7 @@ impl Netlink {
     pub fn list_port_vlans(&self, port: u32) -> Result<Vec<PortVlan>, Error> {
         let mut message = LinkMessage::default();
         message.header.interface_family = AddressFamily::Bridge;
-        // One port may have four thousand: uncompressed they do not fit into
-        // one message.
+        // One port may have four thousand, which uncompressed do not fit into one message.
         message.attributes.push(LinkAttribute::ExtMask(vec![
             LinkExtentMask::BrvlanCompressed,
         ]));
@@ -110,17 +109,17 @@ fn vlans_in(attribute: &LinkAttribute) -> Vec<PortVlan> {
 }
 
 fn vlan_message(port: u32, vlans: &[PortVlan]) -> LinkMessage {
-    let mut message = link_message(port);
-    message.header.interface_family = AddressFamily::Bridge;
-    // "master": the bridge is told about its port, not the port about itself.
+    // "master": the bridge changes its table for the port, not the port its own.
     let mut spec = vec![AfSpecBridge::Flags(BridgeFlag::Controller)];
     spec.extend(compress(vlans));
-    message.attributes.push(LinkAttribute::AfSpecBridge(spec));
-    message
+    link(port)
+        .interface_family(AddressFamily::Bridge)
+        .append_extra_attribute(LinkAttribute::AfSpecBridge(spec))
+        .build()
 }
 
-/// Runs of tagged VLANs become ranges: a trunk of all ids is two attributes. A
-/// PVID cannot be part of one (net/bridge/br_netlink.c).
+/// Turns runs of tagged VLANs into ranges: a trunk of all ids is two attributes. A PVID cannot be
+/// part of a range (net/bridge/br_netlink.c).
 fn compress(vlans: &[PortVlan]) -> Vec<AfSpecBridge> {
     let joins = |a: &PortVlan, b: &PortVlan| {
         a.vid.checked_add(1) == Some(b.vid) && a.flags() == b.flags() && !a.pvid
@@ -142,7 +141,7 @@ fn vlan_info(vid: u16, flags: BridgeVlanInfoFlags) -> AfSpecBridge {
     AfSpecBridge::VlanInfo(BridgeVlanInfo { flags, vid })
 }
 
-/// The inverse of [`compress`], for what the kernel answers.
+/// The inverse of [`compress`], for the kernel's answers.
 pub(crate) fn expand(spec: &[AfSpecBridge]) -> Vec<PortVlan> {
     let mut vlans = Vec::new();
     let mut begin = None;
@@ -150,7 +149,7 @@ pub(crate) fn expand(spec: &[AfSpecBridge]) -> Vec<PortVlan> {
         let AfSpecBridge::VlanInfo(info) = attribute else {
             continue;
         };
-        // IEEE 802.1Q has no more than twelve bits of them.
+        // An id has twelve bits (IEEE 802.1Q).
         if info.vid > 4095 {
             continue;
         }

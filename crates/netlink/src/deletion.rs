@@ -21,7 +21,7 @@ use nix::libc::{self, NLMSG_ERROR, RTM_DELLINK, sock_filter};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use transport::{DEADLINE, HEADER, Message, Refusal, Request, Route, wait_readable};
 
-use crate::link::{IFINFO, link_message};
+use crate::link::{IFINFO, link};
 use crate::request::unless_absent;
 use crate::{Error, Link, Netlink};
 
@@ -40,7 +40,7 @@ impl Netlink {
         let removed = match self.delete_in_child(link.index) {
             Ok(true) => Ok(()),
             Ok(false) => {
-                let request = RouteNetlinkMessage::DelLink(link_message(link.index));
+                let request = RouteNetlinkMessage::DelLink(self::link(link.index).build());
                 self.change(request, 0, op)
             }
             Err(refusal) => Err(Error::refused(op(), refusal)),

@@ -1,7 +1,7 @@
-//! Links of any kind: look one up, change it, delete it.
+//! Links of any kind: look them up, change them, delete them.
 //!
-//! A link is looked up by its name or index, never by listing: with hundreds of
-//! pods on a node a list is long, and it is interrupted whenever one comes or goes.
+//! A link is looked up by its name or index, not in a list of all: on a node with hundreds of
+//! pods the list is long, and reading it is interrupted whenever a link comes or goes.
 
 use std::{
     fmt,
@@ -10,13 +10,15 @@ use std::{
 
 use netns::NetNs;
 use nix::{errno::Errno, libc};
-use rtnetlink::packet_route::{
-    RouteNetlinkMessage,
-    link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage, State},
-    nsid::{NsidAttribute, NsidMessage},
+use rtnetlink::{
+    LinkMessageBuilder, LinkUnspec,
+    packet_route::{
+        RouteNetlinkMessage,
+        link::{LinkAttribute, LinkExtentMask, LinkFlags, State},
+        nsid::{NsidAttribute, NsidMessage},
+    },
 };
-
-use transport::{Message, attributes, find, find_in};
+use transport::{Message, Protocol, Route, attributes, find};
 
 use crate::{Error, Mac, Netlink, request::decode};
 
@@ -24,9 +26,12 @@ use crate::{Error, Mac, Netlink, request::decode};
 const IFLA_BR_VLAN_FILTERING: u16 = 7;
 const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
+const IFLA_INET6_FLAGS: u16 = 1;
 const IFLA_INET6_CONF: u16 = 2;
 /// linux/ipv6.h
 const DEVCONF_ACCEPT_RA: usize = 3;
+/// include/net/if_inet6.h
+const IF_RA_RCVD: u32 = 0x20;
 
 /// A network device, as the kernel described it at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,30 +44,29 @@ pub struct Link {
     pub mac: Option<Mac>,
     /// The largest packet it carries, in bytes.
     pub mtu: u32,
-    /// What `ip link … type` says: "bridge", "veth"; absent for hardware and `lo`.
+    /// The word of `ip link … type`: "bridge", "veth"; absent for hardware and `lo`.
     pub kind: Option<String>,
     /// The index of the bridge, bond or vrf that it is a port of.
     pub master: Option<u32>,
-    /// The index of its other half: a veth's peer, a vlan's or macvlan's parent.
+    /// The index of a veth's peer, or of the parent of a vlan or macvlan.
     pub link: Option<u32>,
-    /// The id (in this namespace) of the namespace where [`Link::link`] is, if another.
+    /// The id (in this namespace) of the namespace of [`Link::link`], if that is another one.
     pub link_netnsid: Option<i32>,
     /// Whether it was set up (`IFF_UP`); whether it carries packets is [`Link::operstate`].
     pub up: bool,
     /// The operational state of RFC 2863.
     pub operstate: OperState,
-    /// Whether promiscuous mode was asked for (`IFF_PROMISC`).
+    /// Whether promiscuous mode was requested (`IFF_PROMISC`).
     pub promisc: bool,
-    /// The free text that `ip link set … alias` stores.
+    /// The text of `ip link set … alias`.
     pub alias: Option<String>,
-    /// For a bridge, whether it tells VLANs apart.
+    /// For a bridge, whether it filters by VLAN.
     pub vlan_filtering: Option<bool>,
     /// For a port of a bridge, how it forwards.
     pub port: Option<Port>,
-    /// Whether the kernel has had an answer to a router solicitation of its own here.
+    /// Whether the kernel has received a router advertisement after its own solicitation.
     pub heard_router: bool,
-    /// Whether router advertisements are heeded (the setting `accept_ra`); absent
-    /// where there is no IPv6.
+    /// Whether router advertisements are accepted (the setting `accept_ra`); absent without IPv6.
     pub accept_ra: Option<u32>,
 }
 
@@ -71,24 +75,24 @@ pub struct Link {
 pub struct Port {
     /// Frames may leave through the port they came in by.
     pub hairpin: bool,
-    /// It talks to no other isolated port.
+    /// It forwards nothing to and from other isolated ports.
     pub isolated: bool,
 }
 
 /// The operational state of a link (RFC 2863, section 3.1.14).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OperState {
-    /// The driver does not tell; usual for `lo` and tunnels, which do work.
+    /// The driver does not report it; usual for `lo` and tunnels, which do work.
     Unknown,
     /// Some part is missing.
     NotPresent,
     /// No carrier, or not set up.
     Down,
-    /// The other half, or the parent, is down.
+    /// The peer, or the parent, is down.
     LowerLayerDown,
     /// In a test mode.
     Testing,
-    /// It waits for something, as 802.1X.
+    /// It waits for an event, for example 802.1X.
     Dormant,
     /// Packets pass.
     Up,
@@ -128,9 +132,8 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked; an absent link is no error.
     pub fn find_link(&self, name: &str) -> Result<Option<Link>, Error> {
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::IfName(name.into()));
-        self.look_up(message, || format!("find link {name}"))
+        let message = LinkUnspec::new_with_name(name);
+        self.look_up(message, Link::read, || format!("find link {name}"))
     }
 
     /// The link with `index`, if there is one.
@@ -138,23 +141,25 @@ impl Netlink {
     /// # Errors
     /// As [`Netlink::find_link`].
     pub fn find_link_by_index(&self, index: u32) -> Result<Option<Link>, Error> {
-        let message = link_message(index);
-        self.look_up(message, || format!("find link {index}"))
+        self.look_up(link(index), Link::read, || format!("find link {index}"))
     }
 
-    /// The other end of the veth `link`, if there is one, in whatever namespace it is:
+    /// The other end of the veth `end`, if there is one, in whatever namespace it is:
     /// `ip link show netnsid ID` with the index.
     ///
     /// # Errors
-    /// When the kernel cannot be asked; when its namespace may not be looked into (`EPERM`).
-    pub fn find_peer(&self, link: &Link) -> Result<Option<Link>, Error> {
-        let Some(index) = link.link.filter(|_| link.is_kind("veth")) else {
+    /// When the kernel cannot be asked; `EPERM` when its namespace may not be queried.
+    pub fn find_peer(&self, end: &Link) -> Result<Option<Link>, Error> {
+        let Some(index) = end.link.filter(|_| end.is_kind("veth")) else {
             return Ok(None);
         };
-        let mut message = link_message(index);
-        let netns = link.link_netnsid.map(LinkAttribute::IfNetnsId);
-        message.attributes.extend(netns);
-        self.look_up(message, || format!("find the peer of {}", link.name))
+        let mut message = link(index);
+        if let Some(id) = end.link_netnsid {
+            message = message.append_extra_attribute(LinkAttribute::IfNetnsId(id));
+        }
+        self.look_up(message, Link::read, || {
+            format!("find the peer of {}", end.name)
+        })
     }
 
     /// The link called `name`.
@@ -172,7 +177,7 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn list_links(&self) -> Result<Vec<Link>, Error> {
-        self.list(LinkMessage::default())
+        self.list(LinkMessageBuilder::default())
     }
 
     /// Every port of a bridge or bond: `ip link show master BRIDGE`.
@@ -180,17 +185,14 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn list_ports(&self, master: u32) -> Result<Vec<Link>, Error> {
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::Controller(master));
-        let mut ports = self.list(message)?;
-        // Old kernels may not select.
+        let mut ports = self.list(LinkMessageBuilder::default().controller(master))?;
+        // Old kernels may not filter.
         ports.retain(|link| link.master == Some(master));
         Ok(ports)
     }
 
-    fn list(&self, mut message: LinkMessage) -> Result<Vec<Link>, Error> {
-        message.attributes.push(without_statistics());
-        let request = RouteNetlinkMessage::GetLink(message);
+    fn list(&self, message: LinkMessageBuilder<LinkUnspec>) -> Result<Vec<Link>, Error> {
+        let request = RouteNetlinkMessage::GetLink(without_statistics(message).build());
         self.dump_undecoded(request, Link::read, || "list links".into())
     }
 
@@ -199,14 +201,13 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses.
     pub fn set_up(&self, index: u32) -> Result<(), Error> {
-        let up = flag(index, LinkFlags::Up, true);
-        self.set_link(up, || format!("set {} up", self.told(index)))
+        self.set_up_with_alias(index, None)
     }
 
-    /// The same, with a text as of [`Netlink::set_alias`]: one request.
+    /// Brings a link up and sets its alias in the same request: `ip link set NAME up alias TEXT`.
     pub(crate) fn set_up_with_alias(&self, index: u32, alias: Option<&str>) -> Result<(), Error> {
         self.set_link(up_with_alias(index, alias), || {
-            format!("set {} up", self.told(index))
+            format!("set {} up", self.name_of(index))
         })
     }
 
@@ -215,40 +216,38 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses.
     pub fn set_down(&self, index: u32) -> Result<(), Error> {
-        let down = flag(index, LinkFlags::Up, false);
-        self.set_link(down, || format!("set {} down", self.told(index)))
+        self.set_link(link(index).down(), || {
+            format!("set {} down", self.name_of(index))
+        })
     }
 
-    /// Gives a link another name: `ip link set OLD name NEW`.
+    /// Renames a link: `ip link set OLD name NEW`.
     ///
     /// # Errors
     /// When the name is taken (`EEXIST`) or too long (`ERANGE`).
     pub fn rename(&self, index: u32, name: &str) -> Result<(), Error> {
-        let attribute = LinkAttribute::IfName(name.into());
-        self.set_attribute(index, attribute, || {
-            format!("rename {} {name}", self.told(index))
+        self.set_link(link(index).name(name), || {
+            format!("rename {} {name}", self.name_of(index))
         })
     }
 
     /// Sets the largest packet, in bytes: `ip link set NAME mtu MTU`.
     ///
     /// # Errors
-    /// When the device cannot do it (`EINVAL`).
+    /// When the device does not support it (`EINVAL`).
     pub fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), Error> {
-        let attribute = LinkAttribute::Mtu(mtu);
-        self.set_attribute(index, attribute, || {
-            format!("set {} mtu {mtu}", self.told(index))
+        self.set_link(link(index).mtu(mtu), || {
+            format!("set {} mtu {mtu}", self.name_of(index))
         })
     }
 
     /// Sets the hardware address: `ip link set NAME address MAC`.
     ///
     /// # Errors
-    /// When the device cannot do it.
+    /// When the device does not support it.
     pub fn set_mac(&self, index: u32, mac: Mac) -> Result<(), Error> {
-        let attribute = LinkAttribute::Address(mac.0.to_vec());
-        self.set_attribute(index, attribute, || {
-            format!("set {} address {mac}", self.told(index))
+        self.set_link(link(index).address(mac.0.to_vec()), || {
+            format!("set {} address {mac}", self.name_of(index))
         })
     }
 
@@ -257,9 +256,12 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses.
     pub fn set_master(&self, index: u32, master: u32) -> Result<(), Error> {
-        let attribute = LinkAttribute::Controller(master);
-        self.set_attribute(index, attribute, || {
-            format!("set {} master {}", self.told(index), self.told(master))
+        self.set_link(link(index).controller(master), || {
+            format!(
+                "set {} master {}",
+                self.name_of(index),
+                self.name_of(master)
+            )
         })
     }
 
@@ -268,15 +270,14 @@ impl Netlink {
     /// # Errors
     /// When it is too long.
     pub fn set_alias(&self, index: u32, alias: &str) -> Result<(), Error> {
-        let attribute = LinkAttribute::IfAlias(alias.into());
-        self.set_attribute(index, attribute, || {
-            format!("set {} alias {alias}", self.told(index))
+        self.set_link(link(index).alias(alias), || {
+            format!("set {} alias {alias}", self.name_of(index))
         })
     }
 
-    /// Deletes the link called `name`: `ip link delete NAME`. That it is absent
-    /// is fine. On return it is gone and its name is free; the kernel frees its
-    /// memory a little later, while a child process waits in our place.
+    /// Deletes the link called `name`: `ip link delete NAME`. It may be absent. On return it
+    /// is gone and its name is free; the kernel frees its memory a little later, while a child
+    /// process waits for that.
     ///
     /// # Errors
     /// When the kernel refuses, or does not answer in time.
@@ -289,16 +290,15 @@ impl Netlink {
     /// # Errors
     /// As [`Netlink::delete_link`].
     pub fn remove_link(&self, name: &str) -> Result<Option<Link>, Error> {
-        let Some(link) = self.find_link(name)? else {
-            return Ok(None);
-        };
-        self.remove(&link)?;
-        Ok(Some(link))
+        let link = self.find_link(name)?;
+        if let Some(link) = &link {
+            self.remove(link)?;
+        }
+        Ok(link)
     }
 
-    /// The id by which this socket's namespace knows `netns`, as it stands in
-    /// [`Link::link_netnsid`]: `ip netns list-id target-nsid`. `None` where it has none,
-    /// because no link of the one is connected with the other.
+    /// The id of `netns` in this socket's namespace, as in [`Link::link_netnsid`]: `ip netns
+    /// list-id target-nsid`. `None` where it has none, because no link connects the two.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
@@ -320,39 +320,29 @@ impl Netlink {
 
     pub(crate) fn set_link(
         &self,
-        message: LinkMessage,
+        message: LinkMessageBuilder<LinkUnspec>,
         op: impl Fn() -> String,
     ) -> Result<(), Error> {
-        self.change(RouteNetlinkMessage::SetLink(message), 0, op)
+        self.change(RouteNetlinkMessage::SetLink(message.build()), 0, op)
     }
 
-    /// What a message calls the link with `index`: its name, if it still has one. Only
-    /// what has failed is told, so the question costs nothing.
-    pub(crate) fn told(&self, index: u32) -> String {
+    /// The name of a link for an error message. It is queried only when a request has failed.
+    pub(crate) fn name_of(&self, index: u32) -> String {
         match self.find_link_by_index(index) {
             Ok(Some(link)) => link.name,
             _ => format!("link {index}"),
         }
     }
 
-    fn set_attribute(
+    /// Requests one link and returns what `read` makes of its description.
+    pub(crate) fn look_up<T>(
         &self,
-        index: u32,
-        attribute: LinkAttribute,
+        message: LinkMessageBuilder<LinkUnspec>,
+        read: impl Fn(Message<'_>) -> Option<T>,
         op: impl Fn() -> String,
-    ) -> Result<(), Error> {
-        let mut message = link_message(index);
-        message.attributes.push(attribute);
-        self.set_link(message, op)
-    }
-
-    fn look_up(
-        &self,
-        mut message: LinkMessage,
-        op: impl Fn() -> String,
-    ) -> Result<Option<Link>, Error> {
-        message.attributes.push(without_statistics());
-        match self.get(RouteNetlinkMessage::GetLink(message), Link::read, &op) {
+    ) -> Result<Option<T>, Error> {
+        let request = RouteNetlinkMessage::GetLink(without_statistics(message).build());
+        match self.get(request, read, &op) {
             // ERANGE: no link has a name that long.
             Err(error) if error.is_not_found() || error.errno() == Errno::ERANGE => Ok(None),
             Ok(None) => Err(Error::new(op(), Errno::EBADMSG)),
@@ -362,41 +352,32 @@ impl Netlink {
 }
 
 /// The start of a request about the link with `index`.
-pub(crate) fn link_message(index: u32) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message
+pub(crate) fn link(index: u32) -> LinkMessageBuilder<LinkUnspec> {
+    LinkUnspec::new_with_index(index)
 }
 
-/// Sets one flag of a link and leaves the others alone.
-pub(crate) fn flag(index: u32, flag: LinkFlags, on: bool) -> LinkMessage {
-    let mut message = link_message(index);
-    message.header.change_mask = flag;
-    if on {
-        message.header.flags = flag;
+pub(crate) fn up_with_alias(index: u32, alias: Option<&str>) -> LinkMessageBuilder<LinkUnspec> {
+    let message = link(index).up();
+    match alias {
+        Some(alias) => message.alias(alias),
+        None => message,
     }
-    message
-}
-
-pub(crate) fn up_with_alias(index: u32, alias: Option<&str>) -> LinkMessage {
-    let mut message = flag(index, LinkFlags::Up, true);
-    let alias = alias.map(|alias| LinkAttribute::IfAlias(alias.into()));
-    message.attributes.extend(alias);
-    message
 }
 
 /// Counters are most of a link's description, and take time to collect.
-pub(crate) fn without_statistics() -> LinkAttribute {
-    LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
+pub(crate) fn without_statistics(
+    message: LinkMessageBuilder<LinkUnspec>,
+) -> LinkMessageBuilder<LinkUnspec> {
+    message.append_extra_attribute(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]))
 }
 
 impl Link {
     /// The link that a message describes, if it does.
     pub(crate) fn read(message: Message<'_>) -> Option<Self> {
         let (header, rest) = message.parts::<IFINFO>(libc::RTM_NEWLINK)?;
-        let flags = LinkFlags::from_bits_retain(u32_of(&header[8..])?);
+        let flags = LinkFlags::from_bits_retain(Route::u32(&header[8..12])?);
         let mut link = Self {
-            index: u32_of(&header[4..])?,
+            index: Route::u32(&header[4..8])?,
             name: String::new(),
             mac: None,
             mtu: 0,
@@ -417,24 +398,23 @@ impl Link {
             match attribute {
                 libc::IFLA_IFNAME => link.name = text(value),
                 libc::IFLA_ADDRESS => link.mac = Mac::from_slice(value),
-                libc::IFLA_MTU => link.mtu = u32_of(value)?,
-                libc::IFLA_MASTER => link.master = u32_of(value),
-                libc::IFLA_LINK => link.link = u32_of(value),
-                libc::IFLA_LINK_NETNSID => link.link_netnsid = u32_of(value).map(|it| it as i32),
+                libc::IFLA_MTU => link.mtu = Route::u32(value)?,
+                libc::IFLA_MASTER => link.master = Route::u32(value),
+                libc::IFLA_LINK => link.link = Route::u32(value),
+                libc::IFLA_LINK_NETNSID => {
+                    link.link_netnsid = Route::u32(value).map(|it| it as i32)
+                }
                 libc::IFLA_OPERSTATE => link.operstate = State::from(*value.first()?).into(),
                 libc::IFLA_IFALIAS => link.alias = Some(text(value)),
                 libc::IFLA_LINKINFO => link.read_info(value),
-                libc::IFLA_AF_SPEC => {
-                    link.accept_ra = accept_ra(value);
-                    link.heard_router = heard_router(value);
-                }
+                libc::IFLA_AF_SPEC => link.read_ipv6(value),
                 _ => {}
             }
         }
         Some(link)
     }
 
-    /// What it is, and what it is as a port of something.
+    /// Reads its kind, and its settings as a port.
     fn read_info(&mut self, info: &[u8]) {
         let mut port_of = None;
         for (attribute, value) in attributes(info) {
@@ -455,6 +435,18 @@ impl Link {
         }
     }
 
+    /// Reads the settings of IPv6, which are a list of numbers in the order of linux/ipv6.h.
+    fn read_ipv6(&mut self, families: &[u8]) {
+        let Some(ipv6) = find(families, libc::AF_INET6 as u16) else {
+            return;
+        };
+        let settings = find(ipv6, IFLA_INET6_CONF).unwrap_or_default();
+        let accept_ra = settings.chunks_exact(4).nth(DEVCONF_ACCEPT_RA);
+        self.accept_ra = accept_ra.and_then(Route::u32);
+        let flags = find(ipv6, IFLA_INET6_FLAGS).and_then(Route::u32);
+        self.heard_router = flags.is_some_and(|flags| flags & IF_RA_RCVD != 0);
+    }
+
     /// Whether `ip link` shows it as `type KIND`.
     pub fn is_kind(&self, kind: &str) -> bool {
         self.kind.as_deref() == Some(kind)
@@ -469,27 +461,7 @@ fn switch(bytes: &[u8], wanted: u16) -> Option<bool> {
     Some(*find(bytes, wanted)?.first()? != 0)
 }
 
-/// The settings of IPv6 come as a list of numbers, in the order of linux/ipv6.h.
-fn accept_ra(families: &[u8]) -> Option<u32> {
-    let settings = find_in(families, &[libc::AF_INET6 as u16, IFLA_INET6_CONF])?;
-    u32_of(settings.get(4 * DEVCONF_ACCEPT_RA..)?)
-}
-
-/// `IF_RA_RCVD` in the flags of IPv6 (include/net/if_inet6.h).
-fn heard_router(families: &[u8]) -> bool {
-    const IFLA_INET6_FLAGS: u16 = 1;
-    const IF_RA_RCVD: u32 = 0x20;
-    let flags = find_in(families, &[libc::AF_INET6 as u16, IFLA_INET6_FLAGS]);
-    flags
-        .and_then(u32_of)
-        .is_some_and(|flags| flags & IF_RA_RCVD != 0)
-}
-
-fn u32_of(bytes: &[u8]) -> Option<u32> {
-    Some(u32::from_ne_bytes(*bytes.first_chunk()?))
-}
-
-/// The kernel ends a text with a zero.
+/// A text up to the zero byte that ends it.
 fn text(bytes: &[u8]) -> String {
     let text = bytes.split(|byte| *byte == 0).next();
     String::from_utf8_lossy(text.unwrap_or_default()).into_owned()

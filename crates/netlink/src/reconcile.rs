@@ -261,7 +261,10 @@ impl Peers {
         let request = fdb::request(device);
         let read = |message| fdb::read(message, device);
         let listed = self.netlink.dump(request, read, || {
-            format!("list forwarding entries of {}", self.netlink.told(device))
+            format!(
+                "list forwarding entries of {}",
+                self.netlink.name_of(device)
+            )
         });
         let listed = match listed {
             Err(error) if error.is_not_found() => Vec::new(),
@@ -298,7 +301,7 @@ impl Peers {
             Some(Entry::Neighbour { ip, mac })
         };
         written.extend(self.netlink.dump(request, read, || {
-            format!("list neighbours of {}", self.netlink.told(device))
+            format!("list neighbours of {}", self.netlink.name_of(device))
         })?);
         Ok(())
     }

@@ -7,33 +7,32 @@ use cni::Undo;
 use netns::NetNs;
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
-    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
+    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage},
 };
 
-use crate::{Error, Link, Mac, Netlink};
+use crate::{Error, Link, Mac, Netlink, creation::new_link};
 
-/// A pair to make.
+/// A pair to create.
 ///
-/// Both hardware addresses are given: an address that the kernel drew itself
-/// is rewritten by udev (systemd's MACAddressPolicy) some time after ADD, and
-/// then CHECK finds another than the result says.
+/// Both hardware addresses are given: udev (systemd's MACAddressPolicy) rewrites one that the
+/// kernel made up some time after ADD, and then CHECK finds another than the result says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VethSpec {
-    /// The name of the end that stays with the host.
+    /// The name of the host's end.
     pub host_name: String,
     /// Its hardware address.
     pub host_mac: Mac,
-    /// The name of the end in the pod, usually `CNI_IFNAME`.
+    /// The name of the pod's end, usually `CNI_IFNAME`.
     pub container_name: String,
     /// Its hardware address.
     pub container_mac: Mac,
     /// The largest packet of both ends, in bytes; `None` for the kernel's 1500.
     pub mtu: Option<u32>,
-    /// A bridge (its index) whose port the host end shall be from the start.
+    /// The index of a bridge of which the host's end becomes a port in the same request.
     pub master: Option<u32>,
 }
 
-/// Both ends of a pair that was made.
+/// Both ends of a pair that was created.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VethPair {
     /// The host's end.
@@ -42,7 +41,7 @@ pub struct VethPair {
     pub container: ContainerVeth,
 }
 
-/// The pod's end of a pair, known without a look into the pod.
+/// The pod's end of a pair, as it was created: the pod is not queried for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerVeth {
     /// Its index in the pod's namespace.
@@ -56,15 +55,14 @@ pub struct ContainerVeth {
 }
 
 impl Netlink {
-    /// Makes a veth pair whose pod end is born in `netns` under its final name:
-    /// `ip link add HOST address … mtu … type veth peer name NAME address … mtu
-    /// … netns …`, one request. Both ends are down. Deleting it is pushed on `undo`.
+    /// Creates a veth pair, the pod's end in `netns` under its final name: `ip link add HOST
+    /// address … mtu … type veth peer name NAME address … mtu … netns …`, one request. Both ends
+    /// are down. Its deletion is pushed on `undo`.
     ///
     /// # Errors
-    /// When the pod has a link of that name already: `container veth name
-    /// ("eth0") peer provided ("veth1a2b3c4d") already exists`. When the host
-    /// has, an [`Error`] that [is one of existence](Error::is_exists). Others as
-    /// the kernel gives them.
+    /// When the pod has a link of that name already: `container veth name ("eth0") peer provided
+    /// ("veth1a2b3c4d") already exists`. When the host has one, an [`Error`] for which
+    /// [`Error::is_exists`] is true. Others as the kernel returns them.
     pub fn add_veth(
         &self,
         spec: &VethSpec,
@@ -72,15 +70,15 @@ impl Netlink {
         undo: &mut Undo,
     ) -> anyhow::Result<VethPair> {
         let name = &spec.host_name;
-        // Before the request: its answer may get lost, and the pair be there.
+        // Pushed before the request: its answer may be lost although the pair was created.
         self.push_delete(spec, undo);
         let request = RouteNetlinkMessage::NewLink(veth_message(spec, netns));
-        let made = self
+        let created = self
             .create(request, Link::read, || format!("add veth {name}"))
-            .map_err(|error| self.whose_name_is_taken(error, spec, netns))?;
+            .map_err(|error| self.which_name_is_taken(error, spec, netns))?;
 
-        let host = match made {
-            // It is told before it is a port.
+        let host = match created {
+            // The kernel describes it before it is a port.
             Some(link) => Link {
                 master: spec.master,
                 ..link
@@ -96,22 +94,19 @@ impl Netlink {
         Ok(VethPair { host, container })
     }
 
-    /// By the MAC a pair that we made is told from what had the name before.
+    /// The MAC tells our pair from a link that had the name before.
     fn push_delete(&self, spec: &VethSpec, undo: &mut Undo) {
         let (netlink, name, mac) = (self.clone(), spec.host_name.clone(), spec.host_mac);
-        let delete = move |netlink: &Self| match netlink.find_link(&name)? {
-            Some(link) if link.mac == Some(mac) => netlink.delete_link(&name),
-            _ => Ok(()),
-        };
-        undo.push(format!("delete veth {}", spec.host_name), move || {
-            // That the socket broke may be the reason why we are here: by another one then.
-            delete(&netlink).or_else(|_| delete(&Self::open()?))?;
-            Ok(())
+        undo.push(format!("delete veth {name}"), move || {
+            match netlink.find_link(&name)? {
+                Some(link) if link.mac == Some(mac) => Ok(netlink.remove(&link)?),
+                _ => Ok(()),
+            }
         });
     }
 
     /// `EEXIST` does not say which end it means.
-    fn whose_name_is_taken(&self, error: Error, spec: &VethSpec, netns: &NetNs) -> anyhow::Error {
+    fn which_name_is_taken(&self, error: Error, spec: &VethSpec, netns: &NetNs) -> anyhow::Error {
         let in_pod = error.is_exists()
             && Self::open_in(netns)
                 .and_then(|pod| Ok(pod.find_link(&spec.container_name)?))
@@ -127,30 +122,21 @@ impl Netlink {
 }
 
 fn veth_message(spec: &VethSpec, netns: &NetNs) -> LinkMessage {
-    let mut peer = end(&spec.container_name, spec.container_mac, spec.mtu);
-    let fd = netns.as_fd().as_raw_fd();
-    peer.attributes.push(LinkAttribute::NetNsFd(fd));
-    let mut host = end(&spec.host_name, spec.host_mac, spec.mtu);
-    host.attributes
-        .extend(spec.master.map(LinkAttribute::Controller));
-    host.attributes.push(LinkAttribute::LinkInfo(vec![
-        LinkInfo::Kind(InfoKind::Veth),
-        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-    ]));
-    host
-}
-
-fn end(name: &str, mac: Mac, mtu: Option<u32>) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(name.into()));
-    message
-        .attributes
-        .push(LinkAttribute::Address(mac.0.to_vec()));
     // The kernel gives each end its own MTU: one of them is not enough.
-    message.attributes.extend(mtu.map(LinkAttribute::Mtu));
-    // One queue in use is what the kernel gives anyway; unless told, it makes one for
-    // each CPU first, and waits for RCU when it closes the others.
-    message.attributes.push(LinkAttribute::NumTxQueues(1));
-    message.attributes.push(LinkAttribute::NumRxQueues(1));
-    message
+    let end = |kind, name, mac| {
+        new_link(kind, name, Some(mac), spec.mtu)
+            // Otherwise the kernel creates one queue for each CPU, and waits for RCU when it
+            // closes those that are not used.
+            .append_extra_attribute(LinkAttribute::NumTxQueues(1))
+            .append_extra_attribute(LinkAttribute::NumRxQueues(1))
+    };
+    let peer = end(None, &spec.container_name, spec.container_mac)
+        .setns_by_fd(netns.as_fd().as_raw_fd())
+        .build();
+    let mut host = end(Some(InfoKind::Veth), &spec.host_name, spec.host_mac)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)));
+    if let Some(master) = spec.master {
+        host = host.controller(master);
+    }
+    host.build()
 }

@@ -9,20 +9,23 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
 };
 use rtnetlink::{
+    LinkMessageBuilder, LinkUnspec,
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
         RouteNetlinkMessage,
         address::{AddressAttribute, AddressMessage},
-        link::{
-            InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVxlan,
-            LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
-        },
+        link::{InfoBridgePort, InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo},
     },
 };
 
 use transport::Message;
 
-use crate::{Error, Family, Link, Mac, Netlink, link::link_message, request::decode};
+use crate::{
+    Error, Family, Link, Mac, Netlink,
+    creation::new_link,
+    link::{link, without_statistics},
+    request::decode,
+};
 
 /// The largest VNI: it has 24 bits.
 pub const MAX_VNI: u32 = (1 << 24) - 1;
@@ -80,10 +83,10 @@ impl std::fmt::Display for Receiving {
             (self.remote_checksum != [false; 2], "remcsumrx"),
         ];
         let names: Vec<_> = all.iter().filter(|it| it.0).map(|it| it.1).collect();
-        match names.is_empty() {
-            true => f.write_str("no option"),
-            false => f.write_str(&names.join(", ")),
+        if names.is_empty() {
+            return f.write_str("no option");
         }
+        f.write_str(&names.join(", "))
     }
 }
 
@@ -153,20 +156,12 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn find_vxlan(&self, name: &str) -> Result<Option<(Link, Option<Vxlan>)>, Error> {
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::IfName(name.into()));
-        message
-            .attributes
-            .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        let op = || format!("find link {name}");
         let found = |message: Message<'_>| {
             let vxlan = decode(message).and_then(read).map(|(_, vxlan)| vxlan);
             Link::read(message).map(|link| (link, vxlan))
         };
-        match self.get(RouteNetlinkMessage::GetLink(message), found, op) {
-            Err(error) if error.is_not_found() => Ok(None),
-            other => other,
-        }
+        let message = LinkUnspec::new_with_name(name);
+        self.look_up(message, found, || format!("find link {name}"))
     }
 
     /// Every VXLAN device of the namespace: `ip -d link show type vxlan`.
@@ -174,13 +169,8 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn list_vxlans(&self) -> Result<Vec<VxlanDevice>, Error> {
-        let mut message = LinkMessage::default();
-        message
-            .attributes
-            .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        let kind = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan)]);
-        message.attributes.push(kind);
-        let request = RouteNetlinkMessage::GetLink(message);
+        let message = LinkMessageBuilder::new_with_info_kind(InfoKind::Vxlan);
+        let request = RouteNetlinkMessage::GetLink(without_statistics(message).build());
         self.dump(request, read_device, || "list VXLAN devices".into())
     }
 
@@ -191,17 +181,10 @@ impl Netlink {
     /// `EEXIST` when there is a link of that name, or a device of that VNI and port.
     pub fn add_vxlan(&self, spec: &VxlanSpec) -> Result<Link, Error> {
         let name = &spec.name;
-        let mut message = LinkMessage::default();
-        message.attributes = vec![
-            LinkAttribute::IfName(name.clone()),
-            LinkAttribute::Address(spec.mac.0.to_vec()),
-            LinkAttribute::Mtu(spec.mtu),
-            LinkAttribute::LinkInfo(vec![
-                LinkInfo::Kind(InfoKind::Vxlan),
-                LinkInfo::Data(InfoData::Vxlan(data(&spec.vxlan))),
-            ]),
-        ];
-        let request = RouteNetlinkMessage::NewLink(message);
+        let (mac, mtu) = (Some(spec.mac), Some(spec.mtu));
+        let message = new_link(Some(InfoKind::Vxlan), name, mac, mtu)
+            .set_info_data(InfoData::Vxlan(data(&spec.vxlan)));
+        let request = RouteNetlinkMessage::NewLink(message.build());
         self.change(request, NLM_F_CREATE | NLM_F_EXCL, || {
             format!("add vxlan device {name}")
         })?;
@@ -214,14 +197,13 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses.
     pub fn change_vxlan(&self, index: u32, learning: bool, ttl: u8) -> Result<(), Error> {
-        let mut message = link_message(index);
         let data = vec![InfoVxlan::Learning(learning), InfoVxlan::Ttl(ttl)];
-        message.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Vxlan),
-            LinkInfo::Data(InfoData::Vxlan(data)),
-        ]));
+        let message = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Vxlan)
+            .index(index)
+            .set_info_data(InfoData::Vxlan(data))
+            .build();
         self.change(RouteNetlinkMessage::NewLink(message), 0, || {
-            format!("set {} learning {learning} ttl {ttl}", self.told(index))
+            format!("set {} learning {learning} ttl {ttl}", self.name_of(index))
         })
     }
 
@@ -234,19 +216,8 @@ impl Netlink {
         if link.master != Some(port.bridge) {
             self.set_master(link.index, port.bridge)?;
         }
-        let mut message = link_message(link.index);
-        let data = vec![InfoBridgePort::NeighSupress(port.neigh_suppress)];
-        message.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(data)),
-        ]));
-        self.change(RouteNetlinkMessage::NewLink(message), 0, || {
-            format!(
-                "set up port {} of bridge {}",
-                link.name,
-                self.told(port.bridge)
-            )
-        })
+        let settings = vec![InfoBridgePort::NeighSupress(port.neigh_suppress)];
+        self.set_port(link, port.bridge, self::link(link.index), settings)
     }
 
     /// The addresses of a family with the links that have them, of all links in one

@@ -48,7 +48,7 @@ impl Plugin for Macvlan {
         shim::refuse(&plan, &request.attachment.network, &parent.link)?;
         let spec = plan.spec(&request.attachment, &parent)?;
         socket
-            .add_macvlan(&spec, &netns, undo)
+            .add_link(&spec, &netns, undo)
             .map_err(|error| why_not(error, plan.mode, &parent))?;
         // Detection of duplicates would make every pod wait for one to two seconds;
         // who wants it has `detectConflicts`, for IPv4 too.

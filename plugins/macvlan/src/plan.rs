@@ -7,7 +7,7 @@ use anyhow::Result;
 use cni::env::IfName;
 use cni::{Attachment, Code, names};
 use ipnetwork::IpNetwork;
-use netlink::{AcceptRa, Mac, MacvlanMode, MacvlanSpec, Parent};
+use netlink::{AcceptRa, LinkKind, LinkSpec, Mac, MacvlanMode, Parent};
 
 use crate::conf::{Conf, HostShim};
 use crate::pattern::Patterns;
@@ -109,19 +109,21 @@ impl Plan {
     }
 
     /// What is to be made for `attachment` on `parent`.
-    pub fn spec(&self, attachment: &Attachment, parent: &Parent) -> Result<MacvlanSpec> {
+    pub fn spec(&self, attachment: &Attachment, parent: &Parent) -> Result<LinkSpec> {
         let mac = match self.mode {
             MacvlanMode::Passthru => None,
             _ => Some(self.mac.map_or_else(Mac::random, Ok)?),
         };
-        Ok(MacvlanSpec {
+        Ok(LinkSpec {
             name: attachment.ifname.to_string(),
             temporary: temporary_name(attachment),
-            parent: parent.link.index,
-            mode: self.mode,
+            parent: Some(parent.link.index),
             mtu: self.mtu_on(parent.link.mtu)?,
             mac,
-            bc_queue_len: self.bc_queue_len,
+            kind: LinkKind::Macvlan {
+                mode: self.mode,
+                bc_queue_len: self.bc_queue_len,
+            },
         })
     }
 

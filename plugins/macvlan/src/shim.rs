@@ -14,8 +14,8 @@ use cni::request::{Add, Check, Del, Gc};
 use cni::{Attachment, Code, Undo};
 use ipnetwork::IpNetwork;
 use netlink::{
-    AddressSpec, Family, Link, MAIN_TABLE, Mac, MacvlanMode, MacvlanSpec, Netlink, RouteFilter,
-    RouteSpec, sysctl,
+    AddressSpec, Family, Link, LinkKind, LinkSpec, MAIN_TABLE, Mac, MacvlanMode, Netlink,
+    RouteFilter, RouteSpec, sysctl,
 };
 use wiring::users::{Left, Users};
 use wiring::{Addressing, gateway, port, requested, shared};
@@ -328,16 +328,18 @@ fn make(host: &Netlink, shim: &plan::Shim, network: &str, parent: &Link) -> Resu
     if let Some(link) = find(host, name, network, parent)? {
         return Ok(link);
     }
-    let spec = MacvlanSpec {
+    let spec = LinkSpec {
         name: name.to_owned(),
         temporary: plan::temporary_shim_name(network, name),
-        parent: parent.index,
-        mode: MacvlanMode::Bridge,
+        parent: Some(parent.index),
         mtu: None,
         mac: Some(Mac::random()?),
-        bc_queue_len: None,
+        kind: LinkKind::Macvlan {
+            mode: MacvlanMode::Bridge,
+            bc_queue_len: None,
+        },
     };
-    Ok(host.add_macvlan_beside(&spec, &alias(network))?)
+    Ok(host.add_link_beside(&spec, &alias(network))?)
 }
 
 /// Brings the shim up with its addresses, and with no others.
@@ -400,7 +402,7 @@ fn remove(host: &Netlink, network: &str, name: &str, has_unknown: bool) -> Resul
         host.remove(&link)?;
     }
     // Of an ADD that was killed.
-    host.delete_macvlan(&plan::temporary_shim_name(network, name))?;
+    host.delete_link_of_kind(&plan::temporary_shim_name(network, name), "macvlan")?;
     Ok(())
 }
 

@@ -3,7 +3,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use cni::Undo;
-use netlink::{Mac, MacvlanMode, MacvlanSpec, Netlink, find_conflict};
+use netlink::{LinkKind, LinkSpec, Mac, MacvlanMode, Netlink, find_conflict};
 use netns::NetNs;
 
 use sandbox::here::{attempt, enter, has_flag, pod_link, run};
@@ -18,20 +18,22 @@ fn wire() {
     run("ip -n far link set eth0 up");
 }
 
-fn spec() -> MacvlanSpec {
-    MacvlanSpec {
+fn spec() -> LinkSpec {
+    LinkSpec {
         name: "net1".into(),
         temporary: "veth1a2b3c4d".into(),
-        parent: Netlink::open().unwrap().get_link("up0").unwrap().index,
-        mode: MacvlanMode::Bridge,
+        parent: Some(Netlink::open().unwrap().get_link("up0").unwrap().index),
         mtu: Some(1400),
         mac: Some(MAC),
-        bc_queue_len: Some(77),
+        kind: LinkKind::Macvlan {
+            mode: MacvlanMode::Bridge,
+            bc_queue_len: Some(77),
+        },
     }
 }
 
-fn add(pod: &NetNs, spec: &MacvlanSpec, undo: &mut Undo) -> anyhow::Result<()> {
-    Netlink::open().unwrap().add_macvlan(spec, pod, undo)
+fn add(pod: &NetNs, spec: &LinkSpec, undo: &mut Undo) -> anyhow::Result<()> {
+    Netlink::open().unwrap().add_link(spec, pod, undo)
 }
 
 #[test]
@@ -59,7 +61,7 @@ fn it_is_born_in_the_pod_with_all_that_was_asked_for() {
     let read = Netlink::open_in(&pod).unwrap().get_macvlan("net1").unwrap();
     let read = read.unwrap();
     assert_eq!((read.mode.as_str(), read.link.mac), ("bridge", Some(MAC)));
-    assert_eq!(read.link.link, Some(spec().parent));
+    assert_eq!(read.link.link, spec().parent);
     assert!(read.link.link_netnsid.is_some());
 }
 
@@ -68,7 +70,7 @@ fn a_name_that_the_host_has_too_is_free_in_the_pod() {
     enter();
     wire();
     let pod = add_pod("pod");
-    let spec = MacvlanSpec {
+    let spec = LinkSpec {
         name: "up0".into(),
         ..spec()
     };
@@ -107,9 +109,12 @@ fn undo_spares_what_had_the_name_before() {
     enter();
     wire();
     let pod = add_pod("pod");
-    let passthru = MacvlanSpec {
-        mode: MacvlanMode::Passthru,
+    let passthru = LinkSpec {
         mac: None,
+        kind: LinkKind::Macvlan {
+            mode: MacvlanMode::Passthru,
+            bc_queue_len: None,
+        },
         ..spec()
     };
     add(&pod, &passthru, &mut Undo::new()).unwrap();
@@ -128,8 +133,8 @@ fn only_a_macvlan_is_deleted_as_one() {
     let pod = add_pod("pod");
     run("ip -n pod link add net1 type bridge");
     let netlink = Netlink::open_in(&pod).unwrap();
-    netlink.delete_macvlan("net1").unwrap();
-    netlink.delete_macvlan("nope").unwrap();
+    netlink.delete_link_of_kind("net1", "macvlan").unwrap();
+    netlink.delete_link_of_kind("nope", "macvlan").unwrap();
     run("ip -n pod link show net1");
     assert_eq!(netlink.get_macvlan("net1").unwrap(), None);
     assert!(netlink.get_macvlan("nope").unwrap_err().is_not_found());
@@ -204,7 +209,7 @@ fn addresses_that_nobody_has_are_free_after_six_tenths_of_a_second() {
 fn of_two_that_ask_at_once_one_gets_it_at_most() {
     let pod = asking();
     let other = add_pod("other");
-    let twin = MacvlanSpec {
+    let twin = LinkSpec {
         mac: Some(Mac([2, 0, 0, 0, 7, 2])),
         ..spec()
     };
