@@ -2,28 +2,21 @@
 //! value of a configuration becomes a second command for iptables or nft.
 
 #![cfg_attr(fuzzing, no_main)]
-#![allow(dead_code, unused_imports)] // the modules are the plugin's, not all of them is parsing
-
-#[path = "../../plugins/portmap/src"]
-mod taken_in {
-    pub mod conf;
-    pub mod plan;
-    pub mod reserved;
-}
 
 use anyhow::Result;
 use cni::{Attachment, Call};
 use fuzz::Parser;
-use taken_in::{conf, plan, reserved};
+use portmap::conf::Conf;
+use portmap::plan::Plan;
 
 struct Portmap;
 
 impl Parser for Portmap {
     const NAME: &'static str = "portmap";
-    type Conf = conf::Conf;
+    type Conf = Conf;
 
-    fn parse(call: &Call, conf: &conf::Conf, owner: Option<&Attachment>) -> Result<()> {
-        let plan = plan::Plan::new(conf)?;
+    fn parse(call: &Call, conf: &Conf, owner: Option<&Attachment>) -> Result<()> {
+        let plan = Plan::new(conf)?;
         let _ = (plan.admit(), plan.opens_to_localhost());
         if let (Some(owner), Some(previous)) = (owner, call.prev_result()?) {
             packet_filter::fuzzing::publish_as_text(&plan.host_ports(owner, &previous));

@@ -37,6 +37,18 @@ impl From<Error> for Fault {
     }
 }
 
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Self {
+        fault.error
+    }
+}
+
+impl From<Fault> for anyhow::Error {
+    fn from(fault: Fault) -> Self {
+        fault.error.into()
+    }
+}
+
 /// All faults of a configuration: at least one. As an error it is the first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Faults {

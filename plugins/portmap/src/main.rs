@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use cni::faults::Faults;
 use cni::request::{Add, Check, Del, Gc, Status};
 use cni::{AddResult, Code, Error, Plugin, Undo};
 use netlink::{Netlink, sysctl};
@@ -83,7 +84,8 @@ impl Plugin for Portmap {
 }
 
 /// The Go plugin says this on ADD, and not on CHECK.
-fn as_go_says(mut error: Error) -> Error {
+fn as_go_says(faults: Faults) -> Error {
+    let mut error = Error::from(faults);
     error.msg.insert_str(0, "failed to parse config: ");
     error
 }

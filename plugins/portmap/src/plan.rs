@@ -4,8 +4,9 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cni::address::parse_ip;
+use cni::faults::{Checks, Fault, Faults};
 use cni::result::{AddResult, IpConfig};
-use cni::{Attachment, Code, Error};
+use cni::{Attachment, Code};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use packet_filter::{HostPorts, Kind, Mapping, Mark, Protocol, Snat};
 
@@ -33,41 +34,49 @@ impl Plan {
     /// Checks everything that can be checked without the kernel.
     ///
     /// # Errors
-    /// Code 7, with the key and its value, in the Go plugin's words where it has any.
-    pub fn new(conf: &Conf) -> Result<Self, Error> {
-        Ok(Self {
-            backend: backend(conf)?,
-            mappings: mappings(&conf.runtime_config.port_mappings)?,
-            snat: match (conf.snat.unwrap_or(true), conf.masq_all) {
-                (false, _) => Snat::Off,
-                (true, false) => Snat::Hairpin,
-                (true, true) => Snat::All,
-            },
-            mark: mark(conf)?,
-            conditions_v4: conf.conditions_v4.clone().unwrap_or_default(),
-            conditions_v6: conf.conditions_v6.clone().unwrap_or_default(),
-            reserved: conf.reserved_ports.clone().unwrap_or_default(),
+    /// Code 7, each fault with its key, in the Go plugin's words where it has any.
+    pub fn new(conf: &Conf) -> Result<Self, Faults> {
+        let mut checks = Checks::default();
+        let backend = checks.take(backend(conf));
+        let mappings = mappings(&conf.runtime_config.port_mappings, &mut checks);
+        let mark = checks.take(mark(conf));
+        checks.finish(|| {
+            Some(Self {
+                backend: backend?,
+                mappings,
+                snat: match (conf.snat.unwrap_or(true), conf.masq_all) {
+                    (false, _) => Snat::Off,
+                    (true, false) => Snat::Hairpin,
+                    (true, true) => Snat::All,
+                },
+                mark: mark?,
+                conditions_v4: conf.conditions_v4.clone().unwrap_or_default(),
+                conditions_v6: conf.conditions_v6.clone().unwrap_or_default(),
+                reserved: conf.reserved_ports.clone().unwrap_or_default(),
+            })
         })
     }
 
-    /// Refuses what a new pod may not have: the operator keeps it, or it could not be
-    /// reached. Not asked for a pod that runs: it was added before the operator said so.
+    /// Refuses mappings that a new pod may not have: their host port is reserved, or no
+    /// packet could reach them. A pod that runs was added before the operator reserved it.
     ///
     /// # Errors
-    /// Code 7, with the mapping and the reason.
-    pub fn admit(&self) -> Result<(), Error> {
-        for mapping in &self.mappings {
+    /// Code 7, each fault with its key.
+    pub fn admit(&self) -> Result<(), Faults> {
+        let mut checks = Checks::default();
+        for (index, mapping) in self.mappings.iter().enumerate() {
             let (port, protocol) = (mapping.host_port, mapping.protocol);
             if self.reserved.iter().any(|it| it.has(mapping)) {
-                return Err(invalid(format!(
-                    "host port {port}/{protocol} is kept for the node (reservedPorts)"
-                )));
+                let msg =
+                    format!("host port {port}/{protocol} is kept for the node (reservedPorts)");
+                checks.add(Fault::new(key(index, "hostPort"), msg));
             }
             if let Some(reason) = mapping.host_ip.and_then(|ip| unreachable(ip, self.snat)) {
-                return Err(invalid(format!("host port {port}/{protocol}: {reason}")));
+                let msg = format!("host port {port}/{protocol}: {reason}");
+                checks.add(Fault::new(key(index, "hostIP"), msg));
             }
         }
-        Ok(())
+        checks.finish(|| Some(()))
     }
 
     /// What is to be published for the pod whose result so far is `previous`.
@@ -92,7 +101,7 @@ impl Plan {
 }
 
 /// Why nothing that is sent to `host_ip` could reach a pod.
-pub fn unreachable(host_ip: IpAddr, snat: Snat) -> Option<String> {
+fn unreachable(host_ip: IpAddr, snat: Snat) -> Option<String> {
     if !host_ip.is_loopback() {
         return None;
     }
@@ -137,16 +146,18 @@ fn pod_addresses(owner: &Attachment, previous: &AddResult) -> impl Iterator<Item
         .map(|ip| ip.address.0)
 }
 
-fn invalid(msg: impl Into<String>) -> Error {
-    Code::InvalidConfig.err(msg)
+/// The key of a member of a mapping.
+fn key(index: usize, member: &str) -> String {
+    format!("runtimeConfig.portMappings[{index}].{member}")
 }
 
-/// Which back end a key can be for, besides the one that is named.
-fn backend(conf: &Conf) -> Result<Option<Kind>, Error> {
+/// The back end that the configuration names, or the one that its keys are for.
+fn backend(conf: &Conf) -> Result<Option<Kind>, Fault> {
     let named = conf.backend.as_deref().filter(|text| !text.is_empty());
     let named = named
         .map(|text| {
-            Kind::parse(text).ok_or_else(|| invalid(format!("unrecognized backend {text:?}")))
+            let unknown = || Fault::new("backend", format!("unrecognized backend {text:?}"));
+            Kind::parse(text).ok_or_else(unknown)
         })
         .transpose()?;
     let mut iptables = Vec::new();
@@ -164,27 +175,28 @@ fn backend(conf: &Conf) -> Result<Option<Kind>, Error> {
             None => {}
         }
     }
-    let contradiction = |asked: Kind, other: Kind, keys: &[&str]| {
-        invalid(format!(
-            "{asked} backend was requested but configuration contains {other}-specific options [{}]",
-            keys.join(" ")
-        ))
+    let (iptables, nftables) = (iptables.join(" "), nftables.join(" "));
+    let (other, keys) = match named {
+        None if !iptables.is_empty() && !nftables.is_empty() => {
+            let msg = format!(
+                "configuration contains both iptables-specific options [{iptables}] and nftables-specific options [{nftables}]"
+            );
+            return Err(Fault::new("", msg));
+        }
+        None if !iptables.is_empty() => return Ok(Some(Kind::Iptables)),
+        None if !nftables.is_empty() => return Ok(Some(Kind::Nftables)),
+        None => return Ok(None),
+        Some(Kind::Nftables) => (Kind::Iptables, iptables),
+        Some(Kind::Iptables) => (Kind::Nftables, nftables),
     };
-    match (named, iptables.is_empty(), nftables.is_empty()) {
-        (Some(Kind::Nftables), false, _) => {
-            Err(contradiction(Kind::Nftables, Kind::Iptables, &iptables))
-        }
-        (Some(Kind::Iptables), _, false) => {
-            Err(contradiction(Kind::Iptables, Kind::Nftables, &nftables))
-        }
-        (None, false, false) => Err(invalid(format!(
-            "configuration contains both iptables-specific options [{}] and nftables-specific options [{}]",
-            iptables.join(" "),
-            nftables.join(" ")
-        ))),
-        (None, false, true) => Ok(Some(Kind::Iptables)),
-        (None, true, false) => Ok(Some(Kind::Nftables)),
-        (named, ..) => Ok(named),
+    match named {
+        Some(named) if !keys.is_empty() => Err(Fault::new(
+            "backend",
+            format!(
+                "{named} backend was requested but configuration contains {other}-specific options [{keys}]"
+            ),
+        )),
+        named => Ok(named),
     }
 }
 
@@ -197,51 +209,55 @@ fn language(words: &[String]) -> Option<Kind> {
     })
 }
 
-fn mark(conf: &Conf) -> Result<Mark, Error> {
+fn mark(conf: &Conf) -> Result<Mark, Fault> {
+    let fault =
+        |key, msg: String, details| Fault::at(key, Code::InvalidConfig.err(msg).details(details));
     match (&conf.external_set_mark_chain, conf.mark_masq_bit) {
-        (Some(chain), Some(bit)) => Err(invalid(
-            "Cannot specify externalSetMarkChain and markMasqBit",
-        )
-        .details(format!(
-            "externalSetMarkChain is {chain:?}, markMasqBit is {bit}"
-        ))),
-        (Some(chain), None) => Ok(Mark::ExternalChain(chain_name(chain)?)),
+        (Some(chain), Some(bit)) => Err(fault(
+            "markMasqBit",
+            "Cannot specify externalSetMarkChain and markMasqBit".to_owned(),
+            format!("externalSetMarkChain is {chain:?}, markMasqBit is {bit}"),
+        )),
+        (Some(chain), None) if is_chain_name(chain) => Ok(Mark::ExternalChain(chain.clone())),
+        (Some(chain), None) => Err(Fault::new(
+            "externalSetMarkChain",
+            format!("externalSetMarkChain {chain:?} is no name of an iptables chain"),
+        )),
         (None, None) => Ok(Mark::Bit(DEFAULT_BIT)),
-        (None, Some(bit)) => u8::try_from(bit)
-            .ok()
-            .filter(|bit| *bit < 32)
-            .map(Mark::Bit)
-            .ok_or_else(|| {
-                invalid("MasqMarkBit must be between 0 and 31")
-                    .details(format!("markMasqBit is {bit}"))
-            }),
+        (None, Some(bit)) => {
+            let known = u8::try_from(bit).ok().filter(|bit| *bit < 32);
+            known.map(Mark::Bit).ok_or_else(|| {
+                let msg = "MasqMarkBit must be between 0 and 31".to_owned();
+                fault("markMasqBit", msg, format!("markMasqBit is {bit}"))
+            })
+        }
     }
 }
 
-/// A chain's name becomes a word of a rule: nothing else may come with it.
-fn chain_name(name: &str) -> Result<String, Error> {
+/// The name becomes a word of a rule, so it must be one word, of at most 28 bytes
+/// (`XT_EXTENSION_MAXNAMELEN`).
+fn is_chain_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    if name.is_empty() || name.len() > 28 || name.starts_with('-') || !name.bytes().all(plain) {
-        return Err(invalid(format!(
-            "externalSetMarkChain {name:?} is no name of an iptables chain"
-        )));
-    }
-    Ok(name.to_owned())
+    (1..=28).contains(&name.len()) && !name.starts_with('-') && name.bytes().all(plain)
 }
 
-fn mappings(entries: &[PortMapping]) -> Result<Vec<Mapping>, Error> {
+fn mappings(entries: &[PortMapping], checks: &mut Checks) -> Vec<Mapping> {
     let mut taken = HashSet::new();
     let mut mappings = Vec::new();
-    for entry in entries {
-        let mapping = mapping(entry)?;
-        for address in addresses(&mapping) {
-            if !taken.insert((address, mapping.protocol, mapping.host_port)) {
-                return Err(duplicate(&mapping));
-            }
+    for (index, entry) in entries.iter().enumerate() {
+        let Some(mapping) = checks.take(mapping(index, entry)) else {
+            continue;
+        };
+        let target = |address| (address, mapping.protocol, mapping.host_port);
+        if !addresses(&mapping)
+            .into_iter()
+            .all(|address| taken.insert(target(address)))
+        {
+            checks.add(duplicate(index, &mapping));
         }
         mappings.push(mapping);
     }
-    Ok(mappings)
+    mappings
 }
 
 /// The addresses whose port is mapped. All addresses of a family are one: the
@@ -251,47 +267,42 @@ fn addresses(mapping: &Mapping) -> Vec<IpAddr> {
     mapping.host_ip.map_or_else(all, |ip| vec![ip])
 }
 
-fn duplicate(mapping: &Mapping) -> Error {
+fn duplicate(index: usize, mapping: &Mapping) -> Fault {
+    let (port, protocol) = (mapping.host_port, mapping.protocol);
     let of = mapping.host_ip.map(|ip| format!(" of hostIP {ip}"));
-    invalid(format!(
-        "duplicate mapping in portMappings: hostPort {}/{}{}",
-        mapping.host_port,
-        mapping.protocol,
-        of.unwrap_or_default()
-    ))
+    let of = of.unwrap_or_default();
+    let msg = format!("duplicate mapping in portMappings: hostPort {port}/{protocol}{of}");
+    Fault::new(key(index, "hostPort"), msg)
 }
 
-fn mapping(entry: &PortMapping) -> Result<Mapping, Error> {
-    Ok(Mapping {
-        host_ip: host_ip(&entry.host_ip)?,
-        // The Go plugin looks at this one first.
-        container_port: port("container", entry.container_port)?,
-        host_port: port("host", entry.host_port)?,
-        protocol: protocol(&entry.protocol)?,
-    })
-}
-
-fn host_ip(text: &str) -> Result<Option<IpAddr>, Error> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    parse_ip(text)
-        .map(Some)
-        .map_err(|error| invalid(format!("hostIP: {error}")))
-}
-
-fn port(whose: &str, number: i64) -> Result<u16, Error> {
-    u16::try_from(number)
-        .ok()
-        .filter(|port| *port != 0)
-        .ok_or_else(|| invalid(format!("Invalid {whose} port number: {number}")))
-}
-
-fn protocol(text: &str) -> Result<Protocol, Error> {
-    Protocol::parse(text).ok_or_else(|| {
-        invalid(format!(
-            "invalid protocol {text:?}: must be tcp, udp or sctp"
-        ))
+fn mapping(index: usize, entry: &PortMapping) -> Result<Mapping, Faults> {
+    let fault = |member, msg: String| Fault::new(key(index, member), msg);
+    let mut checks = Checks::default();
+    let host_ip = Some(entry.host_ip.as_str()).filter(|text| !text.is_empty());
+    let host_ip = host_ip.map(parse_ip).transpose();
+    let host_ip = host_ip.map_err(|error| fault("hostIP", format!("hostIP: {error}")));
+    let host_ip = checks.take(host_ip);
+    let mut port = |member, whose, number: i64| {
+        let port = u16::try_from(number).ok().filter(|port| *port != 0);
+        let msg = || format!("Invalid {whose} port number: {number}");
+        checks.take(port.ok_or_else(|| fault(member, msg())))
+    };
+    // The Go plugin looks at this one first.
+    let container_port = port("containerPort", "container", entry.container_port);
+    let host_port = port("hostPort", "host", entry.host_port);
+    let protocol = Protocol::parse(&entry.protocol).ok_or_else(|| {
+        let text = &entry.protocol;
+        let msg = format!("invalid protocol {text:?}: must be tcp, udp or sctp");
+        fault("protocol", msg)
+    });
+    let protocol = checks.take(protocol);
+    checks.finish(|| {
+        Some(Mapping {
+            host_ip: host_ip?,
+            container_port: container_port?,
+            host_port: host_port?,
+            protocol: protocol?,
+        })
     })
 }
 

@@ -2,10 +2,8 @@
 
 use ::portmap::plan::Plan;
 use anyhow::Result;
-use cni::address::parse_ip;
 use cni::json::Json;
-use packet_filter::{Protocol, Snat};
-use portmap::plan::unreachable;
+use packet_filter::Protocol;
 use portmap::reserved::ReservedPorts;
 
 use super::findings::Findings;
@@ -83,20 +81,14 @@ fn check(conf: &Conf<'_>, findings: &mut Findings) {
     }
 }
 
-/// Mappings in the file itself that an ADD refuses, with its reason.
+/// Mappings in the file itself that an ADD refuses.
 fn mappings(conf: &Conf<'_>, findings: &mut Findings) {
-    let snat = match conf.value("snat") {
-        Some(Json::Bool(false)) => Snat::Off,
-        _ => Snat::Hairpin,
+    let plan = conf.keys().and_then(|keys| Ok(Plan::new(&keys)?));
+    let Ok(Err(faults)) = plan.map(|plan| plan.admit()) else {
+        return;
     };
-    let runtime = conf.value("runtimeConfig");
-    let listed = runtime.and_then(|runtime| runtime.get("portMappings"));
-    for (at, mapping) in schema::items(listed).into_iter().enumerate() {
-        let host_ip = schema::text(mapping.get("hostIP")).and_then(|text| parse_ip(&text).ok());
-        if let Some(reason) = host_ip.and_then(|ip| unreachable(ip, snat)) {
-            let place = conf.place_of(&format!("runtimeConfig.portMappings[{at}].hostIP"));
-            findings.error(&place, reason);
-        }
+    for fault in faults {
+        findings.error(&conf.place_of(&fault.key), fault.error.msg);
     }
 }
 
@@ -267,11 +259,11 @@ mod tests {
             ),
             (
                 r#""runtimeConfig": {"portMappings": [{"hostPort": 1, "containerPort": 1, "protocol": "tcp", "hostIP": "::1"}]}"#,
-                "runtimeConfig.portMappings[0].hostIP: hostIP ::1 leads to no pod: IPv6 has no route_localnet",
+                "runtimeConfig.portMappings[0].hostIP: host port 1/tcp: hostIP ::1 leads to no pod: IPv6 has no route_localnet",
             ),
             (
                 r#""snat": false, "runtimeConfig": {"portMappings": [{"hostPort": 1, "containerPort": 1, "protocol": "tcp", "hostIP": "127.0.0.1"}]}"#,
-                "runtimeConfig.portMappings[0].hostIP: hostIP 127.0.0.1 leads to no pod: snat is false",
+                "runtimeConfig.portMappings[0].hostIP: host port 1/tcp: hostIP 127.0.0.1 leads to no pod: snat is false",
             ),
             (
                 r#""runtimeConfig": {"portMappings": [{"hostPort": 0, "containerPort": 1, "protocol": "tcp"}]}"#,

@@ -1,4 +1,5 @@
 use super::*;
+use cni::Error;
 use cni::env::{ContainerId, IfName};
 use cni::json::Json;
 
@@ -6,20 +7,35 @@ fn decode<T: serde::de::DeserializeOwned>(text: &str) -> T {
     Json::parse(text.as_bytes()).unwrap().decode().unwrap()
 }
 
-fn plan(text: &str) -> Result<Plan, Error> {
+fn plan(text: &str) -> Result<Plan, Faults> {
     Plan::new(&decode(text))
 }
 
-fn mapped(mappings: &str) -> Result<Plan, Error> {
+fn mapped(mappings: &str) -> Result<Plan, Faults> {
     plan(&format!(
         r#"{{"runtimeConfig": {{"portMappings": {mappings}}}}}"#
     ))
 }
 
-fn fault(plan: Result<Plan, Error>) -> String {
-    let error = plan.unwrap_err();
+fn fault(plan: Result<Plan, Faults>) -> String {
+    let error = Error::from(plan.unwrap_err());
     assert_eq!(error.code, 7);
     error.to_string()
+}
+
+#[test]
+fn every_fault_has_its_key() {
+    let faults = plan(
+        r#"{"backend": "ipvs", "markMasqBit": 32, "runtimeConfig": {"portMappings": [
+            {"hostPort": 1, "containerPort": 1, "protocol": "tcp"}, {"hostIP": "x"},
+            {"hostPort": 1, "containerPort": 2, "protocol": "tcp"}]}}"#,
+    );
+    let keys: Vec<_> = faults.unwrap_err().into_iter().map(|it| it.key).collect();
+    let of = |index, member| format!("runtimeConfig.portMappings[{index}].{member}");
+    let second = ["hostIP", "containerPort", "hostPort", "protocol"].map(|it| of(1, it));
+    let others = [of(2, "hostPort"), "markMasqBit".to_owned()];
+    let expected = [&["backend".to_owned()][..], &second, &others].concat();
+    assert_eq!(keys, expected);
 }
 
 #[test]
