@@ -308,7 +308,7 @@ fn vxlan_network(list: &NetworkList) -> Result<Option<overlay::Network>> {
         return Ok(None);
     };
     let keys = Json::deserialize(&plugin.document)?.decode()?;
-    overlay::Network::new(&keys, &list.name).map(Some)
+    Ok(Some(overlay::Network::new(&keys, &list.name)?))
 }
 
 /// Who may send the network's packets, as this node's kernel knows its peers.

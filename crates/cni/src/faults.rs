@@ -5,11 +5,14 @@
 
 use crate::error::{Code, Error};
 
+/// The key of a fault in `CNI_ARGS`, which no key of the configuration has.
+pub const CNI_ARGS: &str = "";
+
 /// A value that contradicts another, or that its key cannot have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// The path of the key as the JSON document has it: `vlanTrunk[0].minID`. Empty if
-    /// the fault is of the configuration as a whole, or of no key of it (CNI_ARGS).
+    /// the fault is of the configuration as a whole, or of no key of it ([`CNI_ARGS`]).
     pub key: String,
     /// What ADD answers.
     pub error: Error,

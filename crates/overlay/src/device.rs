@@ -84,11 +84,11 @@ impl Device {
             let name = &link.name;
             let kind = link.kind.as_deref().unwrap_or("device");
             let why = format!("{name} is there already, as a {kind}");
-            return Err(fault("vni", &why));
+            return Err(fault("vni", &why).into());
         };
         if let Some(other) = owner(&link).filter(|it| *it != fitting(&network.name)) {
             let why = format!("{} is in use by network {other:?}", network.vni);
-            return Err(fault("vni", &why));
+            return Err(fault("vni", &why).into());
         }
         if let Some((local, parent)) = still_good(host, network, &found)? {
             let spec = wanted(network, &parent, local, found.link.is_some())?;
@@ -226,7 +226,7 @@ impl Device {
                 needed.extend(self.routers(host, family)?);
             }
         }
-        check_captures(peers, needed.into_iter())
+        Ok(check_captures(peers, needed.into_iter())?)
     }
 
     /// The next hops of the node's default routes, and of all others by its uplink.
@@ -452,7 +452,7 @@ fn wanted(network: &Network, link: &Link, local: IpAddr, bound: bool) -> Result<
         let why = format!(
             "{mtu} is more than {room}, which is what {all} of {name} less {less} for VXLAN leaves"
         );
-        return Err(fault("mtu", &why));
+        return Err(fault("mtu", &why).into());
     }
     Ok(VxlanSpec {
         name: network.device(),
@@ -499,7 +499,7 @@ fn compare(network: &Network, found: &Vxlan, wanted: &Vxlan) -> Result<()> {
             let why = format!(
                 "{vni} is in use with other parameters: {device} has {key} {found}, not {wanted}"
             );
-            Err(fault("vni", &why))
+            Err(fault("vni", &why).into())
         }
     }
 }
@@ -519,19 +519,19 @@ fn taken(host: &Netlink, wanted: &VxlanSpec) -> Result<Option<anyhow::Error>> {
     if let Some(other) = others.iter().find(is_same) {
         let name = &other.name;
         let why = format!("{vni} is in use with other parameters: by {name}, on port {port}");
-        return Ok(Some(fault("vni", &why)));
+        return Ok(Some(fault("vni", &why).into()));
     }
     let mut hearing = others.iter().filter(|it| it.hears(family)).peekable();
     if hearing.peek().is_none() {
         let why = format!("{port} is in use by another program");
-        return Ok(is_port_taken(family, port).then(|| fault("port", &why)));
+        return Ok(is_port_taken(family, port).then(|| fault("port", &why).into()));
     }
     let other = hearing.find(|it| it.receiving != receiving);
     Ok(other.map(|VxlanDevice { name, receiving: theirs, .. }| {
         let why = format!(
             "{port} is in use with other parameters: by {name}, which has {theirs}, not {receiving}"
         );
-        fault("port", &why)
+        fault("port", &why).into()
     }))
 }
 

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
-use anyhow::Result;
 use cni::env::IfName;
-use cni::{Code, names};
+use cni::faults::{Checks, Fault, Faults};
+use cni::names;
 use ipnetwork::IpNetwork;
 use netlink::{Entry, Family, MAX_VNI, Mac};
 use sha2::{Digest, Sha512};
@@ -63,38 +63,53 @@ pub struct Network {
 
 impl Network {
     /// Checks everything that can be checked without the kernel. `name` is the network's.
+    /// Values are compared with each other if each of them is right.
     ///
     /// # Errors
-    /// Code 7, with the key at fault.
-    pub fn new(conf: &Conf, name: &str) -> Result<Self> {
-        let mode = mode(&conf.mode)?;
-        let mut network = Self {
-            name: name.to_owned(),
-            mode,
-            vni: vni(conf.vni)?,
-            port: in_range("port", conf.port, 1, 65535)? as u16,
-            dev: interface("dev", &conf.dev)?,
-            local: conf.local,
-            family: family(&conf.underlay)?,
-            group: conf.group,
-            ttl: in_range("ttl", conf.ttl, 0, 255)? as u8,
-            learning: conf.learning.unwrap_or(mode == Mode::L2),
-            mtu: mtu(conf.mtu)?,
-            gbp: conf.gbp,
-            udp_checksum: conf.udp_checksum,
-            mac: own_mac(&conf.mac)?,
-            bridge: interface("bridge", &conf.bridge)?.map_or_else(|| bridge_name(name), Ok)?,
-            peers: Vec::new(),
-        };
-        network.check_group()?;
-        for (index, keys) in conf.peers.iter().enumerate() {
-            let peer = Peer::new(keys, mode, &format!("peers[{index}]"))?;
-            network.peers.push(peer);
+    /// Code 7, each fault with its key.
+    pub fn new(conf: &Conf, name: &str) -> Result<Self, Faults> {
+        let mut checks = Checks::default();
+        let mode = checks.take(mode(&conf.mode));
+        let vni = checks.take(vni(conf.vni));
+        let port = checks.take(in_range("port", conf.port, 1, 65535));
+        let dev = checks.take(interface("dev", &conf.dev));
+        let family = checks.take(family(&conf.underlay));
+        let ttl = checks.take(in_range("ttl", conf.ttl, 0, 255));
+        let mtu = checks.take(mtu(conf.mtu));
+        let mac = checks.take(peer::mac(&conf.mac).map_err(|why| fault("mac", &why)));
+        let bridge = checks.take(bridge(&conf.bridge, name));
+        checks.take(check_group(conf.group, mode));
+        let mut peers = Vec::new();
+        for (index, keys) in conf.peers.iter().enumerate().filter(|_| mode.is_some()) {
+            let mode = mode.unwrap_or(Mode::L3);
+            peers.extend(checks.take(Peer::new(keys, mode, &format!("peers[{index}]"))));
         }
-        check_together(mode, network.vni, &network.peers)?;
-        network.family = network.one_family()?;
-        network.check_local()?;
-        Ok(network)
+        let mut network = checks.finish(|| {
+            Some(Self {
+                name: name.to_owned(),
+                mode: mode?,
+                vni: vni?,
+                port: port? as u16,
+                dev: dev?,
+                local: conf.local,
+                family: family?,
+                group: conf.group,
+                ttl: ttl? as u8,
+                learning: conf.learning.unwrap_or(mode? == Mode::L2),
+                mtu: mtu?,
+                gbp: conf.gbp,
+                udp_checksum: conf.udp_checksum,
+                mac: mac?,
+                bridge: bridge?,
+                peers,
+            })
+        })?;
+        let mut checks = Checks::default();
+        check_together(network.mode, network.vni, &network.peers, &mut checks);
+        let family = network.one_family(&mut checks);
+        network.check_local(&mut checks);
+        network.family = family;
+        checks.finish(|| Some(network))
     }
 
     /// The name of the VXLAN device; the longest has 14 bytes.
@@ -116,13 +131,15 @@ impl Network {
     ///
     /// # Errors
     /// Code 7, with the key at fault.
-    pub fn check_peers(&self, peers: &[Peer]) -> Result<()> {
-        check_together(self.mode, self.vni, peers)?;
+    pub fn check_peers(&self, peers: &[Peer]) -> Result<(), Faults> {
+        let mut checks = Checks::default();
+        check_together(self.mode, self.vni, peers, &mut checks);
         let other = Self {
             peers: peers.to_vec(),
             ..self.clone()
         };
-        other.one_family().map(drop)
+        other.one_family(&mut checks);
+        checks.finish(|| Some(()))
     }
 
     /// Why this network and another cannot be on one node, if so: the key, and the reason.
@@ -163,7 +180,7 @@ impl Network {
     ///
     /// # Errors
     /// Code 7, with the key at fault.
-    pub fn check_not_ourselves(&self, peers: &[Peer], local: IpAddr) -> Result<()> {
+    pub fn check_not_ourselves(&self, peers: &[Peer], local: IpAddr) -> Result<(), Fault> {
         match peers.iter().position(|peer| peer.vtep == local) {
             None => Ok(()),
             Some(index) => Err(fault(
@@ -179,59 +196,47 @@ impl Network {
     ///
     /// # Errors
     /// Code 7, with the key at fault.
-    pub fn check_own_subnets(&self, own: &[IpNetwork], local: Option<IpAddr>) -> Result<()> {
+    pub fn check_own_subnets(
+        &self,
+        own: &[IpNetwork],
+        local: Option<IpAddr>,
+    ) -> Result<(), Faults> {
+        let mut checks = Checks::default();
         let vteps = self.peers.iter().map(|it| it.vtep);
         for ip in vteps.chain(local) {
             if let Some(ours) = own.iter().find(|it| it.contains(ip)) {
                 let why = format!("{ours} is the pods' and holds {ip}, which the tunnel needs");
-                return Err(fault("ipam", &why));
+                checks.add(fault("ipam", &why));
             }
         }
-        if self.mode == Mode::L2 {
-            return Ok(());
-        }
-        for (index, peer) in self.peers.iter().enumerate() {
+        let peers = self.peers.iter().enumerate();
+        for (index, peer) in peers.filter(|_| self.mode == Mode::L3) {
             for theirs in &peer.subnets {
                 if let Some(ours) = own.iter().find(|ours| overlap(**ours, *theirs)) {
-                    return Err(fault(
-                        &format!("peers[{index}].subnet"),
-                        &format!("{theirs} overlaps {ours}, the subnet of this node"),
-                    ));
+                    let why = format!("{theirs} overlaps {ours}, the subnet of this node");
+                    checks.add(fault(&format!("peers[{index}].subnet"), &why));
                 }
             }
         }
-        Ok(())
+        checks.finish(|| Some(()))
     }
 
     /// Fails for an address to send from that no host has, and for a peer whose subnet holds it.
-    fn check_local(&self) -> Result<()> {
+    fn check_local(&self, checks: &mut Checks) {
         if let Some(local) = self.local.filter(|it| !peer::is_of_host(*it)) {
             let why = format!("{local} cannot be the address of a host");
-            return Err(fault("local", &why));
+            checks.add(fault("local", &why));
         }
         let local = self.local.filter(|_| self.mode == Mode::L3);
         let needed = local.map(|ip| Needed {
             ip,
             what: "which is local",
         });
-        check_captures(&self.peers, needed.into_iter())
+        checks.take(check_captures(&self.peers, needed.into_iter()));
     }
 
-    fn check_group(&self) -> Result<()> {
-        let Some(group) = self.group else {
-            return Ok(());
-        };
-        if !group.is_multicast() {
-            return Err(fault("group", &format!("{group} is not multicast")));
-        }
-        if self.mode == Mode::L3 {
-            return Err(fault("group", "mode l3 sends nothing to a group"));
-        }
-        Ok(())
-    }
-
-    /// The family in which everything agrees.
-    fn one_family(&self) -> Result<Option<Family>> {
+    /// The family of the first address; the others must agree with it.
+    fn one_family(&self, checks: &mut Checks) -> Option<Family> {
         let own = [("local", self.local), ("group", self.group)];
         let own = own
             .into_iter()
@@ -240,17 +245,13 @@ impl Network {
         let peers = peers.map(|(index, peer)| (format!("peers[{index}].vtep"), peer.vtep));
         let mut family = self.family;
         for (key, ip) in own.chain(peers) {
-            let of = Family::of(ip);
-            match family {
-                None => family = Some(of),
-                Some(family) if family != of => {
-                    let why = format!("{ip} is not {}, as the underlay is", told(family));
-                    return Err(fault(&key, &why));
-                }
-                Some(_) => {}
+            let known = *family.get_or_insert(Family::of(ip));
+            if known != Family::of(ip) {
+                let why = format!("{ip} is not {}, as the underlay is", told(known));
+                checks.add(fault(&key, &why));
             }
         }
-        Ok(family)
+        family
     }
 }
 
@@ -280,11 +281,12 @@ pub(crate) fn told(family: Family) -> &'static str {
     }
 }
 
-pub(crate) fn fault(key: &str, why: &str) -> anyhow::Error {
-    Code::InvalidConfig.err(format!("{key}: {why}")).into()
+/// A fault whose text begins with its key.
+pub(crate) fn fault(key: &str, why: &str) -> Fault {
+    Fault::new(key, format!("{key}: {why}"))
 }
 
-fn mode(text: &str) -> Result<Mode> {
+fn mode(text: &str) -> Result<Mode, Fault> {
     match text {
         "l2" | "L2" => Ok(Mode::L2),
         "l3" | "L3" => Ok(Mode::L3),
@@ -292,12 +294,12 @@ fn mode(text: &str) -> Result<Mode> {
     }
 }
 
-fn vni(value: Option<i64>) -> Result<u32> {
+fn vni(value: Option<i64>) -> Result<u32, Fault> {
     let value = value.ok_or_else(|| fault("vni", "missing"))?;
     Ok(in_range("vni", value, 0, MAX_VNI.into())? as u32)
 }
 
-fn in_range(key: &str, value: i64, least: i64, most: i64) -> Result<i64> {
+fn in_range(key: &str, value: i64, least: i64, most: i64) -> Result<i64, Fault> {
     match (least..=most).contains(&value) {
         true => Ok(value),
         false => Err(fault(
@@ -307,7 +309,7 @@ fn in_range(key: &str, value: i64, least: i64, most: i64) -> Result<i64> {
     }
 }
 
-fn interface(key: &str, name: &str) -> Result<Option<IfName>> {
+fn interface(key: &str, name: &str) -> Result<Option<IfName>, Fault> {
     match name {
         "" => Ok(None),
         name => IfName::parse_new(name)
@@ -316,12 +318,16 @@ fn interface(key: &str, name: &str) -> Result<Option<IfName>> {
     }
 }
 
-/// A network's bridge, unless it is named: `vxbr` and 8 hex digits.
-fn bridge_name(network: &str) -> Result<IfName> {
-    Ok(IfName::parse(&names::prefixed(12, "vxbr", network))?)
+/// The network's bridge: `vxbr` and 8 hex digits, unless it is named.
+fn bridge(named: &str, network: &str) -> Result<IfName, Fault> {
+    let derived = || IfName::parse(&names::prefixed(12, "vxbr", network));
+    match interface("bridge", named)? {
+        Some(name) => Ok(name),
+        None => derived().map_err(|error| Fault::at("bridge", error)),
+    }
 }
 
-fn family(text: &str) -> Result<Option<Family>> {
+fn family(text: &str) -> Result<Option<Family>, Fault> {
     match text.to_ascii_lowercase().as_str() {
         "" => Ok(None),
         "ipv4" | "4" | "inet" => Ok(Some(Family::V4)),
@@ -334,7 +340,7 @@ fn family(text: &str) -> Result<Option<Family>> {
 }
 
 /// Whether the underlay has room for it is seen later.
-fn mtu(mtu: Mtu) -> Result<Option<u32>> {
+fn mtu(mtu: Mtu) -> Result<Option<u32>, Fault> {
     match mtu {
         Mtu::Unset | Mtu::Auto => Ok(None),
         Mtu::Bytes(bytes) => match u32::try_from(bytes) {
@@ -347,21 +353,20 @@ fn mtu(mtu: Mtu) -> Result<Option<u32>> {
     }
 }
 
-fn own_mac(text: &str) -> Result<Option<Mac>> {
-    if text.is_empty() {
-        return Ok(None);
+fn check_group(group: Option<IpAddr>, mode: Option<Mode>) -> Result<(), Fault> {
+    match group {
+        Some(group) if !group.is_multicast() => {
+            Err(fault("group", &format!("{group} is not multicast")))
+        }
+        Some(_) if mode == Some(Mode::L3) => {
+            Err(fault("group", "mode l3 sends nothing to a group"))
+        }
+        _ => Ok(()),
     }
-    let mac: Mac = text
-        .parse()
-        .map_err(|error: netlink::InvalidMac| fault("mac", &error.to_string()))?;
-    if mac.is_multicast() || mac.is_zero() {
-        return Err(fault("mac", &format!("no interface can have {mac}")));
-    }
-    Ok(Some(mac))
 }
 
-/// What contradicts what among peers: the same thing at two places.
-fn check_together(mode: Mode, vni: u32, peers: &[Peer]) -> Result<()> {
+/// Refuses peers that contradict each other: the same MAC, VTEP or subnet twice.
+fn check_together(mode: Mode, vni: u32, peers: &[Peer], checks: &mut Checks) {
     let place = |index: usize, key: &str| format!("peers[{index}].{key}");
     let mut macs: HashMap<Mac, (usize, IpAddr)> = HashMap::new();
     let mut vteps: HashMap<IpAddr, (usize, Option<Mac>)> = HashMap::new();
@@ -375,21 +380,20 @@ fn check_together(mode: Mode, vni: u32, peers: &[Peer]) -> Result<()> {
             && vtep != peer.vtep
         {
             let why = format!("{mac} is that of peers[{first}], too");
-            return Err(fault(&place(index, "mac"), &why));
+            checks.add(fault(&place(index, "mac"), &why));
         }
         if let Some((first, other)) = vteps.insert(peer.vtep, (index, mac)) {
             let twice = mode == Mode::L2 && mac.is_none() && other.is_none();
             if twice || mode == Mode::L3 && mac != other {
                 let why = format!("{} is that of peers[{first}], too", peer.vtep);
-                return Err(fault(&place(index, "vtep"), &why));
+                checks.add(fault(&place(index, "vtep"), &why));
             }
         }
     }
-    check_subnets(peers)?;
-    match mode {
-        Mode::L3 => check_captures(peers, peers.iter().map(peer_of)),
-        // Nothing is routed.
-        Mode::L2 => Ok(()),
+    let apart = check_subnets(peers);
+    // In mode l2 nothing is routed. The search for a capture needs subnets that do not overlap.
+    if checks.take(apart).is_some() && mode == Mode::L3 {
+        checks.take(check_captures(peers, peers.iter().map(peer_of)));
     }
 }
 
@@ -410,7 +414,10 @@ fn peer_of(peer: &Peer) -> Needed {
 /// Fails for a peer whose subnet holds an address that is `needed`: the node would send to
 /// it through the tunnel, which then does not work either, also after DEL. The subnets do
 /// not overlap.
-pub(crate) fn check_captures(peers: &[Peer], needed: impl Iterator<Item = Needed>) -> Result<()> {
+pub(crate) fn check_captures(
+    peers: &[Peer],
+    needed: impl Iterator<Item = Needed>,
+) -> Result<(), Fault> {
     let mut subnets: BTreeMap<IpAddr, (IpNetwork, usize)> = BTreeMap::new();
     for (index, peer) in peers.iter().enumerate() {
         subnets.extend(peer.subnets.iter().map(|it| (it.network(), (*it, index))));
@@ -427,7 +434,7 @@ pub(crate) fn check_captures(peers: &[Peer], needed: impl Iterator<Item = Needed
 }
 
 /// Networks that overlap lie side by side when they are sorted by where they begin.
-fn check_subnets(peers: &[Peer]) -> Result<()> {
+fn check_subnets(peers: &[Peer]) -> Result<(), Fault> {
     let mut all: BTreeMap<(IpAddr, u8), usize> = BTreeMap::new();
     for (index, peer) in peers.iter().enumerate() {
         for subnet in &peer.subnets {
@@ -454,7 +461,7 @@ fn check_subnets(peers: &[Peer]) -> Result<()> {
     Ok(())
 }
 
-fn overlapping(index: usize, subnet: IpNetwork, first: usize, other: IpNetwork) -> anyhow::Error {
+fn overlapping(index: usize, subnet: IpNetwork, first: usize, other: IpNetwork) -> Fault {
     let what = match is_host(subnet) {
         true => "is",
         false => "overlaps",
@@ -473,13 +480,13 @@ mod tests {
     use cni::Error;
     use cni::json::Json;
 
-    fn network(text: &str) -> Result<Network> {
+    fn network(text: &str) -> Result<Network, Faults> {
         let conf: Conf = Json::parse(text.as_bytes()).unwrap().decode().unwrap();
         Network::new(&conf, "mynet")
     }
 
     fn told(text: &str) -> (u32, String) {
-        let error = Error::from_chain(&network(text).unwrap_err());
+        let error = Error::from(network(text).unwrap_err());
         (error.code, error.msg)
     }
 
@@ -618,6 +625,28 @@ mod tests {
     }
 
     #[test]
+    fn every_fault_is_found() {
+        let keys = |text: &str| {
+            let faults = network(text).unwrap_err().into_iter();
+            faults.map(|it| it.key).collect::<Vec<_>>()
+        };
+        let text = r#"{"port": 0, "mac": "x", "peers": [{"vtep": "192.0.2.2"}, {"mac": "x"}]}"#;
+        let of_peers = [
+            "peers[0].subnet",
+            "peers[1].vtep",
+            "peers[1].mac",
+            "peers[1].subnet",
+        ];
+        assert_eq!(
+            keys(text),
+            [&["vni", "port", "mac"][..], &of_peers].concat()
+        );
+        let text = r#"{"vni": 1, "mode": "l2", "local": "::1", "peers": [{"vtep": "192.0.2.2"}, {"vtep": "192.0.2.2"}]}"#;
+        let expected = ["peers[1].vtep", "peers[0].vtep", "peers[1].vtep", "local"];
+        assert_eq!(keys(text), expected);
+    }
+
+    #[test]
     fn networks_of_one_port_agree_in_how_packets_are_read() {
         let clash = |one: &str, other: &str| {
             let [one, other] = [one, other].map(|text| network(text).unwrap());
@@ -680,19 +709,19 @@ mod tests {
         let check = |ip: &str| network.check_not_ourselves(&network.peers, ip.parse().unwrap());
         assert!(check("192.0.2.1").is_ok());
         assert_eq!(
-            check("192.0.2.2").unwrap_err().to_string(),
+            check("192.0.2.2").unwrap_err().error.msg,
             "peers[0].vtep: 192.0.2.2 is this node"
         );
         let local = "192.0.2.1".parse().ok();
         let own = |text: &str| network.check_own_subnets(&[text.parse().unwrap()], local);
         assert!(own("10.5.1.0/24").is_ok());
         assert_eq!(
-            own("10.5.0.0/16").unwrap_err().to_string(),
+            own("10.5.0.0/16").unwrap_err().first().error.msg,
             "peers[0].subnet: 10.5.2.0/24 overlaps 10.5.0.0/16, the subnet of this node"
         );
         for (subnet, ip) in [("192.0.2.2/31", "192.0.2.2"), ("192.0.2.0/31", "192.0.2.1")] {
             assert_eq!(
-                own(subnet).unwrap_err().to_string(),
+                own(subnet).unwrap_err().first().error.msg,
                 format!("ipam: {subnet} is the pods' and holds {ip}, which the tunnel needs")
             );
         }

@@ -5,13 +5,13 @@ use std::fmt;
 use std::net::IpAddr;
 
 use anyhow::Result;
-use cni::Code;
 use cni::address::{Cidrs, optional_ip};
+use cni::faults::{Checks, Faults};
 use ipnetwork::IpNetwork;
 use netlink::{Entry, FLOOD, Mac, Present};
 use serde::Deserialize;
 
-use crate::network::{Mode, vtep_mac};
+use crate::network::{Mode, fault, vtep_mac};
 
 /// A peer as it is written.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -39,50 +39,50 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Checks what can be checked of one peer alone. `place` begins the error:
-    /// `peers[0]`.
+    /// Checks what can be checked of one peer alone. `place` is its key: `peers[0]`.
     ///
     /// # Errors
-    /// Code 7, with the key at fault.
-    pub fn new(keys: &PeerKeys, mode: Mode, place: &str) -> Result<Self> {
-        let fault = |key: &str, why: String| {
-            let place = if place.is_empty() {
-                key.to_owned()
-            } else {
-                format!("{place}.{key}")
-            };
-            Code::InvalidConfig.err(format!("{place}: {why}"))
-        };
-        let vtep = keys
-            .vtep
-            .ok_or_else(|| fault("vtep", "missing".to_owned()))?;
-        if !is_of_host(vtep) {
+    /// Code 7, each fault with its key.
+    pub fn new(keys: &PeerKeys, mode: Mode, place: &str) -> Result<Self, Faults> {
+        let fault = |key: &str, why: String| fault(&format!("{place}.{key}"), &why);
+        let mut checks = Checks::default();
+        let vtep = keys.vtep;
+        let vtep = checks.take(vtep.ok_or_else(|| fault("vtep", "missing".to_owned())));
+        if let Some(vtep) = vtep.filter(|vtep| !is_of_host(*vtep)) {
             let why = format!("{vtep} cannot be the address of a host");
-            return Err(fault("vtep", why).into());
+            checks.add(fault("vtep", why));
         }
-        let mac = mac(&keys.mac).map_err(|why| fault("mac", why))?;
+        let mac = checks.take(mac(&keys.mac).map_err(|why| fault("mac", why)));
         let subnets: Vec<IpNetwork> = keys.subnet.0.iter().map(|it| network(it.0)).collect();
-        if mode == Mode::L3 && subnets.is_empty() {
-            let why = "missing: in mode l3 a peer is where a subnet is".to_owned();
-            return Err(fault("subnet", why).into());
-        }
-        if mode == Mode::L3
-            && let Some(odd) = subnets.iter().find(|it| !is_routed(it.network()))
-        {
-            let why = format!("{odd}: nothing is routed to {}", odd.network());
-            return Err(fault("subnet", why).into());
-        }
-        if mode == Mode::L2 && !subnets.is_empty() {
-            if let Some(wide) = subnets.iter().find(|it| !is_host(**it)) {
-                let why = format!("{wide} is no single address: in mode l2 nothing is routed");
-                return Err(fault("subnet", why).into());
+        match mode {
+            Mode::L3 if subnets.is_empty() => {
+                let why = "missing: in mode l3 a peer is where a subnet is".to_owned();
+                checks.add(fault("subnet", why));
             }
-            if mac.is_none() {
-                let why = "missing: in mode l2 an address needs the MAC of its pod".to_owned();
-                return Err(fault("mac", why).into());
+            Mode::L3 => {
+                for odd in subnets.iter().filter(|it| !is_routed(it.network())) {
+                    let why = format!("{odd}: nothing is routed to {}", odd.network());
+                    checks.add(fault("subnet", why));
+                }
+            }
+            Mode::L2 => {
+                for wide in subnets.iter().filter(|it| !is_host(**it)) {
+                    let why = format!("{wide} is no single address: in mode l2 nothing is routed");
+                    checks.add(fault("subnet", why));
+                }
+                if !subnets.is_empty() && mac == Some(None) {
+                    let why = "missing: in mode l2 an address needs the MAC of its pod".to_owned();
+                    checks.add(fault("mac", why));
+                }
             }
         }
-        Ok(Self { vtep, mac, subnets })
+        checks.finish(|| {
+            Some(Self {
+                vtep: vtep?,
+                mac: mac?,
+                subnets,
+            })
+        })
     }
 
     /// Whether `other`, where it says something, says the same.
@@ -94,7 +94,7 @@ impl Peer {
 }
 
 /// A MAC that a device can have; none if nothing is written.
-fn mac(text: &str) -> Result<Option<Mac>, String> {
+pub(crate) fn mac(text: &str) -> Result<Option<Mac>, String> {
     if text.is_empty() {
         return Ok(None);
     }
@@ -253,13 +253,12 @@ impl fmt::Display for Peer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cni::Error;
     use cni::json::Json;
     use nix::errno::Errno::EINVAL;
 
     fn peer(mode: Mode, text: &str) -> Result<Peer, String> {
         let keys: PeerKeys = Json::parse(text.as_bytes()).unwrap().decode().unwrap();
-        Peer::new(&keys, mode, "peers[3]").map_err(|error| Error::from_chain(&error).msg)
+        Peer::new(&keys, mode, "peers[3]").map_err(|faults| faults.first().error.msg.clone())
     }
 
     fn present(entries: Vec<Entry>) -> Present {

@@ -36,7 +36,7 @@ impl Underlay {
 
     fn on(host: &Netlink, network: &Network, dev: &str, local: Option<IpAddr>) -> Result<Self> {
         let Some(link) = host.find_link(dev)? else {
-            return Err(fault("dev", &format!("there is no interface {dev}")));
+            return Err(fault("dev", &format!("there is no interface {dev}")).into());
         };
         let local = match local {
             Some(local) if owner(host, local)?.is_some() => local,
@@ -83,7 +83,8 @@ impl Underlay {
         Err(fault(
             "dev",
             &format!("missing, and there is no{space}{family} default route to take it from"),
-        ))
+        )
+        .into())
     }
 
     fn first_address(host: &Netlink, network: &Network, link: &Link) -> Result<IpAddr> {
@@ -103,10 +104,7 @@ impl Underlay {
             (Some(_), _) => "underlay",
             (None, _) => "dev",
         };
-        Err(fault(
-            key,
-            &format!("{} has no {family} address", link.name),
-        ))
+        Err(fault(key, &format!("{} has no {family} address", link.name)).into())
     }
 
     /// What a packet inside may have at most: the underlay's less what VXLAN puts around it,
@@ -150,7 +148,7 @@ pub(crate) fn owner(host: &Netlink, ip: IpAddr) -> Result<Option<u32>> {
 }
 
 fn not_ours(local: IpAddr) -> anyhow::Error {
-    fault("local", &format!("{local} is no address of this node"))
+    fault("local", &format!("{local} is no address of this node")).into()
 }
 
 fn is_loopback(link: &Link) -> bool {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use cni::env::IfName;
+use cni::faults::{CNI_ARGS, Checks, Fault, Faults};
 use cni::{Attachment, Code, names};
 use ipnetwork::IpNetwork;
 use netlink::{AcceptRa, LinkKind, LinkSpec, Mac, MacvlanMode, Parent};
@@ -79,32 +80,33 @@ impl fmt::Display for Master {
 impl Plan {
     /// Checks everything that can be checked without the kernel. `args_mac` is
     /// `MAC` of CNI_ARGS.
-    pub fn new(conf: &Conf, args_mac: Option<String>) -> Result<Self> {
-        let mode = match conf.mode.as_str() {
-            "" => MacvlanMode::Bridge,
-            text => text.parse().map_err(|error: String| invalid(&error))?,
-        };
-        let mac = mac(conf, args_mac)?;
-        if mac.is_some() && mode == MacvlanMode::Passthru {
-            // The kernel would ignore it, and ADD promise a MAC that the pod has not.
-            return Err(invalid(
-                "mode passthru has the MAC of the parent: no other can be asked for",
-            ));
+    ///
+    /// # Errors
+    /// Code 7, each fault with its key; 4 for CNI_ARGS.
+    pub fn new(conf: &Conf, args_mac: Option<String>) -> Result<Self, Faults> {
+        let mut checks = Checks::default();
+        let mode = checks.take(mode(&conf.mode));
+        let mac = checks.take(mac(conf, args_mac));
+        if matches!(mac, Some(Some(_))) && mode == Some(MacvlanMode::Passthru) {
+            // The kernel would ignore it, and the result would have a MAC that the pod has not.
+            let msg = "mode passthru has the MAC of the parent: no other can be asked for";
+            checks.add(Fault::new("mode", msg));
         }
-        Ok(Self {
-            master: Master::new(&conf.master),
-            link_in_container: conf.link_in_container,
-            mode,
-            mac,
-            mtu: conf.mtu,
-            bc_queue_len: Some(conf.bcqueuelen).filter(|length| *length != 0),
-            detect_conflicts: conf.detect_conflicts,
-            accept_ra: accept_ra(&conf.accept_ra).map_err(|fault| invalid(&fault))?,
-            shim: conf
-                .host_shim
-                .as_ref()
-                .map(|keys| shim(keys, conf, mode))
-                .transpose()?,
+        let accept_ra = checks.take(accept_ra(&conf.accept_ra));
+        let shim = conf.host_shim.as_ref().map(|keys| shim(keys, conf, mode));
+        let shim = checks.take(shim.transpose());
+        checks.finish(|| {
+            Some(Self {
+                master: Master::new(&conf.master),
+                link_in_container: conf.link_in_container,
+                mode: mode?,
+                mac: mac?,
+                mtu: conf.mtu,
+                bc_queue_len: Some(conf.bcqueuelen).filter(|length| *length != 0),
+                detect_conflicts: conf.detect_conflicts,
+                accept_ra: accept_ra?,
+                shim: shim?,
+            })
         })
     }
 
@@ -128,58 +130,68 @@ impl Plan {
     }
 
     /// The MTU to set on a parent with `parent_mtu`; `None` leaves it to the kernel.
-    pub fn mtu_on(&self, parent_mtu: u32) -> Result<Option<u32>> {
+    pub fn mtu_on(&self, parent_mtu: u32) -> Result<Option<u32>, Fault> {
         let mtu = u32::try_from(self.mtu).ok();
         match mtu.filter(|mtu| *mtu <= parent_mtu) {
             Some(mtu) => Ok(Some(mtu).filter(|mtu| *mtu != 0)),
-            None => Err(invalid(&format!(
-                "invalid MTU {}, must be [0, master MTU({parent_mtu})]",
-                self.mtu
-            ))),
+            None => {
+                let mtu = self.mtu;
+                let msg = format!("invalid MTU {mtu}, must be [0, master MTU({parent_mtu})]");
+                Err(Fault::new("mtu", msg))
+            }
         }
     }
 }
 
-/// The words of `acceptRA`.
-///
-/// # Errors
-/// `acceptRA: "x" is none of off, on, forwarding`
-pub fn accept_ra(text: &str) -> Result<Option<AcceptRa>, String> {
+fn mode(text: &str) -> Result<MacvlanMode, Fault> {
+    match text {
+        "" => Ok(MacvlanMode::Bridge),
+        text => text.parse().map_err(|msg: String| Fault::new("mode", msg)),
+    }
+}
+
+fn accept_ra(text: &str) -> Result<Option<AcceptRa>, Fault> {
     match text {
         "" => Ok(None),
         "off" => Ok(Some(AcceptRa::Off)),
         "on" => Ok(Some(AcceptRa::On)),
         "forwarding" => Ok(Some(AcceptRa::Forwarding)),
-        other => Err(format!(
-            "acceptRA: {other:?} is none of off, on, forwarding"
-        )),
+        other => {
+            let msg = format!("acceptRA: {other:?} is none of off, on, forwarding");
+            Err(Fault::new("acceptRA", msg))
+        }
     }
 }
 
-fn shim(keys: &HostShim, conf: &Conf, mode: MacvlanMode) -> Result<Shim> {
-    let fault = |place: &str, why: &str| invalid(&format!("hostShim{place}: {why}"));
+fn shim(keys: &HostShim, conf: &Conf, mode: Option<MacvlanMode>) -> Result<Shim, Faults> {
+    let fault = |key: &str, why: &str| Fault::new(key, format!("{key}: {why}"));
+    let mut checks = Checks::default();
     if conf.link_in_container {
-        return Err(fault("", "the parent is in the pod, not on the node"));
+        let why = "the parent is in the pod, not on the node";
+        checks.add(fault("hostShim", why));
     }
-    if mode != MacvlanMode::Bridge {
+    if let Some(mode) = mode.filter(|mode| *mode != MacvlanMode::Bridge) {
         let why = format!("mode {mode} keeps the node from its pods: it needs mode bridge");
-        return Err(fault("", &why));
+        checks.add(fault("hostShim", &why));
     }
-    let name = IfName::parse(&keys.name).map_err(|error| fault(".name", &error.to_string()))?;
-    if keys.name == conf.master {
-        return Err(fault(".name", &format!("{:?} is the master", keys.name)));
+    let name = IfName::parse(&keys.name);
+    let name = checks.take(name.map_err(|error| fault("hostShim.name", &error.to_string())));
+    if name.is_some() && keys.name == conf.master {
+        let why = format!("{:?} is the master", keys.name);
+        checks.add(fault("hostShim.name", &why));
     }
     let addresses: Vec<_> = keys.address.0.iter().map(|it| it.0).collect();
     if addresses.is_empty() {
-        return Err(fault(".address", "missing"));
+        checks.add(fault("hostShim.address", "missing"));
     }
-    match addresses.iter().find(|it| !is_of_a_host(**it)) {
-        Some(address) => {
-            let why = format!("{address} cannot be the address of a host");
-            Err(fault(".address", &why))
-        }
-        None => Ok(Shim { name, addresses }),
+    for address in addresses.iter().filter(|it| !is_of_a_host(**it)) {
+        let why = format!("{address} cannot be the address of a host");
+        checks.add(fault("hostShim.address", &why));
     }
+    checks.finish(|| {
+        let name = name?;
+        Some(Shim { name, addresses })
+    })
 }
 
 fn is_of_a_host(address: IpNetwork) -> bool {
@@ -202,28 +214,32 @@ pub fn temporary_name(attachment: &Attachment) -> String {
     attachment.host_veth(0)
 }
 
-fn invalid(msg: &str) -> anyhow::Error {
-    Code::InvalidConfig.err(msg).into()
-}
-
-/// The runtime knows best, then the arguments, then the configuration itself.
-fn mac(conf: &Conf, args_mac: Option<String>) -> Result<Option<Mac>> {
+/// The runtime's MAC counts first, then that of the arguments, then that of the configuration.
+fn mac(conf: &Conf, args_mac: Option<String>) -> Result<Option<Mac>, Fault> {
     let args_mac = args_mac.unwrap_or_default();
-    let channels = [
-        (&conf.runtime_config.mac, Code::InvalidConfig),
-        (&conf.args.cni.mac, Code::InvalidConfig),
-        (&args_mac, Code::InvalidEnvironment),
-        (&conf.mac, Code::InvalidConfig),
+    let sources = [
+        ("runtimeConfig.mac", &conf.runtime_config.mac),
+        ("args.cni.mac", &conf.args.cni.mac),
+        (CNI_ARGS, &args_mac),
+        ("mac", &conf.mac),
     ];
-    let Some((text, code)) = channels.into_iter().find(|(text, _)| !text.is_empty()) else {
+    let Some((key, text)) = sources.into_iter().find(|(_, text)| !text.is_empty()) else {
         return Ok(None);
     };
-    let fault = |why: &str| code.err(format!("invalid args {text} for MAC addr: {why}"));
+    let code = if key == CNI_ARGS {
+        Code::InvalidEnvironment
+    } else {
+        Code::InvalidConfig
+    };
+    let fault = |why: &str| {
+        let error = code.err(format!("invalid args {text} for MAC addr: {why}"));
+        Fault::at(key, error)
+    };
     let mac: Mac = text
         .parse()
         .map_err(|error: netlink::InvalidMac| fault(&error.to_string()))?;
     if mac.is_multicast() || mac.is_zero() {
-        return Err(fault("an interface cannot have this MAC address").into());
+        return Err(fault("an interface cannot have this MAC address"));
     }
     Ok(Some(mac))
 }

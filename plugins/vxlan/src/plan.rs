@@ -94,7 +94,7 @@ impl Plan {
         match self.gateway {
             // The node has no way to them.
             Gateway::None => Ok(()),
-            Gateway::Gateway { .. } => self.network.check_own_subnets(own, local),
+            Gateway::Gateway { .. } => Ok(self.network.check_own_subnets(own, local)?),
         }
     }
 

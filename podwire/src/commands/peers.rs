@@ -258,7 +258,7 @@ fn network(arguments: &Arguments, name: &str) -> Result<Network> {
     let conf: Conf = document
         .decode()
         .map_err(|error| Code::InvalidConfig.err(format!("failed to load netconf: {error}")))?;
-    Network::new(&conf, &list.name)
+    Ok(Network::new(&conf, &list.name)?)
 }
 
 /// Peers in a file, or as arguments.
@@ -339,7 +339,7 @@ fn parse(word: &str) -> Option<PeerKeys> {
 fn checked(keys: &PeerKeys, mode: Option<Mode>, index: usize) -> Result<Peer> {
     let place = format!("peers[{index}]");
     if let Some(mode) = mode {
-        return Peer::new(keys, mode, &place);
+        return Ok(Peer::new(keys, mode, &place)?);
     }
     let bare = PeerKeys {
         subnet: Default::default(),

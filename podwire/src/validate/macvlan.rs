@@ -1,6 +1,6 @@
 //! The keys of macvlan; the texts of faults are the plugin's own.
 
-use ::macvlan::plan::{self, Plan};
+use ::macvlan::plan::Plan;
 use anyhow::Result;
 use cni::env::IfName;
 
@@ -26,7 +26,7 @@ const KEYS: &[Key] = &[
     Key::new("linkInContainer", Kind::Bool),
     Key::new("bcqueuelen", Kind::UNSIGNED),
     Key::new("detectConflicts", Kind::Bool),
-    Key::new("acceptRA", Kind::Parsed(accept_ra)),
+    Key::new("acceptRA", Kind::Text),
     Key::new("hostShim", Kind::Object(HOST_SHIM, Others::AreMistakes)),
     wiring::RUNTIME_CONFIG,
     wiring::ARGS,
@@ -41,7 +41,8 @@ const HOST_SHIM: &[Key] = &[
 const MTU_MAX: i64 = 65535;
 
 fn read(conf: &Conf<'_>) -> Result<()> {
-    Plan::new(&conf.keys()?, None).map(drop)
+    Plan::new(&conf.keys()?, None)?;
+    Ok(())
 }
 
 fn check(conf: &Conf<'_>, findings: &mut Findings) {
@@ -62,10 +63,6 @@ fn mode(text: &str) -> Result<(), String> {
         true => Ok(()),
         false => Err(format!("unknown macvlan mode: {text:?}")),
     }
-}
-
-fn accept_ra(text: &str) -> Result<(), String> {
-    plan::accept_ra(text).map(drop)
 }
 
 /// A name, or patterns of names.

@@ -84,10 +84,12 @@ fn check(conf: &Conf<'_>, findings: &mut Findings) {
         return;
     }
     match Network::new(&keys, conf.network) {
-        Err(error) => {
-            let msg = Error::from_chain(&error).msg;
-            let (key, why) = msg.split_once(": ").unwrap_or(("", &msg));
-            findings.error(&conf.place_of(key), why);
+        Err(faults) => {
+            for fault in faults {
+                let msg = fault.error.msg;
+                let why = msg.split_once(": ").map_or(msg.as_str(), |(_, why)| why);
+                findings.error(&conf.place_of(&fault.key), why);
+            }
         }
         Ok(network) => {
             together(conf, &keys, network.mode, findings);

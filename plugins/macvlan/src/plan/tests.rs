@@ -3,7 +3,7 @@ use cni::json::Json;
 
 fn plan_with(text: &str, args_mac: Option<&str>) -> Result<Plan, String> {
     let conf: Conf = Json::parse(text.as_bytes()).unwrap().decode().unwrap();
-    Plan::new(&conf, args_mac.map(str::to_owned)).map_err(|error| error.to_string())
+    Plan::new(&conf, args_mac.map(str::to_owned)).map_err(|faults| faults.first().error.msg.clone())
 }
 
 fn plan(text: &str) -> Result<Plan, String> {
@@ -40,7 +40,7 @@ fn a_master_is_a_name_or_patterns() {
 fn an_mtu_is_at_most_that_of_the_parent() {
     let mtu = |mtu: i64| {
         let plan = plan(&format!(r#"{{"mtu": {mtu}}}"#)).unwrap();
-        plan.mtu_on(1500).map_err(|error| error.to_string())
+        plan.mtu_on(1500).map_err(|fault| fault.error.msg)
     };
     assert_eq!(mtu(0), Ok(None));
     assert_eq!(mtu(1500), Ok(Some(1500)));
@@ -131,4 +131,21 @@ fn names_of_a_shim_that_is_not_ready_differ_by_network() {
     let name = temporary_shim_name("lan", "shim0");
     assert_eq!(name.len(), 12);
     assert!(name.starts_with("shim") && name != temporary_shim_name("wan", "shim0"));
+}
+
+#[test]
+fn every_fault_has_its_key() {
+    let conf = r#"{"mode": "x", "mac": "x", "acceptRA": "x", "linkInContainer": true,
+        "hostShim": {"address": ["10.1.0.0/24"]}}"#;
+    let conf: Conf = Json::parse(conf.as_bytes()).unwrap().decode().unwrap();
+    let keys = Plan::new(&conf, None).unwrap_err().into_iter();
+    let expected = [
+        "mode",
+        "mac",
+        "acceptRA",
+        "hostShim",
+        "hostShim.name",
+        "hostShim.address",
+    ];
+    assert_eq!(keys.map(|it| it.key).collect::<Vec<_>>(), expected);
 }
