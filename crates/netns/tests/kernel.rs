@@ -8,7 +8,6 @@ use std::{
     os::fd::AsFd,
     panic::{self, AssertUnwindSafe},
     path::Path,
-    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -19,32 +18,12 @@ use std::{
 };
 
 use netns::{Kind, NetNs};
-use nix::{
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
-};
-
-/// A private network and mount namespace, with an empty /run/netns.
-fn sandbox() {
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
-        .expect("these tests make namespaces: run them as root, or under `unshare -rnm`");
-    let none = None::<&str>;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-    // Own /run first: the machine's may be read-only, or lack the directory.
-    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
-    fs::create_dir("/run/netns").unwrap();
-}
-
-#[expect(clippy::disallowed_methods, reason = "tests observe with ip(8)")]
-fn ip(args: &str) -> String {
-    let out = Command::new("ip").args(args.split(' ')).output().unwrap();
-    assert!(out.status.success(), "ip {args}: {out:?}");
-    String::from_utf8(out.stdout).unwrap()
-}
+use nix::mount::{MsFlags, mount};
+use sandbox::here::{add_pod, enter, run};
 
 #[test]
 fn a_missing_path_is_gone() {
-    sandbox();
+    enter();
     let error = NetNs::open(Path::new("/run/netns/nope")).unwrap_err();
     assert_eq!(error.kind(), Kind::Missing);
     assert!(error.is_gone());
@@ -60,7 +39,7 @@ fn a_missing_path_is_gone() {
 
 #[test]
 fn a_plain_file_is_gone_too() {
-    sandbox();
+    enter();
     fs::write("/run/netns/left", "").unwrap();
     let error = NetNs::open(Path::new("/run/netns/left")).unwrap_err();
     assert_eq!(error.kind(), Kind::NotANamespace);
@@ -73,7 +52,7 @@ fn a_plain_file_is_gone_too() {
 
 #[test]
 fn a_namespace_of_another_kind_is_none() {
-    sandbox();
+    enter();
     let error = NetNs::open(Path::new("/proc/thread-self/ns/uts")).unwrap_err();
     assert_eq!(error.kind(), Kind::NotANamespace);
     assert!(error.is_gone());
@@ -85,9 +64,9 @@ fn a_namespace_of_another_kind_is_none() {
 
 #[test]
 fn identity_is_the_namespace_and_not_its_path() {
-    sandbox();
-    ip("netns add one");
-    ip("netns add two");
+    enter();
+    add_pod("one");
+    add_pod("two");
     fs::write("/run/netns/again", "").unwrap();
     let none = None::<&str>;
     mount(
@@ -109,22 +88,20 @@ fn identity_is_the_namespace_and_not_its_path() {
 
 #[test]
 fn what_runs_inside_sees_the_namespace_and_the_caller_stays_outside() {
-    sandbox();
-    ip("netns add pod");
-    ip("-n pod link add inside0 type veth peer name inside1");
-    let pod = NetNs::open(Path::new("/run/netns/pod")).unwrap();
+    enter();
+    let pod = NetNs::open(&add_pod("pod")).unwrap();
+    run("ip -n pod link add inside0 type veth peer name inside1");
     let before = NetNs::current().unwrap();
-    let links = pod.enter(|| ip("-o link")).unwrap();
+    let links = pod.enter(|| run("ip -o link")).unwrap();
     assert!(links.contains("inside0"), "{links}");
-    assert!(!ip("-o link").contains("inside0"));
+    assert!(!run("ip -o link").contains("inside0"));
     assert!(before.same_as(&NetNs::current().unwrap()).unwrap());
 }
 
 #[test]
 fn a_panic_inside_is_resumed_outside_in_the_callers_namespace() {
-    sandbox();
-    ip("netns add pod");
-    let pod = NetNs::open(Path::new("/run/netns/pod")).unwrap();
+    enter();
+    let pod = NetNs::open(&add_pod("pod")).unwrap();
     let before = NetNs::current().unwrap();
     let caught = std::panic::catch_unwind(|| {
         let _ = pod.enter(|| panic!("inside"));
@@ -136,10 +113,9 @@ fn a_panic_inside_is_resumed_outside_in_the_callers_namespace() {
 
 #[test]
 fn what_was_begun_runs_while_the_caller_goes_on() {
-    sandbox();
-    ip("netns add pod");
-    ip("-n pod link add inside0 type veth peer name inside1");
-    let pod = NetNs::open(Path::new("/run/netns/pod")).unwrap();
+    enter();
+    let pod = NetNs::open(&add_pod("pod")).unwrap();
+    run("ip -n pod link add inside0 type veth peer name inside1");
     let before = NetNs::current().unwrap();
     let (say, hear) = mpsc::channel::<()>();
     let (answer, answered) = mpsc::channel();
@@ -147,7 +123,7 @@ fn what_was_begun_runs_while_the_caller_goes_on() {
         .begin(move || {
             // Not before the caller, who has been given back his thread, says so.
             hear.recv().unwrap();
-            answer.send(ip("-o link")).unwrap();
+            answer.send(run("ip -o link")).unwrap();
             "done"
         })
         .unwrap();
@@ -159,9 +135,8 @@ fn what_was_begun_runs_while_the_caller_goes_on() {
 
 #[test]
 fn what_was_begun_has_ended_when_it_is_dropped() {
-    sandbox();
-    ip("netns add pod");
-    let pod = NetNs::open(Path::new("/run/netns/pod")).unwrap();
+    enter();
+    let pod = NetNs::open(&add_pod("pod")).unwrap();
     let ended = Arc::new(AtomicBool::new(false));
     let end = Arc::clone(&ended);
     let entering = pod.begin(move || {
@@ -174,7 +149,7 @@ fn what_was_begun_has_ended_when_it_is_dropped() {
 
 #[test]
 fn what_was_begun_tells_that_it_could_not_enter_and_that_it_panicked() {
-    sandbox();
+    enter();
     // Before Linux 3.19 a namespace was a file of procfs, so this may be one.
     let file = NetNs::open(Path::new("/proc/thread-self/status")).unwrap();
     let entering = file.begin(|| unreachable!("entered")).unwrap();
@@ -188,12 +163,11 @@ fn what_was_begun_tells_that_it_could_not_enter_and_that_it_panicked() {
 
 #[test]
 fn it_outlives_its_path() {
-    sandbox();
-    ip("netns add pod");
-    ip("-n pod link add inside0 type veth peer name inside1");
-    let pod = NetNs::open(Path::new("/run/netns/pod")).unwrap();
-    ip("netns delete pod");
-    assert!(pod.enter(|| ip("-o link")).unwrap().contains("inside0"));
+    enter();
+    let pod = NetNs::open(&add_pod("pod")).unwrap();
+    run("ip -n pod link add inside0 type veth peer name inside1");
+    run("ip netns delete pod");
+    assert!(pod.enter(|| run("ip -o link")).unwrap().contains("inside0"));
     assert!(NetNs::open(pod.path()).unwrap_err().is_gone());
     nix::sys::stat::fstat(pod.as_fd()).unwrap();
 }

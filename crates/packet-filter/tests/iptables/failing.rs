@@ -5,9 +5,8 @@ use std::net::IpAddr;
 use packet_filter::{Backend, Families, Iptables};
 
 use crate::{
-    host_ports, masquerade, owner,
-    sandbox::{Sandbox, on_both},
-    tcp,
+    host::{Host, on_both},
+    host_ports, masquerade, owner, tcp,
 };
 
 const ID: &str = "aaaabbbbccccdddd";
@@ -28,7 +27,7 @@ fn removals(iptables: &Iptables) -> Vec<(&'static str, anyhow::Result<()>)> {
 }
 
 /// Adds a pod's rules; returns all that there are then.
-fn with_rules(host: &Sandbox) -> String {
+fn with_rules(host: &Host) -> String {
     let iptables = host.iptables();
     iptables
         .masquerade(&masquerade(ID, &["10.22.0.2/24", "fd00:22::2/64"]))

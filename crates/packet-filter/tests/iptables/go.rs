@@ -4,9 +4,9 @@ use packet_filter::{Backend, HostPorts, Mapping, Mark, Protocol, Snat};
 use serde_json::{Value, json};
 
 use crate::{
-    assert_same, count, host_ports, masquerade, owner,
-    sandbox::{Sandbox, on_both},
-    tcp,
+    assert_same, count,
+    host::{Host, on_both},
+    host_ports, masquerade, owner, tcp,
 };
 
 const ID: &str = "aaaabbbbccccdddd";
@@ -23,7 +23,7 @@ fn bridge() -> Value {
 }
 
 /// A pod on a bridge, as the Go plugins make it.
-fn with_pod(host: &Sandbox) -> Value {
+fn with_pod(host: &Host) -> Value {
     host.run("ip netns add pod");
     host.go("bridge", "ADD", &owner(ID), &bridge())
 }
@@ -43,7 +43,7 @@ fn portmap(prev: &Value, keys: &Value, mappings: &Value) -> Value {
 
 /// The same for both: what to publish, and the Go plugin's configuration.
 /// (Debian's plugin is too old for `masqAll`: the unit tests have it.)
-fn cases(host: &Sandbox, prev: &Value) -> Vec<(&'static str, HostPorts, Value)> {
+fn cases(host: &Host, prev: &Value) -> Vec<(&'static str, HostPorts, Value)> {
     let mapping = |protocol: &str, host: u16, container: u16| json!({ "hostPort": host, "containerPort": container, "protocol": protocol });
     let on_address = |ip: &str, port: u16| Mapping {
         host_ip: Some(ip.parse().unwrap()),
@@ -153,13 +153,13 @@ fn without_v6(conf: &mut Value) {
 
 /// The Go plugin's CHECK. Debian's looks for the rules of IPv4 in IPv6 too, its
 /// own included, and gives up on them only where there is no ip6tables.
-fn check(host: &Sandbox, owner: &cni::Attachment, mut conf: Value) {
+fn check(host: &Host, owner: &cni::Attachment, mut conf: Value) {
     without_v6(&mut conf);
     host.go_without_ip6tables("portmap", "CHECK", owner, &conf);
 }
 
 /// Empties the tables, but for the chain that a case may need.
-fn fresh(host: &Sandbox) {
+fn fresh(host: &Host) {
     host.flush();
     for family in ["iptables", "ip6tables"] {
         host.run(&format!("{family} -t nat -N KUBE-MARK-MASQ"));

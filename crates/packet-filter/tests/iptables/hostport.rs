@@ -6,9 +6,9 @@ use nix::fcntl::{Flock, FlockArg};
 use packet_filter::{Backend, HostPorts, Iptables, Mapping, Protocol, Snat};
 
 use crate::{
-    count, host_ports, owner,
-    sandbox::{Sandbox, on_both},
-    tcp, valid,
+    count,
+    host::{Host, on_both},
+    host_ports, owner, tcp, valid,
 };
 
 const ID: &str = "aaaabbbbccccdddd";
@@ -282,7 +282,7 @@ fn a_pod_costs_two_processes_and_nothing_costs_one() {
 #[test]
 fn a_held_lock_is_waited_for_and_then_told() {
     let result = thread::spawn(|| {
-        let host = Sandbox::new("legacy");
+        let host = Host::new("legacy");
         let iptables = host.iptables();
         iptables.publish(&example(ID)).unwrap();
         let lock = File::options().write(true).open("/run/xtables.lock");

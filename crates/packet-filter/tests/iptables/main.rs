@@ -2,15 +2,15 @@
 //! the Go plugins: what they lay down and what we lay down are compared as text.
 //!
 //! Every test moves threads of its own, and nothing else, into private
-//! namespaces: see [`sandbox`].
+//! namespaces: see [`host`].
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 
 mod failing;
 mod go;
+mod host;
 mod hostport;
 mod masquerade;
-mod sandbox;
 mod traffic;
 
 use cni::Attachment;

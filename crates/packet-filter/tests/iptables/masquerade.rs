@@ -2,7 +2,7 @@
 
 use packet_filter::Backend;
 
-use crate::{count, masquerade, owner, sandbox::on_both, valid};
+use crate::{count, host::on_both, masquerade, owner, valid};
 
 const CHAIN: &str = "CNI-ac32b8ee4dcc1773aba08475";
 const ID: &str = "aaaabbbbccccdddd";

@@ -2,7 +2,7 @@
 
 use packet_filter::{Backend, Mapping};
 
-use crate::{count, host_ports, masquerade, owner, sandbox::on_both, tcp};
+use crate::{count, host::on_both, host_ports, masquerade, owner, tcp};
 
 const ID: &str = "aaaabbbbccccdddd";
 
@@ -95,8 +95,8 @@ fn the_newest_pod_gets_the_connections() {
 
 #[test]
 fn a_nodes_loopback_is_closed_to_its_neighbours() {
-    on_both(|sandbox| {
-        sandbox.wire();
+    on_both(|host| {
+        host.wire();
         for command in [
             "ip -n pod route add 127.0.0.0/8 via 10.22.0.1 table 7",
             "ip -n pod rule add pref 0 to 127.0.0.0/8 lookup 7",
@@ -104,27 +104,27 @@ fn a_nodes_loopback_is_closed_to_its_neighbours() {
             "ip -n pod rule del pref 0 lookup local",
             "ip netns exec pod sysctl -qw net.ipv4.conf.eth0.route_localnet=1",
         ] {
-            sandbox.run(command);
+            host.run(command);
         }
         let _service = std::net::TcpListener::bind("127.0.0.1:9000").unwrap();
         let ask = |prefix: &str| {
             let ask = format!("{prefix} nc -n -z -w 1 127.0.0.1 9000");
-            sandbox.attempt(&ask).status.success()
+            host.attempt(&ask).status.success()
         };
         // The hole that wire() has made, as portmap does.
         assert!(ask("ip netns exec pod"));
-        sandbox.iptables().close_localhost().unwrap();
+        host.iptables().close_localhost().unwrap();
         assert!(!ask("ip netns exec pod"));
         assert!(ask(""), "the node itself");
-        let raw = sandbox.run("iptables-save -t raw");
+        let raw = host.run("iptables-save -t raw");
         for side in ["-d 127.0.0.0/8", "-s 127.0.0.0/8"] {
             assert_eq!(count(&raw, side), 1, "{raw}");
         }
         // An older version had the one for destinations alone.
-        sandbox.run("iptables -t raw -D PREROUTING 1");
+        host.run("iptables -t raw -D PREROUTING 1");
         for _ in 0..2 {
-            sandbox.iptables().close_localhost().unwrap();
-            let raw = sandbox.run("iptables-save -t raw");
+            host.iptables().close_localhost().unwrap();
+            let raw = host.run("iptables-save -t raw");
             assert_eq!(count(&raw, " -j DROP"), 2, "{raw}");
         }
     });

@@ -8,7 +8,7 @@ use packet_filter::Nftables;
 use packet_filter::{Backend, Protocol};
 
 use crate::hostport::{mapping, ports};
-use crate::sandbox::{Node, attachment, objects, ruleset};
+use crate::node::{Node, attachment, objects, ruleset};
 
 /// A generator of numbers that are always the same (xorshift).
 struct Numbers(u32);

@@ -8,7 +8,8 @@ use packet_filter::Nftables;
 use packet_filter::{Backend, Protocol};
 
 use crate::hostport::{mapping, ports};
-use crate::sandbox::{Node, run};
+use crate::node::Node;
+use sandbox::here::run;
 
 /// The processes that this thread made and that have not ended, as directories of /proc.
 fn children() -> Vec<PathBuf> {

@@ -4,8 +4,9 @@ use packet_filter::Nftables;
 use packet_filter::{Backend, Protocol};
 
 use crate::hostport::{mapping, ports};
-use crate::sandbox::{NODE, NODE_V6, Node, run};
+use crate::node::{NODE, NODE_V6, Node};
 use crate::traffic::{UdpClient, serve_udp};
+use sandbox::here::run;
 
 #[test]
 fn a_client_that_keeps_sending_reaches_the_pod_and_then_the_next() {

@@ -8,8 +8,9 @@ use packet_filter::{Backend, Protocol, Snat};
 use packet_filter::{Nftables, SpoofCheck};
 
 use crate::hostport::{mapping, ports};
-use crate::sandbox::{Node, attachment, nft, ruleset, run};
+use crate::node::{Node, attachment, nft, ruleset};
 use crate::traffic::{ask_tcp, serve_tcp};
+use sandbox::here::run;
 
 /// The Go portmap plugin's nf_tables layout, from the reference: a port of
 /// containers c2 and c3 each.

@@ -4,8 +4,9 @@ use netns::NetNs;
 use packet_filter::{Backend, HostPorts, Mapping, Mark, Notice, Protocol, Snat};
 use packet_filter::{Family, Nftables, probe};
 
-use crate::sandbox::{NODE, NODE_V6, Node, attachment, nft, objects, ruleset, run, valid};
+use crate::node::{NODE, NODE_V6, Node, attachment, nft, objects, ruleset, valid};
 use crate::traffic::{ask_tcp, ask_udp, serve_tcp, serve_udp};
+use sandbox::here::run;
 
 /// A mapping of all addresses.
 pub fn mapping(protocol: Protocol, host_port: u16, container_port: u16) -> Mapping {

@@ -2,7 +2,7 @@
 //! traffic between namespaces; never with the code under test.
 //!
 //! Every test first moves its own thread, and nothing else, into private
-//! namespaces (libtest runs each test on a fresh thread): see [`sandbox`].
+//! namespaces (libtest runs each test on a fresh thread): see [`node`].
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 
@@ -12,6 +12,6 @@ mod conntrack;
 mod go;
 mod hostport;
 mod masquerade;
-mod sandbox;
+mod node;
 mod spoof;
 mod traffic;

@@ -4,8 +4,9 @@ use netns::NetNs;
 use packet_filter::Nftables;
 use packet_filter::{Backend, Masquerade};
 
-use crate::sandbox::{Node, attachment, nft, objects, ruleset, run, valid};
+use crate::node::{Node, attachment, nft, objects, ruleset, valid};
 use crate::traffic::{ask_tcp, ask_udp, serve_tcp, serve_udp};
+use sandbox::here::run;
 
 fn wanted(network: &str, container: &str, addresses: &[&str]) -> Masquerade {
     Masquerade {

@@ -2,7 +2,8 @@
 
 use packet_filter::{Nftables, SpoofCheck};
 
-use crate::sandbox::{Node, attachment, attempt, nft, ruleset, run};
+use crate::node::{Node, attachment, nft, ruleset};
+use sandbox::here::{attempt, run};
 
 fn wanted(container: &str, host_veth: &str, mac: [u8; 6]) -> SpoofCheck {
     SpoofCheck {

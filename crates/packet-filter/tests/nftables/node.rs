@@ -2,17 +2,14 @@
 //! to the pods.
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use cni::Attachment;
 use cni::conf::ValidAttachment;
 use cni::env::{ContainerId, IfName};
 use netns::NetNs;
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use sandbox::here::{add_pod, enter, feed, json, run};
 use serde_json::Value;
 
 /// The node's address towards the world.
@@ -41,7 +38,7 @@ impl Node {
         run("ip address add 10.22.0.1/24 dev cni0");
         run("ip address add fd00:22::1/64 dev cni0 nodad");
         run("sysctl -qw net.ipv4.conf.cni0.route_localnet=1");
-        run("ip netns add world");
+        let world = add_pod("world");
         run("ip netns exec world sysctl -qw net.ipv6.conf.default.accept_dad=0");
         run("ip link add up0 type veth peer name eth0 netns world");
         run("ip address add 192.0.2.1/24 dev up0");
@@ -52,36 +49,27 @@ impl Node {
         run("ip -n world link set eth0 up");
         Self {
             here: NetNs::current().unwrap(),
-            world: NetNs::open(Path::new("/run/netns/world")).unwrap(),
+            world: NetNs::open(&world).unwrap(),
         }
     }
 
-    /// A namespace with nothing but `lo`.
+    /// Moves the calling thread into a new network namespace with nothing but `lo`.
     pub fn bare() {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
-            .expect("these tests make namespaces: run them as root, or under `unshare -rnm`");
-        let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-        for (kind, path) in [("tmpfs", "/run"), ("sysfs", "/sys")] {
-            mount(Some(kind), path, Some(kind), MsFlags::empty(), none).unwrap();
-        }
-        fs::create_dir("/run/netns").unwrap();
+        enter();
         // As it is without the module br_netfilter, which is harder.
         for family in ["ip", "ip6"] {
             let path = format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables");
             assert!(fs::write(&path, "0").is_ok() || !Path::new(&path).exists());
         }
-        run("ip link set lo up");
     }
 
     /// Adds pod `number`, 2 to 254: 10.22.0.number, fd00:22::number (as decimal
     /// digits), on a port with hairpin.
     pub fn pod(&self, number: u8) -> NetNs {
         let pod = format!("p{number}");
-        run(&format!("ip netns add {pod}"));
+        let namespace = add_pod(&pod);
         let no_dad = "sysctl -qw net.ipv6.conf.default.accept_dad=0";
         run(&format!("ip netns exec {pod} {no_dad}"));
-        run(&format!("ip -n {pod} link set lo up"));
         run(&format!(
             "ip link add v{pod} type veth peer name eth0 netns {pod}"
         ));
@@ -101,7 +89,7 @@ impl Node {
         while !run(&port).contains("state forwarding") {
             assert!(Instant::now() < deadline, "the port does not forward");
         }
-        NetNs::open(&Path::new("/run/netns").join(pod)).unwrap()
+        NetNs::open(&namespace).unwrap()
     }
 }
 
@@ -122,39 +110,9 @@ pub fn valid(container: &str) -> ValidAttachment {
     }
 }
 
-/// Runs `command`; it has to succeed.
-pub fn run(command: &str) -> String {
-    let out = attempt(command);
-    assert!(out.status.success(), "{command}: {out:?}");
-    String::from_utf8(out.stdout).unwrap()
-}
-
-/// Runs `command` and returns how it ended.
-pub fn attempt(command: &str) -> Output {
-    self::command(command).output().unwrap()
-}
-
-/// `command`, to be started.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "tests look with other people's tools"
-)]
-fn command(command: &str) -> Command {
-    let mut words = command.split_whitespace();
-    let mut process = Command::new(words.next().unwrap());
-    process.args(words);
-    process
-}
-
 /// Feeds `script` to `nft -f -`.
 pub fn nft(script: &str) {
-    let mut nft = command("nft -f -").stdin(Stdio::piped()).spawn().unwrap();
-    nft.stdin
-        .take()
-        .unwrap()
-        .write_all(script.as_bytes())
-        .unwrap();
-    assert!(nft.wait().unwrap().success(), "{script}");
+    feed("nft -f -", script);
 }
 
 /// The rule set as nft prints it.
@@ -164,7 +122,7 @@ pub fn ruleset() -> String {
 
 /// The rule set as data, without what a change leaves behind.
 pub fn objects(kind: &str) -> Vec<Value> {
-    let listed: Value = serde_json::from_str(&run("nft -j list ruleset")).unwrap();
+    let listed = json("nft -j list ruleset");
     let objects = listed["nftables"].as_array().unwrap().iter();
     objects.filter_map(|it| it.get(kind)).cloned().collect()
 }

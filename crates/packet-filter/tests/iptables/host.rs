@@ -1,5 +1,4 @@
-//! A private host with pods and one of the two variants of iptables, made and
-//! looked at with other people's tools.
+//! A private host with one of the two variants of iptables.
 
 use std::{
     fs,
@@ -12,26 +11,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
-};
 use packet_filter::Iptables;
+use sandbox::here;
 use serde_json::{Value, json};
 
 /// Where Debian has the Go plugins.
 const GO: &str = "/usr/lib/cni";
 
 /// A host's namespaces: the calling thread's own, until it ends.
-pub struct Sandbox {
+pub struct Host {
     /// `nft` or `legacy`.
     pub variant: &'static str,
 }
 
 /// Runs `test` on a private host with nft, then on one with legacy iptables.
-pub fn on_both(test: impl Fn(&Sandbox) + Sync) {
+pub fn on_both(test: impl Fn(&Host) + Sync) {
     for variant in ["nft", "legacy"] {
-        let result = thread::scope(|scope| scope.spawn(|| test(&Sandbox::new(variant))).join());
+        let result = thread::scope(|scope| scope.spawn(|| test(&Host::new(variant))).join());
         if let Err(panic) = result {
             eprintln!("that was iptables-{variant}");
             resume_unwind(panic);
@@ -39,29 +35,19 @@ pub fn on_both(test: impl Fn(&Sandbox) + Sync) {
     }
 }
 
-impl Sandbox {
-    /// With iptables-nft or iptables-legacy. Moves the calling thread into a new network namespace with nothing but
-    /// `lo`, and hides /run (with the xtables lock) and /sys.
+impl Host {
+    /// Moves the calling thread into a new host (see [`here`]) with iptables-nft or
+    /// iptables-legacy. The xtables lock is private too: it is below `/run`.
     pub fn new(variant: &'static str) -> Self {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
-            .expect("these tests make namespaces: run them as root, or under `unshare -rnm`");
-        let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-        for (kind, path) in [("tmpfs", "/run"), ("sysfs", "/sys")] {
-            mount(Some(kind), path, Some(kind), MsFlags::empty(), none).unwrap();
-        }
-        for directory in ["/run/netns", "/run/bin"] {
-            fs::create_dir(directory).unwrap();
-        }
+        here::enter();
+        fs::create_dir("/run/bin").unwrap();
         for family in ["iptables", "ip6tables"] {
             for suffix in ["", "-save", "-restore"] {
                 let program = format!("/usr/sbin/xtables-{variant}-multi");
                 symlink(program, format!("/run/bin/{family}{suffix}")).unwrap();
             }
         }
-        let sandbox = Self { variant };
-        sandbox.run("ip link set lo up");
-        sandbox
+        Self { variant }
     }
 
     /// The code under test, on this variant.
@@ -110,50 +96,31 @@ impl Sandbox {
         self.run(&format!("chmod 755 {file}"));
     }
 
-    /// What the counted programs were since the last question.
+    /// What the counted programs were since the last call.
     pub fn started(&self) -> Vec<String> {
         let log = fs::read_to_string("/run/log").unwrap_or_default();
         fs::write("/run/log", "").unwrap();
         log.lines().map(str::to_owned).collect()
     }
 
-    /// Runs `command`; it has to succeed.
+    /// Runs `command`, which has to succeed, with this variant first in its `PATH`.
     pub fn run(&self, command: &str) -> String {
-        let out = self.attempt(command);
-        assert!(out.status.success(), "{command}: {out:?}");
-        String::from_utf8(out.stdout).unwrap()
+        here::run(&in_path(command))
     }
 
-    /// Runs `command` and returns how it ended.
+    /// Runs `command` in the same way and returns how it ended.
     pub fn attempt(&self, command: &str) -> Output {
-        self.command(command).output().unwrap()
+        here::attempt(&in_path(command))
     }
 
-    /// `command`, to be started, with this variant first in its PATH.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "tests look with other people's tools"
-    )]
+    /// `command`, to be started in the same way.
     pub fn command(&self, command: &str) -> Command {
-        let mut words = command.split_whitespace();
-        let mut process = Command::new("env");
-        process
-            .arg("PATH=/run/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-            .args(words.by_ref());
-        process
+        here::command(&in_path(command))
     }
 
-    /// Gives `program` a text to read; it has to succeed.
+    /// Runs `command` in the same way with a text to read; it has to succeed.
     pub fn feed(&self, command: &str, text: &str) -> String {
-        let mut command = self.command(command);
-        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = child.spawn().unwrap();
-        let mut pipe = child.stdin.take().unwrap();
-        pipe.write_all(text.as_bytes()).unwrap();
-        drop(pipe);
-        let out = child.wait_with_output().unwrap();
-        assert!(out.status.success(), "{command:?}: {out:?}");
-        String::from_utf8(out.stdout).unwrap()
+        here::feed(&in_path(command), text)
     }
 
     /// Both nat tables, as `iptables-save` prints them, without the time and the
@@ -218,15 +185,14 @@ impl Sandbox {
         serde_json::from_str(&text).unwrap_or(json!(null))
     }
 
-    /// A pod, routed over a veth pair, that has 10.22.0.2 and fd00:22::2; and
-    /// somebody outside, 192.0.2.2, who knows the host and no pod.
+    /// Adds a pod, routed over a veth pair, with 10.22.0.2 and fd00:22::2, and a machine
+    /// outside, 192.0.2.2, that has a route to the host and none to the pod.
     pub fn wire(&self) {
         for (name, host, other) in [
             ("pod", "10.22.0.1/24", "10.22.0.2/24"),
             ("outside", "192.0.2.1/24", "192.0.2.2/24"),
         ] {
-            self.run(&format!("ip netns add {name}"));
-            self.run(&format!("ip -n {name} link set lo up"));
+            here::add_pod(name);
             self.run(&format!(
                 "ip link add to-{name} type veth peer name eth0 netns {name}"
             ));
@@ -261,18 +227,22 @@ impl Sandbox {
         let listens = format!("ip netns exec {netns} ss -Hltn sport = :{port}");
         let deadline = Instant::now() + Duration::from_secs(5);
         while self.run(&listens).is_empty() {
-            assert!(Instant::now() < deadline, "nobody listens on {port}");
+            assert!(Instant::now() < deadline, "no server on {port}");
             thread::sleep(Duration::from_millis(5));
         }
         let out = self.attempt(connect);
         if out.stdout != b"hello" {
             return None;
         }
-        let mut said = String::new();
+        let mut seen = String::new();
         let mut pipe = server.0.stderr.take().unwrap();
-        pipe.read_to_string(&mut said).unwrap();
-        Some(said)
+        pipe.read_to_string(&mut seen).unwrap();
+        Some(seen)
     }
+}
+
+fn in_path(command: &str) -> String {
+    format!("env PATH=/run/bin:/usr/sbin:/usr/bin:/sbin:/bin {command}")
 }
 
 /// Ends with the test.
