@@ -3,9 +3,11 @@
 //! gateway's addresses there; between two ADDs `podwire resync` does.
 
 use anyhow::{Context, Result};
+use bridge::plan::Vlans;
 use bridge::vlan;
 use cni::AddResult;
 use cni::conf::NetConf;
+use cni::env::IfName;
 use cni::json::Json;
 use cni::version::Version;
 use ipnetwork::IpNetwork;
@@ -30,8 +32,8 @@ pub struct Restored {
 #[derive(Debug)]
 struct Wanted {
     bridge: String,
-    /// The plan of a port in a VLAN whose gateway is an interface of its own.
-    in_vlan: Option<bridge::plan::Plan>,
+    /// The gateway's interface, and the VLANs, of a port in a VLAN.
+    in_vlan: Option<(IfName, Vlans)>,
     addresses: Vec<IpNetwork>,
 }
 
@@ -74,11 +76,10 @@ impl Restored {
             ));
             return Ok(());
         };
-        let Some(plan) = &wanted.in_vlan else {
+        let Some((name, vlans)) = &wanted.in_vlan else {
             return self.restore(host, &bridge, &wanted.addresses, dry);
         };
         self.restore(host, &bridge, &[], dry)?;
-        let name = plan.vlan_gateway_name()?;
         let interface = match host.find_link(name.as_str())? {
             Some(interface) => interface,
             None if dry => {
@@ -86,7 +87,7 @@ impl Restored {
                 return Ok(());
             }
             None => {
-                let made = vlan::ensure_gateway_interface(host, &bridge, plan)?;
+                let made = vlan::ensure_gateway_interface(host, &bridge, name, vlans)?;
                 self.does(name.to_string(), String::new());
                 made
             }
@@ -122,8 +123,8 @@ impl Restored {
                 format!("ip address add {address} dev {name}"),
             );
             if !dry {
-                let what = "put an address back";
-                gateway::ensure_addresses(host, link, &[address], false, what)?;
+                gateway::ensure_address(host, link, address, false)
+                    .context("put an address back")?;
             }
         }
         Ok(())
@@ -161,10 +162,10 @@ fn wanted(arguments: &Arguments, cached: &CachedAttachment) -> Result<Vec<Wanted
             "bridge" => {
                 let plan = bridge::plan::Plan::new(&document.decode()?, has_ipam, None)?;
                 let addresses = addresses(plan.gateway);
-                let in_vlan = plan.has_vlan_gateway() && !addresses.is_empty();
+                let in_vlan = plan.vlan_gateway.filter(|_| !addresses.is_empty());
                 all.push(Wanted {
                     bridge: plan.bridge.to_string(),
-                    in_vlan: in_vlan.then_some(plan),
+                    in_vlan: in_vlan.map(|name| (name, plan.vlans)),
                     addresses,
                 });
             }

@@ -12,14 +12,14 @@ use cni::AddResult;
 use cni::conf::NetConf;
 use cni::json::Json;
 use cni::version::Version;
-use netlink::{Mac, Netlink};
+use netlink::Netlink;
 use netns::NetNs;
 use packet_filter::Kind;
 use packet_filter::node::{Asked, Pod, Report};
-use packet_filter::{Isolation, PortOwner, Separation, SpoofCheck, VxlanGuard};
+use packet_filter::{PortOwner, VxlanGuard};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use wiring::{MasqueradeKeys, Masquerading, outside, shared};
+use wiring::shared;
 
 use crate::arguments::{Arguments, Flag};
 use crate::cache::{CachedAttachment, Unclear};
@@ -333,47 +333,27 @@ pub fn network_list(arguments: &Arguments, cached: &CachedAttachment) -> Result<
 
 /// What the plugins of `list` would be asked for, and have done, at this ADD.
 fn pod(cached: &CachedAttachment, list: &NetworkList) -> Result<Pod> {
-    let owner = cached.attachment()?;
     let result = cached.result.as_ref().context("no result in the cache")?;
     let result = AddResult::decode_any(&Json::deserialize(result)?, Version::V0_1_0)
         .context("parse the cached result")?;
-    let mut pod = Pod {
-        owner,
-        masquerade: None,
-        ports: None,
-        spoof_check: None,
-        separation: None,
-        isolation: None,
-        guard: None,
-    };
+    let mut pod = wiring::rules::none(&cached.attachment()?);
     for plugin in &list.plugins {
         let document = document(cached, list, plugin)?;
+        let has_ipam = !document.decode::<NetConf>()?.ipam.plugin.is_empty();
         match plugin.plugin.as_str() {
             // Go's ptp has the same keys, and does the same.
             "bridge" | "ptp" => {
-                let keys: Keys = document.decode()?;
-                let has_ipam = !document.decode::<NetConf>()?.ipam.plugin.is_empty();
-                pod.masquerade =
-                    masquerade(&pod.owner, &keys, &result).map(|it| it.filter(|_| has_ipam))?;
-                pod.spoof_check = spoof_check(&pod.owner, &keys, &result)?;
-                if plugin.plugin == "bridge" {
-                    pod.isolation = isolation(&list.name, &document, has_ipam, &result)?;
-                }
+                let plan = bridge::Plan::new(&document.decode()?, has_ipam, None)?;
+                let ports = pod.ports;
+                pod = bridge::wanted(&plan, &pod.owner, &result)?;
+                pod.ports = ports;
             }
             "vxlan" => {
-                let keys: Keys = document.decode()?;
-                let network = overlay::Network::new(&document.decode()?, &list.name)?;
-                pod.spoof_check = spoof_check(&pod.owner, &keys, &result)?;
-                pod.masquerade = masquerade(&pod.owner, &keys, &result)?;
-                if let Some(masquerade) = &mut pod.masquerade {
-                    // Behind the device are members of the network.
-                    let routed = network.mode == overlay::Mode::L3;
-                    masquerade.what.not_through = routed.then(|| network.device());
-                }
-                pod.separation = keys.forwards(network.mode).then(|| Separation {
-                    network: network.name.clone(),
-                    devices: vec![network.bridge.to_string(), network.device()],
-                });
+                let keys = document.decode()?;
+                let plan = vxlan::Plan::new(&keys, &list.name, has_ipam, None)?;
+                let ports = pod.ports;
+                pod = vxlan::wanted(&plan, &pod.owner, &result)?;
+                pod.ports = ports;
             }
             "portmap" => {
                 let plan = portmap::plan::Plan::new(&document.decode()?)?;
@@ -398,86 +378,6 @@ pub fn document(
     let offered = cached.capability_args.as_ref().unwrap_or(&nothing);
     let document = request_config::of_attachment(list, plugin, None, offered);
     Ok(Json::deserialize(&Value::Object(document))?)
-}
-
-/// The keys of plugins that masquerade and look at frames.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Keys {
-    ip_masq: bool,
-    ip_masq_backend: Option<String>,
-    ip_masq_random_fully: bool,
-    ip_masq_except: Vec<String>,
-    ip_masq_families: Option<Vec<String>>,
-    macspoofchk: bool,
-    is_gateway: Option<bool>,
-    is_default_gateway: Option<bool>,
-}
-
-impl Keys {
-    /// Whether the node forwards for the pods of a vxlan network.
-    fn forwards(&self, mode: overlay::Mode) -> bool {
-        mode == overlay::Mode::L3
-            || self.is_gateway == Some(true)
-            || self.is_default_gateway == Some(true)
-    }
-}
-
-/// Asks for the MAC that the gateway has now.
-fn isolation(
-    network: &str,
-    document: &Json,
-    has_ipam: bool,
-    result: &AddResult,
-) -> Result<Option<Isolation>> {
-    let plan = bridge::plan::Plan::new(&document.decode()?, has_ipam, None)?;
-    let Some(name) = plan.isolated_gateway()? else {
-        return Ok(None);
-    };
-    let gateway = Netlink::open()?.find_link(name.as_str())?;
-    Ok(plan.isolation(network, gateway.as_ref(), &result.ips))
-}
-
-fn masquerade(
-    owner: &cni::Attachment,
-    keys: &Keys,
-    result: &AddResult,
-) -> Result<Option<Asked<packet_filter::Masquerade>>> {
-    let how = Masquerading::parse(&MasqueradeKeys {
-        wanted: keys.ip_masq,
-        backend: keys.ip_masq_backend.as_deref(),
-        random_fully: keys.ip_masq_random_fully,
-        except: &keys.ip_masq_except,
-        families: keys.ip_masq_families.as_deref(),
-    })?;
-    Ok(how.map(|how| Asked {
-        what: outside::wanted(owner, &result.ips, &how),
-        backend: how.backend,
-    }))
-}
-
-/// The pod's interface comes after its host end in every result of bridge.
-fn spoof_check(
-    owner: &cni::Attachment,
-    keys: &Keys,
-    result: &AddResult,
-) -> Result<Option<SpoofCheck>> {
-    if !keys.macspoofchk {
-        return Ok(None);
-    }
-    let pair = result.interfaces.windows(2).find(|pair| {
-        let [host, container] = [&pair[0], &pair[1]];
-        host.sandbox.is_empty()
-            && container.name == owner.ifname.as_str()
-            && !container.sandbox.is_empty()
-    });
-    let pair = pair.context("no interface of the pod in the cached result")?;
-    let mac: Mac = pair[1].mac.parse().context("MAC in the cached result")?;
-    Ok(Some(SpoofCheck {
-        owner: owner.clone(),
-        host_veth: pair[0].name.clone(),
-        mac: mac.0,
-    }))
 }
 
 #[cfg(test)]

@@ -1,31 +1,30 @@
-//! The keys of vxlan, as they are written. What contradicts what is decided in
-//! `network.rs`, because DEL must not mind.
+//! The keys of vxlan, as they are written. `network.rs` finds contradictions, which DEL ignores.
 
 use std::fmt;
 use std::net::IpAddr;
 
-use cni::address::optional_ip;
+use cni::address::{Cidrs, optional_ip};
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer};
-use wiring::mac::{Args, RuntimeConfig};
+use wiring::mac::{Args, Requested};
 use wiring::mtu::Mtu;
-use wiring::port::Extras;
-
-use crate::peer::PeerKeys;
+use wiring::port::ConfiguredRules;
 
 /// The plugin's own keys.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Conf {
     /// One segment across hosts (`l2`), or a subnet for each host (`l3`).
+    #[serde(default = "default_mode")]
     pub mode: String,
     /// The VXLAN network identifier.
     pub vni: Option<i64>,
     /// The UDP port of all hosts.
+    #[serde(default = "default_port")]
     pub port: i64,
-    /// The interface that packets between hosts leave by.
+    /// The interface for packets between hosts.
     pub dev: String,
-    /// The address of this host that they are sent from.
+    /// The address of this host, their source.
     #[serde(deserialize_with = "optional_ip")]
     pub local: Option<IpAddr>,
     /// The family of the network between the hosts: `ipv4` or `ipv6`.
@@ -33,93 +32,70 @@ pub struct Conf {
     pub underlay: String,
     /// The other hosts, or their pods.
     pub peers: Vec<PeerKeys>,
-    /// A multicast group of the network between the hosts that reaches all of them.
+    /// A multicast group of all hosts.
     #[serde(deserialize_with = "optional_ip")]
     pub group: Option<IpAddr>,
     /// Hop limit of packets between hosts; 0 for the node's.
     pub ttl: i64,
-    /// Learn from what comes in which address is on which host.
+    /// Learn from received packets which address is on which host.
     pub learning: Option<bool>,
     /// The largest packet of a pod.
     pub mtu: Mtu,
-    /// Carry the group policy extension.
+    /// Use the group policy extension.
     pub gbp: bool,
-    /// Put checksums in packets between hosts.
+    /// Send UDP checksums in packets between hosts.
+    #[serde(default = "default_udp_checksum")]
     pub udp_checksum: bool,
     /// The MAC of this host's VXLAN device.
     pub mac: String,
     /// Name of the bridge on the host.
     pub bridge: String,
-    /// Put the gateway's address on the bridge and forward.
+    /// Make the bridge the pods' gateway: add its address and enable forwarding.
     pub is_gateway: Option<bool>,
-    /// The same, and make it the pod's default route.
+    /// As `isGateway`, and as the pods' default route.
     pub is_default_gateway: Option<bool>,
-    /// Replace another address on the bridge rather than fail.
+    /// Replace a conflicting address on the bridge instead of failing.
     pub force_address: bool,
-    /// Masquerade what leaves the network.
+    /// Masquerade packets that leave the network.
     pub ip_masq: bool,
-    /// How to masquerade.
+    /// The back end: `iptables` or `nftables`.
     pub ip_masq_backend: Option<String>,
-    /// Draw source ports at random.
+    /// Choose source ports at random.
     pub ip_masq_random_fully: bool,
-    /// Networks to which nothing is masqueraded.
+    /// Destinations that are not masqueraded.
     pub ip_masq_except: Vec<String>,
     /// The families that are masqueraded: `ipv4`, `ipv6`; both without the key.
     pub ip_masq_families: Option<Vec<String>>,
-    /// Let the port send frames back where they came from.
+    /// Let the port send frames back to where they came from.
     pub hairpin_mode: bool,
-    /// Drop what the pod sends with another MAC.
+    /// Drop frames that the pod sends with another source MAC.
     pub macspoofchk: bool,
     /// Detect duplicate IPv6 addresses.
     pub enabledad: bool,
-    /// The last pod's DEL takes device and bridge with it.
+    /// The last pod's DEL removes device and bridge.
     pub remove_when_empty: bool,
-    /// What the runtime asks for this pod.
-    pub runtime_config: RuntimeConfig,
-    /// What the configuration's author asks for this pod.
+    /// Requests of the runtime for this pod.
+    pub runtime_config: Requested,
+    /// Requests of the configuration's author.
     pub args: Args,
 }
 
-impl Default for Conf {
-    fn default() -> Self {
-        Self {
-            mode: "l3".to_owned(),
-            vni: None,
-            port: 4789,
-            dev: String::new(),
-            local: None,
-            underlay: String::new(),
-            peers: Vec::new(),
-            group: None,
-            ttl: 0,
-            learning: None,
-            mtu: Mtu::Unset,
-            gbp: false,
-            udp_checksum: true,
-            mac: String::new(),
-            bridge: String::new(),
-            is_gateway: None,
-            is_default_gateway: None,
-            force_address: false,
-            ip_masq: false,
-            ip_masq_backend: None,
-            ip_masq_random_fully: false,
-            ip_masq_except: Vec::new(),
-            ip_masq_families: None,
-            hairpin_mode: false,
-            macspoofchk: false,
-            enabledad: false,
-            remove_when_empty: false,
-            runtime_config: RuntimeConfig::default(),
-            args: Args::default(),
-        }
-    }
+fn default_mode() -> String {
+    "l3".to_owned()
+}
+
+fn default_port() -> i64 {
+    4789
+}
+
+fn default_udp_checksum() -> bool {
+    true
 }
 
 impl Conf {
-    /// What a port of this configuration has besides its veth pair.
-    pub fn extras(&self) -> Extras<'_> {
-        Extras {
+    /// The packet filter rules that DEL removes.
+    pub fn rules(&self) -> ConfiguredRules<'_> {
+        ConfiguredRules {
             masquerade: self.ip_masq,
             isolation: false,
             // The Go suite has no such plugin.
@@ -127,6 +103,19 @@ impl Conf {
             spoof_check: self.macspoofchk,
         }
     }
+}
+
+/// One entry of `peers`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct PeerKeys {
+    /// The host's address in the network between the hosts.
+    #[serde(deserialize_with = "optional_ip")]
+    pub vtep: Option<IpAddr>,
+    /// The MAC of its VXLAN device, or of its pod.
+    pub mac: String,
+    /// The subnets of its pods, or the addresses of its pod.
+    pub subnet: Cidrs,
 }
 
 /// `"ipv6"`, and `6` as well.

@@ -14,8 +14,11 @@ use netlink::{
     VxlanDevice, VxlanPort, VxlanSpec, is_port_taken, sysctl,
 };
 
+use crate::fault::fault;
 use crate::guard;
-use crate::network::{Mode, Needed, Network, check_captures, fault, vtep_mac};
+use crate::mac::vtep_mac;
+use crate::mode::Mode;
+use crate::network::{Needed, Network, check_captures};
 use crate::peer::Peer;
 use crate::underlay::{self, Underlay, overhead, room};
 

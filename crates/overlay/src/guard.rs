@@ -9,7 +9,8 @@ use netlink::{Family, Link, Netlink, Peers, RouteFilter};
 use packet_filter::{Nftables, VxlanGuard};
 
 use crate::device::{self, Device};
-use crate::network::{Mode, Network};
+use crate::mode::Mode;
+use crate::network::Network;
 use crate::peer::{self, Peer};
 
 /// What is to be dropped where `peers` are all that the kernel knows.

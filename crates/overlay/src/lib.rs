@@ -1,20 +1,24 @@
-//! A VXLAN network on this node, apart from its pods: what its configuration
-//! says ([`Conf`], [`Network`]), which of the node's addresses it uses
-//! ([`Underlay`]), its device ([`device`]) and its peers ([`Peer`]).
+//! A VXLAN network on this node, without its pods: its keys ([`Conf`]), what they mean
+//! ([`Network`]), the node's address and interface for it ([`Underlay`]), its device
+//! ([`device`]), its peers ([`Peer`]) and who may send its packets ([`guard`]).
 //!
-//! No CNI verb lives here. The plugin `vxlan` uses it for a pod's ADD, `podwire
-//! peers` when somebody changes peers by hand, and whoever learns peers from
-//! elsewhere will use the same.
+//! There are no CNI verbs here. The plugin `vxlan` uses this crate for a pod's ADD, and `podwire
+//! peers` for changes by hand.
 
 mod conf;
 pub mod device;
+mod fault;
 pub mod guard;
+mod mac;
+mod mode;
 mod network;
 mod peer;
 mod underlay;
 
-pub use conf::Conf;
+pub use conf::{Conf, PeerKeys};
 pub use device::Device;
-pub use network::{Mode, Network, gateway_mac};
-pub use peer::{Peer, PeerKeys, entries, peers, unreached};
+pub use mac::gateway_mac;
+pub use mode::Mode;
+pub use network::Network;
+pub use peer::{Peer, entries, peers, unreached};
 pub use underlay::Underlay;

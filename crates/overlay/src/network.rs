@@ -9,20 +9,13 @@ use cni::faults::{Checks, Fault, Faults};
 use cni::names;
 use ipnetwork::IpNetwork;
 use netlink::{Entry, Family, MAX_VNI, Mac};
-use sha2::{Digest, Sha512};
 use wiring::mtu::{self, Mtu};
 
 use crate::conf::Conf;
+use crate::fault::fault;
+use crate::mac::vtep_mac;
+use crate::mode::Mode;
 use crate::peer::{self, Peer, is_host};
-
-/// What is between the pods of two hosts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// One segment: frames.
-    L2,
-    /// A router on each host: packets.
-    L3,
-}
 
 /// A network in which nothing contradicts anything.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,7 +62,7 @@ impl Network {
     /// Code 7, each fault with its key.
     pub fn new(conf: &Conf, name: &str) -> Result<Self, Faults> {
         let mut checks = Checks::default();
-        let mode = checks.take(mode(&conf.mode));
+        let mode = checks.take(Mode::parse(&conf.mode));
         let vni = checks.take(vni(conf.vni));
         let port = checks.take(in_range("port", conf.port, 1, 65535));
         let dev = checks.take(interface("dev", &conf.dev));
@@ -255,42 +248,10 @@ impl Network {
     }
 }
 
-/// The MAC that a host's VXLAN device has unless it is given another: it follows from
-/// VNI and address, so hosts know each other's without being told.
-pub(crate) fn vtep_mac(vni: u32, vtep: IpAddr) -> Mac {
-    derived(&format!("vtep {vni} {vtep}"))
-}
-
-/// The MAC of the gateway of mode `l2`, the same on all hosts: a pod's gateway is its own
-/// host, whichever that is, and the others' answers do not mislead it.
-pub fn gateway_mac(vni: u32) -> Mac {
-    derived(&format!("gateway {vni}"))
-}
-
-fn derived(text: &str) -> Mac {
-    let digest = Sha512::digest(text.as_bytes());
-    let mut octets = [0; 6];
-    octets.copy_from_slice(&digest[..6]);
-    Mac::local(octets)
-}
-
 pub(crate) fn told(family: Family) -> &'static str {
     match family {
         Family::V4 => "IPv4",
         Family::V6 => "IPv6",
-    }
-}
-
-/// A fault whose text begins with its key.
-pub(crate) fn fault(key: &str, why: &str) -> Fault {
-    Fault::new(key, format!("{key}: {why}"))
-}
-
-fn mode(text: &str) -> Result<Mode, Fault> {
-    match text {
-        "l2" | "L2" => Ok(Mode::L2),
-        "l3" | "L3" => Ok(Mode::L3),
-        other => Err(fault("mode", &format!("{other:?} is neither l2 nor l3"))),
     }
 }
 
@@ -725,17 +686,6 @@ mod tests {
                 format!("ipam: {subnet} is the pods' and holds {ip}, which the tunnel needs")
             );
         }
-    }
-
-    #[test]
-    fn a_mac_that_is_not_given_follows_from_the_address() {
-        let of = |vni, ip: &str| vtep_mac(vni, ip.parse().unwrap());
-        assert_eq!(of(1, "192.0.2.2"), of(1, "192.0.2.2"));
-        assert_ne!(of(1, "192.0.2.2"), of(2, "192.0.2.2"));
-        assert_ne!(of(1, "192.0.2.2"), of(1, "192.0.2.3"));
-        assert_eq!(of(1, "192.0.2.2").0[0] & 3, 2);
-        // Hosts with another release have to agree.
-        assert_eq!(of(1, "192.0.2.2").to_string(), "72:e3:a5:0d:fa:49");
     }
 
     #[test]

@@ -5,26 +5,14 @@ use std::fmt;
 use std::net::IpAddr;
 
 use anyhow::Result;
-use cni::address::{Cidrs, optional_ip};
 use cni::faults::{Checks, Faults};
 use ipnetwork::IpNetwork;
 use netlink::{Entry, FLOOD, Mac, Present};
-use serde::Deserialize;
 
-use crate::network::{Mode, fault, vtep_mac};
-
-/// A peer as it is written.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct PeerKeys {
-    /// Its address in the network between the hosts.
-    #[serde(deserialize_with = "optional_ip")]
-    pub vtep: Option<IpAddr>,
-    /// The MAC of its VXLAN device, or of the pod that is there.
-    pub mac: String,
-    /// Its pods' subnets, or the pod's addresses.
-    pub subnet: Cidrs,
-}
+use crate::conf::PeerKeys;
+use crate::fault::fault;
+use crate::mac::vtep_mac;
+use crate::mode::Mode;
 
 /// A host that the network's other pods are on (`l3`), or one of those pods (`l2`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -6,7 +6,8 @@ use anyhow::Result;
 use ipnetwork::IpNetwork;
 use netlink::{Family, Link, Netlink, OperState};
 
-use crate::network::{Network, fault, told};
+use crate::fault::fault;
+use crate::network::{Network, told};
 
 /// The node's end of the underlay.
 #[derive(Clone, Debug, PartialEq)]

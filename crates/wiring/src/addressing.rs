@@ -1,4 +1,4 @@
-//! From what IPAM answered to what the pod gets, without touching anything.
+//! Decides a pod's addresses and routes from the IPAM plugin's result. Pure: no system calls.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -6,46 +6,42 @@ use cni::Cidr;
 use cni::result::{AddResult, Dns, IpConfig, Route};
 use ipnetwork::IpNetwork;
 
-/// What an interface of the host is for the pods.
+/// What an interface of the host is to the pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gateway {
-    /// Nothing: a switch only.
+    /// A switch only.
     None,
     /// Their gateway.
     Gateway {
         /// Whether it is also their default route.
         default_route: bool,
-        /// Whether its address replaces another one on the interface.
+        /// Whether its address replaces a conflicting one on the interface.
         force: bool,
     },
 }
 
-/// What the pod gets, once IPAM has answered.
+/// The addresses, routes and DNS settings of a pod, and the addresses of its gateway.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Addressing {
     /// The pod's addresses, with their gateways.
     pub ips: Vec<IpConfig>,
     /// The pod's routes.
     pub routes: Vec<Route>,
-    /// What the gateway's interface has to have.
+    /// The addresses that the gateway's interface must have.
     pub gateways: Vec<IpNetwork>,
-    /// What IPAM says about names.
+    /// The DNS settings that IPAM returned.
     pub dns: Dns,
 }
 
 impl Addressing {
-    /// Decides gateways and default routes from what IPAM answered. `container`
-    /// is the index of the pod's interface among those of the result.
-    pub fn new(lease: AddResult, gateway: Gateway, container: i64) -> Self {
+    /// Adds gateways and default routes to the result of an IPAM plugin.
+    pub fn new(lease: AddResult, gateway: Gateway) -> Self {
         let mut addressing = Self {
             ips: lease.ips,
             routes: lease.routes,
             gateways: Vec::new(),
             dns: lease.dns,
         };
-        for ip in &mut addressing.ips {
-            ip.interface = Some(container);
-        }
         if let Gateway::Gateway { default_route, .. } = gateway {
             addressing.ensure_gateways();
             if default_route {
@@ -56,16 +52,17 @@ impl Addressing {
         addressing
     }
 
-    /// What the gateway's interface has to have for a pod whose ADD answered `result`.
+    /// The addresses that the gateway's interface must have, for a pod whose ADD returned
+    /// `result`.
     pub fn gateways_in(result: &AddResult, gateway: Gateway, ifname: &str) -> Vec<IpNetwork> {
         let lease = AddResult {
             ips: Self::ips_in(result, ifname),
             ..AddResult::default()
         };
-        Self::new(lease, gateway, 0).gateways
+        Self::new(lease, gateway).gateways
     }
 
-    /// The addresses that `result` has for the pod's interface `ifname`.
+    /// The addresses in `result` of the pod's interface `ifname`.
     pub fn ips_in(result: &AddResult, ifname: &str) -> Vec<IpConfig> {
         let is_the_pods = |index: i64| {
             let index = usize::try_from(index).ok();
@@ -86,9 +83,9 @@ impl Addressing {
         }
     }
 
-    /// A default route of the family's first gateway, unless IPAM gave one. One
-    /// without a next hop gets that same gateway when it is laid, and to lay it
-    /// twice fails (reference 8 #8).
+    /// Adds a default route through the family's first gateway, unless IPAM returned one.
+    /// A default route without a next hop gets the same gateway when it is added, and adding
+    /// it twice fails (reference 8 #8).
     fn ensure_default_route(&mut self, of_family: fn(&IpAddr) -> bool) {
         let mut ips = self.ips.iter();
         let first = ips.find(|ip| of_family(&ip.address.ip()));
@@ -108,7 +105,7 @@ impl Addressing {
     }
 }
 
-/// The first address of a subnet after its own.
+/// The first address of a subnet after the network address.
 fn first_host(address: Cidr) -> IpAddr {
     match address.0.network() {
         IpAddr::V4(network) => IpAddr::V4(Ipv4Addr::from_bits(network.to_bits().wrapping_add(1))),
@@ -130,9 +127,8 @@ mod tests {
 
     #[test]
     fn without_a_gateway_nothing_is_added() {
-        let addressing = Addressing::new(lease(DUAL), Gateway::None, 2);
+        let addressing = Addressing::new(lease(DUAL), Gateway::None);
         assert_eq!(addressing.ips[0].gateway, None);
-        assert_eq!(addressing.ips[0].interface, Some(2));
         assert!(addressing.gateways.is_empty() && addressing.routes.is_empty());
     }
 
@@ -142,7 +138,7 @@ mod tests {
             default_route: false,
             force: false,
         };
-        let addressing = Addressing::new(lease(DUAL), gateway, 2);
+        let addressing = Addressing::new(lease(DUAL), gateway);
         let texts: Vec<_> = addressing
             .gateways
             .iter()
@@ -158,7 +154,7 @@ mod tests {
             default_route: true,
             force: false,
         };
-        let addressing = Addressing::new(lease(DUAL), gateway, 2);
+        let addressing = Addressing::new(lease(DUAL), gateway);
         let routes: Vec<_> = addressing
             .routes
             .iter()
@@ -184,7 +180,7 @@ mod tests {
             r#"{"dst": "0.0.0.0/0", "gw": "10.1.0.7"}"#,
         ] {
             let text = format!(r#"{{"ips": [{{"address": "10.1.0.9/24"}}], "routes": [{route}]}}"#);
-            let addressing = Addressing::new(lease(&text), gateway, 2);
+            let addressing = Addressing::new(lease(&text), gateway);
             assert_eq!(addressing.routes.len(), 1);
         }
     }

@@ -1,46 +1,55 @@
-//! The pods' gateway: its addresses on an interface of the host, and forwarding.
+//! The pods' gateway: addresses on an interface of the host, and forwarding.
 
 use anyhow::{Context, Result, bail};
 use cni::{Call, Code};
 use ipnetwork::IpNetwork;
 use netlink::{AddressSpec, Family, Link, Netlink, sysctl};
 
-use crate::requested;
+use crate::{Gateway, requested};
 
-/// Makes sure that `link` has every one of `addresses`. All pods of the network
-/// want the same ones, so they stay when the pods go. `what` begins the error;
-/// an address in the way is replaced if `force` is set.
+/// ADD: makes `link` the gateway with `addresses`, and enables forwarding in their families. All
+/// pods of the network share the addresses, so they stay when the pods go. `action` begins the
+/// error about an address.
 ///
 /// # Errors
-/// `"cni0" already has an IP address different from 10.1.0.1/24`; what the
-/// kernel refuses.
-pub fn ensure_addresses(
+/// `"cni0" already has an IP address different from 10.1.0.1/24`; what the kernel refuses;
+/// `failed to enable forwarding`, with the sysctl.
+pub fn ensure(
     host: &Netlink,
     link: &Link,
+    gateway: Gateway,
     addresses: &[IpNetwork],
-    force: bool,
-    what: &'static str,
+    action: &'static str,
 ) -> Result<()> {
+    let Gateway::Gateway { force, .. } = gateway else {
+        return Ok(());
+    };
     for address in addresses {
-        ensure_address(host, link, *address, force).context(what)?;
+        ensure_address(host, link, *address, force).context(action)?;
+    }
+    for family in [Family::V4, Family::V6] {
+        if addresses.iter().any(|it| Family::of(it.ip()) == family) {
+            host.enable_forwarding(family)
+                .context("failed to enable forwarding")?;
+        }
     }
     Ok(())
 }
 
-/// What an interface lacks to be the pods' gateway. Programs that configure a node's network
-/// take it away when they do not know the interface.
+/// What an interface lacks to be the pods' gateway. Programs that configure a node's network, such
+/// as NetworkManager, remove addresses from interfaces that they do not know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Missing {
     /// Whether the interface is down.
     pub down: bool,
-    /// Those of its addresses that it does not have.
+    /// The addresses that are missing.
     pub addresses: Vec<IpNetwork>,
 }
 
-/// What `link` lacks to be up and have every one of `addresses`.
+/// Whether `link` is down, and which of `addresses` it does not have.
 ///
 /// # Errors
-/// The kernel cannot be asked.
+/// What the kernel refuses.
 pub fn missing(host: &Netlink, link: &Link, addresses: &[IpNetwork]) -> Result<Missing> {
     let present = match addresses {
         [] => Vec::new(),
@@ -53,17 +62,17 @@ pub fn missing(host: &Netlink, link: &Link, addresses: &[IpNetwork]) -> Result<M
     })
 }
 
-/// The address of `link` beside which it cannot have `address`.
+/// The address of `link` that conflicts with `address`.
 ///
 /// # Errors
-/// The kernel cannot be asked.
+/// What the kernel refuses.
 pub fn obstacle(host: &Netlink, link: &Link, address: IpNetwork) -> Result<Option<IpNetwork>> {
     let present = host.list_addresses(link.index, Some(Family::of(address.ip())))?;
     let mut present = present.into_iter().map(|it| it.address);
-    Ok(present.find(|other| in_the_way(*other, address)))
+    Ok(present.find(|other| conflicts(*other, address)))
 }
 
-/// CHECK: whether `link` is up and has every one of `addresses`.
+/// CHECK: whether `link` is up and has all of `addresses`.
 ///
 /// # Errors
 /// `Interface cni0 is down`, `Interface cni0 has no address 10.1.0.1/24`.
@@ -82,22 +91,8 @@ pub fn check(host: &Netlink, link: &Link, addresses: &[IpNetwork]) -> Result<()>
     }
 }
 
-/// Has the host forward in the families of `addresses`.
-///
-/// # Errors
-/// `failed to enable forwarding`, with the sysctl that could not be written.
-pub fn ensure_forwarding(host: &Netlink, addresses: &[IpNetwork]) -> Result<()> {
-    for family in [Family::V4, Family::V6] {
-        if addresses.iter().any(|it| Family::of(it.ip()) == family) {
-            host.enable_forwarding(family)
-                .context("failed to enable forwarding")?;
-        }
-    }
-    Ok(())
-}
-
-/// STATUS: whether `interface` of the host, which need not be there yet, could be the gateway
-/// of the subnets that `ipam` has.
+/// STATUS: whether `interface` of the host, which need not exist yet, can be the gateway of the
+/// subnets in `ipam`.
 ///
 /// # Errors
 /// Code 50: `failed to enable forwarding: …`, `net.ipv6.conf.cni0.disable_ipv6 is 1`.
@@ -118,7 +113,7 @@ pub fn status(call: &Call, host: &Netlink, interface: &str) -> Result<()> {
     Ok(())
 }
 
-/// One that is not there yet is born with the default.
+/// An interface that does not exist yet gets the default when it is created.
 fn ipv6_is_disabled(host: &Netlink, interface: &str) -> Result<bool> {
     let name = match host.find_link(interface)? {
         Some(link) => link.name,
@@ -128,35 +123,32 @@ fn ipv6_is_disabled(host: &Netlink, interface: &str) -> Result<bool> {
     Ok(sysctl::read(&key).is_ok_and(|value| value == "1"))
 }
 
-/// Makes sure that `link` has `address`.
+/// Makes sure that `link` has `address`. A conflicting address is replaced with `force`, else it
+/// is an error.
 ///
-/// An interface is the gateway of one IPv4 subnet, and of any number of IPv6
-/// subnets that do not overlap; an address in the way is replaced if `force`
-/// is set.
-fn ensure_address(host: &Netlink, link: &Link, address: IpNetwork, force: bool) -> Result<()> {
+/// # Errors
+/// `"cni0" already has an IP address different from 10.1.0.1/24`; what the kernel refuses.
+pub fn ensure_address(host: &Netlink, link: &Link, address: IpNetwork, force: bool) -> Result<()> {
     let present = host.list_addresses(link.index, Some(Family::of(address.ip())))?;
     if present.iter().any(|other| other.address == address) {
         return Ok(());
     }
     let name = &link.name;
-    for other in present
-        .iter()
-        .filter(|other| in_the_way(other.address, address))
-    {
+    let present = present.iter().map(|other| other.address);
+    for other in present.filter(|other| conflicts(*other, address)) {
         if !force {
             bail!("{name:?} already has an IP address different from {address}");
         }
-        host.delete_address(link.index, other.address)
+        host.delete_address(link.index, other)
             .with_context(|| format!("could not remove IP address from {name:?}"))?;
     }
     let spec = AddressSpec {
-        // It is ours by configuration. Until detection is over, pods could not
-        // reach their gateway.
+        // Pods could not reach their gateway during duplicate address detection.
         nodad: address.is_ipv6(),
         ..address.into()
     };
     match host.add_address_to(link, &spec) {
-        // The ADD of another pod was quicker.
+        // A concurrent ADD added it.
         Err(error) if error.is_exists() => Ok(()),
         other => {
             other.with_context(|| format!("could not add IP address to {name:?}"))?;
@@ -168,8 +160,7 @@ fn ensure_address(host: &Netlink, link: &Link, address: IpNetwork, force: bool) 
     }
 }
 
-/// The first two of `addresses` that cannot be on one interface: an ADD fails when it adds
-/// the second.
+/// The first two of `addresses` that cannot be on one interface: ADD fails when it adds the second.
 pub fn clash(addresses: &[IpNetwork]) -> Option<(IpNetwork, IpNetwork)> {
     let pairs = addresses.iter().enumerate().flat_map(|(index, address)| {
         let before = addresses[..index].iter();
@@ -177,13 +168,15 @@ pub fn clash(addresses: &[IpNetwork]) -> Option<(IpNetwork, IpNetwork)> {
     });
     pairs
         .filter(|(other, address)| other != address && other.is_ipv4() == address.is_ipv4())
-        .find(|(other, address)| in_the_way(*other, *address))
+        .find(|(other, address)| conflicts(*other, *address))
 }
 
-pub(crate) fn in_the_way(other: IpNetwork, address: IpNetwork) -> bool {
+/// An interface is the gateway of one IPv4 subnet, and of any number of IPv6 subnets that do not
+/// overlap.
+pub(crate) fn conflicts(other: IpNetwork, address: IpNetwork) -> bool {
     match address {
         IpNetwork::V4(_) => true,
-        // Every interface has one of its own already, and may have more.
+        // Every interface has one already, and may have more.
         IpNetwork::V6(address) if address.ip().is_unicast_link_local() => false,
         IpNetwork::V6(_) => other.contains(address.ip()) || address.contains(other.ip()),
     }
@@ -194,8 +187,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_other_ipv4_address_and_overlapping_ipv6_subnets_are_in_the_way() {
-        let clash = |a: &str, b: &str| in_the_way(a.parse().unwrap(), b.parse().unwrap());
+    fn any_other_ipv4_address_and_overlapping_ipv6_subnets_are_conflicts() {
+        let clash = |a: &str, b: &str| conflicts(a.parse().unwrap(), b.parse().unwrap());
         assert!(clash("10.0.0.1/8", "192.168.0.1/24"));
         assert!(clash("2001:db8:1::1/48", "2001:db8:1:2::1/64"));
         assert!(clash("2001:db8:1:2::1/64", "2001:db8:1::1/48"));

@@ -1,34 +1,39 @@
-//! Addresses that nobody on the pod's segment has already.
+//! Addresses for a pod.
 //!
-//! An IPAM plugin knows what it handed out itself. On a segment that is shared
-//! with other machines, or with nodes that have a pool of their own each, that is
-//! not all there is: the segment is asked, too.
+//! An IPAM plugin knows only what it has allocated itself. Other machines on the segment, or
+//! nodes with a pool of their own, may use the same addresses. With `detectConflicts`, the
+//! segment is probed before an address is used.
 
 use std::net::IpAddr;
 
 use anyhow::Result;
-use cni::env::IfName;
-use cni::{AddResult, Call, Code, Undo, delegate};
+use cni::request::Add;
+use cni::{AddResult, Code, Undo, delegate};
 use netns::NetNs;
 
-/// How many times IPAM is asked. A taken address is found out within milliseconds,
-/// so that many fit into the patience of any runtime; more of them are no accident.
+/// How often IPAM is asked. A probe finds a conflict within milliseconds, so this many fit into
+/// the timeout of any runtime. More conflicts than this are no coincidence.
 const TRIES: usize = 16;
 
-/// Asks IPAM for addresses, and the segment of `ifname` whether anybody has them.
-/// Those that somebody has are released, and IPAM is asked for others. The interface
-/// must be there, and is up afterwards; releasing the addresses is pushed on `undo`.
-/// `None` if the configuration has no IPAM plugin.
+/// Gets addresses from the IPAM plugin; `None` without `ipam`. Releasing them is pushed on `undo`.
+///
+/// With `detect_conflicts`, addresses that another host on the segment uses are released, and
+/// IPAM is asked for others. The pod's interface must exist; it is up afterwards.
 ///
 /// # Errors
-/// Code 11 when IPAM gives the same addresses again (a fixed one), or others that
-/// somebody has, too many times; what IPAM says; as [`netlink::find_conflict`].
-pub fn without_conflict(
-    call: &Call,
+/// Code 11 if IPAM returns the same addresses again (they are fixed), or addresses in conflict
+/// too often; errors of the IPAM plugin and of [`netlink::find_conflict`].
+pub fn acquire<C>(
+    request: &Add<C>,
     netns: &NetNs,
-    ifname: &IfName,
+    detect_conflicts: bool,
     undo: &mut Undo,
 ) -> Result<Option<AddResult>> {
+    let call = &request.call;
+    if !detect_conflicts {
+        return delegate::ipam_add(call, undo);
+    }
+    let ifname = request.attachment.ifname.as_str();
     let mut conflicts: Vec<String> = Vec::new();
     let mut last = Vec::new();
     for _ in 0..TRIES {
@@ -39,7 +44,7 @@ pub fn without_conflict(
         if addresses == last {
             break;
         }
-        let Some(conflict) = netlink::find_conflict(netns, ifname.as_str(), &addresses)? else {
+        let Some(conflict) = netlink::find_conflict(netns, ifname, &addresses)? else {
             return Ok(Some(lease));
         };
         cni::log(format_args!("address conflict: {conflict}"));

@@ -1,32 +1,32 @@
-//! What every plugin that wires a pod does the same way, whatever the link
-//! between the pod and the world is. No CNI verb lives here: a plugin's `main.rs`
-//! says in which order these are done.
+//! What all plugins that attach a pod do the same way, for any kind of link. This crate has no
+//! CNI verbs: a plugin's `lib.rs` calls these functions in order.
 //!
-//! - [`Addressing`]: what the pod gets, decided from what IPAM answered;
-//! - [`pod`]: its interface: configured, announced, described in the result,
-//!   deleted;
-//! - [`port`]: the veth pair that makes a pod a port of a bridge;
+//! - [`lease`]: addresses from IPAM, probed for conflicts on the segment;
+//! - [`Addressing`]: the pod's addresses and routes, decided from the lease;
+//! - [`pod`]: its namespace and interface: configure, announce, delete;
+//! - [`port`]: a veth pair that makes the pod a port of a bridge;
 //! - [`gateway`]: the pods' gateway on an interface of the host;
-//! - [`outside`]: masquerade and spoof check;
-//! - [`shared`]: rules that serve all attachments of a network, and how long they stay;
-//! - [`users`]: who uses what the attachments of a network share;
-//! - [`lease`]: addresses that nobody else on the segment has;
-//! - [`check`]: whether all of that is as the result says;
-//! - [`mac`]: the MAC that was asked for; [`requested`]: what may be asked for;
-//! - [`mtu`]: the key `mtu`.
+//! - [`rules`]: masquerade, isolation, separation, spoof check; [`masquerade`]: their keys;
+//! - [`shared`]: rules that all attachments of a network share, and when they are removed;
+//!   [`users`]: which attachments use them;
+//! - [`result`]: the result of ADD; [`check`]: compares the kernel with it;
+//! - [`mac`], [`mtu`]: keys; [`requested`]: refuses requested addresses and MACs that would take
+//!   traffic from the node or from another pod.
 
 mod addressing;
 pub mod check;
 pub mod gateway;
 pub mod lease;
 pub mod mac;
+pub mod masquerade;
 pub mod mtu;
-pub mod outside;
 pub mod pod;
 pub mod port;
 pub mod requested;
+pub mod result;
+pub mod rules;
 pub mod shared;
 pub mod users;
 
 pub use addressing::{Addressing, Gateway};
-pub use outside::{MasqueradeKeys, Masquerading};
+pub use masquerade::{MasqueradeKeys, Masquerading};

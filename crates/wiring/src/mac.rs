@@ -1,4 +1,4 @@
-//! The MAC that somebody asked for, through one of three channels.
+//! The keys that request a MAC or addresses for one pod.
 
 use anyhow::Result;
 use cni::Code;
@@ -6,42 +6,34 @@ use cni::json::Json;
 use netlink::Mac;
 use serde::Deserialize;
 
-/// `runtimeConfig`: what libcni passes of the capabilities that are declared.
+/// What is requested for a pod: `runtimeConfig`, where libcni passes the declared capabilities, or
+/// `args.cni`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct RuntimeConfig {
-    /// The container's MAC.
+pub struct Requested {
+    /// The MAC of the pod's interface.
     pub mac: String,
-    /// The container's addresses. The IPAM plugin reads them: here it matters that there are.
+    /// The pod's addresses. The IPAM plugin reads them; a plugin only needs to know that the key
+    /// is present.
     pub ips: Option<Json>,
 }
 
-/// `args`, by convention keyed by who they are for.
+/// `args`: by convention its keys name their readers.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Args {
-    /// Those for CNI plugins.
-    pub cni: CniArgs,
+    /// For CNI plugins.
+    pub cni: Requested,
 }
 
-/// `args.cni`
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct CniArgs {
-    /// The container's MAC.
-    pub mac: String,
-    /// The container's addresses. The IPAM plugin reads them: here it matters that there are.
-    pub ips: Option<Json>,
-}
-
-/// The MAC to give the container's interface, if anybody asked for one: the
-/// runtime knows best, then the author of the configuration, then `CNI_ARGS`
-/// (`from_cni_args`, its key `MAC`). `action` begins the error.
+/// The MAC to give the pod's interface, if one is requested: by the runtime, else by the
+/// configuration's author, else by the key `MAC` of `CNI_ARGS` (`from_cni_args`). `action` begins
+/// the error.
 ///
 /// # Errors
-/// Code 7, or 4 if it is CNI_ARGS: not a MAC, or none that an interface can have.
+/// Code 7, or 4 for CNI_ARGS: not a MAC, or not one that an interface can have.
 pub fn asked_for(
-    runtime: &RuntimeConfig,
+    runtime: &Requested,
     args: &Args,
     from_cni_args: Option<String>,
     action: &str,

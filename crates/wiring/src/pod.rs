@@ -1,11 +1,11 @@
-//! The pod's interface.
+//! The pod's namespace and its interface.
 
 use anyhow::{Context, Result};
-use cni::conf::DnsKeys;
-use cni::env::{IfName, NetnsPath};
-use cni::result::{AddResult, Interface, IpConfig, Route};
+use cni::env::NetnsPath;
+use cni::request::Add;
+use cni::result::{IpConfig, Route};
 use cni::{BestEffort, Call, delegate};
-use netlink::{Configured, Dad, InterfaceAddress, Layer3, Link, Netlink, RouteSpec};
+use netlink::{Configured, Dad, InterfaceAddress, Layer3, Netlink, RouteSpec};
 use netns::NetNs;
 
 use crate::Addressing;
@@ -13,33 +13,39 @@ use crate::Addressing;
 /// Opens the pod's namespace.
 ///
 /// # Errors
-/// `failed to open netns "…"`: it is not there, or a plain file.
+/// `failed to open netns "…"`: it does not exist, or is a plain file.
 pub fn open_netns(path: &NetnsPath) -> Result<NetNs> {
     NetNs::open(path.as_path()).with_context(|| format!("failed to open netns {:?}", path.as_str()))
 }
 
-/// Enters the pod for its interface `ifname`, which is there, while the caller goes on.
-/// `dad` is what is done about duplicates of its IPv6 addresses, if it gets `addresses` at
-/// all.
+/// Enters the pod's namespace in a thread, to configure its existing interface, while the caller
+/// continues. `enabledad` as in [`interface`].
 ///
 /// # Errors
 /// As [`netlink::enter`].
-pub fn enter(netns: &NetNs, ifname: &IfName, dad: Dad, addresses: bool) -> Result<netlink::Pod> {
-    netlink::enter(netns, interface(ifname, dad, addresses))
+pub fn enter<C>(request: &Add<C>, netns: &NetNs, enabledad: bool) -> Result<netlink::Pod> {
+    netlink::enter(netns, interface(request, enabledad))
 }
 
-/// The pod's interface `ifname`, as most plugins have it.
-pub fn interface(ifname: &IfName, dad: Dad, addresses: bool) -> netlink::Interface {
+/// The settings of the pod's interface that most plugins use. Without `enabledad` its IPv6
+/// addresses are usable at once: duplicate address detection would delay each ADD by one to two
+/// seconds.
+pub fn interface<C>(request: &Add<C>, enabledad: bool) -> netlink::Interface {
+    let addresses = request.call.has_ipam();
     netlink::Interface {
-        name: ifname.to_string(),
-        dad: if addresses { dad } else { Dad::Kernel },
+        name: request.attachment.ifname.to_string(),
+        dad: match (addresses, enabledad) {
+            (false, _) => Dad::Kernel,
+            (true, false) => Dad::Off,
+            (true, true) => Dad::On,
+        },
         notify: addresses,
         alias: None,
         accept_ra: None,
     }
 }
 
-/// Brings the pod's interface up, with its addresses and routes if it has any.
+/// Brings the pod's interface up, and adds its addresses and routes if it has any.
 ///
 /// # Errors
 /// As [`netlink::Pod::configure`].
@@ -51,44 +57,15 @@ pub fn configure(pod: netlink::Pod, addressing: Option<&Addressing>) -> Result<C
     pod.configure(&layer3.unwrap_or_default())
 }
 
-/// Tells the pod's neighbours where its addresses are now. It works without:
-/// they then learn of it a little later.
+/// Announces the pod's addresses to its neighbours. Without an announcement they learn of the pod
+/// a little later, so a failure is only logged.
 pub fn announce(configured: &Configured) {
     if let Err(error) = configured.announce() {
         cni::log(format_args!("announce the pod's addresses: {error:#}"));
     }
 }
 
-/// An interface of the host, as the result shows it.
-pub fn host_interface(link: &Link) -> Interface {
-    Interface {
-        name: link.name.clone(),
-        mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
-        mtu: link.mtu,
-        ..Interface::default()
-    }
-}
-
-/// What is answered; a pod without addresses has `addressing` `None`.
-pub fn result(
-    interfaces: Vec<Interface>,
-    addressing: Option<Addressing>,
-    dns: &DnsKeys,
-) -> AddResult {
-    let (ips, routes, ipam_dns) = match addressing {
-        Some(addressing) => (addressing.ips, addressing.routes, addressing.dns),
-        None => Default::default(),
-    };
-    let dns = if dns.is_set() { dns.to_dns() } else { ipam_dns };
-    AddResult {
-        interfaces,
-        ips,
-        routes,
-        dns,
-    }
-}
-
-/// An address of a result, as the kernel is told it or asked for it.
+/// An address of a result as netlink has it.
 pub(crate) fn interface_address(ip: &IpConfig) -> InterfaceAddress {
     InterfaceAddress {
         address: ip.address.0,
@@ -96,25 +73,26 @@ pub(crate) fn interface_address(ip: &IpConfig) -> InterfaceAddress {
     }
 }
 
-/// A route as the kernel is told it: 0 and unset are left to it.
+/// A route of a result as netlink has it. The kernel chooses what is 0 or absent.
 pub fn route_spec(route: &Route) -> RouteSpec {
-    let told = |value: u32| Some(value).filter(|value| *value != 0);
+    let set = |value: u32| Some(value).filter(|value| *value != 0);
     RouteSpec {
         gw: route.gw,
-        priority: told(route.priority),
+        priority: set(route.priority),
         table: route.table,
         scope: route.scope,
-        mtu: told(route.mtu),
-        advmss: told(route.advmss),
+        mtu: set(route.mtu),
+        advmss: set(route.advmss),
         ..RouteSpec::to(route.dst.0)
     }
 }
 
-/// DEL: does what `delete` does, and has IPAM, if there is one, release the addresses
-/// afterwards: no other pod may get them while this one still answers to them. So they are
-/// kept if `delete` returns `None`, which says that the pod may still use them; the runtime
-/// calls DEL again. DHCP releases before: a server takes a DHCPRELEASE only from the address
-/// itself (RFC 2131, section 4.4.6).
+/// DEL: calls `delete` to delete the link, and releases the addresses, if the pod has any.
+///
+/// The addresses are released after the link is gone, so that no other pod gets them while this
+/// one still answers to them. If `delete` returns `None`, the pod may still use them: they stay
+/// reserved, and the runtime calls DEL again. DHCP releases first: a server accepts a DHCPRELEASE
+/// only from the address itself (RFC 2131, section 4.4.6).
 pub fn delete_and_release(
     call: &Call,
     all: &mut BestEffort,
@@ -131,12 +109,12 @@ pub fn delete_and_release(
     }
 }
 
-/// Does something with the links of the pod, wherever the runtime says that it
-/// is. Nothing is done, and nothing returned, where there is no namespace any more.
+/// Calls `act` with a socket in the pod's namespace. Returns the default, without calling `act`,
+/// if the namespace is gone.
 ///
 /// # Errors
-/// Those of `act`; a namespace that is there and cannot be entered.
-pub fn where_it_is<T: Default>(
+/// Those of `act`; the namespace exists and cannot be opened.
+pub fn in_netns<T: Default>(
     netns: Option<&NetnsPath>,
     act: impl FnOnce(&Netlink) -> Result<T>,
 ) -> Result<T> {
@@ -146,16 +124,16 @@ pub fn where_it_is<T: Default>(
     }
 }
 
-/// The namespace that the runtime names, if it is still there.
+/// Opens the namespace that the runtime names; `None` if it is gone.
 ///
 /// # Errors
-/// It is there and cannot be opened.
+/// It exists and cannot be opened.
 pub fn find_netns(path: Option<&NetnsPath>) -> Result<Option<NetNs>> {
     let Some(path) = path else {
         return Ok(None);
     };
     match NetNs::open(path.as_path()) {
-        // A plain file is what stays of a namespace whose mount was lost.
+        // A plain file remains of a namespace whose mount was lost.
         Err(error) if error.is_gone() => Ok(None),
         Err(error) => Err(error.into()),
         Ok(netns) => Ok(Some(netns)),

@@ -1,179 +1,166 @@
-//! A pod as a port of a bridge, by a veth pair whose host end carries a name
-//! and an alias that follow from the attachment.
+//! A pod as a port of a bridge, by a veth pair. The name and the alias of the host end are
+//! derived from the attachment.
 
 use anyhow::Result;
 use cni::conf::ValidAttachment;
 use cni::env::{ContainerId, IfName, NetnsPath};
-use cni::request::alias_prefix;
+use cni::request::{Add, Del, Gc, alias_prefix};
 use cni::result::Interface;
 use cni::{Attachment, BestEffort, Call, Code, Undo, delegate};
-use netlink::{Link, Mac, Netlink, PortSpec, VethPair, VethSpec};
+use netlink::{Link, Mac, Netlink, PortSpec, VethPair, VethSpec, sysctl};
 use netns::NetNs;
 
-use crate::{outside, pod, shared};
+use crate::{pod, rules, shared};
 
-/// What a pair is made from.
-#[derive(Clone, Copy, Debug)]
-pub struct Wiring<'a> {
-    /// Whose it is.
-    pub attachment: &'a Attachment,
-    /// Where its other end goes.
-    pub netns: &'a NetNs,
-    /// The MAC of the other end; `None` for a random one.
-    pub mac: Option<Mac>,
-    /// The largest packet in bytes; `None` for the kernel's 1500.
-    pub mtu: Option<u32>,
-}
-
-/// How many names are tried for the host end. Two attachments of a node share a
-/// name once in four thousand million; ten of them never.
+/// How many names are tried for the host end. Two attachments of a node get the same name once
+/// in four billion.
 const NAMES: u32 = 10;
 
-/// Makes the pair, its host end a port of `bridge` from birth.
+/// Adds the veth pair of `request`, with the host end as a port of `bridge` from the start. The
+/// kernel chooses what is `None`: an MTU of 1500 bytes. A MAC is random.
 ///
 /// # Errors
-/// What the kernel refuses, as [`Netlink::add_veth`] says it.
-pub fn add_veth(
+/// Code 11: the bridge is full; what the kernel refuses, as [`Netlink::add_veth`].
+pub fn add_veth<C>(
     host: &Netlink,
     bridge: &Link,
-    wiring: &Wiring<'_>,
+    request: &Add<C>,
+    netns: &NetNs,
+    (mac, mtu): (Option<Mac>, Option<u32>),
     undo: &mut Undo,
 ) -> Result<VethPair> {
-    let attachment = wiring.attachment;
+    let attachment = &request.attachment;
     let [host_mac, random] = Mac::random_pair()?;
     let mut spec = VethSpec {
         host_name: attachment.host_veth(0),
         host_mac,
         container_name: attachment.ifname.to_string(),
-        container_mac: wiring.mac.unwrap_or(random),
-        mtu: wiring.mtu,
+        container_mac: mac.unwrap_or(random),
+        mtu,
         master: Some(bridge.index),
     };
-    for attempt in 1..NAMES {
-        match host.add_veth(&spec, wiring.netns, undo) {
-            Err(error) if is_name_taken(&error) => spec.host_name = attachment.host_veth(attempt),
-            other => return other.map_err(|error| why_not(error, bridge)),
+    let mut attempt = 0;
+    loop {
+        match host.add_veth(&spec, netns, undo) {
+            Err(error) if attempt + 1 < NAMES && refused(&error, netlink::Error::is_exists) => {
+                attempt += 1;
+                spec.host_name = attachment.host_veth(attempt);
+            }
+            Err(error) if refused(&error, netlink::Error::is_full) => {
+                // The kernel's text does not mention the bridge.
+                let full = Code::TryAgain.err(full(bridge));
+                return Err(full.details(format!("{error:#}")).into());
+            }
+            done => return done,
         }
     }
-    let made = host.add_veth(&spec, wiring.netns, undo);
-    made.map_err(|error| why_not(error, bridge))
 }
 
-/// How many ports a bridge of Linux can have: they are numbered by ten bits, from 1
+fn refused(error: &anyhow::Error, why: fn(&netlink::Error) -> bool) -> bool {
+    error.downcast_ref::<netlink::Error>().is_some_and(why)
+}
+
+/// How many ports a Linux bridge can have: port numbers have ten bits and start at 1
 /// (`BR_MAX_PORTS`, net/bridge/br_private.h).
 const MOST_PORTS: usize = 1023;
-
-/// The kernel's text for a bridge that has no room says nothing of bridges.
-fn why_not(error: anyhow::Error, bridge: &Link) -> anyhow::Error {
-    let kernel = error.downcast_ref::<netlink::Error>();
-    if !kernel.is_some_and(netlink::Error::is_full) {
-        return error;
-    }
-    let full = Code::TryAgain.err(full(bridge));
-    full.details(format!("{error:#}")).into()
-}
 
 fn full(bridge: &Link) -> String {
     let name = &bridge.name;
     format!("bridge {name:?} is full: a Linux bridge takes {MOST_PORTS} ports")
 }
 
-/// STATUS: whether `bridge` has room for one more port.
+/// STATUS: whether the bridge `name`, if it exists, can take one more port.
 ///
 /// # Errors
-/// Code 50: `bridge "cni0" is full: a Linux bridge takes 1023 ports`.
-pub fn refuse_full(host: &Netlink, bridge: &Link) -> Result<()> {
-    if host.list_ports(bridge.index)?.len() >= MOST_PORTS {
-        return Err(Code::NotAvailable.err(full(bridge)).into());
-    }
-    Ok(())
+/// Code 50: `"cni0" already exists but is not a bridge`, `bridge "cni0" is full: a Linux bridge
+/// takes 1023 ports`.
+pub fn status(host: &Netlink, name: &str) -> Result<()> {
+    let Some(bridge) = host.find_link(name)? else {
+        return Ok(());
+    };
+    let why = if !bridge.is_kind("bridge") {
+        format!("{name:?} already exists but is not a bridge")
+    } else if host.list_ports(bridge.index)?.len() >= MOST_PORTS {
+        full(&bridge)
+    } else {
+        return Ok(());
+    };
+    Err(Code::NotAvailable.err(why).into())
 }
 
-fn is_name_taken(error: &anyhow::Error) -> bool {
-    let kernel = error.downcast_ref::<netlink::Error>();
-    kernel.is_some_and(netlink::Error::is_exists)
-}
-
-/// Sets up the host end as a port, and says whose it is.
+/// Configures the host end as a port, and sets its alias.
 ///
 /// # Errors
-/// What the kernel refuses, as [`Netlink::attach_port`] says it.
+/// What the kernel refuses, as [`Netlink::attach_port`].
 pub fn attach(host: &Netlink, veth: &Link, port: PortSpec, attachment: &Attachment) -> Result<()> {
-    // The host must not take its own addresses or routes from what a pod says.
-    let accept_ra = netlink::sysctl::interface_key("ipv6", &veth.name, "accept_ra");
-    let _ = netlink::sysctl::write(&accept_ra, "0");
+    // The host must not take addresses or routes from a pod's router advertisements.
+    let accept_ra = sysctl::interface_key("ipv6", &veth.name, "accept_ra");
+    let _ = sysctl::write(&accept_ra, "0");
     let alias = Some(attachment.alias());
     host.attach_port(veth, &PortSpec { alias, ..port })?;
     Ok(())
 }
 
-/// The pod's end, as the result shows it.
-pub fn container_interface(pair: &VethPair, netns: &NetnsPath) -> Interface {
+/// The pod's end as a result shows it, without its sandbox.
+pub fn container_interface(pair: &VethPair) -> Interface {
     Interface {
         name: pair.container.name.clone(),
         mac: pair.container.mac.to_string(),
         mtu: pair.container.mtu,
-        sandbox: netns.as_str().to_owned(),
         ..Interface::default()
     }
 }
 
-/// What a port may have besides its veth pair, by the keys of its configuration.
+/// The packet filter rules that a port may have, by the keys of its configuration.
 #[derive(Clone, Copy, Debug)]
-pub struct Extras<'a> {
+pub struct ConfiguredRules<'a> {
     /// Masquerade (`ipMasq`).
     pub masquerade: bool,
     /// Isolation (`portIsolation`).
     pub isolation: bool,
-    /// Where pods of the Go plugins may be that use the same network.
+    /// The bridge where pods of the Go plugins may be that use the same network.
     pub bridge: Option<&'a str>,
     /// A spoof check (`macspoofchk`).
     pub spoof_check: bool,
 }
 
-/// DEL: takes away all that the port has, and releases its addresses.
-pub fn detach(
-    call: &Call,
-    attachment: &Attachment,
-    netns: Option<&NetnsPath>,
-    extras: Extras<'_>,
-    all: &mut BestEffort,
-) {
-    let masquerade = extras.masquerade && call.has_ipam();
-    // The configuration may have been changed since the ADD.
+/// DEL: deletes the veth pair and the rules of the port, and releases its addresses.
+pub fn delete<C>(request: &Del<C>, configured: ConfiguredRules<'_>, all: &mut BestEffort) {
+    let (call, attachment) = (&request.call, &request.attachment);
+    let masquerade = configured.masquerade && call.has_ipam();
+    // The configuration may have changed since the ADD.
     if masquerade || shared::may_have_rules(&call.network) {
         all.step("remove masquerade", || {
-            outside::remove_masquerade(attachment, call)
+            rules::remove_masquerade(attachment, call)
         });
     }
     let mut gone = None;
     pod::delete_and_release(call, all, |all| {
-        gone = all.step("delete the veth pair", || {
-            delete_pair(call, attachment, netns)
-        });
-        if extras.spoof_check {
+        gone = all.step("delete the veth pair", || delete_pair(request));
+        if configured.spoof_check {
             all.step("remove spoof check", || {
-                outside::remove_spoof_check(attachment)
+                rules::remove_spoof_check(attachment)
             });
         }
         gone
     });
-    // As long as the pod can send, it is masqueraded and isolated.
+    // The rules stay as long as the pod can send.
     if gone.is_some() {
         all.step("remove the network's rules", || {
-            shared::leave(attachment, extras.bridge, masquerade || extras.isolation)
+            let configured_rules = masquerade || configured.isolation;
+            shared::leave(attachment, configured.bridge, configured_rules)
         });
     }
 }
 
-/// GC: takes away what the ports of attachments that are not in `valid` have left,
-/// and has IPAM do the same.
-pub fn collect(call: &Call, valid: &[ValidAttachment], all: &mut BestEffort) {
-    let network = &call.network;
+/// GC: deletes what the ports of attachments that are not valid have left, and forwards GC to
+/// the IPAM plugin.
+pub fn collect<C>(request: &Gc<C>, all: &mut BestEffort) {
+    let (network, valid) = (&request.call.network, &request.valid);
     all.step("delete host veths", || delete_stale_veths(network, valid));
-    // Whatever the configuration says now: it may have been changed since an ADD.
+    // Regardless of the configuration, which may have changed since an ADD.
     all.step("collect spoof checks", || {
-        outside::collect_spoof_checks(network, valid)
+        rules::collect_spoof_checks(network, valid)
     });
     all.step("collect masquerade", || {
         packet_filter::Leftovers::collect_masquerade(network, valid)
@@ -181,16 +168,17 @@ pub fn collect(call: &Call, valid: &[ValidAttachment], all: &mut BestEffort) {
     all.step("collect the network's rules", || {
         shared::collect(network, valid)
     });
-    all.step("collect addresses", || delegate::ipam_gc(call));
+    all.step("collect addresses", || delegate::ipam_gc(&request.call));
 }
 
-/// Deletes the host's end of the pair, and with it the pod's end: the kernel deletes both,
-/// whatever name the pod gave to its end and whatever namespace it moved it to. Names and
-/// indexes in the pod are the pod's to choose, so nothing is deleted by them.
-fn delete_pair(call: &Call, attachment: &Attachment, netns: Option<&NetnsPath>) -> Result<()> {
+/// Deletes the host end of the pair. The kernel deletes the pod's end with it, even if the pod
+/// renamed it or moved it to another namespace. Nothing is deleted by a name or an index in the
+/// pod: the pod chooses those.
+fn delete_pair<C>(request: &Del<C>) -> Result<()> {
+    let (attachment, netns) = (&request.attachment, request.netns.as_ref());
     let host = Netlink::open()?;
     let found = match find_host_veth(&host, attachment)? {
-        None => find_unmarked_veth(&host, call, attachment, netns)?,
+        None => find_unmarked_veth(&host, &request.call, attachment, netns)?,
         found => found,
     };
     if let Some(link) = found {
@@ -199,7 +187,7 @@ fn delete_pair(call: &Call, attachment: &Attachment, netns: Option<&NetnsPath>) 
     Ok(())
 }
 
-/// Whether there is a veth pair of ours for the attachment.
+/// Whether podwire's veth pair of the attachment exists.
 ///
 /// # Errors
 /// The kernel cannot be asked.
@@ -207,9 +195,9 @@ pub fn has_host_veth(host: &Netlink, attachment: &Attachment) -> Result<bool> {
     Ok(find_host_veth(host, attachment)?.is_some())
 }
 
-/// The host's end: the name follows from the attachment, and the alias says
-/// whether it is ours. The kernel takes none at birth: without one, and never set up, it
-/// is from an ADD that was killed in between; whatever else has such a name is another's.
+/// Finds the host end by its derived name and its alias. The kernel sets no alias when it creates
+/// a link: a veth without one that was never up is from an ADD that was killed in between. Any
+/// other link with such a name belongs to another program.
 fn find_host_veth(host: &Netlink, attachment: &Attachment) -> Result<Option<Link>> {
     let alias = attachment.alias();
     for attempt in 0..NAMES {
@@ -227,8 +215,8 @@ fn find_host_veth(host: &Netlink, attachment: &Attachment) -> Result<Option<Link
     Ok(None)
 }
 
-/// The host's end of a pair that the Go plugins made: its name is random, and it has no
-/// alias. Either the result of ADD names it, or its other end is the interface of the pod.
+/// Finds the host end of a pair that the Go plugins made: it has a random name and no alias.
+/// Either the result of ADD names it, or its other end is the pod's interface.
 fn find_unmarked_veth(
     host: &Netlink,
     call: &Call,
@@ -237,11 +225,8 @@ fn find_unmarked_veth(
 ) -> Result<Option<Link>> {
     let previous = call.prev_result_hint().unwrap_or_default();
     let netns = pod::find_netns(netns)?;
-    for recorded in previous
-        .interfaces
-        .iter()
-        .filter(|it| it.sandbox.is_empty())
-    {
+    let on_host = |it: &&Interface| it.sandbox.is_empty();
+    for recorded in previous.interfaces.iter().filter(on_host) {
         let Some(link) = host.find_link(&recorded.name)? else {
             continue;
         };
@@ -274,8 +259,8 @@ fn is_unmarked_veth(link: &Link) -> bool {
     link.is_kind("veth") && link.alias.is_none()
 }
 
-/// Whether `container`, a link in `netns`, is the other end of the host's `link`. The host's
-/// end tells it: the pod can have a link of any index, whose peer has any index too.
+/// Whether `container`, a link in `netns`, is the other end of the host's `link`. Only the host
+/// end is evidence: a pod can create links with any index and any peer index.
 pub(crate) fn is_peer(
     host: &Netlink,
     link: &Link,
@@ -293,7 +278,7 @@ fn ends_in(host: &Netlink, link: &Link, netns: Option<&NetNs>) -> Result<bool> {
     Ok(host.id_of(netns)? == Some(id))
 }
 
-/// Deletes every host veth of `network` whose attachment is not in `valid`.
+/// Deletes each host veth of `network` whose attachment is not in `valid`.
 fn delete_stale_veths(network: &str, valid: &[ValidAttachment]) -> Result<()> {
     let prefix = alias_prefix(network);
     let used: Vec<_> = valid
@@ -307,14 +292,14 @@ fn delete_stale_veths(network: &str, valid: &[ValidAttachment]) -> Result<()> {
         let Some(alias) = link.alias.as_ref().filter(of_network) else {
             continue;
         };
-        if link.kind.as_deref() == Some("veth") && !used.contains(alias) {
+        if link.is_kind("veth") && !used.contains(alias) {
             all.step(alias, || Ok(host.remove(&link)?));
         }
     }
     all.finish()
 }
 
-/// The alias of an attachment that is still valid; `None` where it is malformed.
+/// The alias of a valid attachment; `None` if its id or name is malformed.
 pub fn alias_of(network: &str, valid: &ValidAttachment) -> Option<String> {
     let attachment = Attachment {
         network: network.to_owned(),

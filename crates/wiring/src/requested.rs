@@ -10,8 +10,8 @@ use cni::{Attachment, Call, Code};
 use ipnetwork::IpNetwork;
 use netlink::{Family, Link, Mac, Netlink, RouteFilter};
 
-use crate::gateway::in_the_way;
-use crate::mac::{Args, RuntimeConfig};
+use crate::gateway::conflicts;
+use crate::mac::{Args, Requested};
 
 /// Keys of `ipam` that hold the operator's subnets, in host-local, static and their like.
 /// Routes are none: a route to everywhere would allow everything.
@@ -24,7 +24,7 @@ const SHORTEST_V6: u8 = 32;
 
 /// Whether another than the operator may choose the pod's subnet: one that asks for
 /// addresses (`runtimeConfig.ips`, `args.cni.ips`, `IP` of CNI_ARGS), or a DHCP server.
-pub fn asks_for_addresses(call: &Call, runtime: &RuntimeConfig, args: &Args) -> bool {
+pub fn asks_for_addresses(call: &Call, runtime: &Requested, args: &Args) -> bool {
     // What else has it in CNI_ARGS costs a look, and no more.
     let asked = runtime.ips.is_some() || args.cni.ips.is_some() || call.args.contains("IP=");
     call.has_ipam() && (asked || ipam_needs_interface(call))
@@ -55,7 +55,7 @@ pub fn refuse_capture(
         if node.own.contains(gateway) {
             continue;
         }
-        if node.own.iter().any(|other| in_the_way(*other, *gateway)) {
+        if node.own.iter().any(|other| conflicts(*other, *gateway)) {
             let text = format!("{interface:?} already has an IP address different from {gateway}");
             return Err(refused(text));
         }

@@ -1,33 +1,20 @@
-//! CHECK: whether an attachment is as its result says.
+//! CHECK: compares the kernel with the result of ADD.
 
 use anyhow::{Result, bail};
-use cni::Call;
 use cni::request::Check;
 use cni::result::AddResult;
 use netlink::{Link, Netlink};
 use netns::NetNs;
-use wiring::{Addressing, check, gateway, outside};
+use wiring::{Addressing, check, gateway};
 
 use crate::conf::Conf;
 use crate::plan::Plan;
 
-/// Whether isolated pods are kept from each other behind their gateway.
-pub fn isolation(plan: &Plan, call: &Call, previous: &AddResult) -> Result<()> {
-    let Some(name) = plan.isolated_gateway()? else {
-        return Ok(());
-    };
-    let gateway = Netlink::open()?.find_link(name.as_str())?;
-    match plan.isolation(&call.network, gateway.as_ref(), &previous.ips) {
-        Some(isolation) => outside::check_isolation(&isolation),
-        None => Ok(()),
-    }
-}
-
-/// Compares the kernel with `prevResult`, and returns it.
+/// Compares the attachment with `prevResult`, and returns that.
 pub fn attachment(request: &Check<Conf>, plan: &Plan, netns: &NetNs) -> Result<AddResult> {
     let previous = request.prev_result()?;
-    let port = check::port(request, &request.conf.bridge, netns, &previous)?;
-    if request.conf.promisc_mode && !port.bridge.promisc {
+    let port = check::port(request, plan.bridge.as_str(), netns, &previous)?;
+    if plan.promisc && !port.bridge.promisc {
         bail!(
             "Bridge interface {} configured Promisc Mode true, current state false",
             port.bridge.name
@@ -37,20 +24,18 @@ pub fn attachment(request: &Check<Conf>, plan: &Plan, netns: &NetNs) -> Result<A
     Ok(previous)
 }
 
-/// Whether the bridge is up and, where it is the pods' gateway, it or the interface of their
-/// VLAN has the gateway's addresses.
+/// Whether the bridge is up, and whether the gateway's interface has its addresses.
 fn gateway(request: &Check<Conf>, plan: &Plan, bridge: &Link, previous: &AddResult) -> Result<()> {
     let host = Netlink::open()?;
-    let ifname = request.attachment.ifname.as_str();
-    let addresses = match request.call.has_ipam() {
-        true => Addressing::gateways_in(previous, plan.gateway, ifname),
-        false => Vec::new(),
+    let addresses = if request.call.has_ipam() {
+        Addressing::gateways_in(previous, plan.gateway, request.attachment.ifname.as_str())
+    } else {
+        Vec::new()
     };
-    if !plan.has_vlan_gateway() || addresses.is_empty() {
+    let Some(name) = plan.vlan_gateway.as_ref().filter(|_| !addresses.is_empty()) else {
         return gateway::check(&host, bridge, &addresses);
-    }
+    };
     gateway::check(&host, bridge, &[])?;
-    let name = plan.vlan_gateway_name()?;
     let Some(interface) = host.find_link(name.as_str())? else {
         bail!("Interface {name} not found, which is the gateway of the pods' VLAN");
     };

@@ -1,94 +1,69 @@
-//! The keys of bridge, as they are written. What contradicts what is decided
-//! in `plan.rs`, because DEL must not mind.
+//! The keys of bridge, as they are written. `plan.rs` finds contradictions, which DEL ignores.
 
 use serde::Deserialize;
-use wiring::mac::{Args, RuntimeConfig};
+use wiring::mac::{Args, Requested};
 use wiring::mtu::Mtu;
-use wiring::port::Extras;
+use wiring::port::ConfiguredRules;
 
 /// The plugin's own keys.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Conf {
     /// Name of the bridge on the host.
+    #[serde(default = "default_bridge")]
     pub bridge: String,
-    /// Put the gateway's address on the bridge and forward.
+    /// Make the bridge the pods' gateway: add its address and enable forwarding.
     pub is_gateway: bool,
-    /// The same, and make it the pod's default route.
+    /// As `isGateway`, and as the pods' default route.
     pub is_default_gateway: bool,
-    /// Replace another address on the bridge rather than fail.
+    /// Replace a conflicting address on the bridge instead of failing.
     pub force_address: bool,
-    /// Masquerade what leaves the pods' subnet.
+    /// Masquerade packets that leave the pods' subnet.
     pub ip_masq: bool,
-    /// How to masquerade.
+    /// The back end: `iptables` or `nftables`.
     pub ip_masq_backend: Option<String>,
-    /// Draw source ports at random.
+    /// Choose source ports at random.
     pub ip_masq_random_fully: bool,
-    /// Networks to which nothing is masqueraded.
+    /// Destinations that are not masqueraded.
     pub ip_masq_except: Vec<String>,
     /// The families that are masqueraded: `ipv4`, `ipv6`; both without the key.
     pub ip_masq_families: Option<Vec<String>>,
-    /// MTU of the veth pair and of a bridge that is created.
+    /// MTU of the veth pair, and of the bridge if it is created.
     pub mtu: Mtu,
-    /// Let the port send frames back where they came from.
+    /// Let the port send frames back to where they came from.
     pub hairpin_mode: bool,
     /// Make the bridge promiscuous.
     pub promisc_mode: bool,
     /// VLAN of the port; 0 for none.
     pub vlan: i64,
-    /// VLANs that the port carries tagged.
+    /// Tagged VLANs of the port.
     pub vlan_trunk: Option<Vec<TrunkItem>>,
-    /// Leave the port in the bridge's default VLAN as well.
+    /// Keep the port in the bridge's default VLAN, too.
     pub preserve_default_vlan: bool,
-    /// Drop what the pod sends with another MAC.
+    /// Drop frames that the pod sends with another source MAC.
     pub macspoofchk: bool,
     /// Detect duplicate IPv6 addresses.
     pub enabledad: bool,
-    /// Ask the segment before an address is used.
+    /// Probe the segment before an address is used.
     pub detect_conflicts: bool,
-    /// Leave the container's end down.
+    /// Leave the pod's end down.
     pub disable_container_interface: bool,
-    /// Let the port talk to ports that are not isolated only.
+    /// Let the port exchange frames only with ports that are not isolated.
     pub port_isolation: bool,
-    /// What the runtime asks for this pod.
-    pub runtime_config: RuntimeConfig,
-    /// What the configuration's author asks for this pod.
+    /// Requests of the runtime for this pod.
+    pub runtime_config: Requested,
+    /// Requests of the configuration's author.
     pub args: Args,
 }
 
-impl Default for Conf {
-    fn default() -> Self {
-        Self {
-            bridge: "cni0".to_owned(),
-            is_gateway: false,
-            is_default_gateway: false,
-            force_address: false,
-            ip_masq: false,
-            ip_masq_backend: None,
-            ip_masq_random_fully: false,
-            ip_masq_except: Vec::new(),
-            ip_masq_families: None,
-            mtu: Mtu::Unset,
-            hairpin_mode: false,
-            promisc_mode: false,
-            vlan: 0,
-            vlan_trunk: None,
-            preserve_default_vlan: false,
-            macspoofchk: false,
-            enabledad: false,
-            detect_conflicts: false,
-            disable_container_interface: false,
-            port_isolation: false,
-            runtime_config: RuntimeConfig::default(),
-            args: Args::default(),
-        }
-    }
+fn default_bridge() -> String {
+    "cni0".to_owned()
 }
 
 impl Conf {
-    /// What a port of this configuration has besides its veth pair.
-    pub fn extras(&self) -> Extras<'_> {
-        Extras {
+    /// The packet filter rules that DEL removes.
+    pub fn rules(&self) -> ConfiguredRules<'_> {
+        ConfiguredRules {
             masquerade: self.ip_masq,
             isolation: self.port_isolation,
             bridge: Some(&self.bridge),

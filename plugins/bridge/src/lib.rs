@@ -1,7 +1,239 @@
-//! What bridge's keys mean, and what belongs to a bridge rather than to a pod: for the plugin
-//! itself, and for `podwire`, which validates a configuration by the same code and puts back
-//! what another program took from the bridge.
+//! bridge: join a pod to a Linux bridge by a veth pair, optionally with the bridge as its gateway.
 
+mod check;
 pub mod conf;
 pub mod plan;
 pub mod vlan;
+
+use anyhow::{Context, Result, anyhow};
+use cni::delegate;
+use cni::linked::Linked;
+use cni::request::{Add, Check, Del, Gc, Status};
+use cni::result::AddResult;
+use cni::{Attachment, BestEffort, Code, Plugin, Undo};
+use netlink::{BridgeSpec, Link, Netlink, PortSpec};
+use packet_filter::node::Pod;
+use wiring::mtu::Mtu;
+use wiring::result::Interfaces;
+use wiring::{Addressing, Gateway, gateway, lease, pod, port, requested, rules};
+
+pub use crate::conf::Conf;
+pub use crate::plan::Plan;
+
+/// The plugin.
+pub struct Bridge;
+
+impl Plugin for Bridge {
+    const NAME: &'static str = "bridge";
+    const LINKED: &'static [Linked] = &[host_local::LINKED];
+    type Conf = Conf;
+
+    fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {
+        let (call, attachment) = (&request.call, &request.attachment);
+        let [mac] = call.args(["MAC"])?;
+        let plan = Plan::new(&request.conf, call.has_ipam(), mac)?;
+        let netns = pod::open_netns(&request.netns)?;
+        let host = Netlink::open()?;
+
+        // Without a spoof check a pod can send with any MAC, so a refusal would prevent nothing.
+        if let Some(mac) = plan.mac.filter(|_| plan.spoof_check) {
+            requested::refuse_taken_mac(&host, plan.bridge.as_str(), mac, attachment)?;
+        }
+        let mut addressing = None;
+        let needs_interface = plan.detect_conflicts || delegate::ipam_needs_interface(call);
+        if asks_for_addresses(request) && !needs_interface {
+            // Before anything is created: the request may be for the node's own addresses.
+            let lease = lease::acquire(request, &netns, false, undo)?;
+            addressing = decide(request, &host, &plan, lease)?;
+        }
+
+        let mtu = mtu_bytes(plan.mtu, &host)?;
+        let bridge = ensure_bridge(&host, &plan, mtu)?;
+        let pair = port::add_veth(&host, &bridge, request, &netns, (plan.mac, mtu), undo)?;
+        attach(&host, &bridge, &pair.host, &plan, attachment)?;
+        if plan.spoof_check {
+            rules::add_spoof_check(attachment, &pair, undo)?;
+        }
+
+        let enter = || pod::enter(request, &netns, plan.enabledad);
+        let pod = plan.bring_up.then(enter).transpose()?;
+        if addressing.is_none() {
+            let lease = lease::acquire(request, &netns, plan.detect_conflicts, undo)?;
+            addressing = decide(request, &host, &plan, lease)?;
+        }
+        let (mut port, mut vlan_gateway) = (pair.host.clone(), None);
+        if let Some(pod) = pod {
+            let configured = pod::configure(pod, addressing.as_ref())?;
+            let gateway = ensure_gateway(&host, &bridge, &plan, addressing.as_ref())?;
+            let ips = addressing.as_ref().map_or(&[][..], |it| &it.ips);
+            let wanted = plan.rules(attachment, ips, gateway.as_ref());
+            rules::add(&wanted, Some(plan.bridge.as_str()), undo)?;
+            vlan_gateway = gateway.filter(|_| plan.vlan_gateway.is_some());
+            port = host.wait_for_port(pair.host.index)?;
+            pod::announce(&configured);
+        }
+        let mut interfaces = Interfaces::default()
+            .host(&bridge)
+            .host(&port)
+            .pod(port::container_interface(&pair), &request.netns);
+        if let Some(gateway) = &vlan_gateway {
+            interfaces = interfaces.host(gateway);
+        }
+        Ok(interfaces.result(addressing, call))
+    }
+
+    fn del(request: &Del<Conf>) -> Result<()> {
+        let mut all = BestEffort::new();
+        port::delete(request, request.conf.rules(), &mut all);
+        all.finish()
+    }
+
+    fn check(request: &Check<Conf>) -> Result<()> {
+        let plan = Plan::new(&request.conf, request.call.has_ipam(), None)?;
+        let netns = pod::open_netns(&request.netns)?;
+        delegate::ipam_check(&request.call)?;
+        let previous = check::attachment(request, &plan, &netns)?;
+        rules::check(&wanted(&plan, &request.attachment, &previous)?)
+    }
+
+    fn gc(request: &Gc<Conf>) -> Result<()> {
+        let mut all = BestEffort::new();
+        port::collect(request, &mut all);
+        all.finish()
+    }
+
+    fn status(request: &Status<Conf>) -> Result<()> {
+        let plan = Plan::new(&request.conf, request.call.has_ipam(), None)?;
+        let host = Netlink::open()?;
+        port::status(&host, plan.bridge.as_str())?;
+        if plan.gateway != Gateway::None {
+            gateway::status(&request.call, &host, plan.gateway_interface().as_str())?;
+        }
+        mtu_bytes(plan.mtu, &host).map_err(|error| Code::NotAvailable.err(format!("{error:#}")))?;
+        rules::status(plan.masquerade.as_ref(), plan.spoof_check)?;
+        delegate::ipam_status(&request.call)
+    }
+}
+
+/// What the attachment whose ADD returned `result` wants of the packet filter. Asks the kernel
+/// for the MAC of an isolated pod's gateway.
+///
+/// # Errors
+/// What the kernel refuses; a result without the interfaces of the attachment.
+pub fn wanted(plan: &Plan, owner: &Attachment, result: &AddResult) -> Result<Pod> {
+    let gateway = if plan.isolated && plan.gateway != Gateway::None {
+        Netlink::open()?.find_link(plan.gateway_interface().as_str())?
+    } else {
+        None
+    };
+    let spoof_check = plan.spoof_check.then(|| rules::spoof_check(owner, result));
+    Ok(Pod {
+        spoof_check: spoof_check.transpose()?,
+        ..plan.rules(owner, &result.ips, gateway.as_ref())
+    })
+}
+
+/// Whether the pod's user or a DHCP server, rather than the operator, may choose the subnet.
+fn asks_for_addresses(request: &Add<Conf>) -> bool {
+    let (call, conf) = (&request.call, &request.conf);
+    requested::asks_for_addresses(call, &conf.runtime_config, &conf.args)
+}
+
+/// Decides the pod's addresses and routes. Refuses a requested subnet if the bridge, as its
+/// gateway, would take traffic from the node.
+fn decide(
+    request: &Add<Conf>,
+    host: &Netlink,
+    plan: &Plan,
+    lease: Option<AddResult>,
+) -> Result<Option<Addressing>> {
+    let Some(lease) = lease else {
+        return Ok(None);
+    };
+    let addressing = Addressing::new(lease, plan.gateway);
+    if asks_for_addresses(request) && !addressing.gateways.is_empty() {
+        let name = plan.gateway_interface().as_str();
+        requested::refuse_capture(&request.call, host, name, &addressing.gateways)?;
+    }
+    Ok(Some(addressing))
+}
+
+/// The MTU to set; `None` leaves it to the kernel.
+fn mtu_bytes(mtu: Mtu, host: &Netlink) -> Result<Option<u32>> {
+    match mtu {
+        Mtu::Unset => Ok(None),
+        Mtu::Bytes(bytes) => Ok(Some(u32::try_from(bytes)?)),
+        Mtu::Auto => {
+            let mtu = host.default_route_mtu()?;
+            mtu.map(Some).ok_or_else(|| {
+                anyhow!("mtu \"auto\": no default route to take it from; set it to a number")
+            })
+        }
+    }
+}
+
+fn ensure_bridge(host: &Netlink, plan: &Plan, mtu: Option<u32>) -> Result<Link> {
+    let name = plan.bridge.as_str();
+    let vlan_filtering = plan.vlans.filtering();
+    host.ensure_bridge(&BridgeSpec {
+        name: name.to_owned(),
+        mtu,
+        vlan_filtering,
+        promisc: plan.promisc,
+    })
+    .with_context(|| format!("failed to create bridge {name:?}"))
+    .map_err(|error| match error.downcast_ref::<netlink::Error>() {
+        Some(refused) if vlan_filtering && refused.is_unsupported() => {
+            let needs = "vlan and vlanTrunk need a kernel with CONFIG_BRIDGE_VLAN_FILTERING";
+            cni::Error::from_chain(&error).details(needs).into()
+        }
+        _ => error,
+    })
+}
+
+/// Configures the host end as a port, with its VLANs before it is up, so that no frame passes in
+/// another VLAN.
+fn attach(
+    host: &Netlink,
+    bridge: &Link,
+    veth: &Link,
+    plan: &Plan,
+    attachment: &Attachment,
+) -> Result<()> {
+    let vlans_first = plan.vlans.any();
+    let port = PortSpec {
+        bridge: bridge.index,
+        hairpin: plan.hairpin,
+        isolated: plan.isolated,
+        up: !vlans_first,
+        alias: None,
+    };
+    port::attach(host, veth, port, attachment)?;
+    if vlans_first {
+        vlan::configure_port(host, veth, &plan.vlans)?;
+        host.set_up(veth.index)?;
+    }
+    Ok(())
+}
+
+/// Makes the bridge, or the gateway interface of the VLAN, the pods' gateway. Returns it; `None`
+/// if the pods have no gateway.
+fn ensure_gateway(
+    host: &Netlink,
+    bridge: &Link,
+    plan: &Plan,
+    addressing: Option<&Addressing>,
+) -> Result<Option<Link>> {
+    let Some(addressing) = addressing.filter(|_| plan.gateway != Gateway::None) else {
+        return Ok(None);
+    };
+    let (link, action) = match &plan.vlan_gateway {
+        Some(name) => (
+            vlan::ensure_gateway_interface(host, bridge, name, &plan.vlans)?,
+            "failed to set vlan interface for bridge with addr",
+        ),
+        None => (bridge.clone(), "failed to set bridge addr"),
+    };
+    gateway::ensure(host, &link, plan.gateway, &addressing.gateways, action)?;
+    Ok(Some(link))
+}

@@ -1,51 +1,51 @@
-//! From keys to what is to be done, without touching anything.
+//! Decides from the keys what is to be done. Pure: no system calls.
 
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
+use cni::Attachment;
 use cni::Code;
 use cni::env::IfName;
 use cni::result::IpConfig;
-use netlink::{Dad, Link, Mac};
-use packet_filter::Isolation;
+use netlink::{Link, Mac};
+use packet_filter::node::Pod;
 use wiring::mtu::{self, Mtu};
-use wiring::{Gateway, MasqueradeKeys, Masquerading, mac, outside};
+use wiring::{Gateway, MasqueradeKeys, Masquerading, mac, rules};
 
 use crate::conf::{Conf, TrunkItem};
-
-/// Index of the container's end in the interfaces of a result: bandwidth,
-/// portmap and firewall look there, so the order is part of the contract.
-pub const CONTAINER: i64 = 2;
 
 /// The largest VLAN id; 4095 is reserved by IEEE 802.1Q.
 const VLAN_MAX: i64 = 4094;
 
-/// A configuration in which nothing contradicts anything.
+/// A configuration without contradictions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// The bridge on the host.
     pub bridge: IfName,
-    /// MTU of the pair, and of a bridge that is created.
+    /// MTU of the pair, and of the bridge if it is created.
     pub mtu: Mtu,
-    /// Whether the bridge is to be promiscuous.
+    /// Whether the bridge is promiscuous.
     pub promisc: bool,
-    /// Whether the port may send frames back where they came from.
+    /// Whether the port may send frames back to where they came from.
     pub hairpin: bool,
-    /// Whether the port talks to ports that are not isolated only.
+    /// Whether the port exchanges frames only with ports that are not isolated.
     pub isolated: bool,
-    /// Whether duplicate IPv6 addresses are looked for.
-    pub detect_duplicates: bool,
-    /// Whether the segment is asked for the pod's addresses before they are used.
+    /// Whether the kernel detects duplicates of the pod's IPv6 addresses.
+    pub enabledad: bool,
+    /// Whether the segment is probed for the pod's addresses before they are used.
     pub detect_conflicts: bool,
-    /// Whether the container's end is brought up.
+    /// Whether the pod's end is brought up.
     pub bring_up: bool,
-    /// The MAC that somebody asked for.
+    /// The requested MAC.
     pub mac: Option<Mac>,
     /// The VLANs of the port.
     pub vlans: Vlans,
-    /// What the bridge is for the pods.
+    /// What the bridge is to the pods.
     pub gateway: Gateway,
-    /// Whether, and how, what leaves the pods' subnets is masqueraded.
+    /// The interface that is the gateway of an access VLAN, instead of the bridge: the bridge
+    /// itself is only in its own VLAN. `None` without addresses.
+    pub vlan_gateway: Option<IfName>,
+    /// How packets that leave the pods' subnets are masqueraded.
     pub masquerade: Option<Masquerading>,
     /// Whether frames with another MAC than the pod's are dropped.
     pub spoof_check: bool,
@@ -54,16 +54,16 @@ pub struct Plan {
 /// The VLANs of a port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vlans {
-    /// Untagged frames belong to it.
+    /// The VLAN of untagged frames.
     pub access: Option<u16>,
-    /// Carried tagged, in ascending order; `None` without the key.
+    /// The tagged VLANs, in ascending order; `None` without the key.
     pub trunk: Option<Vec<u16>>,
     /// Whether the port stays in the bridge's default VLAN.
     pub keep_default: bool,
 }
 
 impl Vlans {
-    /// Whether the bridge has to tell VLANs apart.
+    /// Whether the bridge needs VLAN filtering.
     pub fn filtering(&self) -> bool {
         self.access.is_some() || self.trunk.is_some()
     }
@@ -75,8 +75,10 @@ impl Vlans {
 }
 
 impl Plan {
-    /// Checks everything that can be checked without the kernel. `has_ipam`
-    /// tells whether the pod gets addresses, `args_mac` is `MAC` of CNI_ARGS.
+    /// Checks all keys. `has_ipam`: whether the pod gets addresses. `args_mac`: `MAC` of CNI_ARGS.
+    ///
+    /// # Errors
+    /// Code 7, or 4 for CNI_ARGS.
     pub fn new(conf: &Conf, has_ipam: bool, args_mac: Option<String>) -> Result<Self> {
         if conf.hairpin_mode && conf.promisc_mode {
             return Err(invalid(
@@ -88,20 +90,21 @@ impl Plan {
                 "cannot use IPAM when DisableContainerInterface flag is set",
             ));
         }
-        let gateway = match conf.is_gateway || conf.is_default_gateway {
-            false => Gateway::None,
-            true => Gateway::Gateway {
+        let gateway = if conf.is_gateway || conf.is_default_gateway {
+            Gateway::Gateway {
                 default_route: conf.is_default_gateway,
                 force: conf.force_address,
-            },
+            }
+        } else {
+            Gateway::None
         };
-        let plan = Self {
+        let mut plan = Self {
             bridge: bridge_name(&conf.bridge)?,
             mtu: mtu(conf.mtu)?,
             promisc: conf.promisc_mode,
             hairpin: conf.hairpin_mode,
             isolated: conf.port_isolation,
-            detect_duplicates: conf.enabledad,
+            enabledad: conf.enabledad,
             detect_conflicts: conf.detect_conflicts,
             bring_up: !conf.disable_container_interface,
             mac: mac::asked_for(
@@ -112,6 +115,7 @@ impl Plan {
             )?,
             vlans: vlans(conf)?,
             gateway,
+            vlan_gateway: None,
             masquerade: Masquerading::parse(&MasqueradeKeys {
                 wanted: conf.ip_masq,
                 backend: conf.ip_masq_backend.as_deref(),
@@ -121,61 +125,40 @@ impl Plan {
             })?,
             spoof_check: conf.macspoofchk,
         };
-        if plan.has_vlan_gateway() && has_ipam {
-            plan.vlan_gateway_name()?;
+        plan.masquerade = plan.masquerade.filter(|_| has_ipam);
+        if let Some(vlan) = plan.vlans.access
+            && gateway != Gateway::None
+            && has_ipam
+        {
+            plan.vlan_gateway = Some(vlan_gateway(&plan.bridge, vlan)?);
         }
         Ok(plan)
     }
 
-    /// What is done about duplicates of the pod's IPv6 addresses.
-    pub fn dad(&self) -> Dad {
-        match self.detect_duplicates {
-            true => Dad::On,
-            false => Dad::Off,
+    /// The interface that is the pods' gateway, if they have one.
+    pub fn gateway_interface(&self) -> &IfName {
+        self.vlan_gateway.as_ref().unwrap_or(&self.bridge)
+    }
+
+    /// The packet filter rules of an attachment with the addresses `ips`, but for its spoof
+    /// check. `gateway` is the link that is the pods' gateway.
+    pub fn rules(&self, owner: &Attachment, ips: &[IpConfig], gateway: Option<&Link>) -> Pod {
+        let gateway = gateway.filter(|_| self.isolated);
+        Pod {
+            masquerade: self.masquerade.as_ref().map(|how| how.of(owner, ips)),
+            isolation: gateway.and_then(|it| rules::isolation(&owner.network, it, ips)),
+            ..rules::none(owner)
         }
     }
+}
 
-    /// The interface that carries the gateway of an access VLAN: the bridge
-    /// itself is in no VLAN but its own.
-    pub fn vlan_gateway_name(&self) -> Result<IfName> {
-        let vlan = self.vlans.access.unwrap_or_default();
-        let name = format!("{}.{vlan}", self.bridge);
-        IfName::parse(&name).map_err(|error| {
-            invalid(&format!(
-                "name of the VLAN's gateway interface {name:?}: {error}"
-            ))
-        })
-    }
-
-    /// What keeps isolated pods from each other where the node forwards for them.
-    pub fn isolation(
-        &self,
-        network: &str,
-        gateway: Option<&Link>,
-        ips: &[IpConfig],
-    ) -> Option<Isolation> {
-        let gateway = gateway.filter(|_| self.isolated)?;
-        outside::isolation(network, gateway, ips)
-    }
-
-    /// The interface that is the gateway of isolated pods, if there are such.
-    ///
-    /// # Errors
-    /// As [`Plan::vlan_gateway_name`].
-    pub fn isolated_gateway(&self) -> Result<Option<IfName>> {
-        if !self.isolated || self.gateway == Gateway::None {
-            return Ok(None);
-        }
-        Ok(Some(match self.has_vlan_gateway() {
-            true => self.vlan_gateway_name()?,
-            false => self.bridge.clone(),
-        }))
-    }
-
-    /// Whether the gateway of the pods is in an access VLAN.
-    pub fn has_vlan_gateway(&self) -> bool {
-        self.gateway != Gateway::None && self.vlans.access.is_some()
-    }
+fn vlan_gateway(bridge: &IfName, vlan: u16) -> Result<IfName> {
+    let name = format!("{bridge}.{vlan}");
+    IfName::parse(&name).map_err(|error| {
+        invalid(&format!(
+            "name of the VLAN's gateway interface {name:?}: {error}"
+        ))
+    })
 }
 
 fn invalid(msg: &str) -> anyhow::Error {

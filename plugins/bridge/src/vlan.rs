@@ -1,17 +1,20 @@
-//! VLANs of a port, and the interface that is the gateway of one.
+//! VLANs of a port, and the interface that is the gateway of a VLAN.
 
 use anyhow::{Context, Result};
-use cni::Undo;
-use cni::names;
+use cni::env::IfName;
+use cni::{Undo, names};
 use netlink::{Link, Mac, Netlink, PortSpec, PortVlan, VethSpec};
 use netns::NetNs;
 
-use crate::plan::{Plan, Vlans};
+use crate::plan::Vlans;
 
-/// The VLAN that untagged frames belong to on a trunk: the bridge's own default.
+/// The VLAN of untagged frames on a trunk: the bridge's default.
 const DEFAULT_VLAN: u16 = 1;
 
-/// Gives a port its VLANs. A port that has none of its own stays in the bridge's default.
+/// Gives a port its VLANs. A port without any stays in the bridge's default VLAN.
+///
+/// # Errors
+/// What the kernel refuses.
 pub fn configure_port(host: &Netlink, port: &Link, vlans: &Vlans) -> Result<()> {
     if !vlans.any() {
         return Ok(());
@@ -28,7 +31,7 @@ pub fn configure_port(host: &Netlink, port: &Link, vlans: &Vlans) -> Result<()> 
         .with_context(|| format!("failed to setup vlan tag on interface {:?}", port.name))
 }
 
-/// What the port is to have, in ascending order.
+/// The VLANs of the port, in ascending order.
 fn port_vlans(vlans: &Vlans) -> Vec<PortVlan> {
     let native = vlans.access.unwrap_or(DEFAULT_VLAN);
     let trunk = vlans.trunk.as_deref().unwrap_or_default();
@@ -39,21 +42,27 @@ fn port_vlans(vlans: &Vlans) -> Vec<PortVlan> {
     all
 }
 
-/// The interface with the gateway's address of the pods' VLAN: one end of a
-/// veth pair on the host whose other end is a port in that VLAN. All pods of
-/// the VLAN share it, so it stays; but one that is half made goes.
-pub fn ensure_gateway_interface(host: &Netlink, bridge: &Link, plan: &Plan) -> Result<Link> {
-    let name = plan.vlan_gateway_name()?;
+/// Ensures the interface `name` with the gateway's address of the pods' VLAN: one end of a veth
+/// pair on the host whose other end is a port of `bridge` in that VLAN. All pods of the VLAN share
+/// it, so it stays. An incomplete one is undone.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn ensure_gateway_interface(
+    host: &Netlink,
+    bridge: &Link,
+    name: &IfName,
+    vlans: &Vlans,
+) -> Result<Link> {
     if let Some(link) = host.find_link(name.as_str())? {
         return Ok(link);
     }
     let mut undo = Undo::new();
-    let made = make_gateway_interface(host, bridge, plan, &mut undo);
-    match made {
+    match add_gateway_interface(host, bridge, name, vlans, &mut undo) {
         Ok(()) => undo.forget(),
         Err(error) => {
             undo.roll_back();
-            // Another ADD was quicker: its interface is as good.
+            // A concurrent ADD may have added it.
             if host.find_link(name.as_str())?.is_none() {
                 return Err(error.context(format!("failed to create vlan interface {name}")));
             }
@@ -62,13 +71,13 @@ pub fn ensure_gateway_interface(host: &Netlink, bridge: &Link, plan: &Plan) -> R
     Ok(host.get_link(name.as_str())?)
 }
 
-fn make_gateway_interface(
+fn add_gateway_interface(
     host: &Netlink,
     bridge: &Link,
-    plan: &Plan,
+    name: &IfName,
+    vlans: &Vlans,
     undo: &mut Undo,
 ) -> Result<()> {
-    let name = plan.vlan_gateway_name()?;
     let spec = VethSpec {
         host_name: name.to_string(),
         host_mac: Mac::random()?,
@@ -89,7 +98,7 @@ fn make_gateway_interface(
     host.attach_port(&port, &spec)?;
     let access = Vlans {
         trunk: None,
-        ..plan.vlans.clone()
+        ..vlans.clone()
     };
     configure_port(host, &port, &access)?;
     host.set_up(port.index)?;

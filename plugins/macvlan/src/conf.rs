@@ -3,7 +3,7 @@
 
 use cni::address::Cidrs;
 use serde::Deserialize;
-use wiring::mac::{Args, RuntimeConfig};
+use wiring::mac::{Args, Requested};
 
 /// The plugin's own keys.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -32,7 +32,7 @@ pub struct Conf {
     /// The node's own interface on the parent.
     pub host_shim: Option<HostShim>,
     /// What the runtime asks for this pod.
-    pub runtime_config: RuntimeConfig,
+    pub runtime_config: Requested,
     /// What the configuration's author asks for this pod.
     pub args: Args,
 }

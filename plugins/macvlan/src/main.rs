@@ -11,11 +11,11 @@ use anyhow::{Result, anyhow};
 use cni::delegate;
 use cni::linked::Linked;
 use cni::request::{Add, Check, Del, Gc, Status};
-use cni::result::{AddResult, Interface};
+use cni::result::AddResult;
 use cni::{BestEffort, Plugin, Undo, Version};
-use netlink::{Configured, Dad, MacvlanMode, Parent};
-use netns::NetNs;
+use netlink::{MacvlanMode, Parent};
 use nix::errno::Errno;
+use wiring::result::{self, Interfaces};
 use wiring::{Addressing, Gateway, lease, pod};
 
 use macvlan::{conf, pattern, plan};
@@ -28,9 +28,6 @@ fn main() -> ExitCode {
 }
 
 struct Macvlan;
-
-/// Index of the pod's interface in the result: it is the only one.
-const CONTAINER: i64 = 0;
 
 impl Plugin for Macvlan {
     const NAME: &'static str = "macvlan";
@@ -50,17 +47,17 @@ impl Plugin for Macvlan {
         socket
             .add_link(&spec, &netns, undo)
             .map_err(|error| why_not(error, plan.mode, &parent))?;
-        // Detection of duplicates would make every pod wait for one to two seconds;
-        // who wants it has `detectConflicts`, for IPv4 too.
+        // `detectConflicts` finds duplicates of IPv4 and IPv6 addresses.
         let wanted = netlink::Interface {
             alias: Some(request.attachment.alias()),
             accept_ra: plan.accept_ra,
-            ..pod::interface(&request.attachment.ifname, Dad::Off, call.has_ipam())
+            ..pod::interface(request, false)
         };
         let pod = netlink::enter(&netns, wanted)?;
         // Before addresses are asked for: who looks for conflicts finds the shim's.
         let shim = shim::join(request, &plan, &parent.link, undo)?;
-        let addressing = addressing(request, &plan, &netns, undo)?;
+        let lease = lease::acquire(request, &netns, plan.detect_conflicts, undo)?;
+        let addressing = lease.map(|lease| Addressing::new(lease, Gateway::None));
         if let (Some(shim), Some(addressing)) = (&shim, &addressing) {
             shim.lay_routes(request, addressing, undo)?;
         }
@@ -74,9 +71,9 @@ impl Plugin for Macvlan {
             // suite looks for it, and it is a working one.
             undo.forget();
         }
-        let interfaces = vec![interface(request, &configured)];
-        let result = pod::result(interfaces, addressing, &call.net.dns);
-        Ok(result.for_version(call.version))
+        let interface = result::interface(&configured.link);
+        let interfaces = Interfaces::default().pod(interface, &request.netns);
+        Ok(interfaces.result(addressing, call))
     }
 
     fn del(request: &Del<Conf>) -> Result<()> {
@@ -117,27 +114,6 @@ impl Plugin for Macvlan {
             shim::refuse(&plan, &request.call.network, &parent.link)?;
         }
         delegate::ipam_status(&request.call)
-    }
-}
-
-/// What the pod gets; `None` if nobody hands out addresses.
-fn addressing(
-    request: &Add<Conf>,
-    plan: &Plan,
-    netns: &NetNs,
-    undo: &mut Undo,
-) -> Result<Option<Addressing>> {
-    let lease = match plan.detect_conflicts {
-        true => lease::without_conflict(&request.call, netns, &request.attachment.ifname, undo)?,
-        false => delegate::ipam_add(&request.call, undo)?,
-    };
-    Ok(lease.map(|lease| Addressing::new(lease, Gateway::None, CONTAINER)))
-}
-
-fn interface(request: &Add<Conf>, configured: &Configured) -> Interface {
-    Interface {
-        sandbox: request.netns.as_str().to_owned(),
-        ..pod::host_interface(&configured.link)
     }
 }
 

@@ -40,7 +40,7 @@ struct Sought {
 /// When the kernel refuses.
 pub fn delete(request: &Del<Conf>) -> Result<()> {
     let sought = Sought::new(request);
-    pod::where_it_is(request.netns.as_ref(), |pod| {
+    pod::in_netns(request.netns.as_ref(), |pod| {
         let links = pod.list_links()?;
         let reach = sought.reach(&links);
         let mut doomed = sought.doomed(&reach, &links);

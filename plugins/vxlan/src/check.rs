@@ -1,29 +1,29 @@
-//! CHECK: whether an attachment is as its result says, and its network as its
-//! configuration says.
+//! CHECK: compares the kernel with the result of ADD and with the network's configuration.
 
 use anyhow::{Result, bail};
 use cni::request::Check;
 use cni::result::AddResult;
 use netlink::{Link, Netlink};
 use netns::NetNs;
-use overlay::{Device, Mode, device};
-use packet_filter::{Nftables, Separation};
+use overlay::{Conf, Device, Mode, device};
 use wiring::{Addressing, check, gateway};
 
-use crate::conf::Conf;
 use crate::plan::Plan;
 
-/// Compares the kernel with `prevResult`, and returns it.
+/// Compares the attachment with `prevResult`, and returns that.
 pub fn attachment(request: &Check<Conf>, plan: &Plan, netns: &NetNs) -> Result<AddResult> {
     let previous = request.prev_result()?;
     let check::Port { bridge, container } =
         check::port(request, plan.network.bridge.as_str(), netns, &previous)?;
-    let found = Device::find(&Netlink::open()?, &plan.network)?;
-    found.check(segment(plan, &bridge))?;
+    let host = Netlink::open()?;
+    let found = Device::find(&host, &plan.network)?;
+    // In mode l2 the device is a port of the bridge.
+    let segment = (plan.network.mode == Mode::L2).then_some(&bridge);
+    found.check(segment)?;
     if request.call.has_ipam() {
         let ifname = request.attachment.ifname.as_str();
         let addresses = Addressing::gateways_in(&previous, plan.gateway, ifname);
-        gateway::check(&Netlink::open()?, &bridge, &addresses)?;
+        gateway::check(&host, &bridge, &addresses)?;
     }
     let mtu = found.spec.mtu;
     if container.mtu > mtu {
@@ -33,13 +33,13 @@ pub fn attachment(request: &Check<Conf>, plan: &Plan, netns: &NetNs) -> Result<A
             container.mtu
         );
     }
-    peers(plan, &found, &bridge)?;
+    peers(plan, &found, segment)?;
     Ok(previous)
 }
 
-/// Whether the kernel knows the peers that the configuration lists.
-fn peers(plan: &Plan, found: &Device, bridge: &Link) -> Result<()> {
-    let missing = device::missing_entries(&plan.network, found, segment(plan, bridge))?;
+/// Whether the kernel has the entries of the configuration's peers.
+fn peers(plan: &Plan, found: &Device, segment: Option<&Link>) -> Result<()> {
+    let missing = device::missing_entries(&plan.network, found, segment)?;
     let Some(first) = missing.first() else {
         return Ok(());
     };
@@ -48,17 +48,4 @@ fn peers(plan: &Plan, found: &Device, bridge: &Link) -> Result<()> {
         count => format!(", and {count} more"),
     };
     bail!("peers: {} has no {first}{more}", plan.network.device())
-}
-
-/// Whether the network is kept apart from others, as far as the kernel can do it.
-pub fn apart(wanted: &Separation) -> Result<()> {
-    match Nftables::find()? {
-        Some(nftables) => nftables.check_separation(wanted),
-        None => Ok(()),
-    }
-}
-
-/// The bridge, where the device is a port of it.
-fn segment<'a>(plan: &Plan, bridge: &'a Link) -> Option<&'a Link> {
-    (plan.network.mode == Mode::L2).then_some(bridge)
 }

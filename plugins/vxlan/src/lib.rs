@@ -1,5 +1,234 @@
-//! What vxlan's keys mean: for the plugin itself, and for `podwire validate`, which reads
-//! a configuration by the same code.
+//! vxlan: join a pod to a network that spans hosts. Each host has a bridge; VXLAN connects the
+//! hosts, either as one segment (`l2`) or routed (`l3`).
+//!
+//! The keys are read in `crates/overlay`: `podwire peers` reads the same configuration.
 
-pub mod conf;
+mod check;
+mod occupancy;
 pub mod plan;
+
+use anyhow::{Context, Result};
+use cni::delegate;
+use cni::linked::Linked;
+use cni::request::{Add, Check, Del, Gc, Status};
+use cni::result::AddResult;
+use cni::{Attachment, BestEffort, Code, Plugin, Undo};
+use ipnetwork::IpNetwork;
+use netlink::{AddressSpec, BridgeSpec, Family, Link, Netlink, PortSpec, sysctl};
+use overlay::{Device, Mode, gateway_mac, guard, unreached};
+use packet_filter::node::Pod;
+use wiring::result::Interfaces;
+use wiring::{Addressing, Gateway, gateway, lease, pod, port, requested, rules};
+
+pub use crate::plan::Plan;
+pub use overlay::Conf;
+
+/// The plugin.
+pub struct Vxlan;
+
+impl Plugin for Vxlan {
+    const NAME: &'static str = "vxlan";
+    const LINKED: &'static [Linked] = &[host_local::LINKED];
+    type Conf = Conf;
+
+    fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {
+        let (call, attachment) = (&request.call, &request.attachment);
+        let [mac] = call.args(["MAC"])?;
+        let plan = Plan::new(&request.conf, &call.network, call.has_ipam(), mac)?;
+        let netns = pod::open_netns(&request.netns)?;
+        let host = Netlink::open()?;
+        let _lock = occupancy::lock_for_add(plan.remove_when_empty)?;
+        let device = Device::find(&host, &plan.network)?;
+
+        // As in bridge.
+        if let Some(mac) = plan.mac.filter(|_| plan.spoof_check) {
+            requested::refuse_taken_mac(&host, plan.network.bridge.as_str(), mac, attachment)?;
+        }
+        // Before anything is created: IPAM's subnets may contradict the peers.
+        let lease = lease::acquire(request, &netns, false, undo)?;
+        let own = plan::own_subnets(lease.iter().flat_map(|it| &it.ips).map(|ip| ip.address));
+        plan.check_own_subnets(&own, Some(device.local))?;
+        let addressing = decide(request, &host, &plan, lease)?;
+
+        let bridge = ensure_bridge(&host, &plan, device.spec.mtu)?;
+        let overlay = ensure_device(&host, &plan, &device, &bridge, &own)?;
+        let properties = (plan.mac, Some(device.spec.mtu));
+        let pair = port::add_veth(&host, &bridge, request, &netns, properties, undo)?;
+        let port = PortSpec {
+            bridge: bridge.index,
+            hairpin: plan.hairpin,
+            isolated: false,
+            up: true,
+            alias: None,
+        };
+        port::attach(&host, &pair.host, port, attachment)?;
+        if plan.spoof_check {
+            rules::add_spoof_check(attachment, &pair, undo)?;
+        }
+        let pod = pod::enter(request, &netns, plan.enabledad)?;
+        let configured = pod::configure(pod, addressing.as_ref())?;
+        let (gateways, ips) = match &addressing {
+            Some(addressing) => (&addressing.gateways[..], &addressing.ips[..]),
+            None => Default::default(),
+        };
+        let action = "failed to set bridge addr";
+        gateway::ensure(&host, &bridge, plan.gateway, gateways, action)?;
+        // Before the pod can send through its gateway.
+        rules::add(&plan.rules(attachment, ips), None, undo)?;
+        let port = host.wait_for_port(pair.host.index)?;
+        pod::announce(&configured);
+        let interfaces = Interfaces::default()
+            .host(&bridge)
+            .host(&port)
+            .pod(port::container_interface(&pair), &request.netns)
+            .host(&overlay);
+        Ok(interfaces.result(addressing, call))
+    }
+
+    fn del(request: &Del<Conf>) -> Result<()> {
+        let mut all = BestEffort::new();
+        port::delete(request, request.conf.rules(), &mut all);
+        if request.conf.remove_when_empty {
+            all.step("remove the empty network", || {
+                occupancy::remove_if_empty(&request.conf, &request.call.network)
+            });
+        }
+        all.finish()
+    }
+
+    fn check(request: &Check<Conf>) -> Result<()> {
+        let call = &request.call;
+        let plan = Plan::new(&request.conf, &call.network, call.has_ipam(), None)?;
+        let netns = pod::open_netns(&request.netns)?;
+        delegate::ipam_check(call)?;
+        let previous = check::attachment(request, &plan, &netns)?;
+        rules::check(&wanted(&plan, &request.attachment, &previous)?)?;
+        guard::check(&Netlink::open()?, &plan.network)
+    }
+
+    fn gc(request: &Gc<Conf>) -> Result<()> {
+        let mut all = BestEffort::new();
+        port::collect(request, &mut all);
+        if request.conf.remove_when_empty && request.valid.is_empty() {
+            all.step("remove the empty network", || {
+                occupancy::remove_if_empty(&request.conf, &request.call.network)
+            });
+        }
+        all.finish()
+    }
+
+    fn status(request: &Status<Conf>) -> Result<()> {
+        let call = &request.call;
+        let plan = Plan::new(&request.conf, &call.network, call.has_ipam(), None)?;
+        let host = Netlink::open()?;
+        Device::find(&host, &plan.network)
+            .map_err(|error| Code::NotAvailable.err(format!("{error:#}")))?;
+        let bridge = plan.network.bridge.as_str();
+        port::status(&host, bridge)?;
+        if plan.gateway != Gateway::None {
+            gateway::status(call, &host, bridge)?;
+        }
+        rules::status(plan.masquerade.as_ref(), plan.spoof_check)?;
+        delegate::ipam_status(call)
+    }
+}
+
+/// What the attachment whose ADD returned `result` wants of the packet filter, but for the
+/// network's guard ([`guard::present`]).
+///
+/// # Errors
+/// A result without the interfaces of the attachment.
+pub fn wanted(plan: &Plan, owner: &Attachment, result: &AddResult) -> Result<Pod> {
+    let spoof_check = plan.spoof_check.then(|| rules::spoof_check(owner, result));
+    Ok(Pod {
+        spoof_check: spoof_check.transpose()?,
+        ..plan.rules(owner, &result.ips)
+    })
+}
+
+/// Decides the pod's addresses and routes. Refuses a requested subnet if the bridge, as its
+/// gateway, would take traffic from the node.
+fn decide(
+    request: &Add<Conf>,
+    host: &Netlink,
+    plan: &Plan,
+    lease: Option<AddResult>,
+) -> Result<Option<Addressing>> {
+    let Some(lease) = lease else {
+        return Ok(None);
+    };
+    let (call, conf) = (&request.call, &request.conf);
+    let addressing = Addressing::new(lease, plan.gateway);
+    if requested::asks_for_addresses(call, &conf.runtime_config, &conf.args) {
+        let bridge = plan.network.bridge.as_str();
+        requested::refuse_capture(call, host, bridge, &addressing.gateways)?;
+    }
+    Ok(Some(addressing))
+}
+
+fn ensure_bridge(host: &Netlink, plan: &Plan, mtu: u32) -> Result<Link> {
+    let name = plan.network.bridge.as_str();
+    let mut bridge = host
+        .ensure_bridge(&BridgeSpec {
+            name: name.to_owned(),
+            mtu: Some(mtu),
+            vlan_filtering: false,
+            promisc: false,
+        })
+        .with_context(|| format!("failed to create bridge {name:?}"))?;
+    let mac = gateway_mac(plan.network.vni);
+    if plan.is_shared_gateway() && bridge.mac != Some(mac) {
+        // The bridges of all hosts have the same link-local address. Duplicate address detection
+        // would leave them without one.
+        let _ = sysctl::write(&sysctl::interface_key("ipv6", name, "accept_dad"), "0");
+        host.set_mac(bridge.index, mac)?;
+        bridge.mac = Some(mac);
+    }
+    Ok(bridge)
+}
+
+/// Ensures the device and the configuration's peers. In mode `l3` the device has the address
+/// that stands for this node in each of its subnets, `own`.
+fn ensure_device(
+    host: &Netlink,
+    plan: &Plan,
+    device: &Device,
+    bridge: &Link,
+    own: &[IpNetwork],
+) -> Result<Link> {
+    let network = &plan.network;
+    let bridge = (network.mode == Mode::L2).then_some(bridge);
+    let link = device.ensure(host, network, bridge)?;
+    if network.mode == Mode::L3 {
+        for address in own.iter().filter_map(|it| plan::device_address(*it)) {
+            ensure_device_address(host, &link, address)?;
+        }
+    }
+    if let Some(done) = device.apply_peers(host, network, &link, bridge)? {
+        let action = format!("configure the peers of {}", network.name);
+        if let Some(error) = unreached(&network.entries(), &done.failed) {
+            return Err(error.clone()).context(action);
+        }
+        // The pod reaches the other peers. CHECK reports the missing ones, too.
+        for (_, error) in &done.failed {
+            cni::log(format_args!("{action}: {error}"));
+        }
+    }
+    Ok(link)
+}
+
+fn ensure_device_address(host: &Netlink, link: &Link, address: IpNetwork) -> Result<()> {
+    let present = host.list_addresses(link.index, Some(Family::of(address.ip())))?;
+    if present.iter().any(|other| other.address == address) {
+        return Ok(());
+    }
+    let spec = AddressSpec {
+        // No other host is on this link.
+        nodad: address.is_ipv6(),
+        ..address.into()
+    };
+    match host.add_address_to(link, &spec) {
+        Err(error) if error.is_exists() => Ok(()),
+        other => Ok(other?),
+    }
+}

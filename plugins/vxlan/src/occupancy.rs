@@ -1,7 +1,7 @@
-//! `removeWhenEmpty`: device and bridge go with the last pod.
+//! `removeWhenEmpty`: the last pod's DEL removes device and bridge.
 //!
-//! An ADD that has just found them and a DEL that has just found nobody on them must not
-//! meet: both lock the node's namespace, as a file, which leaves nothing behind.
+//! An ADD that has found them and a DEL that removes them must exclude each other. Both lock the
+//! file of the node's network namespace, so no lock file remains.
 
 use std::fs::File;
 
@@ -9,54 +9,43 @@ use anyhow::{Context, Result};
 use cni::request::alias_prefix;
 use netlink::{Link, Netlink};
 use nix::fcntl::{Flock, FlockArg};
-use overlay::{Network, device};
+use overlay::{Conf, Network, device};
 use packet_filter::Nftables;
 
-use crate::conf::Conf;
-
-/// Keeps device and bridge while it lives.
-pub struct Stays {
-    _lock: Flock<File>,
+/// Prevents the removal of device and bridge while it exists. An ADD holds it from before it
+/// looks for them until the pod is attached.
+pub fn lock_for_add(remove_when_empty: bool) -> Result<Option<Flock<File>>> {
+    let shared = || lock(FlockArg::LockShared);
+    remove_when_empty.then(shared).transpose()
 }
 
-/// To be held from before device and bridge are looked for until the pod is on them.
-pub fn join(remove_when_empty: bool) -> Result<Option<Stays>> {
-    let lock = || {
-        Ok(Stays {
-            _lock: lock(FlockArg::LockShared)?,
-        })
-    };
-    remove_when_empty.then(lock).transpose()
-}
-
-/// Removes the network's device and bridge if no pod is on them.
+/// Removes the network's device and bridge if no pod is attached.
 pub fn remove_if_empty(conf: &Conf, network: &str) -> Result<()> {
-    // With a configuration that ADD refuses there never was a pod.
+    // A configuration that ADD refuses never had a pod.
     let Ok(network) = Network::new(conf, network) else {
         return Ok(());
     };
     let host = Netlink::open()?;
-    let _alone = lock(FlockArg::LockExclusive)?;
+    let _lock = lock(FlockArg::LockExclusive)?;
     let name = network.bridge.as_str();
     let bridge = host.find_link(name)?.filter(|link| link.is_kind("bridge"));
     let own = network.device();
     let links = host.list_links()?;
-    let pod = |link: &&Link| is_a_pods(link, &network.name);
-    if links.iter().filter(pod).count() > 0 {
+    if links.iter().any(|link| is_a_pods(link, &network.name)) {
         return Ok(());
     }
     if let Some(bridge) = bridge {
-        let others = links
-            .iter()
-            .any(|it| it.master == Some(bridge.index) && it.name != own);
-        // Somebody put an interface of their own on the bridge.
-        if others {
+        // An operator may have added interfaces to the bridge.
+        let is_other = |it: &Link| it.master == Some(bridge.index) && it.name != own;
+        if links.iter().any(is_other) {
             return Ok(());
         }
         host.delete_link(name)?;
     }
-    let made_by_us = |link: &Link| device::is_of(link, &network);
-    if host.find_link(&own)?.as_ref().is_some_and(made_by_us) {
+    if host
+        .find_link(&own)?
+        .is_some_and(|link| device::is_of(&link, &network))
+    {
         host.delete_link(&own)?;
     }
     match Nftables::find()? {

@@ -1,45 +1,40 @@
-//! From keys to what is to be done, without touching anything.
+//! Decides from the keys what is to be done. Pure: no system calls.
 
 use std::net::IpAddr;
 
 use anyhow::Result;
-use cni::{Cidr, Code};
+use cni::result::IpConfig;
+use cni::{Attachment, Cidr, Code};
 use ipnetwork::IpNetwork;
-use netlink::{Dad, Mac};
-use overlay::{Mode, Network};
+use netlink::Mac;
+use overlay::{Conf, Mode, Network};
 use packet_filter::Separation;
-use wiring::{Gateway, MasqueradeKeys, Masquerading, mac};
+use packet_filter::node::Pod;
+use wiring::{Gateway, MasqueradeKeys, Masquerading, mac, rules};
 
-use crate::conf::Conf;
-
-/// Index of the container's end in the interfaces of a result: bandwidth,
-/// portmap and firewall look there, so the order is part of the contract.
-pub const CONTAINER: i64 = 2;
-
-/// A configuration in which nothing contradicts anything.
+/// A configuration without contradictions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// What there is for all pods.
+    /// What all pods share.
     pub network: Network,
-    /// What the bridge is for the pods.
+    /// What the bridge is to the pods.
     pub gateway: Gateway,
-    /// The MAC that somebody asked for.
+    /// The requested MAC.
     pub mac: Option<Mac>,
-    /// Whether the port may send frames back where they came from.
+    /// Whether the port may send frames back to where they came from.
     pub hairpin: bool,
-    /// Whether duplicate IPv6 addresses are looked for.
-    pub detect_duplicates: bool,
-    /// Whether, and how, what leaves the network is masqueraded.
+    /// Whether the kernel detects duplicates of the pod's IPv6 addresses.
+    pub enabledad: bool,
+    /// How packets that leave the network are masqueraded.
     pub masquerade: Option<Masquerading>,
     /// Whether frames with another MAC than the pod's are dropped.
     pub spoof_check: bool,
-    /// Whether device and bridge go with the last pod.
+    /// Whether the last pod's DEL removes device and bridge.
     pub remove_when_empty: bool,
 }
 
 impl Plan {
-    /// Checks everything that can be checked without the kernel. `has_ipam`
-    /// tells whether the pod gets addresses, `args_mac` is `MAC` of CNI_ARGS.
+    /// Checks all keys. `has_ipam`: whether the pod gets addresses. `args_mac`: `MAC` of CNI_ARGS.
     ///
     /// # Errors
     /// Code 7, with the key at fault; 4 for CNI_ARGS.
@@ -66,9 +61,9 @@ impl Plan {
                 "failed to make veth pair",
             )?,
             hairpin: conf.hairpin_mode,
-            detect_duplicates: conf.enabledad,
-            masquerade: masquerade.map(|how| Masquerading {
-                // Behind the device are members.
+            enabledad: conf.enabledad,
+            masquerade: masquerade.filter(|_| has_ipam).map(|how| Masquerading {
+                // The network's pods on other nodes are behind the device.
                 not_through: (network.mode == Mode::L3).then(|| network.device()),
                 ..how
             }),
@@ -78,44 +73,41 @@ impl Plan {
         })
     }
 
-    /// What is done about duplicates of the pod's IPv6 addresses.
-    pub fn dad(&self) -> Dad {
-        match self.detect_duplicates {
-            true => Dad::On,
-            false => Dad::Off,
-        }
-    }
-
-    /// Fails for subnets of this node, as IPAM has them, that contradict the peers.
+    /// Checks that the subnets of this node, as IPAM returned them, do not contradict the peers.
     ///
     /// # Errors
     /// Code 7, with the key at fault.
     pub fn check_own_subnets(&self, own: &[IpNetwork], local: Option<IpAddr>) -> Result<()> {
         match self.gateway {
-            // The node has no way to them.
+            // The node has no route to them.
             Gateway::None => Ok(()),
             Gateway::Gateway { .. } => Ok(self.network.check_own_subnets(own, local)?),
         }
     }
 
-    /// What is kept apart from other networks, where the node forwards.
-    pub fn apart(&self) -> Option<Separation> {
+    /// The packet filter rules of an attachment with the addresses `ips`, but for its spoof check.
+    pub fn rules(&self, owner: &Attachment, ips: &[IpConfig]) -> Pod {
+        // Where the node forwards, networks would reach each other through it.
         let forwards = self.gateway != Gateway::None;
-        forwards.then(|| Separation {
+        let separation = || Separation {
             network: self.network.name.clone(),
             devices: vec![self.network.bridge.to_string(), self.network.device()],
-        })
+        };
+        Pod {
+            masquerade: self.masquerade.as_ref().map(|how| how.of(owner, ips)),
+            separation: forwards.then(separation),
+            ..rules::none(owner)
+        }
     }
 
-    /// Whether the bridge of one segment is the gateway of its own pods, as the bridges
-    /// of all other hosts are of theirs.
+    /// Whether each host's bridge of one segment is the gateway of its own pods.
     pub fn is_shared_gateway(&self) -> bool {
         self.network.mode == Mode::L2 && self.gateway != Gateway::None
     }
 }
 
-/// In mode `l3` the bridge is the gateway, and unless it is said otherwise the way to
-/// everywhere: to the peers' subnets in any case.
+/// In mode `l3` the bridge is always the pods' gateway, for the peers' subnets, and by default
+/// their default route.
 fn gateway(conf: &Conf, mode: Mode) -> Result<Gateway> {
     if mode == Mode::L3 && conf.is_gateway == Some(false) {
         return Err(invalid(
@@ -124,16 +116,16 @@ fn gateway(conf: &Conf, mode: Mode) -> Result<Gateway> {
     }
     let default_route = conf.is_default_gateway.unwrap_or(mode == Mode::L3);
     let wanted = mode == Mode::L3 || default_route || conf.is_gateway == Some(true);
-    Ok(match wanted {
-        false => Gateway::None,
-        true => Gateway::Gateway {
-            default_route,
-            force: conf.force_address,
-        },
+    if !wanted {
+        return Ok(Gateway::None);
+    }
+    Ok(Gateway::Gateway {
+        default_route,
+        force: conf.force_address,
     })
 }
 
-/// The subnets of this node, as IPAM's answer has them.
+/// The subnets of this node, as IPAM returned them.
 pub fn own_subnets(addresses: impl Iterator<Item = Cidr>) -> Vec<IpNetwork> {
     let mut own: Vec<IpNetwork> = addresses
         .filter_map(|it| IpNetwork::new(it.0.network(), it.prefix()).ok())
@@ -142,14 +134,11 @@ pub fn own_subnets(addresses: impl Iterator<Item = Cidr>) -> Vec<IpNetwork> {
     own
 }
 
-/// What the VXLAN device of mode `l3` has for an address: that which stands for this node,
-/// the first of its subnet (where flannel has it), and no subnet to it.
+/// The address of the VXLAN device in mode `l3`, which stands for this node: the first of its
+/// subnet, as flannel has it, with the prefix of a single address.
 pub fn device_address(subnet: IpNetwork) -> Option<IpNetwork> {
-    let all_bits = match subnet.ip() {
-        IpAddr::V4(_) => 32,
-        IpAddr::V6(_) => 128,
-    };
-    IpNetwork::new(subnet.network(), all_bits).ok()
+    let bits = if subnet.is_ipv4() { 32 } else { 128 };
+    IpNetwork::new(subnet.network(), bits).ok()
 }
 
 fn invalid(msg: &str) -> anyhow::Error {

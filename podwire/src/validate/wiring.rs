@@ -120,7 +120,7 @@ fn clash(addresses: &[Address], gateway: Gateway) -> Option<String> {
         ips: addresses.iter().map(ip).collect(),
         ..AddResult::default()
     };
-    let gateways = Addressing::new(lease, gateway, 0).gateways;
+    let gateways = Addressing::new(lease, gateway).gateways;
     let (one, other) = gateway::clash(&gateways)?;
     Some(format!(
         "an interface cannot be the gateway {other} and {one} at the same time"

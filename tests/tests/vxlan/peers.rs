@@ -266,7 +266,7 @@ fn an_add_fails_with_the_kernels_words_where_it_refuses_every_peer() {
         let added = fleet.cni(1).add(&conf, &pod, "eth0");
         added.result();
         let said =
-            "make the peers of net5 known: add route 10.5.2.0/24 via 10.5.2.0: file exists (17)";
+            "configure the peers of net5: add route 10.5.2.0/24 via 10.5.2.0: file exists (17)";
         assert!(added.stderr().contains(said), "{added:?}");
         fleet.cni(1).del(&conf, &pod, "eth0").silent();
         host.sh("ip route del 10.5.3.0/24; ip route add 10.5.3.0/24 via 172.20.1.1");

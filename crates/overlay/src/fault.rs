@@ -1,0 +1,8 @@
+//! Faults of the keys of vxlan.
+
+use cni::faults::Fault;
+
+/// A fault whose text begins with its key.
+pub(crate) fn fault(key: &str, why: &str) -> Fault {
+    Fault::new(key, format!("{key}: {why}"))
+}

@@ -1,0 +1,40 @@
+//! MACs that are derived, so that all hosts know them without an exchange.
+
+use std::net::IpAddr;
+
+use netlink::Mac;
+use sha2::{Digest, Sha512};
+
+/// The MAC of a host's VXLAN device, unless the configuration names one.
+pub(crate) fn vtep_mac(vni: u32, vtep: IpAddr) -> Mac {
+    derived(&format!("vtep {vni} {vtep}"))
+}
+
+/// The MAC of the gateway in mode `l2`, the same on all hosts: each host is the gateway of its
+/// own pods, and ARP replies of other hosts do not change that.
+pub fn gateway_mac(vni: u32) -> Mac {
+    derived(&format!("gateway {vni}"))
+}
+
+fn derived(text: &str) -> Mac {
+    let digest = Sha512::digest(text.as_bytes());
+    let mut octets = [0; 6];
+    octets.copy_from_slice(&digest[..6]);
+    Mac::local(octets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mac_is_derived_from_vni_and_address() {
+        let of = |vni, ip: &str| vtep_mac(vni, ip.parse().unwrap());
+        assert_eq!(of(1, "192.0.2.2"), of(1, "192.0.2.2"));
+        assert_ne!(of(1, "192.0.2.2"), of(2, "192.0.2.2"));
+        assert_ne!(of(1, "192.0.2.2"), of(1, "192.0.2.3"));
+        assert_eq!(of(1, "192.0.2.2").0[0] & 3, 2);
+        // Hosts with another release must agree.
+        assert_eq!(of(1, "192.0.2.2").to_string(), "72:e3:a5:0d:fa:49");
+    }
+}

@@ -1,0 +1,114 @@
+//! The keys that begin with `ipMasq`.
+
+use anyhow::Result;
+use cni::result::IpConfig;
+use cni::{Attachment, Code};
+use ipnetwork::IpNetwork;
+use packet_filter::node::Asked;
+use packet_filter::{Kind, Masquerade};
+
+/// How packets that leave the pods' subnets are masqueraded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Masquerading {
+    /// The back end that the configuration names.
+    pub backend: Option<Kind>,
+    /// Whether source ports are chosen at random.
+    pub random_fully: bool,
+    /// Destinations that are not masqueraded.
+    pub except: Vec<IpNetwork>,
+    /// Whether IPv4 and IPv6 are masqueraded.
+    pub families: [bool; 2],
+    /// The device that leads to the network's pods on other nodes.
+    pub not_through: Option<String>,
+}
+
+/// The keys of a configuration, as they are written.
+#[derive(Clone, Copy, Debug)]
+pub struct MasqueradeKeys<'a> {
+    /// `ipMasq`
+    pub wanted: bool,
+    /// `ipMasqBackend`
+    pub backend: Option<&'a str>,
+    /// `ipMasqRandomFully`
+    pub random_fully: bool,
+    /// `ipMasqExcept`
+    pub except: &'a [String],
+    /// `ipMasqFamilies`
+    pub families: Option<&'a [String]>,
+}
+
+impl Masquerading {
+    /// Reads the keys; `None` without `ipMasq`.
+    ///
+    /// # Errors
+    /// Code 7: `unknown ipmasq backend "x"` (the Go plugin notices that after everything else
+    /// was set up); an exception that is not a network; an unknown family.
+    pub fn parse(keys: &MasqueradeKeys<'_>) -> Result<Option<Self>> {
+        let named = keys.backend.filter(|text| !text.is_empty());
+        let backend = named
+            .map(|text| {
+                Kind::parse(text).ok_or_else(|| {
+                    Code::InvalidConfig.err(format!("unknown ipmasq backend {text:?}"))
+                })
+            })
+            .transpose()?;
+        let except = keys.except.iter().map(|text| exception(text));
+        let except = except.collect::<Result<_>>()?;
+        let families = families(keys.families)?;
+        Ok(keys.wanted.then_some(Self {
+            backend,
+            random_fully: keys.random_fully,
+            except,
+            families,
+            not_through: None,
+        }))
+    }
+
+    /// The masquerade of an attachment with the addresses `ips`.
+    pub fn of(&self, owner: &Attachment, ips: &[IpConfig]) -> Asked<Masquerade> {
+        let is_of_family = |it: &IpNetwork| self.families[usize::from(it.is_ipv6())];
+        let addresses = ips.iter().map(|ip| ip.address.0);
+        Asked {
+            what: Masquerade {
+                owner: owner.clone(),
+                addresses: addresses.filter(is_of_family).collect(),
+                random_fully: self.random_fully,
+                except: self.except.clone(),
+                not_through: self.not_through.clone(),
+            },
+            backend: self.backend,
+        }
+    }
+}
+
+/// A destination that is not masqueraded. Host bits are cleared, as iptables lists it so.
+fn exception(text: &str) -> Result<IpNetwork> {
+    let fault = |why: String| Code::InvalidConfig.err(format!("ipMasqExcept: {text:?} {why}"));
+    let network: IpNetwork = text
+        .parse()
+        .map_err(|error| fault(format!("is not a network: {error}")))?;
+    if network.prefix() == 0 {
+        let why = "is every destination: use ipMasqFamilies".to_owned();
+        return Err(fault(why).into());
+    }
+    Ok(IpNetwork::new(network.network(), network.prefix())?)
+}
+
+/// Both families, unless the key names some.
+fn families(named: Option<&[String]>) -> Result<[bool; 2]> {
+    let Some(named) = named else {
+        return Ok([true; 2]);
+    };
+    let mut families = [false; 2];
+    for family in named {
+        match family.as_str() {
+            "ipv4" => families[0] = true,
+            "ipv6" => families[1] = true,
+            _ => {
+                let why = format!("ipMasqFamilies: {family:?} is neither \"ipv4\" nor \"ipv6\"");
+                return Err(Code::InvalidConfig.err(why).into());
+            }
+        }
+    }
+    Ok(families)
+}

@@ -1,0 +1,300 @@
+//! The packet filter rules of an attachment: masquerade, isolation, separation, spoof check.
+//!
+//! A plugin computes what an attachment wants from its plan and the result of ADD, as one
+//! [`Pod`]. ADD makes it, CHECK compares it, `podwire resync` restores it.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use cni::conf::ValidAttachment;
+use cni::result::{AddResult, IpConfig};
+use cni::{Attachment, Call, Code, Undo};
+use ipnetwork::IpNetwork;
+use netlink::{Link, Mac, Netlink, VethPair};
+use packet_filter::node::{Asked, Pod};
+use packet_filter::{Isolation, Kind, Leftovers, Masquerade, Nftables, Separation, SpoofCheck};
+
+use crate::{Masquerading, shared};
+
+/// Wants nothing for `owner`.
+pub fn none(owner: &Attachment) -> Pod {
+    Pod {
+        owner: owner.clone(),
+        masquerade: None,
+        ports: None,
+        spoof_check: None,
+        separation: None,
+        isolation: None,
+        guard: None,
+    }
+}
+
+/// ADD: makes what is `wanted`, but for the spoof check, which has to be there before the pod's
+/// interface is up. `bridge` is where pods of the Go plugins may be that use the same rules.
+///
+/// # Errors
+/// No back end works; what the kernel or iptables refuses.
+pub fn add(wanted: &Pod, bridge: Option<&str>, undo: &mut Undo) -> Result<()> {
+    if let Some(separation) = &wanted.separation {
+        add_separation(separation)?;
+    }
+    if let Some(isolation) = &wanted.isolation {
+        add_isolation(&wanted.owner, isolation, bridge, undo)?;
+    }
+    match &wanted.masquerade {
+        Some(masquerade) => add_masquerade(masquerade, bridge, undo),
+        None => without_masquerade(&wanted.owner, bridge, undo),
+    }
+}
+
+/// CHECK: whether what is `wanted` is there, in either back end.
+///
+/// # Errors
+/// What is missing.
+pub fn check(wanted: &Pod) -> Result<()> {
+    if let Some(masquerade) = &wanted.masquerade {
+        packet_filter::check_masquerade(&masquerade.what, masquerade.backend)?;
+    }
+    if (wanted.separation.is_some() || wanted.isolation.is_some())
+        && let Some(nftables) = Nftables::find()?
+    {
+        if let Some(separation) = &wanted.separation {
+            nftables.check_separation(separation)?;
+        }
+        if let Some(isolation) = &wanted.isolation {
+            nftables.check_isolation(isolation)?;
+        }
+    }
+    match &wanted.spoof_check {
+        Some(spoof_check) => Nftables::open()?.check_spoof_check(spoof_check),
+        None => Ok(()),
+    }
+}
+
+fn add_masquerade(
+    masquerade: &Asked<Masquerade>,
+    bridge: Option<&str>,
+    undo: &mut Undo,
+) -> Result<()> {
+    let wanted = &masquerade.what;
+    let owner = &wanted.owner;
+    let backend = packet_filter::open(masquerade.backend)?;
+    undo_use(owner, bridge, undo);
+    let is_first = match backend.kind() {
+        Kind::Nftables => shared::use_subnets(wanted)?,
+        Kind::Iptables => {
+            let owner = owner.clone();
+            let addresses: Vec<_> = wanted.addresses.iter().map(|it| it.ip()).collect();
+            undo.push("remove masquerade", move || {
+                Leftovers::remove_masquerade(&owner, || Ok(Some(addresses)))
+            });
+            shared::use_own(wanted)?;
+            false
+        }
+    };
+    let has_others = backend.masquerade(wanted)?;
+    if has_others && is_first {
+        // The network's subnet has changed.
+        shared::drop_unused(&owner.network, bridge)?;
+    }
+    Ok(())
+}
+
+/// Other pods of the network may be masqueraded, by an earlier configuration.
+fn without_masquerade(owner: &Attachment, bridge: Option<&str>, undo: &mut Undo) -> Result<()> {
+    if !shared::may_have_rules(&owner.network) {
+        return Ok(());
+    }
+    undo_use(owner, bridge, undo);
+    if shared::use_nothing(owner)? {
+        shared::drop_unused(&owner.network, bridge)?;
+    }
+    Ok(())
+}
+
+fn undo_use(owner: &Attachment, bridge: Option<&str>, undo: &mut Undo) {
+    let (owner, bridge) = (owner.clone(), bridge.map(str::to_owned));
+    undo.push("remove the network's rules", move || {
+        shared::leave(&owner, bridge.as_deref(), true)
+    });
+}
+
+/// DEL: removes the masquerade rules of this pod alone, from both back ends and of both suites.
+///
+/// # Errors
+/// What the kernel or iptables refuses.
+pub(crate) fn remove_masquerade(owner: &Attachment, call: &Call) -> Result<()> {
+    Leftovers::remove_masquerade(owner, || {
+        // The addresses in the pod are not used: the pod may have changed them.
+        let known = reported_addresses(call).or_else(|| shared::noted_addresses(owner));
+        match known {
+            None if !has_sibling(owner)? => Ok(Some(Vec::new())),
+            known => Ok(known),
+        }
+    })
+}
+
+/// Whether the container has another interface on the network: the alias of its host veth says
+/// so. Host veths of the Go plugins have no alias.
+fn has_sibling(owner: &Attachment) -> Result<bool> {
+    let (own, ifname) = (owner.alias(), owner.ifname.as_str());
+    let Some(container) = own.strip_suffix(ifname) else {
+        // The names are so long that the alias is a hash: there may be one.
+        return Ok(true);
+    };
+    let links = Netlink::open()?.list_links()?;
+    Ok(links.iter().any(|link| {
+        let alias = link.alias.as_deref().unwrap_or_default();
+        alias.starts_with(container) && alias != own
+    }))
+}
+
+/// The addresses that ADD reported.
+fn reported_addresses(call: &Call) -> Option<Vec<IpAddr>> {
+    let previous = call.prev_result_hint()?;
+    let addresses = previous.ips.iter().map(|ip| ip.address.ip()).collect();
+    Some(addresses).filter(|all: &Vec<_>| !all.is_empty())
+}
+
+/// The rules that isolate pods with the addresses `ips` from each other, where the node forwards
+/// for them through `gateway`. `None` if they have no subnet there.
+pub fn isolation(network: &str, gateway: &Link, ips: &[IpConfig]) -> Option<Isolation> {
+    let mut subnets = Vec::new();
+    for address in ips.iter().map(|ip| ip.address.0) {
+        let subnet = IpNetwork::new(address.network(), address.prefix()).ok()?;
+        if !subnets.contains(&subnet) {
+            subnets.push(subnet);
+        }
+    }
+    let isolation = Isolation {
+        network: network.to_owned(),
+        gateway: gateway.name.clone(),
+        mac: gateway.mac?.0,
+        subnets,
+    };
+    (!isolation.subnets.is_empty()).then_some(isolation)
+}
+
+fn add_isolation(
+    owner: &Attachment,
+    wanted: &Isolation,
+    bridge: Option<&str>,
+    undo: &mut Undo,
+) -> Result<()> {
+    let Some(nftables) = Nftables::find()? else {
+        lacks_nftables(&format!(
+            "isolate the pods of {} behind their gateway",
+            wanted.network
+        ));
+        return Ok(());
+    };
+    undo_use(owner, bridge, undo);
+    shared::use_isolation(owner, wanted)?;
+    nftables
+        .isolate(wanted)
+        .context("isolate the pod behind its gateway")
+}
+
+/// Without nf_tables the networks reach each other through the node, as with any other plugin.
+fn add_separation(wanted: &Separation) -> Result<()> {
+    let Some(nftables) = Nftables::find()? else {
+        lacks_nftables(&format!("separate {} from other networks", wanted.network));
+        return Ok(());
+    };
+    nftables
+        .ensure_separation(wanted)
+        .context("separate the network from others")
+}
+
+fn lacks_nftables(action: &str) {
+    cni::log(format_args!("{action}: the kernel lacks nf_tables"));
+}
+
+/// ADD: drops frames that the pod sends with another source MAC than its own.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn add_spoof_check(owner: &Attachment, pair: &VethPair, undo: &mut Undo) -> Result<()> {
+    let nftables = Nftables::open()?;
+    let owner_to_undo = owner.clone();
+    undo.push("remove spoof check", move || {
+        Nftables::open()?.remove_spoof_check(&owner_to_undo, &|veth| {
+            belongs_to_another(&owner_to_undo, veth)
+        })
+    });
+    let wanted = SpoofCheck {
+        owner: owner.clone(),
+        host_veth: pair.host.name.clone(),
+        mac: pair.container.mac.0,
+    };
+    nftables.ensure_spoof_check(&wanted, &|veth| belongs_to_another(owner, veth))
+}
+
+/// The spoof check of the attachment whose ADD returned `result`. The host end of its pair is the
+/// interface before the pod's.
+///
+/// # Errors
+/// The result has no such interfaces.
+pub fn spoof_check(owner: &Attachment, result: &AddResult) -> Result<SpoofCheck> {
+    let pair = result.interfaces.windows(2).find(|pair| {
+        let [host, container] = [&pair[0], &pair[1]];
+        host.sandbox.is_empty()
+            && container.name == owner.ifname.as_str()
+            && !container.sandbox.is_empty()
+    });
+    let pair = pair.context("no interface of the pod in the result of ADD")?;
+    let mac: Mac = pair[1].mac.parse().context("MAC in the result of ADD")?;
+    Ok(SpoofCheck {
+        owner: owner.clone(),
+        host_veth: pair[0].name.clone(),
+        mac: mac.0,
+    })
+}
+
+/// Whether the alias of a host veth names another attachment. If that is unknown, the veth is
+/// treated as another's.
+fn belongs_to_another(owner: &Attachment, veth: &str) -> bool {
+    match Netlink::open().and_then(|host| host.find_link(veth)) {
+        Ok(None) => false,
+        Ok(Some(link)) => link
+            .alias
+            .is_some_and(|alias| alias.starts_with("podwire:") && alias != owner.alias()),
+        Err(_) => true,
+    }
+}
+
+/// DEL: removes the spoof check. A check whose veth is gone drops nothing, but would stay forever.
+///
+/// # Errors
+/// What the kernel refuses.
+pub(crate) fn remove_spoof_check(owner: &Attachment) -> Result<()> {
+    Leftovers::remove_spoof_check(owner, &|veth| belongs_to_another(owner, veth))
+}
+
+/// GC: removes the spoof checks of attachments that are not `valid`. A port that was deleted
+/// with its namespace leaves one.
+///
+/// # Errors
+/// What the kernel refuses.
+pub(crate) fn collect_spoof_checks(network: &str, valid: &[ValidAttachment]) -> Result<()> {
+    match Nftables::find()? {
+        Some(nftables) => nftables.collect_spoof_checks(network, valid),
+        None => Ok(()),
+    }
+}
+
+/// STATUS: whether the kernel has what the rules need.
+///
+/// # Errors
+/// Code 50: `ipMasq: …`, `macspoofchk: the kernel lacks nf_tables`.
+pub fn status(masquerade: Option<&Masquerading>, spoof_check: bool) -> Result<()> {
+    let unavailable = |why: String| Code::NotAvailable.err(why);
+    if spoof_check && Nftables::find()?.is_none() {
+        return Err(unavailable("macspoofchk: the kernel lacks nf_tables".to_owned()).into());
+    }
+    if let Some(how) = masquerade {
+        packet_filter::open(how.backend)
+            .map_err(|error| unavailable(format!("ipMasq: {error:#}")))?;
+    }
+    Ok(())
+}
