@@ -362,7 +362,7 @@ fn the_map_says_who_calls_whom() {
             assert_eq!(words(cells[2]), called, "{caller}");
         }
     }
-    assert_eq!(callers, 15, "all but errand, which calls nobody");
+    assert_eq!(callers, 15, "all but deferred, which calls none");
 }
 
 #[test]

@@ -64,6 +64,21 @@ fn the_other_suite_takes_over_at_once() {
 }
 
 #[test]
+fn without_a_child_del_waits_and_leaves_nothing() {
+    let sandbox = Sandbox::new();
+    let pod = sandbox.pod("a");
+    let mut conf = conf::bridge(&["10.1.0.0/29"]);
+    conf["ipMasq"] = true.into();
+    let call = || sandbox.cni("bridge").env("PODWIRE_NO_DEFER", "1");
+    for _ in 0..3 {
+        call().add(&conf, &pod, "eth0").result();
+        call().del(&conf, &pod, "eth0").silent();
+        assert_eq!(pod.links(), ["lo"]);
+        assert_eq!((host_veths(&sandbox), held(&sandbox)), (0, 0));
+    }
+}
+
+#[test]
 fn gc_in_the_place_of_del_removes_many_at_once() {
     beyond_peer("no GC there", || {
         let sandbox = Sandbox::new();

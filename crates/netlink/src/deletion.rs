@@ -4,7 +4,7 @@
 //! The request returns some 15 ms later, because the kernel waits for RCU (`rcu_barrier` in
 //! `netdev_run_todo`, net/core/dev.c) before it frees the memory. Only the requesting process
 //! waits: the routing lock is released by then. So a child process sends the request and waits
-//! (see [`errand`]); we go on when the kernel reports that the link is gone (`RTM_DELLINK` to the
+//! (see [`deferred`]); we go on when the kernel reports that the link is gone (`RTM_DELLINK` to the
 //! group of links), or why it refused.
 //!
 //! The child shares our socket, so the answer to its request comes to us. If the child is killed
@@ -61,7 +61,7 @@ impl Netlink {
             .socket
             .set_membership(RTNLGRP_LINK, true)
             .ok()
-            .and_then(|()| errand::send(self.socket.as_fd(), deletion.request()));
+            .and_then(|()| deferred::send(self.socket.as_fd(), deletion.request()));
         let deleted = match child {
             Some(child) => self.await_end(child.ended(), deletion, until),
             None => Ok(false),
@@ -124,11 +124,11 @@ struct Deletion {
 
 impl Deletion {
     /// `ip link delete dev …`, by index: the name may soon be another link's.
-    fn request(self) -> [u8; errand::REQUEST] {
+    fn request(self) -> [u8; deferred::REQUEST] {
         let mut body = [0; IFINFO];
         body[4..8].copy_from_slice(&self.index.to_ne_bytes());
         let request = Request::<Route>::new(RTM_DELLINK, libc::NLM_F_ACK as u16, body.to_vec());
-        let mut bytes = [0; errand::REQUEST];
+        let mut bytes = [0; deferred::REQUEST];
         bytes.copy_from_slice(&request.to_bytes(libc::NLM_F_REQUEST, self.sequence));
         bytes
     }

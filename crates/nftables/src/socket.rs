@@ -86,11 +86,11 @@ impl Drop for Socket {
         // every interface wait for (`nft_rcv_nl_event`, net/netfilter/nf_tables_api.c);
         // whoever closes it when RCU is through does not.
         if self.deleted.get() {
-            errand::close_later(self.fd.as_fd());
+            deferred::close(self.fd.as_fd());
         } else if self.lately.get()
             && let Ok(copy) = self.fd.try_clone()
         {
-            errand::close_with_next(copy);
+            deferred::close_with_next(copy);
         }
     }
 }
