@@ -8,7 +8,7 @@
 
 use cni::Version;
 use dhcp::frame;
-use dhcp::lease::{Identity, Lease, Millis, Patience, Step};
+use dhcp::lease::{Identity, Lease, Millis, Step, Timeouts};
 use dhcp::message::Reply;
 use dhcp::terms::Terms;
 
@@ -29,13 +29,13 @@ fn client(input: &[u8]) {
         requested: vec![1, 3, 6, 15, 121],
         ..Identity::default()
     };
-    let patience = Patience {
-        answer: 4_000,
-        pause: 62_000,
-        whole: 10_000,
+    let timeouts = Timeouts {
+        grant: 4_000,
+        resend: 62_000,
+        acquire: 10_000,
     };
     let mut now = 1;
-    let mut lease = Lease::new(identity, patience, 7, now);
+    let mut lease = Lease::new(identity, timeouts, 7, now);
     for (wait, message) in messages(input) {
         now += wait;
         said(&lease.on_time(now));
@@ -59,7 +59,7 @@ fn client(input: &[u8]) {
         said(&lease.on_reply(&reply, now));
         assert!(lease.held().is_none_or(|held| held.expires() > 0));
     }
-    let _ = lease.release(now);
+    let _ = lease.release();
 }
 
 /// Terms become a result that a plugin can print and a runtime can read.

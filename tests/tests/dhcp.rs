@@ -520,7 +520,7 @@ fn any_server_may_take_over_the_lease_of_one_that_is_gone() {
             &second,
             &format!("DHCPACK(eth0) {}", bare(&address(&result))),
         );
-        Wire::told(&daemon, "of 10.77.0.2 for 120 s");
+        Wire::told(&daemon, "from 10.77.0.2 for 120 s");
         assert_eq!(pod.addresses("eth0"), [address(&result)]);
         eventually(5, "its router", || gateway(&pod) == "10.77.0.2");
         wire.del(&pod);
@@ -591,7 +591,7 @@ fn a_daemon_that_was_killed_goes_on_where_it_was() {
         eventually(10, "asked for again", || {
             server.output().matches("DHCPACK").count() >= before + 5
         });
-        assert!(daemon.output().contains("5 leases from before"));
+        assert!(daemon.output().contains("restored 5 leases"));
         for (pod, result) in pods.iter().zip(&results) {
             assert_eq!(pod.addresses("eth0"), [address(result)]);
             wire.check(pod, result);
@@ -732,7 +732,7 @@ fn what_lies_in_the_place_of_a_lease_is_named_and_holds_up_nobody() {
             wire.host()
                 .sh(&format!("f={lease}; mkdir -p {STATE}; rm -rf $f; {shell}"));
             let daemon = wire.daemon(&[]);
-            Wire::told(&daemon, &format!("lease {lease} is not held: {what}"));
+            Wire::told(&daemon, &format!("lease {lease} is not restored: {what}"));
             wire.sandbox.cni("dhcp").status(&lan()).silent();
             drop(daemon);
             wire.gc(&lan(), &[]);
@@ -949,8 +949,8 @@ fn hostile_answers_are_not_believed() {
         let error = wire.refused(&pod);
         assert_eq!(error.msg, "error calling DHCP.Allocate: no more tries");
         for told in [
-            "options are cut off",
-            "address 127.0.0.1 is none that a host can have",
+            "the options are truncated",
+            "a host cannot have the address 127.0.0.1",
             "the lease time is zero",
             "DHCP option 121 is malformed",
         ] {
@@ -1014,7 +1014,7 @@ fn a_flood_of_bad_offers_neither_fills_the_log_nor_holds_up_others() {
             daemon.output()
         );
         assert!(
-            within(15, || left_out("answers that are not believed")),
+            within(15, || left_out("unusable answers")),
             "{}",
             daemon.output()
         );

@@ -1,4 +1,4 @@
-//! The plugin's end of the socket.
+//! The plugin's end of the daemon's socket.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
@@ -12,13 +12,12 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, setsockopt, 
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::gob::{Decoder, Encoder, LONGEST, Value};
-use crate::rpc::{ARGUMENTS, Arguments, CONNECT, Header, REQUEST, result_of};
+use crate::rpc::{ALLOCATE, ARGUMENTS, Arguments, CONNECT, Header, REQUEST, result_of};
 
-/// What is held already is answered at once; an address takes as long as the
-/// daemon was told to wait for one.
-const SOON: Duration = Duration::from_secs(30);
+/// Limit of all calls but [`ALLOCATE`], which waits for a DHCP server.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What Go's server, and ours, answers at first.
+/// The greeting of Go's server and of ours.
 const GREETING: &str = "200 Connected to Go RPC";
 
 /// A connection to the daemon.
@@ -30,22 +29,22 @@ pub struct Client {
 /// Why a call has no result.
 #[derive(Debug)]
 pub enum Failure {
-    /// Nobody listens at the socket.
+    /// No process listens on the socket.
     Unreachable(String),
-    /// The daemon does not answer, or not as one.
+    /// The daemon does not answer, or not in the protocol.
     Broken(String),
-    /// The daemon says so.
+    /// The daemon answers with this error.
     Refused(String),
 }
 
-/// What to do where there is no daemon.
+/// The advice when no daemon runs.
 pub const HELP: &str = "the daemon keeps the leases: systemctl enable --now cni-dhcp.socket";
 
 impl Client {
     /// Connects to the daemon at `socket`.
     ///
     /// # Errors
-    /// [`Failure::Unreachable`] and [`Failure::Broken`], in the words of the Go plugin.
+    /// [`Failure::Unreachable`] and [`Failure::Broken`], with the Go plugin's texts.
     pub fn dial(socket: &str) -> Result<Self, Failure> {
         let unreachable = |error: &std::io::Error| {
             Failure::Unreachable(format!(
@@ -66,11 +65,11 @@ impl Client {
     }
 
     fn greet(&mut self) -> Result<(), Failure> {
-        self.wait_at_most(SOON)?;
+        self.set_timeout(TIMEOUT)?;
         self.send(CONNECT)?;
         let mut greeting = Vec::new();
         let mut byte = [0];
-        // Byte by byte: what follows the empty line belongs to another reader.
+        // Byte by byte: what follows the empty line belongs to the decoder.
         while !greeting.ends_with(b"\n\n") && !greeting.ends_with(b"\r\n\r\n") {
             if greeting.len() > 4096 || self.receive(&mut byte)? == 0 {
                 return Err(self.broken("unexpected HTTP response"));
@@ -84,17 +83,15 @@ impl Client {
         }
     }
 
-    /// Calls `method` and waits for its answer. That of [`crate::rpc::ALLOCATE`]
-    /// takes as long as the daemon waits for a server.
+    /// Calls `method` and waits for its answer.
     ///
     /// # Errors
-    /// [`Failure::Refused`] is what the daemon says; the others are as with [`Client::dial`].
+    /// [`Failure::Refused`] with the daemon's error; the others as with [`Client::dial`].
     pub fn call(&mut self, method: &str, arguments: &Arguments) -> Result<AddResult, Failure> {
-        let patience = match method {
-            crate::rpc::ALLOCATE => cni::execute::PATIENCE,
-            _ => SOON,
-        };
-        self.wait_at_most(patience)?;
+        self.set_timeout(match method {
+            ALLOCATE => cni::execute::PATIENCE,
+            _ => TIMEOUT,
+        })?;
         let header = Header {
             method: method.to_owned(),
             sequence: 0,
@@ -129,9 +126,9 @@ impl Client {
         }
     }
 
-    fn wait_at_most(&self, patience: Duration) -> Result<(), Failure> {
-        let set = self.stream.set_read_timeout(Some(patience));
-        set.and_then(|()| self.stream.set_write_timeout(Some(SOON)))
+    fn set_timeout(&self, timeout: Duration) -> Result<(), Failure> {
+        let set = self.stream.set_read_timeout(Some(timeout));
+        set.and_then(|()| self.stream.set_write_timeout(Some(TIMEOUT)))
             .map_err(|error| self.broken(&reason(&error)))
     }
 
@@ -162,31 +159,33 @@ fn broken(socket: &str, why: &str) -> Failure {
     Failure::Broken(format!("DHCP daemon at {socket}: {why}"))
 }
 
-/// Connects; a daemon that hangs while others have filled its queue is not waited for
-/// without a limit, which connect(2) takes from the socket that sends.
+/// Connects. The send timeout limits connect(2), too, which blocks while the queue of a
+/// daemon that hangs is full.
 pub(crate) fn connect(path: &Path) -> std::io::Result<UnixStream> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     setsockopt(
         &socket,
         SendTimeout,
-        &TimeVal::seconds(SOON.as_secs() as i64),
+        &TimeVal::seconds(TIMEOUT.as_secs() as i64),
     )?;
     nix::sys::socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(UnixStream::from(socket))
 }
 
 impl Failure {
-    /// What the runtime is told: a daemon that is not there, or a server that does
-    /// not answer, may be there the next time.
+    /// The plugin's error: code 11 when a later try may find a daemon, or a server that
+    /// answers.
     pub fn into_error(self, method: &str) -> Error {
         match self {
             Self::Unreachable(msg) => Code::TryAgain.err(msg).details(HELP),
             Self::Broken(why) => Code::TryAgain.err(format!("error calling {method}: {why}")),
             Self::Refused(why) => {
-                let code = match why.as_str() {
-                    NO_MORE_TRIES => Code::TryAgain,
-                    _ => Code::Internal,
+                let try_again = why == NO_MORE_TRIES;
+                let code = if try_again {
+                    Code::TryAgain
+                } else {
+                    Code::Internal
                 };
                 code.err(format!("error calling {method}: {why}"))
             }
@@ -194,5 +193,5 @@ impl Failure {
     }
 }
 
-/// What the daemon says when no server has granted an address.
+/// The daemon's error when no server has granted an address in time.
 pub const NO_MORE_TRIES: &str = "no more tries";

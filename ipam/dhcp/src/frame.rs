@@ -1,25 +1,24 @@
-//! A DHCP message in its UDP datagram in its IPv4 packet: what a client without
-//! an address has to read and write itself. Source: RFC 791, RFC 768; the
-//! formats are smoltcp's.
+//! A DHCP message in a UDP datagram in an IPv4 packet, which a client without an
+//! address has to read and write itself. Source: RFC 791, RFC 768; the formats are
+//! smoltcp's.
 
 use std::net::Ipv4Addr;
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv4Repr, UDP_HEADER_LEN, UdpPacket, UdpRepr};
 
-/// Where clients listen (RFC 2131, section 4.1).
-pub const CLIENT_PORT: u16 = 68;
-/// Where servers and relays listen.
-pub const SERVER_PORT: u16 = 67;
+/// The clients' port (RFC 2131, section 4.1).
+const CLIENT_PORT: u16 = 68;
+/// The servers' and relays' port.
+const SERVER_PORT: u16 = 67;
 
 const IP_HEADER: usize = 20;
 
-/// The message in `packet`, if that is a whole IPv4 packet from a server's port
-/// to a client's.
+/// The message in `packet`, if that is a whole IPv4 packet from the servers' port to the
+/// clients'.
 ///
-/// The UDP checksum is not looked at: on a veth pair and on a bridge the kernel
-/// leaves it to hardware that is not there, so a server on the same machine
-/// sends packets without one.
+/// The UDP checksum is not verified. On veth pairs and bridges the kernel leaves it to
+/// hardware that does not exist, so packets of a server on the same machine have none.
 pub fn read(packet: &[u8]) -> Option<&[u8]> {
     let ip = Ipv4Packet::new_checked(packet).ok()?;
     let whole = !ip.more_frags() && ip.frag_offset() == 0;
@@ -35,7 +34,7 @@ pub fn read(packet: &[u8]) -> Option<&[u8]> {
     datagram.get(UDP_HEADER_LEN..usize::from(udp.len()))
 }
 
-/// A packet with `message` from a client's port at `from` to a server's at `to`.
+/// A packet with `message` from the clients' port of `from` to the servers' port of `to`.
 pub fn write(from: Ipv4Addr, to: Ipv4Addr, message: &[u8]) -> Vec<u8> {
     let udp = UdpRepr {
         src_port: CLIENT_PORT,
@@ -69,13 +68,13 @@ mod tests {
     fn packet() -> Vec<u8> {
         let (from, to) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::BROADCAST);
         let mut packet = write(from, to, b"message");
-        // As a server sends it.
+        // The ports as in a server's packet.
         packet[20..24].copy_from_slice(&[0, 67, 0, 68]);
         packet
     }
 
     #[test]
-    fn a_message_comes_out_as_it_went_in_and_without_what_pads_it() {
+    fn a_message_is_read_as_written_and_without_padding() {
         let mut packet = packet();
         assert_eq!(read(&packet), Some(&b"message"[..]));
         packet.extend([0; 11]);
@@ -83,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_has_valid_checksums() {
+    fn written_packets_have_valid_checksums() {
         let (from, to) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2));
         let packet = write(from, to, b"message");
         let ip = Ipv4Packet::new_checked(&packet[..]).unwrap();

@@ -1,23 +1,22 @@
-//! The wire format of Go's `encoding/gob`, as far as the DHCP daemon speaks it.
+//! The wire format of Go's `encoding/gob`, as far as the DHCP daemon needs it.
 //!
-//! The Go plugin and its daemon talk over Go's `net/rpc`, so whoever wants to
-//! stand in for either has to read and write gob. A stream describes its own
-//! types before it uses them; fields are matched by name, so a peer with more or
-//! fewer fields is understood. Source: the documentation of package
-//! `encoding/gob` ("Encoding Details").
+//! The Go plugin and its daemon use Go's `net/rpc`, and this plugin and daemon can
+//! replace either of them. A stream describes its types before it uses them. Fields are
+//! matched by name, so a peer may have more or fewer fields. Source: the documentation
+//! of package `encoding/gob` ("Encoding Details").
 //!
-//! What comes in is not trusted: every length is compared with what is there.
+//! Input is not trusted: every length is compared with the bytes that are left.
 
 use std::collections::HashMap;
 use std::fmt;
 
-/// No message of this protocol comes near this size in bytes.
+/// The longest message in bytes, far more than the protocol needs.
 pub const LONGEST: usize = 1 << 20;
 
-/// How deep values may nest; ours are four deep.
-const DEEPEST: usize = 16;
+/// The deepest nesting of values; the protocol needs four levels.
+const MAX_DEPTH: usize = 16;
 
-/// The ids that every stream knows without a description.
+/// The type ids that need no description.
 mod builtin {
     pub const BOOL: i64 = 1;
     pub const INT: i64 = 2;
@@ -34,7 +33,7 @@ mod builtin {
     pub const FIELD: i64 = 21;
     pub const FIELDS: i64 = 22;
     pub const MAP: i64 = 23;
-    /// The first that a stream may describe.
+    /// The first id of a described type.
     pub const FREE: i64 = 65;
 }
 
@@ -100,7 +99,7 @@ impl Value {
     }
 }
 
-/// A stream that is no gob, or not one that this program can read.
+/// The stream is not gob, or uses a part of it that is not supported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Malformed(&'static str);
 
@@ -112,27 +111,25 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
-/// The type of a value in a stream.
+/// A described type. Go's arrays are read as slices.
 #[derive(Clone, Debug)]
 enum Type {
     Slice(i64),
-    Array(i64),
     Map(i64, i64),
     Struct(Vec<(String, i64)>),
 }
 
-/// Reads one stream. It remembers the types that the stream has described.
+/// Reads one stream, and keeps the types that it has described.
 #[derive(Debug, Default)]
 pub struct Decoder {
     types: HashMap<i64, Type>,
 }
 
 impl Decoder {
-    /// Takes the next value from the front of `input` and removes it there, or
-    /// answers `None` while it is incomplete.
+    /// Removes the next value from the front of `input`; `None` while it is incomplete.
     ///
     /// # Errors
-    /// When the stream is malformed; nothing can be read from it any more.
+    /// When the stream is malformed: it cannot be read any further.
     pub fn next(&mut self, input: &mut Vec<u8>) -> Result<Option<Value>, Malformed> {
         loop {
             let mut rest = Reader { bytes: input };
@@ -151,13 +148,13 @@ impl Decoder {
         }
     }
 
-    /// A message is a value, or describes a type.
+    /// A message is a value, or the description of a type.
     fn message(&mut self, message: &[u8]) -> Result<Option<Value>, Malformed> {
         let mut reader = Reader { bytes: message };
         let id = reader.int()?;
         if id >= 0 {
             if !matches!(self.types.get(&id), Some(Type::Struct(_))) {
-                return Err(Malformed("a value that is no struct"));
+                return Err(Malformed("a value that is not a struct"));
             }
             return self.value(&mut reader, id, 0).map(Some);
         }
@@ -168,14 +165,14 @@ impl Decoder {
     }
 
     fn value(&self, reader: &mut Reader<'_>, id: i64, depth: usize) -> Result<Value, Malformed> {
-        if depth > DEEPEST {
+        if depth > MAX_DEPTH {
             return Err(Malformed("nested too deep"));
         }
         Ok(match id {
             builtin::BOOL => Value::Bool(reader.uint()? != 0),
             builtin::INT => Value::Int(reader.int()?),
             builtin::UINT => Value::Uint(reader.uint()?),
-            // Bytes reversed: most floats have their zeros at the end.
+            // The bytes are reversed, as most floats end in zeros.
             builtin::FLOAT => Value::Float(f64::from_bits(reader.uint()?.swap_bytes())),
             builtin::BYTES => Value::Bytes(reader.counted()?.to_vec()),
             builtin::STRING => {
@@ -183,7 +180,7 @@ impl Decoder {
             }
             id => match wire_type(id).as_ref().or_else(|| self.types.get(&id)) {
                 Some(Type::Struct(fields)) => self.fields(reader, fields, depth)?,
-                Some(Type::Slice(item) | Type::Array(item)) => {
+                Some(Type::Slice(item)) => {
                     let count = reader.count()?;
                     let items = (0..count).map(|_| self.value(reader, *item, depth + 1));
                     Value::List(items.collect::<Result<_, _>>()?)
@@ -196,12 +193,12 @@ impl Decoder {
                     }
                     Value::Map(entries)
                 }
-                None => return Err(Malformed("a type that was not described")),
+                None => return Err(Malformed("a type without a description")),
             },
         })
     }
 
-    /// Fields come as the distance from the one before, up to a distance of 0.
+    /// Each field follows its distance from the previous one; distance 0 ends them.
     fn fields(
         &self,
         reader: &mut Reader<'_>,
@@ -223,7 +220,7 @@ impl Decoder {
     }
 }
 
-/// The types that describe types.
+/// The types of descriptions (`wireType` and its parts).
 fn wire_type(id: i64) -> Option<Type> {
     use builtin::{ARRAY, COMMON, FIELD, FIELDS, INT, MAP, SLICE, STRING, STRUCT, WIRE};
     let fields = |list: &[(&str, i64)]| {
@@ -253,11 +250,8 @@ fn described(wire: &Value) -> Result<Type, Malformed> {
         Some(Value::Int(id)) => Ok(*id),
         _ => Err(Malformed("type without an id")),
     };
-    if let Some(list) = wire.field("SliceT") {
+    if let Some(list) = wire.field("SliceT").or_else(|| wire.field("ArrayT")) {
         return Ok(Type::Slice(id(list, "Elem")?));
-    }
-    if let Some(list) = wire.field("ArrayT") {
-        return Ok(Type::Array(id(list, "Elem")?));
     }
     if let Some(map) = wire.field("MapT") {
         return Ok(Type::Map(id(map, "Key")?, id(map, "Elem")?));
@@ -275,7 +269,7 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// The length of the next message; `None` while that itself is incomplete.
+    /// The length of the next message; `None` while the length is incomplete.
     fn message_length(&mut self) -> Result<Option<usize>, Malformed> {
         let Some(&first) = self.bytes.first() else {
             return Ok(None);
@@ -292,7 +286,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Below 128 a byte; else the negated count of bytes, then these, big-endian.
+    /// Below 128 one byte; otherwise the negated number of bytes, then these, big-endian.
     fn uint(&mut self) -> Result<u64, Malformed> {
         let first = self.take(1)?[0];
         if first < 128 {
@@ -306,14 +300,14 @@ impl<'a> Reader<'a> {
         Ok(bytes.fold(0, |number, byte| number << 8 | u64::from(*byte)))
     }
 
-    /// The lowest bit says whether the others are to be inverted.
+    /// If the lowest bit is set, the other bits are inverted.
     fn int(&mut self) -> Result<i64, Malformed> {
         let coded = self.uint()?;
         let number = (coded >> 1) as i64;
         Ok(if coded & 1 == 1 { !number } else { number })
     }
 
-    /// How many items follow: every item takes at least a byte.
+    /// The number of items that follow: every item has at least one byte.
     fn count(&mut self) -> Result<usize, Malformed> {
         let count = self.uint()?;
         match usize::try_from(count) {
@@ -337,41 +331,41 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The type of what is written.
+/// The type of a value to write.
 #[derive(Debug)]
 pub enum Schema {
     /// `int`, and all of its sizes.
     Int,
     /// `uint`, and all of its sizes.
     Uint,
-    /// `[]byte`, and types made of it, such as `net.IP`.
+    /// `[]byte`, and types based on it, such as `net.IP`.
     Bytes,
     /// `string`.
     String,
-    /// A slice, by its name in the stream, and what is in it.
+    /// A slice: its name in the stream, and the type of its items.
     List(&'static str, &'static Schema),
-    /// A struct, its name and fields.
+    /// A struct: its name and fields.
     Struct(&'static str, &'static [(&'static str, Schema)]),
 }
 
-/// Writes one stream. It remembers which types it has described.
+/// Writes one stream, and keeps the names of the types that it has described.
 #[derive(Debug, Default)]
 pub struct Encoder {
     described: Vec<&'static str>,
 }
 
 impl Encoder {
-    /// Appends `value`, which has to be of type `schema`, a struct. What the
-    /// schema does not know is left out.
+    /// Appends `value`, a struct of type `schema`. Fields that the schema lacks are left
+    /// out.
     pub fn write(&mut self, out: &mut Vec<u8>, schema: &'static Schema, value: &Value) {
         let id = self.describe(out, schema);
         let mut message = Vec::new();
         put_int(&mut message, id);
         self.value(&mut message, schema, value);
-        put_message(out, &message);
+        put_bytes(out, &message);
     }
 
-    /// The id of a type, which is described first if it was not yet.
+    /// The id of a type. Describes the type if it is new.
     fn describe(&mut self, out: &mut Vec<u8>, schema: &'static Schema) -> i64 {
         let name = match schema {
             Schema::Int => return builtin::INT,
@@ -380,21 +374,20 @@ impl Encoder {
             Schema::String => return builtin::STRING,
             Schema::List(name, _) | Schema::Struct(name, _) => *name,
         };
-        let position = self.described.iter().position(|known| *known == name);
         let id_at = |position: usize| builtin::FREE + position as i64;
-        if let Some(position) = position {
+        if let Some(position) = self.described.iter().position(|known| *known == name) {
             return id_at(position);
         }
         let id = id_at(self.described.len());
         self.described.push(name);
-        let mut inner = Vec::new();
-        let description = self.description(&mut inner, schema, id);
-        out.extend(inner);
-        put_message(out, &description);
+        // The types of its fields are described before it.
+        let description = self.description(out, schema, id);
+        put_bytes(out, &description);
         id
     }
 
-    /// A `wireType`: one field is set, which has its `CommonType` first.
+    /// A `wireType`, with the one field for the kind of the type. That begins with its
+    /// `CommonType`.
     fn description(&mut self, out: &mut Vec<u8>, schema: &'static Schema, id: i64) -> Vec<u8> {
         let mut message = Vec::new();
         put_int(&mut message, -id);
@@ -425,7 +418,7 @@ impl Encoder {
                     put_uint(&mut message, 0);
                 }
             }
-            // Known to every stream.
+            // These need no description.
             Schema::Int | Schema::Uint | Schema::Bytes | Schema::String => {}
         }
         put_uint(&mut message, 0); // of SliceT or StructT
@@ -456,7 +449,7 @@ impl Encoder {
                 }
                 put_uint(out, 0);
             }
-            // A value that is not of its type is written as the type's zero.
+            // A value of another type is written as zero.
             _ => put_uint(out, 0),
         }
     }
@@ -471,10 +464,6 @@ fn put_common(out: &mut Vec<u8>, name: &str, id: i64) {
     put_uint(out, if name.is_empty() { 2 } else { 1 }); // Id
     put_int(out, id);
     put_uint(out, 0);
-}
-
-fn put_message(out: &mut Vec<u8>, message: &[u8]) {
-    put_bytes(out, message);
 }
 
 fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -524,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_of_the_documentation_is_written_to_the_byte() {
+    fn the_example_of_the_documentation_is_written_exactly() {
         // encoding/gob, "type Point struct { X, Y int }", Point{22, 33}.
         let value = Value::Struct(vec![
             ("X".into(), Value::Int(22)),
@@ -541,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read_however_it_arrives() {
+    fn a_stream_is_read_in_any_pieces() {
         let mut stream = Vec::new();
         let mut encoder = Encoder::default();
         encoder.write(&mut stream, &LINE, &line());
@@ -572,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn no_length_is_believed() {
+    fn impossible_lengths_are_refused() {
         for bytes in [
             &[0xf8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff][..],
             &[0x80],

@@ -1,6 +1,6 @@
-//! The life of one lease: what is sent, when, and what an answer changes. No
-//! system calls, no clock: times come in, and what is to be done goes out.
-//! Source: RFC 2131, section 4.4 and figure 5.
+//! The state machine of one lease: which message is sent when, and what an answer
+//! changes. It has no clock and makes no system calls: times and answers go in, steps
+//! come out. Source: RFC 2131, section 4.4 and figure 5.
 
 use std::net::Ipv4Addr;
 
@@ -11,37 +11,36 @@ use serde::{Deserialize, Serialize};
 use crate::message::{Answer, Kind, Reply, Request, option};
 use crate::terms::{FOREVER, Fault, Terms};
 
-/// A moment, in milliseconds of a clock that never goes back.
+/// A point in time, in milliseconds of a monotonic clock.
 pub type Millis = u64;
 
-/// What a client says of itself in every message.
+/// The options of a client's messages, and those of a server's that it ignores.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// Options of every message: the client identifier, and what the
-    /// configuration provides.
+    /// Options of every message: the client identifier, and those of the configuration.
     pub options: Vec<(u8, Vec<u8>)>,
     /// The options that the server is asked for.
     pub requested: Vec<u8>,
-    /// What it says and is not to be heard.
-    #[serde(default)]
-    pub unheard: Unheard,
+    /// What is ignored in answers. In the files of leases it has been `unheard` ever since.
+    #[serde(default, rename = "unheard")]
+    pub suppressed: Suppressed,
 }
 
-/// What of a server's answer is left out, at ADD and whenever the lease is renewed.
+/// What is ignored in a server's answers, at ADD and at each renewal.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Unheard {
-    /// Options; without the router there is no default route, whichever option has it.
+pub struct Suppressed {
+    /// Options. Without the router there is no default route, whichever option has it.
     pub options: Vec<u8>,
-    /// Destinations that the configuration has a route of its own to.
+    /// Destinations that the configuration has its own route to.
     pub destinations: Vec<Ipv4Network>,
 }
 
-impl Unheard {
-    /// Reads an answer.
+impl Suppressed {
+    /// The terms of an answer, without what is suppressed.
     fn read(&self, reply: &Reply) -> Result<Terms, Fault> {
         let mut terms = Terms::read(&reply.without(&self.options))?;
         if self.options.contains(&option::ROUTER) {
-            terms.leave_out_router();
+            terms.remove_router();
         }
         terms
             .routes
@@ -50,82 +49,82 @@ impl Unheard {
     }
 }
 
-/// How patient a client is; all in milliseconds.
+/// A client's timeouts, in milliseconds.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct Timeouts {
     /// How long a server that has offered an address may take to grant it.
-    pub answer: Millis,
+    pub grant: Millis,
     /// The longest pause between two messages.
-    pub pause: Millis,
-    /// How long an address is sought before who waits for it is told that there is none.
-    pub whole: Millis,
+    pub resend: Millis,
+    /// How long an ADD waits for an address.
+    pub acquire: Millis,
 }
 
 /// Where to send a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Destination {
     /// To every server on the segment.
-    Everyone,
+    Broadcast,
     /// To the server at this address.
     Server(Ipv4Addr),
 }
 
-/// What is to be done.
+/// What the daemon has to do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    /// Send this message; from the pod's address if it has one.
+    /// Send a message.
     Send {
-        /// To whom.
+        /// The destination.
         to: Destination,
         /// The pod's address, or 0.0.0.0.
         from: Ipv4Addr,
-        /// The message, but for the hardware address of the pod.
+        /// The message, in which the sender sets the pod's hardware address.
         message: Box<Request>,
     },
-    /// The lease is held on these terms from now on. Those before, if the pod has
-    /// them, are to be replaced.
+    /// The lease is held on these terms from now on. Replace what the pod has of earlier
+    /// ones.
     Hold(Box<Terms>),
-    /// The address must not be used any longer.
+    /// The address must not be used any longer, for this reason.
     Lose(&'static str),
-    /// Nobody has granted an address for as long as anybody would wait.
+    /// No server has granted an address in time: fail the ADDs that wait.
     GiveUp,
-    /// The answer was not used, and why.
+    /// An answer was ignored, for this reason.
     Ignore(String),
 }
 
-/// Where in figure 5 of RFC 2131 a lease is.
+/// The states of RFC 2131, figure 5.
 #[derive(Clone, Debug, PartialEq)]
 enum State {
-    /// Asking who has an address: INIT, SELECTING.
+    /// Sends DHCPDISCOVER: INIT, SELECTING.
     Selecting,
-    /// Asking for the address that was offered.
+    /// Requests the address that was offered.
     Requesting { offer: Box<Terms>, since: Millis },
-    /// Asking whether the address that a pod had before it was made anew is still its: INIT-REBOOT.
+    /// Requests the address that the pod had before: INIT-REBOOT, REBOOTING.
     Rebooting { since: Millis },
-    /// Having an address.
+    /// Has an address.
     Bound,
-    /// Asking the server that granted it.
+    /// Asks the server that granted the lease to renew it.
     Renewing,
-    /// Asking any server.
+    /// Asks any server to renew it.
     Rebinding,
-    /// Not asking: the pod's interface is not there.
-    Dormant,
+    /// Ours: sends nothing, because the pod's interface is gone.
+    Suspended,
 }
 
 /// A lease that is held.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Held {
-    /// On which terms.
+    /// What was granted.
     pub terms: Terms,
-    /// Since when: the moment at which the message that was granted had been sent.
+    /// When the message that was granted had been sent: lease times count from there.
     pub since: Millis,
 }
 
 impl Held {
     fn after(&self, seconds: u32) -> Millis {
-        match seconds {
+        match self.terms.lease {
             FOREVER => Millis::MAX,
-            seconds => self.since + Millis::from(seconds) * 1000,
+            _ => self.since + Millis::from(seconds) * 1000,
         }
     }
 
@@ -135,17 +134,11 @@ impl Held {
     }
 
     fn renews(&self) -> Millis {
-        match self.terms.lease {
-            FOREVER => Millis::MAX,
-            _ => self.after(self.terms.renew),
-        }
+        self.after(self.terms.renew)
     }
 
     fn rebinds(&self) -> Millis {
-        match self.terms.lease {
-            FOREVER => Millis::MAX,
-            _ => self.after(self.terms.rebind),
-        }
+        self.after(self.terms.rebind)
     }
 }
 
@@ -153,76 +146,76 @@ impl Held {
 #[derive(Clone, Debug)]
 pub struct Lease {
     identity: Identity,
-    patience: Patience,
+    timeouts: Timeouts,
     mac: Mac,
     broadcast: bool,
     state: State,
-    /// What was granted last, while it lasts.
+    /// The last grant, until it expires.
     held: Option<Held>,
-    /// The address to ask for first.
-    wish: Option<Ipv4Addr>,
+    /// The address to ask for in INIT and INIT-REBOOT.
+    preferred: Option<Ipv4Addr>,
     xid: u32,
     /// When the exchange began, and the last message was sent.
     began: Millis,
     sent: Millis,
     tries: u32,
-    give_up: Option<Millis>,
+    /// When the ADDs that wait fail.
+    deadline: Option<Millis>,
     due: Millis,
-    dice: Dice,
+    random: Random,
 }
 
-/// Random numbers: what a neighbour could guess here is of no use to him beyond
-/// what the segment gives him anyway (xorshift64*).
+/// Random numbers (xorshift64*). They need not be secure: a neighbour that guesses one
+/// gains nothing that it does not see on the segment anyway.
 #[derive(Clone, Debug)]
-struct Dice(u64);
+struct Random(u64);
 
-impl Dice {
-    fn roll(&mut self) -> u64 {
+impl Random {
+    fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// From 0 to `below`, which is left out.
+    /// At least 0 and less than `below`.
     fn below(&mut self, below: u64) -> u64 {
-        self.roll().checked_rem(below).unwrap_or_default()
+        self.next().checked_rem(below).unwrap_or_default()
     }
 }
 
 impl Lease {
-    /// A lease that is sought from now on, with somebody waiting for it.
-    pub fn new(identity: Identity, patience: Patience, seed: u64, now: Millis) -> Self {
+    /// Acquires a lease from now on, for an ADD that waits.
+    pub fn new(identity: Identity, timeouts: Timeouts, seed: u64, now: Millis) -> Self {
         let mut lease = Self {
             identity,
-            patience,
+            timeouts,
             mac: Mac([0; 6]),
             broadcast: false,
             state: State::Selecting,
             held: None,
-            wish: None,
+            preferred: None,
             xid: 0,
             began: now,
             sent: now,
             tries: 0,
-            give_up: None,
+            deadline: None,
             due: now,
-            dice: Dice(seed | 1),
+            random: Random(seed | 1),
         };
-        lease.await_grant(now);
+        lease.start_deadline(now);
         lease.begin(State::Selecting, now);
         lease
     }
 
-    /// A lease from before a restart, which may have ended by now. From `due` on
-    /// its server is asked to renew it: without a broadcast, which every pod of the
-    /// segment would have to look at. One that has ended is asked for by the address
-    /// that it had.
-    pub fn remembered(mut self, held: Option<Held>, now: Millis, due: Millis) -> Self {
-        self.give_up = None;
-        self.wish = held.as_ref().map(|held| held.terms.address.ip());
+    /// Goes on with a lease from before a restart. From `due` on it asks the lease's server
+    /// for a renewal, without a broadcast that every pod of the segment would receive. If
+    /// the lease has expired, it requests the same address.
+    pub fn restored(mut self, held: Option<Held>, now: Millis, due: Millis) -> Self {
+        self.deadline = None;
+        self.preferred = held.as_ref().map(|held| held.terms.address.ip());
         self.held = held.filter(|held| held.expires() > now);
-        match (&self.held, self.wish) {
+        match (&self.held, self.preferred) {
             (Some(_), _) => self.begin(State::Renewing, due),
             (None, Some(_)) => self.begin(State::Rebooting { since: due }, due),
             (None, None) => self.begin(State::Selecting, due),
@@ -230,64 +223,65 @@ impl Lease {
         self
     }
 
-    /// What the client says of itself.
+    /// The client's options.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// The hardware address that messages are about.
+    /// Sets the hardware address that answers must have.
     pub fn set_mac(&mut self, mac: Mac) {
         self.mac = mac;
     }
 
-    /// Whether answers have to be broadcast.
+    /// Sets whether servers shall broadcast their answers.
     pub fn set_broadcast(&mut self, broadcast: bool) {
         self.broadcast = broadcast;
     }
 
-    /// The number that answers have to repeat.
+    /// The transaction ID that answers must have.
     pub fn xid(&self) -> u32 {
         self.xid
     }
 
-    /// When [`Lease::on_time`] is to be called.
+    /// When to call [`Lease::on_time`].
     pub fn due(&self) -> Millis {
         self.due
     }
 
-    /// What is held now, and not to be doubted.
+    /// The grant, unless it has expired.
     pub fn held(&self) -> Option<&Held> {
         self.held.as_ref()
     }
 
-    /// Whether answers are awaited.
+    /// Whether an answer is expected.
     pub fn is_asking(&self) -> bool {
-        !matches!(self.state, State::Bound | State::Dormant)
+        !matches!(self.state, State::Bound | State::Suspended)
     }
 
-    /// Whether nothing is done about it, because the pod's interface is gone.
-    pub fn is_dormant(&self) -> bool {
-        self.state == State::Dormant
+    /// Whether it sends nothing, because the pod's interface is gone.
+    pub fn is_suspended(&self) -> bool {
+        self.state == State::Suspended
     }
 
-    /// Somebody waits from now on.
-    pub fn await_grant(&mut self, now: Millis) {
-        self.give_up = Some(now + self.patience.whole);
-        self.due = self.due.min(now + self.patience.whole);
+    /// Limits how long the ADDs that wait from now on may take.
+    pub fn start_deadline(&mut self, now: Millis) {
+        let deadline = now + self.timeouts.acquire;
+        self.deadline = Some(deadline);
+        self.due = self.due.min(deadline);
     }
 
-    /// The pod's interface is gone: the lease is left to end by itself.
-    pub fn rest(&mut self) {
-        self.state = State::Dormant;
+    /// Lets the lease expire, because the pod's interface is gone.
+    pub fn suspend(&mut self) {
+        self.state = State::Suspended;
         self.due = self.held.as_ref().map_or(0, Held::expires);
     }
 
-    /// The pod has another interface: the address is asked for again on it.
+    /// Requests the address again, because the pod has another interface.
     pub fn restart(&mut self, identity: Identity, now: Millis) {
         self.identity = identity;
-        self.wish = self.held.as_ref().map(|held| held.terms.address.ip());
-        self.await_grant(now);
-        match self.wish {
+        self.preferred = self.held.as_ref().map(|held| held.terms.address.ip());
+        self.start_deadline(now);
+        match self.preferred {
             Some(_) => self.begin(State::Rebooting { since: now }, now),
             None => self.begin(State::Selecting, now),
         }
@@ -295,24 +289,24 @@ impl Lease {
 
     fn begin(&mut self, state: State, now: Millis) {
         self.state = state;
-        self.xid = self.dice.roll() as u32;
+        self.xid = self.random.next() as u32;
         self.began = now;
         self.tries = 0;
         self.due = now;
     }
 
-    /// The time has come.
+    /// Acts on the passing of time; to be called at [`Lease::due`].
     pub fn on_time(&mut self, now: Millis) -> Vec<Step> {
         let mut steps = Vec::new();
         if self.held.as_ref().is_some_and(|held| now >= held.expires()) {
             self.held = None;
-            if self.state != State::Dormant {
+            if self.state != State::Suspended {
                 steps.push(Step::Lose("the lease has expired"));
                 self.begin(State::Selecting, now);
             }
         }
-        if self.give_up.is_some_and(|end| now >= end) && self.held.is_none() {
-            self.give_up = None;
+        if self.deadline.is_some_and(|end| now >= end) && self.held.is_none() {
+            self.deadline = None;
             steps.push(Step::GiveUp);
             return steps;
         }
@@ -321,14 +315,14 @@ impl Lease {
         steps
     }
 
-    /// What time alone changes.
+    /// The transitions that need no answer.
     fn change_state(&mut self, now: Millis) {
         match &self.state {
-            State::Requesting { since, .. } if now >= since + self.patience.answer => {
+            State::Requesting { since, .. } if now >= since + self.timeouts.grant => {
                 self.begin(State::Selecting, now);
             }
-            State::Rebooting { since } if now >= since + self.patience.answer => {
-                // Nobody knows better: what was granted lasts (RFC 2131, section 3.2).
+            State::Rebooting { since } if now >= since + self.timeouts.grant => {
+                // Without an answer the old grant stays valid (RFC 2131, section 3.2).
                 match self.held {
                     Some(_) => self.state = State::Bound,
                     None => self.begin(State::Selecting, now),
@@ -348,51 +342,60 @@ impl Lease {
         }
     }
 
-    /// The message of the state, and when the next is due.
+    /// The message of the current state; sets when the next is due.
     fn ask(&mut self, now: Millis) -> Option<Step> {
         if !self.is_asking() {
             return None;
         }
         self.due = now.saturating_add(self.pause(now));
-        for end in [self.give_up, self.held.as_ref().map(Held::expires)] {
+        for end in [self.deadline, self.held.as_ref().map(Held::expires)] {
             self.due = self.due.min(end.unwrap_or(Millis::MAX));
         }
         self.tries = self.tries.saturating_add(1);
         self.sent = now;
-        let own = self.held.as_ref().map(|held| held.terms.address.ip());
-        let own = own.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        let nobody = Ipv4Addr::UNSPECIFIED;
-        let address = |ip: Ipv4Addr| ip.octets().to_vec();
-        Some(match &self.state {
+        // RFC 2131, tables 4 and 5: the address is in `ciaddr` or in option 50.
+        let requested = |ip: Ipv4Addr| (option::REQUESTED_ADDRESS, ip.octets().to_vec());
+        let mut kind = Kind::Request;
+        let (mut to, mut from) = (Destination::Broadcast, Ipv4Addr::UNSPECIFIED);
+        let mut options = Vec::new();
+        match &self.state {
             State::Selecting => {
-                let wish = self.wish.map(|ip| (option::REQUESTED_ADDRESS, address(ip)));
-                let message = self.message(Kind::Discover, nobody, wish.into_iter().collect(), now);
-                send(Destination::Everyone, nobody, message)
+                kind = Kind::Discover;
+                options.extend(self.preferred.map(requested));
             }
             State::Requesting { offer, .. } => {
-                let options = vec![
-                    (option::REQUESTED_ADDRESS, address(offer.address.ip())),
-                    (option::SERVER_IDENTIFIER, address(offer.server)),
-                ];
-                let message = self.message(Kind::Request, nobody, options, now);
-                send(Destination::Everyone, nobody, message)
+                options.push(requested(offer.address.ip()));
+                let server = offer.server.octets().to_vec();
+                options.push((option::SERVER_IDENTIFIER, server));
             }
-            State::Rebooting { .. } => {
-                let wish = self.wish.unwrap_or(nobody);
-                let options = vec![(option::REQUESTED_ADDRESS, address(wish))];
-                let message = self.message(Kind::Request, nobody, options, now);
-                send(Destination::Everyone, nobody, message)
+            State::Rebooting { .. } => options.extend(self.preferred.map(requested)),
+            State::Renewing | State::Rebinding | State::Bound | State::Suspended => {
+                let held = self.held.as_ref()?;
+                from = held.terms.address.ip();
+                if self.state == State::Renewing {
+                    to = Destination::Server(held.terms.server);
+                }
             }
-            State::Renewing => {
-                let server = self.held.as_ref().map_or(nobody, |held| held.terms.server);
-                let message = self.message(Kind::Request, own, Vec::new(), now);
-                send(Destination::Server(server), own, message)
-            }
-            State::Rebinding | State::Bound | State::Dormant => {
-                let message = self.message(Kind::Request, own, Vec::new(), now);
-                send(Destination::Everyone, own, message)
-            }
-        })
+        }
+        let seconds = now.saturating_sub(self.began) / 1000;
+        options.extend(self.identity.options.iter().cloned());
+        // The payload of an Ethernet frame without the IP header.
+        let max_size = 1472_u16.to_be_bytes().to_vec();
+        options.push((option::MAXIMUM_MESSAGE_SIZE, max_size));
+        let requested = &self.identity.requested;
+        if !requested.is_empty() {
+            options.push((option::PARAMETER_REQUEST_LIST, requested.clone()));
+        }
+        let message = Box::new(Request {
+            kind,
+            xid: self.xid,
+            seconds: seconds.try_into().unwrap_or(u16::MAX),
+            address: from,
+            mac: self.mac,
+            broadcast: self.broadcast && from.is_unspecified(),
+            options,
+        });
+        Some(Step::Send { to, from, message })
     }
 
     /// How long to wait for an answer.
@@ -402,78 +405,35 @@ impl Lease {
             (State::Rebinding, Some(held)) => held.expires(),
             _ => return self.backoff(),
         };
-        // RFC 2131, section 4.4.5: half of what is left. But a packet may just be lost,
-        // as when a server is asked by all pods of a node at once: a few quick tries first.
+        // RFC 2131, section 4.4.5: half of the remaining time. But a packet may just be lost,
+        // as when all pods of a node ask a server at once, so a few quick tries come first.
         let rest = end.saturating_sub(now);
         let quick = match self.tries {
-            tries @ 0..3 => (2000 << tries) + self.dice.below(1000),
+            tries @ 0..3 => (2000 << tries) + self.random.below(1000),
             _ => Millis::MAX,
         };
         (rest / 2).max(4000).min(quick).min(rest.max(1))
     }
 
-    /// The Go client's: a few quick tries, then twice as long each time; a second
-    /// more or less, so that pods that were started together do not stay together.
+    /// As the Go client: a few quick tries, then twice as long each time; a second more or
+    /// less, so that pods that were started together do not ask together.
     fn backoff(&mut self) -> Millis {
         let base = match self.tries {
-            0 => return 500 + self.dice.below(1000),
+            0 => return 500 + self.random.below(1000),
             1..4 => 2000,
             tries => 4000_u64 << (tries - 4).min(20),
         };
-        base.min(self.patience.pause) + self.dice.below(2000) - 1000_u64.min(base / 2)
+        base.min(self.timeouts.resend) + self.random.below(2000) - 1000_u64.min(base / 2)
     }
 
-    /// A message of this exchange: `more` is what only this kind has.
-    fn message(
-        &self,
-        kind: Kind,
-        address: Ipv4Addr,
-        more: Vec<(u8, Vec<u8>)>,
-        now: Millis,
-    ) -> Request {
-        let mut options = more;
-        options.extend(self.identity.options.iter().cloned());
-        if kind != Kind::Release {
-            // What fits into a packet of any Ethernet, without IP's header.
-            options.push((
-                option::MAXIMUM_MESSAGE_SIZE,
-                1472_u16.to_be_bytes().to_vec(),
-            ));
-            let requested = &self.identity.requested;
-            if !requested.is_empty() {
-                options.push((option::PARAMETER_REQUEST_LIST, requested.clone()));
-            }
-        }
-        Request {
-            kind,
-            xid: self.xid,
-            seconds: ((now - self.began.min(now)) / 1000)
-                .try_into()
-                .unwrap_or(u16::MAX),
-            address,
-            mac: self.mac,
-            broadcast: self.broadcast && address.is_unspecified(),
-            options,
-        }
-    }
-
-    /// The message that gives the lease back, if there is one to give back: to
-    /// its server, from the pod's address.
-    pub fn release(&mut self, now: Millis) -> Option<Step> {
+    /// The message that gives the lease back, if one is held. The lease ends with it.
+    pub fn release(&mut self) -> Option<Step> {
         let terms = self.held.take()?.terms;
-        self.xid = self.dice.roll() as u32;
-        let (from, server) = (terms.address.ip(), terms.server);
-        let options = vec![(option::SERVER_IDENTIFIER, server.octets().to_vec())];
-        // Only the identifier, of what the client says of itself (RFC 2131, table 5).
-        let all = std::mem::take(&mut self.identity.options);
-        let mut identifier = all;
-        identifier.retain(|(kind, _)| *kind == option::CLIENT_IDENTIFIER);
-        self.identity.options = identifier;
-        let message = self.message(Kind::Release, from, options, now);
-        Some(send(Destination::Server(server), from, message))
+        self.xid = self.random.next() as u32;
+        Some(release(&self.identity, &terms, self.xid))
     }
 
-    /// A server has answered.
+    /// Acts on an answer of a server.
     pub fn on_reply(&mut self, reply: &Reply, now: Millis) -> Vec<Step> {
         if !self.is_asking() || reply.xid != self.xid || reply.mac != self.mac {
             return Vec::new();
@@ -490,8 +450,8 @@ impl Lease {
                     terms: terms.clone(),
                     since: self.sent,
                 });
-                self.give_up = None;
-                self.wish = Some(terms.address.ip());
+                self.deadline = None;
+                self.preferred = Some(terms.address.ip());
                 self.state = State::Bound;
                 self.change_state(now);
                 vec![Step::Hold(Box::new(terms))]
@@ -501,9 +461,9 @@ impl Lease {
     }
 
     fn on_offer(&mut self, reply: &Reply, now: Millis) -> Vec<Step> {
-        match self.identity.unheard.read(reply) {
+        match self.identity.suppressed.read(reply) {
             Ok(offer) => {
-                // The exchange goes on under its number.
+                // The exchange keeps its transaction ID.
                 self.state = State::Requesting {
                     offer: Box::new(offer),
                     since: now,
@@ -515,30 +475,27 @@ impl Lease {
         }
     }
 
-    /// The terms of an acknowledgement, if it is one of what was asked for.
+    /// The terms of an acknowledgement, if it grants what was requested.
     fn on_ack(&self, reply: &Reply) -> Result<Terms, String> {
         let terms = self
             .identity
-            .unheard
+            .suppressed
             .read(reply)
             .map_err(|fault| format!("grant of {}: {fault}", reply.address))?;
         let asked = match &self.state {
             State::Requesting { offer, .. } => Some((offer.address.ip(), Some(offer.server))),
-            State::Rebooting { .. } => self.wish.map(|wish| (wish, None)),
+            State::Rebooting { .. } => self.preferred.map(|address| (address, None)),
             // A server may move the pod to another address when it renews.
             _ => None,
         };
         let other = asked.is_some_and(|(address, server)| {
             address != terms.address.ip() || server.is_some_and(|server| server != terms.server)
         });
-        match other {
-            true => Err(format!(
-                "grant of {} by {}: not asked for",
-                terms.address.ip(),
-                terms.server
-            )),
-            false => Ok(terms),
+        if other {
+            let (address, server) = (terms.address.ip(), terms.server);
+            return Err(format!("grant of {address} by {server}: not requested"));
         }
+        Ok(terms)
     }
 
     fn on_nak(&mut self, reply: &Reply, now: Millis) -> Vec<Step> {
@@ -547,23 +504,42 @@ impl Lease {
         {
             return Vec::new();
         }
-        // Not at once: a server that offers what it then refuses would keep both busy.
+        // After a pause: a server that offers what it then refuses would keep both busy.
         let requesting = matches!(self.state, State::Requesting { .. });
         let lost = self.held.take().is_some();
-        self.wish = None;
+        self.preferred = None;
         self.begin(State::Selecting, now);
         if requesting {
-            self.due = now + 1000 + self.dice.below(1000);
+            self.due = now + 1000 + self.random.below(1000);
         }
-        match lost {
-            true => vec![Step::Lose("the server refuses the address")],
-            false => vec![Step::Ignore(format!("refused: {}", reply.reason()))],
-        }
+        vec![if lost {
+            Step::Lose("the server refuses the address")
+        } else {
+            Step::Ignore(format!("refused: {}", reply.reason()))
+        }]
     }
 }
 
-fn send(to: Destination, from: Ipv4Addr, message: Request) -> Step {
-    let message = Box::new(message);
+/// The message that gives a lease back to its server, from the pod's address.
+pub fn release(identity: &Identity, terms: &Terms, xid: u32) -> Step {
+    let (from, server) = (terms.address.ip(), terms.server);
+    let mut options = vec![(option::SERVER_IDENTIFIER, server.octets().to_vec())];
+    // Of the client's own options, only the identifier is allowed (RFC 2131, table 5).
+    let own = identity.options.iter();
+    options.extend(
+        own.filter(|(kind, _)| *kind == option::CLIENT_IDENTIFIER)
+            .cloned(),
+    );
+    let message = Box::new(Request {
+        kind: Kind::Release,
+        xid,
+        seconds: 0,
+        address: from,
+        mac: Mac([0; 6]),
+        broadcast: false,
+        options,
+    });
+    let to = Destination::Server(server);
     Step::Send { to, from, message }
 }
 

@@ -1,7 +1,6 @@
-//! DHCP messages: what a client writes and what it believes of what it reads.
-//! Source: RFC 2131 (the fixed part), RFC 2132 (options), RFC 3396 (long
-//! options). The fixed part is smoltcp's; its reader of options passes over what
-//! is cut off, so options are read here.
+//! DHCP messages: a client's requests, and a server's replies. Source: RFC 2131 (the
+//! fixed part), RFC 2132 (options), RFC 3396 (long options). smoltcp reads and writes the
+//! fixed part. It ignores truncated options, so options are read here.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -46,10 +45,10 @@ pub mod option {
 const MAGIC: u32 = 0x6382_5363;
 /// Where the fixed part ends and options begin.
 const FIXED: usize = 240;
-/// Relays and servers drop what is shorter than BOOTP's message (RFC 1542, section 2.1).
-const SHORTEST: usize = 300;
+/// Relays and servers drop messages that are shorter than BOOTP's (RFC 1542, section 2.1).
+const MIN_SIZE: usize = 300;
 
-/// What a client says.
+/// The types of a client's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // the names of RFC 2131
 pub enum Kind {
@@ -61,17 +60,17 @@ pub enum Kind {
 /// A message of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// What it says.
+    /// The message type.
     pub kind: Kind,
-    /// Repeated in the answer.
+    /// The transaction ID.
     pub xid: u32,
     /// How long the client has been trying, in seconds.
     pub seconds: u16,
-    /// Its address, when it has one that it may answer for; else 0.0.0.0.
+    /// Its address (`ciaddr`), or 0.0.0.0.
     pub address: Ipv4Addr,
     /// Its hardware address.
     pub mac: Mac,
-    /// Whether the answer has to be broadcast.
+    /// Whether the server shall broadcast its answer.
     pub broadcast: bool,
     /// Options after the message type, each of at most 255 bytes.
     pub options: Vec<(u8, Vec<u8>)>,
@@ -81,17 +80,16 @@ impl Request {
     /// The message, without UDP and IP.
     pub fn write(&self) -> Vec<u8> {
         let options: usize = self.options.iter().map(|(_, data)| 2 + data.len()).sum();
-        let mut buffer = vec![0; (FIXED + 3 + options + 1).max(SHORTEST)];
+        let mut buffer = vec![0; (FIXED + 3 + options + 1).max(MIN_SIZE)];
         let mut packet = DhcpPacket::new_unchecked(&mut buffer[..]);
         packet.set_opcode(DhcpOpCode::Request);
         packet.set_hardware_type(ArpHardware::Ethernet);
         packet.set_hardware_len(6);
         packet.set_transaction_id(self.xid);
         packet.set_secs(self.seconds);
-        packet.set_flags(match self.broadcast {
-            true => DhcpFlags::BROADCAST,
-            false => DhcpFlags::empty(),
-        });
+        if self.broadcast {
+            packet.set_flags(DhcpFlags::BROADCAST);
+        }
         packet.set_client_ip(self.address);
         packet.set_client_hardware_address(EthernetAddress(self.mac.0));
         packet.set_magic_number(MAGIC);
@@ -100,7 +98,7 @@ impl Request {
         let all = std::iter::once((option::MESSAGE_TYPE, &kind[..]));
         let own = self.options.iter().map(|(kind, data)| (*kind, &data[..]));
         for (kind, data) in all.chain(own) {
-            // The buffer has room for all; an option that is too long is not sent.
+            // The buffer has room for all of them; one that is too long is left out.
             let _ = writer.emit(DhcpOption { kind, data });
         }
         let _ = writer.end();
@@ -108,7 +106,7 @@ impl Request {
     }
 }
 
-/// What a server answers.
+/// The types of a server's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // the names of RFC 2131
 pub enum Answer {
@@ -120,35 +118,35 @@ pub enum Answer {
 /// A message of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// What it says.
+    /// The message type.
     pub answer: Answer,
-    /// That of the request.
+    /// The transaction ID of the request.
     pub xid: u32,
-    /// The hardware address that the request was sent from.
+    /// The hardware address of the client.
     pub mac: Mac,
-    /// The address that the client gets; 0.0.0.0 in a [`Answer::Nak`].
+    /// The client's address (`yiaddr`); 0.0.0.0 in a [`Answer::Nak`].
     pub address: Ipv4Addr,
     /// Every option once, in the order in which they came.
     options: Vec<(u8, Vec<u8>)>,
 }
 
-/// Why a message is not believed.
+/// Why a message is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Malformed {
-    /// It ends within the fixed part, or that is not of DHCP over Ethernet.
+    /// The fixed part is truncated, or not that of a DHCP reply over Ethernet.
     Header,
-    /// An option is longer than the rest of the message, or the end is missing.
+    /// An option is longer than the rest of the message, or the end option is missing.
     Truncated,
-    /// It has no message type, or one that no server sends.
+    /// The message type is missing, or not a server's.
     Type,
 }
 
 impl fmt::Display for Malformed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Header => "no DHCP message of a server",
-            Self::Truncated => "options are cut off",
-            Self::Type => "no message type of a server",
+            Self::Header => "not a DHCP message of a server",
+            Self::Truncated => "the options are truncated",
+            Self::Type => "not a message type of a server",
         })
     }
 }
@@ -156,10 +154,10 @@ impl fmt::Display for Malformed {
 impl std::error::Error for Malformed {}
 
 impl Reply {
-    /// Reads a message as it came in a UDP datagram.
+    /// Reads the payload of a UDP datagram.
     ///
     /// # Errors
-    /// When anything about it is wrong: nothing of it is used then.
+    /// When any part of it is invalid.
     pub fn read(message: &[u8]) -> Result<Self, Malformed> {
         let packet = DhcpPacket::new_checked(message).map_err(|_| Malformed::Header)?;
         let of_server = packet.opcode() == DhcpOpCode::Reply
@@ -198,13 +196,13 @@ impl Reply {
         find(&self.options, kind)
     }
 
-    /// The server that sent it, if it says so.
+    /// The server identifier, if there is one.
     pub fn server(&self) -> Option<Ipv4Addr> {
         let data = self.option(option::SERVER_IDENTIFIER)?;
         Some(Ipv4Addr::from(<[u8; 4]>::try_from(data).ok()?))
     }
 
-    /// Why the server says no, for people; what cannot be printed is left out.
+    /// The server's reason for a [`Answer::Nak`], without control characters.
     pub fn reason(&self) -> String {
         let text = self.option(option::MESSAGE).unwrap_or_default();
         let text = String::from_utf8_lossy(text);
@@ -217,10 +215,9 @@ fn find(options: &[(u8, Vec<u8>)], kind: u8) -> Option<&[u8]> {
     Some(&found.1)
 }
 
-/// All options: those after the fixed part, and those that did not fit there
-/// and are in the fields for names (option 52), in this order (RFC 3396).
+/// All options: those after the fixed part, then those in the fields `file` and `sname`
+/// if option 52 says so (RFC 3396).
 fn read_options(message: &[u8]) -> Result<Vec<(u8, Vec<u8>)>, Malformed> {
-    // The fields `file` and `sname` of the fixed part.
     const FILE: std::ops::Range<usize> = 108..236;
     const SNAME: std::ops::Range<usize> = 44..108;
     let mut options = Vec::new();
@@ -251,7 +248,7 @@ fn read_area(mut area: &[u8], options: &mut Vec<(u8, Vec<u8>)>) -> Result<(), Ma
                     .split_at_checked(usize::from(*length))
                     .ok_or(Malformed::Truncated)?;
                 area = rest;
-                // An option that comes again goes on (RFC 3396).
+                // A repeated option continues the first one (RFC 3396).
                 match options.iter_mut().find(|(other, _)| *other == kind) {
                     Some((_, start)) => start.extend(data),
                     None => options.push((kind, data.to_vec())),
@@ -293,7 +290,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_request_is_what_servers_read() {
+    fn a_request_is_written() {
         let request = Request {
             kind: Kind::Request,
             xid: XID,
@@ -304,7 +301,7 @@ pub(crate) mod tests {
             options: vec![(option::CLIENT_IDENTIFIER, b"\0abc".to_vec())],
         };
         let message = request.write();
-        assert_eq!(message.len(), SHORTEST);
+        assert_eq!(message.len(), MIN_SIZE);
         assert_eq!(message[..8], [1, 1, 6, 0, 0x12, 0x34, 0x56, 0x78]);
         assert_eq!(message[8..16], [0, 7, 0x80, 0, 10, 0, 0, 5]);
         assert_eq!(message[28..34], MAC.0);
@@ -334,7 +331,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn options_that_did_not_fit_are_in_the_fields_for_names() {
+    fn options_continue_in_the_fields_for_names() {
         let mut message = reply(2, [10, 0, 0, 5], &[(52, &[3])]);
         message[108..113].copy_from_slice(&[6, 2, b'a', b'b', 255]);
         message[44..49].copy_from_slice(&[6, 2, b'c', b'd', 255]);
@@ -346,7 +343,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_message_that_is_cut_off_anywhere_is_refused() {
+    fn a_truncated_message_is_refused() {
         let message = reply(5, [10, 0, 0, 5], &[(54, &[10, 0, 0, 1]), (1, &[255; 4])]);
         assert!(Reply::read(&message).is_ok());
         for length in 0..message.len() {
@@ -362,7 +359,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_no_server_sends_is_refused() {
+    fn a_message_that_is_not_a_servers_is_refused() {
         let good = reply(5, [10, 0, 0, 5], &[]);
         for (position, value, fault) in [
             (0, 1, Malformed::Header),
@@ -379,7 +376,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn no_byte_makes_it_panic() {
+    fn any_byte_can_have_any_value() {
         let good = reply(5, [10, 0, 0, 5], &[(52, &[3]), (121, &[32, 1, 2, 3])]);
         for position in 0..good.len() {
             for value in 0..=255 {

@@ -1,21 +1,21 @@
-//! What DEL and GC do while no daemon runs: there may be leases on disk that a
-//! daemon would take up again when it starts, for pods that are gone by then.
+//! What DEL and GC do while no daemon runs: the next daemon would restore leases on disk
+//! for pods that are gone by then.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 use cni::{Code, Error};
 use netlink::Mac;
 
-use crate::lease::{Held, Lease, Patience};
+use crate::lease;
 use crate::pod;
 use crate::socket::PacketSocket;
 use crate::store::{Owner, Record, Store, directory};
 
-/// The leases of the daemon at `socket`, if there are any and nobody has them.
+/// The leases of the daemon at `socket`, locked; `None` when there are none.
 ///
 /// # Errors
-/// Code 11 while another program has them: a daemon that starts or ends.
+/// Code 11 while another process has them: a daemon that starts or ends.
 fn open(socket: &str) -> Result<Option<Store>> {
     let dir = directory("", socket);
     if !dir.exists() {
@@ -36,22 +36,22 @@ fn busy(dir: &Path) -> Error {
     ))
 }
 
-/// Gives the lease of `owner` back, if one is known: to its server if that can be
-/// done, and in any case so that no daemon takes it up again.
+/// Removes the lease of `owner`, if there is one, and releases it at its server if that is
+/// possible.
 ///
 /// # Errors
-/// When leases are in use, or cannot be removed.
+/// When the leases are in use, or a file cannot be removed.
 pub fn release(socket: &str, owner: &Owner, netns: Option<&Path>) -> Result<()> {
     let Some(store) = open(socket)? else {
         return Ok(());
     };
     if let Some(record) = store.find(owner) {
-        tell_the_server(&record, netns);
+        release_at_server(&record, netns);
     }
     store.remove(owner)
 }
 
-/// The same for every lease on `network` that `in_use` does not know.
+/// The same for every lease of `network` that is not in use.
 ///
 /// # Errors
 /// As [`release`].
@@ -61,17 +61,17 @@ pub fn collect(socket: &str, network: &str, in_use: impl Fn(&Owner) -> bool) -> 
     };
     for record in store.load()? {
         if record.owner.network == network && !in_use(&record.owner) {
-            tell_the_server(&record, None);
+            release_at_server(&record, None);
             store.remove(&record.owner)?;
         }
     }
     Ok(())
 }
 
-/// Sends one packet, and is content when it cannot: a server that does not hear of
-/// it has the address back when the lease ends.
-fn tell_the_server(record: &Record, netns: Option<&Path>) {
-    if let Err(error) = try_to_tell(record, netns) {
+/// Sends one packet. A failure is only logged: the server frees the address when the lease
+/// ends.
+fn release_at_server(record: &Record, netns: Option<&Path>) {
+    if let Err(error) = send_release(record, netns) {
         let id = record.owner.client_id();
         cni::log(format_args!(
             "{id}: failed to release DHCP lease: {error:#}"
@@ -79,33 +79,20 @@ fn tell_the_server(record: &Record, netns: Option<&Path>) {
     }
 }
 
-fn try_to_tell(record: &Record, netns: Option<&Path>) -> Result<()> {
+fn send_release(record: &Record, netns: Option<&Path>) -> Result<()> {
     let Some(grant) = &record.grant else {
         return Ok(());
     };
     let mut place = record.place.clone();
     if let Some(netns) = netns {
-        // The daemon's path may have had a prefix.
-        place.netns = PathBuf::from(netns);
+        // The daemon's path may have its -hostprefix.
+        netns.clone_into(&mut place.netns);
     }
     let Some(interface) = pod::reopen(&place, &record.owner.ifname)? else {
         return Ok(());
     };
-    let patience = Patience {
-        answer: 0,
-        pause: 0,
-        whole: 0,
-    };
-    let held = Held {
-        terms: grant.terms.clone(),
-        since: 0,
-    };
-    let seed = u64::from(std::process::id());
-    let mut lease = Lease::new(record.identity.clone(), patience, seed, 0);
-    lease = lease.remembered(Some(held), 0, 0);
-    let Some(step) = lease.release(0) else {
-        return Ok(());
-    };
-    let socket = PacketSocket::open(&interface.netns, interface.link.index, lease.xid())?;
+    let xid = std::process::id();
+    let step = lease::release(&record.identity, &grant.terms, xid);
+    let socket = PacketSocket::open(&interface.netns, interface.link.index, xid)?;
     pod::send(&socket, &step, interface.mac, Some(Mac(grant.server_mac)))
 }

@@ -7,7 +7,7 @@ use cni::result::{Dns, Route};
 use ipnetwork::IpNetwork;
 
 use crate::conf::{Conf, Provide, Request};
-use crate::lease::{Identity, Unheard};
+use crate::lease::{Identity, Suppressed};
 use crate::message::option;
 
 /// What is requested unless the configuration says otherwise: every option that has a
@@ -69,9 +69,9 @@ impl Plan {
         })
     }
 
-    /// Lays what the configuration has over the `result` of a daemon, which may be of
-    /// another suite and have heard all that the server said.
-    pub fn lay_over(&self, result: &mut AddResult) {
+    /// Applies `suppress`, `routes` and `dns` to the daemon's `result`: the Go daemon knows
+    /// none of them.
+    pub fn apply(&self, result: &mut AddResult) {
         if self.suppressed.contains(&option::ROUTER) {
             result.ips.iter_mut().for_each(|ip| ip.gateway = None);
             result.routes.retain(|route| route.dst.prefix() != 0);
@@ -94,18 +94,18 @@ impl Plan {
         }
     }
 
-    fn unheard(&self) -> Unheard {
+    fn suppressed(&self) -> Suppressed {
         let ipv4 = |route: &Route| match route.dst.0 {
             IpNetwork::V4(dst) => Some(dst),
             IpNetwork::V6(_) => None,
         };
-        Unheard {
+        Suppressed {
             options: self.suppressed.clone(),
             destinations: self.routes.iter().filter_map(ipv4).collect(),
         }
     }
 
-    /// What the client says of itself in every message.
+    /// The options of the client's messages, and those of the server's that it ignores.
     pub fn identity(&self, client_id: &str) -> Identity {
         let mut options = self.provided.clone();
         if !options
@@ -119,7 +119,7 @@ impl Plan {
         Identity {
             options,
             requested: self.requested.clone(),
-            unheard: self.unheard(),
+            suppressed: self.suppressed(),
         }
     }
 }
@@ -208,7 +208,7 @@ fn number(key: impl Into<String>, name: &str) -> Result<u8, Fault> {
     }
 }
 
-/// What says what a message is, and whom it is about, is not for the configuration.
+/// Whether the protocol itself sets the option, so that a configuration cannot.
 fn is_ours(kind: u8) -> bool {
     matches!(
         kind,
@@ -223,8 +223,8 @@ fn is_ours(kind: u8) -> bool {
     )
 }
 
-/// The value of `key` in `CNI_ARGS`, which the Go plugin reads leniently here:
-/// what is no pair is passed over, and the value may have more `=`.
+/// The value of `key` in `CNI_ARGS`. As in the Go plugin, entries without `=` are ignored,
+/// and the value may contain `=`.
 fn argument<'a>(args: &'a str, key: &str) -> Option<&'a str> {
     let pairs = args.split(';').filter_map(|pair| pair.split_once('='));
     pairs
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn without_keys_all_that_has_a_place_is_asked_for() {
+    fn without_keys_the_default_options_are_requested() {
         let ipam = read(r#"{"ipam": {"type": "dhcp"}}"#, "").unwrap();
         assert_eq!(ipam.socket, SOCKET);
         assert_eq!(ipam.requested, REQUESTED);

@@ -1,9 +1,8 @@
-//! The pod's end: its interface, what the daemon changes there, and the packet
-//! that gives a lease back.
+//! The pod's interface: opened, sent on, and configured after a renewal.
 
 use std::collections::HashSet;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -16,21 +15,19 @@ use crate::frame;
 use crate::lease::{Destination, Step};
 use crate::socket::PacketSocket;
 use crate::store::Place;
-use crate::terms::{Hop, Terms};
+use crate::terms::{Hop, LINK_SCOPE, Terms};
 
-/// An interface of a pod, open.
+/// A pod's interface, with what is needed to use it.
 pub struct Interface {
-    /// Its namespace.
     pub netns: NetNs,
-    /// A socket in there.
-    pub netlink: Netlink,
+    /// A netlink socket in the namespace.
+    netlink: Netlink,
     /// The interface, which is up.
     pub link: Link,
-    /// Its hardware address.
     pub mac: Mac,
 }
 
-/// Device and inode of a namespace: what tells it from another.
+/// Device and inode of a namespace, which identify it.
 pub fn inode(netns: &Path) -> Result<(u64, u64)> {
     let file = fs::metadata(netns)
         .map_err(|error| anyhow::anyhow!("examine {netns:?}: {}", cni::reason(&error)))?;
@@ -38,10 +35,10 @@ pub fn inode(netns: &Path) -> Result<(u64, u64)> {
 }
 
 /// Opens the interface `ifname` in the namespace at `netns`, and sets it up: main
-/// plugins do so only when they have an address.
+/// plugins do so only after IPAM.
 ///
 /// # Errors
-/// In the words of the Go daemon when the namespace or the interface is absent.
+/// With the Go daemon's text when the namespace or the interface is absent.
 pub fn open(netns: &Path, ifname: &str) -> Result<Interface> {
     let netns = NetNs::open(netns)?;
     let netlink = Netlink::open_in(&netns)?;
@@ -51,23 +48,14 @@ pub fn open(netns: &Path, ifname: &str) -> Result<Interface> {
     let Some(mac) = link.mac else {
         bail!("interface {ifname} has no hardware address of six bytes: DHCP needs one");
     };
-    if !link.up {
-        // ip link set eth0 up
-        netlink.set_up(link.index)?;
-    }
-    Ok(Interface {
-        netns,
-        netlink,
-        link,
-        mac,
-    })
+    Interface::set_up(netns, netlink, link, mac)
 }
 
-/// Opens the interface of a lease once more; `None` when it is gone, or when
-/// another namespace has the path of its by now.
+/// Opens the interface of a lease again; `None` when it is gone, or when its path leads
+/// to another namespace by now.
 ///
 /// # Errors
-/// When the kernel cannot be asked.
+/// When a netlink request fails.
 pub fn reopen(place: &Place, ifname: &str) -> Result<Option<Interface>> {
     match inode(&place.netns) {
         Ok(inode) if inode == place.inode => {}
@@ -85,20 +73,12 @@ pub fn reopen(place: &Place, ifname: &str) -> Result<Option<Interface>> {
     let Some(mac) = link.mac else {
         return Ok(None);
     };
-    if !link.up {
-        netlink.set_up(link.index)?;
-    }
-    Ok(Some(Interface {
-        netns,
-        netlink,
-        link,
-        mac,
-    }))
+    Interface::set_up(netns, netlink, link, mac).map(Some)
 }
 
-/// Sends `step`, if it is something to send. A server is sent to at the hardware
-/// address that its grant came from: its own, or that of the relay before it.
-/// That needs neither routes nor ARP in the pod, where anybody may have changed them.
+/// Sends `step`, if it has a message. The frame goes to the hardware address that the
+/// server's grant came from: the server's or its relay's. So it needs neither routes nor
+/// ARP in the pod, which the pod may have changed.
 ///
 /// # Errors
 /// When the kernel refuses the packet.
@@ -107,7 +87,7 @@ pub fn send(socket: &PacketSocket, step: &Step, pod: Mac, server: Option<Mac>) -
         return Ok(());
     };
     let (ip, mac) = match to {
-        Destination::Everyone => (std::net::Ipv4Addr::BROADCAST, None),
+        Destination::Broadcast => (Ipv4Addr::BROADCAST, None),
         Destination::Server(ip) => (*ip, server),
     };
     let mut message = message.clone();
@@ -119,11 +99,23 @@ pub fn send(socket: &PacketSocket, step: &Step, pod: Mac, server: Option<Mac>) -
 }
 
 impl Interface {
-    /// Makes the pod have the address and routes of `new`, and no longer those of
-    /// `old`; what others have put there stays.
+    fn set_up(netns: NetNs, netlink: Netlink, link: Link, mac: Mac) -> Result<Self> {
+        if !link.up {
+            // ip link set eth0 up
+            netlink.set_up(link.index)?;
+        }
+        Ok(Self {
+            netns,
+            netlink,
+            link,
+            mac,
+        })
+    }
+
+    /// Replaces the address and routes of `old` by those of `new`; others in the pod stay.
     ///
     /// # Errors
-    /// When the kernel refuses; what can be done is done.
+    /// When the kernel refuses a change; the changes before it stay.
     pub fn replace(&self, old: Option<&Terms>, new: &Terms, priority: u32) -> Result<()> {
         let index = self.link.index;
         let address = IpNetwork::V4(new.address);
@@ -140,7 +132,7 @@ impl Interface {
         let kept: HashSet<Hop> = new.routes.iter().copied().collect();
         let known: HashSet<Hop> = old.into_iter().flat_map(|old| old.routes.clone()).collect();
         let mtu_differs = old.is_none_or(|old| old.mtu != new.mtu);
-        // Before the new ones: the kernel takes two routes to one destination for rivals.
+        // Before the new ones: the kernel refuses a second route to the same destination.
         for hop in &known {
             if !kept.contains(hop) || mtu_differs {
                 // ip route del DST via GW dev eth0
@@ -161,12 +153,12 @@ impl Interface {
         if let Some(old) = old.filter(|old| old.address != new.address) {
             self.delete_address(old.address)?;
         }
-        // Neighbours may know another hardware address for this one.
+        // Neighbours may have another hardware address for this IP in their ARP caches.
         self.netlink.announce(&self.link)?;
         Ok(())
     }
 
-    /// Takes the address and routes of `old` from the pod.
+    /// Removes the address and routes of `old` from the pod.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -184,11 +176,11 @@ impl Interface {
         Ok(self.netlink.delete_address(self.link.index, address)?)
     }
 
-    /// The kernel deletes with an address all later ones of its subnet, and with
-    /// the last address all routes, unless it is told to keep them.
+    /// Deleting an address deletes all later ones of its subnet as well, and deleting the last
+    /// one deletes all routes, unless promote_secondaries is set.
     fn keep_secondaries(&self) {
         let key = sysctl::interface_key("ipv4", &self.link.name, "promote_secondaries");
-        // A read-only /proc/sys costs a moment without an address, no more.
+        // With a read-only /proc/sys the pod has no address for a moment.
         let _ = self.netns.enter(|| sysctl::write_if_different(&key, "1"));
     }
 }
@@ -196,7 +188,7 @@ impl Interface {
 fn route(hop: &Hop, mtu: Option<u16>, priority: u32) -> RouteSpec {
     RouteSpec {
         gw: (!hop.on_link()).then_some(IpAddr::V4(hop.via)),
-        scope: hop.on_link().then_some(253),
+        scope: hop.on_link().then_some(LINK_SCOPE),
         mtu: mtu.map(u32::from),
         priority: (priority != 0).then_some(priority),
         ..RouteSpec::to(IpNetwork::V4(hop.to))

@@ -1,10 +1,10 @@
-//! What the plugin and the daemon say to each other: Go's `net/rpc` over HTTP,
-//! as the Go plugin and its daemon do, so that either may be replaced alone.
+//! The protocol of the plugin and the daemon: Go's `net/rpc` over HTTP, as the Go plugin
+//! and its daemon use it, so that either can be replaced alone.
 //!
-//! The client asks for a tunnel (`CONNECT /_goRPC_`) and gets it; from then on
-//! each call is two gob values, the header and the arguments, and each answer
-//! too. Source: Go's packages `net/rpc` (server.go, client.go), skel.CmdArgs and
-//! types/100 of the CNI library for the names of fields.
+//! The client sends an HTTP request, `CONNECT /_goRPC_`. After the response, each call
+//! is two gob values, the header and the arguments; so is each answer. Source: Go's
+//! package `net/rpc` (server.go, client.go); skel.CmdArgs and types/100 of the CNI
+//! library for the names of fields.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -14,21 +14,21 @@ use ipnetwork::IpNetwork;
 
 use crate::gob::{Schema, Value};
 
-/// What a client says first.
+/// The client's HTTP request.
 pub const CONNECT: &[u8] = b"CONNECT /_goRPC_ HTTP/1.0\n\n";
-/// What a server answers to it.
+/// The server's response.
 pub const CONNECTED: &[u8] = b"HTTP/1.0 200 Connected to Go RPC\n\n";
 
-/// Get a lease, or the one that is held already.
+/// Acquires a lease, or returns the one that is held.
 pub const ALLOCATE: &str = "DHCP.Allocate";
-/// Give a lease back.
+/// Releases a lease.
 pub const RELEASE: &str = "DHCP.Release";
-/// Say which lease is held. Ours: the Go daemon does not know it.
+/// Returns the lease that is held. The Go daemon does not have this method.
 pub const CHECK: &str = "DHCP.Check";
-/// Give back what no attachment in use holds. Ours as well.
+/// Releases the leases of attachments that are not valid any more. Neither this one.
 pub const GC: &str = "DHCP.GC";
 
-/// How Go's server refuses a method that it does not have.
+/// The beginning of Go's error for an unknown method.
 pub const NO_METHOD: &str = "rpc: can't find method";
 
 /// The header of a call.
@@ -60,26 +60,18 @@ pub static ARGUMENTS: Schema = Schema::Struct(
     ],
 );
 
-/// An answer with nothing in it.
+/// An answer without a result.
 pub static NOTHING: Schema = Schema::Struct("", &[]);
 
+const IP_NET: Schema = Schema::Struct("IPNet", &[("IP", Schema::Bytes), ("Mask", Schema::Bytes)]);
 static IP_CONFIG: Schema = Schema::Struct(
     "IPConfig",
-    &[
-        (
-            "Address",
-            Schema::Struct("IPNet", &[("IP", Schema::Bytes), ("Mask", Schema::Bytes)]),
-        ),
-        ("Gateway", Schema::Bytes),
-    ],
+    &[("Address", IP_NET), ("Gateway", Schema::Bytes)],
 );
 static ROUTE: Schema = Schema::Struct(
     "Route",
     &[
-        (
-            "Dst",
-            Schema::Struct("IPNet", &[("IP", Schema::Bytes), ("Mask", Schema::Bytes)]),
-        ),
+        ("Dst", IP_NET),
         ("GW", Schema::Bytes),
         ("MTU", Schema::Int),
         ("Priority", Schema::Int),
@@ -87,8 +79,8 @@ static ROUTE: Schema = Schema::Struct(
     ],
 );
 
-/// The answer to [`ALLOCATE`]. `CNIVersion` is not in it: each client stamps the
-/// result with the version of its own library.
+/// The answer to [`ALLOCATE`], without `CNIVersion`: each client sets the version of its
+/// own library.
 pub static RESULT: Schema = Schema::Struct(
     "Result",
     &[
@@ -118,18 +110,12 @@ pub struct Header {
 }
 
 impl Header {
-    /// As it is sent.
+    /// The header as it is sent.
     pub fn to_value(&self) -> Value {
-        structure([
-            ("ServiceMethod", text(&self.method)),
-            (
-                "Seq",
-                Some(Value::Uint(self.sequence)).filter(|_| self.sequence != 0),
-            ),
-        ])
+        response(self, "")
     }
 
-    /// As it came.
+    /// The header that was received.
     pub fn of(value: &Value) -> Self {
         Self {
             method: value.text("ServiceMethod").to_owned(),
@@ -150,7 +136,7 @@ pub fn response(header: &Header, error: &str) -> Value {
     ])
 }
 
-/// The arguments of a call: what a runtime says to a plugin.
+/// The arguments of a call: those that the runtime passed to the plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Arguments {
     /// `CNI_CONTAINERID`
@@ -168,7 +154,7 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// As they are sent.
+    /// The arguments as they are sent.
     pub fn to_value(&self) -> Value {
         structure([
             ("ContainerID", text(&self.container_id)),
@@ -180,7 +166,7 @@ impl Arguments {
         ])
     }
 
-    /// As they came.
+    /// The arguments that were received.
     pub fn of(value: &Value) -> Self {
         let text = |name| value.text(name).to_owned();
         Self {
@@ -194,7 +180,7 @@ impl Arguments {
     }
 }
 
-/// A result as [`RESULT`] has it.
+/// A result in the form of [`RESULT`].
 pub fn result_value(result: &AddResult) -> Value {
     let ips = result.ips.iter().map(|ip| {
         structure([
@@ -229,7 +215,7 @@ pub fn result_value(result: &AddResult) -> Value {
     ])
 }
 
-/// A result as it came; what cannot be an address is left out.
+/// The result that was received, without values that are not addresses.
 pub fn result_of(value: &Value) -> AddResult {
     let ips = value.list("IPs").iter().filter_map(|ip| {
         Some(IpConfig {
@@ -298,7 +284,7 @@ fn ip_value(ip: IpAddr) -> Value {
     })
 }
 
-/// A `net.IP` has 4 bytes or 16, and an IPv4 address may be in the long form.
+/// A `net.IP` has 4 or 16 bytes; an IPv4 address can have either.
 fn ip_of(bytes: &[u8]) -> Option<IpAddr> {
     if let Ok(short) = <[u8; 4]>::try_from(bytes) {
         return Some(short.into());
@@ -321,7 +307,7 @@ fn net_value(net: Cidr) -> Value {
 fn net_of(value: &Value) -> Option<Cidr> {
     let ip = ip_of(value.bytes("IP"))?;
     let mask = value.bytes("Mask");
-    // The mask of an IPv4 network may be in the long form, too.
+    // So can the mask of an IPv4 network.
     let mask = match (ip, mask.len()) {
         (IpAddr::V4(_), 16) => &mask[12..],
         _ => mask,
@@ -353,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_arrives_as_it_left() {
+    fn a_result_is_read_as_written() {
         let result = AddResult {
             interfaces: Vec::new(),
             ips: vec![IpConfig {
@@ -382,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_arrives_as_it_left() {
+    fn a_call_is_read_as_written() {
         let arguments = Arguments {
             container_id: "a".into(),
             netns: "/run/netns/a".into(),
@@ -404,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_come_in_both_of_gos_lengths() {
+    fn addresses_have_both_of_gos_lengths() {
         let long = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 168, 1, 5];
         assert_eq!(ip_of(&long), "192.168.1.5".parse().ok());
         let mut mask = [0xff; 16];

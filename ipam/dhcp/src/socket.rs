@@ -1,7 +1,7 @@
-//! A packet socket in a pod: how to say something without an address, and hear
-//! the answer. See packet(7).
+//! A packet socket in a pod, which can send and receive without an address. See
+//! packet(7).
 
-#![allow(unsafe_code)] // nix has no way to make the address of a packet socket
+#![allow(unsafe_code)] // nix cannot make the address of a packet socket
 
 use std::io;
 use std::mem::{size_of, size_of_val};
@@ -15,24 +15,25 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 const IPV4: u16 = libc::ETH_P_IP as u16;
 const BROADCAST: Mac = Mac([0xff; 6]);
 
-/// A socket that hears the DHCP answers of one exchange on one link.
+/// A socket that receives the DHCP answers of one exchange on one link.
 ///
-/// The kernel writes and reads the Ethernet header (`SOCK_DGRAM`): we see IPv4
-/// packets, and who sent them.
+/// The kernel adds and removes the Ethernet header (`SOCK_DGRAM`): we get IPv4 packets,
+/// and the sender's hardware address.
 #[derive(Debug)]
 pub struct PacketSocket {
     fd: OwnedFd,
     ifindex: i32,
+    xid: u32,
 }
 
 impl PacketSocket {
-    /// Opens one inside `netns`, on the link with this index, to be used from here.
+    /// Opens one inside `netns`, on the link with this index, for the answers to `xid`.
     ///
     /// # Errors
-    /// When the namespace cannot be entered, or the kernel refuses the socket:
-    /// `ENODEV` or `ENETDOWN` for a link that is gone or down.
+    /// When the namespace cannot be entered, or the kernel refuses the socket: `ENODEV` for
+    /// a link that is gone.
     pub fn open(netns: &NetNs, ifindex: u32, xid: u32) -> anyhow::Result<Self> {
-        // Without a protocol it hears nothing until it is bound, by when it has its filter.
+        // Without a protocol it receives nothing until it is bound. By then it has its filter.
         let open = || {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             socket(AddressFamily::Packet, SockType::Datagram, flags, None)
@@ -41,18 +42,28 @@ impl PacketSocket {
         let socket = Self {
             fd,
             ifindex: ifindex.try_into()?,
+            xid,
         };
-        socket.hear(xid)?;
+        socket.set_filter()?;
         socket.bind()?;
         Ok(socket)
     }
 
-    /// Hears the answers to `xid` from now on, and nothing else. On a segment
-    /// where all pods ask at once, each would be woken by the answers of all.
+    /// Receives the answers to `xid` from now on.
     ///
     /// # Errors
     /// When the kernel refuses the filter.
-    pub fn hear(&self, xid: u32) -> io::Result<()> {
+    pub fn set_xid(&mut self, xid: u32) -> io::Result<()> {
+        if self.xid == xid {
+            return Ok(());
+        }
+        self.xid = xid;
+        self.set_filter()
+    }
+
+    /// Drops all but the answers to `xid` in the kernel. Otherwise, on a segment where all
+    /// pods ask at once, every answer would wake the daemon once for each of them.
+    fn set_filter(&self) -> io::Result<()> {
         // tcpdump's "udp dst port 68" for what starts with the IPv4 header, and
         // the xid of the message.
         let filter = [
@@ -64,7 +75,7 @@ impl PacketSocket {
             statement(libc::BPF_LD | libc::BPF_H | libc::BPF_IND, 2),
             jump(libc::BPF_JEQ, 68, 0, 3),
             statement(libc::BPF_LD | libc::BPF_W | libc::BPF_IND, 8 + 4),
-            jump(libc::BPF_JEQ, xid, 0, 1),
+            jump(libc::BPF_JEQ, self.xid, 0, 1),
             statement(libc::BPF_RET | libc::BPF_K, u32::MAX),
             statement(libc::BPF_RET | libc::BPF_K, 0),
         ];
@@ -72,8 +83,8 @@ impl PacketSocket {
             len: filter.len() as u16,
             filter: filter.as_ptr().cast_mut(),
         };
-        // SAFETY: the option's value is a sock_fprog (socket(7)); the kernel copies
-        // the filter, to which it does not write, before the call returns.
+        // SAFETY: the option's value is a sock_fprog (socket(7)); the kernel only reads the
+        // filter, and copies it before the call returns.
         let failed = unsafe {
             libc::setsockopt(
                 self.fd.as_raw_fd(),
@@ -99,7 +110,7 @@ impl PacketSocket {
         done(failed as isize).map(drop)
     }
 
-    /// Sends an IPv4 packet to `to`, or to everybody.
+    /// Sends an IPv4 packet to `to`; as a broadcast without it.
     ///
     /// # Errors
     /// When the kernel refuses it.
@@ -120,8 +131,8 @@ impl PacketSocket {
         done(sent).map(drop)
     }
 
-    /// The next packet into `buffer`, its length and the hardware address that it
-    /// came from; `None` when there is none.
+    /// Reads the next packet into `buffer`; returns its length and the sender's hardware
+    /// address, `None` when there is no packet.
     ///
     /// # Errors
     /// `ENETDOWN` once when the link goes down.

@@ -1,12 +1,12 @@
-//! Leases on disk: one file for each, so that a daemon that starts again goes on
-//! where the one before it ended, however that ended.
+//! Leases on disk, a file for each, so that a restarted daemon goes on with them, however
+//! the previous one ended.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use cni::{file, reason};
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use serde::{Deserialize, Serialize};
@@ -14,31 +14,31 @@ use serde::{Deserialize, Serialize};
 use crate::lease::Identity;
 use crate::terms::Terms;
 
-/// Where leases are kept, below the prefix for the host's root.
+/// Where leases are kept, below -hostprefix.
 const ROOT: &str = "/var/lib/cni/dhcp";
 const SUFFIX: &str = ".json";
 const UNFINISHED: &str = ".new";
 
-/// The longest file of a lease: a server's answer has 64 KiB, written in up to four characters
-/// for each byte, and a plugin's configuration adds options.
-const LONGEST: u64 = 1024 * 1024;
+/// The longest file of a lease in bytes: an answer has at most 64 KiB, written in up to four
+/// characters for each byte, and a configuration adds options.
+const MAX_SIZE: u64 = 1024 * 1024;
 
-/// What is known of a lease.
+/// A lease as it is on disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// Whose it is.
+    /// The attachment that it is for.
     pub owner: Owner,
-    /// Where the pod's interface is.
+    /// The pod's interface.
     pub place: Place,
-    /// What the client says of itself.
+    /// The client's options.
     pub identity: Identity,
     /// The metric of the routes, 0 for none.
     pub priority: u32,
-    /// What is granted; `None` while an address is sought again.
+    /// The grant; `None` while an address is being acquired again.
     pub grant: Option<Grant>,
 }
 
-/// Who holds a lease.
+/// The attachment that a lease is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Owner {
     /// `CNI_CONTAINERID`
@@ -50,21 +50,23 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// The client identifier, which is that of the Go daemon, so that a server
-    /// gives the same address whichever of the two asks. Cut off where the Go
-    /// daemon does: an option has room for 255 bytes, one of which is its type.
+    /// The client identifier: the Go daemon's, so that a server gives the same address to
+    /// both. Cut off where the Go daemon does: an option has room for 255 bytes, one of which
+    /// is the identifier's type.
     pub fn client_id(&self) -> String {
-        let (id, network, ifname) = (&self.container_id, &self.network, &self.ifname);
-        let mut text = format!("{id}/{network}/{ifname}");
+        let mut text = self.path();
         let end = (0..=254).rev().find(|end| text.is_char_boundary(*end));
         text.truncate(end.unwrap_or_default().min(text.len()));
         text
     }
 
-    /// The name of its file.
+    fn path(&self) -> String {
+        format!("{}/{}/{}", self.container_id, self.network, self.ifname)
+    }
+
+    /// The name of the lease's file.
     fn file_name(&self) -> String {
-        let all = format!("{}/{}/{}", self.container_id, self.network, self.ifname);
-        cni::names::prefixed(32, "", &all) + SUFFIX
+        cni::names::prefixed(32, "", &self.path()) + SUFFIX
     }
 }
 
@@ -73,35 +75,34 @@ impl Owner {
 pub struct Place {
     /// The namespace's path, as the daemon sees it.
     pub netns: PathBuf,
-    /// Device and inode, which tell it from another that has its path by now.
+    /// The namespace's device and inode: its path may lead to another one later.
     pub inode: (u64, u64),
     /// The interface's hardware address.
     pub mac: [u8; 6],
 }
 
-/// A lease with the wall clock's times, which survive a restart.
+/// What a server has granted, with times of the wall clock, which survive a reboot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Grant {
-    /// On which terms.
+    /// The terms.
     pub terms: Terms,
-    /// Since when, in seconds since 1970.
+    /// When it was requested, in seconds since 1970.
     pub since: u64,
     /// The hardware address that the server, or the relay before it, answered from.
     pub server_mac: [u8; 6],
 }
 
-/// The directory of one daemon's leases, held by one program at a time.
+/// The directory of one daemon's leases, locked by one process at a time.
 #[derive(Debug)]
 pub struct Store {
     dir: PathBuf,
-    /// Held as long as this lives.
     _lock: Flock<File>,
 }
 
-/// Where the daemon that listens at `socket` keeps its leases. Daemons that
-/// listen at different places know nothing of each other.
+/// Where the daemon with this socket keeps its leases. Daemons with different sockets are
+/// independent.
 pub fn directory(host_prefix: &str, socket: &str) -> PathBuf {
-    // As systemd-escape(1) makes a name of a path, for people to recognise.
+    // The name that systemd-escape(1) makes of a path, so that an administrator can read it.
     let mut name = String::new();
     for c in socket.trim_matches('/').chars() {
         match c {
@@ -120,11 +121,11 @@ pub fn directory(host_prefix: &str, socket: &str) -> PathBuf {
 }
 
 impl Store {
-    /// Takes the directory, which is made if need be, without what a daemon that was
-    /// killed had not written to its end. `None` when another program has it.
+    /// Locks the directory, created if need be, and removes the incomplete files of a daemon
+    /// that was killed. `None` when another process has the lock.
     ///
     /// # Errors
-    /// When it cannot be made or opened.
+    /// When it cannot be created or opened.
     pub fn open(dir: &Path) -> Result<Option<Self>> {
         loop {
             let fault = |what: &str, error: &io::Error| {
@@ -137,21 +138,21 @@ impl Store {
             if let Err(error) = made {
                 bail!(fault("make directory", &error));
             }
-            // A link here would have us keep leases where another program wants them.
+            // O_NOFOLLOW: a symbolic link could lead to another program's directory.
             let opened = OpenOptions::new()
                 .read(true)
                 .custom_flags((OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits())
                 .open(dir);
             let file = match opened {
                 Ok(file) => file,
-                // Another has just removed it as it was empty.
+                // Another process has just removed the empty directory.
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 Err(error) => bail!(fault("open directory", &error)),
             };
             let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
                 return Ok(None);
             };
-            // Removed between opening and locking: what we hold is nothing's lock.
+            // Otherwise it was removed between opening and locking.
             if same_file(&lock, dir) {
                 remove_unfinished(dir);
                 let dir = dir.to_owned();
@@ -160,12 +161,11 @@ impl Store {
         }
     }
 
-    /// Every lease on disk. One that cannot be read is told on standard error, and
-    /// stays for the next daemon; one that makes no sense would make none next time, and is
-    /// removed.
+    /// Every lease on disk. A file that cannot be read is logged and stays for the next
+    /// daemon; one that cannot be parsed is logged and removed.
     ///
     /// # Errors
-    /// When nobody can say which there are: not to know of leases is not to have none.
+    /// When the directory cannot be listed: that must not look like a node without leases.
     pub fn load(&self) -> Result<Vec<Record>> {
         let unknown = |error: io::Error| {
             anyhow::anyhow!("list leases in {}: {}", self.dir.display(), reason(&error))
@@ -173,60 +173,58 @@ impl Store {
         let mut records = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(unknown)? {
             let entry = entry.map_err(unknown)?;
-            let (path, name) = (entry.path(), entry.file_name());
-            let name = name.to_string_lossy();
-            if name.ends_with(SUFFIX) {
-                match file::read(&path, LONGEST).map(|(text, _)| serde_json::from_slice(&text)) {
-                    Ok(Ok(record)) => records.push(record),
-                    Ok(Err(error)) => {
-                        cni::log(format_args!(
-                            "drop lease {}: parse: {error}",
-                            path.display()
-                        ));
-                        let _ = fs::remove_file(&path);
-                    }
-                    Err(error) => {
-                        cni::log(format_args!(
-                            "lease {} is not held: {}",
-                            path.display(),
-                            reason(&error)
-                        ));
-                    }
+            if !entry.file_name().to_string_lossy().ends_with(SUFFIX) {
+                continue;
+            }
+            let path = entry.path();
+            let shown = path.display();
+            match file::read(&path, MAX_SIZE).map(|(text, _)| serde_json::from_slice(&text)) {
+                Ok(Ok(record)) => records.push(record),
+                Ok(Err(error)) => {
+                    cni::log(format_args!("drop lease {shown}: parse: {error}"));
+                    let _ = fs::remove_file(&path);
+                }
+                Err(error) => {
+                    let why = reason(&error);
+                    cni::log(format_args!("lease {shown} is not restored: {why}"));
                 }
             }
         }
         Ok(records)
     }
 
-    /// Writes a lease, in place of what was known of it. Whatever kills us in
-    /// between leaves the old file or the new one. It is not forced to the disk:
-    /// the pods, whose leases these are, do not survive a loss of power either.
+    /// Writes a lease in place of its earlier file. After a kill at any moment there is the
+    /// old file or the new one. There is no fsync: the pods do not survive a loss of power
+    /// either.
     ///
     /// # Errors
     /// When the disk is full or read-only.
     pub fn save(&self, record: &Record) -> Result<()> {
         let path = self.dir.join(record.owner.file_name());
-        let spare = spare(&path);
+        let unfinished = path.with_extension("new");
         let text = serde_json::to_vec(record)?;
-        let written = file::replace(&spare, &text).and_then(|()| fs::rename(&spare, &path));
+        let written = file::replace(&unfinished, &text);
+        let written = written.and_then(|()| fs::rename(&unfinished, &path));
         written.map_err(|error| {
-            let _ = fs::remove_file(&spare);
+            let _ = fs::remove_file(&unfinished);
             anyhow::anyhow!("write lease {}: {}", path.display(), reason(&error))
         })
     }
 
-    /// The lease of `owner`, if it is known.
+    /// The lease of `owner`, if there is one that can be read.
     pub fn find(&self, owner: &Owner) -> Option<Record> {
-        read(&self.dir.join(owner.file_name())).ok()
+        let path = self.dir.join(owner.file_name());
+        let (text, _) = file::read(&path, MAX_SIZE).ok()?;
+        serde_json::from_slice(&text).ok()
     }
 
-    /// Forgets a lease.
+    /// Removes a lease.
     ///
     /// # Errors
     /// When the disk is read-only.
     pub fn remove(&self, owner: &Owner) -> Result<()> {
         let path = self.dir.join(owner.file_name());
-        // A read-only disk says so of what is not there, too, and a directory is no lease.
+        // EROFS comes for a missing file, too; and a directory is not a lease.
         if let Err(error) = fs::remove_file(&path)
             && !is_gone(&path)
             && !path.is_dir()
@@ -238,7 +236,7 @@ impl Store {
 }
 
 impl Drop for Store {
-    /// An empty directory says nothing.
+    /// Removes the directory if it is empty.
     fn drop(&mut self) {
         if fs::remove_dir(&self.dir).is_ok()
             && let Some(root) = self.dir.parent()
@@ -248,7 +246,8 @@ impl Drop for Store {
     }
 }
 
-/// Nobody is writing them: that takes the lock. What stays is in nobody's way.
+/// Under the lock, no other process writes such files. One that cannot be removed does no
+/// harm.
 fn remove_unfinished(dir: &Path) {
     let entries = fs::read_dir(dir).into_iter().flatten();
     for entry in entries.map_while(Result::ok) {
@@ -258,18 +257,8 @@ fn remove_unfinished(dir: &Path) {
     }
 }
 
-/// Where a lease is written before it takes the place of the one before.
-fn spare(path: &Path) -> PathBuf {
-    path.with_extension("new")
-}
-
 fn is_gone(path: &Path) -> bool {
     fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
-}
-
-fn read(path: &Path) -> Result<Record> {
-    let (text, _) = file::read(path, LONGEST).context("read")?;
-    serde_json::from_slice(&text).context("parse")
 }
 
 fn same_file(open: &File, path: &Path) -> bool {
@@ -307,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_saved_is_loaded_and_nothing_else() {
+    fn saved_leases_are_loaded() {
         let place = tempfile::tempdir().unwrap();
         let dir = place.path().join("dhcp/run-cni-dhcp.sock");
         let store = Store::open(&dir).unwrap().unwrap();
@@ -339,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_no_lease_and_stays() {
+    fn a_directory_is_not_a_lease_and_stays() {
         let place = tempfile::tempdir().unwrap();
         let dir = place.path().join("dhcp/x");
         let store = Store::open(&dir).unwrap().unwrap();
@@ -353,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn one_program_at_a_time_has_the_directory_and_an_empty_one_is_removed() {
+    fn one_process_at_a_time_has_the_directory_and_an_empty_one_is_removed() {
         let place = tempfile::tempdir().unwrap();
         let dir = place.path().join("dhcp/x");
         let store = Store::open(&dir).unwrap().unwrap();

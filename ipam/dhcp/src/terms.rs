@@ -1,6 +1,6 @@
-//! What a server grants: the options of an answer, read into types that cannot
-//! be wrong. Options that a pod cannot do without (address, mask, routers, routes)
-//! make the whole answer wrong when they are; the others are left out.
+//! What a server grants: the options of an answer as checked types. An invalid
+//! address, mask, router or route makes the whole answer invalid; other invalid options
+//! are left out.
 //! Source: RFC 2132, RFC 3397 (search), RFC 3442 (classless routes), MS-DHCPE (option 249).
 
 use std::fmt;
@@ -13,14 +13,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::message::{Reply, option};
 
-/// What the Go client takes for a lease without a time, in seconds.
+/// The lease time in seconds if the server names none, as in the Go client.
 const DEFAULT_LEASE: u32 = 3600;
 /// A lease of this many seconds never ends (RFC 2131, section 3.3).
 pub const FOREVER: u32 = u32::MAX;
-/// The smallest packet that every IPv4 host has to take (RFC 791).
-const SMALLEST_MTU: u16 = 576;
-/// The scope of a destination that is on the link itself, as rtnetlink(7) numbers it.
-const LINK_SCOPE: u8 = 253;
+/// The packet size that every IPv4 host must accept (RFC 791).
+const MIN_MTU: u16 = 576;
+/// `RT_SCOPE_LINK` of rtnetlink(7): the destination is on the link.
+pub(crate) const LINK_SCOPE: u8 = 253;
 
 /// What a lease grants.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,21 +29,21 @@ pub struct Terms {
     pub address: Ipv4Network,
     /// The first router.
     pub gateway: Option<Ipv4Addr>,
-    /// What is reached how.
+    /// The routes.
     pub routes: Vec<Hop>,
     /// Name servers, domain, search list.
     pub dns: Dns,
-    /// The largest packet of the segment, in bytes.
+    /// The MTU of the segment, in bytes.
     pub mtu: Option<u16>,
     /// Time servers.
     pub ntp: Vec<Ipv4Addr>,
     /// The server that granted it.
     pub server: Ipv4Addr,
-    /// How long it lasts, in seconds; see [`FOREVER`].
+    /// The lease time in seconds, or [`FOREVER`].
     pub lease: u32,
-    /// When that server is asked to renew it, in seconds.
+    /// T1 in seconds: when that server is asked to renew it.
     pub renew: u32,
-    /// When any server is asked, in seconds.
+    /// T2 in seconds: when any server is asked.
     pub rebind: u32,
 }
 
@@ -66,15 +66,15 @@ impl Hop {
 /// Why an answer cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It says which server to answer to nowhere, or wrongly.
+    /// The server identifier is missing or malformed.
     Server,
-    /// The address is none that a host can have.
+    /// A host cannot have the address.
     Address(Ipv4Addr),
     /// Option 1 is missing.
     NoMask,
-    /// An option is not of the length or of the values it has to be.
+    /// An option has a wrong length or value.
     Option(u8),
-    /// It ends as soon as it begins.
+    /// The lease time is zero.
     ZeroLease,
 }
 
@@ -82,8 +82,8 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Server => f.write_str("DHCP option server identifier not found or malformed"),
-            Self::Address(ip) => write!(f, "address {ip} is none that a host can have"),
-            // To the letter as the Go daemon says it.
+            Self::Address(ip) => write!(f, "a host cannot have the address {ip}"),
+            // The Go daemon's text, to the letter.
             Self::NoMask => f.write_str("DHCP option Subnet Mask not found in DHCPACK"),
             Self::Option(kind) => write!(f, "DHCP option {kind} is malformed"),
             Self::ZeroLease => f.write_str("the lease time is zero"),
@@ -97,7 +97,7 @@ impl Terms {
     /// Reads an offer or an acknowledgement.
     ///
     /// # Errors
-    /// When it cannot be used, and why.
+    /// Why it cannot be used.
     pub fn read(reply: &Reply) -> Result<Self, Fault> {
         let server = reply.server().filter(|ip| is_host(*ip));
         let server = server.ok_or(Fault::Server)?;
@@ -122,13 +122,13 @@ impl Terms {
         })
     }
 
-    /// Leaves out the gateway and every default route.
-    pub fn leave_out_router(&mut self) {
+    /// Removes the gateway and every default route.
+    pub fn remove_router(&mut self) {
         self.gateway = None;
         self.routes.retain(|hop| hop.to != DEFAULT);
     }
 
-    /// What ADD answers; `priority` is the metric of its routes, 0 for none.
+    /// The result of ADD; `priority` is the metric of its routes, 0 for none.
     pub fn to_result(&self, priority: u32) -> AddResult {
         let mtu = self.mtu.map_or(0, u32::from);
         let route = |hop: &Hop| Route {
@@ -150,7 +150,7 @@ impl Terms {
     }
 }
 
-/// Whether a single host can have `ip`, on some network.
+/// Whether a host can have `ip`.
 fn is_host(ip: Ipv4Addr) -> bool {
     let first = ip.octets()[0];
     // 0.0.0.0/8 is "this network", 127.0.0.0/8 this host, from 224 on multicast,
@@ -158,7 +158,7 @@ fn is_host(ip: Ipv4Addr) -> bool {
     !matches!(first, 0 | 127 | 224..)
 }
 
-/// The address, which must be neither that of its network nor its broadcast address.
+/// The address, which must be neither the network's nor the broadcast address.
 fn address(reply: &Reply) -> Result<Ipv4Network, Fault> {
     let ip = reply.address;
     let mask = reply.option(option::SUBNET_MASK).ok_or(Fault::NoMask)?;
@@ -172,10 +172,10 @@ fn address(reply: &Reply) -> Result<Ipv4Network, Fault> {
         .ok_or(Fault::Option(option::SUBNET_MASK))?;
     // /31 is a link between two, /32 a single host (RFC 3021).
     let ends = network.prefix() < 31 && (ip == network.network() || ip == network.broadcast());
-    match is_host(ip) && !ends {
-        true => Ok(network),
-        false => Err(Fault::Address(ip)),
+    if !is_host(ip) || ends {
+        return Err(Fault::Address(ip));
     }
+    Ok(network)
 }
 
 fn seconds(reply: &Reply, kind: u8) -> Result<Option<u32>, Fault> {
@@ -186,8 +186,8 @@ fn seconds(reply: &Reply, kind: u8) -> Result<Option<u32>, Fault> {
     reply.option(kind).map(number).transpose()
 }
 
-/// T1 and T2. Those that are no use, because they are not in order, are what RFC
-/// 2131 (section 4.4.5) has for servers that name none.
+/// T1 and T2. If they are missing or out of order, the defaults of RFC 2131, section
+/// 4.4.5.
 fn times(reply: &Reply, lease: u32) -> (u32, u32) {
     let named = |kind| seconds(reply, kind).ok().flatten().filter(|time| *time > 0);
     let part = |percent: u64| ((u64::from(lease) * percent / 100) as u32).max(1);
@@ -241,8 +241,8 @@ fn routes(
                 .iter()
                 .any(|hop: &Hop| hop.on_link() && hop.to.contains(route.via));
         if !reached {
-            // A router outside the subnet, as clouds with /32 masks have it: the
-            // kernel refuses the route unless told that the router is on the link.
+            // Clouds with /32 masks have a router outside the subnet. The kernel refuses a
+            // route through it without a route to it on the link.
             known.push(Hop {
                 to: Ipv4Network::from(route.via),
                 via: Ipv4Addr::UNSPECIFIED,
@@ -260,7 +260,7 @@ const DEFAULT: Ipv4Network = match Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIE
     None => panic!("0.0.0.0/0 is a network"),
 };
 
-/// RFC 3442: the length of the prefix, as many octets as that needs, the router.
+/// RFC 3442: the prefix length, the significant octets of the destination, the router.
 fn classless_routes(mut data: &[u8]) -> Option<Vec<Hop>> {
     let mut routes = Vec::new();
     while let Some((&prefix, rest)) = data.split_first() {
@@ -284,8 +284,8 @@ fn classless_routes(mut data: &[u8]) -> Option<Vec<Hop>> {
     Some(routes)
 }
 
-/// RFC 2132, section 5.8: pairs of a destination and a router. The default route
-/// is not legal here and left out.
+/// RFC 2132, section 5.8: pairs of a destination and a router. A default route is illegal
+/// here, and left out.
 fn classful_routes(data: &[u8]) -> Option<Vec<Hop>> {
     let (pairs, rest) = data.as_chunks::<8>();
     if !rest.is_empty() {
@@ -319,7 +319,7 @@ fn without_host_bits(network: Ipv4Network) -> Option<Ipv4Network> {
 
 fn mtu(reply: &Reply) -> Option<u16> {
     let bytes = reply.option(option::INTERFACE_MTU)?.try_into().ok()?;
-    Some(u16::from_be_bytes(bytes)).filter(|mtu| *mtu >= SMALLEST_MTU)
+    Some(u16::from_be_bytes(bytes)).filter(|mtu| *mtu >= MIN_MTU)
 }
 
 fn dns(reply: &Reply) -> Dns {
@@ -334,23 +334,23 @@ fn dns(reply: &Reply) -> Dns {
     }
 }
 
-/// A name as text. Some servers end it as C does.
+/// A name as text. Some servers end it with a zero byte.
 fn domain(data: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(data).ok()?;
     let text = text.trim_end_matches('\0').trim_end_matches('.');
     is_name(text).then(|| text.to_owned())
 }
 
-/// Whether `text` can stand in a resolv.conf: what is in there was put by whoever
-/// answers DHCP, and a line break would be a line of theirs.
+/// Whether `text` is safe in a resolv.conf: with a line break, any DHCP server could add
+/// lines of its own.
 fn is_name(text: &str) -> bool {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     let label = |label: &str| !label.is_empty() && label.len() <= 63 && label.bytes().all(legal);
     text.len() <= 253 && text.split('.').all(label)
 }
 
-/// Names as DNS packs them (RFC 1035, section 4.1.4): a pointer leads back to
-/// labels that were there before.
+/// Names in DNS compression (RFC 1035, section 4.1.4): a pointer refers to earlier
+/// labels.
 fn search_list(data: &[u8]) -> Option<Vec<String>> {
     let mut names = Vec::new();
     let mut start = 0;
@@ -376,7 +376,7 @@ fn packed_name(data: &[u8], start: usize) -> Option<(String, usize)> {
         }
         if length >= 0xc0 {
             let target = (length & 0x3f) << 8 | usize::from(*data.get(position + 1)?);
-            // Always back, so it ends.
+            // Only backwards, so that the loop ends.
             if target >= position {
                 return None;
             }
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn classless_routes_stand_for_all_others() {
+    fn classless_routes_replace_all_others() {
         // 0.0.0.0/0, 10.17.0.0/16, 10.27.129.0/24 of RFC 3442, one on the link.
         let classless = [
             0, 10, 0, 0, 1, 16, 10, 17, 10, 0, 0, 2, 24, 10, 27, 129, 10, 0, 0, 3, 25, 10, 229, 0,
@@ -497,7 +497,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_pod_can_do_without_is_left_out_when_it_is_wrong() {
+    fn invalid_optional_values_are_left_out() {
         let loops = [0xc0, 0x00];
         let options: [(u8, &[u8]); 5] = [
             (6, &[10, 0, 0]),
@@ -584,7 +584,7 @@ mod tests {
     }
 
     #[test]
-    fn times_that_are_out_of_order_are_made_up() {
+    fn times_out_of_order_are_replaced_by_defaults() {
         let times = |renew: &[u8], rebind: &[u8]| {
             let terms = with(&[(58, renew), (59, rebind)]).unwrap();
             (terms.renew, terms.rebind)

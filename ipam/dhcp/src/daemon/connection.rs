@@ -4,50 +4,43 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
+use anyhow::Result;
 use cni::AddResult;
 
 use crate::gob::{Decoder, Encoder, LONGEST, Value};
 use crate::rpc::{Arguments, CONNECTED, Header, NOTHING, RESPONSE, RESULT, response, result_value};
 
-/// How long a request line and headers may be, in bytes.
+/// The longest request line with its headers, in bytes.
 const LONGEST_GREETING: usize = 8192;
 
 /// A call that came in.
 #[derive(Debug)]
 pub struct Call {
-    /// What is called, and what the answer has to repeat.
+    /// The method, and the sequence number for the answer.
     pub header: Header,
-    /// With what.
     pub arguments: Arguments,
 }
 
-/// What a call is answered.
-#[derive(Debug)]
-pub enum Answer {
-    /// A lease.
-    Result(Box<AddResult>),
-    /// It is done.
-    Done,
-    /// It is not, and why.
-    Error(String),
-}
+/// The answer to a call: a lease where the method has one.
+pub type Answer = Result<Option<AddResult>>;
 
-/// A connection; it does not block.
+/// A connection, in non-blocking mode.
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
     input: Vec<u8>,
     output: Vec<u8>,
+    /// Whether the HTTP greeting is done.
     tunnel: bool,
     decoder: Decoder,
     encoder: Encoder,
     /// The header of a call whose arguments have not come yet.
     header: Option<Header>,
-    /// The lease that it waits for.
+    /// The key of the lease that the plugin waits for.
     pub waits_for: Option<u32>,
 }
 
-/// The other end is gone, or is no plugin.
+/// The other end has closed the connection, or does not speak the protocol.
 #[derive(Debug)]
 pub struct Closed;
 
@@ -55,7 +48,7 @@ impl Connection {
     /// Takes over `stream`.
     ///
     /// # Errors
-    /// When it cannot be made not to block.
+    /// When it cannot be set to non-blocking mode.
     pub fn new(stream: UnixStream) -> std::io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self {
@@ -70,7 +63,7 @@ impl Connection {
         })
     }
 
-    /// Reads what there is, and returns the calls that are complete.
+    /// Reads what has arrived, and returns the calls that are complete.
     ///
     /// # Errors
     /// When the connection is to be dropped.
@@ -100,7 +93,7 @@ impl Connection {
         Ok(calls)
     }
 
-    /// A header, then its arguments.
+    /// The call whose arguments `value` is; `None` after a header.
     fn take(&mut self, value: &Value) -> Option<Call> {
         match self.header.take() {
             None => {
@@ -114,17 +107,15 @@ impl Connection {
         }
     }
 
-    /// Go's client asks for a tunnel as it would ask a proxy.
+    /// Go's client sends an HTTP CONNECT request first, as to a proxy.
     fn greet(&mut self) -> Result<(), Closed> {
         let end = |mark: &[u8]| {
             let found = self.input.windows(mark.len()).position(|it| it == mark);
             found.map(|start| start + mark.len())
         };
         let Some(end) = end(b"\r\n\r\n").or_else(|| end(b"\n\n")) else {
-            return match self.input.len() > LONGEST_GREETING {
-                true => Err(Closed),
-                false => Ok(()),
-            };
+            let too_long = self.input.len() > LONGEST_GREETING;
+            return if too_long { Err(Closed) } else { Ok(()) };
         };
         let request: Vec<u8> = self.input.drain(..end).collect();
         if !request.starts_with(b"CONNECT /_goRPC_ HTTP/") {
@@ -143,23 +134,19 @@ impl Connection {
     /// # Errors
     /// When the connection is to be dropped.
     pub fn answer(&mut self, header: &Header, answer: &Answer) -> Result<(), Closed> {
-        let error = match answer {
-            Answer::Error(error) => error.as_str(),
-            _ => "",
-        };
+        let error = answer.as_ref().err();
+        let error = error.map_or_else(String::new, |error| format!("{error:#}"));
         let (out, encoder) = (&mut self.output, &mut self.encoder);
-        encoder.write(out, &RESPONSE, &response(header, error));
+        encoder.write(out, &RESPONSE, &response(header, &error));
         match answer {
-            Answer::Result(result) => encoder.write(out, &RESULT, &result_value(result)),
-            // A refused call has a body as well, which nobody looks at.
-            Answer::Done | Answer::Error(_) => {
-                encoder.write(out, &NOTHING, &Value::Struct(Vec::new()));
-            }
+            Ok(Some(result)) => encoder.write(out, &RESULT, &result_value(result)),
+            // After an error Go's client reads a body, too, and drops it.
+            Ok(None) | Err(_) => encoder.write(out, &NOTHING, &Value::Struct(Vec::new())),
         }
         self.write()
     }
 
-    /// Writes what can be written.
+    /// Writes as much as fits.
     ///
     /// # Errors
     /// When the connection is to be dropped.

@@ -1,29 +1,29 @@
-//! Descriptors are few: who may have how many, so that none who ask for an address take
-//! what the daemon needs to answer the others.
+//! Divides the process's descriptors among plugins and leases, so that many requests at
+//! once leave enough to serve the others.
 
 use std::fs::File;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Plugins at once, however many descriptors there are; a node that starts all of its pods
-/// has fewer.
+/// Connections at once, however many descriptors there are: more than a node needs that
+/// starts all of its pods.
 const MOST_CONNECTIONS: usize = 4096;
 
-/// For the daemon itself (streams, epoll, signals, listener, store) and for a pod's
-/// interface while it is looked at.
-const OWN: usize = 24;
+/// Descriptors of the daemon itself (streams, epoll, signals, listener, store), and for a
+/// pod's namespace and netlink socket.
+const RESERVED: usize = 24;
 
-/// How many descriptors may be used for what.
+/// Limits that derive from RLIMIT_NOFILE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
     /// Connections of plugins.
     pub connections: usize,
-    /// Packet sockets: a lease needs one while an answer is awaited.
+    /// Packet sockets: a lease has one while an answer is expected.
     pub sockets: usize,
 }
 
 impl Budget {
-    /// That of a process that may have as many as it is allowed to take for itself.
+    /// Raises the soft limit to the hard limit, and divides it.
     pub fn of_process() -> Self {
         let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
             return Self::of(1024);
@@ -34,7 +34,7 @@ impl Budget {
     }
 
     fn of(limit: usize) -> Self {
-        let rest = limit.saturating_sub(OWN);
+        let rest = limit.saturating_sub(RESERVED);
         let connections = (rest / 2).clamp(1, MOST_CONNECTIONS);
         Self {
             connections,
@@ -43,21 +43,19 @@ impl Budget {
     }
 }
 
-/// A descriptor that is kept for a moment without any other.
+/// A descriptor to give up when no other is left.
 #[derive(Debug)]
 pub struct Spare(Option<File>);
 
 impl Spare {
-    /// Takes one.
-    ///
     /// # Errors
-    /// When there is none.
+    /// When no descriptor is left.
     pub fn new() -> std::io::Result<Self> {
         Ok(Self(Some(File::open("/dev/null")?)))
     }
 
-    /// Does something with the descriptor free, and takes it back; false when there is none,
-    /// or it does not succeed.
+    /// Closes the descriptor, calls `use_it`, and opens it again. False without a
+    /// descriptor, and when `use_it` returns false.
     pub fn lend(&mut self, use_it: impl FnOnce() -> bool) -> bool {
         let done = self.0.take().is_some() && use_it();
         self.0 = File::open("/dev/null").ok();
@@ -75,7 +73,7 @@ mod tests {
             (0, 1, 1),
             (40, 8, 8),
             (1024, 500, 500),
-            (1_048_576, 4096, 1_048_576 - OWN - 4096),
+            (1_048_576, 4096, 1_048_576 - RESERVED - 4096),
         ] {
             let budget = Budget {
                 connections,

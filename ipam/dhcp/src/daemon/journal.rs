@@ -1,37 +1,37 @@
-//! The log of what others cause: a neighbour that sends malformed offers by the thousand
-//! must not fill the disk of the node.
+//! Limits log lines that others cause: a neighbour that sends malformed offers by the
+//! thousand must not fill the node's disk.
 
 use std::collections::HashMap;
 use std::fmt;
 
 use crate::lease::Millis;
 
-/// Lines of one cause in one window; what is beyond is counted.
-const MOST: u32 = 10;
+/// Lines of one cause in one window; further ones are only counted.
+const MAX_LINES: u32 = 10;
 const WINDOW: Millis = 10_000;
 
 /// What a line is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cause {
-    /// A message that is none of DHCP.
+    /// A packet that is not a valid DHCP message.
     Malformed,
-    /// A message that is well-formed, and is not believed.
-    NotBelieved,
-    /// A plugin that was turned away.
-    TurnedAway,
+    /// A valid message with an offer or a grant that cannot be used.
+    Unusable,
+    /// A plugin whose connection was closed at once.
+    Rejected,
 }
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Malformed => "malformed answers",
-            Self::NotBelieved => "answers that are not believed",
-            Self::TurnedAway => "plugins turned away",
+            Self::Unusable => "unusable answers",
+            Self::Rejected => "rejected plugins",
         })
     }
 }
 
-/// How much was said lately of each cause.
+/// The current window of each cause.
 #[derive(Debug, Default)]
 pub struct Journal(HashMap<Cause, Window>);
 
@@ -42,28 +42,28 @@ struct Window {
 }
 
 impl Journal {
-    /// Whether a line of this cause is to be written now.
+    /// Counts a line of this cause, and says whether to write it.
     pub fn admits(&mut self, cause: Cause, now: Millis) -> bool {
         let window = self.0.entry(cause).or_insert(Window {
             since: now,
             lines: 0,
         });
         window.lines = window.lines.saturating_add(1);
-        window.lines <= MOST
+        window.lines <= MAX_LINES
     }
 
-    /// Ends the windows that are over; what was left out in them is to be told.
+    /// Ends the windows that are over, and returns a line about each that left out some.
     pub fn end_windows(&mut self, now: Millis) -> Vec<String> {
-        let mut told = Vec::new();
+        let mut lines = Vec::new();
         self.0.retain(|cause, window| {
             let is_over = now >= window.since + WINDOW;
-            let left_out = window.lines.saturating_sub(MOST);
+            let left_out = window.lines.saturating_sub(MAX_LINES);
             if is_over && left_out > 0 {
-                told.push(format!("{left_out} more {cause} were left out of this log"));
+                lines.push(format!("{left_out} more {cause} were left out of this log"));
             }
             !is_over
         });
-        told
+        lines
     }
 
     /// When the next window ends.
@@ -81,7 +81,7 @@ mod tests {
         let mut journal = Journal::default();
         let written = (0..95_000).filter(|now| journal.admits(Cause::Malformed, *now / 100));
         assert_eq!(written.count(), 10);
-        assert!(journal.admits(Cause::TurnedAway, 900));
+        assert!(journal.admits(Cause::Rejected, 900));
         assert_eq!(journal.due(), Some(WINDOW));
         assert!(journal.end_windows(WINDOW - 1).is_empty());
         assert_eq!(

@@ -1,6 +1,6 @@
-//! Where plugins come in: a socket of systemd's, or one of our own.
+//! The socket that plugins connect to, from systemd or our own; the pidfile.
 
-#![allow(unsafe_code)] // a descriptor that was passed is known by its number only
+#![allow(unsafe_code)] // systemd passes a descriptor by its number
 
 use std::fs;
 use std::io::ErrorKind;
@@ -17,10 +17,9 @@ use crate::client::connect;
 /// The first descriptor that systemd passes (sd_listen_fds(3)).
 const FIRST_PASSED: i32 = 3;
 
-/// A listening socket. Our own is removed when this is dropped; systemd's is
-/// systemd's.
+/// A listening socket. Our own file is removed on drop; systemd removes its own.
 pub struct Listener {
-    /// Does not block.
+    /// In non-blocking mode.
     pub socket: UnixListener,
     own: Option<PathBuf>,
 }
@@ -29,7 +28,7 @@ impl Listener {
     /// The socket that systemd passed, or a new one at `path`.
     ///
     /// # Errors
-    /// When systemd passed more than one, or `path` cannot be listened at.
+    /// When systemd passed more than one, or `path` cannot be bound.
     pub fn open(path: &Path) -> Result<Self> {
         let opened = match passed()? {
             Some(socket) => Self { socket, own: None },
@@ -59,8 +58,8 @@ fn passed() -> Result<Option<UnixListener>> {
     match number("LISTEN_FDS") {
         None | Some(0) => Ok(None),
         Some(1) => {
-            // SAFETY: systemd says, by our process id, that this descriptor is ours,
-            // and nothing else in this process knows it.
+            // SAFETY: LISTEN_PID is our process id, so systemd opened this descriptor for
+            // us; nothing else in this process uses it.
             let fd = unsafe { OwnedFd::from_raw_fd(FIRST_PASSED) };
             Ok(Some(UnixListener::from(fd)))
         }
@@ -84,8 +83,8 @@ fn listen(path: &Path) -> Result<UnixListener> {
     }
     let bound = match UnixListener::bind(path) {
         Err(error) if error.kind() == ErrorKind::AddrInUse && is_stale(path) => {
-            // The daemon before us was killed. That nobody takes our place now is
-            // what the lock on the leases is for.
+            // The previous daemon was killed. The lock on the leases keeps other daemons from
+            // doing the same at this moment.
             fs::remove_file(path).map_err(|error| fault("remove", &error))?;
             UnixListener::bind(path)
         }
@@ -97,21 +96,21 @@ fn listen(path: &Path) -> Result<UnixListener> {
     Ok(socket)
 }
 
-/// Whether `path` is a socket at which nobody listens.
+/// Whether `path` is a socket that no process listens on.
 fn is_stale(path: &Path) -> bool {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
     let refused = connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
     is_socket && refused
 }
 
-/// A file with our process id, removed when this is dropped.
+/// A file with our process id, removed on drop.
 pub struct PidFile(PathBuf);
 
 impl PidFile {
     /// Writes it: mode 0644, no newline.
     ///
     /// # Errors
-    /// In the words of the Go daemon, when `path` is not absolute or cannot be written.
+    /// With the Go daemon's text when `path` is not absolute or cannot be written.
     pub fn write(path: &str) -> Result<Self> {
         if !Path::new(path).is_absolute() {
             bail!("Error writing pidfile {path:?}: path not absolute");
@@ -135,7 +134,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn a_socket_that_nobody_listens_at_is_taken_over() {
+    fn a_stale_socket_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deep/dhcp.sock");
         let mut first = Listener::open(&path).unwrap();
@@ -152,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_socket_is_left_alone() {
+    fn a_file_that_is_not_a_socket_stays() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         fs::write(&path, "precious").unwrap();
@@ -161,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pidfile_is_absolute_and_goes_with_its_daemon() {
+    fn a_pidfile_is_absolute_and_removed_at_the_end() {
         assert_eq!(
             PidFile::write("pid").err().unwrap().to_string(),
             "Error writing pidfile \"pid\": path not absolute"

@@ -1,4 +1,4 @@
-//! A lease against a server that the tests play, on a clock of their own.
+//! A lease and a simulated server, on a simulated clock.
 
 use super::*;
 use crate::message::tests::reply;
@@ -15,17 +15,17 @@ fn lease() -> Lease {
         requested: vec![1, 121, 3],
         ..Identity::default()
     };
-    let patience = Patience {
-        answer: 10_000,
-        pause: 62_000,
-        whole: 208_000,
+    let timeouts = Timeouts {
+        grant: 10_000,
+        resend: 62_000,
+        acquire: 208_000,
     };
-    let mut lease = Lease::new(identity, patience, 7, START);
+    let mut lease = Lease::new(identity, timeouts, 7, START);
     lease.set_mac(MAC);
     lease
 }
 
-/// An answer to what `lease` asks, with a lease of 100 seconds: T1 50, T2 85.
+/// An answer to the current message of `lease`, with a lease of 100 seconds: T1 50, T2 85.
 fn answer(lease: &Lease, kind: u8, address: [u8; 4], server: [u8; 4]) -> Reply {
     let options = [
         (54, &server[..]),
@@ -50,7 +50,7 @@ fn nak(lease: &Lease) -> Reply {
     answer(lease, 6, [0; 4], SERVER)
 }
 
-/// The one message of `steps`, to whom it goes, and from where.
+/// The only message of `steps`, its destination and its source.
 #[track_caller]
 fn sent(steps: &[Step]) -> (&Request, Destination, Ipv4Addr) {
     match steps {
@@ -64,7 +64,7 @@ fn option_of(message: &Request, kind: u8) -> Option<&[u8]> {
     found.map(|(_, data)| &data[..])
 }
 
-/// A lease that was granted at START, asked for 1 s before.
+/// A lease that was requested at START + 1 s and granted a second later.
 fn bound() -> Lease {
     let mut lease = lease();
     lease.on_time(START);
@@ -83,7 +83,7 @@ fn an_address_is_discovered_requested_and_held() {
     let steps = lease.on_time(START);
     let (discover, to, from) = sent(&steps);
     assert_eq!(discover.kind, Kind::Discover);
-    assert_eq!((to, from), (Destination::Everyone, Ipv4Addr::UNSPECIFIED));
+    assert_eq!((to, from), (Destination::Broadcast, Ipv4Addr::UNSPECIFIED));
     assert_eq!(option_of(discover, 61), Some(&b"\0a/lan/eth0"[..]));
     assert_eq!(option_of(discover, 12), Some(&b"web"[..]));
     assert_eq!(option_of(discover, 55), Some(&[1, 121, 3][..]));
@@ -95,7 +95,7 @@ fn an_address_is_discovered_requested_and_held() {
     assert_eq!(request.kind, Kind::Request);
     assert_eq!(
         to,
-        Destination::Everyone,
+        Destination::Broadcast,
         "the servers that lost must hear it"
     );
     assert_eq!(request.address, Ipv4Addr::UNSPECIFIED);
@@ -129,7 +129,7 @@ fn it_asks_again_and_gives_up_in_time() {
     }
     assert_eq!(now, START + 208_000);
     assert!((7..14).contains(&messages), "{messages}");
-    // A pod that is without an address goes on.
+    // For a pod without an address it goes on.
     sent(&lease.on_time(now));
 }
 
@@ -177,9 +177,10 @@ fn an_offer_that_is_not_kept_is_forgotten() {
         now = lease.due();
         let steps = lease.on_time(now);
         let kind = sent(&steps).0.kind;
-        let expected = match now < START + 10_000 {
-            true => Kind::Request,
-            false => Kind::Discover,
+        let expected = if now < START + 10_000 {
+            Kind::Request
+        } else {
+            Kind::Discover
         };
         assert_eq!(kind, expected);
     }
@@ -191,11 +192,7 @@ fn a_refused_request_starts_over_but_not_at_once() {
     lease.on_time(START);
     lease.on_reply(&offer(&lease), START);
     let foreign = answer(&lease, 6, [0; 4], OTHER);
-    assert_eq!(
-        lease.on_reply(&foreign, START),
-        [],
-        "another server has no say"
-    );
+    assert_eq!(lease.on_reply(&foreign, START), [], "from another server");
     let steps = lease.on_reply(&nak(&lease), START);
     assert!(matches!(&steps[..], [Step::Ignore(_)]));
     assert!(lease.due() >= START + 1000);
@@ -225,7 +222,7 @@ fn it_renews_with_its_server_then_with_any_then_loses() {
     assert_eq!(lease.due(), GRANTED + 85_000);
     let steps = lease.on_time(lease.due());
     let (request, to, from) = sent(&steps);
-    assert_eq!(to, Destination::Everyone);
+    assert_eq!(to, Destination::Broadcast);
     assert_eq!((request.address, from), (POD.into(), POD.into()));
 
     while lease.due() < GRANTED + 100_000 {
@@ -273,7 +270,7 @@ fn a_refused_renewal_loses_the_address_at_once() {
 fn after_a_restart_the_lease_is_renewed_at_once() {
     let held = bound().held().cloned();
     let now = GRANTED + 30_000;
-    let mut restarted = lease().remembered(held, now, now + 5);
+    let mut restarted = lease().restored(held, now, now + 5);
     restarted.set_mac(MAC);
     assert_eq!(restarted.due(), now + 5);
     let steps = restarted.on_time(now + 5);
@@ -290,13 +287,13 @@ fn after_a_restart_the_lease_is_renewed_at_once() {
 #[test]
 fn after_a_restart_late_in_its_life_any_server_is_asked() {
     let now = GRANTED + 90_000;
-    let mut restarted = lease().remembered(bound().held().cloned(), now, now);
+    let mut restarted = lease().restored(bound().held().cloned(), now, now);
     let steps = restarted.on_time(now);
-    assert_eq!(sent(&steps).1, Destination::Everyone);
+    assert_eq!(sent(&steps).1, Destination::Broadcast);
 }
 
 #[test]
-fn a_pod_that_was_made_anew_asks_for_the_address_it_had() {
+fn a_pod_with_a_new_interface_requests_its_address() {
     let mut lease = bound();
     let now = GRANTED + 30_000;
     lease.restart(lease.identity().clone(), now);
@@ -304,7 +301,7 @@ fn a_pod_that_was_made_anew_asks_for_the_address_it_had() {
     let (request, to, from) = sent(&steps);
     // INIT-REBOOT of RFC 2131, table 4.
     assert_eq!(request.kind, Kind::Request);
-    assert_eq!((to, from), (Destination::Everyone, Ipv4Addr::UNSPECIFIED));
+    assert_eq!((to, from), (Destination::Broadcast, Ipv4Addr::UNSPECIFIED));
     assert_eq!(request.address, Ipv4Addr::UNSPECIFIED);
     assert_eq!(option_of(request, 50), Some(&POD[..]));
     assert_eq!(option_of(request, 54), None);
@@ -325,9 +322,9 @@ fn a_server_that_is_silent_after_a_restart_does_not_end_the_lease() {
 }
 
 #[test]
-fn an_address_that_has_expired_meanwhile_is_asked_for_nevertheless() {
+fn an_expired_address_is_requested_after_a_restart() {
     let now = GRANTED + 500_000;
-    let mut restarted = lease().remembered(bound().held().cloned(), now, now);
+    let mut restarted = lease().restored(bound().held().cloned(), now, now);
     assert!(restarted.held().is_none());
     let steps = restarted.on_time(now);
     assert_eq!(option_of(sent(&steps).0, 50), Some(&POD[..]));
@@ -339,9 +336,9 @@ fn an_address_that_has_expired_meanwhile_is_asked_for_nevertheless() {
 }
 
 #[test]
-fn it_is_given_back_to_its_server_from_its_own_address() {
+fn a_release_goes_to_the_server_from_the_pods_address() {
     let mut lease = bound();
-    let step = lease.release(GRANTED + 1000).unwrap();
+    let step = lease.release().unwrap();
     let steps = [step];
     let (release, to, from) = sent(&steps);
     assert_eq!(release.kind, Kind::Release);
@@ -352,11 +349,11 @@ fn it_is_given_back_to_its_server_from_its_own_address() {
     for none in [12, 50, 55, 57] {
         assert_eq!(option_of(release, none), None, "RFC 2131, table 5: {none}");
     }
-    assert_eq!(lease.release(GRANTED + 2000), None, "once");
+    assert_eq!(lease.release(), None, "once");
 }
 
 #[test]
-fn a_lease_for_ever_is_never_renewed() {
+fn an_infinite_lease_is_never_renewed() {
     let mut lease = lease();
     lease.on_time(START);
     lease.on_reply(&offer(&lease), START);
@@ -368,33 +365,33 @@ fn a_lease_for_ever_is_never_renewed() {
 }
 
 #[test]
-fn a_lease_of_a_pod_that_is_gone_rests_until_it_ends() {
+fn a_lease_of_a_pod_that_is_gone_is_suspended_until_it_ends() {
     let mut lease = bound();
-    lease.rest();
+    lease.suspend();
     assert_eq!(lease.due(), GRANTED + 100_000);
     assert!(lease.held().is_some());
     assert_eq!(lease.on_time(lease.due()), []);
-    assert!(lease.is_dormant() && lease.held().is_none());
+    assert!(lease.is_suspended() && lease.held().is_none());
 }
 
-/// Whatever a server says, whenever: no panic, no message without end at one
-/// moment, and an address only on terms that were checked.
+/// For any answers at any time: no panic, no endless messages at one moment, and an
+/// address only on terms that were checked.
 #[test]
-fn nothing_that_a_server_says_drives_it_mad() {
-    let mut dice = Dice(99);
+fn random_answers_do_no_harm() {
+    let mut random = Random(99);
     for _ in 0..300 {
         let (mut lease, mut now) = (lease(), START);
         for _ in 0..200 {
-            let steps = match dice.below(3) {
+            let steps = match random.below(3) {
                 0 => {
                     now = lease.due().max(now).min(now + 3_600_000);
                     lease.on_time(now)
                 }
                 _ => {
                     // Timers are never late by much.
-                    now = (now + dice.below(20_000)).min(lease.due().max(now + 1) - 1);
-                    let kind = [2, 5, 6][dice.below(3) as usize];
-                    let roll = dice.roll().to_be_bytes();
+                    now = (now + random.below(20_000)).min(lease.due().max(now + 1) - 1);
+                    let kind = [2, 5, 6][random.below(3) as usize];
+                    let roll = random.next().to_be_bytes();
                     let time = [0, 0, roll[0] & 1, roll[1]];
                     let address = [10, 0, 0, roll[2]];
                     let options = [
@@ -403,12 +400,12 @@ fn nothing_that_a_server_says_drives_it_mad() {
                         (51, &time),
                         (58, &[0, 0, 0, roll[4]]),
                         (59, &[0, 0, 0, roll[5]]),
-                        (121, &roll[..dice.below(8) as usize]),
+                        (121, &roll[..random.below(8) as usize]),
                     ];
                     let mut message = reply(kind, address, &options);
                     message[4..8].copy_from_slice(&lease.xid().to_be_bytes());
-                    if dice.below(4) == 0 {
-                        let position = dice.below(message.len() as u64) as usize;
+                    if random.below(4) == 0 {
+                        let position = random.below(message.len() as u64) as usize;
                         message[position] = roll[6];
                     }
                     match Reply::read(&message) {
