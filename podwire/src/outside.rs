@@ -15,7 +15,7 @@ use cni::version::Version;
 use netlink::Netlink;
 use netns::NetNs;
 use packet_filter::Kind;
-use packet_filter::node::{Asked, Pod, Report};
+use packet_filter::node::{Pod, Report, Wanted};
 use packet_filter::{PortOwner, VxlanGuard};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -109,9 +109,9 @@ pub fn run(arguments: &Arguments, task: &Task<'_>) -> Result<Verdict> {
 
 /// Before a subnet's rule is made for them: as long as they live, it stays.
 fn note_users(pods: &[Pod]) -> Result<()> {
-    for Asked { what, backend } in pods.iter().filter_map(|pod| pod.masquerade.as_ref()) {
+    for Wanted { rules, backend } in pods.iter().filter_map(|pod| pod.masquerade.as_ref()) {
         if *backend != Some(Kind::Iptables) {
-            shared::use_subnets(what)?;
+            shared::use_subnets(rules)?;
         }
     }
     for pod in pods {
@@ -137,7 +137,7 @@ fn forget_users(pods: &[Pod]) -> Result<()> {
 
 fn is_given_away(pod: &Pod) -> bool {
     let masquerade = pod.masquerade.as_ref();
-    masquerade.is_some_and(|it| it.what.is_known_to_go()) || pod.isolation.is_some()
+    masquerade.is_some_and(|it| it.rules.is_known_to_go()) || pod.isolation.is_some()
 }
 
 impl Found {
@@ -293,7 +293,7 @@ fn find(arguments: &Arguments, network: Option<&str>) -> Result<Found> {
         match guard(&network) {
             Ok(guard) => {
                 if let Some(pod) = found.pods.iter_mut().find(|it| it.owner.network == name) {
-                    pod.guard = guard;
+                    pod.vxlan_guard = guard;
                 }
             }
             Err(error) => found.broken.push(format!("{name}: {error:#}")),
@@ -336,7 +336,7 @@ fn pod(cached: &CachedAttachment, list: &NetworkList) -> Result<Pod> {
     let result = cached.result.as_ref().context("no result in the cache")?;
     let result = AddResult::decode_any(&Json::deserialize(result)?, Version::V0_1_0)
         .context("parse the cached result")?;
-    let mut pod = wiring::rules::none(&cached.attachment()?);
+    let mut pod = Pod::new(cached.attachment()?);
     for plugin in &list.plugins {
         let document = document(cached, list, plugin)?;
         let has_ipam = !document.decode::<NetConf>()?.ipam.plugin.is_empty();
@@ -357,8 +357,8 @@ fn pod(cached: &CachedAttachment, list: &NetworkList) -> Result<Pod> {
             }
             "portmap" => {
                 let plan = portmap::plan::Plan::new(&document.decode()?)?;
-                pod.ports = (!plan.mappings.is_empty()).then(|| Asked {
-                    what: plan.host_ports(&pod.owner, &result),
+                pod.ports = (!plan.mappings.is_empty()).then(|| Wanted {
+                    rules: plan.host_ports(&pod.owner, &result),
                     backend: plan.backend,
                 });
             }
@@ -423,11 +423,11 @@ mod tests {
         assert_eq!(pod.owner.to_string(), "mynet/c1/eth0");
         let masquerade = pod.masquerade.unwrap();
         assert_eq!(masquerade.backend, Some(Kind::Iptables));
-        assert_eq!(masquerade.what.addresses[0].to_string(), "10.22.0.2/24");
+        assert_eq!(masquerade.rules.addresses[0].to_string(), "10.22.0.2/24");
         let ports = pod.ports.unwrap();
         assert_eq!(ports.backend, None);
-        assert_eq!(ports.what.pod_v4.unwrap().to_string(), "10.22.0.2/24");
-        assert_eq!(ports.what.mappings[0].host_port, 8080);
+        assert_eq!(ports.rules.pod_v4.unwrap().to_string(), "10.22.0.2/24");
+        assert_eq!(ports.rules.mappings[0].host_port, 8080);
         let check = pod.spoof_check.unwrap();
         assert_eq!((check.host_veth.as_str(), check.mac[5]), ("veth1", 3));
     }
@@ -437,7 +437,7 @@ mod tests {
         let conf = json!([{"type": "vxlan", "vni": 5, "ipMasq": true, "bridge": "vx0",
             "ipam": {"type": "host-local"}}]);
         let pod = pod_of(&conf).unwrap();
-        let masquerade = pod.masquerade.unwrap().what;
+        let masquerade = pod.masquerade.unwrap().rules;
         assert_eq!(masquerade.not_through.as_deref(), Some("vxlan.5"));
         assert_eq!(pod.separation.unwrap().devices, ["vx0", "vxlan.5"]);
     }

@@ -731,7 +731,7 @@ fn what_others_made_since_stays_theirs() {
         let done = node.task(&["resync"]);
         assert!(
             done.stderr
-                .contains("left as it is: host port 8080/tcp is mynet/"),
+                .contains("left as it is: host port 8080/tcp belongs to mynet/"),
             "{done:?}"
         );
         assert!(node.outside.ask("tcp", NODE[0], 8080).starts_with("b sees"));

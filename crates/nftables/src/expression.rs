@@ -1,31 +1,70 @@
-//! What a rule says: as nft prints it, and as the kernel's virtual machine runs
-//! it.
+//! Rules as data: the text that nft prints for a statement, and the expressions that the
+//! kernel's virtual machine runs for it.
 //!
-//! The expressions are those that nft itself compiles a rule to, register by
-//! register, so that `nft list ruleset` shows our rules as they are written
-//! here, and so that a rule of the Go plugins is recognised as the same.
+//! The expressions are those that nft itself compiles a rule to, register by register. So
+//! `nft list ruleset` shows our rules as they are written here, and a rule that another
+//! program wrote is recognised as the same.
 //! Source: linux/netfilter/nf_tables.h; `nft --debug=netlink`.
 
-use std::fmt::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 use nix::libc;
 
-use crate::family::Family;
-use crate::family::Protocol;
-use crate::message::{self, Attributes};
+use crate::Attributes;
+use crate::family::{Family, Protocol};
+use crate::nfta::*;
+use transport::{attributes, find, find_in, flagged_attributes};
 
-/// Which address of a packet.
+/// An address of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields' names")]
 pub enum Side {
-    /// Where it comes from.
     Source,
-    /// Where it goes.
     Destination,
 }
 
-/// One part of a rule: a condition or what is done.
+/// A value that a packet has, as a part of the key that is looked up in a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// `iifname`
+    Interface,
+    /// `oifname`
+    OutInterface,
+    /// `ip saddr`
+    Source,
+    /// `ip saddr & 255.255.255.0`, with the mask of a network
+    SourceSubnet(IpAddr),
+    /// `ip daddr`
+    Destination,
+    /// `meta l4proto`
+    Protocol,
+    /// `th dport`
+    Port,
+    /// `udp dport`
+    UdpPort,
+    /// `@th,96,24`: the VNI of a VXLAN packet, which is behind eight bytes of UDP and four of
+    /// VXLAN. Where a packet is too short to have one, the rule does not apply.
+    Vni,
+}
+
+impl Field {
+    fn text(self, ip: &str) -> String {
+        match self {
+            Self::Interface => "iifname".into(),
+            Self::OutInterface => "oifname".into(),
+            Self::Source => format!("{ip} saddr"),
+            Self::SourceSubnet(mask) => format!("{ip} saddr & {mask}"),
+            Self::Destination => format!("{ip} daddr"),
+            Self::Protocol => "meta l4proto".into(),
+            Self::Port => "th dport".into(),
+            Self::UdpPort => "udp dport".into(),
+            Self::Vni => "@th,96,24".into(),
+        }
+    }
+}
+
+/// One part of a rule: a condition or an action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Statement {
     /// `ip saddr 10.22.0.0/24`
@@ -40,47 +79,28 @@ pub enum Statement {
     OutInterface(String),
     /// `oifname != "vxlan0"`
     OutInterfaceNot(String),
-    /// `iifname @set`
-    InterfaceIn(&'static str),
-    /// `oifname @set`
-    OutInterfaceIn(&'static str),
+    /// `ip saddr . ip daddr @set`
+    In(Vec<Field>, &'static str),
     /// `iifname . oifname != @set`
-    InterfacesNotIn(&'static str),
-    /// `udp dport @set`
-    UdpPortIn(&'static str),
-    /// `udp dport . @th,96,24 != @set`: of a VXLAN packet, its port and VNI. Where a packet is
-    /// too short to have a VNI, the rule does not apply.
-    VxlanNotIn(&'static str),
-    /// `iifname . udp dport . @th,96,24 @set`
-    InterfaceAndVxlanIn(&'static str),
-    /// `ip saddr . udp dport . @th,96,24 @set`
-    SourceAndVxlanIn(&'static str),
+    NotIn(Vec<Field>, &'static str),
     /// `fib saddr . iif oif exists`: an answer to the source could leave by the interface that
     /// the packet came in by.
     ReversePath,
     /// `ether saddr 00:11:22:33:44:55`
     EtherSource([u8; 6]),
-    /// `ether daddr 00:11:22:33:44:55`: in a table of IP, what the frame had that the packet came in.
+    /// `ether daddr 00:11:22:33:44:55`: in a table of IP, of the frame that the packet came in.
     EtherDestination([u8; 6]),
     /// `tcp dport 8080`
     Port(Protocol, u16),
-    /// `fib daddr type local`: for an address of the node.
+    /// `fib daddr type local`: to an address of the node.
     LocalDestination,
     /// `ct status dnat`: the connection was redirected.
     Redirected,
-    /// `ip saddr . ip daddr @set`
-    AddressesIn(&'static str),
-    /// `ip saddr & 255.255.255.0 . ip daddr @set`, with the mask of a network
-    SubnetAndDestinationIn(IpAddr, &'static str),
-    /// `ip daddr . meta l4proto . th dport @set`
-    TargetIn(&'static str),
     /// `dnat ip to ip daddr . meta l4proto . th dport map @map`
-    RedirectByTarget(&'static str),
-    /// `dnat ip to meta l4proto . th dport map @map`
-    RedirectByPort(&'static str),
+    RedirectBy(Vec<Field>, &'static str),
     /// `dnat to 10.22.0.2:80`
     RedirectTo(SocketAddr),
-    /// `masquerade`, perhaps `fully-random`
+    /// `masquerade`, or `masquerade fully-random`
     Masquerade {
         /// Source ports are drawn at random.
         fully_random: bool,
@@ -99,6 +119,10 @@ impl Statement {
     /// As nft prints it in a table of `family`.
     pub fn text(&self, family: Family) -> String {
         let ip = if family == Family::Ip6 { "ip6" } else { "ip" };
+        let key = |fields: &[Field]| {
+            let words: Vec<_> = fields.iter().map(|it| it.text(ip)).collect();
+            words.join(" . ")
+        };
         match self {
             Self::Address(side, network) => address_text(*side, network, ""),
             Self::AddressNot(side, network) => address_text(*side, network, "!= "),
@@ -106,31 +130,16 @@ impl Statement {
             Self::InterfaceNot(name) => format!("iifname != \"{name}\""),
             Self::OutInterface(name) => format!("oifname \"{name}\""),
             Self::OutInterfaceNot(name) => format!("oifname != \"{name}\""),
-            Self::InterfaceIn(set) => format!("iifname @{set}"),
-            Self::OutInterfaceIn(set) => format!("oifname @{set}"),
-            Self::InterfacesNotIn(set) => format!("iifname . oifname != @{set}"),
-            Self::UdpPortIn(set) => format!("udp dport @{set}"),
-            Self::VxlanNotIn(set) => format!("udp dport . @th,96,24 != @{set}"),
-            Self::InterfaceAndVxlanIn(set) => format!("iifname . udp dport . @th,96,24 @{set}"),
-            Self::SourceAndVxlanIn(set) => format!("{ip} saddr . udp dport . @th,96,24 @{set}"),
+            Self::In(fields, set) => format!("{} @{set}", key(fields)),
+            Self::NotIn(fields, set) => format!("{} != @{set}", key(fields)),
             Self::ReversePath => "fib saddr . iif oif exists".into(),
-            Self::EtherSource(mac) => format!("ether saddr {}", Mac(mac)),
-            Self::EtherDestination(mac) => format!("ether daddr {}", Mac(mac)),
+            Self::EtherSource(mac) => format!("ether saddr {}", mac_text(mac)),
+            Self::EtherDestination(mac) => format!("ether daddr {}", mac_text(mac)),
             Self::Port(protocol, port) => format!("{protocol} dport {port}"),
-            Self::RedirectTo(to) => format!("dnat to {to}"),
             Self::LocalDestination => "fib daddr type local".into(),
             Self::Redirected => "ct status dnat".into(),
-            Self::AddressesIn(set) => format!("{ip} saddr . {ip} daddr @{set}"),
-            Self::SubnetAndDestinationIn(mask, set) => {
-                format!("{ip} saddr & {mask} . {ip} daddr @{set}")
-            }
-            Self::TargetIn(set) => format!("{ip} daddr . meta l4proto . th dport @{set}"),
-            Self::RedirectByTarget(map) => {
-                format!("dnat {ip} to {ip} daddr . meta l4proto . th dport map @{map}")
-            }
-            Self::RedirectByPort(map) => {
-                format!("dnat {ip} to meta l4proto . th dport map @{map}")
-            }
+            Self::RedirectBy(fields, map) => format!("dnat {ip} to {} map @{map}", key(fields)),
+            Self::RedirectTo(to) => format!("dnat to {to}"),
             Self::Masquerade { fully_random: true } => "masquerade fully-random".into(),
             Self::Masquerade { .. } => "masquerade".into(),
             Self::Return => "return".into(),
@@ -142,32 +151,21 @@ impl Statement {
 }
 
 fn address_text(side: Side, network: &IpNetwork, not: &str) -> String {
-    let (ip, width) = match network {
-        IpNetwork::V4(_) => ("ip", 32),
-        IpNetwork::V6(_) => ("ip6", 128),
-    };
+    let ip = if network.is_ipv4() { "ip" } else { "ip6" };
     let side = match side {
         Side::Source => "saddr",
         Side::Destination => "daddr",
     };
-    let mut text = format!("{ip} {side} {not}{}", network.network());
-    if network.prefix() < width {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "/{}", network.prefix());
-    }
-    text
+    let address = network.network();
+    let prefix = match usize::from(network.prefix()) < octets(address).len() * 8 {
+        true => format!("/{}", network.prefix()),
+        false => String::new(),
+    };
+    format!("{ip} {side} {not}{address}{prefix}")
 }
 
-struct Mac<'a>(&'a [u8; 6]);
-
-impl fmt::Display for Mac<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, byte) in self.0.iter().enumerate() {
-            let colon = if at == 0 { "" } else { ":" };
-            write!(f, "{colon}{byte:02x}")?;
-        }
-        Ok(())
-    }
+fn mac_text(mac: &[u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// The expressions of a rule in a table of `family`.
@@ -175,46 +173,50 @@ pub fn compile(family: Family, statements: &[Statement]) -> Vec<Attributes> {
     let mut program = Program {
         family,
         list: Vec::new(),
-        protocol: None,
+        compared: None,
     };
-    for statement in statements {
-        program.statement(statement);
-    }
+    statements.iter().for_each(|it| program.statement(it));
     program.list
 }
 
-/// Whether `found`, the expressions of a rule as the kernel lists them, are
-/// those of `wanted`. The kernel adds attributes (defaults); it leaves out none.
-pub fn same(wanted: &[Attributes], found: &[u8]) -> bool {
-    let mut found = message::attributes(found).map(|(_, expression)| expression);
-    let equal = wanted
-        .iter()
-        .all(|wanted| found.next().is_some_and(|found| is(wanted, found)));
-    equal && found.next().is_none()
-}
-
-/// Whether `found` begins with the expressions of `wanted`.
-pub fn begins(wanted: &[Attributes], found: &[u8]) -> bool {
-    let mut found = message::attributes(found).map(|(_, expression)| expression);
-    wanted
-        .iter()
-        .all(|wanted| found.next().is_some_and(|found| is(wanted, found)))
+/// Whether `found`, the expressions of a rule as the kernel lists them, begins with those of
+/// `wanted`; with `whole`, has no others. The kernel adds attributes (defaults), and leaves out
+/// none.
+pub fn matches(wanted: &[Attributes], found: &[u8], whole: bool) -> bool {
+    let mut found = attributes(found).map(|(_, expression)| expression);
+    let mut wanted = wanted.iter();
+    let begins = wanted.all(|wanted| found.next().is_some_and(|found| is(wanted, found)));
+    begins && (!whole || found.next().is_none())
 }
 
 /// The text that `found` compares first, such as the interface of `iifname "veth0"`.
 pub fn first_compared(found: &[u8]) -> Option<String> {
-    let mut found = message::attributes(found).map(|(_, expression)| expression);
-    // NFTA_CMP_DATA and NFTA_DATA_VALUE (linux/netfilter/nf_tables.h).
-    let value = found.find_map(|it| message::find_in(it, &[EXPR_DATA, 3, 1]))?;
+    let path = [NFTA_EXPR_DATA, NFTA_CMP_DATA, NFTA_DATA_VALUE];
+    let mut found = attributes(found).map(|(_, expression)| expression);
+    let value = found.find_map(|it| find_in(it, &path))?;
     let name = value.split(|byte| *byte == 0).next()?;
     String::from_utf8(name.to_vec()).ok()
 }
 
 fn is(wanted: &Attributes, found: &[u8]) -> bool {
-    // The flag that an expression has only if it was asked for.
-    let flags = |expression| message::find_in(expression, &[EXPR_DATA, MASQ_FLAGS]);
-    let masquerade = message::find(found, EXPR_NAME) == Some(b"masq\0");
-    message::covers(wanted, found) && (!masquerade || flags(wanted.as_bytes()) == flags(found))
+    // This attribute is only there where a flag is set.
+    let flags = |expression| find_in(expression, &[NFTA_EXPR_DATA, NFTA_MASQ_FLAGS]);
+    let masquerade = find(found, NFTA_EXPR_NAME) == Some(b"masq\0");
+    covers(wanted.as_bytes(), found) && (!masquerade || flags(wanted.as_bytes()) == flags(found))
+}
+
+/// Whether each attribute of `wanted` is in `found` with the same value; nested ones may have more
+/// there.
+fn covers(wanted: &[u8], found: &[u8]) -> bool {
+    const NLA_F_NESTED: u16 = 0x8000;
+    flagged_attributes(wanted).all(|(kind, wanted)| {
+        // The kernel does not flag all that it nests; we do.
+        let nested = kind & NLA_F_NESTED != 0;
+        find(found, kind & !NLA_F_NESTED).is_some_and(|found| match nested {
+            true => covers(wanted, found),
+            false => wanted == found,
+        })
+    })
 }
 
 /// A list of expressions: the content of `NFTA_RULE_EXPRESSIONS`.
@@ -222,162 +224,93 @@ pub fn list(expressions: &[Attributes]) -> Attributes {
     let empty = Attributes::new();
     expressions
         .iter()
-        .fold(empty, |list, it| list.nest(LIST_ELEM, it))
+        .fold(empty, |list, it| list.nest(NFTA_LIST_ELEM, it))
 }
 
-const LIST_ELEM: u16 = 1;
-const EXPR_NAME: u16 = 1;
-const EXPR_DATA: u16 = 2;
-const DATA_VALUE: u16 = 1;
-const DATA_VERDICT: u16 = 2;
-const MASQ_FLAGS: u16 = 1;
+/// The registers: words of four bytes. Values begin at the first.
+const FIRST: u32 = 0;
 
-/// Registers: 16 bytes from the first, and their 4-byte parts after it.
-const VERDICT_REGISTER: u32 = libc::NFT_REG_VERDICT as u32;
-const REGISTER: u32 = libc::NFT_REG_1 as u32;
-const REGISTER_2: u32 = libc::NFT_REG_2 as u32;
-const REGISTER_WORD_1: u32 = libc::NFT_REG32_01 as u32;
-const REGISTER_WORD_2: u32 = REGISTER_WORD_1 + 1;
-
-/// A lookup that finds nothing is what is wanted (linux/netfilter/nf_tables.h).
-const NFT_LOOKUP_F_INV: u32 = 1;
+/// The number of the register that begins at `word`: the kernel has one name for each 16 bytes,
+/// and others for the words between.
+fn register(word: u32) -> u32 {
+    match word % 4 {
+        0 => libc::NFT_REG_1 as u32 + word / 4,
+        _ => libc::NFT_REG32_00 as u32 + word,
+    }
+}
 
 struct Program {
     family: Family,
     list: Vec<Attributes>,
-    /// What `meta nfproto` was compared with already.
-    protocol: Option<Family>,
+    /// The family that `meta nfproto` was compared with already.
+    compared: Option<Family>,
 }
 
 impl Program {
     fn statement(&mut self, statement: &Statement) {
+        const EQ: i32 = libc::NFT_CMP_EQ;
+        const NEQ: i32 = libc::NFT_CMP_NEQ;
         match statement {
-            Statement::Address(side, network) => self.address(*side, network, libc::NFT_CMP_EQ),
-            Statement::AddressNot(side, network) => {
-                self.address(*side, network, libc::NFT_CMP_NEQ);
+            Statement::Address(side, network) => self.address(*side, network, EQ),
+            Statement::AddressNot(side, network) => self.address(*side, network, NEQ),
+            Statement::Interface(name) => self.interface(libc::NFT_META_IIFNAME, name, EQ),
+            Statement::InterfaceNot(name) => self.interface(libc::NFT_META_IIFNAME, name, NEQ),
+            Statement::OutInterface(name) => self.interface(libc::NFT_META_OIFNAME, name, EQ),
+            Statement::OutInterfaceNot(name) => self.interface(libc::NFT_META_OIFNAME, name, NEQ),
+            Statement::In(fields, set) => {
+                self.load_key(fields);
+                self.look_up(set, |it| it);
             }
-            Statement::Interface(name) => {
-                self.interface(libc::NFT_META_IIFNAME, name, libc::NFT_CMP_EQ);
+            Statement::NotIn(fields, set) => {
+                self.load_key(fields);
+                self.look_up(set, |it| it.u32(NFTA_LOOKUP_FLAGS, NFT_LOOKUP_F_INV));
             }
-            Statement::InterfaceNot(name) => {
-                self.interface(libc::NFT_META_IIFNAME, name, libc::NFT_CMP_NEQ);
+            Statement::RedirectBy(fields, map) => {
+                self.load_key(fields);
+                self.look_up(map, |it| it.u32(NFTA_LOOKUP_DREG, register(FIRST)));
+                self.dnat(self.address_length().div_ceil(4));
             }
-            Statement::OutInterface(name) => {
-                self.interface(libc::NFT_META_OIFNAME, name, libc::NFT_CMP_EQ);
-            }
-            Statement::OutInterfaceNot(name) => {
-                self.interface(libc::NFT_META_OIFNAME, name, libc::NFT_CMP_NEQ);
-            }
-            Statement::InterfaceIn(set) => {
-                self.meta(REGISTER, libc::NFT_META_IIFNAME);
-                self.look_up(set, false);
-            }
-            Statement::OutInterfaceIn(set) => {
-                self.meta(REGISTER, libc::NFT_META_OIFNAME);
-                self.look_up(set, false);
-            }
-            Statement::InterfacesNotIn(set) => {
-                self.meta(REGISTER, libc::NFT_META_IIFNAME);
-                self.meta(REGISTER_2, libc::NFT_META_OIFNAME);
-                self.look_up_none(set);
-            }
-            Statement::UdpPortIn(set) => {
-                self.require_udp();
-                self.destination_port(REGISTER);
-                self.look_up(set, false);
-            }
-            Statement::VxlanNotIn(set) => {
-                self.require_udp();
-                self.load_vxlan(REGISTER);
-                self.look_up_none(set);
-            }
-            Statement::InterfaceAndVxlanIn(set) => {
-                self.require_udp();
-                self.meta(REGISTER, libc::NFT_META_IIFNAME);
-                self.load_vxlan(REGISTER_2);
-                self.look_up(set, false);
-            }
-            Statement::SourceAndVxlanIn(set) => {
-                self.require_udp();
-                self.load_address(REGISTER, Side::Source);
-                self.load_vxlan(self.after_address());
-                self.look_up(set, false);
+            Statement::RedirectTo(to) => {
+                self.load(FIRST, &octets(to.ip()));
+                self.load(4, &to.port().to_be_bytes());
+                self.dnat(4);
             }
             Statement::ReversePath => {
-                let fib = Attributes::new()
-                    .u32(1, REGISTER)
-                    .u32(2, FIB_RESULT_OIF)
-                    .u32(3, FIB_F_SADDR | FIB_F_IIF | FIB_F_PRESENT);
-                self.push("fib", &fib);
-                self.compare(libc::NFT_CMP_EQ, &1u32.to_ne_bytes());
+                let flags = NFTA_FIB_F_SADDR | NFTA_FIB_F_IIF | NFTA_FIB_F_PRESENT;
+                self.fib(NFT_FIB_RESULT_OIF, flags);
+                self.compare(EQ, &1u32.to_ne_bytes());
             }
-            Statement::EtherSource(mac) => {
-                self.payload(REGISTER, libc::NFT_PAYLOAD_LL_HEADER, 6, 6);
-                self.compare(libc::NFT_CMP_EQ, mac);
+            Statement::LocalDestination => {
+                self.fib(NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_DADDR);
+                // The type of an address is in the machine's byte order.
+                self.compare(EQ, &u32::from(libc::RTN_LOCAL).to_ne_bytes());
             }
+            Statement::EtherSource(mac) => self.mac(6, mac),
             Statement::EtherDestination(mac) => {
                 if self.family != Family::Bridge {
                     // In the machine's byte order.
-                    self.meta(REGISTER, libc::NFT_META_IIFTYPE);
-                    self.compare(libc::NFT_CMP_EQ, &libc::ARPHRD_ETHER.to_ne_bytes());
+                    self.meta(FIRST, libc::NFT_META_IIFTYPE);
+                    self.compare(EQ, &libc::ARPHRD_ETHER.to_ne_bytes());
                 }
-                self.payload(REGISTER, libc::NFT_PAYLOAD_LL_HEADER, 0, 6);
-                self.compare(libc::NFT_CMP_EQ, mac);
-            }
-            Statement::LocalDestination => {
-                let fib = Attributes::new()
-                    .u32(1, REGISTER)
-                    .u32(2, FIB_RESULT_ADDRTYPE)
-                    .u32(3, FIB_F_DADDR);
-                self.push("fib", &fib);
-                // What type an address has is in the machine's byte order.
-                self.compare(libc::NFT_CMP_EQ, &u32::from(libc::RTN_LOCAL).to_ne_bytes());
+                self.mac(0, mac);
             }
             Statement::Port(protocol, port) => {
                 self.require_protocol(*protocol);
-                self.destination_port(REGISTER);
-                self.compare(libc::NFT_CMP_EQ, &port.to_be_bytes());
-            }
-            Statement::RedirectTo(to) => {
-                self.load(REGISTER, &octets(to.ip()));
-                self.load(REGISTER_2, &to.port().to_be_bytes());
-                self.nat(REGISTER_2);
+                self.field(Field::Port, FIRST);
+                self.compare(EQ, &port.to_be_bytes());
             }
             Statement::Redirected => {
                 let status = Attributes::new()
-                    .u32(1, REGISTER)
-                    .u32(2, libc::NFT_CT_STATUS as u32);
+                    .u32(NFTA_CT_DREG, register(FIRST))
+                    .u32(NFTA_CT_KEY, libc::NFT_CT_STATUS as u32);
                 self.push("ct", &status);
                 self.mask(&IPS_DST_NAT.to_ne_bytes());
-                self.compare(libc::NFT_CMP_NEQ, &[0; 4]);
-            }
-            Statement::AddressesIn(set) => {
-                self.load_address(REGISTER, Side::Source);
-                self.load_address(self.after_address(), Side::Destination);
-                self.look_up(set, false);
-            }
-            Statement::SubnetAndDestinationIn(mask, set) => {
-                self.load_address(REGISTER, Side::Source);
-                self.mask(&octets(*mask));
-                self.load_address(self.after_address(), Side::Destination);
-                self.look_up(set, false);
-            }
-            Statement::TargetIn(set) => {
-                self.load_target();
-                self.look_up(set, false);
-            }
-            Statement::RedirectByTarget(map) => {
-                self.load_target();
-                self.redirect(map);
-            }
-            Statement::RedirectByPort(map) => {
-                self.load_port(REGISTER);
-                self.redirect(map);
+                self.compare(NEQ, &[0; 4]);
             }
             Statement::Masquerade { fully_random } => {
                 let mut flags = Attributes::new();
                 if *fully_random {
-                    flags = flags.u32(MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY);
+                    flags = flags.u32(NFTA_MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY);
                 }
                 self.push("masq", &flags);
             }
@@ -389,210 +322,210 @@ impl Program {
     }
 
     fn push(&mut self, name: &str, data: &Attributes) {
-        let expression = Attributes::new().text(EXPR_NAME, name);
-        self.list.push(expression.nest(EXPR_DATA, data));
+        let expression = Attributes::new().text(NFTA_EXPR_NAME, name);
+        self.list.push(expression.nest(NFTA_EXPR_DATA, data));
     }
 
-    /// A network that ends on a byte is compared without a mask, as nft does.
+    /// A network that ends on a byte is compared without a mask, as nft does it.
     fn address(&mut self, side: Side, network: &IpNetwork, op: i32) {
         let bytes = octets(network.network());
-        let (family, start) = match (network, side) {
-            (IpNetwork::V4(_), Side::Source) => (Family::Ip, 12),
-            (IpNetwork::V4(_), Side::Destination) => (Family::Ip, 16),
-            (IpNetwork::V6(_), Side::Source) => (Family::Ip6, 8),
-            (IpNetwork::V6(_), Side::Destination) => (Family::Ip6, 24),
+        let family = match network {
+            IpNetwork::V4(_) => Family::Ip,
+            IpNetwork::V6(_) => Family::Ip6,
         };
         self.require(family);
+        let start = address_offset(side, bytes.len() as u32);
         let prefix = usize::from(network.prefix());
         if prefix.is_multiple_of(8) && prefix > 0 {
             let length = prefix / 8;
-            self.payload(REGISTER, libc::NFT_PAYLOAD_NETWORK_HEADER, start, length);
+            let base = libc::NFT_PAYLOAD_NETWORK_HEADER;
+            self.payload(FIRST, base, start, length as u32);
             self.compare(op, &bytes[..length]);
         } else {
-            self.payload(
-                REGISTER,
-                libc::NFT_PAYLOAD_NETWORK_HEADER,
-                start,
-                bytes.len(),
-            );
+            let base = libc::NFT_PAYLOAD_NETWORK_HEADER;
+            self.payload(FIRST, base, start, bytes.len() as u32);
             self.mask(&octets(network.mask()));
             self.compare(op, &bytes);
         }
     }
 
-    /// In a table for both, an address has to be of a packet of its protocol.
+    /// In a table of both, a rule about an address is for packets of its family.
     fn require(&mut self, family: Family) {
-        if self.family == Family::Inet && self.protocol != Some(family) {
-            self.meta(REGISTER, libc::NFT_META_NFPROTO);
+        if self.family == Family::Inet && self.compared != Some(family) {
+            self.meta(FIRST, libc::NFT_META_NFPROTO);
             self.compare(libc::NFT_CMP_EQ, &[family.number()]);
-            self.protocol = Some(family);
+            self.compared = Some(family);
         }
     }
 
     fn require_protocol(&mut self, protocol: Protocol) {
-        self.meta(REGISTER, libc::NFT_META_L4PROTO);
+        self.meta(FIRST, libc::NFT_META_L4PROTO);
         self.compare(libc::NFT_CMP_EQ, &[protocol.number()]);
     }
 
-    fn require_udp(&mut self) {
-        self.require_protocol(Protocol::Udp);
-    }
-
-    fn destination_port(&mut self, register: u32) {
-        self.payload(register, libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2);
-    }
-
-    /// Port and VNI, which is behind eight bytes of UDP and four of VXLAN.
-    fn load_vxlan(&mut self, register: u32) {
-        self.destination_port(register);
-        let vni = Self::next(register);
-        self.payload(vni, libc::NFT_PAYLOAD_TRANSPORT_HEADER, 12, 3);
-    }
-
     fn interface(&mut self, which: i32, name: &str, op: i32) {
-        let mut padded = [0; libc::IFNAMSIZ];
-        let bytes = name.as_bytes();
-        let length = bytes.len().min(padded.len() - 1);
-        padded[..length].copy_from_slice(&bytes[..length]);
-        self.meta(REGISTER, which);
-        self.compare(op, &padded);
+        self.meta(FIRST, which);
+        self.compare(op, &interface_name(name));
     }
 
-    fn load_address(&mut self, register: u32, side: Side) {
-        let (start, length) = match (self.family, side) {
-            (Family::Ip6, Side::Source) => (8, 16),
-            (Family::Ip6, Side::Destination) => (24, 16),
-            (_, Side::Source) => (12, 4),
-            (_, Side::Destination) => (16, 4),
+    fn mac(&mut self, offset: u32, mac: &[u8; 6]) {
+        self.payload(FIRST, libc::NFT_PAYLOAD_LL_HEADER, offset, 6);
+        self.compare(libc::NFT_CMP_EQ, mac);
+    }
+
+    /// Loads the values of `fields` one after the other.
+    fn load_key(&mut self, fields: &[Field]) {
+        if fields.contains(&Field::UdpPort) {
+            self.require_protocol(Protocol::Udp);
+        }
+        let mut word = FIRST;
+        for field in fields {
+            word += self.field(*field, word).div_ceil(4);
+        }
+    }
+
+    /// Loads one value to `word`; its length in bytes.
+    fn field(&mut self, field: Field, word: u32) -> u32 {
+        let transport = libc::NFT_PAYLOAD_TRANSPORT_HEADER;
+        let (base, offset, length) = match field {
+            Field::Interface | Field::OutInterface => {
+                let key = match field {
+                    Field::Interface => libc::NFT_META_IIFNAME,
+                    _ => libc::NFT_META_OIFNAME,
+                };
+                self.meta(word, key);
+                return libc::IFNAMSIZ as u32;
+            }
+            Field::Protocol => {
+                self.meta(word, libc::NFT_META_L4PROTO);
+                return 1;
+            }
+            Field::Source | Field::SourceSubnet(_) => self.address_field(Side::Source),
+            Field::Destination => self.address_field(Side::Destination),
+            // TCP, UDP and SCTP all have it there.
+            Field::Port | Field::UdpPort => (transport, 2, 2),
+            Field::Vni => (transport, 12, 3),
         };
-        self.payload(register, libc::NFT_PAYLOAD_NETWORK_HEADER, start, length);
-    }
-
-    /// The register after an address that is in the first.
-    fn after_address(&self) -> u32 {
-        match self.family {
-            Family::Ip6 => REGISTER_2,
-            _ => REGISTER_WORD_1,
+        self.payload(word, base, offset, length);
+        if let Field::SourceSubnet(mask) = field {
+            self.mask(&octets(mask));
         }
+        length
     }
 
-    /// Destination address, protocol and port.
-    fn load_target(&mut self) {
-        self.load_address(REGISTER, Side::Destination);
-        self.load_port(self.after_address());
+    fn address_length(&self) -> u32 {
+        if self.family == Family::Ip6 { 16 } else { 4 }
     }
 
-    /// Protocol and destination port, which all of TCP, UDP and SCTP have there.
-    fn load_port(&mut self, register: u32) {
-        self.meta(register, libc::NFT_META_L4PROTO);
-        self.destination_port(Self::next(register));
+    fn address_field(&self, side: Side) -> (i32, u32, u32) {
+        let length = self.address_length();
+        let base = libc::NFT_PAYLOAD_NETWORK_HEADER;
+        (base, address_offset(side, length), length)
     }
 
-    /// The part of a register after this one.
-    fn next(register: u32) -> u32 {
-        match register {
-            REGISTER => REGISTER_WORD_1,
-            REGISTER_WORD_1 => REGISTER_WORD_2,
-            // The second of the parts of the second register.
-            _ => REGISTER_WORD_1 + 4,
-        }
-    }
-
-    /// Looks up what is in the first register on; `map` puts the value there.
-    fn look_up(&mut self, set: &str, map: bool) {
-        let mut lookup = Attributes::new().text(1, set).u32(2, REGISTER);
-        if map {
-            lookup = lookup.u32(3, REGISTER);
-        }
-        self.push("lookup", &lookup);
-    }
-
-    fn look_up_none(&mut self, set: &str) {
+    /// Looks up the key that begins in the first register; `more` completes the lookup.
+    fn look_up(&mut self, set: &str, more: impl FnOnce(Attributes) -> Attributes) {
         let lookup = Attributes::new()
-            .text(1, set)
-            .u32(2, REGISTER)
-            .u32(5, NFT_LOOKUP_F_INV);
-        self.push("lookup", &lookup);
+            .text(NFTA_LOOKUP_SET, set)
+            .u32(NFTA_LOOKUP_SREG, register(FIRST));
+        self.push("lookup", &more(lookup));
     }
 
-    fn redirect(&mut self, map: &str) {
-        self.look_up(map, true);
-        self.nat(self.after_address());
-    }
-
-    /// To the address in the first register and the port in another.
-    fn nat(&mut self, port: u32) {
+    /// To the address in the first register and the port at `word`.
+    fn dnat(&mut self, word: u32) {
         let nat = Attributes::new()
-            .u32(1, libc::NFT_NAT_DNAT as u32)
-            .u32(2, u32::from(self.family.number()))
-            .u32(3, REGISTER)
-            .u32(5, port);
+            .u32(NFTA_NAT_TYPE, libc::NFT_NAT_DNAT as u32)
+            .u32(NFTA_NAT_FAMILY, u32::from(self.family.number()))
+            .u32(NFTA_NAT_REG_ADDR_MIN, register(FIRST))
+            .u32(NFTA_NAT_REG_PROTO_MIN, register(word));
         self.push("nat", &nat);
     }
 
-    /// Puts a constant into a register.
-    fn load(&mut self, register: u32, value: &[u8]) {
-        let data = Attributes::new().bytes(DATA_VALUE, value);
-        let immediate = Attributes::new().u32(1, register).nest(2, &data);
+    fn load(&mut self, word: u32, value: &[u8]) {
+        let immediate = Attributes::new()
+            .u32(NFTA_IMMEDIATE_DREG, register(word))
+            .nest(NFTA_IMMEDIATE_DATA, &data(value));
         self.push("immediate", &immediate);
     }
 
-    fn payload(&mut self, register: u32, base: i32, start: u32, length: usize) {
+    fn payload(&mut self, word: u32, base: i32, offset: u32, length: u32) {
         let payload = Attributes::new()
-            .u32(1, register)
-            .u32(2, base as u32)
-            .u32(3, start)
-            .u32(4, length as u32);
+            .u32(NFTA_PAYLOAD_DREG, register(word))
+            .u32(NFTA_PAYLOAD_BASE, base as u32)
+            .u32(NFTA_PAYLOAD_OFFSET, offset)
+            .u32(NFTA_PAYLOAD_LEN, length);
         self.push("payload", &payload);
     }
 
-    fn meta(&mut self, register: u32, key: i32) {
-        let meta = Attributes::new().u32(1, register).u32(2, key as u32);
+    fn meta(&mut self, word: u32, key: i32) {
+        let meta = Attributes::new()
+            .u32(NFTA_META_DREG, register(word))
+            .u32(NFTA_META_KEY, key as u32);
         self.push("meta", &meta);
     }
 
+    fn fib(&mut self, result: u32, flags: u32) {
+        let fib = Attributes::new()
+            .u32(NFTA_FIB_DREG, register(FIRST))
+            .u32(NFTA_FIB_RESULT, result)
+            .u32(NFTA_FIB_FLAGS, flags);
+        self.push("fib", &fib);
+    }
+
+    /// Masks the first register.
     fn mask(&mut self, mask: &[u8]) {
-        let value = |bytes: &[u8]| Attributes::new().bytes(DATA_VALUE, bytes);
         let bitwise = Attributes::new()
-            .u32(1, REGISTER)
-            .u32(2, REGISTER)
-            .u32(3, mask.len() as u32)
-            .nest(4, &value(mask))
-            .nest(5, &value(&vec![0; mask.len()]));
+            .u32(NFTA_BITWISE_SREG, register(FIRST))
+            .u32(NFTA_BITWISE_DREG, register(FIRST))
+            .u32(NFTA_BITWISE_LEN, mask.len() as u32)
+            .nest(NFTA_BITWISE_MASK, &data(mask))
+            .nest(NFTA_BITWISE_XOR, &data(&vec![0; mask.len()]));
         self.push("bitwise", &bitwise);
     }
 
+    /// Compares the first register.
     fn compare(&mut self, op: i32, value: &[u8]) {
-        let data = Attributes::new().bytes(DATA_VALUE, value);
         let compare = Attributes::new()
-            .u32(1, REGISTER)
-            .u32(2, op as u32)
-            .nest(3, &data);
+            .u32(NFTA_CMP_SREG, register(FIRST))
+            .u32(NFTA_CMP_OP, op as u32)
+            .nest(NFTA_CMP_DATA, &data(value));
         self.push("cmp", &compare);
     }
 
     fn verdict(&mut self, code: i32, chain: Option<&str>) {
-        let mut verdict = Attributes::new().u32(1, code as u32);
+        let mut verdict = Attributes::new().u32(NFTA_VERDICT_CODE, code as u32);
         if let Some(chain) = chain {
-            verdict = verdict.text(2, chain);
+            verdict = verdict.text(NFTA_VERDICT_CHAIN, chain);
         }
-        let data = Attributes::new().nest(DATA_VERDICT, &verdict);
-        let immediate = Attributes::new().u32(1, VERDICT_REGISTER).nest(2, &data);
+        let data = Attributes::new().nest(NFTA_DATA_VERDICT, &verdict);
+        let immediate = Attributes::new()
+            .u32(NFTA_IMMEDIATE_DREG, libc::NFT_REG_VERDICT as u32)
+            .nest(NFTA_IMMEDIATE_DATA, &data);
         self.push("immediate", &immediate);
     }
 }
 
-/// linux/netfilter/nf_tables.h; the libc crate has none of them.
-const FIB_RESULT_OIF: u32 = 1;
-const FIB_RESULT_ADDRTYPE: u32 = 3;
-const FIB_F_SADDR: u32 = 1;
-const FIB_F_DADDR: u32 = 1 << 1;
-const FIB_F_IIF: u32 = 1 << 3;
-const FIB_F_PRESENT: u32 = 1 << 5;
-/// linux/netfilter/nf_nat.h
-const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
-/// linux/netfilter/nf_conntrack_common.h
-const IPS_DST_NAT: u32 = 1 << 5;
+/// `struct nft_data` with a value.
+pub fn data(value: &[u8]) -> Attributes {
+    Attributes::new().bytes(NFTA_DATA_VALUE, value)
+}
+
+/// Where an address of so many bytes is in the header of its packet.
+fn address_offset(side: Side, length: u32) -> u32 {
+    let source = if length == 4 { 12 } else { 8 };
+    match side {
+        Side::Source => source,
+        Side::Destination => source + length,
+    }
+}
+
+/// A name as the kernel compares it, padded with zeros; longer ones are cut.
+pub fn interface_name(name: &str) -> [u8; libc::IFNAMSIZ] {
+    let mut padded = [0; libc::IFNAMSIZ];
+    let length = name.len().min(padded.len() - 1);
+    padded[..length].copy_from_slice(&name.as_bytes()[..length]);
+    padded
+}
 
 /// An address as it is in a packet.
 pub fn octets(ip: IpAddr) -> Vec<u8> {
@@ -615,9 +548,13 @@ mod tests {
         ]
     }
 
+    fn same(wanted: &[Attributes], found: &[u8]) -> bool {
+        matches(wanted, found, true)
+    }
+
     /// The names of the expressions, as `nft --debug=netlink` prints them.
     fn names(program: &[Attributes]) -> Vec<&str> {
-        let name = |it| message::text(message::find(it, EXPR_NAME)?);
+        let name = |it| transport::text(find(it, NFTA_EXPR_NAME)?);
         program
             .iter()
             .filter_map(|it| name(it.as_bytes()))
@@ -651,6 +588,17 @@ mod tests {
         assert!(!same(&plain[1..], &found("10.22.0.0/24", false)));
         assert!(!same(&plain, &[]));
         assert!(!same(&[], &found("10.22.0.0/24", false)));
+    }
+
+    #[test]
+    fn what_the_kernel_adds_or_does_not_flag_makes_no_difference() {
+        let wanted = Attributes::new().nest(2, &Attributes::new().u32(1, 5));
+        let inner = Attributes::new().u32(1, 5).u32(7, 0);
+        let found = Attributes::new().u32(1, 0).bytes(2, inner.as_bytes());
+        assert!(covers(wanted.as_bytes(), found.as_bytes()));
+        let other = Attributes::new().nest(2, &Attributes::new().u32(1, 6));
+        assert!(!covers(wanted.as_bytes(), other.as_bytes()));
+        assert!(!covers(wanted.as_bytes(), &[]));
     }
 
     #[test]

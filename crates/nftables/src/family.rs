@@ -1,4 +1,4 @@
-//! Address families and transport protocols.
+//! Families of tables, and transport protocols.
 
 use std::fmt;
 
@@ -11,14 +11,14 @@ pub enum Family {
     Ip,
     /// IPv6.
     Ip6,
-    /// Both.
+    /// IPv4 and IPv6.
     Inet,
-    /// What is bridged.
+    /// Frames that a bridge forwards.
     Bridge,
 }
 
 impl Family {
-    /// Its number (`NFPROTO_*`).
+    /// `NFPROTO_*`.
     pub fn number(self) -> u8 {
         (match self {
             Self::Ip => libc::NFPROTO_IPV4,
@@ -42,7 +42,7 @@ impl fmt::Display for Family {
 
 /// A transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(missing_docs)] // the protocols' names
+#[allow(missing_docs, reason = "the protocols' names")]
 pub enum Protocol {
     Tcp,
     Udp,
@@ -50,14 +50,18 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// All of them, in the order of their names.
+    pub const ALL: [Self; 3] = [Self::Sctp, Self::Tcp, Self::Udp];
+
     /// The protocol of this name, in any case.
     pub fn parse(name: &str) -> Option<Self> {
-        match name.to_ascii_lowercase().as_str() {
-            "tcp" => Some(Self::Tcp),
-            "udp" => Some(Self::Udp),
-            "sctp" => Some(Self::Sctp),
-            _ => None,
-        }
+        let name = name.to_ascii_lowercase();
+        Self::ALL.into_iter().find(|it| it.name() == name)
+    }
+
+    /// The protocol of this number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|it| it.number() == number)
     }
 
     /// Its number in an IP header (`IPPROTO_*`).
@@ -68,14 +72,18 @@ impl Protocol {
             Self::Sctp => 132,
         }
     }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
 }
 
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-            Self::Sctp => "sctp",
-        })
+        f.write_str(self.name())
     }
 }

@@ -1,24 +1,28 @@
-//! nf_tables over netlink: no program is executed.
+//! nf_tables over netlink: no program is executed, and what is written is one transaction.
 //!
-//! From the wire up: [`message`] (bytes), [`socket`] (requests), [`expression`] and
-//! [`transaction`] (rules as data), [`listing`] (what the kernel has), [`conntrack`]
-//! (connections that the kernel tracks).
+//! Rules are data: a [`Rule`] is made of [`Statement`]s, a [`Transaction`] of changes. Both
+//! have nft's text, which tests compare, and the bytes that the kernel reads. [`listing`] reads
+//! what the kernel has and compares it with rules. [`conntrack`] deletes tracked connections
+//! over the same socket.
 
 pub mod conntrack;
-mod error;
 mod expression;
 mod family;
 pub mod listing;
-pub mod message;
-pub mod presence;
-pub mod socket;
+mod nfta;
+mod set;
+mod socket;
 mod transaction;
+mod userdata;
 
-pub use error::Error;
-pub use expression::{Side, Statement};
+pub use expression::{Field, Side, Statement};
 pub use family::{Family, Protocol};
-pub use socket::{Socket, retry};
-pub use transaction::{
-    COMMENT_LENGTH, Chain, Change, Element, Hook, Part, Point, Rule, Set, Table, Transaction, Type,
-    fitting,
-};
+pub use listing::Listed;
+pub use set::{Element, Part, Set, Type};
+pub use socket::{Socket, is_absent, retry};
+pub use transaction::{Chain, Change, Point, Rule, Table, Transaction};
+pub use transport::Error;
+pub use userdata::{COMMENT_LENGTH, fitting};
+
+type Attributes = transport::Attributes<transport::Netfilter>;
+type Request = transport::Request<transport::Netfilter>;

@@ -1,23 +1,24 @@
-//! What the kernel has: rules and elements, read over netlink.
-
-use std::net::IpAddr;
+//! What the kernel has: tables, chains, rules and elements, read over netlink. Where a table, a
+//! chain or a set is not there, it has nothing in it.
 
 use nix::errno::Errno;
 use nix::libc;
+use transport::{Error, Netfilter, Protocol as _, Refusal, attributes, find, text};
 
-use crate::error::Error;
-use crate::expression;
+use crate::expression::{compile, first_compared, list, matches};
 use crate::family::Family;
-use crate::family::Protocol;
-use crate::message::{self, Attributes, Head};
-use crate::socket::{Socket, nftables};
-use crate::transaction::{
-    Change, Part, Rule, Set, Table, Type, comment, element_list, encode, fitting, lengths,
-};
+use crate::nfta::*;
+use crate::set::{Element, Part, Set, element_comment};
+use crate::socket::{self, Socket};
+use crate::transaction::{Rule, Table};
+use crate::userdata::{comment, fitting};
+use crate::{Attributes, Request};
 
 /// A rule that is there.
 #[derive(Clone, Debug)]
 pub struct Listed {
+    /// The table that it is in.
+    pub table: Table,
     /// The chain that it is in.
     pub chain: String,
     /// The kernel's number for it.
@@ -28,122 +29,182 @@ pub struct Listed {
 }
 
 impl Listed {
-    /// Whether it is `rule` to the letter, comment included.
-    pub fn is(&self, family: Family, rule: &Rule) -> bool {
-        let comment = rule.comment.as_deref().unwrap_or_default();
-        self.comment == fitting(comment) && self.does(family, rule)
-    }
-
-    /// Whether it does what `rule` does.
-    pub fn does(&self, family: Family, rule: &Rule) -> bool {
-        let wanted = expression::compile(family, &rule.statements);
-        expression::same(&wanted, &self.expressions)
-    }
-
-    /// Whether the first of what it does is what `rule` does.
-    pub fn begins(&self, family: Family, rule: &Rule) -> bool {
-        let wanted = expression::compile(family, &rule.statements);
-        expression::begins(&wanted, &self.expressions)
-    }
-
-    /// The interface that it begins with, as in `iifname "veth0" jump x`.
-    pub fn interface(&self) -> Option<String> {
-        expression::first_compared(&self.expressions)
-    }
-
-    /// The change that takes it away.
-    pub fn deletion(&self, table: Table) -> Change {
-        Change::DeleteRule(table, self.chain.clone(), self.handle)
-    }
-}
-
-impl Listed {
     /// `rule` as the kernel would list it: for tests of code that compares rules.
-    pub fn of(family: Family, chain: &str, handle: u64, rule: &Rule) -> Self {
-        let expressions = expression::list(&expression::compile(family, &rule.statements));
+    pub fn of(table: Table, chain: &str, handle: u64, rule: &Rule) -> Self {
+        let expressions = list(&compile(table.family, &rule.statements));
         Self {
+            table,
             chain: chain.to_owned(),
             handle,
             comment: rule.comment.clone().unwrap_or_default(),
             expressions: expressions.as_bytes().to_vec(),
         }
     }
-}
 
-/// The rules of `table`, or of one of its chains, in their order; none where
-/// there is no such table or chain.
-pub fn rules(socket: &Socket, table: Table, chain: Option<&str>) -> Result<Vec<Listed>, Error> {
-    let mut which = Attributes::new().text(1, table.name);
-    if let Some(chain) = chain {
-        which = which.text(2, chain);
+    fn read(table: Table, bytes: &[u8]) -> Option<Self> {
+        let word = |kind| find(bytes, kind).and_then(text);
+        // Kernels before 4.16 do not filter.
+        if word(NFTA_RULE_TABLE)? != table.name {
+            return None;
+        }
+        let user_data = find(bytes, NFTA_RULE_USERDATA);
+        let expressions = find(bytes, NFTA_RULE_EXPRESSIONS);
+        Some(Self {
+            table,
+            chain: word(NFTA_RULE_CHAIN)?.to_owned(),
+            handle: find(bytes, NFTA_RULE_HANDLE).and_then(Netfilter::u64)?,
+            comment: user_data.and_then(comment).unwrap_or_default().to_owned(),
+            expressions: expressions.unwrap_or_default().to_owned(),
+        })
     }
-    let answers = dump(socket, table, libc::NFT_MSG_GETRULE, &which)
-        .map_err(|errno| Error::new(format!("list rules of table {table}"), errno))?;
-    let rules = answers.iter().filter_map(|answer| rule(answer));
-    // Kernels before 4.16 do not filter.
-    let wanted = |it: &Listed| chain.is_none_or(|chain| it.chain == chain);
-    Ok(rules
-        .filter(|(name, rule)| name == table.name && wanted(rule))
-        .map(|(_, rule)| rule)
-        .collect())
+
+    /// Whether it is `rule` to the letter, comment included.
+    pub fn is(&self, rule: &Rule) -> bool {
+        let comment = rule.comment.as_deref().unwrap_or_default();
+        self.comment == fitting(comment) && self.does(rule)
+    }
+
+    /// Whether it does what `rule` does.
+    pub fn does(&self, rule: &Rule) -> bool {
+        self.matches(rule, true)
+    }
+
+    /// Whether it begins with what `rule` does.
+    pub fn begins(&self, rule: &Rule) -> bool {
+        self.matches(rule, false)
+    }
+
+    fn matches(&self, rule: &Rule, whole: bool) -> bool {
+        let wanted = compile(self.table.family, &rule.statements);
+        matches(&wanted, &self.expressions, whole)
+    }
+
+    /// The interface that it begins with, as in `iifname "veth0" jump x`.
+    pub fn interface(&self) -> Option<String> {
+        first_compared(&self.expressions)
+    }
 }
 
-fn rule(bytes: &[u8]) -> Option<(String, Listed)> {
-    let table = message::find(bytes, 1).and_then(message::text)?;
-    let rule = Listed {
-        chain: message::find(bytes, 2).and_then(message::text)?.to_owned(),
-        handle: message::find(bytes, 3).and_then(message::long_number)?,
-        comment: message::find(bytes, 7)
-            .and_then(comment)
-            .unwrap_or_default()
-            .to_owned(),
-        expressions: message::find(bytes, 4).unwrap_or_default().to_owned(),
-    };
-    Some((table.to_owned(), rule))
+/// The rules of a table that are in `chain`.
+pub fn in_chain<'a>(rules: &'a [Listed], chain: &str) -> impl Iterator<Item = &'a Listed> {
+    rules.iter().filter(move |it| it.chain == chain)
 }
 
-/// Whether there is a table of `family`, whoever made it.
-pub fn has_table(socket: &Socket, family: Family) -> Result<bool, Error> {
-    let table = Table {
-        family,
-        name: "",
-        comment: "",
-    };
-    let answers = dump(socket, table, libc::NFT_MSG_GETTABLE, &Attributes::new())
-        .map_err(|errno| Error::new(format!("list tables of family {family}"), errno))?;
-    Ok(!answers.is_empty())
+/// Whether a chain has all of `wanted` in their order; there may be others between them, of an
+/// administrator.
+pub fn has_in_order(rules: &[Listed], chain: &str, wanted: &[Rule]) -> bool {
+    let mut found = in_chain(rules, chain);
+    wanted.iter().all(|rule| found.any(|it| it.does(rule)))
 }
 
-/// An element that is there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Its key.
-    pub key: Vec<Part>,
-    /// Its value; nothing in a set.
-    pub value: Vec<Part>,
-    /// Its comment; empty if it has none.
-    pub owner: String,
+/// Whether a chain has the rules `wanted`, comments included, and no others.
+pub fn has_exactly(rules: &[Listed], chain: &str, wanted: &[Rule]) -> bool {
+    let mut found = in_chain(rules, chain);
+    let mut wanted = wanted.iter();
+    wanted.all(|rule| found.next().is_some_and(|it| it.is(rule))) && found.next().is_none()
 }
 
-/// The elements of `set` whose owner is `wanted`; none where there is no such
-/// set.
-pub fn entries(
+/// The rules of `table` in their order: `nft -a list table`.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub fn rules(socket: &Socket, table: Table) -> Result<Vec<Listed>, Error> {
+    let which = Attributes::new().text(NFTA_RULE_TABLE, table.name);
+    read_rules(socket, table, &which)
+}
+
+/// The rules of one chain: `nft -a list chain`.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub fn chain_rules(socket: &Socket, table: Table, chain: &str) -> Result<Vec<Listed>, Error> {
+    let which = Attributes::new()
+        .text(NFTA_RULE_TABLE, table.name)
+        .text(NFTA_RULE_CHAIN, chain);
+    let mut rules = read_rules(socket, table, &which)?;
+    rules.retain(|it| it.chain == chain);
+    Ok(rules)
+}
+
+fn read_rules(socket: &Socket, table: Table, which: &Attributes) -> Result<Vec<Listed>, Error> {
+    let request = request(table.family, libc::NFT_MSG_GETRULE, which);
+    let found = socket.dump(&request, |answer| Listed::read(table, answer));
+    none_where_absent(found)
+        .map_err(|refusal| Error::refused(format!("list rules of table {table}"), refusal))
+}
+
+/// Whether there is any table of `family`, whatever program made it: `nft list tables FAMILY`.
+///
+/// # Errors
+/// The kernel cannot be asked, or does not have the family.
+pub fn has_tables(socket: &Socket, family: Family) -> Result<bool, Error> {
+    let request = request(family, libc::NFT_MSG_GETTABLE, &Attributes::new());
+    let found = none_where_absent(socket.dump(&request, |_| Some(())));
+    let op = || format!("list tables of family {family}");
+    let found = found.map_err(|refusal| Error::refused(op(), refusal))?;
+    Ok(!found.is_empty())
+}
+
+/// Whether there is a table called `table`, whatever program made it: `nft list table FAMILY TABLE`.
+///
+/// # Errors
+/// As [`has_tables`].
+pub fn has_table(socket: &Socket, family: Family, table: &str) -> Result<bool, Error> {
+    let which = Attributes::new().text(NFTA_TABLE_NAME, table);
+    let request = request(family, libc::NFT_MSG_GETTABLE, &which);
+    is_present(socket, &request, || format!("find table {family} {table}"))
+}
+
+/// Whether `table` has a chain called `chain`: `nft list chain FAMILY TABLE CHAIN`.
+///
+/// # Errors
+/// As [`has_tables`].
+pub fn has_chain(socket: &Socket, family: Family, table: &str, chain: &str) -> Result<bool, Error> {
+    let which = Attributes::new()
+        .text(NFTA_CHAIN_TABLE, table)
+        .text(NFTA_CHAIN_NAME, chain);
+    let request = request(family, libc::NFT_MSG_GETCHAIN, &which);
+    is_present(socket, &request, || {
+        format!("find chain {family} {table} {chain}")
+    })
+}
+
+fn is_present(
+    socket: &Socket,
+    request: &Request,
+    op: impl FnOnce() -> String,
+) -> Result<bool, Error> {
+    match socket.get(request, |_| Some(())) {
+        Ok(_) => Ok(true),
+        Err(refusal) if refusal.errno == Errno::ENOENT => Ok(false),
+        Err(refusal) => Err(Error::refused(op(), refusal)),
+    }
+}
+
+/// The elements of `set` whose comment is `wanted`.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub fn elements(
     socket: &Socket,
     table: Table,
     set: Set,
     wanted: impl Fn(&str) -> bool,
-) -> Result<Vec<Entry>, Error> {
-    let which = Attributes::new().text(1, table.name).text(2, set.name);
-    // Most are somebody else's: look at that before anything else.
-    let is_wanted = |element: &&[u8]| element_owner(element).is_some_and(&wanted);
-    let pick = |answer: &[u8]| -> Vec<Entry> {
-        let its = elements(answer).filter(is_wanted);
-        its.filter_map(|it| entry(table.family, set, it)).collect()
+) -> Result<Vec<Element>, Error> {
+    let which = Attributes::new()
+        .text(NFTA_SET_ELEM_LIST_TABLE, table.name)
+        .text(NFTA_SET_ELEM_LIST_SET, set.name);
+    // Most are not wanted: look at the comment before anything else.
+    let is_wanted = |element: &&[u8]| element_comment(element).is_some_and(&wanted);
+    let pick = |answer: &[u8]| -> Vec<Element> {
+        let elements = in_answer(answer).filter(is_wanted);
+        let read = elements.filter_map(|it| Element::read(table.family, set, it));
+        read.collect()
     };
-    let head = head(table, libc::NFT_MSG_GETSETELEM);
-    let mut found = none_where_absent(socket.search(head, &which, pick)).map_err(|errno| {
+    let request = request(table.family, libc::NFT_MSG_GETSETELEM, &which);
+    let mut found = none_where_absent(socket.dump(&request, pick)).map_err(|refusal| {
         let op = format!("list elements of {table} {}", set.name);
-        Error::new(op, errno)
+        Error::refused(op, refusal)
     })?;
     // While the kernel makes room in a set that grew, a listing may begin again in the
     // middle (`rhashtable_walk_next`, lib/rhashtable.c). To delete an element twice fails.
@@ -152,120 +213,42 @@ pub fn entries(
     Ok(found)
 }
 
-/// The element of `set` with this key.
-pub fn entry_at(
+/// The element of `set` that has this key.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub fn element_at(
     socket: &Socket,
     table: Table,
     set: Set,
     key: &[Part],
-) -> Result<Option<Entry>, Error> {
-    let data = Attributes::new().bytes(1, &encode(key));
-    let element = Attributes::new().nest(1, &data);
-    let which = element_list(&table, set.name, &Attributes::new().nest(1, &element));
-    match socket.request(head(table, libc::NFT_MSG_GETSETELEM), &which) {
-        Ok(answers) => Ok(answers
-            .iter()
-            .flat_map(|answer| elements(answer))
-            .find_map(|element| entry(table.family, set, element))),
-        // The element, the set or the table.
-        Err(Errno::ENOENT) => Ok(None),
-        Err(errno) => {
-            let op = format!("look up an element of {table} {}", set.name);
-            Err(Error::new(op, errno))
-        }
-    }
-}
-
-fn elements(answer: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let list = message::find(answer, 3).unwrap_or_default();
-    message::attributes(list).map(|(_, element)| element)
-}
-
-fn element_owner(element: &[u8]) -> Option<&str> {
-    message::find(element, 6).and_then(comment)
-}
-
-fn entry(family: Family, set: Set, element: &[u8]) -> Option<Entry> {
-    let value = match set.value {
-        [] => Vec::new(),
-        types => decode(family, types, message::find_in(element, &[2, 1])?)?,
+) -> Result<Option<Element>, Error> {
+    let which = set.element(key, [], "").attributes(table.name, false);
+    let request = request(table.family, libc::NFT_MSG_GETSETELEM, &which);
+    let read = |answer: &[u8]| {
+        let mut elements = in_answer(answer);
+        elements.find_map(|it| Element::read(table.family, set, it))
     };
-    Some(Entry {
-        key: decode(family, set.key, message::find_in(element, &[1, 1])?)?,
-        value,
-        owner: element_owner(element).unwrap_or_default().to_owned(),
-    })
+    // The element, the set or the table may be missing.
+    let found = none_where_absent(socket.get(&request, read)).map_err(|refusal| {
+        let op = format!("look up an element of {table} {}", set.name);
+        Error::refused(op, refusal)
+    })?;
+    Ok(found.into_iter().next())
 }
 
-/// A key or a value; `None` if it is none that could be ours.
-fn decode(family: Family, types: &[Type], mut bytes: &[u8]) -> Option<Vec<Part>> {
-    let mut parts = Vec::new();
-    for (kind, length) in types.iter().zip(lengths(types, family)) {
-        let (part, rest) = bytes.split_at_checked(length)?;
-        bytes = rest;
-        parts.push(match kind {
-            Type::Address if length == 16 => {
-                Part::Address(IpAddr::from(<[u8; 16]>::try_from(part).ok()?))
-            }
-            Type::Address => Part::Address(IpAddr::from(<[u8; 4]>::try_from(part).ok()?)),
-            Type::Protocol => Part::Protocol(protocol(part[0])?),
-            Type::Port => Part::Port(u16::from_be_bytes([part[0], part[1]])),
-            Type::Interface => Part::Interface(part.try_into().ok()?),
-            Type::Vni => Part::Vni(u32::from_be_bytes([0, part[0], part[1], part[2]])),
-            Type::Number => Part::Number(u32::from_ne_bytes(part.try_into().ok()?)),
-        });
-    }
-    Some(parts)
+fn in_answer(answer: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let list = find(answer, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
+    attributes(list).map(|(_, element)| element)
 }
 
-fn protocol(number: u8) -> Option<Protocol> {
-    [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
-        .into_iter()
-        .find(|it| it.number() == number)
+fn request(family: Family, message: i32, which: &Attributes) -> Request {
+    socket::request(message, 0, family, which)
 }
 
-fn head(table: Table, kind: i32) -> Head {
-    Head {
-        kind: nftables(kind),
-        flags: 0,
-        family: table.family.number(),
-        resource: 0,
-    }
-}
-
-/// A dump in which something that is not there is nothing.
-fn dump(
-    socket: &Socket,
-    table: Table,
-    kind: i32,
-    which: &Attributes,
-) -> Result<Vec<Vec<u8>>, Errno> {
-    none_where_absent(socket.dump(head(table, kind), which))
-}
-
-fn none_where_absent<T>(listed: Result<Vec<T>, Errno>) -> Result<Vec<T>, Errno> {
+fn none_where_absent<T>(listed: Result<Vec<T>, Refusal>) -> Result<Vec<T>, Refusal> {
     match listed {
-        Err(Errno::ENOENT) => Ok(Vec::new()),
+        Err(refusal) if refusal.errno == Errno::ENOENT => Ok(Vec::new()),
         other => other,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_read_back_as_they_were_written() {
-        let types = [Type::Address, Type::Protocol, Type::Port];
-        for (family, ip) in [(Family::Ip, "1.2.3.4"), (Family::Ip6, "fd00::1")] {
-            let key = vec![
-                Part::Address(ip.parse().unwrap()),
-                Part::Protocol(Protocol::Sctp),
-                Part::Port(65535),
-            ];
-            assert_eq!(decode(family, &types, &encode(&key)), Some(key));
-        }
-        assert_eq!(decode(Family::Ip, &types, &[1, 2, 3, 4]), None);
-        assert_eq!(decode(Family::Ip, &[Type::Protocol], &[1]), None);
     }
 }

@@ -79,7 +79,7 @@ pub(crate) fn close(
         lacking(network);
         return Ok(());
     };
-    match nftables.guard_vxlan(&wanted) {
+    match nftables.ensure_vxlan_guard(&wanted) {
         Err(error) if is_absent(&error) => {
             lacking(network);
             Ok(())
@@ -97,7 +97,7 @@ pub(crate) fn is_closed(network: &Network, local: IpAddr) -> Result<bool> {
         lacking(network);
         return Ok(true);
     };
-    nftables.knows_vxlan(&VxlanGuard {
+    nftables.has_vxlan_guard(&VxlanGuard {
         network: network.name.clone(),
         local,
         port: network.port,
@@ -156,7 +156,7 @@ fn routers(host: &Netlink, family: Family) -> Result<BTreeSet<String>> {
 
 fn is_absent(error: &anyhow::Error) -> bool {
     let cause = error.downcast_ref::<packet_filter::Error>();
-    cause.is_some_and(packet_filter::Error::is_absent)
+    cause.is_some_and(packet_filter::is_absent)
 }
 
 fn lacking(network: &Network) {

@@ -1,5 +1,5 @@
-//! The back ends, and which of them is chosen: the one that the configuration names,
-//! otherwise nftables where the kernel has it, otherwise iptables.
+//! The back ends, and which of them is chosen: the one that the configuration names, otherwise
+//! nftables where the kernel has it, otherwise iptables.
 
 mod iptables;
 mod nftables;
@@ -8,58 +8,23 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ::nftables::Family;
-use ::nftables::conntrack::Which;
 use anyhow::{Context, Result, bail};
 use cni::Attachment;
 use cni::conf::ValidAttachment;
 
 pub use self::iptables::{Families, Iptables};
-pub use self::nftables::{Nftables, PortOwner, probe, usable};
+pub use self::nftables::Nftables;
+pub(crate) use self::nftables::complete;
 use crate::masquerade::Masquerade;
-use crate::ports::nftables::published as udp_ports;
-use crate::ports::{HostPorts, Notice};
+use crate::ports::{HostPorts, Notice, UdpPort, Which};
 
 /// Which back end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// nf_tables, over netlink, without a program.
+    /// nf_tables, over netlink: no program is executed.
     Nftables,
-    /// iptables and ip6tables, legacy or nft, through `iptables-restore`.
+    /// iptables and ip6tables, legacy or nft, by `iptables-restore`.
     Iptables,
-}
-
-/// Carries rules to the kernel. Every method is one transaction per table, and
-/// knows what the Go plugins leave as well as its own.
-pub trait Backend {
-    /// Which one it is.
-    fn kind(&self) -> Kind;
-
-    /// Masquerades; once more does no harm. Whether there are rules for other subnets of the
-    /// network, which may be left over.
-    fn masquerade(&self, wanted: &Masquerade) -> Result<bool>;
-    /// Removes what is there for this pod alone, found by owner.
-    ///
-    /// `addresses` are those of this interface where they are known. In
-    /// iptables two interfaces of a container on one network share a chain that
-    /// does not name them: with addresses only this interface's jumps to it go,
-    /// and the chain with the last jump; without any, all of the container's on
-    /// this network.
-    fn remove_masquerade(&self, owner: &Attachment, addresses: &[IpAddr]) -> Result<()>;
-    /// Fails with what is missing.
-    fn check_masquerade(&self, wanted: &Masquerade) -> Result<()>;
-    /// Removes what is there for pods of `network` that are not `valid`; and, if
-    /// none is valid, what is there for the network itself.
-    fn collect_masquerade(&self, network: &str, valid: &[ValidAttachment]) -> Result<()>;
-
-    /// Publishes ports; the newest mapping of a port wins, and what it took from
-    /// others is returned.
-    fn publish(&self, wanted: &HostPorts) -> Result<Vec<Notice>>;
-    /// Removes the mappings of this owner, and no other's.
-    fn unpublish(&self, owner: &Attachment) -> Result<()>;
-    /// Fails with what is missing.
-    fn check_published(&self, wanted: &HostPorts) -> Result<()>;
-    /// Removes the mappings of owners in `network` that are not `valid`.
-    fn collect_published(&self, network: &str, valid: &[ValidAttachment]) -> Result<()>;
 }
 
 impl Kind {
@@ -82,14 +47,75 @@ impl fmt::Display for Kind {
     }
 }
 
-/// The back end to write with: the one that is `forced`, else nftables where
-/// the kernel has it, else iptables.
+/// What each back end does. Every method is one transaction for each table, and knows the rules of
+/// the Go plugins as well as ours.
+pub trait Backend {
+    /// Which one it is.
+    fn kind(&self) -> Kind;
+
+    /// Masquerades; to repeat it does no harm. Returns whether there are rules for other subnets of
+    /// the network, which may be stale.
+    ///
+    /// # Errors
+    /// What the back end refuses.
+    fn masquerade(&self, wanted: &Masquerade) -> Result<bool>;
+
+    /// Removes the masquerade of this pod alone, found by owner.
+    ///
+    /// `addresses` are those of this interface where they are known. In iptables, two interfaces of a
+    /// container on one network share a chain that does not name them. With addresses, only this
+    /// interface's jumps to it are removed, and the chain with the last jump; without any, all of the
+    /// container's on this network.
+    ///
+    /// # Errors
+    /// What the back end refuses.
+    fn remove_masquerade(&self, owner: &Attachment, addresses: &[IpAddr]) -> Result<()>;
+
+    /// Fails with what is missing.
+    ///
+    /// # Errors
+    /// As above.
+    fn check_masquerade(&self, wanted: &Masquerade) -> Result<()>;
+
+    /// Removes the masquerade of pods of `network` that are not `valid`; if none is valid, that of
+    /// the network itself.
+    ///
+    /// # Errors
+    /// What the back end refuses.
+    fn collect_masquerade(&self, network: &str, valid: &[ValidAttachment]) -> Result<()>;
+
+    /// Publishes ports; the newest mapping of a port wins. Returns what others have lost.
+    ///
+    /// # Errors
+    /// What the back end refuses.
+    fn publish(&self, wanted: &HostPorts) -> Result<Vec<Notice>>;
+
+    /// Removes the mappings of this owner, and no other's.
+    ///
+    /// # Errors
+    /// What the back end refuses.
+    fn unpublish(&self, owner: &Attachment) -> Result<()>;
+
+    /// Fails with what is missing.
+    ///
+    /// # Errors
+    /// As above.
+    fn check_published(&self, wanted: &HostPorts) -> Result<()>;
+
+    /// Removes the mappings of attachments to `network` that are not `valid`.
+    ///
+    /// # Errors
+    /// What the back end refuses.
+    fn collect_published(&self, network: &str, valid: &[ValidAttachment]) -> Result<()>;
+}
+
+/// The back end to write with: the one that is `forced`, otherwise nftables where the kernel has it,
+/// otherwise iptables.
 ///
 /// # Errors
-/// When the one that is forced, or both, cannot be used here.
+/// The one that is forced, or both, cannot be used here.
 pub fn open(forced: Option<Kind>) -> Result<Box<dyn Backend>> {
     if forced != Some(Kind::Iptables) {
-        // Found usable and used over one socket.
         let found = Nftables::find_usable(Family::Ip).context("nftables is not usable")?;
         if let Some(nftables) = found {
             return Ok(Box::new(nftables));
@@ -99,25 +125,23 @@ pub fn open(forced: Option<Kind>) -> Result<Box<dyn Backend>> {
         }
     }
     let iptables = Iptables::new();
-    let Err(why) = iptables.try_out() else {
-        return Ok(Box::new(iptables));
-    };
-    Err(why.context(match forced {
+    iptables.try_out().context(match forced {
         Some(_) => "iptables is not usable",
         None => "neither nftables nor iptables is usable: the kernel lacks nf_tables",
-    }))
+    })?;
+    Ok(Box::new(iptables))
 }
 
-/// What publishing has done.
+/// The result of [`publish`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
-    /// By which back end.
+    /// The back end that has the rules.
     pub by: Kind,
-    /// What others had.
+    /// What others have lost.
     pub taken: Vec<Notice>,
 }
 
-/// Publishes ports with the back end that is `forced` or found.
+/// Publishes ports with the back end that is `forced` or chosen.
 ///
 /// # Errors
 /// As [`open`]; what the back end refuses.
@@ -125,35 +149,33 @@ pub fn publish(wanted: &HostPorts, forced: Option<Kind>) -> Result<Published> {
     let backend = open(forced)?;
     let (by, taken) = (backend.kind(), backend.publish(wanted)?);
     if by == Kind::Iptables {
-        forget_connections(wanted);
+        delete_stray_connections(wanted);
     }
     Ok(Published { by, taken })
 }
 
-/// Drops what others send to 127.0.0.0/8 of the node, before `route_localnet`
-/// opens it to them (CVE-2020-8558). nftables has that in the table of the
-/// published ports already; where the ports are iptables' own, which are laid
-/// out as the Go plugins do it, this stands beside them: in nf_tables where the
-/// kernel has it, else in the table raw. It stays, as `route_localnet` does.
+/// Drops packets from outside to 127.0.0.0/8 of the node, before `route_localnet` lets them in
+/// (CVE-2020-8558). In nftables the table of the published ports does that already. The rules of
+/// iptables are those of the Go plugins, so there this is added: in nf_tables where the kernel has
+/// it, otherwise in the table raw. It stays, as `route_localnet` does.
 ///
 /// # Errors
 /// What the kernel or iptables refuses: then the interface should stay closed.
 pub fn close_localhost() -> Result<()> {
-    if usable(Family::Ip)? {
-        return Nftables::open()?.close_localhost();
+    match Nftables::find_usable(Family::Ip)? {
+        Some(nftables) => nftables.close_localhost(),
+        None => Iptables::new().close_localhost(),
     }
-    Iptables::new().close_localhost()
 }
 
-/// Forgets connections of UDP to the published ports that lead elsewhere: a client that
-/// goes on sending would otherwise never reach the pod.
-pub fn forget_connections(published: &HostPorts) {
-    let ports = udp_ports(published);
-    if ports.is_empty() {
-        return;
-    }
-    // Connections are not kept in nf_tables, but asked for over the same socket.
-    if let Ok(nfnetlink) = Nftables::open() {
-        nfnetlink.forget_connections(&ports, Which::NotTo);
+/// Deletes tracked UDP connections to the published ports that lead elsewhere: a client that goes on
+/// sending would otherwise never reach the pod.
+pub(crate) fn delete_stray_connections(published: &HostPorts) {
+    let ports = UdpPort::all(published);
+    // Tracked connections are not part of nf_tables, but use the same socket.
+    if !ports.is_empty()
+        && let Ok(nfnetlink) = Nftables::open()
+    {
+        nfnetlink.delete_connections(&ports, Which::Elsewhere);
     }
 }

@@ -1,4 +1,5 @@
-//! iptables and ip6tables as a language and as programs; no rule of podwire is here.
+//! iptables: the text that its programs read and print, and their execution. No rule of podwire is
+//! here.
 
 pub mod program;
 pub mod table;

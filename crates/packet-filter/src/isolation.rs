@@ -1,42 +1,37 @@
-//! Isolated ports of a bridge that is their gateway: what the node would forward from the bridge
-//! back to it, between pods of the network.
+//! Isolation of pods behind a bridge that is their gateway: what the node would forward from the
+//! bridge back to it, between pods of the network, is dropped.
 //!
-//! The bridge itself lets no frame pass from one isolated port to another, but a pod that
-//! sends to its gateway's MAC has the node forward the packet. One rule for each subnet of a network
-//! drops it. What was sent to a published port passes: who publishes a port means everybody.
-//! Frames that the bridge forwards itself, between ports that may talk, pass these rules too
-//! where `br_netfilter` hands them over: they had the MAC of a pod, and not the gateway's.
+//! The bridge itself lets no frame pass from one isolated port to another, but a pod that sends to
+//! its gateway's MAC has the node forward the packet. One rule for each subnet of a network drops
+//! it. Packets to a published port pass: it is published for everybody. Frames that the bridge
+//! forwards itself, between ports that may talk, pass these rules too where `br_netfilter` hands
+//! them over: they were sent to the MAC of a pod, not to the gateway's.
 
+use anyhow::Result;
 use cni::names;
 use ipnetwork::IpNetwork;
+use nftables::listing::{self, in_chain};
+use nftables::{Chain, Family, Listed, Point, Rule, Side, Statement, Table, Transaction};
 
-use nftables::Error;
-use nftables::Socket;
-use nftables::listing::{self, Listed};
-use nftables::{Chain, Change, Family, Hook, Point, Rule, Table, Transaction};
-use nftables::{Side, Statement};
+use crate::backend::{Nftables, complete};
 
-const TABLE: Table = Table {
-    family: Family::Inet,
-    name: "podwire_isolation",
-    comment: "",
-};
+const TABLE: Table = Table::new(Family::Inet, "podwire_isolation");
 const FORWARD: &str = "forward";
 
-/// What is wanted of the isolation of a network.
+/// The isolation of a network's pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Isolation {
-    /// Its name.
+    /// The network's name.
     pub network: String,
     /// The pods' gateway: the bridge, or an interface on it.
     pub gateway: String,
-    /// Its MAC.
+    /// The gateway's MAC.
     pub mac: [u8; 6],
-    /// Where the pods are.
+    /// The subnets of the pods.
     pub subnets: Vec<IpNetwork>,
 }
 
-/// Where a rule applies: by which gateway, within which subnet.
+/// Where a rule applies: the gateway, and the subnet behind it.
 pub type Place = (String, IpNetwork);
 
 impl Isolation {
@@ -46,24 +41,63 @@ impl Isolation {
         self.subnets.iter().map(place).collect()
     }
 
-    fn rules(&self) -> Vec<Rule> {
-        let rule = |place: &Place| {
-            let mut statements = conditions(place);
-            statements.push(Statement::EtherDestination(self.mac));
-            statements.push(Statement::Drop);
-            Rule::new(statements).comment(comment(&self.network))
-        };
-        self.places().iter().map(rule).collect()
+    fn rule(&self, place: &Place) -> Rule {
+        let mut rule = conditions(place);
+        rule.statements.push(Statement::EtherDestination(self.mac));
+        rule.statements.push(Statement::Drop);
+        rule.comment(comment(&self.network))
     }
 }
 
-fn conditions((gateway, subnet): &Place) -> Vec<Statement> {
-    vec![
+impl Nftables {
+    /// Keeps pods behind isolated ports from each other where the node forwards; to repeat it does
+    /// no harm.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn ensure_isolation(&self, wanted: &Isolation) -> Result<()> {
+        self.transact(|socket| Ok(additions(&listing::rules(socket, TABLE)?, &[wanted])))
+    }
+
+    /// Fails if something of what isolates a network's pods is missing.
+    ///
+    /// # Errors
+    /// What is missing; the kernel cannot be asked.
+    pub fn check_isolation(&self, wanted: &Isolation) -> Result<()> {
+        complete(missing(&listing::rules(&self.socket, TABLE)?, wanted))
+    }
+
+    /// Whether rules isolate pods of `network` elsewhere than at `kept`.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn has_stale_isolation(&self, network: &str, kept: &[Place]) -> Result<bool> {
+        let found = listing::rules(&self.socket, TABLE)?;
+        Ok(!stale(&found, network, kept).is_empty())
+    }
+
+    /// Removes the rules that isolate pods of `network` elsewhere than at `kept`.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn remove_stale_isolation(&self, network: &str, kept: &[Place]) -> Result<()> {
+        self.transact(|socket| Ok(stale(&listing::rules(socket, TABLE)?, network, kept)))
+    }
+
+    /// Changes that isolate the pods of many networks.
+    pub(crate) fn isolation_additions(&self, all: &[&Isolation]) -> Result<Transaction> {
+        Ok(additions(&listing::rules(&self.socket, TABLE)?, all))
+    }
+}
+
+/// How every rule for a place begins.
+fn conditions((gateway, subnet): &Place) -> Rule {
+    Rule::new([
         Statement::Interface(gateway.clone()),
         Statement::OutInterface(gateway.clone()),
         Statement::Address(Side::Source, *subnet),
         Statement::Address(Side::Destination, *subnet),
-    ]
+    ])
 }
 
 fn comment(network: &str) -> String {
@@ -74,104 +108,77 @@ fn published() -> Rule {
     Rule::new([Statement::Redirected, Statement::Return])
 }
 
-/// Changes that isolate as all of these want, none if that is so.
-pub fn add(socket: &Socket, all: &[&Isolation]) -> Result<Transaction, Error> {
-    Ok(additions(&listing::rules(socket, TABLE, None)?, all))
-}
-
+/// Changes that isolate as all of these want; none if that is so.
 fn additions(found: &[Listed], all: &[&Isolation]) -> Transaction {
     let mut changes = Transaction::new();
-    if all.iter().all(|it| missing_in(found, it).is_none()) {
+    if all.iter().all(|it| missing(found, it).is_none()) {
         return changes;
     }
-    if !begins(found) {
-        changes.push(Change::AddTable(TABLE));
-        let hook = Some(Hook {
-            kind: "filter",
-            point: Point::Forward,
-            priority: 0,
-        });
-        changes.push(Change::AddChain(
-            TABLE,
-            Chain {
-                name: FORWARD.into(),
-                hook,
-                comment: "",
-            },
-        ));
-        // What is there comes after it again.
-        changes.push(Change::InsertRule(TABLE, FORWARD.into(), published()));
+    if !begins_with_published(found) {
+        changes.add_table(TABLE);
+        let chain = Chain::hooked(FORWARD, "filter", Point::Forward, 0);
+        changes.add_chain(TABLE, chain);
+        // Before the rules that are there.
+        changes.insert_rule(TABLE, FORWARD, published());
     }
-    let rules = all.iter().flat_map(|it| {
-        let rules = it.places().into_iter().zip(it.rules());
-        rules.map(|(place, rule)| (&it.network, place, rule))
-    });
-    for (network, place, rule) in rules {
-        // The gateway may have had another MAC.
-        let old = of_network(found, network).filter(|it| is_at(it, &place));
-        let old: Vec<_> = old.collect();
-        if old.iter().any(|it| it.is(Family::Inet, &rule)) {
-            continue;
+    for wanted in all {
+        for place in wanted.places() {
+            let rule = wanted.rule(&place);
+            // The gateway may have had another MAC.
+            let old = of_network(found, &wanted.network).filter(|it| is_at(it, &place));
+            let old: Vec<_> = old.collect();
+            if !old.iter().any(|it| it.is(&rule)) {
+                old.into_iter().for_each(|it| changes.delete_rule(it));
+                changes.add_rule(TABLE, FORWARD, rule);
+            }
         }
-        for other in old {
-            changes.push(other.deletion(TABLE));
-        }
-        changes.push(Change::AddRule(TABLE, FORWARD.into(), rule));
     }
     changes
 }
 
-/// The rules of `network` that apply elsewhere than at `kept`.
-pub fn others(socket: &Socket, network: &str, kept: &[Place]) -> Result<Transaction, Error> {
-    let found = listing::rules(socket, TABLE, None)?;
+/// Changes that remove the rules of `network` that apply elsewhere than at `kept`.
+fn stale(found: &[Listed], network: &str, kept: &[Place]) -> Transaction {
     let mut changes = Transaction::new();
-    for rule in of_network(&found, network) {
+    for rule in of_network(found, network) {
         if !kept.iter().any(|place| is_at(rule, place)) {
-            changes.push(rule.deletion(TABLE));
+            changes.delete_rule(rule);
         }
     }
-    Ok(changes)
+    changes
 }
 
 /// What is missing, in words; `None` if nothing is.
-pub fn missing(socket: &Socket, wanted: &Isolation) -> Result<Option<String>, Error> {
-    Ok(missing_in(&listing::rules(socket, TABLE, None)?, wanted))
-}
-
-fn missing_in(found: &[Listed], wanted: &Isolation) -> Option<String> {
-    if !begins(found) {
+fn missing(found: &[Listed], wanted: &Isolation) -> Option<String> {
+    if !begins_with_published(found) {
         return Some(format!(
             "chain {TABLE} {FORWARD} is not there, or not whole"
         ));
     }
-    let is_there = |rule: &Rule| found.iter().any(|it| it.is(Family::Inet, rule));
-    let mut places = wanted.places().into_iter().zip(wanted.rules());
-    places.find_map(|((gateway, subnet), rule)| {
-        (!is_there(&rule)).then(|| {
-            format!(
-                "no rule in chain {TABLE} {FORWARD} keeps pods of {subnet} behind {gateway} from each other"
-            )
-        })
-    })
+    let is_missing = |place: &Place| {
+        let rule = wanted.rule(place);
+        !found.iter().any(|it| it.is(&rule))
+    };
+    let (gateway, subnet) = wanted.places().into_iter().find(is_missing)?;
+    Some(format!(
+        "no rule in chain {TABLE} {FORWARD} keeps pods of {subnet} behind {gateway} from each other"
+    ))
 }
 
 /// Whether published ports come before everything of ours.
-fn begins(found: &[Listed]) -> bool {
-    let mut found = found.iter().filter(|it| it.chain == FORWARD);
+fn begins_with_published(found: &[Listed]) -> bool {
+    let is_published = |it: &Listed| it.does(&published());
     let first =
-        found.find(|it| it.does(Family::Inet, &published()) || it.comment.starts_with("net: "));
-    first.is_some_and(|it| it.does(Family::Inet, &published()))
+        in_chain(found, FORWARD).find(|it| is_published(it) || it.comment.starts_with("net: "));
+    first.is_some_and(is_published)
 }
 
 fn of_network<'a>(found: &'a [Listed], network: &str) -> impl Iterator<Item = &'a Listed> {
     let comment = comment(network);
-    found
-        .iter()
-        .filter(move |it| it.chain == FORWARD && it.comment == comment)
+    in_chain(found, FORWARD).filter(move |it| it.comment == comment)
 }
 
 fn is_at(rule: &Listed, place: &Place) -> bool {
-    rule.begins(Family::Inet, &Rule::new(conditions(place)))
+    rule.begins(&conditions(place))
 }
 
 #[cfg(test)]
@@ -189,10 +196,12 @@ mod tests {
 
     /// The rules as they are listed after an ADD.
     fn found(wanted: &Isolation) -> Vec<Listed> {
-        let rules = [published()].into_iter().chain(wanted.rules());
+        let places = wanted.places();
+        let rules = places.iter().map(|it| wanted.rule(it));
+        let rules = [published()].into_iter().chain(rules);
         let numbered = rules.zip(10..);
         numbered
-            .map(|(rule, handle)| Listed::of(Family::Inet, FORWARD, handle, &rule))
+            .map(|(rule, handle)| Listed::of(TABLE, FORWARD, handle, &rule))
             .collect()
     }
 

@@ -1,10 +1,9 @@
-//! How pods get out and how the outside gets in: masquerade, published ports,
-//! the MAC spoof check.
+//! What podwire filters and translates on a node: masquerade, published ports, the MAC spoof check,
+//! separation of networks, isolation of pods, the VXLAN guard. One module for each.
 //!
-//! Rules are data. [`Masquerade`] and [`HostPorts`] say what is wanted; a
-//! [`Backend`] turns that into its own rules, also as data, and carries them to
-//! the kernel in one transaction. Everything that a back end writes names its
-//! owner, so that it is found again with nothing else known.
+//! Rules are data. [`Masquerade`], [`HostPorts`] and the others say what an attachment wants; a
+//! [`Backend`] makes rules of it, also as data, and writes them in one transaction. Every rule names
+//! its owner, so that it is found again with nothing else known.
 
 mod backend;
 #[cfg(feature = "fuzzing")]
@@ -20,15 +19,13 @@ mod spoof_check;
 mod vxlan_guard;
 
 pub use backend::{
-    Backend, Families, Iptables, Kind, Nftables, PortOwner, Published, close_localhost, open,
-    probe, publish, usable,
+    Backend, Families, Iptables, Kind, Nftables, Published, close_localhost, open, publish,
 };
 pub use isolation::{Isolation, Place};
 pub use leftovers::{Leftovers, check_masquerade, check_published};
 pub use masquerade::Masquerade;
-pub use nftables::conntrack::local_addresses;
-pub use nftables::{Error, Family};
-pub use ports::{HostPorts, Mapping, Mark, Notice, Protocol, Snat};
+pub use nftables::{Error, Family, is_absent};
+pub use ports::{HostPorts, Mapping, Mark, Notice, PortOwner, Protocol, Snat, local_addresses};
 pub use separation::Separation;
 pub use spoof_check::SpoofCheck;
 pub use vxlan_guard::VxlanGuard;

@@ -1,49 +1,54 @@
-//! What is wanted of masquerading.
+//! Masquerade: what leaves the subnets of a pod gets the node's address. Multicast, and what stays
+//! inside a subnet, does not.
 
-pub mod iptables;
-pub mod nftables;
+pub(crate) mod iptables;
+pub(crate) mod nftables;
 
 use cni::Attachment;
 use ipnetwork::IpNetwork;
 
-/// What leaves the subnets of a pod gets the node's address; multicast, and
-/// what stays inside a subnet, does not.
+/// The masquerade that an attachment wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Masquerade {
-    /// Whose pod it is.
+    /// The attachment.
     pub owner: Attachment,
     /// The pod's addresses, each with the prefix of its subnet.
     pub addresses: Vec<IpNetwork>,
-    /// Whether source ports are drawn at random: two connections that are made
-    /// at once then do not get the same one (`--random-fully`).
+    /// Source ports are drawn at random, so that two connections that begin at the same moment
+    /// do not get the same one (`--random-fully`).
     pub random_fully: bool,
-    /// What goes there is not masqueraded.
+    /// Destinations that are not masqueraded.
     pub except: Vec<IpNetwork>,
-    /// What leaves by this device is not masqueraded either: an overlay's own,
-    /// behind which the network's pods on other nodes are.
+    /// The device of an overlay: what leaves by it is not masqueraded, because the network's pods
+    /// on other nodes are behind it.
     pub not_through: Option<String>,
 }
 
 impl Masquerade {
-    /// Whether the Go plugins can have it so: they know neither overlays nor exceptions.
+    /// Whether the Go plugins have rules for it: they know neither overlays nor exceptions.
     pub fn is_known_to_go(&self) -> bool {
         self.not_through.is_none() && self.except.is_empty()
     }
 
-    /// The subnets of the pod, each once. An address that is none is left out: it is nobody
-    /// else's.
+    /// The subnets of the pod, each once. An address without a subnet (/32, /128) has none.
     pub fn subnets(&self) -> Vec<IpNetwork> {
         let mut subnets = Vec::new();
         for address in self.addresses.iter().filter(|it| !is_single(it)) {
-            // The prefix is one of a network already.
-            let subnet = IpNetwork::new(address.network(), address.prefix());
-            subnets.extend(subnet.ok().filter(|it| !subnets.contains(it)));
+            let subnet = subnet(*address);
+            if !subnets.contains(&subnet) {
+                subnets.push(subnet);
+            }
         }
         subnets
     }
 }
 
-/// Whether an address is all that is in its network.
-pub(crate) fn is_single(address: &IpNetwork) -> bool {
+/// Whether an address is alone in its network.
+fn is_single(address: &IpNetwork) -> bool {
     address.prefix() == if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// The subnet of an address. The prefix is valid, as it is one of a network already.
+pub(crate) fn subnet(address: IpNetwork) -> IpNetwork {
+    IpNetwork::new(address.network(), address.prefix()).unwrap_or(address)
 }

@@ -1,10 +1,9 @@
-//! All pods of a node at once: what a flush took away is put back, what the Go
-//! plugins laid down is taken over, or given back to them.
+//! The rules of all pods of a node at once: `resync` restores what was flushed, `adopt` takes over the
+//! rules of the Go plugins, `release` gives them back.
 //!
-//! Each is one transaction of nf_tables and one of each family's iptables. What
-//! is to be there comes first and what is to go comes last, so that at no moment
-//! a pod is without; connections that live are in the kernel's connection
-//! tracking, which nothing here touches but for UDP that went astray.
+//! Each is one transaction of nf_tables and one of each family's iptables. New rules come first and
+//! old ones go last, so that a pod is never without. Live connections are in the kernel's connection
+//! tracking, which nothing here touches, except UDP ones that lead to the wrong place.
 
 mod ruleset;
 mod tables;
@@ -15,117 +14,77 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use cni::Attachment;
+use nftables::Family;
 
 use self::ruleset::Ruleset;
 use self::tables::{Changes, Tables};
-use crate::backend::{self, Iptables, Kind, Nftables, usable};
+use crate::backend::{self, Iptables, Kind, Nftables};
 use crate::isolation::Isolation;
 use crate::leftovers::{self, Hint};
 use crate::masquerade::Masquerade;
-use crate::ports::{HostPorts, Notice, Snat};
+use crate::ports::{HostPorts, Notice};
 use crate::separation::Separation;
 use crate::spoof_check::SpoofCheck;
 use crate::vxlan_guard::VxlanGuard;
-use ::nftables::Family;
 
-/// What an attachment wants of the node.
+/// What an attachment wants of the packet filter.
 #[derive(Clone, Debug)]
 pub struct Pod {
-    /// Whose it is.
+    /// The attachment.
     pub owner: Attachment,
-    /// What leaves it, if that is masqueraded.
-    pub masquerade: Option<Asked<Masquerade>>,
-    /// What leads to it, if anything does.
-    pub ports: Option<Asked<HostPorts>>,
-    /// Whether its frames are looked at.
+    /// Its masquerade.
+    pub masquerade: Option<Wanted<Masquerade>>,
+    /// Its published ports.
+    pub ports: Option<Wanted<HostPorts>>,
+    /// Its MAC spoof check.
     pub spoof_check: Option<SpoofCheck>,
-    /// Whether its network is kept apart from others.
+    /// The separation of its network from others.
     pub separation: Option<Separation>,
-    /// Whether it is kept from others of its network.
+    /// The isolation of its network's pods.
     pub isolation: Option<Isolation>,
-    /// Who may send its network's packets; of several pods of a network, one has it.
-    pub guard: Option<VxlanGuard>,
+    /// The VXLAN guard of its network; one of the network's pods has it.
+    pub vxlan_guard: Option<VxlanGuard>,
 }
 
-/// Something that a configuration wants.
+impl Pod {
+    /// An attachment that wants nothing.
+    pub fn new(owner: Attachment) -> Self {
+        Self {
+            owner,
+            masquerade: None,
+            ports: None,
+            spoof_check: None,
+            separation: None,
+            isolation: None,
+            vxlan_guard: None,
+        }
+    }
+}
+
+/// Rules that a configuration wants.
 #[derive(Clone, Debug)]
-pub struct Asked<T> {
-    /// What.
-    pub what: T,
-    /// By which back end, if it says so.
+pub struct Wanted<T> {
+    /// The rules.
+    pub rules: T,
+    /// The back end, if the configuration names one.
     pub backend: Option<Kind>,
 }
 
 /// What was done, or would be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// One for each thing: `masquerade of mynet/c1/eth0`.
+    /// A line for each object: `masquerade of mynet/c1/eth0`.
     pub done: Vec<String>,
-    /// What stays as it is though one might expect otherwise, and why.
+    /// What stays although one might expect otherwise, and why.
     pub left: Vec<String>,
-    /// What is different from now on, and as it should be.
+    /// What is different from now on, as intended.
     pub notes: Vec<String>,
-    /// The transactions, as nft and iptables-restore would read them; only of what
-    /// would be done.
+    /// The transactions, as nft and iptables-restore would read them; only of a dry run.
     pub transactions: Vec<String>,
 }
 
-/// Puts back what is missing of these pods, the oldest first. `dry`: only tells.
-///
-/// # Errors
-/// A back end that a configuration names cannot be used; what the kernel refuses.
-pub fn resync(pods: &[Pod], dry: bool) -> Result<Report> {
-    settle(dry, || Plan::resync(pods))
-}
-
-/// Rewrites what the Go plugins laid down for these pods as podwire's plugins
-/// would.
-///
-/// # Errors
-/// As [`resync`].
-pub fn adopt(pods: &[Pod], dry: bool) -> Result<Report> {
-    settle(dry, || Plan::adopt(pods))
-}
-
-/// Rewrites what podwire's plugins laid down for these pods as the Go plugins
-/// would.
-///
-/// # Errors
-/// As [`resync`].
-pub fn release(pods: &[Pod], dry: bool) -> Result<Report> {
-    settle(dry, || Plan::release(pods))
-}
-
-/// How often a plan is made anew because others changed something meanwhile.
-const ATTEMPTS: u32 = 8;
-
-fn settle(dry: bool, plan: impl Fn() -> Result<Plan>) -> Result<Report> {
-    let (mut report, mut put_back) = (Report::default(), Vec::new());
-    let mut attempt = 1;
-    loop {
-        let mut plan = plan()?;
-        report.add(std::mem::take(&mut plan.report));
-        put_back.append(&mut plan.put_back);
-        if dry {
-            report.transactions = plan.transactions();
-            return Ok(report);
-        }
-        match plan.carry() {
-            Ok(()) => break,
-            // A held lock has been waited for long enough already.
-            Err(error) if attempt == ATTEMPTS || error.is::<cni::Error>() => return Err(error),
-            Err(_) => attempt += 1,
-        }
-        drop(plan);
-        sleep(Duration::from_millis(10));
-    }
-    for ports in &put_back {
-        backend::forget_connections(ports);
-    }
-    Ok(report)
-}
-
 impl Report {
+    /// Adds the lines of `more` that are new.
     fn add(&mut self, more: Self) {
         for (all, more) in [
             (&mut self.done, more.done),
@@ -141,12 +100,65 @@ impl Report {
     }
 }
 
+/// Restores what is missing of these pods, the oldest first. A `dry` run changes nothing.
+///
+/// # Errors
+/// A back end that a configuration names cannot be used; what the kernel refuses.
+pub fn resync(pods: &[Pod], dry: bool) -> Result<Report> {
+    carry_out(dry, || Plan::resync(pods))
+}
+
+/// Rewrites the rules of the Go plugins for these pods as podwire's.
+///
+/// # Errors
+/// As [`resync`].
+pub fn adopt(pods: &[Pod], dry: bool) -> Result<Report> {
+    carry_out(dry, || Plan::adopt(pods))
+}
+
+/// Rewrites podwire's rules for these pods as those of the Go plugins.
+///
+/// # Errors
+/// As [`resync`].
+pub fn release(pods: &[Pod], dry: bool) -> Result<Report> {
+    carry_out(dry, || Plan::release(pods))
+}
+
+/// How often a plan is made again because other programs changed something.
+const ATTEMPTS: u32 = 8;
+
+fn carry_out(dry: bool, plan: impl Fn() -> Result<Plan>) -> Result<Report> {
+    let (mut report, mut restored) = (Report::default(), Vec::new());
+    let mut attempt = 1;
+    loop {
+        let mut plan = plan()?;
+        report.add(std::mem::take(&mut plan.report));
+        restored.append(&mut plan.restored);
+        if dry {
+            report.transactions = plan.transactions();
+            return Ok(report);
+        }
+        match plan.commit() {
+            Ok(()) => break,
+            // A coded error is a held lock, and that has been waited for.
+            Err(error) if attempt == ATTEMPTS || error.is::<cni::Error>() => return Err(error),
+            Err(_) => attempt += 1,
+        }
+        drop(plan);
+        sleep(Duration::from_millis(10));
+    }
+    for ports in &restored {
+        backend::delete_stray_connections(ports);
+    }
+    Ok(report)
+}
+
 /// What is there on the node.
 struct Node {
     /// `None` where the kernel has no nf_tables.
     ruleset: Option<Ruleset>,
     tables: Tables,
-    /// Asked for once, whatever the number of pods: it costs two processes.
+    /// Tried out once for all pods: that costs two processes.
     iptables_is_usable: OnceCell<bool>,
 }
 
@@ -155,12 +167,9 @@ impl Node {
         let hint = leftovers::iptables_hint()?;
         let iptables = Iptables::new().guessed(hint == Hint::Unreadable);
         let tables = Tables::read(&iptables, hint == Hint::Nothing)?;
-        let usable = usable(Family::Ip)?;
-        let ruleset = usable
-            .then(|| Ruleset::read(Nftables::open()?))
-            .transpose()?;
+        let nftables = Nftables::find_usable(Family::Ip)?;
         Ok(Self {
-            ruleset,
+            ruleset: nftables.map(Ruleset::read).transpose()?,
             tables,
             iptables_is_usable: OnceCell::new(),
         })
@@ -171,7 +180,7 @@ impl Node {
         *self.iptables_is_usable.get_or_init(usable)
     }
 
-    /// Where podwire's plugins would put it.
+    /// The back end of podwire's plugins.
     fn ours(&self, forced: Option<Kind>) -> Result<Kind> {
         match forced {
             Some(kind) => Ok(kind),
@@ -181,11 +190,12 @@ impl Node {
         }
     }
 
-    /// Where the Go plugins put what no configuration names a back end for.
+    /// The back end of the Go plugins where no configuration names one.
     fn go_default(&self) -> Kind {
-        match self.iptables_is_usable() {
-            true => Kind::Iptables,
-            false => Kind::Nftables,
+        if self.iptables_is_usable() {
+            Kind::Iptables
+        } else {
+            Kind::Nftables
         }
     }
 
@@ -195,300 +205,310 @@ impl Node {
             .context("nftables is not usable: the kernel lacks nf_tables")
     }
 
-    fn masquerades(&self, wanted: &Masquerade) -> Result<bool> {
+    fn has_masquerade(&self, wanted: &Masquerade) -> Result<bool> {
         let ruleset = self.ruleset.as_ref();
-        let in_nftables = ruleset.is_some_and(|it| it.masquerades(wanted));
-        Ok(in_nftables || self.tables.masquerades(wanted)?)
+        let in_nftables = ruleset.is_some_and(|it| it.has_masquerade(wanted));
+        Ok(in_nftables || self.tables.has_masquerade(wanted)?)
     }
 
-    fn publishes(&self, wanted: &HostPorts) -> Result<bool> {
-        let in_nftables = self.ruleset.as_ref().is_some_and(|it| it.publishes(wanted));
-        Ok(in_nftables || self.tables.publishes(wanted)?)
+    fn has_ports(&self, wanted: &HostPorts) -> Result<bool> {
+        let in_nftables = self.ruleset.as_ref().is_some_and(|it| it.has_ports(wanted));
+        Ok(in_nftables || self.tables.has_ports(wanted)?)
     }
 }
 
-/// Things of one back end.
+/// Masquerades and ports of many pods.
 #[derive(Default)]
-struct Things<'a> {
+struct Rules<'a> {
     masquerades: Vec<&'a Masquerade>,
     ports: Vec<&'a HostPorts>,
 }
 
-impl Things<'_> {
+impl Rules<'_> {
     fn is_empty(&self) -> bool {
         self.masquerades.is_empty() && self.ports.is_empty()
+    }
+}
+
+/// The rules of each back end.
+#[derive(Default)]
+struct ByBackend<'a> {
+    nftables: Rules<'a>,
+    iptables: Rules<'a>,
+}
+
+impl<'a> ByBackend<'a> {
+    fn of(&mut self, kind: Kind) -> &mut Rules<'a> {
+        match kind {
+            Kind::Nftables => &mut self.nftables,
+            Kind::Iptables => &mut self.iptables,
+        }
     }
 }
 
 /// What is to be done.
 struct Plan {
     node: Node,
-    /// What iptables lays down.
+    /// What iptables adds.
     first: Vec<Changes>,
-    /// What iptables takes away.
+    /// What iptables removes.
     last: Vec<Changes>,
-    /// Ports that were not there, to which UDP may have gone astray.
-    put_back: Vec<HostPorts>,
-    /// Whether the table raw has to keep others from 127.0.0.0/8.
+    /// Ports that were missing: UDP connections may lead to the wrong place.
+    restored: Vec<HostPorts>,
+    /// Whether the table raw has to close 127.0.0.0/8.
     close_localhost: bool,
     report: Report,
 }
 
 impl Plan {
-    fn new(node: Node) -> Self {
-        Self {
-            node,
+    fn new() -> Result<Self> {
+        Ok(Self {
+            node: Node::read()?,
             first: Vec::new(),
             last: Vec::new(),
-            put_back: Vec::new(),
+            restored: Vec::new(),
             close_localhost: false,
             report: Report::default(),
-        }
+        })
     }
 
     fn done(&mut self, what: &str, owner: &Attachment) {
         self.report.done.push(format!("{what} of {owner}"));
     }
 
-    fn left(&mut self, line: String) {
-        self.report.left.push(line);
-    }
-
     fn resync(pods: &[Pod]) -> Result<Self> {
-        let mut plan = Self::new(Node::read()?);
-        let (mut nftables, mut iptables) = (Things::default(), Things::default());
-        let (mut spoof_checks, mut networks) = (Vec::new(), Vec::<&Separation>::new());
-        let mut opened = false;
-        for pod in pods {
-            if let Some(Asked { what, backend }) = &pod.masquerade
-                && !plan.node.masquerades(what)?
-            {
-                match plan.node.ours(*backend)? {
-                    Kind::Nftables => nftables.masquerades.push(what),
-                    Kind::Iptables => iptables.masquerades.push(what),
-                }
-                plan.done("masquerade", &pod.owner);
-            }
-            if let Some(Asked { what, backend }) = &pod.ports {
-                let kind = plan.node.ours(*backend)?;
-                opened |= kind == Kind::Iptables && opens_localhost(what);
-                if !plan.node.publishes(what)? {
-                    match kind {
-                        Kind::Nftables => nftables.ports.push(what),
-                        Kind::Iptables => iptables.ports.push(what),
-                    }
-                    plan.put_back.push(what.clone());
-                    plan.done("ports", &pod.owner);
-                }
-            }
-            if let Some(wanted) = &pod.spoof_check
-                && !plan.node.ruleset()?.checks(wanted)
-            {
-                spoof_checks.push(wanted);
-                plan.done("spoof check", &pod.owner);
-            }
-        }
-        for separation in pods.iter().filter_map(|pod| pod.separation.as_ref()) {
-            // Without nf_tables, networks are not kept apart.
-            if let Some(ruleset) = &plan.node.ruleset
-                && !networks.contains(&separation)
-                && !ruleset.is_separated(separation)
-            {
-                networks.push(separation);
-                let line = format!("separation of {}", separation.network);
-                plan.report.done.push(line);
-            }
-        }
-        for guard in pods.iter().filter_map(|pod| pod.guard.as_ref()) {
-            if let Some(ruleset) = &mut plan.node.ruleset
-                && ruleset.guard_vxlan(guard)?
-            {
-                let line = format!("VXLAN guard of {}", guard.network);
-                plan.report.done.push(line);
-            }
-        }
-        let mut isolations = Vec::<&Isolation>::new();
-        for wanted in pods.iter().filter_map(|pod| pod.isolation.as_ref()) {
-            if let Some(ruleset) = &plan.node.ruleset
-                && !isolations.contains(&wanted)
-                && !ruleset.isolates(wanted)
-            {
-                isolations.push(wanted);
-                let line = format!("isolation of {}", wanted.network);
-                plan.report.done.push(line);
-            }
-        }
-        plan.first = plan
-            .node
-            .tables
-            .additions(&iptables.masquerades, &iptables.ports)?;
-        // A port that another owner has stays as it is.
-        for owner in plan.add(&nftables)? {
+        let mut plan = Self::new()?;
+        let (missing, spoof_checks) = plan.missing_of_pods(pods)?;
+        let (separations, isolations) = plan.missing_of_networks(pods)?;
+        plan.first = plan.node.tables.additions(&missing.iptables)?;
+        // A port that another owner has stays.
+        for owner in plan.add(&missing.nftables)? {
             let line = format!("ports of {owner}");
             plan.report.done.retain(|it| *it != line);
-            plan.put_back.retain(|it| it.owner != owner);
+            plan.restored.retain(|it| it.owner != owner);
         }
-        plan.complete(pods, &nftables)?;
+        if missing.nftables.ports.is_empty() {
+            plan.complete_tables(pods)?;
+        }
         if !isolations.is_empty() {
-            plan.node.ruleset()?.isolate(&isolations)?;
+            plan.node.ruleset()?.add_isolations(&isolations)?;
         }
-        if !networks.is_empty() {
-            plan.node.ruleset()?.ensure_separation(&networks)?;
+        if !separations.is_empty() {
+            plan.node.ruleset()?.add_separations(&separations)?;
         }
         if !spoof_checks.is_empty() {
             plan.node.ruleset()?.add_spoof_checks(&spoof_checks)?;
         }
-        if opened {
-            match &mut plan.node.ruleset {
-                Some(ruleset) => ruleset.close_localhost()?,
-                None => plan.close_localhost = true,
-            }
-        }
+        plan.close_localhost(pods)?;
         Ok(plan)
     }
 
-    fn adopt(pods: &[Pod]) -> Result<Self> {
-        let mut plan = Self::new(Node::read()?);
-        let mut taken = Things::default();
+    /// The missing masquerades and ports, by the back end that is to have them, and the missing spoof
+    /// checks.
+    fn missing_of_pods<'a>(
+        &mut self,
+        pods: &'a [Pod],
+    ) -> Result<(ByBackend<'a>, Vec<&'a SpoofCheck>)> {
+        let (mut missing, mut spoof_checks) = (ByBackend::default(), Vec::new());
         for pod in pods {
-            if let Some(Asked { what, backend }) = &pod.masquerade
-                && plan.node.ours(*backend)? == Kind::Nftables
-                && (plan.node.tables.has_masquerade(&pod.owner)
-                    || plan.node.ruleset()?.go_masquerades(what))
+            if let Some(Wanted { rules, backend }) = &pod.masquerade
+                && !self.node.has_masquerade(rules)?
             {
-                taken.masquerades.push(what);
-                plan.done("masquerade", &pod.owner);
+                let kind = self.node.ours(*backend)?;
+                missing.of(kind).masquerades.push(rules);
+                self.done("masquerade", &pod.owner);
             }
-            if let Some(Asked { what, backend }) = &pod.ports
-                && plan.node.ours(*backend)? == Kind::Nftables
-                && (plan.node.tables.has_ports(&pod.owner)
-                    || plan.node.ruleset()?.go_publishes(what))
+            if let Some(Wanted { rules, backend }) = &pod.ports {
+                let kind = self.node.ours(*backend)?;
+                if !self.node.has_ports(rules)? {
+                    missing.of(kind).ports.push(rules);
+                    self.restored.push(rules.clone());
+                    self.done("ports", &pod.owner);
+                }
+            }
+            if let Some(wanted) = &pod.spoof_check
+                && !self.node.ruleset()?.has_spoof_check(wanted)
             {
-                taken.ports.push(what);
-                plan.done("ports", &pod.owner);
+                spoof_checks.push(wanted);
+                self.done("spoof check", &pod.owner);
             }
         }
-        plan.add(&taken)?;
-        if !taken.is_empty() {
-            plan.node
-                .ruleset()?
-                .remove_go(&taken.masquerades, &taken.ports);
-            plan.last = plan.node.tables.removals(&taken.masquerades, &taken.ports);
-        }
-        let owners: Vec<_> = pods.iter().map(|pod| &pod.owner).collect();
-        for chain in plan.node.tables.chains_of_others(&owners) {
-            plan.left(format!(
-                "iptables chain {chain}: nobody knows its container"
-            ));
-        }
-        if let Some(ruleset) = &plan.node.ruleset {
-            for id in ruleset.other_containers(&owners) {
-                let line = format!("ports of container {id}: nobody knows it");
-                plan.report.left.push(line);
-            }
-        }
-        Ok(plan)
+        Ok((missing, spoof_checks))
     }
 
-    /// Brings the tables of ports to what they should be where no port is missing: they may
-    /// be an older version's.
-    fn complete(&mut self, pods: &[Pod], missing: &Things<'_>) -> Result<()> {
+    /// The missing separations and isolations, each once; VXLAN guards are added at once. Without
+    /// nf_tables there are none.
+    fn missing_of_networks<'a>(
+        &mut self,
+        pods: &'a [Pod],
+    ) -> Result<(Vec<&'a Separation>, Vec<&'a Isolation>)> {
+        let (mut separations, mut isolations) = (Vec::new(), Vec::new());
+        let Some(ruleset) = &mut self.node.ruleset else {
+            return Ok((separations, isolations));
+        };
+        let done = &mut self.report.done;
+        for wanted in pods.iter().filter_map(|pod| pod.separation.as_ref()) {
+            if !separations.contains(&wanted) && !ruleset.has_separation(wanted) {
+                separations.push(wanted);
+                done.push(format!("separation of {}", wanted.network));
+            }
+        }
+        for wanted in pods.iter().filter_map(|pod| pod.vxlan_guard.as_ref()) {
+            if ruleset.add_vxlan_guard(wanted)? {
+                done.push(format!("VXLAN guard of {}", wanted.network));
+            }
+        }
+        for wanted in pods.iter().filter_map(|pod| pod.isolation.as_ref()) {
+            if !isolations.contains(&wanted) && !ruleset.has_isolation(wanted) {
+                isolations.push(wanted);
+                done.push(format!("isolation of {}", wanted.network));
+            }
+        }
+        Ok((separations, isolations))
+    }
+
+    /// Completes the tables of ports that an older version may have made.
+    fn complete_tables(&mut self, pods: &[Pod]) -> Result<()> {
         let ports = pods.iter().filter_map(|pod| pod.ports.as_ref());
         let ports = ports.filter(|it| it.backend != Some(Kind::Iptables));
-        let ports: Vec<_> = ports.map(|it| &it.what).collect();
+        let ports: Vec<_> = ports.map(|it| &it.rules).collect();
         if let Some(ruleset) = &mut self.node.ruleset
-            && missing.ports.is_empty()
-            && ports.iter().any(|it| ruleset.has_ports(it))
-            && ruleset.complete(&ports)?
+            && ports.iter().any(|it| ruleset.has_own_ports(it))
+            && ruleset.complete_tables(&ports)?
         {
             self.report.done.push("rules for published ports".into());
         }
         Ok(())
     }
 
-    /// Adds things to nf_tables. Whose ports stay as they are all the same.
-    fn add(&mut self, things: &Things<'_>) -> Result<Vec<Attachment>> {
-        if things.is_empty() {
+    /// Closes 127.0.0.0/8 to packets from outside where iptables has ports that open it.
+    fn close_localhost(&mut self, pods: &[Pod]) -> Result<()> {
+        for Wanted { rules, backend } in pods.iter().filter_map(|pod| pod.ports.as_ref()) {
+            if rules.opens_localhost() && self.node.ours(*backend)? == Kind::Iptables {
+                match &mut self.node.ruleset {
+                    Some(ruleset) => return ruleset.close_localhost(),
+                    None => self.close_localhost = true,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds rules to nf_tables. Returns the owners whose ports stay as they are.
+    fn add(&mut self, rules: &Rules<'_>) -> Result<Vec<Attachment>> {
+        if rules.is_empty() {
             return Ok(Vec::new());
         }
-        let ruleset = self.node.ruleset()?;
-        let (unchanged, notices) = ruleset.add(&things.masquerades, &things.ports)?;
+        let (unchanged, notices) = self.node.ruleset()?.add(rules)?;
         for Notice { mapping, from } in notices {
             let (port, protocol) = (mapping.host_port, mapping.protocol);
-            self.left(format!("host port {port}/{protocol} is {from}'s"));
+            let line = format!("host port {port}/{protocol} belongs to {from}");
+            self.report.left.push(line);
         }
         Ok(unchanged)
     }
 
+    fn adopt(pods: &[Pod]) -> Result<Self> {
+        let mut plan = Self::new()?;
+        let mut taken = Rules::default();
+        for pod in pods {
+            if let Some(Wanted { rules, backend }) = &pod.masquerade
+                && plan.node.ours(*backend)? == Kind::Nftables
+                && (plan.node.tables.has_masquerade_chain(&pod.owner)
+                    || plan.node.ruleset()?.has_masquerade_of_go(rules))
+            {
+                taken.masquerades.push(rules);
+                plan.done("masquerade", &pod.owner);
+            }
+            if let Some(Wanted { rules, backend }) = &pod.ports
+                && plan.node.ours(*backend)? == Kind::Nftables
+                && (plan.node.tables.has_ports_chain(&pod.owner)
+                    || plan.node.ruleset()?.has_ports_of_go(rules))
+            {
+                taken.ports.push(rules);
+                plan.done("ports", &pod.owner);
+            }
+        }
+        plan.add(&taken)?;
+        if !taken.is_empty() {
+            plan.node.ruleset()?.remove_of_go(&taken);
+            plan.last = plan.node.tables.removals(&taken);
+        }
+        let owners: Vec<_> = pods.iter().map(|pod| &pod.owner).collect();
+        let left = &mut plan.report.left;
+        for chain in plan.node.tables.chains_of_others(&owners) {
+            left.push(format!("iptables chain {chain}: unknown container"));
+        }
+        if let Some(ruleset) = &plan.node.ruleset {
+            for id in ruleset.other_containers(&owners) {
+                left.push(format!("ports of container {id}: unknown container"));
+            }
+        }
+        Ok(plan)
+    }
+
     fn release(pods: &[Pod]) -> Result<Self> {
-        let mut plan = Self::new(Node::read()?);
+        let mut plan = Self::new()?;
         let default = plan.node.go_default();
-        let theirs = |forced: Option<Kind>| forced.unwrap_or(default);
         let Some(ruleset) = &mut plan.node.ruleset else {
-            // What iptables has is theirs already.
+            // The rules in iptables are the same for both suites.
             return Ok(plan);
         };
-        let (mut report, mut gone) = (Report::default(), Things::default());
-        let (mut nftables, mut iptables) = (Things::default(), Things::default());
+        let report = &mut plan.report;
+        let (mut gone, mut added) = (Rules::default(), ByBackend::default());
         for pod in pods {
-            if let Some(Asked { what, backend }) = &pod.masquerade
-                && ruleset.masquerades_network(what)
-                && what.is_known_to_go()
+            if let Some(Wanted { rules, backend }) = &pod.masquerade
+                && ruleset.has_masquerade_of_network(rules)
+                && rules.is_known_to_go()
             {
-                match theirs(*backend) {
-                    Kind::Nftables => nftables.masquerades.push(what),
-                    Kind::Iptables if plan.node.tables.masquerades(what)? => {}
-                    Kind::Iptables => iptables.masquerades.push(what),
+                let kind = backend.unwrap_or(default);
+                if kind == Kind::Nftables || !plan.node.tables.has_masquerade(rules)? {
+                    added.of(kind).masquerades.push(rules);
                 }
-                gone.masquerades.push(what);
+                gone.masquerades.push(rules);
                 report.done.push(format!("masquerade of {}", pod.owner));
             }
-            if let Some(Asked { what, backend }) = &pod.ports
-                && ruleset.has_ports(what)
+            if let Some(Wanted { rules, backend }) = &pod.ports
+                && ruleset.has_own_ports(rules)
             {
-                if !(what.conditions_v4.is_empty() && what.conditions_v6.is_empty()) {
+                if rules.has_conditions() {
                     report.left.push(format!(
                         "ports of {}: the Go plugins apply one pod's conditions to all",
                         pod.owner
                     ));
                     continue;
                 }
-                match theirs(*backend) {
-                    Kind::Nftables => nftables.ports.push(what),
-                    Kind::Iptables if plan.node.tables.publishes(what)? => {}
-                    Kind::Iptables => iptables.ports.push(what),
+                let kind = backend.unwrap_or(default);
+                if kind == Kind::Nftables || !plan.node.tables.has_ports(rules)? {
+                    added.of(kind).ports.push(rules);
                 }
-                gone.ports.push(what);
+                gone.ports.push(rules);
                 report.done.push(format!("ports of {}", pod.owner));
             }
         }
-        ruleset.add_go(&nftables.masquerades, &nftables.ports);
-        ruleset.remove_ours(&gone.masquerades, &gone.ports)?;
+        ruleset.add_of_go(&added.nftables);
+        ruleset.remove(&gone)?;
         if ruleset.opens_localhost() {
             report.notes.push(
                 "neighbours reach 127.0.0.0/8 of the node through interfaces whose route_localnet is 1, as is usual with the Go plugins"
                     .into(),
             );
         }
-        plan.first = plan
-            .node
-            .tables
-            .additions(&iptables.masquerades, &iptables.ports)?;
-        plan.report = report;
+        plan.first = plan.node.tables.additions(&added.iptables)?;
         Ok(plan)
     }
 
-    fn carry(&self) -> Result<()> {
+    fn commit(&self) -> Result<()> {
         for changes in &self.first {
-            self.node.tables.carry(changes)?;
+            self.node.tables.commit(changes)?;
         }
         if let Some(ruleset) = &self.node.ruleset {
-            // Refused where iptables' nft variant has just changed something: then
-            // this is all that is left of the next plan.
-            ruleset.carry()?;
+            // Refused where iptables' nft variant has just changed something: then the next plan has
+            // only this left to do.
+            ruleset.commit()?;
         }
         for changes in &self.last {
-            self.node.tables.carry(changes)?;
+            self.node.tables.commit(changes)?;
         }
         if self.close_localhost {
             Iptables::new().close_localhost()?;
@@ -507,11 +527,4 @@ impl Plan {
         all.extend(self.last.iter().map(text));
         all
     }
-}
-
-/// Whether portmap lets 127.0.0.1 through to the pod.
-fn opens_localhost(wanted: &HostPorts) -> bool {
-    wanted.snat != Snat::Off
-        && wanted.pod_v4.is_some()
-        && wanted.mappings.iter().any(|it| it.applies_to(true))
 }

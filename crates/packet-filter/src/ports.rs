@@ -1,23 +1,30 @@
-//! What is wanted of published ports.
+//! Published ports: ports of the node that lead to ports of a pod.
+
+pub(crate) mod conditional;
+mod displaced;
+mod go;
+pub(crate) mod iptables;
+pub(crate) mod layout;
+pub(crate) mod nftables;
+mod owner;
+mod udp;
 
 use std::net::IpAddr;
-
-pub mod conditional;
-pub mod displaced;
-pub mod go;
-pub mod iptables;
-pub mod layout;
-pub mod nftables;
 
 pub use ::nftables::Protocol;
 use cni::Attachment;
 use ipnetwork::{Ipv4Network, Ipv6Network};
 
+pub(crate) use self::go::Rules as GoRules;
+pub use self::owner::PortOwner;
+pub use self::udp::local_addresses;
+pub(crate) use self::udp::{UdpPort, Which, delete_connections};
+
 /// A port of the node that leads to one of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Mapping {
-    /// The address of the node; `None` for all of both families, unspecified
-    /// (0.0.0.0, ::) for all of its own.
+    /// The address of the node. `None` is all addresses of both families, an unspecified one
+    /// (0.0.0.0, ::) all of its family.
     pub host_ip: Option<IpAddr>,
     /// The port of the node.
     pub host_port: u16,
@@ -39,30 +46,30 @@ impl Mapping {
     }
 }
 
-/// Whose connections get the node's address on the way to the pod.
+/// Which connections get the node's address on the way to the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Snat {
-    /// Nobody's.
+    /// None.
     Off,
-    /// The pod's own to itself, and those from 127.0.0.1.
+    /// Those of the pod to itself, of pods on its bridge, and from 127.0.0.1.
     Hairpin,
-    /// Everybody's.
+    /// All.
     All,
 }
 
 /// How iptables marks what is to be masqueraded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mark {
-    /// With a bit of the packet's mark, 0 to 31, by a chain of ours.
+    /// By a bit of the packet's mark, 0 to 31, in a chain of podwire.
     Bit(u8),
-    /// With a chain that somebody else made, such as KUBE-MARK-MASQ.
+    /// By a chain of another program, such as KUBE-MARK-MASQ.
     ExternalChain(String),
 }
 
-/// The published ports of a pod.
+/// The published ports that an attachment wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPorts {
-    /// Whose pod it is.
+    /// The attachment.
     pub owner: Attachment,
     /// Its IPv4 address with the prefix of its subnet.
     pub pod_v4: Option<Ipv4Network>,
@@ -70,7 +77,7 @@ pub struct HostPorts {
     pub pod_v6: Option<Ipv6Network>,
     /// In the order of the configuration.
     pub mappings: Vec<Mapping>,
-    /// Whose connections get the node's address.
+    /// Which connections get the node's address.
     pub snat: Snat,
     /// How iptables marks them.
     pub mark: Mark,
@@ -80,11 +87,25 @@ pub struct HostPorts {
     pub conditions_v6: Vec<String>,
 }
 
-/// A mapping that somebody else had and has no more: the newest ADD wins.
+impl HostPorts {
+    /// Whether connections from 127.0.0.1 are let through to the pod.
+    pub(crate) fn opens_localhost(&self) -> bool {
+        self.snat != Snat::Off
+            && self.pod_v4.is_some()
+            && self.mappings.iter().any(|it| it.applies_to(true))
+    }
+
+    /// Whether there are conditions in any family.
+    pub(crate) fn has_conditions(&self) -> bool {
+        !(self.conditions_v4.is_empty() && self.conditions_v6.is_empty())
+    }
+}
+
+/// A mapping that another owner had and lost: the newest ADD wins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
-    /// What was taken over.
+    /// The mapping.
     pub mapping: Mapping,
-    /// Who had it: the comment on the entry.
+    /// The former owner: the comment of the entry.
     pub from: String,
 }

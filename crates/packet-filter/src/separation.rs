@@ -1,27 +1,63 @@
-//! Networks that are kept apart though this node forwards for all of them: what comes
-//! from a device of one leaves by a device of the same, or by one of none.
+//! Separation of networks that this node forwards for: a packet that comes from a device of one
+//! network leaves by a device of the same network, or by one of no network.
 //!
-//! A node forwards between any two of its interfaces, so pods of two networks that are
-//! told apart by their VNI would reach each other through their gateways. Two sets and one
-//! rule see to it, however many networks there are. What was sent to a port of the node that
-//! leads to a pod passes: who publishes a port means everybody.
+//! A node forwards between any two of its interfaces, so pods of two networks with different VNIs
+//! would reach each other through their gateways. Two sets and one rule prevent that, however many
+//! networks there are. Packets to a published port pass: it is published for everybody.
 
+use anyhow::Result;
 use cni::names;
-
-use nftables::Error;
-use nftables::Socket;
-use nftables::Statement;
-use nftables::listing;
+use nftables::listing::{self, has_in_order};
 use nftables::{
-    Chain, Change, Element, Family, Hook, Part, Point, Rule, Set, Table, Transaction, Type,
+    Chain, Element, Error, Family, Field, Part, Point, Rule, Set, Socket, Statement, Table,
+    Transaction, Type,
 };
 
-const TABLE: Table = Table {
-    family: Family::Inet,
-    name: "podwire_networks",
-    comment: "",
-};
+use crate::backend::{Nftables, complete};
+use crate::vxlan_guard;
+
+const TABLE: Table = Table::new(Family::Inet, "podwire_networks");
 const FORWARD: &str = "forward";
+
+/// A network that is separated from others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Separation {
+    /// Its name.
+    pub network: String,
+    /// The names of its devices on this node: its bridge, and the device that leads to other nodes.
+    pub devices: Vec<String>,
+}
+
+impl Nftables {
+    /// Keeps what is forwarded of a network from other separated networks; to repeat it does no
+    /// harm.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn ensure_separation(&self, wanted: &Separation) -> Result<()> {
+        self.transact(|socket| add(socket, wanted))
+    }
+
+    /// Fails if something of a network's separation is missing.
+    ///
+    /// # Errors
+    /// What is missing; the kernel cannot be asked.
+    pub fn check_separation(&self, wanted: &Separation) -> Result<()> {
+        complete(missing(&self.socket, wanted)?)
+    }
+
+    /// Deletes what belongs to a network whose devices are gone: its separation and its VXLAN guard.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn delete_network(&self, network: &str) -> Result<()> {
+        self.transact(|socket| {
+            let mut changes = remove(socket, network)?;
+            changes.extend(vxlan_guard::remove(socket, network)?);
+            Ok(changes)
+        })
+    }
+}
 
 /// The two sets.
 #[derive(Clone, Copy)]
@@ -34,22 +70,14 @@ struct Layout {
 
 const LAYOUT: Layout = layout("members", "pairs");
 
-/// That of podwire 2.0.0 and earlier. `devices` is a word of nft's language, and nft printed the
+/// That of podwire 2.0.0 and earlier. `devices` is a word of nft's language: nft printed the
 /// elements as empty texts, so that a saved rule set could not be loaded again.
 const OLD_LAYOUT: Layout = layout("devices", "inside");
 
 const fn layout(members: &'static str, pairs: &'static str) -> Layout {
     Layout {
-        members: Set {
-            name: members,
-            key: &[Type::Interface],
-            value: &[],
-        },
-        pairs: Set {
-            name: pairs,
-            key: &[Type::Interface, Type::Interface],
-            value: &[],
-        },
+        members: Set::new(members, &[Type::Interface]),
+        pairs: Set::new(pairs, &[Type::Interface, Type::Interface]),
     }
 }
 
@@ -59,51 +87,37 @@ impl Layout {
     }
 
     fn rules(self) -> [Rule; 2] {
+        let (from, to) = (Field::Interface, Field::OutInterface);
         [
             Rule::new([Statement::Redirected, Statement::Return]),
             Rule::new([
-                Statement::InterfaceIn(self.members.name),
-                Statement::OutInterfaceIn(self.members.name),
-                Statement::InterfacesNotIn(self.pairs.name),
+                Statement::In(vec![from], self.members.name),
+                Statement::In(vec![to], self.members.name),
+                Statement::NotIn(vec![from, to], self.pairs.name),
                 Statement::Drop,
             ]),
         ]
     }
 
-    /// Whether the rules are there, in their order; others between them are an administrator's.
-    fn is_entered(self, socket: &Socket) -> Result<bool, Error> {
-        let found = listing::rules(socket, TABLE, None)?;
-        let mut found = found.iter().filter(|it| it.chain == FORWARD);
-        Ok(self
-            .rules()
-            .iter()
-            .all(|rule| found.any(|it| it.does(Family::Inet, rule))))
+    fn is_installed(self, socket: &Socket) -> Result<bool, Error> {
+        let found = listing::rules(socket, TABLE)?;
+        Ok(has_in_order(&found, FORWARD, &self.rules()))
     }
 
-    /// The elements whose owner is `wanted`.
-    fn entries(
-        self,
-        socket: &Socket,
-        wanted: impl Fn(&str) -> bool,
-    ) -> Result<Vec<Element>, Error> {
+    /// The elements whose comment is `wanted`.
+    fn found(self, socket: &Socket, wanted: impl Fn(&str) -> bool) -> Result<Vec<Element>, Error> {
         let mut all = Vec::new();
         for set in self.sets() {
-            let entries = listing::entries(socket, TABLE, set, &wanted)?;
-            all.extend(entries.into_iter().map(|entry| Element {
-                set,
-                key: entry.key,
-                value: entry.value,
-                owner: entry.owner,
-            }));
+            all.extend(listing::elements(socket, TABLE, set, &wanted)?);
         }
         Ok(all)
     }
 
-    /// Those of `elements` that are not there.
-    fn missing(self, socket: &Socket, elements: Vec<Element>) -> Result<Vec<Element>, Error> {
+    /// The elements of `wanted` that are not there.
+    fn missing(self, socket: &Socket, wanted: &Separation) -> Result<Vec<Element>, Error> {
         let mut missing = Vec::new();
-        for element in elements {
-            if listing::entry_at(socket, TABLE, element.set, &element.key)?.is_none() {
+        for element in wanted.elements(self) {
+            if listing::element_at(socket, TABLE, element.set, &element.key)?.is_none() {
                 missing.push(element);
             }
         }
@@ -111,138 +125,100 @@ impl Layout {
     }
 }
 
-/// A network that is kept apart from others.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Separation {
-    /// Its name.
-    pub network: String,
-    /// The names of its devices on this node: its bridge, and what leads to other nodes.
-    pub devices: Vec<String>,
-}
-
 impl Separation {
     fn elements(&self, layout: Layout) -> Vec<Element> {
-        let owner = comment(&self.network);
-        let element = |set, names: &[&String]| Element {
-            set,
-            key: names.iter().map(|name| Part::interface(name)).collect(),
-            value: Vec::new(),
-            owner: owner.clone(),
-        };
+        let comment = comment(&self.network);
+        let part = |name: &String| Part::interface(name);
         let mut all = Vec::new();
         for one in &self.devices {
-            all.push(element(layout.members, &[one]));
-            let others = self.devices.iter();
-            all.extend(others.map(|other| element(layout.pairs, &[one, other])));
+            all.push(layout.members.element([part(one)], [], &comment));
+            let pairs = self.devices.iter().map(|other| [part(one), part(other)]);
+            all.extend(pairs.map(|key| layout.pairs.element(key, [], &comment)));
         }
         all
     }
 }
 
-/// Changes that keep the network apart; none if it is.
+/// Changes that separate the network; none if it is.
 pub fn add(socket: &Socket, wanted: &Separation) -> Result<Transaction, Error> {
-    let entered = LAYOUT.is_entered(socket)?;
-    let elements = wanted.elements(LAYOUT);
-    // All of a network's are written in one transaction: the last one stands for them,
-    // and an ADD among many has to ask for no more.
-    if let (true, Some(last)) = (entered, elements.last())
-        && listing::entry_at(socket, TABLE, last.set, &last.key)?.is_some()
+    let installed = LAYOUT.is_installed(socket)?;
+    // All elements of a network are written in one transaction: the last one stands for them, and
+    // an ADD among many needs one lookup.
+    if let (true, Some(last)) = (installed, wanted.elements(LAYOUT).last())
+        && listing::element_at(socket, TABLE, last.set, &last.key)?.is_some()
     {
         return Ok(Transaction::new());
     }
-    let missing = LAYOUT.missing(socket, elements)?;
-    let mut changes = additions(entered, missing);
-    if !entered && OLD_LAYOUT.is_entered(socket)? {
-        changes.extend(replacement(&OLD_LAYOUT.entries(socket, |_| true)?, wanted));
+    let mut changes = additions(installed, LAYOUT.missing(socket, wanted)?);
+    if !installed && OLD_LAYOUT.is_installed(socket)? {
+        let old = OLD_LAYOUT.found(socket, |_| true)?;
+        changes.extend(replacement(old, wanted));
     }
     Ok(changes)
 }
 
-/// What follows new rules where those of an earlier release were: its elements in our sets, but for
-/// those of `wanted`, which are there already; its sets go.
-fn replacement(old: &[Element], wanted: &Separation) -> Transaction {
+/// What follows new rules where there were those of an earlier release: its elements in our sets,
+/// without those of `wanted`, which are there already; its sets are deleted.
+fn replacement(old: Vec<Element>, wanted: &Separation) -> Transaction {
     let own = comment(&wanted.network);
     let mut changes = Transaction::new();
-    for element in old.iter().filter(|it| it.owner != own) {
-        let is_member = element.set == OLD_LAYOUT.members;
-        let set = match is_member {
-            true => LAYOUT.members,
-            false => LAYOUT.pairs,
+    for element in old.into_iter().filter(|it| it.comment != own) {
+        let set = if element.set == OLD_LAYOUT.members {
+            LAYOUT.members
+        } else {
+            LAYOUT.pairs
         };
-        let element = Element {
-            set,
-            ..element.clone()
-        };
-        changes.push(Change::CreateElement(TABLE, element));
+        changes.create_element(TABLE, Element { set, ..element });
     }
     for set in OLD_LAYOUT.sets() {
-        changes.push(Change::DeleteSet(TABLE, set));
+        changes.delete_set(TABLE, set);
     }
     changes
 }
 
-/// Changes that take away what is there for the network.
-pub fn remove(socket: &Socket, network: &str) -> Result<Transaction, Error> {
-    let owner = comment(network);
+/// Changes that remove the elements of the network.
+fn remove(socket: &Socket, network: &str) -> Result<Transaction, Error> {
+    let comment = comment(network);
     let mut changes = Transaction::new();
     for layout in [LAYOUT, OLD_LAYOUT] {
-        for element in layout.entries(socket, |it| it == owner)? {
-            changes.push(Change::DeleteElement(TABLE, element));
+        for element in layout.found(socket, |it| it == comment)? {
+            changes.delete_element(TABLE, element);
         }
     }
     Ok(changes)
 }
 
 /// What is missing, in words; `None` if nothing is.
-pub fn missing(socket: &Socket, wanted: &Separation) -> Result<Option<String>, Error> {
-    let layout = match OLD_LAYOUT.is_entered(socket)? {
-        true => OLD_LAYOUT,
-        false => LAYOUT,
-    };
-    if !layout.is_entered(socket)? {
+fn missing(socket: &Socket, wanted: &Separation) -> Result<Option<String>, Error> {
+    let layout = if OLD_LAYOUT.is_installed(socket)? {
+        OLD_LAYOUT
+    } else if LAYOUT.is_installed(socket)? {
+        LAYOUT
+    } else {
         return Ok(Some(format!("no rules in chain {TABLE} {FORWARD}")));
-    }
-    let mut missing = layout.missing(socket, wanted.elements(layout))?.into_iter();
-    Ok(missing.next().map(|element| {
-        let what = Change::CreateElement(TABLE, element).describe();
-        format!("not done: {what}")
-    }))
+    };
+    let missing = additions(true, layout.missing(socket, wanted)?);
+    let first = missing.changes().first();
+    Ok(first.map(|change| format!("not done: {}", change.describe())))
 }
 
-/// Two networks whose names begin alike for long have no comment in common.
+/// A long name is hashed, so that two networks never have one comment.
 fn comment(network: &str) -> String {
     format!("net: {}", names::short(network))
 }
 
-fn additions(entered: bool, missing: Vec<Element>) -> Transaction {
+fn additions(installed: bool, missing: Vec<Element>) -> Transaction {
     let mut changes = Transaction::new();
-    if entered && missing.is_empty() {
-        return changes;
-    }
-    changes.push(Change::AddTable(TABLE));
-    for set in LAYOUT.sets() {
-        changes.push(Change::AddSet(TABLE, set));
-    }
-    changes.push(Change::AddChain(
-        TABLE,
-        Chain {
-            name: FORWARD.into(),
-            hook: Some(Hook {
-                kind: "filter",
-                point: Point::Forward,
-                priority: 0,
-            }),
-            comment: "",
-        },
-    ));
-    if !entered {
-        changes.push(Change::FlushChain(TABLE, FORWARD.into()));
-        for rule in LAYOUT.rules() {
-            changes.push(Change::AddRule(TABLE, FORWARD.into(), rule));
+    if !installed {
+        changes.add_table(TABLE);
+        for set in LAYOUT.sets() {
+            changes.add_set(TABLE, set);
         }
+        let chain = Chain::hooked(FORWARD, "filter", Point::Forward, 0);
+        changes.fill_chain(TABLE, chain, LAYOUT.rules());
     }
     for element in missing {
-        changes.push(Change::CreateElement(TABLE, element));
+        changes.create_element(TABLE, element);
     }
     changes
 }
@@ -294,6 +270,6 @@ create element inet podwire_networks pairs { \"vxbr1\" . \"vxbr1\" comment \"net
 delete set inet podwire_networks devices
 delete set inet podwire_networks inside
 ";
-        assert_eq!(replacement(&old, &own).to_string(), expected);
+        assert_eq!(replacement(old, &own).to_string(), expected);
     }
 }

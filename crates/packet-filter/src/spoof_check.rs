@@ -1,38 +1,31 @@
-//! The MAC spoof check of bridge ports: a frame from a pod's host veth has the
-//! pod's MAC, or it is dropped.
+//! The MAC spoof check of bridge ports: a frame that comes from a pod's host veth with another MAC
+//! than the pod's is dropped.
 //!
-//! Table, chains and comments are those of the Go bridge plugin, so that either
-//! suite removes what the other wrote. They join the names of container and interface by a
-//! dash, which both may contain, and leave out the network. So where the joined name could be
-//! read otherwise, ours is a hash; and an entry is a port's own by the veth that it names,
-//! not by its comment alone.
+//! Table, chains and comments are those of the Go bridge plugin, so that each suite removes what
+//! the other wrote. They join the names of container and interface by a dash, which both may
+//! contain, and leave out the network. So where the joined name is ambiguous, ours is a hash. And
+//! an entry belongs to a port by the veth that it names, not by its comment alone.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 
+use anyhow::Result;
 use cni::conf::ValidAttachment;
 use cni::env::{ContainerId, IfName};
 use cni::{Attachment, names};
-
-use nftables::Error;
-use nftables::Socket;
-use nftables::Statement;
-use nftables::listing::{self, Listed};
+use nftables::listing::{self, has_exactly, in_chain};
 use nftables::{
-    COMMENT_LENGTH, Chain, Change, Family, Hook, Point, Rule, Table, Transaction, fitting,
+    COMMENT_LENGTH, Chain, Family, Listed, Point, Rule, Statement, Table, Transaction, fitting,
 };
 
-const TABLE: Table = Table {
-    family: Family::Bridge,
-    name: "nat",
-    comment: "",
-};
+use crate::backend::{Nftables, complete};
+
+const TABLE: Table = Table::new(Family::Bridge, "nat");
 const PREROUTING: &str = "PREROUTING";
 
-/// What is wanted of the spoof check.
+/// The spoof check that an attachment wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpoofCheck {
-    /// Whose pod it is.
+    /// The attachment.
     pub owner: Attachment,
     /// The host end of its veth pair: the bridge's port.
     pub host_veth: String,
@@ -40,7 +33,75 @@ pub struct SpoofCheck {
     pub mac: [u8; 6],
 }
 
-/// Names that follow from the attachment.
+/// Whether a host veth, by its name, certainly belongs to another attachment.
+pub type IsAnothers<'a> = &'a dyn Fn(&str) -> bool;
+
+impl Nftables {
+    /// Drops what `wanted`'s veth sends with another MAC; to repeat it does no harm. Entries for
+    /// veths of other attachments stay.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn ensure_spoof_check(
+        &self,
+        wanted: &SpoofCheck,
+        is_anothers: IsAnothers<'_>,
+    ) -> Result<()> {
+        self.transact(|socket| {
+            let found = listing::rules(socket, TABLE)?;
+            Ok(additions(&found, wanted, is_anothers))
+        })
+    }
+
+    /// Removes the check of `owner`, found by its names; not what belongs to the veth of another
+    /// attachment.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn remove_spoof_check(
+        &self,
+        owner: &Attachment,
+        is_anothers: IsAnothers<'_>,
+    ) -> Result<()> {
+        self.transact(|socket| {
+            let found = listing::rules(socket, TABLE)?;
+            Ok(removals(&found, owner, is_anothers))
+        })
+    }
+
+    /// Removes the checks of ports of `network` that are not `valid`, though the port itself is
+    /// gone. Those of the Go plugin, whose host veths have random names, are not found.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn collect_spoof_checks(&self, network: &str, valid: &[ValidAttachment]) -> Result<()> {
+        let alive: Vec<_> = valid.iter().filter_map(|it| owner(network, it)).collect();
+        self.transact(|socket| {
+            let found = listing::rules(socket, TABLE)?;
+            Ok(collection(&found, network, &alive))
+        })
+    }
+
+    /// Fails if something of a check is missing.
+    ///
+    /// # Errors
+    /// What is missing; the kernel cannot be asked.
+    pub fn check_spoof_check(&self, wanted: &SpoofCheck) -> Result<()> {
+        complete(missing(&listing::rules(&self.socket, TABLE)?, wanted))
+    }
+
+    /// Changes that add many checks, each with a veth of its own.
+    pub(crate) fn spoof_check_additions(&self, all: &[&SpoofCheck]) -> Result<Transaction> {
+        let found = listing::rules(&self.socket, TABLE)?;
+        let mut changes = Transaction::new();
+        for wanted in all {
+            changes.extend(additions(&found, wanted, &|_| true));
+        }
+        Ok(changes)
+    }
+}
+
+/// Names that are derived from the attachment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Names {
     interface: String,
@@ -48,11 +109,14 @@ struct Names {
     comment: String,
 }
 
+const COMMENT: &str = "macspoofchk-";
+
 impl Names {
     fn of(owner: &Attachment) -> Self {
-        match is_clear(owner) {
-            true => Self::of_go(owner),
-            false => Self::hashed(owner),
+        if is_unambiguous(owner) {
+            Self::of_go(owner)
+        } else {
+            Self::hashed(owner)
         }
     }
 
@@ -76,237 +140,172 @@ impl Names {
     }
 }
 
-const COMMENT: &str = "macspoofchk-";
-
-/// How the ids of hashed names begin for all ports of a network. No joined name is one of them:
-/// it has a dash.
+/// How the ids of hashed names begin for all ports of a network. No joined name begins so: it has
+/// a dash.
 fn hashed_prefix(network: &str) -> String {
     format!("podwire_{}_", names::prefixed(16, "", network))
 }
 
 /// Whether the joined name can be read in one way only, and by nft: what follows the last dash is
-/// the interface, and no other port has its chains. One called `mac` would have the second
-/// chain of another, and of a long comment only a part is kept.
-fn is_clear(owner: &Attachment) -> bool {
+/// the interface, and no other port has its chains. An interface called `mac` would have the
+/// second chain of another, and only a part of a long comment is kept.
+fn is_unambiguous(owner: &Attachment) -> bool {
     let ifname = owner.ifname.as_str();
     let plain = |it: char| it.is_ascii_alphanumeric() || it == '_' || it == '.';
     let length = COMMENT.len() + owner.container_id.as_str().len() + 1 + ifname.len();
     ifname.chars().all(plain) && ifname != "mac" && length <= COMMENT_LENGTH
 }
 
-/// Whether a host veth, by its name, is certain to be another attachment's.
-pub type IsAnothers<'a> = &'a dyn Fn(&str) -> bool;
-
-/// Changes that make the kernel check as `wanted`; none if it does.
-pub fn add(
-    socket: &Socket,
-    wanted: &SpoofCheck,
-    is_anothers: IsAnothers<'_>,
-) -> Result<Transaction, Error> {
-    let found = listing::rules(socket, TABLE, None)?;
-    Ok(additions(&found, wanted, is_anothers))
-}
-
-/// The same for many ports, of which each has its veth.
-pub fn add_all(socket: &Socket, all: &[&SpoofCheck]) -> Result<Transaction, Error> {
-    let found = listing::rules(socket, TABLE, None)?;
-    let mut changes = Transaction::new();
-    for wanted in all {
-        changes.extend(additions(&found, wanted, &|_| true));
-    }
-    Ok(changes)
-}
-
-/// Changes that take away what is there for `owner`.
-pub fn remove(
-    socket: &Socket,
-    owner: &Attachment,
-    is_anothers: IsAnothers<'_>,
-) -> Result<Transaction, Error> {
-    let found = listing::rules(socket, TABLE, None)?;
-    Ok(removals(&found, owner, is_anothers))
-}
-
-/// Changes that take away what is there for ports of `network` that are of
-/// nobody `valid`.
-pub fn collect(
-    socket: &Socket,
-    network: &str,
-    valid: &[ValidAttachment],
-) -> Result<Transaction, Error> {
-    let found = listing::rules(socket, TABLE, None)?;
-    let alive: Vec<_> = valid.iter().filter_map(|it| owner(network, it)).collect();
-    let mut changes = collect_hashed(&found, network, &alive);
+/// Changes that remove the checks of ports of `network` that are not `alive`.
+fn collection(found: &[Listed], network: &str, alive: &[Attachment]) -> Transaction {
+    let mut changes = collect_hashed(found, network, alive);
     let mut dead = Vec::new();
     for owner in found.iter().filter_map(|it| port_of(network, it)) {
         if !alive.contains(&owner) && !dead.contains(&owner) {
-            // It is known by its veth.
-            changes.extend(removals(&found, &owner, &|_| true));
+            // It is identified by its veth.
+            changes.extend(removals(found, &owner, &|_| true));
             dead.push(owner);
         }
-    }
-    Ok(changes)
-}
-
-fn owner(network: &str, valid: &ValidAttachment) -> Option<Attachment> {
-    Some(Attachment {
-        network: network.to_owned(),
-        container_id: ContainerId::parse(&valid.container_id).ok()?,
-        ifname: IfName::parse(&valid.ifname).ok()?,
-    })
-}
-
-/// Hashed names say which network they are of, and of no attachment more than whether it is one.
-fn collect_hashed(found: &[Listed], network: &str, alive: &[Attachment]) -> Transaction {
-    let begin = format!("{COMMENT}{}", hashed_prefix(network));
-    let alive: HashSet<_> = alive.iter().map(|it| Names::hashed(it).comment).collect();
-    let entries = found.iter().filter(|it| it.chain == PREROUTING);
-    let stale = entries.filter(|it| it.comment.starts_with(&begin) && !alive.contains(&it.comment));
-    let (mut changes, mut ids) = (Transaction::new(), HashSet::new());
-    for rule in stale {
-        changes.push(rule.deletion(TABLE));
-        ids.extend(rule.comment.strip_prefix(COMMENT));
-    }
-    for id in ids {
-        changes.extend(chain_deletions(found, &Names::with_id(id)));
     }
     changes
 }
 
-/// How many names a host veth may have had: the first was taken ten times never.
+fn owner(network: &str, valid: &ValidAttachment) -> Option<Attachment> {
+    attachment(network, &valid.container_id, &valid.ifname)
+}
+
+fn attachment(network: &str, container_id: &str, ifname: &str) -> Option<Attachment> {
+    Some(Attachment {
+        network: network.to_owned(),
+        container_id: ContainerId::parse(container_id).ok()?,
+        ifname: IfName::parse(ifname).ok()?,
+    })
+}
+
+/// A hashed name tells its network, and can be compared with the name of a known attachment.
+fn collect_hashed(found: &[Listed], network: &str, alive: &[Attachment]) -> Transaction {
+    let begin = format!("{COMMENT}{}", hashed_prefix(network));
+    let alive: HashSet<_> = alive.iter().map(|it| Names::hashed(it).comment).collect();
+    let is_stale = |it: &&Listed| it.comment.starts_with(&begin) && !alive.contains(&it.comment);
+    let (mut changes, mut ids) = (Transaction::new(), HashSet::new());
+    for rule in in_chain(found, PREROUTING).filter(is_stale) {
+        changes.delete_rule(rule);
+        ids.extend(rule.comment.strip_prefix(COMMENT));
+    }
+    for id in ids {
+        delete_chains(&mut changes, found, &Names::with_id(id));
+    }
+    changes
+}
+
+/// How many names a host veth may have had. It never had to take the tenth.
 const HOST_VETHS: u32 = 10;
 
-/// Whose port of `network` enters its chain by `rule`, under the Go plugin's names. The comment
-/// does not name the network, but the host veth follows from it.
+/// The port of `network` that enters its chain by `rule`, under the Go plugin's names. The comment
+/// does not name the network, but the name of the host veth is derived from it.
 fn port_of(network: &str, rule: &Listed) -> Option<Attachment> {
     let id = rule.comment.strip_prefix(COMMENT)?;
-    // Both sides of the dash may have more of them.
+    // There may be more dashes on both sides.
     id.match_indices('-').find_map(|(dash, _)| {
-        let owner = Attachment {
-            network: network.to_owned(),
-            container_id: ContainerId::parse(&id[..dash]).ok()?,
-            ifname: IfName::parse(&id[dash + 1..]).ok()?,
-        };
+        let owner = attachment(network, &id[..dash], &id[dash + 1..])?;
         (rule.chain == PREROUTING && has_veth_of(rule, &owner)).then_some(owner)
     })
 }
 
-/// Whether a rule names a veth that follows from `owner`.
+/// Whether a rule names a veth whose name is derived from `owner`.
 fn has_veth_of(rule: &Listed, owner: &Attachment) -> bool {
     rule.interface()
         .is_some_and(|veth| (0..HOST_VETHS).any(|it| owner.host_veth(it) == veth))
 }
 
-/// What is missing for `wanted`, in words.
-pub fn missing(socket: &Socket, wanted: &SpoofCheck) -> Result<Option<String>, Error> {
-    let found = listing::rules(socket, TABLE, None)?;
-    let owner = &wanted.owner;
-    // Of an earlier release.
-    let complete = |names: Names| is_complete(&found, &chains(wanted, &names));
-    if complete(Names::of(owner)) || complete(Names::of_go(owner)) {
-        return Ok(None);
+/// What `found` lacks of `wanted`, in words.
+fn missing(found: &[Listed], wanted: &SpoofCheck) -> Option<String> {
+    // An earlier release used the Go plugin's names for all.
+    let mut names = [Names::of(&wanted.owner), Names::of_go(&wanted.owner)].into_iter();
+    let port = &wanted.host_veth;
+    (!names.any(|it| Layout::new(wanted, it).is_complete(found)))
+        .then(|| format!("the MAC spoof check of {port} in table {TABLE} is not complete"))
+}
+
+/// The rule that enters the first of a port's two chains, and the chains.
+struct Layout {
+    enter: Rule,
+    chains: [(String, Vec<Rule>); 2],
+}
+
+impl Layout {
+    fn new(wanted: &SpoofCheck, names: Names) -> Self {
+        let rule = |statements: &[Statement]| Rule::new(statements).comment(&names.comment);
+        let enter = rule(&[
+            Statement::Interface(wanted.host_veth.clone()),
+            Statement::Jump(names.interface.clone()),
+        ]);
+        let interface = vec![rule(&[Statement::Jump(names.mac.clone())])];
+        let mac = vec![
+            rule(&[Statement::EtherSource(wanted.mac), Statement::Return]),
+            rule(&[Statement::Drop]),
+        ];
+        let chains = [(names.interface, interface), (names.mac, mac)];
+        Self { enter, chains }
     }
-    let (port, table) = (&wanted.host_veth, TABLE);
-    Ok(Some(format!(
-        "the MAC spoof check of {port} in table {table} is not complete"
-    )))
+
+    fn is_complete(&self, found: &[Listed]) -> bool {
+        let has = |(name, rules): &(String, Vec<Rule>)| has_exactly(found, name, rules);
+        in_chain(found, PREROUTING).any(|it| it.is(&self.enter)) && self.chains.iter().all(has)
+    }
 }
 
-/// A chain and its rules.
-type Wanted = (Cow<'static, str>, Vec<Rule>);
-
-/// The rule that enters the first of the two chains, and the chains.
-type Check = (Rule, [Wanted; 2]);
-
-fn chains(wanted: &SpoofCheck, names: &Names) -> Check {
-    let rule = |statements: Vec<Statement>| Rule::new(statements).comment(names.comment.clone());
-    let enter = rule(vec![
-        Statement::Interface(wanted.host_veth.clone()),
-        Statement::Jump(names.interface.clone()),
-    ]);
-    let interface = vec![rule(vec![Statement::Jump(names.mac.clone())])];
-    let mac = vec![
-        rule(vec![Statement::EtherSource(wanted.mac), Statement::Return]),
-        rule(vec![Statement::Drop]),
-    ];
-    let chains = [
-        (names.interface.clone().into(), interface),
-        (names.mac.clone().into(), mac),
-    ];
-    (enter, chains)
-}
-
-fn is_complete(found: &[Listed], (enter, chains): &Check) -> bool {
-    let mut entries = found.iter().filter(|it| it.chain == PREROUTING);
-    let has = |(name, rules): &Wanted| {
-        let mut found = found.iter().filter(|it| it.chain == *name);
-        let all = rules
-            .iter()
-            .all(|rule| found.next().is_some_and(|it| it.is(Family::Bridge, rule)));
-        all && found.next().is_none()
-    };
-    entries.any(|it| it.is(Family::Bridge, enter)) && chains.iter().all(has)
-}
-
+/// Changes that make the kernel check as `wanted`; none if it does.
 fn additions(found: &[Listed], wanted: &SpoofCheck, is_anothers: IsAnothers<'_>) -> Transaction {
     let names = Names::of(&wanted.owner);
-    let check = chains(wanted, &names);
-    let complete = is_complete(found, &check);
-    let (enter, chains) = check;
-    // Of an ADD that was repeated, perhaps with another veth. Another's stays: if it leads to our
-    // chain, that drops its frames.
+    let comment = names.comment.clone();
+    let layout = Layout::new(wanted, names);
+    // Entries of an ADD that was repeated, perhaps with another veth. One for another attachment's
+    // veth stays: if it leads to our chain, that drops the other's frames.
     let mut entered = false;
     let is_old = |it: &&Listed| {
-        it.chain == PREROUTING
-            && it.comment == fitting(&names.comment)
-            && (has_veth_of(it, &wanted.owner) || !it.interface().is_some_and(|it| is_anothers(&it)))
-            // The first of those that are as they should be stays.
-            && (!it.is(Family::Bridge, &enter) || std::mem::replace(&mut entered, true))
+        it.comment == fitting(&comment)
+            && belongs_to(it, &wanted.owner, is_anothers)
+            // The first correct entry stays.
+            && (!it.is(&layout.enter) || std::mem::replace(&mut entered, true))
     };
-    let old: Vec<_> = found.iter().filter(is_old).collect();
+    let old: Vec<_> = in_chain(found, PREROUTING).filter(is_old).collect();
 
     let mut changes = Transaction::new();
-    if complete && old.is_empty() {
+    if layout.is_complete(found) && old.is_empty() {
         return changes;
     }
-    changes.push(Change::AddTable(TABLE));
-    changes.push(Change::AddChain(TABLE, prerouting()));
-    for (name, _) in &chains {
-        let (name, hook, comment) = (name.clone(), None, "");
-        changes.push(Change::AddChain(
-            TABLE,
-            Chain {
-                name,
-                hook,
-                comment,
-            },
-        ));
+    // To name a chain again that is there makes the close of the socket wait some 10 ms for RCU,
+    // because the kernel takes it for an update of the chain.
+    if in_chain(found, PREROUTING).next().is_none() {
+        changes.add_table(TABLE);
+        let chain = Chain::hooked(PREROUTING, "filter", Point::Prerouting, -300);
+        changes.add_chain(TABLE, chain);
     }
-    for (name, rules) in chains {
-        changes.push(Change::FlushChain(TABLE, name.clone()));
-        for rule in rules {
-            changes.push(Change::AddRule(TABLE, name.clone(), rule));
+    let is_there = |name: &str| in_chain(found, name).next().is_some();
+    for (name, _) in layout.chains.iter().filter(|(name, _)| !is_there(name)) {
+        changes.add_chain(TABLE, Chain::new(name.clone()));
+    }
+    for (name, rules) in layout.chains {
+        if is_there(&name) {
+            changes.refill_chain(TABLE, name, rules);
+        } else {
+            for rule in rules {
+                changes.add_rule(TABLE, name.clone(), rule);
+            }
         }
     }
-    for rule in old {
-        changes.push(rule.deletion(TABLE));
-    }
+    old.into_iter().for_each(|it| changes.delete_rule(it));
     if !entered {
-        changes.push(Change::AddRule(TABLE, PREROUTING.into(), enter));
+        changes.add_rule(TABLE, PREROUTING, layout.enter);
     }
     changes
 }
 
-fn prerouting() -> Chain {
-    Chain {
-        name: PREROUTING.into(),
-        hook: Some(Hook {
-            kind: "filter",
-            point: Point::Prerouting,
-            priority: -300,
-        }),
-        comment: "",
-    }
+/// Whether an entry with the comment of `owner` belongs to it. The Go plugin's veths have random
+/// names.
+fn belongs_to(entry: &Listed, owner: &Attachment, is_anothers: IsAnothers<'_>) -> bool {
+    has_veth_of(entry, owner) || !entry.interface().is_some_and(|veth| is_anothers(&veth))
 }
 
 fn removals(found: &[Listed], owner: &Attachment, is_anothers: IsAnothers<'_>) -> Transaction {
@@ -314,7 +313,7 @@ fn removals(found: &[Listed], owner: &Attachment, is_anothers: IsAnothers<'_>) -
     let mut changes = removals_of(found, owner, &own, is_anothers);
     let of_go = Names::of_go(owner);
     if of_go != own {
-        // Of an earlier release; the name may be another's by now.
+        // Of an earlier release; the name may be another attachment's by now.
         changes.extend(removals_of(found, owner, &of_go, &|_| true));
     }
     changes
@@ -326,34 +325,25 @@ fn removals_of(
     names: &Names,
     is_anothers: IsAnothers<'_>,
 ) -> Transaction {
-    let entries = found
-        .iter()
-        .filter(|it| it.chain == PREROUTING && it.comment == fitting(&names.comment));
-    // The Go plugin's veths have names by chance.
-    let (doomed, others): (Vec<_>, Vec<_>) = entries.partition(|it| {
-        has_veth_of(it, owner) || !it.interface().is_some_and(|veth| is_anothers(&veth))
-    });
+    let entries = in_chain(found, PREROUTING).filter(|it| it.comment == fitting(&names.comment));
+    let (own, others): (Vec<_>, Vec<_>) =
+        entries.partition(|it| belongs_to(it, owner, is_anothers));
     let mut changes = Transaction::new();
-    for rule in &doomed {
-        changes.push(rule.deletion(TABLE));
-    }
+    own.iter().for_each(|it| changes.delete_rule(it));
     let is_own_name = *names == Names::of(owner);
-    if others.is_empty() && (is_own_name || !doomed.is_empty()) {
-        changes.extend(chain_deletions(found, names));
+    if others.is_empty() && (is_own_name || !own.is_empty()) {
+        delete_chains(&mut changes, found, names);
     }
     changes
 }
 
-/// A chain that nobody jumps to any more goes with its rules; the one that
-/// jumps has to go first.
-fn chain_deletions(found: &[Listed], names: &Names) -> Transaction {
-    let mut changes = Transaction::new();
+/// Deletes the port's chains with their rules: first the one that leads to the other.
+fn delete_chains(changes: &mut Transaction, found: &[Listed], names: &Names) {
     for name in [&names.interface, &names.mac] {
-        if found.iter().any(|it| it.chain == *name) {
-            changes.push(Change::DeleteChain(TABLE, name.clone()));
+        if in_chain(found, name).next().is_some() {
+            changes.delete_chain(TABLE, name.clone());
         }
     }
-    changes
 }
 
 #[cfg(test)]
@@ -377,14 +367,14 @@ mod tests {
 
     /// The rules as they are listed after an ADD.
     fn found(wanted: &SpoofCheck) -> Vec<Listed> {
-        let (enter, chains) = chains(wanted, &Names::of(&wanted.owner));
+        let Layout { enter, chains } = Layout::new(wanted, Names::of(&wanted.owner));
         let mut rules = vec![(PREROUTING.to_owned(), enter)];
         for (name, its) in chains {
-            rules.extend(its.into_iter().map(|it| (name.to_string(), it)));
+            rules.extend(its.into_iter().map(|it| (name.clone(), it)));
         }
         let numbered = rules.iter().zip(10..);
         numbered
-            .map(|((chain, rule), handle)| Listed::of(Family::Bridge, chain, handle, rule))
+            .map(|((chain, rule), handle)| Listed::of(TABLE, chain, handle, rule))
             .collect()
     }
 
@@ -395,9 +385,7 @@ add table bridge nat
 add chain bridge nat PREROUTING { type filter hook prerouting priority -300 ; policy accept ; }
 add chain bridge nat cni-br-iface-c1-eth0
 add chain bridge nat cni-br-iface-c1-eth0-mac
-flush chain bridge nat cni-br-iface-c1-eth0
 add rule bridge nat cni-br-iface-c1-eth0 jump cni-br-iface-c1-eth0-mac comment \"macspoofchk-c1-eth0\"
-flush chain bridge nat cni-br-iface-c1-eth0-mac
 add rule bridge nat cni-br-iface-c1-eth0-mac ether saddr 02:00:00:00:00:ab return comment \"macspoofchk-c1-eth0\"
 add rule bridge nat cni-br-iface-c1-eth0-mac drop comment \"macspoofchk-c1-eth0\"
 add rule bridge nat PREROUTING iifname \"veth1\" jump cni-br-iface-c1-eth0 comment \"macspoofchk-c1-eth0\"
@@ -488,8 +476,8 @@ delete chain bridge nat cni-br-iface-c1-eth0-mac
         // As earlier releases wrote it for both.
         let (old, other) = (of("x", "a-eth0"), of("x-a", "eth0"));
         let mut rules = found(&other);
-        let (enter, _) = chains(&old, &Names::of_go(&old.owner));
-        rules.push(Listed::of(Family::Bridge, PREROUTING, 99, &enter));
+        let enter = Layout::new(&old, Names::of_go(&old.owner)).enter;
+        rules.push(Listed::of(TABLE, PREROUTING, 99, &enter));
         let removal = removals(&rules, &old.owner, &|_| true).to_string();
         assert_eq!(removal, "delete rule bridge nat PREROUTING handle 99\n");
         let anothers = |veth: &str| veth == old.host_veth;

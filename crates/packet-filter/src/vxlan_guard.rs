@@ -1,70 +1,49 @@
-//! Who may send a VXLAN network's packets to this node.
+//! The VXLAN guard: which hosts may send a VXLAN network's packets to this node.
 //!
-//! The kernel takes every UDP packet that has the port and the VNI, whatever interface it
-//! came in by and whoever sent it: a pod that sends one to its gateway is in the network,
-//! and so is a neighbour of the node. So such packets are dropped
+//! The kernel accepts every UDP packet with the port and the VNI, from any interface and any sender:
+//! a pod that sends one to its gateway is in the network, and so is a neighbour of the node. So such
+//! packets are dropped
 //!
-//! - in `prerouting` where they come in by an interface that is no uplink of the network,
-//!   to the node and through it: with `ipMasq`, a pod's packet would reach another node
-//!   with this node's address. A known peer may come by any interface that leads to it.
-//!   The chain comes after the destination was translated, and before the source is;
-//! - in `input` where the peers are known and the source is none of them. What is only
-//!   forwarded from an uplink may be of other hosts.
+//! - in `prerouting` where they come in by an interface that is no uplink of the network, to the node
+//!   and through it: with `ipMasq`, a pod's packet would reach another node with this node's
+//!   address. A known peer may come by any interface that leads to it. The chain comes after the
+//!   translation of the destination, and before that of the source;
+//! - in `input` where the peers are known and the source is none of them. What is only forwarded
+//!   from an uplink may belong to other hosts.
 //!
-//! Packets with another VNI pass: they are of other programs, which use the same port. The
-//! first fragment of a packet may be too short to tell its VNI. No program sends such
-//! fragments, and without the first there is no packet: they are dropped.
+//! Packets with another VNI pass: they belong to other programs that use the same port. The first
+//! fragment of a packet may be too short to have a VNI. No program sends such fragments, and without
+//! the first there is no packet: they are dropped.
 //!
 //! All of it is sets, so a packet costs the same among any number of networks and peers.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
 
+use anyhow::Result;
 use cni::names;
-
-use nftables::Error;
-use nftables::Socket;
-use nftables::Statement;
-use nftables::listing;
+use nftables::listing::{self, has_in_order};
 use nftables::{
-    Chain, Change, Element, Family, Hook, Part, Point, Rule, Set, Table, Transaction, Type,
+    Chain, Element, Error, Family, Field, Part, Point, Rule, Set, Socket, Statement, Table,
+    Transaction, Type,
 };
+
+use crate::backend::{Nftables, complete};
 
 /// The UDP ports of all networks.
-const PORTS: Set = Set {
-    name: "ports",
-    key: &[Type::Port],
-    value: &[],
-};
+const PORTS: Set = Set::new("ports", &[Type::Port]);
 /// All networks.
-const NETWORKS: Set = Set {
-    name: "networks",
-    key: &[Type::Port, Type::Vni],
-    value: &[],
-};
-/// Those whose peers are known.
-const CLOSED: Set = Set {
-    name: "closed",
-    key: &[Type::Port, Type::Vni],
-    value: &[],
-};
-/// By which interfaces the packets of a network come in.
-const UPLINKS: Set = Set {
-    name: "uplinks",
-    key: &[Type::Interface, Type::Port, Type::Vni],
-    value: &[],
-};
-/// From whom.
-const PEERS: Set = Set {
-    name: "peers",
-    key: &[Type::Address, Type::Port, Type::Vni],
-    value: &[],
-};
+const NETWORKS: Set = Set::new("networks", &[Type::Port, Type::Vni]);
+/// The networks whose peers are known.
+const CLOSED: Set = Set::new("closed", &[Type::Port, Type::Vni]);
+/// The interfaces by which the packets of a network come in.
+const UPLINKS: Set = Set::new("uplinks", &[Type::Interface, Type::Port, Type::Vni]);
+/// The hosts that may send.
+const PEERS: Set = Set::new("peers", &[Type::Address, Type::Port, Type::Vni]);
 const SETS: [Set; 5] = [PORTS, NETWORKS, CLOSED, UPLINKS, PEERS];
 
 /// After the destination is translated (-100).
 const AFTER_DNAT: i32 = -50;
-const LOOPBACK: &str = "lo";
 const FAMILIES: [Family; 2] = [Family::Ip, Family::Ip6];
 
 /// A VXLAN network of this node.
@@ -78,17 +57,46 @@ pub struct VxlanGuard {
     pub port: u16,
     /// The VXLAN network identifier.
     pub vni: u32,
-    /// The names of the interfaces that its packets come in by.
+    /// The names of the interfaces by which its packets come in.
     pub uplinks: Vec<String>,
     /// The addresses of all hosts that may send; `None` where they are not known.
     pub peers: Option<Vec<IpAddr>>,
 }
 
+impl Nftables {
+    /// Drops VXLAN packets that `wanted` does not allow; to repeat it does no harm.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn ensure_vxlan_guard(&self, wanted: &VxlanGuard) -> Result<()> {
+        self.transact(|socket| add(socket, wanted))
+    }
+
+    /// Whether the network is guarded, as far as one lookup tells: all elements of a network are
+    /// written in one transaction.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn has_vxlan_guard(&self, wanted: &VxlanGuard) -> Result<bool> {
+        let found = listing::element_at(&self.socket, wanted.table(), NETWORKS, &wanted.key())?;
+        Ok(found.is_some_and(|it| it.comment == comment(&wanted.network)))
+    }
+
+    /// Fails if something of it is missing, or if more is there.
+    ///
+    /// # Errors
+    /// What is missing; the kernel cannot be asked.
+    pub fn check_vxlan_guard(&self, wanted: &VxlanGuard) -> Result<()> {
+        complete(missing(&self.socket, wanted)?)
+    }
+}
+
 impl VxlanGuard {
     fn table(&self) -> Table {
-        table(match self.local {
-            IpAddr::V4(_) => Family::Ip,
-            IpAddr::V6(_) => Family::Ip6,
+        table(if self.local.is_ipv4() {
+            Family::Ip
+        } else {
+            Family::Ip6
         })
     }
 
@@ -96,61 +104,45 @@ impl VxlanGuard {
         [Part::Port(self.port), Part::Vni(self.vni)]
     }
 
-    /// What of it is not the network's own, but all networks' with its port.
-    fn port_element(&self) -> Element {
-        Element {
-            set: PORTS,
-            key: vec![Part::Port(self.port)],
-            value: Vec::new(),
-            owner: String::new(),
-        }
-    }
-
     fn elements(&self) -> Vec<Element> {
-        let owner = owner(&self.network);
-        let element = |set, first: Option<Part>| Element {
-            set,
-            key: first.into_iter().chain(self.key()).collect(),
-            value: Vec::new(),
-            owner: owner.clone(),
-        };
-        let mut all = vec![element(NETWORKS, None)];
-        let uplinks = self.uplinks.iter();
-        all.extend(uplinks.map(|name| element(UPLINKS, Some(Part::interface(name)))));
+        let comment = comment(&self.network);
+        let [port, vni] = self.key();
+        let element = |set: Set, key: &[Part]| set.element(key, [], &comment);
+        let mut all = vec![element(NETWORKS, &[port, vni])];
+        let uplinks = self.uplinks.iter().map(|name| Part::interface(name));
+        all.extend(uplinks.map(|uplink| element(UPLINKS, &[uplink, port, vni])));
         if let Some(peers) = &self.peers {
-            all.push(element(CLOSED, None));
+            all.push(element(CLOSED, &[port, vni]));
             let mut seen = HashSet::new();
             let peers = peers.iter().filter(|ip| seen.insert(**ip));
-            all.extend(peers.map(|ip| element(PEERS, Some(Part::Address(*ip)))));
+            all.extend(peers.map(|ip| element(PEERS, &[Part::Address(*ip), port, vni])));
         }
         all
     }
 }
 
-/// Whether the network is guarded, as far as one question can tell: all of a network's is
-/// written in one transaction.
-pub fn is_known(socket: &Socket, wanted: &VxlanGuard) -> Result<bool, Error> {
-    let found = listing::entry_at(socket, wanted.table(), NETWORKS, &wanted.key())?;
-    Ok(found.is_some_and(|it| it.owner == owner(&wanted.network)))
+/// The element of a port. It belongs to all networks with that port.
+fn port_element(port: Part) -> Element {
+    PORTS.element([port], [], "")
 }
 
-/// Changes that make the kernel drop what is not `wanted`, and forget what it knew of the
-/// network before; none if nothing differs.
+/// Changes that make the kernel drop what is not `wanted`, and remove what it had for the network
+/// before; none if nothing differs.
 pub fn add(socket: &Socket, wanted: &VxlanGuard) -> Result<Transaction, Error> {
     let mut changes = Transaction::new();
     for family in FAMILIES {
         let table = table(family);
-        if table == wanted.table() {
-            changes.extend(ensure(socket, table, wanted)?);
+        changes.extend(if table == wanted.table() {
+            ensure(socket, table, wanted)?
         } else {
             // The underlay had another family.
-            changes.extend(remove_from(socket, table, &wanted.network)?);
-        }
+            remove_from(socket, table, &wanted.network)?
+        });
     }
     Ok(changes)
 }
 
-/// Changes that take away what is there for the network; with the last network, all of it.
+/// Changes that remove what is there for the network; with the last network, everything.
 pub fn remove(socket: &Socket, network: &str) -> Result<Transaction, Error> {
     let mut changes = Transaction::new();
     for family in FAMILIES {
@@ -160,221 +152,176 @@ pub fn remove(socket: &Socket, network: &str) -> Result<Transaction, Error> {
 }
 
 /// What is missing, in words; `None` if nothing is.
-pub fn missing(socket: &Socket, wanted: &VxlanGuard) -> Result<Option<String>, Error> {
+fn missing(socket: &Socket, wanted: &VxlanGuard) -> Result<Option<String>, Error> {
     let table = wanted.table();
-    if !is_entered(socket, table)? {
+    if !is_installed(socket, table)? {
         return Ok(Some(format!("no rules, or others, in table {table}")));
     }
     let (missing, stale) = difference(socket, table, wanted)?;
-    let missing = missing
-        .into_iter()
-        .map(|it| Change::CreateElement(table, it));
-    let stale = stale.into_iter().map(|it| Change::DeleteElement(table, it));
-    let first = missing.chain(stale).next();
+    let mut changes = additions(table, true, missing);
+    delete_all(&mut changes, table, stale);
+    let first = changes.changes().first();
     Ok(first.map(|change| format!("not done: {}", change.describe())))
 }
 
 fn table(family: Family) -> Table {
-    Table {
-        family,
-        name: "podwire_vxlan",
-        comment: "",
-    }
+    Table::new(family, "podwire_vxlan")
 }
 
-/// The comment of what is a network's.
-fn owner(network: &str) -> String {
+/// The comment of a network's elements.
+fn comment(network: &str) -> String {
     format!("net: {}", names::short(network))
 }
 
+fn delete_all(changes: &mut Transaction, table: Table, elements: Vec<Element>) {
+    for element in elements {
+        changes.delete_element(table, element);
+    }
+}
+
 fn ensure(socket: &Socket, table: Table, wanted: &VxlanGuard) -> Result<Transaction, Error> {
-    let entered = is_entered(socket, table)?;
+    let installed = is_installed(socket, table)?;
     let (missing, stale) = difference(socket, table, wanted)?;
     let others = networks(socket, table, &wanted.network)?;
     let unused = unused_ports(&stale, &others, Some(wanted.port));
     let mut changes = Transaction::new();
-    for element in stale.into_iter().chain(unused) {
-        changes.push(Change::DeleteElement(table, element));
-    }
-    changes.extend(additions(table, entered, &missing));
+    delete_all(&mut changes, table, stale);
+    delete_all(&mut changes, table, unused);
+    changes.extend(additions(table, installed, missing));
     Ok(changes)
 }
 
 fn remove_from(socket: &Socket, table: Table, network: &str) -> Result<Transaction, Error> {
-    let stale = of_network(socket, table, network)?;
     let mut changes = Transaction::new();
+    let stale = of_comment(socket, table, &comment(network))?;
     if stale.is_empty() {
         return Ok(changes);
     }
     let others = networks(socket, table, network)?;
     if others.is_empty() {
-        changes.push(Change::DeleteTable(table));
-        return Ok(changes);
-    }
-    let unused = unused_ports(&stale, &others, None);
-    for element in stale.into_iter().chain(unused) {
-        changes.push(Change::DeleteElement(table, element));
+        changes.delete_table(table);
+    } else {
+        let unused = unused_ports(&stale, &others, None);
+        delete_all(&mut changes, table, stale);
+        delete_all(&mut changes, table, unused);
     }
     Ok(changes)
 }
 
-/// What is wanted and not there; what is there for the network and not wanted.
+/// The elements that are wanted and not there, and those that are there for the network and not
+/// wanted.
 fn difference(
     socket: &Socket,
     table: Table,
     wanted: &VxlanGuard,
 ) -> Result<(Vec<Element>, Vec<Element>), Error> {
-    let present = of_network(socket, table, &wanted.network)?;
+    let own = comment(&wanted.network);
+    let mut stale = of_comment(socket, table, &own)?;
     let mut missing = wanted.elements();
     let place = |it: &Element| (it.set.name, it.key.clone());
     let wanted_places: HashSet<_> = missing.iter().map(place).collect();
-    let present_places: HashSet<_> = present.iter().map(place).collect();
+    let present_places: HashSet<_> = stale.iter().map(place).collect();
     missing.retain(|it| !present_places.contains(&place(it)));
-    let mut stale = present;
     stale.retain(|it| !wanted_places.contains(&place(it)));
-    let port = wanted.port_element();
-    if listing::entry_at(socket, table, PORTS, &port.key)?.is_none() {
+    let port = port_element(Part::Port(wanted.port));
+    if listing::element_at(socket, table, PORTS, &port.key)?.is_none() {
         missing.push(port);
     }
-    // Of a network that had another name.
-    if let Some(entry) = listing::entry_at(socket, table, NETWORKS, &wanted.key())?
-        && entry.owner != owner(&wanted.network)
+    // The network had another name.
+    if let Some(found) = listing::element_at(socket, table, NETWORKS, &wanted.key())?
+        && found.comment != own
     {
-        stale.extend(of_owner(socket, table, &entry.owner)?);
+        stale.extend(of_comment(socket, table, &found.comment)?);
     }
     Ok((missing, stale))
 }
 
-/// What is there for the network.
-fn of_network(socket: &Socket, table: Table, network: &str) -> Result<Vec<Element>, Error> {
-    of_owner(socket, table, &owner(network))
-}
-
-fn of_owner(socket: &Socket, table: Table, owner: &str) -> Result<Vec<Element>, Error> {
+fn of_comment(socket: &Socket, table: Table, comment: &str) -> Result<Vec<Element>, Error> {
     let mut all = Vec::new();
     for set in SETS {
-        let found = listing::entries(socket, table, set, |it| it == owner)?;
-        all.extend(found.into_iter().map(|entry| Element {
-            set,
-            key: entry.key,
-            value: entry.value,
-            owner: entry.owner,
-        }));
+        all.extend(listing::elements(socket, table, set, |it| it == comment)?);
     }
     Ok(all)
 }
 
 /// The keys of all networks but one.
 fn networks(socket: &Socket, table: Table, but: &str) -> Result<Vec<Vec<Part>>, Error> {
-    let owner = owner(but);
-    let others = listing::entries(socket, table, NETWORKS, |it| it != owner)?;
+    let own = comment(but);
+    let others = listing::elements(socket, table, NETWORKS, |it| it != own)?;
     Ok(others.into_iter().map(|it| it.key).collect())
 }
 
-/// The ports of those of `gone` that are networks, unless one of `others` has the same, or
-/// it is the port that `stays`.
-fn unused_ports(gone: &[Element], others: &[Vec<Part>], stays: Option<u16>) -> Vec<Element> {
-    let ports: HashSet<Part> = gone
-        .iter()
-        .filter(|it| it.set == NETWORKS)
+/// The ports of the networks among `gone`, without those of `others` and without `kept`.
+fn unused_ports(gone: &[Element], others: &[Vec<Part>], kept: Option<u16>) -> Vec<Element> {
+    let networks = gone.iter().filter(|it| it.set == NETWORKS);
+    let ports: HashSet<Part> = networks
         .filter_map(|it| it.key.first().copied())
-        .filter(|port| stays.is_none_or(|it| *port != Part::Port(it)))
+        .filter(|port| kept.map(Part::Port) != Some(*port))
         .filter(|port| !others.iter().any(|key| key.first() == Some(port)))
         .collect();
-    let element = |port| Element {
-        set: PORTS,
-        key: vec![port],
-        value: Vec::new(),
-        owner: String::new(),
-    };
-    ports.into_iter().map(element).collect()
+    ports.into_iter().map(port_element).collect()
 }
 
-/// Chains and their rules: those that packets enter first go to the others.
+/// Chains and their rules: the hooked ones lead to the others.
 fn chains() -> [(Chain, Vec<Rule>); 4] {
-    let hook = |point, priority| {
-        Some(Hook {
-            kind: "filter",
-            point,
-            priority,
-        })
-    };
-    let chain = |name: &'static str, hook| Chain {
-        name: name.into(),
-        hook,
-        comment: "",
-    };
+    let (port, vni) = (Field::UdpPort, Field::Vni);
+    let rule = |statements: &[Statement]| Rule::new(statements);
     let enter = |to: &str| {
-        vec![Rule::new([
-            Statement::UdpPortIn(PORTS.name),
-            Statement::Goto(to.to_owned()),
-        ])]
+        let is_vxlan = Statement::In(vec![port], PORTS.name);
+        vec![rule(&[is_vxlan, Statement::Goto(to.to_owned())])]
     };
-    let local = || Rule::new([Statement::Interface(LOOPBACK.to_owned()), Statement::Return]);
+    let local = || rule(&[Statement::Interface("lo".into()), Statement::Return]);
+    let not_in = |set: Set| {
+        let condition = Statement::NotIn(vec![port, vni], set.name);
+        rule(&[condition, Statement::Return])
+    };
+    let from_uplink = Statement::In(vec![Field::Interface, port, vni], UPLINKS.name);
+    let from_peer = Statement::In(vec![Field::Source, port, vni], PEERS.name);
     let interfaces = vec![
         local(),
-        Rule::new([Statement::VxlanNotIn(NETWORKS.name), Statement::Return]),
-        Rule::new([
-            Statement::InterfaceAndVxlanIn(UPLINKS.name),
-            Statement::Return,
-        ]),
-        Rule::new([
-            Statement::SourceAndVxlanIn(PEERS.name),
-            Statement::ReversePath,
-            Statement::Return,
-        ]),
-        Rule::new([Statement::Drop]),
+        not_in(NETWORKS),
+        rule(&[from_uplink, Statement::Return]),
+        rule(&[from_peer.clone(), Statement::ReversePath, Statement::Return]),
+        rule(&[Statement::Drop]),
     ];
     let hosts = vec![
         local(),
-        Rule::new([Statement::VxlanNotIn(CLOSED.name), Statement::Return]),
-        Rule::new([Statement::SourceAndVxlanIn(PEERS.name), Statement::Return]),
-        Rule::new([Statement::Drop]),
+        not_in(CLOSED),
+        rule(&[from_peer, Statement::Return]),
+        rule(&[Statement::Drop]),
     ];
+    let prerouting = Chain::hooked("prerouting", "filter", Point::Prerouting, AFTER_DNAT);
+    let input = Chain::hooked("input", "filter", Point::Input, 0);
     [
-        (chain("interfaces", None), interfaces),
-        (chain("hosts", None), hosts),
-        (
-            chain("prerouting", hook(Point::Prerouting, AFTER_DNAT)),
-            enter("interfaces"),
-        ),
-        (chain("input", hook(Point::Input, 0)), enter("hosts")),
+        (Chain::new("interfaces"), interfaces),
+        (Chain::new("hosts"), hosts),
+        (prerouting, enter("interfaces")),
+        (input, enter("hosts")),
     ]
 }
 
-/// Whether the rules are there, in their order; others between them are an administrator's.
-fn is_entered(socket: &Socket, table: Table) -> Result<bool, Error> {
-    let found = listing::rules(socket, table, None)?;
-    Ok(chains().iter().all(|(chain, rules)| {
-        let mut found = found.iter().filter(|it| it.chain == chain.name);
-        rules
-            .iter()
-            .all(|rule| found.any(|it| it.does(table.family, rule)))
-    }))
+fn is_installed(socket: &Socket, table: Table) -> Result<bool, Error> {
+    let found = listing::rules(socket, table)?;
+    let has = |(chain, rules): &(Chain, Vec<Rule>)| has_in_order(&found, &chain.name, rules);
+    Ok(chains().iter().all(has))
 }
 
-fn additions(table: Table, entered: bool, missing: &[Element]) -> Transaction {
+fn additions(table: Table, installed: bool, missing: Vec<Element>) -> Transaction {
     let mut changes = Transaction::new();
-    if entered && missing.is_empty() {
-        return changes;
-    }
-    if !entered {
-        changes.push(Change::AddTable(table));
+    if !installed {
+        changes.add_table(table);
         for set in SETS {
-            changes.push(Change::AddSet(table, set));
+            changes.add_set(table, set);
         }
         for (chain, _) in chains() {
-            changes.push(Change::AddChain(table, chain));
+            changes.add_chain(table, chain);
         }
         for (chain, rules) in chains() {
-            changes.push(Change::FlushChain(table, chain.name.clone()));
-            for rule in rules {
-                changes.push(Change::AddRule(table, chain.name.clone(), rule));
-            }
+            changes.refill_chain(table, chain.name, rules);
         }
     }
     for element in missing {
-        changes.push(Change::CreateElement(table, element.clone()));
+        changes.create_element(table, element);
     }
     changes
 }
@@ -428,9 +375,9 @@ create element ip podwire_vxlan uplinks { \"eth0\" . 4789 . 0x5 comment \"net: m
 create element ip podwire_vxlan closed { 4789 . 0x5 comment \"net: mynet\" }
 create element ip podwire_vxlan peers { 192.0.2.2 . 4789 . 0x5 comment \"net: mynet\" }
 ";
-        let changes = additions(wanted.table(), false, &wanted.elements());
+        let changes = additions(wanted.table(), false, wanted.elements());
         assert_eq!(changes.to_string(), expected);
-        assert!(additions(wanted.table(), true, &[]).is_empty());
+        assert!(additions(wanted.table(), true, Vec::new()).is_empty());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use anyhow::Result;
 use cni::result::IpConfig;
 use cni::{Attachment, Code};
 use ipnetwork::IpNetwork;
-use packet_filter::node::Asked;
+use packet_filter::node::Wanted;
 use packet_filter::{Kind, Masquerade};
 
 /// How packets that leave the pods' subnets are masqueraded.
@@ -65,11 +65,11 @@ impl Masquerading {
     }
 
     /// The masquerade of an attachment with the addresses `ips`.
-    pub fn of(&self, owner: &Attachment, ips: &[IpConfig]) -> Asked<Masquerade> {
+    pub fn of(&self, owner: &Attachment, ips: &[IpConfig]) -> Wanted<Masquerade> {
         let is_of_family = |it: &IpNetwork| self.families[usize::from(it.is_ipv6())];
         let addresses = ips.iter().map(|ip| ip.address.0);
-        Asked {
-            what: Masquerade {
+        Wanted {
+            rules: Masquerade {
                 owner: owner.clone(),
                 addresses: addresses.filter(is_of_family).collect(),
                 random_fully: self.random_fully,

@@ -11,23 +11,10 @@ use cni::result::{AddResult, IpConfig};
 use cni::{Attachment, Call, Code, Undo};
 use ipnetwork::IpNetwork;
 use netlink::{Link, Mac, Netlink, VethPair};
-use packet_filter::node::{Asked, Pod};
+use packet_filter::node::{Pod, Wanted};
 use packet_filter::{Isolation, Kind, Leftovers, Masquerade, Nftables, Separation, SpoofCheck};
 
 use crate::{Masquerading, shared};
-
-/// Wants nothing for `owner`.
-pub fn none(owner: &Attachment) -> Pod {
-    Pod {
-        owner: owner.clone(),
-        masquerade: None,
-        ports: None,
-        spoof_check: None,
-        separation: None,
-        isolation: None,
-        guard: None,
-    }
-}
 
 /// ADD: makes what is `wanted`, but for the spoof check, which has to be there before the pod's
 /// interface is up. `bridge` is where pods of the Go plugins may be that use the same rules.
@@ -53,7 +40,7 @@ pub fn add(wanted: &Pod, bridge: Option<&str>, undo: &mut Undo) -> Result<()> {
 /// What is missing.
 pub fn check(wanted: &Pod) -> Result<()> {
     if let Some(masquerade) = &wanted.masquerade {
-        packet_filter::check_masquerade(&masquerade.what, masquerade.backend)?;
+        packet_filter::check_masquerade(&masquerade.rules, masquerade.backend)?;
     }
     if (wanted.separation.is_some() || wanted.isolation.is_some())
         && let Some(nftables) = Nftables::find()?
@@ -72,11 +59,11 @@ pub fn check(wanted: &Pod) -> Result<()> {
 }
 
 fn add_masquerade(
-    masquerade: &Asked<Masquerade>,
+    masquerade: &Wanted<Masquerade>,
     bridge: Option<&str>,
     undo: &mut Undo,
 ) -> Result<()> {
-    let wanted = &masquerade.what;
+    let wanted = &masquerade.rules;
     let owner = &wanted.owner;
     let backend = packet_filter::open(masquerade.backend)?;
     undo_use(owner, bridge, undo);
@@ -191,7 +178,7 @@ fn add_isolation(
     undo_use(owner, bridge, undo);
     shared::use_isolation(owner, wanted)?;
     nftables
-        .isolate(wanted)
+        .ensure_isolation(wanted)
         .context("isolate the pod behind its gateway")
 }
 

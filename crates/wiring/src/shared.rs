@@ -210,16 +210,16 @@ fn reconcile(network: &str, has_unknown: impl FnOnce(&Users) -> Result<bool>) ->
     if let Some(nftables) = Nftables::find()?.map(Nftables::closed_later) {
         let subnets: Vec<_> = used.iter().filter_map(|it| subnet_of_use(it)).collect();
         let places: Vec<_> = used.iter().filter_map(|it| place_of_use(it)).collect();
-        let masquerades = nftables.masquerades_others(network, &subnets)?;
-        let isolates = nftables.isolates_others(network, &places)?;
+        let masquerades = nftables.has_stale_masquerade(network, &subnets)?;
+        let isolates = nftables.has_stale_isolation(network, &places)?;
         if (masquerades || isolates) && has_unknown(&users)? {
             return Ok(());
         }
         if masquerades {
-            nftables.retain_masquerade(network, &subnets)?;
+            nftables.remove_stale_masquerade(network, &subnets)?;
         }
         if isolates {
-            nftables.retain_isolation(network, &places)?;
+            nftables.remove_stale_isolation(network, &places)?;
         }
     }
     users.tidy();
@@ -243,7 +243,8 @@ fn has_rules(network: &str) -> Result<bool> {
     let Some(nftables) = Nftables::find()?.map(Nftables::closed_later) else {
         return Ok(false);
     };
-    Ok(nftables.masquerades_others(network, &[])? || nftables.isolates_others(network, &[])?)
+    Ok(nftables.has_stale_masquerade(network, &[])?
+        || nftables.has_stale_isolation(network, &[])?)
 }
 
 /// Whether attachments to the network are there that are not known: those of earlier releases

@@ -147,7 +147,7 @@ impl Plan {
         Pod {
             masquerade: self.masquerade.as_ref().map(|how| how.of(owner, ips)),
             isolation: gateway.and_then(|it| rules::isolation(&owner.network, it, ips)),
-            ..rules::none(owner)
+            ..Pod::new(owner.clone())
         }
     }
 }

@@ -49,7 +49,7 @@ pub fn remove_if_empty(conf: &Conf, network: &str) -> Result<()> {
         host.delete_link(&own)?;
     }
     match Nftables::find()? {
-        Some(nftables) => nftables.forget_network(&network.name),
+        Some(nftables) => nftables.delete_network(&network.name),
         None => Ok(()),
     }
 }

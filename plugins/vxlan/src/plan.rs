@@ -10,7 +10,7 @@ use netlink::Mac;
 use overlay::{Conf, Mode, Network};
 use packet_filter::Separation;
 use packet_filter::node::Pod;
-use wiring::{Gateway, MasqueradeKeys, Masquerading, mac, rules};
+use wiring::{Gateway, MasqueradeKeys, Masquerading, mac};
 
 /// A configuration without contradictions.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,7 +96,7 @@ impl Plan {
         Pod {
             masquerade: self.masquerade.as_ref().map(|how| how.of(owner, ips)),
             separation: forwards.then(separation),
-            ..rules::none(owner)
+            ..Pod::new(owner.clone())
         }
     }
 

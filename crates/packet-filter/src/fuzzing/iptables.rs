@@ -4,7 +4,7 @@ use crate::fuzzing;
 use crate::iptables::table::{FAMILIES, Listing, Transaction, option, word, words};
 use crate::masquerade::iptables as masquerade;
 use crate::ports::HostPorts;
-use crate::ports::iptables as hostport;
+use crate::ports::iptables as ports;
 
 /// Decides everything that can be decided on what `iptables-save` printed.
 ///
@@ -20,20 +20,20 @@ pub fn listed(printed: &[u8]) {
         masquerade::remove_found(&owner, &[], &listing),
         masquerade::remove_found(&owner, &[address], &listing),
         masquerade::collect("net", &valid, &listing),
-        hostport::collect("net", &valid, &listing),
+        ports::collect("net", &valid, &listing),
     ];
     for family in FAMILIES {
         if let Ok(Some(rules)) = masquerade::Rules::new(&masqueraded, family) {
             decided.push(rules.complete(&listing));
         }
-        if let Ok(Some(rules)) = hostport::Rules::new(&published, family) {
-            decided.push(rules.publish(hostport::Known::Table(&listing)));
+        if let Ok(Some(rules)) = ports::Rules::new(&published, family) {
+            decided.push(rules.publish(ports::Known::Table(&listing)));
             let required = rules.check();
-            let find = |(chain, rule)| hostport::find(&listing, chain, rule);
+            let find = |(chain, rule)| ports::find(&listing, chain, rule);
             required.required().map(find).for_each(drop);
         }
-        for rival in hostport::rivals(&published, family, &listing) {
-            let _ = rival.lost(&published, family, &listing);
+        for conflict in ports::conflicts(&published, family, &listing) {
+            let _ = conflict.lost(&published, family, &listing);
         }
     }
     decided.iter().for_each(assert_one_command_a_line);
@@ -52,10 +52,10 @@ pub fn listed(printed: &[u8]) {
 /// When they are more than one command a line.
 pub fn publish_as_text(wanted: &HostPorts) {
     for family in FAMILIES {
-        if let Ok(Some(rules)) = hostport::Rules::new(wanted, family) {
+        if let Ok(Some(rules)) = ports::Rules::new(wanted, family) {
             let nothing = Listing::default();
-            assert_one_command_a_line(&rules.publish(hostport::Known::Table(&nothing)));
-            assert_one_command_a_line(&rules.publish(hostport::Known::Entries(&nothing)));
+            assert_one_command_a_line(&rules.publish(ports::Known::Table(&nothing)));
+            assert_one_command_a_line(&rules.publish(ports::Known::Entries(&nothing)));
             assert_one_command_a_line(&rules.check());
         }
     }

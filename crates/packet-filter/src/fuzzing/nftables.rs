@@ -1,21 +1,20 @@
-//! Every operation, with a kernel that answers what the fuzzer says.
+//! Every operation of nf_tables, with the fuzzer's input as the kernel's answers.
 
 use std::os::fd::AsRawFd;
 
 use nix::libc;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 
-use nftables::Socket;
-use nftables::message::HEADER;
-use nftables::{Family, conntrack, listing, presence};
+use nftables::{Family, Socket, listing};
 
+use crate::backend::Nftables;
 use crate::fuzzing;
 use crate::masquerade::nftables as masquerade;
-use crate::ports::nftables as hostport;
-use crate::spoof_check::{self, SpoofCheck};
+use crate::ports::{UdpPort, Which, delete_connections, nftables as ports};
+use crate::spoof_check::SpoofCheck;
 
-/// Does one operation after the other, each with a socket on which `input`'s
-/// datagrams wait as answers: two bytes of length before each.
+/// Does the operation that the first byte of `input` selects, over a socket on which the rest waits
+/// as answers: datagrams, each after two bytes of length.
 pub fn answered(input: &[u8]) {
     let (owner, valid) = (fuzzing::owner(), fuzzing::valid());
     let (masqueraded, published) = (fuzzing::masquerade(), fuzzing::host_ports());
@@ -27,31 +26,31 @@ pub fn answered(input: &[u8]) {
     let Some((which, input)) = input.split_first() else {
         return;
     };
-    let socket = &answering(input);
+    let nftables = Nftables {
+        socket: answering(input),
+    };
+    let socket = &nftables.socket;
     match which % 16 {
         0 => drop(masquerade::add(socket, &masqueraded)),
         1 => drop(masquerade::remove(socket, &owner)),
         2 => drop(masquerade::collect(socket, "net", &valid)),
-        3 => drop(masquerade::missing(socket, &masqueraded)),
-        4 => drop(hostport::publish(socket, &published)),
-        5 => drop(hostport::unpublish(socket, &owner, None)),
-        6 => drop(hostport::collect(socket, "net", &valid)),
-        7 => drop(hostport::check(socket, &published)),
-        8 => drop(spoof_check::add(socket, &checked, &|_| false)),
-        9 => drop(spoof_check::remove(socket, &owner, &|_| false)),
-        10 => drop(spoof_check::collect(socket, "net", &valid)),
-        11 => drop(spoof_check::missing(socket, &checked)),
-        12 => drop(listing::has_table(socket, Family::Ip)),
-        13 => drop(presence::has_chain(socket, Family::Ip6, "nat", "c")),
+        3 => drop(masquerade::rules(socket).map(|it| masquerade::missing(&it, &masqueraded))),
+        4 => drop(ports::publish(socket, &published)),
+        5 => drop(ports::unpublish(socket, &owner, None)),
+        6 => drop(ports::collect(socket, "net", &valid)),
+        7 => drop(ports::check(socket, &published)),
+        8 => drop(nftables.ensure_spoof_check(&checked, &|_| false)),
+        9 => drop(nftables.remove_spoof_check(&owner, &|_| false)),
+        10 => drop(nftables.collect_spoof_checks("net", &valid)),
+        11 => drop(nftables.check_spoof_check(&checked)),
+        12 => drop(listing::has_tables(socket, Family::Ip)),
+        13 => drop(listing::has_chain(socket, Family::Ip6, "nat", "c")),
         14 => drop(socket.generation()),
-        _ => {
-            let published = hostport::published(&published);
-            drop(conntrack::flush(socket, &published, conntrack::Which::To));
-        }
+        _ => delete_connections(socket, &UdpPort::all(&published), Which::ToPod),
     }
 }
 
-/// A socket whose other end said all of `input` and is closed.
+/// A socket whose other end has sent all of `input` and is closed.
 fn answering(input: &[u8]) -> Socket {
     let (ours, theirs) = socketpair(
         AddressFamily::Unix,
@@ -63,7 +62,7 @@ fn answering(input: &[u8]) -> Socket {
     let mut seq = 1;
     for datagram in datagrams(input) {
         let datagram = numbered(datagram, &mut seq);
-        // When its buffer is full, the rest is not said.
+        // When its buffer is full, the rest is not sent.
         if send(theirs.as_raw_fd(), &datagram, MsgFlags::MSG_DONTWAIT).is_err() {
             break;
         }
@@ -81,8 +80,11 @@ fn datagrams(mut input: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// The messages with the number of the request that they answer, which the
-/// fuzzer could only guess. One that ends an answer is followed by the next one's.
+/// Bytes of `struct nlmsghdr`.
+const HEADER: usize = 16;
+
+/// The messages with the number of the request that they answer, which the fuzzer could only guess.
+/// After one that ends an answer, the next request's number counts.
 fn numbered(datagram: &[u8], seq: &mut u32) -> Vec<u8> {
     let mut datagram = datagram.to_vec();
     let mut at = 0;

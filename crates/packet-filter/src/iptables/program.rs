@@ -1,5 +1,5 @@
-//! The only file that executes iptables: finds the programs, carries text to
-//! them and from them, tells a held lock from a refusal. It knows no rule.
+//! The only file that executes iptables: finds the programs, passes text to them and from them, and
+//! tells a held lock from a refusal. It knows no rule, and works with any table.
 
 use std::fmt;
 use std::fs::File;
@@ -18,12 +18,12 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::table::{Family, Listing, Transaction};
 
-/// Where the programs are searched for, and how long they wait.
+/// Where the programs are searched, and how long they wait.
 #[derive(Clone, Debug)]
 pub struct Programs {
     /// Directories, the first one wins.
     pub path: Vec<PathBuf>,
-    /// Seconds for which a held xtables lock is waited for.
+    /// Seconds to wait for a held xtables lock.
     pub lock_wait: u32,
 }
 
@@ -70,7 +70,7 @@ impl Programs {
                 Ok(meta) if meta.is_file() => return Ok(Some(file)),
                 Ok(_) => {}
                 Err(error) if is_nowhere(&error) => {}
-                // As execvp(3) has it: the next one may do, but nobody can say that there is none.
+                // As in execvp(3): the next one may do, but it is not certain that there is none.
                 Err(error) => unknown = unknown.or(Some((file, error))),
             }
         }
@@ -99,8 +99,7 @@ pub struct Program {
     is_exact: bool,
 }
 
-/// Whether a program is a link to the nft variant. A script around it is not
-/// looked into.
+/// Whether a program is a link to the nft variant. A script around it is not examined.
 fn is_nft(program: &Path) -> bool {
     let file = program.canonicalize().unwrap_or_default();
     let name = file.file_name().unwrap_or_default();
@@ -112,92 +111,90 @@ fn is_nft(program: &Path) -> bool {
 pub struct Refused {
     /// The line of its text that the program names.
     pub line: Option<usize>,
-    /// What to tell.
+    /// Why.
     pub error: anyhow::Error,
 }
 
 impl Program {
-    /// Whether `-C` can be believed. ip6tables-legacy 1.8.9 (Debian 12) compares
-    /// all but the last 56 bytes of a rule: it finds rules that are not there,
-    /// where only the target or a port is another. What we delete differs from
-    /// everybody else's earlier than that, by an address or a comment.
+    /// Whether `-C` is exact. ip6tables-legacy 1.8.9 (Debian 12) compares all but the last 56 bytes
+    /// of a rule: it finds rules that are not there, where only the target or a port differs. What we
+    /// delete differs from all other rules earlier than that, by an address or a comment.
     pub fn is_exact(&self) -> bool {
         self.is_exact
     }
 
-    /// Fails unless the table can be read: the program runs, and the kernel has it.
-    pub fn try_out(&self) -> Result<()> {
+    /// Fails unless a table can be read: the program runs, and the kernel has the table.
+    pub fn try_out(&self, table: &str) -> Result<()> {
         // OUTPUT and a number: one rule at most, however many there are.
-        let output = self.ask(&["OUTPUT", "1"])?;
-        match output.status.success() {
-            true => Ok(()),
-            false => Err(self.failure(&self.list, &output)),
+        let output = self.list(table, &["OUTPUT", "1"])?;
+        if !output.status.success() {
+            return Err(self.failure(&self.list, &output));
         }
+        Ok(())
     }
 
-    /// `iptables -t nat -S CHAIN`; `None` if there is no such chain.
-    pub fn chain(&self, chain: &str) -> Result<Option<Listing>> {
-        let output = self.ask(&[chain])?;
+    /// The rules of a chain: `iptables -t TABLE -S CHAIN`; `None` if there is no such chain.
+    pub fn chain(&self, table: &str, chain: &str) -> Result<Option<Listing>> {
+        let output = self.list(table, &[chain])?;
         if output.status.success() {
-            return Ok(Some(Listing::parse(&String::from_utf8_lossy(
-                &output.stdout,
-            ))));
+            let text = String::from_utf8_lossy(&output.stdout);
+            return Ok(Some(Listing::parse(&text)));
         }
-        if is_absent(&said(&output)) {
+        if is_absent(&message(&output)) {
             return Ok(None);
         }
         Err(self.failure(&self.list, &output)).with_context(|| format!("list chain {chain}"))
     }
 
-    /// The whole table: `iptables-save -t nat`; empty if the kernel has none.
-    pub fn table(&self) -> Result<Listing> {
-        let output = execute(&self.save, &["-t", "nat"], "")?;
+    /// A whole table: `iptables-save -t TABLE`; empty if the kernel does not have it.
+    pub fn table(&self, table: &str) -> Result<Listing> {
+        let op = || format!("list table {table}");
+        let output = execute(&self.save, &["-t", table], "")?;
         if output.status.success() {
             let text = String::from_utf8_lossy(&output.stdout);
-            // The program does not look whether what it wrote was taken.
-            if text.contains("*nat") && !text.lines().any(|line| line == "COMMIT") {
+            // The program does not check whether its output could be written.
+            if text.contains(&format!("*{table}")) && !text.lines().any(|line| line == "COMMIT") {
                 let name = self.save.display();
-                return Err(anyhow!("{name}: ended in the middle")).context("list table nat");
+                return Err(anyhow!("{name}: ended in the middle")).with_context(op);
             }
             return Ok(Listing::parse(&text));
         }
-        if is_absent(&said(&output)) {
+        if is_absent(&message(&output)) {
             return Ok(Listing::default());
         }
-        Err(self.failure(&self.save, &output)).context("list table nat")
+        Err(self.failure(&self.save, &output)).with_context(op)
     }
 
-    /// Keeps others of us from deciding on the whole table meanwhile, until the
-    /// result is dropped. The nft variant has no lock, and its `-N` does not fail
-    /// for the second of two who both saw no chain: every pod that is the first of
-    /// its node would add the shared rules. The programs' own lock cannot be taken
-    /// for them: the legacy variant would wait for us.
-    pub fn alone(&self) -> Result<Option<Lock>> {
+    /// Keeps other processes of podwire from deciding on a whole table, until the result is dropped.
+    /// The nft variant has no lock, and its `-N` does not fail for the second of two processes that
+    /// both saw no chain: every pod that is the first of its node would add the shared rules. The
+    /// programs' own lock cannot be used: the legacy variant would wait for us.
+    pub fn lock(&self) -> Result<Option<Lock>> {
         let Ok(mut file) = File::open(&self.restore) else {
             return Ok(None);
         };
-        let begun = Instant::now();
+        let start = Instant::now();
         loop {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => return Ok(Some(lock.into())),
                 Err((unlocked, Errno::EWOULDBLOCK)) => file = unlocked,
-                // A file system without locks: rules may come twice, which harms nobody.
+                // A file system without locks: rules may be added twice, which does no harm.
                 Err(_) => return Ok(None),
             }
-            if begun.elapsed().as_secs() >= u64::from(self.lock_wait) {
+            if start.elapsed().as_secs() >= u64::from(self.lock_wait) {
                 return Err(self.locked(&self.restore, "lock on it").into());
             }
             sleep(Duration::from_millis(5));
         }
     }
 
-    /// Whether [`Program::alone`] of both is the same lock.
+    /// Whether [`Program::lock`] of both is the same lock.
     pub fn is_locked_with(&self, other: &Self) -> bool {
         self.restore.canonicalize().ok() == other.restore.canonicalize().ok()
     }
 
     /// Makes all changes or none: `iptables-restore --noflush`.
-    pub fn carry(&self, transaction: &Transaction) -> Result<(), Refused> {
+    pub fn commit(&self, transaction: &Transaction) -> Result<(), Refused> {
         if transaction.is_empty() {
             return Ok(());
         }
@@ -208,69 +205,39 @@ impl Program {
         if output.status.success() {
             return Ok(());
         }
-        let line = failed_line(&said(&output));
-        let error = self.failure(&self.restore, &output);
-        let error = match line.and_then(|line| transaction.line(line)) {
-            Some(rule) => error.context(format!("change table nat: {rule}")),
-            None => error.context("change table nat"),
-        };
+        let line = failed_line(&message(&output));
+        let mut op = format!("change table {}", transaction.table());
+        if let Some(rule) = line.and_then(|line| transaction.line(line)) {
+            op = format!("{op}: {rule}");
+        }
+        let error = self.failure(&self.restore, &output).context(op);
         Err(Refused { line, error })
     }
 
     /// Whether the table has all rules that a transaction requires.
     pub fn has(&self, required: &Transaction) -> Result<bool> {
-        match self.carry(required) {
+        match self.commit(required) {
             Ok(()) => Ok(true),
             Err(Refused { line: Some(_), .. }) => Ok(false),
             Err(Refused { error, .. }) => Err(error),
         }
     }
 
-    /// Puts those of `rules` that a chain of any table lacks before all others: one process
-    /// where none is missing.
-    pub fn keep(&self, table: &str, chain: &str, rules: &[String]) -> Result<()> {
+    fn list(&self, table: &str, chain: &[&str]) -> Result<Output> {
         let wait = self.lock_wait.to_string();
-        let carry = |verb: &str, rules: &[String]| {
-            let lines = rules.iter().map(|rule| format!("{verb} {chain} {rule}\n"));
-            let text = format!("*{table}\n{}COMMIT\n", lines.collect::<String>());
-            execute(&self.restore, &["--noflush", "--wait", &wait], &text)
-        };
-        if carry("-C", rules)?.status.success() {
-            return Ok(());
-        }
-        for rule in rules.iter().map(std::slice::from_ref) {
-            let found = carry("-C", rule)?;
-            if found.status.success() {
-                continue;
-            }
-            if failed_line(&said(&found)).is_none() {
-                return Err(self.failure(&self.restore, &found))
-                    .with_context(|| format!("look for a rule in table {table}"));
-            }
-            let output = carry("-I", rule)?;
-            if !output.status.success() {
-                return Err(self.failure(&self.restore, &output))
-                    .with_context(|| format!("change table {table}: -I {chain} {}", rule[0]));
-            }
-        }
-        Ok(())
-    }
-
-    fn ask(&self, chain: &[&str]) -> Result<Output> {
-        let wait = self.lock_wait.to_string();
-        let arguments = [&["--wait", &wait, "-t", "nat", "-S"], chain].concat();
+        let arguments = [&["--wait", &wait, "-t", table, "-S"], chain].concat();
         execute(&self.list, &arguments, "")
     }
 
     fn failure(&self, program: &Path, output: &Output) -> anyhow::Error {
-        let said = said(output);
-        if said.contains("holding the xtables lock") {
+        let message = message(output);
+        if message.contains("holding the xtables lock") {
             return self.locked(program, "xtables lock").into();
         }
-        let told = format!("{}: {said}", program.display());
-        match FORBIDDEN.iter().any(|text| said.contains(text)) {
-            true => Forbidden(told).into(),
-            false => anyhow!(told),
+        let text = format!("{}: {message}", program.display());
+        match FORBIDDEN.iter().any(|it| message.contains(it)) {
+            true => Forbidden(text).into(),
+            false => anyhow!(text),
         }
     }
 
@@ -282,14 +249,14 @@ impl Program {
     }
 }
 
-/// What a program says that lacks a privilege, or a place for its lock.
+/// The messages of a program that lacks a privilege, or a place for its lock.
 const FORBIDDEN: [&str; 3] = [
     "Permission denied",
     "Operation not permitted",
     "can't open lock file",
 ];
 
-/// A program was not allowed to look.
+/// A program may not read a table.
 #[derive(Debug)]
 struct Forbidden(String);
 
@@ -301,7 +268,7 @@ impl fmt::Display for Forbidden {
 
 impl std::error::Error for Forbidden {}
 
-/// Whether the reason of a failure is that a program may not be executed, or may not look.
+/// Whether the cause of a failure is that a program may not be executed, or may not read a table.
 pub fn is_forbidden(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let io = cause.downcast_ref::<io::Error>();
@@ -309,11 +276,11 @@ pub fn is_forbidden(error: &anyhow::Error) -> bool {
     })
 }
 
-/// Whether a program that failed says that there is no such chain or table. The exit
-/// status does not tell: 1 is also a malloc(3) that failed, 3 also a lack of
-/// permission, and then the chain may well be there. What is not listed here counts
-/// as a failure, so that a DEL that cannot look does not claim to have cleaned up.
-fn is_absent(said: &str) -> bool {
+/// Whether the message of a program that failed means that there is no such chain or table. The exit
+/// status does not tell: 1 is also a malloc(3) that failed, 3 also a lack of permission, and then the
+/// chain may exist. A message that is not listed here counts as a failure, so that a DEL that cannot
+/// read the table does not claim to have cleaned up.
+fn is_absent(message: &str) -> bool {
     let absent = [
         // Both variants, of a chain.
         "No chain/target/match by that name",
@@ -325,30 +292,30 @@ fn is_absent(said: &str) -> bool {
         "Failed to initialize nft: Protocol not supported",
         "Could not fetch rule set generation id: Invalid argument",
     ];
-    // nft 1.8.3 to 1.8.9 of a chain that does not exist. The same of a table means that somebody
-    // else's rules are in it, and perhaps ours.
-    let incompatible = said.contains("chain `") && said.contains("' is incompatible");
-    incompatible || absent.iter().any(|text| said.contains(text))
+    // nft 1.8.3 to 1.8.9, for a chain that does not exist. For a table it means that rules of other
+    // programs are in it, and perhaps ours.
+    let incompatible = message.contains("chain `") && message.contains("' is incompatible");
+    incompatible || absent.iter().any(|text| message.contains(text))
 }
 
-/// What a program had to say, in one line.
-fn said(output: &Output) -> String {
+/// The error messages of a program in one line, or its exit status.
+fn message(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
     let lines = text.lines().map(str::trim);
-    // The nft variant warns of tables of the other one; the hint to --help helps nobody.
+    // The nft variant warns of tables of the other one; a hint to --help is of no use here.
     let lines = lines.filter(|line| {
         !line.is_empty() && !line.starts_with("# Warning") && !line.starts_with("Try `")
     });
-    let said = lines.collect::<Vec<_>>().join(": ");
-    if said.is_empty() {
+    let message = lines.collect::<Vec<_>>().join(": ");
+    if message.is_empty() {
         return output.status.to_string();
     }
-    said
+    message
 }
 
 /// The number in `iptables-restore: line 3 failed`.
-fn failed_line(said: &str) -> Option<usize> {
-    let (_, rest) = said.split_once("line ")?;
+fn failed_line(message: &str) -> Option<usize> {
+    let (_, rest) = message.split_once("line ")?;
     let (number, rest) = rest.split_once(' ')?;
     let number = number.parse().ok()?;
     rest.starts_with("failed").then_some(number)
@@ -381,7 +348,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_failed_line_is_found_in_what_both_variants_say() {
+    fn the_failed_line_is_found_in_the_messages_of_both_variants() {
         let nft = "iptables-nft-restore: line 3 failed: Bad rule (does a matching rule exist in that chain?).";
         assert_eq!(failed_line(nft), Some(3));
         assert_eq!(failed_line("iptables-restore: line 12 failed"), Some(12));
@@ -412,16 +379,16 @@ mod tests {
 
     #[test]
     fn only_what_says_so_is_absent() {
-        for said in [
+        for message in [
             "iptables: No chain/target/match by that name.",
             "iptables v1.8.9 (nf_tables): chain `X' in table `nat' is incompatible, use 'nft' tool.",
             "ip6tables v1.8.9 (legacy): can't initialize ip6tables table `nat': Table does not exist (do you need to insmod?): Perhaps ip6tables or your kernel needs to be upgraded.",
             "iptables-save v1.8.9 (legacy): Cannot initialize: iptables who? (do you need to insmod?)",
             "ip6tables v1.8.9 (legacy): can't initialize ip6tables table `nat': Address family not supported by protocol",
         ] {
-            assert!(is_absent(said), "{said}");
+            assert!(is_absent(message), "{message}");
         }
-        for said in [
+        for message in [
             "xtables: malloc failed: Cannot allocate memory",
             "iptables v1.8.9 (legacy): can't initialize iptables table `nat': Permission denied (you must be root)",
             "iptables v1.8.9 (legacy): can't initialize iptables table `nat': Memory allocation problem",
@@ -430,7 +397,7 @@ mod tests {
             "Fatal: can't open lock file /run/xtables.lock: Read-only file system",
             "exit status: 1",
         ] {
-            assert!(!is_absent(said), "{said}");
+            assert!(!is_absent(message), "{message}");
         }
     }
 }

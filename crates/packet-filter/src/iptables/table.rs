@@ -1,15 +1,21 @@
-//! The nat table as text: what `iptables-save` and `iptables -S` print, what
-//! `iptables-restore` reads. Nothing here executes anything.
+//! A table of iptables as text: what `iptables-save` and `iptables -S` print, and what
+//! `iptables-restore` reads. Nothing here executes a program.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write};
+use std::fmt;
 use std::net::IpAddr;
 
 use anyhow::Result;
 use cni::Code;
 
-/// A family of addresses, each with programs and a table of its own.
+/// The table of masquerade and published ports.
+pub const NAT: &str = "nat";
+/// The table whose rules come before connection tracking.
+pub const RAW: &str = "raw";
+
+/// A family of addresses, each with programs and tables of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "IP versions")]
 pub enum Family {
     V4,
     V6,
@@ -38,30 +44,30 @@ impl Family {
     }
 }
 
-/// Both, in the order in which they are served.
+/// Both.
 pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
-/// The rules of some chains of the table, as they are in the kernel.
+/// The rules of some chains of a table, as they are in the kernel.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Listing(BTreeMap<String, Vec<String>>);
 
 impl Listing {
-    /// Reads what `iptables-save -t nat` or `iptables -t nat -S` printed.
+    /// Reads what `iptables-save -t TABLE` or `iptables -t TABLE -S` printed.
     pub fn parse(text: &str) -> Self {
         let mut chains = BTreeMap::<String, Vec<String>>::new();
         for line in text.lines() {
             let (first, rest) = line.split_once(' ').unwrap_or((line, ""));
             let (chain, rule) = rest.split_once(' ').unwrap_or((rest, ""));
             match first {
-                "-A" => chains
-                    .entry(chain.to_owned())
-                    .or_default()
-                    .push(rule.to_owned()),
+                "-A" => {
+                    let rules = chains.entry(chain.to_owned()).or_default();
+                    rules.push(rule.to_owned());
+                }
                 "-N" | "-P" => drop(chains.entry(chain.to_owned()).or_default()),
                 _ if first.starts_with(':') => {
                     chains.entry(first[1..].to_owned()).or_default();
                 }
-                // *nat, COMMIT, comments
+                // *TABLE, COMMIT, comments
                 _ => {}
             }
         }
@@ -150,90 +156,103 @@ pub fn word(text: &str) -> Result<String> {
     Ok(format!("\"{escaped}\""))
 }
 
-/// Changes of the table that are made together or not at all.
-#[derive(Debug, Default)]
-pub struct Transaction(Vec<String>);
+/// Changes of a table that are made together or not at all.
+#[derive(Debug)]
+pub struct Transaction {
+    table: &'static str,
+    lines: Vec<String>,
+}
 
 impl Transaction {
-    /// With nothing in it.
-    pub fn new() -> Self {
-        Self::default()
+    /// No changes of `table`.
+    pub fn new(table: &'static str) -> Self {
+        Self {
+            table,
+            lines: Vec::new(),
+        }
+    }
+
+    /// The table's name.
+    pub fn table(&self) -> &'static str {
+        self.table
     }
 
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.lines.is_empty()
     }
 
-    /// Makes the changes of `more` after these.
+    /// Makes the changes of `more`, which are of the same table, after these.
     pub fn extend(&mut self, more: Self) {
-        self.0.extend(more.0);
+        self.lines.extend(more.lines);
     }
 
     /// Adds a chain; all fails if it exists.
     pub fn create(&mut self, chain: &str) {
-        self.0.push(format!("-N {chain}"));
+        self.lines.push(format!("-N {chain}"));
     }
 
     /// Adds a chain, or empties it.
     pub fn create_empty(&mut self, chain: &str) {
-        self.0.push(format!(":{chain} - [0:0]"));
+        self.lines.push(format!(":{chain} - [0:0]"));
     }
 
     /// Appends a rule.
     pub fn append(&mut self, chain: &str, rule: &str) {
-        self.0.push(format!("-A {chain} {rule}"));
+        self.lines.push(format!("-A {chain} {rule}"));
     }
 
     /// Makes a rule the first.
     pub fn insert(&mut self, chain: &str, rule: &str) {
-        self.0.push(format!("-I {chain} {rule}"));
+        self.lines.push(format!("-I {chain} {rule}"));
     }
 
     /// All fails unless the rule exists.
     pub fn require(&mut self, chain: &str, rule: &str) {
-        self.0.push(format!("-C {chain} {rule}"));
+        self.lines.push(format!("-C {chain} {rule}"));
     }
 
     /// Deletes one such rule; all fails if there is none.
     pub fn delete(&mut self, chain: &str, rule: &str) {
-        self.0.push(format!("-D {chain} {rule}"));
+        self.lines.push(format!("-D {chain} {rule}"));
     }
 
     /// Deletes a chain that nothing leads to any more, with its rules.
     pub fn delete_chain(&mut self, chain: &str) {
-        self.0.push(format!("-F {chain}"));
-        self.0.push(format!("-X {chain}"));
+        self.lines.push(format!("-F {chain}"));
+        self.lines.push(format!("-X {chain}"));
     }
 
     /// The rules that have to exist, each with its chain.
     pub fn required(&self) -> impl Iterator<Item = (&str, &str)> {
-        let lines = self.0.iter().filter_map(|line| line.strip_prefix("-C "));
+        let lines = self
+            .lines
+            .iter()
+            .filter_map(|line| line.strip_prefix("-C "));
         lines.filter_map(|line| line.split_once(' '))
     }
 
     /// The line that `iptables-restore` counts as number `line`; the first, the
     /// table's name, is 1.
     pub fn line(&self, line: usize) -> Option<&str> {
-        self.0.get(line.checked_sub(2)?).map(String::as_str)
+        self.lines.get(line.checked_sub(2)?).map(String::as_str)
     }
 
-    /// Takes that line out.
+    /// Removes that line and returns it.
     pub fn remove_line(&mut self, line: usize) -> Option<String> {
-        let at = line.checked_sub(2).filter(|at| *at < self.0.len())?;
-        Some(self.0.remove(at))
+        let at = line.checked_sub(2).filter(|at| *at < self.lines.len())?;
+        Some(self.lines.remove(at))
     }
 }
 
 impl fmt::Display for Transaction {
     /// What `iptables-restore --noflush` reads.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("*nat\n")?;
-        for line in &self.0 {
-            f.write_str(line)?;
-            f.write_char('\n')?;
-        }
-        f.write_str("COMMIT\n")
+        writeln!(f, "*{}", self.table)?;
+        self.lines
+            .iter()
+            .try_for_each(|line| writeln!(f, "{line}"))?;
+        writeln!(f, "COMMIT")
     }
 }
 

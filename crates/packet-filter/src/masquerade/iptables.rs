@@ -1,5 +1,5 @@
-//! The rules that masquerade a pod: a chain of its container on its network,
-//! and a jump to it from POSTROUTING for each address.
+//! Masquerade in iptables: a chain of the container on its network, and a jump to it from POSTROUTING
+//! for each address.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -9,10 +9,10 @@ use cni::conf::ValidAttachment;
 use cni::{Attachment, names};
 use ipnetwork::IpNetwork;
 
-use crate::iptables::table::{Family, Listing, Transaction, jumps_to, option, word};
+use crate::iptables::table::{Family, Listing, NAT, Transaction, jumps_to, option, word};
 use crate::masquerade::Masquerade;
 
-/// What is wanted in one family.
+/// The rules of a pod in one family.
 #[derive(Debug)]
 pub struct Rules {
     chain: String,
@@ -64,10 +64,10 @@ impl Rules {
         }))
     }
 
-    /// For a chain that does not exist yet, which is nearly always so: all
-    /// fails if it does.
+    /// For a chain that does not exist yet, which is nearly always so; otherwise the transaction
+    /// fails.
     pub fn create(&self) -> Transaction {
-        let mut transaction = Transaction::new();
+        let mut transaction = Transaction::new(NAT);
         transaction.create(&self.chain);
         self.fill(&mut transaction, &self.accepts);
         for (_, jump) in &self.jumps {
@@ -76,16 +76,16 @@ impl Rules {
         transaction
     }
 
-    /// For a chain that may exist, as `listing` has it: an ADD that is repeated,
-    /// or another interface of the container on the network, whose subnets stay.
+    /// For a chain that may exist in `listing`: the ADD is repeated, or another interface of the
+    /// container is on the network, whose subnets stay.
     pub fn complete(&self, listing: &Listing) -> Transaction {
         let mut accepts: Vec<_> = listing.rules(&self.chain).to_vec();
         accepts.retain(|rule| rule.ends_with("-j ACCEPT") && !self.accepts.contains(rule));
         accepts.extend_from_slice(&self.accepts);
-        let mut transaction = Transaction::new();
+        let mut transaction = Transaction::new(NAT);
         transaction.create_empty(&self.chain);
         self.fill(&mut transaction, &accepts);
-        // Names of network and container that read the same one after the other share a chain.
+        // Two pairs of network and container share a chain if their names, joined, are the same.
         let others = listing.rules(&self.chain).iter();
         for rule in others.filter(|it| it.contains("-j MASQUERADE") && !self.is_own(it)) {
             transaction.append(&self.chain, rule);
@@ -103,8 +103,8 @@ impl Rules {
         option(rule, "--comment").as_ref() == Some(&self.comment)
     }
 
-    /// The subnets of all addresses come before the masquerade: after it, as
-    /// the Go plugins have a second one, they would never be reached.
+    /// The subnets of all addresses come before the masquerade. After it, where the Go plugins put
+    /// those of a second interface, they would never be reached.
     fn fill(&self, transaction: &mut Transaction, accepts: &[String]) {
         for accept in accepts {
             transaction.append(&self.chain, accept);
@@ -112,9 +112,9 @@ impl Rules {
         transaction.append(&self.chain, &self.masquerade);
     }
 
-    /// Fails with the first rule that is missing.
+    /// Fails at the first rule that is missing.
     pub fn check(&self) -> Transaction {
-        let mut transaction = Transaction::new();
+        let mut transaction = Transaction::new(NAT);
         for (_, jump) in &self.jumps {
             transaction.require(POSTROUTING, jump);
         }
@@ -125,10 +125,10 @@ impl Rules {
     }
 }
 
-/// iptables keeps so much of a comment (XT_MAX_COMMENT_LEN, less its end).
+/// Bytes of a comment that iptables keeps (XT_MAX_COMMENT_LEN without the zero byte).
 pub const COMMENT: usize = 255;
 
-/// The chain in which all jumps are.
+/// The chain that has all jumps.
 pub const POSTROUTING: &str = "POSTROUTING";
 
 /// The chain of a container on a network. The interface is not in its name.
@@ -140,11 +140,11 @@ fn chain_of(network: &str, container_id: &str) -> String {
     names::prefixed(28, "CNI-", &format!("{network}{container_id}"))
 }
 
-/// Removes the jumps of known addresses and with them the chain, unless another
-/// interface still needs it: then all fails.
+/// Removes the jumps of known addresses, and the chain. The transaction fails if another interface
+/// still needs the chain.
 pub fn remove(owner: &Attachment, addresses: &[IpAddr]) -> Transaction {
     let chain = chain(owner);
-    let mut transaction = Transaction::new();
+    let mut transaction = Transaction::new(NAT);
     for ip in addresses {
         transaction.delete(POSTROUTING, &jump(owner, *ip));
     }
@@ -152,12 +152,12 @@ pub fn remove(owner: &Attachment, addresses: &[IpAddr]) -> Transaction {
     transaction
 }
 
-/// Removes what `listing` has (of the chain, and of POSTROUTING): the jumps of
-/// `addresses`, or all of this owner if there are none; the chain with the last jump. Another
-/// owner may have the same chain: see [`Rules::complete`].
+/// Removes what `listing` has of the chain and of POSTROUTING: the jumps of `addresses`, or all of
+/// this owner if there are none, and the chain with the last jump. Another owner may have the same
+/// chain: see [`Rules::complete`].
 pub fn remove_found(owner: &Attachment, addresses: &[IpAddr], listing: &Listing) -> Transaction {
     let (chain, comment) = (chain(owner), comment_text(owner));
-    let mut transaction = Transaction::new();
+    let mut transaction = Transaction::new(NAT);
     let mut others = false;
     for rule in listing.rules(POSTROUTING) {
         if !jumps_to(rule, &chain) {
@@ -177,7 +177,7 @@ pub fn remove_found(owner: &Attachment, addresses: &[IpAddr], listing: &Listing)
     transaction
 }
 
-/// Whether a chain masquerades a pod: it says so in its own rules.
+/// Whether a chain masquerades a pod, by the comments of its rules.
 pub fn is_chain(chain: &str, rules: &[String]) -> bool {
     let begins = |rule: &String| {
         option(rule, "--comment").is_some_and(|comment| comment.starts_with("name: \""))
@@ -200,7 +200,7 @@ pub fn collect(network: &str, valid: &[ValidAttachment], listing: &Listing) -> T
         option(rule, "--comment").is_some_and(|comment| comment.starts_with(&begin))
     };
     let is_stale = |chain: &str| chain.starts_with("CNI-") && !valid.iter().any(|it| it == chain);
-    let mut transaction = Transaction::new();
+    let mut transaction = Transaction::new(NAT);
     let mut needed = HashSet::new();
     for rule in listing.rules(POSTROUTING) {
         let target = option(rule, "-j");
@@ -210,7 +210,7 @@ pub fn collect(network: &str, valid: &[ValidAttachment], listing: &Listing) -> T
             needed.extend(target);
         }
     }
-    // A chain that nothing leads to any more says in its own rules whose it was.
+    // The rules of a chain that nothing leads to any more name its owner.
     for (chain, rules) in listing.chains() {
         let is_masquerade = |rule: &String| is_of_network(rule) && ends(rule);
         if is_stale(chain) && !needed.contains(chain) && rules.iter().any(is_masquerade) {
@@ -226,15 +226,14 @@ fn jump(owner: &Attachment, ip: IpAddr) -> String {
     format!("{}{comment} -j {chain}", subnet("-s", IpNetwork::from(ip)))
 }
 
-/// Whether a jump is of an address: of it alone, or, as plugins before 0.9
-/// wrote it, of its subnet.
+/// Whether a jump is for an address: for it alone, or, as plugins before 0.9 wrote it, for its subnet.
 fn is_from(rule: &str, ip: IpAddr) -> bool {
     let source = option(rule, "-s").and_then(|text| text.parse::<IpNetwork>().ok());
     source.is_some_and(|source| source.contains(ip))
 }
 
-/// The network's name and the container's id have no letter to be escaped: the
-/// Go plugins' `%q` and `{:?}` agree on them.
+/// The network's name and the container's id have no character that is escaped, so the Go plugins'
+/// `%q` and `{:?}` print the same.
 fn comment(owner: &Attachment) -> String {
     format!("-m comment --comment {:?}", comment_text(owner))
 }
@@ -249,8 +248,7 @@ fn comment_text(owner: &Attachment) -> String {
     comment
 }
 
-/// The option with a network, and a blank; nothing for all addresses, as
-/// iptables itself prints it.
+/// The option with a network, and a space; nothing for all addresses, as iptables itself prints it.
 pub fn subnet(option: &str, network: IpNetwork) -> String {
     if network.prefix() == 0 {
         return String::new();

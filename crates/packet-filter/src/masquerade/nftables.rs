@@ -1,137 +1,147 @@
-//! Masquerading: one rule per subnet of a network, none per pod.
+//! Masquerade in nf_tables: one rule for each subnet of a network, none for a pod.
 //!
-//! The table and its chains are those of the Go plugins, so that both suites
-//! work side by side on a node. They write a rule per pod; ours is for the
-//! subnet, because deleting a rule makes whoever closes the socket wait some
-//! 10 ms for RCU while it holds the lock that every other commit, and every new
-//! interface, waits for. A rule that outlives its pods costs nothing.
+//! Table and chains are those of the Go plugins, so that both suites work side by side on a node.
+//! The Go plugins write a rule for each pod. Ours is for the subnet, because after the deletion of
+//! a rule the close of the socket waits some 10 ms for RCU, with the lock held that every other
+//! commit and every new interface need. A rule that outlives its pods costs nothing.
 //!
-//! A comment begins with a hash of the network; that of a rule for one pod goes
-//! on with `-` and a hash of the pod, which is what the Go plugins look for when
-//! they delete. Ours never has that.
+//! A comment begins with a hash of the network. That of a rule for one pod goes on with `-` and a
+//! hash of the pod, by which the Go plugins find the rule when they delete it. The comment of a
+//! subnet's rule never does.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use anyhow::Result;
 use cni::conf::ValidAttachment;
 use cni::{Attachment, names};
 use ipnetwork::IpNetwork;
-
-use crate::masquerade::{Masquerade, is_single};
-use nftables::Error;
-use nftables::Socket;
-use nftables::listing::{self, Listed};
-use nftables::{Chain, Change, Family, Hook, Point, Rule, Table, Transaction, fitting};
-use nftables::{Side, Statement};
-
-const TABLE: Table = Table {
-    family: Family::Inet,
-    name: "cni_plugins_masquerade",
-    comment: "Masquerading for plugins from github.com/containernetworking/plugins",
+use nftables::listing::{self, has_in_order, in_chain};
+use nftables::{
+    Chain, Error, Family, Listed, Point, Rule, Side, Socket, Statement, Table, Transaction, fitting,
 };
+
+use crate::backend::Nftables;
+use crate::masquerade::{Masquerade, is_single, subnet};
+
+const TABLE: Table = Table::commented(
+    Family::Inet,
+    "cni_plugins_masquerade",
+    "Masquerading for plugins from github.com/containernetworking/plugins",
+);
 const CHECKS: &str = "masq_checks";
 const POSTROUTING: &str = "postrouting";
+
+impl Nftables {
+    /// Whether subnets of `network` that are not among `kept` are masqueraded.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn has_stale_masquerade(&self, network: &str, kept: &[IpNetwork]) -> Result<bool> {
+        let found = rules(&self.socket)?;
+        Ok(!stale(&found, network, kept).is_empty())
+    }
+
+    /// Removes the rules for subnets of `network` that are not among `kept`.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn remove_stale_masquerade(&self, network: &str, kept: &[IpNetwork]) -> Result<()> {
+        self.transact(|socket| Ok(removal(stale(&rules(socket)?, network, kept))))
+    }
+}
 
 /// Changes that make the kernel masquerade as `wanted`, none if it does; and whether there are
 /// rules for other subnets of its network.
 pub fn add(socket: &Socket, wanted: &Masquerade) -> Result<(Transaction, bool), Error> {
     let found = rules(socket)?;
-    let others = of_others(&found, &wanted.owner.network, &wanted.subnets());
+    let others = stale(&found, &wanted.owner.network, &wanted.subnets());
     Ok((additions(&found, &[wanted]), !others.is_empty()))
 }
 
 /// All rules of the table.
 pub fn rules(socket: &Socket) -> Result<Vec<Listed>, Error> {
-    listing::rules(socket, TABLE, None)
+    listing::rules(socket, TABLE)
 }
 
-/// What the Go plugins laid down for `wanted`'s pod alone, of what is `found`.
+/// The rules of `found` that the Go plugins wrote for the pod of `wanted` alone.
 pub fn of_go<'a>(found: &'a [Listed], wanted: &Masquerade) -> Vec<&'a Listed> {
     let pod = pod_prefix_of(&wanted.owner);
-    // For an address that is no subnet, theirs and ours are the same.
+    // For an address without a subnet, theirs and ours are the same.
     let ours: Vec<_> = wanted
         .addresses
         .iter()
         .flat_map(|address| [false, true].map(|random| rule(wanted, *address, random)))
         .collect();
-    let is_go = |it: &&Listed| {
-        it.chain == CHECKS
-            && it.comment.starts_with(&pod)
-            && !ours.iter().any(|rule| it.is(Family::Inet, rule))
-    };
-    found.iter().filter(is_go).collect()
+    let is_go = |it: &&Listed| it.comment.starts_with(&pod) && !ours.iter().any(|rule| it.is(rule));
+    in_chain(found, CHECKS).filter(is_go).collect()
 }
 
-/// The rules for `wanted`'s subnets, of what is `found`.
+/// The rules of `found` for the subnets of `wanted`.
 pub fn of_network<'a>(found: &'a [Listed], wanted: &Masquerade) -> Vec<&'a Listed> {
-    let subnets: Vec<_> = wanted.addresses.iter().copied().map(leaves).collect();
-    let is_ours = |it: &&Listed| subnets.iter().any(|rule| it.begins(Family::Inet, rule));
+    let subnets: Vec<_> = wanted.addresses.iter().map(|it| leaving(*it)).collect();
     let all = of_subnets(found, &wanted.owner.network);
-    all.filter(is_ours).collect()
+    all.filter(|it| subnets.iter().any(|rule| it.begins(rule)))
+        .collect()
 }
 
-/// The rules for subnets of `network` that are not among `kept`, of what is `found`.
-pub fn of_others<'a>(found: &'a [Listed], network: &str, kept: &[IpNetwork]) -> Vec<&'a Listed> {
-    let kept: Vec<_> = kept.iter().copied().map(leaves).collect();
-    let is_kept = |it: &Listed| kept.iter().any(|rule| it.begins(Family::Inet, rule));
+/// The rules of `found` for subnets of `network` that are not among `kept`.
+fn stale<'a>(found: &'a [Listed], network: &str, kept: &[IpNetwork]) -> Vec<&'a Listed> {
+    let kept: Vec<_> = kept.iter().map(|it| leaving(*it)).collect();
     let all = of_subnets(found, network);
-    all.filter(|it| !is_kept(it)).collect()
+    all.filter(|it| !kept.iter().any(|rule| it.begins(rule)))
+        .collect()
 }
 
 fn of_subnets<'a>(found: &'a [Listed], network: &str) -> impl Iterator<Item = &'a Listed> {
     let comment = network_comment(network);
-    found
-        .iter()
-        .filter(move |it| it.chain == CHECKS && it.comment == fitting(&comment))
+    in_chain(found, CHECKS).filter(move |it| it.comment == fitting(&comment))
 }
 
 /// How every rule for the subnet of `address` begins.
-fn leaves(address: IpNetwork) -> Rule {
-    let subnet = network(address.network(), address.prefix());
-    Rule::new(subnet_leaves(&pod_or_network_rule(subnet, subnet, false)))
+fn leaving(address: IpNetwork) -> Rule {
+    let subnet = subnet(address);
+    Rule::new([
+        Statement::Address(Side::Source, subnet),
+        Statement::AddressNot(Side::Destination, subnet),
+    ])
 }
 
-/// The changes that take these rules away, each of them once.
-pub fn removal(rules: &[&Listed]) -> Transaction {
+/// Changes that remove these rules, each once.
+pub fn removal<'a>(rules: impl IntoIterator<Item = &'a Listed>) -> Transaction {
     let mut handles = HashSet::new();
     let mut changes = Transaction::new();
     for rule in rules {
         if handles.insert(rule.handle) {
-            changes.push(rule.deletion(TABLE));
+            changes.delete_rule(rule);
         }
     }
     changes
 }
 
-/// Changes that lay down what the Go plugins would for these pods; none if it is there.
+/// Changes that add what the Go plugins would have for these pods; none if it is there.
 pub fn go_additions(found: &[Listed], all: &[&Masquerade]) -> Transaction {
     let mut rules = Transaction::new();
     for wanted in all {
         for address in &wanted.addresses {
             let rule = pod_rule(*address, wanted.random_fully);
             let rule = rule.comment(pod_comment(&wanted.owner));
-            let there = |it: &Listed| it.chain == CHECKS && it.is(Family::Inet, &rule);
-            if !found.iter().any(there) {
-                rules.push(Change::AddRule(TABLE, CHECKS.into(), rule));
+            if !in_chain(found, CHECKS).any(|it| it.is(&rule)) {
+                rules.add_rule(TABLE, CHECKS, rule);
             }
         }
     }
-    let mut all = Transaction::new();
-    if !rules.is_empty() {
-        all = base(leads_to_checks(found));
-        all.extend(rules);
-    }
-    all
+    after_base(found, rules)
 }
 
-/// Changes that take away what is there for `owner` alone.
+/// Changes that remove the rules for `owner` alone.
 pub fn remove(socket: &Socket, owner: &Attachment) -> Result<Transaction, Error> {
     let pod = pod_prefix_of(owner);
     remove_where(socket, |comment| comment.starts_with(&pod))
 }
 
-/// Changes that take away what is there for pods of `network` that are not
-/// `valid`, and for `network` itself if none is.
+/// Changes that remove the rules for pods of `network` that are not `valid`, and the network's own
+/// if none is.
 pub fn collect(
     socket: &Socket,
     network: &str,
@@ -141,7 +151,7 @@ pub fn collect(
     remove_where(socket, |comment| is_stale(comment, network, &alive))
 }
 
-/// How the comments begin that are for attachments to `network` that live.
+/// How the comments for the living attachments to `network` begin.
 fn alive(network: &str, valid: &[ValidAttachment]) -> HashSet<String> {
     let prefix = |it: &ValidAttachment| pod_prefix(network, &it.container_id, &it.ifname);
     valid.iter().map(prefix).collect()
@@ -155,31 +165,20 @@ fn is_stale(comment: &str, network: &str, alive: &HashSet<String>) -> bool {
     pod.starts_with(&format!("{}-", network_hash(network))) && !alive.contains(pod)
 }
 
-/// What is missing for `wanted`, in words; `None` if nothing is. The rules of
-/// the Go plugins are as good as ours.
-pub fn missing(socket: &Socket, wanted: &Masquerade) -> Result<Option<String>, Error> {
-    Ok(missing_in(&rules(socket)?, wanted))
-}
-
-/// The same, of what is `found`.
-pub fn missing_in(found: &[Listed], wanted: &Masquerade) -> Option<String> {
+/// What `found` lacks of `wanted`, in words; `None` if nothing is missing. The rules of the Go
+/// plugins are as good as ours.
+pub fn missing(found: &[Listed], wanted: &Masquerade) -> Option<String> {
     let pod = pod_prefix_of(&wanted.owner);
     for address in &wanted.addresses {
         let ours = [false, true].map(|random| rule(wanted, *address, random));
-        let go = match wanted.not_through {
-            // The Go plugins know no exceptions.
-            None if wanted.except.is_empty() => {
-                vec![pod_rule(*address, false), pod_rule(*address, true)]
-            }
-            _ => Vec::new(),
+        let go = [false, true].map(|random| pod_rule(*address, random));
+        let is_go = |it: &Listed| {
+            wanted.is_known_to_go()
+                && it.comment.starts_with(&pod)
+                && go.iter().any(|rule| it.does(rule))
         };
-        let there = |it: &Listed| {
-            it.chain == CHECKS
-                && (ours.iter().any(|rule| it.is(Family::Inet, rule))
-                    || it.comment.starts_with(&pod)
-                        && go.iter().any(|rule| it.does(Family::Inet, rule)))
-        };
-        if !found.iter().any(there) {
+        let mut rules = in_chain(found, CHECKS);
+        if !rules.any(|it| ours.iter().any(|rule| it.is(rule)) || is_go(it)) {
             return Some(format!(
                 "no rule in chain {TABLE} {CHECKS} masquerades {address} of network {}",
                 wanted.owner.network
@@ -189,156 +188,114 @@ pub fn missing_in(found: &[Listed], wanted: &Masquerade) -> Option<String> {
     (!leads_to_checks(found))
         .then(|| format!("chain {TABLE} {POSTROUTING} does not lead to {CHECKS}"))
 }
-/// Changes for all of them together; of two that want a subnet's rule to be
-/// different ones, the first has its way.
+
+/// Changes for all of these together. Where two of them want different rules for a subnet, the
+/// first one counts.
 pub fn additions(found: &[Listed], all: &[&Masquerade]) -> Transaction {
     let mut rules = Transaction::new();
-    let mut seen: Vec<Rule> = Vec::new();
-    let pairs = all.iter().flat_map(|wanted| {
-        wanted
-            .addresses
-            .iter()
-            .map(move |address| (wanted, address))
-    });
-    for (wanted, address) in pairs {
-        let rule = rule(wanted, *address, wanted.random_fully);
-        let subnet = Rule::new(subnet_leaves(&rule));
-        let same =
-            |it: &&Rule| it.comment == rule.comment && subnet_leaves(it) == subnet.statements;
-        if seen.iter().any(|it| same(&it)) {
-            continue;
+    let mut seen = Vec::<Rule>::new();
+    for wanted in all {
+        for address in &wanted.addresses {
+            let rule = rule(wanted, *address, wanted.random_fully);
+            let leaving = leaving(*address);
+            if seen.iter().any(|it| {
+                it.comment == rule.comment && it.statements.starts_with(&leaving.statements)
+            }) {
+                continue;
+            }
+            let comment = rule.comment.clone().unwrap_or_default();
+            let there: Vec<_> = in_chain(found, CHECKS)
+                .filter(|it| it.comment == fitting(&comment) && it.begins(&leaving))
+                .collect();
+            if !there.iter().any(|it| it.is(&rule)) {
+                // The network's configuration was changed.
+                there.into_iter().for_each(|it| rules.delete_rule(it));
+                rules.add_rule(TABLE, CHECKS, rule.clone());
+            }
+            seen.push(rule);
         }
-        seen.push(rule.clone());
-        let comment = rule.comment.clone().unwrap_or_default();
-        let there: Vec<_> = found
-            .iter()
-            .filter(|it| it.chain == CHECKS && it.comment == fitting(&comment))
-            .filter(|it| it.begins(Family::Inet, &subnet))
-            .collect();
-        if there.iter().any(|it| it.is(Family::Inet, &rule)) {
-            continue;
-        }
-        // The network's configuration was changed.
-        for other in there {
-            rules.push(other.deletion(TABLE));
-        }
-        rules.push(Change::AddRule(TABLE, CHECKS.into(), rule));
     }
-    if leads_to_checks(found) {
-        // Table and chains are there. To name them again makes the program that closes the socket
-        // wait some 10 ms for RCU: the kernel takes it for an update of the chain.
+    match leads_to_checks(found) {
+        // Table and chains are there. To name them again makes the close of the socket wait some
+        // 10 ms for RCU, because the kernel takes it for an update of the chain.
+        true => rules,
+        false => {
+            let mut all = base(false);
+            all.extend(rules);
+            all
+        }
+    }
+}
+
+/// `rules`, if there are any, after the table and its chains.
+fn after_base(found: &[Listed], rules: Transaction) -> Transaction {
+    if rules.is_empty() {
         return rules;
     }
-    let mut all = base(false);
+    let mut all = base(leads_to_checks(found));
     all.extend(rules);
     all
 }
 
-/// The conditions that every rule for a subnet begins with.
-fn subnet_leaves(rule: &Rule) -> Vec<Statement> {
-    rule.statements.iter().take(2).cloned().collect()
-}
-
-/// The table and its chains. The Go plugins flush and refill the chain that
-/// leads to the checks each time; we do where it does not lead there.
-fn base(entered: bool) -> Transaction {
+/// The table and its chains. Where [`POSTROUTING`] does not lead to the checks, it is filled anew,
+/// as the Go plugins do each time.
+fn base(leads_to_checks: bool) -> Transaction {
     let mut base = Transaction::new();
-    base.push(Change::AddTable(TABLE));
-    base.push(Change::AddChain(
-        TABLE,
-        Chain {
-            name: CHECKS.into(),
-            hook: None,
-            comment: "Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet",
-        },
-    ));
-    if entered {
-        return base;
-    }
-    base.push(Change::AddChain(
-        TABLE,
-        Chain {
-            name: POSTROUTING.into(),
-            hook: Some(Hook {
-                kind: "nat",
-                point: Point::Postrouting,
-                priority: 100,
-            }),
-            comment: "",
-        },
-    ));
-    base.push(Change::FlushChain(TABLE, POSTROUTING.into()));
-    for rule in entry() {
-        base.push(Change::AddRule(TABLE, POSTROUTING.into(), rule));
+    base.add_table(TABLE);
+    let comment =
+        "Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet";
+    base.add_chain(TABLE, Chain::new(CHECKS).comment(comment));
+    if !leads_to_checks {
+        let chain = Chain::hooked(POSTROUTING, "nat", Point::Postrouting, 100);
+        base.fill_chain(TABLE, chain, entry());
     }
     base
 }
 
-/// Multicast keeps its source; all else is checked.
+/// Multicast keeps its source; everything else is checked.
 fn entry() -> [Rule; 3] {
     let multicast = [
         (IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 4),
         (IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8),
     ];
     let [v4, v6] = multicast.map(|(ip, prefix)| {
-        let group = network(ip, prefix);
-        Rule::new([
-            Statement::Address(Side::Destination, group),
-            Statement::Return,
-        ])
+        let group = IpNetwork::new(ip, prefix).unwrap_or(ip.into());
+        let to_group = Statement::Address(Side::Destination, group);
+        Rule::new([to_group, Statement::Return])
     });
     [v4, v6, Rule::new([Statement::Goto(CHECKS.into())])]
 }
 
-/// Whether the three rules are there, in their order; others between them are
-/// an administrator's.
 fn leads_to_checks(found: &[Listed]) -> bool {
-    let mut found = found.iter().filter(|it| it.chain == POSTROUTING);
-    entry()
-        .iter()
-        .all(|rule| found.any(|it| it.does(Family::Inet, rule)))
+    has_in_order(found, POSTROUTING, &entry())
 }
 
 fn rule(wanted: &Masquerade, address: IpNetwork, fully_random: bool) -> Rule {
-    let subnet = network(address.network(), address.prefix());
-    let mut rule = pod_or_network_rule(subnet, address, fully_random);
+    let mut rule = leaving(address);
     let of_family = |it: &&IpNetwork| it.is_ipv4() == address.is_ipv4();
     for except in wanted.except.iter().filter(of_family) {
-        let last = rule.statements.len() - 1;
         let elsewhere = Statement::AddressNot(Side::Destination, *except);
-        rule.statements.insert(last, elsewhere);
+        rule.statements.push(elsewhere);
     }
     if let Some(device) = &wanted.not_through {
-        let last = rule.statements.len() - 1;
         let elsewhere = Statement::OutInterfaceNot(device.clone());
-        rule.statements.insert(last, elsewhere);
+        rule.statements.push(elsewhere);
     }
-    if is_single(&address) {
-        // What is no subnet is the pod's own: DEL takes it away, as the Go
-        // plugins' DEL would.
-        return rule.comment(pod_comment(&wanted.owner));
-    }
-    rule.comment(network_comment(&wanted.owner.network))
+    rule.statements.push(Statement::Masquerade { fully_random });
+    rule.comment(match is_single(&address) {
+        // Such an address is the pod's alone: DEL removes the rule, as the Go plugins' DEL would.
+        true => pod_comment(&wanted.owner),
+        false => network_comment(&wanted.owner.network),
+    })
 }
 
-/// What the Go plugins write for a pod.
+/// The rule of the Go plugins for a pod.
 fn pod_rule(address: IpNetwork, fully_random: bool) -> Rule {
-    let pod = IpNetwork::from(address.ip());
-    pod_or_network_rule(pod, address, fully_random)
-}
-
-fn pod_or_network_rule(from: IpNetwork, subnet: IpNetwork, fully_random: bool) -> Rule {
-    let subnet = network(subnet.network(), subnet.prefix());
     Rule::new([
-        Statement::Address(Side::Source, from),
-        Statement::AddressNot(Side::Destination, subnet),
+        Statement::Address(Side::Source, address.ip().into()),
+        Statement::AddressNot(Side::Destination, subnet(address)),
         Statement::Masquerade { fully_random },
     ])
-}
-
-/// `prefix` is one of a network that was checked already.
-fn network(ip: IpAddr, prefix: u8) -> IpNetwork {
-    IpNetwork::new(ip, prefix).unwrap_or_else(|_| IpNetwork::from(ip))
 }
 
 fn network_hash(network: &str) -> String {
@@ -362,19 +319,14 @@ fn pod_prefix_of(owner: &Attachment) -> String {
 fn pod_comment(owner: &Attachment) -> String {
     let (network, id, ifname) = (&owner.network, &owner.container_id, &owner.ifname);
     let prefix = pod_prefix_of(owner);
-    // nft prints a quote as it is, and cannot read it again. Who owns it says the hash.
+    // nft prints a quote as it is and cannot read it again. The hash names the owner.
     let ifname = ifname.as_str().replace('"', "'");
     format!("{prefix}, net: {network}, if: {ifname}, id: {id}")
 }
 
-fn remove_where(socket: &Socket, doomed: impl Fn(&str) -> bool) -> Result<Transaction, Error> {
-    let mut changes = Transaction::new();
-    for rule in listing::rules(socket, TABLE, Some(CHECKS))? {
-        if doomed(&rule.comment) {
-            changes.push(rule.deletion(TABLE));
-        }
-    }
-    Ok(changes)
+fn remove_where(socket: &Socket, is_stale: impl Fn(&str) -> bool) -> Result<Transaction, Error> {
+    let found = listing::chain_rules(socket, TABLE, CHECKS)?;
+    Ok(removal(found.iter().filter(|it| is_stale(&it.comment))))
 }
 
 #[cfg(test)]
@@ -414,7 +366,7 @@ add rule inet cni_plugins_masquerade postrouting goto masq_checks
         let entry = entry.iter().map(|it| (POSTROUTING, it));
         let all = entry.chain(rules.iter().map(|it| (CHECKS, it)));
         all.zip(10..)
-            .map(|((chain, rule), handle)| Listed::of(Family::Inet, chain, handle, rule))
+            .map(|((chain, rule), handle)| Listed::of(TABLE, chain, handle, rule))
             .collect()
     }
 

@@ -1,32 +1,30 @@
-//! The rule set of a node and all its pods at once: what is there of each, and
-//! one transaction that adds, or takes away, all that is decided on.
+//! The nf_tables rules of all pods of a node: what is there, and one transaction with all changes.
 
 use std::collections::HashSet;
 use std::fmt;
 
 use anyhow::Result;
 use cni::Attachment;
+use nftables::{Family, Listed, Transaction};
 
+use super::Rules;
 use crate::backend::{Backend, Nftables};
-use crate::isolation::{self, Isolation};
-use crate::masquerade::Masquerade;
-use crate::masquerade::nftables as masquerade;
-use crate::ports::{HostPorts, Notice, conditional, go, layout, nftables as hostport};
+use crate::isolation::Isolation;
+use crate::masquerade::{Masquerade, nftables as masquerade};
+use crate::ports::{GoRules, HostPorts, Notice, conditional, layout, nftables as ports};
 use crate::separation::{self, Separation};
-use crate::spoof_check::{self, SpoofCheck};
+use crate::spoof_check::SpoofCheck;
 use crate::vxlan_guard::{self, VxlanGuard};
-use nftables::listing::Listed;
-use nftables::{Family, Transaction};
 
 /// What is there, and what is to be changed.
 pub struct Ruleset {
     nftables: Nftables,
     generation: u32,
     masquerade: Vec<Listed>,
-    go: go::Rules,
-    /// Whose ports are there.
+    go: GoRules,
+    /// The owners of published ports.
     owners: HashSet<String>,
-    /// What nft has to read first.
+    /// What nft has to do first.
     script: String,
     changes: Transaction,
 }
@@ -38,71 +36,74 @@ impl Ruleset {
         Ok(Self {
             generation: socket.generation()?,
             masquerade: masquerade::rules(socket)?,
-            go: go::Rules::read(socket)?,
-            owners: hostport::owners(socket)?.into_keys().collect(),
+            go: GoRules::read(socket)?,
+            owners: ports::owners(socket)?.into_keys().collect(),
             script: String::new(),
             changes: Transaction::new(),
             nftables,
         })
     }
 
-    /// Whether nothing of it is missing, whoever laid it down.
-    pub fn masquerades(&self, wanted: &Masquerade) -> bool {
-        masquerade::missing_in(&self.masquerade, wanted).is_none()
+    /// Whether nothing of a masquerade is missing, whatever suite wrote it.
+    pub fn has_masquerade(&self, wanted: &Masquerade) -> bool {
+        masquerade::missing(&self.masquerade, wanted).is_none()
     }
 
-    /// Whether nothing of them is missing, whoever laid them down.
-    pub fn publishes(&self, wanted: &HostPorts) -> bool {
+    /// Whether nothing of published ports is missing, whatever suite wrote them.
+    pub fn has_ports(&self, wanted: &HostPorts) -> bool {
         self.nftables.check_published(wanted).is_ok()
     }
 
-    /// Whether nothing of it is missing.
-    pub fn checks(&self, wanted: &SpoofCheck) -> bool {
+    /// Whether nothing of a spoof check is missing.
+    pub fn has_spoof_check(&self, wanted: &SpoofCheck) -> bool {
         self.nftables.check_spoof_check(wanted).is_ok()
     }
 
-    /// Adds what is missing of these; of ports that another owner has, only tells. Whose ports
-    /// stay as they are, and which are another's.
+    /// Whether nothing of a separation is missing.
+    pub fn has_separation(&self, wanted: &Separation) -> bool {
+        self.nftables.check_separation(wanted).is_ok()
+    }
+
+    /// Whether nothing of an isolation is missing.
+    pub fn has_isolation(&self, wanted: &Isolation) -> bool {
+        self.nftables.check_isolation(wanted).is_ok()
+    }
+
+    /// Adds what is missing of `wanted`. Ports that another owner has stay, and are returned; so are
+    /// the owners of `wanted` whose ports do not change.
     ///
     /// # Errors
     /// The kernel cannot be asked; a condition is more than one.
-    pub fn add(
-        &mut self,
-        masquerades: &[&Masquerade],
-        ports: &[&HostPorts],
-    ) -> Result<(Vec<Attachment>, Vec<Notice>)> {
+    pub fn add(&mut self, wanted: &Rules<'_>) -> Result<(Vec<Attachment>, Vec<Notice>)> {
         let socket = &self.nftables.socket;
-        if !masquerades.is_empty() {
-            let additions = masquerade::additions(&self.masquerade, masquerades);
+        if !wanted.masquerades.is_empty() {
+            let additions = masquerade::additions(&self.masquerade, &wanted.masquerades);
             self.changes.extend(additions);
         }
-        let mut added = hostport::additions(socket, ports)?;
+        let mut added = ports::additions(socket, &wanted.ports)?;
         self.changes.extend(added.changes);
-        for wanted in ports {
-            for family in layout::families(wanted) {
-                if conditional::check(socket, family, wanted).is_err() {
-                    let script = conditional::script(socket, family, wanted)?;
+        for ports in &wanted.ports {
+            for family in layout::families(ports) {
+                if conditional::check(socket, family, ports).is_err() {
+                    let script = conditional::script(socket, family, ports)?;
                     self.script.extend(script);
-                    added.owners.insert(layout::owner(&wanted.owner));
+                    added.owners.insert(layout::owner(&ports.owner));
                 }
             }
         }
-        let unchanged = ports
-            .iter()
-            .filter(|it| !added.owners.contains(&layout::owner(&it.owner)))
-            .map(|it| it.owner.clone());
-        Ok((unchanged.collect(), added.notices))
+        let is_unchanged = |it: &&Attachment| !added.owners.contains(&layout::owner(it));
+        let owners = wanted.ports.iter().map(|it| &it.owner);
+        let unchanged = owners.filter(is_unchanged).cloned().collect();
+        Ok((unchanged, added.notices))
     }
 
-    /// Brings the tables of these ports to what they should be. Whether they were not.
+    /// Completes the tables of these ports. Returns whether they were incomplete.
     ///
     /// # Errors
     /// The kernel cannot be asked.
-    pub fn complete(&mut self, ports: &[&HostPorts]) -> Result<bool> {
-        let changes = hostport::completion(&self.nftables.socket, ports)?;
-        let was_incomplete = !changes.is_empty();
-        self.changes.extend(changes);
-        Ok(was_incomplete)
+    pub fn complete_tables(&mut self, all: &[&HostPorts]) -> Result<bool> {
+        let changes = ports::completion(&self.nftables.socket, all)?;
+        Ok(self.extend(changes))
     }
 
     /// Adds spoof checks.
@@ -110,21 +111,16 @@ impl Ruleset {
     /// # Errors
     /// The kernel cannot be asked.
     pub fn add_spoof_checks(&mut self, all: &[&SpoofCheck]) -> Result<()> {
-        let additions = spoof_check::add_all(&self.nftables.socket, all)?;
-        self.changes.extend(additions);
+        let changes = self.nftables.spoof_check_additions(all)?;
+        self.changes.extend(changes);
         Ok(())
     }
 
-    /// Whether nothing is missing of what keeps a network apart.
-    pub fn is_separated(&self, wanted: &Separation) -> bool {
-        self.nftables.check_separation(wanted).is_ok()
-    }
-
-    /// Keeps networks apart.
+    /// Adds separations of networks.
     ///
     /// # Errors
     /// The kernel cannot be asked.
-    pub fn ensure_separation(&mut self, all: &[&Separation]) -> Result<()> {
+    pub fn add_separations(&mut self, all: &[&Separation]) -> Result<()> {
         for wanted in all {
             let changes = separation::add(&self.nftables.socket, wanted)?;
             self.changes.extend(changes);
@@ -132,100 +128,94 @@ impl Ruleset {
         Ok(())
     }
 
-    /// Drops VXLAN packets that are not from where `wanted` says, and tells whether anything of
-    /// that was missing.
+    /// Adds isolations of networks' pods.
     ///
     /// # Errors
     /// The kernel cannot be asked.
-    pub fn guard_vxlan(&mut self, wanted: &VxlanGuard) -> Result<bool> {
-        let changes = vxlan_guard::add(&self.nftables.socket, wanted)?;
-        let missing = !changes.is_empty();
-        self.changes.extend(changes);
-        Ok(missing)
-    }
-
-    /// Whether nothing is missing of what isolates a network's pods.
-    pub fn isolates(&self, wanted: &Isolation) -> bool {
-        self.nftables.check_isolation(wanted).is_ok()
-    }
-
-    /// Isolates the pods of networks.
-    ///
-    /// # Errors
-    /// The kernel cannot be asked.
-    pub fn isolate(&mut self, all: &[&Isolation]) -> Result<()> {
-        let changes = isolation::add(&self.nftables.socket, all)?;
+    pub fn add_isolations(&mut self, all: &[&Isolation]) -> Result<()> {
+        let changes = self.nftables.isolation_additions(all)?;
         self.changes.extend(changes);
         Ok(())
     }
 
-    /// Keeps others from 127.0.0.0/8 of the node.
+    /// Adds a VXLAN guard. Returns whether anything of it was missing.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn add_vxlan_guard(&mut self, wanted: &VxlanGuard) -> Result<bool> {
+        let changes = vxlan_guard::add(&self.nftables.socket, wanted)?;
+        Ok(self.extend(changes))
+    }
+
+    /// Closes 127.0.0.0/8 of the node to packets from outside.
     ///
     /// # Errors
     /// The kernel cannot be asked.
     pub fn close_localhost(&mut self) -> Result<()> {
-        let changes = hostport::close_localhost(&self.nftables.socket)?;
+        let changes = ports::close_localhost(&self.nftables.socket)?;
         self.changes.extend(changes);
         Ok(())
     }
 
-    /// Whether the Go plugins laid down something for this pod alone.
-    pub fn go_masquerades(&self, wanted: &Masquerade) -> bool {
+    fn extend(&mut self, changes: Transaction) -> bool {
+        let has_changes = !changes.is_empty();
+        self.changes.extend(changes);
+        has_changes
+    }
+
+    /// Whether the Go plugins wrote rules for this pod alone.
+    pub fn has_masquerade_of_go(&self, wanted: &Masquerade) -> bool {
         !masquerade::of_go(&self.masquerade, wanted).is_empty()
     }
 
-    /// Whether the Go plugins laid down some of these ports.
-    pub fn go_publishes(&self, wanted: &HostPorts) -> bool {
+    /// Whether the Go plugins published some of these ports.
+    pub fn has_ports_of_go(&self, wanted: &HostPorts) -> bool {
         self.go.has(wanted)
     }
 
-    /// The containers of others whose ports the Go plugins published.
-    pub fn other_containers(&self, owners: &[&Attachment]) -> Vec<String> {
-        let mut all = self.go.containers();
-        all.retain(|id| !owners.iter().any(|it| it.container_id.as_str() == id));
-        all
+    /// The containers of other owners whose ports the Go plugins published.
+    pub fn other_containers(&self, owners: &[&Attachment]) -> impl Iterator<Item = String> {
+        let is_other = |id: &String| !owners.iter().any(|it| it.container_id.as_str() == id);
+        self.go.containers().into_iter().filter(is_other)
     }
 
-    /// Takes away what the Go plugins laid down for these.
-    pub fn remove_go(&mut self, masquerades: &[&Masquerade], ports: &[&HostPorts]) {
-        let rules = masquerades
-            .iter()
-            .flat_map(|it| masquerade::of_go(&self.masquerade, it));
-        let rules: Vec<_> = rules.collect();
-        self.changes.extend(masquerade::removal(&rules));
-        self.changes.extend(self.go.removal(ports));
+    /// Removes the rules of the Go plugins for these.
+    pub fn remove_of_go(&mut self, gone: &Rules<'_>) {
+        let masquerades = gone.masquerades.iter();
+        let rules = masquerades.flat_map(|it| masquerade::of_go(&self.masquerade, it));
+        self.changes.extend(masquerade::removal(rules));
+        self.changes.extend(self.go.removal(&gone.ports));
     }
 
-    /// Lays down what the Go plugins would for these.
-    pub fn add_go(&mut self, masquerades: &[&Masquerade], ports: &[&HostPorts]) {
-        let additions = masquerade::go_additions(&self.masquerade, masquerades);
+    /// Adds the rules that the Go plugins would have for these.
+    pub fn add_of_go(&mut self, wanted: &Rules<'_>) {
+        let additions = masquerade::go_additions(&self.masquerade, &wanted.masquerades);
         self.changes.extend(additions);
-        self.changes.extend(self.go.additions(ports));
+        self.changes.extend(self.go.additions(&wanted.ports));
     }
 
     /// Whether a rule masquerades the subnets of this pod for its whole network.
-    pub fn masquerades_network(&self, wanted: &Masquerade) -> bool {
+    pub fn has_masquerade_of_network(&self, wanted: &Masquerade) -> bool {
         !masquerade::of_network(&self.masquerade, wanted).is_empty()
     }
 
-    /// Whether ports of this pod are in the maps.
-    pub fn has_ports(&self, wanted: &HostPorts) -> bool {
+    /// Whether ports of this pod are in our maps.
+    pub fn has_own_ports(&self, wanted: &HostPorts) -> bool {
         self.owners.contains(&layout::owner(&wanted.owner))
     }
 
-    /// Takes away the rules for the subnets of these pods, and these ports; with
-    /// the last port, the tables.
+    /// Removes the rules for the subnets of these pods, and their ports; with the last port, the
+    /// tables.
     ///
     /// # Errors
     /// The kernel cannot be asked.
-    pub fn remove_ours(&mut self, masquerades: &[&Masquerade], ports: &[&HostPorts]) -> Result<()> {
-        let rules = masquerades
-            .iter()
-            .flat_map(|it| masquerade::of_network(&self.masquerade, it));
-        let rules: Vec<_> = rules.collect();
-        self.changes.extend(masquerade::removal(&rules));
-        let doomed: HashSet<_> = ports.iter().map(|it| layout::owner(&it.owner)).collect();
-        let removal = hostport::removal(&self.nftables.socket, &|owner| doomed.contains(owner))?;
+    pub fn remove(&mut self, gone: &Rules<'_>) -> Result<()> {
+        let masquerades = gone.masquerades.iter();
+        let rules = masquerades.flat_map(|it| masquerade::of_network(&self.masquerade, it));
+        self.changes.extend(masquerade::removal(rules));
+        let owners = gone.ports.iter().map(|it| layout::owner(&it.owner));
+        let owners: HashSet<_> = owners.collect();
+        let removal = ports::removal(&self.nftables.socket, &|owner| owners.contains(owner))?;
         self.changes.extend(removal);
         Ok(())
     }
@@ -238,8 +228,8 @@ impl Ruleset {
     /// Makes all changes.
     ///
     /// # Errors
-    /// Somebody changed something since it was read; what the kernel refuses.
-    pub fn carry(&self) -> Result<()> {
+    /// Another program changed something since it was read; what the kernel refuses.
+    pub fn commit(&self) -> Result<()> {
         if !self.script.is_empty() {
             conditional::nft(&self.script)?;
         }
@@ -247,7 +237,7 @@ impl Ruleset {
         Ok(self.changes.commit(&self.nftables.socket, generation)?)
     }
 
-    /// Whether the table that keeps others from 127.0.0.0/8 goes.
+    /// Whether the table that closes 127.0.0.0/8 is deleted.
     pub fn opens_localhost(&self) -> bool {
         self.changes.deletes_table(layout::table(Family::Ip))
     }

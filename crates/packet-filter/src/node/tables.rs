@@ -1,5 +1,5 @@
-//! The nat tables of a node and all its pods at once: what is there of each, and
-//! one transaction for each family that lays down, or takes away, all of it.
+//! The nat tables of iptables for all pods of a node: what is there, and one transaction for each
+//! family with all changes.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -9,15 +9,15 @@ use anyhow::Result;
 use cni::Attachment;
 use cni::lock::Lock;
 
+use super::Rules;
 use crate::backend::Iptables;
 use crate::iptables::program::{Program, Refused};
-use crate::iptables::table::{FAMILIES, Family, Listing, Transaction};
-use crate::masquerade::Masquerade;
-use crate::masquerade::iptables as masquerade;
+use crate::iptables::table::{FAMILIES, Family, Listing, NAT, Transaction};
+use crate::masquerade::{Masquerade, iptables as masquerade};
 use crate::ports::HostPorts;
-use crate::ports::iptables::{self as hostport, Found};
+use crate::ports::iptables::{self as ports, Found};
 
-/// What is in both tables. Nobody else of us decides on them until it is dropped.
+/// What is in both tables. Until it is dropped, no other process of podwire decides on them.
 pub struct Tables {
     iptables: Iptables,
     of: Vec<Table>,
@@ -27,7 +27,7 @@ struct Table {
     family: Family,
     program: Program,
     listing: Listing,
-    _alone: Option<Lock>,
+    _lock: Option<Lock>,
 }
 
 /// Changes of the table of one family.
@@ -39,17 +39,14 @@ pub struct Changes {
 impl fmt::Display for Changes {
     /// What the family's `iptables-restore --noflush` would read.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let program = match self.family {
-            Family::V4 => "iptables-restore",
-            Family::V6 => "ip6tables-restore",
-        };
-        write!(f, "# {program} --noflush\n{}", self.transaction)
+        let program = self.family.program();
+        write!(f, "# {program}-restore --noflush\n{}", self.transaction)
     }
 }
 
 impl Tables {
-    /// Reads the tables of the families that are installed; empty ones where
-    /// there `is_none`: to read them would make them.
+    /// Reads the tables of the families that are installed. With `is_none` they are taken for empty:
+    /// to read them would create them.
     pub fn read(iptables: &Iptables, is_none: bool) -> Result<Self> {
         let mut of = Vec::<Table>::new();
         for family in FAMILIES {
@@ -57,41 +54,65 @@ impl Tables {
                 continue;
             };
             // Both may be links to one file, which is locked once.
-            let alone = match of.iter().any(|it| it.program.is_locked_with(&program)) {
-                true => None,
-                false => program.alone()?,
-            };
-            let listing = match is_none {
-                true => Listing::default(),
-                false => iptables.unless_forbidden(program.table(), "read the nat tables")?,
+            let is_locked = of.iter().any(|it| it.program.is_locked_with(&program));
+            let lock = if is_locked { None } else { program.lock()? };
+            let listing = if is_none {
+                Listing::default()
+            } else {
+                iptables.unless_forbidden(program.table(NAT), "read the nat tables")?
             };
             of.push(Table {
                 family,
                 program,
                 listing,
-                _alone: alone,
+                _lock: lock,
             });
         }
         let iptables = iptables.clone();
         Ok(Self { iptables, of })
     }
 
-    /// Whether there is a chain that masquerades for the container of `owner` on
-    /// its network, whole or not.
-    pub fn has_masquerade(&self, owner: &Attachment) -> bool {
-        let chain = masquerade::chain(owner);
-        self.of.iter().any(|it| it.listing.chain(&chain).is_some())
+    fn has_chain(&self, chain: &str) -> bool {
+        self.of.iter().any(|it| it.listing.chain(chain).is_some())
     }
 
-    /// Whether nothing of it is missing.
+    /// Whether there is a chain that masquerades the container of `owner` on its network, complete
+    /// or not.
+    pub fn has_masquerade_chain(&self, owner: &Attachment) -> bool {
+        self.has_chain(&masquerade::chain(owner))
+    }
+
+    /// Whether there is a chain for the ports of the container of `owner` on its network.
+    pub fn has_ports_chain(&self, owner: &Attachment) -> bool {
+        self.has_chain(&ports::chain(owner))
+    }
+
+    /// Whether nothing of a masquerade is missing.
     ///
     /// # Errors
     /// A name cannot be part of a rule.
-    pub fn masquerades(&self, wanted: &Masquerade) -> Result<bool> {
-        for family in FAMILIES {
+    pub fn has_masquerade(&self, wanted: &Masquerade) -> Result<bool> {
+        self.has_all(|family| {
             let rules = masquerade::Rules::new(wanted, family)?;
-            if let Some(rules) = rules
-                && !self.has_all(family, &rules.check())?
+            Ok(rules.map(|it| it.check()))
+        })
+    }
+
+    /// Whether nothing of published ports is missing.
+    ///
+    /// # Errors
+    /// A name or a condition cannot be part of a rule.
+    pub fn has_ports(&self, wanted: &HostPorts) -> Result<bool> {
+        self.has_all(|family| {
+            let rules = ports::Rules::new(wanted, family)?;
+            Ok(rules.map(|it| it.check()))
+        })
+    }
+
+    fn has_all(&self, check: impl Fn(Family) -> Result<Option<Transaction>>) -> Result<bool> {
+        for family in FAMILIES {
+            if let Some(required) = check(family)?
+                && !self.has(family, &required)?
             {
                 return Ok(false);
             }
@@ -99,93 +120,65 @@ impl Tables {
         Ok(true)
     }
 
-    /// Whether there is a chain for the ports of the container of `owner` on its
-    /// network.
-    pub fn has_ports(&self, owner: &Attachment) -> bool {
-        let chain = hostport::chain(owner);
-        self.of.iter().any(|it| it.listing.chain(&chain).is_some())
-    }
-
-    /// Whether nothing of them is missing.
-    ///
-    /// # Errors
-    /// A name or a condition cannot be part of a rule.
-    pub fn publishes(&self, wanted: &HostPorts) -> Result<bool> {
-        for family in FAMILIES {
-            let rules = hostport::Rules::new(wanted, family)?;
-            if let Some(rules) = rules
-                && !self.has_all(family, &rules.check())?
-            {
-                return Ok(false);
+    /// Whether CHECK passes. A rule with the same text needs no program; any other one is compared by
+    /// the program, as in CHECK.
+    fn has(&self, family: Family, required: &Transaction) -> Result<bool> {
+        let Some(table) = self.of.iter().find(|it| it.family == family) else {
+            return Ok(false);
+        };
+        let mut similar = false;
+        for (chain, rule) in required.required() {
+            match ports::find(&table.listing, chain, rule) {
+                Found::Same => {}
+                Found::Similar => similar = true,
+                Found::Missing => return Ok(false),
             }
+        }
+        if similar && table.program.is_exact() {
+            return table.program.has(required);
         }
         Ok(true)
     }
 
     /// The chains of containers on networks that are not `known`.
-    pub fn chains_of_others(&self, known: &[&Attachment]) -> Vec<String> {
+    pub fn chains_of_others(&self, known: &[&Attachment]) -> BTreeSet<String> {
         let known: HashSet<_> = known
             .iter()
-            .flat_map(|it| [masquerade::chain(it), hostport::chain(it)])
+            .flat_map(|it| [masquerade::chain(it), ports::chain(it)])
             .collect();
         let chains = self.of.iter().flat_map(|it| it.listing.chains());
         let others = chains.filter(|(chain, rules)| {
             (chain.starts_with("CNI-DN-") || masquerade::is_chain(chain, rules))
                 && !known.contains(*chain)
         });
-        let others: BTreeSet<_> = others.map(|(chain, _)| chain.to_owned()).collect();
-        others.into_iter().collect()
+        others.map(|(chain, _)| chain.to_owned()).collect()
     }
 
-    /// What CHECK says of these rules. Text that is the same needs no program; what is not the
-    /// same is decided by the program, as in CHECK.
-    fn has_all(&self, family: Family, rules: &Transaction) -> Result<bool> {
-        let Some(table) = self.of.iter().find(|it| it.family == family) else {
-            return Ok(false);
-        };
-        let mut similar = false;
-        for (chain, rule) in rules.required() {
-            match hostport::find(&table.listing, chain, rule) {
-                Found::Same => {}
-                Found::Similar => similar = true,
-                Found::Missing => return Ok(false),
-            }
-        }
-        match similar && table.program.is_exact() {
-            false => Ok(true),
-            true => table.program.has(rules),
-        }
-    }
-
-    /// Lays down these masquerades and ports; what is there of others stays as it
-    /// is. Of two pods that want a port, the later in the list has it.
+    /// Changes that add these rules; what others have stays. Of two pods that want a port, the later
+    /// in the list gets it.
     ///
     /// # Errors
-    /// As [`Tables::publishes`]; a family is not installed.
-    pub fn additions(
-        &self,
-        masquerades: &[&Masquerade],
-        ports: &[&HostPorts],
-    ) -> Result<Vec<Changes>> {
+    /// As [`Tables::has_ports`]; a family is not installed.
+    pub fn additions(&self, wanted: &Rules<'_>) -> Result<Vec<Changes>> {
         let mut all = Vec::new();
         for family in FAMILIES {
-            let mut rules = Vec::new();
-            for wanted in ports {
-                rules.extend(hostport::Rules::new(wanted, family)?);
+            let mut port_rules = Vec::new();
+            for ports in &wanted.ports {
+                port_rules.extend(ports::Rules::new(ports, family)?);
             }
             let mut masquerade_rules = Vec::new();
-            for wanted in chains(masquerades) {
-                masquerade_rules.extend(masquerade::Rules::new(&wanted, family)?);
+            for masquerade in by_chain(&wanted.masquerades) {
+                masquerade_rules.extend(masquerade::Rules::new(&masquerade, family)?);
             }
-            if rules.is_empty() && masquerade_rules.is_empty() {
+            if port_rules.is_empty() && masquerade_rules.is_empty() {
                 continue;
             }
             let Some(table) = self.of.iter().find(|it| it.family == family) else {
-                // It says which program is missing.
+                // The error names the missing program.
                 self.iptables.programs.of(family)?;
                 continue;
             };
-            let mut transaction = hostport::publish_all(&rules, &table.listing);
+            let mut transaction = ports::publish_all(&port_rules, &table.listing);
             for rules in masquerade_rules {
                 transaction.extend(rules.complete(&table.listing));
             }
@@ -197,15 +190,13 @@ impl Tables {
         Ok(all)
     }
 
-    /// Takes away what is there of these.
-    pub fn removals(&self, masquerades: &[&Masquerade], ports: &[&HostPorts]) -> Vec<Changes> {
+    /// Changes that remove what is there of these.
+    pub fn removals(&self, gone: &Rules<'_>) -> Vec<Changes> {
         let mut all = Vec::new();
-        for Table {
-            family, listing, ..
-        } in &self.of
-        {
-            let mut transaction = Transaction::new();
-            for wanted in chains(masquerades) {
+        for table in &self.of {
+            let (family, listing) = (table.family, &table.listing);
+            let mut transaction = Transaction::new(NAT);
+            for wanted in by_chain(&gone.masquerades) {
                 let addresses = wanted.addresses.iter().map(|it| it.ip());
                 let own: Vec<IpAddr> = addresses.filter(|it| family.has(*it)).collect();
                 if !own.is_empty() {
@@ -213,10 +204,10 @@ impl Tables {
                     transaction.extend(removal);
                 }
             }
-            transaction.extend(hostport::remove_all(ports, listing));
+            transaction.extend(ports::remove_all(&gone.ports, listing));
             if !transaction.is_empty() {
                 all.push(Changes {
-                    family: *family,
+                    family,
                     transaction,
                 });
             }
@@ -227,21 +218,19 @@ impl Tables {
     /// Makes changes that were decided on these tables.
     ///
     /// # Errors
-    /// They are others by now, or the xtables lock is held (code 11).
-    pub fn carry(&self, changes: &Changes) -> Result<()> {
+    /// The tables are different by now, or the xtables lock is held (code 11).
+    pub fn commit(&self, changes: &Changes) -> Result<()> {
         let mut tables = self.of.iter();
         let Some(table) = tables.find(|it| it.family == changes.family) else {
             return Ok(());
         };
-        table
-            .program
-            .carry(&changes.transaction)
-            .map_err(|Refused { error, .. }| error)
+        let committed = table.program.commit(&changes.transaction);
+        committed.map_err(|Refused { error, .. }| error)
     }
 }
 
-/// One masquerade for each chain: interfaces of a container on one network share one.
-fn chains(masquerades: &[&Masquerade]) -> Vec<Masquerade> {
+/// One masquerade for each chain: interfaces of a container on one network share a chain.
+fn by_chain(masquerades: &[&Masquerade]) -> Vec<Masquerade> {
     let mut chains = Vec::<(String, Masquerade)>::new();
     for wanted in masquerades {
         let chain = masquerade::chain(&wanted.owner);

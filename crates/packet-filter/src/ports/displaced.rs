@@ -1,18 +1,15 @@
-//! Holders of a host port that a newer ADD displaced. They are remembered in the kernel, so
-//! that the port is theirs again when the newer one is deleted.
+//! Holders of a host port that a newer ADD displaced. They are kept in the kernel, so that they get
+//! the port back when the newer holder is deleted.
 //!
-//! Map `displaced` has one element for each port of each displaced holder. Its key is the
-//! host port (with the address 0.0.0.0 or :: for a port of all addresses) and the pod's
-//! port, its value the place in the order of those who wait for that host port: the highest
-//! number was displaced last and comes back first. Its comment is the owner. The map is
-//! empty on a node where nothing has been displaced, and no packet ever looks at it.
+//! The map `displaced` has one element for each port of each displaced holder. Its key is the host
+//! port (with the address 0.0.0.0 or :: for a port of all addresses) and the pod's port. Its value
+//! is the place in the queue for that host port: the highest number was displaced last and comes
+//! back first. Its comment is the owner. The map is empty on a node where nothing was displaced, and
+//! no packet is looked up in it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use nftables::Error;
-use nftables::Socket;
-use nftables::listing::{self, Entry};
-use nftables::{Change, Element, Family, Part, Transaction};
+use nftables::{Element, Error, Family, Part, Socket, Transaction, listing};
 
 use super::layout::{DISPLACED, HOSTIP_PORTS, PORTS, table};
 
@@ -26,24 +23,19 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    fn read(entry: Entry) -> Option<Self> {
+    fn read(entry: Element) -> Option<Self> {
         let [Part::Number(order)] = entry.value[..] else {
             return None;
         };
         let [Part::Address(host), protocol, port, pod, pod_port] = entry.key[..] else {
             return None;
         };
-        let (set, key) = match host.is_unspecified() {
-            true => (PORTS, vec![protocol, port]),
-            false => (HOSTIP_PORTS, vec![Part::Address(host), protocol, port]),
-        };
-        let value = vec![pod, pod_port];
-        let owner = entry.owner;
-        let port = Element {
-            set,
-            key,
-            value,
-            owner,
+        let value = [pod, pod_port];
+        let port = if host.is_unspecified() {
+            PORTS.element([protocol, port], value, entry.comment)
+        } else {
+            let key = [Part::Address(host), protocol, port];
+            HOSTIP_PORTS.element(key, value, entry.comment)
         };
         Some(Self { port, order })
     }
@@ -56,12 +48,8 @@ impl Waiting {
         };
         let of_all = (self.port.set == PORTS).then_some(Part::Address(all));
         let key = of_all.iter().chain(&self.port.key).chain(&self.port.value);
-        Element {
-            set: DISPLACED,
-            key: key.copied().collect(),
-            value: vec![Part::Number(self.order)],
-            owner: self.port.owner.clone(),
-        }
+        let key: Vec<_> = key.copied().collect();
+        DISPLACED.element(key, [Part::Number(self.order)], &self.port.comment)
     }
 
     /// Whether it waits for the host port of `element`.
@@ -75,12 +63,12 @@ pub fn is_port(element: &Element) -> bool {
     [PORTS, HOSTIP_PORTS].contains(&element.set)
 }
 
-/// Whether `element`, which another holds the port of, is remembered.
+/// Whether the holder of `element`, whose port another holds now, is in the queue.
 pub fn is_remembered(socket: &Socket, family: Family, element: &Element) -> Result<bool, Error> {
     let port = element.clone();
     let key = Waiting { port, order: 0 }.element(family).key;
-    let found = listing::entry_at(socket, table(family), DISPLACED, &key)?;
-    Ok(found.is_some_and(|it| it.owner == element.owner))
+    let found = listing::element_at(socket, table(family), DISPLACED, &key)?;
+    Ok(found.is_some_and(|it| it.comment == element.comment))
 }
 
 /// The displaced holders of one family.
@@ -90,9 +78,9 @@ pub struct Displaced {
 }
 
 impl Displaced {
-    /// Those that the kernel remembers.
+    /// Those that the kernel has.
     pub fn read(socket: &Socket, family: Family) -> Result<Self, Error> {
-        let entries = listing::entries(socket, table(family), DISPLACED, |_| true)?;
+        let entries = listing::elements(socket, table(family), DISPLACED, |_| true)?;
         let all = entries.into_iter().filter_map(Waiting::read).collect();
         Ok(Self { family, all })
     }
@@ -102,29 +90,28 @@ impl Displaced {
         self.all.is_empty()
     }
 
-    /// Forgets those that are `doomed`.
-    pub fn forget(&mut self, doomed: impl Fn(&Waiting) -> bool) -> Transaction {
+    /// Deletes those that are `is_stale`.
+    pub fn delete(&mut self, is_stale: impl Fn(&Waiting) -> bool) -> Transaction {
         let mut changes = Transaction::new();
         let family = self.family;
         self.all.retain(|waiting| {
-            let goes = doomed(waiting);
+            let goes = is_stale(waiting);
             if goes {
                 let element = waiting.element(family);
-                changes.push(Change::DeleteElement(table(family), element));
+                changes.delete_element(table(family), element);
             }
             !goes
         });
         changes
     }
 
-    /// Remembers `former`, whose port `by` gets now: it is the first to come back. What
-    /// waited for that port and is of the new holder is forgotten, and so is what would
-    /// lead where `former` leads.
-    pub fn remember(&mut self, former: Element, by: &str) -> Transaction {
-        let mut changes = self.forget(|waiting| {
+    /// Adds `former`, whose port `by` gets now: it is the first to come back. Elements for that port
+    /// are deleted that belong to the new holder, or lead where `former` leads.
+    pub fn displace(&mut self, former: Element, by: &str) -> Transaction {
+        let mut changes = self.delete(|waiting| {
             waiting.waits_for(&former)
-                && (waiting.port.owner == by
-                    || waiting.port.owner == former.owner
+                && (waiting.port.comment == by
+                    || waiting.port.comment == former.comment
                     || waiting.port.value == former.value)
         });
         let orders = self.all.iter().filter(|it| it.waits_for(&former));
@@ -133,9 +120,9 @@ impl Displaced {
         changes
     }
 
-    /// Remembers those of `losers` that are not remembered yet as older than all others
-    /// that wait for their port. All are for one host port, the newest first.
-    pub fn remember_below(&mut self, losers: &[Element]) -> Transaction {
+    /// Adds those of `losers` that are not there yet, older than all others that wait for their
+    /// port. All are for one host port, the newest first.
+    pub fn add_below(&mut self, losers: &[Element]) -> Transaction {
         let known = |it: &Element| self.all.iter().any(|waiting| waiting.port == *it);
         let mut missing: Vec<Element> = Vec::new();
         for loser in losers.iter().filter(|it| !known(it)) {
@@ -150,14 +137,13 @@ impl Displaced {
         let of_port = |it: &&Waiting| it.waits_for(first);
         let mut others: Vec<_> = self.all.iter().filter(of_port).cloned().collect();
         others.sort_by_key(|it| it.order);
-        let gone = |it: &Waiting| it.waits_for(first);
-        changes.extend(self.forget(gone));
-        let mut stays: Vec<_> = others.into_iter().map(|it| it.port).collect();
-        stays.retain(|it| {
+        changes.extend(self.delete(|it| it.waits_for(first)));
+        let mut kept: Vec<_> = others.into_iter().map(|it| it.port).collect();
+        kept.retain(|it| {
             let mut new = missing.iter();
-            new.all(|new| new.value != it.value && new.owner != it.owner)
+            new.all(|new| new.value != it.value && new.comment != it.comment)
         });
-        let from_oldest = missing.into_iter().rev().chain(stays);
+        let from_oldest = missing.into_iter().rev().chain(kept);
         for (port, order) in from_oldest.zip(1..) {
             changes.extend(self.add(port, order));
         }
@@ -170,9 +156,9 @@ impl Displaced {
         self.all.push(waiting);
         let mut changes = Transaction::new();
         // A node whose tables an older version made has no such map.
-        changes.push(Change::AddTable(table));
-        changes.push(Change::AddSet(table, DISPLACED));
-        changes.push(Change::CreateElement(table, element));
+        changes.add_table(table);
+        changes.add_set(table, DISPLACED);
+        changes.create_element(table, element);
         changes
     }
 
@@ -182,8 +168,8 @@ impl Displaced {
         let Some(next) = waiting.max_by_key(|it| it.order).cloned() else {
             return Transaction::new();
         };
-        let mut changes = self.forget(|it| *it == next);
-        changes.push(Change::CreateElement(table(self.family), next.port));
+        let mut changes = self.delete(|it| *it == next);
+        changes.create_element(table(self.family), next.port);
         changes
     }
 }
@@ -191,7 +177,7 @@ impl Displaced {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ports::Protocol;
+    use nftables::Protocol;
 
     fn port(owner: &str, host: Option<&str>, pod: u8) -> Element {
         let mut key = vec![Part::Protocol(Protocol::Tcp), Part::Port(8080)];
@@ -202,12 +188,8 @@ mod tests {
             }
             None => PORTS,
         };
-        Element {
-            set,
-            key,
-            value: vec![Part::Address([10, 1, 0, pod].into()), Part::Port(80)],
-            owner: owner.into(),
-        }
+        let value = [Part::Address([10, 1, 0, pod].into()), Part::Port(80)];
+        set.element(key, value, owner)
     }
 
     fn none() -> Displaced {
@@ -222,7 +204,7 @@ mod tests {
         let mut all: Vec<_> = displaced
             .all
             .iter()
-            .map(|it| (it.port.owner.as_str(), of(it)))
+            .map(|it| (it.port.comment.as_str(), of(it)))
             .collect();
         all.sort_by_key(|it| it.1);
         all
@@ -231,8 +213,8 @@ mod tests {
     #[test]
     fn the_last_to_be_displaced_is_the_first_to_come_back() {
         let mut displaced = none();
-        displaced.remember(port("a", None, 2), "b");
-        let told = displaced.remember(port("b", None, 3), "c").to_string();
+        displaced.displace(port("a", None, 2), "b");
+        let told = displaced.displace(port("b", None, 3), "c").to_string();
         assert!(told.ends_with(
             "create element ip podwire_hostports displaced { 0.0.0.0 . tcp . 8080 . 10.1.0.3 . 80 comment \"b\" : 0x00000002 }\n"
         ), "{told}");
@@ -249,19 +231,19 @@ mod tests {
     #[test]
     fn a_holder_that_takes_its_port_back_waits_no_more() {
         let mut displaced = none();
-        displaced.remember(port("a", None, 2), "b");
-        displaced.remember(port("b", None, 3), "a");
+        displaced.displace(port("a", None, 2), "b");
+        displaced.displace(port("b", None, 3), "a");
         assert_eq!(owners(&displaced), [("b", 1)]);
     }
 
     #[test]
     fn what_was_forgotten_is_older_than_what_was_not() {
         let mut displaced = none();
-        displaced.remember(port("c", None, 4), "d");
+        displaced.displace(port("c", None, 4), "d");
         let losers = [port("c", None, 4), port("b", None, 3), port("a", None, 2)];
-        displaced.remember_below(&losers);
+        displaced.add_below(&losers);
         assert_eq!(owners(&displaced), [("a", 1), ("b", 2), ("c", 3)]);
-        assert!(displaced.remember_below(&losers).is_empty());
+        assert!(displaced.add_below(&losers).is_empty());
     }
 
     #[test]
@@ -271,10 +253,7 @@ mod tests {
                 port: port("a", host, 2),
                 order: 7,
             };
-            let Element {
-                key, value, owner, ..
-            } = waiting.element(Family::Ip);
-            let entry = Entry { key, value, owner };
+            let entry = waiting.element(Family::Ip);
             assert_eq!(Waiting::read(entry), Some(waiting));
         }
     }

@@ -1,5 +1,5 @@
-//! Published ports as the nftables back end of the Go plugins lays them out: a
-//! rule for each mapping, with nothing but the container's id on it.
+//! Published ports as the nftables back end of the Go plugins writes them: a rule for each mapping,
+//! whose comment is the container's id.
 //!
 //! Source: `plugins/meta/portmap/portmap_nftables.go`.
 
@@ -7,14 +7,13 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnetwork::IpNetwork;
+use nftables::listing::{self, in_chain};
+use nftables::{
+    Chain, Error, Family, Listed, Point, Rule, Side, Socket, Statement, Table, Transaction,
+};
 
 use super::layout::{FAMILIES, HOSTPORTS, mappings, pod};
 use crate::ports::{HostPorts, Snat};
-use nftables::Error;
-use nftables::Socket;
-use nftables::listing::{self, Listed};
-use nftables::{Chain, Change, Family, Hook, Point, Rule, Table, Transaction};
-use nftables::{Side, Statement};
 
 const MASQUERADING: &str = "masquerading";
 /// Where older versions had the mappings of a single address.
@@ -23,20 +22,17 @@ const ALL: &str = "hostports_all";
 
 /// The table of `family`.
 pub fn table(family: Family) -> Table {
-    Table {
-        family,
-        name: "cni_hostport",
-        comment: "CNI portmap plugin",
-    }
+    Table::commented(family, "cni_hostport", "CNI portmap plugin")
 }
 
-/// Whether the Go plugins published all this, judged as they do: by counting.
+/// Whether the Go plugins published all this. As they do, it counts the rules.
 pub fn published(socket: &Socket, wanted: &HostPorts, family: Family) -> Result<bool, Error> {
-    let rules = listing::rules(socket, table(family), None)?;
-    let count = |chain: &str| {
-        let ours =
-            |it: &&Listed| it.chain == chain && it.comment == wanted.owner.container_id.as_str();
-        rules.iter().filter(ours).count()
+    let rules = listing::rules(socket, table(family))?;
+    let id = wanted.owner.container_id.as_str();
+    let count = |chain| {
+        in_chain(&rules, chain)
+            .filter(|it| it.comment == id)
+            .count()
     };
     let masquerading = match (wanted.snat, family) {
         (Snat::Off, _) => 0,
@@ -51,68 +47,61 @@ pub fn published(socket: &Socket, wanted: &HostPorts, family: Family) -> Result<
 pub struct Rules(Vec<(Family, Vec<Listed>)>);
 
 impl Rules {
-    /// Those that are there.
+    /// Reads them.
     pub fn read(socket: &Socket) -> Result<Self, Error> {
-        let read = |family| Ok((family, listing::rules(socket, table(family), None)?));
+        let read = |family| Ok((family, listing::rules(socket, table(family))?));
         let families = FAMILIES.into_iter().map(read);
         families.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Those that were laid down for `wanted`. Others of the same container are of
-    /// its attachments to other networks, or of mappings that it had once.
+    /// The rules of `wanted`. Others of the same container belong to its attachments to other
+    /// networks, or to mappings that it once had.
     fn of<'a>(&'a self, wanted: &HostPorts) -> Vec<(Family, &'a Listed)> {
+        let id = wanted.owner.container_id.as_str();
         let mut of = Vec::new();
         for (family, found) in &self.0 {
             let rules = rules(wanted, *family);
-            let its = found.iter().filter(|it| {
-                it.comment == wanted.owner.container_id.as_str()
-                    && rules.iter().any(|(_, rule)| it.does(*family, rule))
-            });
-            of.extend(its.map(|it| (*family, it)));
+            let is_own =
+                |it: &&Listed| it.comment == id && rules.iter().any(|(_, rule)| it.does(rule));
+            of.extend(found.iter().filter(is_own).map(|it| (*family, it)));
         }
         of
     }
 
-    /// Whose ports are there, sorted.
-    pub fn containers(&self) -> Vec<String> {
+    /// The containers that have rules, sorted.
+    pub fn containers(&self) -> BTreeSet<String> {
         let rules = self.0.iter().flat_map(|(_, found)| found);
         let commented = rules.filter(|it| !it.comment.is_empty());
-        let ids: BTreeSet<_> = commented.map(|it| it.comment.clone()).collect();
-        ids.into_iter().collect()
+        commented.map(|it| it.comment.clone()).collect()
     }
 
-    /// Whether something is there for `wanted`.
+    /// Whether there is any rule of `wanted`.
     pub fn has(&self, wanted: &HostPorts) -> bool {
         !self.of(wanted).is_empty()
     }
 
-    /// Changes that take away what is there for all of these; the table, when
-    /// nothing of anybody is left in it.
+    /// Changes that remove the rules of all of these; with the last rule of any container, the
+    /// table.
     pub fn removal(&self, all: &[&HostPorts]) -> Transaction {
         let mut changes = Transaction::new();
         for (family, found) in &self.0 {
-            let its: Vec<_> = all
-                .iter()
-                .flat_map(|wanted| self.of(wanted))
-                .filter(|(of, _)| of == family)
-                .map(|(_, rule)| rule)
-                .collect();
-            let is_anothers = |it: &&Listed| {
-                !it.comment.is_empty() && !its.iter().any(|own| own.handle == it.handle)
+            let rules = all.iter().flat_map(|wanted| self.of(wanted));
+            let own: Vec<_> = rules.filter(|(of, _)| of == family).collect();
+            let is_anothers = |it: &Listed| {
+                let mut own = own.iter();
+                !it.comment.is_empty() && !own.any(|(_, own)| own.handle == it.handle)
             };
-            if !its.is_empty() && !found.iter().any(|it| is_anothers(&it)) {
-                changes.push(Change::DeleteTable(table(*family)));
-                continue;
-            }
-            for rule in its {
-                changes.push(rule.deletion(table(*family)));
+            if !own.is_empty() && !found.iter().any(is_anothers) {
+                changes.delete_table(table(*family));
+            } else {
+                own.into_iter().for_each(|(_, it)| changes.delete_rule(it));
             }
         }
         changes
     }
 
-    /// Changes that lay down what is missing for all of these, the oldest first. Of two that
-    /// want one port the newer one has it, and in these chains the first rule wins.
+    /// Changes that add the missing rules of all of these, the oldest pod first. The newer of two
+    /// pods gets a port that both want, and in these chains the first rule wins.
     pub fn additions(&self, all: &[&HostPorts]) -> Transaction {
         let mut changes = Transaction::new();
         for (family, found) in &self.0 {
@@ -121,9 +110,8 @@ impl Rules {
                 let id = wanted.owner.container_id.as_str();
                 for (chain, rule) in rules(wanted, *family) {
                     let rule = rule.comment(id);
-                    let there = |it: &&Listed| it.chain == chain && it.is(*family, &rule);
-                    if !found.iter().any(|it| there(&it)) {
-                        missing.push(Change::AddRule(table(*family), chain.into(), rule));
+                    if !in_chain(found, chain).any(|it| it.is(&rule)) {
+                        missing.add_rule(table(*family), chain, rule);
                     }
                 }
             }
@@ -136,7 +124,7 @@ impl Rules {
     }
 }
 
-/// What there is for a pod, each rule with its chain.
+/// The rules of a pod, each with its chain.
 fn rules(wanted: &HostPorts, family: Family) -> Vec<(&'static str, Rule)> {
     let Some(ip) = pod(wanted, family) else {
         return Vec::new();
@@ -160,8 +148,8 @@ fn rules(wanted: &HostPorts, family: Family) -> Vec<(&'static str, Rule)> {
         sources.push(IpNetwork::from(IpAddr::V4(Ipv4Addr::LOCALHOST)));
     }
     if wanted.snat == Snat::All {
-        // v1.9.1 ignores masqAll and counts the others; later ones have this alone.
-        sources.insert(0, everybody(ip));
+        // Version 1.9.1 ignores masqAll and counts the others; later ones have this alone.
+        sources.insert(0, IpNetwork::new(ip, 0).unwrap_or(ip.into()));
     }
     rules.extend(sources.into_iter().map(|source| {
         let masquerade = Rule::new([
@@ -176,59 +164,29 @@ fn rules(wanted: &HostPorts, family: Family) -> Vec<(&'static str, Rule)> {
     rules
 }
 
-/// All addresses of the family of `ip`.
-fn everybody(ip: IpAddr) -> IpNetwork {
-    IpNetwork::new(ip, 0).unwrap_or_else(|_| IpNetwork::from(ip))
-}
-
-/// The table and its chains; those from which the mappings are entered are
-/// filled anew, as the Go plugins do at each ADD.
+/// The table and its chains. Those that lead to the mappings are filled anew, as the Go plugins do
+/// at each ADD.
 fn base(family: Family) -> Transaction {
     let table = table(family);
     let mut base = Transaction::new();
-    base.push(Change::AddTable(table));
-    let hook = |kind, point, priority| {
-        Some(Hook {
-            kind,
-            point,
-            priority,
-        })
-    };
-    let chains = [
-        (HOSTPORTS, None),
-        (OLD_HOSTPORTS, None),
-        (ALL, None),
-        ("prerouting", hook("nat", Point::Prerouting, -100)),
-        ("output", hook("nat", Point::Output, -100)),
-        (MASQUERADING, hook("nat", Point::Postrouting, 100)),
-    ];
-    for (name, hook) in chains {
-        let chain = Chain {
-            name: name.into(),
-            hook,
-            comment: "",
-        };
-        base.push(Change::AddChain(table, chain));
+    base.add_table(table);
+    let nat = |name, point, priority| Chain::hooked(name, "nat", point, priority);
+    for chain in [
+        Chain::new(HOSTPORTS),
+        Chain::new(OLD_HOSTPORTS),
+        Chain::new(ALL),
+        nat("prerouting", Point::Prerouting, -100),
+        nat("output", Point::Output, -100),
+        nat(MASQUERADING, Point::Postrouting, 100),
+    ] {
+        base.add_chain(table, chain);
     }
     let jump = |chain: &str| Statement::Jump(chain.to_owned());
     let enter = || Rule::new([Statement::LocalDestination, jump(ALL)]);
-    let rules = [
-        (
-            ALL,
-            vec![
-                Rule::new([jump(OLD_HOSTPORTS)]),
-                Rule::new([jump(HOSTPORTS)]),
-            ],
-        ),
-        ("prerouting", vec![enter()]),
-        ("output", vec![enter()]),
-    ];
-    for (chain, rules) in rules {
-        base.push(Change::FlushChain(table, chain.into()));
-        for rule in rules {
-            base.push(Change::AddRule(table, chain.into(), rule));
-        }
-    }
+    let all = [OLD_HOSTPORTS, HOSTPORTS].map(|it| Rule::new([jump(it)]));
+    base.refill_chain(table, ALL, all);
+    base.refill_chain(table, "prerouting", [enter()]);
+    base.refill_chain(table, "output", [enter()]);
     base
 }
 
@@ -287,7 +245,7 @@ mod tests {
         std::iter::once((ALL, shared))
             .chain(owned)
             .zip(1..)
-            .map(|((chain, rule), handle)| Listed::of(family, chain, handle, &rule))
+            .map(|((chain, rule), handle)| Listed::of(table(family), chain, handle, &rule))
             .collect()
     }
 

@@ -1,6 +1,5 @@
-//! The rules that publish ports: an entry in CNI-HOSTPORT-DNAT for each 15
-//! ports of a protocol, which leads to a chain of the container on its network,
-//! which has the rules of each mapping.
+//! Published ports in iptables: an entry in CNI-HOSTPORT-DNAT for each 15 ports of a protocol leads to
+//! a chain of the container on its network, which has the rules of each mapping.
 
 use std::net::SocketAddr;
 
@@ -9,7 +8,7 @@ use cni::conf::ValidAttachment;
 use cni::{Attachment, names};
 use ipnetwork::IpNetwork;
 
-use crate::iptables::table::{Family, Listing, Transaction, jumps_to, option, word, words};
+use crate::iptables::table::{Family, Listing, NAT, Transaction, jumps_to, option, word, words};
 use crate::masquerade::iptables::{COMMENT, POSTROUTING, subnet};
 use crate::ports::{HostPorts, Mapping, Mark, Notice, Protocol, Snat};
 
@@ -24,7 +23,7 @@ const MASQUERADE: &str = "CNI-HOSTPORT-MASQ";
 /// The ports of one `-m multiport` (XT_MULTI_PORTS).
 const PORTS: usize = 15;
 
-/// What is wanted in one family.
+/// The rules of a pod in one family.
 #[derive(Debug)]
 pub struct Rules {
     chain: String,
@@ -33,21 +32,21 @@ pub struct Rules {
     mappings: Vec<String>,
 }
 
-/// A rule that all pods use: made once, kept for good.
+/// A rule that all pods use: added once, and never removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Shared {
     chain: &'static str,
     rule: String,
-    /// Masquerading comes before whatever else is in POSTROUTING; the jumps to
-    /// the entries come after it, so that kube-proxy's Services come first.
+    /// Masquerading comes before everything else in POSTROUTING. The jumps to the entries come after
+    /// other rules, so that kube-proxy's Services come first.
     first: bool,
 }
 
 /// How much of the table is known.
 #[derive(Clone, Copy, Debug)]
 pub enum Known<'a> {
-    /// The entries. That all shared rules are there is taken for granted, and
-    /// the kernel is asked in the transaction itself whether it is so.
+    /// The entries. All shared rules are assumed to be there, and the transaction itself fails if
+    /// one is not.
     Entries(&'a Listing),
     /// Everything.
     Table(&'a Listing),
@@ -76,10 +75,10 @@ impl Rules {
         }))
     }
 
-    /// Puts everything in place. The own chain is refilled, and own entries are
-    /// replaced by new ones before all others: the newest ADD wins.
+    /// Adds everything. The own chain is refilled, and own entries are replaced by new ones before all
+    /// others: the newest ADD wins.
     pub fn publish(&self, known: Known) -> Transaction {
-        let mut transaction = Transaction::new();
+        let mut transaction = Transaction::new(NAT);
         let listing = match known {
             Known::Entries(listing) => {
                 for it in &self.shared {
@@ -109,9 +108,9 @@ impl Rules {
         }
     }
 
-    /// Fails with the first rule that is missing.
+    /// Fails at the first rule that is missing.
     pub fn check(&self) -> Transaction {
-        let mut transaction = Transaction::new();
+        let mut transaction = Transaction::new(NAT);
         for rule in &self.mappings {
             transaction.require(&self.chain, rule);
         }
@@ -126,8 +125,8 @@ impl Rules {
 }
 
 fn create_shared(transaction: &mut Transaction, shared: &[Shared], listing: &Listing) {
-    // Created, not emptied: all fails if somebody else was quicker, instead
-    // of losing the entries of all pods.
+    // Created, not emptied: the transaction fails if another process was quicker, instead of removing
+    // the entries of all pods.
     let mut needed = vec![ENTRIES];
     if shared.iter().any(|it| it.chain == SET_MARK) {
         needed.extend([SET_MARK, MASQUERADE]);
@@ -149,10 +148,10 @@ fn create_shared(transaction: &mut Transaction, shared: &[Shared], listing: &Lis
     }
 }
 
-/// Publishes the ports of many pods, the last of them before all others. A chain
-/// that two interfaces of a container share is the later one's, as after two ADDs.
+/// Publishes the ports of many pods, the last of them before all others. A chain that two interfaces
+/// of a container share has the rules of the later one, as after two ADDs.
 pub fn publish_all(all: &[Rules], listing: &Listing) -> Transaction {
-    let mut transaction = Transaction::new();
+    let mut transaction = Transaction::new(NAT);
     if all.is_empty() {
         return transaction;
     }
@@ -175,7 +174,7 @@ pub fn publish_all(all: &[Rules], listing: &Listing) -> Transaction {
 
 /// Removes what `listing` has of the ports of these pods.
 pub fn remove_all(all: &[&HostPorts], listing: &Listing) -> Transaction {
-    let mut transaction = Transaction::new();
+    let mut transaction = Transaction::new(NAT);
     let mut gone = Vec::new();
     for wanted in all {
         let chains = [
@@ -195,12 +194,12 @@ pub fn remove_all(all: &[&HostPorts], listing: &Listing) -> Transaction {
 /// How a listing has a rule of [`Rules::check`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// To the letter.
+    /// The same text.
     Same,
-    /// But for the conditions, which iptables prints in words of its own: only the program
-    /// can tell whether they are the same.
+    /// The same text but for the conditions, which iptables prints in its own way: only the program
+    /// can compare them.
     Similar,
-    /// Not at all.
+    /// No such rule.
     Missing,
 }
 
@@ -213,7 +212,7 @@ pub fn find(listing: &Listing, chain: &str, rule: &str) -> Found {
     let Some(target) = option(rule, "-j").filter(|_| chain == ENTRIES) else {
         return Found::Missing;
     };
-    // Few of thousands go there: only those are read word by word.
+    // Few of thousands lead there: only those are split into words.
     let parts = |rule: &str| ["-p", "--dports"].map(|it| option(rule, it));
     let there = rules.iter().filter(|found| jumps_to(found, &target));
     let there = there.filter(|found| parts(found) == parts(rule));
@@ -245,13 +244,13 @@ fn chain_of(network: &str, container_id: &str) -> String {
     names::prefixed(28, "CNI-DN-", &format!("{network}{container_id}"))
 }
 
-/// The second chain of a pod that plugins before 0.7 made.
+/// The second chain of a pod, which plugins before 0.7 made.
 pub fn old_chain(owner: &Attachment) -> String {
     let owner = format!("{}{}", owner.network, owner.container_id);
     names::prefixed(28, "CNI-SN-", &owner)
 }
 
-/// Whether a pod's chain may be of a plugin that made two: it has no mark in it.
+/// Whether a pod's chain may be that of a plugin that made two: no rule of it marks packets.
 pub fn may_be_old(rules: &[String]) -> bool {
     rules.iter().all(|rule| rule.contains("-j DNAT "))
 }
@@ -276,7 +275,7 @@ pub fn collect(network: &str, valid: &[ValidAttachment], listing: &Listing) -> T
         .iter()
         .map(|it| chain_of(network, &it.container_id))
         .collect();
-    let mut transaction = Transaction::new();
+    let mut transaction = Transaction::new(NAT);
     let mut stale = Vec::new();
     for rule in listing.rules(ENTRIES) {
         let comment = option(rule, "--comment").unwrap_or_default();
@@ -297,10 +296,9 @@ pub fn collect(network: &str, valid: &[ValidAttachment], listing: &Listing) -> T
     transaction
 }
 
-/// The entries of other containers that lead away a port of ours: what is to be looked at
-/// to know whether they have the same address. Attachments of one container do not take
-/// ports from each other.
-pub fn rivals(wanted: &HostPorts, family: Family, listing: &Listing) -> Vec<Rival> {
+/// The entries of other containers with a port of ours: their chains have to be read to know whether
+/// they have the same address. Attachments of one container do not take ports from each other.
+pub fn conflicts(wanted: &HostPorts, family: Family, listing: &Listing) -> Vec<Conflict> {
     let own = chain(&wanted.owner);
     let same_container = format!("\" id: {:?}", wanted.owner.container_id.as_str());
     let ours: Vec<_> = wanted
@@ -308,7 +306,7 @@ pub fn rivals(wanted: &HostPorts, family: Family, listing: &Listing) -> Vec<Riva
         .iter()
         .filter(|it| it.applies_to(family == Family::V4))
         .collect();
-    let mut rivals = Vec::new();
+    let mut conflicts = Vec::new();
     for rule in listing.rules(ENTRIES) {
         if jumps_to(rule, &own) {
             continue;
@@ -319,26 +317,26 @@ pub fn rivals(wanted: &HostPorts, family: Family, listing: &Listing) -> Vec<Riva
             && let Some(chain) = option(rule, "-j")
         {
             let from = option(rule, "--comment").unwrap_or_else(|| chain.clone());
-            let rival = Rival { chain, from };
-            if !rival.from.ends_with(&same_container) && !rivals.contains(&rival) {
-                rivals.push(rival);
+            let conflict = Conflict { chain, from };
+            if !conflict.from.ends_with(&same_container) && !conflicts.contains(&conflict) {
+                conflicts.push(conflict);
             }
         }
     }
-    rivals
+    conflicts
 }
 
-/// Somebody else's chain for a port that we publish.
+/// The chain of another container for a port that we publish.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rival {
-    /// Where its entry leads.
+pub struct Conflict {
+    /// Its name.
     pub chain: String,
     /// The comment on its entry.
     pub from: String,
 }
 
-impl Rival {
-    /// Its mappings, as `listing` has them, that ours now stand before.
+impl Conflict {
+    /// Its mappings in `listing` that ours take over.
     pub fn lost(&self, wanted: &HostPorts, family: Family, listing: &Listing) -> Vec<Notice> {
         let mappings = listing.rules(&self.chain).iter();
         let mappings = mappings.filter_map(|rule| mapping(rule));
@@ -356,14 +354,14 @@ impl Rival {
     }
 }
 
-/// Whether everything for `theirs` goes to `ours` if that comes first.
+/// Whether all packets for `theirs` go to `ours` if that comes first.
 fn covers(ours: &Mapping, theirs: &Mapping) -> bool {
     let host_ip = ours.specific_host_ip();
     (ours.protocol, ours.host_port) == (theirs.protocol, theirs.host_port)
         && (host_ip.is_none() || host_ip == theirs.host_ip)
 }
 
-/// What an entry leads away.
+/// The ports of an entry.
 fn ports(entry: &str) -> Vec<(Protocol, u16)> {
     let Some(protocol) = protocol(entry) else {
         return Vec::new();
@@ -386,15 +384,10 @@ fn mapping(rule: &str) -> Option<Mapping> {
 }
 
 fn protocol(rule: &str) -> Option<Protocol> {
-    match option(rule, "-p")?.as_str() {
-        "tcp" => Some(Protocol::Tcp),
-        "udp" => Some(Protocol::Udp),
-        "sctp" => Some(Protocol::Sctp),
-        _ => None,
-    }
+    Protocol::parse(&option(rule, "-p")?)
 }
 
-/// Where connections that need the node's address are marked.
+/// The chain that marks connections that get the node's address.
 fn set_mark(wanted: &HostPorts) -> Result<String> {
     match &wanted.mark {
         Mark::Bit(_) => Ok(SET_MARK.to_owned()),
@@ -437,16 +430,14 @@ fn shared(wanted: &HostPorts) -> Vec<Shared> {
     shared
 }
 
-/// The entries have the ports of all mappings, also of the other family's: so
-/// the Go plugins look for them.
+/// The entries have the ports of all mappings, of the other family too: the Go plugins look for them
+/// so.
 fn entries(wanted: &HostPorts, chain: &str, conditions: &[String]) -> Result<Vec<String>> {
     let comment = word(&comment(&wanted.owner))?;
     let conditions = conditions.iter().map(|it| word(it));
     let conditions = conditions.collect::<Result<Vec<_>>>()?;
-    let mut protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-    protocols.sort_by_key(ToString::to_string);
     let mut entries = Vec::new();
-    for protocol in protocols {
+    for protocol in Protocol::ALL {
         let all = wanted.mappings.iter();
         let ports = all.filter(|it| it.protocol == protocol);
         let ports: Vec<_> = ports.map(|it| it.host_port.to_string()).collect();
@@ -463,8 +454,8 @@ fn entries(wanted: &HostPorts, chain: &str, conditions: &[String]) -> Result<Vec
     Ok(entries)
 }
 
-/// The Go plugins' comment. They cut a long one to 253 bytes and three dots, of
-/// which iptables keeps two.
+/// The Go plugins' comment. They cut a long one to 253 bytes and three dots, of which iptables keeps
+/// two.
 fn comment(owner: &Attachment) -> String {
     let id = owner.container_id.as_str();
     let mut comment = format!("dnat name: {:?} id: {id:?}", owner.network);
@@ -489,7 +480,7 @@ fn mapping_rules(mapping: &Mapping, pod: IpNetwork, snat: Snat, set_mark: &str) 
         Snat::All => rules.push(format!("{port} -j {set_mark}")),
         Snat::Hairpin => {
             rules.push(format!("{}{port} -j {set_mark}", subnet("-s", pod)));
-            // There is no route_localnet in IPv6: from ::1 nothing comes here.
+            // IPv6 has no route_localnet: nothing comes here from ::1.
             if pod.is_ipv4() {
                 rules.push(format!("-s 127.0.0.1/32 {port} -j {set_mark}"));
             }

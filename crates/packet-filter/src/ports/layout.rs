@@ -1,109 +1,114 @@
-//! The tables of published ports: sets, chains, and the elements that a pod's
-//! ports are. Nothing here asks the kernel.
+//! The tables of published ports: sets, chains, and the elements of a pod's ports. Nothing here
+//! talks to the kernel.
+//!
+//! | set or map | key | value |
+//! |---|---|---|
+//! | `hostip_ports` | address of the node, protocol, port | pod's address, port |
+//! | `ports` | protocol, port | pod's address, port |
+//! | `masqueraded` | source, pod's address | |
+//! | `masqueraded_ports` | pod's address, protocol, port | |
+//! | `displaced` | host port, pod's address and port | order |
+//!
+//! The comment of each element is its owner, so that DEL, CHECK and GC find it with nothing else
+//! known.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cni::{Attachment, names};
 use ipnetwork::IpNetwork;
+use nftables::listing::{has_exactly, in_chain};
+use nftables::{
+    COMMENT_LENGTH, Chain, Element, Family, Field, Listed, Part, Point, Rule, Set, Side, Statement,
+    Table, Transaction, Type,
+};
 
 use crate::ports::{HostPorts, Mapping, Snat};
-use nftables::listing::Listed;
-use nftables::{
-    COMMENT_LENGTH, Chain, Change, Element, Family, Hook, Part, Point, Rule, Set, Table,
-    Transaction, Type,
-};
-use nftables::{Side, Statement};
 
-/// Where a port of one of the node's addresses leads.
-pub const HOSTIP_PORTS: Set = Set {
-    name: "hostip_ports",
-    key: &[Type::Address, Type::Protocol, Type::Port],
-    value: &[Type::Address, Type::Port],
-};
-/// Where a port of all of the node's addresses leads.
-pub const PORTS: Set = Set {
-    name: "ports",
-    key: &[Type::Protocol, Type::Port],
-    value: &[Type::Address, Type::Port],
-};
-/// Who is masqueraded towards a pod: its key ends with the pod's address.
-pub const MASQUERADED: Set = Set {
-    name: "masqueraded",
-    key: &[Type::Address, Type::Address],
-    value: &[],
-};
-const MASQUERADED_PORTS: Set = Set {
-    name: "masqueraded_ports",
-    key: &[Type::Address, Type::Protocol, Type::Port],
-    value: &[],
-};
-/// Who held a port before its holder: see [`super::displaced`].
-pub const DISPLACED: Set = Set {
-    name: "displaced",
-    key: &[
+/// Where a port of one address of the node leads.
+pub const HOSTIP_PORTS: Set = Set::map(
+    "hostip_ports",
+    &[Type::Address, Type::Protocol, Type::Port],
+    &[Type::Address, Type::Port],
+);
+/// Where a port of all addresses of the node leads.
+pub const PORTS: Set = Set::map(
+    "ports",
+    &[Type::Protocol, Type::Port],
+    &[Type::Address, Type::Port],
+);
+/// Sources that are masqueraded towards a pod.
+pub const MASQUERADED: Set = Set::new("masqueraded", &[Type::Address, Type::Address]);
+const MASQUERADED_PORTS: Set = Set::new(
+    "masqueraded_ports",
+    &[Type::Address, Type::Protocol, Type::Port],
+);
+/// Former holders of a port: see [`super::displaced`].
+pub const DISPLACED: Set = Set::map(
+    "displaced",
+    &[
         Type::Address,
         Type::Protocol,
         Type::Port,
         Type::Address,
         Type::Port,
     ],
-    value: &[Type::Number],
-};
-/// What has an element for each mapping.
+    &[Type::Number],
+);
+/// The sets that have an element for each mapping.
 pub const OF_MAPPINGS: [Set; 3] = [HOSTIP_PORTS, PORTS, MASQUERADED_PORTS];
-/// All that packets are compared with.
+/// All sets that packets are looked up in.
 pub const SETS: [Set; 4] = [HOSTIP_PORTS, PORTS, MASQUERADED, MASQUERADED_PORTS];
 
-/// nat in a table for both families needs Linux 5.2; in one of each, 4.18.
+/// Nat in a table of both families needs Linux 5.2; in one of each, 4.18.
 pub const FAMILIES: [Family; 2] = [Family::Ip, Family::Ip6];
 
 /// The chain that redirects, here and in the Go plugins' layout.
 pub const HOSTPORTS: &str = "hostports";
 
-/// The chain for pods that reach a port of a pod on their own bridge: one rule
-/// for each length of prefix that there is.
+/// The chain for pods that reach a port of a pod on their own bridge: one rule for each length of
+/// prefix.
 const NEIGHBOURS: &str = "neighbours";
 
 /// The chain for what the node itself sends.
 const OUTPUT: &str = "output";
 
-/// The chain that drops what cannot be.
+/// The chain that drops packets of 127.0.0.0/8 from outside.
 pub const MARTIANS: &str = "martians";
 
 /// The table of `family`.
 pub fn table(family: Family) -> Table {
-    Table {
-        family,
-        name: "podwire_hostports",
-        comment: "published ports of pods",
-    }
+    Table::commented(family, "podwire_hostports", "published ports of pods")
 }
 
 /// The families in which something is published.
-pub fn families(wanted: &HostPorts) -> Vec<Family> {
+pub fn families(wanted: &HostPorts) -> impl Iterator<Item = Family> {
     FAMILIES
         .into_iter()
         .filter(|family| pod(wanted, *family).is_some())
         .filter(|family| mappings(wanted, *family).next().is_some())
-        .collect()
+}
+
+/// The pod's subnet in `family`, with the pod's address.
+fn subnet(wanted: &HostPorts, family: Family) -> Option<IpNetwork> {
+    match family {
+        Family::Ip6 => wanted.pod_v6.map(IpNetwork::from),
+        _ => wanted.pod_v4.map(IpNetwork::from),
+    }
 }
 
 /// The pod's address in `family`.
 pub fn pod(wanted: &HostPorts, family: Family) -> Option<IpAddr> {
-    match family {
-        Family::Ip6 => wanted.pod_v6.map(|it| IpAddr::from(it.ip())),
-        _ => wanted.pod_v4.map(|it| IpAddr::from(it.ip())),
-    }
+    subnet(wanted, family).map(|it| it.ip())
 }
 
-/// What applies in `family`.
+/// The mappings of `family`.
 pub fn mappings(wanted: &HostPorts, family: Family) -> impl Iterator<Item = &Mapping> {
     let applies = move |it: &&Mapping| it.applies_to(family == Family::Ip);
     wanted.mappings.iter().filter(applies)
 }
 
-/// Conditions in `family`.
+/// The conditions of `family`.
 pub fn conditions(wanted: &HostPorts, family: Family) -> &[String] {
     match family {
         Family::Ip6 => &wanted.conditions_v6,
@@ -111,9 +116,8 @@ pub fn conditions(wanted: &HostPorts, family: Family) -> &[String] {
     }
 }
 
-/// The comment on what belongs to an attachment: `network/container/interface`,
-/// hashed where that is longer than a comment may be, or has a quote in it, which
-/// nft cannot print.
+/// The comment of what belongs to an attachment: `network/container/interface`; hashed where that
+/// is longer than a comment may be, or has a quote in it, which nft cannot print.
 pub fn owner_comment(network: &str, container_id: &str, ifname: &str) -> String {
     let comment = format!("{}{container_id}/{ifname}", network_prefix(network));
     if comment.len() <= COMMENT_LENGTH && !comment.contains('"') {
@@ -124,40 +128,34 @@ pub fn owner_comment(network: &str, container_id: &str, ifname: &str) -> String 
 }
 
 /// How the comments of all attachments to `network` begin.
-pub fn network_prefix(network: &str) -> String {
+fn network_prefix(network: &str) -> String {
     format!("{network}/")
 }
 
 /// How they begin where they are hashed; no network's name begins with `#`.
-pub fn hashed_prefix(network: &str) -> String {
+fn hashed_prefix(network: &str) -> String {
     names::prefixed(33, "#", network) + "/"
 }
 
-/// The same for an attachment.
-pub fn owner(owner: &Attachment) -> String {
-    owner_comment(
-        &owner.network,
-        owner.container_id.as_str(),
-        owner.ifname.as_str(),
-    )
+/// Whether a comment is that of an attachment to `network`.
+pub fn is_of_network(comment: &str, network: &str) -> bool {
+    let prefixes = [network_prefix(network), hashed_prefix(network)];
+    prefixes.iter().any(|it| comment.starts_with(it))
 }
 
-/// Whether a comment is that of an attachment of `container`. Not known where the comment
-/// is hashed; then it is taken for another's.
+/// The comment of what belongs to `owner`.
+pub fn owner(owner: &Attachment) -> String {
+    let (id, ifname) = (owner.container_id.as_str(), owner.ifname.as_str());
+    owner_comment(&owner.network, id, ifname)
+}
+
+/// Whether a comment is that of an attachment of `container`. A hashed comment does not tell, and
+/// counts as another's.
 pub fn is_of_container(comment: &str, container: &str) -> bool {
     !comment.starts_with('#') && comment.split('/').nth(1) == Some(container)
 }
 
-/// The pod's subnet in `family`.
-fn subnet(wanted: &HostPorts, family: Family) -> Option<IpNetwork> {
-    match family {
-        Family::Ip6 => wanted.pod_v6.map(IpNetwork::from),
-        _ => wanted.pod_v4.map(IpNetwork::from),
-    }
-}
-
-/// What is wanted in `family`, one element a key: the first mapping of a port
-/// is the one that counts.
+/// The elements that are wanted in `family`, one for each key: the first mapping of a port counts.
 pub fn elements(wanted: &HostPorts, family: Family) -> Vec<Element> {
     let Some(pod) = pod(wanted, family) else {
         return Vec::new();
@@ -166,23 +164,16 @@ pub fn elements(wanted: &HostPorts, family: Family) -> Vec<Element> {
     let (mut elements, mut taken) = (Vec::new(), HashSet::new());
     let mut add = |set: Set, key: Vec<Part>, value: Vec<Part>| {
         if taken.insert((set.name, key.clone())) {
-            let owner = owner.clone();
-            elements.push(Element {
-                set,
-                key,
-                value,
-                owner,
-            });
+            elements.push(set.element(key, value, &owner));
         }
     };
+    let pod = Part::Address(pod);
     // Those with conditions have a chain instead.
     let conditional = !conditions(wanted, family).is_empty();
     for mapping in mappings(wanted, family).filter(|_| !conditional) {
-        let (protocol, port) = (
-            Part::Protocol(mapping.protocol),
-            Part::Port(mapping.host_port),
-        );
-        let to = vec![Part::Address(pod), Part::Port(mapping.container_port)];
+        let protocol = Part::Protocol(mapping.protocol);
+        let port = Part::Port(mapping.host_port);
+        let to = vec![pod, Part::Port(mapping.container_port)];
         match mapping.specific_host_ip() {
             Some(ip) => add(HOSTIP_PORTS, vec![Part::Address(ip), protocol, port], to),
             None => add(PORTS, vec![protocol, port], to),
@@ -191,26 +182,25 @@ pub fn elements(wanted: &HostPorts, family: Family) -> Vec<Element> {
     match wanted.snat {
         Snat::Off => {}
         Snat::Hairpin => {
-            for source in std::iter::once(pod).chain(localhost(family)) {
-                let key = vec![Part::Address(source), Part::Address(pod)];
-                add(MASQUERADED, key, Vec::new());
+            add(MASQUERADED, vec![pod, pod], Vec::new());
+            // IPv6 has nothing like `route_localnet`: what comes from ::1 does not get to a pod.
+            if family == Family::Ip {
+                let localhost = Part::Address(Ipv4Addr::LOCALHOST.into());
+                add(MASQUERADED, vec![localhost, pod], Vec::new());
             }
         }
         Snat::All => {
             for mapping in mappings(wanted, family) {
-                let key = vec![
-                    Part::Address(pod),
-                    Part::Protocol(mapping.protocol),
-                    Part::Port(mapping.container_port),
-                ];
-                add(MASQUERADED_PORTS, key, Vec::new());
+                let protocol = Part::Protocol(mapping.protocol);
+                let port = Part::Port(mapping.container_port);
+                add(MASQUERADED_PORTS, vec![pod, protocol, port], Vec::new());
             }
         }
     }
     elements
 }
 
-/// What there can be in [`MASQUERADED`] for a pod, whatever `snat` says by now.
+/// The elements that may be in [`MASQUERADED`] for a pod, whatever `snat` says by now.
 pub fn masqueraded(published: &HostPorts, family: Family) -> Vec<Element> {
     let hairpin = HostPorts {
         snat: Snat::Hairpin,
@@ -222,92 +212,61 @@ pub fn masqueraded(published: &HostPorts, family: Family) -> Vec<Element> {
     all
 }
 
-/// What makes a pod's port reachable from pods on its bridge: they and the pod
-/// answer each other directly, so that the answer does not come from where it
-/// was asked, unless they are made to see the node. (Where bridged frames pass
-/// the node's rules, `bridge-nf-call-iptables`, there is no need.)
+/// The element that makes a pod's port reachable from pods on its bridge. They and the pod answer
+/// each other directly, so the answer would come from the wrong address, unless they are
+/// masqueraded. (Where bridged frames pass the node's rules, `bridge-nf-call-iptables`, that is
+/// not necessary.)
 pub fn neighbour_element(wanted: &HostPorts, family: Family) -> Option<Element> {
     let subnet = subnet(wanted, family).filter(|_| wanted.snat == Snat::Hairpin)?;
-    let key = vec![Part::Address(subnet.network()), Part::Address(subnet.ip())];
-    (subnet.network() != subnet.ip()).then(|| Element {
-        set: MASQUERADED,
-        key,
-        value: Vec::new(),
-        owner: owner(&wanted.owner),
-    })
+    let key = [subnet.network(), subnet.ip()].map(Part::Address);
+    (subnet.network() != subnet.ip()).then(|| MASQUERADED.element(key, [], owner(&wanted.owner)))
 }
 
-/// The change without which that element has no effect; none where the rule is.
-pub fn neighbour_rule(wanted: &HostPorts, family: Family, found: &[Listed]) -> Option<Change> {
+/// The rule without which that element has no effect; `None` where it is there.
+pub fn neighbour_rule(wanted: &HostPorts, family: Family, found: &[Listed]) -> Option<Rule> {
     let mask = subnet(wanted, family)?.mask();
-    let rule = Rule::new([
-        Statement::SubnetAndDestinationIn(mask, MASQUERADED.name),
-        Statement::Masquerade {
-            fully_random: false,
-        },
-    ]);
-    let there = |it: &Listed| it.chain == NEIGHBOURS && it.is(family, &rule);
-    let add = Change::AddRule(table(family), NEIGHBOURS.into(), rule.clone());
-    (!found.iter().any(there)).then_some(add)
+    let key = vec![Field::SourceSubnet(mask), Field::Destination];
+    let rule = Rule::new([Statement::In(key, MASQUERADED.name), MASQUERADE]);
+    (!in_chain(found, NEIGHBOURS).any(|it| it.is(&rule))).then_some(rule)
 }
 
-/// Where the node's own connections to itself come from. IPv6 has nothing like
-/// `route_localnet`: what comes from ::1 does not get to a pod.
-fn localhost(family: Family) -> Option<IpAddr> {
-    (family == Family::Ip).then_some(IpAddr::V4(Ipv4Addr::LOCALHOST))
+/// Adds that rule.
+pub fn add_neighbour_rule(changes: &mut Transaction, family: Family, rule: Rule) {
+    changes.add_rule(table(family), NEIGHBOURS, rule);
 }
 
-/// A chain that packets enter at `point`.
-fn hooked(name: &'static str, kind: &'static str, point: Point, priority: i32) -> Chain {
-    Chain {
-        name: name.into(),
-        hook: Some(Hook {
-            kind,
-            point,
-            priority,
-        }),
-        comment: "",
-    }
-}
+const MASQUERADE: Statement = Statement::Masquerade {
+    fully_random: false,
+};
 
-/// The chains of a table and what is in them.
+/// The chains of a table and their rules.
 fn chains(family: Family) -> Vec<(Chain, Vec<Rule>)> {
-    let hostports = Chain {
-        name: HOSTPORTS.into(),
-        hook: None,
-        comment: "",
-    };
-    // An address of the mapping comes before all addresses.
+    let target = || vec![Field::Destination, Field::Protocol, Field::Port];
+    let port = vec![Field::Protocol, Field::Port];
+    // A mapping of one address comes before one of all addresses.
     let redirect = vec![
-        Rule::new([Statement::RedirectByTarget(HOSTIP_PORTS.name)]),
-        Rule::new([Statement::RedirectByPort(PORTS.name)]),
+        Rule::new([Statement::RedirectBy(target(), HOSTIP_PORTS.name)]),
+        Rule::new([Statement::RedirectBy(port, PORTS.name)]),
     ];
-    let masquerade = Statement::Masquerade {
-        fully_random: false,
-    };
+    let addresses = vec![Field::Source, Field::Destination];
     let source = vec![
-        Rule::new([Statement::AddressesIn(MASQUERADED.name), masquerade.clone()]),
+        Rule::new([Statement::In(addresses, MASQUERADED.name), MASQUERADE]),
         Rule::new([
             Statement::Redirected,
-            Statement::TargetIn(MASQUERADED_PORTS.name),
-            masquerade,
+            Statement::In(target(), MASQUERADED_PORTS.name),
+            MASQUERADE,
         ]),
         Rule::new([Statement::Redirected, Statement::Jump(NEIGHBOURS.into())]),
     ];
+    let nat = |name, point, priority| Chain::hooked(name, "nat", point, priority);
     let mut chains = vec![
-        (hostports, redirect),
+        (Chain::new(HOSTPORTS), redirect),
+        (nat("prerouting", Point::Prerouting, -100), vec![enter()]),
         (
-            hooked("prerouting", "nat", Point::Prerouting, -100),
-            vec![enter()],
-        ),
-        (
-            hooked(OUTPUT, "nat", Point::Output, -100),
+            nat(OUTPUT, Point::Output, -100),
             vec![enter_from_node(family)],
         ),
-        (
-            hooked("postrouting", "nat", Point::Postrouting, 100),
-            source,
-        ),
+        (nat("postrouting", Point::Postrouting, 100), source),
     ];
     if family == Family::Ip {
         chains.push(martians());
@@ -323,28 +282,28 @@ fn enter() -> Rule {
     ])
 }
 
-/// The same for what the node sends to itself. IPv6 has nothing like `route_localnet`: a
-/// connection to ::1 that is redirected hangs, because the kernel drops a packet from ::1
-/// that leaves the node. It is left to the node's own programs.
+/// The same for what the node sends to itself. A connection to ::1 that is redirected hangs,
+/// because the kernel drops a packet from ::1 that leaves the node. It is left to the node's own
+/// programs.
 fn enter_from_node(family: Family) -> Rule {
     let mut rule = enter();
     if family == Family::Ip6 {
-        let localhost = IpNetwork::from(IpAddr::V6(Ipv6Addr::LOCALHOST));
+        let localhost = IpAddr::V6(Ipv6Addr::LOCALHOST).into();
         let elsewhere = Statement::AddressNot(Side::Destination, localhost);
         rule.statements.insert(0, elsewhere);
     }
     rule
 }
 
-/// Before anything else looks at a packet. Connections from 127.0.0.1 reach a pod only with
-/// `route_localnet`, which opens 127/8 of the node to its neighbours (CVE-2020-8558): this
-/// closes it. With that setting and without `rp_filter`, the kernel takes 127/8 for a source
-/// from outside, too (`ip_route_input_slow` in net/ipv4/route.c).
+/// Comes before anything else. Connections from 127.0.0.1 reach a pod only with `route_localnet`,
+/// which opens 127.0.0.0/8 of the node to its neighbours (CVE-2020-8558): this closes it. With that
+/// setting and without `rp_filter`, the kernel accepts 127.0.0.0/8 as a source from outside, too
+/// (`ip_route_input_slow` in net/ipv4/route.c).
 fn martians() -> (Chain, Vec<Rule>) {
-    let chain = hooked(MARTIANS, "filter", Point::Prerouting, -300);
+    let chain = Chain::hooked(MARTIANS, "filter", Point::Prerouting, -300);
     let rules = [Side::Destination, Side::Source].map(|side| {
         let loopback = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0));
-        let network = IpNetwork::new(loopback, 8).unwrap_or_else(|_| IpNetwork::from(loopback));
+        let network = IpNetwork::new(loopback, 8).unwrap_or(loopback.into());
         Rule::new([
             Statement::InterfaceNot("lo".into()),
             Statement::Address(side, network),
@@ -354,78 +313,48 @@ fn martians() -> (Chain, Vec<Rule>) {
     (chain, rules.into())
 }
 
-/// Changes without which that chain is not there, or not whole.
-pub fn closed_localhost(found: &[Listed]) -> Transaction {
+/// Changes that complete that chain; none if it is complete.
+pub fn localhost_guard(found: &[Listed]) -> Transaction {
     let (chain, rules) = martians();
     let mut changes = Transaction::new();
-    if !has(found, Family::Ip, &chain, &rules) {
-        changes.push(Change::AddTable(table(Family::Ip)));
-        changes.extend(filled(table(Family::Ip), chain, rules));
+    if !has_exactly(found, &chain.name, &rules) {
+        changes.add_table(table(Family::Ip));
+        changes.fill_chain(table(Family::Ip), chain, rules);
     }
     changes
 }
 
-/// Whether the published ports lead where they should. What versions before this one have
-/// left of `martians` and `output` is enough: a running pod is as well as it was at its ADD.
+/// Whether the published ports lead where they should. The rules that earlier versions left in
+/// `martians` and `output` are enough: a running pod is as well as at its ADD.
 pub fn is_complete(family: Family, found: &[Listed]) -> bool {
     chains(family).iter().all(|(chain, rules)| {
         let former = match chain.name.as_ref() {
-            MARTIANS => has(found, family, chain, &rules[..1]),
-            OUTPUT => has(found, family, chain, &[enter()]),
+            MARTIANS => has_exactly(found, MARTIANS, &rules[..1]),
+            OUTPUT => has_exactly(found, OUTPUT, &[enter()]),
             _ => false,
         };
-        former || has(found, family, chain, rules)
+        former || has_exactly(found, &chain.name, rules)
     })
 }
 
-/// Changes that make the table what it should be; none if it is.
+/// Changes that complete the table; none if it is complete.
 pub fn base(family: Family, found: &[Listed]) -> Transaction {
     let table = table(family);
     let mut changes = Transaction::new();
-    let wrong: Vec<_> = chains(family)
-        .into_iter()
-        .filter(|(chain, rules)| !has(found, family, chain, rules))
-        .collect();
+    let mut wrong = chains(family);
+    wrong.retain(|(chain, rules)| !has_exactly(found, &chain.name, rules));
     if wrong.is_empty() {
         return changes;
     }
-    changes.push(Change::AddTable(table));
+    changes.add_table(table);
     for set in SETS.into_iter().chain([DISPLACED]) {
-        changes.push(Change::AddSet(table, set));
+        changes.add_set(table, set);
     }
-    let (name, hook, comment) = (NEIGHBOURS.into(), None, "");
-    changes.push(Change::AddChain(
-        table,
-        Chain {
-            name,
-            hook,
-            comment,
-        },
-    ));
+    changes.add_chain(table, Chain::new(NEIGHBOURS));
     for (chain, rules) in wrong {
-        changes.extend(filled(table, chain, rules));
+        changes.fill_chain(table, chain, rules);
     }
     changes
-}
-
-/// A chain with these rules and no others.
-fn filled(table: Table, chain: Chain, rules: Vec<Rule>) -> Transaction {
-    let mut changes = Transaction::new();
-    let name = chain.name.clone();
-    changes.push(Change::AddChain(table, chain));
-    changes.push(Change::FlushChain(table, name.clone()));
-    for rule in rules {
-        changes.push(Change::AddRule(table, name.clone(), rule));
-    }
-    changes
-}
-
-fn has(found: &[Listed], family: Family, chain: &Chain, rules: &[Rule]) -> bool {
-    let mut found = found.iter().filter(|it| it.chain == chain.name);
-    let all = rules
-        .iter()
-        .all(|rule| found.next().is_some_and(|it| it.is(family, rule)));
-    all && found.next().is_none()
 }
 
 #[cfg(test)]
@@ -464,7 +393,7 @@ mod tests {
     fn text(wanted: &HostPorts, family: Family) -> String {
         let mut changes = Transaction::new();
         for element in elements(wanted, family) {
-            changes.push(Change::CreateElement(table(family), element));
+            changes.create_element(table(family), element);
         }
         changes.to_string()
     }
@@ -499,7 +428,7 @@ add rule ip6 podwire_hostports postrouting ct status dnat jump neighbours
         let there: Vec<_> = chains(Family::Ip)
             .iter()
             .flat_map(|(chain, rules)| rules.iter().map(|it| (chain.name.clone(), it)))
-            .map(|(chain, rule)| Listed::of(Family::Ip, &chain, 1, rule))
+            .map(|(chain, rule)| Listed::of(table(Family::Ip), &chain, 1, rule))
             .collect();
         assert!(base(Family::Ip, &there).is_empty());
         // What is missing is filled in, and nothing else.
@@ -541,18 +470,15 @@ create element ip6 podwire_hostports masqueraded_ports { fd00:22::2 . sctp . 80 
         let wanted = wanted(Snat::Hairpin);
         let rule = neighbour_rule(&wanted, Family::Ip, &[]).unwrap();
         assert_eq!(
-            rule.to_string(),
-            "add rule ip podwire_hostports neighbours ip saddr & 255.255.255.0 . ip daddr @masqueraded masquerade"
+            rule.text(Family::Ip),
+            "ip saddr & 255.255.255.0 . ip daddr @masqueraded masquerade"
         );
-        let Change::AddRule(_, _, there) = rule else {
-            unreachable!()
-        };
-        let there = [Listed::of(Family::Ip, NEIGHBOURS, 1, &there)];
+        let there = [Listed::of(table(Family::Ip), NEIGHBOURS, 1, &rule)];
         assert_eq!(neighbour_rule(&wanted, Family::Ip, &there), None);
         let element = neighbour_element(&wanted, Family::Ip6).unwrap();
         assert_eq!(
-            Change::CreateElement(table(Family::Ip6), element).to_string(),
-            "create element ip6 podwire_hostports masqueraded { fd00:22:: . fd00:22::2 comment \"mynet/c1/eth0\" }"
+            element.text(),
+            "fd00:22:: . fd00:22::2 comment \"mynet/c1/eth0\""
         );
         assert_eq!(
             neighbour_element(&self::wanted(Snat::Off), Family::Ip),

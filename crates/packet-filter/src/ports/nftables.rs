@@ -1,94 +1,79 @@
-//! UdpPort ports: elements of maps, which cost a lookup each however many
-//! there are.
+//! Published ports in nf_tables: elements of maps, so that a packet costs one lookup each however
+//! many ports there are. The tables are in [`layout`](super::layout).
 //!
-//! | set or map | key | value |
-//! |---|---|---|
-//! | `hostip_ports` | address of the node, protocol, port | pod's address, port |
-//! | `ports` | protocol, port | pod's address, port |
-//! | `masqueraded` | source, pod's address | |
-//! | `masqueraded_ports` | pod's address, protocol, port | |
-//! | `displaced` | host port, pod's address and port | order |
-//!
-//! Each element has its owner as its comment, so that DEL, CHECK and GC know
-//! what is whose with nothing else at hand. An element is added so that the
-//! kernel refuses it where the key is taken: nobody has to look at the others.
+//! An element is added so that the kernel refuses it where the key is taken: no program has to read
+//! the others.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::btree_map::{BTreeMap, Entry};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail};
 use cni::Attachment;
 use cni::conf::ValidAttachment;
+use nftables::{Element, Error, Family, Listed, Part, Set, Socket, Transaction, listing, retry};
 use nix::errno::Errno;
 
-use super::conditional;
 use super::displaced::{self, Displaced, is_port};
-use super::go;
 use super::layout::{
-    DISPLACED, FAMILIES, MARTIANS, MASQUERADED, OF_MAPPINGS, SETS, base, closed_localhost,
-    elements, families, hashed_prefix, is_complete, is_of_container, mappings, masqueraded,
-    neighbour_element, neighbour_rule, network_prefix, owner, owner_comment, pod, table,
+    DISPLACED, FAMILIES, MARTIANS, MASQUERADED, OF_MAPPINGS, SETS, add_neighbour_rule, base,
+    elements, families, is_complete, is_of_container, is_of_network, localhost_guard, masqueraded,
+    neighbour_element, neighbour_rule, owner, owner_comment, pod, table,
 };
-use crate::ports::{HostPorts, Mapping, Notice, Protocol};
-use nftables::Error;
-use nftables::conntrack::{self, UdpPort, Which};
-use nftables::listing::{self, Entry, Listed};
-use nftables::presence;
-use nftables::{Change, Element, Family, Part, Set, Transaction};
-use nftables::{Socket, retry};
+use super::udp::{UdpPort, Which, delete_connections};
+use super::{conditional, go};
+use crate::ports::{HostPorts, Mapping, Notice};
 
-/// Publishes; the newest mapping of a port wins, and the one that it displaces is remembered.
-/// What the owner published before and does not want any more stays until it unpublishes:
-/// to find that would mean to look at all ports there are.
+/// Publishes; the newest mapping of a port wins, and the one that it displaces is kept in the
+/// kernel. What the owner published before and does not want any more stays until it unpublishes:
+/// to find it, all ports would have to be read.
 pub fn publish(socket: &Socket, wanted: &HostPorts) -> Result<Vec<Notice>> {
-    let families = families(wanted);
-    if families.is_empty() {
+    if families(wanted).next().is_none() {
         return Ok(Vec::new());
     }
-    let notices = retry(Errno::ERESTART, || -> Result<_> {
+    let notices = retry(|| {
         let generation = socket.generation()?;
-        let plan = Plan::new(socket, &[wanted], Rival::Loses)?;
+        let plan = Plan::new(socket, &[wanted], Conflict::Displace)?;
         plan.commit(socket, generation)?;
         Ok(plan.notices)
     })?;
-    for family in families {
+    for family in families(wanted) {
         conditional::publish(socket, family, wanted)?;
     }
-    flush(socket, &published(wanted), Which::NotTo);
+    delete_connections(socket, &UdpPort::all(wanted), Which::Elsewhere);
     Ok(notices)
 }
 
-/// Changes that keep others from 127.0.0.0/8 of the node; none where they are kept.
+/// Changes that close 127.0.0.0/8 of the node to packets from outside; none where it is closed.
 pub fn close_localhost(socket: &Socket) -> Result<Transaction, Error> {
-    let found = listing::rules(socket, table(Family::Ip), Some(MARTIANS))?;
-    Ok(closed_localhost(&found))
+    let found = listing::chain_rules(socket, table(Family::Ip), MARTIANS)?;
+    Ok(localhost_guard(&found))
 }
 
-/// What becomes of another owner's mapping of the same port.
+/// What happens to another owner's mapping of the same port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rival {
+enum Conflict {
     /// It is displaced: this is the newest ADD.
-    Loses,
-    /// It stays: nothing is new, something was lost.
-    Stays,
+    Displace,
+    /// It stays: no ADD is new, rules were lost.
+    Keep,
 }
 
-/// What [`additions`] are.
+/// The result of [`additions`].
 pub struct Additions {
     /// After them, all is there.
     pub changes: Transaction,
-    /// Which ports another owner has.
+    /// Ports that another owner has.
     pub notices: Vec<Notice>,
-    /// For whom something changes.
+    /// Owners for whom something changes.
     pub owners: HashSet<String>,
 }
 
-/// Changes after which the ports of all pods are published, as far as no other owner
-/// has them. Of two pods, the later in the list wins, and the other is remembered as
-/// displaced.
+/// Changes after which the ports of all pods are published, unless another owner has them. Of two
+/// pods, the later in the list wins, and the other is kept as displaced.
 pub fn additions(socket: &Socket, all: &[&HostPorts]) -> Result<Additions, Error> {
-    let mut plan = Plan::new(socket, all, Rival::Stays)?;
-    if plan.makes_rules {
+    let mut plan = Plan::new(socket, all, Conflict::Keep)?;
+    if plan.has_rules {
         let owners = all.iter().map(|it| owner(&it.owner));
         plan.owners.extend(owners);
     }
@@ -99,31 +84,31 @@ pub fn additions(socket: &Socket, all: &[&HostPorts]) -> Result<Additions, Error
     })
 }
 
-/// Changes that bring the tables in which these ports are to what they should be: an older
-/// version may have made them. None if they are that.
+/// Changes that complete the tables of these ports, which an older version may have made; none if
+/// they are complete.
 pub fn completion(socket: &Socket, all: &[&HostPorts]) -> Result<Transaction, Error> {
     let mut changes = Transaction::new();
     for family in FAMILIES {
-        if all.iter().any(|it| families(it).contains(&family)) {
-            let found = listing::rules(socket, table(family), None)?;
+        if all.iter().any(|it| families(it).any(|it| it == family)) {
+            let found = listing::rules(socket, table(family))?;
             changes.extend(base(family, &found));
         }
     }
     Ok(changes)
 }
 
-/// What publishing means, as things are.
+/// The changes that publish ports.
 #[derive(Default)]
 struct Plan {
     changes: Transaction,
     notices: Vec<Notice>,
-    /// For whom an element is made.
+    /// Owners for whom an element is created.
     owners: HashSet<String>,
-    /// Whether rules are made, which all pods need.
-    makes_rules: bool,
-    /// Whether `changes` are wrong if another program changed anything: two who
-    /// both fill a chain fill it twice.
-    depends: bool,
+    /// Rules are added, which all pods need.
+    has_rules: bool,
+    /// `changes` are wrong if another program changed anything: two that both fill a chain fill it
+    /// twice.
+    needs_generation: bool,
 }
 
 /// An element that a pod wants.
@@ -134,37 +119,36 @@ struct Claim<'a> {
 }
 
 impl Plan {
-    fn new(socket: &Socket, all: &[&HostPorts], rival: Rival) -> Result<Self, Error> {
+    fn new(socket: &Socket, all: &[&HostPorts], conflict: Conflict) -> Result<Self, Error> {
         let mut plan = Self::default();
         let mut claims = Vec::new();
         for family in FAMILIES {
-            let mut all = all
-                .iter()
-                .rev()
-                .filter(|it| families(it).contains(&family))
-                .peekable();
-            if all.peek().is_none() {
+            let is_published = |it: &&&HostPorts| families(it).any(|it| it == family);
+            let all: Vec<_> = all.iter().rev().filter(is_published).collect();
+            if all.is_empty() {
                 continue;
             }
-            let found = listing::rules(socket, table(family), None)?;
+            let found = listing::rules(socket, table(family))?;
             plan.changes.extend(base(family, &found));
             let mut rules = Vec::new();
             for wanted in all {
                 let rule = neighbour_rule(wanted, family, &found);
                 rules.extend(rule.filter(|it| !rules.contains(it)));
-                let its = elements(wanted, family).into_iter();
-                let its = its.chain(neighbour_element(wanted, family));
-                claims.extend(its.map(|element| Claim {
+                let elements = elements(wanted, family).into_iter();
+                let elements = elements.chain(neighbour_element(wanted, family));
+                claims.extend(elements.map(|element| Claim {
                     family,
                     element,
                     pod: &wanted.owner,
                 }));
             }
-            rules.into_iter().for_each(|it| plan.changes.push(it));
+            for rule in rules {
+                add_neighbour_rule(&mut plan.changes, family, rule);
+            }
         }
-        plan.makes_rules = !plan.changes.is_empty();
-        plan.depends = plan.makes_rules;
-        plan.settle(socket, claims, rival)?;
+        plan.has_rules = !plan.changes.is_empty();
+        plan.needs_generation = plan.has_rules;
+        plan.settle(socket, claims, conflict)?;
         Ok(plan)
     }
 
@@ -173,110 +157,100 @@ impl Plan {
         &mut self,
         socket: &Socket,
         claims: Vec<Claim<'_>>,
-        rival: Rival,
+        conflict: Conflict,
     ) -> Result<(), Error> {
-        let mut claimed = HashMap::<_, usize>::new();
+        // The claims to a place that came second, for each place.
         let mut losers = Vec::<(Family, Vec<Element>)>::new();
+        let mut claimed = HashMap::<_, usize>::new();
         let mut displaced = BTreeMap::<Family, Displaced>::new();
         for claim in claims {
-            let Claim {
-                family, element, ..
-            } = &claim;
-            let place = (*family, element.set.name, element.key.clone());
+            let (family, element) = (claim.family, &claim.element);
+            let place = (family, element.set.name, element.key.clone());
             if let Some(at) = claimed.get(&place) {
                 losers[*at].1.extend(Some(claim.element).filter(is_port));
                 continue;
             }
             claimed.insert(place, losers.len());
-            losers.push((*family, Vec::new()));
-            let there = listing::entry_at(socket, table(*family), element.set, &element.key)?;
-            let former = there.map(|it| self::element(element.set, &it));
-            let displaces = former.as_ref().is_some_and(|it| it.owner != element.owner);
-            if displaces && rival == Rival::Stays {
-                self.notices
-                    .extend(former.and_then(|it| notice(it, claim.pod)));
-                if let Some((_, losers)) = losers.last_mut() {
-                    losers.extend(Some(claim.element).filter(is_port));
+            losers.push((family, Vec::new()));
+            let former = listing::element_at(socket, table(family), element.set, &element.key)?;
+            let anothers = former.as_ref().filter(|it| it.comment != element.comment);
+            if let Some(former) = anothers {
+                if conflict == Conflict::Keep {
+                    self.notices.extend(notice(former, claim.pod));
+                    if let Some((_, losers)) = losers.last_mut() {
+                        losers.extend(Some(claim.element).filter(is_port));
+                    }
+                    continue;
                 }
-                continue;
-            }
-            if displaces
-                && is_port(element)
-                && let Some(former) = former.clone()
-            {
-                let displaced = read_once(&mut displaced, socket, *family)?;
-                let remembered = displaced.remember(former, &element.owner);
-                self.changes.extend(remembered);
-                // The former holder may be another by now.
-                self.depends = true;
+                if is_port(element) {
+                    let displaced = read_once(&mut displaced, socket, family)?;
+                    let kept = displaced.displace(former.clone(), &element.comment);
+                    self.changes.extend(kept);
+                    // The former holder may be another by now.
+                    self.needs_generation = true;
+                }
             }
             self.put(claim, former);
         }
         for (family, losers) in losers.iter().filter(|(_, losers)| !losers.is_empty()) {
             let displaced = read_once(&mut displaced, socket, *family)?;
-            let changes = displaced.remember_below(losers);
+            let changes = displaced.add_below(losers);
             if !changes.is_empty() {
-                self.depends = true;
-                self.owners.extend(losers.iter().map(|it| it.owner.clone()));
+                self.needs_generation = true;
+                self.owners
+                    .extend(losers.iter().map(|it| it.comment.clone()));
             }
             self.changes.extend(changes);
         }
         Ok(())
     }
 
-    /// Puts what is claimed in the place of `former`.
+    /// Puts the element of a claim in the place of `former`.
     fn put(&mut self, claim: Claim<'_>, former: Option<Element>) {
         let (table, element) = (table(claim.family), claim.element);
         if let Some(former) = former {
             if former == element {
                 return;
             }
-            let notice = notice(former, claim.pod).filter(|it| !self.notices.contains(it));
+            let notice = notice(&former, claim.pod).filter(|it| !self.notices.contains(it));
             self.notices.extend(notice);
-            self.changes
-                .push(Change::DeleteElement(table, element.clone()));
+            self.changes.delete_element(table, former);
         }
-        self.owners.insert(element.owner.clone());
-        self.changes.push(Change::CreateElement(table, element));
+        self.owners.insert(element.comment.clone());
+        self.changes.create_element(table, element);
     }
 
-    /// Elements alone need no generation, and are not held up by what others
-    /// commit: the kernel refuses to add one whose key is taken, and to delete
-    /// one that is gone. Having lost that race is the same as having the wrong
-    /// generation.
+    /// Elements alone need no generation, so commits of other programs do not delay them: the kernel
+    /// refuses to create one whose key is taken, and to delete one that is gone. To have lost that
+    /// race is the same as to have the wrong generation.
     fn commit(&self, socket: &Socket, generation: u32) -> Result<(), Error> {
-        if self.depends {
+        if self.needs_generation {
             return self.changes.commit(socket, Some(generation));
         }
-        self.changes
-            .commit(socket, None)
-            .map_err(|error| match error.errno() {
-                Errno::EEXIST | Errno::EBUSY | Errno::ENOENT => {
-                    Error::new(error.op(), Errno::ERESTART)
-                }
-                _ => error,
-            })
+        let lost_race = |error: Error| match error.errno() {
+            Errno::EEXIST | Errno::EBUSY | Errno::ENOENT => Error::new(error.op(), Errno::ERESTART),
+            _ => error,
+        };
+        self.changes.commit(socket, None).map_err(lost_race)
     }
 }
 
-/// The displaced holders of a family, which are looked up when the first is needed: on most
-/// nodes there never is one.
+/// The displaced holders of a family, read when the first is needed: most nodes have none.
 fn read_once<'a>(
     all: &'a mut BTreeMap<Family, Displaced>,
     socket: &Socket,
     family: Family,
 ) -> Result<&'a mut Displaced, Error> {
-    use std::collections::btree_map::Entry::{Occupied, Vacant};
     Ok(match all.entry(family) {
-        Occupied(found) => found.into_mut(),
-        Vacant(place) => place.insert(Displaced::read(socket, family)?),
+        Entry::Occupied(found) => found.into_mut(),
+        Entry::Vacant(place) => place.insert(Displaced::read(socket, family)?),
     })
 }
 
 /// Whether frames between ports of a bridge do not pass the rules of `family`
-/// (`bridge-nf-call-iptables` is 0, or there is no module br_netfilter). Then pods of one
-/// bridge reach each other's host ports only if they are masqueraded.
-fn bridges_pass_by(family: Family) -> bool {
+/// (`bridge-nf-call-iptables` is 0, or there is no module br_netfilter). Then pods of one bridge
+/// reach each other's host ports only if they are masqueraded.
+fn bridged_frames_bypass(family: Family) -> bool {
     let name = match family {
         Family::Ip6 => "bridge-nf-call-ip6tables",
         _ => "bridge-nf-call-iptables",
@@ -287,11 +261,11 @@ fn bridges_pass_by(family: Family) -> bool {
     }
 }
 
-/// Removes what is there for `gone`, ours and what the Go plugins wrote for its
-/// container. The UDP ports that were there.
+/// Removes the ports of `gone`, and what the Go plugins wrote for its container. Returns the UDP
+/// ports that were there.
 ///
-/// `known` is what its configuration and result say, where they do: of three elements
-/// that a pod has for its address, it tells the keys, and nobody has to look at all pods'.
+/// `known` are the ports that its configuration and result name. A pod has three elements for its
+/// address: with `known`, their keys are known, and not all pods' elements have to be read.
 pub fn unpublish(
     socket: &Socket,
     gone: &Attachment,
@@ -299,42 +273,28 @@ pub fn unpublish(
 ) -> Result<Vec<UdpPort>> {
     let name = owner(gone);
     let container = gone.container_id.as_str();
-    let doomed = |comment: &str| comment == name;
+    let is_gone = |comment: &str| comment == name;
     let mut found = Vec::new();
     for family in FAMILIES {
-        let mapped = list(socket, family, &OF_MAPPINGS, &doomed)?;
+        let mapped = list(socket, family, &OF_MAPPINGS, &is_gone)?;
         match known.filter(|known| leads_to(&mapped, pod(known, family))) {
-            Some(known) => found.extend(looked_up(known, family)),
-            None => found.extend(list(socket, family, &[MASQUERADED], &doomed)?),
+            Some(known) => {
+                let elements = masqueraded(known, family).into_iter();
+                found.extend(elements.map(|element| (family, element)));
+            }
+            None => found.extend(list(socket, family, &[MASQUERADED], &is_gone)?),
         }
         found.extend(mapped);
     }
-    remove(socket, &found, &doomed, &|comment| comment == container)
+    remove(socket, &found, &is_gone, &|comment| comment == container)
 }
 
 /// An element that is there, or may be.
-type Found = (Family, Set, Entry);
+type Found = (Family, Element);
 
 /// Whether all mappings lead to `pod`.
 fn leads_to(mapped: &[Found], pod: Option<IpAddr>) -> bool {
-    let address = pod.map(Part::Address);
-    let elsewhere = |(_, _, entry): &Found| match mapping(entry) {
-        Some(_) => entry.value.first() != address.as_ref(),
-        None => entry.key.first() != address.as_ref(),
-    };
-    !mapped.iter().any(elsewhere)
-}
-
-/// What may be there for the address of `known`'s pod.
-fn looked_up(known: &HostPorts, family: Family) -> impl Iterator<Item = Found> {
-    masqueraded(known, family).into_iter().map(move |it| {
-        let entry = Entry {
-            key: it.key,
-            value: it.value,
-            owner: it.owner,
-        };
-        (family, it.set, entry)
-    })
+    mapped.iter().all(|(_, it)| pod_of(it) == pod)
 }
 
 fn list(
@@ -345,131 +305,120 @@ fn list(
 ) -> Result<Vec<Found>> {
     let mut found = Vec::new();
     for set in sets {
-        let entries = listing::entries(socket, table(family), *set, wanted)?;
-        found.extend(entries.into_iter().map(|entry| (family, *set, entry)));
+        let elements = listing::elements(socket, table(family), *set, wanted)?;
+        found.extend(elements.into_iter().map(|element| (family, element)));
     }
     Ok(found)
 }
 
-/// Removes what is there for attachments to `network` that are not `valid`. The UDP
-/// ports that were there.
+/// Removes the ports of attachments to `network` that are not `valid`. Returns the UDP ports that
+/// were there.
 ///
-/// What the Go plugins wrote stays: it names a container, which may be alive in
-/// another network, whose attachments a runtime does not tell here.
+/// What the Go plugins wrote stays: it names a container, which may be alive in another network,
+/// whose attachments a runtime does not list here.
 pub fn collect(socket: &Socket, network: &str, valid: &[ValidAttachment]) -> Result<Vec<UdpPort>> {
-    let prefixes = [network_prefix(network), hashed_prefix(network)];
     let alive: HashSet<_> = valid
         .iter()
         .map(|it| owner_comment(network, &it.container_id, &it.ifname))
         .collect();
     remove_all(socket, &|comment| {
-        let ours = prefixes.iter().any(|prefix| comment.starts_with(prefix));
-        ours && !alive.contains(comment)
+        is_of_network(comment, network) && !alive.contains(comment)
     })
 }
 
-/// Removes what is there for all owners that are `doomed`. The UDP ports that were there.
-pub fn remove_all(socket: &Socket, doomed: &dyn Fn(&str) -> bool) -> Result<Vec<UdpPort>> {
+/// Removes the ports of all owners that are `gone`. Returns the UDP ports that were there.
+pub fn remove_all(socket: &Socket, gone: &dyn Fn(&str) -> bool) -> Result<Vec<UdpPort>> {
     let mut found = Vec::new();
     for family in FAMILIES {
-        found.extend(list(socket, family, &SETS, doomed)?);
+        found.extend(list(socket, family, &SETS, gone)?);
     }
-    remove(socket, &found, doomed, &|_| false)
+    remove(socket, &found, gone, &|_| false)
 }
 
-/// Removes what of `found` belongs to owners that are `doomed`, their conditions, and what is
-/// remembered of them; and rules of the Go plugins for containers that are. A port goes back
-/// to the owner that was displaced last.
+/// Removes what of `found` belongs to owners that are `gone`, their conditions and their displaced
+/// ports, and the rules of the Go plugins for containers that are gone. A port goes back to the
+/// owner that was displaced last.
 fn remove(
     socket: &Socket,
     found: &[Found],
-    doomed: &dyn Fn(&str) -> bool,
-    doomed_container: &dyn Fn(&str) -> bool,
+    gone: &dyn Fn(&str) -> bool,
+    gone_container: &dyn Fn(&str) -> bool,
 ) -> Result<Vec<UdpPort>> {
-    retry(Errno::ERESTART, || -> Result<_> {
+    retry(|| {
         let generation = socket.generation()?;
         let mut changes = Transaction::new();
         for family in FAMILIES {
-            for rule in listing::rules(socket, go::table(family), None)? {
-                if doomed_container(&rule.comment) {
-                    changes.push(rule.deletion(go::table(family)));
+            for rule in listing::rules(socket, go::table(family))? {
+                if gone_container(&rule.comment) {
+                    changes.delete_rule(&rule);
                 }
             }
-            changes.extend(conditional::removal(socket, family, doomed)?);
+            changes.extend(conditional::removal(socket, family, gone)?);
             let mut displaced = Displaced::read(socket, family)?;
-            changes.extend(displaced.forget(|it| doomed(&it.port.owner)));
-            for (_, set, entry) in found.iter().filter(|(of, ..)| *of == family) {
+            changes.extend(displaced.delete(|it| gone(&it.port.comment)));
+            for (_, element) in found.iter().filter(|(of, _)| *of == family) {
                 // Another owner may have the port by now.
-                let now = listing::entry_at(socket, table(family), *set, &entry.key)?;
-                if now.is_some_and(|now| doomed(&now.owner)) {
-                    changes.extend(give_back(family, &mut displaced, element(*set, entry)));
+                let now = listing::element_at(socket, table(family), element.set, &element.key)?;
+                if now.is_some_and(|now| gone(&now.comment)) {
+                    give_back(&mut changes, family, &mut displaced, element.clone());
                 }
             }
         }
         Ok(changes.commit(socket, Some(generation))?)
     })?;
-    let gone = found.iter();
-    Ok(gone
-        .filter_map(|(_, _, entry)| published_entry(entry))
-        .collect())
+    Ok(found.iter().filter_map(|(_, it)| UdpPort::of(it)).collect())
 }
 
-/// Changes that take `gone` away, and give its port back where it held one.
-fn give_back(family: Family, displaced: &mut Displaced, gone: Element) -> Transaction {
+/// Deletes `gone`, and gives its port back where it held one.
+fn give_back(changes: &mut Transaction, family: Family, displaced: &mut Displaced, gone: Element) {
     let restored = displaced.restore(&gone);
-    let mut changes = Transaction::new();
-    changes.push(Change::DeleteElement(table(family), gone));
+    changes.delete_element(table(family), gone);
     changes.extend(restored);
-    changes
 }
 
-/// Changes that take away everything of owners that are `doomed`; with the last
-/// element, the tables.
-pub fn removal(socket: &Socket, doomed: &dyn Fn(&str) -> bool) -> Result<Transaction> {
+/// Changes that remove everything of owners that are `gone`; with the last element, the tables.
+pub fn removal(socket: &Socket, gone: &dyn Fn(&str) -> bool) -> Result<Transaction> {
     let mut changes = Transaction::new();
     for family in FAMILIES {
         let mut displaced = Displaced::read(socket, family)?;
-        let mut its = displaced.forget(|it| doomed(&it.port.owner));
-        let mut others = !displaced.is_empty();
-        for set in SETS {
-            for entry in listing::entries(socket, table(family), set, |_| true)? {
-                match doomed(&entry.owner) {
-                    true => its.extend(give_back(family, &mut displaced, element(set, &entry))),
-                    false => others = true,
-                }
+        let mut own = displaced.delete(|it| gone(&it.port.comment));
+        let mut has_others = !displaced.is_empty();
+        for (_, element) in list(socket, family, &SETS, &|_| true)? {
+            if gone(&element.comment) {
+                give_back(&mut own, family, &mut displaced, element);
+            } else {
+                has_others = true;
             }
         }
-        let conditional = conditional::table(family);
-        let rules = listing::rules(socket, conditional, None)?;
-        let conditional_others = rules.iter().any(|it| !doomed(&it.comment));
-        if !conditional_others && presence::has_table(socket, family, conditional.name)? {
-            changes.push(Change::DeleteTable(conditional));
+        let (table, conditional) = (table(family), conditional::table(family));
+        let rules = listing::rules(socket, conditional)?;
+        let has_conditional = rules.iter().any(|it| !gone(&it.comment));
+        if !has_conditional && listing::has_table(socket, family, conditional.name)? {
+            changes.delete_table(conditional);
         } else {
-            its.extend(conditional::removal(socket, family, doomed)?);
+            own.extend(conditional::removal(socket, family, gone)?);
         }
-        if !others
-            && !conditional_others
-            && presence::has_table(socket, family, table(family).name)?
-        {
-            changes.push(Change::DeleteTable(table(family)));
+        let is_last = !has_others && !has_conditional;
+        if is_last && listing::has_table(socket, family, table.name)? {
+            changes.delete_table(table);
         } else {
-            changes.extend(its);
+            changes.extend(own);
         }
     }
     Ok(changes)
 }
 
-/// Whose ports are there, each with the addresses of its pod.
-pub fn owners(socket: &Socket) -> Result<BTreeMap<String, BTreeSet<IpAddr>>, Error> {
+/// The owners of published ports, each with the addresses of its pod.
+pub fn owners(socket: &Socket) -> Result<BTreeMap<String, BTreeSet<IpAddr>>> {
     let mut owners = BTreeMap::<String, BTreeSet<IpAddr>>::new();
     for family in FAMILIES {
-        for set in SETS.into_iter().chain([DISPLACED]) {
-            for entry in listing::entries(socket, table(family), set, |_| true)? {
-                let pod = pod_of(set, &entry);
-                owners.entry(entry.owner).or_default().extend(pod);
-            }
+        let mut elements = list(socket, family, &SETS, &|_| true)?;
+        elements.extend(list(socket, family, &[DISPLACED], &|_| true)?);
+        for (_, element) in elements {
+            let pod = pod_of(&element);
+            owners.entry(element.comment).or_default().extend(pod);
         }
-        for rule in listing::rules(socket, conditional::table(family), None)? {
+        for rule in listing::rules(socket, conditional::table(family))? {
             owners.entry(rule.comment).or_default();
         }
     }
@@ -477,12 +426,15 @@ pub fn owners(socket: &Socket) -> Result<BTreeMap<String, BTreeSet<IpAddr>>, Err
 }
 
 /// The address of the pod that an element is about.
-fn pod_of(set: Set, entry: &Entry) -> Option<IpAddr> {
-    let part = match set.name {
-        name if name == MASQUERADED.name => entry.key.get(1),
-        name if name == DISPLACED.name => entry.key.get(3),
-        _ if set.value.is_empty() => entry.key.first(),
-        _ => entry.value.first(),
+fn pod_of(element: &Element) -> Option<IpAddr> {
+    let part = if element.set == MASQUERADED {
+        element.key.get(1)
+    } else if element.set == DISPLACED {
+        element.key.get(3)
+    } else if element.set.value.is_empty() {
+        element.key.first()
+    } else {
+        element.value.first()
     };
     match part {
         Some(Part::Address(ip)) => Some(*ip),
@@ -507,7 +459,7 @@ fn check_family(socket: &Socket, wanted: &HostPorts, family: Family) -> Result<(
     for element in elements(wanted, family) {
         check_element(socket, family, wanted, &element)?;
     }
-    let found = listing::rules(socket, table, None)?;
+    let found = listing::rules(socket, table)?;
     if !is_complete(family, &found) {
         bail!("table {table} is not complete");
     }
@@ -522,74 +474,66 @@ fn check_element(
     element: &Element,
 ) -> Result<()> {
     let (table, name) = (table(family), element.set.name);
-    let key = Change::DeleteElement(table, element.clone()).describe();
-    let key = key.trim_start_matches("delete ");
-    let Some(entry) = listing::entry_at(socket, table, element.set, &element.key)? else {
+    let key = format!("{} of {table} {name}", element.key_text());
+    let Some(found) = listing::element_at(socket, table, element.set, &element.key)? else {
         bail!("published port is missing: no {key}")
     };
-    if entry.owner != element.owner {
+    if found.comment != element.comment {
         // Attachments of one container do not take ports from each other: the newest is
-        // reached, and the others wait.
+        // reached, and the others are displaced.
         let container = wanted.owner.container_id.as_str();
-        if is_of_container(&entry.owner, container)
+        if is_of_container(&found.comment, container)
             && displaced::is_remembered(socket, family, element)?
         {
             return Ok(());
         }
-        bail!("published port is taken: {key} belongs to {}", entry.owner)
+        bail!(
+            "published port is taken: {key} belongs to {}",
+            found.comment
+        )
     }
-    if entry.value != element.value {
+    if found.value != element.value {
         bail!("published port leads elsewhere: {key} in {name}")
     }
     Ok(())
 }
 
-/// What pods of the same bridge need to reach the ports is always written, and missed only
-/// where it is needed now: versions before 2.0 left it out where it was not needed at ADD.
+/// What pods of the same bridge need to reach the ports is always written, and reported as missing
+/// only where it is needed now: versions before 2.0 left it out where it was not needed at ADD.
 fn check_neighbours(
     socket: &Socket,
     family: Family,
     wanted: &HostPorts,
     found: &[Listed],
 ) -> Result<()> {
-    let Some(element) = neighbour_element(wanted, family).filter(|_| bridges_pass_by(family))
-    else {
+    let element = neighbour_element(wanted, family);
+    let Some(element) = element.filter(|_| bridged_frames_bypass(family)) else {
         return Ok(());
     };
-    if let Some(missing) = neighbour_rule(wanted, family, found) {
-        bail!("pods of its bridge do not reach the published ports: not done: {missing}");
+    if let Some(rule) = neighbour_rule(wanted, family, found) {
+        let mut missing = Transaction::new();
+        add_neighbour_rule(&mut missing, family, rule);
+        let missing = missing.to_string();
+        bail!(
+            "pods of its bridge do not reach the published ports: not done: {}",
+            missing.trim_end()
+        );
     }
     check_element(socket, family, wanted, &element)
 }
 
-fn element(set: Set, entry: &Entry) -> Element {
-    Element {
-        set,
-        key: entry.key.clone(),
-        value: entry.value.clone(),
-        owner: entry.owner.clone(),
-    }
-}
-
-/// What `former` was, where a mapping of `pod` takes its place, or would; nothing for an element
-/// that maps no port, or that is of the same container.
-fn notice(former: Element, pod: &Attachment) -> Option<Notice> {
+/// What `former` published, where a mapping of `pod` takes its place, or would; `None` for an element
+/// that maps no port, or belongs to the same container.
+fn notice(former: &Element, pod: &Attachment) -> Option<Notice> {
     let (owner, container) = (owner(pod), pod.container_id.as_str());
-    let entry = Entry {
-        key: former.key,
-        value: former.value,
-        owner: former.owner,
-    };
-    let lost = mapping(&entry)?;
-    let is_anothers = entry.owner != owner && !is_of_container(&entry.owner, container);
-    is_anothers.then_some(Notice {
-        mapping: lost,
-        from: entry.owner,
-    })
+    let mapping = mapping(former)?;
+    let from = former.comment.clone();
+    (from != owner && !is_of_container(&from, container)).then_some(Notice { mapping, from })
 }
 
-fn mapping(entry: &Entry) -> Option<Mapping> {
-    let (host_ip, protocol, host_port) = match entry.key[..] {
+/// The mapping that an element is.
+pub fn mapping(element: &Element) -> Option<Mapping> {
+    let (host_ip, protocol, host_port) = match element.key[..] {
         [
             Part::Address(ip),
             Part::Protocol(protocol),
@@ -598,7 +542,7 @@ fn mapping(entry: &Entry) -> Option<Mapping> {
         [Part::Protocol(protocol), Part::Port(port)] => (None, protocol, port),
         _ => return None,
     };
-    let [Part::Address(_), Part::Port(container_port)] = entry.value[..] else {
+    let [Part::Address(_), Part::Port(container_port)] = element.value[..] else {
         return None;
     };
     Some(Mapping {
@@ -607,47 +551,4 @@ fn mapping(entry: &Entry) -> Option<Mapping> {
         container_port,
         protocol,
     })
-}
-
-/// The UDP ports of these.
-pub fn published(wanted: &HostPorts) -> Vec<UdpPort> {
-    let mut all = Vec::new();
-    for family in FAMILIES {
-        let Some(pod) = pod(wanted, family) else {
-            continue;
-        };
-        for mapping in mappings(wanted, family) {
-            all.push((mapping, SocketAddr::new(pod, mapping.container_port)));
-        }
-    }
-    all.into_iter()
-        .filter(|(mapping, _)| mapping.protocol == Protocol::Udp)
-        .map(|(mapping, to)| UdpPort {
-            host_ip: mapping.specific_host_ip(),
-            port: mapping.host_port,
-            to,
-        })
-        .collect()
-}
-
-/// The UDP port that an entry maps.
-fn published_entry(entry: &Entry) -> Option<UdpPort> {
-    let mapping = mapping(entry).filter(|it| it.protocol == Protocol::Udp)?;
-    let [Part::Address(pod), Part::Port(port)] = entry.value[..] else {
-        return None;
-    };
-    Some(UdpPort {
-        host_ip: mapping.host_ip,
-        port: mapping.host_port,
-        to: SocketAddr::new(pod, port),
-    })
-}
-
-/// A connection that the kernel knows goes on as it began: one to a pod that is
-/// gone, into nothing. UDP has no end, so that may be for ever. What cannot be
-/// flushed is told and no error: the ports are published, or are not any more.
-pub fn flush(socket: &Socket, published: &[UdpPort], which: Which) {
-    if let Err(error) = conntrack::flush(socket, published, which) {
-        cni::log(format_args!("{error:#}"));
-    }
 }

@@ -268,7 +268,7 @@ fn removal_takes_the_chain_and_every_entry_to_it() {
     let listing = Listing::parse(
         "-A CNI-HOSTPORT-DNAT -p tcp -j CNI-DN-1\n-A CNI-HOSTPORT-DNAT -p udp -j CNI-DN-1\n-A CNI-HOSTPORT-DNAT -p tcp -j CNI-DN-2\n",
     );
-    let mut transaction = Transaction::new();
+    let mut transaction = Transaction::new(NAT);
     remove(&mut transaction, ENTRIES, "CNI-DN-1", &listing);
     assert_eq!(
         transaction.to_string(),
@@ -289,8 +289,8 @@ fn others() -> Listing {
 
 fn lost(ours: &[&str]) -> Vec<Mapping> {
     let (wanted, listing) = (wanted(ours), others());
-    let rivals = rivals(&wanted, Family::V4, &listing);
-    let lost = rivals
+    let conflicts = conflicts(&wanted, Family::V4, &listing);
+    let lost = conflicts
         .iter()
         .flat_map(|it| it.lost(&wanted, Family::V4, &listing));
     lost.map(|notice| {

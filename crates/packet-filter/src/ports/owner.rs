@@ -1,0 +1,70 @@
+//! Owners of published ports, as the comments of their elements name them.
+
+use std::collections::{BTreeSet, HashSet};
+use std::net::IpAddr;
+
+use anyhow::Result;
+use cni::Attachment;
+use cni::env::{ContainerId, IfName};
+
+use super::layout::{is_of_network, owner};
+use super::{Which, nftables};
+use crate::backend::Nftables;
+
+/// The owner of published ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortOwner {
+    /// `network/container/interface`, or a hash of a long one.
+    pub name: String,
+    /// The addresses of its pod.
+    pub pod: BTreeSet<IpAddr>,
+}
+
+impl PortOwner {
+    /// The attachment with this name; `None` where the name is a hash.
+    pub fn attachment(&self) -> Option<Attachment> {
+        let parts: Vec<_> = self.name.split('/').collect();
+        let [network, id, ifname] = parts[..] else {
+            return None;
+        };
+        let attachment = Attachment {
+            network: network.to_owned(),
+            container_id: ContainerId::parse(id).ok()?,
+            ifname: IfName::parse(ifname).ok()?,
+        };
+        self.is(&attachment).then_some(attachment)
+    }
+
+    /// Whether it is this attachment.
+    pub fn is(&self, attachment: &Attachment) -> bool {
+        self.name == owner(attachment)
+    }
+
+    /// Whether it is an attachment to `network`.
+    pub fn is_of(&self, network: &str) -> bool {
+        is_of_network(&self.name, network)
+    }
+}
+
+impl Nftables {
+    /// The owners of published ports.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn port_owners(&self) -> Result<Vec<PortOwner>> {
+        let owners = nftables::owners(&self.socket)?.into_iter();
+        let owners = owners.map(|(name, pod)| PortOwner { name, pod });
+        Ok(owners.collect())
+    }
+
+    /// Removes the ports of these owners, and the tracked UDP connections to them.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn remove_ports(&self, owners: &[PortOwner]) -> Result<()> {
+        let names: HashSet<_> = owners.iter().map(|it| it.name.as_str()).collect();
+        let gone = nftables::remove_all(&self.socket, &|name| names.contains(name))?;
+        self.delete_connections(&gone, Which::ToPod);
+        Ok(())
+    }
+}
