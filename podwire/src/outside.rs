@@ -356,11 +356,8 @@ fn pod(cached: &CachedAttachment, list: &NetworkList) -> Result<Pod> {
                 pod.ports = ports;
             }
             "portmap" => {
-                let plan = portmap::plan::Plan::new(&document.decode()?)?;
-                pod.ports = (!plan.mappings.is_empty()).then(|| Wanted {
-                    rules: plan.host_ports(&pod.owner, &result),
-                    backend: plan.backend,
-                });
+                let plan = portmap::Plan::new(&document.decode()?)?;
+                pod.ports = plan.wanted(&pod.owner, &result);
             }
             _ => {}
         }

@@ -199,6 +199,16 @@ struct Stamp {
 }
 
 impl AddResult {
+    /// The addresses of the pod's interface `ifname`, and those without an interface. As in the
+    /// Go plugins, an index that no interface has counts as none.
+    pub fn ips_of(&self, ifname: &str) -> impl Iterator<Item = &IpConfig> {
+        self.ips.iter().filter(move |ip| {
+            let index = ip.interface.and_then(|index| usize::try_from(index).ok());
+            let interface = index.and_then(|index| self.interfaces.get(index));
+            interface.is_none_or(|it| it.name == ifname && !it.sandbox.is_empty())
+        })
+    }
+
     /// Reads a result that was written at its own `cniVersion`, or else at
     /// `fallback`, whose family it must belong to.
     pub fn decode(document: &Json, fallback: Version) -> Result<Self> {

@@ -1,5 +1,6 @@
 //! Published ports: ports of the node that lead to ports of a pod.
 
+mod admission;
 pub(crate) mod conditional;
 mod displaced;
 mod go;
@@ -16,6 +17,7 @@ use cni::Attachment;
 use ipnetwork::{Ipv4Network, Ipv6Network};
 
 pub(crate) use self::go::Rules as GoRules;
+pub use self::admission::ReservedPorts;
 pub use self::owner::PortOwner;
 pub use self::udp::local_addresses;
 pub(crate) use self::udp::{UdpPort, Which, delete_connections};
@@ -89,7 +91,7 @@ pub struct HostPorts {
 
 impl HostPorts {
     /// Whether connections from 127.0.0.1 are let through to the pod.
-    pub(crate) fn opens_localhost(&self) -> bool {
+    pub fn opens_localhost(&self) -> bool {
         self.snat != Snat::Off
             && self.pod_v4.is_some()
             && self.mappings.iter().any(|it| it.applies_to(true))

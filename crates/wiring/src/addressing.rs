@@ -56,22 +56,10 @@ impl Addressing {
     /// `result`.
     pub fn gateways_in(result: &AddResult, gateway: Gateway, ifname: &str) -> Vec<IpNetwork> {
         let lease = AddResult {
-            ips: Self::ips_in(result, ifname),
+            ips: result.ips_of(ifname).cloned().collect(),
             ..AddResult::default()
         };
         Self::new(lease, gateway).gateways
-    }
-
-    /// The addresses in `result` of the pod's interface `ifname`.
-    pub fn ips_in(result: &AddResult, ifname: &str) -> Vec<IpConfig> {
-        let is_the_pods = |index: i64| {
-            let index = usize::try_from(index).ok();
-            let interface = index.and_then(|index| result.interfaces.get(index));
-            interface.is_some_and(|it| it.name == ifname && !it.sandbox.is_empty())
-        };
-        let mut ips = result.ips.clone();
-        ips.retain(|ip| ip.interface.is_none_or(is_the_pods));
-        ips
     }
 
     fn ensure_gateways(&mut self) {

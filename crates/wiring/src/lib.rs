@@ -6,6 +6,7 @@
 //! - [`pod`]: its namespace and interface: configure, announce, delete;
 //! - [`port`]: a veth pair that makes the pod a port of a bridge;
 //! - [`gateway`]: the pods' gateway on an interface of the host;
+//! - [`localhost`]: connections from 127.0.0.1 to published ports;
 //! - [`rules`]: masquerade, isolation, separation, spoof check; [`masquerade`]: their keys;
 //! - [`shared`]: rules that all attachments of a network share, and when they are removed;
 //!   [`users`]: which attachments use them;
@@ -17,6 +18,7 @@ mod addressing;
 pub mod check;
 pub mod gateway;
 pub mod lease;
+pub mod localhost;
 pub mod mac;
 pub mod masquerade;
 pub mod mtu;

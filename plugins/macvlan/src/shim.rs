@@ -145,12 +145,8 @@ pub fn del(request: &Del<Conf>) -> Result<()> {
     let configured = configured(&request.conf);
     let previous = request.call.prev_result_hint();
     let ifname = request.attachment.ifname.as_str();
-    let ips = previous.map(|it| Addressing::ips_in(&it, ifname));
-    let ips: Vec<_> = ips
-        .into_iter()
-        .flatten()
-        .map(|it| it.address.ip())
-        .collect();
+    let ips = previous.iter().flat_map(|it| it.ips_of(ifname));
+    let ips: Vec<_> = ips.map(|it| it.address.0.ip()).collect();
     leave(&request.attachment, configured, &ips)
 }
 
@@ -277,8 +273,8 @@ pub fn check(request: &Check<Conf>, plan: &Plan) -> Result<()> {
         return Ok(());
     };
     let routed = routed(&host, &link)?;
-    for ip in Addressing::ips_in(&previous, request.attachment.ifname.as_str()) {
-        let ip = ip.address.ip();
+    for ip in previous.ips_of(request.attachment.ifname.as_str()) {
+        let ip = ip.address.0.ip();
         if !routed.contains(&ip) {
             bail!("the node has no route to {ip} through the shim {name}");
         }

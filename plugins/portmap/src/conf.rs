@@ -1,36 +1,35 @@
-//! The keys of portmap, as they are written.
+//! The keys of portmap.
 
+use packet_filter::ReservedPorts;
 use serde::Deserialize;
-
-use crate::reserved::ReservedPorts;
 
 /// The plugin's own keys.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Conf {
-    /// `nftables` or `iptables`; absent, the kernel's best.
+    /// `nftables` or `iptables`; absent: nftables if the kernel has it.
     pub backend: Option<String>,
-    /// Masquerade the pod's own connections to its ports, and those from 127.0.0.1.
+    /// Masquerade the pod's connections to its own ports, and those from 127.0.0.1.
     pub snat: Option<bool>,
     /// Masquerade all connections to its ports.
     pub masq_all: bool,
-    /// The bit of the packet mark that iptables uses.
+    /// The bit of the packet mark that iptables uses, 0 to 31.
     pub mark_masq_bit: Option<i64>,
-    /// Somebody else's chain that marks for masquerade (iptables).
+    /// Another program's iptables chain that marks packets for masquerade.
     pub external_set_mark_chain: Option<String>,
-    /// Conditions that IPv4 packets must fulfil, one word each.
+    /// Conditions for IPv4 packets in the back end's syntax, one word each.
     #[serde(rename = "conditionsV4")]
     pub conditions_v4: Option<Vec<String>>,
-    /// Conditions that IPv6 packets must fulfil, one word each.
+    /// The same for IPv6 packets.
     #[serde(rename = "conditionsV6")]
     pub conditions_v6: Option<Vec<String>>,
-    /// Host ports that no pod may have.
+    /// Host ports that pods must not have.
     pub reserved_ports: Option<Vec<ReservedPorts>>,
-    /// What the runtime asks for this pod.
+    /// What the runtime requests for this pod.
     pub runtime_config: RuntimeConfig,
 }
 
-/// `runtimeConfig`: what libcni passes of the capabilities that are declared.
+/// `runtimeConfig`, where libcni passes the declared capabilities.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct RuntimeConfig {

@@ -1,6 +1,84 @@
-//! What portmap's keys mean: for the plugin itself, and for `podwire`, which puts
-//! published ports back when somebody has flushed them.
+//! portmap: publishes ports of a pod on ports of the node.
+//!
+//! A chained plugin: it runs after the plugin that gave the pod its addresses, and returns that
+//! plugin's result unchanged.
 
 pub mod conf;
 pub mod plan;
-pub mod reserved;
+
+use anyhow::Result;
+use cni::request::{Add, Check, Del, Gc, Status};
+use cni::{AddResult, Code, Error, Plugin, Undo};
+use packet_filter::{Leftovers, Notice};
+use wiring::localhost;
+
+pub use crate::conf::Conf;
+pub use crate::plan::Plan;
+
+/// The plugin.
+pub struct Portmap;
+
+impl Plugin for Portmap {
+    const NAME: &'static str = "portmap";
+    type Conf = Conf;
+
+    fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {
+        // Only the Go plugin's ADD reports faults with these words.
+        let plan = Plan::new(&request.conf).map_err(|faults| {
+            let mut error = Error::from(faults);
+            error.msg.insert_str(0, "failed to parse config: ");
+            error
+        })?;
+        plan.admit()?;
+        let owner = &request.attachment;
+        let missing = "must be called as chained plugin";
+        let previous = request.call.required_prev_result(missing)?;
+        let Some(wanted) = plan.wanted(owner, &previous) else {
+            return Ok(previous);
+        };
+        let attachment = owner.clone();
+        undo.push("remove published ports", move || {
+            Leftovers::unpublish(&attachment, None)
+        });
+        let published = packet_filter::publish(&wanted.what, wanted.backend)?;
+        for Notice { mapping, from } in published.taken {
+            let (port, protocol) = (mapping.host_port, mapping.protocol);
+            cni::log(format_args!(
+                "host port {port}/{protocol}: taken over from {from} by {owner}"
+            ));
+        }
+        localhost::let_through(&wanted.what, published.by)?;
+        Ok(previous)
+    }
+
+    /// Finds what to remove by the owner: the runtime may have lost the mappings, or call DEL with
+    /// a configuration that has others.
+    fn del(request: &Del<Conf>) -> Result<()> {
+        let owner = &request.attachment;
+        let plan = Plan::new(&request.conf).ok();
+        let previous = request.call.prev_result_hint();
+        let known = plan.zip(previous);
+        let known = known.map(|(plan, previous)| plan.host_ports(owner, &previous));
+        Leftovers::unpublish(owner, known.as_ref())
+    }
+
+    fn check(request: &Check<Conf>) -> Result<()> {
+        let plan = Plan::new(&request.conf)?;
+        let previous = request.prev_result()?;
+        match plan.wanted(&request.attachment, &previous) {
+            Some(wanted) => packet_filter::check_published(&wanted.what, wanted.backend),
+            None => Ok(()),
+        }
+    }
+
+    fn gc(request: &Gc<Conf>) -> Result<()> {
+        Leftovers::collect_published(&request.call.network, &request.valid)
+    }
+
+    fn status(request: &Status<Conf>) -> Result<()> {
+        let plan = Plan::new(&request.conf)?;
+        packet_filter::open(plan.backend)
+            .map_err(|error| Code::NotAvailable.err(format!("publish ports: {error:#}")))?;
+        Ok(())
+    }
+}

@@ -1,28 +1,26 @@
-//! From keys and the result so far to what is to be published, without touching anything.
+//! Decides from keys and the previous result what to publish. Pure: no system calls.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cni::address::parse_ip;
 use cni::faults::{Checks, Fault, Faults};
-use cni::result::{AddResult, IpConfig};
-use cni::{Attachment, Code};
-use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
-use packet_filter::{HostPorts, Kind, Mapping, Mark, Protocol, Snat};
+use cni::{AddResult, Attachment, Code};
+use ipnetwork::IpNetwork;
+use packet_filter::node::Asked;
+use packet_filter::{HostPorts, Kind, Mapping, Mark, Protocol, ReservedPorts, Snat};
 
 use crate::conf::{Conf, PortMapping};
-use crate::reserved::ReservedPorts;
 
-/// The bit that the Go plugin marks with, and Kubernetes does not use.
+/// The bit that the Go plugin marks with. Kubernetes does not use it.
 const DEFAULT_BIT: u8 = 13;
 
-/// A configuration in which nothing contradicts anything.
+/// A configuration without contradictions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// The back end that the configuration forces, by name or by what only one understands.
+    /// The back end that the configuration names, or that its keys need.
     pub backend: Option<Kind>,
-    /// In the order of the configuration; empty: there is nothing to do.
-    pub mappings: Vec<Mapping>,
+    mappings: Vec<Mapping>,
     snat: Snat,
     mark: Mark,
     conditions_v4: Vec<String>,
@@ -34,7 +32,7 @@ impl Plan {
     /// Checks everything that can be checked without the kernel.
     ///
     /// # Errors
-    /// Code 7, each fault with its key, in the Go plugin's words where it has any.
+    /// Code 7, each fault with its key, with the Go plugin's text if it has one.
     pub fn new(conf: &Conf) -> Result<Self, Faults> {
         let mut checks = Checks::default();
         let backend = checks.take(backend(conf));
@@ -57,35 +55,51 @@ impl Plan {
         })
     }
 
-    /// Refuses mappings that a new pod may not have: their host port is reserved, or no
-    /// packet could reach them. A pod that runs was added before the operator reserved it.
+    /// ADD: refuses host ports that are reserved, and host addresses from which no packet reaches
+    /// a pod. CHECK does not: a running pod may be older than the reservation.
     ///
     /// # Errors
     /// Code 7, each fault with its key.
     pub fn admit(&self) -> Result<(), Faults> {
         let mut checks = Checks::default();
         for (index, mapping) in self.mappings.iter().enumerate() {
-            let (port, protocol) = (mapping.host_port, mapping.protocol);
+            let port = format!("host port {}/{}", mapping.host_port, mapping.protocol);
             if self.reserved.iter().any(|it| it.has(mapping)) {
-                let msg =
-                    format!("host port {port}/{protocol} is kept for the node (reservedPorts)");
+                let msg = format!("{port} is reserved for the node (reservedPorts)");
                 checks.add(Fault::new(key(index, "hostPort"), msg));
             }
-            if let Some(reason) = mapping.host_ip.and_then(|ip| unreachable(ip, self.snat)) {
-                let msg = format!("host port {port}/{protocol}: {reason}");
-                checks.add(Fault::new(key(index, "hostIP"), msg));
+            if let Some(reason) = mapping.unreachable(self.snat) {
+                checks.add(Fault::new(
+                    key(index, "hostIP"),
+                    format!("{port}: {reason}"),
+                ));
             }
         }
         checks.finish(|| Some(()))
     }
 
-    /// What is to be published for the pod whose result so far is `previous`.
-    pub fn host_ports(&self, owner: &Attachment, previous: &AddResult) -> HostPorts {
-        let networks: Vec<_> = pod_addresses(owner, previous).collect();
+    /// What the attachment `owner` wants of the packet filter; `None` without mappings. `result`
+    /// is that of the plugin before this one, or that of the whole chain.
+    pub fn wanted(&self, owner: &Attachment, result: &AddResult) -> Option<Asked<HostPorts>> {
+        (!self.mappings.is_empty()).then(|| Asked {
+            what: self.host_ports(owner, result),
+            backend: self.backend,
+        })
+    }
+
+    /// The same, also without mappings.
+    pub fn host_ports(&self, owner: &Attachment, result: &AddResult) -> HostPorts {
+        let (mut pod_v4, mut pod_v6) = (None, None);
+        for ip in result.ips_of(owner.ifname.as_str()) {
+            match ip.address.0 {
+                IpNetwork::V4(address) => _ = pod_v4.get_or_insert(address),
+                IpNetwork::V6(address) => _ = pod_v6.get_or_insert(address),
+            }
+        }
         HostPorts {
             owner: owner.clone(),
-            pod_v4: networks.iter().find_map(v4),
-            pod_v6: networks.iter().find_map(v6),
+            pod_v4,
+            pod_v6,
             mappings: self.mappings.clone(),
             snat: self.snat,
             mark: self.mark.clone(),
@@ -93,57 +107,6 @@ impl Plan {
             conditions_v6: self.conditions_v6.clone(),
         }
     }
-
-    /// Whether connections from 127.0.0.1 are to reach an IPv4 pod.
-    pub fn opens_to_localhost(&self) -> bool {
-        self.snat != Snat::Off && self.mappings.iter().any(|mapping| mapping.applies_to(true))
-    }
-}
-
-/// Why nothing that is sent to `host_ip` could reach a pod.
-fn unreachable(host_ip: IpAddr, snat: Snat) -> Option<String> {
-    if !host_ip.is_loopback() {
-        return None;
-    }
-    // A packet from the node's loopback leaves for a pod only with route_localnet and another
-    // source.
-    let reason = match (host_ip, snat) {
-        (IpAddr::V6(_), _) => "IPv6 has no route_localnet",
-        (IpAddr::V4(_), Snat::Off) => "snat is false",
-        _ => return None,
-    };
-    Some(format!("hostIP {host_ip} leads to no pod: {reason}"))
-}
-
-fn v4(network: &IpNetwork) -> Option<Ipv4Network> {
-    match network {
-        IpNetwork::V4(v4) => Some(*v4),
-        IpNetwork::V6(_) => None,
-    }
-}
-
-fn v6(network: &IpNetwork) -> Option<Ipv6Network> {
-    match network {
-        IpNetwork::V6(v6) => Some(*v6),
-        IpNetwork::V4(_) => None,
-    }
-}
-
-/// The addresses that are the container's: without an interface, or of the one
-/// that is attached. A result may also have those of host interfaces.
-fn pod_addresses(owner: &Attachment, previous: &AddResult) -> impl Iterator<Item = IpNetwork> {
-    let of_container = move |ip: &&IpConfig| {
-        let interface = ip
-            .interface
-            .and_then(|index| usize::try_from(index).ok())
-            .and_then(|index| previous.interfaces.get(index));
-        interface.is_none_or(|it| it.name == owner.ifname.as_str() && !it.sandbox.is_empty())
-    };
-    previous
-        .ips
-        .iter()
-        .filter(of_container)
-        .map(|ip| ip.address.0)
 }
 
 /// The key of a member of a mapping.
@@ -153,15 +116,7 @@ fn key(index: usize, member: &str) -> String {
 
 /// The back end that the configuration names, or the one that its keys are for.
 fn backend(conf: &Conf) -> Result<Option<Kind>, Fault> {
-    let named = conf.backend.as_deref().filter(|text| !text.is_empty());
-    let named = named
-        .map(|text| {
-            let unknown = || Fault::new("backend", format!("unrecognized backend {text:?}"));
-            Kind::parse(text).ok_or_else(unknown)
-        })
-        .transpose()?;
-    let mut iptables = Vec::new();
-    let mut nftables = Vec::new();
+    let (mut iptables, mut nftables) = (Vec::new(), Vec::new());
     if conf.external_set_mark_chain.is_some() {
         iptables.push("externalSetMarkChain");
     }
@@ -169,110 +124,106 @@ fn backend(conf: &Conf) -> Result<Option<Kind>, Fault> {
         ("conditionsV4", &conf.conditions_v4),
         ("conditionsV6", &conf.conditions_v6),
     ] {
-        match words.as_deref().and_then(language) {
-            Some(Kind::Iptables) => iptables.push(key),
-            Some(Kind::Nftables) => nftables.push(key),
+        match words.as_ref().and_then(|words| words.first()) {
+            // Only conditions of iptables start with an option or a negation.
+            Some(word) if word.starts_with(['-', '!']) => iptables.push(key),
+            Some(_) => nftables.push(key),
             None => {}
         }
     }
     let (iptables, nftables) = (iptables.join(" "), nftables.join(" "));
-    let (other, keys) = match named {
-        None if !iptables.is_empty() && !nftables.is_empty() => {
-            let msg = format!(
-                "configuration contains both iptables-specific options [{iptables}] and nftables-specific options [{nftables}]"
-            );
-            return Err(Fault::new("", msg));
+    let name = conf.backend.as_deref().unwrap_or_default();
+    let named = Kind::parse(name);
+    let (other, foreign) = match named {
+        Some(Kind::Nftables) => (Kind::Iptables, &iptables),
+        Some(Kind::Iptables) => (Kind::Nftables, &nftables),
+        None if !name.is_empty() => {
+            return Err(Fault::new(
+                "backend",
+                format!("unrecognized backend {name:?}"),
+            ));
         }
-        None if !iptables.is_empty() => return Ok(Some(Kind::Iptables)),
-        None if !nftables.is_empty() => return Ok(Some(Kind::Nftables)),
-        None => return Ok(None),
-        Some(Kind::Nftables) => (Kind::Iptables, iptables),
-        Some(Kind::Iptables) => (Kind::Nftables, nftables),
+        None => {
+            return match (iptables.is_empty(), nftables.is_empty()) {
+                (true, true) => Ok(None),
+                (false, true) => Ok(Some(Kind::Iptables)),
+                (true, false) => Ok(Some(Kind::Nftables)),
+                (false, false) => Err(Fault::new(
+                    "",
+                    format!(
+                        "configuration contains both iptables-specific options [{iptables}] and nftables-specific options [{nftables}]"
+                    ),
+                )),
+            };
+        }
     };
-    match named {
-        Some(named) if !keys.is_empty() => Err(Fault::new(
+    if !foreign.is_empty() {
+        return Err(Fault::new(
             "backend",
             format!(
-                "{named} backend was requested but configuration contains {other}-specific options [{keys}]"
+                "{name} backend was requested but configuration contains {other}-specific options [{foreign}]"
             ),
-        )),
-        named => Ok(named),
+        ));
     }
-}
-
-/// Conditions of iptables start with an option or a negation, nftables has neither.
-fn language(words: &[String]) -> Option<Kind> {
-    let first = words.first()?;
-    Some(match first.starts_with(['-', '!']) {
-        true => Kind::Iptables,
-        false => Kind::Nftables,
-    })
+    Ok(named)
 }
 
 fn mark(conf: &Conf) -> Result<Mark, Fault> {
-    let fault =
-        |key, msg: String, details| Fault::at(key, Code::InvalidConfig.err(msg).details(details));
-    match (&conf.external_set_mark_chain, conf.mark_masq_bit) {
-        (Some(chain), Some(bit)) => Err(fault(
-            "markMasqBit",
-            "Cannot specify externalSetMarkChain and markMasqBit".to_owned(),
+    let Some(bit) = conf.mark_masq_bit else {
+        return match &conf.external_set_mark_chain {
+            Some(chain) if is_chain_name(chain) => Ok(Mark::ExternalChain(chain.clone())),
+            Some(chain) => Err(Fault::new(
+                "externalSetMarkChain",
+                format!("externalSetMarkChain {chain:?} is no name of an iptables chain"),
+            )),
+            None => Ok(Mark::Bit(DEFAULT_BIT)),
+        };
+    };
+    let fault = |msg: &str, details| {
+        Fault::at("markMasqBit", Code::InvalidConfig.err(msg).details(details))
+    };
+    if let Some(chain) = &conf.external_set_mark_chain {
+        return Err(fault(
+            "Cannot specify externalSetMarkChain and markMasqBit",
             format!("externalSetMarkChain is {chain:?}, markMasqBit is {bit}"),
-        )),
-        (Some(chain), None) if is_chain_name(chain) => Ok(Mark::ExternalChain(chain.clone())),
-        (Some(chain), None) => Err(Fault::new(
-            "externalSetMarkChain",
-            format!("externalSetMarkChain {chain:?} is no name of an iptables chain"),
-        )),
-        (None, None) => Ok(Mark::Bit(DEFAULT_BIT)),
-        (None, Some(bit)) => {
-            let known = u8::try_from(bit).ok().filter(|bit| *bit < 32);
-            known.map(Mark::Bit).ok_or_else(|| {
-                let msg = "MasqMarkBit must be between 0 and 31".to_owned();
-                fault("markMasqBit", msg, format!("markMasqBit is {bit}"))
-            })
-        }
+        ));
     }
+    let valid = u8::try_from(bit).ok().filter(|bit| *bit < 32);
+    let details = format!("markMasqBit is {bit}");
+    valid
+        .map(Mark::Bit)
+        .ok_or_else(|| fault("MasqMarkBit must be between 0 and 31", details))
 }
 
-/// The name becomes a word of a rule, so it must be one word, of at most 28 bytes
-/// (`XT_EXTENSION_MAXNAMELEN`).
+/// A chain's name becomes one word of a rule, of at most 28 bytes (`XT_EXTENSION_MAXNAMELEN`).
 fn is_chain_name(name: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..=28).contains(&name.len()) && !name.starts_with('-') && name.bytes().all(plain)
 }
 
 fn mappings(entries: &[PortMapping], checks: &mut Checks) -> Vec<Mapping> {
-    let mut taken = HashSet::new();
+    let mut used = HashSet::new();
     let mut mappings = Vec::new();
     for (index, entry) in entries.iter().enumerate() {
         let Some(mapping) = checks.take(mapping(index, entry)) else {
             continue;
         };
-        let target = |address| (address, mapping.protocol, mapping.host_port);
-        if !addresses(&mapping)
-            .into_iter()
-            .all(|address| taken.insert(target(address)))
-        {
-            checks.add(duplicate(index, &mapping));
+        let (port, protocol) = (mapping.host_port, mapping.protocol);
+        // The port of a single address may lead elsewhere than that of all addresses.
+        let mut use_port = |ip: IpAddr| used.insert((ip, protocol, port));
+        let is_new = match mapping.host_ip {
+            Some(ip) => use_port(ip),
+            None => use_port(Ipv4Addr::UNSPECIFIED.into()) & use_port(Ipv6Addr::UNSPECIFIED.into()),
+        };
+        if !is_new {
+            let of = mapping.host_ip.map(|ip| format!(" of hostIP {ip}"));
+            let of = of.unwrap_or_default();
+            let msg = format!("duplicate mapping in portMappings: hostPort {port}/{protocol}{of}");
+            checks.add(Fault::new(key(index, "hostPort"), msg));
         }
         mappings.push(mapping);
     }
     mappings
-}
-
-/// The addresses whose port is mapped. All addresses of a family are one: the
-/// port of a single address may well lead elsewhere.
-fn addresses(mapping: &Mapping) -> Vec<IpAddr> {
-    let all = || vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
-    mapping.host_ip.map_or_else(all, |ip| vec![ip])
-}
-
-fn duplicate(index: usize, mapping: &Mapping) -> Fault {
-    let (port, protocol) = (mapping.host_port, mapping.protocol);
-    let of = mapping.host_ip.map(|ip| format!(" of hostIP {ip}"));
-    let of = of.unwrap_or_default();
-    let msg = format!("duplicate mapping in portMappings: hostPort {port}/{protocol}{of}");
-    Fault::new(key(index, "hostPort"), msg)
 }
 
 fn mapping(index: usize, entry: &PortMapping) -> Result<Mapping, Faults> {
@@ -287,7 +238,7 @@ fn mapping(index: usize, entry: &PortMapping) -> Result<Mapping, Faults> {
         let msg = || format!("Invalid {whose} port number: {number}");
         checks.take(port.ok_or_else(|| fault(member, msg())))
     };
-    // The Go plugin looks at this one first.
+    // The Go plugin checks the container's port first.
     let container_port = port("containerPort", "container", entry.container_port);
     let host_port = port("hostPort", "host", entry.host_port);
     let protocol = Protocol::parse(&entry.protocol).ok_or_else(|| {

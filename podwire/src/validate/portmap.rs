@@ -3,8 +3,7 @@
 use ::portmap::plan::Plan;
 use anyhow::Result;
 use cni::json::Json;
-use packet_filter::Protocol;
-use portmap::reserved::ReservedPorts;
+use packet_filter::{Protocol, ReservedPorts};
 
 use super::findings::Findings;
 use super::schema::{self, Key, Kind, Others};

@@ -1,14 +1,32 @@
-//! Host ports that pods may not have: `reservedPorts`.
+//! Host ports that a new pod must not have: reserved ones, and those that no packet can reach.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use packet_filter::{Mapping, Protocol};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
-/// One entry: a port or a range of ports, of one protocol or of all. As it is written: `22`,
-/// `"10248-10259"`, `"53/udp"`.
+use super::{Mapping, Protocol, Snat};
+
+impl Mapping {
+    /// Why no packet to its host address can reach a pod; `None` if one can.
+    pub fn unreachable(&self, snat: Snat) -> Option<String> {
+        // A packet from the node's loopback leaves for a pod only with `route_localnet` and
+        // with another source address.
+        let reason = match self.host_ip? {
+            ip if !ip.is_loopback() => return None,
+            IpAddr::V6(_) => "IPv6 has no route_localnet",
+            IpAddr::V4(_) if snat == Snat::Off => "snat is false",
+            IpAddr::V4(_) => return None,
+        };
+        let ip = self.host_ip?;
+        Some(format!("hostIP {ip} leads to no pod: {reason}"))
+    }
+}
+
+/// An entry of `reservedPorts`: a port or a range of ports, of one protocol or of all. In JSON:
+/// `22`, `"10248-10259"`, `"53/udp"`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReservedPorts {
     ports: RangeInclusive<u16>,
@@ -17,10 +35,10 @@ pub struct ReservedPorts {
 }
 
 impl ReservedPorts {
-    /// Reads an entry that is text.
+    /// Parses an entry.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// `"x" is no port and no range of ports` and the like.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (ports, protocol) = match text.split_once('/') {
             Some((ports, protocol)) => (ports, Some(protocol)),
@@ -28,7 +46,7 @@ impl ReservedPorts {
         };
         let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
         let port = |digits: &str| {
-            let plain = !digits.is_empty() && digits.bytes().all(|it| it.is_ascii_digit());
+            let plain = digits.bytes().all(|it| it.is_ascii_digit());
             let number = digits.parse::<u16>().ok().filter(|it| plain && *it != 0);
             number.ok_or_else(|| format!("{text:?} is no port and no range of ports"))
         };
@@ -36,16 +54,15 @@ impl ReservedPorts {
         if ports.is_empty() {
             return Err(format!("{text:?} ends before it begins"));
         }
-        let protocol = protocol
-            .map(|name| {
-                Protocol::parse(name)
-                    .ok_or_else(|| format!("{text:?}: the protocol must be tcp, udp or sctp"))
-            })
-            .transpose()?;
-        Ok(Self { ports, protocol })
+        let unknown = || format!("{text:?}: the protocol must be tcp, udp or sctp");
+        let protocol = protocol.map(|name| Protocol::parse(name).ok_or_else(unknown));
+        Ok(Self {
+            ports,
+            protocol: protocol.transpose()?,
+        })
     }
 
-    /// Whether the host port of `mapping` is among them.
+    /// Whether the host port of `mapping` is one of them.
     pub fn has(&self, mapping: &Mapping) -> bool {
         self.ports.contains(&mapping.host_port)
             && self.protocol.is_none_or(|it| it == mapping.protocol)
