@@ -1,7 +1,6 @@
 //! Decides from keys and the previous result what to publish. Pure: no system calls.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cni::address::parse_ip;
 use cni::faults::{Checks, Fault, Faults};
@@ -116,6 +115,12 @@ fn key(index: usize, member: &str) -> String {
 
 /// The back end that the configuration names, or the one that its keys are for.
 fn backend(conf: &Conf) -> Result<Option<Kind>, Fault> {
+    let name = conf.backend.as_deref().unwrap_or_default();
+    let named = Kind::parse(name);
+    if named.is_none() && !name.is_empty() {
+        let msg = format!("unrecognized backend {name:?}");
+        return Err(Fault::new("backend", msg));
+    }
     let (mut iptables, mut nftables) = (Vec::new(), Vec::new());
     if conf.external_set_mark_chain.is_some() {
         iptables.push("externalSetMarkChain");
@@ -131,68 +136,47 @@ fn backend(conf: &Conf) -> Result<Option<Kind>, Fault> {
             None => {}
         }
     }
-    let (iptables, nftables) = (iptables.join(" "), nftables.join(" "));
-    let name = conf.backend.as_deref().unwrap_or_default();
-    let named = Kind::parse(name);
-    let (other, foreign) = match named {
-        Some(Kind::Nftables) => (Kind::Iptables, &iptables),
-        Some(Kind::Iptables) => (Kind::Nftables, &nftables),
-        None if !name.is_empty() => {
-            return Err(Fault::new(
-                "backend",
-                format!("unrecognized backend {name:?}"),
-            ));
+    let of_iptables = format!("iptables-specific options [{}]", iptables.join(" "));
+    let of_nftables = format!("nftables-specific options [{}]", nftables.join(" "));
+    let requested = format!("{name} backend was requested but configuration contains");
+    let (key, msg) = match (named, iptables.is_empty(), nftables.is_empty()) {
+        (Some(Kind::Nftables), false, _) => ("backend", format!("{requested} {of_iptables}")),
+        (Some(Kind::Iptables), _, false) => ("backend", format!("{requested} {of_nftables}")),
+        (None, false, false) => {
+            let msg = format!("configuration contains both {of_iptables} and {of_nftables}");
+            ("", msg)
         }
-        None => {
-            return match (iptables.is_empty(), nftables.is_empty()) {
-                (true, true) => Ok(None),
-                (false, true) => Ok(Some(Kind::Iptables)),
-                (true, false) => Ok(Some(Kind::Nftables)),
-                (false, false) => Err(Fault::new(
-                    "",
-                    format!(
-                        "configuration contains both iptables-specific options [{iptables}] and nftables-specific options [{nftables}]"
-                    ),
-                )),
-            };
-        }
+        (None, false, true) => return Ok(Some(Kind::Iptables)),
+        (None, true, false) => return Ok(Some(Kind::Nftables)),
+        _ => return Ok(named),
     };
-    if !foreign.is_empty() {
-        return Err(Fault::new(
-            "backend",
-            format!(
-                "{name} backend was requested but configuration contains {other}-specific options [{foreign}]"
-            ),
-        ));
-    }
-    Ok(named)
+    Err(Fault::new(key, msg))
 }
 
 fn mark(conf: &Conf) -> Result<Mark, Fault> {
-    let Some(bit) = conf.mark_masq_bit else {
-        return match &conf.external_set_mark_chain {
-            Some(chain) if is_chain_name(chain) => Ok(Mark::ExternalChain(chain.clone())),
-            Some(chain) => Err(Fault::new(
-                "externalSetMarkChain",
-                format!("externalSetMarkChain {chain:?} is no name of an iptables chain"),
-            )),
-            None => Ok(Mark::Bit(DEFAULT_BIT)),
-        };
-    };
-    let fault = |msg: &str, details| {
-        Fault::at("markMasqBit", Code::InvalidConfig.err(msg).details(details))
-    };
-    if let Some(chain) = &conf.external_set_mark_chain {
-        return Err(fault(
+    let (msg, details) = match (&conf.external_set_mark_chain, conf.mark_masq_bit) {
+        (None, None) => return Ok(Mark::Bit(DEFAULT_BIT)),
+        (Some(chain), None) if is_chain_name(chain) => {
+            return Ok(Mark::ExternalChain(chain.clone()));
+        }
+        (Some(chain), None) => {
+            let msg = format!("externalSetMarkChain {chain:?} is no name of an iptables chain");
+            return Err(Fault::new("externalSetMarkChain", msg));
+        }
+        (None, Some(bit)) => match u8::try_from(bit) {
+            Ok(bit @ 0..=31) => return Ok(Mark::Bit(bit)),
+            _ => (
+                "MasqMarkBit must be between 0 and 31",
+                format!("markMasqBit is {bit}"),
+            ),
+        },
+        (Some(chain), Some(bit)) => (
             "Cannot specify externalSetMarkChain and markMasqBit",
             format!("externalSetMarkChain is {chain:?}, markMasqBit is {bit}"),
-        ));
-    }
-    let valid = u8::try_from(bit).ok().filter(|bit| *bit < 32);
-    let details = format!("markMasqBit is {bit}");
-    valid
-        .map(Mark::Bit)
-        .ok_or_else(|| fault("MasqMarkBit must be between 0 and 31", details))
+        ),
+    };
+    let error = Code::InvalidConfig.err(msg).details(details);
+    Err(Fault::at("markMasqBit", error))
 }
 
 /// A chain's name becomes one word of a rule, of at most 28 bytes (`XT_EXTENSION_MAXNAMELEN`).
@@ -210,12 +194,8 @@ fn mappings(entries: &[PortMapping], checks: &mut Checks) -> Vec<Mapping> {
         };
         let (port, protocol) = (mapping.host_port, mapping.protocol);
         // The port of a single address may lead elsewhere than that of all addresses.
-        let mut use_port = |ip: IpAddr| used.insert((ip, protocol, port));
-        let is_new = match mapping.host_ip {
-            Some(ip) => use_port(ip),
-            None => use_port(Ipv4Addr::UNSPECIFIED.into()) & use_port(Ipv6Addr::UNSPECIFIED.into()),
-        };
-        if !is_new {
+        let mut host_ips = mapping.host_ips().into_iter();
+        if !host_ips.all(|ip| used.insert((ip, protocol, port))) {
             let of = mapping.host_ip.map(|ip| format!(" of hostIP {ip}"));
             let of = of.unwrap_or_default();
             let msg = format!("duplicate mapping in portMappings: hostPort {port}/{protocol}{of}");
@@ -231,8 +211,7 @@ fn mapping(index: usize, entry: &PortMapping) -> Result<Mapping, Faults> {
     let mut checks = Checks::default();
     let host_ip = Some(entry.host_ip.as_str()).filter(|text| !text.is_empty());
     let host_ip = host_ip.map(parse_ip).transpose();
-    let host_ip = host_ip.map_err(|error| fault("hostIP", format!("hostIP: {error}")));
-    let host_ip = checks.take(host_ip);
+    let host_ip = checks.take(host_ip.map_err(|error| fault("hostIP", format!("hostIP: {error}"))));
     let mut port = |member, whose, number: i64| {
         let port = u16::try_from(number).ok().filter(|port| *port != 0);
         let msg = || format!("Invalid {whose} port number: {number}");
@@ -241,12 +220,11 @@ fn mapping(index: usize, entry: &PortMapping) -> Result<Mapping, Faults> {
     // The Go plugin checks the container's port first.
     let container_port = port("containerPort", "container", entry.container_port);
     let host_port = port("hostPort", "host", entry.host_port);
-    let protocol = Protocol::parse(&entry.protocol).ok_or_else(|| {
+    let protocol = checks.take(Protocol::parse(&entry.protocol).ok_or_else(|| {
         let text = &entry.protocol;
         let msg = format!("invalid protocol {text:?}: must be tcp, udp or sctp");
         fault("protocol", msg)
-    });
-    let protocol = checks.take(protocol);
+    }));
     checks.finish(|| {
         Some(Mapping {
             host_ip: host_ip?,

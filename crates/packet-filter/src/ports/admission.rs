@@ -1,7 +1,7 @@
 //! Host ports that a new pod must not have: reserved ones, and those that no packet can reach.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use serde::Deserialize;
@@ -10,17 +10,23 @@ use serde::de::{self, Deserializer, Visitor};
 use super::{Mapping, Protocol, Snat};
 
 impl Mapping {
+    /// The host address; if the mapping is for all, the unspecified address of each family. The
+    /// port of each can be mapped once.
+    pub fn host_ips(&self) -> Vec<IpAddr> {
+        let all = || vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        self.host_ip.map_or_else(all, |ip| vec![ip])
+    }
+
     /// Why no packet to its host address can reach a pod; `None` if one can.
     pub fn unreachable(&self, snat: Snat) -> Option<String> {
         // A packet from the node's loopback leaves for a pod only with `route_localnet` and
         // with another source address.
-        let reason = match self.host_ip? {
-            ip if !ip.is_loopback() => return None,
+        let ip = self.host_ip.filter(IpAddr::is_loopback)?;
+        let reason = match ip {
             IpAddr::V6(_) => "IPv6 has no route_localnet",
             IpAddr::V4(_) if snat == Snat::Off => "snat is false",
             IpAddr::V4(_) => return None,
         };
-        let ip = self.host_ip?;
         Some(format!("hostIP {ip} leads to no pod: {reason}"))
     }
 }
