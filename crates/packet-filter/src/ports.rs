@@ -16,8 +16,8 @@ pub use ::nftables::Protocol;
 use cni::Attachment;
 use ipnetwork::{Ipv4Network, Ipv6Network};
 
-pub(crate) use self::go::Rules as GoRules;
 pub use self::admission::ReservedPorts;
+pub(crate) use self::go::Rules as GoRules;
 pub use self::owner::PortOwner;
 pub use self::udp::local_addresses;
 pub(crate) use self::udp::{UdpPort, Which, delete_connections};

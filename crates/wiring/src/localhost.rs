@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use netlink::{Netlink, sysctl};
-use packet_filter::{HostPorts, Kind, Snat};
+use packet_filter::{HostPorts, Kind};
 
 /// ADD: lets packets from 127.0.0.1 leave for the pod, if its published ports want that.
 ///
@@ -17,9 +17,7 @@ use packet_filter::{HostPorts, Kind, Snat};
 /// # Errors
 /// What the kernel refuses otherwise.
 pub fn let_through(published: &HostPorts, by: Kind) -> Result<()> {
-    let wanted =
-        published.snat != Snat::Off && published.mappings.iter().any(|it| it.applies_to(true));
-    let Some(pod) = published.pod_v4.filter(|_| wanted) else {
+    let Some(pod) = published.pod_v4.filter(|_| published.opens_localhost()) else {
         return Ok(());
     };
     if by == Kind::Iptables

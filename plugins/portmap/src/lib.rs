@@ -40,14 +40,14 @@ impl Plugin for Portmap {
         undo.push("remove published ports", move || {
             Leftovers::unpublish(&attachment, None)
         });
-        let published = packet_filter::publish(&wanted.what, wanted.backend)?;
+        let published = packet_filter::publish(&wanted.rules, wanted.backend)?;
         for Notice { mapping, from } in published.taken {
             let (port, protocol) = (mapping.host_port, mapping.protocol);
             cni::log(format_args!(
                 "host port {port}/{protocol}: taken over from {from} by {owner}"
             ));
         }
-        localhost::let_through(&wanted.what, published.by)?;
+        localhost::let_through(&wanted.rules, published.by)?;
         Ok(previous)
     }
 
@@ -66,7 +66,7 @@ impl Plugin for Portmap {
         let plan = Plan::new(&request.conf)?;
         let previous = request.prev_result()?;
         match plan.wanted(&request.attachment, &previous) {
-            Some(wanted) => packet_filter::check_published(&wanted.what, wanted.backend),
+            Some(wanted) => packet_filter::check_published(&wanted.rules, wanted.backend),
             None => Ok(()),
         }
     }

@@ -6,7 +6,7 @@ use cni::address::parse_ip;
 use cni::faults::{Checks, Fault, Faults};
 use cni::{AddResult, Attachment, Code};
 use ipnetwork::IpNetwork;
-use packet_filter::node::Asked;
+use packet_filter::node::Wanted;
 use packet_filter::{HostPorts, Kind, Mapping, Mark, Protocol, ReservedPorts, Snat};
 
 use crate::conf::{Conf, PortMapping};
@@ -79,9 +79,9 @@ impl Plan {
 
     /// What the attachment `owner` wants of the packet filter; `None` without mappings. `result`
     /// is that of the plugin before this one, or that of the whole chain.
-    pub fn wanted(&self, owner: &Attachment, result: &AddResult) -> Option<Asked<HostPorts>> {
-        (!self.mappings.is_empty()).then(|| Asked {
-            what: self.host_ports(owner, result),
+    pub fn wanted(&self, owner: &Attachment, result: &AddResult) -> Option<Wanted<HostPorts>> {
+        (!self.mappings.is_empty()).then(|| Wanted {
+            rules: self.host_ports(owner, result),
             backend: self.backend,
         })
     }
