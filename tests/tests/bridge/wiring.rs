@@ -1,0 +1,191 @@
+//! The veth pair, the bridge, and how long they live.
+
+use sandbox::{Netns, Sandbox, conf, newest};
+use serde_json::json;
+
+use crate::{add, attached, bridge, del, dual, has_flag, host_veth};
+
+#[test]
+fn add_wires_the_pod_to_the_bridge_and_says_how() {
+    let (sandbox, pod, result) = attached(&bridge(json!({})));
+    let host = sandbox.host();
+    let (cni0, veth) = (host.link("cni0").expect("cni0"), host_veth(&sandbox));
+    let eth0 = pod.link("eth0").expect("eth0");
+    assert_eq!(cni0["linkinfo"]["info_kind"], "bridge");
+    assert_eq!(veth["master"], "cni0");
+    for link in [&veth, &eth0] {
+        assert_eq!(link["operstate"], "UP", "{link}");
+    }
+    // The kernel works out a bridge's operational state a little later.
+    assert!(has_flag(&cni0, "UP"), "{cni0}");
+    assert_eq!(result["cniVersion"], newest());
+    let interfaces = result["interfaces"].as_array().expect("interfaces");
+    assert_eq!(interfaces.len(), 3);
+    for (interface, link) in interfaces.iter().zip([&cni0, &veth, &eth0]) {
+        assert_eq!(interface["name"], link["ifname"]);
+        assert_eq!(interface["mac"], link["address"]);
+    }
+    assert_eq!(interfaces[2]["sandbox"], pod.path());
+    assert!(interfaces[0].get("sandbox").is_none() && interfaces[1].get("sandbox").is_none());
+    let ips = json!([{"address": "10.1.0.2/24", "gateway": "10.1.0.1", "interface": 2}]);
+    assert_eq!(result["ips"], ips);
+    assert_eq!(pod.addresses("eth0"), ["10.1.0.2/24"]);
+}
+
+#[test]
+fn the_host_veth_is_named_veth_and_eight_hex_digits() {
+    let (sandbox, _, _) = attached(&bridge(json!({})));
+    let name = host_veth(&sandbox)["ifname"]
+        .as_str()
+        .expect("a name")
+        .to_owned();
+    let digits = name.strip_prefix("veth").expect("veth");
+    assert!(
+        digits.len() == 8
+            && digits
+                .chars()
+                .all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c)),
+        "{name}"
+    );
+}
+
+#[test]
+fn node_and_pods_reach_each_other_at_once() {
+    let sandbox = Sandbox::new();
+    let (a, b) = (sandbox.pod("a"), sandbox.pod("b"));
+    let conf = dual(json!({}));
+    add(&sandbox, &conf, &a);
+    add(&sandbox, &conf, &b);
+    assert_eq!(a.ping("10.1.0.1", 2), [true, true]);
+    assert_eq!(a.ping("10.1.0.3", 2), [true, true]);
+    assert_eq!(b.ping("fd01::2", 2), [true, true]);
+    gateway_settled(&sandbox);
+    assert_eq!(sandbox.host().ping("10.1.0.2", 2), [true, true]);
+    assert_eq!(sandbox.host().ping("fd01::3", 2), [true, true]);
+}
+
+/// The kernel makes sure for a second that nobody else has the bridge's IPv6 address.
+fn gateway_settled(sandbox: &Sandbox) {
+    let settled = |host: &Netns| {
+        !host
+            .sh("ip -6 addr show dev cni0 tentative")
+            .contains("fd01::1")
+    };
+    sandbox
+        .host()
+        .wait_until("the gateway's address is not tentative", settled);
+}
+
+#[test]
+fn the_bridge_is_called_cni0_unless_named() {
+    let (sandbox, _, result) = attached(&bridge(json!({"bridge": null})));
+    assert_eq!(result["interfaces"][0]["name"], "cni0");
+    assert!(sandbox.host().link("cni0").is_some());
+    let (sandbox, _, _) = attached(&bridge(json!({"bridge": "br-blue"})));
+    assert!(sandbox.host().link("br-blue").is_some() && sandbox.host().link("cni0").is_none());
+}
+
+#[test]
+fn an_existing_bridge_is_joined_and_keeps_its_settings() {
+    let sandbox = Sandbox::new();
+    let host = sandbox.host();
+    host.sh("ip link add cni0 address 02:11:22:33:44:55 mtu 1450 type bridge ageing_time 12300");
+    let pod = sandbox.pod("a");
+    let result = add(&sandbox, &bridge(json!({})), &pod);
+    assert_eq!(result["interfaces"][0]["mac"], "02:11:22:33:44:55");
+    let cni0 = host.link("cni0").expect("cni0");
+    assert_eq!(cni0["linkinfo"]["info_data"]["ageing_time"], 12300);
+    assert!(has_flag(&cni0, "UP"));
+    assert_eq!(host.ping("10.1.0.2", 1), [true]);
+}
+
+#[test]
+fn a_link_that_is_no_bridge_is_not_taken_for_one() {
+    let sandbox = Sandbox::new();
+    sandbox
+        .host()
+        .sh("ip link add cni0 type veth peer name other");
+    let pod = sandbox.pod("a");
+    let snapshot = sandbox.snapshot();
+    let error = sandbox
+        .cni("bridge")
+        .add(&bridge(json!({})), &pod, "eth0")
+        .error();
+    assert!(
+        error
+            .msg
+            .contains("\"cni0\" already exists but is not a bridge"),
+        "{}",
+        error.msg
+    );
+    snapshot.assert_unchanged();
+}
+
+#[test]
+fn the_bridge_outlives_its_pods() {
+    let (sandbox, pod, _) = attached(&bridge(json!({})));
+    del(&sandbox, &bridge(json!({})), &pod);
+    assert_eq!(sandbox.host().links(), ["cni0", "lo"]);
+    assert_eq!(sandbox.host().addresses("cni0"), ["10.1.0.1/24"]);
+}
+
+#[test]
+fn two_interfaces_of_one_pod_are_two_attachments() {
+    let sandbox = Sandbox::new();
+    let pod = sandbox.pod("a");
+    let (one, two) = (
+        bridge(json!({})),
+        bridge(
+            json!({"name": "other", "bridge": "br1", "ipam": {"ranges": [[{"subnet": "10.2.0.0/24"}]]}}),
+        ),
+    );
+    sandbox.cni("bridge").add(&one, &pod, "eth0").result();
+    sandbox.cni("bridge").add(&two, &pod, "net1").result();
+    sandbox.cni("bridge").del(&one, &pod, "eth0").silent();
+    assert_eq!(pod.links(), ["lo", "net1"]);
+    assert_eq!(pod.addresses("net1"), ["10.2.0.2/24"]);
+    assert_eq!(pod.ping("10.2.0.1", 1), [true]);
+}
+
+#[test]
+fn a_host_veth_that_nobody_could_label_goes_and_one_in_use_stays() {
+    let (sandbox, conf) = (Sandbox::new(), conf::bridge(&["10.1.0.0/24"]));
+    let (host, pod) = (sandbox.host(), sandbox.pod("a"));
+    sandbox.cni("bridge").add(&conf, &pod, "eth0").result();
+    let name = host_veth(&sandbox)["ifname"].clone();
+    let name = name.as_str().expect("a name");
+    let gone_for_the_runtime = || {
+        let del = sandbox.cni("bridge").netns("");
+        del.del(&conf, &pod, "eth0").silent();
+    };
+    gone_for_the_runtime();
+    // As an ADD leaves it that is killed before it says whose the link is.
+    host.sh(&format!(
+        "ip link add {name} master cni0 type veth peer name eth0 netns a"
+    ));
+    gone_for_the_runtime();
+    assert_eq!(host.link(name), None);
+    host.sh(&format!(
+        "ip link add {name} up type veth peer name eth0 netns a"
+    ));
+    gone_for_the_runtime();
+    assert!(host.link(name).is_some());
+}
+
+#[test]
+fn router_advertisements_are_refused_on_bridge_and_host_veth() {
+    let (sandbox, _, _) = attached(&bridge(json!({})));
+    let veth = host_veth(&sandbox)["ifname"]
+        .as_str()
+        .expect("a name")
+        .to_owned();
+    for link in ["cni0", &veth] {
+        assert_eq!(
+            sandbox
+                .host()
+                .sysctl(&format!("net/ipv6/conf/{link}/accept_ra")),
+            "0",
+            "{link}"
+        );
+    }
+}
