@@ -94,6 +94,15 @@ pub struct Attachment {
 }
 
 impl Attachment {
+    /// The attachment with these names; `None` where one of them is not valid.
+    pub fn parse(network: &str, container_id: &str, ifname: &str) -> Option<Self> {
+        Some(Self {
+            network: network.to_owned(),
+            container_id: ContainerId::parse(container_id).ok()?,
+            ifname: IfName::parse(ifname).ok()?,
+        })
+    }
+
     /// The name of the host end of its veth pair: `veth` and 8 hex digits.
     /// `attempt` is 0 but where another attachment has that name already.
     pub fn host_veth(&self, attempt: u32) -> String {

@@ -226,13 +226,10 @@ impl Verb {
 }
 
 impl Change {
-    /// What an error says about it: `add rule to chain inet t c`.
+    /// The text of an error about it: `add rule to chain inet t c`.
     pub fn describe(&self) -> String {
-        let (verb, table) = (self.verb.name(), self.table);
+        let table = self.table;
         match &self.object {
-            Object::Table => format!("{verb} table {table}"),
-            Object::Chain(chain) => format!("{verb} chain {table} {}", chain.name),
-            Object::Set(set) => format!("{verb} {} {table} {}", set.noun(), set.name),
             Object::Rule(chain, _) => format!("add rule to chain {table} {chain}"),
             Object::Handle(chain, _) => format!("delete rule of chain {table} {chain}"),
             Object::Element(it) => {
@@ -242,7 +239,37 @@ impl Change {
                 };
                 format!("{verb} {} {to} {table} {}", it.key_text(), it.set.name)
             }
+            Object::Table | Object::Chain(_) | Object::Set(_) => self.command(false),
         }
+    }
+
+    /// The line that makes nft do it; without the definition of what is added, if not `whole`.
+    fn command(&self, whole: bool) -> String {
+        let (verb, table) = (self.verb.name(), self.table);
+        let (noun, object) = match &self.object {
+            Object::Table => ("table", String::new()),
+            Object::Chain(chain) => ("chain", format!(" {}", chain.name)),
+            Object::Set(set) => (set.noun(), format!(" {}", set.name)),
+            Object::Rule(chain, rule) => ("rule", format!(" {chain} {}", rule.text(table.family))),
+            Object::Handle(chain, handle) => ("rule", format!(" {chain} handle {handle}")),
+            Object::Element(it) => {
+                let text = match self.verb {
+                    Verb::Create => it.text(),
+                    _ => it.key_text(),
+                };
+                ("element", format!(" {} {{ {text} }}", it.set.name))
+            }
+        };
+        let definition = match &self.object {
+            _ if !whole || self.verb != Verb::Add => String::new(),
+            Object::Table if !table.comment.is_empty() => {
+                format!(" {{ comment \"{}\" ; }}", table.comment)
+            }
+            Object::Chain(chain) => chain.definition(),
+            Object::Set(set) => format!(" {{ {} ; }}", set.definition(table.family)),
+            _ => String::new(),
+        };
+        format!("{verb} {noun} {table}{object}{definition}")
     }
 
     fn request(&self, id: u32) -> Request {
@@ -325,52 +352,6 @@ fn commented(it: Attributes, kind: u16, comment: &str) -> Attributes {
     match comment.is_empty() {
         true => it,
         false => it.bytes(kind, &comment_data(comment)),
-    }
-}
-
-impl fmt::Display for Change {
-    /// The line that makes nft do it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (verb, table, adds) = (self.verb.name(), self.table, self.verb == Verb::Add);
-        match &self.object {
-            Object::Table => {
-                write!(f, "{verb} table {table}")?;
-                match table.comment {
-                    comment if adds && !comment.is_empty() => {
-                        write!(f, " {{ comment \"{comment}\" ; }}")
-                    }
-                    _ => Ok(()),
-                }
-            }
-            Object::Chain(chain) => {
-                let definition = if adds {
-                    chain.definition()
-                } else {
-                    String::new()
-                };
-                write!(f, "{verb} chain {table} {}{definition}", chain.name)
-            }
-            Object::Set(set) => {
-                write!(f, "{verb} {} {table} {}", set.noun(), set.name)?;
-                match adds {
-                    true => write!(f, " {{ {} ; }}", set.definition(table.family)),
-                    false => Ok(()),
-                }
-            }
-            Object::Rule(chain, rule) => {
-                write!(f, "{verb} rule {table} {chain} {}", rule.text(table.family))
-            }
-            Object::Handle(chain, handle) => {
-                write!(f, "{verb} rule {table} {chain} handle {handle}")
-            }
-            Object::Element(it) => {
-                let text = match self.verb {
-                    Verb::Create => it.text(),
-                    _ => it.key_text(),
-                };
-                write!(f, "{verb} element {table} {} {{ {text} }}", it.set.name)
-            }
-        }
     }
 }
 
@@ -531,7 +512,9 @@ impl Transaction {
 impl fmt::Display for Transaction {
     /// What `nft -f -` would read.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|change| writeln!(f, "{change}"))
+        self.0
+            .iter()
+            .try_for_each(|it| writeln!(f, "{}", it.command(true)))
     }
 }
 

@@ -1,13 +1,11 @@
-//! What `fuzz/` may call: each function does with hostile input what the back
-//! ends do with the kernel's or iptables' word, and panics where the outcome
-//! could do harm.
+//! Entry points for `fuzz/`: each function does with hostile input what the back ends do with the
+//! output of the kernel or of iptables, and panics where the result could do harm.
 
 pub(crate) mod iptables;
 pub(crate) mod nftables;
 
 use cni::Attachment;
 use cni::conf::ValidAttachment;
-use cni::env::{ContainerId, IfName};
 
 use crate::masquerade::Masquerade;
 use crate::ports::{HostPorts, Mapping, Mark, Protocol, Snat};
@@ -15,16 +13,12 @@ use crate::ports::{HostPorts, Mapping, Mark, Protocol, Snat};
 pub use self::iptables::{listed as listed_by_iptables, publish_as_text};
 pub use self::nftables::answered as answered_by_nfnetlink;
 
-/// Whose rules are looked for.
+/// The owner of the rules.
 pub(crate) fn owner() -> Attachment {
-    Attachment {
-        network: "net".into(),
-        container_id: ContainerId::parse("pod").unwrap_or_else(|_| unreachable!()),
-        ifname: IfName::parse("eth0").unwrap_or_else(|_| unreachable!()),
-    }
+    Attachment::parse("net", "pod", "eth0").unwrap_or_else(|| unreachable!())
 }
 
-/// Who is not to be collected.
+/// Attachments that GC spares.
 pub(crate) fn valid() -> Vec<ValidAttachment> {
     let valid = |container_id: &str| ValidAttachment {
         container_id: container_id.into(),
@@ -33,7 +27,7 @@ pub(crate) fn valid() -> Vec<ValidAttachment> {
     vec![valid("pod"), valid("other")]
 }
 
-/// What is wanted of masquerade.
+/// A masquerade.
 pub(crate) fn masquerade() -> Masquerade {
     let address = |text: &str| text.parse().unwrap_or_else(|_| unreachable!());
     Masquerade {
@@ -45,7 +39,7 @@ pub(crate) fn masquerade() -> Masquerade {
     }
 }
 
-/// What is wanted of published ports.
+/// Published ports.
 pub(crate) fn host_ports() -> HostPorts {
     let mapping = |host_port, protocol| Mapping {
         host_ip: None,

@@ -6,6 +6,8 @@
 //! its owner, so that it is found again with nothing else known.
 
 mod backend;
+#[cfg(test)]
+mod example;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod iptables;

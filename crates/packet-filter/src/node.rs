@@ -291,13 +291,17 @@ impl Plan {
             plan.complete_tables(pods)?;
         }
         if !isolations.is_empty() {
-            plan.node.ruleset()?.add_isolations(&isolations)?;
+            let ruleset = plan.node.ruleset()?;
+            let additions = ruleset.nftables.isolation_additions(&isolations)?;
+            ruleset.extend(additions);
         }
         if !separations.is_empty() {
             plan.node.ruleset()?.add_separations(&separations)?;
         }
         if !spoof_checks.is_empty() {
-            plan.node.ruleset()?.add_spoof_checks(&spoof_checks)?;
+            let ruleset = plan.node.ruleset()?;
+            let additions = ruleset.nftables.spoof_check_additions(&spoof_checks)?;
+            ruleset.extend(additions);
         }
         plan.close_localhost(pods)?;
         Ok(plan)
@@ -327,7 +331,12 @@ impl Plan {
                 }
             }
             if let Some(wanted) = &pod.spoof_check
-                && !self.node.ruleset()?.has_spoof_check(wanted)
+                && self
+                    .node
+                    .ruleset()?
+                    .nftables
+                    .check_spoof_check(wanted)
+                    .is_err()
             {
                 spoof_checks.push(wanted);
                 self.done("spoof check", &pod.owner);
@@ -348,7 +357,8 @@ impl Plan {
         };
         let done = &mut self.report.done;
         for wanted in pods.iter().filter_map(|pod| pod.separation.as_ref()) {
-            if !separations.contains(&wanted) && !ruleset.has_separation(wanted) {
+            if !separations.contains(&wanted) && ruleset.nftables.check_separation(wanted).is_err()
+            {
                 separations.push(wanted);
                 done.push(format!("separation of {}", wanted.network));
             }
@@ -359,7 +369,7 @@ impl Plan {
             }
         }
         for wanted in pods.iter().filter_map(|pod| pod.isolation.as_ref()) {
-            if !isolations.contains(&wanted) && !ruleset.has_isolation(wanted) {
+            if !isolations.contains(&wanted) && ruleset.nftables.check_isolation(wanted).is_err() {
                 isolations.push(wanted);
                 done.push(format!("isolation of {}", wanted.network));
             }

@@ -1,4 +1,4 @@
-//! Text from iptables, and text for it.
+//! Text that iptables prints, and text that it reads.
 
 use crate::fuzzing;
 use crate::iptables::table::{FAMILIES, Listing, Transaction, option, word, words};
@@ -6,10 +6,10 @@ use crate::masquerade::iptables as masquerade;
 use crate::ports::HostPorts;
 use crate::ports::iptables as ports;
 
-/// Decides everything that can be decided on what `iptables-save` printed.
+/// Makes every decision that depends on the output of `iptables-save`.
 ///
 /// # Panics
-/// When a decision is more than one command a line.
+/// When a transaction has more than one command in a line.
 pub fn listed(printed: &[u8]) {
     let printed = String::from_utf8_lossy(printed);
     let listing = Listing::parse(&printed);
@@ -39,7 +39,7 @@ pub fn listed(printed: &[u8]) {
     decided.iter().for_each(assert_one_command_a_line);
     for line in printed.lines() {
         let _ = option(line, "--comment");
-        // What is quoted for iptables is read back as the one word that it was.
+        // A quoted word is read back as the same word.
         if let Ok(quoted) = word(line) {
             assert_eq!(words(&quoted), [line]);
         }
@@ -49,7 +49,7 @@ pub fn listed(printed: &[u8]) {
 /// The rules that publish `wanted`.
 ///
 /// # Panics
-/// When they are more than one command a line.
+/// When they are more than one command in a line.
 pub fn publish_as_text(wanted: &HostPorts) {
     for family in FAMILIES {
         if let Ok(Some(rules)) = ports::Rules::new(wanted, family) {

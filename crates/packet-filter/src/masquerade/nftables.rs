@@ -332,21 +332,7 @@ fn remove_where(socket: &Socket, is_stale: impl Fn(&str) -> bool) -> Result<Tran
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cni::env::{ContainerId, IfName};
-
-    fn wanted(addresses: &[&str], random_fully: bool) -> Masquerade {
-        Masquerade {
-            owner: Attachment {
-                network: "mynet".into(),
-                container_id: ContainerId::parse("aaaabbbbccccdddd").unwrap(),
-                ifname: IfName::parse("eth0").unwrap(),
-            },
-            addresses: addresses.iter().map(|it| it.parse().unwrap()).collect(),
-            random_fully,
-            except: Vec::new(),
-            not_through: None,
-        }
-    }
+    use crate::example;
 
     const BASE: &str = "\
 add table inet cni_plugins_masquerade { comment \"Masquerading for plugins from github.com/containernetworking/plugins\" ; }
@@ -372,7 +358,7 @@ add rule inet cni_plugins_masquerade postrouting goto masq_checks
 
     #[test]
     fn the_first_pod_brings_table_chains_and_the_subnets_rule() {
-        let wanted = wanted(&["10.22.0.2/24", "fd00:22::2/64", "10.22.0.3/24"], false);
+        let wanted = example::masquerade(&["10.22.0.2/24", "fd00:22::2/64", "10.22.0.3/24"]);
         let rules = "\
 add rule inet cni_plugins_masquerade masq_checks ip saddr 10.22.0.0/24 ip daddr != 10.22.0.0/24 masquerade comment \"d23676b4f2d9fe04, net: mynet\"
 add rule inet cni_plugins_masquerade masq_checks ip6 saddr fd00:22::/64 ip6 daddr != fd00:22::/64 masquerade comment \"d23676b4f2d9fe04, net: mynet\"
@@ -384,27 +370,8 @@ add rule inet cni_plugins_masquerade masq_checks ip6 saddr fd00:22::/64 ip6 dadd
     }
 
     #[test]
-    fn the_next_pod_changes_nothing() {
-        let wanted = wanted(&["10.22.0.9/24"], false);
-        let rule = rule(&wanted, "10.22.0.2/24".parse().unwrap(), false);
-        assert!(additions(&found(&[rule]), &[&wanted]).is_empty());
-    }
-
-    #[test]
-    fn a_changed_configuration_replaces_the_rule() {
-        let wanted = wanted(&["10.22.0.2/24"], true);
-        let rule = rule(&wanted, wanted.addresses[0], false);
-        let expected = "\
-delete rule inet cni_plugins_masquerade masq_checks handle 13
-add rule inet cni_plugins_masquerade masq_checks ip saddr 10.22.0.0/24 ip daddr != 10.22.0.0/24 masquerade fully-random comment \"d23676b4f2d9fe04, net: mynet\"
-";
-        let changes = additions(&found(&[rule]), &[&wanted]).to_string();
-        assert_eq!(changes, expected);
-    }
-
-    #[test]
     fn what_leaves_by_the_overlays_device_keeps_its_source() {
-        let mut wanted = wanted(&["10.22.0.2/24"], false);
+        let mut wanted = example::masquerade(&["10.22.0.2/24"]);
         wanted.not_through = Some("vxlan0".into());
         let expected = "\
 add rule inet cni_plugins_masquerade masq_checks ip saddr 10.22.0.0/24 ip daddr != 10.22.0.0/24 oifname != \"vxlan0\" masquerade comment \"d23676b4f2d9fe04, net: mynet\"
@@ -428,7 +395,7 @@ add rule inet cni_plugins_masquerade masq_checks ip saddr 10.22.0.0/24 ip daddr 
 
     #[test]
     fn exceptions_are_those_of_the_addresss_family() {
-        let mut wanted = wanted(&["10.22.0.2/24", "fd00:22::2/64"], false);
+        let mut wanted = example::masquerade(&["10.22.0.2/24", "fd00:22::2/64"]);
         wanted.except = ["10.0.0.0/8", "fd00::/8", "192.0.2.7/32"]
             .map(|it| it.parse().unwrap())
             .to_vec();
@@ -443,14 +410,14 @@ add rule inet cni_plugins_masquerade masq_checks ip saddr 10.22.0.0/24 ip daddr 
 
     #[test]
     fn many_pods_of_a_network_share_its_rule() {
-        let pods = ["10.22.0.2/24", "10.22.0.3/24"].map(|it| wanted(&[it], false));
+        let pods = ["10.22.0.2/24", "10.22.0.3/24"].map(|it| example::masquerade(&[it]));
         let changes = additions(&found(&[]), &[&pods[0], &pods[1]]).to_string();
         assert_eq!(changes.matches("add rule").count(), 1, "{changes}");
     }
 
     #[test]
     fn an_address_that_is_no_subnet_has_a_rule_of_its_pod() {
-        let wanted = wanted(&["10.24.0.7/32"], false);
+        let wanted = example::masquerade(&["10.24.0.7/32"]);
         let changes = additions(&found(&[]), &[&wanted]).to_string();
         let expected = "add rule inet cni_plugins_masquerade masq_checks ip saddr 10.24.0.7 ip daddr != 10.24.0.7 masquerade comment \"d23676b4f2d9fe04-a64ba18ca6ffe108, net: mynet, if: eth0, id: aaaabbbbccccdddd\"\n";
         assert_eq!(changes, expected);
@@ -461,21 +428,5 @@ add rule inet cni_plugins_masquerade masq_checks ip saddr 10.22.0.0/24 ip daddr 
         let pod = pod_prefix("mynet", "aaaabbbbccccdddd", "eth0");
         assert_eq!(pod, "d23676b4f2d9fe04-a64ba18ca6ffe108");
         assert!(!network_comment("mynet").starts_with("d23676b4f2d9fe04-"));
-    }
-
-    #[test]
-    fn stale_is_what_belongs_to_the_network_and_to_nobody_valid() {
-        let valid = [ValidAttachment {
-            container_id: "aaaabbbbccccdddd".into(),
-            ifname: "eth0".into(),
-        }];
-        let (valid, none) = (alive("mynet", &valid), HashSet::new());
-        let own = pod_comment(&wanted(&[], false).owner);
-        let other = "d23676b4f2d9fe04-0000000000000000, net: mynet, if: eth0, id: x";
-        assert!(!is_stale(&own, "mynet", &valid) && is_stale(&own, "mynet", &none));
-        assert!(is_stale(other, "mynet", &valid) && !is_stale(other, "mynet2", &none));
-        let network = network_comment("mynet");
-        assert!(!is_stale(&network, "mynet", &valid) && is_stale(&network, "mynet", &none));
-        assert!(!is_stale("an administrator's", "mynet", &none));
     }
 }

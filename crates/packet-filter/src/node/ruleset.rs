@@ -9,16 +9,14 @@ use nftables::{Family, Listed, Transaction};
 
 use super::Rules;
 use crate::backend::{Backend, Nftables};
-use crate::isolation::Isolation;
 use crate::masquerade::{Masquerade, nftables as masquerade};
 use crate::ports::{GoRules, HostPorts, Notice, conditional, layout, nftables as ports};
 use crate::separation::{self, Separation};
-use crate::spoof_check::SpoofCheck;
 use crate::vxlan_guard::{self, VxlanGuard};
 
 /// What is there, and what is to be changed.
 pub struct Ruleset {
-    nftables: Nftables,
+    pub nftables: Nftables,
     generation: u32,
     masquerade: Vec<Listed>,
     go: GoRules,
@@ -52,21 +50,6 @@ impl Ruleset {
     /// Whether nothing of published ports is missing, whatever suite wrote them.
     pub fn has_ports(&self, wanted: &HostPorts) -> bool {
         self.nftables.check_published(wanted).is_ok()
-    }
-
-    /// Whether nothing of a spoof check is missing.
-    pub fn has_spoof_check(&self, wanted: &SpoofCheck) -> bool {
-        self.nftables.check_spoof_check(wanted).is_ok()
-    }
-
-    /// Whether nothing of a separation is missing.
-    pub fn has_separation(&self, wanted: &Separation) -> bool {
-        self.nftables.check_separation(wanted).is_ok()
-    }
-
-    /// Whether nothing of an isolation is missing.
-    pub fn has_isolation(&self, wanted: &Isolation) -> bool {
-        self.nftables.check_isolation(wanted).is_ok()
     }
 
     /// Adds what is missing of `wanted`. Ports that another owner has stay, and are returned; so are
@@ -106,16 +89,6 @@ impl Ruleset {
         Ok(self.extend(changes))
     }
 
-    /// Adds spoof checks.
-    ///
-    /// # Errors
-    /// The kernel cannot be asked.
-    pub fn add_spoof_checks(&mut self, all: &[&SpoofCheck]) -> Result<()> {
-        let changes = self.nftables.spoof_check_additions(all)?;
-        self.changes.extend(changes);
-        Ok(())
-    }
-
     /// Adds separations of networks.
     ///
     /// # Errors
@@ -125,16 +98,6 @@ impl Ruleset {
             let changes = separation::add(&self.nftables.socket, wanted)?;
             self.changes.extend(changes);
         }
-        Ok(())
-    }
-
-    /// Adds isolations of networks' pods.
-    ///
-    /// # Errors
-    /// The kernel cannot be asked.
-    pub fn add_isolations(&mut self, all: &[&Isolation]) -> Result<()> {
-        let changes = self.nftables.isolation_additions(all)?;
-        self.changes.extend(changes);
         Ok(())
     }
 
@@ -157,7 +120,8 @@ impl Ruleset {
         Ok(())
     }
 
-    fn extend(&mut self, changes: Transaction) -> bool {
+    /// Makes these changes after the others. Returns whether there are any.
+    pub fn extend(&mut self, changes: Transaction) -> bool {
         let has_changes = !changes.is_empty();
         self.changes.extend(changes);
         has_changes

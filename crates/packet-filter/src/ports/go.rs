@@ -193,34 +193,10 @@ fn base(family: Family) -> Transaction {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ports::{Mapping, Mark, Protocol};
-    use cni::Attachment;
-    use cni::env::{ContainerId, IfName};
+    use crate::example;
 
     fn wanted(id: &str) -> HostPorts {
-        let mapping = |host_ip: Option<&str>, host_port, container_port| Mapping {
-            host_ip: host_ip.map(|ip| ip.parse().unwrap()),
-            host_port,
-            container_port,
-            protocol: Protocol::Tcp,
-        };
-        HostPorts {
-            owner: Attachment {
-                network: "mynet".into(),
-                container_id: ContainerId::parse(id).unwrap(),
-                ifname: IfName::parse("eth0").unwrap(),
-            },
-            pod_v4: Some("10.22.0.2/24".parse().unwrap()),
-            pod_v6: Some("fd00:22::2/64".parse().unwrap()),
-            mappings: vec![
-                mapping(None, 8080, 80),
-                mapping(Some("192.0.2.7"), 8443, 443),
-            ],
-            snat: Snat::Hairpin,
-            mark: Mark::Bit(13),
-            conditions_v4: Vec::new(),
-            conditions_v6: Vec::new(),
-        }
+        example::host_ports(id, &["tcp 8080 80", "tcp 192.0.2.7 8443 443"])
     }
 
     fn text(wanted: &HostPorts, family: Family) -> String {

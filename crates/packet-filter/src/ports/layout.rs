@@ -360,33 +360,13 @@ pub fn base(family: Family, found: &[Listed]) -> Transaction {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ports::{Mark, Protocol};
-    use cni::env::{ContainerId, IfName};
+    use crate::example;
 
     fn wanted(snat: Snat) -> HostPorts {
-        let mapping = |host_ip: Option<&str>, protocol, host_port, container_port| Mapping {
-            host_ip: host_ip.map(|ip| ip.parse().unwrap()),
-            host_port,
-            container_port,
-            protocol,
-        };
+        let mappings = ["tcp 8080 80", "udp 192.0.2.7 5353 53", "sctp :: 9 80"];
         HostPorts {
-            owner: Attachment {
-                network: "mynet".into(),
-                container_id: ContainerId::parse("c1").unwrap(),
-                ifname: IfName::parse("eth0").unwrap(),
-            },
-            pod_v4: Some("10.22.0.2/24".parse().unwrap()),
-            pod_v6: Some("fd00:22::2/64".parse().unwrap()),
-            mappings: vec![
-                mapping(None, Protocol::Tcp, 8080, 80),
-                mapping(Some("192.0.2.7"), Protocol::Udp, 5353, 53),
-                mapping(Some("::"), Protocol::Sctp, 9, 80),
-            ],
             snat,
-            mark: Mark::Bit(13),
-            conditions_v4: Vec::new(),
-            conditions_v6: Vec::new(),
+            ..example::host_ports("c1", &mappings)
         }
     }
 

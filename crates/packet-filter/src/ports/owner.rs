@@ -5,7 +5,6 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use cni::Attachment;
-use cni::env::{ContainerId, IfName};
 
 use super::layout::{is_of_network, owner};
 use super::{Which, nftables};
@@ -27,11 +26,7 @@ impl PortOwner {
         let [network, id, ifname] = parts[..] else {
             return None;
         };
-        let attachment = Attachment {
-            network: network.to_owned(),
-            container_id: ContainerId::parse(id).ok()?,
-            ifname: IfName::parse(ifname).ok()?,
-        };
+        let attachment = Attachment::parse(network, id, ifname)?;
         self.is(&attachment).then_some(attachment)
     }
 

@@ -1,23 +1,5 @@
 use super::*;
-use cni::env::{ContainerId, IfName};
-
-fn owner() -> Attachment {
-    Attachment {
-        network: "mynet".into(),
-        container_id: ContainerId::parse("aaaabbbbccccdddd").unwrap(),
-        ifname: IfName::parse("eth0").unwrap(),
-    }
-}
-
-fn wanted(addresses: &[&str]) -> Masquerade {
-    Masquerade {
-        owner: owner(),
-        addresses: addresses.iter().map(|it| it.parse().unwrap()).collect(),
-        random_fully: false,
-        except: Vec::new(),
-        not_through: None,
-    }
-}
+use crate::example::masquerade as wanted;
 
 fn rules(addresses: &[&str], family: Family) -> Rules {
     Rules::new(&wanted(addresses), family).unwrap().unwrap()
@@ -81,16 +63,6 @@ fn source_ports_are_random_when_asked() {
 }
 
 #[test]
-fn a_repeated_add_refills_the_chain_and_adds_no_jump() {
-    let listing = Listing::parse(V4);
-    let again = rules(&["10.22.0.2/24"], Family::V4).complete(&listing);
-    let text = again.to_string();
-    assert!(text.starts_with("*nat\n:CNI-ac32b8ee4dcc1773aba08475 - [0:0]\n"));
-    assert_eq!(text.matches("-A CNI-").count(), 2);
-    assert!(!text.contains("POSTROUTING"), "{text}");
-}
-
-#[test]
 fn another_interface_keeps_the_first_ones_subnet() {
     let listing = Listing::parse(V4);
     let text = rules(&["10.23.0.2/24"], Family::V4)
@@ -103,66 +75,15 @@ fn another_interface_keeps_the_first_ones_subnet() {
 }
 
 #[test]
-fn a_known_address_is_removed_unseen() {
-    let text = remove(&owner(), &["10.22.0.2".parse().unwrap()]).to_string();
-    assert_eq!(
-        text,
-        r#"*nat
--D POSTROUTING -s 10.22.0.2/32 -m comment --comment "name: \"mynet\" id: \"aaaabbbbccccdddd\"" -j CNI-ac32b8ee4dcc1773aba08475
--F CNI-ac32b8ee4dcc1773aba08475
--X CNI-ac32b8ee4dcc1773aba08475
-COMMIT
-"#
-    );
-}
-
-#[test]
-fn the_chain_stays_while_another_interface_needs_it() {
-    let second = V4.lines().next().unwrap().replace("10.22.0.2", "10.22.0.9");
-    let listing = Listing::parse(&format!("{V4}{second}\n"));
-    let removal = |ips: &[&str]| {
-        let ips: Vec<_> = ips.iter().map(|it| it.parse().unwrap()).collect();
-        remove_found(&owner(), &ips, &listing).to_string()
-    };
-    let first = removal(&["10.22.0.2"]);
-    assert_eq!(first.lines().count(), 3, "{first}");
-    assert!(first.contains("-D POSTROUTING -s 10.22.0.2/32"), "{first}");
-    for all in [removal(&[]), removal(&["10.22.0.2", "10.22.0.9"])] {
-        assert_eq!(all.matches("-D POSTROUTING").count(), 2, "{all}");
-        assert!(all.contains("-X CNI-ac32b8ee4dcc1773aba08475\n"), "{all}");
-    }
-}
-
-#[test]
 fn a_jump_from_the_whole_subnet_is_removed_too() {
     let listing = Listing::parse(&V4.replace("-s 10.22.0.2/32", "-s 10.22.0.0/24"));
-    let removal = remove_found(&owner(), &["10.22.0.2".parse().unwrap()], &listing);
+    let removal = remove_found(
+        &wanted(&[]).owner,
+        &["10.22.0.2".parse().unwrap()],
+        &listing,
+    );
     let text = removal.to_string();
     assert!(text.contains("-D POSTROUTING -s 10.22.0.0/24"), "{text}");
-}
-
-#[test]
-fn where_there_is_nothing_nothing_is_removed() {
-    assert!(remove_found(&owner(), &[], &Listing::default()).is_empty());
-}
-
-#[test]
-fn collection_spares_the_valid_other_networks_and_other_peoples_rules() {
-    let chain = chain(&owner());
-    let other_network = V4.replace("mynet", "mynet2").replace(&chain, "CNI-0000");
-    let foreign = "-A POSTROUTING -s 10.0.0.0/8 -j MASQUERADE\n";
-    let listing = Listing::parse(&format!("{V4}{other_network}{foreign}"));
-    let valid = |id: &str| ValidAttachment {
-        container_id: id.into(),
-        ifname: "eth0".into(),
-    };
-    assert!(collect("mynet", &[valid("aaaabbbbccccdddd")], &listing).is_empty());
-    let text = collect("mynet", &[valid("other")], &listing).to_string();
-    let jump = V4.lines().next().unwrap().replacen("-A", "-D", 1);
-    assert_eq!(
-        text,
-        format!("*nat\n{jump}\n-F {chain}\n-X {chain}\nCOMMIT\n")
-    );
 }
 
 #[test]

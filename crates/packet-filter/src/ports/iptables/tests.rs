@@ -1,41 +1,8 @@
 use super::*;
-use cni::env::{ContainerId, IfName};
-
-fn owner(id: &str) -> Attachment {
-    Attachment {
-        network: "mynet".into(),
-        container_id: ContainerId::parse(id).unwrap(),
-        ifname: IfName::parse("eth0").unwrap(),
-    }
-}
-
-/// `tcp 8080 80` or `tcp 192.0.2.7 8443 443`.
-fn mapping(text: &str) -> Mapping {
-    let words: Vec<_> = text.split(' ').collect();
-    let port = |it: &str| it.parse::<u16>().unwrap();
-    Mapping {
-        protocol: match words[0] {
-            "tcp" => Protocol::Tcp,
-            "udp" => Protocol::Udp,
-            _ => Protocol::Sctp,
-        },
-        host_ip: (words.len() == 4).then(|| words[1].parse().unwrap()),
-        host_port: port(words[words.len() - 2]),
-        container_port: port(words[words.len() - 1]),
-    }
-}
+use crate::example::{attachment as owner, host_ports, mapping};
 
 fn wanted(mappings: &[&str]) -> HostPorts {
-    HostPorts {
-        owner: owner("aaaabbbbccccdddd"),
-        pod_v4: Some("10.22.0.2/24".parse().unwrap()),
-        pod_v6: Some("fd00:22::2/64".parse().unwrap()),
-        mappings: mappings.iter().map(|it| mapping(it)).collect(),
-        snat: Snat::Hairpin,
-        mark: Mark::Bit(13),
-        conditions_v4: Vec::new(),
-        conditions_v6: Vec::new(),
-    }
+    host_ports("aaaabbbbccccdddd", mappings)
 }
 
 const EXAMPLE: [&str; 3] = ["tcp 8080 80", "tcp 192.0.2.7 8443 443", "udp 5353 53"];
@@ -126,36 +93,6 @@ fn a_later_pod_asks_for_the_shared_rules_and_comes_first() {
 }
 
 #[test]
-fn a_repeated_add_replaces_its_entries() {
-    let old = r#"-p tcp -m comment --comment "dnat" -m multiport --dports 1 -j CNI-DN-ac32b8ee4dcc1773aba08"#;
-    let listing = Listing::parse(&format!(
-        "-N CNI-HOSTPORT-DNAT\n-A CNI-HOSTPORT-DNAT {old}\n-A CNI-HOSTPORT-DNAT -j CNI-DN-other\n"
-    ));
-    let wanted = wanted(&["tcp 8080 80"]);
-    let text = publish(&wanted, Family::V4, Known::Entries(&listing));
-    assert_eq!(
-        lines(&text, "-D"),
-        [format!("-D CNI-HOSTPORT-DNAT {old}")],
-        "{text}"
-    );
-}
-
-#[test]
-fn what_all_share_is_made_once_and_completed_where_it_is_not_whole() {
-    let made = first(&wanted(&EXAMPLE), Family::V4).replace("-I POSTROUTING", "-A POSTROUTING");
-    let whole = Listing::parse(&made);
-    let text = publish(&wanted(&EXAMPLE), Family::V4, Known::Table(&whole));
-    assert!(lines(&text, "-N").is_empty(), "{text}");
-    assert!(lines(&text, "-A PREROUTING").is_empty(), "{text}");
-    assert!(lines(&text, "-I POSTROUTING").is_empty(), "{text}");
-
-    let flushed = Listing::parse(&made.replace("-A PREROUTING", "-A NONE"));
-    let text = publish(&wanted(&EXAMPLE), Family::V4, Known::Table(&flushed));
-    assert!(lines(&text, "-N").is_empty(), "{text}");
-    assert_eq!(lines(&text, "-A PREROUTING").len(), 1, "{text}");
-}
-
-#[test]
 fn entries_have_15_ports_and_their_protocols_are_sorted() {
     let ports: Vec<_> = (1..=16).map(|it| format!("udp {it} 80")).collect();
     let mut all: Vec<_> = ports.iter().map(String::as_str).collect();
@@ -220,13 +157,6 @@ fn conditions_are_words_of_the_entry() {
     wanted.conditions_v4 = vec!["-s 1.2.3.4\n-F OUTPUT".into()];
     assert!(Rules::new(&wanted, Family::V4).is_err());
     assert!(Rules::new(&wanted, Family::V6).is_ok());
-}
-
-#[test]
-fn a_long_comment_is_cut_as_the_go_plugin_cuts_it() {
-    let comment = comment(&owner(&"a".repeat(300)));
-    assert_eq!(comment.len(), 255);
-    assert!(comment.starts_with(r#"dnat name: "mynet" id: "aaa"#) && comment.ends_with("aaa.."));
 }
 
 #[test]
@@ -311,23 +241,6 @@ fn what_is_taken_from_others_is_noticed() {
     let untouched = ["udp 8080 1", "tcp 192.0.2.8 8443 1", "tcp 192.0.2.7 8080 1"];
     assert_eq!(lost(&untouched), []);
     assert_eq!(lost(&["tcp fd00::1 8080 1"]), []);
-}
-
-#[test]
-fn collection_spares_the_valid_and_other_networks() {
-    let valid = |id: &str| ValidAttachment {
-        container_id: id.into(),
-        ifname: "eth0".into(),
-    };
-    assert!(collect("mynet", &[valid("other")], &others()).is_empty());
-    assert!(collect("my", &[], &others()).is_empty());
-    let text = collect("mynet", &[valid("x")], &others()).to_string();
-    let chain = chain(&owner("other"));
-    assert_eq!(lines(&text, "-D CNI-HOSTPORT-DNAT ").len(), 1, "{text}");
-    assert!(
-        text.ends_with(&format!("-F {chain}\n-X {chain}\nCOMMIT\n")),
-        "{text}"
-    );
 }
 
 #[test]
