@@ -18,7 +18,7 @@ fn main() {
     let overlay = Overlay {
         device,
         neighbours_on: device,
-        learns_from_anybody: false,
+        learns_peers: false,
     };
     let wanted: Vec<Entry> = (1..=count).flat_map(peer).collect();
     let peers = Peers::open().unwrap();

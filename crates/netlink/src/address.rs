@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use rtnetlink::{
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
@@ -24,7 +24,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// The family that `ip` is of.
+    /// The family of `ip`.
     pub fn of(ip: IpAddr) -> Self {
         match ip {
             IpAddr::V4(_) => Self::V4,
@@ -53,15 +53,14 @@ impl Family {
 pub struct AddressSpec {
     /// The address with the length of its prefix.
     pub address: IpNetwork,
-    /// IPv6: use it at once, without asking the link whether somebody else does
-    /// (duplicate address detection takes one to two seconds).
+    /// IPv6: use it at once, without duplicate address detection, which takes one to two seconds.
     pub nodad: bool,
-    /// Add no route to the prefix along with it.
+    /// Add no route to the prefix.
     pub no_prefix_route: bool,
 }
 
 impl From<IpNetwork> for AddressSpec {
-    /// The address with all options off, as `ip address add ADDRESS` has it.
+    /// The address with all options off, as `ip address add ADDRESS`.
     fn from(address: IpNetwork) -> Self {
         Self {
             address,
@@ -78,12 +77,12 @@ pub struct Address {
     pub index: u32,
     /// The address with the length of its prefix.
     pub address: IpNetwork,
-    /// Whether it is not usable yet: detection of duplicates is still running.
+    /// Whether it is not usable yet: duplicate detection is running.
     pub tentative: bool,
-    /// Whether somebody else has the address, so that it is not usable.
+    /// Whether it is not usable because another host has it.
     pub dad_failed: bool,
-    /// Whether it is valid on this link only (fe80::/10, 169.254.0.0/16) or in
-    /// this host only (127.0.0.1): its scope is not global.
+    /// Whether its scope is not global but this link (fe80::/10, 169.254.0.0/16) or this host
+    /// (127.0.0.1).
     pub local_scope: bool,
 }
 
@@ -95,7 +94,8 @@ impl Netlink {
     /// `EEXIST` when the link has it; `EACCES` when IPv6 is disabled on the link.
     pub fn add_address(&self, index: u32, spec: &AddressSpec) -> Result<(), Error> {
         let mut message = address_message(index, spec.address);
-        message.attributes.extend(broadcast(spec.address));
+        let broadcast = broadcast(spec.address).map(AddressAttribute::Broadcast);
+        message.attributes.extend(broadcast);
         let mut flags = AddressFlags::empty();
         flags.set(AddressFlags::Nodad, spec.nodad);
         flags.set(AddressFlags::Noprefixroute, spec.no_prefix_route);
@@ -108,7 +108,7 @@ impl Netlink {
         })
     }
 
-    /// The same for a link that is known. IPv6 may be disabled there, which is told.
+    /// The same for a known link. The error mentions that IPv6 is disabled, if it is.
     ///
     /// # Errors
     /// As [`Netlink::add_address`].
@@ -123,8 +123,7 @@ impl Netlink {
         })
     }
 
-    /// Removes an address: `ip address del ADDRESS dev LINK`. That it is absent
-    /// is fine.
+    /// Removes an address, which may be absent: `ip address del ADDRESS dev LINK`.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -151,28 +150,39 @@ impl Netlink {
             Some(family) => vec![family],
         };
         let mut addresses = Vec::new();
+        // A kernel before 4.20 does not filter.
+        let address = |message| read_address(message).filter(|it| it.index == index);
         for family in families {
-            addresses.extend(self.dump_addresses(index, family)?);
+            match self.dump(addresses_of(family, index), address, || {
+                format!("list addresses of {}", self.name_of(index))
+            }) {
+                Err(error) if error.is_not_found() => {}
+                listed => addresses.extend(listed?),
+            }
         }
         Ok(addresses)
     }
 
-    fn dump_addresses(&self, index: u32, family: Family) -> Result<Vec<Address>, Error> {
-        let mut message = AddressMessage::default();
-        message.header.family = family.code();
-        message.header.index = index;
-        let request = RouteNetlinkMessage::GetAddress(message);
+    /// The global addresses of a family with the indexes of their links, of all links in one
+    /// request: `ip -4|-6 address show scope global`.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn list_all_addresses(&self, family: Family) -> Result<Vec<(u32, IpNetwork)>, Error> {
         let address = |message| {
-            // A kernel before 4.20 does not filter.
-            read_address(message).filter(|it| it.index == index)
+            let address = read_address(message).filter(|it| !it.local_scope)?;
+            Some((address.index, address.address))
         };
-        match self.dump(request, address, || {
-            format!("list addresses of {}", self.name_of(index))
-        }) {
-            Err(error) if error.is_not_found() => Ok(Vec::new()),
-            other => other,
-        }
+        self.dump(addresses_of(family, 0), address, || "list addresses".into())
     }
+}
+
+/// A request for the addresses of the link with `index`, or of all links if that is 0.
+pub(crate) fn addresses_of(family: Family, index: u32) -> RouteNetlinkMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family.code();
+    message.header.index = index;
+    RouteNetlinkMessage::GetAddress(message)
 }
 
 fn address_message(index: u32, address: IpNetwork) -> AddressMessage {
@@ -180,26 +190,18 @@ fn address_message(index: u32, address: IpNetwork) -> AddressMessage {
     message.header.family = Family::of(address.ip()).code();
     message.header.prefix_len = address.prefix();
     message.header.index = index;
-    message
-        .attributes
-        .push(AddressAttribute::Local(address.ip()));
-    message
-        .attributes
-        .push(AddressAttribute::Address(address.ip()));
+    let attributes = [AddressAttribute::Local, AddressAttribute::Address];
+    message.attributes = attributes.map(|it| it(address.ip())).into();
     message
 }
 
-/// The kernel sets no broadcast address by itself for one that a program adds.
-fn broadcast(address: IpNetwork) -> Option<AddressAttribute> {
-    let IpNetwork::V4(v4) = address else {
-        return None;
-    };
-    broadcast_of(v4).map(AddressAttribute::Broadcast)
-}
-
-fn broadcast_of(network: Ipv4Network) -> Option<Ipv4Addr> {
-    // /31 is a link between two, /32 a single host: nobody else to reach (RFC 3021).
-    (network.prefix() < 31).then(|| network.broadcast())
+/// The broadcast address of a network, which the kernel does not set by itself. /31 (a link between
+/// two hosts, RFC 3021) and /32 have none.
+fn broadcast(address: IpNetwork) -> Option<Ipv4Addr> {
+    match address {
+        IpNetwork::V4(v4) if v4.prefix() < 31 => Some(v4.broadcast()),
+        _ => None,
+    }
 }
 
 pub(crate) fn read_address(message: RouteNetlinkMessage) -> Option<Address> {
@@ -216,7 +218,7 @@ pub(crate) fn read_address(message: RouteNetlinkMessage) -> Option<Address> {
             _ => {}
         }
     }
-    // IFA_ADDRESS is the peer's on a point-to-point link, and the only one of IPv6.
+    // IFA_ADDRESS is the peer's on a point-to-point link; IPv6 has no other.
     let address = IpNetwork::new(ip.or(peer)?, message.header.prefix_len).ok()?;
     Some(Address {
         index: message.header.index,
@@ -233,7 +235,7 @@ mod tests {
 
     #[test]
     fn only_prefixes_with_room_have_a_broadcast_address() {
-        let of = |text: &str| broadcast_of(text.parse().unwrap()).map(|ip| ip.to_string());
+        let of = |text: &str| broadcast(text.parse().unwrap()).map(|ip| ip.to_string());
         assert_eq!(of("10.1.2.3/24").as_deref(), Some("10.1.2.255"));
         assert_eq!(of("10.1.2.3/30").as_deref(), Some("10.1.2.3"));
         assert_eq!(of("10.1.2.3/0").as_deref(), Some("255.255.255.255"));

@@ -1,5 +1,5 @@
-//! Giving a pod's interface its addresses and routes, and checking that it
-//! still has them. All main plugins do it this way, in this order.
+//! Configures a pod's interface with addresses and routes, and checks that it still has them. All
+//! main plugins do it this way, in this order.
 
 use std::{
     net::IpAddr,
@@ -20,38 +20,37 @@ use crate::{
 
 /// How long duplicate address detection may take; it needs one to two seconds.
 const SETTLE: Duration = Duration::from_secs(5);
-/// How long a link without a carrier is waited for: detection does not even
-/// start on it.
+/// How long to wait for a link without a carrier, on which detection does not start.
 const CARRIER: Duration = Duration::from_secs(1);
 
-/// Pauses before each look at a link that was just brought up, in milliseconds.
+/// Pauses in milliseconds before each look at a link that was just brought up.
 const CARRIER_PAUSES: [u64; 6] = [1, 2, 4, 8, 16, 32];
 
-/// An interface in a pod, as far as it is known before its addresses are.
+/// An interface in a pod, without its addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
     /// Its name in the pod.
     pub name: String,
-    /// What is done about duplicates of its IPv6 addresses.
+    /// Duplicate detection for its IPv6 addresses.
     pub dad: Dad,
-    /// Whether the kernel announces the addresses when the link comes up or
-    /// changes (`arp_notify`, and `ndisc_notify` where one is of IPv6).
+    /// Whether the kernel announces the addresses when the link comes up or changes
+    /// (`arp_notify`; for IPv6 addresses `ndisc_notify`).
     pub notify: bool,
-    /// A text by which the interface can be recognised, at most 255 bytes.
+    /// A text that identifies the interface, at most 255 bytes.
     pub alias: Option<String>,
-    /// What is done about router advertisements; `None` leaves it to the kernel.
+    /// Whether to accept router advertisements; `None` leaves it to the kernel.
     pub accept_ra: Option<AcceptRa>,
 }
 
-/// Whether an interface gets addresses and routes from router advertisements (the setting
-/// `accept_ra`, Documentation/networking/ip-sysctl.rst).
+/// The setting `accept_ra`: whether an interface gets addresses and routes from router
+/// advertisements (Documentation/networking/ip-sysctl.rst).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AcceptRa {
-    /// No.
+    /// 0: no.
     Off,
-    /// Unless the pod forwards.
+    /// 1: unless the pod forwards.
     On,
-    /// Also where the pod forwards.
+    /// 2: also if the pod forwards.
     Forwarding,
 }
 
@@ -71,8 +70,8 @@ impl AcceptRa {
 pub struct Layer3 {
     /// Its addresses, in the order of the result.
     pub addresses: Vec<InterfaceAddress>,
-    /// Its routes, in the order of the result. One without a next hop goes
-    /// through the first gateway of its family, if any address has one.
+    /// Its routes, in the order of the result. A route without a next hop gets the first gateway
+    /// of its family, if any address has one.
     pub routes: Vec<RouteSpec>,
 }
 
@@ -88,34 +87,33 @@ pub struct InterfaceAddress {
 /// Duplicate address detection of IPv6 (RFC 4862, section 5.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dad {
-    /// As the kernel is configured; usually on.
+    /// As the kernel is configured, usually on.
     Kernel,
     /// Off: addresses are usable at once (`accept_dad`=0, and the flag `nodad`).
     Off,
-    /// On, and not confused by a hairpin that returns its probes (`enhanced_dad`).
+    /// On, and ignoring its own probes if a hairpin returns them (`enhanced_dad`).
     On,
 }
 
-/// An interface that was configured.
+/// A configured interface.
 #[derive(Debug)]
 pub struct Configured {
-    /// The interface as it was when it had been brought up.
+    /// The interface, as it was after it had been brought up.
     pub link: Link,
     pod: Netlink,
     announced: bool,
-    /// IPv6 addresses that are usable, but perhaps not to be reached yet.
+    /// IPv6 addresses that are usable, but perhaps cannot be reached yet.
     fresh: Vec<IpAddr>,
 }
 
 impl Configured {
-    /// Tells the neighbours where the addresses are now, where
-    /// [`Interface::notify`] is on. To be called when the port on the other
-    /// side forwards, not before.
+    /// Announces the addresses to the neighbours, if [`Interface::notify`] is on. Call it when the
+    /// port on the other side forwards, not before.
     ///
     /// # Errors
-    /// As [`Netlink::announce`]; pods work without, so a caller may just say so.
+    /// As [`Netlink::announce`]; pods work without, so a caller may only log it.
     pub fn announce(&self) -> anyhow::Result<()> {
-        // Without a carrier the kernel's worker does not begin.
+        // Without a carrier the kernel's worker does not start.
         if has_carrier(&self.link) {
             for ip in &self.fresh {
                 self.pod.await_local(*ip);
@@ -128,8 +126,8 @@ impl Configured {
     }
 }
 
-/// The inside of a pod's namespace, entered for one interface. Settings can be
-/// written only inside, and a socket that was opened there works from outside.
+/// A pod's namespace, entered for one interface: settings can be written only inside, and a socket
+/// that was opened inside works from outside.
 #[derive(Debug)]
 pub struct Pod {
     netns: NetNs,
@@ -137,8 +135,8 @@ pub struct Pod {
     inside: Entering<Result<Inside, Error>>,
 }
 
-/// Enters `netns` for `interface`, which is there, while the caller goes on: to begin a
-/// thread and to open a file under /proc/sys take as long as IPAM does.
+/// Enters `netns` for an existing `interface`, while the caller goes on: to start a thread and to
+/// open a file under /proc/sys takes as long as IPAM.
 ///
 /// # Errors
 /// When no thread can be made.
@@ -155,21 +153,22 @@ impl Pod {
     /// Configures the interface: settings, addresses, up, routes.
     ///
     /// # Errors
-    /// `failed to add IP addr … to "eth0": …`, `failed to add route '…': …`,
-    /// `link eth0 has address … in DADFAILED state`, and others.
+    /// `failed to add IP addr … to "eth0": …`, `failed to add route '…': …`, `link eth0 has
+    /// address … in DADFAILED state`, and others.
     pub fn configure(self, layer3: &Layer3) -> anyhow::Result<Configured> {
         let interface = &self.interface;
         let inside = self.inside.wait()??;
         let netlink = Netlink::over(inside.socket);
         let index = match inside.index {
             Ok(index) => index,
-            // It says better what is missing.
+            // Its error is more precise.
             Err(_) => netlink.get_link(&interface.name)?.index,
         };
         let v6 = layer3.addresses.iter().any(|it| it.address.is_ipv6());
-        let monitor = match v6 {
-            true => self.netns.enter(|| prepare_ipv6(interface, layer3))??,
-            false => None,
+        let monitor = if v6 {
+            self.netns.enter(|| prepare_ipv6(interface, layer3))??
+        } else {
+            None
         };
         let configuration = Configuration {
             netlink,
@@ -181,18 +180,18 @@ impl Pod {
     }
 }
 
-/// What comes out of the namespace.
+/// What the thread in the namespace returns.
 #[derive(Debug)]
 struct Inside {
     socket: Socket<Route>,
-    /// Of the interface. All else about it is asked for when it is up.
+    /// The index of the interface.
     index: Result<u32, Errno>,
 }
 
 impl Inside {
     fn prepare(interface: &Interface) -> Result<Self, Error> {
         let name = &interface.name;
-        // Also for a pod without an IPv6 address of ours: the link-local one is detected too.
+        // Also for a pod without an IPv6 address of ours: detection also checks the link-local one.
         let set = |setting, value| {
             let key = sysctl::interface_key("ipv6", name, setting);
             let _ = sysctl::write(&key, value);
@@ -215,8 +214,8 @@ impl Inside {
     }
 }
 
-/// Before the interface is up, so that no advertisement comes too early. A kernel without IPv6
-/// hears none.
+/// Called before the interface is up, so that no advertisement comes earlier. A kernel without
+/// IPv6 accepts none.
 fn set_accept_ra(name: &str, accept_ra: AcceptRa) -> Result<(), Error> {
     if accept_ra != AcceptRa::Off {
         enable_ipv6(name)?;
@@ -228,13 +227,11 @@ fn set_accept_ra(name: &str, accept_ra: AcceptRa) -> Result<(), Error> {
     }
 }
 
-/// Makes IPv6 possible. Returns what to wait with after the addresses are there, if there
-/// is something to wait for.
+/// Enables IPv6. Returns what the caller needs to wait for duplicate detection, if it has to.
 fn prepare_ipv6(interface: &Interface, layer3: &Layer3) -> anyhow::Result<Option<AddressMonitor>> {
     let name = &interface.name;
     let set = |setting| sysctl::write(&sysctl::interface_key("ipv6", name, setting), "1");
-    // What is a favour does not fail an ADD where /proc/sys is read-only, as in rootless
-    // runtimes.
+    // Optional settings do not fail an ADD where /proc/sys is read-only, as in rootless runtimes.
     match enable_ipv6("lo") {
         Err(error) if error.is_forbidden() => cni::log(format_args!("{error}")),
         other => other?,
@@ -248,14 +245,14 @@ fn prepare_ipv6(interface: &Interface, layer3: &Layer3) -> anyhow::Result<Option
     if interface.notify {
         let _ = set("ndisc_notify");
     }
-    // Nobody needs the address before there is a way out of the network.
+    // Without a gateway, the pod can wait for its addresses itself.
     let mut v6 = layer3.addresses.iter().filter(|it| it.address.is_ipv6());
     let awaited = v6.any(|it| it.gateway.is_some()) && interface.dad != Dad::Off;
-    // It listens before there is something to hear.
+    // Opened before the addresses are added, so that it misses no event.
     Ok(awaited.then(AddressMonitor::open).transpose()?)
 }
 
-/// The work, from outside.
+/// The configuration of the interface, from outside.
 struct Configuration<'a> {
     netlink: Netlink,
     index: u32,
@@ -282,10 +279,8 @@ impl Configuration<'_> {
 
     fn fresh(&self) -> Vec<IpAddr> {
         let ips = self.layer3.addresses.iter().map(|it| it.address.ip());
-        match self.interface.dad {
-            Dad::Off => ips.filter(IpAddr::is_ipv6).collect(),
-            _ => Vec::new(),
-        }
+        let without_dad = self.interface.dad == Dad::Off;
+        ips.filter(|ip| without_dad && ip.is_ipv6()).collect()
     }
 
     fn bring_up(&self) -> Result<(), Error> {
@@ -294,7 +289,7 @@ impl Configuration<'_> {
         if self.interface.notify && netlink.set_up_to_announce(index, alias).is_ok() {
             return Ok(());
         }
-        // To be heard of is a favour: a link that is not for IPv4 does without.
+        // The announcement is optional: a link without IPv4 has no such setting.
         netlink.set_up_with_alias(index, alias)
     }
 
@@ -314,9 +309,9 @@ impl Configuration<'_> {
         Ok(())
     }
 
-    /// Waits a moment for the link to be operational, where the other side is: a
-    /// pod that finds its interface down, or without its link-local address,
-    /// may give up. Kernels since 6.9 need no second look.
+    /// Waits a moment until the link is operational, if its other side is: a pod that finds its
+    /// interface down, or without a link-local address, may fail. Kernels since 6.9 report the
+    /// current state at the first look.
     fn await_carrier(&self) -> Result<Link, Error> {
         let mut link = self.link()?;
         for pause in CARRIER_PAUSES {
@@ -367,8 +362,8 @@ impl Configuration<'_> {
         for route in &self.layer3.routes {
             let route = self.with_gateway(route);
             if route.is_default() {
-                // The IPAM's default route without a gateway and the plugin's own
-                // with the same one are one route to the kernel.
+                // A default route of IPAM that gets its gateway here, and the plugin's own one
+                // with the same gateway, are the same route for the kernel.
                 if defaults.iter().any(|other| is_same(other, &route)) {
                     continue;
                 }
@@ -389,7 +384,7 @@ impl Configuration<'_> {
         }
     }
 
-    /// The text of the Go plugins, with its way to print a network.
+    /// The text of the Go plugins.
     fn add_route_failed(&self, route: &RouteSpec) -> String {
         let gw = match route.gw {
             Some(gw) => gw.to_string(),
@@ -406,9 +401,8 @@ impl Configuration<'_> {
     }
 }
 
-/// A link that has had its carrier from birth (a macvlan) is in a state that
-/// kernels before 6.9 work out within a second, and take for up until then
-/// (`netif_oper_up`, linux/netdevice.h).
+/// Kernels before 6.9 take up to a second to determine the state of a link that was created with a
+/// carrier (a macvlan), and treat it as up until then (`netif_oper_up`, linux/netdevice.h).
 fn has_carrier(link: &Link) -> bool {
     matches!(link.operstate, OperState::Up | OperState::Unknown)
 }
@@ -417,7 +411,7 @@ fn has_carrier(link: &Link) -> bool {
 fn enable_ipv6(name: &str) -> Result<(), Error> {
     let key = sysctl::interface_key("ipv6", name, "disable_ipv6");
     match sysctl::read(&key) {
-        // Without IPv6 in the kernel, adding the address says so better.
+        // Without IPv6 in the kernel, adding the address fails with a clearer error.
         Err(error) => cni::log(format_args!("{error}")),
         Ok(value) if value == "1" => sysctl::write(&key, "0")?,
         Ok(_) => {}
@@ -429,7 +423,7 @@ fn first_of_family(mut gateways: impl Iterator<Item = IpAddr>, dst: IpNetwork) -
     gateways.find(|gateway| gateway.is_ipv4() == dst.is_ipv4())
 }
 
-/// Whether the kernel takes two routes of one link for the same.
+/// Whether two routes of one link are the same for the kernel.
 fn is_same(one: &RouteSpec, other: &RouteSpec) -> bool {
     one.dst == other.dst
         && one.gw == other.gw
@@ -458,8 +452,8 @@ fn go_scope(scope: u8) -> &'static str {
 }
 
 impl Netlink {
-    /// Whether the interface called `name` still has `addresses`, each with the
-    /// route to its network that came with it.
+    /// Checks that the interface called `name` still has `addresses`, each with the route to its
+    /// network.
     ///
     /// # Errors
     /// `Failed to match addr 10.1.2.3/24 on interface eth0`, `Failed to find
@@ -476,7 +470,7 @@ impl Netlink {
             if !present.iter().any(|it| it.address == address) {
                 bail!("Failed to match addr {address} on interface {name}");
             }
-            // A single host's address brings no route to a network.
+            // The address of a single host comes without a route to its network.
             let alone = address.prefix() == if address.is_ipv4() { 32 } else { 128 };
             if !alone && !self.has_network_route(address)? {
                 let gateway = match expected.gateway {
@@ -489,7 +483,7 @@ impl Netlink {
         Ok(())
     }
 
-    /// On any link: ptp puts the route to the network elsewhere.
+    /// On any link: ptp routes the network through another one.
     fn has_network_route(&self, address: IpNetwork) -> Result<bool, Error> {
         let filter = RouteFilter::main(Family::of(address.ip()));
         let routes = self.list_routes(filter)?;
@@ -498,9 +492,9 @@ impl Netlink {
         }))
     }
 
-    /// Whether `routes` are still there, each in its table, by destination and
-    /// next hop. The next hop of a default route is not compared: it may have
-    /// been filled in when it was added.
+    /// Checks that `routes` still exist, each in its table, by destination and next hop. The next
+    /// hop of a default route is not compared: it may have been added by
+    /// [`Pod::configure`].
     ///
     /// # Errors
     /// `Expected Route 10.0.0.0/8 via 10.1.2.1 not found in routing table`.
@@ -516,17 +510,15 @@ impl Netlink {
                     && (expected.is_default() || expected.gw.is_none() || route.gw == expected.gw)
             });
             if !found {
-                bail!(
-                    "Expected Route {} not found in routing table",
-                    told(expected)
-                );
+                let route = describe(expected);
+                bail!("Expected Route {route} not found in routing table");
             }
         }
         Ok(())
     }
 }
 
-fn told(route: &RouteSpec) -> String {
+fn describe(route: &RouteSpec) -> String {
     let mut text = route.dst.to_string();
     if let Some(gw) = route.gw {
         text.push_str(&format!(" via {gw}"));
@@ -542,7 +534,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_is_printed_as_go_prints_it() {
+    fn a_network_is_printed_as_in_go() {
         let printed = |text: &str| go_network(text.parse().unwrap());
         assert_eq!(printed("10.9.9.9/8"), "{10.9.9.9 ff000000}");
         assert_eq!(printed("0.0.0.0/0"), "{0.0.0.0 00000000}");
@@ -553,7 +545,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_is_for_its_own_family() {
+    fn a_route_gets_a_gateway_of_its_family() {
         let gateways: [IpAddr; 3] = [
             "fd00::1".parse().unwrap(),
             "10.0.0.1".parse().unwrap(),
@@ -565,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_in_table_or_metric_is_another_route() {
+    fn routes_that_differ_in_table_are_not_the_same() {
         let route = RouteSpec::to("0.0.0.0/0".parse().unwrap());
         let main = RouteSpec {
             table: Some(MAIN_TABLE),
@@ -577,6 +569,6 @@ mod tests {
         };
         assert!(is_same(&route, &main));
         assert!(!is_same(&route, &other));
-        assert_eq!(told(&other), "0.0.0.0/0 table 100");
+        assert_eq!(describe(&other), "0.0.0.0/0 table 100");
     }
 }

@@ -1,4 +1,4 @@
-//! Forwarding entries of a VXLAN device, and of the bridge that it is a port of.
+//! Forwarding entries of a VXLAN device, and of its bridge.
 
 use std::net::IpAddr;
 
@@ -11,16 +11,15 @@ use rtnetlink::packet_route::{
 
 use crate::{Error, Mac, Netlink, request::decode};
 
-/// The destination of everything that no other entry is for: broadcast, multicast,
-/// and addresses that are not known.
+/// The hardware address of flood entries: they are for broadcast, multicast and unknown addresses.
 pub const FLOOD: Mac = Mac([0; 6]);
 
-/// Which of the two tables of a port an entry is in.
+/// The table of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Table {
-    /// The device's own: which VTEP has the address (`self`).
+    /// That of the VXLAN device: which VTEP has the address (`self`).
     Device,
-    /// The bridge's: which port has the address (`master`).
+    /// That of the bridge: which port has the address (`master`).
     Bridge,
 }
 
@@ -29,13 +28,13 @@ pub(crate) enum Table {
 pub(crate) struct Listed {
     pub table: Table,
     pub mac: Mac,
-    /// The VTEP; only in the device's own table.
+    /// The VTEP; only in the table of the device.
     pub vtep: Option<IpAddr>,
-    /// Somebody wrote it; the others were learned, or are a device's own address.
+    /// Whether a program wrote it. Others were learned, or are a device's own address.
     pub written: bool,
 }
 
-/// `MAC dev DEVICE dst VTEP self permanent`, to be added or deleted.
+/// A request to add or delete `MAC dev DEVICE dst VTEP self permanent`.
 pub(crate) fn device_entry(device: u32, mac: Mac, vtep: IpAddr) -> NeighbourMessage {
     let octets = match vtep {
         IpAddr::V4(ip) => ip.octets().to_vec(),
@@ -51,7 +50,7 @@ pub(crate) fn device_entry(device: u32, mac: Mac, vtep: IpAddr) -> NeighbourMess
     message
 }
 
-/// `MAC dev DEVICE master static`, to be added or deleted.
+/// A request to add or delete `MAC dev DEVICE master static`.
 pub(crate) fn bridge_entry(device: u32, mac: Mac) -> NeighbourMessage {
     let mut message = entry(device, mac);
     message.header.state = NeighbourState::Noarp;
@@ -68,19 +67,19 @@ fn entry(device: u32, mac: Mac) -> NeighbourMessage {
     message
 }
 
-/// What a bridge knows of a hardware address.
+/// The entry of a bridge for a hardware address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FdbEntry {
-    /// The index of the port that frames to it leave by, or the bridge's own.
+    /// The index of the port for frames to it, or that of the bridge itself.
     pub port: u32,
-    /// It was written there, or is the address of the port itself; else it was learned, and
-    /// is forgotten after a while.
+    /// Whether a program wrote it, or it is the port's own address; otherwise it was learned, and
+    /// expires.
     pub fixed: bool,
 }
 
 impl Netlink {
-    /// What the bridge with index `bridge` knows of `mac`, if it does:
-    /// `bridge fdb get MAC br BRIDGE`. Kernels before 5.0 do not tell.
+    /// The entry of the bridge with index `bridge` for `mac`, if there is one: `bridge fdb get MAC
+    /// br BRIDGE`. Kernels before 5.0 report none.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
@@ -104,7 +103,7 @@ impl Netlink {
     }
 }
 
-/// Asks for the entries of one port, in both tables: `bridge fdb show brport DEVICE`.
+/// A request for the entries of one port, in both tables: `bridge fdb show brport DEVICE`.
 pub(crate) fn request(device: u32) -> RouteNetlinkMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
@@ -129,16 +128,17 @@ pub(crate) fn read(message: RouteNetlinkMessage, device: u32) -> Option<Listed> 
             _ => {}
         }
     }
-    let table = match in_bridge {
-        true => Table::Bridge,
-        false => Table::Device,
+    let table = if in_bridge {
+        Table::Bridge
+    } else {
+        Table::Device
     };
     let state = u16::from(message.header.state);
     let permanent = state & u16::from(NeighbourState::Permanent) != 0;
     let written = match table {
-        // bridge(8) writes more than one bit.
+        // bridge(8) sets more than one bit.
         Table::Device => permanent,
-        // A permanent one is the address of the port itself.
+        // A permanent entry is the address of the port itself.
         Table::Bridge => !permanent && state & u16::from(NeighbourState::Noarp) != 0,
     };
     Some(Listed {

@@ -1,41 +1,40 @@
-//! Turning the host into a router.
+//! Makes the host forward packets.
 //!
-//! These settings are the calling thread's namespace's, which must be the one
-//! that the socket is of.
+//! The settings are those of the calling thread's namespace, which must be the one of the socket.
 
 use std::collections::BTreeSet;
 
 use nix::libc;
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
-    address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol},
+    address::{AddressAttribute, AddressFlags, AddressProtocol},
 };
 
 use transport::{Attributes, Message, Request, Route, find};
 
-use crate::{Error, Family, Netlink, RouteFilter, sysctl};
+use crate::{Error, Family, Netlink, RouteFilter, address::addresses_of, sysctl};
 
 const IPV4: &str = "net/ipv4/ip_forward";
 const IPV6: &str = "net/ipv6/conf/all/forwarding";
-/// `RTPROT_RA` (linux/rtnetlink.h): the route was learned from an advertisement.
+/// `RTPROT_RA` (linux/rtnetlink.h): the route comes from a router advertisement.
 const FROM_ROUTER: u8 = 9;
 /// `RTPROT_KERNEL`.
 const FROM_KERNEL: u8 = 2;
-/// linux/netconf.h; the index stands for the setting of all interfaces.
+/// linux/netconf.h; this index stands for the setting of all interfaces.
 const NETCONFA_IFINDEX: u16 = 1;
 const NETCONFA_FORWARDING: u16 = 2;
 const NETCONFA_IFINDEX_ALL: u32 = u32::MAX;
-/// Bytes of `struct netconfmsg`, filled up.
+/// Bytes of `struct netconfmsg`, padded.
 const NETCONF: usize = 4;
 
 impl Netlink {
-    /// Lets the host forward packets of `family`, unless it does.
+    /// Makes the host forward packets of `family`, unless it does.
     ///
-    /// A host that forwards IPv6 ignores router advertisements, unless accept_ra
-    /// is 2, and drops the default route that it has from one; other routes, and
-    /// addresses, expire. The node would lose IPv6 when its first IPv6 pod starts.
-    /// So, before the switch and only then, accept_ra is raised from 1 to 2 on the
-    /// interfaces that have anything from a router.
+    /// A host that forwards IPv6 ignores router advertisements, unless accept_ra is 2, and drops
+    /// the default route that it has from one; other routes, and addresses, expire. The node
+    /// would lose IPv6 when its first IPv6 pod starts. So, before forwarding is switched on,
+    /// accept_ra is raised from 1 to 2 on the interfaces that have routes or addresses from a
+    /// router.
     ///
     /// # Errors
     /// When a setting cannot be read or written.
@@ -53,10 +52,10 @@ impl Netlink {
         }
     }
 
-    /// Whether [`Netlink::enable_forwarding`] would succeed; nothing is changed.
+    /// Checks whether [`Netlink::enable_forwarding`] would succeed, and changes nothing.
     ///
     /// # Errors
-    /// As that.
+    /// As it.
     pub fn may_enable_forwarding(&self, family: Family) -> Result<(), Error> {
         if self.forwards(family) == Some(true) {
             return Ok(());
@@ -67,15 +66,12 @@ impl Netlink {
         })
     }
 
-    /// Whether the host forwards, where the kernel tells: `ip netconf show dev all`. To open
-    /// the setting's file takes the longer the more namespaces there are.
+    /// Whether the host forwards, if the kernel reports it: `ip netconf show dev all`. To open the
+    /// file of the setting takes longer the more namespaces there are.
     fn forwards(&self, family: Family) -> Option<bool> {
-        let family = match family {
-            Family::V4 => libc::AF_INET,
-            Family::V6 => libc::AF_INET6,
-        };
+        let family = u8::from(family.code());
         let all = Attributes::<Route>::new().u32(NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL);
-        let body = [&[family as u8, 0, 0, 0], all.as_bytes()].concat();
+        let body = [&[family, 0, 0, 0], all.as_bytes()].concat();
         let request = Request::new(libc::RTM_GETNETCONF, 0, body);
         let read = |message: Message<'_>| {
             let (_, rest) = message.parts::<NETCONF>(libc::RTM_NEWNETCONF)?;
@@ -91,11 +87,11 @@ impl Netlink {
     fn keep_router_advertisements(&self) -> Result<(), Error> {
         let learned = self.learned_from_routers()?;
         for link in self.list_links()? {
-            let heeds = link.accept_ra == Some(1);
-            if heeds && (link.heard_router || learned.contains(&link.index)) {
+            let accepts = link.accept_ra == Some(1);
+            if accepts && (link.heard_router || learned.contains(&link.index)) {
                 let accept_ra = sysctl::interface_key("ipv6", &link.name, "accept_ra");
                 match sysctl::write(&accept_ra, "2") {
-                    // The link has gone since; then it has nothing to lose.
+                    // The link was deleted meanwhile.
                     Err(error) if error.is_not_found() => {}
                     other => other?,
                 }
@@ -104,37 +100,35 @@ impl Netlink {
         Ok(())
     }
 
-    /// The links with routes or addresses from router advertisements. A router need not be
-    /// a default router: where its lifetime is 0, it tells prefixes and routes only.
+    /// The links with routes or addresses from router advertisements. Not every router is a default
+    /// router: if its lifetime is 0, it announces prefixes and routes only.
     fn learned_from_routers(&self) -> Result<BTreeSet<u32>, Error> {
         let routes = self.list_routes(RouteFilter {
             family: Family::V6,
             oif: None,
-            // Such a route may be in the table of a vrf.
+            // The route may be in the table of a vrf.
             table: None,
         })?;
         let learned = routes.iter().filter(|it| match it.protocol {
             FROM_ROUTER => true,
-            // To a prefix that is on the link.
+            // The route to a prefix on the link.
             FROM_KERNEL => it.expires,
             _ => false,
         });
         let mut links: BTreeSet<u32> = learned.filter_map(|it| it.oif).collect();
-        let mut message = AddressMessage::default();
-        message.header.family = Family::V6.code();
-        let request = RouteNetlinkMessage::GetAddress(message);
+        let request = addresses_of(Family::V6, 0);
         links.extend(self.dump(request, made_from_prefix, || "list addresses".into())?);
         Ok(links)
     }
 }
 
-/// The link of an address that the kernel made from the prefix of a router advertisement.
+/// The link of an address that the kernel derived from the prefix of a router advertisement.
 fn made_from_prefix(message: RouteNetlinkMessage) -> Option<u32> {
     let RouteNetlinkMessage::NewAddress(message) = message else {
         return None;
     };
     let made = message.attributes.iter().any(|it| match it {
-        // Others are made from it (RFC 8981), or it is made from another.
+        // Temporary addresses are derived from it (RFC 8981), or it is one.
         AddressAttribute::Flags(flags) => {
             flags.intersects(AddressFlags::Managetempaddr | AddressFlags::Secondary)
         }

@@ -25,7 +25,6 @@ fn read(message: &RouteNetlinkMessage) {
     let _ = fdb::read(message.clone(), 1);
     let _ = neighbour::read(message.clone(), 1);
     let _ = vxlan::read(message.clone());
-    let _ = vxlan::read_address(message.clone());
     let _ = macvlan::mode_of(message);
     if let RouteNetlinkMessage::NewLink(link) = message {
         for attribute in &link.attributes {

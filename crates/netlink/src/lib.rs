@@ -1,14 +1,13 @@
 //! Links, addresses and routes of one network namespace, over rtnetlink.
 //!
-//! Everything is synchronous: values in, values out, and no type of rtnetlink
-//! in between. [`Netlink`] is a socket; its methods are spread over one file
-//! per subject. The verbs have fixed meanings:
+//! All calls are synchronous, and rtnetlink's types are not part of the interface. [`Netlink`] is a
+//! socket; its methods are in one file per subject. The verbs have fixed meanings:
 //!
-//! - `add_*` makes something private; it fails if it is there, and takes the
-//!   undo stack where leaving it behind would hurt;
-//! - `ensure_*` makes something shared, or finds it as it should be;
-//! - `delete_*` is content when there is nothing to delete;
-//! - `find_*` returns an option, `get_*` fails when it is absent.
+//! - `add_*` creates a private object; it fails if that exists, and takes the undo stack where a
+//!   leftover would do harm;
+//! - `ensure_*` creates a shared object unless it exists as it should be;
+//! - `delete_*` succeeds if there is nothing to delete;
+//! - `find_*` returns an option, `get_*` fails when the object is absent.
 
 mod address;
 mod announce;

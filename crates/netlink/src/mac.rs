@@ -15,11 +15,10 @@ use std::{fmt, fs::File, io::Read, str::FromStr};
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// ff:ff:ff:ff:ff:ff, everyone on the link.
+    /// ff:ff:ff:ff:ff:ff, all hosts on the link.
     pub const BROADCAST: Self = Self([0xff; 6]);
 
-    /// A random, locally administered unicast address, from the kernel's
-    /// random numbers.
+    /// A random, locally administered unicast address.
     ///
     /// # Errors
     /// When /dev/urandom cannot be read.
@@ -45,13 +44,12 @@ impl Mac {
         Self(octets)
     }
 
-    /// Whether this is 00:00:00:00:00:00, which no device can have: a bridge
-    /// without ports shows it.
+    /// Whether this is 00:00:00:00:00:00, which no device can have; a bridge without ports shows it.
     pub fn is_zero(self) -> bool {
         self.0 == [0; 6]
     }
 
-    /// Whether this is the address of a group, which no device can have.
+    /// Whether this is a group address, which no device can have.
     pub fn is_multicast(self) -> bool {
         self.0[0] & 1 == 1
     }
@@ -68,12 +66,12 @@ impl fmt::Display for Mac {
     }
 }
 
-/// The text is no hardware address of six bytes.
+/// The text is not a hardware address of six bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidMac(String);
 
 impl fmt::Display for InvalidMac {
-    /// The wording of Go's `net.ParseMAC`, which users of the Go plugins know.
+    /// The text of Go's `net.ParseMAC`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "address {}: invalid MAC address", self.0)
     }
@@ -84,7 +82,7 @@ impl std::error::Error for InvalidMac {}
 impl FromStr for Mac {
     type Err = InvalidMac;
 
-    /// Six pairs of digits parted by `:` or `-`, or three quadruples parted by `.`.
+    /// Reads six pairs of digits separated by `:` or `-`, or three groups of four separated by `.`.
     fn from_str(text: &str) -> Result<Self, InvalidMac> {
         let separator = match text.as_bytes().get(2) {
             Some(b':') => ':',

@@ -1,4 +1,4 @@
-//! Neighbours that were written down rather than asked for.
+//! Permanent neighbour entries.
 
 use std::net::IpAddr;
 
@@ -9,7 +9,7 @@ use rtnetlink::packet_route::{
 
 use crate::{Family, Mac};
 
-/// `IP lladdr MAC dev DEVICE nud permanent`, to be added.
+/// A request to add `IP lladdr MAC dev DEVICE nud permanent`.
 pub(crate) fn entry(device: u32, ip: IpAddr, mac: Mac) -> NeighbourMessage {
     let mut message = key(device, ip);
     message.header.state = NeighbourState::Permanent;
@@ -18,7 +18,7 @@ pub(crate) fn entry(device: u32, ip: IpAddr, mac: Mac) -> NeighbourMessage {
     message
 }
 
-/// `IP dev DEVICE`, to be deleted.
+/// A request to delete `IP dev DEVICE`.
 pub(crate) fn key(device: u32, ip: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = Family::of(ip).code();
@@ -29,16 +29,16 @@ pub(crate) fn key(device: u32, ip: IpAddr) -> NeighbourMessage {
     message
 }
 
-/// Asks for the neighbours of one device: `ip neighbour show dev DEVICE`.
+/// A request for the neighbours of one device: `ip neighbour show dev DEVICE`.
 pub(crate) fn request(device: u32, family: Family) -> RouteNetlinkMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = family.code();
-    // The index in the header is not looked at (neigh_valid_dump_req).
+    // The kernel ignores the index in the header (neigh_valid_dump_req).
     message.attributes.push(NeighbourAttribute::IfIndex(device));
     RouteNetlinkMessage::GetNeighbour(message)
 }
 
-/// A permanent neighbour of `device`; what the kernel found out by itself is left out.
+/// A permanent neighbour of `device`. Those that the kernel resolved itself are left out.
 pub(crate) fn read(message: RouteNetlinkMessage, device: u32) -> Option<(IpAddr, Mac)> {
     let RouteNetlinkMessage::NewNeighbour(message) = message else {
         return None;

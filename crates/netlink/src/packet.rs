@@ -1,16 +1,13 @@
-//! A packet socket: whole frames, sent and heard on one link (packet(7)).
+//! A packet socket: sends and receives whole frames on one link (packet(7)).
 //!
-//! To close one waits for RCU, some ten milliseconds (`packet_release`,
-//! net/packet/af_packet.c): it is for what asks for time anyway.
+//! To close one takes an RCU wait of some ten milliseconds (`packet_release`,
+//! net/packet/af_packet.c), so it is not for the hot path.
 
-// SAFETY of the two `unsafe`: each is one system call that nix has no call for,
-// with a structure of libc that lives beyond it and its true size.
+// SAFETY of the two `unsafe`: each is one system call that nix lacks, with a structure of libc that
+// outlives the call, and its true size.
 #![allow(unsafe_code)]
 
-use std::{
-    io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::{
     errno::Errno,
@@ -20,7 +17,7 @@ use nix::{
 
 use crate::{Error, Link, Mac};
 
-/// Frames of one EtherType on one link. What this host sends itself is not heard.
+/// Sends and receives frames of one EtherType on one link. Frames of this host are not received.
 pub(crate) struct PacketSocket {
     socket: OwnedFd,
     index: i32,
@@ -29,11 +26,11 @@ pub(crate) struct PacketSocket {
 }
 
 impl PacketSocket {
-    /// Opens one for a link of the calling thread's namespace.
+    /// Opens a socket for a link of the calling thread's namespace.
     pub(crate) fn open(link: &Link, ethertype: u16) -> Result<Self, Error> {
         let op = || format!("open a packet socket on {}", link.name);
         let failed = |errno| Error::new(op(), errno);
-        // Protocol 0 hears nothing: no frame of another link gets in before it is bound.
+        // With protocol 0, no frame of another link arrives before the socket is bound.
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None).map_err(failed)?;
         let index = i32::try_from(link.index).map_err(|_| failed(Errno::EINVAL))?;
@@ -43,13 +40,11 @@ impl PacketSocket {
             index,
             link,
         };
-        match this.bind(ethertype) {
-            Ok(()) => Ok(this),
-            Err(error) => Err(Error::io(op(), &error)),
-        }
+        this.bind(ethertype).map_err(failed)?;
+        Ok(this)
     }
 
-    fn bind(&self, ethertype: u16) -> io::Result<()> {
+    fn bind(&self, ethertype: u16) -> Result<(), Errno> {
         let address = libc::sockaddr_ll {
             sll_family: libc::AF_PACKET as u16,
             sll_protocol: ethertype.to_be(),
@@ -63,10 +58,10 @@ impl PacketSocket {
         // SAFETY: see the top; bind(2) reads `size` bytes of `address`.
         let bound =
             unsafe { libc::bind(self.socket.as_raw_fd(), (&raw const address).cast(), size) };
-        succeeded(bound)
+        Errno::result(bound).map(drop)
     }
 
-    /// Also hears what is sent to the group `mac`.
+    /// Also receives frames to the group `mac`.
     pub(crate) fn join(&self, mac: Mac) -> Result<(), Error> {
         let mut address = [0; 8];
         address[..6].copy_from_slice(&mac.0);
@@ -81,7 +76,9 @@ impl PacketSocket {
         let (level, option) = (libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP);
         // SAFETY: see the top; setsockopt(2) reads `size` bytes of `group`.
         let joined = unsafe { libc::setsockopt(socket, level, option, value.cast(), size) };
-        succeeded(joined).map_err(|error| Error::io(format!("hear multicast {mac}"), &error))
+        Errno::result(joined)
+            .map(drop)
+            .map_err(|errno| Error::new(format!("receive multicast {mac}"), errno))
     }
 
     /// Sends a frame, its Ethernet header included.
@@ -91,13 +88,13 @@ impl PacketSocket {
             .map_err(|errno| Error::new(format!("send on {}", self.link), errno))
     }
 
-    /// The next frame that was heard, its Ethernet header included, cut to the
-    /// length of `buffer`; `None` when there is none.
+    /// The next received frame, its Ethernet header included, cut to the length of `buffer`; `None`
+    /// when there is none.
     pub(crate) fn receive<'a>(&self, buffer: &'a mut [u8]) -> Result<Option<&'a [u8]>, Error> {
         match recv(self.socket.as_raw_fd(), buffer, MsgFlags::empty()) {
             Ok(length) => Ok(Some(&buffer[..length.min(buffer.len())])),
             Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
-            Err(errno) => Err(Error::new(format!("listen on {}", self.link), errno)),
+            Err(errno) => Err(Error::new(format!("receive on {}", self.link), errno)),
         }
     }
 }
@@ -105,12 +102,5 @@ impl PacketSocket {
 impl AsFd for PacketSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
-    }
-}
-
-fn succeeded(returned: libc::c_int) -> io::Result<()> {
-    match returned {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
     }
 }

@@ -1,11 +1,10 @@
-//! Asking a segment whether anybody has an address, before it is used.
+//! Probes a segment for an address before it is used.
 //!
-//! IPv4 is asked for by the ARP probes of RFC 5227, IPv6 by the neighbour
-//! solicitations of RFC 4862 (section 5.4), both from no address at all, so that
-//! nobody's neighbour table changes. The RFCs give hosts of 2008 and switches that
-//! have just seen a cable up to seven seconds; a pod's wire has been up for long,
-//! and whoever has the address answers within milliseconds. So: three probes,
-//! 200 ms apart, and an answer is waited for 200 ms after the last.
+//! IPv4 addresses are probed with ARP (RFC 5227), IPv6 addresses with neighbour solicitations
+//! (RFC 4862, section 5.4), both from the unspecified address, so that no neighbour table changes.
+//! The RFCs allow up to seven seconds, for slow hosts and for switches whose port has just come up.
+//! The link of a pod's parent has been up for long, and a host that has the address answers within
+//! milliseconds. So there are three probes, 200 ms apart, and 200 ms to wait after the last.
 
 use std::{
     fmt,
@@ -17,31 +16,32 @@ use std::{
 
 use anyhow::{Context, bail};
 use netns::NetNs;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::errno::Errno;
+use transport::wait_readable;
 
 use crate::{Link, Mac, Netlink, packet::PacketSocket};
 
-/// How often an address is asked for (`PROBE_NUM` of RFC 5227).
+/// How many probes are sent for an address (`PROBE_NUM` of RFC 5227).
 const PROBES: u32 = 3;
 /// Between two probes, and after the last (`PROBE_MIN` there is a second).
 const INTERVAL: Duration = Duration::from_millis(200);
-/// How long a link that was just set up may take to get its carrier.
+/// How long a link may take to get its carrier after it was set up.
 const CARRIER: Duration = Duration::from_secs(1);
 
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
-/// ff02::1, to which an answer to somebody without an address goes (RFC 4861, 7.2.4).
+/// ff02::1, the destination of answers to the unspecified address (RFC 4861, 7.2.4).
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ICMPV6: u8 = 58;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 
-/// Somebody has an address.
+/// Another host has an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conflict {
-    /// The address that was asked for.
+    /// The address that was probed.
     pub address: IpAddr,
-    /// The hardware address of who has it, or wants it at the same time.
+    /// The hardware address of the host that has it, or probes for it at the same time.
     pub mac: Mac,
 }
 
@@ -52,13 +52,13 @@ impl fmt::Display for Conflict {
     }
 }
 
-/// Asks the segment of the interface `name` in `netns` whether anybody has, or is
-/// about to take, one of `addresses`. Sets the interface up. Without a conflict it
-/// takes 0.6 s, however many addresses there are.
+/// Probes the segment of the interface `name` in `netns` for hosts that have, or are about to take,
+/// one of `addresses`. Sets the interface up. Without a conflict it takes 0.6 s for any number
+/// of addresses.
 ///
 /// # Errors
-/// When the interface has no hardware address or no carrier: nobody could
-/// answer; when the kernel refuses a packet socket.
+/// When the interface has no hardware address or no carrier, so that no host could answer; when the
+/// kernel refuses a packet socket.
 pub fn find_conflict(
     netns: &NetNs,
     name: &str,
@@ -67,14 +67,14 @@ pub fn find_conflict(
     netns.enter(|| {
         let link = ready_link(name)?;
         let Some(mac) = link.mac else {
-            bail!("link {name} has no hardware address to ask from");
+            bail!("link {name} has no hardware address to probe from");
         };
         Prober::open(&link, mac, addresses)?.run()
     })?
 }
 
-/// The interface, up and with a carrier. Its operational state is worked out a
-/// little later, and would not tell.
+/// The interface, up and with a carrier. Its operational state is determined a little later, so it
+/// is not used.
 fn ready_link(name: &str) -> anyhow::Result<Link> {
     let netlink = Netlink::open()?;
     netlink.set_up(netlink.get_link(name)?.index)?;
@@ -83,7 +83,7 @@ fn ready_link(name: &str) -> anyhow::Result<Link> {
         match netlink.find_parent(name)? {
             Some(ready) if ready.carrier => return Ok(ready.link),
             _ if Instant::now() < until => thread::sleep(Duration::from_millis(5)),
-            _ => bail!("link {name} has no carrier: nobody can be asked for an address"),
+            _ => bail!("link {name} has no carrier: its addresses cannot be probed"),
         }
     }
 }
@@ -99,7 +99,7 @@ impl<'a> Prober<'a> {
     fn open(link: &Link, mac: Mac, addresses: &'a [IpAddr]) -> anyhow::Result<Self> {
         let arp = PacketSocket::open(link, ETHERTYPE_ARP)?;
         let ndp = PacketSocket::open(link, ETHERTYPE_IPV6)?;
-        // The kernel joins neither group for an address that it does not have yet.
+        // The kernel joins these groups only for addresses that it has.
         ndp.join(group_mac(ALL_NODES))?;
         for address in addresses {
             if let IpAddr::V6(address) = address {
@@ -116,7 +116,7 @@ impl<'a> Prober<'a> {
 
     fn run(&self) -> anyhow::Result<Option<Conflict>> {
         for _ in 0..PROBES {
-            self.ask().context("probe for address conflicts")?;
+            self.send().context("probe for address conflicts")?;
             if let Some(conflict) = self.listen(Instant::now() + INTERVAL)? {
                 return Ok(Some(conflict));
             }
@@ -124,7 +124,7 @@ impl<'a> Prober<'a> {
         Ok(None)
     }
 
-    fn ask(&self) -> anyhow::Result<()> {
+    fn send(&self) -> anyhow::Result<()> {
         for address in self.addresses {
             match address {
                 IpAddr::V4(address) => self.arp.send(&arp_probe(self.mac, *address))?,
@@ -136,51 +136,48 @@ impl<'a> Prober<'a> {
 
     fn listen(&self, until: Instant) -> anyhow::Result<Option<Conflict>> {
         loop {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(None);
-            }
-            let timeout = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
-            let mut fds =
-                [&self.arp, &self.ndp].map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN));
-            // An interrupted poll is a short one: the loop looks again.
-            let _ = poll(&mut fds, timeout);
-            if let Some(conflict) = self.heard()? {
+            match wait_readable([self.arp.as_fd(), self.ndp.as_fd()], until) {
+                Err(Errno::ETIMEDOUT) => return Ok(None),
+                waited => waited.context("wait for answers to address probes")?,
+            };
+            if let Some(conflict) = self.received()? {
                 return Ok(Some(conflict));
+            }
+            // A busy segment must not extend the wait.
+            if Instant::now() >= until {
+                return Ok(None);
             }
         }
     }
 
-    fn heard(&self) -> anyhow::Result<Option<Conflict>> {
-        let by_arp = self.heard_on(&self.arp, arp_claim)?;
-        match by_arp {
-            None => self.heard_on(&self.ndp, ndp_claim),
+    fn received(&self) -> anyhow::Result<Option<Conflict>> {
+        match self.received_on(&self.arp, arp_claim)? {
+            None => self.received_on(&self.ndp, ndp_claim),
             conflict => Ok(conflict),
         }
     }
 
-    /// Goes through what a socket has heard. A busy segment cannot hold it up: there
-    /// is an end to what is read at once.
-    fn heard_on(
+    /// Reads a limited number of frames, so that a busy segment cannot occupy it.
+    fn received_on(
         &self,
         socket: &PacketSocket,
         parse: fn(&[u8]) -> Option<Claim>,
     ) -> anyhow::Result<Option<Conflict>> {
-        // Longer frames are of no interest, and are cut.
+        // Longer frames are cut: what counts is at their beginning.
         let mut buffer = [0; 128];
         for _ in 0..256 {
             let Some(frame) = socket.receive(&mut buffer)? else {
                 break;
             };
-            if let Some(conflict) = parse(frame).and_then(|claim| self.judge(claim)) {
+            if let Some(conflict) = parse(frame).and_then(|claim| self.conflict(claim)) {
                 return Ok(Some(conflict));
             }
         }
         Ok(None)
     }
 
-    /// A switch that sends frames back (VEPA) lets us hear our own probes.
-    fn judge(&self, claim: Claim) -> Option<Conflict> {
+    /// A switch that sends frames back (VEPA) returns our own probes, which are no conflict.
+    fn conflict(&self, claim: Claim) -> Option<Conflict> {
         let ours = self.addresses.contains(&claim.address) && claim.mac != self.mac;
         ours.then_some(Conflict {
             address: claim.address,
@@ -189,7 +186,7 @@ impl<'a> Prober<'a> {
     }
 }
 
-/// A frame says that somebody has an address, or asks whether he may take it.
+/// The content of a frame whose sender has an address, or probes for it.
 #[derive(Debug, PartialEq, Eq)]
 struct Claim {
     address: IpAddr,
@@ -199,7 +196,7 @@ struct Claim {
 /// ARP for Ethernet and IPv4 (RFC 826), up to its operation.
 const ARP_HEADER: [u8; 6] = [0, 1, 8, 0, 6, 4];
 
-/// Who has `address`? Tell nobody.
+/// An ARP request for `address` from 0.0.0.0.
 fn arp_probe(mac: Mac, address: Ipv4Addr) -> Vec<u8> {
     let mut frame = ethernet(Mac::BROADCAST, mac, ETHERTYPE_ARP);
     frame.extend(ARP_HEADER);
@@ -222,7 +219,7 @@ fn arp_claim(frame: &[u8]) -> Option<Claim> {
         Some(octets.into())
     };
     let (sender, target) = (ip(14)?, ip(24)?);
-    // Whoever asks from nowhere is probing, as we do (RFC 5227, 2.1.1).
+    // A request from the unspecified address is a probe like ours (RFC 5227, 2.1.1).
     let claimed = if sender.is_unspecified() {
         target
     } else {
@@ -234,7 +231,7 @@ fn arp_claim(frame: &[u8]) -> Option<Claim> {
     })
 }
 
-/// Does anybody have `address`? Asked from nowhere, so without options.
+/// A neighbour solicitation for `address` from `::`, and so without options.
 fn solicitation(mac: Mac, address: Ipv6Addr) -> Vec<u8> {
     let group = solicited_node(address);
     let mut message = vec![SOLICITATION, 0, 0, 0, 0, 0, 0, 0];
@@ -253,16 +250,12 @@ fn solicitation(mac: Mac, address: Ipv6Addr) -> Vec<u8> {
 fn ndp_claim(frame: &[u8]) -> Option<Claim> {
     let mac = Mac::from_slice(frame.get(6..12)?)?;
     let (header, message) = (frame.get(14..54)?, frame.get(54..78)?);
-    // A hop limit of 255 has crossed no router (RFC 4861, 7.1).
+    // A packet with hop limit 255 has crossed no router (RFC 4861, 7.1).
     if header[6] != ICMPV6 || header[7] != 255 {
         return None;
     }
-    let asked_from_nowhere = header[8..24] == [0; 16];
-    let claims = match message[0] {
-        ADVERTISEMENT => true,
-        SOLICITATION => asked_from_nowhere,
-        _ => false,
-    };
+    let is_probe = message[0] == SOLICITATION && header[8..24] == [0; 16];
+    let claims = message[0] == ADVERTISEMENT || is_probe;
     let target: [u8; 16] = message[8..24].try_into().ok()?;
     claims.then_some(Claim {
         address: IpAddr::V6(target.into()),
@@ -328,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn an_arp_probe_says_nothing_about_us() {
+    fn an_arp_probe_has_no_sender_address() {
         let frame = arp_probe(OURS, [10, 1, 2, 3].into());
         assert_eq!(frame.len(), 42);
         assert_eq!(
@@ -340,19 +333,19 @@ mod tests {
     }
 
     #[test]
-    fn who_sends_from_an_address_has_it_whatever_he_says() {
+    fn the_sender_of_arp_claims_its_own_address() {
         let (ours, other) = ([10, 1, 2, 3], [10, 1, 2, 9]);
         assert_eq!(arp_claim(&arp(2, ours, other)), claim("10.1.2.3"));
         assert_eq!(arp_claim(&arp(1, ours, other)), claim("10.1.2.3"));
-        // He asks for the address as a neighbour: it is not he who has it.
+        // A neighbour that resolves the address does not have it.
         assert_eq!(arp_claim(&arp(1, other, ours)), claim("10.1.2.9"));
-        // He is probing as well.
+        // Another host probes as well.
         assert_eq!(arp_claim(&arp(1, [0; 4], ours)), claim("10.1.2.3"));
     }
 
     #[test]
-    fn a_solicitation_is_one_that_the_kernel_would_send() {
-        // Drawn by hand after RFC 4861, section 4.3; the black-box tests ask tcpdump.
+    fn a_solicitation_is_as_the_kernel_sends_it() {
+        // Written by hand from RFC 4861, section 4.3; the black-box tests ask tcpdump.
         let frame = solicitation(OURS, "fd00::2".parse().unwrap());
         let mut expected = vec![0x33, 0x33, 0xff, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x86, 0xdd];
         expected.extend([0x60, 0, 0, 0, 0, 24, 58, 255]);
@@ -361,25 +354,25 @@ mod tests {
         expected.extend([135, 0]);
         assert_eq!(frame[..56], expected);
         assert_eq!(frame.len(), 78);
-        // A right checksum makes the sum over everything zero.
+        // With the right checksum, the sum over everything is zero.
         let group = solicited_node("fd00::2".parse().unwrap());
         assert_eq!(checksum(Ipv6Addr::UNSPECIFIED, group, &frame[54..]), 0);
     }
 
     #[test]
-    fn an_advertisement_or_another_probe_claims_and_a_question_does_not() {
+    fn advertisements_and_probes_claim_an_address() {
         let mut frame = solicitation(THEIRS, "fd00::2".parse().unwrap());
         assert_eq!(ndp_claim(&frame), claim("fd00::2"));
         frame[22 + 15] = 7;
-        assert_eq!(ndp_claim(&frame), None, "a neighbour asks for the address");
+        assert_eq!(ndp_claim(&frame), None, "a neighbour resolves the address");
         frame[54] = ADVERTISEMENT;
         assert_eq!(ndp_claim(&frame), claim("fd00::2"));
         frame[21] = 64;
-        assert_eq!(ndp_claim(&frame), None, "it came over a router");
+        assert_eq!(ndp_claim(&frame), None, "it has crossed a router");
     }
 
     #[test]
-    fn what_is_short_or_foreign_claims_nothing() {
+    fn short_and_foreign_frames_claim_nothing() {
         for length in 0..42 {
             let frame = arp(2, [10, 1, 2, 3], [10, 1, 2, 9]);
             assert_eq!(arp_claim(&frame[..length]), None);

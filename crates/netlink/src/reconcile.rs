@@ -1,9 +1,8 @@
-//! Making the kernel know exactly the peers of an overlay: what is wanted is
-//! compared with what is there, only the difference is changed, all of it at
-//! once, and then it is looked at again.
+//! Gives the kernel exactly the wanted entries for the peers of an overlay: compares them with the
+//! existing ones, changes the difference at once, and reads the result.
 //!
-//! Nothing is remembered between two calls, so it does not matter who changed
-//! what in between: an administrator, a crash, another program.
+//! Nothing is remembered between two calls, so changes by an administrator, a crash or another
+//! program in between do not matter.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,10 +26,10 @@ use crate::{
     route::route_message,
 };
 
-/// One thing that the kernel is to know of a peer.
+/// One entry of the kernel for a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Entry {
-    /// Which hardware address an IP address has:
+    /// The hardware address of an IP address:
     /// `ip neighbour replace IP lladdr MAC dev … nud permanent`.
     Neighbour {
         /// The IP address.
@@ -38,30 +37,29 @@ pub enum Entry {
         /// Its hardware address.
         mac: Mac,
     },
-    /// Behind which VTEP a hardware address is; [`FLOOD`] stands for all that are
-    /// not known: `bridge fdb append MAC dev … dst VTEP self permanent`.
+    /// The VTEP of a hardware address; [`FLOOD`] stands for all unknown ones:
+    /// `bridge fdb append MAC dev … dst VTEP self permanent`.
     Forward {
         /// The hardware address, or [`FLOOD`].
         mac: Mac,
         /// The peer's address in the underlay.
         vtep: IpAddr,
     },
-    /// That a hardware address is behind the device rather than behind another port of its
-    /// bridge: `bridge fdb replace MAC dev … master static`.
+    /// A hardware address behind the device, not behind another port of its bridge:
+    /// `bridge fdb replace MAC dev … master static`.
     Behind {
         /// The hardware address.
         mac: Mac,
     },
-    /// Where a subnet is: `ip route add DST via GW dev … onlink`.
+    /// The route to a subnet: `ip route add DST via GW dev … onlink`.
     Route {
         /// The subnet.
         dst: IpNetwork,
         /// The peer's address inside the overlay.
         gw: IpAddr,
     },
-    /// That a peer's address inside the overlay is on the device: `ip -6 route add IP dev …`.
-    /// It is never wanted for itself: an IPv6 [`Entry::Route`] gets it where the kernel
-    /// needs it.
+    /// The route to a peer's address inside the overlay: `ip -6 route add IP dev …`. Callers do
+    /// not ask for it: it is added for an IPv6 [`Entry::Route`] where the kernel needs it.
     OnLink {
         /// The peer's address.
         ip: IpAddr,
@@ -80,38 +78,38 @@ impl std::fmt::Display for Entry {
     }
 }
 
-/// The devices whose entries are ours. Entries of all others are never touched.
+/// The devices of an overlay. Entries of other devices are never touched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Overlay {
     /// The index of the VXLAN device.
     pub device: u32,
-    /// The index of the device that has the neighbours: the VXLAN device where it
-    /// routes, the bridge where it is a port of one.
+    /// The index of the device with the neighbours: the VXLAN device, or the bridge of which that
+    /// is a port.
     pub neighbours_on: u32,
-    /// Whether peers are found out by what they send, too: entries that were learned are
-    /// left alone then, whoever they lead to.
-    pub learns_from_anybody: bool,
+    /// Whether peers are also learned from their packets: then learned entries stay, whatever
+    /// VTEP they lead to.
+    pub learns_peers: bool,
 }
 
-/// What became of a reconciliation.
+/// The result of a reconciliation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reconciled {
-    /// How many entries were there already.
+    /// How many entries existed already.
     pub kept: usize,
     /// How many were added or changed.
     pub added: usize,
     /// How many were removed.
     pub removed: usize,
-    /// What could not be done, entry by entry: the others were all the same.
+    /// The entries that could not be added or removed, and why.
     pub failed: Vec<(Entry, Error)>,
 }
 
-/// What the kernel has on an overlay's devices.
+/// The entries on an overlay's devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Present {
-    /// Entries that somebody wrote.
+    /// Entries that a program wrote.
     pub written: HashSet<Entry>,
-    /// Forwarding entries that the device has learned from what it received.
+    /// Forwarding entries that the device has learned from received packets.
     pub learned: HashSet<Entry>,
 }
 
@@ -121,17 +119,17 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Opens sockets in the calling thread's network namespace.
+    /// Opens a socket in the calling thread's network namespace.
     ///
     /// # Errors
-    /// When the kernel refuses them.
+    /// When the kernel refuses it.
     pub fn open() -> Result<Self, Error> {
         Ok(Self {
             netlink: Netlink::open()?,
         })
     }
 
-    /// What is there: `bridge fdb show brport …`, `ip neighbour show dev … nud permanent`,
+    /// The existing entries: `bridge fdb show brport …`, `ip neighbour show dev … nud permanent`,
     /// `ip route show dev …`.
     ///
     /// # Errors
@@ -146,13 +144,12 @@ impl Peers {
         Ok(present)
     }
 
-    /// Makes the kernel have exactly the entries `wanted` on the devices of
-    /// `overlay`: what is missing is added, what is there and not wanted goes. Entries
-    /// that are right already are not touched, so traffic to such peers is not either.
+    /// Adds the entries of `wanted` that are missing on the devices of `overlay`, and removes those
+    /// that are not wanted. Entries that are right are not touched, and so traffic to such peers
+    /// is not interrupted.
     ///
     /// # Errors
-    /// When the kernel cannot be asked. An entry that it refuses is no error of the
-    /// whole: it is in [`Reconciled::failed`].
+    /// When the kernel cannot be asked. Entries that it refuses are in [`Reconciled::failed`].
     pub fn reconcile(&self, overlay: Overlay, wanted: &[Entry]) -> Result<Reconciled, Error> {
         let before = self.present(overlay)?;
         let plan = Difference::between(&before, wanted, overlay);
@@ -177,9 +174,12 @@ impl Peers {
         errors: &mut HashMap<Entry, Refusal>,
     ) -> Result<(), Error> {
         let changes: Vec<_> = stale.iter().map(|it| removal(overlay, it)).collect();
-        for (index, refusal) in self.netlink.change_all(&changes)? {
-            errors.insert(stale[index], refusal);
-        }
+        let refused = self.netlink.change_all(&changes)?;
+        errors.extend(
+            refused
+                .into_iter()
+                .map(|(at, refusal)| (stale[at], refusal)),
+        );
         Ok(())
     }
 
@@ -201,8 +201,8 @@ impl Peers {
         self.add_covered(overlay, &covered, errors)
     }
 
-    /// Adds routes once more, after routes to their next hops: the kernel refuses an IPv6 next
-    /// hop, on the link or not, that another route but the default one leads elsewhere
+    /// Adds routes again, after routes to their next hops: the kernel refuses an IPv6 next hop,
+    /// even with `onlink`, if a route other than the default route leads it to another device
     /// (`ip6_route_check_nh_onlink` in net/ipv6/route.c).
     fn add_covered(
         &self,
@@ -215,14 +215,17 @@ impl Peers {
             .flat_map(|(first, then)| [first, then])
             .collect();
         let changes: Vec<_> = entries.iter().map(|it| addition(overlay, it)).collect();
-        for (index, refusal) in self.netlink.change_all(&changes)? {
-            errors.insert(*entries[index], refusal);
-        }
+        let refused = self.netlink.change_all(&changes)?;
+        errors.extend(
+            refused
+                .into_iter()
+                .map(|(at, refusal)| (*entries[at], refusal)),
+        );
         Ok(())
     }
 
-    /// What counts is what is there now. An addition that failed because somebody
-    /// else was quicker, or a removal of what was gone, has not failed.
+    /// The result is what exists now: an addition of an entry that another program has added
+    /// meanwhile, or a removal of one that was gone, has not failed.
     fn verify(
         &self,
         overlay: Overlay,
@@ -231,27 +234,24 @@ impl Peers {
         done: &mut Reconciled,
     ) -> Result<(), Error> {
         let after = self.present(overlay)?;
-        let told = |entry: &Entry, otherwise: Errno| {
-            let refusal = errors.get(entry).cloned();
-            refusal.unwrap_or(otherwise.into())
+        let mut fail = |entry: &Entry, action: &str, otherwise: Errno| {
+            let refusal = errors.get(entry).cloned().unwrap_or(otherwise.into());
+            let error = Error::refused(format!("{action} {entry}"), refusal);
+            done.failed.push((*entry, error));
         };
         for entry in &plan.missing {
             if after.written.contains(entry) {
                 done.added += 1;
-                continue;
+            } else {
+                fail(entry, "add", Errno::ENOENT);
             }
-            let refusal = told(entry, Errno::ENOENT);
-            let error = Error::refused(format!("add {entry}"), refusal);
-            done.failed.push((*entry, error));
         }
         for entry in &plan.stale {
-            if !after.written.contains(entry) {
+            if after.written.contains(entry) {
+                fail(entry, "remove", Errno::EEXIST);
+            } else {
                 done.removed += 1;
-                continue;
             }
-            let refusal = told(entry, Errno::EEXIST);
-            let error = Error::refused(format!("remove {entry}"), refusal);
-            done.failed.push((*entry, error));
         }
         Ok(())
     }
@@ -274,7 +274,7 @@ impl Peers {
             let mac = listed.mac;
             let entry = match (listed.table, listed.vtep) {
                 (Table::Bridge, _) => Entry::Behind { mac },
-                // The group of the device, which is part of it.
+                // The group of the device itself.
                 (Table::Device, Some(vtep)) if vtep.is_multicast() => continue,
                 (Table::Device, Some(vtep)) => Entry::Forward { mac, vtep },
                 (Table::Device, None) => continue,
@@ -306,8 +306,8 @@ impl Peers {
         Ok(())
     }
 
-    /// Those that are routed through a next hop, and to next hops, that a program laid; the
-    /// kernel's own, of the device's addresses, are left out.
+    /// Reads the routes through next hops, and to next hops, that a program has added; those that
+    /// the kernel adds for the device's addresses are left out.
     fn read_routes(
         &self,
         overlay: Overlay,
@@ -318,8 +318,10 @@ impl Peers {
             oif: Some(overlay.device),
             ..RouteFilter::main(family)
         })?;
-        let laid = routes.into_iter().filter(|it| LAID.contains(&it.protocol));
-        written.extend(laid.filter_map(|it| match it.gw {
+        let added = routes
+            .into_iter()
+            .filter(|it| BY_PROGRAMS.contains(&it.protocol));
+        written.extend(added.filter_map(|it| match it.gw {
             Some(gw) => Some(Entry::Route { dst: it.dst, gw }),
             None => (it.dst.prefix() == ALL_BITS).then(|| Entry::OnLink { ip: it.dst.ip() }),
         }));
@@ -327,13 +329,13 @@ impl Peers {
     }
 }
 
-/// `RTPROT_BOOT` and `RTPROT_STATIC` (linux/rtnetlink.h): how programs, ours and
-/// flannel's too, sign routes.
-const LAID: [u8; 2] = [3, 4];
-/// The length of the prefix of an IPv6 address.
+/// `RTPROT_BOOT` and `RTPROT_STATIC` (linux/rtnetlink.h): the origins that programs set, among them
+/// ours and flannel.
+const BY_PROGRAMS: [u8; 2] = [3, 4];
+/// The prefix length of an IPv6 host.
 const ALL_BITS: u8 = 128;
 
-/// What has to be changed.
+/// The entries to change.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Difference {
     missing: Vec<Entry>,
@@ -349,21 +351,23 @@ impl Difference {
             .filter(|entry| !present.written.contains(entry))
             .map(|entry| **entry)
             .collect();
-        // Neighbours first and routes last: no packet is sent to a peer of
-        // which only half is known.
+        // Neighbours first and routes last: no packet is sent to a peer whose entries are
+        // incomplete.
         missing.sort_unstable();
-        // What is only changed is replaced in its place, never absent.
-        let replaced: HashSet<Place> = missing.iter().filter_map(Place::of).collect();
+        // An entry that only changes is replaced, so that it is never absent.
+        let replaced: HashSet<Key> = missing.iter().filter_map(Key::of).collect();
         let next_hops: HashSet<Entry> = wanted.iter().filter_map(on_link).collect();
         let mut stale: Vec<Entry> = present
             .written
             .iter()
             .filter(|entry| !wanted_set.contains(entry) && !next_hops.contains(entry))
-            .filter(|entry| Place::of(entry).is_none_or(|place| !replaced.contains(&place)))
+            .filter(|entry| Key::of(entry).is_none_or(|key| !replaced.contains(&key)))
             .copied()
             .collect();
-        stale.extend(astray(present, wanted, overlay));
-        // The other way round.
+        if !overlay.learns_peers {
+            stale.extend(learned_from_strangers(present, wanted));
+        }
+        // In reverse order.
         stale.sort_unstable_by(|one, other| other.cmp(one));
         Self {
             kept: wanted_set.len() - missing.len(),
@@ -377,12 +381,11 @@ impl Difference {
     }
 }
 
-/// Learned entries that lead to a VTEP that is no peer any more: until they age
-/// (five minutes) its pods would be looked for there.
-fn astray<'a>(
+/// Learned entries that lead to a VTEP that is not a peer any more: until they expire (five
+/// minutes), frames would be sent there.
+fn learned_from_strangers<'a>(
     present: &'a Present,
     wanted: &'a [Entry],
-    overlay: Overlay,
 ) -> impl Iterator<Item = Entry> + 'a {
     let vteps: HashSet<IpAddr> = wanted
         .iter()
@@ -393,25 +396,25 @@ fn astray<'a>(
         .collect();
     let learned = present.learned.iter().copied();
     learned.filter(move |entry| match entry {
-        Entry::Forward { vtep, .. } => !overlay.learns_from_anybody && !vteps.contains(vtep),
+        Entry::Forward { vtep, .. } => !vteps.contains(vtep),
         _ => false,
     })
 }
 
-/// Where only one entry can be, so that a new one takes the place of the old.
+/// A key for which only one entry can exist, so that a new entry replaces the old one.
 #[derive(PartialEq, Eq, Hash)]
-enum Place {
+enum Key {
     Neighbour(IpAddr),
     Forward(Mac),
 }
 
-impl Place {
+impl Key {
     fn of(entry: &Entry) -> Option<Self> {
         match entry {
             Entry::Neighbour { ip, .. } => Some(Self::Neighbour(*ip)),
             Entry::Forward { mac: FLOOD, .. } => None,
             Entry::Forward { mac, .. } => Some(Self::Forward(*mac)),
-            // A route of somebody else to the same subnet must not be replaced.
+            // A foreign route to the same subnet must not be replaced.
             Entry::Behind { .. } | Entry::Route { .. } | Entry::OnLink { .. } => None,
         }
     }
@@ -426,7 +429,7 @@ fn addition(overlay: Overlay, entry: &Entry) -> Change {
             neighbour(neighbour::entry(overlay.neighbours_on, ip, mac)),
             replace,
         ),
-        // There are several of them, one for each peer.
+        // There is one for each peer.
         Entry::Forward { mac: FLOOD, vtep } => (
             neighbour(fdb::device_entry(device, FLOOD, vtep)),
             NLM_F_CREATE | NLM_F_APPEND,
@@ -435,7 +438,7 @@ fn addition(overlay: Overlay, entry: &Entry) -> Change {
         Entry::Behind { mac } => (neighbour(fdb::bridge_entry(device, mac)), replace),
         Entry::Route { dst, gw } => (
             RouteNetlinkMessage::NewRoute(route_message(device, &route(dst, gw))),
-            // Somebody else's route to the same subnet stays.
+            // A foreign route to the same subnet stays.
             NLM_F_CREATE | NLM_F_EXCL,
         ),
         Entry::OnLink { ip } => (
@@ -452,20 +455,20 @@ fn removal(overlay: Overlay, entry: &Entry) -> Change {
         Entry::Neighbour { ip, .. } => neighbour(neighbour::key(overlay.neighbours_on, ip)),
         Entry::Forward { mac, vtep } => neighbour(fdb::device_entry(device, mac, vtep)),
         Entry::Behind { mac } => neighbour(fdb::bridge_entry(device, mac)),
-        Entry::Route { dst, gw } => no_route(device, &route(dst, gw)),
-        Entry::OnLink { ip } => no_route(device, &RouteSpec::to(ip.into())),
+        Entry::Route { dst, gw } => route_removal(device, &route(dst, gw)),
+        Entry::OnLink { ip } => route_removal(device, &RouteSpec::to(ip.into())),
     };
     (message, 0)
 }
 
-fn no_route(device: u32, route: &RouteSpec) -> RouteNetlinkMessage {
+fn route_removal(device: u32, route: &RouteSpec) -> RouteNetlinkMessage {
     let mut message = route_message(device, route);
-    // However it was signed.
+    // Whatever its origin.
     message.header.protocol = RouteProtocol::Unspec;
     RouteNetlinkMessage::DelRoute(message)
 }
 
-/// What an IPv6 route may need before it.
+/// The entry that an IPv6 route may need first.
 fn on_link(entry: &Entry) -> Option<Entry> {
     match *entry {
         Entry::Route { gw, .. } if gw.is_ipv6() => Some(Entry::OnLink { ip: gw }),
@@ -488,7 +491,7 @@ mod tests {
     const OVERLAY: Overlay = Overlay {
         device: 7,
         neighbours_on: 7,
-        learns_from_anybody: false,
+        learns_peers: false,
     };
 
     fn ip(text: &str) -> IpAddr {
@@ -519,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_done_where_nothing_differs() {
+    fn equal_entries_need_no_change() {
         let all = [peer(1, mac(1)), peer(2, mac(2))].concat();
         let same = difference(&all, &all);
         assert!(same.is_empty());
@@ -527,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_come_first_and_routes_last_and_the_other_way_round() {
+    fn neighbours_are_added_first_and_removed_last() {
         let all = [peer(2, mac(2)), peer(1, mac(1))].concat();
         let added = difference(&[], &all).missing;
         assert!(matches!(added[0], Entry::Neighbour { .. }));
@@ -538,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn another_mac_replaces_the_neighbour_and_the_old_one_goes() {
+    fn another_mac_replaces_the_neighbour_and_removes_the_old_entry() {
         let (before, after) = (peer(1, mac(1)), peer(1, mac(9)));
         let change = difference(&before, &after);
         assert_eq!(change.missing, after[..2]);
@@ -548,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn flood_entries_stand_side_by_side() {
+    fn each_peer_has_a_flood_entry() {
         let flood = |vtep| Entry::Forward {
             mac: FLOOD,
             vtep: ip(vtep),
@@ -562,7 +565,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_learned_of_a_peer_goes_with_it() {
+    fn entries_learned_from_a_peer_go_with_it() {
         let learned = |vtep| Entry::Forward {
             mac: mac(7),
             vtep: ip(vtep),
@@ -577,12 +580,12 @@ mod tests {
         }];
         let change = Difference::between(&present, &wanted, OVERLAY);
         assert_eq!(change.stale, [learned("192.0.2.1")]);
-        let anybody = Overlay {
-            learns_from_anybody: true,
+        let learning = Overlay {
+            learns_peers: true,
             ..OVERLAY
         };
         assert!(
-            Difference::between(&present, &wanted, anybody)
+            Difference::between(&present, &wanted, learning)
                 .stale
                 .is_empty()
         );

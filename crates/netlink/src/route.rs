@@ -24,34 +24,34 @@ use crate::{
     request::{decode, unless_absent},
 };
 
-/// The main table's number, where routes are unless another is named.
+/// The number of the main table.
 pub const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 
-/// A route to add. What is `None` is left to the kernel.
+/// A route to add. The kernel chooses what is `None`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteSpec {
     /// The destination; 0.0.0.0/0 and ::/0 are the default routes.
     pub dst: IpNetwork,
-    /// The next hop; without one, the destination is on the link itself.
+    /// The next hop; without one, the destination is on the link.
     pub gw: Option<IpAddr>,
-    /// The metric: of two routes to the same destination, the lower wins.
+    /// The metric: of two routes to the same destination, the lower is used.
     pub priority: Option<u32>,
     /// The table; `None` is the main table.
     pub table: Option<u32>,
     /// The scope: 0 is global, 253 this link, 254 this host.
     pub scope: Option<u8>,
-    /// The largest packet to send that way, in bytes.
+    /// The largest packet to send on this route, in bytes.
     pub mtu: Option<u32>,
-    /// The largest TCP segment to announce that way, in bytes.
+    /// The largest TCP segment to announce on this route, in bytes.
     pub advmss: Option<u32>,
-    /// The address that packets are sent from.
+    /// The source address of packets.
     pub src: Option<IpAddr>,
-    /// Believe that the next hop is on the link, whatever the addresses say.
+    /// Treat the next hop as on the link, even if no address of the link covers it.
     pub onlink: bool,
 }
 
 impl RouteSpec {
-    /// A route to `dst`, with nothing else said.
+    /// A route to `dst`, with nothing else set.
     pub fn to(dst: IpNetwork) -> Self {
         Self {
             dst,
@@ -66,7 +66,7 @@ impl RouteSpec {
         }
     }
 
-    /// Whether it goes everywhere: its prefix has no bits.
+    /// Whether it is a default route: its prefix has no bits.
     pub fn is_default(&self) -> bool {
         self.dst.prefix() == 0
     }
@@ -77,27 +77,26 @@ impl RouteSpec {
     }
 }
 
-/// A unicast route that the kernel has. One with several next hops is listed
-/// once for each.
+/// A unicast route of the kernel. One with several next hops is listed once for each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The destination.
     pub dst: IpNetwork,
     /// The next hop, if the destination is not on the link.
     pub gw: Option<IpAddr>,
-    /// The index of the link that packets leave by.
+    /// The index of the outgoing link.
     pub oif: Option<u32>,
     /// The table it is in.
     pub table: u32,
     /// The metric.
     pub priority: Option<u32>,
-    /// Who made it, as in /etc/iproute2/rt_protos: 2 the kernel, 9 a router advertisement.
+    /// Its origin, as in /etc/iproute2/rt_protos: 2 the kernel, 9 a router advertisement.
     pub protocol: u8,
-    /// Whether the kernel removes it after a while.
+    /// Whether it has a limited lifetime.
     pub expires: bool,
-    /// The largest packet, in bytes, that it says it carries.
+    /// The largest packet, in bytes, if the route limits it.
     pub mtu: Option<u32>,
-    /// The number of the object that its next hops are, if they are one.
+    /// The id of the next hop object (`ip nexthop`), if it has one.
     pub next_hop: Option<u32>,
 }
 
@@ -106,7 +105,7 @@ pub struct Route {
 pub struct RouteFilter {
     /// The family.
     pub family: Family,
-    /// Only those that leave by this link.
+    /// Only those with this outgoing link.
     pub oif: Option<u32>,
     /// Only those of this table; all tables if `None`.
     pub table: Option<u32>,
@@ -123,18 +122,18 @@ impl RouteFilter {
     }
 }
 
-/// How long the kernel's worker is waited for. With ten times as much to do as the
-/// machine can, it took some 20 ms; behind others that hold the kernel's lock for links,
-/// longer. To go on without it loses the pod's first packets.
+/// How long to wait for the kernel's worker. With ten times the load that the machine can carry, it
+/// took some 20 ms; longer while others hold the routing lock. To go on without it loses the pod's
+/// first packets.
 const LOCAL: Duration = Duration::from_secs(1);
 
 impl Netlink {
-    /// Adds a route through link `oif`: `ip route prepend DST via GW dev LINK …`,
-    /// beside others to the same destination.
+    /// Adds a route through link `oif`, beside others to the same destination: `ip route prepend
+    /// DST via GW dev LINK …`.
     ///
     /// # Errors
-    /// `EEXIST` for one that is equal; `ENETUNREACH` when the next hop is not
-    /// on the link; `EINVAL` when an IPv4 destination has bits outside its prefix.
+    /// `EEXIST` when it exists; `ENETUNREACH` when the next hop is not on the link; `EINVAL` when
+    /// an IPv4 destination has bits outside its prefix.
     pub fn add_route(&self, oif: u32, route: &RouteSpec) -> Result<(), Error> {
         let request = RouteNetlinkMessage::NewRoute(route_message(oif, route));
         self.change(request, NLM_F_CREATE, || {
@@ -142,8 +141,7 @@ impl Netlink {
         })
     }
 
-    /// Removes a route: `ip route del DST via GW dev LINK …`. That it is absent
-    /// is fine.
+    /// Removes a route, which may be absent: `ip route del DST via GW dev LINK …`.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -155,7 +153,7 @@ impl Netlink {
     /// The unicast routes that match: `ip route show table T dev LINK`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked; a table that nobody made has no routes.
+    /// When the kernel cannot be asked; a table that does not exist has no routes.
     pub fn list_routes(&self, filter: RouteFilter) -> Result<Vec<Route>, Error> {
         let mut message = RouteMessage::default();
         message.header.address_family = filter.family.code();
@@ -177,30 +175,27 @@ impl Netlink {
         }
     }
 
-    /// The link that a packet to `ip` leaves by: `ip route get IP`.
+    /// The outgoing link of packets to `ip`: `ip route get IP`.
     ///
     /// # Errors
-    /// When there is no way to it (`ENETUNREACH`).
+    /// When there is no route (`ENETUNREACH`).
     pub fn route_link(&self, ip: IpAddr) -> Result<Link, Error> {
         let op = || format!("find the way to {ip}");
         let route = self.way_to(ip)?;
-        let oif = route
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                RouteAttribute::Oif(index) => Some(*index),
-                _ => None,
-            });
+        let oif = route.attributes.iter().find_map(|it| match it {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        });
         let oif = oif.ok_or_else(|| Error::new(op(), Errno::ENETUNREACH))?;
         self.find_link_by_index(oif)?
             .ok_or_else(|| Error::no_link(op()))
     }
 
-    /// Waits a moment until packets to `ip`, an IPv6 address that this host was just given,
-    /// are taken for its own, and who asks for it is heard. The kernel has its worker see
-    /// to both, whatever the flags of the address (`addrconf_dad_work` in
-    /// net/ipv6/addrconf.c): on a busy node, milliseconds after it has answered the
-    /// request for the address. A neighbour that asks in between asks again after a second.
+    /// Waits a moment until the host accepts packets and solicitations for `ip`, an IPv6 address
+    /// that was just added. The kernel's worker sees to both, whatever the flags of the address
+    /// (`addrconf_dad_work` in net/ipv6/addrconf.c): on a busy node, milliseconds after the
+    /// request for the address was acknowledged. A neighbour that solicits in between repeats
+    /// it after a second.
     pub fn await_local(&self, ip: IpAddr) {
         let until = Instant::now() + LOCAL;
         while self.is_local(ip).is_ok_and(|local| !local) && Instant::now() < until {
@@ -208,8 +203,8 @@ impl Netlink {
         }
     }
 
-    /// Whether packets to `ip` are for this host, as the kernel knows: `ip route get IP`
-    /// begins with `local`.
+    /// Whether the kernel takes `ip` for an address of this host: `ip route get IP` begins with
+    /// `local`.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
@@ -235,11 +230,11 @@ impl Netlink {
         }
     }
 
-    /// The ways to everywhere: the next hops of the default routes of a family that have the
-    /// lowest metric: `ip route show default`, `ip nexthop show`.
+    /// The next hops of the default routes of a family with the lowest metric: `ip route show
+    /// default`, `ip nexthop show`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked; that there is none is no error.
+    /// When the kernel cannot be asked; an absent default route is no error.
     pub fn ways_out(&self, family: Family) -> Result<Vec<WayOut>, Error> {
         let mut routes = self.list_routes(RouteFilter::main(family))?;
         routes.retain(|route| route.dst.prefix() == 0);
@@ -264,8 +259,8 @@ impl Netlink {
         Ok(ways)
     }
 
-    /// The links of a next hop that is an object of its own, or of a group of them: `ip
-    /// nexthop show id ID`. A route need not say them (`net.ipv4.nexthop_compat_mode`).
+    /// The links of a next hop object, or of a group of them: `ip nexthop show id ID`. A route may
+    /// not list them (`net.ipv4.nexthop_compat_mode`).
     fn next_hop_links(&self, id: u32) -> Result<Vec<u32>, Error> {
         let Some(found) = self.next_hop(id)? else {
             return Ok(Vec::new());
@@ -279,8 +274,8 @@ impl Netlink {
     }
 
     fn next_hop(&self, id: u32) -> Result<Option<NextHop>, Error> {
-        let id_of = Attributes::<Rtnetlink>::new().u32(NHA_ID, id);
-        let body = [&[0; NHMSG], id_of.as_bytes()].concat();
+        let attributes = Attributes::<Rtnetlink>::new().u32(NHA_ID, id);
+        let body = [&[0; NHMSG], attributes.as_bytes()].concat();
         let request = Request::new(RTM_GETNEXTHOP, 0, body);
         match self.socket.get(&request, NextHop::read) {
             Ok(found) => Ok(found),
@@ -289,11 +284,10 @@ impl Netlink {
         }
     }
 
-    /// The link that the first default route leaves by, IPv4 before IPv6:
-    /// `ip route show default`.
+    /// The outgoing link of the first default route, IPv4 before IPv6: `ip route show default`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked; that there is none is no error.
+    /// When the kernel cannot be asked; an absent default route is no error.
     pub fn default_route_link(&self) -> Result<Option<Link>, Error> {
         for family in [Family::V4, Family::V6] {
             if let Some(first) = self.ways_out(family)?.into_iter().next() {
@@ -303,8 +297,8 @@ impl Netlink {
         Ok(None)
     }
 
-    /// The largest packet, in bytes, that every way out carries, in both families: what a
-    /// pod's interface can have without packets being lost on the way.
+    /// The largest packet, in bytes, that all default routes of both families carry: the MTU with
+    /// which a pod loses no packets on the way.
     ///
     /// # Errors
     /// As [`Netlink::ways_out`].
@@ -315,16 +309,16 @@ impl Netlink {
     }
 }
 
-/// A way to everywhere.
+/// A next hop of a default route.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WayOut {
-    /// The link that packets leave by.
+    /// The outgoing link.
     pub link: Link,
     /// The largest packet, in bytes, that the link and the route carry.
     pub mtu: u32,
 }
 
-/// linux/rtnetlink.h and linux/nexthop.h; the libc crate has none of them.
+/// linux/rtnetlink.h and linux/nexthop.h; libc lacks them.
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_GETNEXTHOP: u16 = 106;
 const NHA_ID: u16 = 1;
@@ -347,7 +341,7 @@ impl NextHop {
         for (attribute, value) in attributes(rest) {
             match attribute {
                 NHA_OIF => found.link = Rtnetlink::u32(value),
-                // struct nexthop_grp: the id, then its weight and nothing, in eight bytes.
+                // struct nexthop_grp: the id, then weight and padding, in eight bytes.
                 NHA_GROUP => {
                     let ids = value.chunks_exact(8).map(|it| &it[..4]);
                     found.members = ids.filter_map(Rtnetlink::u32).collect();
@@ -364,7 +358,7 @@ pub(crate) fn route_message(oif: u32, route: &RouteSpec) -> RouteMessage {
     let header = &mut message.header;
     header.address_family = Family::of(route.dst.ip()).code();
     header.destination_prefix_length = route.dst.prefix();
-    // "boot" is what `ip route` and the Go plugins sign their routes with.
+    // "boot" is the origin that `ip route` and the Go plugins set.
     header.protocol = RouteProtocol::Boot;
     header.kind = RouteType::Unicast;
     header.scope = route.scope.unwrap_or_default().into();
@@ -373,7 +367,7 @@ pub(crate) fn route_message(oif: u32, route: &RouteSpec) -> RouteMessage {
     }
     let attributes = &mut message.attributes;
     if !route.is_default() {
-        // As it was written: the kernel refuses bits outside an IPv4 prefix.
+        // With the bits outside the prefix, which the kernel refuses for IPv4.
         attributes.push(RouteAttribute::Destination(route.dst.ip().into()));
     }
     attributes.push(RouteAttribute::Oif(oif));
@@ -447,13 +441,10 @@ pub(crate) fn read_route(message: RouteNetlinkMessage) -> Vec<Route> {
         .into_iter()
         .map(|hop| Route {
             oif: Some(hop.interface_index),
-            gw: hop
-                .attributes
-                .into_iter()
-                .find_map(|attribute| match attribute {
-                    RouteAttribute::Gateway(address) => ip(address),
-                    _ => None,
-                }),
+            gw: hop.attributes.into_iter().find_map(|it| match it {
+                RouteAttribute::Gateway(address) => ip(address),
+                _ => None,
+            }),
             ..route.clone()
         })
         .collect()

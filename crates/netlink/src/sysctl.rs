@@ -24,7 +24,7 @@ pub fn read(key: &str) -> Result<String, Error> {
 
 /// The value in a file of /proc or /sys, without the newline.
 pub(crate) fn read_value(path: &Path) -> io::Result<String> {
-    // No value is as long: one read gets it all.
+    // Every value is shorter, so that one read is enough.
     let mut buffer = [0; 1024];
     let length = File::open(path)?.read(&mut buffer)?;
     let value = String::from_utf8_lossy(&buffer[..length]);
@@ -35,31 +35,31 @@ pub(crate) fn read_value(path: &Path) -> io::Result<String> {
 ///
 /// # Errors
 /// `ENOENT` when there is no such key, `EROFS` where /proc/sys is read-only,
-/// `EINVAL` when the kernel does not like the value.
+/// `EINVAL` when the kernel refuses the value.
 pub fn write(key: &str, value: &str) -> Result<(), Error> {
     let op = || format!("write {value} to sysctl {key}");
-    OpenOptions::new()
-        .write(true)
-        .open(path(key, op)?)
-        .and_then(|mut file| file.write_all(value.as_bytes()))
-        .map_err(|error: io::Error| Error::io(op(), &error))
+    open(key, op)?
+        .write_all(value.as_bytes())
+        .map_err(|error| Error::io(op(), &error))
 }
 
-/// Whether `key` could be set: it is opened to be written, and left as it is.
+/// Checks whether `key` could be set: opens it for writing, and changes nothing.
 ///
 /// # Errors
 /// As [`write`].
 pub fn may_write(key: &str) -> Result<(), Error> {
-    let op = || format!("write sysctl {key}");
+    open(key, || format!("write sysctl {key}")).map(drop)
+}
+
+fn open(key: &str, op: impl Fn() -> String) -> Result<File, Error> {
     OpenOptions::new()
         .write(true)
-        .open(path(key, op)?)
-        .map(drop)
+        .open(path(key, &op)?)
         .map_err(|error| Error::io(op(), &error))
 }
 
-/// Sets `key` to `value` unless it is that already, and tells whether it wrote.
-/// A value that is right may be on a /proc/sys that is read-only.
+/// Sets `key` to `value` unless it has that value, and returns whether it has written. A setting
+/// that is right may be in a read-only /proc/sys.
 ///
 /// # Errors
 /// As [`read`] and [`write`].
@@ -78,7 +78,7 @@ pub fn interface_key(family: &str, interface: &str, setting: &str) -> String {
 }
 
 fn path(key: &str, op: impl Fn() -> String) -> Result<PathBuf, Error> {
-    // Nothing that was given as a name may lead out of /proc/sys.
+    // An interface name must not lead out of /proc/sys.
     let outside = key
         .split('/')
         .any(|part| part.is_empty() || part == "." || part == "..");

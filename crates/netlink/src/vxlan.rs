@@ -3,7 +3,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 
-use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
@@ -13,7 +12,6 @@ use rtnetlink::{
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
         RouteNetlinkMessage,
-        address::{AddressAttribute, AddressMessage},
         link::{InfoBridgePort, InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo},
     },
 };
@@ -30,22 +28,22 @@ use crate::{
 /// The largest VNI: it has 24 bits.
 pub const MAX_VNI: u32 = (1 << 24) - 1;
 
-/// What a VXLAN device is, as far as it cannot be changed while it is there.
+/// The settings of a VXLAN device. Most of them cannot be changed later.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vxlan {
     /// The VXLAN network identifier.
     pub vni: u32,
-    /// The UDP port, of this end and of all others.
+    /// The UDP port of this and all other VTEPs.
     pub port: u16,
-    /// The address in the underlay that packets are sent from.
+    /// The source address of packets in the underlay.
     pub local: Option<IpAddr>,
-    /// The index of the link that packets leave by; without one it is left to the routes.
+    /// The index of the outgoing link; without one, routes decide.
     pub link: Option<u32>,
-    /// Where everything goes that no entry is for: a multicast group in the underlay.
+    /// The destination of frames for which there is no entry: a multicast group in the underlay.
     pub group: Option<IpAddr>,
-    /// The hop limit of packets in the underlay; 0 takes the node's, for a group 1.
+    /// The hop limit of packets in the underlay; 0 stands for that of the node, for a group for 1.
     pub ttl: u8,
-    /// Whether it learns from what it receives which address is behind which VTEP.
+    /// Whether it learns from received packets which address is behind which VTEP.
     pub learning: bool,
     /// Whether packets carry the group policy extension (draft-smith-vxlan-group-policy).
     pub gbp: bool,
@@ -53,8 +51,8 @@ pub struct Vxlan {
     pub udp_checksum: bool,
 }
 
-/// How the packets of a UDP port are read. Devices that are up and share a port, in one
-/// family, agree in it: they share a socket (`VXLAN_F_RCV_FLAGS`, include/net/vxlan.h).
+/// How packets to a UDP port are parsed. Devices that are up and have the same port and family
+/// share a socket, so they must agree in this (`VXLAN_F_RCV_FLAGS`, include/net/vxlan.h).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Receiving {
     /// With the group policy extension.
@@ -72,7 +70,7 @@ pub struct Receiving {
 }
 
 impl std::fmt::Display for Receiving {
-    /// What differs from a device without any option: `gbp, gpe`, or `no option`.
+    /// The options that are set: `gbp, gpe`, or `no option`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let all = [
             (self.gbp, "gbp"),
@@ -90,26 +88,26 @@ impl std::fmt::Display for Receiving {
     }
 }
 
-/// A VXLAN device that is there, of any program.
+/// An existing VXLAN device, of any program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VxlanDevice {
     /// Its name.
     pub name: String,
-    /// Whether it is up: only then it has a socket.
+    /// Whether it is up: only then does it have a socket.
     pub up: bool,
-    /// What it is.
+    /// Its settings.
     pub vxlan: Vxlan,
-    /// How it reads packets.
+    /// How it parses packets.
     pub receiving: Receiving,
 }
 
 impl Vxlan {
-    /// The family of the underlay; IPv4 where no address says it.
+    /// The family of the underlay; IPv4 if there is no address.
     pub fn family(&self) -> Family {
         self.local.or(self.group).map_or(Family::V4, Family::of)
     }
 
-    /// How a device that we make reads packets.
+    /// How a device that we create parses packets.
     pub fn receiving(&self) -> Receiving {
         Receiving {
             gbp: self.gbp,
@@ -120,44 +118,44 @@ impl Vxlan {
 }
 
 impl VxlanDevice {
-    /// Whether it has a socket for packets of `family`.
+    /// Whether it receives packets of `family`.
     pub fn hears(&self, family: Family) -> bool {
         self.up && (self.receiving.external || self.vxlan.family() == family)
     }
 }
 
-/// A VXLAN device to make.
+/// A VXLAN device to create.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VxlanSpec {
     /// Its name, at most 15 bytes.
     pub name: String,
-    /// What it is.
+    /// Its settings.
     pub vxlan: Vxlan,
-    /// Its hardware address: the one that peers know it by.
+    /// Its hardware address, which peers know.
     pub mac: Mac,
     /// The largest packet inside, in bytes.
     pub mtu: u32,
 }
 
-/// How a VXLAN device is as a port of a bridge.
+/// The settings of a VXLAN device as a port of a bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VxlanPort {
     /// The index of the bridge.
     pub bridge: u32,
-    /// Whether the bridge answers for neighbours that it knows, instead of asking
+    /// Whether the bridge answers for neighbours that it knows, instead of flooding the request to
     /// all peers.
     pub neigh_suppress: bool,
 }
 
 impl Netlink {
-    /// The link called `name`, and what it is if it is a VXLAN device; `None` if there is
-    /// no such link: `ip -d link show dev NAME`, one request.
+    /// The link called `name`, with its settings if it is a VXLAN device; `None` if there is no
+    /// such link: `ip -d link show dev NAME`, one request.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn find_vxlan(&self, name: &str) -> Result<Option<(Link, Option<Vxlan>)>, Error> {
         let found = |message: Message<'_>| {
-            let vxlan = decode(message).and_then(read).map(|(_, vxlan)| vxlan);
+            let vxlan = decode(message).and_then(read).map(|it| it.vxlan);
             Link::read(message).map(|link| (link, vxlan))
         };
         let message = LinkUnspec::new_with_name(name);
@@ -171,10 +169,10 @@ impl Netlink {
     pub fn list_vxlans(&self) -> Result<Vec<VxlanDevice>, Error> {
         let message = LinkMessageBuilder::new_with_info_kind(InfoKind::Vxlan);
         let request = RouteNetlinkMessage::GetLink(without_statistics(message).build());
-        self.dump(request, read_device, || "list VXLAN devices".into())
+        self.dump(request, read, || "list VXLAN devices".into())
     }
 
-    /// Makes a VXLAN device, down: `ip link add NAME address MAC mtu MTU type vxlan
+    /// Creates a VXLAN device, which is down: `ip link add NAME address MAC mtu MTU type vxlan
     /// id VNI dstport PORT local IP dev LINK group GROUP ttl TTL [no]learning …`.
     ///
     /// # Errors
@@ -191,7 +189,7 @@ impl Netlink {
         self.get_link(name)
     }
 
-    /// Switches whether a VXLAN device learns, and the hop limit of its packets:
+    /// Sets whether a VXLAN device learns, and the hop limit of its packets:
     /// `ip link set NAME type vxlan learning|nolearning ttl TTL`.
     ///
     /// # Errors
@@ -219,27 +217,15 @@ impl Netlink {
         let settings = vec![InfoBridgePort::NeighSupress(port.neigh_suppress)];
         self.set_port(link, port.bridge, self::link(link.index), settings)
     }
-
-    /// The addresses of a family with the links that have them, of all links in one
-    /// request: `ip -4|-6 address show scope global`.
-    ///
-    /// # Errors
-    /// When the kernel cannot be asked.
-    pub fn list_all_addresses(&self, family: Family) -> Result<Vec<(u32, IpNetwork)>, Error> {
-        let mut message = AddressMessage::default();
-        message.header.family = family.code();
-        let request = RouteNetlinkMessage::GetAddress(message);
-        self.dump(request, read_address, || "list addresses".into())
-    }
 }
 
-/// Whether a socket of whomever has the UDP port, in this thread's namespace, so that a VXLAN
-/// device could not come up: the kernel binds its socket as any program does.
+/// Whether another socket has the UDP port, in this thread's namespace, so that a VXLAN device could
+/// not come up: the kernel binds its socket like a program.
 pub fn is_port_taken(family: Family, port: u16) -> bool {
-    is_bound(family, port) == Err(Errno::EADDRINUSE)
+    try_bind(family, port) == Err(Errno::EADDRINUSE)
 }
 
-fn is_bound(family: Family, port: u16) -> Result<(), Errno> {
+fn try_bind(family: Family, port: u16) -> Result<(), Errno> {
     let (of, any) = match family {
         Family::V4 => (AddressFamily::Inet, IpAddr::from(Ipv4Addr::UNSPECIFIED)),
         Family::V6 => (AddressFamily::Inet6, IpAddr::from(Ipv6Addr::UNSPECIFIED)),
@@ -251,26 +237,6 @@ fn is_bound(family: Family, port: u16) -> Result<(), Errno> {
     }
     let address = SockaddrStorage::from(SocketAddr::new(any, port));
     bind(socket.as_raw_fd(), &address)
-}
-
-pub(crate) fn read_address(message: RouteNetlinkMessage) -> Option<(u32, IpNetwork)> {
-    let RouteNetlinkMessage::NewAddress(message) = message else {
-        return None;
-    };
-    // Not one of this link (253) or of this host (254) only.
-    if u8::from(message.header.scope) != 0 {
-        return None;
-    }
-    let (mut local, mut peer) = (None, None);
-    for attribute in message.attributes {
-        match attribute {
-            AddressAttribute::Local(ip) => local = Some(ip),
-            AddressAttribute::Address(ip) => peer = Some(ip),
-            _ => {}
-        }
-    }
-    let address = IpNetwork::new(local.or(peer)?, message.header.prefix_len).ok()?;
-    Some((message.header.index, address))
 }
 
 fn data(vxlan: &Vxlan) -> Vec<InfoVxlan> {
@@ -293,7 +259,7 @@ fn data(vxlan: &Vxlan) -> Vec<InfoVxlan> {
         data.push(InfoVxlan::Gbp);
     }
     if vxlan.local.is_some_and(|ip| ip.is_ipv6()) {
-        // Over IPv6 a packet without a checksum is dropped unless that is allowed (RFC 6935).
+        // Over IPv6, packets without a checksum are dropped unless allowed (RFC 6935).
         data.push(InfoVxlan::UDPZeroCsumTX(!vxlan.udp_checksum));
         data.push(InfoVxlan::UDPZeroCsumRX(!vxlan.udp_checksum));
     } else {
@@ -302,12 +268,13 @@ fn data(vxlan: &Vxlan) -> Vec<InfoVxlan> {
     data
 }
 
-pub(crate) fn read(message: RouteNetlinkMessage) -> Option<(String, Vxlan)> {
+/// The VXLAN device that a message describes, if it does.
+pub(crate) fn read(message: RouteNetlinkMessage) -> Option<VxlanDevice> {
     let RouteNetlinkMessage::NewLink(message) = message else {
         return None;
     };
-    let mut name = None;
-    let mut data = None;
+    let up = message.header.flags.contains(LinkFlags::Up);
+    let (mut name, mut data) = (None, None);
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text),
@@ -320,48 +287,16 @@ pub(crate) fn read(message: RouteNetlinkMessage) -> Option<(String, Vxlan)> {
             _ => {}
         }
     }
-    Some((name?, read_data(data?)))
-}
-
-fn read_device(message: RouteNetlinkMessage) -> Option<VxlanDevice> {
-    let RouteNetlinkMessage::NewLink(link) = &message else {
-        return None;
-    };
-    let up = link.header.flags.contains(LinkFlags::Up);
-    let mut receiving = Receiving::default();
-    for info in link.attributes.iter().flat_map(infos) {
-        match info {
-            InfoVxlan::Gbp => receiving.gbp = true,
-            InfoVxlan::Gpe => receiving.gpe = true,
-            InfoVxlan::UDPZeroCsumRX(on) => receiving.zero_checksum6 = *on,
-            InfoVxlan::CollectMetadata(on) => receiving.external = *on,
-            InfoVxlan::Vnifilter(on) => receiving.vni_filter = *on,
-            InfoVxlan::RemCsumRX(on) => receiving.remote_checksum[0] = *on,
-            InfoVxlan::RemCsumNoPartial => receiving.remote_checksum[1] = true,
-            _ => {}
-        }
-    }
-    let (name, vxlan) = read(message)?;
+    let (vxlan, receiving) = read_data(data?);
     Some(VxlanDevice {
-        name,
+        name: name?,
         up,
         vxlan,
         receiving,
     })
 }
 
-fn infos(attribute: &LinkAttribute) -> &[InfoVxlan] {
-    let LinkAttribute::LinkInfo(infos) = attribute else {
-        return &[];
-    };
-    let data = infos.iter().find_map(|info| match info {
-        LinkInfo::Data(InfoData::Vxlan(data)) => Some(&data[..]),
-        _ => None,
-    });
-    data.unwrap_or_default()
-}
-
-fn read_data(data: Vec<InfoVxlan>) -> Vxlan {
+fn read_data(data: Vec<InfoVxlan>) -> (Vxlan, Receiving) {
     let mut vxlan = Vxlan {
         vni: 0,
         port: 0,
@@ -373,21 +308,28 @@ fn read_data(data: Vec<InfoVxlan>) -> Vxlan {
         gbp: false,
         udp_checksum: false,
     };
+    let mut receiving = Receiving::default();
     let (mut checksum, mut no_checksum6) = (false, false);
     for attribute in data {
         match attribute {
             InfoVxlan::Id(vni) => vxlan.vni = vni,
             InfoVxlan::Port(port) => vxlan.port = port,
-            InfoVxlan::Local(ip) => vxlan.local = some_v4(ip),
-            InfoVxlan::Local6(ip) => vxlan.local = some_v6(ip),
-            InfoVxlan::Group(ip) => vxlan.group = some_v4(ip),
-            InfoVxlan::Group6(ip) => vxlan.group = some_v6(ip),
+            InfoVxlan::Local(ip) => vxlan.local = specified(ip.into()),
+            InfoVxlan::Local6(ip) => vxlan.local = specified(ip.into()),
+            InfoVxlan::Group(ip) => vxlan.group = specified(ip.into()),
+            InfoVxlan::Group6(ip) => vxlan.group = specified(ip.into()),
             InfoVxlan::Link(index) => vxlan.link = Some(index).filter(|index| *index != 0),
             InfoVxlan::Ttl(ttl) => vxlan.ttl = ttl,
             InfoVxlan::Learning(on) => vxlan.learning = on,
-            InfoVxlan::Gbp => vxlan.gbp = true,
+            InfoVxlan::Gbp => (vxlan.gbp, receiving.gbp) = (true, true),
             InfoVxlan::UDPCsum(on) => checksum = on,
             InfoVxlan::UDPZeroCsumTX(on) => no_checksum6 = on,
+            InfoVxlan::Gpe => receiving.gpe = true,
+            InfoVxlan::UDPZeroCsumRX(on) => receiving.zero_checksum6 = on,
+            InfoVxlan::CollectMetadata(on) => receiving.external = on,
+            InfoVxlan::Vnifilter(on) => receiving.vni_filter = on,
+            InfoVxlan::RemCsumRX(on) => receiving.remote_checksum[0] = on,
+            InfoVxlan::RemCsumNoPartial => receiving.remote_checksum[1] = true,
             _ => {}
         }
     }
@@ -395,14 +337,10 @@ fn read_data(data: Vec<InfoVxlan>) -> Vxlan {
         Some(IpAddr::V6(_)) => !no_checksum6,
         _ => checksum,
     };
-    vxlan
+    (vxlan, receiving)
 }
 
-/// The kernel may say "none" as an address of zeros.
-fn some_v4(ip: Ipv4Addr) -> Option<IpAddr> {
-    Some(ip).filter(|ip| !ip.is_unspecified()).map(IpAddr::from)
-}
-
-fn some_v6(ip: Ipv6Addr) -> Option<IpAddr> {
-    Some(ip).filter(|ip| !ip.is_unspecified()).map(IpAddr::from)
+/// The kernel may report "none" as an address of zeros.
+fn specified(ip: IpAddr) -> Option<IpAddr> {
+    Some(ip).filter(|ip| !ip.is_unspecified())
 }

@@ -377,7 +377,7 @@ pub fn overlay(network: &Network, device: &Link, bridge: Option<&Link>) -> Overl
     Overlay {
         device: device.index,
         neighbours_on: bridge.map_or(device.index, |bridge| bridge.index),
-        learns_from_anybody: network.group.is_some(),
+        learns_peers: network.group.is_some(),
     }
 }
 

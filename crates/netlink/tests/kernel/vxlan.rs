@@ -55,7 +55,7 @@ fn routed() -> Overlay {
     Overlay {
         device,
         neighbours_on: device,
-        learns_from_anybody: false,
+        learns_peers: false,
     }
 }
 
@@ -407,7 +407,7 @@ fn a_segment_floods_to_its_hosts_and_knows_its_pods() {
     let overlay = Overlay {
         device: device.index,
         neighbours_on: bridge,
-        learns_from_anybody: false,
+        learns_peers: false,
     };
     let flood = |vtep| Entry::Forward {
         mac: FLOOD,
