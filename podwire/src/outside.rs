@@ -318,7 +318,7 @@ fn guard(network: &overlay::Network) -> Result<Option<VxlanGuard>> {
 
 /// Older libcni does not say which namespace it was: then it may be there.
 pub fn is_gone(netns: &str) -> bool {
-    !netns.is_empty() && NetNs::open(netns.as_ref()).is_err_and(|error| error.is_gone())
+    !netns.is_empty() && NetNs::open(netns.as_ref()).is_err_and(|error| netns::is_gone(&error))
 }
 
 /// The configuration of the ADD. That of a network whose plugins lie beside it has

@@ -140,7 +140,7 @@ fn addresses_in_namespaces() -> Result<HashSet<IpAddr>> {
     let mut addresses = HashSet::new();
     for path in entries(Path::new("/run/netns"))? {
         match NetNs::open(&path) {
-            Err(error) if error.is_gone() => {}
+            Err(error) if netns::is_gone(&error) => {}
             opened => addresses.extend(opened?.enter(local_addresses)??),
         }
     }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 
 use crate::env::{Environment, Verb};
-use crate::error::{Code, Error};
+use crate::error::{Code, Error, WithLabel};
 use crate::execute::{self, Limits};
 use crate::json::Json;
 use crate::linked::Linked;
@@ -96,13 +96,8 @@ pub fn ipam_add(call: &Call, undo: &mut Undo) -> Result<Option<AddResult>> {
 pub fn ipam_del(call: &Call) -> Result<()> {
     match Delegate::ipam(call) {
         Ok(ipam) => run(ipam, Verb::Del),
-        Err(missing) if may_hold_addresses(call) => {
-            let why = "the addresses stay reserved until it is there and DEL is called again";
-            Err(Code::Internal
-                .err(format!("{missing:#}"))
-                .details(why)
-                .into())
-        }
+        Err(missing) if may_hold_addresses(call) => Err(missing)
+            .details("the addresses stay reserved until it is there and DEL is called again"),
         Err(missing) => {
             let why = "no result of an ADD is known, so nothing is released";
             crate::log(format_args!("{missing:#}; {why}"));
@@ -136,9 +131,7 @@ pub fn ipam_gc(call: &Call) -> Result<()> {
 /// Forwards a STATUS; an IPAM plugin that cannot be executed is code 50. Does nothing
 /// without an IPAM plugin.
 pub fn ipam_status(call: &Call) -> Result<()> {
-    let ipam =
-        Delegate::ipam(call).map_err(|error| Code::NotAvailable.err(format!("{error:#}")))?;
-    run(ipam, Verb::Status)
+    run(Delegate::ipam(call).code(Code::NotAvailable)?, Verb::Status)
 }
 
 fn run(ipam: Option<Delegate>, verb: Verb) -> Result<()> {
@@ -246,36 +239,32 @@ struct Report {
     details: String,
 }
 
-/// What a plugin that failed has to say.
+/// The error of a plugin that failed with `output`. The texts are those of the Go library.
 fn reported(output: &Output) -> Error {
-    let unknown = |msg: String| Error {
-        code: 0,
-        msg,
-        details: String::new(),
-    };
     let silent = || {
         let how = exit_text(output);
-        unknown(format!("netplugin failed with no error message: {how}"))
+        format!("netplugin failed with no error message: {how}")
     };
-    if output.stdout.is_empty() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        if said.is_empty() {
-            return silent();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let logged = String::from_utf8_lossy(&output.stderr);
+    let msg = if printed.is_empty() && logged.is_empty() {
+        silent()
+    } else if printed.is_empty() {
+        format!("netplugin failed: {logged:?}")
+    } else {
+        let report = Json::parse(&output.stdout)
+            .map_err(|error| error.to_string())
+            .and_then(|document| document.decode().map_err(|error| error.to_string()));
+        match report {
+            // The result of a plugin that was killed after it had printed it.
+            Ok(Report { code: 0, msg, .. }) if msg.is_empty() => silent(),
+            Ok(Report { code, msg, details }) => return Error::document(code, msg, details),
+            Err(why) => format!(
+                "netplugin failed but error parsing its diagnostic message {printed:?}: {why}"
+            ),
         }
-        return unknown(format!("netplugin failed: {said:?}"));
-    }
-    let report = Json::parse(&output.stdout)
-        .map_err(|error| error.to_string())
-        .and_then(|document| document.decode().map_err(|error| error.to_string()));
-    match report {
-        // The result of a plugin that was killed when it had printed it.
-        Ok(Report { code: 0, msg, .. }) if msg.is_empty() => silent(),
-        Ok(Report { code, msg, details }) => Error { code, msg, details },
-        Err(why) => unknown(format!(
-            "netplugin failed but error parsing its diagnostic message {:?}: {why}",
-            String::from_utf8_lossy(&output.stdout)
-        )),
-    }
+    };
+    Error::document(0, msg, "")
 }
 
 fn exit_text(output: &Output) -> String {

@@ -24,16 +24,19 @@ pub mod process;
 pub mod request;
 pub mod result;
 mod run;
+mod system_error;
 mod undo;
 pub mod version;
 
 pub use address::Cidr;
-pub use error::{Code, Error, as_cause, reason};
+pub use error::{Code, Error, WithLabel, as_cause, reason};
+pub use privilege::{Capability, Denied};
 pub use process::log;
 pub use request::{Add, Attachment, Call, Check, Del, Gc, Status};
 pub use result::AddResult;
 #[cfg(feature = "fuzzing")]
 pub use run::fuzzing;
 pub use run::{Plugin, SUITE, run};
+pub use system_error::{Refusal, SystemError};
 pub use undo::{BestEffort, Undo};
 pub use version::Version;

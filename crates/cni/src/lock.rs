@@ -13,6 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{major, minor};
 
 use crate::error::Code;
+use crate::system_error::SystemError;
 
 /// How long a lock is waited for. Ours is held for milliseconds, and a call that fails
 /// with code 11 is made again.
@@ -61,14 +62,11 @@ const LOCK_SH: How = [FlockArg::LockSharedNonblock, FlockArg::LockShared];
 
 fn lock_within(file: File, path: &Path, how: How, patience: Duration) -> Result<Lock> {
     let [at_once, waiting_for_it] = how;
-    let failed = |errno: Errno| {
-        let (path, why) = (path.display(), errno.desc().to_lowercase());
-        anyhow::anyhow!("lock {path}: {why} ({})", errno as i32)
-    };
+    let failed = |errno| SystemError::new(format!("lock {}", path.display()), errno);
     let waiting = match Flock::lock(file, at_once) {
         Ok(lock) => return Ok(Lock(Some(lock))),
         Err((file, Errno::EWOULDBLOCK)) => file,
-        Err((_, errno)) => return Err(failed(errno)),
+        Err((_, errno)) => return Err(failed(errno).into()),
     };
     let metadata = waiting.metadata()?;
     // flock(2) has no limit. The thread that outlives ours gives back what it gets too late.
@@ -78,7 +76,7 @@ fn lock_within(file: File, path: &Path, how: How, patience: Duration) -> Result<
         .stack_size(64 * 1024)
         .spawn(move || answer.send(wait(waiting, waiting_for_it)))?;
     match answered.recv_timeout(patience) {
-        Ok(lock) => lock.map_err(failed),
+        Ok(lock) => Ok(lock.map_err(failed)?),
         Err(_) => Err(held(path, &metadata, patience).into()),
     }
 }

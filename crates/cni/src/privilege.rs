@@ -1,87 +1,70 @@
-//! Which capability a refusal is about.
-//!
-//! The kernel says "operation not permitted" and no more, and in a container of
-//! containers nobody knows by heart who dropped what: an error says which of the
-//! capabilities that plugins need this process lacks (capabilities(7)).
+//! Capabilities (capabilities(7)): the kernel's "operation not permitted" does not say
+//! which one is missing, so the error of a plugin does.
 
-use std::fs;
+use std::fmt;
 
-use crate::error::{Code, Error};
+/// A capability that plugins may need. The numbers are those of linux/capability.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // the names are the capabilities
+pub enum Capability {
+    DacOverride = 1,
+    NetAdmin = 12,
+    NetRaw = 13,
+    SysAdmin = 21,
+}
 
-/// What a plugin needs: to change links, addresses, routes and rules, and to
-/// enter a network namespace. Numbers of linux/capability.h.
-const NEEDED: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")];
-/// Needed by legacy iptables, which asks over a raw socket.
-const IPTABLES: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (13, "CAP_NET_RAW")];
-/// Needed to send and hear whole frames (packet(7)).
-const FRAMES: [(u32, &str); 1] = [(13, "CAP_NET_RAW")];
-/// Needed where a state directory belongs to another user.
-const FOREIGN_FILES: [(u32, &str); 1] = [(1, "CAP_DAC_OVERRIDE")];
-
-/// Adds to an error that tells of a refusal what this process lacks.
-pub(crate) fn explain(error: &mut Error) {
-    // Only our own words: a delegate has said what it lacks.
-    if error.code != Code::Internal as u32 && error.code != Code::NotAvailable as u32 {
-        return;
-    }
-    let needed = match refusal(&error.msg) {
-        None => return,
-        Some(Refusal::Said | Refusal::Kernel) => &NEEDED[..],
-        Some(Refusal::Iptables) => &IPTABLES[..],
-        Some(Refusal::Frames) => &FRAMES[..],
-        Some(Refusal::File) => &FOREIGN_FILES[..],
-    };
-    let missing = missing(&effective(), needed);
-    if !missing.is_empty() && !error.msg.contains(": needs ") {
-        error.msg.push_str(": needs ");
-        error.msg.push_str(&missing.join(" and "));
+impl Capability {
+    fn name(self) -> &'static str {
+        match self {
+            Self::DacOverride => "CAP_DAC_OVERRIDE",
+            Self::NetAdmin => "CAP_NET_ADMIN",
+            Self::NetRaw => "CAP_NET_RAW",
+            Self::SysAdmin => "CAP_SYS_ADMIN",
+        }
     }
 }
 
-/// Who refused.
-#[derive(Debug, PartialEq, Eq)]
-enum Refusal {
-    /// EPERM: a request needs a capability.
-    Kernel,
-    /// EPERM for a packet socket.
-    Frames,
-    /// iptables cannot do its work, for whatever reason.
-    Iptables,
-    /// EACCES: a file's mode forbids it.
-    File,
-    /// A program that we executed says so in its own words.
-    Said,
+/// A program reports that it lacks a privilege.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denied {
+    msg: String,
+    pub(crate) needs: &'static [Capability],
 }
 
-fn refusal(msg: &str) -> Option<Refusal> {
-    if msg.contains("can read its nat table") || msg.contains("ables: Permission denied") {
-        return Some(Refusal::Iptables);
+impl Denied {
+    /// An error with the text `msg`; the operation needs the capabilities `needs`.
+    pub fn new(msg: impl Into<String>, needs: &'static [Capability]) -> Self {
+        let msg = msg.into();
+        Self { msg, needs }
     }
-    if msg.contains("packet socket") && msg.contains("peration not permitted") {
-        return Some(Refusal::Frames);
-    }
-    if msg.contains("peration not permitted") {
-        return Some(Refusal::Kernel);
-    }
-    if msg.contains("permission denied (13)") {
-        return Some(Refusal::File);
-    }
-    msg.contains("Permission denied").then_some(Refusal::Said)
 }
 
-/// The effective capabilities as `/proc/self/status` writes them; empty where
-/// that cannot be read.
-fn effective() -> String {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    mask.unwrap_or_default().trim().to_owned()
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.msg)
+    }
 }
 
-fn missing(mask: &str, needed: &[(u32, &'static str)]) -> Vec<&'static str> {
-    // What is not known is not said.
-    let mask = u64::from_str_radix(mask, 16).unwrap_or(u64::MAX);
-    let lacks = |(bit, _): &&(u32, &str)| mask & (1 << bit) == 0;
-    needed.iter().filter(lacks).map(|(_, name)| *name).collect()
+impl std::error::Error for Denied {}
+
+/// `needs CAP_NET_ADMIN and CAP_SYS_ADMIN`: those of `needed` that this process lacks;
+/// `None` if it lacks none, or if its capabilities cannot be read.
+pub(crate) fn missing(needed: &[Capability]) -> Option<String> {
+    if needed.is_empty() {
+        return None;
+    }
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    missing_in(&status, needed)
+}
+
+fn missing_in(status: &str, needed: &[Capability]) -> Option<String> {
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
+    let mask = u64::from_str_radix(mask.trim(), 16).ok()?;
+    let lacks = |capability: &&Capability| mask & (1 << **capability as u32) == 0;
+    let names: Vec<_> = needed.iter().filter(lacks).map(|it| it.name()).collect();
+    (!names.is_empty()).then(|| format!("needs {}", names.join(" and ")))
 }
 
 #[cfg(test)]
@@ -89,40 +72,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_is_named_and_nothing_else() {
-        assert!(missing("000001ffffffffff", &NEEDED).is_empty());
-        assert_eq!(missing("0000000000001000", &NEEDED), ["CAP_SYS_ADMIN"]);
-        assert_eq!(missing("0000000000200000", &NEEDED), ["CAP_NET_ADMIN"]);
-        let both = ["CAP_NET_ADMIN", "CAP_SYS_ADMIN"];
-        assert_eq!(missing("0", &NEEDED), both);
-        assert!(missing("", &NEEDED).is_empty());
-    }
-
-    #[test]
-    fn a_refusal_is_told_from_other_faults() {
-        for (msg, expected) in [
-            (
-                "set link 2 up: operation not permitted (1)",
-                Some(Refusal::Kernel),
-            ),
-            (
-                "open lock /x/lock: permission denied (13)",
-                Some(Refusal::File),
-            ),
-            (
-                "iptables: Permission denied (you must be root)",
-                Some(Refusal::Iptables),
-            ),
-            ("add veth a: file exists (17)", None),
-        ] {
-            assert_eq!(refusal(msg), expected, "{msg}");
-        }
-    }
-
-    #[test]
-    fn a_delegates_own_code_is_left_alone() {
-        let mut error = Code::TryAgain.err("operation not permitted");
-        explain(&mut error);
-        assert_eq!(error.msg, "operation not permitted");
+    fn only_missing_capabilities_are_named() {
+        let missing = |mask: &str| {
+            let status = format!("Name:\tx\nCapEff:\t{mask}\nSeccomp:\t0\n");
+            missing_in(&status, &[Capability::NetAdmin, Capability::SysAdmin])
+        };
+        assert_eq!(missing("000001ffffffffff"), None);
+        assert_eq!(missing("1000").unwrap(), "needs CAP_SYS_ADMIN");
+        assert_eq!(missing("200000").unwrap(), "needs CAP_NET_ADMIN");
+        let both = "needs CAP_NET_ADMIN and CAP_SYS_ADMIN";
+        assert_eq!(missing("0").unwrap(), both);
+        assert_eq!(missing(""), None);
     }
 }

@@ -14,11 +14,10 @@ use serde::de::DeserializeOwned;
 
 use crate::conf::{self, Head, Reading};
 use crate::env::{Environment, NetnsPath, Variables, Verb, is_identifier};
-use crate::error::{Code, Error, reason};
+use crate::error::{Code, Error, WithLabel, reason};
 use crate::file::LONGEST;
 use crate::json::Json;
 use crate::linked::Linked;
-use crate::privilege;
 use crate::process::{self, Stdout};
 use crate::request::{Add, Attachment, Call, Check, Del, Gc, Status};
 use crate::result::{AddResult, pretty};
@@ -95,8 +94,7 @@ impl Process<'_> {
         let Err(error) = self.serve::<P>(env) else {
             return 0;
         };
-        let mut error = Error::from_chain(&error);
-        privilege::explain(&mut error);
+        let error = Error::from_chain(&error);
         if let Err(unwritten) = self.print(&error_document(&error)) {
             // Nobody reads stdout any more; perhaps somebody reads the log.
             let _ = writeln!(self.stderr, "{error}; {unwritten:#}");
@@ -202,9 +200,7 @@ impl Process<'_> {
         if left.is_empty() {
             return Err(failure);
         }
-        let mut error = Error::from_chain(&failure);
-        error.add_details(&format!("could not undo: {}", left.join("; ")));
-        Err(error.into())
+        Err(failure).details(format!("could not undo: {}", left.join("; ")))
     }
 
     /// Without a list nothing is known to be unused, and to take it for an empty
@@ -268,9 +264,9 @@ impl Process<'_> {
             .and_then(|()| self.stdout.flush())
             .map_err(|error| {
                 let reason = reason(&error);
-                Code::Io.err(format!("error writing to stdout: {reason}"))
+                let text = format!("error writing to stdout: {reason}");
+                Code::Io.err(text).into()
             })
-            .context("print the result")
     }
 }
 

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::Error;
+use crate::{Error, WithLabel};
 
 type Inverse = Box<dyn FnOnce() -> Result<()>>;
 
@@ -38,7 +38,7 @@ impl Undo {
         let mut failures = Vec::new();
         while let Some((what, inverse)) = self.stack.pop() {
             if let Err(error) = inverse() {
-                failures.push(format!("{what}: {error:#}"));
+                failures.push(format!("{what}: {}", Error::from_chain(&error)));
             }
         }
         failures
@@ -73,7 +73,8 @@ impl BestEffort {
                 None
             }
             Err(error) => {
-                self.rest.push(format!("{what}: {error:#}"));
+                self.rest
+                    .push(format!("{what}: {}", Error::from_chain(&error)));
                 None
             }
         }
@@ -84,11 +85,7 @@ impl BestEffort {
         match self.first {
             None => Ok(()),
             Some(first) if self.rest.is_empty() => Err(first),
-            Some(first) => {
-                let mut error = Error::from_chain(&first);
-                error.add_details(&format!("also failed: {}", self.rest.join("; ")));
-                Err(error.into())
-            }
+            Some(first) => Err(first).details(format!("also failed: {}", self.rest.join("; "))),
         }
     }
 }
@@ -134,7 +131,7 @@ mod tests {
         });
         all.step("c", || -> Result<()> { Err(anyhow!("second")) });
         assert_eq!(ran, 1);
-        let text = format!("{:#}", all.finish().unwrap_err());
+        let text = Error::from_chain(&all.finish().unwrap_err()).to_string();
         assert!(
             text.contains("a: first") && text.contains("c: second"),
             "{text}"

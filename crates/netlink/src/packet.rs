@@ -9,6 +9,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use cni::Capability;
 use nix::{
     errno::Errno,
     libc,
@@ -29,7 +30,7 @@ impl PacketSocket {
     /// Opens a socket for a link of the calling thread's namespace.
     pub(crate) fn open(link: &Link, ethertype: u16) -> Result<Self, Error> {
         let op = || format!("open a packet socket on {}", link.name);
-        let failed = |errno| Error::new(op(), errno);
+        let failed = |errno| Error::new(op(), errno).needs(&[Capability::NetRaw]);
         // With protocol 0, no frame of another link arrives before the socket is bound.
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None).map_err(failed)?;

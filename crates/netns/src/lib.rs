@@ -29,7 +29,8 @@ use nix::{
     },
 };
 
-pub use error::{Error, Kind};
+pub use error::{Error, is_gone};
+use error::{failed, magic, other_kind};
 
 /// The magic number of nsfs, where namespaces live since Linux 3.19
 /// (`include/uapi/linux/magic.h`).
@@ -49,32 +50,33 @@ impl NetNs {
     /// Opens the namespace at `path`, usually `/run/netns/…` or `/proc/…/ns/net`.
     ///
     /// # Errors
-    /// [`Kind::Missing`] when nothing is there, [`Kind::NotANamespace`] when
-    /// something else is (a plain file stays behind where a mount was lost), also a
-    /// namespace of another kind;
-    /// [`Kind::Unusable`] when it cannot be told or opened.
+    /// One for which [`is_gone`] holds if there is nothing at the path, or no network
+    /// namespace; any other if the path cannot be examined or opened.
     ///
     /// ```
     /// use std::path::Path;
     ///
     /// let error = netns::NetNs::open(Path::new("/run/netns/nope")).unwrap_err();
-    /// assert!(error.is_gone());
+    /// assert!(netns::is_gone(&error));
     /// assert_eq!(
     ///     error.to_string(),
     ///     r#"failed to Statfs "/run/netns/nope": no such file or directory"#,
     /// );
     /// ```
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let magic = statfs(path)
-            .map_err(|errno| Error::statfs(path, errno))?
+        let found = statfs(path)
+            .map_err(|errno| failed("failed to Statfs", path, errno))?
             .filesystem_type();
         // Before Linux 3.19 a namespace was a file of procfs.
-        if magic != NSFS_MAGIC && magic != PROC_SUPER_MAGIC {
-            return Err(Error::magic(path, magic.0 as u64));
+        if found != NSFS_MAGIC && found != PROC_SUPER_MAGIC {
+            return Err(magic(path, found.0 as u64));
         }
-        let file = File::open(path).map_err(|error| Error::open(path, &error))?;
+        let file = File::open(path).map_err(|error| {
+            let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+            failed("open", path, errno)
+        })?;
         if kind::is_network(file.as_fd()) == Some(false) {
-            return Err(Error::other_kind("open", path));
+            return Err(other_kind("open", path));
         }
         Ok(Self {
             fd: Arc::new(file.into()),
@@ -103,7 +105,7 @@ impl NetNs {
     /// device and inode identify it (namespaces(7)).
     ///
     /// # Errors
-    /// [`Kind::Unusable`] when a descriptor cannot be examined.
+    /// When a descriptor cannot be examined.
     ///
     /// ```
     /// # fn main() -> Result<(), netns::Error> {
@@ -127,7 +129,8 @@ impl NetNs {
         let here = Self::current()?;
         let (_, inode) = here.identity()?;
         // Without the cookie it would be another name than before.
-        let cookie = cookie::of_this_thread().map_err(|errno| Error::fstat(&here.path, errno))?;
+        let cookie =
+            cookie::of_this_thread().map_err(|errno| failed("examine", &here.path, errno))?;
         Ok(match cookie {
             Some(cookie) => format!("{inode}-{cookie}"),
             None => inode.to_string(),
@@ -171,7 +174,7 @@ impl NetNs {
             }
         })?;
         entered
-            .map_err(|errno| Error::enter(&self.path, errno))
+            .map_err(|errno| failed("enter", &self.path, errno))
             .map_err(Into::into)
     }
 
@@ -215,7 +218,7 @@ impl NetNs {
     }
 
     fn identity(&self) -> Result<(u64, u64), Error> {
-        let stat = fstat(self.fd.as_fd()).map_err(|errno| Error::fstat(&self.path, errno))?;
+        let stat = fstat(self.fd.as_fd()).map_err(|errno| failed("examine", &self.path, errno))?;
         Ok((stat.st_dev, stat.st_ino))
     }
 }
@@ -238,7 +241,7 @@ impl<T> Entering<T> {
             unreachable!("only this and drop take it");
         };
         match thread.join() {
-            Ok(entered) => entered.map_err(|errno| Error::enter(&self.path, errno)),
+            Ok(entered) => entered.map_err(|errno| failed("enter", &self.path, errno)),
             Err(panic) => std::panic::resume_unwind(panic),
         }
     }

@@ -17,7 +17,7 @@ mod system;
 mod wait;
 
 pub use attributes::{Attributes, attributes, find, find_in, flagged_attributes, text};
-pub use error::{Error, Refusal};
+pub use cni::{Refusal, SystemError as Error};
 pub use message::{HEADER, Message, NETFILTER_HEADER, Request, messages};
 pub use protocol::{Netfilter, Protocol, Route};
 pub use socket::{DEADLINE, Dump, Socket};

@@ -134,7 +134,7 @@ pub fn find_netns(path: Option<&NetnsPath>) -> Result<Option<NetNs>> {
     };
     match NetNs::open(path.as_path()) {
         // A plain file remains of a namespace whose mount was lost.
-        Err(error) if error.is_gone() => Ok(None),
+        Err(error) if netns::is_gone(&error) => Ok(None),
         Err(error) => Err(error.into()),
         Ok(netns) => Ok(Some(netns)),
     }

@@ -63,7 +63,7 @@ pub fn reopen(place: &Place, ifname: &str) -> Result<Option<Interface>> {
     }
     let netns = match NetNs::open(&place.netns) {
         Ok(netns) => netns,
-        Err(error) if error.is_gone() => return Ok(None),
+        Err(error) if netns::is_gone(&error) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
     let netlink = Netlink::open_in(&netns)?;

@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
+use cni::SystemError;
 pub use cni::file::{is_absent, overwrite, remove, replace};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
@@ -18,11 +19,11 @@ const LONGEST: u64 = 256 * 1024;
 /// Turns the error of a system call into `<action> <path>: <cause> (<errno>)`.
 pub fn failed<'a>(action: &'a str, path: &'a Path) -> impl Fn(io::Error) -> anyhow::Error + 'a {
     move |error| {
-        let cause = match errno(&error) {
-            Some(errno) => format!("{} ({})", errno.desc().to_lowercase(), errno as i32),
-            None => error.to_string(),
-        };
-        anyhow::anyhow!("{action} {}: {cause}", path.display())
+        let op = format!("{action} {}", path.display());
+        match errno(&error) {
+            Some(errno) => SystemError::new(op, errno).into(),
+            None => anyhow::Error::from(error).context(op),
+        }
     }
 }
 

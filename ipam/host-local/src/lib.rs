@@ -25,7 +25,7 @@ use std::collections::HashSet;
 use anyhow::Result;
 use cni::linked::{self, Linked};
 use cni::result::{Dns, IpConfig};
-use cni::{Add, AddResult, BestEffort, Check, Code, Del, Gc, Plugin, Status, Undo};
+use cni::{Add, AddResult, BestEffort, Check, Code, Del, Gc, Plugin, Status, Undo, WithLabel};
 
 use crate::allocator::{Lease, Refusal};
 use crate::conf::Conf;
@@ -88,14 +88,10 @@ impl Plugin for HostLocal {
     }
 
     fn del(request: &Del<Conf>) -> Result<()> {
-        let mut all = BestEffort::new();
-        all.step("release addresses", || release(request));
+        release(request)?;
         // Such a configuration never had an attachment, so the Go plugin's DEL
         // refuses it too, and its test suite asks for that.
-        all.step("read configuration", || {
-            Ok(plan::check_version(&request.conf, request.call.version)?)
-        });
-        all.finish()
+        Ok(plan::check_version(&request.conf, request.call.version)?)
     }
 
     fn check(request: &Check<Conf>) -> Result<()> {
@@ -129,10 +125,10 @@ impl Plugin for HostLocal {
     fn status(request: &Status<Conf>) -> Result<()> {
         let plan = Plan::new(&request.conf, request.call.version, "")?;
         if let Some(path) = &plan.resolv_conf {
-            resolv_conf::read(path).map_err(|error| not_available(format!("{error:#}")))?;
+            resolv_conf::read(path).code(Code::NotAvailable)?;
         }
         let place = Place::new(&plan.data_dir, &request.call.network);
-        network::probe(&place).map_err(|error| not_available(format!("{error:#}")))
+        network::probe(&place).code(Code::NotAvailable)
     }
 }
 
@@ -161,11 +157,12 @@ fn release(request: &Del<Conf>) -> Result<()> {
 /// The error of an ADD that got no address from range set `number`. An empty
 /// pool may fill again, so the runtime is told to try again later.
 fn refused(number: usize, refusal: Refusal) -> anyhow::Error {
-    let msg = format!("failed to allocate for range {number}: {refusal}");
-    match refusal {
-        Refusal::Exhausted(_) => Code::TryAgain.err(msg).into(),
-        _ => anyhow::anyhow!(msg),
-    }
+    let error = match refusal {
+        Refusal::Store(error) => error,
+        Refusal::Exhausted(_) => Code::TryAgain.err(refusal.to_string()).into(),
+        _ => anyhow::anyhow!(refusal.to_string()),
+    };
+    error.context(format!("failed to allocate for range {number}"))
 }
 
 /// Only what this ADD took is given back: another attachment under the same
@@ -179,8 +176,4 @@ fn give_back(undo: &mut Undo, place: &Place, owner: &Owner, lease: &Lease) {
             None => Ok(()),
         },
     );
-}
-
-fn not_available(msg: String) -> anyhow::Error {
-    Code::NotAvailable.err(msg).into()
 }

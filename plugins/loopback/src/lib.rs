@@ -54,7 +54,7 @@ impl Plugin for Loopback {
             return Ok(());
         };
         match NetNs::open(path.as_path()) {
-            Err(error) if error.is_gone() => Ok(()),
+            Err(error) if netns::is_gone(&error) => Ok(()),
             // ip link set lo down
             netns => Ok(Netlink::open_in(&netns?)?.set_down(LO_INDEX)?),
         }

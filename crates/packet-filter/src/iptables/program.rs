@@ -1,7 +1,6 @@
 //! The only file that executes iptables: finds the programs, passes text to them and from them, and
 //! tells a held lock from a refusal. It knows no rule, and works with any table.
 
-use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,9 +9,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use cni::Code;
 use cni::execute::{self, Limits};
 use cni::lock::Lock;
+use cni::{Capability, Code, Denied};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
@@ -236,7 +235,7 @@ impl Program {
         }
         let text = format!("{}: {message}", program.display());
         match FORBIDDEN.iter().any(|it| message.contains(it)) {
-            true => Forbidden(text).into(),
+            true => Denied::new(text, NEEDED).into(),
             false => anyhow!(text),
         }
     }
@@ -256,23 +255,14 @@ const FORBIDDEN: [&str; 3] = [
     "can't open lock file",
 ];
 
-/// A program may not read a table.
-#[derive(Debug)]
-struct Forbidden(String);
-
-impl fmt::Display for Forbidden {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Forbidden {}
+/// What iptables needs; the legacy program opens a raw socket.
+const NEEDED: &[Capability] = &[Capability::NetAdmin, Capability::NetRaw];
 
 /// Whether the cause of a failure is that a program may not be executed, or may not read a table.
 pub fn is_forbidden(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let io = cause.downcast_ref::<io::Error>();
-        cause.is::<Forbidden>() || io.is_some_and(|it| it.kind() == io::ErrorKind::PermissionDenied)
+        cause.is::<Denied>() || io.is_some_and(|it| it.kind() == io::ErrorKind::PermissionDenied)
     })
 }
 
