@@ -5,7 +5,8 @@ SBIN_DIR    ?= /usr/local/sbin
 UNIT_DIR    ?= /usr/local/lib/systemd/system
 DESTDIR     ?=
 
-PLUGINS := loopback bridge vxlan portmap macvlan host-local static dhcp
+# Folder = package = binary.
+PLUGINS := $(notdir $(wildcard plugins/* ipam/*))
 TRIPLE   = $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE  = target/$(TRIPLE)/release
 

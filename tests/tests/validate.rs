@@ -492,15 +492,8 @@ const NOT_TRIED: [&str; 1] = ["resolvConf"];
 
 #[test]
 fn every_documented_key_is_tried() {
-    for (folder, plugin) in [
-        ("plugins", "bridge"),
-        ("plugins", "macvlan"),
-        ("plugins", "vxlan"),
-        ("plugins", "portmap"),
-        ("ipam", "host-local"),
-        ("ipam", "static"),
-        ("ipam", "dhcp"),
-    ] {
+    for row in sandbox::table().iter().filter(|it| it.has_keys()) {
+        let (folder, plugin) = (&row.folder, &row.name);
         let page = format!(
             "{}/../{folder}/{plugin}/README.md",
             env!("CARGO_MANIFEST_DIR")

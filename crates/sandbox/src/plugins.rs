@@ -1,0 +1,119 @@
+//! The table of plugins, `plugins.json` at the root of the project: what each needs of a node
+//! and a configuration that works. Tests of what every plugin owes a runtime read it.
+
+use std::sync::OnceLock;
+
+use serde_json::{Value, json};
+
+use crate::conf;
+use crate::netns::{Netns, Running};
+use crate::sandbox::Sandbox;
+use crate::suite::{Suite, testing_the_peer};
+
+/// A row of the table.
+pub struct Plugin {
+    /// The CNI type, and so the name of its folder, package and binary.
+    pub name: String,
+    /// `plugins` or `ipam`: where its folder is.
+    pub folder: String,
+    /// Whether the Go suite has it, too.
+    peer: bool,
+    /// Whether DEL opens the pod's network namespace.
+    pub opens_netns: bool,
+    /// What the node needs before an ADD: `wire` ([`Sandbox::wire`]), `daemon`
+    /// ([`Sandbox::dhcp_daemon`]) or a line of shell script.
+    node: Vec<String>,
+    /// The keys of a configuration, without version and network name.
+    conf: Value,
+}
+
+impl Plugin {
+    fn new(row: &Value) -> Self {
+        let text = |key: &str| row[key].as_str().expect("a text of the table").to_owned();
+        let flag = |key: &str| row[key].as_bool().unwrap_or(true);
+        let lines = row["node"].as_array().into_iter().flatten();
+        let line = |it: &Value| it.as_str().expect("a line of script").to_owned();
+        Self {
+            name: text("name"),
+            folder: text("folder"),
+            peer: flag("peer"),
+            opens_netns: flag("opensNetns"),
+            node: lines.map(line).collect(),
+            conf: row["conf"].clone(),
+        }
+    }
+
+    /// Whether the plugin has configuration keys of its own.
+    pub fn has_keys(&self) -> bool {
+        self.conf != json!({})
+    }
+
+    /// Whether an ADD needs more than the node: a DHCP server.
+    pub fn needs_server(&self) -> bool {
+        self.node.iter().any(|it| it == "daemon")
+    }
+}
+
+/// The whole table.
+pub fn table() -> &'static [Plugin] {
+    static TABLE: OnceLock<Vec<Plugin>> = OnceLock::new();
+    TABLE.get_or_init(|| {
+        let rows: Vec<Value> = serde_json::from_str(include_str!("../../../plugins.json"))
+            .unwrap_or_else(|e| panic!("plugins.json: {e}"));
+        rows.iter().map(Plugin::new).collect()
+    })
+}
+
+/// The plugins that the suite under test has.
+pub fn plugins() -> impl Iterator<Item = &'static Plugin> {
+    table().iter().filter(|it| it.peer || !testing_the_peer())
+}
+
+/// A configuration with which an ADD of the plugin succeeds on a node that was made ready
+/// ([`Sandbox::make_ready`]); dhcp needs a server as well.
+pub fn conf_of(plugin: &str) -> Value {
+    conf::with(&conf::plugin(plugin), row(plugin).conf.clone())
+}
+
+fn row(plugin: &str) -> &'static Plugin {
+    let found = table().iter().find(|it| it.name == plugin);
+    found.unwrap_or_else(|| panic!("{plugin} is not in plugins.json"))
+}
+
+/// Runs `test` once per plugin, with a sandbox that was made ready and a pod of its own.
+pub fn each_plugin(test: impl Fn(&Sandbox, &Netns, &'static str)) {
+    for plugin in plugins() {
+        let sandbox = Sandbox::new();
+        let _daemon = sandbox.make_ready(&plugin.name);
+        let pod = sandbox.pod("a");
+        test(&sandbox, &pod, &plugin.name);
+    }
+}
+
+impl Sandbox {
+    /// Gives the node what the plugin's row asks for. The daemon, if there is one, ends when
+    /// the returned guard is dropped.
+    pub fn make_ready(&self, plugin: &str) -> Option<Running> {
+        let mut daemon = None;
+        for step in &row(plugin).node {
+            match step.as_str() {
+                "wire" => self.wire(),
+                "daemon" => daemon = Some(self.dhcp_daemon(Suite::Ours, &[])),
+                script => drop(self.host().sh(script)),
+            }
+        }
+        daemon
+    }
+
+    /// The daemon of a suite's dhcp, with these flags, once it listens.
+    pub fn dhcp_daemon(&self, suite: Suite, flags: &[&str]) -> Running {
+        let program = suite.dir().join("dhcp").display().to_string();
+        let daemon = self
+            .host()
+            .start(&[&[program.as_str(), "daemon"], flags].concat());
+        let socket = format!("pid={},", daemon.id());
+        let listens = |host: &Netns| host.sh("ss -Hlxp").contains(&socket);
+        self.host().wait_until("the daemon listens", listens);
+        daemon
+    }
+}
