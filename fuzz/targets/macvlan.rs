@@ -5,8 +5,7 @@
 use anyhow::Result;
 use cni::{Attachment, Call};
 use fuzz::Parser;
-use macvlan::conf::Conf;
-use macvlan::plan::Plan;
+use macvlan::{Conf, Plan};
 
 struct Macvlan;
 

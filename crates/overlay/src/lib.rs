@@ -13,7 +13,6 @@ mod mac;
 mod mode;
 mod network;
 mod peer;
-mod peer_checks;
 mod underlay;
 
 pub use conf::{Conf, PeerKeys};

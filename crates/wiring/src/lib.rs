@@ -5,6 +5,8 @@
 //! - [`Addressing`]: the pod's addresses and routes, decided from the lease;
 //! - [`pod`]: its namespace and interface: configure, announce, delete;
 //! - [`port`]: a veth pair that makes the pod a port of a bridge;
+//! - [`parent`]: the interface that a pod's link is made on; [`remains`]: DEL and GC of such links;
+//!   [`shim`]: the node's own link beside them;
 //! - [`gateway`]: the pods' gateway on an interface of the host;
 //! - [`localhost`]: connections from 127.0.0.1 to published ports;
 //! - [`rules`]: masquerade, isolation, separation, spoof check; [`masquerade`]: their keys;
@@ -22,12 +24,15 @@ pub mod localhost;
 pub mod mac;
 pub mod masquerade;
 pub mod mtu;
+pub mod parent;
 pub mod pod;
 pub mod port;
+pub mod remains;
 pub mod requested;
 pub mod result;
 pub mod rules;
 pub mod shared;
+pub mod shim;
 pub mod users;
 
 pub use addressing::{Addressing, Gateway};

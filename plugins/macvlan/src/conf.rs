@@ -1,29 +1,27 @@
-//! The keys of macvlan, as they are written. What is wrong with a value is found
-//! in `plan.rs`, because DEL must not mind.
+//! The keys of macvlan. `plan.rs` checks their values, because DEL ignores wrong ones.
 
-use cni::address::Cidrs;
 use serde::Deserialize;
 use wiring::mac::{Args, Requested};
+use wiring::shim::HostShim;
 
 /// The plugin's own keys.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Conf {
-    /// The parent: a name, or patterns of names; empty for the interface with
-    /// the default route.
+    /// The parent: a name, or patterns of names; empty for the interface with the default route.
     pub master: String,
-    /// What the macvlans of one parent are to each other; empty for bridge.
+    /// How the macvlans of one parent communicate; empty for bridge.
     pub mode: String,
     /// MTU of the pod's interface; 0 for the parent's.
     pub mtu: i64,
     /// The pod's MAC; empty for a random one.
     pub mac: String,
-    /// The parent is in the pod's namespace, not in the host's.
+    /// The parent is in the pod's namespace, not in the node's.
     pub link_in_container: bool,
-    /// How many broadcasts may wait to be copied to the parent's macvlans; 0 for
-    /// the kernel's default.
+    /// How many broadcasts may wait to be copied to the parent's macvlans; 0 for the kernel's
+    /// default.
     pub bcqueuelen: u32,
-    /// Ask the segment for an address before it is used.
+    /// Probe the segment for an address before it is used.
     pub detect_conflicts: bool,
     /// What the pod does with router advertisements: `off`, `on` or `forwarding`; empty for
     /// the kernel's default.
@@ -31,20 +29,10 @@ pub struct Conf {
     pub accept_ra: String,
     /// The node's own interface on the parent.
     pub host_shim: Option<HostShim>,
-    /// What the runtime asks for this pod.
+    /// What the runtime requests for this pod.
     pub runtime_config: Requested,
-    /// What the configuration's author asks for this pod.
+    /// What the configuration requests for this pod.
     pub args: Args,
-}
-
-/// The node's own macvlan beside its pods', by which they and the node reach each other.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct HostShim {
-    /// Its name on the node.
-    pub name: String,
-    /// Its addresses.
-    pub address: Cidrs,
 }
 
 #[cfg(test)]

@@ -6,9 +6,9 @@
 pub mod conf;
 pub mod plan;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use cni::request::{Add, Check, Del, Gc, Status};
-use cni::{AddResult, Code, Error, Plugin, Undo};
+use cni::{AddResult, Code, Error, Plugin, Undo, WithLabel};
 use packet_filter::{Leftovers, Notice};
 use wiring::localhost;
 
@@ -78,7 +78,8 @@ impl Plugin for Portmap {
     fn status(request: &Status<Conf>) -> Result<()> {
         let plan = Plan::new(&request.conf)?;
         packet_filter::open(plan.backend)
-            .map_err(|error| Code::NotAvailable.err(format!("publish ports: {error:#}")))?;
+            .context("publish ports")
+            .code(Code::NotAvailable)?;
         Ok(())
     }
 }

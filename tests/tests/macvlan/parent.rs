@@ -172,7 +172,11 @@ fn a_parent_that_is_a_macvlan_is_refused() {
 fn a_parent_without_room_for_other_macs_is_refused() {
     let error = refused("", &macvlan(json!({"master": "lo"})));
     beyond_peer("it says: invalid argument", || {
-        assert!(error.msg.contains("no Ethernet interface"), "{}", error.msg);
+        assert!(
+            error.msg.contains("not an Ethernet interface"),
+            "{}",
+            error.msg
+        );
     });
 }
 

@@ -217,7 +217,7 @@ fn status_says_when_there_is_no_wire() {
             (
                 "ip link add br7 type bridge",
                 macvlan(json!({"master": "lo"})),
-                "no Ethernet",
+                "not an Ethernet",
             ),
         ] {
             let sandbox = Sandbox::new();

@@ -11,12 +11,12 @@ fn plan(text: &str) -> Result<Plan, String> {
 }
 
 #[test]
-fn nothing_said_is_bridge_on_the_default_route() {
+fn the_default_is_bridge_on_the_default_route() {
     let plan = plan("{}").unwrap();
     assert_eq!(plan.mode, MacvlanMode::Bridge);
-    assert_eq!(plan.master, Master::DefaultRoute);
+    assert_eq!(plan.parent.master, Master::DefaultRoute);
     assert_eq!((plan.mac, plan.bc_queue_len), (None, None));
-    assert!(!plan.link_in_container && !plan.detect_conflicts);
+    assert!(!plan.parent.in_container && !plan.detect_conflicts);
 }
 
 #[test]
@@ -30,9 +30,14 @@ fn a_mode_is_one_of_four_words() {
 
 #[test]
 fn a_master_is_a_name_or_patterns() {
-    let master = |text: &str| plan(&format!(r#"{{"master": "{text}"}}"#)).unwrap().master;
+    let master = |text: &str| {
+        plan(&format!(r#"{{"master": "{text}"}}"#))
+            .unwrap()
+            .parent
+            .master
+    };
     assert_eq!(master("eth0.5"), Master::Named("eth0.5".into()));
-    assert!(matches!(master("bond0|en*"), Master::Like(_)));
+    assert!(matches!(master("bond0|en*"), Master::Matching(_)));
     assert_eq!(master("bond0|en*").to_string(), "bond0|en*");
 }
 
@@ -40,7 +45,7 @@ fn a_master_is_a_name_or_patterns() {
 fn an_mtu_is_at_most_that_of_the_parent() {
     let mtu = |mtu: i64| {
         let plan = plan(&format!(r#"{{"mtu": {mtu}}}"#)).unwrap();
-        plan.mtu_on(1500).map_err(|fault| fault.error.msg)
+        parent::mtu_on(plan.mtu, 1500).map_err(|fault| fault.error.msg)
     };
     assert_eq!(mtu(0), Ok(None));
     assert_eq!(mtu(1500), Ok(Some(1500)));
@@ -124,13 +129,6 @@ fn a_shim_is_on_the_node_and_bridges() {
     }
     let none = with(r#"{"name": "shim0"}"#, "").unwrap_err();
     assert_eq!(none, "hostShim.address: missing");
-}
-
-#[test]
-fn names_of_a_shim_that_is_not_ready_differ_by_network() {
-    let name = temporary_shim_name("lan", "shim0");
-    assert_eq!(name.len(), 12);
-    assert!(name.starts_with("shim") && name != temporary_shim_name("wan", "shim0"));
 }
 
 #[test]

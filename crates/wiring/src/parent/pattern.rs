@@ -1,31 +1,31 @@
-//! Patterns of interface names, as `master` may have them: a node's interfaces
-//! are called after its slots, and one configuration is for all nodes.
+//! Patterns of interface names. Nodes name their interfaces after slots, and one configuration is
+//! for all nodes.
 
 use std::fmt;
 
-/// Patterns, of which the first that any interface matches counts. In each, `*`
-/// stands for any text and `?` for any one character.
+/// Patterns in order of preference: the first one that matches any interface counts. `*` matches
+/// any text, `?` any one character.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Patterns(Vec<String>);
 
 impl Patterns {
-    /// Reads `bond0|enp*`; `None` when it is a plain name.
+    /// Parses `bond0|enp*`; `None` for a plain name.
     pub fn parse(text: &str) -> Option<Self> {
         let patterns = || text.split('|').map(str::to_owned).collect();
         text.contains(['*', '?', '|']).then(|| Self(patterns()))
     }
 
-    /// Of `names`, those that match the first pattern that any matches.
-    pub fn select<'a, T>(&self, names: &'a [T], name: impl Fn(&T) -> &str) -> Vec<&'a T> {
-        let of = |pattern: &String| {
-            let matching = names.iter().filter(|it| matches(pattern, name(it)));
-            matching.collect::<Vec<_>>()
+    /// The items whose `name` matches the first pattern that matches any.
+    pub fn select<'a, T>(&self, items: &'a [T], name: impl Fn(&T) -> &str) -> Vec<&'a T> {
+        let matching = |pattern: &String| -> Vec<_> {
+            let found = items.iter().filter(|it| matches(pattern, name(it)));
+            found.collect()
         };
-        let mut selections = self.0.iter().map(of);
+        let mut selections = self.0.iter().map(matching);
         selections.find(|it| !it.is_empty()).unwrap_or_default()
     }
 
-    /// Whether `name` matches any of them.
+    /// Whether `name` matches any pattern.
     pub fn match_name(&self, name: &str) -> bool {
         self.0.iter().any(|pattern| matches(pattern, name))
     }
@@ -37,25 +37,25 @@ impl fmt::Display for Patterns {
     }
 }
 
-/// Whether `name` is what `pattern` describes. A name has 15 bytes, so the number
-/// of ways to try is small, whatever the pattern.
+/// Keeps the set of ends: the positions in `name` up to which the pattern so far can match. A name
+/// has at most 15 bytes, so the set is small for any pattern.
 fn matches(pattern: &str, name: &str) -> bool {
-    let mut at: Vec<usize> = vec![0];
     let name: Vec<char> = name.chars().collect();
-    // `at`: up to where in the name the pattern so far may have come.
+    let mut ends = vec![0];
     for wanted in pattern.chars() {
-        at = match wanted {
-            '*' => at
-                .first()
-                .map_or_else(Vec::new, |first| (*first..=name.len()).collect()),
-            wanted => at
+        ends = match (wanted, ends.first()) {
+            ('*', Some(first)) => (*first..=name.len()).collect(),
+            _ => ends
                 .into_iter()
-                .filter(|i| name.get(*i).is_some_and(|c| wanted == '?' || wanted == *c))
-                .map(|i| i + 1)
+                .filter(|end| {
+                    name.get(*end)
+                        .is_some_and(|c| wanted == '?' || wanted == *c)
+                })
+                .map(|end| end + 1)
                 .collect(),
         };
     }
-    at.contains(&name.len())
+    ends.contains(&name.len())
 }
 
 #[cfg(test)]
