@@ -264,7 +264,7 @@ impl CachedAttachment {
     }
 
     /// `network/container/interface`, for messages.
-    pub fn whose(&self) -> String {
+    pub fn label(&self) -> String {
         let (network, id, ifname) = (&self.network_name, &self.container_id, &self.ifname);
         format!("{network}/{id}/{ifname}")
     }
@@ -298,15 +298,15 @@ pub struct Contents {
     /// The attachments whose file says all of it.
     pub attachments: Vec<CachedAttachment>,
     /// The files that do not. Their attachments are in use.
-    pub unclear: Vec<Unclear>,
+    pub unidentified: Vec<Unidentified>,
 }
 
 /// A file that does not say whose it is: cut short by a crash, not readable, no file at
 /// all, of an old libcni, or in contradiction to its own name.
 #[derive(Debug)]
-pub struct Unclear {
+pub struct Unidentified {
     /// The file.
-    pub file: PathBuf,
+    pub path: PathBuf,
     /// What is wrong with it; nothing is wrong with a file of an old libcni.
     pub fault: Option<String>,
     /// The attachment that its content names, if it names one.
@@ -319,22 +319,26 @@ impl Contents {
     pub fn in_use(&self, network: &str) -> Vec<ValidAttachment> {
         let known = self.attachments.iter();
         let known = known.filter(|it| it.network_name == network);
-        let possible = self.unclear.iter().flat_map(|it| it.owners(network));
+        let possible = self
+            .unidentified
+            .iter()
+            .flat_map(|it| it.possible_owners(network));
         known.map(CachedAttachment::owner).chain(possible).collect()
     }
 
     fn keep_network(&mut self, network: &str) {
         self.attachments.retain(|it| it.network_name == network);
-        self.unclear.retain(|it| !it.owners(network).is_empty());
+        self.unidentified
+            .retain(|it| !it.possible_owners(network).is_empty());
     }
 }
 
-impl Unclear {
+impl Unidentified {
     /// Whether it may be the file of an owner of published ports.
     pub fn may_be(&self, owner: &PortOwner) -> bool {
         match owner.attachment() {
             None => true,
-            Some(it) => self.owners(&it.network).iter().any(|of| {
+            Some(it) => self.possible_owners(&it.network).iter().any(|of| {
                 of.container_id == it.container_id.as_str() && of.ifname == it.ifname.as_str()
             }),
         }
@@ -342,8 +346,8 @@ impl Unclear {
 
     /// The attachments to `network` that the file may stand for. The name
     /// `NETWORK-CONTAINER-INTERFACE` has several readings where a part has a `-`: all count.
-    pub fn owners(&self, network: &str) -> Vec<ValidAttachment> {
-        let name = self.file.file_name().and_then(|name| name.to_str());
+    pub fn possible_owners(&self, network: &str) -> Vec<ValidAttachment> {
+        let name = self.path.file_name().and_then(|name| name.to_str());
         let rest = name
             .and_then(|name| name.strip_prefix(network))
             .and_then(|name| name.strip_prefix('-'));
@@ -374,17 +378,17 @@ fn read_all(files: &[PathBuf]) -> Contents {
     for file in files {
         match read(file) {
             Ok(attachment) => contents.attachments.push(attachment),
-            Err(unclear) => contents.unclear.push(*unclear),
+            Err(unclear) => contents.unidentified.push(*unclear),
         }
     }
     contents
 }
 
 /// The attachment in a file, which must be named after it.
-fn read(file: &Path) -> Result<CachedAttachment, Box<Unclear>> {
+fn read(file: &Path) -> Result<CachedAttachment, Box<Unidentified>> {
     let unclear = |fault: Option<String>, named| {
-        Box::new(Unclear {
-            file: file.to_owned(),
+        Box::new(Unidentified {
+            path: file.to_owned(),
             fault,
             named,
         })
@@ -405,7 +409,7 @@ fn read(file: &Path) -> Result<CachedAttachment, Box<Unclear>> {
         .decode()
         .map_err(|error| fault(error.to_string()))?;
     if file.file_name() != Some(attachment.key().file_name().as_ref()) {
-        let whose = attachment.whose();
+        let whose = attachment.label();
         let contradiction = format!("its content is of {whose}, its name is not");
         return Err(unclear(Some(contradiction), Some(attachment)));
     }
@@ -504,8 +508,11 @@ mod tests {
         assert_eq!(read.result_as("1.0.0").unwrap(), Some(result()));
         let contents = cache.of_network("n").unwrap();
         assert!(contents.attachments.is_empty());
-        assert_eq!(contents.unclear[0].owners("n"), [owner("c", "eth0")]);
-        assert_eq!(contents.unclear[0].fault, None);
+        assert_eq!(
+            contents.unidentified[0].possible_owners("n"),
+            [owner("c", "eth0")]
+        );
+        assert_eq!(contents.unidentified[0].fault, None);
     }
 
     #[test]
@@ -537,7 +544,7 @@ mod tests {
         cache.put(&other).unwrap();
         let listed = cache.of_network("n").unwrap();
         assert_eq!(listed.attachments, [attachment()]);
-        assert!(listed.unclear.is_empty(), "{listed:?}");
+        assert!(listed.unidentified.is_empty(), "{listed:?}");
     }
 
     fn owner(id: &str, ifname: &str) -> ValidAttachment {
@@ -549,8 +556,8 @@ mod tests {
 
     /// Those of files that are not clear.
     fn owners(cache: &Cache, network: &str) -> Vec<ValidAttachment> {
-        let unclear = cache.of_network(network).unwrap().unclear;
-        let owners = unclear.iter().flat_map(|it| it.owners(network));
+        let unclear = cache.of_network(network).unwrap().unidentified;
+        let owners = unclear.iter().flat_map(|it| it.possible_owners(network));
         owners.collect()
     }
 
@@ -577,8 +584,8 @@ mod tests {
             fs::write(results.join("n-c-eth0"), text).unwrap();
             assert_eq!(owners(&cache, "n"), [owner("c", "eth0")], "{text}");
             let listed = cache.of_network("n").unwrap();
-            assert!(listed.attachments.is_empty() && listed.unclear[0].fault.is_some());
-            assert!(cache.of_network("c").unwrap().unclear.is_empty());
+            assert!(listed.attachments.is_empty() && listed.unidentified[0].fault.is_some());
+            assert!(cache.of_network("c").unwrap().unidentified.is_empty());
         }
         fs::remove_file(results.join("n-c-eth0")).unwrap();
         fs::create_dir(results.join("n-a-b-eth0-x")).unwrap();

@@ -6,6 +6,7 @@ mod check;
 mod del;
 mod gc;
 mod manual;
+mod node;
 mod peers;
 mod release;
 mod resync;

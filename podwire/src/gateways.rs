@@ -1,26 +1,19 @@
-//! What another program took from the bridges of pods that live: NetworkManager, for one, sets
-//! interfaces down and takes addresses from them that it did not give. Each ADD puts the
-//! gateway's addresses there; between two ADDs `podwire resync` does.
+//! Restores bridges that another program has changed: NetworkManager, for example, sets
+//! interfaces down and removes addresses that it did not add. Each ADD restores the gateway's
+//! addresses; between two ADDs `podwire resync` does.
 
 use anyhow::{Context, Result};
 use bridge::plan::Vlans;
 use bridge::vlan;
-use cni::AddResult;
-use cni::conf::NetConf;
 use cni::env::IfName;
-use cni::json::Json;
-use cni::version::Version;
 use ipnetwork::IpNetwork;
 use netlink::{Link, Netlink};
 use packet_filter::node::Report;
-use serde::Deserialize;
 use wiring::{Addressing, Gateway, gateway};
 
-use crate::arguments::Arguments;
-use crate::cache::CachedAttachment;
-use crate::outside;
+use crate::pods::{Attached, Plan, Planned};
 
-/// What was put back, or would be.
+/// What was restored, or would be.
 #[derive(Debug, Default)]
 pub struct Restored {
     done: Vec<String>,
@@ -37,29 +30,23 @@ struct Wanted {
     addresses: Vec<IpNetwork>,
 }
 
-/// Sets bridges up and gives them the gateway's addresses, as the attachments in the cache want
-/// it. `dry`: only tells.
+/// Sets the bridges of these attachments up, and adds the gateway's addresses to them. `dry`
+/// only reports.
 ///
 /// # Errors
-/// The kernel cannot be asked, or refuses.
-pub fn resync(arguments: &Arguments, network: Option<&str>, dry: bool) -> Result<Restored> {
-    let mut attachments = arguments.cache().oldest_first()?.attachments;
-    attachments.retain(|it| network.is_none_or(|name| name == it.network_name));
-    attachments.retain(|it| !outside::is_gone(&it.netns));
+/// A netlink request fails.
+pub fn resync(attached: &[Attached], dry: bool) -> Result<Restored> {
     let host = Netlink::open()?;
     let mut restored = Restored::default();
-    // Where two differ, the newest ADD counts, as it did when it was made.
-    for cached in attachments.iter().rev() {
-        // What cannot be read is told with the packet filter's part.
-        for wanted in wanted(arguments, cached).unwrap_or_default() {
-            restored.settle(&host, &wanted, dry)?;
-        }
+    // Where two differ, the newest ADD counts, as at the time of the ADD.
+    for wanted in attached.iter().rev().flat_map(wanted) {
+        restored.settle(&host, &wanted, dry)?;
     }
     Ok(restored)
 }
 
 impl Restored {
-    /// Adds it to what is told of the packet filter.
+    /// Adds it to the report about the packet filter.
     pub fn add_to(self, report: &mut Report, dry: bool) {
         report.done.extend(self.done);
         report.left.extend(self.left);
@@ -72,7 +59,7 @@ impl Restored {
         let name = &wanted.bridge;
         let Some(bridge) = host.find_link(name)? else {
             self.leave(format!(
-                "{name} is not there: its pods have to be made anew"
+                "{name} is missing: its pods have to be created again"
             ));
             return Ok(());
         };
@@ -83,7 +70,7 @@ impl Restored {
         let interface = match host.find_link(name.as_str())? {
             Some(interface) => interface,
             None if dry => {
-                self.does(name.to_string(), format!("# make {name} anew"));
+                self.does(name.to_string(), format!("# create {name}"));
                 return Ok(());
             }
             None => {
@@ -130,7 +117,7 @@ impl Restored {
         Ok(())
     }
 
-    /// Pods share a bridge: each thing is told once.
+    /// Pods share a bridge: each change is reported once.
     fn does(&mut self, what: String, command: String) {
         if !self.done.contains(&what) {
             self.done.push(what);
@@ -145,41 +132,32 @@ impl Restored {
     }
 }
 
-/// What the plugins of the ADD made sure of.
-fn wanted(arguments: &Arguments, cached: &CachedAttachment) -> Result<Vec<Wanted>> {
-    let list = outside::network_list(arguments, cached)?;
-    let result = cached.result.as_ref().context("no result in the cache")?;
-    let result = AddResult::decode_any(&Json::deserialize(result)?, Version::V0_1_0)?;
-    let mut all = Vec::new();
-    for plugin in &list.plugins {
-        let document = outside::document(cached, &list, plugin)?;
-        let has_ipam = !document.decode::<NetConf>()?.ipam.plugin.is_empty();
-        let addresses = |gateway: Gateway| match has_ipam {
-            true => Addressing::gateways_in(&result, gateway, &cached.ifname),
-            false => Vec::new(),
+/// What the plugins of an attachment want of its bridges.
+fn wanted(attached: &Attached) -> Vec<Wanted> {
+    let wanted = |plugin: &Planned| {
+        let addresses = |gateway: Gateway| {
+            if !plugin.has_ipam {
+                return Vec::new();
+            }
+            Addressing::gateways_in(&attached.result, gateway, attached.owner.ifname.as_str())
         };
-        match plugin.plugin.as_str() {
-            "bridge" => {
-                let plan = bridge::plan::Plan::new(&document.decode()?, has_ipam, None)?;
+        match &plugin.plan {
+            Plan::Bridge(plan) => {
                 let addresses = addresses(plan.gateway);
-                let in_vlan = plan.vlan_gateway.filter(|_| !addresses.is_empty());
-                all.push(Wanted {
+                let in_vlan = plan.vlan_gateway.clone().filter(|_| !addresses.is_empty());
+                Some(Wanted {
                     bridge: plan.bridge.to_string(),
-                    in_vlan: in_vlan.map(|name| (name, plan.vlans)),
+                    in_vlan: in_vlan.map(|name| (name, plan.vlans.clone())),
                     addresses,
-                });
+                })
             }
-            "vxlan" => {
-                let keys = document.decode()?;
-                let plan = vxlan::plan::Plan::new(&keys, &list.name, has_ipam, None)?;
-                all.push(Wanted {
-                    bridge: plan.network.bridge.to_string(),
-                    in_vlan: None,
-                    addresses: addresses(plan.gateway),
-                });
-            }
-            _ => {}
+            Plan::Vxlan(plan) => Some(Wanted {
+                bridge: plan.network.bridge.to_string(),
+                in_vlan: None,
+                addresses: addresses(plan.gateway),
+            }),
+            Plan::Ptp(_) | Plan::Portmap(_) => None,
         }
-    }
-    Ok(all)
+    };
+    attached.plugins.iter().filter_map(wanted).collect()
 }

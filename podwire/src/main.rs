@@ -11,10 +11,10 @@ mod commands;
 mod gateways;
 mod network_list;
 mod output;
-mod outside;
+mod pods;
 mod probe;
 mod request_config;
-mod strangers;
+mod unknown_owners;
 mod validate;
 
 use std::process::ExitCode;

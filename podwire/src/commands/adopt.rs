@@ -2,15 +2,15 @@
 
 use anyhow::Result;
 
+use super::node::{self, Task};
 use super::{Command, Verdict};
 use crate::arguments::Arguments;
-use crate::outside::{self, Task};
 
 pub const COMMAND: Command = Command {
     name: "adopt",
     summary: "rewrite the rules of the Go plugins as podwire's",
     about: ABOUT,
-    options: outside::OPTIONS,
+    options: node::OPTIONS,
     outcome: OUTCOME,
     run,
 };
@@ -47,10 +47,10 @@ Examples:
 
 fn run(arguments: &Arguments) -> Result<Verdict> {
     let task = Task {
-        run: &packet_filter::node::adopt,
+        run: &|pods, dry| packet_filter::node::adopt(&pods.wanted, dry),
         done: "adopted",
         nothing: "there was nothing of the Go plugins",
         ours: true,
     };
-    outside::run(arguments, &task)
+    node::run(arguments, &task)
 }

@@ -10,10 +10,10 @@ use packet_filter::Nftables;
 use super::{Command, Opt, Verdict};
 use crate::arguments::{Arguments, Flag};
 use crate::attach::{Attachment, Chain};
-use crate::cache::{CachedAttachment, Unclear};
+use crate::cache::{CachedAttachment, Unidentified};
 use crate::network_list::NetworkList;
 use crate::output::counted;
-use crate::strangers::{self, Strangers};
+use crate::unknown_owners::{self, UnknownOwners};
 
 pub const COMMAND: Command = Command {
     name: "gc",
@@ -85,7 +85,7 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
     }
     let cached = cache.of_network(network)?;
     let mut all = BestEffort::new();
-    for file in &cached.unclear {
+    for file in &cached.unidentified {
         told(file, keeps, &mut all);
     }
     let valid = match keeps {
@@ -122,19 +122,19 @@ fn collect(
     let mut valid = valid.to_vec();
     if keeps {
         let contents = arguments.cache().of_network(network)?;
-        let strangers = Strangers::find(&contents, Some(network), |_| true)?;
-        for owner in &strangers.gone {
+        let unknown = UnknownOwners::find(&contents, Some(network), |_| true)?;
+        for owner in &unknown.gone {
             let line = format!("removed: ports of {}, which is gone", owner.name);
             arguments.output().remark(&line)?;
         }
-        for (owner, why) in &strangers.alive {
+        for (owner, why) in &unknown.alive {
             cni::log(format_args!(
                 "podwire: left as it is: ports of {}: {why}",
                 owner.name
             ));
         }
-        strangers.remove_gone()?;
-        valid.extend(strangers::with_veth(network)?);
+        unknown.remove_gone()?;
+        valid.extend(unknown_owners::with_veth(network)?);
     } else {
         Leftovers::collect_published(network, &valid)?;
     }
@@ -145,8 +145,8 @@ fn collect(
 }
 
 /// What a file that is not clear means for the command.
-fn told(file: &Unclear, keeps: bool, all: &mut BestEffort) {
-    let name = file.file.display();
+fn told(file: &Unidentified, keeps: bool, all: &mut BestEffort) {
+    let name = file.path.display();
     let fault = file.fault.as_deref();
     let fault = fault.unwrap_or("a result of an old libcni, which does not say whose it is");
     let consequence = match keeps {

@@ -2,15 +2,15 @@
 
 use anyhow::Result;
 
+use super::node::{self, Task};
 use super::{Command, Verdict};
 use crate::arguments::Arguments;
-use crate::outside::{self, Task};
 
 pub const COMMAND: Command = Command {
     name: "release",
     summary: "rewrite podwire's rules as those of the Go plugins",
     about: ABOUT,
-    options: outside::OPTIONS,
+    options: node::OPTIONS,
     outcome: OUTCOME,
     run,
 };
@@ -51,10 +51,10 @@ Examples:
 
 fn run(arguments: &Arguments) -> Result<Verdict> {
     let task = Task {
-        run: &packet_filter::node::release,
+        run: &|pods, dry| packet_filter::node::release(&pods.wanted, dry),
         done: "released",
         nothing: "there was nothing of podwire",
         ours: false,
     };
-    outside::run(arguments, &task)
+    node::run(arguments, &task)
 }

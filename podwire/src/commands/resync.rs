@@ -2,16 +2,16 @@
 
 use anyhow::Result;
 
+use super::node::{self, Task};
 use super::{Command, Verdict};
 use crate::arguments::Arguments;
 use crate::gateways;
-use crate::outside::{self, Task};
 
 pub const COMMAND: Command = Command {
     name: "resync",
     summary: "put back what other programs took away",
     about: ABOUT,
-    options: outside::OPTIONS,
+    options: node::OPTIONS,
     outcome: OUTCOME,
     run,
 };
@@ -45,12 +45,11 @@ Examples:
 ";
 
 fn run(arguments: &Arguments) -> Result<Verdict> {
-    let network = arguments.words(&["[NETWORK]"])?.first().map(String::as_str);
     let task = Task {
         run: &|pods, dry| {
-            // Before the packet filter, whose rules are for what passes here.
-            let restored = gateways::resync(arguments, network, dry)?;
-            let mut report = packet_filter::node::resync(pods, dry)?;
+            // Before the packet filter, whose rules are about the bridges' traffic.
+            let restored = gateways::resync(&pods.attached, dry)?;
+            let mut report = packet_filter::node::resync(&pods.wanted, dry)?;
             restored.add_to(&mut report, dry);
             Ok(report)
         },
@@ -58,5 +57,5 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
         nothing: "nothing was missing",
         ours: true,
     };
-    outside::run(arguments, &task)
+    node::run(arguments, &task)
 }

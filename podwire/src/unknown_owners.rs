@@ -1,8 +1,8 @@
-//! Owners of published ports that the cache does not know: what a suite that does not look
-//! into podwire's tables has left of its pods, or pods of a runtime whose cache is elsewhere.
+//! Owners of published ports that are not in the cache: pods that another suite's DEL has
+//! deleted without podwire's rules, or pods of a runtime whose cache is elsewhere.
 //!
-//! A port of a pod that is gone leads nowhere, and whoever gets that port next is not reached:
-//! such ports are removed. What may be of a living pod stays and is told.
+//! A port of a deleted pod leads nowhere, and hides the port of the next pod. Such ports are
+//! removed. Those of pods that may live stay, and are reported.
 
 use std::collections::HashSet;
 use std::fs;
@@ -19,21 +19,21 @@ use packet_filter::{Nftables, PortOwner, local_addresses};
 
 use crate::cache::{CachedAttachment, Contents};
 
-/// The owners that the cache does not know.
+/// Owners that are not in the cache.
 #[derive(Debug, Default)]
-pub struct Strangers {
+pub struct UnknownOwners {
     /// Those whose pod is gone.
     pub gone: Vec<PortOwner>,
-    /// Those that may live, each with what says so.
+    /// Those whose pod may live, and why.
     pub alive: Vec<(PortOwner, String)>,
 }
 
-impl Strangers {
-    /// Owners of ports, in `network` or in all, that are not among the attachments of `contents`
-    /// that are `known`.
+impl UnknownOwners {
+    /// Finds the owners of ports in `network`, or in all networks, that are not among the
+    /// `known` attachments of `contents`.
     ///
     /// # Errors
-    /// The kernel cannot be asked.
+    /// A netlink request fails.
     pub fn find(
         contents: &Contents,
         network: Option<&str>,
@@ -69,23 +69,22 @@ impl Strangers {
         Ok(found)
     }
 
-    /// Removes the ports of those that are gone.
+    /// Removes the ports of pods that are gone.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// The kernel refuses it.
     pub fn remove_gone(&self) -> Result<()> {
-        match self.gone.is_empty() {
-            true => Ok(()),
-            false => Nftables::open()?.remove_ports(&self.gone),
+        if self.gone.is_empty() {
+            return Ok(());
         }
+        Nftables::open()?.remove_ports(&self.gone)
     }
 }
 
-/// Attachments to `network` that have a veth pair on this node, as far as its alias spells
-/// them out.
+/// Attachments to `network` that have a veth pair on this node, by its alias.
 ///
 /// # Errors
-/// The kernel cannot be asked.
+/// A netlink request fails.
 pub fn with_veth(network: &str) -> Result<Vec<ValidAttachment>> {
     let prefix = alias_prefix(network);
     let links = Netlink::open()?.list_links()?;
@@ -98,22 +97,27 @@ pub fn with_veth(network: &str) -> Result<Vec<ValidAttachment>> {
     Ok(attachments.collect())
 }
 
-/// Where signs of life are looked for.
+/// Where signs that a pod lives are looked for.
 struct Signs<'a> {
     host: Netlink,
     contents: &'a Contents,
-    /// The addresses of pods that are known: of another one they say nothing.
+    /// The addresses of known pods: they are no sign of another pod.
     reused: HashSet<IpAddr>,
-    /// Those of all network namespaces, once they have been looked for.
+    /// The addresses in all network namespaces, once they have been read.
     namespaces: Option<Result<HashSet<IpAddr>>>,
 }
 
 impl Signs<'_> {
-    /// Why the pod of `owner` may live; `None` if nothing says so. What cannot be looked
-    /// at may.
+    /// Why the pod of `owner` may live; `None` without a sign. It may live if a sign cannot
+    /// be read.
     fn of(&mut self, owner: &PortOwner) -> Option<String> {
-        if let Some(file) = self.contents.unclear.iter().find(|it| it.may_be(owner)) {
-            return Some(format!("{} cannot be read", file.file.display()));
+        if let Some(file) = self
+            .contents
+            .unidentified
+            .iter()
+            .find(|it| it.may_be(owner))
+        {
+            return Some(format!("{} cannot be read", file.path.display()));
         }
         if let Some(attachment) = owner.attachment() {
             match wiring::port::has_host_veth(&self.host, &attachment) {
@@ -135,7 +139,7 @@ impl Signs<'_> {
     }
 }
 
-/// The addresses in all network namespaces that have a name, as runtimes give them.
+/// The addresses in all named network namespaces: runtimes name theirs.
 fn addresses_in_namespaces() -> Result<HashSet<IpAddr>> {
     let mut addresses = HashSet::new();
     for path in entries(Path::new("/run/netns"))? {
