@@ -94,7 +94,7 @@ fn end(tuple: &[u8], [v4, v6]: [u16; 2], port: u16) -> Option<SocketAddr> {
 /// PORT`. Kernels before 5.8 do not filter: then there are others among them.
 ///
 /// # Errors
-/// The kernel cannot be asked.
+/// What the kernel refuses.
 pub fn list_udp(socket: &Socket, ipv4: bool, port: u16) -> Result<Vec<Connection>, Error> {
     let protocol = Attributes::new()
         .bytes(CTA_PROTO_NUM, &[Protocol::Udp.number()])

@@ -157,11 +157,11 @@ fn address_text(side: Side, network: &IpNetwork, not: &str) -> String {
         Side::Destination => "daddr",
     };
     let address = network.network();
-    let prefix = match usize::from(network.prefix()) < octets(address).len() * 8 {
-        true => format!("/{}", network.prefix()),
-        false => String::new(),
-    };
-    format!("{ip} {side} {not}{address}{prefix}")
+    let mut text = format!("{ip} {side} {not}{address}");
+    if usize::from(network.prefix()) < octets(address).len() * 8 {
+        text += &format!("/{}", network.prefix());
+    }
+    text
 }
 
 fn mac_text(mac: &[u8; 6]) -> String {
@@ -211,10 +211,12 @@ fn covers(wanted: &[u8], found: &[u8]) -> bool {
     const NLA_F_NESTED: u16 = 0x8000;
     flagged_attributes(wanted).all(|(kind, wanted)| {
         // The kernel does not flag all that it nests; we do.
-        let nested = kind & NLA_F_NESTED != 0;
-        find(found, kind & !NLA_F_NESTED).is_some_and(|found| match nested {
-            true => covers(wanted, found),
-            false => wanted == found,
+        find(found, kind & !NLA_F_NESTED).is_some_and(|found| {
+            if kind & NLA_F_NESTED != 0 {
+                covers(wanted, found)
+            } else {
+                wanted == found
+            }
         })
     })
 }

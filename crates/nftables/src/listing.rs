@@ -107,7 +107,7 @@ pub fn has_exactly(rules: &[Listed], chain: &str, wanted: &[Rule]) -> bool {
 /// The rules of `table` in their order: `nft -a list table`.
 ///
 /// # Errors
-/// The kernel cannot be asked.
+/// What the kernel refuses.
 pub fn rules(socket: &Socket, table: Table) -> Result<Vec<Listed>, Error> {
     let which = Attributes::new().text(NFTA_RULE_TABLE, table.name);
     read_rules(socket, table, &which)
@@ -116,7 +116,7 @@ pub fn rules(socket: &Socket, table: Table) -> Result<Vec<Listed>, Error> {
 /// The rules of one chain: `nft -a list chain`.
 ///
 /// # Errors
-/// The kernel cannot be asked.
+/// What the kernel refuses.
 pub fn chain_rules(socket: &Socket, table: Table, chain: &str) -> Result<Vec<Listed>, Error> {
     let which = Attributes::new()
         .text(NFTA_RULE_TABLE, table.name)
@@ -136,7 +136,7 @@ fn read_rules(socket: &Socket, table: Table, which: &Attributes) -> Result<Vec<L
 /// Whether there is any table of `family`, whatever program made it: `nft list tables FAMILY`.
 ///
 /// # Errors
-/// The kernel cannot be asked, or does not have the family.
+/// The kernel refuses, or does not have the family.
 pub fn has_tables(socket: &Socket, family: Family) -> Result<bool, Error> {
     let request = request(family, libc::NFT_MSG_GETTABLE, &Attributes::new());
     let found = none_where_absent(socket.dump(&request, |_| Some(())));
@@ -181,11 +181,24 @@ fn is_present(
     }
 }
 
-/// The elements of `set` whose comment is `wanted`.
+/// The elements of `sets` whose comment is `wanted`: `nft list set` for each.
 ///
 /// # Errors
-/// The kernel cannot be asked.
+/// What the kernel refuses.
 pub fn elements(
+    socket: &Socket,
+    table: Table,
+    sets: &[Set],
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Vec<Element>, Error> {
+    let mut all = Vec::new();
+    for set in sets {
+        all.extend(set_elements(socket, table, *set, &wanted)?);
+    }
+    Ok(all)
+}
+
+fn set_elements(
     socket: &Socket,
     table: Table,
     set: Set,
@@ -216,7 +229,7 @@ pub fn elements(
 /// The element of `set` that has this key.
 ///
 /// # Errors
-/// The kernel cannot be asked.
+/// What the kernel refuses.
 pub fn element_at(
     socket: &Socket,
     table: Table,

@@ -52,24 +52,30 @@ impl Type {
         const L4PROTO: &[u32] = &[libc::NFT_META_L4PROTO as u32];
         const IIFNAME: &[u32] = &[libc::NFT_META_IIFNAME as u32];
         const MARK: &[u32] = &[libc::NFT_META_MARK as u32];
-        let facts = |name, number, bytes, expression, user_data| Facts {
+        let (name, number, bytes, expression, user_data) = match self {
+            Self::Address if family == Family::Ip6 => {
+                ("ipv6_addr", 8, 16, "ip6 saddr", (PAYLOAD, &[13, 8][..]))
+            }
+            Self::Address => ("ipv4_addr", 7, 4, "ip saddr", (PAYLOAD, &[12, 11][..])),
+            Self::Protocol => ("inet_proto", 12, 1, "meta l4proto", (META, L4PROTO)),
+            Self::Port => ("inet_service", 13, 2, "udp dport", (PAYLOAD, &[6, 2][..])),
+            Self::Interface => ("ifname", 41, 16, "iifname", (META, IIFNAME)),
+            // Of no protocol: after the transport header (3), from bit 96, 24 bits.
+            Self::Vni => (
+                "integer",
+                4,
+                3,
+                "@th,96,24",
+                (PAYLOAD, &[0, 0, 3, 96, 24][..]),
+            ),
+            Self::Number => ("mark", 19, 4, "meta mark", (META, MARK)),
+        };
+        Facts {
             name,
             number,
             bytes,
             expression,
             user_data,
-        };
-        match self {
-            Self::Address if family == Family::Ip6 => {
-                facts("ipv6_addr", 8, 16, "ip6 saddr", (PAYLOAD, &[13, 8]))
-            }
-            Self::Address => facts("ipv4_addr", 7, 4, "ip saddr", (PAYLOAD, &[12, 11])),
-            Self::Protocol => facts("inet_proto", 12, 1, "meta l4proto", (META, L4PROTO)),
-            Self::Port => facts("inet_service", 13, 2, "udp dport", (PAYLOAD, &[6, 2])),
-            Self::Interface => facts("ifname", 41, 16, "iifname", (META, IIFNAME)),
-            // Of no protocol: after the transport header (3), from bit 96, 24 bits.
-            Self::Vni => facts("integer", 4, 3, "@th,96,24", (PAYLOAD, &[0, 0, 3, 96, 24])),
-            Self::Number => facts("mark", 19, 4, "meta mark", (META, MARK)),
         }
     }
 
@@ -152,9 +158,10 @@ impl Set {
             let words: Vec<_> = types.iter().map(|it| word(it.facts(family))).collect();
             words.join(" . ")
         };
-        let key = match self.is_typeof() {
-            true => format!("typeof {}", join(self.key, |it| it.expression)),
-            false => format!("type {}", join(self.key, |it| it.name)),
+        let key = if self.is_typeof() {
+            format!("typeof {}", join(self.key, |it| it.expression))
+        } else {
+            format!("type {}", join(self.key, |it| it.name))
         };
         match self.value {
             [] => key,

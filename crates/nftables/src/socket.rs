@@ -128,10 +128,10 @@ impl Socket {
     ) -> Result<Vec<T>, Refusal> {
         let read = |it: transport::Message<'_>| read(it.netfilter_attributes());
         let found = self.inner.dump(request, read)?;
-        match found.interrupted {
-            true => Err(Errno::EINTR.into()),
-            false => Ok(found.entries),
+        if found.interrupted {
+            return Err(Errno::EINTR.into());
         }
+        Ok(found.entries)
     }
 
     /// Carries out all of `requests` or none; none also where the rule set is not the one with

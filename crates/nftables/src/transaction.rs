@@ -135,9 +135,10 @@ impl Chain {
         if !self.comment.is_empty() {
             parts += &format!(" comment \"{}\" ;", self.comment);
         }
-        match parts.is_empty() {
-            true => parts,
-            false => format!(" {{{parts} }}"),
+        if parts.is_empty() {
+            parts
+        } else {
+            format!(" {{{parts} }}")
         }
     }
 }
@@ -296,17 +297,11 @@ impl Change {
         let (table, whole) = (self.table.name, !self.verb.deletes());
         let it = Attributes::new();
         match &self.object {
-            Object::Table => {
-                let it = it.text(NFTA_TABLE_NAME, table);
-                match whole {
-                    true => commented(
-                        it.u32(NFTA_TABLE_FLAGS, 0),
-                        NFTA_TABLE_USERDATA,
-                        self.table.comment,
-                    ),
-                    false => it,
-                }
+            Object::Table if whole => {
+                let it = it.text(NFTA_TABLE_NAME, table).u32(NFTA_TABLE_FLAGS, 0);
+                commented(it, NFTA_TABLE_USERDATA, self.table.comment)
             }
+            Object::Table => it.text(NFTA_TABLE_NAME, table),
             Object::Chain(chain) if self.verb == Verb::Flush => it
                 .text(NFTA_RULE_TABLE, table)
                 .text(NFTA_RULE_CHAIN, &chain.name),
@@ -349,9 +344,10 @@ impl Change {
 }
 
 fn commented(it: Attributes, kind: u16, comment: &str) -> Attributes {
-    match comment.is_empty() {
-        true => it,
-        false => it.bytes(kind, &comment_data(comment)),
+    if comment.is_empty() {
+        it
+    } else {
+        it.bytes(kind, &comment_data(comment))
     }
 }
 

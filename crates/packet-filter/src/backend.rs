@@ -14,7 +14,7 @@ use cni::conf::ValidAttachment;
 
 pub use self::iptables::{Families, Iptables};
 pub use self::nftables::Nftables;
-pub(crate) use self::nftables::complete;
+pub(crate) use self::nftables::{complete, network_comment};
 use crate::masquerade::Masquerade;
 use crate::ports::{HostPorts, Notice, UdpPort, Which};
 
@@ -48,16 +48,14 @@ impl fmt::Display for Kind {
 }
 
 /// What each back end does. Every method is one transaction for each table, and knows the rules of
-/// the Go plugins as well as ours.
+/// the Go plugins as well as ours. It fails with what the back end refuses; `check_*` also with what is
+/// missing.
 pub trait Backend {
     /// Which one it is.
     fn kind(&self) -> Kind;
 
     /// Masquerades; to repeat it does no harm. Returns whether there are rules for other subnets of
     /// the network, which may be stale.
-    ///
-    /// # Errors
-    /// What the back end refuses.
     fn masquerade(&self, wanted: &Masquerade) -> Result<bool>;
 
     /// Removes the masquerade of this pod alone, found by owner.
@@ -66,46 +64,25 @@ pub trait Backend {
     /// container on one network share a chain that does not name them. With addresses, only this
     /// interface's jumps to it are removed, and the chain with the last jump; without any, all of the
     /// container's on this network.
-    ///
-    /// # Errors
-    /// What the back end refuses.
     fn remove_masquerade(&self, owner: &Attachment, addresses: &[IpAddr]) -> Result<()>;
 
-    /// Fails with what is missing.
-    ///
-    /// # Errors
-    /// As above.
+    /// Fails unless the pod is masqueraded.
     fn check_masquerade(&self, wanted: &Masquerade) -> Result<()>;
 
     /// Removes the masquerade of pods of `network` that are not `valid`; if none is valid, that of
     /// the network itself.
-    ///
-    /// # Errors
-    /// What the back end refuses.
     fn collect_masquerade(&self, network: &str, valid: &[ValidAttachment]) -> Result<()>;
 
     /// Publishes ports; the newest mapping of a port wins. Returns what others have lost.
-    ///
-    /// # Errors
-    /// What the back end refuses.
     fn publish(&self, wanted: &HostPorts) -> Result<Vec<Notice>>;
 
     /// Removes the mappings of this owner, and no other's.
-    ///
-    /// # Errors
-    /// What the back end refuses.
     fn unpublish(&self, owner: &Attachment) -> Result<()>;
 
-    /// Fails with what is missing.
-    ///
-    /// # Errors
-    /// As above.
+    /// Fails unless the ports are published.
     fn check_published(&self, wanted: &HostPorts) -> Result<()>;
 
     /// Removes the mappings of attachments to `network` that are not `valid`.
-    ///
-    /// # Errors
-    /// What the back end refuses.
     fn collect_published(&self, network: &str, valid: &[ValidAttachment]) -> Result<()>;
 }
 

@@ -8,12 +8,11 @@
 //! them over: they were sent to the MAC of a pod, not to the gateway's.
 
 use anyhow::Result;
-use cni::names;
 use ipnetwork::IpNetwork;
 use nftables::listing::{self, in_chain};
 use nftables::{Chain, Family, Listed, Point, Rule, Side, Statement, Table, Transaction};
 
-use crate::backend::{Nftables, complete};
+use crate::backend::{Nftables, complete, network_comment};
 
 const TABLE: Table = Table::new(Family::Inet, "podwire_isolation");
 const FORWARD: &str = "forward";
@@ -45,7 +44,7 @@ impl Isolation {
         let mut rule = conditions(place);
         rule.statements.push(Statement::EtherDestination(self.mac));
         rule.statements.push(Statement::Drop);
-        rule.comment(comment(&self.network))
+        rule.comment(network_comment(&self.network))
     }
 }
 
@@ -62,7 +61,7 @@ impl Nftables {
     /// Fails if something of what isolates a network's pods is missing.
     ///
     /// # Errors
-    /// What is missing; the kernel cannot be asked.
+    /// What is missing; what the kernel refuses.
     pub fn check_isolation(&self, wanted: &Isolation) -> Result<()> {
         complete(missing(&listing::rules(&self.socket, TABLE)?, wanted))
     }
@@ -70,7 +69,7 @@ impl Nftables {
     /// Whether rules isolate pods of `network` elsewhere than at `kept`.
     ///
     /// # Errors
-    /// The kernel cannot be asked.
+    /// What the kernel refuses.
     pub fn has_stale_isolation(&self, network: &str, kept: &[Place]) -> Result<bool> {
         let found = listing::rules(&self.socket, TABLE)?;
         Ok(!stale(&found, network, kept).is_empty())
@@ -98,10 +97,6 @@ fn conditions((gateway, subnet): &Place) -> Rule {
         Statement::Address(Side::Source, *subnet),
         Statement::Address(Side::Destination, *subnet),
     ])
-}
-
-fn comment(network: &str) -> String {
-    format!("net: {}", names::short(network))
 }
 
 fn published() -> Rule {
@@ -173,7 +168,7 @@ fn begins_with_published(found: &[Listed]) -> bool {
 }
 
 fn of_network<'a>(found: &'a [Listed], network: &str) -> impl Iterator<Item = &'a Listed> {
-    let comment = comment(network);
+    let comment = network_comment(network);
     in_chain(found, FORWARD).filter(move |it| it.comment == comment)
 }
 

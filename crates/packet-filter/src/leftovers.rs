@@ -250,7 +250,7 @@ pub(crate) enum Hint {
 /// Whether iptables, in either variant, may have anything in its nat tables.
 ///
 /// # Errors
-/// nf_tables cannot be asked.
+/// nf_tables cannot be read.
 pub(crate) fn iptables_hint() -> Result<Hint> {
     if let Some(nftables) = Nftables::find()? {
         for family in [Family::Ip, Family::Ip6] {

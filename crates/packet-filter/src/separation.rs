@@ -6,14 +6,13 @@
 //! networks there are. Packets to a published port pass: it is published for everybody.
 
 use anyhow::Result;
-use cni::names;
 use nftables::listing::{self, has_in_order};
 use nftables::{
     Chain, Element, Error, Family, Field, Part, Point, Rule, Set, Socket, Statement, Table,
     Transaction, Type,
 };
 
-use crate::backend::{Nftables, complete};
+use crate::backend::{Nftables, complete, network_comment};
 use crate::vxlan_guard;
 
 const TABLE: Table = Table::new(Family::Inet, "podwire_networks");
@@ -41,7 +40,7 @@ impl Nftables {
     /// Fails if something of a network's separation is missing.
     ///
     /// # Errors
-    /// What is missing; the kernel cannot be asked.
+    /// What is missing; what the kernel refuses.
     pub fn check_separation(&self, wanted: &Separation) -> Result<()> {
         complete(missing(&self.socket, wanted)?)
     }
@@ -104,15 +103,6 @@ impl Layout {
         Ok(has_in_order(&found, FORWARD, &self.rules()))
     }
 
-    /// The elements whose comment is `wanted`.
-    fn found(self, socket: &Socket, wanted: impl Fn(&str) -> bool) -> Result<Vec<Element>, Error> {
-        let mut all = Vec::new();
-        for set in self.sets() {
-            all.extend(listing::elements(socket, TABLE, set, &wanted)?);
-        }
-        Ok(all)
-    }
-
     /// The elements of `wanted` that are not there.
     fn missing(self, socket: &Socket, wanted: &Separation) -> Result<Vec<Element>, Error> {
         let mut missing = Vec::new();
@@ -127,7 +117,7 @@ impl Layout {
 
 impl Separation {
     fn elements(&self, layout: Layout) -> Vec<Element> {
-        let comment = comment(&self.network);
+        let comment = network_comment(&self.network);
         let part = |name: &String| Part::interface(name);
         let mut all = Vec::new();
         for one in &self.devices {
@@ -151,7 +141,7 @@ pub fn add(socket: &Socket, wanted: &Separation) -> Result<Transaction, Error> {
     }
     let mut changes = additions(installed, LAYOUT.missing(socket, wanted)?);
     if !installed && OLD_LAYOUT.is_installed(socket)? {
-        let old = OLD_LAYOUT.found(socket, |_| true)?;
+        let old = listing::elements(socket, TABLE, &OLD_LAYOUT.sets(), |_| true)?;
         changes.extend(replacement(old, wanted));
     }
     Ok(changes)
@@ -160,7 +150,7 @@ pub fn add(socket: &Socket, wanted: &Separation) -> Result<Transaction, Error> {
 /// What follows new rules where there were those of an earlier release: its elements in our sets,
 /// without those of `wanted`, which are there already; its sets are deleted.
 fn replacement(old: Vec<Element>, wanted: &Separation) -> Transaction {
-    let own = comment(&wanted.network);
+    let own = network_comment(&wanted.network);
     let mut changes = Transaction::new();
     for element in old.into_iter().filter(|it| it.comment != own) {
         let set = if element.set == OLD_LAYOUT.members {
@@ -178,10 +168,10 @@ fn replacement(old: Vec<Element>, wanted: &Separation) -> Transaction {
 
 /// Changes that remove the elements of the network.
 fn remove(socket: &Socket, network: &str) -> Result<Transaction, Error> {
-    let comment = comment(network);
+    let comment = network_comment(network);
     let mut changes = Transaction::new();
-    for layout in [LAYOUT, OLD_LAYOUT] {
-        for element in layout.found(socket, |it| it == comment)? {
+    for sets in [LAYOUT.sets(), OLD_LAYOUT.sets()] {
+        for element in listing::elements(socket, TABLE, &sets, |it| it == comment)? {
             changes.delete_element(TABLE, element);
         }
     }
@@ -200,11 +190,6 @@ fn missing(socket: &Socket, wanted: &Separation) -> Result<Option<String>, Error
     let missing = additions(true, layout.missing(socket, wanted)?);
     let first = missing.changes().first();
     Ok(first.map(|change| format!("not done: {}", change.describe())))
-}
-
-/// A long name is hashed, so that two networks never have one comment.
-fn comment(network: &str) -> String {
-    format!("net: {}", names::short(network))
 }
 
 fn additions(installed: bool, missing: Vec<Element>) -> Transaction {

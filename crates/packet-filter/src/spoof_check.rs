@@ -85,7 +85,7 @@ impl Nftables {
     /// Fails if something of a check is missing.
     ///
     /// # Errors
-    /// What is missing; the kernel cannot be asked.
+    /// What is missing; what the kernel refuses.
     pub fn check_spoof_check(&self, wanted: &SpoofCheck) -> Result<()> {
         complete(missing(&listing::rules(&self.socket, TABLE)?, wanted))
     }

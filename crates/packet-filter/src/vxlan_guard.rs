@@ -21,14 +21,13 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 
 use anyhow::Result;
-use cni::names;
 use nftables::listing::{self, has_in_order};
 use nftables::{
     Chain, Element, Error, Family, Field, Part, Point, Rule, Set, Socket, Statement, Table,
     Transaction, Type,
 };
 
-use crate::backend::{Nftables, complete};
+use crate::backend::{Nftables, complete, network_comment};
 
 /// The UDP ports of all networks.
 const PORTS: Set = Set::new("ports", &[Type::Port]);
@@ -76,16 +75,16 @@ impl Nftables {
     /// written in one transaction.
     ///
     /// # Errors
-    /// The kernel cannot be asked.
+    /// What the kernel refuses.
     pub fn has_vxlan_guard(&self, wanted: &VxlanGuard) -> Result<bool> {
         let found = listing::element_at(&self.socket, wanted.table(), NETWORKS, &wanted.key())?;
-        Ok(found.is_some_and(|it| it.comment == comment(&wanted.network)))
+        Ok(found.is_some_and(|it| it.comment == network_comment(&wanted.network)))
     }
 
     /// Fails if something of it is missing, or if more is there.
     ///
     /// # Errors
-    /// What is missing; the kernel cannot be asked.
+    /// What is missing; what the kernel refuses.
     pub fn check_vxlan_guard(&self, wanted: &VxlanGuard) -> Result<()> {
         complete(missing(&self.socket, wanted)?)
     }
@@ -105,7 +104,7 @@ impl VxlanGuard {
     }
 
     fn elements(&self) -> Vec<Element> {
-        let comment = comment(&self.network);
+        let comment = network_comment(&self.network);
         let [port, vni] = self.key();
         let element = |set: Set, key: &[Part]| set.element(key, [], &comment);
         let mut all = vec![element(NETWORKS, &[port, vni])];
@@ -168,11 +167,6 @@ fn table(family: Family) -> Table {
     Table::new(family, "podwire_vxlan")
 }
 
-/// The comment of a network's elements.
-fn comment(network: &str) -> String {
-    format!("net: {}", names::short(network))
-}
-
 fn delete_all(changes: &mut Transaction, table: Table, elements: Vec<Element>) {
     for element in elements {
         changes.delete_element(table, element);
@@ -193,7 +187,7 @@ fn ensure(socket: &Socket, table: Table, wanted: &VxlanGuard) -> Result<Transact
 
 fn remove_from(socket: &Socket, table: Table, network: &str) -> Result<Transaction, Error> {
     let mut changes = Transaction::new();
-    let stale = of_comment(socket, table, &comment(network))?;
+    let stale = of_comment(socket, table, &network_comment(network))?;
     if stale.is_empty() {
         return Ok(changes);
     }
@@ -215,7 +209,7 @@ fn difference(
     table: Table,
     wanted: &VxlanGuard,
 ) -> Result<(Vec<Element>, Vec<Element>), Error> {
-    let own = comment(&wanted.network);
+    let own = network_comment(&wanted.network);
     let mut stale = of_comment(socket, table, &own)?;
     let mut missing = wanted.elements();
     let place = |it: &Element| (it.set.name, it.key.clone());
@@ -237,17 +231,13 @@ fn difference(
 }
 
 fn of_comment(socket: &Socket, table: Table, comment: &str) -> Result<Vec<Element>, Error> {
-    let mut all = Vec::new();
-    for set in SETS {
-        all.extend(listing::elements(socket, table, set, |it| it == comment)?);
-    }
-    Ok(all)
+    listing::elements(socket, table, &SETS, |it| it == comment)
 }
 
 /// The keys of all networks but one.
 fn networks(socket: &Socket, table: Table, but: &str) -> Result<Vec<Vec<Part>>, Error> {
-    let own = comment(but);
-    let others = listing::elements(socket, table, NETWORKS, |it| it != own)?;
+    let own = network_comment(but);
+    let others = listing::elements(socket, table, &[NETWORKS], |it| it != own)?;
     Ok(others.into_iter().map(|it| it.key).collect())
 }
 

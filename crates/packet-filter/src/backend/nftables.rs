@@ -4,8 +4,8 @@ use std::cell::Cell;
 use std::net::IpAddr;
 
 use anyhow::{Result, bail};
-use cni::Attachment;
 use cni::conf::ValidAttachment;
+use cni::{Attachment, names};
 use nftables::{
     Chain, Error, Family, Point, Socket, Table, Transaction, is_absent, listing, retry,
 };
@@ -34,7 +34,7 @@ impl Nftables {
     /// Opens it; `None` where the kernel has no nf_tables.
     ///
     /// # Errors
-    /// The kernel cannot be asked: without privilege, for example.
+    /// The kernel refuses: without privilege, for example.
     pub fn find() -> Result<Option<Self>> {
         let found = Socket::open().and_then(|socket| socket.generation().map(|_| socket));
         Ok(unless_absent(found)?.map(|socket| Self { socket }))
@@ -59,7 +59,7 @@ impl Nftables {
     /// Whether there is a table of this name, of whatever program.
     ///
     /// # Errors
-    /// The kernel cannot be asked.
+    /// What the kernel refuses.
     pub fn has_table(&self, family: Family, table: &str) -> Result<bool> {
         let found = unless_absent(listing::has_table(&self.socket, family, table))?;
         Ok(found.unwrap_or(false))
@@ -68,7 +68,7 @@ impl Nftables {
     /// Whether a table of whatever program has a chain of this name.
     ///
     /// # Errors
-    /// The kernel cannot be asked.
+    /// What the kernel refuses.
     pub fn has_chain(&self, family: Family, table: &str, chain: &str) -> Result<bool> {
         let found = unless_absent(listing::has_chain(&self.socket, family, table, chain))?;
         Ok(found.unwrap_or(false))
@@ -137,6 +137,12 @@ fn unless_absent<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
         Err(error) if is_absent(&error) => Ok(None),
         other => other.map(Some),
     }
+}
+
+/// The comment of a network's rules and elements. A long name is hashed, so that two networks never
+/// have one comment.
+pub(crate) fn network_comment(network: &str) -> String {
+    format!("net: {}", names::short(network))
 }
 
 /// Fails with what is missing, if anything is.

@@ -234,9 +234,10 @@ impl Program {
             return self.locked(program, "xtables lock").into();
         }
         let text = format!("{}: {message}", program.display());
-        match FORBIDDEN.iter().any(|it| message.contains(it)) {
-            true => Denied::new(text, NEEDED).into(),
-            false => anyhow!(text),
+        if FORBIDDEN.iter().any(|it| message.contains(it)) {
+            Denied::new(text, NEEDED).into()
+        } else {
+            anyhow!(text)
         }
     }
 

@@ -36,7 +36,7 @@ impl Nftables {
     /// Whether subnets of `network` that are not among `kept` are masqueraded.
     ///
     /// # Errors
-    /// The kernel cannot be asked.
+    /// What the kernel refuses.
     pub fn has_stale_masquerade(&self, network: &str, kept: &[IpNetwork]) -> Result<bool> {
         let found = rules(&self.socket)?;
         Ok(!stale(&found, network, kept).is_empty())
@@ -131,7 +131,12 @@ pub fn go_additions(found: &[Listed], all: &[&Masquerade]) -> Transaction {
             }
         }
     }
-    after_base(found, rules)
+    if rules.is_empty() {
+        return rules;
+    }
+    let mut all = base(leads_to_checks(found));
+    all.extend(rules);
+    all
 }
 
 /// Changes that remove the rules for `owner` alone.
@@ -215,24 +220,12 @@ pub fn additions(found: &[Listed], all: &[&Masquerade]) -> Transaction {
             seen.push(rule);
         }
     }
-    match leads_to_checks(found) {
+    if leads_to_checks(found) {
         // Table and chains are there. To name them again makes the close of the socket wait some
         // 10 ms for RCU, because the kernel takes it for an update of the chain.
-        true => rules,
-        false => {
-            let mut all = base(false);
-            all.extend(rules);
-            all
-        }
-    }
-}
-
-/// `rules`, if there are any, after the table and its chains.
-fn after_base(found: &[Listed], rules: Transaction) -> Transaction {
-    if rules.is_empty() {
         return rules;
     }
-    let mut all = base(leads_to_checks(found));
+    let mut all = base(false);
     all.extend(rules);
     all
 }
@@ -282,10 +275,11 @@ fn rule(wanted: &Masquerade, address: IpNetwork, fully_random: bool) -> Rule {
         rule.statements.push(elsewhere);
     }
     rule.statements.push(Statement::Masquerade { fully_random });
-    rule.comment(match is_single(&address) {
+    rule.comment(if is_single(&address) {
         // Such an address is the pod's alone: DEL removes the rule, as the Go plugins' DEL would.
-        true => pod_comment(&wanted.owner),
-        false => network_comment(&wanted.owner.network),
+        pod_comment(&wanted.owner)
+    } else {
+        network_comment(&wanted.owner.network)
     })
 }
 

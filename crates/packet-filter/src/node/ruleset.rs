@@ -1,4 +1,5 @@
 //! The nf_tables rules of all pods of a node: what is there, and one transaction with all changes.
+//! Methods fail with what the kernel refuses; to add, also where a condition is not valid.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -54,9 +55,6 @@ impl Ruleset {
 
     /// Adds what is missing of `wanted`. Ports that another owner has stay, and are returned; so are
     /// the owners of `wanted` whose ports do not change.
-    ///
-    /// # Errors
-    /// The kernel cannot be asked; a condition is more than one.
     pub fn add(&mut self, wanted: &Rules<'_>) -> Result<(Vec<Attachment>, Vec<Notice>)> {
         let socket = &self.nftables.socket;
         if !wanted.masquerades.is_empty() {
@@ -81,18 +79,12 @@ impl Ruleset {
     }
 
     /// Completes the tables of these ports. Returns whether they were incomplete.
-    ///
-    /// # Errors
-    /// The kernel cannot be asked.
     pub fn complete_tables(&mut self, all: &[&HostPorts]) -> Result<bool> {
         let changes = ports::completion(&self.nftables.socket, all)?;
         Ok(self.extend(changes))
     }
 
     /// Adds separations of networks.
-    ///
-    /// # Errors
-    /// The kernel cannot be asked.
     pub fn add_separations(&mut self, all: &[&Separation]) -> Result<()> {
         for wanted in all {
             let changes = separation::add(&self.nftables.socket, wanted)?;
@@ -102,18 +94,12 @@ impl Ruleset {
     }
 
     /// Adds a VXLAN guard. Returns whether anything of it was missing.
-    ///
-    /// # Errors
-    /// The kernel cannot be asked.
     pub fn add_vxlan_guard(&mut self, wanted: &VxlanGuard) -> Result<bool> {
         let changes = vxlan_guard::add(&self.nftables.socket, wanted)?;
         Ok(self.extend(changes))
     }
 
     /// Closes 127.0.0.0/8 of the node to packets from outside.
-    ///
-    /// # Errors
-    /// The kernel cannot be asked.
     pub fn close_localhost(&mut self) -> Result<()> {
         let changes = ports::close_localhost(&self.nftables.socket)?;
         self.changes.extend(changes);
@@ -170,9 +156,6 @@ impl Ruleset {
 
     /// Removes the rules for the subnets of these pods, and their ports; with the last port, the
     /// tables.
-    ///
-    /// # Errors
-    /// The kernel cannot be asked.
     pub fn remove(&mut self, gone: &Rules<'_>) -> Result<()> {
         let masquerades = gone.masquerades.iter();
         let rules = masquerades.flat_map(|it| masquerade::of_network(&self.masquerade, it));
@@ -190,9 +173,6 @@ impl Ruleset {
     }
 
     /// Makes all changes.
-    ///
-    /// # Errors
-    /// Another program changed something since it was read; what the kernel refuses.
     pub fn commit(&self) -> Result<()> {
         if !self.script.is_empty() {
             conditional::nft(&self.script)?;

@@ -1,5 +1,5 @@
 //! The nat tables of iptables for all pods of a node: what is there, and one transaction for each
-//! family with all changes.
+//! family with all changes. Methods fail where a name or a condition cannot be part of a rule.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -88,9 +88,6 @@ impl Tables {
     }
 
     /// Whether nothing of a masquerade is missing.
-    ///
-    /// # Errors
-    /// A name cannot be part of a rule.
     pub fn has_masquerade(&self, wanted: &Masquerade) -> Result<bool> {
         self.has_all(|family| {
             let rules = masquerade::Rules::new(wanted, family)?;
@@ -99,9 +96,6 @@ impl Tables {
     }
 
     /// Whether nothing of published ports is missing.
-    ///
-    /// # Errors
-    /// A name or a condition cannot be part of a rule.
     pub fn has_ports(&self, wanted: &HostPorts) -> Result<bool> {
         self.has_all(|family| {
             let rules = ports::Rules::new(wanted, family)?;
@@ -158,7 +152,7 @@ impl Tables {
     /// in the list gets it.
     ///
     /// # Errors
-    /// As [`Tables::has_ports`]; a family is not installed.
+    /// A family is not installed.
     pub fn additions(&self, wanted: &Rules<'_>) -> Result<Vec<Changes>> {
         let mut all = Vec::new();
         for family in FAMILIES {

@@ -80,7 +80,7 @@ pub struct Displaced {
 impl Displaced {
     /// Those that the kernel has.
     pub fn read(socket: &Socket, family: Family) -> Result<Self, Error> {
-        let entries = listing::elements(socket, table(family), DISPLACED, |_| true)?;
+        let entries = listing::elements(socket, table(family), &[DISPLACED], |_| true)?;
         let all = entries.into_iter().filter_map(Waiting::read).collect();
         Ok(Self { family, all })
     }
@@ -214,10 +214,10 @@ mod tests {
     fn the_last_to_be_displaced_is_the_first_to_come_back() {
         let mut displaced = none();
         displaced.displace(port("a", None, 2), "b");
-        let told = displaced.displace(port("b", None, 3), "c").to_string();
-        assert!(told.ends_with(
+        let changes = displaced.displace(port("b", None, 3), "c").to_string();
+        assert!(changes.ends_with(
             "create element ip podwire_hostports displaced { 0.0.0.0 . tcp . 8080 . 10.1.0.3 . 80 comment \"b\" : 0x00000002 }\n"
-        ), "{told}");
+        ), "{changes}");
         assert_eq!(
             displaced.restore(&port("c", None, 4)).to_string(),
             "delete element ip podwire_hostports displaced { 0.0.0.0 . tcp . 8080 . 10.1.0.3 . 80 }\n\

@@ -216,9 +216,10 @@ pub fn find(listing: &Listing, chain: &str, rule: &str) -> Found {
     let parts = |rule: &str| ["-p", "--dports"].map(|it| option(rule, it));
     let there = rules.iter().filter(|found| jumps_to(found, &target));
     let there = there.filter(|found| parts(found) == parts(rule));
-    match there.count() < expansions(rule) {
-        true => Found::Missing,
-        false => Found::Similar,
+    if there.count() < expansions(rule) {
+        Found::Missing
+    } else {
+        Found::Similar
     }
 }
 

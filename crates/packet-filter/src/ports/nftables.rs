@@ -303,12 +303,8 @@ fn list(
     sets: &[Set],
     wanted: &dyn Fn(&str) -> bool,
 ) -> Result<Vec<Found>> {
-    let mut found = Vec::new();
-    for set in sets {
-        let elements = listing::elements(socket, table(family), *set, wanted)?;
-        found.extend(elements.into_iter().map(|element| (family, element)));
-    }
-    Ok(found)
+    let found = listing::elements(socket, table(family), sets, wanted)?;
+    Ok(found.into_iter().map(|element| (family, element)).collect())
 }
 
 /// Removes the ports of attachments to `network` that are not `valid`. Returns the UDP ports that

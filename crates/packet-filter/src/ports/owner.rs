@@ -45,7 +45,7 @@ impl Nftables {
     /// The owners of published ports.
     ///
     /// # Errors
-    /// The kernel cannot be asked.
+    /// What the kernel refuses.
     pub fn port_owners(&self) -> Result<Vec<PortOwner>> {
         let owners = nftables::owners(&self.socket)?.into_iter();
         let owners = owners.map(|(name, pod)| PortOwner { name, pod });

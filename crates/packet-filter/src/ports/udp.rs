@@ -119,7 +119,7 @@ fn try_delete(socket: &Socket, published: &[UdpPort], which: Which) -> Result<()
 /// The addresses of the calling thread's network namespace: `ip address show`.
 ///
 /// # Errors
-/// The kernel cannot be asked.
+/// What the kernel refuses.
 pub fn local_addresses() -> Result<Vec<IpAddr>> {
     let interfaces = getifaddrs().context("list addresses")?;
     let addresses = interfaces.filter_map(|it| it.address);
