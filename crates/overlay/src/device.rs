@@ -1,9 +1,9 @@
-//! The VXLAN device of a network on this node: one for each VNI, shared by all
-//! pods, with its name derived from the VNI.
+//! The VXLAN device of a network on this node: one per VNI, shared by all pods, with a name derived
+//! from the VNI.
 //!
-//! Its alias says whose it is, and which of the configuration's peer lists was the
-//! last to be carried out: so an ADD need not look at thousands of entries, and does
-//! not undo what somebody changed by hand since.
+//! Its alias names the network and the last list of peers that was applied from the
+//! configuration. So an ADD need not look at thousands of entries, and does not revert later
+//! changes by hand.
 
 use std::net::IpAddr;
 
@@ -18,134 +18,101 @@ use crate::fault::fault;
 use crate::guard;
 use crate::mac::vtep_mac;
 use crate::mode::Mode;
-use crate::network::{Needed, Network, check_captures};
+use crate::network::Network;
 use crate::peer::Peer;
-use crate::underlay::{self, Underlay, overhead, room};
+use crate::peer_checks::{Needed, check_captures};
+use crate::underlay::{self, Underlay, overhead};
 
-/// The device as it is, or is to be.
+/// The device of a network: what the kernel has, and what it must be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Device {
-    /// What it is to be.
+    /// What it must be.
     pub spec: VxlanSpec,
-    /// The address in the underlay that it has or gets.
+    /// Its address in the underlay.
     pub local: IpAddr,
     /// The interface that its packets leave by.
     pub uplink: Link,
-    /// The link, if it is there.
+    /// The link, if it exists.
     pub link: Option<Link>,
-    /// What it is, if it is there.
+    /// Its properties, if it exists.
     found: Option<Vxlan>,
-    /// Whether it is there and useless: the address that it sends from has left the node.
+    /// It exists and is useless: the node no longer has its address.
     obsolete: bool,
-    /// The alias that it has when the configuration's list of peers was carried out.
-    carried_out: String,
+    /// Its alias after the configuration's peers were applied.
+    applied: String,
 }
 
 impl Device {
-    /// Looks what there is and decides what there has to be, and changes nothing.
+    /// Looks for the device and decides what it must be. Changes nothing.
     ///
-    /// A device that is there as the configuration wants it keeps the address that it has,
-    /// so that a default route that changes its way does not take the network along.
+    /// A device that agrees with the configuration keeps its address, so that a default route that
+    /// moves does not interrupt the network.
     ///
     /// # Errors
-    /// Code 7: what the configuration names is not there, the VNI is in use by
-    /// somebody else or with other parameters, the MTU is above what fits, a peer is
-    /// this node.
+    /// Code 7: something that the configuration names does not exist, the VNI is used by another
+    /// program or with other parameters, the MTU is too large, a peer is this node.
     pub fn find(host: &Netlink, network: &Network) -> Result<Self> {
-        let name = network.device();
-        let mut device = match host.find_vxlan(&name)? {
-            Some((link, found)) => Self::found(host, network, link, found)?,
-            None => Self::missing(host, network)?,
+        let (link, found) = match host.find_vxlan(&network.device())? {
+            None => (None, None),
+            Some((link, found)) => {
+                let found = refuse_other(network, &link, found)?;
+                (Some(link), Some(found))
+            }
         };
-        device.carried_out = carried_out(network);
-        if !device.has_carried_out() {
+        let kept = match &found {
+            Some(found) => still_good(host, network, found)?,
+            None => None,
+        };
+        let is_kept = kept.is_some();
+        let underlay = match kept {
+            Some(underlay) => underlay,
+            None => Underlay::find(host, network)?,
+        };
+        let spec = wanted(network, &underlay)?;
+        // A device that is not obsolete stays as it is: pods use it.
+        let mut obsolete = false;
+        if let (Some(link), Some(found)) = (&link, &found) {
+            if let Some(local) = found.local.filter(|_| !is_kept && owner(link).is_some()) {
+                obsolete = underlay::owner(host, local)?.is_none();
+            }
+            if !obsolete {
+                compare(network, found, &spec.vxlan)?;
+            }
+        }
+        // The kernel would refuse it, too, but only after a bridge has been created.
+        let starts = link.as_ref().is_none_or(|link| is_kept && !link.up);
+        if starts && let Some(error) = taken(host, &spec)? {
+            return Err(error);
+        }
+        let device = Self {
+            spec,
+            local: underlay.local,
+            uplink: underlay.link,
+            link,
+            found,
+            obsolete,
+            applied: applied(network),
+        };
+        if !device.has_applied() {
             device.check_peers(host, network, &network.peers)?;
         }
         Ok(device)
     }
 
-    fn missing(host: &Netlink, network: &Network) -> Result<Self> {
-        // The kernel would say so, too, but not before a bridge has been made.
-        let underlay = Underlay::find(host, network)?;
-        let spec = wanted(network, &underlay.link, underlay.local, underlay.bound)?;
-        if let Some(error) = taken(host, &spec)? {
-            return Err(error);
-        }
-        Ok(Self {
-            spec,
-            local: underlay.local,
-            uplink: underlay.link,
-            link: None,
-            found: None,
-            obsolete: false,
-            carried_out: String::new(),
-        })
-    }
-
-    fn found(host: &Netlink, network: &Network, link: Link, found: Option<Vxlan>) -> Result<Self> {
-        let Some(found) = found else {
-            let name = &link.name;
-            let kind = link.kind.as_deref().unwrap_or("device");
-            let why = format!("{name} is there already, as a {kind}");
-            return Err(fault("vni", &why).into());
-        };
-        if let Some(other) = owner(&link).filter(|it| *it != fitting(&network.name)) {
-            let why = format!("{} is in use by network {other:?}", network.vni);
-            return Err(fault("vni", &why).into());
-        }
-        if let Some((local, parent)) = still_good(host, network, &found)? {
-            let spec = wanted(network, &parent, local, found.link.is_some())?;
-            compare(network, &found, &spec.vxlan)?;
-            if let (false, Some(error)) = (link.up, taken(host, &spec)?) {
-                return Err(error);
-            }
-            return Ok(Self {
-                spec,
-                local,
-                uplink: parent,
-                link: Some(link),
-                found: Some(found),
-                obsolete: false,
-                carried_out: String::new(),
-            });
-        }
-        let underlay = Underlay::find(host, network)?;
-        let spec = wanted(network, &underlay.link, underlay.local, underlay.bound)?;
-        // Where its address has left the node it is of no use to anybody. Else somebody
-        // relies on it as it is.
-        let gone = match found.local {
-            Some(local) => crate::underlay::owner(host, local)?.is_none(),
-            None => false,
-        };
-        let obsolete = gone && owner(&link).is_some();
-        if !obsolete {
-            compare(network, &found, &spec.vxlan)?;
-        }
-        Ok(Self {
-            spec,
-            local: underlay.local,
-            uplink: underlay.link,
-            link: Some(link),
-            found: Some(found),
-            obsolete,
-            carried_out: String::new(),
-        })
-    }
-
-    /// Makes the device, or adjusts what can be adjusted (MTU, MAC, learning, hop limit), and
+    /// Creates the device, or adjusts what can be changed (MTU, MAC, learning, hop limit), and
     /// brings it up. In mode `l2` it becomes a port of `bridge`.
     ///
     /// # Errors
-    /// Code 7 when a device of another name has the VNI; what the kernel refuses.
+    /// Code 7: a device with another name has the VNI; what the kernel refuses.
     pub fn ensure(&self, host: &Netlink, network: &Network, bridge: Option<&Link>) -> Result<Link> {
         let mut carried = Vec::new();
         if let Some(link) = self.link.as_ref().filter(|_| self.obsolete)
             && network.peers.is_empty()
         {
-            // An administrator's own entries are in no configuration.
+            // Peers that were added by hand are in no configuration.
             carried = guard::known_peers(network, link, bridge)?;
         }
-        self.close(host, network, bridge, &carried)?;
+        self.ensure_guard(host, network, bridge, &carried)?;
         let mut link = match &self.link {
             Some(link) if self.obsolete => {
                 host.delete_link(&link.name)?;
@@ -179,8 +146,8 @@ impl Device {
         Ok(link)
     }
 
-    /// Drops what others send, before the device hears it.
-    fn close(
+    /// Drops packets of other hosts, before the device is up.
+    fn ensure_guard(
         &self,
         host: &Netlink,
         network: &Network,
@@ -189,25 +156,25 @@ impl Device {
     ) -> Result<()> {
         match &self.link {
             Some(link) if !self.obsolete => {
-                if guard::is_closed(network, self.local)? {
+                if guard::exists(network, self.local)? {
                     return Ok(());
                 }
                 let peers = guard::known_peers(network, link, bridge)?;
-                guard::close(host, network, self, &peers)
+                guard::ensure(host, network, self, &peers)
             }
-            _ if carried.is_empty() => guard::close(host, network, self, &network.peers),
-            _ => guard::close(host, network, self, carried),
+            _ if carried.is_empty() => guard::ensure(host, network, self, &network.peers),
+            _ => guard::ensure(host, network, self, carried),
         }
     }
 
-    /// Whether the kernel was told of the configuration's list of peers, and of no other since.
-    fn has_carried_out(&self) -> bool {
+    /// Whether the configuration's list of peers was the last to be applied.
+    fn has_applied(&self) -> bool {
         let alias = self.link.as_ref().and_then(|link| link.alias.as_deref());
-        alias == Some(&self.carried_out) && !self.obsolete
+        alias == Some(&self.applied) && !self.obsolete
     }
 
-    /// Fails for `peers` that cannot be on this node: one that is this node; one whose subnet
-    /// holds an address that the node needs to reach others.
+    /// Fails for `peers` that this node cannot have: itself, or a peer whose subnet contains an
+    /// address that the node needs to reach others.
     ///
     /// # Errors
     /// Code 7, with the key at fault.
@@ -224,7 +191,7 @@ impl Device {
         let families = peers.iter().flat_map(|it| &it.subnets);
         let has = |wanted| families.clone().any(|it| Family::of(it.ip()) == wanted);
         for family in [Family::V4, Family::V6] {
-            // The whole table: only before the list is carried out.
+            // Reads the whole table, but only before a list is applied.
             if has(family) {
                 needed.extend(self.routers(host, family)?);
             }
@@ -232,7 +199,7 @@ impl Device {
         Ok(check_captures(peers, needed.into_iter())?)
     }
 
-    /// The next hops of the node's default routes, and of all others by its uplink.
+    /// The next hops of the node's default routes, and of all routes through the uplink.
     fn routers(&self, host: &Netlink, family: Family) -> Result<Vec<Needed>> {
         let routes = host.list_routes(RouteFilter::main(family))?;
         let leads_out = |it: &Route| it.dst.prefix() == 0 || it.oif == Some(self.uplink.index);
@@ -245,11 +212,10 @@ impl Device {
         Ok(needed.collect())
     }
 
-    /// Makes the kernel know the configuration's peers, unless it was told of this very list
-    /// before. Returns what became of it, if anything was done.
+    /// Applies the configuration's peers, unless this list was applied before: then `None`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked. A peer that it refuses is no error of the whole.
+    /// The kernel's entries cannot be read. A refused peer is not an error of the whole list.
     pub fn apply_peers(
         &self,
         host: &Netlink,
@@ -257,21 +223,21 @@ impl Device {
         link: &Link,
         bridge: Option<&Link>,
     ) -> Result<Option<Reconciled>> {
-        if link.alias.as_deref() == Some(&self.carried_out) {
+        if link.alias.as_deref() == Some(&self.applied) {
             return Ok(None);
         }
         let done = self.set_peers(host, network, link, bridge, &network.peers)?;
-        // Else the next ADD tries again.
+        // Otherwise the next ADD tries again.
         if done.failed.is_empty() {
-            host.set_alias(link.index, &self.carried_out)?;
+            host.set_alias(link.index, &self.applied)?;
         }
         Ok(Some(done))
     }
 
-    /// Makes the kernel know `peers` and no others, and take packets of no others.
+    /// Makes `peers` the only peers, and accepts packets of no other host.
     ///
     /// # Errors
-    /// When the kernel cannot be asked. A peer that it refuses is no error of the whole.
+    /// As [`Device::apply_peers`].
     pub fn set_peers(
         &self,
         host: &Netlink,
@@ -280,7 +246,7 @@ impl Device {
         bridge: Option<&Link>,
         peers: &[Peer],
     ) -> Result<Reconciled> {
-        guard::close(host, network, self, peers)?;
+        guard::ensure(host, network, self, peers)?;
         let overlay = overlay(network, link, bridge);
         let done = Peers::open()?.reconcile(overlay, &network.entries_of(peers))?;
         if let Some(bridge) = bridge {
@@ -293,7 +259,7 @@ impl Device {
         match host.add_vxlan(&self.spec) {
             Ok(link) => Ok(link),
             Err(error) if error.is_exists() => match host.find_link(&self.spec.name)? {
-                // Another ADD was quicker: its device is as good.
+                // A concurrent ADD created it.
                 Some(link) => Ok(link),
                 None => Err(taken(host, &self.spec)?.unwrap_or(error.into())),
             },
@@ -301,7 +267,7 @@ impl Device {
         }
     }
 
-    /// A device that we have just made and that cannot come up is of no use to anybody.
+    /// A new device that cannot come up is deleted again.
     fn bring_up(&self, host: &Netlink, link: &Link) -> Result<()> {
         let Err(error) = host.set_up(link.index) else {
             return Ok(());
@@ -330,16 +296,16 @@ impl Device {
         Ok(())
     }
 
-    /// Why nothing leaves by the underlay though an ADD succeeds, if so. It is for people: a
-    /// runtime takes every error of STATUS for the end of its node.
+    /// Why no packet leaves through the underlay although ADD succeeds, if so. Not part of STATUS:
+    /// runtimes take a node out of service for any error of STATUS.
     pub fn trouble(&self) -> Option<String> {
         underlay::trouble(&self.uplink)
     }
 
-    /// CHECK: whether the device is there, as it has to be.
+    /// CHECK: whether the device is as it must be.
     ///
     /// # Errors
-    /// What differs.
+    /// The first difference.
     pub fn check(&self, bridge: Option<&Link>) -> Result<()> {
         let name = &self.spec.name;
         let link = self
@@ -366,13 +332,13 @@ impl Device {
             bail!("device {name} has learning {learning}, not {}", !learning);
         }
         if bridge.is_some_and(|bridge| link.master != Some(bridge.index)) {
-            bail!("device {name} is no port of the bridge");
+            bail!("device {name} is not a port of the bridge");
         }
         Ok(())
     }
 }
 
-/// Whose entries are reconciled.
+/// The links whose entries are reconciled.
 pub fn overlay(network: &Network, device: &Link, bridge: Option<&Link>) -> Overlay {
     Overlay {
         device: device.index,
@@ -381,8 +347,8 @@ pub fn overlay(network: &Network, device: &Link, bridge: Option<&Link>) -> Overl
     }
 }
 
-/// Neighbours are answered for only where some are known: with suppression, the
-/// announcements of pods stay on their host.
+/// Neighbour suppression is only on if neighbours are configured: it keeps the announcements of
+/// pods on their host.
 fn port(bridge: &Link, peers: &[Peer]) -> VxlanPort {
     VxlanPort {
         bridge: bridge.index,
@@ -390,72 +356,83 @@ fn port(bridge: &Link, peers: &[Peer]) -> VxlanPort {
     }
 }
 
-/// Whether we made `link` for `network`.
+/// Whether podwire created `link` for `network`.
 pub fn is_of(link: &Link, network: &Network) -> bool {
     owner(link) == Some(&fitting(&network.name))
 }
 
-/// The network that a device was made for, as its alias has it; `None` if we did not make it.
+/// The network in a device's alias; `None` if podwire did not create the device.
 fn owner(link: &Link) -> Option<&str> {
     let text = link.alias.as_deref()?.strip_prefix(ALIAS)?;
     Some(text.rsplit_once('/').map_or(text, |(name, _)| name))
 }
 
-/// How the alias of a device begins.
+/// Prefix of the alias of a device.
 const ALIAS: &str = "podwire-vxlan:";
 
 fn alias(network: &str, mark: &str) -> String {
     format!("{ALIAS}{}/{mark}", fitting(network))
 }
 
-/// The alias of a device that knows the configuration's list of peers.
-fn carried_out(network: &Network) -> String {
+/// The alias of a device after the configuration's list of peers was applied.
+fn applied(network: &Network) -> String {
     let mark = format!("{:016x}", network.fingerprint());
     alias(&network.name, &mark)
 }
 
-/// The kernel keeps 255 bytes of an alias (IFALIASZ in linux/if.h).
+/// An alias has at most 255 bytes (IFALIASZ in linux/if.h).
 fn fitting(network: &str) -> String {
-    match network.len() {
-        0..=200 => network.to_owned(),
-        _ => names::prefixed(65, "#", network),
+    if network.len() > 200 {
+        return names::prefixed(65, "#", network);
     }
+    network.to_owned()
 }
 
-/// The address of the device that is there, and the link that it is bound to, if they
-/// are still the node's and what the configuration names.
-fn still_good(host: &Netlink, network: &Network, found: &Vxlan) -> Result<Option<(IpAddr, Link)>> {
+/// Fails for a link that is not the network's VXLAN device.
+fn refuse_other(network: &Network, link: &Link, found: Option<Vxlan>) -> Result<Vxlan> {
+    let Some(found) = found else {
+        let kind = link.kind.as_deref().unwrap_or("device");
+        let why = format!("{} is there already, as a {kind}", link.name);
+        return Err(fault("vni", why).into());
+    };
+    if let Some(other) = owner(link).filter(|it| *it != fitting(&network.name)) {
+        let why = format!("{} is in use by network {other:?}", network.vni);
+        return Err(fault("vni", why).into());
+    }
+    Ok(found)
+}
+
+/// The underlay of an existing device, if the node still has it and the configuration names no
+/// other.
+fn still_good(host: &Netlink, network: &Network, found: &Vxlan) -> Result<Option<Underlay>> {
     let (Some(local), Some(index)) = (found.local, found.link) else {
         return Ok(None);
     };
-    let Some(parent) = host.find_link_by_index(index)? else {
+    let Some(link) = host.find_link_by_index(index)? else {
         return Ok(None);
     };
-    let other_dev = network
-        .dev
-        .as_ref()
-        .is_some_and(|dev| dev.as_str() != parent.name);
-    let other_local = network.local.is_some_and(|ip| ip != local);
-    let other_family = network
-        .family
-        .is_some_and(|family| family != Family::of(local));
-    if other_dev || other_local || other_family {
+    let dev = network.dev.as_ref();
+    if dev.is_some_and(|dev| dev.as_str() != link.name)
+        || network.local.is_some_and(|ip| ip != local)
+        || network.family.is_some_and(|it| it != Family::of(local))
+    {
         return Ok(None);
     }
     let addresses = host.list_addresses(index, Some(Family::of(local)))?;
-    let there = addresses.iter().any(|it| it.address.ip() == local);
-    Ok(there.then_some((local, parent)))
+    let has_address = addresses.iter().any(|it| it.address.ip() == local);
+    let bound = true;
+    Ok(has_address.then_some(Underlay { local, link, bound }))
 }
 
-fn wanted(network: &Network, link: &Link, local: IpAddr, bound: bool) -> Result<VxlanSpec> {
-    let room = room(link, local);
+fn wanted(network: &Network, underlay: &Underlay) -> Result<VxlanSpec> {
+    let (link, local, room) = (&underlay.link, underlay.local, underlay.room());
     let mtu = network.mtu.unwrap_or(room);
     if mtu > room {
         let (name, all, less) = (&link.name, link.mtu, overhead(local));
         let why = format!(
             "{mtu} is more than {room}, which is what {all} of {name} less {less} for VXLAN leaves"
         );
-        return Err(fault("mtu", &why).into());
+        return Err(fault("mtu", why).into());
     }
     Ok(VxlanSpec {
         name: network.device(),
@@ -463,7 +440,7 @@ fn wanted(network: &Network, link: &Link, local: IpAddr, bound: bool) -> Result<
             vni: network.vni,
             port: network.port,
             local: Some(local),
-            link: bound.then_some(link.index),
+            link: underlay.bound.then_some(link.index),
             group: network.group,
             ttl: network.ttl,
             learning: network.learning,
@@ -475,7 +452,7 @@ fn wanted(network: &Network, link: &Link, local: IpAddr, bound: bool) -> Result<
     })
 }
 
-/// Fails for what cannot be changed while the device is there.
+/// Fails if a property differs that cannot be changed.
 fn compare(network: &Network, found: &Vxlan, wanted: &Vxlan) -> Result<()> {
     let ip = |ip: Option<IpAddr>| ip.map_or("none".to_owned(), |ip| ip.to_string());
     let pairs = [
@@ -495,21 +472,17 @@ fn compare(network: &Network, found: &Vxlan, wanted: &Vxlan) -> Result<()> {
             format!("link {}", wanted.link.unwrap_or_default()),
         ),
     ];
-    match pairs.iter().find(|(_, found, wanted)| found != wanted) {
-        None => Ok(()),
-        Some((key, found, wanted)) => {
-            let (vni, device) = (network.vni, network.device());
-            let why = format!(
-                "{vni} is in use with other parameters: {device} has {key} {found}, not {wanted}"
-            );
-            Err(fault("vni", &why).into())
-        }
-    }
+    let Some((key, found, wanted)) = pairs.iter().find(|(_, found, wanted)| found != wanted) else {
+        return Ok(());
+    };
+    let (vni, device) = (network.vni, network.device());
+    let why =
+        format!("{vni} is in use with other parameters: {device} has {key} {found}, not {wanted}");
+    Err(fault("vni", why).into())
 }
 
-/// Why a device like this could not be made or come up, if so: another has the VNI on its
-/// port; one that is up reads the packets of the port in another way; something else has
-/// the port.
+/// Why such a device could not be created or brought up, if so: another device has the VNI on its
+/// port; one that is up parses packets of the port differently; another program has the port.
 fn taken(host: &Netlink, wanted: &VxlanSpec) -> Result<Option<anyhow::Error>> {
     let (vni, port, family) = (wanted.vxlan.vni, wanted.vxlan.port, wanted.vxlan.family());
     let receiving = wanted.vxlan.receiving();
@@ -522,23 +495,24 @@ fn taken(host: &Netlink, wanted: &VxlanSpec) -> Result<Option<anyhow::Error>> {
     if let Some(other) = others.iter().find(is_same) {
         let name = &other.name;
         let why = format!("{vni} is in use with other parameters: by {name}, on port {port}");
-        return Ok(Some(fault("vni", &why).into()));
+        return Ok(Some(fault("vni", why).into()));
     }
     let mut hearing = others.iter().filter(|it| it.hears(family)).peekable();
     if hearing.peek().is_none() {
         let why = format!("{port} is in use by another program");
-        return Ok(is_port_taken(family, port).then(|| fault("port", &why).into()));
+        return Ok(is_port_taken(family, port).then(|| fault("port", why).into()));
     }
     let other = hearing.find(|it| it.receiving != receiving);
     Ok(other.map(|VxlanDevice { name, receiving: theirs, .. }| {
         let why = format!(
             "{port} is in use with other parameters: by {name}, which has {theirs}, not {receiving}"
         );
-        fault("port", &why).into()
+        fault("port", why).into()
     }))
 }
 
-/// The device says nothing of its own to the peers, and hears no router among them.
+/// Keeps the device from sending packets of its own to the peers and from accepting router
+/// advertisements.
 fn quieten(mode: Mode, name: &str) {
     let key = |setting| sysctl::interface_key("ipv6", name, setting);
     let _ = sysctl::write(&key("accept_ra"), "0");
@@ -548,11 +522,11 @@ fn quieten(mode: Mode, name: &str) {
     }
 }
 
-/// What the kernel lacks of the configuration's peers. A device that is not there yet will be
-/// made with them.
+/// The entries of the configuration's peers that the kernel does not have; none if the device does
+/// not exist yet.
 ///
 /// # Errors
-/// When the kernel cannot be asked.
+/// The kernel's entries cannot be read.
 pub fn missing_entries(
     network: &Network,
     device: &Device,

@@ -3,6 +3,6 @@
 use cni::faults::Fault;
 
 /// A fault whose text begins with its key.
-pub(crate) fn fault(key: &str, why: &str) -> Fault {
+pub(crate) fn fault(key: &str, why: impl std::fmt::Display) -> Fault {
     Fault::new(key, format!("{key}: {why}"))
 }

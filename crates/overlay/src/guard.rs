@@ -1,5 +1,5 @@
-//! From whom and by which interfaces the network's packets come, for the packet filter:
-//! all others' are dropped (`packet_filter::VxlanGuard`).
+//! The hosts and interfaces that the network's packets may come from. The packet filter drops
+//! all others (`packet_filter::VxlanGuard`).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,18 +13,15 @@ use crate::mode::Mode;
 use crate::network::Network;
 use crate::peer::{self, Peer};
 
-/// What is to be dropped where `peers` are all that the kernel knows.
-///
-/// # Errors
-/// When the kernel cannot be asked.
+/// The guard for `peers`, all that the kernel has.
 fn wanted(
     host: &Netlink,
     network: &Network,
     device: &Device,
     peers: &[Peer],
 ) -> Result<VxlanGuard> {
-    // A group has members that no list names, and without any peer another program may
-    // write the device's entries.
+    // A group has members that are in no list. Without any peer, another program may write the
+    // device's entries.
     let known = network.group.is_none() && !peers.is_empty();
     let hosts: BTreeSet<IpAddr> = peers.iter().map(|peer| peer.vtep).collect();
     Ok(VxlanGuard {
@@ -37,10 +34,10 @@ fn wanted(
     })
 }
 
-/// The same for the peers that the kernel knows now; `None` where there is no device.
+/// The guard for the peers that the kernel has now; `None` without a device.
 ///
 /// # Errors
-/// Code 7 as of [`Device::find`]; when the kernel cannot be asked.
+/// As [`Device::find`]; what the kernel refuses.
 pub fn present(host: &Netlink, network: &Network) -> Result<Option<VxlanGuard>> {
     let device = Device::find(host, network)?;
     let Some(link) = &device.link else {
@@ -54,7 +51,7 @@ pub fn present(host: &Netlink, network: &Network) -> Result<Option<VxlanGuard>> 
     wanted(host, network, &device, &peers).map(Some)
 }
 
-/// The peers that the kernel knows.
+/// The peers that the kernel has.
 pub(crate) fn known_peers(
     network: &Network,
     link: &Link,
@@ -64,11 +61,11 @@ pub(crate) fn known_peers(
     Ok(peer::peers(network.mode, &present))
 }
 
-/// Drops what is not from `peers`.
+/// Drops packets that are not from `peers`. Without nf_tables, logs that.
 ///
 /// # Errors
-/// What nf_tables refuses; where there is none, that is told on standard error.
-pub(crate) fn close(
+/// What nf_tables refuses.
+pub(crate) fn ensure(
     host: &Netlink,
     network: &Network,
     device: &Device,
@@ -88,11 +85,11 @@ pub(crate) fn close(
     }
 }
 
-/// Whether that was done before, as far as one question tells; true where it cannot be.
+/// Whether the network has a guard, by a single request; true without nf_tables.
 ///
 /// # Errors
-/// When nf_tables cannot be asked.
-pub(crate) fn is_closed(network: &Network, local: IpAddr) -> Result<bool> {
+/// What nf_tables refuses.
+pub(crate) fn exists(network: &Network, local: IpAddr) -> Result<bool> {
     let Some(nftables) = Nftables::find()? else {
         lacking(network);
         return Ok(true);
@@ -107,7 +104,7 @@ pub(crate) fn is_closed(network: &Network, local: IpAddr) -> Result<bool> {
     })
 }
 
-/// CHECK: whether what the kernel drops agrees with the peers that it knows.
+/// CHECK: whether the guard agrees with the peers that the kernel has.
 ///
 /// # Errors
 /// What is missing.
@@ -121,10 +118,10 @@ pub fn check(host: &Netlink, network: &Network) -> Result<()> {
     }
 }
 
-/// The names of the interfaces that packets come in by.
+/// The names of the interfaces that packets arrive on.
 fn uplinks(host: &Netlink, device: &Device) -> Result<Vec<String>> {
     let mut names = BTreeSet::from([device.uplink.name.clone()]);
-    // What comes in by a member of a vrf comes in by the vrf once more.
+    // Packets that arrive on a member of a vrf pass the hook again on the vrf.
     if let Some(master) = device.uplink.master
         && let Some(master) = host.find_link_by_index(master)?
         && master.is_kind("vrf")
@@ -137,8 +134,8 @@ fn uplinks(host: &Netlink, device: &Device) -> Result<Vec<String>> {
     Ok(names.into_iter().collect())
 }
 
-/// The interfaces that have routers behind them: those are the ways to the peers where the
-/// device is bound to none. Routes through VXLAN devices lead to pods.
+/// The interfaces that lead to routers: packets arrive there if the device is bound to no
+/// interface. Routes through VXLAN devices lead to pods.
 fn routers(host: &Netlink, family: Family) -> Result<BTreeSet<String>> {
     let routes = host.list_routes(RouteFilter::main(family))?;
     let routed = routes.iter().filter(|it| it.gw.is_some());

@@ -13,6 +13,7 @@ mod mac;
 mod mode;
 mod network;
 mod peer;
+mod peer_checks;
 mod underlay;
 
 pub use conf::{Conf, PeerKeys};

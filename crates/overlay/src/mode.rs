@@ -22,7 +22,7 @@ impl Mode {
         match text {
             "l2" | "L2" => Ok(Self::L2),
             "l3" | "L3" => Ok(Self::L3),
-            other => Err(fault("mode", &format!("{other:?} is neither l2 nor l3"))),
+            other => Err(fault("mode", format!("{other:?} is neither l2 nor l3"))),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The peers of a network, and what the kernel is told of them.
+//! The peers of a network, and the kernel's entries for them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,25 +14,25 @@ use crate::fault::fault;
 use crate::mac::vtep_mac;
 use crate::mode::Mode;
 
-/// A host that the network's other pods are on (`l3`), or one of those pods (`l2`).
+/// Another host of the network (`l3`), or a pod on another host (`l2`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Peer {
     /// Its address in the underlay.
     pub vtep: IpAddr,
-    /// In mode `l3` that of its VXLAN device, in mode `l2` that of the pod; `None`
-    /// where it follows from the address, or where no pod is named.
+    /// In mode `l3` the MAC of its VXLAN device, `None` if it is derived from the address. In mode
+    /// `l2` the MAC of the pod, `None` without a pod.
     pub mac: Option<Mac>,
     /// In mode `l3` the subnets of its pods, in mode `l2` the addresses of the pod.
     pub subnets: Vec<IpNetwork>,
 }
 
 impl Peer {
-    /// Checks what can be checked of one peer alone. `place` is its key: `peers[0]`.
+    /// Checks the keys of one peer. `place` is its key: `peers[0]`.
     ///
     /// # Errors
     /// Code 7, each fault with its key.
     pub fn new(keys: &PeerKeys, mode: Mode, place: &str) -> Result<Self, Faults> {
-        let fault = |key: &str, why: String| fault(&format!("{place}.{key}"), &why);
+        let fault = |key: &str, why: String| fault(&format!("{place}.{key}"), why);
         let mut checks = Checks::default();
         let vtep = keys.vtep;
         let vtep = checks.take(vtep.ok_or_else(|| fault("vtep", "missing".to_owned())));
@@ -73,7 +73,7 @@ impl Peer {
         })
     }
 
-    /// Whether `other`, where it says something, says the same.
+    /// Whether this peer has all that `other` specifies.
     pub fn is_meant_by(&self, other: &Self) -> bool {
         self.vtep == other.vtep
             && (other.mac.is_none() || self.mac == other.mac)
@@ -81,7 +81,7 @@ impl Peer {
     }
 }
 
-/// A MAC that a device can have; none if nothing is written.
+/// A MAC that a device can have; `None` for an empty text.
 pub(crate) fn mac(text: &str) -> Result<Option<Mac>, String> {
     if text.is_empty() {
         return Ok(None);
@@ -95,18 +95,18 @@ pub(crate) fn mac(text: &str) -> Result<Option<Mac>, String> {
     Ok(Some(mac))
 }
 
-/// Without bits outside its prefix.
+/// Clears the host bits.
 fn network(address: IpNetwork) -> IpNetwork {
     IpNetwork::new(address.network(), address.prefix()).unwrap_or(address)
 }
 
-/// Whether the address can be the next hop of a route. A subnet's first address stands for
-/// the peer; the kernel refuses the others, or takes them to be no next hop at all.
+/// Whether the address can be the next hop of a route. A subnet's first address stands for the peer.
+/// The kernel refuses other addresses, or does not treat them as a next hop.
 fn is_routed(ip: IpAddr) -> bool {
     is_of_host(ip) && !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
-/// Whether a host can have the address, and others reach it there.
+/// Whether a host can have the address and be reached there.
 pub(crate) fn is_of_host(ip: IpAddr) -> bool {
     let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
     !(ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || is_broadcast)
@@ -116,13 +116,12 @@ pub(crate) fn is_host(subnet: IpNetwork) -> bool {
     subnet.prefix() == if subnet.is_ipv4() { 32 } else { 128 }
 }
 
-/// What the kernel has to know so that all of `peers` are reached. With `floods` what
-/// is for nobody known goes to each of them, as there is no group that it goes to.
+/// The kernel's entries to reach all of `peers`. With `floods`, each peer receives the frames with
+/// an unknown destination, because there is no multicast group.
 ///
-/// - `l3`, as flannel has it: a neighbour (the subnet's first address, which stands for
-///   the peer), a forwarding entry, a route for each subnet.
-/// - `l2`: an entry that floods to the peer; and for a pod that is known, where it is and
-///   which address it has.
+/// - `l3`, as flannel does: a neighbour (the subnet's first address, which stands for the peer), a
+///   forwarding entry, and a route for each subnet.
+/// - `l2`: a flooding entry for the peer; for a known pod, its host and its addresses.
 pub fn entries(mode: Mode, vni: u32, peers: &[Peer], floods: bool) -> Vec<Entry> {
     let mut all = BTreeSet::new();
     for peer in peers {
@@ -152,13 +151,13 @@ pub fn entries(mode: Mode, vni: u32, peers: &[Peer], floods: bool) -> Vec<Entry>
     all.into_iter().collect()
 }
 
-/// Why nobody is reached in one of the families of `wanted`, if so: the kernel refused
-/// what leads to every peer of it.
+/// The error that makes all peers of one family unreachable, if the kernel refused all entries of
+/// `wanted` that lead to them.
 pub fn unreached<'a>(
     wanted: &[Entry],
     failed: &'a [(Entry, netlink::Error)],
 ) -> Option<&'a netlink::Error> {
-    /// Entries without which a peer is not reached, in mode `l3` and `l2`.
+    /// Selects entries without which a peer is not reachable, in mode `l3` and `l2`.
     type Way = fn(&Entry) -> bool;
     let ways: [Way; 3] = [
         |it| matches!(it, Entry::Route { dst, .. } if dst.is_ipv4()),
@@ -173,8 +172,8 @@ pub fn unreached<'a>(
     })
 }
 
-/// The peers that the kernel knows: [`entries`] the other way round. What is only half
-/// there is shown as far as it is.
+/// The peers that the kernel's entries describe: the inverse of [`entries`]. An incomplete peer is
+/// returned as far as it is there.
 pub fn peers(mode: Mode, present: &Present) -> Vec<Peer> {
     let mut by_mac: BTreeMap<Mac, Vec<IpNetwork>> = BTreeMap::new();
     let mac_of: BTreeMap<IpAddr, Mac> = present
@@ -214,7 +213,7 @@ pub fn peers(mode: Mode, present: &Present) -> Vec<Peer> {
             subnets,
         });
     }
-    // A host that is flooded to is told by its pods, if it has any that are known.
+    // A flooding entry is no peer of its own if the host has known pods.
     let named: BTreeSet<IpAddr> = all
         .iter()
         .filter(|it| it.mac.is_some())
@@ -256,41 +255,23 @@ mod tests {
         }
     }
 
+    /// Each line is a mode, a peer, and the fault that it has.
+    const FAULTS: &str = r#"
+l3 {"mac": ""} => peers[3].vtep: missing
+l2 {"vtep": "224.0.0.1"} => peers[3].vtep: 224.0.0.1 cannot be the address of a host
+l2 {"vtep": "192.0.2.2", "mac": "z"} => peers[3].mac: address z: invalid MAC address
+l2 {"vtep": "192.0.2.2", "mac": "01:00:00:00:00:01"} => peers[3].mac: no interface can have 01:00:00:00:00:01
+l3 {"vtep": "192.0.2.2"} => peers[3].subnet: missing: in mode l3 a peer is where a subnet is
+l2 {"vtep": "192.0.2.2", "subnet": "10.5.2.0/24"} => peers[3].subnet: 10.5.2.0/24 is no single address: in mode l2 nothing is routed
+l2 {"vtep": "192.0.2.2", "subnet": "10.5.2.1/32"} => peers[3].mac: missing: in mode l2 an address needs the MAC of its pod
+"#;
+
     #[test]
     fn faults_name_the_key() {
-        for (mode, text, fault) in [
-            (Mode::L3, r#"{"mac": ""}"#, "peers[3].vtep: missing"),
-            (
-                Mode::L2,
-                r#"{"vtep": "224.0.0.1"}"#,
-                "peers[3].vtep: 224.0.0.1 cannot be the address of a host",
-            ),
-            (
-                Mode::L2,
-                r#"{"vtep": "192.0.2.2", "mac": "z"}"#,
-                "peers[3].mac: address z: invalid MAC address",
-            ),
-            (
-                Mode::L2,
-                r#"{"vtep": "192.0.2.2", "mac": "01:00:00:00:00:01"}"#,
-                "peers[3].mac: no interface can have 01:00:00:00:00:01",
-            ),
-            (
-                Mode::L3,
-                r#"{"vtep": "192.0.2.2"}"#,
-                "peers[3].subnet: missing: in mode l3 a peer is where a subnet is",
-            ),
-            (
-                Mode::L2,
-                r#"{"vtep": "192.0.2.2", "subnet": "10.5.2.0/24"}"#,
-                "peers[3].subnet: 10.5.2.0/24 is no single address: in mode l2 nothing is routed",
-            ),
-            (
-                Mode::L2,
-                r#"{"vtep": "192.0.2.2", "subnet": "10.5.2.1/32"}"#,
-                "peers[3].mac: missing: in mode l2 an address needs the MAC of its pod",
-            ),
-        ] {
+        for line in FAULTS.trim().lines() {
+            let (text, fault) = line.split_once(" => ").unwrap();
+            let (mode, text) = text.split_once(' ').unwrap();
+            let mode = Mode::parse(mode).unwrap();
             assert_eq!(peer(mode, text).unwrap_err(), fault);
         }
     }
@@ -313,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_in_which_every_peer_failed_is_told() {
+    fn a_family_in_which_every_peer_failed_is_an_error() {
         let text = r#"{"vtep": "192.0.2.2", "subnet": ["10.5.2.0/24", "fd00:5:2::/64"]}"#;
         let one = peer(Mode::L3, text).unwrap();
         let text = r#"{"vtep": "192.0.2.3", "subnet": ["10.5.3.0/24"]}"#;

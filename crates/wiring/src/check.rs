@@ -1,4 +1,4 @@
-//! CHECK: whether the parts of an attachment are as its result says.
+//! CHECK: compares the parts of an attachment with the result of ADD.
 
 use anyhow::{Context, Result, bail};
 use cni::request::Check;
@@ -8,7 +8,7 @@ use netns::NetNs;
 
 use crate::{pod, port};
 
-/// A port of a bridge, as it was found.
+/// A port of a bridge, as the kernel has it.
 #[derive(Clone, Debug)]
 pub struct Port {
     /// The bridge.
@@ -17,11 +17,11 @@ pub struct Port {
     pub container: Link,
 }
 
-/// Whether the attachment is a port of the bridge called `name`, and has both
-/// interfaces, the addresses and the routes of `previous`.
+/// Whether the attachment is a port of the bridge `name`, and has the interfaces, addresses and
+/// routes of `previous`.
 ///
 /// # Errors
-/// The first that differs.
+/// The first difference.
 pub fn port<C>(
     request: &Check<C>,
     name: &str,
@@ -42,7 +42,7 @@ pub fn port<C>(
     Ok(Port { bridge, container })
 }
 
-/// What `previous` says of the pod's interface: the last of that name in that sandbox.
+/// The pod's interface in `previous`: the last of that name in that sandbox.
 ///
 /// # Errors
 /// `Sandbox in prevResult  doesn't match configured netns: …`
@@ -54,8 +54,8 @@ pub fn container<'a, C>(request: &Check<C>, previous: &'a AddResult) -> Result<&
         .with_context(|| format!("Sandbox in prevResult  doesn't match configured netns: {netns}"))
 }
 
-/// A bridge's MAC that was never pinned may have changed with its ports; the
-/// one of a bridge that we created has not.
+/// The MAC is only compared if it is pinned, as podwire does: another bridge's MAC changes with its
+/// ports.
 fn bridge(host: &Netlink, name: &str, previous: &AddResult) -> Result<Link> {
     let mut interfaces = previous.interfaces.iter();
     let recorded = interfaces
@@ -65,12 +65,8 @@ fn bridge(host: &Netlink, name: &str, previous: &AddResult) -> Result<Link> {
     if !bridge.is_kind("bridge") {
         bail!("Interface {name} does not have link type of bridge");
     }
-    if bridge.pinned() == Some(true) && !recorded.mac.is_empty() && !has_mac(&bridge, recorded) {
-        bail!(
-            "Interface {name} Mac {} doesn't match: {}",
-            recorded.mac,
-            told_mac(&bridge)
-        );
+    if bridge.pinned() == Some(true) {
+        check_mac(&bridge, recorded, "")?;
     }
     Ok(bridge)
 }
@@ -81,42 +77,31 @@ fn container_veth(pod: &Netlink, recorded: &Interface) -> Result<Link> {
     if !link.is_kind("veth") {
         bail!("Error: Container interface {} not of type veth", link.name);
     }
-    if !recorded.mac.is_empty() && !has_mac(&link, recorded) {
-        bail!(
-            "Interface {} Mac {} doesn't match container Mac: {}",
-            link.name,
-            recorded.mac,
-            told_mac(&link)
-        );
-    }
+    check_mac(&link, recorded, " container Mac")?;
     Ok(link)
 }
 
-/// Whether an interface of the host that `previous` names is the port of `bridge` that
-/// `is_ours` knows. Its MAC is not compared: udev changes it after ADD on some systems.
+/// Whether an interface of the host in `previous` is a port of `bridge` and `is_ours`. Its MAC is
+/// not compared: udev changes it after ADD on some systems.
 fn host_veth(
     host: &Netlink,
     previous: &AddResult,
     bridge: &Link,
     is_ours: impl Fn(&Link) -> Result<bool>,
 ) -> Result<()> {
-    let candidates = previous
-        .interfaces
-        .iter()
-        .filter(|interface| interface.sandbox.is_empty() && interface.name != bridge.name);
-    for candidate in candidates {
-        let Some(link) = host.find_link(&candidate.name)? else {
-            continue;
-        };
-        if link.master == Some(bridge.index) && is_ours(&link)? {
+    let is_candidate = |it: &&Interface| it.sandbox.is_empty() && it.name != bridge.name;
+    for candidate in previous.interfaces.iter().filter(is_candidate) {
+        if let Some(link) = host.find_link(&candidate.name)?
+            && link.master == Some(bridge.index)
+            && is_ours(&link)?
+        {
             return Ok(());
         }
     }
     bail!("CNI veth created for bridge {} was not found", bridge.name)
 }
 
-/// Whether the pod's interface `ifname` has the addresses, and the pod the
-/// routes, of `previous`.
+/// Whether the pod's interface `ifname` has the addresses of `previous`, and the pod its routes.
 ///
 /// # Errors
 /// The first that is missing.
@@ -128,7 +113,7 @@ pub fn layer_3(netlink: &Netlink, ifname: &str, previous: &AddResult) -> Result<
     netlink.check_routes(&routes)
 }
 
-/// A pod may give any link the name of its interface as a further one (altname).
+/// Fails if `name` is an alternative name (altname): a pod can give one to any link.
 ///
 /// # Errors
 /// `Interface name eth0 not found: it is another name of lo`
@@ -148,11 +133,12 @@ fn find(netlink: &Netlink, name: &str) -> Result<Link> {
         .with_context(|| format!("Interface name {name} not found"))
 }
 
-fn has_mac(link: &Link, recorded: &Interface) -> bool {
-    let recorded = recorded.mac.parse().ok();
-    recorded.is_some() && link.mac == recorded
-}
-
-fn told_mac(link: &Link) -> String {
-    link.mac.map(|mac| mac.to_string()).unwrap_or_default()
+/// Compares the MAC, if the result has one. `what` is a part of the Go plugins' error texts.
+fn check_mac(link: &Link, recorded: &Interface, what: &str) -> Result<()> {
+    let (name, wanted) = (&link.name, &recorded.mac);
+    if wanted.is_empty() || link.mac.is_some() && link.mac == wanted.parse().ok() {
+        return Ok(());
+    }
+    let mac = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
+    bail!("Interface {name} Mac {wanted} doesn't match{what}: {mac}")
 }

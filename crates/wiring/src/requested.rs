@@ -1,5 +1,5 @@
-//! What a user of the cluster asks for, through the runtime: an address, a MAC. Neither
-//! may take from the node, or from another pod, what is theirs.
+//! Requests of a pod's user, through the runtime, for an address or a MAC. They are refused if they
+//! would take traffic from the node or from another pod.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -13,31 +13,31 @@ use netlink::{Family, Link, Mac, Netlink, RouteFilter};
 use crate::gateway::conflicts;
 use crate::mac::{Args, Requested};
 
-/// Keys of `ipam` that hold the operator's subnets, in host-local, static and their like.
-/// Routes are none: a route to everywhere would allow everything.
+/// Keys of `ipam` with the operator's subnets, in host-local, static and similar plugins. Those in
+/// `routes` do not count: a default route would allow any address.
 const SUBNETS: [&str; 3] = ["subnet", "address", "range"];
 
-/// The shortest prefix of a requested subnet where the operator wrote none: the largest
-/// private networks (RFC 1918), and the smallest that a registry gives (RFC 6177).
+/// The shortest prefix of a requested subnet if the operator configured none: the largest private
+/// networks (RFC 1918), and the smallest allocation of a registry (RFC 6177).
 const SHORTEST_V4: u8 = 8;
 const SHORTEST_V6: u8 = 32;
 
-/// Whether another than the operator may choose the pod's subnet: one that asks for
-/// addresses (`runtimeConfig.ips`, `args.cni.ips`, `IP` of CNI_ARGS), or a DHCP server.
+/// Whether the pod's user (`runtimeConfig.ips`, `args.cni.ips`, `IP` of CNI_ARGS) or a DHCP server,
+/// rather than the operator, may choose the pod's subnet.
 pub fn asks_for_addresses(call: &Call, runtime: &Requested, args: &Args) -> bool {
-    // What else has it in CNI_ARGS costs a look, and no more.
+    // Another key of CNI_ARGS that ends in `IP` only causes an unnecessary check.
     let asked = runtime.ips.is_some() || args.cni.ips.is_some() || call.args.contains("IP=");
     call.has_ipam() && (asked || ipam_needs_interface(call))
 }
 
-/// Refuses `gateways`, the addresses that `interface` of the host is to have, where a
-/// requested address made them: in a subnet that the operator did not write, an address
-/// would turn the node's own traffic to the bridge.
+/// Refuses `gateways`, the addresses to add to `interface` of the host, if a requested address led
+/// to them: in a subnet that the operator did not configure, an address would divert the node's own
+/// traffic to the interface.
 ///
 /// # Errors
-/// Code 7: a subnet that is too large, holds an address of the node or a next hop, or is a part
-/// of a segment of the node's, of 127.0.0.0/8 or of 169.254.0.0/16; another address on the
-/// interface already.
+/// Code 7: a subnet that is too large, that contains an address of the node or a next hop, or that
+/// is part of a segment of the node, of 127.0.0.0/8 or of 169.254.0.0/16; a conflicting address on
+/// the interface.
 pub fn refuse_capture(
     call: &Call,
     host: &Netlink,
@@ -45,12 +45,11 @@ pub fn refuse_capture(
     gateways: &[IpNetwork],
 ) -> Result<()> {
     let written = written_subnets(call);
-    let link = host.find_link(interface)?;
+    let index = host.find_link(interface)?.map(|link| link.index);
     for gateway in gateways {
         if written.iter().any(|subnet| covers(*subnet, *gateway)) {
             continue;
         }
-        let index = link.as_ref().map(|link| link.index);
         let node = Node::new(host, Family::of(gateway.ip()), index)?;
         if node.own.contains(gateway) {
             continue;
@@ -64,8 +63,8 @@ pub fn refuse_capture(
         if let Some(shortest) = too_short(*gateway, &written) {
             return Err(refused(format!("{begin}: at least /{shortest} is allowed")));
         }
-        if let Some(held) = node.needs.iter().find(|ip| subnet.contains(**ip)) {
-            return Err(refused(format!("{begin}, where the node needs {held}")));
+        if let Some(ip) = node.needs.iter().find(|ip| subnet.contains(**ip)) {
+            return Err(refused(format!("{begin}, where the node needs {ip}")));
         }
         let network = subnet.network();
         if let Some(segment) = node.segments.iter().find(|it| it.contains(network)) {
@@ -75,12 +74,12 @@ pub fn refuse_capture(
     Ok(())
 }
 
-/// Refuses `ips`, a pod's addresses, where a route of the node to each of them alone would
-/// turn away traffic that is not for the pod. `known` are subnets that the operator wrote or
-/// that the pod's parent is in, beside those of `ipam`; a DHCP server is believed.
+/// Refuses `ips`, a pod's addresses, if a host route of the node to each of them would divert other
+/// traffic to the pod. Addresses must be in the operator's subnets: those of `ipam`, and `known`. A
+/// DHCP server may assign any.
 ///
 /// # Errors
-/// Code 7: an address outside of these subnets, or one that the node or a next hop has.
+/// Code 7: an address outside of these subnets, or one of the node or of a next hop.
 pub fn refuse_host_routes(
     call: &Call,
     host: &Netlink,
@@ -92,12 +91,10 @@ pub fn refuse_host_routes(
     for ip in ips {
         let begin = format!("its address has the node route {ip} to the pod");
         if !ipam_needs_interface(call) && !subnets.iter().any(|subnet| subnet.contains(*ip)) {
-            return Err(refused(format!(
-                "{begin}, which is in no subnet of its parent"
-            )));
+            let why = "which is in no subnet of its parent";
+            return Err(refused(format!("{begin}, {why}")));
         }
-        let node = Node::new(host, Family::of(*ip), None)?;
-        if node.needs.contains(ip) {
+        if Node::new(host, Family::of(*ip), None)?.needs.contains(ip) {
             return Err(refused(format!("{begin}, which the node needs")));
         }
     }
@@ -108,17 +105,17 @@ fn refused(text: String) -> anyhow::Error {
     Code::InvalidConfig.err(text).into()
 }
 
-/// What is there before.
+/// The addresses of one family that the node uses. Link-local ones do not count.
 struct Node {
     /// Addresses of the interface itself.
     own: Vec<IpNetwork>,
-    /// Addresses of the others, and next hops. What is valid on one link only is none.
+    /// Addresses of other interfaces, next hops, and localhost.
     needs: Vec<IpAddr>,
-    /// Where the node reaches others without a router: a part of it would lead to the pod.
+    /// Subnets that the node reaches without a router: a part of one would lead to the pod.
     segments: Vec<IpNetwork>,
 }
 
-/// Loopback, and where the cloud's metadata server is, which the node reaches by whatever route.
+/// Loopback, and the addresses of a cloud's metadata server, which may be behind any route.
 const SEGMENTS: [(Ipv4Addr, u8); 2] = [
     (Ipv4Addr::new(127, 0, 0, 0), 8),
     (Ipv4Addr::new(169, 254, 0, 0), 16),
@@ -126,39 +123,32 @@ const SEGMENTS: [(Ipv4Addr, u8); 2] = [
 
 impl Node {
     fn new(host: &Netlink, family: Family, interface: Option<u32>) -> Result<Self> {
-        let addresses = host.list_all_addresses(family)?;
-        let (own, others): (Vec<_>, Vec<_>) = addresses
-            .into_iter()
-            .partition(|(index, _)| Some(*index) == interface);
+        let mut node = Self {
+            own: Vec::new(),
+            needs: vec![match family {
+                Family::V4 => Ipv4Addr::LOCALHOST.into(),
+                Family::V6 => Ipv6Addr::LOCALHOST.into(),
+            }],
+            segments: Vec::new(),
+        };
+        for (index, address) in host.list_all_addresses(family)? {
+            if Some(index) == interface {
+                node.own.push(address);
+            } else if !is_link_local(address.ip()) {
+                node.needs.push(address.ip());
+                node.segments.push(subnet(address));
+            }
+        }
         let routes = host.list_routes(RouteFilter {
             family,
             oif: None,
             table: None,
         })?;
         let hops = routes.into_iter().filter_map(|route| route.gw);
-        let others = others.into_iter().map(|(_, address)| address);
-        let others = others.filter(|it| !is_link_local(it.ip()));
-        let others: Vec<_> = others.collect();
+        node.needs.extend(hops.filter(|ip| !is_link_local(*ip)));
         let segments = SEGMENTS.map(|(ip, prefix)| IpNetwork::new(ip.into(), prefix));
-        let localhost = match family {
-            Family::V4 => IpAddr::from(Ipv4Addr::LOCALHOST),
-            Family::V6 => IpAddr::from(Ipv6Addr::LOCALHOST),
-        };
-        Ok(Self {
-            own: own.into_iter().map(|(_, address)| address).collect(),
-            needs: others
-                .iter()
-                .map(|it| it.ip())
-                .chain(hops)
-                .chain([localhost])
-                .filter(|ip| !is_link_local(*ip))
-                .collect(),
-            segments: others
-                .into_iter()
-                .map(subnet)
-                .chain(segments.into_iter().flatten())
-                .collect(),
-        })
+        node.segments.extend(segments.into_iter().flatten());
+        Ok(node)
     }
 }
 
@@ -196,10 +186,11 @@ fn too_short(address: IpNetwork, written: &[IpNetwork]) -> Option<u8> {
 pub(crate) fn written_subnets(call: &Call) -> Vec<IpNetwork> {
     let mut found = Vec::new();
     if let Ok(Json::Object(members)) = Json::parse(call.stdin()) {
-        for (key, value) in members {
-            if key.eq_ignore_ascii_case("ipam") {
-                collect_subnets(&value, &mut found);
-            }
+        for (_, ipam) in members
+            .iter()
+            .filter(|(key, _)| key.eq_ignore_ascii_case("ipam"))
+        {
+            collect_subnets(ipam, &mut found);
         }
     }
     found
@@ -223,14 +214,14 @@ fn collect_subnets(value: &Json, found: &mut Vec<IpNetwork>) {
     }
 }
 
-/// Refuses a requested `mac` that the bridge called `bridge`, or another of its ports, has:
-/// frames to that port would come to this pod.
+/// Refuses a requested `mac` that the bridge `bridge` or another of its ports has: frames to that
+/// port would come to this pod.
 ///
-/// A bridge forgets what it learned. So the other ends of its ports are looked at too, a
-/// request for each: that is for pods alone that ask for a MAC.
+/// A bridge forgets learned MACs, so the other ends of its ports are looked at, too: one request
+/// per port, only for pods that request a MAC.
 ///
 /// # Errors
-/// Code 7, with the port; when the kernel cannot be asked.
+/// Code 7, with the port; what the kernel refuses.
 pub fn refuse_taken_mac(
     host: &Netlink,
     bridge: &str,
@@ -250,8 +241,8 @@ pub fn refuse_taken_mac(
     let known = host.find_fdb_entry(bridge.index, mac)?;
     for port in &ports {
         let in_table = known.filter(|it| it.port == port.index);
-        // What comes from elsewhere by this port may have moved here.
-        let in_table = in_table.is_some_and(|it| it.fixed || is_pods(port));
+        // A MAC that was learned on an uplink may have moved here.
+        let in_table = in_table.is_some_and(|it| it.fixed || leads_to_pod(port));
         if in_table || port.mac == Some(mac) || peer_mac(host, port) == Some(mac) {
             return Err(taken(&format!("port {:?} of {:?}", port.name, bridge.name)));
         }
@@ -259,12 +250,12 @@ pub fn refuse_taken_mac(
     Ok(())
 }
 
-/// Whether a pod, or a virtual machine, is behind the port, and no wire.
-fn is_pods(port: &Link) -> bool {
+/// Whether a pod or a virtual machine is behind the port.
+fn leads_to_pod(port: &Link) -> bool {
     port.is_kind("veth") || port.is_kind("tun")
 }
 
-/// What cannot be looked at is another program's, and not known.
+/// The MAC of the port's other end; `None` if the kernel does not show it.
 fn peer_mac(host: &Netlink, port: &Link) -> Option<Mac> {
     host.find_peer(port).ok()??.mac
 }
@@ -284,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn subnets_are_found_wherever_an_ipam_plugin_has_them_but_in_routes() {
+    fn subnets_are_found_anywhere_in_ipam_but_in_routes() {
         let text = r#"{"ranges": [[{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.9"}]],
             "addresses": [{"Address": "fd00::9/64", "gateway": "fd00::1"}],
             "range": "10.2.0.0/16", "routes": [{"dst": "0.0.0.0/0", "address": "0.0.0.0/0"}]}"#;

@@ -1,9 +1,11 @@
-//! Rules that serve all attachments of a network: for a subnet, one that masquerades it and one
-//! that keeps isolated pods from each other. They come with the first attachment that needs
-//! them and go with the last.
+//! Rules that all attachments of a network share: for a subnet, one that masquerades it and one
+//! that isolates its pods from each other. The first attachment that needs a rule adds it, and
+//! the last one removes it.
 //!
-//! Who needs them is in [`Users`]. That may be incomplete, so before a rule goes the kernel is asked
-//! for attachments that are not in there, and where there is one, the rule stays.
+//! [`Users`] has the attachments that need a rule. As it may be incomplete, the kernel is asked for
+//! attachments that are not in it before a rule is removed. If there is one, the rule stays.
+
+use std::net::IpAddr;
 
 use anyhow::Result;
 use cni::Attachment;
@@ -16,81 +18,76 @@ use packet_filter::{Isolation, Masquerade, Nftables, Place};
 use crate::port::alias_of;
 use crate::users::{Left, NoPlace, Users};
 
-/// The use of a masquerade rule for a subnet begins so.
+/// Prefix of the use of a rule that masquerades a subnet.
 const MASQUERADE: &str = "masquerade-";
 
-/// The use of a rule that isolates the pods of a subnet begins so.
+/// Prefix of the use of a rule that isolates the pods of a subnet.
 const ISOLATION: &str = "isolation-";
 
-/// An attachment that uses nothing that is shared, but is known. Its addresses are written
-/// there where iptables has rules for them.
+/// The use of an attachment that shares no rule. Where iptables has rules for it, the file
+/// contains its addresses.
 const OWN: &str = "own";
 
-/// Writes down, before the rules are made, which subnets' rules `wanted`'s attachment uses.
-/// Whether it is the first that uses one of them. Where nothing can be written, the rules stay
-/// until GC.
+/// ADD: notes the subnets of `wanted`, before the rules are added. Returns whether the attachment
+/// is the first user of one of them. If nothing can be written, the rules stay until GC.
 ///
 /// # Errors
-/// Code 11: rules are being taken away for too long.
+/// Code 11: another call removes rules for too long.
 pub fn use_subnets(wanted: &Masquerade) -> Result<bool> {
     let mut uses: Vec<_> = wanted.subnets().iter().map(use_of_subnet).collect();
     if uses.is_empty() {
         uses.push(OWN.to_owned());
     }
-    let uses: Vec<_> = uses.iter().map(|it| (it.as_str(), "")).collect();
-    note(&wanted.owner, &uses)
+    note(&wanted.owner, &uses, "")
 }
 
-/// The same for rules that isolate the attachment's pod.
+/// ADD: notes the rules that isolate the attachment's pod.
 ///
 /// # Errors
 /// As [`use_subnets`].
 pub fn use_isolation(owner: &Attachment, wanted: &Isolation) -> Result<()> {
     let uses: Vec<_> = wanted.places().iter().map(use_of_place).collect();
-    let uses: Vec<_> = uses.iter().map(|it| (it.as_str(), "")).collect();
-    note(owner, &uses)?;
-    Ok(())
+    note(owner, &uses, "").map(drop)
 }
 
-/// Writes down an attachment whose rules are its own, for these addresses.
+/// ADD: notes an attachment with rules of its own, and their addresses.
 ///
 /// # Errors
 /// As [`use_subnets`].
 pub fn use_own(wanted: &Masquerade) -> Result<()> {
     let addresses = wanted.addresses.iter().map(|it| format!("{}\n", it.ip()));
     let content: String = addresses.collect();
-    note(&wanted.owner, &[(OWN, &content)])?;
-    Ok(())
+    note(&wanted.owner, &[OWN.to_owned()], &content).map(drop)
 }
 
-/// Writes down an attachment without masquerade, where others of the network are masqueraded, or
-/// were. Whether it is the first of these.
+/// ADD: notes an attachment without masquerade, if others of the network are or were masqueraded.
+/// Returns whether it is the first one without.
 ///
 /// # Errors
 /// As [`use_subnets`].
 pub fn use_nothing(owner: &Attachment) -> Result<bool> {
     match Users::find(&owner.network) {
         Ok(None) => Ok(false),
-        _ => note(owner, &[(OWN, "")]),
+        _ => note(owner, &[OWN.to_owned()], ""),
     }
 }
 
-fn note(owner: &Attachment, uses: &[(&str, &str)]) -> Result<bool> {
+fn note(owner: &Attachment, uses: &[String], content: &str) -> Result<bool> {
     let users = match Users::join(&owner.network) {
         Ok(users) => users,
         Err(error) if error.downcast_ref::<cni::Error>().is_some() => return Err(error),
         Err(_) => return Ok(false),
     };
     let mut is_first = false;
-    for (what, content) in uses {
-        // Without a file it counts as unknown, for which every rule stays.
+    for what in uses {
+        // An attachment without a file counts as unknown, which keeps all rules.
         is_first |= users.note(what, owner, content).unwrap_or(false);
     }
     Ok(is_first)
 }
 
-/// Forgets attachments whose rules were given to the Go plugins, and takes away what is left of
-/// them, unless others use it.
+/// Forgets attachments whose rules were handed over to the Go plugins, and removes the rules that
+/// no others use.
 ///
 /// # Errors
 /// What the kernel refuses.
@@ -101,14 +98,14 @@ pub fn give_away(network: &str, these: &[&Attachment]) -> Result<()> {
         }
     }
     let aliases: Vec<_> = these.iter().map(|it| it.alias()).collect();
-    reconcile(network, |users| {
+    remove_unused(network, |users| {
         has_unknown(network, None, |alias| {
             aliases.iter().any(|it| it == alias) || users.knows(alias)
         })
     })
 }
 
-/// Whether attachments to `network` other than these use its rules, or may.
+/// Whether attachments to `network` other than these use its rules, or may do so.
 pub fn has_other_users(network: &str, these: &[&Attachment]) -> bool {
     let aliases: Vec<_> = these.iter().map(|it| it.alias()).collect();
     let noted = match Users::find(network) {
@@ -120,88 +117,74 @@ pub fn has_other_users(network: &str, these: &[&Attachment]) -> bool {
     noted || has_unknown(network, None, is_these).unwrap_or(true)
 }
 
-/// Whether the network had something shared, or an attachment with rules of its own, since its
-/// directory was last empty: then DEL looks for it, whatever the configuration says now.
+/// Whether DEL must look for rules, whatever the configuration is now: the network's directory
+/// exists, so attachments are or were noted.
 pub fn may_have_rules(network: &str) -> bool {
     !matches!(Users::find(network), Ok(None))
 }
 
-/// The addresses that iptables was told at ADD; `None` if nothing is known of them.
-pub fn noted_addresses(owner: &Attachment) -> Option<Vec<std::net::IpAddr>> {
+/// The addresses that iptables has rules for since ADD; `None` if they are unknown.
+pub fn noted_addresses(owner: &Attachment) -> Option<Vec<IpAddr>> {
     let users = Users::find(&owner.network).ok()??;
     let content = users.content(OWN, owner)?;
     let addresses: Option<Vec<_>> = content.lines().map(|line| line.parse().ok()).collect();
     addresses.filter(|all| !all.is_empty())
 }
 
-/// DEL: forgets the attachment, and takes away what it was the last to use. `bridge` is where
-/// attachments may be that are not known. `configured` says whether the configuration as it is
-/// now masquerades.
+/// DEL: forgets the attachment, and removes the rules that it was the last to use. `bridge` may
+/// have ports that are not noted. `configured`: whether the configuration has shared rules now.
 ///
 /// # Errors
-/// What the kernel refuses; a file of the attachment's that cannot be removed; code 11, as
-/// [`use_subnets`].
+/// What the kernel refuses; the attachment's file cannot be removed; code 11, as [`use_subnets`].
 pub fn leave(owner: &Attachment, bridge: Option<&str>, configured: bool) -> Result<()> {
     match Users::find(&owner.network) {
         Ok(None) if !configured => return Ok(()),
-        Ok(None) => {
-            // Of an earlier release, or a second DEL.
-            if !has_rules(&owner.network)? {
-                return Ok(());
-            }
-        }
-        Ok(Some(users)) => {
-            if users.forget(owner)? == Left::Users {
-                return Ok(());
-            }
-        }
+        // An attachment of an earlier release, or a second DEL.
+        Ok(None) if !has_rules(&owner.network)? => return Ok(()),
+        Ok(Some(users)) if users.forget(owner)? == Left::Users => return Ok(()),
+        Ok(_) => {}
         Err(error) => tolerate_no_place(error)?,
     }
     let gone = owner.alias();
-    reconcile(&owner.network, |users| {
+    remove_unused(&owner.network, |users| {
         has_unknown(&owner.network, bridge, |alias| {
             alias == gone || users.knows(alias)
         })
     })
 }
 
-/// ADD: takes away rules for subnets that the network does not have any more.
+/// ADD: removes rules for subnets that the network no longer has.
 ///
 /// # Errors
 /// What the kernel refuses.
 pub fn drop_unused(network: &str, bridge: Option<&str>) -> Result<()> {
-    reconcile(network, |users| {
+    remove_unused(network, |users| {
         has_unknown(network, bridge, |alias| users.knows(alias))
     })
 }
 
-/// GC: forgets the attachments that are not `valid`, and takes away what none of these uses.
+/// GC: forgets the attachments that are not `valid`, and removes the rules that no valid one uses.
 ///
 /// # Errors
 /// What the kernel refuses.
 pub fn collect(network: &str, valid: &[ValidAttachment]) -> Result<()> {
-    let aliases: Vec<_> = valid
-        .iter()
-        .filter_map(|it| alias_of(network, it))
-        .collect();
+    let aliases = valid.iter().filter_map(|it| alias_of(network, it));
+    let aliases: Vec<_> = aliases.collect();
     match Users::find(network) {
         Ok(Some(users)) => users.retain(&aliases)?,
-        Ok(None) => {
-            if !has_rules(network)? {
-                return Ok(());
-            }
-        }
+        Ok(None) if !has_rules(network)? => return Ok(()),
+        Ok(None) => {}
         Err(error) => tolerate_no_place(error)?,
     }
-    reconcile(network, |users| {
+    remove_unused(network, |users| {
         Ok(aliases.iter().any(|alias| !users.knows(alias)))
     })
 }
 
-/// Takes away the rules of `network` that nothing needs. Where `has_unknown`, all stay, and so
-/// does the directory, which has the next DEL look again.
-fn reconcile(network: &str, has_unknown: impl FnOnce(&Users) -> Result<bool>) -> Result<()> {
-    // Without the lock, an ADD may be counting on a rule that is there now.
+/// Removes the rules of `network` without a user. If there are attachments that are not noted
+/// (`has_unknown`), all rules stay, and so does the directory, which makes the next DEL look again.
+fn remove_unused(network: &str, has_unknown: impl FnOnce(&Users) -> Result<bool>) -> Result<()> {
+    // Without the lock, a concurrent ADD may rely on a rule that exists now.
     let users = match Users::alone(network) {
         Ok(users) => users,
         Err(error) => return tolerate_no_place(error),
@@ -226,8 +209,8 @@ fn reconcile(network: &str, has_unknown: impl FnOnce(&Users) -> Result<bool>) ->
     Ok(())
 }
 
-/// Where no file of ours can be, none is left, and the rules stay. Any other failure is
-/// told: the runtime calls again.
+/// Accepts [`NoPlace`]: where no file of ours can be, none is left, and the rules stay. Other
+/// errors are returned, so that the runtime calls again.
 ///
 /// # Errors
 /// `error`, if it is another.
@@ -238,7 +221,7 @@ pub fn tolerate_no_place(error: anyhow::Error) -> Result<()> {
     }
 }
 
-/// Whether there is any rule that attachments to the network share.
+/// Whether any rule exists that attachments to the network share.
 fn has_rules(network: &str) -> Result<bool> {
     let Some(nftables) = Nftables::find()?.map(Nftables::closed_later) else {
         return Ok(false);
@@ -247,8 +230,8 @@ fn has_rules(network: &str) -> Result<bool> {
         || nftables.has_stale_isolation(network, &[])?)
 }
 
-/// Whether attachments to the network are there that are not known: those of earlier releases
-/// by their alias, those of the Go plugins, which have none, by being on the `bridge`.
+/// Whether the network has attachments that are not known: those of earlier releases by their
+/// alias, those of the Go plugins, which have no alias, as ports of `bridge`.
 fn has_unknown(
     network: &str,
     bridge: Option<&str>,
@@ -258,14 +241,12 @@ fn has_unknown(
     let bridge = links.iter().find(|it| Some(it.name.as_str()) == bridge);
     let bridge = bridge.map(|it| it.index);
     let prefix = alias_prefix(network);
-    let unknown = |alias: &str| match alias {
-        it if it.starts_with(&prefix) => !is_known(it),
-        it => !it.starts_with("podwire:"),
-    };
     Ok(links.iter().filter(|it| it.is_kind("veth")).any(|it| {
         let alias = it.alias.as_deref().unwrap_or_default();
-        let of_network = alias.starts_with(&prefix);
-        (of_network || bridge.is_some() && it.master == bridge) && unknown(alias)
+        if alias.starts_with(&prefix) {
+            return !is_known(alias);
+        }
+        bridge.is_some() && it.master == bridge && !alias.starts_with("podwire:")
     }))
 }
 
@@ -277,7 +258,7 @@ fn subnet_of_use(what: &str) -> Option<IpNetwork> {
     read(what.strip_prefix(MASQUERADE)?)
 }
 
-/// The name of an interface has no slash, and may have any other letter.
+/// An interface name may contain any character but a slash, so it is the last part.
 fn use_of_place((gateway, subnet): &Place) -> String {
     format!("{ISOLATION}{}-{gateway}", written(subnet))
 }
