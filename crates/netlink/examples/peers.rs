@@ -1,6 +1,6 @@
-//! What a reconciliation costs: `peers NAME COUNT` makes COUNT peers of mode `l3` known on
-//! the VXLAN device NAME, then looks again with nothing to change, then removes all. Prints
-//! the milliseconds of each. benches/vxlan runs it in a namespace of its own.
+//! Measures a reconciliation: `peers NAME COUNT` adds COUNT peers of mode `l3` to the VXLAN device
+//! NAME, repeats that with nothing to change, then removes all. Prints the milliseconds of each.
+//! benches/vxlan runs it in a namespace of its own.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement")]
 

@@ -1,8 +1,7 @@
-//! VLANs on bridge ports, for a kernel that was built with them.
+//! VLANs on bridge ports, for a kernel that supports them.
 //!
-//! A plain `cargo test` leaves this out (Cargo.toml); `tests/vm/run` has such a
-//! kernel: build it with `cargo test -p netlink --test vlan --no-run` and give
-//! it the executable.
+//! A plain `cargo test` does not run it (Cargo.toml). `tests/vm/run` has such a kernel: build the test
+//! with `cargo test -p netlink --test vlan --no-run` and pass the executable.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 
@@ -23,7 +22,7 @@ fn filters() -> bool {
     link("cni0")["linkinfo"]["info_data"]["vlan_filtering"] == 1
 }
 
-/// What `bridge vlan show` says of a port: id, and its flags in one word.
+/// The VLANs of a port in `bridge vlan show`: id, and flags in one word.
 fn seen(port: &str) -> Vec<(u64, String)> {
     let command = format!("bridge -j -compressvlans vlan show dev {port}");
     let ports = json(&command);
@@ -49,7 +48,7 @@ fn port(netlink: &Netlink) -> u32 {
 }
 
 #[test]
-fn a_bridge_is_made_or_turned_into_one_that_filters() {
+fn a_bridge_is_created_or_converted_to_filter() {
     enter();
     let netlink = Netlink::open().unwrap();
     let plain = netlink.ensure_bridge(&spec(false)).unwrap();
@@ -58,7 +57,7 @@ fn a_bridge_is_made_or_turned_into_one_that_filters() {
     let converted = netlink.ensure_bridge(&spec(true)).unwrap();
     assert_eq!(converted.vlan_filtering, Some(true));
     assert!(filters());
-    // One that filters is left as it is.
+    // A bridge that filters stays so.
     netlink.ensure_bridge(&spec(false)).unwrap();
     assert!(filters());
     netlink.delete_link("cni0").unwrap();
@@ -72,7 +71,7 @@ fn vlans_of_a_port_come_and_go() {
     let netlink = Netlink::open().unwrap();
     netlink.ensure_bridge(&spec(true)).unwrap();
     let port = port(&netlink);
-    // The kernel puts every new port into VLAN 1.
+    // The kernel adds every new port to VLAN 1.
     assert_eq!(
         netlink.list_port_vlans(port).unwrap(),
         [PortVlan::native(1)]

@@ -1,15 +1,14 @@
-//! Open a network namespace, and run code inside it.
+//! Opens a network namespace, and runs code inside it.
 //!
-//! This is the only place that calls `setns`. A namespace is entered by a
-//! closure on a thread that is thrown away afterwards: whatever goes wrong in
-//! there, an early `?` or a panic, the caller has never left its own namespace.
+//! This is the only crate that calls `setns`. A closure runs inside the namespace on a thread that
+//! ends afterwards: whatever happens there, an early `?` or a panic, the caller has never left its
+//! own namespace.
 //!
-//! Entering is for what has no other way: sysctls, and sockets that must be
-//! born inside. A socket made inside works from outside for as long as it lives.
+//! Enter only for what has no other way: sysctls, and opening sockets. A socket that was opened
+//! inside works from outside.
 
-mod cookie;
 mod error;
-mod kind;
+mod system;
 
 use std::{
     fs::File,
@@ -38,8 +37,8 @@ const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 
 /// A network namespace, held open.
 ///
-/// Cloning is cheap: clones share one descriptor. The namespace lives at least
-/// as long as the value, even when its path is unmounted meanwhile.
+/// Clones share one descriptor. The namespace exists at least as long as the value, even if its path
+/// is unmounted.
 #[derive(Clone, Debug)]
 pub struct NetNs {
     fd: Arc<OwnedFd>,
@@ -75,7 +74,7 @@ impl NetNs {
             let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
             failed("open", path, errno)
         })?;
-        if kind::is_network(file.as_fd()) == Some(false) {
+        if system::is_network(file.as_fd()) == Some(false) {
             return Err(other_kind("open", path));
         }
         Ok(Self {
@@ -88,69 +87,50 @@ impl NetNs {
     ///
     /// # Errors
     /// As [`NetNs::open`], when /proc is not mounted.
-    ///
-    /// ```
-    /// # fn main() -> Result<(), netns::Error> {
-    /// let here = netns::NetNs::current()?;
-    /// assert!(here.same_as(&netns::NetNs::current()?)?);
-    /// # Ok(())
-    /// # }
-    /// ```
     pub fn current() -> Result<Self, Error> {
-        // Not /proc/self: that is the main thread, which may be elsewhere.
+        // Not /proc/self, which is the main thread: it may be in another namespace.
         Self::open(Path::new("/proc/thread-self/ns/net"))
     }
 
-    /// Whether both are one and the same namespace, whatever their paths:
-    /// device and inode identify it (namespaces(7)).
+    /// Whether both are the same namespace, whatever their paths: device and inode identify it
+    /// (namespaces(7)).
     ///
     /// # Errors
     /// When a descriptor cannot be examined.
-    ///
-    /// ```
-    /// # fn main() -> Result<(), netns::Error> {
-    /// let here = netns::NetNs::current()?;
-    /// let by_pid = netns::NetNs::open(std::path::Path::new("/proc/self/ns/net"))?;
-    /// assert!(here.same_as(&by_pid)?);
-    /// # Ok(())
-    /// # }
-    /// ```
     pub fn same_as(&self, other: &Self) -> Result<bool, Error> {
         Ok(self.identity()? == other.identity()?)
     }
 
-    /// A name for the namespace of the calling thread, fit for a file name: its inode, and
-    /// since Linux 5.14 its cookie. The kernel gives an inode to another namespace later,
-    /// a cookie never until it is booted again.
+    /// A file name for the namespace of the calling thread: its inode, and since Linux 5.14 its
+    /// cookie. The kernel uses an inode again for another namespace, but a cookie never until the
+    /// next boot.
     ///
     /// # Errors
     /// As [`NetNs::current`]; no socket can be made.
     pub fn current_name() -> Result<String, Error> {
         let here = Self::current()?;
         let (_, inode) = here.identity()?;
-        // Without the cookie it would be another name than before.
-        let cookie =
-            cookie::of_this_thread().map_err(|errno| failed("examine", &here.path, errno))?;
+        // An error, because the name without the cookie would be another one.
+        let cookie = system::cookie().map_err(|errno| failed("examine", &here.path, errno))?;
         Ok(match cookie {
             Some(cookie) => format!("{inode}-{cookie}"),
             None => inode.to_string(),
         })
     }
 
-    /// The path that it was opened by.
+    /// The path by which it was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Runs `inside` in this namespace and returns what it returned.
     ///
-    /// It runs on a thread of its own, which ends with it. A panic inside is
-    /// resumed in the caller. Anything that `inside` leaves open (a socket)
-    /// stays in this namespace and can be used from outside.
+    /// It runs on a thread of its own. A panic inside is resumed in the caller. A socket that
+    /// `inside` returns stays in this namespace and can be used from outside.
     ///
     /// # Errors
-    /// When no thread can be made, or the namespace cannot be entered; the
-    /// closure has not run then.
+    /// When no thread can be started, or the namespace cannot be entered; the closure has not
+    /// run then.
     ///
     /// ```
     /// # fn main() -> anyhow::Result<()> {
@@ -178,17 +158,16 @@ impl NetNs {
             .map_err(Into::into)
     }
 
-    /// Begins to run `inside` in this namespace, as [`NetNs::enter`], while the caller
-    /// goes on.
+    /// Starts to run `inside` in this namespace, as [`NetNs::enter`], while the caller goes on.
     ///
     /// # Errors
-    /// When no thread can be made.
+    /// When no thread can be started.
     ///
     /// ```
     /// # fn main() -> anyhow::Result<()> {
     /// let here = netns::NetNs::current()?;
     /// let entering = here.begin(|| std::fs::read("/proc/sys/net/ipv4/ip_forward"))?;
-    /// // Something that takes its time.
+    /// // Other work.
     /// let forwards = entering.wait()??;
     /// assert!(forwards == b"0\n" || forwards == b"1\n");
     /// # Ok(())
@@ -211,7 +190,7 @@ impl NetNs {
         })
     }
 
-    /// Moves the calling thread for good: for a thread that ends soon.
+    /// Moves the calling thread, which must end soon, into this namespace.
     #[expect(clippy::disallowed_methods, reason = "the one place that may")]
     fn move_thread_in(&self) -> Result<(), Errno> {
         nix::sched::setns(self.fd.as_fd(), CloneFlags::CLONE_NEWNET)
@@ -223,8 +202,8 @@ impl NetNs {
     }
 }
 
-/// Code that runs in a namespace, begun by [`NetNs::begin`]. To drop it is to wait for
-/// its end: nothing goes on in a namespace behind the back of who cleans up.
+/// Code that [`NetNs::begin`] has started in a namespace. A drop waits for its end, so that nothing
+/// runs in the namespace during a clean-up.
 #[derive(Debug)]
 pub struct Entering<T> {
     thread: Option<JoinHandle<Result<T, Errno>>>,
@@ -232,13 +211,13 @@ pub struct Entering<T> {
 }
 
 impl<T> Entering<T> {
-    /// Waits for what the code returned. A panic inside is resumed here.
+    /// Waits for the result of the code. A panic inside is resumed here.
     ///
     /// # Errors
     /// When the namespace could not be entered; the code has not run then.
     pub fn wait(mut self) -> Result<T, Error> {
         let Some(thread) = self.thread.take() else {
-            unreachable!("only this and drop take it");
+            unreachable!("only wait and drop take it");
         };
         match thread.join() {
             Ok(entered) => entered.map_err(|errno| failed("enter", &self.path, errno)),

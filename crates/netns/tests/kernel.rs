@@ -1,5 +1,5 @@
-//! Against the real kernel. Every test first moves its own thread, and nothing
-//! else, into private namespaces: libtest runs each test on a fresh thread.
+//! Tests against the real kernel. Every test first moves its own thread into private namespaces:
+//! libtest runs each test on a new thread.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 
@@ -43,7 +43,7 @@ fn a_plain_file_is_gone_too() {
 }
 
 #[test]
-fn a_namespace_of_another_kind_is_none() {
+fn a_namespace_of_another_kind_is_refused() {
     enter();
     let error = NetNs::open(Path::new("/proc/thread-self/ns/uts")).unwrap_err();
     assert!(is_gone(&error));
@@ -54,7 +54,7 @@ fn a_namespace_of_another_kind_is_none() {
 }
 
 #[test]
-fn identity_is_the_namespace_and_not_its_path() {
+fn a_namespace_is_identified_whatever_its_path() {
     enter();
     add_pod("one");
     add_pod("two");
@@ -78,7 +78,7 @@ fn identity_is_the_namespace_and_not_its_path() {
 }
 
 #[test]
-fn what_runs_inside_sees_the_namespace_and_the_caller_stays_outside() {
+fn the_closure_is_inside_and_the_caller_stays_outside() {
     enter();
     let pod = NetNs::open(&add_pod("pod")).unwrap();
     run("ip -n pod link add inside0 type veth peer name inside1");
@@ -103,7 +103,7 @@ fn a_panic_inside_is_resumed_outside_in_the_callers_namespace() {
 }
 
 #[test]
-fn what_was_begun_runs_while_the_caller_goes_on() {
+fn started_code_runs_while_the_caller_goes_on() {
     enter();
     let pod = NetNs::open(&add_pod("pod")).unwrap();
     run("ip -n pod link add inside0 type veth peer name inside1");
@@ -112,7 +112,7 @@ fn what_was_begun_runs_while_the_caller_goes_on() {
     let (answer, answered) = mpsc::channel();
     let entering = pod
         .begin(move || {
-            // Not before the caller, who has been given back his thread, says so.
+            // Not before the caller, which goes on meanwhile, says so.
             hear.recv().unwrap();
             answer.send(run("ip -o link")).unwrap();
             "done"
@@ -125,7 +125,7 @@ fn what_was_begun_runs_while_the_caller_goes_on() {
 }
 
 #[test]
-fn what_was_begun_has_ended_when_it_is_dropped() {
+fn a_drop_waits_for_started_code() {
     enter();
     let pod = NetNs::open(&add_pod("pod")).unwrap();
     let ended = Arc::new(AtomicBool::new(false));
@@ -139,7 +139,7 @@ fn what_was_begun_has_ended_when_it_is_dropped() {
 }
 
 #[test]
-fn what_was_begun_tells_that_it_could_not_enter_and_that_it_panicked() {
+fn started_code_reports_a_failed_entry_and_a_panic() {
     enter();
     // Before Linux 3.19 a namespace was a file of procfs, so this may be one.
     let file = NetNs::open(Path::new("/proc/thread-self/status")).unwrap();

@@ -101,7 +101,7 @@ fn adding_twice_fails_and_deleting_twice_does_not() {
 }
 
 #[test]
-fn who_waits_for_it_has_an_address_that_can_be_asked_for() {
+fn after_the_wait_an_address_can_be_reached() {
     let (netlink, index) = setup();
     for number in 1..=50 {
         let ip: Ipv6Addr = format!("fd00:1::{number:x}").parse().unwrap();
@@ -110,7 +110,7 @@ fn who_waits_for_it_has_an_address_that_can_be_asked_for() {
             ..plain(&format!("{ip}/64"))
         };
         netlink.add_address(index, &spec).unwrap();
-        // Without this, the kernel's worker is seldom quicker than we are.
+        // Without this, the kernel's worker is usually slower than this test.
         netlink.await_local(ip.into());
         let groups = fs::read_to_string("/proc/thread-self/net/igmp6").unwrap();
         let group = format!("01ff0000{number:02x} ");

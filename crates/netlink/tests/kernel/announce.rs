@@ -11,7 +11,7 @@ use crate::{
 };
 use sandbox::here::{command, enter, json, ping, run};
 
-/// The hardware address that a neighbour table has for `ip`.
+/// The hardware address of `ip` in a neighbour table.
 fn neighbour(ip: &str) -> serde_json::Value {
     json(&format!("ip -j neighbour show {ip}"))[0]["lladdr"].clone()
 }
@@ -33,7 +33,7 @@ fn a_reused_address_works_at_once_for_host_and_siblings() {
     attach(&bridge, &add_pod("second"), 3, 7);
     for ip in ["10.1.0.7", "fd00:1::7"] {
         assert_eq!(neighbour(ip), "02:00:00:00:02:03", "{ip}");
-        // At once: after the first answer ping waits but a moment for the last.
+        // At once: after the first answer ping waits only briefly for the last.
         for from in ["", "ip netns exec sibling "] {
             let out = run(&format!("{from}ping -n -c 5 -l 5 -W 1 {ip}"));
             assert!(out.contains(" 0% packet loss"), "{out}");
@@ -49,17 +49,17 @@ fn listen(filter: &str, count: u32) -> Child {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut said = BufReader::new(tcpdump.stderr.take().unwrap());
+    let mut stderr = BufReader::new(tcpdump.stderr.take().unwrap());
     let mut line = String::new();
     while !line.contains("listening on") {
         line.clear();
-        assert_ne!(said.read_line(&mut line).unwrap(), 0, "tcpdump ended");
+        assert_ne!(stderr.read_line(&mut line).unwrap(), 0, "tcpdump ended");
     }
     tcpdump
 }
 
 #[test]
-fn what_is_sent_is_well_formed() {
+fn announcements_are_well_formed() {
     enter();
     let bridge = bridge();
     let pod = add_pod("pod");
@@ -69,7 +69,7 @@ fn what_is_sent_is_well_formed() {
         .unwrap()
         .wait_for_port(pair.host.index)
         .unwrap();
-    // The kernel's own, if they pass, look the same.
+    // Announcements of the kernel itself, if they arrive, look the same.
     let filter = "ether src 02:00:00:00:02:02 and (arp or (icmp6 and ip6[40] == 136))";
     // The IPv4 address, the IPv6 address, and the link-local one.
     let mut tcpdump = listen(filter, 3);

@@ -27,8 +27,8 @@ pub fn bridge() -> netlink::Link {
     bridge
 }
 
-/// Plugs a pod into the bridge, as the bridge plugin does; `number` makes names
-/// and hardware addresses.
+/// Attaches a pod to the bridge, as the bridge plugin does. Names and hardware addresses are derived
+/// from `number`.
 pub fn plug(bridge: &netlink::Link, pod: &NetNs, number: u8) -> netlink::VethPair {
     let netlink = Netlink::open().unwrap();
     let veth = VethSpec {
@@ -62,7 +62,7 @@ fn route(dst: &str) -> RouteSpec {
     RouteSpec::to(dst.parse().unwrap())
 }
 
-/// What the interface eth0 of a pod shall be.
+/// The wanted state of the interface eth0 of a pod.
 #[derive(Clone)]
 pub struct Wanted {
     addresses: Vec<InterfaceAddress>,
@@ -100,8 +100,8 @@ fn setting(pod: &str, key: &str) -> String {
     run(&command).trim_end().to_owned()
 }
 
-/// Wires a pod with a port and an address of these numbers, from the port to the
-/// announcement, as a plugin does.
+/// Attaches a pod with a port and an address of these numbers, from the port to the announcement,
+/// as a plugin does.
 pub fn attach(bridge: &netlink::Link, pod: &NetNs, port: u8, address: u8) {
     let pair = plug(bridge, pod, port);
     let configured = configure(pod, &dual_stack(address)).unwrap();
@@ -204,7 +204,7 @@ fn without_detection_ipv6_costs_no_wait() {
 }
 
 #[test]
-fn detection_is_waited_for_where_it_is_on() {
+fn with_detection_the_call_waits_for_it() {
     let wanted = Wanted {
         dad: Dad::On,
         ..dual_stack(2)
@@ -221,14 +221,14 @@ fn detection_is_waited_for_where_it_is_on() {
 }
 
 #[test]
-fn a_duplicate_address_is_told_as_go_tells_it() {
+fn a_duplicate_address_is_reported_as_in_go() {
     enter();
     let bridge = bridge();
     let (one, two) = (add_pod("one"), add_pod("two"));
     plug(&bridge, &one, 2);
     configure(&one, &dual_stack(2)).unwrap();
     plug(&bridge, &two, 3);
-    // The first question may be asked before the kernel has opened the bridge's port.
+    // The first probe may be sent before the bridge forwards for the port.
     run("ip netns exec two sysctl -qw net.ipv6.conf.eth0.dad_transmits=2");
     let same = Wanted {
         dad: Dad::On,
@@ -242,11 +242,11 @@ fn a_duplicate_address_is_told_as_go_tells_it() {
 }
 
 #[test]
-fn a_link_without_a_carrier_is_not_waited_for_long() {
+fn the_wait_for_a_carrier_is_short() {
     enter();
     let pod = add_pod("pod");
     run("ip link add host0 type veth peer name eth0 netns pod");
-    // The gateway is out of reach of a link that is down: routes are not the matter here.
+    // Without routes: the gateway cannot be reached over a link that is down.
     let wanted = Wanted {
         dad: Dad::Kernel,
         routes: vec![],
@@ -258,7 +258,7 @@ fn a_link_without_a_carrier_is_not_waited_for_long() {
 }
 
 #[test]
-fn all_that_a_route_says_is_applied() {
+fn every_option_of_a_route_is_applied() {
     let mut wanted = dual_stack(2);
     wanted.routes = vec![
         RouteSpec {
@@ -281,7 +281,7 @@ fn all_that_a_route_says_is_applied() {
     assert_eq!(main["metrics"][0]["mtu"], 1280);
     let other = &json("ip -n pod -j route show table 200")[0];
     assert_eq!(other["gateway"], "10.1.0.9");
-    // CHECK looks in each route's own table.
+    // CHECK reads the table of each route.
     let inside = Netlink::open_in(&pod).unwrap();
     inside.check_routes(&wanted.routes).unwrap();
     run("ip -n pod route flush table 200");
@@ -293,7 +293,7 @@ fn all_that_a_route_says_is_applied() {
 }
 
 #[test]
-fn a_default_route_said_twice_is_added_once() {
+fn a_repeated_default_route_is_added_once() {
     let mut wanted = dual_stack(2);
     wanted.routes.push(RouteSpec {
         gw: Some("10.1.0.1".parse().unwrap()),
@@ -306,7 +306,7 @@ fn a_default_route_said_twice_is_added_once() {
 }
 
 #[test]
-fn any_other_route_said_twice_fails_as_with_go() {
+fn another_repeated_route_fails_as_in_go() {
     let mut wanted = dual_stack(2);
     wanted.routes = vec![route("10.9.0.0/16"), route("10.9.0.0/16")];
     let (_pod, configured) = one_pod(&wanted);
@@ -318,7 +318,7 @@ fn any_other_route_said_twice_fails_as_with_go() {
 }
 
 #[test]
-fn an_address_said_twice_fails_as_with_go() {
+fn a_repeated_address_fails_as_in_go() {
     let mut wanted = dual_stack(2);
     wanted.addresses.truncate(1);
     wanted.addresses.push(wanted.addresses[0]);
@@ -342,7 +342,7 @@ fn without_addresses_the_link_is_brought_up() {
 }
 
 #[test]
-fn a_missing_interface_is_said_so() {
+fn a_missing_interface_is_named() {
     enter();
     let pod = add_pod("pod");
     let error = configure(&pod, &dual_stack(2)).unwrap_err();
@@ -350,7 +350,7 @@ fn a_missing_interface_is_said_so() {
 }
 
 #[test]
-fn check_sees_what_was_tampered_with() {
+fn check_detects_changes() {
     let wanted = dual_stack(2);
     let (pod, configured) = one_pod(&wanted);
     configured.unwrap();

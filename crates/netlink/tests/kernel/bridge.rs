@@ -45,7 +45,7 @@ fn a_new_bridge_is_up_and_its_address_is_pinned() {
 }
 
 #[test]
-fn a_new_bridge_can_ask_for_its_pods_at_once() {
+fn a_new_bridge_can_resolve_its_pods_at_once() {
     enter();
     Netlink::open().unwrap().ensure_bridge(&spec()).unwrap();
     run("ip link add a0 type veth peer name b0");
@@ -76,7 +76,7 @@ fn its_address_stays_while_ports_come_and_go() {
 }
 
 #[test]
-fn ensured_again_it_is_the_same() {
+fn ensuring_it_again_changes_nothing() {
     enter();
     let netlink = Netlink::open().unwrap();
     let first = netlink.ensure_bridge(&spec()).unwrap();
@@ -86,7 +86,7 @@ fn ensured_again_it_is_the_same() {
     };
     assert_eq!(netlink.ensure_bridge(&wanted).unwrap(), first);
     assert_eq!(link("cni0")["mtu"], 1500);
-    // Promiscuous mode is switched on later too, and off never.
+    // Promiscuous mode is also switched on later, and never off.
     let promisc = BridgeSpec {
         promisc: true,
         ..spec()
@@ -96,7 +96,7 @@ fn ensured_again_it_is_the_same() {
 }
 
 #[test]
-fn a_bridge_of_somebody_else_is_pinned_as_it_is() {
+fn a_foreign_bridge_is_pinned_with_its_address() {
     enter();
     run("ip link add cni0 type bridge");
     run("ip link add a0 address 0a:00:00:00:00:09 type veth peer name b0");
@@ -126,7 +126,7 @@ fn a_bridge_that_lost_its_address_gets_one() {
 }
 
 #[test]
-fn what_cannot_be_a_bridge_says_why() {
+fn a_bridge_that_cannot_be_created_is_explained() {
     enter();
     let netlink = Netlink::open().unwrap();
     run("ip link add cni0 type veth peer name b0");
@@ -152,7 +152,7 @@ fn what_cannot_be_a_bridge_says_why() {
 }
 
 #[test]
-fn many_may_ensure_it_at_once() {
+fn many_can_ensure_it_at_once() {
     enter();
     let macs: Vec<_> = thread::scope(|scope| {
         let ensure = || {
@@ -206,7 +206,7 @@ fn attach(born_as_port: bool) {
     };
     assert_eq!(ours.port, Some(expected));
 
-    // Written off again by the same request, and left up.
+    // Switched off again by the same request, and left up.
     let plain = PortSpec {
         hairpin: false,
         isolated: false,
@@ -230,12 +230,12 @@ fn a_port_is_attached_with_all_its_settings() {
 }
 
 #[test]
-fn a_port_from_birth_gets_all_its_settings() {
+fn a_link_created_as_a_port_gets_all_its_settings() {
     attach(true);
 }
 
 #[test]
-fn a_port_is_waited_for_until_it_forwards() {
+fn the_call_waits_until_a_port_forwards() {
     enter();
     let pod = add_pod("pod");
     let netlink = Netlink::open().unwrap();

@@ -22,7 +22,7 @@ fn two_uplinks() {
 }
 
 #[test]
-fn both_families_are_switched_on_by_themselves() {
+fn each_family_is_switched_on_alone() {
     two_uplinks();
     let netlink = Netlink::open().unwrap();
     fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
@@ -47,9 +47,9 @@ fn the_host_keeps_its_route_from_a_router_advertisement() {
     assert!(run("ip -6 route show default dev up0").contains("proto ra"));
 }
 
-/// A router whose lifetime is 0 is the way to nowhere in particular, and still tells prefixes.
+/// A router whose lifetime is 0 is not a default router, but announces prefixes.
 #[test]
-fn the_host_keeps_whatever_it_has_from_a_router() {
+fn the_host_keeps_prefixes_and_routes_from_a_router() {
     for learned in [
         "route add 2001:db8:77::/48 via fe80::1 dev up1 proto ra",
         "route add 2001:db8:77::/64 dev up1 proto kernel expires 1000",
@@ -65,7 +65,7 @@ fn the_host_keeps_whatever_it_has_from_a_router() {
 }
 
 #[test]
-fn a_host_that_forwards_already_is_left_alone() {
+fn a_host_that_forwards_is_not_changed() {
     two_uplinks();
     fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
     run("ip -6 route replace default via fe80::1 dev up0 proto ra metric 1024");

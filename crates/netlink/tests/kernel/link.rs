@@ -23,7 +23,7 @@ fn a_link_is_read_as_ip_reads_it() {
     assert_eq!(ours.link.unwrap(), pod_link("pod", "eth0")["ifindex"]);
     assert_eq!(ours.link_netnsid.unwrap(), theirs["link_netnsid"]);
     assert!(ours.up && ours.promisc);
-    // Kernels before 6.9 say so a moment later.
+    // Kernels before 6.9 report it a moment later.
     assert_eq!(ours.operstate, OperState::Up);
     assert_eq!(ours.alias.as_deref(), Some("ours"));
     assert_eq!(ours.master, None);
@@ -97,7 +97,7 @@ fn the_kernels_refusal_keeps_its_errno() {
     assert!(error.is_exists());
     let error = netlink.rename(index, "sixteen-letters-").unwrap_err();
     assert_eq!(error.reason(), "numerical result out of range");
-    // The socket is as good as before.
+    // The socket still works.
     assert_eq!(netlink.get_link("a0").unwrap().index, index);
 }
 
@@ -113,7 +113,7 @@ fn a_socket_opened_inside_works_from_outside() {
     assert!(has_flag(&pod_link("pod", "only-here"), "UP"));
 }
 
-/// Pairs enough for a list that takes many datagrams.
+/// Enough pairs for a list of many datagrams.
 fn crowd(pairs: u32) {
     let batch: String = (0..pairs)
         .map(|n| format!("link add a{n} type veth peer name b{n}\n"))
@@ -147,11 +147,11 @@ fn a_long_list_is_complete() {
 }
 
 #[test]
-fn a_list_that_changes_meanwhile_still_has_what_stays() {
+fn a_list_that_changes_during_the_dump_has_what_stays() {
     enter();
     crowd(100);
     thread::scope(|scope| {
-        // A thread starts in its parent's namespaces.
+        // A thread starts in the namespaces of its parent.
         let churn = scope.spawn(|| {
             for _ in 0..3 {
                 run("ip link add x0 type veth peer name x1");

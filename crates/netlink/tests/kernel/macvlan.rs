@@ -10,7 +10,7 @@ use sandbox::here::{attempt, enter, has_flag, pod_link, run};
 
 const MAC: Mac = Mac([2, 0, 0, 0, 7, 1]);
 
-/// A wire: `up0` of the host, and whatever is called `far` at its other end.
+/// A segment: `up0` of the host, and the namespace `far` at its other end.
 fn wire() {
     add_pod("far");
     run("ip link add up0 type veth peer name eth0 netns far");
@@ -37,7 +37,7 @@ fn add(pod: &NetNs, spec: &LinkSpec, undo: &mut Undo) -> anyhow::Result<()> {
 }
 
 #[test]
-fn it_is_born_in_the_pod_with_all_that_was_asked_for() {
+fn it_is_created_in_the_pod_with_all_settings() {
     enter();
     wire();
     let pod = add_pod("pod");
@@ -54,7 +54,7 @@ fn it_is_born_in_the_pod_with_all_that_was_asked_for() {
         (&data["mode"], &data["bcqueuelen"]),
         (&"bridge".into(), &77.into())
     );
-    // NET_ADDR_SET: udev leaves it alone.
+    // NET_ADDR_SET: udev does not change it.
     let kind = "ip netns exec pod cat /sys/class/net/net1/addr_assign_type";
     assert_eq!(run(kind), "3\n");
 
@@ -105,7 +105,7 @@ fn undo_deletes_it() {
 }
 
 #[test]
-fn undo_spares_what_had_the_name_before() {
+fn undo_spares_a_link_that_had_the_name_before() {
     enter();
     wire();
     let pod = add_pod("pod");
@@ -118,7 +118,7 @@ fn undo_spares_what_had_the_name_before() {
         ..spec()
     };
     add(&pod, &passthru, &mut Undo::new()).unwrap();
-    // The kernel looks at the parent before it looks at the name.
+    // The kernel checks the parent before the name.
     for again in [passthru, spec()] {
         let mut undo = Undo::new();
         add(&pod, &again, &mut undo).unwrap_err();
@@ -141,7 +141,7 @@ fn only_a_macvlan_is_deleted_as_one() {
 }
 
 #[test]
-fn a_parent_tells_what_it_is_on() {
+fn a_parent_has_a_carrier_and_a_hardware_type() {
     enter();
     wire();
     let netlink = Netlink::open().unwrap();
@@ -161,7 +161,7 @@ fn a_parent_tells_what_it_is_on() {
 }
 
 /// A pod on the wire, whose far end has 10.1.0.7 and fd00:1::7.
-fn asking() -> NetNs {
+fn probing_pod() -> NetNs {
     enter();
     wire();
     run("ip -n far addr add 10.1.0.7/24 dev eth0");
@@ -183,31 +183,31 @@ fn far_mac() -> String {
 }
 
 #[test]
-fn who_has_an_address_is_found_at_once() {
-    let pod = asking();
+fn a_conflict_is_found_at_once() {
+    let pod = probing_pod();
     for taken in ["10.1.0.7", "fd00:1::7"] {
         let start = Instant::now();
         let found = conflict(&pod, &["10.1.0.8", "fd00:1::8", taken]);
         assert_eq!(found, Some(format!("{taken} is used by {}", far_mac())));
-        // Not the end of all three questions; the first may meet a link that is not open yet.
+        // Before all three probes are sent; the first may be lost on a link that does not forward yet.
         assert!(start.elapsed() < Duration::from_millis(600));
     }
 }
 
 #[test]
-fn addresses_that_nobody_has_are_free_after_six_tenths_of_a_second() {
-    let pod = asking();
+fn free_addresses_are_reported_after_600_ms() {
+    let pod = probing_pod();
     let start = Instant::now();
     assert_eq!(conflict(&pod, &["10.1.0.8", "fd00:1::8"]), None);
     assert!(start.elapsed() >= Duration::from_millis(600));
     assert!(start.elapsed() < Duration::from_secs(5));
-    // Nobody has learnt anything from the question.
+    // No neighbour table has changed.
     assert!(!run("ip -n far neighbour").contains("10.1.0.8"));
 }
 
 #[test]
-fn of_two_that_ask_at_once_one_gets_it_at_most() {
-    let pod = asking();
+fn of_two_that_probe_at_once_one_gets_it_at_most() {
+    let pod = probing_pod();
     let other = add_pod("other");
     let twin = LinkSpec {
         mac: Some(Mac([2, 0, 0, 0, 7, 2])),
@@ -220,7 +220,7 @@ fn of_two_that_ask_at_once_one_gets_it_at_most() {
 }
 
 #[test]
-fn a_wire_without_a_carrier_cannot_be_asked() {
+fn a_link_without_a_carrier_cannot_be_probed() {
     enter();
     wire();
     run("ip -n far link set eth0 down");

@@ -1,8 +1,8 @@
-//! Against the real kernel, observed with ip(8), bridge(8), ping(8) and
-//! tcpdump(8), never with the code under test.
+//! Tests against the real kernel, observed with ip(8), bridge(8), ping(8) and tcpdump(8), never with
+//! the code under test.
 //!
-//! Every test first moves its own thread, and nothing else, into private
-//! namespaces (libtest runs each test on a fresh thread): see [`sandbox::here`].
+//! Every test first moves its own thread into private namespaces (libtest runs each test on a new
+//! thread): see [`sandbox::here`].
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 

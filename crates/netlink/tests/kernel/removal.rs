@@ -11,7 +11,7 @@ fn is_there(name: &str) -> bool {
         .success()
 }
 
-/// The processes that this thread made and that are not buried yet.
+/// The children of this thread that are not reaped yet.
 fn children() -> Vec<String> {
     let pids = fs::read_to_string("/proc/thread-self/children").unwrap();
     pids.split_whitespace().map(str::to_owned).collect()
@@ -50,7 +50,7 @@ fn a_port_has_left_its_bridge_and_the_node() {
 }
 
 #[test]
-fn the_kernels_refusal_is_ours_to_tell() {
+fn the_kernels_refusal_is_reported() {
     enter();
     let error = Netlink::open().unwrap().delete_link("lo").unwrap_err();
     let text = "delete link lo: operation not supported (95)";
@@ -59,7 +59,7 @@ fn the_kernels_refusal_is_ours_to_tell() {
 }
 
 #[test]
-fn the_socket_can_be_used_as_before() {
+fn the_socket_can_be_used_afterwards() {
     enter();
     let host = Netlink::open().unwrap();
     for number in 0..10 {
@@ -69,7 +69,7 @@ fn the_socket_can_be_used_as_before() {
         run(&format!(
             "ip link add veth3 mtu 14{number}0 type veth peer name veth4"
         ));
-        // Whatever the kernel told meanwhile is not taken for this answer.
+        // Events that arrived meanwhile are not taken for this answer.
         sleep(Duration::from_millis(number * 4));
         assert_eq!(
             host.get_link("veth3").unwrap().mtu,
@@ -81,7 +81,7 @@ fn the_socket_can_be_used_as_before() {
 }
 
 #[test]
-fn what_waits_in_our_place_holds_nothing() {
+fn the_child_holds_nothing_that_others_wait_for() {
     enter();
     let mut seen = 0;
     for number in 0..20 {
@@ -95,7 +95,7 @@ fn what_waits_in_our_place_holds_nothing() {
         drop((pod, inside));
         for child in children() {
             let process = Path::new("/proc").join(&child);
-            // It may end while we look.
+            // It may end meanwhile.
             let held = fs::read_dir(process.join("fd"))
                 .into_iter()
                 .flatten()
@@ -116,7 +116,7 @@ fn what_waits_in_our_place_holds_nothing() {
 }
 
 #[test]
-fn two_hundred_are_gone_and_their_children_are_buried() {
+fn two_hundred_links_are_gone_and_their_children_are_reaped() {
     enter();
     let links: String = (0..200)
         .map(|n| format!("link add a{n} type veth peer name b{n}\n"))

@@ -30,7 +30,7 @@ fn only(command: &str) -> serde_json::Value {
 }
 
 #[test]
-fn everything_about_a_route_reaches_the_kernel() {
+fn every_option_of_a_route_reaches_the_kernel() {
     let (netlink, index) = setup();
     let full = RouteSpec {
         priority: Some(77),
@@ -83,7 +83,7 @@ fn default_routes_of_both_families_and_their_link() {
         .add_route(index, &route("::/0", Some("fd00:1::1")))
         .unwrap();
     assert_eq!(netlink.default_route_mtu().unwrap(), Some(1400));
-    // IPv4 goes first, and of two the one with the lower metric.
+    // IPv4 before IPv6, and of two routes the one with the lower metric.
     run("ip address add 10.2.0.2/24 dev b0");
     let far = RouteSpec {
         priority: Some(500),
@@ -92,7 +92,7 @@ fn default_routes_of_both_families_and_their_link() {
     netlink.add_route(index, &far).unwrap();
     run("ip route add default via 10.2.0.1 dev b0 metric 100");
     assert_eq!(netlink.default_route_link().unwrap().unwrap().name, "b0");
-    // That of IPv6 carries less.
+    // The MTU of the IPv6 route is smaller.
     assert_eq!(netlink.default_route_mtu().unwrap(), Some(1400));
     assert_eq!(only("ip -j -6 route show default")["gateway"], "fd00:1::1");
 }
@@ -128,7 +128,7 @@ fn the_kernel_refuses_bits_outside_the_prefix() {
 }
 
 #[test]
-fn a_list_has_what_was_asked_for_and_no_more() {
+fn a_list_is_filtered() {
     let (netlink, index) = setup();
     run("ip route add 10.9.0.0/16 via 10.1.0.1");
     run("ip route add 10.8.0.0/16 via 10.1.0.1 table 1000");
@@ -172,7 +172,7 @@ fn a_list_has_what_was_asked_for_and_no_more() {
 }
 
 #[test]
-fn deleting_twice_is_fine() {
+fn deleting_twice_succeeds() {
     let (netlink, index) = setup();
     let spec = route("fd00:9::/48", Some("fd00:1::1"));
     netlink.add_route(index, &spec).unwrap();
@@ -182,7 +182,7 @@ fn deleting_twice_is_fine() {
 }
 
 #[test]
-fn the_way_to_an_address_is_a_link() {
+fn the_route_to_an_address_has_a_link() {
     enter();
     run("ip link add br7 type bridge");
     run("ip link set br7 up");

@@ -24,7 +24,7 @@ fn add(spec: &VethSpec, undo: &mut Undo) -> anyhow::Result<netlink::VethPair> {
 }
 
 #[test]
-fn the_pods_end_is_born_in_the_pod() {
+fn the_pods_end_is_created_in_the_pod() {
     enter();
     let mut undo = Undo::new();
     let spec = VethSpec {
@@ -45,10 +45,10 @@ fn the_pods_end_is_born_in_the_pod() {
 }
 
 #[test]
-fn udev_will_leave_both_addresses_alone() {
+fn udev_does_not_change_the_addresses() {
     enter();
     add(&spec(), &mut Undo::new()).unwrap();
-    // NET_ADDR_SET: udev's MACAddressPolicy is for addresses that nobody set.
+    // NET_ADDR_SET: udev's MACAddressPolicy does not apply.
     let kind = "cat /sys/class/net";
     assert_eq!(run(&format!("{kind}/veth1a2b3c4d/addr_assign_type")), "3\n");
     let inside = format!("ip netns exec pod {kind}/eth0/addr_assign_type");
@@ -66,7 +66,7 @@ fn undo_deletes_the_pair() {
 }
 
 #[test]
-fn undo_is_content_when_the_pair_is_gone_already() {
+fn undo_succeeds_when_the_pair_is_gone() {
     enter();
     let mut undo = Undo::new();
     add(&spec(), &mut undo).unwrap();
@@ -76,7 +76,7 @@ fn undo_is_content_when_the_pair_is_gone_already() {
 }
 
 #[test]
-fn it_can_be_born_as_a_port() {
+fn it_can_be_created_as_a_port() {
     enter();
     run("ip link add cni0 type bridge");
     let bridge = Netlink::open().unwrap().get_link("cni0").unwrap();
@@ -90,7 +90,7 @@ fn it_can_be_born_as_a_port() {
 }
 
 #[test]
-fn a_taken_name_in_the_pod_is_told_as_go_tells_it() {
+fn a_taken_name_in_the_pod_is_reported_as_in_go() {
     enter();
     let pod = add_pod("pod");
     run("ip -n pod link add eth0 type veth peer name other");
@@ -104,7 +104,7 @@ fn a_taken_name_in_the_pod_is_told_as_go_tells_it() {
         r#"container veth name ("eth0") peer provided ("veth1a2b3c4d") already exists"#
     );
     assert!(!attempt("ip link show dev veth1a2b3c4d").status.success());
-    // Nothing was made, so nothing may be undone: the pod's own link stays.
+    // Nothing was created, so nothing may be undone: the pod's own link stays.
     assert!(undo.roll_back().is_empty());
     pod_link("pod", "eth0");
 }
@@ -123,7 +123,7 @@ fn a_taken_name_on_the_host_is_an_error_of_existence() {
 }
 
 #[test]
-fn a_bad_mtu_is_the_kernels_to_refuse() {
+fn the_kernel_refuses_a_bad_mtu() {
     enter();
     let spec = VethSpec {
         mtu: Some(70000),

@@ -78,7 +78,7 @@ fn mac(last: u8) -> Mac {
     Mac([2, 0, 0, 0, 1, last])
 }
 
-/// What bridge(8) shows of a device, as `mac dst` pairs, sorted.
+/// The entries of a device in bridge(8), as `mac dst` pairs, sorted.
 fn fdb(device: &str) -> Vec<String> {
     let all = json(&format!("bridge -j fdb show dev {device}"));
     let mut lines: Vec<String> = all
@@ -110,7 +110,7 @@ fn vxlan(netlink: &Netlink, name: &str) -> Option<Vxlan> {
 }
 
 #[test]
-fn a_device_is_as_it_was_asked_for_in_both_families() {
+fn a_device_has_all_its_settings_in_both_families() {
     enter();
     let eth0 = underlay();
     let netlink = Netlink::open().unwrap();
@@ -163,14 +163,17 @@ fn a_device_is_as_it_was_asked_for_in_both_families() {
         .into_iter()
         .map(|it| (it.name, it.receiving.to_string()))
         .collect();
-    let told = [("vxlan.7", "no option"), ("vxlan.8", "gbp, udp6zerocsumrx")];
-    assert_eq!(names, told.map(|(name, told)| (name.into(), told.into())));
+    let reported = [("vxlan.7", "no option"), ("vxlan.8", "gbp, udp6zerocsumrx")];
+    assert_eq!(
+        names,
+        reported.map(|(name, reported)| (name.into(), reported.into()))
+    );
     assert_eq!(vxlan(&netlink, "eth0"), None);
     assert_eq!(netlink.find_vxlan("nope").unwrap(), None);
 }
 
 #[test]
-fn a_vni_is_one_devices() {
+fn a_vni_belongs_to_one_device() {
     enter();
     let eth0 = underlay();
     let netlink = Netlink::open().unwrap();
@@ -183,7 +186,7 @@ fn a_vni_is_one_devices() {
 }
 
 #[test]
-fn learning_hop_limit_and_suppression_are_switched() {
+fn learning_hop_limit_and_suppression_can_be_changed() {
     enter();
     let eth0 = underlay();
     run("ip link add br0 type bridge");
@@ -204,7 +207,7 @@ fn learning_hop_limit_and_suppression_are_switched() {
 }
 
 #[test]
-fn peers_are_what_ip_and_bridge_would_have_written() {
+fn peers_are_as_ip_and_bridge_write_them() {
     enter();
     let overlay = routed();
     let peers = Peers::open().unwrap();
@@ -230,13 +233,13 @@ fn peers_are_what_ip_and_bridge_would_have_written() {
             "10.5.3.0/24 via 10.5.3.0 onlink"
         ]
     );
-    // Once more changes nothing.
+    // A second call changes nothing.
     let again = peers.reconcile(overlay, &wanted).unwrap();
     assert_eq!((again.added, again.kept, again.removed), (0, 6, 0));
 }
 
-/// The kernel believes an IPv6 next hop to be on the link unless a route, but the default
-/// one, leads to it elsewhere.
+/// The kernel accepts an IPv6 next hop as on the link unless a route other than the default route
+/// leads it to another link.
 #[test]
 fn an_ipv6_peer_is_reached_though_another_route_covers_it() {
     enter();
@@ -262,7 +265,7 @@ fn an_ipv6_peer_is_reached_though_another_route_covers_it() {
         ]
     };
     assert_eq!(shown(), [route(2), route(3)].concat());
-    // Once more changes nothing; what a peer needed goes with it.
+    // A second call changes nothing. The route to the next hop goes with the peer.
     let again = peers.reconcile(overlay, &both).unwrap();
     assert_eq!((again.added, again.kept, again.removed), (0, 4, 0));
     let done = peers.reconcile(overlay, &of(3)).unwrap();
@@ -270,9 +273,8 @@ fn an_ipv6_peer_is_reached_though_another_route_covers_it() {
     assert_eq!(shown(), route(3));
 }
 
-/// An error has the kernel's own words.
 #[test]
-fn a_route_that_is_refused_says_why() {
+fn a_refused_route_has_the_kernels_explanation() {
     enter();
     let overlay = routed();
     run("ip link set vxlan.7 down");
@@ -286,7 +288,7 @@ fn a_route_that_is_refused_says_why() {
 }
 
 #[test]
-fn entries_by_hand_are_as_good_as_ours_and_what_is_not_wanted_goes() {
+fn manual_entries_are_kept_if_wanted_and_removed_if_not() {
     enter();
     let overlay = routed();
     for number in [2, 9] {
@@ -331,7 +333,7 @@ fn a_peer_that_comes_back_with_another_mac_and_address_leaves_nothing_behind() {
 }
 
 #[test]
-fn entries_of_other_devices_are_left_alone() {
+fn entries_of_other_devices_are_not_changed() {
     enter();
     let overlay = routed();
     run("ip neighbour add 192.0.2.50 lladdr 02:00:00:00:00:50 nud permanent dev eth0");
@@ -345,10 +347,10 @@ fn entries_of_other_devices_are_left_alone() {
 }
 
 #[test]
-fn what_fails_is_told_and_blocks_nothing() {
+fn a_failure_is_reported_and_blocks_nothing() {
     enter();
     let overlay = routed();
-    // Somebody else's route to the subnet of a peer: it stays.
+    // A foreign route to the subnet of a peer stays.
     run("ip route add 10.5.3.0/24 via 192.0.2.50 dev eth0");
     let foreign = Entry::Forward {
         mac: mac(4),
@@ -358,10 +360,10 @@ fn what_fails_is_told_and_blocks_nothing() {
     wanted.push(foreign);
     let done = Peers::open().unwrap().reconcile(overlay, &wanted).unwrap();
     assert_eq!((done.added, done.failed.len()), (5, 2));
-    let mut told: Vec<_> = done.failed.iter().map(|it| it.1.to_string()).collect();
-    told.sort();
+    let mut reported: Vec<_> = done.failed.iter().map(|it| it.1.to_string()).collect();
+    reported.sort();
     assert_eq!(
-        told,
+        reported,
         [
             "add fdb 02:00:00:00:01:04 dst 2001:db8::4: address family not supported by protocol (97)",
             "add route 10.5.3.0/24 via 10.5.3.0: file exists (17)",
@@ -375,7 +377,7 @@ fn what_fails_is_told_and_blocks_nothing() {
 }
 
 #[test]
-fn hundreds_that_fail_are_all_told() {
+fn hundreds_of_failures_are_all_reported() {
     enter();
     let overlay = routed();
     let bad = (0..1000_u32).map(|n| Entry::Forward {
