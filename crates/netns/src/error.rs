@@ -40,5 +40,5 @@ pub(crate) fn magic(path: &Path, magic: u64) -> Error {
 
 pub(crate) fn other_kind(action: &str, path: &Path) -> Error {
     let op = format!("{action} {path:?}");
-    Error::worded(op, NOT_A_NAMESPACE, "it is no network namespace")
+    Error::worded(op, NOT_A_NAMESPACE, "it is not a network namespace")
 }

@@ -49,7 +49,7 @@ fn a_namespace_of_another_kind_is_refused() {
     assert!(is_gone(&error));
     assert_eq!(
         error.to_string(),
-        r#"open "/proc/thread-self/ns/uts": it is no network namespace"#
+        r#"open "/proc/thread-self/ns/uts": it is not a network namespace"#
     );
 }
 

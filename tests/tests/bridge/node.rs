@@ -154,7 +154,7 @@ fn a_namespace_of_another_kind_is_told_at_once() {
             let call = || sandbox.cni(plugin).netns("/proc/self/ns/uts");
             let error = call().add(&conf_of(plugin), &pod, "eth0").error();
             assert!(
-                error.msg.contains("it is no network namespace"),
+                error.msg.contains("it is not a network namespace"),
                 "{error:?}"
             );
             call().del(&conf_of(plugin), &pod, "eth0").silent();
