@@ -110,6 +110,13 @@ mod tests {
         Json::parse(text.as_bytes()).unwrap().decode().unwrap()
     }
 
+    fn gateway(default_route: bool) -> Gateway {
+        Gateway::Gateway {
+            default_route,
+            force: false,
+        }
+    }
+
     const DUAL: &str =
         r#"{"ips": [{"address": "10.1.0.9/24"}, {"address": "fd00::9/64", "gateway": "fd00::1"}]}"#;
 
@@ -122,11 +129,7 @@ mod tests {
 
     #[test]
     fn a_missing_gateway_is_the_first_address_of_the_subnet() {
-        let gateway = Gateway::Gateway {
-            default_route: false,
-            force: false,
-        };
-        let addressing = Addressing::new(lease(DUAL), gateway);
+        let addressing = Addressing::new(lease(DUAL), gateway(false));
         let texts: Vec<_> = addressing
             .gateways
             .iter()
@@ -138,11 +141,7 @@ mod tests {
 
     #[test]
     fn a_default_gateway_is_one_route_in_each_family() {
-        let gateway = Gateway::Gateway {
-            default_route: true,
-            force: false,
-        };
-        let addressing = Addressing::new(lease(DUAL), gateway);
+        let addressing = Addressing::new(lease(DUAL), gateway(true));
         let routes: Vec<_> = addressing
             .routes
             .iter()
@@ -159,16 +158,12 @@ mod tests {
 
     #[test]
     fn a_default_route_of_ipam_stays_the_only_one() {
-        let gateway = Gateway::Gateway {
-            default_route: true,
-            force: false,
-        };
         for route in [
             r#"{"dst": "0.0.0.0/0"}"#,
             r#"{"dst": "0.0.0.0/0", "gw": "10.1.0.7"}"#,
         ] {
             let text = format!(r#"{{"ips": [{{"address": "10.1.0.9/24"}}], "routes": [{route}]}}"#);
-            let addressing = Addressing::new(lease(&text), gateway);
+            let addressing = Addressing::new(lease(&text), gateway(true));
             assert_eq!(addressing.routes.len(), 1);
         }
     }

@@ -44,6 +44,9 @@ pub fn refuse_capture(
     interface: &str,
     gateways: &[IpNetwork],
 ) -> Result<()> {
+    if gateways.is_empty() {
+        return Ok(());
+    }
     let written = written_subnets(call);
     let index = host.find_link(interface)?.map(|link| link.index);
     for gateway in gateways {

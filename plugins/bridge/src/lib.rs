@@ -147,15 +147,14 @@ fn decide(
     plan: &Plan,
     lease: Option<AddResult>,
 ) -> Result<Option<Addressing>> {
-    let Some(lease) = lease else {
-        return Ok(None);
-    };
-    let addressing = Addressing::new(lease, plan.gateway);
-    if asks_for_addresses(request) && !addressing.gateways.is_empty() {
-        let name = plan.gateway_interface().as_str();
-        requested::refuse_capture(&request.call, host, name, &addressing.gateways)?;
+    let addressing = lease.map(|lease| Addressing::new(lease, plan.gateway));
+    if let Some(wanted) = &addressing
+        && asks_for_addresses(request)
+    {
+        let interface = plan.gateway_interface().as_str();
+        requested::refuse_capture(&request.call, host, interface, &wanted.gateways)?;
     }
-    Ok(Some(addressing))
+    Ok(addressing)
 }
 
 /// The MTU to set; `None` leaves it to the kernel.

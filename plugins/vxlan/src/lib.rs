@@ -154,16 +154,15 @@ fn decide(
     plan: &Plan,
     lease: Option<AddResult>,
 ) -> Result<Option<Addressing>> {
-    let Some(lease) = lease else {
-        return Ok(None);
-    };
+    let addressing = lease.map(|lease| Addressing::new(lease, plan.gateway));
     let (call, conf) = (&request.call, &request.conf);
-    let addressing = Addressing::new(lease, plan.gateway);
-    if requested::asks_for_addresses(call, &conf.runtime_config, &conf.args) {
-        let bridge = plan.network.bridge.as_str();
-        requested::refuse_capture(call, host, bridge, &addressing.gateways)?;
+    if let Some(wanted) = &addressing
+        && requested::asks_for_addresses(call, &conf.runtime_config, &conf.args)
+    {
+        let interface = plan.network.bridge.as_str();
+        requested::refuse_capture(call, host, interface, &wanted.gateways)?;
     }
-    Ok(Some(addressing))
+    Ok(addressing)
 }
 
 fn ensure_bridge(host: &Netlink, plan: &Plan, mtu: u32) -> Result<Link> {
