@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use cni::env::Environment;
-use cni::fuzzing::{Served, serve};
+use cni::fuzzing::serve;
 use cni::json::Json;
 use cni::{Add, AddResult, Attachment, Call, Check, Del, Gc, Plugin, Status, Undo};
 use serde::de::DeserializeOwned;
@@ -62,8 +62,7 @@ impl<P: Parser> Plugin for Stub<P> {
 /// When the answer is none that a runtime could read.
 pub fn call<P: Parser>(input: &[u8]) {
     let (env, stdin) = split_call(input);
-    let served = serve::<Stub<P>>(env, stdin);
-    assert_readable(&served);
+    assert_readable(&serve::<Stub<P>>(env, stdin));
 }
 
 fn split_call(input: &[u8]) -> (Environment, &[u8]) {
@@ -83,18 +82,19 @@ fn os(bytes: &[u8]) -> std::ffi::OsString {
     std::os::unix::ffi::OsStringExt::from_vec(bytes.to_vec())
 }
 
-/// Nothing or one document, and a failure is an error with a text that is not
-/// the one of a panic.
-fn assert_readable(Served { status, stdout }: &Served) {
+/// The output is empty or one document; a failure is an error document whose text does not
+/// report a panic.
+fn assert_readable(output: &std::process::Output) {
+    let stdout = &output.stdout;
     let text = String::from_utf8_lossy(stdout);
-    if *status == 0 {
+    if output.status.success() {
         assert!(
             stdout.is_empty() || Json::parse(stdout).is_ok(),
             "no document: {text}"
         );
         return;
     }
-    assert_eq!(*status, 1, "{text}");
+    assert_eq!(output.status.code(), Some(1), "{text}");
     let error: serde_json::Value = serde_json::from_slice(stdout).unwrap_or_default();
     let message = error["msg"].as_str().unwrap_or_default();
     assert!(error["code"].is_u64() && !message.is_empty(), "{text}");

@@ -32,7 +32,7 @@ impl Cidr {
 impl FromStr for Cidr {
     type Err = String;
 
-    /// A netmask after the slash, which `ipnetwork` takes, is no CIDR notation.
+    /// `ipnetwork` also accepts a netmask after the slash; CIDR notation does not.
     fn from_str(text: &str) -> Result<Self, String> {
         let invalid = || format!("invalid CIDR address: {text}");
         let (ip, prefix) = text.split_once('/').ok_or_else(invalid)?;
@@ -64,7 +64,7 @@ impl Serialize for Cidr {
     }
 }
 
-/// One of them, or a list; no text is none.
+/// One network or a list of networks; an empty text is an empty list.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Cidrs(pub Vec<Cidr>);
 
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_cidr_is_refused() {
+    fn invalid_cidrs_are_refused() {
         for text in [
             "10.1.2.3",
             "10.1.2.3/33",

@@ -16,26 +16,26 @@ pub struct NetConf {
     /// The plugin's `type`.
     #[serde(rename = "type")]
     pub plugin: String,
-    /// What the runtime may pass in `runtimeConfig`; libcni has filtered by it already.
+    /// What the runtime may pass in `runtimeConfig`. libcni has already filtered by it.
     pub capabilities: BTreeMap<String, bool>,
-    /// Who hands out addresses.
+    /// The IPAM plugin.
     pub ipam: IpamType,
-    /// How the container resolves names, if the configuration's author says so.
+    /// How the container resolves names.
     pub dns: DnsKeys,
-    /// What the plugins before this one, or the ADD, answered.
+    /// The result of the plugins before this one, or of the ADD.
     pub prev_result: Option<PrevResult>,
 }
 
-/// The one key of `ipam` that is not the IPAM plugin's own.
+/// The one key of `ipam` that does not belong to the IPAM plugin.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct IpamType {
-    /// Name of the IPAM plugin; empty for an attachment without addresses.
+    /// The type of the IPAM plugin; empty for an attachment without addresses.
     #[serde(rename = "type")]
     pub plugin: String,
 }
 
-/// The key `dns`: what is there counts, even an empty list.
+/// The key `dns`. An empty list differs from a missing one.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct DnsKeys {
@@ -46,12 +46,12 @@ pub struct DnsKeys {
 }
 
 impl DnsKeys {
-    /// Whether any member is present: then nothing of what IPAM says is used.
+    /// Whether any member is present. Then the `dns` of the IPAM plugin is ignored.
     pub fn is_set(&self) -> bool {
         *self != Self::default()
     }
 
-    /// As a result has it.
+    /// For a result.
     pub fn to_dns(&self) -> Dns {
         Dns {
             nameservers: self.nameservers.clone().unwrap_or_default(),
@@ -62,7 +62,7 @@ impl DnsKeys {
     }
 }
 
-/// A result as it came in, decoded when it is asked for.
+/// The document of a result, not yet decoded.
 #[derive(Clone, Debug)]
 pub struct PrevResult(pub Json);
 
@@ -75,7 +75,7 @@ impl<'de> Deserialize<'de> for PrevResult {
     }
 }
 
-/// An attachment that a GC must leave alone.
+/// An attachment that a GC must keep.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
 pub struct ValidAttachment {
     /// `CNI_CONTAINERID` of its ADD.
@@ -85,25 +85,24 @@ pub struct ValidAttachment {
     pub ifname: String,
 }
 
-/// The two keys that are checked before the verb is looked at.
+/// The key that is checked before the verb.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Head {
     pub name: String,
 }
 
-/// The names of the list of attachments in use: that of the specification, and that of
-/// an early text of it, which libcni writes as well.
+/// The names of the list of attachments in use: the specification's, and that of an early
+/// draft, which libcni writes as well.
 const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 
-/// What a GC must leave alone; `None` when the runtime does not say.
+/// The attachments that a GC must keep; `None` if the configuration has no list.
 ///
-/// `null` is an empty list: Go writes a slice without elements so, and CRI-O has one on a
-/// node without pods. What is listed under any of the names, in any case and however often,
-/// is in use.
+/// `null` is an empty list: Go encodes a nil slice so, and CRI-O passes one on a node without
+/// pods. All lists count, under both names, in any case, and however often.
 ///
 /// # Errors
-/// Code 7: a list that cannot be read. Nothing is known to be unused then.
+/// Code 7 for a list that cannot be read: it does not show what is unused.
 pub fn valid_attachments(document: &Json) -> Result<Option<Vec<ValidAttachment>>, Error> {
     let Json::Object(members) = document else {
         return Ok(None);
@@ -125,13 +124,13 @@ pub fn valid_attachments(document: &Json) -> Result<Option<Vec<ValidAttachment>>
     Ok(valid)
 }
 
-/// How faults in a configuration are met.
+/// How faults in a configuration are handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reading {
     /// ADD, CHECK, STATUS: a fault is an error.
     Strict,
-    /// DEL, GC: a key with a fault is left out and told on stderr, because the
-    /// runtime calls DEL with the very configuration that made ADD fail.
+    /// DEL, GC: a key with a fault is left out and logged, because the runtime calls DEL with
+    /// the same configuration with which ADD has failed.
     Lenient,
 }
 

@@ -1,5 +1,4 @@
-//! Executing another plugin, as the specification says in its section
-//! "Plugin Delegation".
+//! Executes another plugin (specification, section "Plugin Delegation").
 
 use std::io::{ErrorKind, Write};
 use std::os::unix::process::CommandExt;
@@ -22,7 +21,8 @@ use crate::result::AddResult;
 use crate::undo::Undo;
 use crate::version::Version;
 
-/// Looks up the executable of plugin `name` in `path`: the first regular file.
+/// The first regular file with the name `name` in the directories `path`. The texts are those
+/// of the Go library.
 pub fn find(name: &str, path: &[PathBuf]) -> Result<PathBuf> {
     if name.is_empty() {
         bail!("no plugin name provided");
@@ -138,8 +138,7 @@ fn run(ipam: Option<Delegate>, verb: Verb) -> Result<()> {
     ipam.map_or(Ok(()), |ipam| ipam.run(verb).map(drop))
 }
 
-/// A plugin to execute with our own environment and standard input, or to call
-/// where it is linked into this program.
+/// A plugin to execute, or to call if it is linked into this program.
 #[derive(Clone)]
 pub struct Delegate {
     executable: PathBuf,
@@ -168,7 +167,7 @@ impl Delegate {
         }))
     }
 
-    /// A plugin to execute with an environment and a standard input of the caller's choice.
+    /// The plugin in the file `executable`, with an environment and a standard input.
     pub fn new(executable: &Path, env: Environment, stdin: &[u8]) -> Self {
         Self {
             executable: executable.to_owned(),
@@ -178,8 +177,10 @@ impl Delegate {
         }
     }
 
-    /// Executes the plugin for `verb` and returns its standard output. An error
-    /// that it reports is returned unchanged, code included.
+    /// Executes the plugin for `verb` and returns its standard output.
+    ///
+    /// # Errors
+    /// The error that the plugin reports, unchanged ([`Error::document`]).
     pub fn run(&self, verb: Verb) -> Result<Vec<u8>> {
         let output = match self.linked {
             Some(linked) => linked.run(verb, &self.env, &self.stdin),
@@ -190,7 +191,7 @@ impl Delegate {
         if !output.status.success() {
             return Err(reported(&output).into());
         }
-        // What it logs is for whoever reads our log.
+        // The runtime logs our standard error.
         let _ = std::io::stderr().write_all(&output.stderr);
         Ok(output.stdout)
     }
@@ -199,7 +200,7 @@ impl Delegate {
         execute::finish(self.spawn(verb)?, &self.stdin, Limits::PLUGIN)
     }
 
-    /// A binary that is being replaced is busy for a moment (ETXTBSY).
+    /// Retries for 5 s while the file is open for writing (ETXTBSY): it is being replaced.
     fn spawn(&self, verb: Verb) -> std::io::Result<std::process::Child> {
         let mut tries = 5;
         loop {
@@ -220,8 +221,8 @@ impl Delegate {
             .env_clear()
             .envs(self.env.iter())
             .env("CNI_COMMAND", verb.as_str())
-            // One that hangs is killed with what it has started. And who ends us from a
-            // terminal does not end it halfway: it finds that nobody reads, and rolls back.
+            // A plugin that hangs is killed together with its children. Ctrl-C on a terminal
+            // does not reach the group: the plugin then finds its output closed and rolls back.
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -307,7 +308,7 @@ mod tests {
         }
     }
 
-    /// A plugin of two lines of shell: it answers how much it was told.
+    /// A plugin of two lines of shell that prints the length of its input.
     fn counted(stdin: &[u8]) -> String {
         let dir = std::env::temp_dir().join(format!("delegate-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
@@ -323,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_the_other_however_much_there_is_to_say() {
+    fn large_input_and_output_do_not_block_each_other() {
         assert_eq!(counted(b"{}"), "2");
         assert_eq!(counted(&[b' '; 300_000]), "300000");
     }

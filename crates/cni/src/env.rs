@@ -1,4 +1,4 @@
-//! What a runtime says through the environment.
+//! The environment variables of a call.
 //!
 //! Source: CNI specification 1.1.0, section "Parameters"; which variables each
 //! verb needs, and the texts of the errors, are the Go library's.
@@ -35,7 +35,7 @@ impl fmt::Display for ContainerId {
     }
 }
 
-/// What container ids and network names are made of: `[a-zA-Z0-9][a-zA-Z0-9_.\-]*`.
+/// Whether a text is a valid container id or network name: `[a-zA-Z0-9][a-zA-Z0-9_.\-]*`.
 pub(crate) fn is_identifier(text: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
     match text.as_bytes() {
@@ -44,8 +44,8 @@ pub(crate) fn is_identifier(text: &str) -> bool {
     }
 }
 
-/// The name of an interface: what the kernel takes (`dev_valid_name` in
-/// net/core/dev.c), at most 15 bytes.
+/// The name of an interface, at most 15 bytes: the rules are the kernel's (`dev_valid_name`
+/// in net/core/dev.c).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct IfName(String);
 
@@ -70,8 +70,8 @@ impl IfName {
         Ok(Self(text.to_owned()))
     }
 
-    /// The same for an interface that we make: the kernel refuses the names of its settings for
-    /// all interfaces, and takes `%` for a place to put a number.
+    /// The same for an interface that we create: the kernel refuses the names of its settings
+    /// for all interfaces, and replaces `%d` by a number.
     pub fn parse_new(text: &str) -> Result<Self, Error> {
         if matches!(text, "all" | "default") || text.contains('%') {
             return Err(Code::InvalidEnvironment.err("no interface can have that name"));
@@ -91,8 +91,8 @@ impl fmt::Display for IfName {
     }
 }
 
-/// The path of a network namespace, as the runtime wrote it. That it is one is
-/// found out when it is opened.
+/// The path of a network namespace, as the runtime wrote it. `netns` checks it when it opens
+/// it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetnsPath(String);
 
@@ -102,7 +102,7 @@ impl NetnsPath {
         Self(text.into())
     }
 
-    /// As the runtime wrote it: results repeat it to the letter.
+    /// As the runtime wrote it: results contain it to the letter.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -113,7 +113,7 @@ impl NetnsPath {
     }
 }
 
-/// The verb that the runtime asks for.
+/// The verb of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // the specification's names
 pub enum Verb {
@@ -151,7 +151,7 @@ impl Verb {
         .find(|verb| verb.as_str() == text)
     }
 
-    /// Whether the verb is about one attachment.
+    /// Whether the verb acts on one attachment.
     fn names_an_attachment(self) -> bool {
         matches!(self, Self::Add | Self::Del | Self::Check)
     }
@@ -162,13 +162,13 @@ impl Verb {
 pub struct Environment(Vec<(OsString, OsString)>);
 
 impl Environment {
-    /// That of this process.
+    /// The environment of this process.
     pub fn of_process() -> Self {
         Self::from_pairs(std::env::vars_os())
     }
 
-    /// A made-up one. Of duplicate variables the first counts, as in Go, and a
-    /// delegate must not see another.
+    /// An environment with these variables. The first of duplicate variables counts, as in
+    /// Go; delegates get only that one.
     pub fn from_pairs<K: Into<OsString>, V: Into<OsString>>(
         pairs: impl IntoIterator<Item = (K, V)>,
     ) -> Self {
@@ -197,7 +197,7 @@ impl Environment {
         Self(all)
     }
 
-    /// A variable; one that is empty counts as missing.
+    /// A variable; an empty one counts as missing.
     fn get(&self, name: &str) -> Option<&OsStr> {
         let (_, value) = self.0.iter().find(|(key, _)| key == name)?;
         Some(value.as_os_str()).filter(|value| !value.is_empty())
@@ -217,7 +217,7 @@ impl Environment {
         self.text("CNI_COMMAND")
     }
 
-    /// `CNI_NETNS_OVERRIDE`: the runtime means it when it names our own namespace.
+    /// `CNI_NETNS_OVERRIDE`: the runtime deliberately passes the plugin's own namespace.
     pub(crate) fn netns_override(&self) -> bool {
         self.get("CNI_NETNS_OVERRIDE")
             .is_some_and(|value| value == "1" || value.eq_ignore_ascii_case("true"))
@@ -227,23 +227,23 @@ impl Environment {
 /// The variables of one call, checked for its verb.
 #[derive(Clone, Debug)]
 pub struct Variables {
-    /// `None`: no verb that we know, which is reported after the configuration was read.
+    /// `None` for an unknown verb, which is reported after the configuration is read.
     pub verb: Option<Verb>,
-    /// `CNI_CONTAINERID`, where the verb is about an attachment.
+    /// `CNI_CONTAINERID`, if the verb acts on an attachment.
     pub container_id: Option<ContainerId>,
     /// `CNI_NETNS`; optional for DEL.
     pub netns: Option<NetnsPath>,
-    /// `CNI_IFNAME`, where the verb is about an attachment.
+    /// `CNI_IFNAME`, if the verb acts on an attachment.
     pub ifname: Option<IfName>,
-    /// `CNI_ARGS`, unparsed; empty when there are none.
+    /// `CNI_ARGS`, unparsed; empty if it is not set.
     pub args: String,
-    /// `CNI_PATH`: where delegates are looked for, in order.
+    /// `CNI_PATH`: the directories of delegates, in order.
     pub path: Vec<PathBuf>,
 }
 
 impl Variables {
-    /// Reads and checks what `command` needs. A malformed value is reported at
-    /// once, missing variables all together.
+    /// Reads and checks the variables that `command` needs. The first malformed value is
+    /// reported; missing variables are reported together.
     pub(crate) fn read(env: &Environment, command: &str) -> Result<Self, Error> {
         let verb = Verb::parse(command);
         let attachment = verb.is_some_and(Verb::names_an_attachment);
@@ -285,8 +285,8 @@ impl Variables {
     }
 }
 
-/// The keys that some plugin of the suite reads. A plugin and its IPAM plugin get
-/// the same `CNI_ARGS`, so what is for the one must not be an error to the other.
+/// The keys that any plugin of the suite reads. A plugin and its IPAM plugin get the same
+/// `CNI_ARGS`, so a key for one of them must not be an error in the other.
 const SUITE_ARGS: [&str; 3] = ["MAC", "IP", "GATEWAY"];
 
 /// Reads `CNI_ARGS` (`K=V;K=V`) and returns the value of each of `known`, in
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn interface_names_are_what_the_kernel_takes() {
+    fn interface_names_follow_the_kernels_rules() {
         assert!(IfName::parse("eth0.100-abcdef").is_ok());
         for (text, msg) in [
             ("", "interface name is empty"),
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn args_are_strict_unless_told_otherwise() {
+    fn unknown_args_are_refused_without_ignore_unknown() {
         let [mac] = parse_args("MAC=x", ["MAC"]).unwrap();
         assert_eq!(mac.as_deref(), Some("x"));
         assert_eq!(

@@ -10,13 +10,13 @@ use std::fmt;
 use crate::privilege::{self, Capability, Denied};
 use crate::system_error::SystemError;
 
-/// The error codes that podwire emits.
+/// The error codes of podwire.
 ///
 /// Source: CNI specification 1.1.0, section "Error"; 8 and 999 are libcni's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Code {
-    /// The configuration asks for a version that the plugin does not speak.
+    /// The plugin does not support the configuration's version.
     IncompatibleVersion = 1,
     /// A key is known but its value is not supported (the message has both).
     UnsupportedField = 2,
@@ -28,9 +28,9 @@ pub enum Code {
     Decode = 6,
     /// A value in the configuration is out of range, or contradicts another.
     InvalidConfig = 7,
-    /// The network namespace is missing, is none, or is the plugin's own.
+    /// The network namespace is missing, is not one, or is the plugin's own.
     InvalidNetns = 8,
-    /// What failed may pass: the runtime should try again later.
+    /// The cause may pass: the runtime should try again later.
     TryAgain = 11,
     /// STATUS: the plugin cannot serve ADD now.
     NotAvailable = 50,
@@ -228,15 +228,15 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// The C library's text for an error with a small first letter and without the
-/// number, as messages have it: "no such file or directory".
+/// The C library's text for an error in the style of messages, without the number: "no such
+/// file or directory".
 pub fn reason(error: &std::io::Error) -> String {
     let text = error.to_string();
     as_cause(text.split(" (os error").next().unwrap_or_default())
 }
 
-/// A sentence as messages have it: with a small first letter, unless the word is an
-/// abbreviation, and without a full stop.
+/// A sentence in the style of messages: the first letter is small, unless the word is an
+/// abbreviation, and there is no full stop.
 pub fn as_cause(sentence: &str) -> String {
     let sentence = sentence.trim_end_matches(['.', '\n', ' ']);
     let mut letters = sentence.chars();

@@ -1,5 +1,5 @@
-//! Feeding a program that was executed and hearing it out, within limits: one that
-//! hangs, or prints without end, must not do the same to us.
+//! Writes to and reads from a program that was executed, within limits: a program that hangs
+//! or prints endlessly must not block the plugin.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -17,14 +17,14 @@ use nix::unistd::Pid;
 use crate::error::Code;
 use crate::process::{is_later, poll_timeout, wait_until};
 
-/// How long a program may run. Kubelet gives a sandbox up after four minutes, the other
-/// runtimes sooner: nobody waits for the answer of one that takes longer.
-pub const PATIENCE: Duration = Duration::from_secs(300);
+/// How long a program may run. Kubelet abandons a sandbox after four minutes, other runtimes
+/// sooner, so a later answer is of no use.
+const TIME: Duration = Duration::from_secs(300);
 
-/// How much a plugin may print on either stream: as much as we read ourselves.
-pub const MOST_SAID: usize = crate::file::LONGEST as usize;
+/// How many bytes a plugin may print on either stream: the limit of our own input.
+const OUTPUT: usize = crate::file::LONGEST as usize;
 
-/// What is read at once.
+/// Bytes per read(2).
 const PIECE: usize = 16 * 1024;
 
 /// Limits of one execution.
@@ -37,23 +37,23 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Those of a plugin.
+    /// For a plugin.
     pub const PLUGIN: Self = Self {
-        time: PATIENCE,
-        output: MOST_SAID,
+        time: TIME,
+        output: OUTPUT,
     };
-    /// Those of a program that lists the rules of a node: the services of a large cluster
-    /// take some ten megabytes.
+    /// For a program that lists the rules of a node: those of a large cluster's services are
+    /// about ten megabytes.
     pub const LISTING: Self = Self {
-        time: PATIENCE,
-        output: 8 * MOST_SAID,
+        time: TIME,
+        output: 8 * OUTPUT,
     };
 }
 
-/// A limit that a program went beyond; it has been killed.
+/// A limit that a program exceeded; it was killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beyond {
-    /// It ran too long: it may do better the next time.
+    /// It ran too long; it may be faster the next time.
     Time(Duration),
     /// It printed too much.
     Output(usize),
@@ -71,14 +71,14 @@ impl fmt::Display for Beyond {
 impl std::error::Error for Beyond {}
 
 impl Beyond {
-    /// The limit that an error is about, if it is about one.
+    /// The limit that `error` reports, if it does.
     fn of(error: &io::Error) -> Option<Self> {
         error.get_ref()?.downcast_ref().copied()
     }
 }
 
-/// The error of a program that could not be executed or heard out. One that took too long
-/// may do better the next time: code 11.
+/// The error of a program that could not be executed, or exceeded a limit. A timeout has
+/// code 11: the program may be faster the next time.
 pub fn failure(program: &Path, error: io::Error) -> anyhow::Error {
     let what = format!("execute {}", program.display());
     match Beyond::of(&error) {
@@ -87,23 +87,24 @@ pub fn failure(program: &Path, error: io::Error) -> anyhow::Error {
     }
 }
 
-/// Feeds a program, the leader of a process group of its own, whose streams are pipes, hears
-/// it out and waits for its end. Beyond a limit its group is killed.
+/// Writes `stdin` to a program, reads its output and waits for its end. The program must lead
+/// a process group of its own, and its streams must be pipes. A program that exceeds a limit
+/// is killed with its group.
 ///
 /// # Errors
-/// [`Beyond`] a limit; or when a stream breaks. The program has ended by then all the same:
-/// a roll-back must not come before what the program is about to do.
+/// [`Beyond`] a limit; a broken stream. The program has ended in any case: a roll-back must
+/// not run before the program's last action.
 pub fn finish(mut child: Child, stdin: &[u8], limits: Limits) -> io::Result<Output> {
-    let heard = hear_out(&mut child, stdin, limits);
-    if heard.is_err() {
+    let output = communicate(&mut child, stdin, limits);
+    if output.is_err() {
         kill(&mut child);
     }
-    heard
+    output
 }
 
-fn hear_out(child: &mut Child, stdin: &[u8], limits: Limits) -> io::Result<Output> {
+fn communicate(child: &mut Child, stdin: &[u8], limits: Limits) -> io::Result<Output> {
     let deadline = Instant::now() + limits.time;
-    let [stdout, stderr] = talk(child, stdin, deadline, limits)?;
+    let [stdout, stderr] = exchange(child, stdin, deadline, limits)?;
     let ended = wait_until(child, deadline)?;
     Ok(Output {
         status: ended.ok_or_else(|| beyond(Beyond::Time(limits.time)))?,
@@ -116,17 +117,17 @@ fn beyond(limit: Beyond) -> io::Error {
     io::Error::other(limit)
 }
 
-/// Kills the program and what it has started, and sees it end, unless the kernel cannot end it.
+/// Kills the program and its children and waits for its end, at most 5 s.
 fn kill(child: &mut Child) {
-    // It has not been waited for, so the number is its own, and its group's if it leads one.
+    // It was not waited for, so its process id is not reused.
     let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
     let _ = child.kill();
     let _ = wait_until(child, Instant::now() + Duration::from_secs(5));
 }
 
-/// Writes what is to be said and reads what is answered, as the program wants it: it may
-/// print before it has read everything, and on either stream first.
-fn talk(
+/// Writes to and reads from the program at the same time: it may print before it has read
+/// everything, and on either stream first.
+fn exchange(
     child: &mut Child,
     stdin: &[u8],
     deadline: Instant,
@@ -135,7 +136,7 @@ fn talk(
     let mut feed = Feed::new(child.stdin.take(), stdin)?;
     let stdout = child.stdout.take().map(OwnedFd::from);
     let stderr = child.stderr.take().map(OwnedFd::from);
-    let mut streams = [Heard::new(stdout)?, Heard::new(stderr)?];
+    let mut streams = [Stream::new(stdout)?, Stream::new(stderr)?];
     loop {
         feed.write()?;
         for stream in &mut streams {
@@ -143,12 +144,12 @@ fn talk(
         }
         let open: Vec<_> = streams
             .iter()
-            .filter_map(|stream| stream.awaited())
-            .chain(feed.awaited())
+            .filter_map(|stream| stream.poll_fd())
+            .chain(feed.poll_fd())
             .collect();
-        // What it does not read when it says nothing any more, it does not want.
+        // A program that has closed its output does not need the rest of its input.
         if streams.iter().all(|stream| stream.pipe.is_none()) {
-            return Ok(streams.map(|stream| stream.said));
+            return Ok(streams.map(|stream| stream.content));
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -165,13 +166,13 @@ fn wait_for_any(mut open: Vec<PollFd<'_>>, limit: Duration) -> io::Result<()> {
     }
 }
 
-fn do_not_block(pipe: BorrowedFd<'_>) -> io::Result<()> {
+fn set_nonblocking(pipe: BorrowedFd<'_>) -> io::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(pipe, FcntlArg::F_GETFL)?);
     fcntl(pipe, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     Ok(())
 }
 
-/// What is still to be written; the pipe is closed after it, because plugins read to the end.
+/// The input that is not yet written. The pipe is closed after it: plugins read to its end.
 struct Feed<'a> {
     pipe: Option<ChildStdin>,
     rest: &'a [u8],
@@ -180,7 +181,7 @@ struct Feed<'a> {
 impl<'a> Feed<'a> {
     fn new(pipe: Option<ChildStdin>, rest: &'a [u8]) -> io::Result<Self> {
         pipe.iter()
-            .try_for_each(|pipe| do_not_block(pipe.as_fd()))?;
+            .try_for_each(|pipe| set_nonblocking(pipe.as_fd()))?;
         Ok(Self { pipe, rest })
     }
 
@@ -193,7 +194,7 @@ impl<'a> Feed<'a> {
             match pipe.write(self.rest) {
                 Ok(written) => self.rest = &self.rest[written..],
                 Err(error) if is_later(&error) => return Ok(()),
-                // A plugin that does not read (VERSION) is not at fault.
+                // A plugin need not read its input (VERSION).
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.pipe = None,
                 Err(error) => return Err(error),
             }
@@ -201,25 +202,25 @@ impl<'a> Feed<'a> {
         Ok(())
     }
 
-    fn awaited(&self) -> Option<PollFd<'_>> {
+    fn poll_fd(&self) -> Option<PollFd<'_>> {
         let pipe = self.pipe.as_ref()?;
         Some(PollFd::new(pipe.as_fd(), PollFlags::POLLOUT))
     }
 }
 
-/// A stream and what was said on it.
-struct Heard {
+/// An output stream and the bytes read from it.
+struct Stream {
     pipe: Option<std::fs::File>,
-    said: Vec<u8>,
+    content: Vec<u8>,
 }
 
-impl Heard {
+impl Stream {
     fn new(pipe: Option<OwnedFd>) -> io::Result<Self> {
         pipe.iter()
-            .try_for_each(|pipe| do_not_block(pipe.as_fd()))?;
+            .try_for_each(|pipe| set_nonblocking(pipe.as_fd()))?;
         Ok(Self {
             pipe: pipe.map(std::fs::File::from),
-            said: Vec::new(),
+            content: Vec::new(),
         })
     }
 
@@ -228,18 +229,18 @@ impl Heard {
         while let Some(pipe) = &mut self.pipe {
             match pipe.read(&mut piece) {
                 Ok(0) => self.pipe = None,
-                Ok(length) => self.said.extend(&piece[..length]),
+                Ok(length) => self.content.extend(&piece[..length]),
                 Err(error) if is_later(&error) => return Ok(()),
                 Err(error) => return Err(error),
             }
-            if self.said.len() > limit {
+            if self.content.len() > limit {
                 return Err(beyond(Beyond::Output(limit)));
             }
         }
         Ok(())
     }
 
-    fn awaited(&self) -> Option<PollFd<'_>> {
+    fn poll_fd(&self) -> Option<PollFd<'_>> {
         let pipe = self.pipe.as_ref()?;
         Some(PollFd::new(pipe.as_fd(), PollFlags::POLLIN))
     }
@@ -251,7 +252,7 @@ mod tests {
     use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
 
-    #[expect(clippy::disallowed_methods, reason = "a program of a line of shell")]
+    #[expect(clippy::disallowed_methods, reason = "a program of one line of shell")]
     fn shell(script: &str) -> Child {
         let mut command = Command::new("sh");
         command
@@ -278,9 +279,9 @@ mod tests {
         let left = dir.path().join("left");
         for script in [
             "sleep 1000",
-            // Its streams are closed, and it goes on.
+            // It closes its streams and continues.
             "exec <&- >&- 2>&-; sleep 1000",
-            // It has ended, and what it has started has not.
+            // It has ended, but its child has not.
             "sleep 1000 & exit 0",
             "trap '' TERM HUP INT; while :; do sleep 1; done",
         ] {
@@ -291,7 +292,7 @@ mod tests {
                 .trim()
                 .parse()
                 .unwrap();
-            // Where nothing buries orphans, as in a container without an init, they stay.
+            // In a container without an init, orphans stay as zombies.
             let gone =
                 || killpg(Pid::from_raw(group), None) == Err(Errno::ESRCH) || are_dead(group);
             let deadline = Instant::now() + Duration::from_secs(20);
@@ -327,8 +328,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_within_limits_is_heard() {
-        let hear = |script: &str, stdin: &[u8]| {
+    fn output_within_the_limits_is_complete() {
+        let run = |script: &str, stdin: &[u8]| {
             let output = finish(shell(script), stdin, Limits::PLUGIN).unwrap();
             (
                 output.status.code(),
@@ -336,20 +337,14 @@ mod tests {
                 output.stderr.len(),
             )
         };
-        assert_eq!(hear("exit 3", b"{}"), (Some(3), 0, 0));
-        assert_eq!(
-            hear("cat; cat >&2", &[b' '; 300_000]),
-            (Some(0), 300_000, 0)
-        );
+        assert_eq!(run("exit 3", b"{}"), (Some(3), 0, 0));
+        assert_eq!(run("cat; cat >&2", &[b' '; 300_000]), (Some(0), 300_000, 0));
         let both = "head -c 200000 /dev/zero; head -c 200000 /dev/zero >&2; cat >&2";
-        assert_eq!(hear(both, &[b' '; 300_000]), (Some(0), 200_000, 500_000));
-        // It answers when it has ended itself.
+        assert_eq!(run(both, &[b' '; 300_000]), (Some(0), 200_000, 500_000));
+        // Its child prints after it has ended.
+        assert_eq!(run("(sleep 0.3; echo late) & exit 0", b""), (Some(0), 5, 0));
         assert_eq!(
-            hear("(sleep 0.3; echo late) & exit 0", b""),
-            (Some(0), 5, 0)
-        );
-        assert_eq!(
-            hear("exec >&- 2>&-; sleep 0.3; exit 4", b""),
+            run("exec >&- 2>&-; sleep 0.3; exit 4", b""),
             (Some(4), 0, 0)
         );
     }

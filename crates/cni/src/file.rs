@@ -1,11 +1,11 @@
-//! Files of ours on disk, whatever another program has put in their place.
+//! Files of our state on disk, safe against other objects in their place.
 //!
-//! State lies where other programs with root can write, and a disk that was cut off
-//! leaves what it leaves. A pipe blocks the program that opens it, a symbolic link
-//! leads to the file of another program, and a sparse file of a gigabyte fills the memory.
-//! So every file is opened without blocking and without following a link, must be a
-//! regular file, and is read up to a limit. Anything else is *foreign*: the error says
-//! what it is ([`is_foreign`]), and the caller decides whether it can go on without it.
+//! Other programs with root may write to the same directories, and a power failure may leave
+//! anything there. A pipe blocks the program that opens it, a symbolic link leads to another
+//! program's file, and a sparse file of a gigabyte fills the memory. So files are opened
+//! without blocking and without following links, must be regular files, and are read up to a
+//! limit. Anything else is *foreign* ([`is_foreign`]): the error names it, and the caller
+//! decides whether it can do without the file.
 
 use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
@@ -17,14 +17,14 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 
-/// The longest document that we read: a configuration, a cached result, standard input.
-/// The longest that people write, a list of some thousand peers, has half a megabyte.
+/// The limit for a configuration, a cached result and standard input, in bytes. The longest
+/// real document, a list of some thousand peers, has half a megabyte.
 pub const LONGEST: u64 = 16 * 1024 * 1024;
 
 /// Major and minor number of `/dev/null` (null(4)).
 const NULL_DEVICE: u64 = nix::sys::stat::makedev(1, 3);
 
-/// What is in the place of a file of ours.
+/// The object in the place of a file, such as `is a pipe, not a regular file`.
 #[derive(Debug)]
 struct Foreign(String);
 
@@ -36,29 +36,29 @@ impl fmt::Display for Foreign {
 
 impl std::error::Error for Foreign {}
 
-/// Whether the error says that something else is in the place of a file of ours: not a
-/// regular file, or one that is longer than any that we write.
+/// Whether the error is about an object that is not a file of ours: not a regular file, or
+/// longer than the limit.
 pub fn is_foreign(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<Foreign>())
 }
 
-/// Whether the error says that there is no such file.
+/// Whether the file does not exist.
 pub fn is_absent(error: &io::Error) -> bool {
     error.kind() == ErrorKind::NotFound
 }
 
-/// Opens a file of ours with `flags`, such as `O_RDONLY`; one that `O_CREAT` makes is for
-/// root's eyes only.
+/// Opens a file of ours with `flags`, such as `O_RDONLY`. With `O_CREAT`, only its owner can
+/// read a new file.
 ///
 /// # Errors
-/// A foreign one ([`is_foreign`]) for what is no regular file; nothing was written to it.
+/// A foreign one ([`is_foreign`]) for anything but a regular file, which stays unchanged.
 pub fn open(path: &Path, flags: OFlag) -> io::Result<(File, Metadata)> {
     open_any(path, flags | OFlag::O_NOFOLLOW)
 }
 
 fn open_any(path: &Path, flags: OFlag) -> io::Result<(File, Metadata)> {
-    // O_NONBLOCK: a pipe must not wait for its other end; a regular file does not care.
-    // O_NOCTTY: a terminal must not become ours.
+    // O_NONBLOCK: opening a pipe must not wait for its other end.
+    // O_NOCTTY: a terminal must not become our controlling terminal.
     let flags = flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let mode = Mode::S_IRUSR | Mode::S_IWUSR;
     let opened = loop {
@@ -68,19 +68,19 @@ fn open_any(path: &Path, flags: OFlag) -> io::Result<(File, Metadata)> {
         }
     };
     let file = File::from(opened.map_err(|errno| match errno {
-        // O_NOFOLLOW's answer to a link; a loop of links where they are followed.
+        // A link with O_NOFOLLOW; a loop of links without it.
         Errno::ELOOP => foreign("is a symbolic link, not a regular file"),
         // Opened for writing, or with O_CREAT.
         Errno::EISDIR => foreign("is a directory, not a regular file"),
-        // A pipe only where it is opened for writing and has no reader.
+        // A pipe only if it is opened for writing and has no reader.
         Errno::ENXIO => foreign("is a socket, a pipe or a device, not a regular file"),
         errno => errno.into(),
     })?);
     let metadata = file.metadata()?;
-    match metadata.is_file() {
-        true => Ok((file, metadata)),
-        false => Err(not_regular(&metadata)),
+    if !metadata.is_file() {
+        return Err(not_regular(&metadata));
     }
+    Ok((file, metadata))
 }
 
 fn foreign(what: impl Into<String>) -> io::Error {
@@ -98,18 +98,18 @@ fn not_regular(metadata: &Metadata) -> io::Error {
     foreign(format!("is a {kind}, not a regular file"))
 }
 
-/// The content of a file of ours of at most `limit` bytes, and what else is known of it.
+/// Content and metadata of a file of at most `limit` bytes.
 ///
 /// # Errors
-/// Foreign ones ([`is_foreign`]) for what is no regular file, and for a longer one.
+/// A foreign one ([`is_foreign`]) for anything but a regular file, and for a longer file.
 pub fn read(path: &Path, limit: u64) -> io::Result<(Vec<u8>, Metadata)> {
     let (file, metadata) = open(path, OFlag::O_RDONLY)?;
     let content = content(file, &metadata, limit)?;
     Ok((content, metadata))
 }
 
-/// The content of a file whose path the operator chose: it may be a link, as
-/// `/etc/resolv.conf` often is, or `/dev/null`, which says that there is nothing.
+/// The content of a file whose path the operator has chosen. It may be a link, as
+/// `/etc/resolv.conf` often is, or `/dev/null`, which is empty.
 ///
 /// # Errors
 /// As [`read`].
@@ -126,41 +126,41 @@ fn content(file: File, metadata: &Metadata, limit: u64) -> io::Result<Vec<u8>> {
     if metadata.len() > limit {
         return Err(too_long());
     }
-    // Files of /proc say that they are empty. All others are read in one read(2), where the
-    // end would otherwise be asked for: a directory may hold 65,000 reservations.
+    // Files of /proc have the length 0. Others are read by one read(2), without a second one
+    // that finds the end: a directory may hold 65,000 reservations.
     let expected = match metadata.len() {
         0 => limit + 1,
         length => length,
     };
     let mut content = Vec::with_capacity(metadata.len() as usize);
     file.take(expected).read_to_end(&mut content)?;
-    match content.len() as u64 > limit {
-        true => Err(too_long()),
-        false => Ok(content),
+    if content.len() as u64 > limit {
+        return Err(too_long());
     }
+    Ok(content)
 }
 
-/// Makes `path` hold `content`, in place. A kill in between leaves a mixture of old and new.
+/// Writes `content` to `path`, in place. A kill in between leaves a mixture of old and new.
 ///
 /// # Errors
-/// Foreign ones as with [`open`].
+/// As [`open`].
 pub fn overwrite(path: &Path, content: &[u8]) -> io::Result<()> {
     let (mut file, metadata) = open(path, OFlag::O_WRONLY | OFlag::O_CREAT)?;
     file.write_all(content)?;
-    // Cut off what was longer, rather than empty the file first: ext4 takes the
-    // latter for a replacement and writes to the disk when it is closed.
+    // Truncated after the write: ext4 treats a file that is emptied first as a replacement,
+    // and writes it to the disk when it is closed.
     let length = content.len() as u64;
-    match metadata.len() > length {
-        true => file.set_len(length),
-        false => Ok(()),
+    if metadata.len() > length {
+        file.set_len(length)?;
     }
+    Ok(())
 }
 
-/// Makes `path` a new file with `content`, in place of whatever was there but a directory.
-/// ext4 does not write a file to the disk because it was made anew.
+/// Creates `path` with `content` and removes what is there before, except a directory. ext4
+/// does not write such a file to the disk when it is closed.
 ///
 /// # Errors
-/// Where nothing can be written, or a directory is in the place.
+/// Those of unlink(2), open(2) and write(2).
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let create = || {
         let mut options = OpenOptions::new();
@@ -176,7 +176,7 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     file.write_all(content)
 }
 
-/// Removes a name; one that is absent already is as good.
+/// Removes a file. Succeeds if it does not exist.
 ///
 /// # Errors
 /// Those of unlink(2).
@@ -194,7 +194,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::path::PathBuf;
 
-    /// One of each kind that is not a file of ours, with what the error says of it.
+    /// One object of each foreign kind, with the text of its error.
     fn foreign_things(dir: &Path) -> Vec<(PathBuf, &'static str)> {
         let at = |name: &str| dir.join(name);
         nix::unistd::mkfifo(&at("pipe"), Mode::S_IRWXU).unwrap();
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_foreign_is_named_and_not_read() {
+    fn foreign_objects_are_named_and_not_read() {
         let dir = tempfile::tempdir().unwrap();
         for (path, text) in foreign_things(dir.path()) {
             let error = read(&path, 100).unwrap_err();
@@ -235,10 +235,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_foreign_is_not_written_to() {
+    fn foreign_objects_are_not_written_to() {
         let dir = tempfile::tempdir().unwrap();
         let things = foreign_things(dir.path());
-        // A writer that does not block finds a reader.
+        // So that opening the pipe for writing succeeds.
         let reader = File::from(
             nix::fcntl::open(
                 &dir.path().join("pipe"),
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_longer_is_cut_off() {
+    fn a_longer_file_is_truncated() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         overwrite(&path, b"longer").unwrap();
@@ -278,7 +278,7 @@ mod tests {
         let link = dir.path().join("link");
         assert_eq!(read_chosen(&link, 100).unwrap(), b"precious");
         assert_eq!(read_chosen(Path::new("/dev/null"), 100).unwrap(), b"");
-        // It says that it has no bytes.
+        // Its length is 0.
         let proc = read_chosen(Path::new("/proc/self/status"), 100_000).unwrap();
         assert!(!proc.is_empty());
         assert!(read_chosen(Path::new("/proc/self/status"), 10).is_err());

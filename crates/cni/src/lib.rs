@@ -1,10 +1,10 @@
-//! The CNI protocol, without a kernel: what comes in through the environment
-//! and standard input, what goes out, and what happens in between.
+//! The CNI protocol, without the kernel: the input from the environment and standard input,
+//! the output, and what happens in between.
 //!
-//! A plugin implements [`Plugin`] and its `main` is [`run`]. The modules follow
-//! the life of a call: [`env`] and [`conf`] read it, [`request`] is what the
-//! plugin sees of it, [`result`] what it answers, [`delegate`] whom it asks,
-//! [`Undo`] what happens if it fails.
+//! A plugin implements [`Plugin`], and its `main` is [`run`]. The modules follow the life of
+//! a call: [`env`] and [`conf`] read the input, [`request`] is what the plugin gets of it,
+//! [`result`] is what it returns, [`delegate`] executes the IPAM plugin, and [`Undo`] rolls
+//! back a failed ADD.
 
 pub mod address;
 pub mod conf;
@@ -36,7 +36,7 @@ pub use request::{Add, Attachment, Call, Check, Del, Gc, Status};
 pub use result::AddResult;
 #[cfg(feature = "fuzzing")]
 pub use run::fuzzing;
-pub use run::{Plugin, SUITE, run};
+pub use run::{Plugin, SUITE, link, run};
 pub use system_error::{Refusal, SystemError};
 pub use undo::{BestEffort, Undo};
 pub use version::Version;

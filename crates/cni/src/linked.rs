@@ -1,45 +1,36 @@
-//! A plugin that is part of another plugin's program: where the executable that
-//! `CNI_PATH` leads to is certain to be that very plugin, it is called rather
-//! than executed. It gets the same environment and the same standard input, and
-//! what it prints is read the same way; what is saved is a process.
+//! A plugin that is linked into another plugin's program. If the executable in `CNI_PATH`
+//! is the same build, it is called instead of executed: with the same environment, the same
+//! standard input, and its output is read in the same way. That saves a process.
 //!
-//! Certain means: the file's ELF header leads to a note that names the build,
-//! and that is the build which is linked here. A wrapper script, another
-//! suite's plugin, an older or patched one of ours: all are executed.
+//! The executable is the same build if its ELF note names it. A wrapper script, a plugin of
+//! another suite, an older or a patched one of ours: all are executed.
+//!
+//! - Cost: this file, `serve` in `run.rs`, the note in host-local's `main.rs`, and its `build.rs`.
+//! - Gain: one process less, about a third of an ADD (docs/performance.md).
+//! - The one door: [`Linked::find`], called by `delegate`. To switch it off, for one plugin
+//!   remove its const `LINKED`; in a test, put a wrapper script into `CNI_PATH`, as
+//!   `tests/tests/linked.rs` does to compare both.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::ExitStatusExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::process::{ExitStatus, Output};
+use std::process::Output;
 
 use crate::env::{Environment, Verb};
-use crate::run::{Plugin, Process};
 
 /// Bytes of the name of a build.
 pub const BUILD: usize = 32;
 
-/// A plugin to call where its executable is what is linked here.
+/// A plugin that can be called instead of executed.
 #[derive(Clone, Copy, Debug)]
 pub struct Linked {
-    name: &'static str,
-    build: [u8; BUILD],
-    serve: fn(Environment, &[u8]) -> Output,
+    pub(crate) name: &'static str,
+    pub(crate) build: [u8; BUILD],
+    pub(crate) serve: fn(Environment, &[u8]) -> Output,
 }
 
 impl Linked {
-    /// Plugin `P`, whose executable has `Note::new(build)` in its section
-    /// `.note.podwire`. Two builds that may act differently have different names.
-    pub const fn of<P: Plugin>(build: [u8; BUILD]) -> Self {
-        Self {
-            name: P::NAME,
-            build,
-            serve: serve::<P>,
-        }
-    }
-
-    /// The one of `all` that `executable`, found for plugin `name`, is.
+    /// The plugin of `all` that has the name `name` and is the same build as `executable`.
     pub(crate) fn find(
         all: &'static [Self],
         name: &str,
@@ -49,32 +40,13 @@ impl Linked {
         (may_execute(executable) && build_of(executable)? == linked.build).then_some(linked)
     }
 
-    /// Does what executing it with `env` and `stdin` for `verb` does.
+    /// Calls the plugin. The output is that of a process with `env` and `stdin`.
     pub(crate) fn run(&self, verb: Verb, env: &Environment, stdin: &[u8]) -> Output {
         (self.serve)(env.with("CNI_COMMAND", verb.as_str()), stdin)
     }
 }
 
-/// What a process of `P` would do with `env` and `stdin`.
-fn serve<P: Plugin>(env: Environment, mut stdin: &[u8]) -> Output {
-    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    let mut process = Process {
-        stdin: &mut stdin,
-        stdout: &mut stdout,
-        stderr: &mut stderr,
-        called: true,
-    };
-    // A panic in a handler is rolled back and reported in there; one elsewhere
-    // would have ended the process like this.
-    let status = catch_unwind(AssertUnwindSafe(|| process.run::<P>(env))).unwrap_or(101);
-    Output {
-        status: ExitStatus::from_raw(i32::from(status) << 8),
-        stdout,
-        stderr,
-    }
-}
-
-/// Whether we might execute it: not where its mode, or the mount, forbids.
+/// Whether the file's mode and its mount allow its execution.
 fn may_execute(file: &Path) -> bool {
     nix::unistd::access(file, nix::unistd::AccessFlags::X_OK).is_ok()
 }
@@ -91,7 +63,7 @@ pub struct Note {
 }
 
 const NAME: [u8; 8] = *b"podwire\0";
-/// Its meaning is between us and [`NAME`].
+/// The type of our note; it has a meaning only together with [`NAME`].
 const KIND: u32 = 1;
 
 impl Note {
@@ -110,10 +82,10 @@ impl Note {
 /// `PT_NOTE` (elf(5)).
 const SEGMENT_OF_NOTES: u32 = 4;
 
-/// Linkers put the notes right after the headers.
+/// Bytes that are read first: linkers put the notes right after the headers.
 const BEGINNING: usize = 4096;
 
-/// The build that the note of an executable names; `None` for a file without.
+/// The build that the note of an executable names, if it has such a note.
 fn build_of(executable: &Path) -> Option<[u8; BUILD]> {
     let file = File::open(executable).ok()?;
     let mut beginning = [0; BEGINNING];
@@ -130,8 +102,8 @@ fn build_of(executable: &Path) -> Option<[u8; BUILD]> {
     })
 }
 
-/// Offset and size of each segment of notes in a 64-bit ELF file of our own
-/// byte order that begins with `beginning`. Others are executed.
+/// Offset and size of each segment of notes in a 64-bit ELF file of our own byte order that
+/// begins with `beginning`; `None` for any other file.
 fn segments_of_notes(beginning: &[u8]) -> Option<impl Iterator<Item = (usize, usize)>> {
     const CLASS_64: u8 = 2;
     const ORDER: u8 = if cfg!(target_endian = "little") { 1 } else { 2 };
@@ -153,7 +125,7 @@ fn segments_of_notes(beginning: &[u8]) -> Option<impl Iterator<Item = (usize, us
     Some((0..count).filter_map(header))
 }
 
-/// The build that is named among `notes`.
+/// The build that one of `notes` names.
 fn build_in(mut notes: &[u8]) -> Option<[u8; BUILD]> {
     loop {
         let length = |at| Some(u32::from_ne_bytes(bytes(notes, at)?) as usize);

@@ -1,4 +1,5 @@
-//! flock(2) with a limit: a program that holds a lock and hangs must not hang all others.
+//! flock(2) with a time limit: a program that hangs while it holds a lock must not block all
+//! others.
 
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
@@ -15,11 +16,11 @@ use nix::sys::stat::{major, minor};
 use crate::error::Code;
 use crate::system_error::SystemError;
 
-/// How long a lock is waited for. Ours is held for milliseconds, and a call that fails
-/// with code 11 is made again.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long to wait for a lock. Plugins hold theirs for milliseconds, and runtimes repeat a
+/// call that fails with code 11.
+const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A lock, given back when this is dropped.
+/// A lock, released on drop.
 #[derive(Debug)]
 pub struct Lock(Option<Flock<File>>);
 
@@ -32,22 +33,22 @@ impl From<Flock<File>> for Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         if let Some(Err((held, _))) = self.0.take().map(Flock::unlock) {
-            // Its own drop would panic. The kernel takes the lock back when we end.
+            // Its own drop would panic. The kernel releases the lock when the process ends.
             std::mem::forget(held);
         }
     }
 }
 
-/// Locks `file`, which lies at `path` and may be a directory, for us alone.
+/// Takes an exclusive lock on `file`, a file or directory at `path`.
 ///
 /// # Errors
-/// Code 11 when another program holds the lock for [`PATIENCE`], with its process id where
-/// the kernel says it; the errors of flock(2).
+/// Code 11 if another program holds the lock for 20 s, with its process id if the kernel
+/// shows it; the errors of flock(2).
 pub fn exclusive(file: File, path: &Path) -> Result<Lock> {
     lock_within(file, path, LOCK_EX, PATIENCE)
 }
 
-/// Locks `file` together with others that do the same.
+/// Takes a shared lock on `file`.
 ///
 /// # Errors
 /// As [`exclusive`].
@@ -55,7 +56,7 @@ pub fn shared(file: File, path: &Path) -> Result<Lock> {
     lock_within(file, path, LOCK_SH, PATIENCE)
 }
 
-/// How a lock is taken: at once or not at all, and waiting.
+/// How to take a lock without waiting, and with waiting.
 type How = [FlockArg; 2];
 const LOCK_EX: How = [FlockArg::LockExclusiveNonblock, FlockArg::LockExclusive];
 const LOCK_SH: How = [FlockArg::LockSharedNonblock, FlockArg::LockShared];
@@ -69,7 +70,7 @@ fn lock_within(file: File, path: &Path, how: How, patience: Duration) -> Result<
         Err((_, errno)) => return Err(failed(errno).into()),
     };
     let metadata = waiting.metadata()?;
-    // flock(2) has no limit. The thread that outlives ours gives back what it gets too late.
+    // flock(2) has no time limit. A thread that gets the lock too late releases it.
     let (answer, answered) = channel();
     Builder::new()
         .name("lock".into())
@@ -102,16 +103,16 @@ fn held(path: &Path, metadata: &Metadata, patience: Duration) -> crate::Error {
     ))
 }
 
-/// The process that holds a flock(2) on a file, where the kernel says it: not where that
-/// process is of another process namespace, or has left the lock to a child.
+/// The process that holds a flock(2) on a file. The kernel does not show it if the process is
+/// in another process namespace or has left the lock to a child.
 pub fn holder(metadata: &Metadata) -> Option<u32> {
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     let holder = holder_in(&locks, metadata.dev(), metadata.ino());
     holder.filter(|pid| Path::new(&format!("/proc/{pid}")).exists())
 }
 
-/// Finds it among lines like `1: FLOCK  ADVISORY  WRITE 4711 08:02:393219 0 EOF` (proc_locks(5));
-/// in those of programs that wait, an arrow follows the number.
+/// Searches lines like `1: FLOCK  ADVISORY  WRITE 4711 08:02:393219 0 EOF` (proc_locks(5)). In
+/// lines of waiting processes, an arrow follows the number.
 fn holder_in(locks: &str, device: u64, inode: u64) -> Option<u32> {
     let file = format!("{:02x}:{:02x}:{inode}", major(device), minor(device));
     locks.lines().find_map(|line| {
@@ -130,7 +131,7 @@ mod tests {
     use nix::sys::stat::makedev;
 
     #[test]
-    fn a_holder_is_told_from_those_who_wait() {
+    fn the_holder_is_not_a_waiting_process() {
         let locks = "1: POSIX  ADVISORY  WRITE 1 08:02:7 0 EOF\n\
                      2: FLOCK  ADVISORY  WRITE 2 08:02:8 0 EOF\n\
                      3: -> FLOCK  ADVISORY  WRITE 3 08:02:7 0 EOF\n\
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_is_waited_for_but_not_for_ever() {
+    fn waiting_for_a_lock_has_a_limit() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let open = || File::open(file.path()).unwrap();
         let first = exclusive(open(), file.path()).unwrap();
@@ -163,7 +164,7 @@ mod tests {
             drop(first);
             second.join().unwrap().unwrap();
         });
-        // The thread that waited too long has given back what it got.
+        // The thread that waited too long has released its lock.
         exclusive(open(), file.path()).unwrap();
     }
 }

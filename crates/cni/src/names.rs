@@ -1,4 +1,4 @@
-//! Names that follow from what they name.
+//! Names that are derived by a hash.
 
 use sha2::{Digest, Sha512};
 
@@ -6,16 +6,16 @@ use sha2::{Digest, Sha512};
 /// in lower-case hex: how the Go plugins derive chain and device names.
 pub fn prefixed(length: usize, prefix: &str, text: &str) -> String {
     let digest = Sha512::digest(text.as_bytes());
-    // Not by `write!`, which takes ten times as long as the hash.
+    // `write!` would take ten times as long as the hash.
     let digit = |half: u8| char::from_digit(u32::from(half), 16);
     let digits = digest.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
     let hex = digits.filter_map(digit);
     prefix.chars().chain(hex).take(length).collect()
 }
 
-/// `text`, or a hash of it where it is longer than 120 bytes: two of them fit into an alias of
-/// the kernel (255 bytes, IFALIASZ in linux/if.h), and one into a file name. No hash equals
-/// a text: names and ids have no `#`.
+/// `text`, or a hash of it if it is longer than 120 bytes: two of them fit into an alias
+/// (255 bytes, IFALIASZ in linux/if.h), and one into a file name. A hash starts with `#`,
+/// which names and ids cannot contain.
 pub fn short(text: &str) -> String {
     if text.len() <= 120 {
         return text.to_owned();

@@ -1,5 +1,5 @@
-//! What a process inherits from its caller and cannot take as it is: signals and the
-//! standard streams. And the end of a child, which must not be waited for without a limit.
+//! What a process inherits from its caller and has to repair: signals and standard streams.
+//! Also waiting for a child with a time limit.
 
 #![allow(
     unsafe_code,
@@ -19,39 +19,38 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 
-/// Undoes what a caller had ignored or blocked, and what exec(2) hands down: for us and for
-/// what we execute. The first thing that every `main` does.
+/// Resets signals that the caller ignored or blocked, for this process and its children:
+/// exec(2) passes both on. Every `main` calls this first.
 pub fn start() {
     let needed = [
-        // Ignored, the kernel buries our children, and wait(2) fails with ECHILD.
+        // If it is ignored, the kernel reaps our children, and wait(2) fails with ECHILD.
         Signal::SIGCHLD,
         // iptables waits for its lock with an alarm.
         Signal::SIGALRM,
-        // The polite end. That of a terminal (SIGHUP, SIGINT) is nohup's to ignore.
+        // SIGHUP and SIGINT stay ignored: nohup(1) relies on it.
         Signal::SIGTERM,
     ];
     for number in needed {
         // SAFETY: no handler is installed; the default action replaces the ignored signal.
         let _ = unsafe { signal(number, SigHandler::SigDfl) };
     }
-    // Does not fail: the set is a valid one.
+    // Cannot fail: the set is valid.
     let _ = SigSet::empty().thread_set_mask();
 }
 
 /// Whether standard output was closed when the program began.
 static CLOSED: AtomicBool = AtomicBool::new(false);
 
-/// Rust's runtime opens `/dev/null` in the place of a standard stream that is closed, so that
-/// no file or socket gets its number. Afterwards a caller who closed standard output looks
-/// like one who wants no answer, so we look before: the C library calls what is in this
-/// section first of all.
+/// Rust's runtime replaces a closed standard stream by `/dev/null`, so that no file or socket
+/// gets its number. After that, a closed standard output cannot be detected, so this function
+/// checks it earlier: the C library calls the functions in this section before `main`.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static LOOK: extern "C" fn() = {
     extern "C" fn look() {
         // SAFETY: asks for a flag of a descriptor, which may be closed.
         let closed = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) } == -1;
-        // No other failure means that it is closed.
+        // Other failures do not mean that it is closed.
         let closed = closed && Errno::last() == Errno::EBADF;
         CLOSED.store(closed, Ordering::Relaxed);
     }
@@ -59,8 +58,7 @@ static LOOK: extern "C" fn() = {
 };
 
 /// Standard output without a buffer: a program that is killed has printed all of a document
-/// or nothing. Fails where the standard library takes what is written to a closed stream
-/// for written.
+/// or nothing. Writing to a closed stream is an error; the standard library ignores it.
 #[derive(Clone, Copy, Debug)]
 pub struct Stdout;
 
@@ -77,14 +75,14 @@ impl Write for Stdout {
     }
 }
 
-/// Tells the reader of the runtime's log something that is no failure. That nobody can read
-/// it is none either: `eprintln!` would panic where standard error is a full disk.
+/// Writes a line to standard error, which runtimes log. Errors are ignored; `eprintln!` would
+/// panic if standard error is a file on a full disk.
 pub fn log(line: fmt::Arguments<'_>) {
-    // At once, so that lines of several programs stay lines.
+    // In one write(2), so that lines of several programs do not mix.
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
-/// Waits for the end of `child`, until `deadline`; `None` when it still runs then.
+/// Waits for the end of `child` until `deadline`; `None` if it still runs then.
 ///
 /// # Errors
 /// Those of wait(2).
@@ -117,22 +115,22 @@ fn readable(fd: &OwnedFd, limit: Duration) -> std::io::Result<()> {
     }
 }
 
-/// For poll(2), in milliseconds, and not less than one.
+/// A timeout for poll(2), at least one millisecond.
 pub(crate) fn poll_timeout(limit: Duration) -> PollTimeout {
     let millis = limit.as_millis().clamp(1, i32::MAX as u128) as i32;
     PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
 }
 
-/// A descriptor that can be read when the child has ended; none before Linux 5.3.
+/// A descriptor that becomes readable when the child ends; `None` before Linux 5.3.
 fn pidfd(child: &Child) -> Option<OwnedFd> {
-    // SAFETY: takes two numbers. The child has not been waited for, so the id is its own.
+    // SAFETY: takes two numbers. The child was not waited for, so its id is not reused.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id(), 0) };
     let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0)?;
     // SAFETY: the kernel has just made it for us.
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Whether an error says that a stream was not ready.
+/// Whether the stream was not ready, or a signal interrupted the call.
 pub(crate) fn is_later(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }

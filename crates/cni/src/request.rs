@@ -1,5 +1,5 @@
-//! What a plugin is asked, one type for each verb: a handler cannot look at
-//! what its verb does not have.
+//! The request of a runtime: one type for each verb, so that a handler cannot use what its
+//! verb does not have.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ pub struct Call {
     pub plugin: &'static str,
     /// The network's `name`.
     pub network: String,
-    /// The version that the configuration asks for.
+    /// The configuration's `cniVersion`.
     pub version: Version,
     /// The keys that every configuration has.
     pub net: NetConf,
@@ -30,10 +30,10 @@ pub struct Call {
     pub path: Vec<PathBuf>,
     /// `CNI_ARGS`, unparsed.
     pub args: String,
-    /// All variables, and standard input to the byte: a delegate gets the same.
+    /// All variables, and standard input to the byte, for a delegate.
     pub(crate) env: Rc<Environment>,
     pub(crate) stdin: Rc<[u8]>,
-    /// The plugins to call, rather than execute, as delegates.
+    /// The delegates to call instead of executing them.
     pub(crate) linked: &'static [Linked],
 }
 
@@ -81,8 +81,8 @@ impl Call {
     }
 }
 
-/// One interface of one container on one network: all names that we choose
-/// follow from it, so that DEL and GC find what a killed ADD left.
+/// One interface of one container on one network. The names of all objects are derived
+/// from it, so that DEL and GC find what a killed ADD has left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
     /// The network's name.
@@ -103,16 +103,14 @@ impl Attachment {
         })
     }
 
-    /// The name of the host end of its veth pair: `veth` and 8 hex digits.
-    /// `attempt` is 0 but where another attachment has that name already.
+    /// The name of the host end of its veth pair: `veth` and 8 hex digits. `attempt` is 0,
+    /// or higher if another attachment already has that name.
     pub fn host_veth(&self, attempt: u32) -> String {
         names::prefixed(12, "veth", &format!("{self}/{attempt}"))
     }
-}
 
-impl Attachment {
-    /// What is written on a device that this attachment owns (IFLA_IFALIAS):
-    /// readable where it fits, hashed where the names are too long.
+    /// The alias (IFLA_IFALIAS) of a device that this attachment owns: readable if it fits,
+    /// hashed if the names are too long.
     pub fn alias(&self) -> String {
         let (network, id, ifname) = (&self.network, &self.container_id, &self.ifname);
         format!(
@@ -123,7 +121,7 @@ impl Attachment {
     }
 }
 
-/// How the aliases of all attachments of `network` begin.
+/// The beginning of the aliases of all attachments of `network`.
 pub fn alias_prefix(network: &str) -> String {
     format!("podwire:{}/", names::short(network))
 }
@@ -138,39 +136,39 @@ impl fmt::Display for Attachment {
 /// Attach a container.
 #[derive(Clone, Debug)]
 pub struct Add<C> {
-    /// What all verbs have.
+    /// What all verbs have in common.
     pub call: Call,
     /// The plugin's own keys.
     pub conf: C,
-    /// What is attached.
+    /// The interface to attach.
     pub attachment: Attachment,
-    /// Where it is attached.
+    /// The pod's namespace.
     pub netns: NetnsPath,
 }
 
-/// Detach a container, of which anything may be gone.
+/// Detach a container. Any part of it may be gone.
 #[derive(Clone, Debug)]
 pub struct Del<C> {
-    /// What all verbs have.
+    /// What all verbs have in common.
     pub call: Call,
-    /// The plugin's own keys; those that could not be read have their defaults.
+    /// The plugin's own keys; a key that cannot be read has its default.
     pub conf: C,
-    /// What is detached.
+    /// The interface to detach.
     pub attachment: Attachment,
-    /// Where it was attached, if the runtime still knows.
+    /// The pod's namespace, if the runtime still knows it.
     pub netns: Option<NetnsPath>,
 }
 
-/// Say whether an attachment is as ADD left it.
+/// Check that an attachment is as ADD left it.
 #[derive(Clone, Debug)]
 pub struct Check<C> {
-    /// What all verbs have.
+    /// What all verbs have in common.
     pub call: Call,
     /// The plugin's own keys.
     pub conf: C,
-    /// What is checked.
+    /// The interface to check.
     pub attachment: Attachment,
-    /// Where it is attached.
+    /// The pod's namespace.
     pub netns: NetnsPath,
 }
 
@@ -185,21 +183,21 @@ impl<C> Check<C> {
     }
 }
 
-/// Remove what belongs to no attachment in use.
+/// Remove what belongs to no valid attachment.
 #[derive(Clone, Debug)]
 pub struct Gc<C> {
-    /// What all verbs have.
+    /// What all verbs have in common.
     pub call: Call,
-    /// The plugin's own keys; those that could not be read have their defaults.
+    /// The plugin's own keys; a key that cannot be read has its default.
     pub conf: C,
-    /// What is in use.
+    /// The attachments in use.
     pub valid: Vec<ValidAttachment>,
 }
 
-/// Say whether an ADD could succeed now.
+/// Report whether an ADD could succeed now.
 #[derive(Clone, Debug)]
 pub struct Status<C> {
-    /// What all verbs have.
+    /// What all verbs have in common.
     pub call: Call,
     /// The plugin's own keys.
     pub conf: C,

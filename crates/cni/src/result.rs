@@ -1,8 +1,8 @@
-//! What ADD answers: one form inside (that of 1.1.0), any version outside.
+//! The result of ADD: kept in the form of 1.1.0, read and written in any version.
 //!
-//! Source: CNI specification, section "ADD Success", of 0.2.0, 0.4.0 and 1.1.0;
-//! the order of keys and what is left out is that of the Go library, because
-//! people compare.
+//! Source: CNI specification, section "ADD Success", of 0.2.0, 0.4.0 and 1.1.0. The order of
+//! keys and the rules for omitting them are those of the Go library, because users compare
+//! results.
 
 use std::net::IpAddr;
 
@@ -13,11 +13,11 @@ use crate::address::{Cidr, optional_ip};
 use crate::json::Json;
 use crate::version::Version;
 
-/// The result of an ADD, a `prevResult`, or what an IPAM plugin answered.
+/// The result of an ADD or of an IPAM plugin, or a `prevResult`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct AddResult {
-    /// Every interface that was made, host ends included.
+    /// Every interface that was created, including host ends.
     pub interfaces: Vec<Interface>,
     /// Every address of the container.
     pub ips: Vec<IpConfig>,
@@ -33,13 +33,13 @@ pub struct AddResult {
 pub struct Interface {
     /// Its name, in the namespace where it is.
     pub name: String,
-    /// Lower-case colon-separated hex; empty when it has none.
+    /// Lower-case colon-separated hex; empty if it has none.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub mac: String,
-    /// In bytes; 0 is not told. Since 1.1.0.
+    /// In bytes; 0 if unknown. Since 1.1.0.
     #[serde(skip_serializing_if = "is_zero")]
     pub mtu: u32,
-    /// The namespace path exactly as it was given; empty for the host.
+    /// `CNI_NETNS` to the letter; empty for the host.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub sandbox: String,
     /// Of a userspace interface. Since 1.1.0.
@@ -79,10 +79,10 @@ pub struct Route {
         skip_serializing_if = "Option::is_none"
     )]
     pub gw: Option<IpAddr>,
-    /// In bytes; 0 is not told.
+    /// In bytes; 0 if not set.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub mtu: u32,
-    /// Advertised maximum segment size in bytes; 0 is not told.
+    /// Advertised maximum segment size in bytes; 0 if not set.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub advmss: u32,
     /// The metric; 0 leaves it to the kernel.
@@ -190,7 +190,7 @@ struct Ip040 {
     gateway: Option<IpAddr>,
 }
 
-/// The version that a result declares, if it declares one.
+/// The version of a result, if it has one.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Stamp {
@@ -209,8 +209,8 @@ impl AddResult {
         })
     }
 
-    /// Reads a result that was written at its own `cniVersion`, or else at
-    /// `fallback`, whose family it must belong to.
+    /// Reads a `prevResult`. Its version is its own `cniVersion`, which must be of the family
+    /// of `fallback`, or else `fallback`.
     pub fn decode(document: &Json, fallback: Version) -> Result<Self> {
         Self::decode_in_family(document, fallback).context("could not parse prevResult")
     }
@@ -226,7 +226,7 @@ impl AddResult {
         Self::decode_at(document, version)
     }
 
-    /// Reads the answer of a delegate, which may be of any version that we know.
+    /// Reads the result of a delegate, in any known version.
     pub fn decode_any(document: &Json, fallback: Version) -> Result<Self> {
         let stamp: Stamp = document.decode()?;
         let version = match stamp.cni_version.as_str() {
@@ -260,8 +260,7 @@ impl AddResult {
         result
     }
 
-    /// The result without the MTUs of interfaces, which a plugin tells since
-    /// 1.1.0.
+    /// The result without MTUs of interfaces before 1.1.0, which added them.
     pub fn for_version(mut self, version: Version) -> Self {
         if version < Version::V1_1_0 {
             for interface in &mut self.interfaces {
@@ -271,11 +270,13 @@ impl AddResult {
         self
     }
 
-    /// The document for `version`: pretty, indented by four spaces, with no
-    /// newline at its end. Fails where the version cannot say it.
+    /// The document for `version`: indented by four spaces, without a newline at its end.
+    ///
+    /// # Errors
+    /// `cannot convert: …`: the version has no form for this result.
     pub fn encode(&self, version: Version) -> Result<String> {
         if version >= Version::V1_0_0 {
-            // A map of serde_json sorts its keys, as Go's does.
+            // Maps of serde_json sort their keys, as Go's encoder does.
             return pretty(&self.to_1x(version)?);
         }
         if version >= Version::V0_3_0 {
@@ -284,7 +285,7 @@ impl AddResult {
         pretty(&self.to_020(version)?)
     }
 
-    /// The members of the 1.x document; what is empty is left out.
+    /// The members of the 1.x document, without empty ones.
     fn to_1x(&self, version: Version) -> Result<serde_json::Map<String, serde_json::Value>> {
         let mut members = serde_json::Map::new();
         members.insert("cniVersion".into(), version.as_str().into());
@@ -377,7 +378,7 @@ pub(crate) fn pretty(value: &impl Serialize) -> Result<String> {
     value.serialize(&mut serde_json::Serializer::with_formatter(
         &mut out, formatter,
     ))?;
-    // The three can occur only inside strings.
+    // These characters occur only inside strings.
     Ok(String::from_utf8(out)?
         .replace('<', "\\u003c")
         .replace('>', "\\u003e")
@@ -450,7 +451,7 @@ mod tests {
     fn what_interfaces_got_with_1x_is_dropped_before() {
         let old = dual_stack().encode(Version::V0_4_0).unwrap();
         assert!(!old.contains("mtu"));
-        // 1.0.0 passes on what a plugin before it said.
+        // 1.0.0 keeps the MTU of an earlier plugin.
         let new = dual_stack().encode(Version::V1_0_0).unwrap();
         assert!(new.contains("\"mtu\": 1500"));
     }

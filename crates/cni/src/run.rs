@@ -3,9 +3,10 @@
 
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus, Output};
 use std::rc::Rc;
 
 use anyhow::{Context, Result, anyhow};
@@ -17,26 +18,27 @@ use crate::env::{Environment, NetnsPath, Variables, Verb, is_identifier};
 use crate::error::{Code, Error, WithLabel, reason};
 use crate::file::LONGEST;
 use crate::json::Json;
-use crate::linked::Linked;
+use crate::linked::{self, Linked};
 use crate::process::{self, Stdout};
 use crate::request::{Add, Attachment, Call, Check, Del, Gc, Status};
 use crate::result::{AddResult, pretty};
 use crate::undo::Undo;
 use crate::version::{self, Version};
 
-/// A CNI plugin. No verb has a default: a plugin with nothing to do for one
-/// says so, and why.
+/// A CNI plugin. No verb has a default: a plugin that has nothing to do for a verb
+/// implements it and gives the reason in a comment.
 pub trait Plugin {
     /// Folder, package, binary and CNI `type`.
     const NAME: &'static str;
     /// The versions that it speaks.
     const VERSIONS: &'static [Version] = Version::ALL;
-    /// The plugins to call, rather than execute, as delegates.
+    /// The delegates to call instead of executing them.
     const LINKED: &'static [Linked] = &[];
-    /// Its own keys. What serde can check is checked before any verb runs.
+    /// The plugin's own keys. serde checks their types before any verb runs.
     type Conf: DeserializeOwned;
 
-    /// Attaches a container. Everything private that it creates is pushed on `undo`.
+    /// Attaches a container. Pushes the inverse of everything that it creates for this
+    /// container alone on `undo`.
     fn add(request: &Add<Self::Conf>, undo: &mut Undo) -> Result<AddResult>;
     /// Detaches a container; succeeds when nothing is left to do.
     fn del(request: &Del<Self::Conf>) -> Result<()>;
@@ -53,8 +55,8 @@ pub fn run<P: Plugin>() -> ExitCode {
     process::start();
     let env = Environment::of_process();
     if matches!(env.command(), Ok(None)) && std::env::args_os().nth(1).is_some_and(is_version) {
-        // The banner does not say whose plugin it is: tools compare it with that of the Go
-        // plugins, word by word.
+        // Without a command, plugins print the banner of the Go plugins, and tools compare
+        // it word by word. So only `--version` names the suite.
         let release = env!("CARGO_PKG_VERSION");
         let _ = writeln!(Stdout, "{SUITE} {} {release}", P::NAME);
         return ExitCode::SUCCESS;
@@ -68,35 +70,65 @@ pub fn run<P: Plugin>() -> ExitCode {
     ExitCode::from(process.run::<P>(env))
 }
 
-/// How the answer to `--version` begins: plugins of other suites ignore their arguments.
+/// The first word of the answer to `--version`. Plugins of other suites ignore arguments.
 pub const SUITE: &str = "podwire";
 
 fn is_version(argument: std::ffi::OsString) -> bool {
     argument == "--version"
 }
 
-/// What is read at once: a configuration is seldom longer.
+/// The initial size of the buffer for standard input, in bytes: a configuration is seldom
+/// longer.
 const USUAL: usize = 8192;
 
-/// The three streams of a process, so that tests, and plugins that are linked
-/// into another, can have others.
-pub(crate) struct Process<'a> {
-    pub(crate) stdin: &'a mut dyn Read,
-    pub(crate) stdout: &'a mut dyn Write,
-    pub(crate) stderr: &'a mut dyn Write,
-    /// Whether it is called by a plugin, which has looked at the namespace before.
-    pub(crate) called: bool,
+/// Makes `P` a plugin that other plugins can call instead of executing it. The executable of
+/// `P` must have `Note::new(build)` in its section `.note.podwire`; builds that may act
+/// differently must have different names.
+pub const fn link<P: Plugin>(build: [u8; linked::BUILD]) -> Linked {
+    Linked {
+        name: P::NAME,
+        build,
+        serve: |env, stdin| serve::<P>(env, stdin, true),
+    }
+}
+
+/// The output of a process of `P` with `env` and `stdin`.
+fn serve<P: Plugin>(env: Environment, mut stdin: &[u8], called: bool) -> Output {
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let mut process = Process {
+        stdin: &mut stdin,
+        stdout: &mut stdout,
+        stderr: &mut stderr,
+        called,
+    };
+    // A panic in a handler is rolled back and reported in there; 101 is the status of a
+    // process that panics elsewhere.
+    let status = catch_unwind(AssertUnwindSafe(|| process.run::<P>(env))).unwrap_or(101);
+    Output {
+        status: ExitStatus::from_raw(i32::from(status) << 8),
+        stdout,
+        stderr,
+    }
+}
+
+/// The three streams of a process. Tests and linked plugins have streams of their own.
+struct Process<'a> {
+    stdin: &'a mut dyn Read,
+    stdout: &'a mut dyn Write,
+    stderr: &'a mut dyn Write,
+    /// Whether another plugin calls this one. It has checked the namespace already.
+    called: bool,
 }
 
 impl Process<'_> {
     /// Returns the exit status: 0, or 1 after an error was printed.
-    pub(crate) fn run<P: Plugin>(&mut self, env: Environment) -> u8 {
+    fn run<P: Plugin>(&mut self, env: Environment) -> u8 {
         let Err(error) = self.serve::<P>(env) else {
             return 0;
         };
         let error = Error::from_chain(&error);
         if let Err(unwritten) = self.print(&error_document(&error)) {
-            // Nobody reads stdout any more; perhaps somebody reads the log.
+            // Standard output is closed; the runtime may still log standard error.
             let _ = writeln!(self.stderr, "{error}; {unwritten:#}");
         }
         1
@@ -185,7 +217,7 @@ impl Process<'_> {
         }
     }
 
-    /// The work is done when the answer is out: until then all can be undone.
+    /// The undo stack is dropped only after the result is printed.
     fn add<P: Plugin>(&mut self, request: &Add<P::Conf>) -> Result<()> {
         let mut undo = Undo::new();
         let answer = guarded(|| {
@@ -203,8 +235,8 @@ impl Process<'_> {
         Err(failure).details(format!("could not undo: {}", left.join("; ")))
     }
 
-    /// Without a list nothing is known to be unused, and to take it for an empty
-    /// one would take the network from every running pod.
+    /// Does nothing without a list of valid attachments: to treat a missing list as an empty
+    /// one would cut off every running pod.
     fn gc<P: Plugin>(&mut self, call: Call, conf: P::Conf) -> Result<()> {
         let Some(valid) = conf::valid_attachments(&parse(&call.stdin)?)? else {
             let _ = writeln!(
@@ -216,7 +248,7 @@ impl Process<'_> {
         guarded(|| P::gc(&Gc { call, conf, valid }))
     }
 
-    /// What people see who run a plugin by hand; nerdctl parses the first line.
+    /// Printed if a plugin is run by hand. nerdctl parses the first line.
     fn banner<P: Plugin>(&mut self) -> Result<()> {
         let versions: Vec<_> = P::VERSIONS.iter().map(|v| v.as_str()).collect();
         let (name, release) = (P::NAME, env!("CARGO_PKG_VERSION"));
@@ -270,7 +302,7 @@ impl Process<'_> {
     }
 }
 
-/// Runs `handler`; a panic becomes an error, so that it is rolled back and reported.
+/// Runs `handler`. A panic becomes an error, so that it is rolled back and reported.
 fn guarded<T>(handler: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(handler)).unwrap_or_else(|panic| {
         let text = panic
@@ -309,7 +341,7 @@ fn network_name(document: &Json) -> Result<String, Error> {
     Ok(head.name)
 }
 
-/// The version to speak: that of the configuration, if we do and the verb is in it.
+/// The version of the configuration, if the plugin supports it and it has the verb.
 fn negotiate(verb: Verb, document: &Json, supported: &[Version]) -> Result<Version, Error> {
     let text = match document.get("cniVersion") {
         None => String::new(),
@@ -345,28 +377,25 @@ fn negotiate(verb: Verb, document: &Json, supported: &[Version]) -> Result<Versi
 
 /// CHECK came with 0.4.0, GC and STATUS with 1.1.0.
 fn refuse_verb(verb: Verb, text: &str, since: Version, supported: &[Version]) -> Result<(), Error> {
-    let asked = match text {
-        "" => version::numbers(Version::V0_1_0.as_str()),
-        text => version::numbers(text),
-    };
-    let asked =
-        asked.ok_or_else(|| Code::Decode.err(format!("failed to parse version {text:?}")))?;
-    let newer = |version: &&Version| version::numbers(version.as_str()) >= Some(asked);
-    let refuse = |who: &str| {
+    let text = if text.is_empty() { "0.1.0" } else { text };
+    let wanted = version::numbers(text)
+        .ok_or_else(|| Code::Decode.err(format!("failed to parse version {text:?}")))?;
+    let refuse = |which: &str| {
         let verb = verb.as_str();
-        Err(Code::IncompatibleVersion.err(format!("{who} version does not allow {verb}")))
+        Err(Code::IncompatibleVersion.err(format!("{which} version does not allow {verb}")))
     };
-    if Some(asked) < version::numbers(since.as_str()) {
+    let is_older = |version: &Version| version::numbers(version.as_str()) < Some(wanted);
+    if Some(wanted) < version::numbers(since.as_str()) {
         return refuse("config");
     }
-    if !supported.iter().any(|version| newer(&version)) {
+    if supported.iter().all(is_older) {
         return refuse("plugin");
     }
     Ok(())
 }
 
-/// A runtime that names the namespace that we are in would have us take the
-/// node's own interfaces: refused before anything is touched.
+/// Refuses `CNI_NETNS` if it is the plugin's own namespace: ADD and DEL would change the
+/// node's own interfaces.
 fn refuse_own_namespace(netns: Option<&NetnsPath>) -> Result<(), Error> {
     let identity = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino()));
     let Some(theirs) = netns.and_then(|netns| identity(netns.as_path()).ok()) else {
@@ -406,7 +435,7 @@ fn error_document(error: &Error) -> String {
         msg: &error.msg,
         details: &error.details,
     };
-    // Three plain members cannot fail to be written.
+    // Serializing three plain members cannot fail.
     pretty(&document).unwrap_or_else(|_| r#"{"code": 999, "msg": "internal error"}"#.to_owned())
 }
 

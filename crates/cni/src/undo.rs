@@ -8,9 +8,9 @@ type Inverse = Box<dyn FnOnce() -> Result<()>>;
 
 /// What has to be undone if an ADD does not reach its end.
 ///
-/// Whoever creates something private pushes its inverse. The dispatcher owns
-/// the stack: it rolls back on an error, on a panic, and when the result could
-/// not be written; it forgets the stack only after the result is out.
+/// The code that creates an object for one container pushes its inverse. [`crate::run`] owns
+/// the stack: it rolls back on an error, on a panic, and if the result cannot be written. It
+/// drops the stack only after the result is printed.
 #[derive(Default)]
 pub struct Undo {
     stack: Vec<(String, Inverse)>,
@@ -22,8 +22,8 @@ impl Undo {
         Self::default()
     }
 
-    /// Remembers that `inverse` takes back what was just done. `what` names the
-    /// inverse for the reader of an error: "delete veth veth1a2b3c4d".
+    /// Adds `inverse`, which takes back what was just done. `what` names it in errors:
+    /// "delete veth veth1a2b3c4d".
     pub fn push(
         &mut self,
         what: impl Into<String>,
@@ -32,8 +32,8 @@ impl Undo {
         self.stack.push((what.into(), Box::new(inverse)));
     }
 
-    /// Runs every inverse, the newest first, and returns what could not be
-    /// undone, one line each. The stack is empty afterwards.
+    /// Runs every inverse, the newest first, and returns one line for each that failed. The
+    /// stack is empty afterwards.
     pub fn roll_back(&mut self) -> Vec<String> {
         let mut failures = Vec::new();
         while let Some((what, inverse)) = self.stack.pop() {
@@ -44,14 +44,13 @@ impl Undo {
         failures
     }
 
-    /// The work is done and reported: nothing will be undone any more.
+    /// Drops the stack without running it.
     pub fn forget(&mut self) {
         self.stack.clear();
     }
 }
 
-/// Does every step whatever happens to the others: DEL and GC must not stop at
-/// the first thing that resists.
+/// Runs every step, even if others fail: DEL and GC must not stop at the first failure.
 #[derive(Default)]
 pub struct BestEffort {
     first: Option<anyhow::Error>,
@@ -59,12 +58,12 @@ pub struct BestEffort {
 }
 
 impl BestEffort {
-    /// Nothing has failed yet.
+    /// No failures yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Runs one step; a failure is kept with `what` was being done, and `None` returned.
+    /// Runs one step. A failure is kept together with `what`, and `None` returned.
     pub fn step<T>(&mut self, what: &str, step: impl FnOnce() -> Result<T>) -> Option<T> {
         match step() {
             Ok(value) => Some(value),
@@ -113,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_forgotten_is_not_undone() {
+    fn a_forgotten_stack_is_not_run() {
         let mut undo = Undo::new();
         undo.push("never", || Err(anyhow!("ran")));
         undo.forget();
@@ -121,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn best_effort_goes_on_and_tells_everything() {
+    fn best_effort_goes_on_and_reports_every_failure() {
         let mut all = BestEffort::new();
         let mut ran = 0;
         all.step("a", || -> Result<()> { Err(anyhow!("first")) });

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A version of the specification that podwire speaks.
+/// A version of the specification that podwire supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)] // the names are the versions
 pub enum Version {
@@ -27,7 +27,7 @@ impl Version {
         Self::V1_1_0,
     ];
 
-    /// The newest one: the form in which results are kept.
+    /// The newest one. Results are kept in its form.
     pub const LATEST: Self = Self::V1_1_0;
 
     /// As it is written in a configuration.
@@ -43,8 +43,8 @@ impl Version {
         }
     }
 
-    /// The version that is written exactly so; the empty text means 0.1.0, as
-    /// configurations from before there were versions.
+    /// The version with exactly this text; the empty text means 0.1.0, because early
+    /// configurations have no version.
     pub fn parse(text: &str) -> Option<Self> {
         if text.is_empty() {
             return Some(Self::V0_1_0);
@@ -52,7 +52,7 @@ impl Version {
         Self::ALL.iter().copied().find(|v| v.as_str() == text)
     }
 
-    /// The versions whose results have the same shape as this one's.
+    /// The versions whose results have the same form.
     pub fn family(self) -> &'static [Self] {
         match self {
             Self::V0_1_0 | Self::V0_2_0 => &[Self::V0_1_0, Self::V0_2_0],
@@ -70,7 +70,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// The three numbers of any version text, known to us or not; missing ones are 0.
+/// The three numbers of any version text; missing ones are 0.
 pub fn numbers(text: &str) -> Option<[u32; 3]> {
     let mut numbers = [0; 3];
     let parts: Vec<_> = text.split('.').collect();

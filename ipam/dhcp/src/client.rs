@@ -89,7 +89,7 @@ impl Client {
     /// [`Failure::Refused`] with the daemon's error; the others as with [`Client::dial`].
     pub fn call(&mut self, method: &str, arguments: &Arguments) -> Result<AddResult, Failure> {
         self.set_timeout(match method {
-            ALLOCATE => cni::execute::PATIENCE,
+            ALLOCATE => cni::execute::Limits::PLUGIN.time,
             _ => TIMEOUT,
         })?;
         let header = Header {

@@ -1,5 +1,5 @@
-//! Which address an ADD gets. Nothing here touches the disk: reservations are
-//! behind [`Store`], which a test keeps in memory.
+//! Chooses the address of an ADD. Nothing here accesses the disk: reservations are behind
+//! [`Store`], which a test keeps in memory.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,21 +9,20 @@ use cni::Cidr;
 
 use crate::range::{Range, RangeSet};
 
-/// The reservations of a network, as one owner sees them. Nobody else changes
-/// them while it is in our hands.
+/// The reservations of a network, from the view of one owner. It holds the network's lock.
 pub trait Store {
-    /// The container that asks, for errors.
+    /// The container of the owner, for errors.
     fn container_id(&self) -> &str;
-    /// The addresses that the owner holds already.
+    /// The addresses that the owner already holds.
     fn held(&self) -> &[IpAddr];
     /// The address that was reserved last from range set `set`.
     fn last_reserved(&self, set: usize) -> Option<IpAddr>;
-    /// Whether nobody holds `ip`.
+    /// Whether `ip` is not reserved.
     fn is_free(&mut self, ip: IpAddr) -> Result<bool>;
-    /// Reserves `ip`; false if it is held. The round of range set `set` goes on after
-    /// it; of none, where it lies outside the ranges.
+    /// Reserves `ip`; false if it is already reserved. The next address of range set `set`
+    /// follows it; `None` for an address outside the ranges.
     fn reserve(&mut self, ip: IpAddr, set: Option<usize>) -> Result<bool>;
-    /// Frees what is certain to be of no use to anybody; whether there was something.
+    /// Releases reservations that certainly have no container; false if there are none.
     fn reclaim(&mut self) -> Result<bool>;
 }
 
@@ -41,11 +40,11 @@ pub struct Lease {
 pub enum Refusal {
     /// The requested address belongs to the gateway.
     Gateway(IpAddr),
-    /// Somebody holds the requested address of that range set.
+    /// The requested address of that range set is reserved.
     Unavailable(IpAddr, String),
     /// The container has an address of this set already.
     Duplicate(IpAddr, String),
-    /// All addresses of that range set are held.
+    /// All addresses of that range set are reserved.
     Exhausted(String),
     /// The reservations could not be read or written.
     Store(anyhow::Error),
@@ -77,8 +76,8 @@ impl From<anyhow::Error> for Refusal {
     }
 }
 
-/// Reserves an address of `set`, the range set number `number`: `requested`,
-/// which must lie in the set or in one of its subnets, or else the next one of the round.
+/// Reserves an address of `set`, the range set number `number`: `requested`, which must lie in
+/// the set or in one of its subnets, or else the next free one after the last.
 pub fn allocate<S: Store>(
     set: &RangeSet,
     number: usize,
@@ -217,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_go_round_and_a_released_one_waits_its_turn() {
+    fn addresses_are_used_round_robin() {
         let (mut store, set) = (Memory::default(), set(&[("10.0.0.0/29", "", "")]));
         for (owner, expected) in [("a", "10.0.0.2/29"), ("b", "10.0.0.3/29")] {
             assert_eq!(ask(&mut store, &set, owner, ""), expected);
@@ -256,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_outside_the_range_is_given_once_and_leaves_the_round_as_it_is() {
+    fn an_address_outside_the_range_is_given_once_and_is_not_the_last_of_the_round() {
         let ranges = [("10.0.0.0/24", "10.0.0.100", "10.0.0.102")];
         let (mut store, set) = (Memory::default(), set(&ranges));
         assert_eq!(ask(&mut store, &set, "a", ""), "10.0.0.100/24");

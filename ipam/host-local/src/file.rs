@@ -1,4 +1,4 @@
-//! Files of the state directory: whole or absent, never through a link.
+//! Files of the state directory: complete or absent, and never opened through a link.
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -12,8 +12,8 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::unistd::{AccessFlags, access, linkat};
 
-/// No owner is longer: it came in through one environment variable, of which
-/// the kernel takes 128 KiB (`MAX_ARG_STRLEN`, execve(2)).
+/// The longest reservation in bytes: container id and interface come from environment
+/// variables, which the kernel limits to 128 KiB each (`MAX_ARG_STRLEN`, execve(2)).
 const LONGEST: u64 = 256 * 1024;
 
 /// Turns the error of a system call into `<action> <path>: <cause> (<errno>)`.
@@ -27,10 +27,10 @@ pub fn failed<'a>(action: &'a str, path: &'a Path) -> impl Fn(io::Error) -> anyh
     }
 }
 
-/// The content of a file of ours, and what else is known of it; `None` if there is none.
+/// Content and metadata of a file of ours; `None` if it does not exist.
 ///
 /// # Errors
-/// Also where something else is in its place ([`cni::file::is_foreign`]).
+/// Also if the path holds a foreign object ([`cni::file::is_foreign`]).
 pub fn read(path: &Path) -> io::Result<Option<(String, Metadata)>> {
     read_at_most(path, LONGEST)
 }
@@ -47,13 +47,13 @@ pub fn read_at_most(path: &Path, limit: u64) -> io::Result<Option<(String, Metad
     }
 }
 
-/// Makes a directory of state for root's eyes only; one that is there stays as it
-/// is. What lies above it may be others': it is made as everybody makes it.
+/// Creates a directory that only its owner can use; an existing one stays unchanged. Its
+/// parents may belong to other programs and get the usual mode.
 pub fn make_private(dir: &Path) -> anyhow::Result<()> {
     let make = |dir: &Path| {
         let above = dir.parent().unwrap_or(Path::new("/"));
         match DirBuilder::new().recursive(true).mode(0o755).create(above) {
-            // Also said of one that could not be looked at for a moment.
+            // Also returned if a stat(2) of the directory failed for a moment.
             Err(error) if error.kind() == ErrorKind::AlreadyExists && above.is_dir() => {}
             made => made?,
         }
@@ -66,21 +66,20 @@ pub fn make_private(dir: &Path) -> anyhow::Result<()> {
     make(dir).map_err(failed("make directory", dir))
 }
 
-/// Fails where a network's directory is a symbolic link: nobody but who wants
-/// our files elsewhere puts one there. The data directory above is the operator's choice.
+/// Fails if a network's directory is a symbolic link: it may redirect our writes. The data
+/// directory above it is the operator's choice.
 pub fn refuse_link(dir: &Path) -> anyhow::Result<()> {
-    let is_link = std::fs::symlink_metadata(dir).is_ok_and(|dir| dir.is_symlink());
-    match is_link {
-        true => anyhow::bail!("open {}: is a symbolic link", dir.display()),
-        false => Ok(()),
+    if std::fs::symlink_metadata(dir).is_ok_and(|dir| dir.is_symlink()) {
+        anyhow::bail!("open {}: is a symbolic link", dir.display());
     }
+    Ok(())
 }
 
-/// Makes `path` with `content`, at once or not at all; false if it is taken.
-/// `spare` is a name beside it that nobody else uses while we hold the lock.
+/// Creates `path` with `content`, completely or not at all; `None` if it already exists.
+/// `spare` is a path in the same directory that no other process uses while we hold the lock.
 pub fn create_whole(path: &Path, content: &str, spare: &Path) -> io::Result<Option<File>> {
     let linked = match create_nameless(path, content) {
-        // O_TMPFILE is not everywhere (NFS, overlayfs before Linux 6.3), nor is /proc.
+        // O_TMPFILE (NFS, overlayfs before Linux 6.3) or /proc may be missing.
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
             create_beside(path, content, spare)
         }
@@ -93,7 +92,7 @@ pub fn create_whole(path: &Path, content: &str, spare: &Path) -> io::Result<Opti
     }
 }
 
-/// The file gets its name when it is complete: whatever kills us before leaves nothing.
+/// The file gets its name when it is complete, so a kill before that leaves nothing.
 fn create_nameless(path: &Path, content: &str) -> io::Result<File> {
     let file = nameless(path.parent().unwrap_or(Path::new(".")), content)?;
     // AT_EMPTY_PATH would need a capability (open(2), O_TMPFILE).
@@ -103,7 +102,7 @@ fn create_nameless(path: &Path, content: &str) -> io::Result<File> {
     Ok(file)
 }
 
-/// A file in `dir` that is gone when it is closed, unless it gets a name.
+/// A file in `dir` without a name: it disappears when it is closed, unless it gets one.
 fn nameless(dir: &Path, content: &str) -> io::Result<File> {
     let mut file = OpenOptions::new()
         .write(true)
@@ -114,8 +113,8 @@ fn nameless(dir: &Path, content: &str) -> io::Result<File> {
     Ok(file)
 }
 
-/// The same with a name in between. A kill may leave that name: it is removed,
-/// never written to, because it may be a second name of a reservation by then.
+/// The same with `spare` as a temporary name. A kill may leave that name. It is removed, never
+/// written to, because it may be a second name of a reservation.
 pub fn create_beside(path: &Path, content: &str, spare: &Path) -> io::Result<File> {
     remove(spare)?;
     let mut file = OpenOptions::new()
@@ -126,15 +125,15 @@ pub fn create_beside(path: &Path, content: &str, spare: &Path) -> io::Result<Fil
     let linked = file
         .write_all(content.as_bytes())
         .and_then(|()| std::fs::hard_link(spare, path));
-    // After the link: a name that cannot be removed now is removed at the next call.
+    // A name that cannot be removed now is removed by the next call.
     let _ = std::fs::remove_file(spare);
     linked.map(|()| file)
 }
 
-/// Fails where no file can be written, for whatever reason. Leaves nothing.
+/// Fails if no file can be created in `dir`. Leaves nothing behind.
 pub fn try_write(dir: &Path) -> anyhow::Result<()> {
     let written = match nameless(dir, "?") {
-        // What file systems without O_TMPFILE, and old kernels, answer (open(2)).
+        // The errors of file systems without O_TMPFILE, and of old kernels (open(2)).
         Err(error) if matches!(errno(&error), Some(Errno::EOPNOTSUPP | Errno::EISDIR)) => {
             access(dir, AccessFlags::W_OK | AccessFlags::X_OK).map_err(io::Error::from)
         }

@@ -1,13 +1,12 @@
-//! host-local: hands out addresses from ranges of this node and remembers on
-//! its disk who holds them.
+//! host-local: hands out addresses from ranges of this node and stores the reservations on
+//! its disk.
 //!
-//! It is a library because main plugins call it rather than execute it where
-//! the executable in `CNI_PATH` is this build: see [`cni::linked`].
+//! Main plugins call it instead of executing it if the executable in `CNI_PATH` is the same
+//! build: see [`cni::linked`].
 //!
-//! The files are those of the Go plugin of the same name, so that a node can
-//! switch to this one, and back, under running pods. What is added lies beside
-//! them: an index by owner, which spares ADD and DEL the search through every
-//! reservation.
+//! The files are those of the Go plugin of the same name, so that a node can switch to this
+//! plugin, and back, under running pods. An index by owner lies beside them, so that ADD and
+//! DEL need not read every reservation.
 
 pub mod allocator;
 pub mod conf;
@@ -24,7 +23,7 @@ use std::collections::HashSet;
 
 use anyhow::Result;
 use cni::linked::{self, Linked};
-use cni::result::{Dns, IpConfig};
+use cni::result::IpConfig;
 use cni::{Add, AddResult, BestEffort, Check, Code, Del, Gc, Plugin, Status, Undo, WithLabel};
 
 use crate::allocator::{Lease, Refusal};
@@ -35,11 +34,11 @@ use crate::plan::Plan;
 
 pub use usage::{Usage, usage};
 
-/// This build: a hash of the sources, which changes with whatever may change what it does.
+/// The name of this build: a hash of all sources that decide what the plugin does.
 pub const BUILD: [u8; linked::BUILD] = *include_bytes!(concat!(env!("OUT_DIR"), "/build"));
 
-/// This plugin, for one that calls it.
-pub const LINKED: Linked = Linked::of::<HostLocal>(BUILD);
+/// This plugin, for plugins that call it.
+pub const LINKED: Linked = cni::link::<HostLocal>(BUILD);
 
 /// The plugin.
 #[derive(Debug)]
@@ -51,10 +50,8 @@ impl Plugin for HostLocal {
 
     fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {
         let plan = Plan::new(&request.conf, request.call.version, &request.call.args)?;
-        let dns = match &plan.resolv_conf {
-            Some(path) => resolv_conf::read(path)?,
-            None => Dns::default(),
-        };
+        let dns = plan.resolv_conf.as_deref().map(resolv_conf::read);
+        let dns = dns.transpose()?.unwrap_or_default();
         let place = Place::new(&plan.data_dir, &request.call.network);
         let mut network = Network::create(&place)?;
         let mut holder = Holder::new(&mut network, &request.attachment)?;
@@ -65,7 +62,7 @@ impl Plugin for HostLocal {
             let requested = plan.requested_of(number, &mut wanted);
             let lease = allocator::allocate(set, number, requested, &mut holder)
                 .map_err(|refusal| refused(number, refusal))?;
-            give_back(undo, &place, holder.owner(), &lease);
+            push_release(undo, &place, holder.owner(), &lease);
             ips.push(IpConfig {
                 interface: None,
                 address: lease.address,
@@ -89,8 +86,8 @@ impl Plugin for HostLocal {
 
     fn del(request: &Del<Conf>) -> Result<()> {
         release(request)?;
-        // Such a configuration never had an attachment, so the Go plugin's DEL
-        // refuses it too, and its test suite asks for that.
+        // No ADD with such a configuration has succeeded. The Go plugin's DEL refuses it too,
+        // and its test suite checks that.
         Ok(plan::check_version(&request.conf, request.call.version)?)
     }
 
@@ -119,9 +116,9 @@ impl Plugin for HostLocal {
         network.retain(|owner| valid.contains(owner))
     }
 
-    /// Fails for reasons of the node only. Whether an address is free changes with every
-    /// pod: containerd and CRI-O report a node whose STATUS fails as not ready, and
-    /// Kubernetes evicts its pods, which are well. So ADD tells that a pool is exhausted.
+    /// Fails only for reasons of the node, not if no address is free: containerd and CRI-O
+    /// report a node whose STATUS fails as not ready, and Kubernetes then evicts its pods. ADD
+    /// reports an exhausted pool.
     fn status(request: &Status<Conf>) -> Result<()> {
         let plan = Plan::new(&request.conf, request.call.version, "")?;
         if let Some(path) = &plan.resolv_conf {
@@ -132,15 +129,14 @@ impl Plugin for HostLocal {
     }
 }
 
-/// Gives back what the attachment holds.
+/// Releases the addresses of the attachment.
 fn release(request: &Del<Conf>) -> Result<()> {
     let place = Place::new(&request.conf.data_dir(), &request.call.network);
     let Some(mut network) = Network::find(&place)? else {
         return Ok(());
     };
-    // A reservation with only the container id was written by a Go plugin
-    // of before 2018; like the Go plugin, we take it for ours only where
-    // there is none with the interface.
+    // Go plugins before 2018 wrote reservations with only the container id. As in the Go
+    // plugin, such a reservation counts only if there is none with the interface.
     let mut owner = Owner::of(&request.attachment);
     if network.held_by(&owner)?.is_empty() {
         owner = Owner::legacy(&request.attachment);
@@ -154,8 +150,8 @@ fn release(request: &Del<Conf>) -> Result<()> {
     all.finish()
 }
 
-/// The error of an ADD that got no address from range set `number`. An empty
-/// pool may fill again, so the runtime is told to try again later.
+/// The error of an ADD that got no address from range set `number`. An exhausted pool has code
+/// 11, because an address may be released later.
 fn refused(number: usize, refusal: Refusal) -> anyhow::Error {
     let error = match refusal {
         Refusal::Store(error) => error,
@@ -165,9 +161,9 @@ fn refused(number: usize, refusal: Refusal) -> anyhow::Error {
     error.context(format!("failed to allocate for range {number}"))
 }
 
-/// Only what this ADD took is given back: another attachment under the same
-/// name may be the reason why it failed.
-fn give_back(undo: &mut Undo, place: &Place, owner: &Owner, lease: &Lease) {
+/// Pushes the release of the address of this ADD, and of no other: the ADD may fail because
+/// the attachment already exists.
+fn push_release(undo: &mut Undo, place: &Place, owner: &Owner, lease: &Lease) {
     let (place, owner, ip) = (place.clone(), owner.clone(), lease.address.ip());
     undo.push(
         format!("release address {ip}"),

@@ -1,18 +1,17 @@
 //! The executable of host-local.
 
-// SAFETY: `link_section` only says where a constant lies in the file. It is data of
-// that section's kind: a whole ELF note.
-#![allow(unsafe_code, reason = "a section can be named in no other way")]
+// SAFETY: `link_section` only chooses the section of a constant. The section holds whole ELF
+// notes, and the constant is one.
+#![allow(
+    unsafe_code,
+    reason = "the section of the note can be chosen in no other way"
+)]
 
-use std::process::ExitCode;
-
-use cni::linked::Note;
-
-/// By this note another plugin knows that the executable is what is linked into itself.
+/// Names the build, so that a plugin with host-local linked in can recognise this executable.
 #[used]
 #[unsafe(link_section = ".note.podwire")]
-static NOTE: Note = Note::new(host_local::BUILD);
+static NOTE: cni::linked::Note = cni::linked::Note::new(host_local::BUILD);
 
-fn main() -> ExitCode {
+fn main() -> std::process::ExitCode {
     cni::run::<host_local::HostLocal>()
 }

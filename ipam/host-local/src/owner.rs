@@ -1,4 +1,4 @@
-//! Who holds an address, as its file says it.
+//! The owner of a reservation, as its file names it.
 
 use cni::Attachment;
 use cni::conf::ValidAttachment;
@@ -9,7 +9,7 @@ use cni::conf::ValidAttachment;
 pub struct Owner(String);
 
 impl Owner {
-    /// What we and the Go plugin write for `attachment`.
+    /// The content that this plugin and the Go plugin write for `attachment`.
     pub fn of(attachment: &Attachment) -> Self {
         let Attachment {
             container_id,
@@ -19,7 +19,7 @@ impl Owner {
         Self(format!("{container_id}\r\n{ifname}"))
     }
 
-    /// What an old Go plugin wrote for any interface of the container.
+    /// The content that an old Go plugin wrote for any interface of the container.
     pub fn legacy(attachment: &Attachment) -> Self {
         Self(attachment.container_id.to_string())
     }
@@ -29,7 +29,7 @@ impl Owner {
         [Self::of(attachment), Self::legacy(attachment)]
     }
 
-    /// Both for an attachment that a GC must leave alone.
+    /// Both for an attachment that a GC must keep.
     pub fn of_valid(valid: &ValidAttachment) -> [Self; 2] {
         let ValidAttachment {
             container_id,
@@ -41,12 +41,12 @@ impl Owner {
         ]
     }
 
-    /// The owner in a file; the Go plugin, too, does not mind white space around it.
+    /// The owner in a file. White space around it is ignored, as by the Go plugin.
     pub fn parse(content: &str) -> Self {
         Self(content.trim().to_owned())
     }
 
-    /// To the letter.
+    /// The content of the file.
     pub fn as_str(&self) -> &str {
         &self.0
     }

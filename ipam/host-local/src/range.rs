@@ -176,11 +176,10 @@ impl RangeSet {
 
     /// The range whose subnet has `ip` as the address of a host, although `ip` lies in no range.
     pub fn outside(&self, ip: IpAddr) -> Option<&Range> {
-        let is_host = |range: &&Range| range.is_host(ip);
-        match self.contains(ip) {
-            true => None,
-            false => self.0.iter().find(is_host),
+        if self.contains(ip) {
+            return None;
         }
+        self.0.iter().find(|range| range.is_host(ip))
     }
 
     /// Whether an address lies in both sets.

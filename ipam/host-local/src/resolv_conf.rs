@@ -7,7 +7,7 @@ use cni::result::Dns;
 
 use crate::file::failed;
 
-/// The longest that is read: the C library looks at a few lines.
+/// The longest file that is read, in bytes.
 const LONGEST: u64 = 1024 * 1024;
 
 /// Reads the file that the key `resolvConf` names.
@@ -28,7 +28,7 @@ fn parse(text: &str) -> Dns {
             "domain" => dns.domain = words.next().unwrap_or(dns.domain),
             "search" => dns.search.extend(words),
             "options" => dns.options.extend(words),
-            // Comments among them: "#" and ";" start a keyword that nobody knows.
+            // Also comments: "#" and ";" start unknown keywords.
             _ => {}
         }
     }

@@ -8,7 +8,7 @@ thread_local! {
     static UNDONE: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Does what its configuration says.
+/// Fails as its configuration demands.
 struct Puppet;
 
 #[derive(Default, Deserialize)]
@@ -127,7 +127,7 @@ fn error_of(command: &str, stdin: &str) -> (u64, String) {
 }
 
 #[test]
-fn no_command_prints_who_we_are() {
+fn no_command_prints_the_banner() {
     let outcome = call("", "");
     assert_eq!((outcome.status, outcome.stdout.as_str()), (0, ""));
     assert!(outcome.stderr.starts_with("CNI puppet plugin v"));
@@ -208,7 +208,7 @@ fn versions_are_negotiated() {
 }
 
 #[test]
-fn a_failed_add_is_rolled_back_and_tells_both_stories() {
+fn a_failed_add_is_rolled_back_and_reports_both_failures() {
     let (code, msg) = error_of("ADD", r#"{"name": "n", "fail": "busy"}"#);
     assert_eq!(code, 11);
     assert_eq!(msg, "busy; could not undo: undo the first: stuck");
@@ -224,11 +224,11 @@ fn a_panic_is_rolled_back_and_still_one_document() {
 }
 
 #[test]
-fn a_result_that_nobody_can_read_is_rolled_back() {
+fn a_result_that_cannot_be_written_is_rolled_back() {
     let outcome = call_with("ADD", r#"{"name": "n", "cniVersion": "1.1.0"}"#, true);
     assert_eq!(outcome.status, 1);
     assert_eq!(UNDONE.take(), ["first"]);
-    // The version cannot say a result without addresses: the same.
+    // The same if the version has no form for a result without addresses.
     assert_eq!(error_of("ADD", r#"{"name": "n"}"#).0, 999);
     assert_eq!(UNDONE.take(), ["first"]);
 }
