@@ -34,11 +34,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 
 use crate::effort::Effort;
 use crate::job::Job;
-use crate::results::{Earlier, Results};
+use crate::results::{Earlier, Machine, Results};
 use crate::side::{Programs, Side, Stage};
 
 fn main() -> Result<()> {
@@ -52,10 +52,12 @@ fn main() -> Result<()> {
         floor: std::env::current_exe()?.with_file_name("floor"),
         work: work.path().to_owned(),
     };
-    node::hide_the_machine()?;
+    let machine = machine::describe(&programs)?;
+    // Hides the machine from this program and all that it starts. No thread has been started.
+    sandbox::namespaces::enter().map_err(Error::msg)?;
     orphans::adopt()?;
     let start = Instant::now();
-    let results = measure(&programs, &options.effort, earlier.as_ref())?;
+    let results = measure(machine, &programs, &options.effort, earlier.as_ref())?;
     eprintln!("measured in {} s", start.elapsed().as_secs());
     write(&options.out, &results, earlier.as_ref())
 }
@@ -92,8 +94,12 @@ fn plugins(variable: &str, default: &str) -> Result<PathBuf> {
         .with_context(|| format!("no plugins in {}: see {variable}", dir.display()))
 }
 
-fn measure(programs: &Programs, effort: &Effort, earlier: Option<&Results>) -> Result<Results> {
-    let machine = machine::describe(programs)?;
+fn measure(
+    machine: Machine,
+    programs: &Programs,
+    effort: &Effort,
+    earlier: Option<&Results>,
+) -> Result<Results> {
     let built = |job: &Job| !Stage::missing(Side::Podwire, *job, programs);
     let (jobs, missing): (Vec<Job>, Vec<Job>) = job::TABLE.into_iter().partition(built);
     let mut verbs = Vec::new();

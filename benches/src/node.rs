@@ -5,46 +5,22 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Sender, channel};
-use std::thread::{self, JoinHandle};
+use std::thread;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use sandbox::{Worker, namespaces};
 
 use crate::process;
 
 /// Where namespaces are shown, as runtimes do it.
 const NETNS: &str = "/run/netns";
 
-/// Hides the machine from this program and all it starts: own network and mount
-/// namespaces, empty `/run` and `/var/lib/cni`. To be called once, before any thread.
-///
-/// # Errors
-/// When the machine does not allow it (root is needed).
-pub fn hide_the_machine() -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)
-        .context("make private namespaces (root is needed)")?;
-    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).context("make mounts private")?;
-    for dir in ["/run", "/var/lib/cni"] {
-        if Path::new(dir).is_dir() {
-            let (tmpfs, none) = (Some("tmpfs"), None::<&str>);
-            mount(tmpfs, dir, tmpfs, MsFlags::empty(), none)
-                .with_context(|| format!("hide {dir}"))?;
-        }
-    }
-    fs::create_dir(NETNS).context("make /run/netns")
-}
-
-type Job = Box<dyn FnOnce() + Send>;
-
 /// A network namespace that plays a node: a thread that lives in it. Whatever it
 /// starts is born inside.
 pub struct Node {
     name: String,
-    jobs: Option<Sender<Job>>,
-    thread: Option<JoinHandle<()>>,
+    worker: Worker,
 }
 
 impl Node {
@@ -53,21 +29,10 @@ impl Node {
     /// # Errors
     /// When no namespace can be made.
     pub fn new(name: &str) -> Result<Self> {
-        let (jobs, orders) = channel::<Job>();
-        let (born, birth) = channel();
-        let thread = thread::spawn(move || {
-            let made = unshare(CloneFlags::CLONE_NEWNET);
-            let alive = made.is_ok();
-            let _ = born.send(made);
-            if alive {
-                orders.into_iter().for_each(|job| job());
-            }
-        });
-        birth.recv()?.context("make the namespace of a node")?;
+        let (worker, ()) = Worker::new(namespaces::enter_network).map_err(Error::msg)?;
         let node = Self {
             name: name.to_owned(),
-            jobs: Some(jobs),
-            thread: Some(thread),
+            worker,
         };
         node.ip("link set lo up")?;
         Ok(node)
@@ -76,19 +41,12 @@ impl Node {
     /// Runs `f` in the node, and returns what it returned.
     ///
     /// # Errors
-    /// What `f` says; or when it panicked.
+    /// Those of `f`.
     pub fn run<T: Send + 'static>(
         &self,
         f: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let (answer, answered) = channel();
-        let job: Job = Box::new(move || {
-            let _ = answer.send(f());
-        });
-        let jobs = self.jobs.as_ref().context("the node is gone")?;
-        jobs.send(job)
-            .map_err(|_| anyhow!("the node's thread is gone"))?;
-        answered.recv().context("no answer from the node")?
+        self.worker.inside(f)
     }
 
     /// Runs `ip` with these words in the node.
@@ -112,7 +70,7 @@ impl Node {
         let path = Path::new(NETNS).join(format!("{}-{name}", self.name));
         let at = path.clone();
         let made = thread::spawn(move || -> Result<()> {
-            unshare(CloneFlags::CLONE_NEWNET)?;
+            namespaces::enter_network().map_err(Error::msg)?;
             File::create(&at)?;
             let (own, none) = (Some("/proc/thread-self/ns/net"), None::<&str>);
             Ok(mount(own, &at, none, MsFlags::MS_BIND, none)?)
@@ -120,15 +78,6 @@ impl Node {
         let made = made.join().map_err(|_| anyhow!("a thread panicked"))?;
         made.with_context(|| format!("make {}", path.display()))?;
         Ok(Pod { path })
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        self.jobs.take();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! Two ways to a node, both private network and mount namespaces:
 //! - [`Sandbox`] keeps them on a thread of its own and runs programs there: for tests of the
 //!   built plugins. [`Sandbox::cni`] calls a plugin; [`Snapshot`]s show what it left behind.
+//!   Benches use its [`Worker`] alone.
 //! - [`here`] moves the calling thread into them: for tests that call our code directly.
 //!
 //! Tests read the kernel with other people's tools (`ip -j`, `nft -j`, `ping`), so this crate
@@ -13,7 +14,6 @@ mod backend;
 mod cni;
 mod dnsmasq;
 mod fake;
-mod namespaces;
 mod netns;
 mod plugins;
 mod process;
@@ -22,9 +22,11 @@ mod segment;
 mod snapshot;
 mod suite;
 mod traffic;
+mod worker;
 
 pub mod conf;
 pub mod here;
+pub mod namespaces;
 pub mod normal;
 
 pub use backend::{BackEnd, FilterNode};
@@ -38,3 +40,4 @@ pub use segment::{MACHINE, Segment};
 pub use snapshot::Snapshot;
 pub use suite::{Suite, beyond_peer, newest, supports, testing_the_peer};
 pub use traffic::{NOBODY, NODE, OUTSIDE};
+pub use worker::Worker;

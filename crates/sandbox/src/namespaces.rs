@@ -14,7 +14,7 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 ///
 /// # Errors
 /// The step that failed and, where the machine forbids namespaces, the setting to change.
-pub(crate) fn enter() -> Result<(), String> {
+pub fn enter() -> Result<(), String> {
     let flags = CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET;
     unshare(flags).map_err(forbidden)?;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
@@ -30,6 +30,14 @@ pub(crate) fn enter() -> Result<(), String> {
     let handle = format!("/proc/thread-self/fd/{}", cgroup.as_raw_fd());
     bind(Path::new(&handle), Path::new("/sys/fs/cgroup"))?;
     fs::create_dir("/run/netns").map_err(|e| format!("make /run/netns: {e}"))
+}
+
+/// Moves the calling thread into a new network namespace, and leaves its mounts as they are.
+///
+/// # Errors
+/// As [`enter`].
+pub fn enter_network() -> Result<(), String> {
+    unshare(CloneFlags::CLONE_NEWNET).map_err(forbidden)
 }
 
 /// `mount --rbind from to`

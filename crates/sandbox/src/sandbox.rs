@@ -1,21 +1,13 @@
-//! A private node: network namespace, mount namespace, and nothing shared.
-//!
-//! Tests run as threads of one process, so the namespaces belong to one thread
-//! per sandbox: it unshares, and from then on every child it starts is born
-//! inside. The test talks to that thread; its own thread never changes.
+//! A private node: a [`Worker`] in network and mount namespaces of its own.
 
 // The sandbox is where children are started; plugins themselves may not.
 #![allow(clippy::disallowed_methods)]
 
-use std::any::Any;
 use std::fs;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -28,19 +20,17 @@ use crate::namespaces;
 use crate::netns::Netns;
 use crate::process::{self, Finished, Run};
 use crate::snapshot::Snapshot;
-
-type Job = Box<dyn FnOnce() + Send>;
+use crate::worker::Worker;
 
 /// A private node. Dropping it ends every process still in it and lets the
 /// kernel take the namespaces down.
 pub struct Sandbox {
     pub(crate) inner: Arc<Inner>,
-    worker: Option<JoinHandle<()>>,
 }
 
 pub(crate) struct Inner {
     dir: TempDir,
-    jobs: Mutex<Option<Sender<Job>>>,
+    worker: Worker,
     tid: Pid,
     mount_ns: PathBuf,
     pods: Mutex<Vec<String>>,
@@ -55,30 +45,17 @@ impl Sandbox {
             .prefix("podwire-test-")
             .tempdir()
             .expect("make the sandbox's directory");
-        let (jobs, orders) = channel::<Job>();
-        let (born, birth) = channel();
         let home = dir.path().to_owned();
-        let worker = spawn(move || {
-            let made = enter(&home);
-            let alive = made.is_ok();
-            let _ = born.send(made.map(|()| (gettid(), own_mount_ns())));
-            if alive {
-                orders.into_iter().for_each(|job| job());
-            }
-        });
-        let made = birth.recv().expect("the sandbox's thread died");
-        let (tid, mount_ns) = made.unwrap_or_else(|why| panic!("{why}"));
+        let made = Worker::new(move || enter(&home).map(|()| (gettid(), own_mount_ns())));
+        let (worker, (tid, mount_ns)) = made.unwrap_or_else(|why| panic!("{why}"));
         let inner = Arc::new(Inner {
             dir,
-            jobs: Mutex::new(Some(jobs)),
+            worker,
             tid,
             mount_ns,
             pods: Mutex::default(),
         });
-        let sandbox = Self {
-            inner,
-            worker: Some(worker),
-        };
+        let sandbox = Self { inner };
         sandbox.host().sh("ip link set lo up");
         sandbox
     }
@@ -201,14 +178,7 @@ impl Drop for Sandbox {
             // In our mount namespace, which only this sandbox's children share.
             let _ = kill(pid, Signal::SIGKILL);
         }
-        self.inner
-            .jobs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(worker) = self.worker.take() {
-            let _ = worker.join();
-        }
+        self.inner.worker.stop();
     }
 }
 
@@ -240,20 +210,7 @@ impl Inner {
     }
 
     pub(crate) fn inside<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {
-        let (answer, answered) = channel();
-        let job: Job = Box::new(move || {
-            // A panic belongs to the test that caused it; the sandbox lives on.
-            let _ = answer.send(catch_unwind(AssertUnwindSafe(f)));
-        });
-        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        jobs.as_ref()
-            .expect("the sandbox is gone")
-            .send(job)
-            .expect("the sandbox's thread is gone");
-        drop(jobs);
-        let result: Result<T, Box<dyn Any + Send>> =
-            answered.recv().expect("no answer from the sandbox");
-        result.unwrap_or_else(|panic| resume_unwind(panic))
+        self.worker.inside(f)
     }
 
     /// Starts the command inside, then serves it from the calling thread: many

@@ -67,8 +67,9 @@ fn a_signal_ends_it_and_releases_nothing() {
         ]);
         assert_eq!(second.code, 1, "one daemon a socket: {second:?}");
         wire.host().sh(&format!("kill {}", daemon.id()));
-        eventually(5, "it ends", || wire.sandbox.list("/run/cni").is_empty());
-        assert_eq!(wire.sandbox.read(&pidfile), None);
+        eventually(5, "it ends", || {
+            wire.sandbox.list("/run/cni").is_empty() && wire.sandbox.read(&pidfile).is_none()
+        });
         assert_eq!(wire.sandbox.list(STATE).len(), 1);
         assert!(!server.output().contains("DHCPRELEASE"));
     });
