@@ -184,7 +184,8 @@ impl Planned {
     ) -> Result<Option<Self>> {
         let document = request(cached, list, plugin)?;
         let has_ipam = !document.decode::<NetConf>()?.ipam.plugin.is_empty();
-        let bridge = || bridge::Plan::new(&document.decode()?, has_ipam, None);
+        let bridge =
+            || Ok::<_, anyhow::Error>(bridge::Plan::new(&document.decode()?, has_ipam, None)?);
         let plan = match plugin.plugin.as_str() {
             "bridge" => Plan::Bridge(bridge()?),
             "ptp" => Plan::Ptp(bridge()?),

@@ -1,176 +1,49 @@
 //! What is wrong with a configuration: all of it, each fault with its place.
 //!
-//! Runtimes and plugins stop at the first fault, and ignore what they do not
-//! know; here every key is looked at. What is an error here makes a runtime or
-//! a plugin refuse the configuration; what works, but hardly as its author
-//! meant it, is a warning.
+//! Runtimes and plugins stop at the first fault and ignore unknown keys; `validate` checks
+//! every key. The types and checks are the plugins' own (`Conf` and `Plan`). An error is a
+//! fault for which a runtime or a plugin refuses the configuration; a warning is legal, but
+//! surely a mistake.
 
-mod bridge;
-
-mod dhcp;
+mod addresses;
 mod findings;
-mod host_local;
 mod list;
-mod loopback;
-mod macvlan;
-mod portmap;
-mod routes;
-mod schema;
-mod specification;
+mod plugins;
 mod spelling;
-mod r#static;
-mod vxlan;
-mod wiring;
+mod subject;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
 use cni::conf::NetConf;
-use cni::json::{DecodeError, Json};
+use cni::json::Json;
 use cni::version::Version;
-use cni::{Error, delegate};
-use serde::de::DeserializeOwned;
 
 pub use findings::{Finding, Findings, Hint, Severity};
 
 use crate::network_list::{files, side_dir};
-use crate::probe::supported_versions;
-use schema::{Key, Others};
+use plugins::{DELEGATING, IPAM_PLUGINS, PLUGINS};
+use subject::{Subject, join, text};
 
-/// What has been found in one file.
+/// The result of one file.
 #[derive(Debug)]
 pub struct Report {
     /// The file.
     pub file: PathBuf,
-    /// The network that it describes, if it says so.
+    /// The name of the network that it describes, if it has one.
     pub network: Option<String>,
     /// In the order of the file, more or less.
     pub findings: Findings,
 }
 
-/// What is known of a plugin of ours.
-struct Plugin {
-    name: &'static str,
-    /// Its own keys.
-    keys: &'static [Key],
-    /// What keys have to do with each other.
-    check: fn(&Conf<'_>, &mut Findings),
-    /// What the plugin itself does with them at ADD before it acts.
-    read: fn(&Conf<'_>) -> Result<()>,
-}
+/// Keys of every plugin that [`NetConf`] does not have: libcni and `cni::run` read some, the
+/// others are for plugins that read them.
+const COMMON_KEYS: &[&str] = &["cniVersion", "name", "args", "runtimeConfig"];
 
-/// The plugins whose keys are known.
-const PLUGINS: &[Plugin] = &[
-    bridge::PLUGIN,
-    loopback::PLUGIN,
-    macvlan::PLUGIN,
-    portmap::PLUGIN,
-    vxlan::PLUGIN,
-];
+/// Objects in which a runtime, or the author for other plugins, may have any key.
+const FREE_OBJECTS: &[&str] = &["args", "args.cni", "runtimeConfig"];
 
-/// The same for IPAM plugins; their keys are those under `ipam`.
-const IPAM_PLUGINS: &[Plugin] = &[dhcp::PLUGIN, host_local::PLUGIN, r#static::PLUGIN];
-
-/// The plugins that pass `ipam` on as it is.
-const DELEGATING: &[&str] = &[
-    "bridge",
-    "dummy",
-    "host-device",
-    "ipvlan",
-    "macvlan",
-    "ptp",
-    "tap",
-    "vlan",
-    "vxlan",
-];
-
-/// What a name that is almost one of these was meant to be.
-const COMMON_NAMES: &[&str] = &[
-    "bandwidth",
-    "bridge",
-    "calico",
-    "cilium-cni",
-    "dhcp",
-    "dummy",
-    "firewall",
-    "flannel",
-    "host-device",
-    "host-local",
-    "ipvlan",
-    "loopback",
-    "macvlan",
-    "multus",
-    "portmap",
-    "ptp",
-    "sbr",
-    "static",
-    "tap",
-    "tuning",
-    "vlan",
-    "vrf",
-    "vxlan",
-    "whereabouts",
-];
-
-/// One plugin's configuration in its surroundings.
-struct Conf<'a> {
-    document: &'a Json,
-    /// The network's name, if it has one.
-    network: &'a str,
-    /// Where it is in the file: `plugins[0]`, or nothing.
-    place: String,
-    /// Of the network; the newest when it is not known, to find no fault with it.
-    version: Version,
-}
-
-impl Conf<'_> {
-    fn place_of(&self, key: &str) -> String {
-        schema::join(&self.place, key)
-    }
-
-    /// A value; `null` stands for the default, as if the key were not there.
-    fn value(&self, key: &str) -> Option<Json> {
-        self.document.get(key).filter(|value| *value != Json::Null)
-    }
-
-    /// Whether no plugin comes before it.
-    fn is_first(&self) -> bool {
-        self.place.is_empty() || self.place.starts_with("plugins[0]")
-    }
-
-    fn flag(&self, key: &str) -> bool {
-        matches!(self.document.get(key), Some(Json::Bool(true)))
-    }
-
-    fn integer(&self, key: &str) -> Option<i64> {
-        schema::integer(&self.document.get(key)?)
-    }
-
-    fn text(&self, key: &str) -> Option<String> {
-        schema::text(self.document.get(key))
-    }
-
-    /// The keys as the plugin's own types.
-    fn keys<T: DeserializeOwned>(&self) -> Result<T> {
-        Ok(self.document.decode()?)
-    }
-
-    /// The type of the IPAM plugin, if there is one.
-    fn ipam(&self) -> Option<String> {
-        let ipam = self.document.get("ipam")?;
-        schema::text(ipam.get("type")).filter(|name| !name.is_empty())
-    }
-
-    /// Whether the runtime may pass something under this name.
-    fn has_capability(&self, name: &str) -> bool {
-        let capabilities = self.document.get("capabilities");
-        let value = capabilities.and_then(|all| all.get(name));
-        matches!(value, Some(Json::Bool(true)))
-    }
-}
-
-/// Checks the files, and all configurations in the directories, among `places`;
-/// whether plugins are there and speak the version only with `plugin_dirs`.
+/// Checks the files and directories `places`. With `plugin_dirs` it also checks whether the
+/// plugins exist and support the network's version.
 pub fn all(places: &[PathBuf], plugin_dirs: Option<&[PathBuf]>) -> Vec<Report> {
     let mut reports = Vec::new();
     for place in places {
@@ -209,7 +82,7 @@ fn directory(dir: &Path, plugin_dirs: Option<&[PathBuf]>) -> Vec<Report> {
             let reason = format!("{other} describes a network of that name too");
             report.findings.warning("name", reason);
         }
-        vxlan::between(&mut report, &reports);
+        overlays_agree(&mut report, &reports);
         reports.push(report);
     }
     reports
@@ -224,7 +97,7 @@ fn file(path: &Path, plugin_dirs: Option<&[PathBuf]>) -> Report {
     let Some(document) = read(path, &mut report.findings) else {
         return report;
     };
-    report.network = schema::text(document.get("name"));
+    report.network = text(document.get("name").as_ref());
     let is_list = path.extension().is_some_and(|ending| ending == "conflist");
     let Report {
         network, findings, ..
@@ -262,121 +135,71 @@ fn read(path: &Path, findings: &mut Findings) -> Option<Json> {
     }
 }
 
-/// A single plugin's configuration, from before there were lists.
+/// A configuration without a list of plugins, which old runtimes use.
 fn single(document: &Json, findings: &mut Findings, plugin_dirs: Option<&[PathBuf]>) {
     match document.get("name") {
         None => findings.error("name", "missing network name"),
         Some(Json::String(name)) => list::check_name(&name, findings),
-        // Of the wrong type, which the table of keys tells.
-        Some(_) => {}
+        Some(other) => findings.error("name", format!("expected a string, got {}", other.kind())),
     }
     let version = list::check_version(document.get("cniVersion").as_ref(), findings);
     list::tell_excluded_runtimes(version, findings);
-    let name = schema::text(document.get("name"));
-    let conf = Conf {
-        document,
-        network: name.as_deref().unwrap_or_default(),
-        place: String::new(),
-        version: version.unwrap_or(Version::LATEST),
-    };
-    plugin(&conf, findings, plugin_dirs);
+    let name = text(document.get("name").as_ref()).unwrap_or_default();
+    let version = version.unwrap_or(Version::LATEST);
+    let subject = Subject::new(document, &name, String::new(), version, findings);
+    plugin(subject, plugin_dirs);
 }
 
 /// One plugin's configuration.
-fn plugin(conf: &Conf<'_>, findings: &mut Findings, plugin_dirs: Option<&[PathBuf]>) {
-    let Json::Object(members) = conf.document else {
-        let kind = schema::kind_of(conf.document);
-        findings.error(&conf.place, format!("expected an object, got {kind}"));
-        return;
-    };
-    let name = conf.text("type").unwrap_or_default();
-    let known = PLUGINS.iter().find(|plugin| plugin.name == name);
-    let (own, others) = match known {
-        Some(known) => (known.keys, Others::AreMistakes),
-        None => (&[][..], Others::AreFine),
-    };
-    schema::check_members(
-        members,
-        &[own, specification::KEYS],
-        others,
-        &conf.place,
-        findings,
-    );
-    executable(conf, "type", &name, plugin_dirs, findings);
-    if let Some(known) = known {
-        examine(known, conf, findings);
-    }
-    let Some(ipam) = conf.ipam() else { return };
-    executable(conf, "ipam.type", &ipam, plugin_dirs, findings);
-    // What another plugin makes of its ipam before it passes it on is not known.
-    if DELEGATING.contains(&name.as_str()) {
-        ipam_keys(conf, &ipam, findings);
-    }
-}
-
-fn ipam_keys(conf: &Conf<'_>, name: &str, findings: &mut Findings) {
-    let Some(known) = IPAM_PLUGINS.iter().find(|plugin| plugin.name == name) else {
-        return;
-    };
-    let Some(Json::Object(members)) = conf.document.get("ipam") else {
-        return;
-    };
-    let place = conf.place_of("ipam");
-    let tables = [known.keys, specification::IPAM_KEYS];
-    schema::check_members(&members, &tables, Others::AreMistakes, &place, findings);
-    examine(known, conf, findings);
-}
-
-/// Looks at keys together, and asks the plugin's own code. That has the last word: it names
-/// one fault and no place for many, so what the tables found stands before it.
-fn examine(plugin: &Plugin, conf: &Conf<'_>, findings: &mut Findings) {
-    (plugin.check)(conf, findings);
-    if findings.has_error_at(&conf.place) {
+fn plugin(mut subject: Subject<'_>, plugin_dirs: Option<&[PathBuf]>) {
+    if !matches!(subject.document, Json::Object(_)) {
+        let kind = subject.document.kind();
+        subject.error("", format!("expected an object, got {kind}"));
         return;
     }
-    let common = || conf.keys::<NetConf>().map(drop);
-    let Err(error) = common().and_then(|()| (plugin.read)(conf)) else {
-        return;
-    };
-    match error.downcast_ref::<DecodeError>() {
-        Some(fault) => findings.error(&conf.place_of(fault.path()), fault.what()),
-        None => findings.error(&conf.place, Error::from_chain(&error).to_string()),
+    subject.net = subject.keys::<NetConf>().unwrap_or_default();
+    let (name, ipam) = (subject.net.plugin.clone(), subject.net.ipam.plugin.clone());
+    if name.is_empty() && !subject.has_error_at("type") {
+        subject.error("type", "missing");
     }
-}
-
-/// Whether a plugin's name can be one, is a common one misspelt, and, with
-/// `plugin_dirs`, whether it is there and speaks the network's version.
-fn executable(
-    conf: &Conf<'_>,
-    key: &str,
-    name: &str,
-    plugin_dirs: Option<&[PathBuf]>,
-    findings: &mut Findings,
-) {
-    let place = conf.place_of(key);
-    if name.is_empty() {
-        return;
+    subject.check_executable("type", &name, plugin_dirs);
+    subject.check_executable("ipam.type", &ipam, plugin_dirs);
+    // Other plugins may change `ipam` before they pass it on.
+    let delegates = DELEGATING.contains(&name.as_str());
+    match IPAM_PLUGINS.iter().find(|it| delegates && it.name == ipam) {
+        Some(known) => (known.check)(&mut subject),
+        None => subject.known.allow_any("ipam"),
     }
-    if name.contains('/') {
-        findings.error(&place, format!("invalid plugin name: {name}"));
-        return;
-    }
-    if let Some(meant) = spelling::slip(name, COMMON_NAMES) {
-        findings.warning(
-            &place,
-            format!("unknown plugin {name}; did you mean {meant}?"),
-        );
-    }
-    let Some(dirs) = plugin_dirs else { return };
-    let versions = delegate::find(name, dirs).and_then(|file| supported_versions(&file));
-    let wanted = conf.version.as_str();
-    match versions {
-        Err(error) => findings.error(&place, format!("{error:#}")),
-        Ok(versions) if !versions.iter().any(|version| version == wanted) => {
-            let reason = format!("plugin {name} does not support config version {wanted:?}");
-            findings.error(&place, reason);
+    match PLUGINS.iter().find(|it| it.name == name) {
+        Some(known) => {
+            (known.check)(&mut subject);
+            subject.known.add("", COMMON_KEYS);
         }
-        Ok(_) => {}
+        None => subject.known.allow_any(""),
+    }
+    for free in FREE_OBJECTS {
+        subject.known.allow_any(free);
+    }
+    subject.check_unknown_keys();
+}
+
+/// Reports the VXLAN networks of `report` that cannot be on one node with one of `others`.
+fn overlays_agree(report: &mut Report, others: &[Report]) {
+    let mut clashes = Vec::new();
+    for (place, network) in report.findings.overlays() {
+        let theirs = others.iter().flat_map(|other| {
+            let all = other.findings.overlays().iter();
+            all.map(|(_, network)| (other.file.display(), network))
+        });
+        // The other finding about a name that is there twice is enough.
+        for (file, other) in theirs.filter(|(_, other)| other.name != network.name) {
+            if let Some((key, why)) = network.clash(other) {
+                clashes.push((join(place, key), format!("{why} ({file})")));
+            }
+        }
+    }
+    for (path, reason) in clashes {
+        report.findings.error(&path, reason);
     }
 }
 

@@ -481,8 +481,8 @@ fn validate_prints_a_line_for_every_fault() {
         done.stdout,
         format!(
             "{dir}/a.conflist:2:2: error: not JSON: key must be a string\n\
-             {dir}/b.conflist: warning: plugins[0].isGatway: unknown key; did you mean isGateway?\n\
              {dir}/b.conflist: error: plugins[0].vlan: invalid VLAN ID 5000 (must be between 0 and 4094)\n\
+             {dir}/b.conflist: warning: plugins[0].isGatway: unknown key; did you mean isGateway?\n\
              2 files: 2 errors, 1 warning\n"
         )
     );

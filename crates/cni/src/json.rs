@@ -95,7 +95,8 @@ impl Json {
         }
     }
 
-    fn kind(&self) -> &'static str {
+    /// What the value is, in words: `a list`.
+    pub fn kind(&self) -> &'static str {
         match self {
             Self::Null => "null",
             Self::Bool(_) => "a boolean",
@@ -150,6 +151,11 @@ impl Keys {
     /// Adds keys of the object at `path`.
     pub fn add(&mut self, path: &str, names: &[&'static str]) {
         self.0.entry(path.to_owned()).or_default().extend(names);
+    }
+
+    /// The keys of the object at `path`, sorted.
+    pub fn of(&self, path: &str) -> impl Iterator<Item = &'static str> {
+        self.0.get(path).into_iter().flatten().copied()
     }
 
     /// Allows any key in the object at `path`.

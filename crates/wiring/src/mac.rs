@@ -1,7 +1,7 @@
 //! The keys that request a MAC or addresses for one pod.
 
-use anyhow::Result;
 use cni::Code;
+use cni::faults::{CNI_ARGS, Fault};
 use cni::json::Json;
 use netlink::Mac;
 use serde::Deserialize;
@@ -37,19 +37,25 @@ pub fn asked_for(
     args: &Args,
     from_cni_args: Option<String>,
     action: &str,
-) -> Result<Option<Mac>> {
-    let in_conf = [&runtime.mac, &args.cni.mac]
-        .into_iter()
-        .find(|mac| !mac.is_empty());
-    let (text, code) = match (in_conf, from_cni_args) {
-        (Some(text), _) => (text.clone(), Code::InvalidConfig),
-        (None, Some(text)) if !text.is_empty() => (text, Code::InvalidEnvironment),
-        _ => return Ok(None),
+) -> Result<Option<Mac>, Fault> {
+    let from_cni_args = from_cni_args.unwrap_or_default();
+    let sources = [
+        ("runtimeConfig.mac", &runtime.mac),
+        ("args.cni.mac", &args.cni.mac),
+        (CNI_ARGS, &from_cni_args),
+    ];
+    let Some((key, text)) = sources.into_iter().find(|(_, text)| !text.is_empty()) else {
+        return Ok(None);
     };
-    let fault = |why: &str| code.err(format!("{action}: address {text}: {why}"));
+    let code = if key == CNI_ARGS {
+        Code::InvalidEnvironment
+    } else {
+        Code::InvalidConfig
+    };
+    let fault = |why: &str| Fault::at(key, code.err(format!("{action}: address {text}: {why}")));
     let mac: Mac = text.parse().map_err(|_| fault("invalid MAC address"))?;
     if mac.is_multicast() || mac.is_zero() {
-        return Err(fault("an interface cannot have this MAC address").into());
+        return Err(fault("an interface cannot have this MAC address"));
     }
     Ok(Some(mac))
 }

@@ -1,8 +1,8 @@
 //! The keys that begin with `ipMasq`.
 
-use anyhow::Result;
+use cni::Attachment;
+use cni::faults::{Checks, Fault, Faults};
 use cni::result::IpConfig;
-use cni::{Attachment, Code};
 use ipnetwork::IpNetwork;
 use packet_filter::node::Wanted;
 use packet_filter::{Kind, Masquerade};
@@ -43,25 +43,28 @@ impl Masquerading {
     /// # Errors
     /// Code 7: `unknown ipmasq backend "x"` (the Go plugin notices that after everything else
     /// was set up); an exception that is not a network; an unknown family.
-    pub fn parse(keys: &MasqueradeKeys<'_>) -> Result<Option<Self>> {
+    pub fn parse(keys: &MasqueradeKeys<'_>) -> Result<Option<Self>, Faults> {
+        let mut checks = Checks::default();
         let named = keys.backend.filter(|text| !text.is_empty());
-        let backend = named
-            .map(|text| {
-                Kind::parse(text).ok_or_else(|| {
-                    Code::InvalidConfig.err(format!("unknown ipmasq backend {text:?}"))
-                })
+        let backend = named.map(|text| {
+            let unknown = format!("unknown ipmasq backend {text:?}");
+            Kind::parse(text).ok_or_else(|| Fault::new("ipMasqBackend", unknown))
+        });
+        let backend = checks.take(backend.transpose());
+        let except = keys.except.iter().enumerate();
+        let except = except.filter_map(|(index, text)| checks.take(exception(index, text)));
+        let except = except.collect();
+        let families = families(keys.families, &mut checks);
+        let wanted = checks.finish(|| {
+            Some(Self {
+                backend: backend?,
+                random_fully: keys.random_fully,
+                except,
+                families,
+                not_through: None,
             })
-            .transpose()?;
-        let except = keys.except.iter().map(|text| exception(text));
-        let except = except.collect::<Result<_>>()?;
-        let families = families(keys.families)?;
-        Ok(keys.wanted.then_some(Self {
-            backend,
-            random_fully: keys.random_fully,
-            except,
-            families,
-            not_through: None,
-        }))
+        })?;
+        Ok(Some(wanted).filter(|_| keys.wanted))
     }
 
     /// The masquerade of an attachment with the addresses `ips`.
@@ -82,33 +85,35 @@ impl Masquerading {
 }
 
 /// A destination that is not masqueraded. Host bits are cleared, as iptables lists it so.
-fn exception(text: &str) -> Result<IpNetwork> {
-    let fault = |why: String| Code::InvalidConfig.err(format!("ipMasqExcept: {text:?} {why}"));
-    let network: IpNetwork = text
-        .parse()
-        .map_err(|error| fault(format!("is not a network: {error}")))?;
+fn exception(index: usize, text: &str) -> Result<IpNetwork, Fault> {
+    let fault = |why: String| {
+        let key = format!("ipMasqExcept[{index}]");
+        Fault::new(key, format!("ipMasqExcept: {text:?} {why}"))
+    };
+    let not_a_network = |error| fault(format!("is not a network: {error}"));
+    let network: IpNetwork = text.parse().map_err(not_a_network)?;
     if network.prefix() == 0 {
         let why = "is every destination: use ipMasqFamilies".to_owned();
-        return Err(fault(why).into());
+        return Err(fault(why));
     }
-    Ok(IpNetwork::new(network.network(), network.prefix())?)
+    IpNetwork::new(network.network(), network.prefix()).map_err(not_a_network)
 }
 
 /// Both families, unless the key names some.
-fn families(named: Option<&[String]>) -> Result<[bool; 2]> {
+fn families(named: Option<&[String]>, checks: &mut Checks) -> [bool; 2] {
     let Some(named) = named else {
-        return Ok([true; 2]);
+        return [true; 2];
     };
     let mut families = [false; 2];
-    for family in named {
+    for (index, family) in named.iter().enumerate() {
         match family.as_str() {
             "ipv4" => families[0] = true,
             "ipv6" => families[1] = true,
             _ => {
-                let why = format!("ipMasqFamilies: {family:?} is neither \"ipv4\" nor \"ipv6\"");
-                return Err(Code::InvalidConfig.err(why).into());
+                let msg = format!("ipMasqFamilies: {family:?} is neither \"ipv4\" nor \"ipv6\"");
+                checks.add(Fault::new(format!("ipMasqFamilies[{index}]"), msg));
             }
         }
     }
-    Ok(families)
+    families
 }

@@ -15,7 +15,7 @@ use crate::range::RangeSet;
 pub const NO_RANGES: &str = "no IP ranges specified";
 
 /// What an ADD hands out.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// One address from each, in this order.
     pub sets: Vec<RangeSet>,

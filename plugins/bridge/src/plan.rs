@@ -2,10 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Context, Result};
 use cni::Attachment;
-use cni::Code;
 use cni::env::IfName;
+use cni::faults::{Checks, Fault, Faults};
 use cni::result::IpConfig;
 use netlink::{Link, Mac};
 use packet_filter::node::Pod;
@@ -78,17 +77,16 @@ impl Plan {
     /// Checks all keys. `has_ipam`: whether the pod gets addresses. `args_mac`: `MAC` of CNI_ARGS.
     ///
     /// # Errors
-    /// Code 7, or 4 for CNI_ARGS.
-    pub fn new(conf: &Conf, has_ipam: bool, args_mac: Option<String>) -> Result<Self> {
+    /// Code 7, each fault with its key; 4 for CNI_ARGS.
+    pub fn new(conf: &Conf, has_ipam: bool, args_mac: Option<String>) -> Result<Self, Faults> {
+        let mut checks = Checks::default();
         if conf.hairpin_mode && conf.promisc_mode {
-            return Err(invalid(
-                "cannot set hairpin mode and promiscuous mode at the same time",
-            ));
+            let msg = "cannot set hairpin mode and promiscuous mode at the same time";
+            checks.add(Fault::new("promiscMode", msg));
         }
         if conf.disable_container_interface && has_ipam {
-            return Err(invalid(
-                "cannot use IPAM when DisableContainerInterface flag is set",
-            ));
+            let msg = "cannot use IPAM when DisableContainerInterface flag is set";
+            checks.add(Fault::new("disableContainerInterface", msg));
         }
         let gateway = if conf.is_gateway || conf.is_default_gateway {
             Gateway::Gateway {
@@ -98,41 +96,43 @@ impl Plan {
         } else {
             Gateway::None
         };
-        let mut plan = Self {
-            bridge: bridge_name(&conf.bridge)?,
-            mtu: mtu(conf.mtu)?,
-            promisc: conf.promisc_mode,
-            hairpin: conf.hairpin_mode,
-            isolated: conf.port_isolation,
-            enabledad: conf.enabledad,
-            detect_conflicts: conf.detect_conflicts,
-            bring_up: !conf.disable_container_interface,
-            mac: mac::asked_for(
-                &conf.runtime_config,
-                &conf.args,
-                args_mac,
-                "failed to make veth pair",
-            )?,
-            vlans: vlans(conf)?,
-            gateway,
-            vlan_gateway: None,
-            masquerade: Masquerading::parse(&MasqueradeKeys {
-                wanted: conf.ip_masq,
-                backend: conf.ip_masq_backend.as_deref(),
-                random_fully: conf.ip_masq_random_fully,
-                except: &conf.ip_masq_except,
-                families: conf.ip_masq_families.as_deref(),
-            })?,
-            spoof_check: conf.macspoofchk,
-        };
-        plan.masquerade = plan.masquerade.filter(|_| has_ipam);
-        if let Some(vlan) = plan.vlans.access
-            && gateway != Gateway::None
-            && has_ipam
-        {
-            plan.vlan_gateway = Some(vlan_gateway(&plan.bridge, vlan)?);
-        }
-        Ok(plan)
+        let bridge = checks.take(bridge_name(&conf.bridge));
+        let mtu = checks.take(mtu(conf.mtu));
+        let action = "failed to make veth pair";
+        let mac = mac::asked_for(&conf.runtime_config, &conf.args, args_mac, action);
+        let mac = checks.take(mac);
+        let vlans = vlans(conf, &mut checks);
+        let masquerade = checks.take(Masquerading::parse(&MasqueradeKeys {
+            wanted: conf.ip_masq,
+            backend: conf.ip_masq_backend.as_deref(),
+            random_fully: conf.ip_masq_random_fully,
+            except: &conf.ip_masq_except,
+            families: conf.ip_masq_families.as_deref(),
+        }));
+        let vlan = vlans
+            .access
+            .filter(|_| gateway != Gateway::None && has_ipam);
+        let vlan_gateway = bridge.as_ref().zip(vlan);
+        let vlan_gateway = vlan_gateway.map(|(bridge, vlan)| vlan_gateway_name(bridge, vlan));
+        let vlan_gateway = checks.take(vlan_gateway.transpose());
+        checks.finish(|| {
+            Some(Self {
+                bridge: bridge?,
+                mtu: mtu?,
+                promisc: conf.promisc_mode,
+                hairpin: conf.hairpin_mode,
+                isolated: conf.port_isolation,
+                enabledad: conf.enabledad,
+                detect_conflicts: conf.detect_conflicts,
+                bring_up: !conf.disable_container_interface,
+                mac: mac?,
+                vlans,
+                gateway,
+                vlan_gateway: vlan_gateway?,
+                masquerade: masquerade?.filter(|_| has_ipam),
+                spoof_check: conf.macspoofchk,
+            })
+        })
     }
 
     /// The interface that is the pods' gateway, if they have one.
@@ -152,86 +152,82 @@ impl Plan {
     }
 }
 
-fn vlan_gateway(bridge: &IfName, vlan: u16) -> Result<IfName> {
+fn vlan_gateway_name(bridge: &IfName, vlan: u16) -> Result<IfName, Fault> {
     let name = format!("{bridge}.{vlan}");
     IfName::parse(&name).map_err(|error| {
-        invalid(&format!(
-            "name of the VLAN's gateway interface {name:?}: {error}"
-        ))
+        let msg = format!("name of the VLAN's gateway interface {name:?}: {error}");
+        Fault::new("vlan", msg)
     })
 }
 
-fn invalid(msg: &str) -> anyhow::Error {
-    Code::InvalidConfig.err(msg).into()
-}
-
-fn bridge_name(name: &str) -> Result<IfName> {
+fn bridge_name(name: &str) -> Result<IfName, Fault> {
     if name.is_empty() {
-        return Err(invalid(
-            "failed to create bridge \"\": could not add \"\": LinkAttrs.Name cannot be empty",
-        ));
+        let msg =
+            "failed to create bridge \"\": could not add \"\": LinkAttrs.Name cannot be empty";
+        return Err(Fault::new("bridge", msg));
     }
-    IfName::parse_new(name).map_err(|error| invalid(&format!("bridge {name:?}: {error}")))
+    let fault = |error| Fault::new("bridge", format!("bridge {name:?}: {error}"));
+    IfName::parse_new(name).map_err(fault)
 }
 
-fn mtu(mtu: Mtu) -> Result<Mtu> {
+fn mtu(mtu: Mtu) -> Result<Mtu, Fault> {
     match mtu {
-        Mtu::Bytes(bytes) if !mtu::RANGE.contains(&bytes) => Err(invalid(&format!(
-            "invalid MTU {bytes}, must be [68, 65535]"
-        ))),
+        Mtu::Bytes(bytes) if !mtu::RANGE.contains(&bytes) => {
+            let msg = format!("invalid MTU {bytes}, must be [68, 65535]");
+            Err(Fault::new("mtu", msg))
+        }
         mtu => Ok(mtu),
     }
 }
 
-fn vlans(conf: &Conf) -> Result<Vlans> {
-    if !(0..=VLAN_MAX).contains(&conf.vlan) {
-        return Err(invalid(&format!(
-            "invalid VLAN ID {} (must be between 0 and {VLAN_MAX})",
-            conf.vlan
-        )));
+fn vlans(conf: &Conf, checks: &mut Checks) -> Vlans {
+    let vlan = conf.vlan;
+    if !(0..=VLAN_MAX).contains(&vlan) {
+        let msg = format!("invalid VLAN ID {vlan} (must be between 0 and {VLAN_MAX})");
+        checks.add(Fault::new("vlan", msg));
     }
-    let trunk = conf.vlan_trunk.as_deref().map(trunk_ids).transpose()?;
-    Ok(Vlans {
-        access: u16::try_from(conf.vlan).ok().filter(|vlan| *vlan != 0),
-        trunk,
+    let trunk = conf.vlan_trunk.as_deref();
+    Vlans {
+        access: u16::try_from(vlan).ok().filter(|vlan| *vlan != 0),
+        trunk: trunk.map(|items| trunk_ids(items, checks)),
         keep_default: conf.preserve_default_vlan,
-    })
+    }
 }
 
 /// The union of all entries.
-fn trunk_ids(items: &[TrunkItem]) -> Result<Vec<u16>> {
+fn trunk_ids(items: &[TrunkItem], checks: &mut Checks) -> Vec<u16> {
     let mut ids = BTreeSet::new();
-    for item in items {
+    for (index, item) in items.iter().enumerate() {
+        let place = format!("vlanTrunk[{index}]");
+        let id = |key: &str, id: i64| {
+            let known = u16::try_from(id).ok();
+            let known = known.filter(|id| (1..=VLAN_MAX).contains(&i64::from(*id)));
+            let msg = format!("incorrect trunk {key} parameter");
+            known.ok_or_else(|| Fault::new(format!("{place}.{key}"), msg))
+        };
         match (item.min_id, item.max_id) {
             (None, None) => {}
             (Some(min), Some(max)) => {
-                let min = trunk_id(min, "incorrect trunk minID parameter")?;
-                let max = trunk_id(max, "incorrect trunk maxID parameter")?;
-                if min > max {
-                    return Err(invalid("minID is greater than maxID in trunk parameter"));
+                let (min, max) = (checks.take(id("minID", min)), checks.take(id("maxID", max)));
+                if let (Some(min), Some(max)) = (min, max) {
+                    ids.extend(min..=max);
+                    if min > max {
+                        let msg = "minID is greater than maxID in trunk parameter";
+                        checks.add(Fault::new(place.as_str(), msg));
+                    }
                 }
-                ids.extend(min..=max);
             }
             (min, _) => {
                 let absent = if min.is_none() { "minID" } else { "maxID" };
-                return Err(invalid(&format!(
-                    "minID and maxID should be configured simultaneously, {absent} is missing"
-                )));
+                let msg = "minID and maxID should be configured simultaneously";
+                let msg = format!("{msg}, {absent} is missing");
+                checks.add(Fault::new(place.as_str(), msg));
             }
         }
-        if let Some(id) = item.id {
-            ids.insert(trunk_id(id, "incorrect trunk id parameter")?);
-        }
+        let single = item.id.map(|single| id("id", single));
+        ids.extend(checks.take(single.transpose()).flatten());
     }
-    Ok(ids.into_iter().collect())
-}
-
-fn trunk_id(id: i64, fault: &str) -> Result<u16> {
-    u16::try_from(id)
-        .ok()
-        .filter(|id| (1..=VLAN_MAX).contains(&i64::from(*id)))
-        .with_context(|| fault.to_owned())
-        .map_err(|_| invalid(fault))
+    ids.into_iter().collect()
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use anyhow::Result;
+use cni::faults::{Checks, Fault, Faults};
 use cni::result::IpConfig;
-use cni::{Attachment, Cidr, Code};
+use cni::{Attachment, Cidr};
 use ipnetwork::IpNetwork;
 use netlink::Mac;
 use overlay::{Conf, Mode, Network};
@@ -37,51 +37,66 @@ impl Plan {
     /// Checks all keys. `has_ipam`: whether the pod gets addresses. `args_mac`: `MAC` of CNI_ARGS.
     ///
     /// # Errors
-    /// Code 7, with the key at fault; 4 for CNI_ARGS.
-    pub fn new(conf: &Conf, name: &str, has_ipam: bool, args_mac: Option<String>) -> Result<Self> {
-        let network = Network::new(conf, name)?;
-        if network.mode == Mode::L3 && !has_ipam {
-            return Err(invalid(
-                "ipam: missing: mode l3 routes to the pods' addresses",
-            ));
+    /// Code 7, each fault with its key; 4 for CNI_ARGS.
+    pub fn new(
+        conf: &Conf,
+        name: &str,
+        has_ipam: bool,
+        args_mac: Option<String>,
+    ) -> Result<Self, Faults> {
+        let mut checks = Checks::default();
+        let network = checks.take(Network::new(conf, name));
+        let mode = network.as_ref().map(|network| network.mode);
+        if mode == Some(Mode::L3) && !has_ipam {
+            let msg = "ipam: missing: mode l3 routes to the pods' addresses";
+            checks.add(Fault::new("ipam", msg));
         }
-        let masquerade = Masquerading::parse(&MasqueradeKeys {
+        let masquerade = checks.take(Masquerading::parse(&MasqueradeKeys {
             wanted: conf.ip_masq,
             backend: conf.ip_masq_backend.as_deref(),
             random_fully: conf.ip_masq_random_fully,
             except: &conf.ip_masq_except,
             families: conf.ip_masq_families.as_deref(),
-        })?;
-        Ok(Self {
-            gateway: gateway(conf, network.mode)?,
-            mac: mac::asked_for(
-                &conf.runtime_config,
-                &conf.args,
-                args_mac,
-                "failed to make veth pair",
-            )?,
-            hairpin: conf.hairpin_mode,
-            enabledad: conf.enabledad,
-            masquerade: masquerade.filter(|_| has_ipam).map(|how| Masquerading {
-                // The network's pods on other nodes are behind the device.
-                not_through: (network.mode == Mode::L3).then(|| network.device()),
-                ..how
-            }),
-            spoof_check: conf.macspoofchk,
-            remove_when_empty: conf.remove_when_empty,
-            network,
+        }));
+        if mode == Some(Mode::L3) && conf.is_gateway == Some(false) {
+            let msg = "isGateway: in mode l3 the bridge is the pods' gateway";
+            checks.add(Fault::new("isGateway", msg));
+        }
+        let action = "failed to make veth pair";
+        let mac = mac::asked_for(&conf.runtime_config, &conf.args, args_mac, action);
+        let mac = checks.take(mac);
+        checks.finish(|| {
+            let network = network?;
+            Some(Self {
+                gateway: gateway(conf, network.mode),
+                mac: mac?,
+                hairpin: conf.hairpin_mode,
+                enabledad: conf.enabledad,
+                masquerade: masquerade?.filter(|_| has_ipam).map(|how| Masquerading {
+                    // The network's pods on other nodes are behind the device.
+                    not_through: (network.mode == Mode::L3).then(|| network.device()),
+                    ..how
+                }),
+                spoof_check: conf.macspoofchk,
+                remove_when_empty: conf.remove_when_empty,
+                network,
+            })
         })
     }
 
     /// Checks that the subnets of this node, as IPAM returned them, do not contradict the peers.
     ///
     /// # Errors
-    /// Code 7, with the key at fault.
-    pub fn check_own_subnets(&self, own: &[IpNetwork], local: Option<IpAddr>) -> Result<()> {
+    /// Code 7, each fault with its key.
+    pub fn check_own_subnets(
+        &self,
+        own: &[IpNetwork],
+        local: Option<IpAddr>,
+    ) -> Result<(), Faults> {
         match self.gateway {
             // The node has no route to them.
             Gateway::None => Ok(()),
-            Gateway::Gateway { .. } => Ok(self.network.check_own_subnets(own, local)?),
+            Gateway::Gateway { .. } => self.network.check_own_subnets(own, local),
         }
     }
 
@@ -108,21 +123,16 @@ impl Plan {
 
 /// In mode `l3` the bridge is always the pods' gateway, for the peers' subnets, and by default
 /// their default route.
-fn gateway(conf: &Conf, mode: Mode) -> Result<Gateway> {
-    if mode == Mode::L3 && conf.is_gateway == Some(false) {
-        return Err(invalid(
-            "isGateway: in mode l3 the bridge is the pods' gateway",
-        ));
-    }
+fn gateway(conf: &Conf, mode: Mode) -> Gateway {
     let default_route = conf.is_default_gateway.unwrap_or(mode == Mode::L3);
-    let wanted = mode == Mode::L3 || default_route || conf.is_gateway == Some(true);
-    if !wanted {
-        return Ok(Gateway::None);
+    if mode == Mode::L3 || default_route || conf.is_gateway == Some(true) {
+        Gateway::Gateway {
+            default_route,
+            force: conf.force_address,
+        }
+    } else {
+        Gateway::None
     }
-    Ok(Gateway::Gateway {
-        default_route,
-        force: conf.force_address,
-    })
 }
 
 /// The subnets of this node, as IPAM returned them.
@@ -141,23 +151,19 @@ pub fn device_address(subnet: IpNetwork) -> Option<IpNetwork> {
     IpNetwork::new(subnet.network(), bits).ok()
 }
 
-fn invalid(msg: &str) -> anyhow::Error {
-    Code::InvalidConfig.err(msg).into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use cni::Error;
     use cni::json::Json;
 
-    fn plan(text: &str, has_ipam: bool) -> Result<Plan> {
+    fn plan(text: &str, has_ipam: bool) -> Result<Plan, Faults> {
         let conf: Conf = Json::parse(text.as_bytes()).unwrap().decode().unwrap();
         Plan::new(&conf, "mynet", has_ipam, None)
     }
 
     fn fault(text: &str, has_ipam: bool) -> (u32, String) {
-        let error = Error::from_chain(&plan(text, has_ipam).unwrap_err());
+        let error = Error::from(plan(text, has_ipam).unwrap_err());
         (error.code, error.msg)
     }
 

@@ -3,22 +3,27 @@
 
 use std::path::{Path, PathBuf};
 
+use cni::conf::NetConf;
 use cni::json::Json;
 use cni::version::{Version, numbers};
 
 use super::findings::Findings;
-use super::schema::{self, Key, Kind};
-use super::{Conf, bridge, plugin, specification};
+use super::spelling;
+use super::subject::{Subject, join, text};
+use super::{COMMON_KEYS, plugin};
 use crate::network_list::{self, files};
 
-const KEYS: &[Key] = &[
-    Key::required("name", Kind::Text),
-    Key::new("cniVersion", Kind::Text),
-    Key::new("cniVersions", Kind::List(&Kind::Parsed(version))),
-    Key::new("disableCheck", Kind::Custom(boolean)),
-    Key::new("disableGC", Kind::Custom(boolean)),
-    Key::new("loadOnlyInlinedPlugins", Kind::Custom(boolean)),
-    Key::new("plugins", Kind::Custom(list)),
+/// The reason why a value cannot be that of its key.
+type Check = fn(&Json) -> Result<(), String>;
+
+const KEYS: &[(&str, Check)] = &[
+    ("name", string),
+    ("cniVersion", string),
+    ("cniVersions", versions),
+    ("disableCheck", boolean),
+    ("disableGC", boolean),
+    ("loadOnlyInlinedPlugins", boolean),
+    ("plugins", list),
 ];
 
 /// Keys that a runtime writes for itself: nerdctl, and podman with its CNI back end.
@@ -38,8 +43,7 @@ pub fn check(
     beside: Option<&Path>,
 ) {
     let Json::Object(members) = document else {
-        let kind = schema::kind_of(document);
-        findings.error("", format!("expected an object, got {kind}"));
+        findings.error("", expected("an object", document));
         return;
     };
     let exact = |name: &str| {
@@ -114,19 +118,21 @@ impl Surroundings<'_> {
         findings: &mut Findings,
     ) {
         for (index, document) in plugins.iter().enumerate() {
-            let conf = Conf {
-                document,
-                network: self.network,
-                place: format!("plugins[{index}]"),
-                version: self.version,
-            };
+            let place = format!("plugins[{index}]");
             for key in ["name", "cniVersion"] {
-                let own = document.get(key);
-                if own.is_some() && own.as_ref() != exact(key) {
-                    findings.warning(&conf.place_of(key), "that of the list counts");
+                match document.get(key) {
+                    Some(own @ Json::String(_)) if Some(&own) == exact(key) => {}
+                    Some(Json::String(_)) => {
+                        findings.warning(&join(&place, key), "that of the list counts");
+                    }
+                    Some(other) => {
+                        findings.error(&join(&place, key), expected("a string", &other));
+                    }
+                    None => {}
                 }
             }
-            plugin(&conf, findings, self.plugin_dirs);
+            let subject = Subject::new(document, self.network, place, self.version, findings);
+            plugin(subject, self.plugin_dirs);
         }
     }
 
@@ -141,61 +147,63 @@ impl Surroundings<'_> {
             match document {
                 Err(reason) => findings.error(&place, reason),
                 Ok(document) => {
-                    let conf = Conf {
-                        document: &document,
-                        network: self.network,
-                        place,
-                        version: self.version,
-                    };
-                    plugin(&conf, findings, self.plugin_dirs);
+                    let subject =
+                        Subject::new(&document, self.network, place, self.version, findings);
+                    plugin(subject, self.plugin_dirs);
                 }
             }
         }
     }
 }
 
-/// Names that a runtime does not look for are mistakes, and so is another case.
+/// Reports keys that no runtime reads, also for their case, and values of a wrong type.
 fn check_keys(members: &[(String, Json)], findings: &mut Findings) {
-    let names: Vec<_> = KEYS.iter().map(|key| key.name).collect();
     for (index, (name, value)) in members.iter().enumerate() {
         if members[..index].iter().any(|(other, _)| other == name) {
             findings.warning(name, "written more than once: the last one counts");
         }
         let is_overridden = members[index + 1..].iter().any(|(other, _)| other == name);
-        match KEYS.iter().find(|key| key.name == name) {
+        match KEYS.iter().find(|(key, _)| key == name) {
             // Of a map, the last value counts, whatever it is.
             Some(_) if is_overridden => {}
             // A runtime that reads a map takes null for a wrong type.
             Some(_) if *value == Json::Null => {
                 findings.error(name, "null is no value for a key of a list");
             }
-            Some(key) => schema::check(value, &key.kind, name, findings),
+            Some((_, check)) => {
+                if let Err(reason) = check(value) {
+                    findings.error(name, reason);
+                }
+            }
             None if OF_RUNTIMES.contains(&name.as_str()) => {}
-            None => findings.warning(name, unknown(name, &names)),
+            None => findings.warning(name, unknown(name)),
         }
     }
-    for key in KEYS.iter().filter(|key| key.required) {
-        if !members.iter().any(|(name, _)| name == key.name) {
-            findings.error(key.name, "missing");
-        }
+    if !members.iter().any(|(name, _)| name == "name") {
+        findings.error("name", "missing");
     }
 }
 
-fn unknown(name: &str, names: &[&'static str]) -> String {
+fn unknown(name: &str) -> String {
+    let names: Vec<_> = KEYS.iter().map(|(key, _)| *key).collect();
     if let Some(meant) = names.iter().find(|it| it.eq_ignore_ascii_case(name)) {
         return format!("unknown key; keys of a list match to the letter: {meant}");
     }
-    let mut of_plugins = specification::KEYS.iter().chain(bridge::PLUGIN.keys);
-    if of_plugins.any(|key| key.name.eq_ignore_ascii_case(name)) {
+    let empty = Json::Object(Vec::new());
+    let mut of_plugins = empty.decode_all::<NetConf>().keys;
+    of_plugins.extend(empty.decode_all::<bridge::Conf>().keys);
+    of_plugins.add("", COMMON_KEYS);
+    if of_plugins.of("").any(|key| key.eq_ignore_ascii_case(name)) {
         return "unknown key; keys of a plugin belong into plugins[]".to_owned();
     }
-    schema::unknown(name, names)
+    spelling::unknown_key(name, &names)
 }
 
 fn missing_plugins(members: &[(String, Json)]) -> &'static str {
-    match members.iter().any(|(name, _)| name == "type") {
-        true => "missing; a plugin without a list is read from *.conf and *.json files only",
-        false => "missing, and none lie in the directory of the network's name",
+    if members.iter().any(|(name, _)| name == "type") {
+        "missing; a plugin without a list is read from *.conf and *.json files only"
+    } else {
+        "missing, and none lie in the directory of the network's name"
     }
 }
 
@@ -215,8 +223,10 @@ pub fn check_version(value: Option<&Json>, findings: &mut Findings) -> Option<Ve
             return Some(Version::V0_1_0);
         }
         Some(Json::String(text)) => text,
-        // The table of keys tells it.
-        Some(_) => return None,
+        Some(other) => {
+            findings.error("cniVersion", expected("a string", other));
+            return None;
+        }
     };
     let version = Version::parse(text);
     if version.is_none() {
@@ -228,7 +238,7 @@ pub fn check_version(value: Option<&Json>, findings: &mut Findings) -> Option<Ve
 }
 
 fn single_version(value: Option<&Json>) -> Option<Version> {
-    Version::parse(&schema::text(value.cloned())?)
+    Version::parse(&text(value)?)
 }
 
 /// Tells which runtimes do not know the version under `cniVersion`, which is all that a
@@ -247,7 +257,7 @@ pub fn tell_excluded_runtimes(single: Option<Version>, findings: &mut Findings) 
 /// the table of keys.
 fn highest(single: Option<&Json>, several: &[Json], findings: &mut Findings) -> Option<Version> {
     let all = several.iter().chain(single);
-    let texts = all.filter_map(|value| schema::text(Some(value.clone())));
+    let texts = all.filter_map(|value| text(Some(value)));
     let known = texts.filter_map(|text| Some((numbers(&text)?, text)));
     let newest = numbers(Version::LATEST.as_str())?;
     let (_, taken) = known.filter(|(version, _)| *version <= newest).max()?;
@@ -259,9 +269,25 @@ fn highest(single: Option<&Json>, several: &[Json], findings: &mut Findings) -> 
     version
 }
 
-fn version(text: &str) -> Result<(), String> {
-    let found = numbers(text).map(drop);
-    found.ok_or_else(|| format!("{text:?} is no version"))
+fn string(value: &Json) -> Result<(), String> {
+    match value {
+        Json::String(_) => Ok(()),
+        other => Err(expected("a string", other)),
+    }
+}
+
+fn versions(value: &Json) -> Result<(), String> {
+    let Json::Array(items) = value else {
+        return Err(expected("a list", value));
+    };
+    for (index, item) in items.iter().enumerate() {
+        let at = |reason: String| format!("[{index}]: {reason}");
+        string(item).map_err(at)?;
+        let text = text(Some(item)).unwrap_or_default();
+        let known = numbers(&text).map(drop);
+        known.ok_or_else(|| at(format!("{text:?} is no version")))?;
+    }
+    Ok(())
 }
 
 fn boolean(value: &Json) -> Result<(), String> {
@@ -269,10 +295,7 @@ fn boolean(value: &Json) -> Result<(), String> {
         Json::Bool(_) => Ok(()),
         Json::String(text) if matches!(text.to_lowercase().as_str(), "true" | "false") => Ok(()),
         Json::String(text) => Err(format!("expected a boolean, got {text:?}")),
-        other => Err(format!(
-            "expected a boolean, got {}",
-            schema::kind_of(other)
-        )),
+        other => Err(expected("a boolean", other)),
     }
 }
 
@@ -288,6 +311,10 @@ fn list(value: &Json) -> Result<(), String> {
     match value {
         Json::Array(items) if items.is_empty() => Err("no plugins in list".to_owned()),
         Json::Array(_) => Ok(()),
-        other => Err(format!("expected a list, got {}", schema::kind_of(other))),
+        other => Err(expected("a list", other)),
     }
+}
+
+fn expected(what: &str, got: &Json) -> String {
+    format!("expected {what}, got {}", got.kind())
 }

@@ -1,7 +1,42 @@
-//! What somebody meant to write.
+//! Names and keys with a slip of the fingers.
 
-/// The one of `known` that `word` is a slip of the fingers away from; `None`
-/// too when it is one of them.
+/// Plugins that other names may be a slip of.
+pub const COMMON_NAMES: &[&str] = &[
+    "bandwidth",
+    "bridge",
+    "calico",
+    "cilium-cni",
+    "dhcp",
+    "dummy",
+    "firewall",
+    "flannel",
+    "host-device",
+    "host-local",
+    "ipvlan",
+    "loopback",
+    "macvlan",
+    "multus",
+    "portmap",
+    "ptp",
+    "sbr",
+    "static",
+    "tap",
+    "tuning",
+    "vlan",
+    "vrf",
+    "vxlan",
+    "whereabouts",
+];
+
+/// The finding about a key without a reader.
+pub fn unknown_key(name: &str, known: &[&str]) -> String {
+    match slip(name, known) {
+        Some(meant) => format!("unknown key; did you mean {meant}?"),
+        None => "unknown key, ignored".to_owned(),
+    }
+}
+
+/// The one of `known` that `word` is a misspelling of; `None` if `word` is one of them.
 pub fn slip<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let word = word.to_lowercase();
     // A third of a word may be wrong, but no more than that: else everything

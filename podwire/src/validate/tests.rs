@@ -4,42 +4,24 @@ use tempfile::TempDir;
 
 /// Faults of a network 1.1.0 with one plugin that has these members, as
 /// `path: reason`.
-pub fn faults(plugin: &str) -> Vec<String> {
+fn faults(plugin: &str) -> Vec<String> {
     faults_at("1.1.0", plugin)
 }
 
 /// The same for another version.
-pub fn faults_at(version: &str, plugin: &str) -> Vec<String> {
+fn faults_at(version: &str, plugin: &str) -> Vec<String> {
     of_list(&format!(
         r#"{{"cniVersion": "{version}", "name": "n", "plugins": [{{{plugin}}}]}}"#
     ))
 }
 
 /// The same for the last of several plugins of a network, if it alone has any.
-pub fn faults_of_last(plugins: &[&str]) -> Vec<String> {
+fn faults_of_last(plugins: &[&str]) -> Vec<String> {
     let plugins: Vec<_> = plugins.iter().map(|it| format!("{{{it}}}")).collect();
     of_list(&format!(
         r#"{{"cniVersion": "1.1.0", "name": "n", "plugins": [{}]}}"#,
         plugins.join(", ")
     ))
-}
-
-/// Each of these members gives a plugin of this type the fault beside it, and no
-/// other.
-pub fn each_has_its_fault(plugin: &str, cases: &[(&str, &str)]) {
-    for (keys, expected) in cases {
-        let found = faults(&format!(r#""type": "{plugin}", {keys}"#));
-        assert_eq!(found, [format!("plugins[0].{expected}")], "{keys}");
-    }
-}
-
-/// A plugin of this type is right with any of these members.
-pub fn none_has_a_fault(plugin: &str, cases: &[&str]) {
-    for keys in cases {
-        let none: [String; 0] = [];
-        let found = faults(&format!(r#""type": "{plugin}", {keys}"#));
-        assert_eq!(found, none, "{keys}");
-    }
 }
 
 fn of_list(text: &str) -> Vec<String> {
@@ -86,12 +68,28 @@ fn documented_keys(readme: &str) -> Vec<String> {
     keys
 }
 
+/// The keys that a plugin of ours reads of the object at `path`, sorted.
+fn read_keys(known: &plugins::Plugin, path: &str) -> Vec<&'static str> {
+    let text = format!(r#"{{"type": "{}", "{path}": {{}}}}"#, known.name);
+    let document = Json::parse(text.as_bytes()).unwrap();
+    let mut findings = Findings::default();
+    let mut subject = Subject::new(
+        &document,
+        "n",
+        String::new(),
+        Version::LATEST,
+        &mut findings,
+    );
+    (known.check)(&mut subject);
+    subject.known.of(path).collect()
+}
+
 #[test]
-fn the_tables_are_those_of_the_plugins_readmes() {
-    let plugins = PLUGINS.iter().map(|plugin| ("plugins", plugin));
-    let ipam = IPAM_PLUGINS.iter().map(|plugin| ("ipam", plugin));
-    for (folder, plugin) in plugins.chain(ipam) {
-        let mut known: Vec<_> = plugin.keys.iter().map(|key| key.name).collect();
+fn the_keys_are_those_of_the_plugins_readmes() {
+    let plugins = PLUGINS.iter().map(|plugin| ("plugins", "", plugin));
+    let ipam = IPAM_PLUGINS.iter().map(|plugin| ("ipam", "ipam", plugin));
+    for (folder, path, plugin) in plugins.chain(ipam) {
+        let mut known = read_keys(plugin, path);
         // No keys of an author's.
         known.retain(|key| *key != "args" && *key != "runtimeConfig");
         if DELEGATING.contains(&plugin.name) {
@@ -100,11 +98,159 @@ fn the_tables_are_those_of_the_plugins_readmes() {
         }
         known.sort_unstable();
         let readme = plugin_readme(&format!("{folder}/{}", plugin.name));
-        match known.is_empty() {
-            true => assert!(!readme.contains("## Keys"), "{}", plugin.name),
-            false => assert_eq!(documented_keys(&readme), known, "{}", plugin.name),
+        if known.is_empty() {
+            assert!(!readme.contains("## Keys"), "{}", plugin.name);
+        } else {
+            assert_eq!(documented_keys(&readme), known, "{}", plugin.name);
         }
     }
+}
+
+/// Each of these members gives the plugin the findings beside it, and no other.
+#[test]
+fn probable_mistakes_are_warnings() {
+    let host_local = r#""type": "bridge", "ipam": {"type": "host-local""#;
+    let fixed = r#""type": "bridge", "ipam": {"type": "static""#;
+    let dhcp = r#""type": "bridge", "ipam": {"type": "dhcp""#;
+    let far = "10.9.0.1 is not in 10.0.0.0/24: containers cannot reach it directly";
+    for (keys, expected) in [
+        (
+            r#""type": "bridge", "isGateway": true, "detectConflicts": true"#.to_owned(),
+            &[
+                "isGateway: has no effect without ipam",
+                "detectConflicts: has no effect without ipam",
+            ][..],
+        ),
+        (
+            r#""type": "bridge", "preserveDefaultVlan": true, "forceAddress": true"#.into(),
+            &[
+                "preserveDefaultVlan: has no effect without vlan or vlanTrunk",
+                "forceAddress: has no effect without isGateway",
+            ],
+        ),
+        (
+            r#""type": "macvlan", "mac": "02:00:00:00:00:01""#.into(),
+            &["mac: is that of every pod: two on one parent cannot have the same"],
+        ),
+        (
+            r#""type": "vxlan", "mode": "l2", "vni": 1, "ipMasq": true"#.into(),
+            &["ipMasq: has no effect without ipam"],
+        ),
+        (
+            format!(r#"{dhcp}, "daemonSocketPath": "x", "provide": [{{"option": "12"}}]}}"#),
+            &[
+                "ipam.provide[0]: neither value nor fromArg: nothing is sent",
+                "ipam.daemonSocketPath: not an absolute path: it depends on the runtime's working directory",
+            ],
+        ),
+        (
+            format!(r#"{dhcp}}}, "isGateway": true"#),
+            &[
+                "isGateway: the node becomes the gateway that the DHCP server names, on the server's own segment",
+            ],
+        ),
+        (
+            format!(r#"{host_local}, "subnet": "10.0.0.0/24", "gateway": "10.9.0.1"}}"#),
+            &[&format!("ipam.gateway: {far}")],
+        ),
+        (
+            format!(
+                r#"{host_local}, "rangeStart": "10.0.0.1", "ranges": [[{{"subnet": "10.0.0.0/24"}}]]}}"#
+            ),
+            &["ipam.rangeStart: has no effect without subnet beside it"],
+        ),
+        (
+            format!(
+                r#"{fixed}, "addresses": [{{"address": "10.0.0.2/24", "gateway": "10.9.0.1"}}]}}"#
+            ),
+            &[
+                "ipam.addresses[0].gateway: 10.9.0.1 is not in 10.0.0.2/24: containers cannot reach it directly",
+            ],
+        ),
+        (
+            format!("{fixed}}}"),
+            &["ipam.addresses: none: they have to come from IP in CNI_ARGS or args.cni.ips"],
+        ),
+    ] {
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|it| format!("plugins[0].{it}"))
+            .collect();
+        assert_eq!(faults(&keys), expected, "{keys}");
+    }
+}
+
+#[test]
+fn a_plugin_and_its_ipam_plugin_report_every_fault() {
+    let plugin = r#""type": "bridge", "mtu": "x", "vlan": 5000, "isGatway": true, "hairpinMode": true,
+        "promiscMode": true, "ipam": {"type": "host-local", "rangs": [], "routes": [{"dst": 1}],
+        "ranges": [[{"subnet": "10.0.0.0/24", "rangeEnd": "10.1.0.1"}], []]}"#;
+    assert_eq!(
+        faults(plugin),
+        [
+            "plugins[0].ipam.routes[0].dst: invalid type: integer `1`, expected a string",
+            "plugins[0].ipam.ranges[0][0].rangeEnd: invalid range set 0: RangeEnd 10.1.0.1 not in network 10.0.0.0/24",
+            "plugins[0].ipam.ranges[1]: invalid range set 1: empty range set",
+            "plugins[0].mtu: invalid value: string \"x\", expected an integer or \"auto\"",
+            "plugins[0].promiscMode: cannot set hairpin mode and promiscuous mode at the same time",
+            "plugins[0].vlan: invalid VLAN ID 5000 (must be between 0 and 4094)",
+            "plugins[0].isGatway: unknown key; did you mean isGateway?",
+            "plugins[0].ipam.rangs: unknown key; did you mean ranges?",
+        ]
+    );
+}
+
+#[test]
+fn a_runtime_may_pass_ranges() {
+    let declared =
+        r#""type": "bridge", "capabilities": {"ipRanges": true}, "ipam": {"type": "host-local"}"#;
+    assert!(faults(declared).is_empty());
+    let undeclared = r#""type": "bridge", "ipam": {"type": "host-local"}"#;
+    assert_eq!(
+        faults(undeclared),
+        ["plugins[0].ipam: no IP ranges specified"]
+    );
+}
+
+#[test]
+fn portmap_is_chained_and_declares_its_capability() {
+    let of_last = |portmap: &str| faults_of_last(&[r#""type": "loopback""#, portmap]);
+    let undeclared =
+        "plugins[1].capabilities: portMappings is missing: runtimes pass no ports to be published";
+    assert_eq!(of_last(r#""type": "portmap""#), [undeclared]);
+    let declared = r#""type": "portmap", "capabilities": {"portMappings": true}"#;
+    assert!(of_last(declared).is_empty());
+    let alone = faults_of_last(&[declared]);
+    assert_eq!(alone, ["plugins[0]: must be called as chained plugin"]);
+    let mappings = r#""runtimeConfig": {"mac": "x", "portMappings": [
+        {"HostPort": 1, "containerPort": 1, "protocol": "tcp", "hostIP": "::1"}, {"hostPrt": 1}]}"#;
+    assert_eq!(
+        of_last(&format!("{declared}, {mappings}")),
+        [
+            "plugins[1].runtimeConfig.portMappings[1].containerPort: Invalid container port number: 0",
+            "plugins[1].runtimeConfig.portMappings[1].hostPort: Invalid host port number: 0",
+            "plugins[1].runtimeConfig.portMappings[1].protocol: invalid protocol \"\": must be tcp, udp or sctp",
+            "plugins[1].runtimeConfig.portMappings[1].hostPrt: unknown key; did you mean hostPort?",
+        ]
+    );
+}
+
+#[test]
+fn a_master_is_a_name_or_patterns_of_names() {
+    let master = |text: &str| faults(&format!(r#""type": "macvlan", "master": "{text}""#));
+    for fine in ["", "eth0", "bond0|enp*s?", "*", "*|eth0"] {
+        assert!(master(fine).is_empty(), "{fine}");
+    }
+    assert_eq!(
+        master("eth0||eth1"),
+        ["plugins[0].master: interface name is empty"]
+    );
+    assert_eq!(master("a-name-of-16-bytes").len(), 1);
+    let mtu = faults(r#""type": "macvlan", "mtu": -1"#);
+    assert_eq!(
+        mtu,
+        ["plugins[0].mtu: invalid MTU -1, must be [0, master MTU(65535)]"]
+    );
 }
 
 #[test]
@@ -189,7 +335,7 @@ fn of_unknown_plugins_only_the_common_keys_are_looked_at() {
     assert_eq!(
         faults(r#""type": "mine", "capabilities": {"ips": "yes"}, "ipam": []"#),
         [
-            "plugins[0].capabilities.ips: expected a boolean, got a string",
+            "plugins[0].capabilities.ips: invalid type: string \"yes\", expected a boolean",
             "plugins[0].ipam: expected an object, got a list",
         ]
     );

@@ -6,13 +6,37 @@ fn conf(text: &str) -> Conf {
     Json::parse(text.as_bytes()).unwrap().decode().unwrap()
 }
 
-fn plan(text: &str) -> Result<Plan> {
+fn plan(text: &str) -> Result<Plan, Faults> {
     Plan::new(&conf(text), true, None)
 }
 
 fn fault(text: &str) -> (u32, String) {
-    let error = Error::from_chain(&plan(text).unwrap_err());
+    let error = Error::from(plan(text).unwrap_err());
     (error.code, error.msg)
+}
+
+#[test]
+fn every_fault_has_its_key() {
+    let text = r#"{"hairpinMode": true, "promiscMode": true, "bridge": "", "mtu": 1, "vlan": 5000,
+        "vlanTrunk": [{"minID": 0, "maxID": 5}, {"minID": 5, "maxID": 4, "id": 0}, {"maxID": 1}],
+        "runtimeConfig": {"mac": "x"}, "ipMasqBackend": "x", "ipMasqExcept": ["10.0.0.0/8", "x"],
+        "ipMasqFamilies": ["ipv5"]}"#;
+    let keys = plan(text).unwrap_err().into_iter().map(|it| it.key);
+    let expected = [
+        "promiscMode",
+        "bridge",
+        "mtu",
+        "runtimeConfig.mac",
+        "vlan",
+        "vlanTrunk[0].minID",
+        "vlanTrunk[1]",
+        "vlanTrunk[1].id",
+        "vlanTrunk[2]",
+        "ipMasqBackend",
+        "ipMasqExcept[1]",
+        "ipMasqFamilies[0]",
+    ];
+    assert_eq!(keys.collect::<Vec<_>>(), expected);
 }
 
 #[test]

@@ -1,0 +1,277 @@
+//! The plugins of this suite: how each reads its configuration, and what is legal there but
+//! surely a mistake.
+
+use std::net::IpAddr;
+
+use cni::Cidr;
+use cni::env::IfName;
+use cni::faults::Fault;
+use host_local::plan::NO_RANGES;
+use overlay::Mode;
+use wiring::parent;
+
+use super::addresses::{check_gateways, check_own_subnets, without_ipam};
+use super::subject::Subject;
+
+/// A plugin of this suite.
+pub struct Plugin {
+    /// Its `type`.
+    pub name: &'static str,
+    /// Reads its keys, and reports faults and probable mistakes.
+    pub check: fn(&mut Subject<'_>),
+}
+
+const fn plugin(name: &'static str, check: fn(&mut Subject<'_>)) -> Plugin {
+    Plugin { name, check }
+}
+
+/// The plugins that attach a pod or change its attachment.
+pub const PLUGINS: &[Plugin] = &[
+    plugin("bridge", bridge),
+    // It has no keys of its own.
+    plugin("loopback", |_| {}),
+    plugin("macvlan", macvlan),
+    plugin("portmap", portmap),
+    plugin("vxlan", vxlan),
+];
+
+/// The IPAM plugins.
+pub const IPAM_PLUGINS: &[Plugin] = &[
+    plugin("dhcp", dhcp),
+    plugin("host-local", host_local),
+    plugin("static", fixed),
+];
+
+/// The plugins that pass `ipam` on unchanged, other suites' included.
+pub const DELEGATING: &[&str] = &[
+    "bridge",
+    "dummy",
+    "host-device",
+    "ipvlan",
+    "macvlan",
+    "ptp",
+    "tap",
+    "vlan",
+    "vxlan",
+];
+
+fn bridge(subject: &mut Subject<'_>) {
+    let Some(keys) = subject.keys::<bridge::Conf>() else {
+        return;
+    };
+    without_ipam(
+        subject,
+        &[
+            ("isGateway", keys.is_gateway),
+            ("isDefaultGateway", keys.is_default_gateway),
+            ("ipMasq", keys.ip_masq),
+            ("detectConflicts", keys.detect_conflicts),
+        ],
+    );
+    if keys.preserve_default_vlan && keys.vlan == 0 && keys.vlan_trunk.is_none() {
+        subject.warning(
+            "preserveDefaultVlan",
+            "has no effect without vlan or vlanTrunk",
+        );
+    }
+    if keys.force_address && !keys.is_gateway && !keys.is_default_gateway {
+        subject.warning("forceAddress", "has no effect without isGateway");
+    }
+    let plan = bridge::Plan::new(&keys, subject.has_ipam(), None);
+    if let Some(plan) = subject.take(plan) {
+        check_gateways(subject, plan.gateway);
+    }
+}
+
+fn macvlan(subject: &mut Subject<'_>) {
+    let Some(keys) = subject.keys::<macvlan::Conf>() else {
+        return;
+    };
+    without_ipam(subject, &[("detectConflicts", keys.detect_conflicts)]);
+    if !keys.mac.is_empty() {
+        let reason = "is that of every pod: two on one parent cannot have the same";
+        subject.warning("mac", reason);
+    }
+    // What a star stands for may be nothing.
+    let names = keys.master.split('|').filter(|_| !keys.master.is_empty());
+    for pattern in names.filter(|it| !it.starts_with('*')) {
+        let name = IfName::parse(&pattern.replace('*', ""));
+        subject.take(name.map_err(|error| Fault::at("master", error)));
+    }
+    subject.take(macvlan::Plan::new(&keys, None));
+    // No parent has a larger MTU (ETH_MAX_MTU in if_ether.h).
+    subject.take(parent::mtu_on(keys.mtu, 65535));
+}
+
+fn vxlan(subject: &mut Subject<'_>) {
+    let Some(keys) = subject.keys::<vxlan::Conf>() else {
+        return;
+    };
+    let plan = vxlan::Plan::new(&keys, subject.network, subject.has_ipam(), None);
+    let Some(plan) = subject.take(plan) else {
+        return;
+    };
+    if plan.network.mode == Mode::L2 {
+        without_ipam(
+            subject,
+            &[
+                ("isGateway", keys.is_gateway == Some(true)),
+                ("isDefaultGateway", keys.is_default_gateway == Some(true)),
+                ("ipMasq", keys.ip_masq),
+            ],
+        );
+    }
+    check_gateways(subject, plan.gateway);
+    check_own_subnets(subject, &plan);
+    subject.keep_overlay(plan.network);
+}
+
+fn portmap(subject: &mut Subject<'_>) {
+    let Some(keys) = subject.keys::<portmap::Conf>() else {
+        return;
+    };
+    if subject.is_first() {
+        subject.error("", "must be called as chained plugin");
+    }
+    if keys.masq_all && keys.snat == Some(false) {
+        subject.warning("masqAll", "has no effect when snat is false");
+    }
+    if keys.mark_masq_bit.is_some() && keys.backend.as_deref() == Some("nftables") {
+        let reason = "has no effect with nftables, which needs no mark";
+        subject.warning("markMasqBit", reason);
+    }
+    // Runtimes pass mappings to the plugins that declare the capability.
+    let has_mappings = !keys.runtime_config.port_mappings.is_empty();
+    if !has_mappings && !subject.has_capability("portMappings") {
+        let reason = "portMappings is missing: runtimes pass no ports to be published";
+        subject.warning("capabilities", reason);
+    }
+    if let Some(plan) = subject.take(portmap::Plan::new(&keys)) {
+        subject.take(plan.admit());
+    }
+}
+
+fn dhcp(subject: &mut Subject<'_>) {
+    let Some(conf) = subject.keys::<dhcp::conf::Conf>() else {
+        return;
+    };
+    let keys = conf.ipam.clone().unwrap_or_default();
+    for (index, provide) in keys.provide.iter().enumerate() {
+        if provide.value.is_empty() && provide.from_arg.is_empty() {
+            let key = format!("ipam.provide[{index}]");
+            subject.warning(&key, "neither value nor fromArg: nothing is sent");
+        }
+    }
+    relative_path(subject, "ipam.daemonSocketPath", &keys.daemon_socket_path);
+    subject.take(dhcp::plan::Plan::new(&conf, ""));
+    for key in ["isGateway", "isDefaultGateway"] {
+        if subject.document.get(key) == Some(cni::json::Json::Bool(true)) {
+            let reason = "the node becomes the gateway that the DHCP server names, on the server's own segment";
+            subject.warning(key, reason);
+        }
+    }
+}
+
+fn host_local(subject: &mut Subject<'_>) {
+    let Some(conf) = subject.keys::<host_local::conf::Conf>() else {
+        return;
+    };
+    let keys = conf.ipam.clone().unwrap_or_default();
+    relative_path(subject, "ipam.dataDir", &keys.data_dir);
+    relative_path(subject, "ipam.resolvConf", &keys.resolv_conf);
+    for (key, value) in [
+        ("ipam.rangeStart", keys.range_start),
+        ("ipam.rangeEnd", keys.range_end),
+        ("ipam.gateway", keys.gateway),
+    ] {
+        if keys.subnet.is_none() && value.is_some() {
+            subject.warning(key, "has no effect without subnet beside it");
+        }
+    }
+    let single = keys.single_range().map(|range| ("ipam".to_owned(), range));
+    let listed = keys.ranges.iter().enumerate().flat_map(|(set, ranges)| {
+        let key = move |index| format!("ipam.ranges[{set}][{index}]");
+        let ranges = ranges.iter().enumerate();
+        ranges.map(move |(index, range)| (key(index), range.clone()))
+    });
+    let mut plan = host_local::plan::Plan::new(&conf, subject.version, "");
+    // The runtime may pass ranges.
+    if let Err(faults) = &plan
+        && subject.has_capability("ipRanges")
+        && faults.first().error.msg == NO_RANGES
+    {
+        plan = Ok(host_local::plan::Plan::default());
+    }
+    if let Some(plan) = subject.take(plan) {
+        let pair = |(subnet, gateway)| (subnet, Some(gateway));
+        let of_set = |set: &host_local::range::RangeSet| set.subnets().map(pair).collect();
+        subject.addresses = plan.sets.iter().map(of_set).collect();
+    }
+    for (key, range) in single.into_iter().chain(listed) {
+        check_range(subject, &key, &range);
+    }
+}
+
+/// Reports addresses of a range that no container can use.
+fn check_range(subject: &mut Subject<'_>, key: &str, range: &host_local::conf::RangeKeys) {
+    let Some(subnet) = range.subnet.filter(|_| !subject.has_error_at(key)) else {
+        return;
+    };
+    let unusable = |ip: IpAddr| match ip {
+        ip if ip == subnet.0.network() && ip.is_ipv4() => Some("the network's own address"),
+        // RFC 4291, section 2.6.1.
+        ip if ip == subnet.0.network() => Some("the address of all routers of the subnet"),
+        ip if ip.is_ipv4() && ip == subnet.0.broadcast() => Some("the broadcast address"),
+        _ => None,
+    };
+    for (name, ip) in [
+        ("rangeStart", range.range_start),
+        ("rangeEnd", range.range_end),
+    ] {
+        if let Some((ip, what)) = ip.and_then(|ip| Some((ip, unusable(ip)?))) {
+            let reason = format!("{ip} is {what}: the container that gets it cannot be reached");
+            subject.warning(&format!("{key}.{name}"), reason);
+        }
+    }
+    far_gateway(subject, key, subnet, range.gateway);
+}
+
+fn fixed(subject: &mut Subject<'_>) {
+    let Some(conf) = subject.keys::<static_ipam::conf::Conf>() else {
+        return;
+    };
+    let keys = conf.ipam.clone().unwrap_or_default();
+    if keys.addresses.is_empty() && !subject.has_capability("ips") {
+        let reason = "none: they have to come from IP in CNI_ARGS or args.cni.ips";
+        subject.warning("ipam.addresses", reason);
+    }
+    for (index, keys) in keys.addresses.iter().enumerate() {
+        let key = format!("ipam.addresses[{index}]");
+        if let Ok(address) = keys.address.parse() {
+            far_gateway(subject, &key, address, keys.gateway);
+        }
+    }
+    let plan = static_ipam::plan::Plan::new(&conf, subject.version, "");
+    if let Some(plan) = subject.take(plan) {
+        let candidates = |it: &static_ipam::plan::Address| vec![(it.cidr, it.gateway)];
+        subject.addresses = plan.addresses.iter().map(candidates).collect();
+    }
+}
+
+/// Reports a gateway outside the subnet of its address; a link-local one is on every link.
+fn far_gateway(subject: &mut Subject<'_>, key: &str, subnet: Cidr, gateway: Option<IpAddr>) {
+    let Some(gateway) = gateway else { return };
+    let same_family = gateway.is_ipv4() == subnet.ip().is_ipv4();
+    let is_link_local = matches!(gateway, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    if !same_family || !subnet.0.contains(gateway) && !is_link_local {
+        let reason = format!("{gateway} is not in {subnet}: containers cannot reach it directly");
+        subject.warning(&format!("{key}.gateway"), reason);
+    }
+}
+
+fn relative_path(subject: &mut Subject<'_>, key: &str, path: &str) {
+    if !path.is_empty() && !path.starts_with('/') {
+        let reason = "not an absolute path: it depends on the runtime's working directory";
+        subject.warning(key, reason);
+    }
+}
