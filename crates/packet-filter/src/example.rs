@@ -1,4 +1,4 @@
-//! Example attachments and rules for unit tests.
+//! Example attachments and rules for unit tests and `fuzz/`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 

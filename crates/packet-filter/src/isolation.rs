@@ -51,34 +51,22 @@ impl Isolation {
 impl Nftables {
     /// Keeps pods behind isolated ports from each other where the node forwards; to repeat it does
     /// no harm.
-    ///
-    /// # Errors
-    /// What the kernel refuses.
     pub fn ensure_isolation(&self, wanted: &Isolation) -> Result<()> {
         self.transact(|socket| Ok(additions(&listing::rules(socket, TABLE)?, &[wanted])))
     }
 
     /// Fails if something of what isolates a network's pods is missing.
-    ///
-    /// # Errors
-    /// What is missing; what the kernel refuses.
     pub fn check_isolation(&self, wanted: &Isolation) -> Result<()> {
         complete(missing(&listing::rules(&self.socket, TABLE)?, wanted))
     }
 
     /// Whether rules isolate pods of `network` elsewhere than at `kept`.
-    ///
-    /// # Errors
-    /// What the kernel refuses.
     pub fn has_stale_isolation(&self, network: &str, kept: &[Place]) -> Result<bool> {
         let found = listing::rules(&self.socket, TABLE)?;
         Ok(!stale(&found, network, kept).is_empty())
     }
 
     /// Removes the rules that isolate pods of `network` elsewhere than at `kept`.
-    ///
-    /// # Errors
-    /// What the kernel refuses.
     pub fn remove_stale_isolation(&self, network: &str, kept: &[Place]) -> Result<()> {
         self.transact(|socket| Ok(stale(&listing::rules(socket, TABLE)?, network, kept)))
     }

@@ -56,7 +56,7 @@ fn check(
     }
 }
 
-/// Removes what an owner has left, in both back ends.
+/// Removes what an owner has left, in both back ends. Methods fail with what a back end refuses.
 pub struct Leftovers;
 
 impl Leftovers {
@@ -66,9 +66,6 @@ impl Leftovers {
     /// tells whose jump is whose. `addresses` are those of this interface; none, if they are not
     /// known and no other interface uses the chain; `None`, if they are not known and another
     /// interface lives: then everything stays until its DEL, or GC.
-    ///
-    /// # Errors
-    /// What a back end refuses.
     pub fn remove_masquerade(
         owner: &Attachment,
         addresses: impl FnOnce() -> Result<Option<Vec<IpAddr>>>,
@@ -98,9 +95,6 @@ impl Leftovers {
     /// connections to them: a client that goes on sending would otherwise never reach the next pod.
     /// `known` are the ports that configuration and result name: with them it is quicker, and
     /// connections to ports that iptables mapped are deleted.
-    ///
-    /// # Errors
-    /// What a back end refuses.
     pub fn unpublish(owner: &Attachment, known: Option<&HostPorts>) -> Result<()> {
         const STEP: &str = "remove published ports";
         let chains = [ports::chain(owner), ports::old_chain(owner)];
@@ -128,18 +122,12 @@ impl Leftovers {
 
     /// Removes the spoof check of one interface; without nf_tables there is none. What belongs to
     /// the veth of another attachment stays.
-    ///
-    /// # Errors
-    /// What the kernel refuses.
     pub fn remove_spoof_check(owner: &Attachment, is_anothers: IsAnothers<'_>) -> Result<()> {
         let nftables = Nftables::find()?.map(Nftables::closed_later);
         nftables.map_or(Ok(()), |it| it.remove_spoof_check(owner, is_anothers))
     }
 
     /// Removes the masquerade of attachments to `network` that are not `valid`.
-    ///
-    /// # Errors
-    /// What a back end refuses.
     pub fn collect_masquerade(network: &str, valid: &[ValidAttachment]) -> Result<()> {
         collect("collect masquerade", |backend| {
             backend.collect_masquerade(network, valid)
@@ -147,9 +135,6 @@ impl Leftovers {
     }
 
     /// Removes the published ports of attachments to `network` that are not `valid`.
-    ///
-    /// # Errors
-    /// What a back end refuses.
     pub fn collect_published(network: &str, valid: &[ValidAttachment]) -> Result<()> {
         collect("collect published ports", |backend| {
             backend.collect_published(network, valid)

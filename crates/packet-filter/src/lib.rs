@@ -6,7 +6,7 @@
 //! its owner, so that it is found again with nothing else known.
 
 mod backend;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 mod example;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;

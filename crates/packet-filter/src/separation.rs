@@ -30,25 +30,16 @@ pub struct Separation {
 impl Nftables {
     /// Keeps what is forwarded of a network from other separated networks; to repeat it does no
     /// harm.
-    ///
-    /// # Errors
-    /// What the kernel refuses.
     pub fn ensure_separation(&self, wanted: &Separation) -> Result<()> {
         self.transact(|socket| add(socket, wanted))
     }
 
     /// Fails if something of a network's separation is missing.
-    ///
-    /// # Errors
-    /// What is missing; what the kernel refuses.
     pub fn check_separation(&self, wanted: &Separation) -> Result<()> {
         complete(missing(&self.socket, wanted)?)
     }
 
     /// Deletes what belongs to a network whose devices are gone: its separation and its VXLAN guard.
-    ///
-    /// # Errors
-    /// What the kernel refuses.
     pub fn delete_network(&self, network: &str) -> Result<()> {
         self.transact(|socket| {
             let mut changes = remove(socket, network)?;

@@ -38,9 +38,6 @@ pub type IsAnothers<'a> = &'a dyn Fn(&str) -> bool;
 impl Nftables {
     /// Drops what `wanted`'s veth sends with another MAC; to repeat it does no harm. Entries for
     /// veths of other attachments stay.
-    ///
-    /// # Errors
-    /// What the kernel refuses.
     pub fn ensure_spoof_check(
         &self,
         wanted: &SpoofCheck,
@@ -54,9 +51,6 @@ impl Nftables {
 
     /// Removes the check of `owner`, found by its names; not what belongs to the veth of another
     /// attachment.
-    ///
-    /// # Errors
-    /// What the kernel refuses.
     pub fn remove_spoof_check(
         &self,
         owner: &Attachment,
@@ -70,9 +64,6 @@ impl Nftables {
 
     /// Removes the checks of ports of `network` that are not `valid`, though the port itself is
     /// gone. Those of the Go plugin, whose host veths have random names, are not found.
-    ///
-    /// # Errors
-    /// What the kernel refuses.
     pub fn collect_spoof_checks(&self, network: &str, valid: &[ValidAttachment]) -> Result<()> {
         let owner = |it: &ValidAttachment| Attachment::parse(network, &it.container_id, &it.ifname);
         let alive: Vec<_> = valid.iter().filter_map(owner).collect();
@@ -83,9 +74,6 @@ impl Nftables {
     }
 
     /// Fails if something of a check is missing.
-    ///
-    /// # Errors
-    /// What is missing; what the kernel refuses.
     pub fn check_spoof_check(&self, wanted: &SpoofCheck) -> Result<()> {
         complete(missing(&listing::rules(&self.socket, TABLE)?, wanted))
     }

@@ -64,27 +64,18 @@ pub struct VxlanGuard {
 
 impl Nftables {
     /// Drops VXLAN packets that `wanted` does not allow; to repeat it does no harm.
-    ///
-    /// # Errors
-    /// What the kernel refuses.
     pub fn ensure_vxlan_guard(&self, wanted: &VxlanGuard) -> Result<()> {
         self.transact(|socket| add(socket, wanted))
     }
 
     /// Whether the network is guarded, as far as one lookup tells: all elements of a network are
     /// written in one transaction.
-    ///
-    /// # Errors
-    /// What the kernel refuses.
     pub fn has_vxlan_guard(&self, wanted: &VxlanGuard) -> Result<bool> {
         let found = listing::element_at(&self.socket, wanted.table(), NETWORKS, &wanted.key())?;
         Ok(found.is_some_and(|it| it.comment == network_comment(&wanted.network)))
     }
 
     /// Fails if something of it is missing, or if more is there.
-    ///
-    /// # Errors
-    /// What is missing; what the kernel refuses.
     pub fn check_vxlan_guard(&self, wanted: &VxlanGuard) -> Result<()> {
         complete(missing(&self.socket, wanted)?)
     }

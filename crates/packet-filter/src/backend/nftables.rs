@@ -15,7 +15,7 @@ use crate::masquerade::{Masquerade, nftables as masquerade};
 use crate::ports::{HostPorts, Notice, UdpPort, Which, delete_connections, nftables as ports};
 
 /// The back end, for the network namespace in which it was opened. Each subject's methods are in
-/// its own module.
+/// its own module. They fail with what the kernel refuses; `check_*` also with what is missing.
 #[derive(Debug)]
 pub struct Nftables {
     pub(crate) socket: Socket,
@@ -57,27 +57,18 @@ impl Nftables {
     }
 
     /// Whether there is a table of this name, of whatever program.
-    ///
-    /// # Errors
-    /// What the kernel refuses.
     pub fn has_table(&self, family: Family, table: &str) -> Result<bool> {
         let found = unless_absent(listing::has_table(&self.socket, family, table))?;
         Ok(found.unwrap_or(false))
     }
 
     /// Whether a table of whatever program has a chain of this name.
-    ///
-    /// # Errors
-    /// What the kernel refuses.
     pub fn has_chain(&self, family: Family, table: &str, chain: &str) -> Result<bool> {
         let found = unless_absent(listing::has_chain(&self.socket, family, table, chain))?;
         Ok(found.unwrap_or(false))
     }
 
     /// Closes 127.0.0.0/8 of the node to packets from outside; to repeat it does no harm.
-    ///
-    /// # Errors
-    /// What the kernel refuses.
     pub fn close_localhost(&self) -> Result<()> {
         self.transact(ports::close_localhost)
     }

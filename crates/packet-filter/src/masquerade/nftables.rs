@@ -34,18 +34,12 @@ const POSTROUTING: &str = "postrouting";
 
 impl Nftables {
     /// Whether subnets of `network` that are not among `kept` are masqueraded.
-    ///
-    /// # Errors
-    /// What the kernel refuses.
     pub fn has_stale_masquerade(&self, network: &str, kept: &[IpNetwork]) -> Result<bool> {
         let found = rules(&self.socket)?;
         Ok(!stale(&found, network, kept).is_empty())
     }
 
     /// Removes the rules for subnets of `network` that are not among `kept`.
-    ///
-    /// # Errors
-    /// What the kernel refuses.
     pub fn remove_stale_masquerade(&self, network: &str, kept: &[IpNetwork]) -> Result<()> {
         self.transact(|socket| Ok(removal(stale(&rules(socket)?, network, kept))))
     }

@@ -43,9 +43,6 @@ impl PortOwner {
 
 impl Nftables {
     /// The owners of published ports.
-    ///
-    /// # Errors
-    /// What the kernel refuses.
     pub fn port_owners(&self) -> Result<Vec<PortOwner>> {
         let owners = nftables::owners(&self.socket)?.into_iter();
         let owners = owners.map(|(name, pod)| PortOwner { name, pod });
@@ -53,9 +50,6 @@ impl Nftables {
     }
 
     /// Removes the ports of these owners, and the tracked UDP connections to them.
-    ///
-    /// # Errors
-    /// What the kernel refuses.
     pub fn remove_ports(&self, owners: &[PortOwner]) -> Result<()> {
         let names: HashSet<_> = owners.iter().map(|it| it.name.as_str()).collect();
         let gone = nftables::remove_all(&self.socket, &|name| names.contains(name))?;

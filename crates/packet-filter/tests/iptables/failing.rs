@@ -44,7 +44,7 @@ fn all_fail(iptables: &Iptables, why: &str) {
 }
 
 #[test]
-fn who_may_not_look_has_not_removed() {
+fn a_program_without_privilege_has_not_removed() {
     on_both(|host| {
         let rules = with_rules(host);
         let powerless =
@@ -56,7 +56,7 @@ fn who_may_not_look_has_not_removed() {
 }
 
 #[test]
-fn whoever_fails_without_saying_that_there_is_nothing_has_not_removed() {
+fn a_program_that_fails_in_another_way_has_not_removed() {
     on_both(|host| {
         let rules = with_rules(host);
         for (script, why) in [
@@ -72,19 +72,19 @@ fn whoever_fails_without_saying_that_there_is_nothing_has_not_removed() {
 }
 
 #[test]
-fn half_a_table_is_none() {
+fn half_a_table_is_an_error() {
     on_both(|host| {
         let rules = with_rules(host);
         let iptables = host.scripted("NAME \"$@\" | head -n 4");
         let error = iptables.collect_published("mynet", &[]).unwrap_err();
-        let said = format!("{error:#}");
-        assert!(said.contains("ended in the middle"), "{said}");
+        let error = format!("{error:#}");
+        assert!(error.contains("ended in the middle"), "{error}");
         assert_eq!(host.tables(), rules);
     });
 }
 
 #[test]
-fn what_cannot_be_executed_has_not_removed() {
+fn a_program_that_cannot_be_executed_has_not_removed() {
     on_both(|host| {
         let rules = with_rules(host);
         let iptables = host.scripted("exec NAME \"$@\"");
@@ -106,7 +106,7 @@ fn what_cannot_be_executed_has_not_removed() {
 }
 
 #[test]
-fn where_rules_are_known_to_be_the_programs_must_be() {
+fn known_rules_need_their_programs() {
     on_both(|host| {
         let rules = with_rules(host);
         let none = Iptables::in_path(["/run/netns".into()]);

@@ -101,7 +101,7 @@ fn cases(host: &Host, prev: &Value) -> Vec<(&'static str, HostPorts, Value)> {
             conf(json!({ "markMasqBit": 3 })),
         ),
         (
-            "somebody else's mark",
+            "another program's mark",
             HostPorts {
                 mark: Mark::ExternalChain("KUBE-MARK-MASQ".into()),
                 ..one.clone()

@@ -141,7 +141,7 @@ fn check_names_every_rule_that_is_missing() {
 /// ip6tables-legacy 1.8.9 takes rules for the same that differ in their target or
 /// in their last match.
 #[test]
-fn ipv6_rules_that_look_alike_are_told_apart() {
+fn similar_ipv6_rules_are_distinguished() {
     on_both(|host| {
         let iptables = host.iptables();
         let ports: Vec<_> = (1..=3).map(|port| tcp(port, port)).collect();
@@ -274,13 +274,13 @@ fn a_pod_costs_two_processes_and_nothing_costs_one() {
         let first = publish("first", 1);
         assert_eq!(first, ["iptables", "iptables-save", "iptables-restore"]);
         assert_eq!(publish(ID, 2), ["iptables", "iptables-restore"]);
-        iptables.unpublish(&owner("nobody")).unwrap();
+        iptables.unpublish(&owner("none")).unwrap();
         assert_eq!(host.started(), ["iptables", "ip6tables"]);
     });
 }
 
 #[test]
-fn a_held_lock_is_waited_for_and_then_told() {
+fn a_held_lock_is_waited_for_and_then_reported() {
     let result = thread::spawn(|| {
         let host = Host::new("legacy");
         let iptables = host.iptables();
@@ -314,7 +314,7 @@ fn a_held_lock_is_waited_for_and_then_told() {
 }
 
 #[test]
-fn the_probe_tells_which_families_can_be_used() {
+fn the_probe_finds_the_usable_families() {
     on_both(|host| {
         let both = host.iptables().probe();
         assert!(both.v4 && both.v6 && both.any());

@@ -85,8 +85,8 @@ fn fifty_at_once_all_succeed_and_all_go() {
         )
     };
     all(&|number| {
-        let told = Nftables::open().unwrap().publish(&wanted(number)).unwrap();
-        assert!(told.is_empty());
+        let taken = Nftables::open().unwrap().publish(&wanted(number)).unwrap();
+        assert!(taken.is_empty());
     });
     for number in 2..52 {
         nat.check_published(&wanted(number)).unwrap();

@@ -1,4 +1,4 @@
-//! Who waits for RCU after a deletion.
+//! Which process waits for RCU after a deletion.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -77,7 +77,7 @@ fn a_child_that_holds_the_socket_and_nothing_else() {
 }
 
 #[test]
-fn nobody_where_nothing_was_deleted() {
+fn no_child_where_nothing_was_deleted() {
     Node::bare();
     let wanted = ports(2, &[mapping(Protocol::Tcp, 8080, 80)]);
     Nftables::open().unwrap().publish(&wanted).unwrap();

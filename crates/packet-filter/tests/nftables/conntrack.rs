@@ -24,7 +24,7 @@ fn a_client_that_keeps_sending_reaches_the_pod_and_then_the_next() {
     );
     let v4 = UdpClient::new(&node.world, &format!("{NODE}:5353"));
     let v6 = UdpClient::new(&node.world, &format!("[{NODE_V6}]:5353"));
-    // Each of these is remembered: to nobody, to one, to two. (A refused
+    // The kernel tracks each of these: to no pod, to one, to two. (A refused
     // datagram comes back as an error of the next send.)
     let both = |expected: &str| {
         for (client, ip) in [(&v4, "192.0.2.9"), (&v6, "2001:db8::9")] {

@@ -295,7 +295,7 @@ fn an_address_of_the_mapping_comes_before_all_addresses() {
 }
 
 #[test]
-fn snat_is_for_nobody_for_hairpin_or_for_all() {
+fn snat_is_off_for_hairpin_or_for_all() {
     let node = Node::new();
     let pod = node.pod(2);
     serve_tcp(&pod, "0.0.0.0:80", "pod");
@@ -360,7 +360,7 @@ fn neighbours_do_not_reach_what_listens_on_localhost() {
 }
 
 #[test]
-fn the_newest_wins_and_the_loser_does_not_take_it_away() {
+fn the_newest_wins_and_the_loser_does_not_remove_it() {
     let node = Node::new();
     let (one, two) = (node.pod(2), node.pod(3));
     serve_tcp(&one, "0.0.0.0:80", "one");
@@ -370,13 +370,13 @@ fn the_newest_wins_and_the_loser_does_not_take_it_away() {
     let own = mapping(Protocol::Tcp, 81, 80);
     let (old, new) = (ports(2, &[web, own]), ports(3, &[web]));
     nat.publish(&old).unwrap();
-    let told = nat.publish(&new).unwrap();
+    let taken = nat.publish(&new).unwrap();
     let expected = Notice {
         mapping: web,
         from: "mynet/c2/eth0".into(),
     };
     // Once, although it was so in both families.
-    assert_eq!(told, [expected]);
+    assert_eq!(taken, [expected]);
     assert_eq!(
         ask_tcp(&node.world, "192.0.2.1:8080").unwrap(),
         "two 192.0.2.9"
@@ -385,8 +385,8 @@ fn the_newest_wins_and_the_loser_does_not_take_it_away() {
         ask_tcp(&node.world, "192.0.2.1:81").unwrap(),
         "one 192.0.2.9"
     );
-    let told = nat.check_published(&old).unwrap_err().to_string();
-    assert!(told.contains("belongs to mynet/c3/eth0"), "{told}");
+    let missing = nat.check_published(&old).unwrap_err().to_string();
+    assert!(missing.contains("belongs to mynet/c3/eth0"), "{missing}");
 
     nat.unpublish(&old.owner).unwrap();
     assert_eq!(
@@ -398,7 +398,7 @@ fn the_newest_wins_and_the_loser_does_not_take_it_away() {
 }
 
 #[test]
-fn once_more_changes_nothing_and_tells_of_nobody() {
+fn a_repeated_add_changes_nothing_and_takes_no_port() {
     Node::bare();
     let nat = Nftables::open().unwrap();
     let mut wanted = ports(2, &[mapping(Protocol::Tcp, 8080, 80)]);
@@ -475,21 +475,21 @@ fn long_names_are_found_again() {
 }
 
 #[test]
-fn check_tells_what_is_missing_and_the_next_add_repairs_it() {
+fn check_names_what_is_missing_and_the_next_add_repairs_it() {
     Node::bare();
     let nat = Nftables::open().unwrap();
     let wanted = ports(2, &[mapping(Protocol::Tcp, 8080, 80)]);
-    let told = |nat: &Nftables| nat.check_published(&wanted).unwrap_err().to_string();
+    let missing = |nat: &Nftables| nat.check_published(&wanted).unwrap_err().to_string();
     assert_eq!(
-        told(&nat),
+        missing(&nat),
         "published port is missing: no tcp . 8080 of ip podwire_hostports ports"
     );
     nat.publish(&wanted).unwrap();
     nft("delete element ip podwire_hostports ports { tcp . 8080 }\n");
-    assert!(told(&nat).contains("missing"));
+    assert!(missing(&nat).contains("missing"));
     nat.publish(&wanted).unwrap();
     nft("flush chain ip6 podwire_hostports prerouting\n");
-    assert_eq!(told(&nat), "table ip6 podwire_hostports is not complete");
+    assert_eq!(missing(&nat), "table ip6 podwire_hostports is not complete");
     nat.publish(&wanted).unwrap();
     nat.check_published(&wanted).unwrap();
     nft("flush ruleset\n");
@@ -551,10 +551,10 @@ fn a_condition_is_no_command() {
     let error = cni::Error::from_chain(&nat.publish(&wanted).unwrap_err());
     assert_eq!(error.code, 7);
     wanted.conditions_v4 = vec!["no such match".into()];
-    let told = format!("{:#}", nat.publish(&wanted).unwrap_err());
+    let error = format!("{:#}", nat.publish(&wanted).unwrap_err());
     assert!(
-        told.starts_with("publish ports of mynet/c2/eth0 with conditions: nft: "),
-        "{told}"
+        error.starts_with("publish ports of mynet/c2/eth0 with conditions: nft: "),
+        "{error}"
     );
 }
 
@@ -570,8 +570,8 @@ fn a_pod_may_have_thousands_of_ports() {
     nat.check_published(&wanted).unwrap();
     assert_eq!(ruleset().matches(" : 10.22.0.2 . ").count(), 5000);
     // All of them are taken over at once, each with a notice.
-    let told = nat.publish(&ports(3, &all)).unwrap();
-    assert_eq!(told.len(), 5000);
+    let taken = nat.publish(&ports(3, &all)).unwrap();
+    assert_eq!(taken.len(), 5000);
     nat.unpublish(&wanted.owner).unwrap();
     nat.check_published(&ports(3, &all)).unwrap();
     nat.unpublish(&attachment("mynet", "c3")).unwrap();
@@ -636,19 +636,19 @@ fn two_pods() -> [HostPorts; 2] {
 }
 
 #[test]
-fn what_is_known_of_a_pod_finds_all_that_there_is() {
+fn unpublish_with_known_ports_removes_everything() {
     Node::bare();
     let nat = Nftables::open().unwrap();
-    let [gone, stays] = two_pods();
+    let [gone, kept] = two_pods();
     let before = owned("c3");
     assert_eq!(owned("c2"), before);
     Leftovers::unpublish(&gone.owner, Some(&gone)).unwrap();
     assert_eq!((owned("c2"), owned("c3")), (0, before));
-    nat.check_published(&stays).unwrap();
+    nat.check_published(&kept).unwrap();
 }
 
 #[test]
-fn what_is_known_by_now_need_not_be_what_was_published() {
+fn known_ports_may_differ_from_the_published_ones() {
     let changes: [fn(&mut HostPorts); 4] = [
         |it| it.snat = Snat::Off,
         |it| it.mappings.clear(),
@@ -659,11 +659,11 @@ fn what_is_known_by_now_need_not_be_what_was_published() {
     for (number, change) in changes.into_iter().enumerate() {
         Node::bare();
         let nat = Nftables::open().unwrap();
-        let [gone, stays] = two_pods();
+        let [gone, kept] = two_pods();
         let (before, mut known) = (owned("c3"), gone.clone());
         change(&mut known);
         Leftovers::unpublish(&gone.owner, Some(&known)).unwrap();
         assert_eq!((owned("c2"), owned("c3")), (0, before), "{number}");
-        nat.check_published(&stays).unwrap();
+        nat.check_published(&kept).unwrap();
     }
 }

@@ -120,7 +120,10 @@ fn multicast_keeps_its_source() {
     run("ip -n p2 route add 224.0.0.0/4 dev eth0");
     run("ip route add 224.0.0.0/4 dev up0");
     for ns in [&pod, &node.here] {
-        assert!(ask_udp(ns, "239.1.2.3:5353").is_err(), "nobody answers");
+        assert!(
+            ask_udp(ns, "239.1.2.3:5353").is_err(),
+            "no answer is possible"
+        );
     }
     let packets = |chain: &str| {
         let rules = objects("rule").into_iter();
@@ -234,13 +237,13 @@ fn collection_keeps_the_valid_and_other_networks() {
 }
 
 #[test]
-fn check_tells_what_is_missing_and_takes_go_rules() {
+fn check_names_what_is_missing_and_accepts_go_rules() {
     Node::bare();
     let nat = Nftables::open().unwrap();
     let one = wanted("mynet", "c1", &["10.22.0.3/24"]);
-    let told = nat.check_masquerade(&one).unwrap_err().to_string();
+    let missing = nat.check_masquerade(&one).unwrap_err().to_string();
     assert_eq!(
-        told,
+        missing,
         "no rule in chain inet cni_plugins_masquerade masq_checks masquerades 10.22.0.3/24 \
          of network mynet"
     );

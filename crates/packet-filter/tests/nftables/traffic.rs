@@ -63,7 +63,7 @@ impl UdpClient {
         Self(socket)
     }
 
-    /// What the server tells, asked up to four times: a datagram may be lost or late.
+    /// The server's answer to one of up to four datagrams: one may be lost or late.
     pub fn ask(&self) -> io::Result<String> {
         // An answer that was too late is none to this question.
         self.0.set_nonblocking(true)?;

@@ -81,18 +81,6 @@ fn an_unspecified_address_is_any_of_its_family() {
 }
 
 #[test]
-fn a_later_pod_asks_for_the_shared_rules_and_comes_first() {
-    let text = publish(
-        &wanted(&["tcp 8080 80"]),
-        Family::V4,
-        Known::Entries(&Listing::default()),
-    );
-    assert_eq!(lines(&text, "-C").len(), 5, "{text}");
-    assert_eq!(lines(&text, "-N").len(), 0, "{text}");
-    assert_eq!(lines(&text, "-I CNI-HOSTPORT-DNAT ").len(), 1, "{text}");
-}
-
-#[test]
 fn entries_have_15_ports_and_their_protocols_are_sorted() {
     let ports: Vec<_> = (1..=16).map(|it| format!("udp {it} 80")).collect();
     let mut all: Vec<_> = ports.iter().map(String::as_str).collect();
@@ -190,23 +178,6 @@ fn rules_are_found_as_text_and_entries_without_their_conditions() {
     assert_eq!(
         missing(&printed.replace("-A OUTPUT", "-A INPUT")),
         ["OUTPUT"]
-    );
-}
-
-#[test]
-fn removal_takes_the_chain_and_every_entry_to_it() {
-    let listing = Listing::parse(
-        "-A CNI-HOSTPORT-DNAT -p tcp -j CNI-DN-1\n-A CNI-HOSTPORT-DNAT -p udp -j CNI-DN-1\n-A CNI-HOSTPORT-DNAT -p tcp -j CNI-DN-2\n",
-    );
-    let mut transaction = Transaction::new(NAT);
-    remove(&mut transaction, ENTRIES, "CNI-DN-1", &listing);
-    assert_eq!(
-        transaction.to_string(),
-        "*nat\n-D CNI-HOSTPORT-DNAT -p tcp -j CNI-DN-1\n-D CNI-HOSTPORT-DNAT -p udp -j CNI-DN-1\n-F CNI-DN-1\n-X CNI-DN-1\nCOMMIT\n"
-    );
-    assert_eq!(
-        old_chain(&owner("aaaabbbbccccdddd")),
-        "CNI-SN-ac32b8ee4dcc1773aba08"
     );
 }
 
