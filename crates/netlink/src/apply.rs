@@ -386,10 +386,7 @@ impl Configuration<'_> {
 
     /// The text of the Go plugins.
     fn add_route_failed(&self, route: &RouteSpec) -> String {
-        let gw = match route.gw {
-            Some(gw) => gw.to_string(),
-            None => "<nil>".into(),
-        };
+        let gw = go_address(route.gw);
         format!(
             "failed to add route '{} via {gw} dev {} metric {} (Scope: {}, Table: {})'",
             go_network(route.dst),
@@ -429,6 +426,11 @@ fn is_same(one: &RouteSpec, other: &RouteSpec) -> bool {
         && one.gw == other.gw
         && one.priority.unwrap_or_default() == other.priority.unwrap_or_default()
         && one.table() == other.table()
+}
+
+/// `10.0.0.1` or `<nil>`, as Go prints an address.
+fn go_address(ip: Option<IpAddr>) -> String {
+    ip.map_or_else(|| "<nil>".into(), |ip| ip.to_string())
 }
 
 /// `{10.0.0.0 ff000000}`, as Go prints a network.
@@ -473,10 +475,7 @@ impl Netlink {
             // The address of a single host comes without a route to its network.
             let alone = address.prefix() == if address.is_ipv4() { 32 } else { 128 };
             if !alone && !self.has_network_route(address)? {
-                let gateway = match expected.gateway {
-                    Some(gateway) => gateway.to_string(),
-                    None => "<nil>".into(),
-                };
+                let gateway = go_address(expected.gateway);
                 bail!("Failed to find Gateway {gateway} for interface {name}");
             }
         }

@@ -34,7 +34,7 @@ const DEVCONF_ACCEPT_RA: usize = 3;
 const IF_RA_RCVD: u32 = 0x20;
 
 /// A network device, as the kernel described it at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
     /// The interface index, unique in its namespace.
     pub index: u32,
@@ -80,9 +80,10 @@ pub struct Port {
 }
 
 /// The operational state of a link (RFC 2863, section 3.1.14).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OperState {
     /// The driver does not report it; usual for `lo` and tunnels, which do work.
+    #[default]
     Unknown,
     /// Some part is missing.
     NotPresent,
@@ -378,21 +379,9 @@ impl Link {
         let flags = LinkFlags::from_bits_retain(Route::u32(&header[8..12])?);
         let mut link = Self {
             index: Route::u32(&header[4..8])?,
-            name: String::new(),
-            mac: None,
-            mtu: 0,
-            kind: None,
-            master: None,
-            link: None,
-            link_netnsid: None,
             up: flags.contains(LinkFlags::Up),
-            operstate: OperState::Unknown,
             promisc: flags.contains(LinkFlags::Promisc),
-            alias: None,
-            vlan_filtering: None,
-            port: None,
-            accept_ra: None,
-            heard_router: false,
+            ..Self::default()
         };
         for (attribute, value) in attributes(rest) {
             match attribute {

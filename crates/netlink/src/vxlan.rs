@@ -29,7 +29,7 @@ use crate::{
 pub const MAX_VNI: u32 = (1 << 24) - 1;
 
 /// The settings of a VXLAN device. Most of them cannot be changed later.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vxlan {
     /// The VXLAN network identifier.
     pub vni: u32,
@@ -297,18 +297,7 @@ pub(crate) fn read(message: RouteNetlinkMessage) -> Option<VxlanDevice> {
 }
 
 fn read_data(data: Vec<InfoVxlan>) -> (Vxlan, Receiving) {
-    let mut vxlan = Vxlan {
-        vni: 0,
-        port: 0,
-        local: None,
-        link: None,
-        group: None,
-        ttl: 0,
-        learning: false,
-        gbp: false,
-        udp_checksum: false,
-    };
-    let mut receiving = Receiving::default();
+    let (mut vxlan, mut receiving) = (Vxlan::default(), Receiving::default());
     let (mut checksum, mut no_checksum6) = (false, false);
     for attribute in data {
         match attribute {

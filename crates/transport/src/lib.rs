@@ -18,7 +18,7 @@ mod wait;
 
 pub use attributes::{Attributes, attributes, find, find_in, flagged_attributes, text};
 pub use cni::{Refusal, SystemError as Error};
-pub use message::{HEADER, Message, NETFILTER_HEADER, Request, messages};
+pub use message::{HEADER, Message, Request, messages};
 pub use protocol::{Netfilter, Protocol, Route};
 pub use socket::{DEADLINE, Dump, Socket};
 pub use wait::{Backoff, wait_readable};

@@ -7,7 +7,7 @@ use crate::{Attributes, Netfilter};
 /// Bytes of `struct nlmsghdr`.
 pub const HEADER: usize = 16;
 /// Bytes of `struct nfgenmsg`, which begins each message of nfnetlink.
-pub const NETFILTER_HEADER: usize = 4;
+const NETFILTER_HEADER: usize = 4;
 
 /// A request of protocol `P`.
 #[derive(Debug)]
