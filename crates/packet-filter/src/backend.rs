@@ -36,6 +36,15 @@ impl Kind {
             _ => None,
         }
     }
+
+    /// The back end whose syntax the words of a condition have: only conditions of iptables start
+    /// with an option or a negation.
+    pub fn of_conditions(words: &[String]) -> Option<Self> {
+        words.first().map(|word| match word.as_bytes().first() {
+            Some(b'-' | b'!') => Self::Iptables,
+            _ => Self::Nftables,
+        })
+    }
 }
 
 impl fmt::Display for Kind {

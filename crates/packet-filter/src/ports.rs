@@ -68,6 +68,16 @@ pub enum Mark {
     ExternalChain(String),
 }
 
+impl Mark {
+    /// A chain of another program; `None` if iptables has no chain of this name. It becomes one
+    /// word of a rule, of at most 28 bytes (`XT_EXTENSION_MAXNAMELEN`).
+    pub fn external_chain(name: &str) -> Option<Self> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let fits = (1..=28).contains(&name.len()) && !name.starts_with('-');
+        (fits && name.bytes().all(plain)).then(|| Self::ExternalChain(name.to_owned()))
+    }
+}
+
 /// The published ports that an attachment wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPorts {

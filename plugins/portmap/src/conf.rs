@@ -19,12 +19,12 @@ pub struct Conf {
     pub external_set_mark_chain: Option<String>,
     /// Conditions for IPv4 packets in the back end's syntax, one word each.
     #[serde(rename = "conditionsV4")]
-    pub conditions_v4: Option<Vec<String>>,
+    pub conditions_v4: Vec<String>,
     /// The same for IPv6 packets.
     #[serde(rename = "conditionsV6")]
-    pub conditions_v6: Option<Vec<String>>,
+    pub conditions_v6: Vec<String>,
     /// Host ports that pods must not have.
-    pub reserved_ports: Option<Vec<ReservedPorts>>,
+    pub reserved_ports: Vec<ReservedPorts>,
     /// What the runtime requests for this pod.
     pub runtime_config: RuntimeConfig,
 }
@@ -73,7 +73,7 @@ mod tests {
         let conf = decode(r#"{"reservedPorts": [22, "10248-10259", "53/udp"]}"#).unwrap();
         let expected = ["22", "10248-10259", "53/udp"];
         let expected = expected.map(|it| ReservedPorts::parse(it).unwrap());
-        assert_eq!(conf.reserved_ports.unwrap(), expected);
+        assert_eq!(conf.reserved_ports, expected);
         for wrong in ["[true]", "[0]", r#"["ssh"]"#, "22", "[1.5]"] {
             let conf = format!(r#"{{"reservedPorts": {wrong}}}"#);
             assert!(decode(&conf).is_err(), "{wrong}");

@@ -8,7 +8,7 @@ pub mod plan;
 
 use anyhow::{Context, Result};
 use cni::request::{Add, Check, Del, Gc, Status};
-use cni::{AddResult, Code, Error, Plugin, Undo, WithLabel};
+use cni::{AddResult, Code, Plugin, Undo, WithLabel};
 use packet_filter::{Leftovers, Notice};
 use wiring::localhost;
 
@@ -23,16 +23,12 @@ impl Plugin for Portmap {
     type Conf = Conf;
 
     fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {
-        // Only the Go plugin's ADD reports faults with these words.
-        let plan = Plan::new(&request.conf).map_err(|faults| {
-            let mut error = Error::from(faults);
-            error.msg.insert_str(0, "failed to parse config: ");
-            error
-        })?;
+        let plan = Plan::new(&request.conf).map_err(anyhow::Error::from);
+        // The Go plugin's words, on ADD only.
+        let plan = plan.context("failed to parse config")?;
         plan.admit()?;
-        let owner = &request.attachment;
-        let missing = "must be called as chained plugin";
-        let previous = request.call.required_prev_result(missing)?;
+        let (call, owner) = (&request.call, &request.attachment);
+        let previous = call.required_prev_result("must be called as chained plugin")?;
         let Some(wanted) = plan.wanted(owner, &previous) else {
             return Ok(previous);
         };
@@ -56,8 +52,7 @@ impl Plugin for Portmap {
     fn del(request: &Del<Conf>) -> Result<()> {
         let owner = &request.attachment;
         let plan = Plan::new(&request.conf).ok();
-        let previous = request.call.prev_result_hint();
-        let known = plan.zip(previous);
+        let known = plan.zip(request.call.prev_result_hint());
         let known = known.map(|(plan, previous)| plan.host_ports(owner, &previous));
         Leftovers::unpublish(owner, known.as_ref())
     }

@@ -41,15 +41,15 @@ impl Plan {
             Some(Self {
                 backend: backend?,
                 mappings,
-                snat: match (conf.snat.unwrap_or(true), conf.masq_all) {
-                    (false, _) => Snat::Off,
-                    (true, false) => Snat::Hairpin,
-                    (true, true) => Snat::All,
+                snat: match conf.snat {
+                    Some(false) => Snat::Off,
+                    _ if conf.masq_all => Snat::All,
+                    _ => Snat::Hairpin,
                 },
                 mark: mark?,
-                conditions_v4: conf.conditions_v4.clone().unwrap_or_default(),
-                conditions_v6: conf.conditions_v6.clone().unwrap_or_default(),
-                reserved: conf.reserved_ports.clone().unwrap_or_default(),
+                conditions_v4: conf.conditions_v4.clone(),
+                conditions_v6: conf.conditions_v6.clone(),
+                reserved: conf.reserved_ports.clone(),
             })
         })
     }
@@ -121,47 +121,41 @@ fn backend(conf: &Conf) -> Result<Option<Kind>, Fault> {
         let msg = format!("unrecognized backend {name:?}");
         return Err(Fault::new("backend", msg));
     }
-    let (mut iptables, mut nftables) = (Vec::new(), Vec::new());
-    if conf.external_set_mark_chain.is_some() {
-        iptables.push("externalSetMarkChain");
-    }
-    for (key, words) in [
-        ("conditionsV4", &conf.conditions_v4),
-        ("conditionsV6", &conf.conditions_v6),
-    ] {
-        match words.as_ref().and_then(|words| words.first()) {
-            // Only conditions of iptables start with an option or a negation.
-            Some(word) if word.starts_with(['-', '!']) => iptables.push(key),
-            Some(_) => nftables.push(key),
-            None => {}
-        }
-    }
-    let of_iptables = format!("iptables-specific options [{}]", iptables.join(" "));
-    let of_nftables = format!("nftables-specific options [{}]", nftables.join(" "));
-    let requested = format!("{name} backend was requested but configuration contains");
-    let (key, msg) = match (named, iptables.is_empty(), nftables.is_empty()) {
-        (Some(Kind::Nftables), false, _) => ("backend", format!("{requested} {of_iptables}")),
-        (Some(Kind::Iptables), _, false) => ("backend", format!("{requested} {of_nftables}")),
-        (None, false, false) => {
-            let msg = format!("configuration contains both {of_iptables} and {of_nftables}");
-            ("", msg)
-        }
-        (None, false, true) => return Ok(Some(Kind::Iptables)),
-        (None, true, false) => return Ok(Some(Kind::Nftables)),
-        _ => return Ok(named),
+    let chain = conf.external_set_mark_chain.as_ref();
+    let keys = [
+        ("externalSetMarkChain", chain.map(|_| Kind::Iptables)),
+        ("conditionsV4", Kind::of_conditions(&conf.conditions_v4)),
+        ("conditionsV6", Kind::of_conditions(&conf.conditions_v6)),
+    ];
+    let options_of = |kind| {
+        let keys = keys.iter().filter(|(_, of)| *of == Some(kind));
+        let keys: Vec<_> = keys.map(|(key, _)| *key).collect();
+        (!keys.is_empty()).then(|| format!("{kind}-specific options [{}]", keys.join(" ")))
     };
-    Err(Fault::new(key, msg))
+    let (iptables, nftables) = (options_of(Kind::Iptables), options_of(Kind::Nftables));
+    match (named, iptables, nftables) {
+        (Some(Kind::Nftables), Some(other), _) | (Some(Kind::Iptables), _, Some(other)) => {
+            let msg = format!("{name} backend was requested but configuration contains {other}");
+            Err(Fault::new("backend", msg))
+        }
+        (None, Some(iptables), Some(nftables)) => {
+            let msg = format!("configuration contains both {iptables} and {nftables}");
+            Err(Fault::new("", msg))
+        }
+        (None, Some(_), None) => Ok(Some(Kind::Iptables)),
+        (None, None, Some(_)) => Ok(Some(Kind::Nftables)),
+        (named, ..) => Ok(named),
+    }
 }
 
 fn mark(conf: &Conf) -> Result<Mark, Fault> {
     let (msg, details) = match (&conf.external_set_mark_chain, conf.mark_masq_bit) {
         (None, None) => return Ok(Mark::Bit(DEFAULT_BIT)),
-        (Some(chain), None) if is_chain_name(chain) => {
-            return Ok(Mark::ExternalChain(chain.clone()));
-        }
         (Some(chain), None) => {
-            let msg = format!("externalSetMarkChain {chain:?} is no name of an iptables chain");
-            return Err(Fault::new("externalSetMarkChain", msg));
+            return Mark::external_chain(chain).ok_or_else(|| {
+                let msg = format!("externalSetMarkChain {chain:?} is no name of an iptables chain");
+                Fault::new("externalSetMarkChain", msg)
+            });
         }
         (None, Some(bit)) => match u8::try_from(bit) {
             Ok(bit @ 0..=31) => return Ok(Mark::Bit(bit)),
@@ -179,12 +173,6 @@ fn mark(conf: &Conf) -> Result<Mark, Fault> {
     Err(Fault::at("markMasqBit", error))
 }
 
-/// A chain's name becomes one word of a rule, of at most 28 bytes (`XT_EXTENSION_MAXNAMELEN`).
-fn is_chain_name(name: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    (1..=28).contains(&name.len()) && !name.starts_with('-') && name.bytes().all(plain)
-}
-
 fn mappings(entries: &[PortMapping], checks: &mut Checks) -> Vec<Mapping> {
     let mut used = HashSet::new();
     let mut mappings = Vec::new();
@@ -196,9 +184,10 @@ fn mappings(entries: &[PortMapping], checks: &mut Checks) -> Vec<Mapping> {
         // The port of a single address may lead elsewhere than that of all addresses.
         let mut host_ips = mapping.host_ips().into_iter();
         if !host_ips.all(|ip| used.insert((ip, protocol, port))) {
-            let of = mapping.host_ip.map(|ip| format!(" of hostIP {ip}"));
-            let of = of.unwrap_or_default();
-            let msg = format!("duplicate mapping in portMappings: hostPort {port}/{protocol}{of}");
+            let mut msg = format!("duplicate mapping in portMappings: hostPort {port}/{protocol}");
+            if let Some(ip) = mapping.host_ip {
+                msg += &format!(" of hostIP {ip}");
+            }
             checks.add(Fault::new(key(index, "hostPort"), msg));
         }
         mappings.push(mapping);
@@ -209,9 +198,13 @@ fn mappings(entries: &[PortMapping], checks: &mut Checks) -> Vec<Mapping> {
 fn mapping(index: usize, entry: &PortMapping) -> Result<Mapping, Faults> {
     let fault = |member, msg: String| Fault::new(key(index, member), msg);
     let mut checks = Checks::default();
-    let host_ip = Some(entry.host_ip.as_str()).filter(|text| !text.is_empty());
-    let host_ip = host_ip.map(parse_ip).transpose();
-    let host_ip = checks.take(host_ip.map_err(|error| fault("hostIP", format!("hostIP: {error}"))));
+    let host_ip = match entry.host_ip.as_str() {
+        "" => None,
+        text => {
+            let ip = parse_ip(text);
+            checks.take(ip.map_err(|error| fault("hostIP", format!("hostIP: {error}"))))
+        }
+    };
     let mut port = |member, whose, number: i64| {
         let port = u16::try_from(number).ok().filter(|port| *port != 0);
         let msg = || format!("Invalid {whose} port number: {number}");
@@ -227,7 +220,7 @@ fn mapping(index: usize, entry: &PortMapping) -> Result<Mapping, Faults> {
     }));
     checks.finish(|| {
         Some(Mapping {
-            host_ip: host_ip?,
+            host_ip,
             container_port: container_port?,
             host_port: host_port?,
             protocol: protocol?,
