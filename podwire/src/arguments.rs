@@ -1,5 +1,4 @@
-//! What the user wrote on the command line, and what it means together with
-//! the environment and the defaults, which are cnitool's.
+//! The command line, together with the environment and the defaults, which are cnitool's.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -14,7 +13,7 @@ use crate::attach::Attachment;
 use crate::cache::Cache;
 use crate::output::Output;
 
-/// A command line that cannot be understood: exit status 2.
+/// A wrong command line: exit status 2.
 #[derive(Debug)]
 pub struct Misuse(pub String);
 
@@ -26,7 +25,7 @@ impl fmt::Display for Misuse {
 
 impl std::error::Error for Misuse {}
 
-/// An option, whatever its spelling.
+/// An option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flag {
     /// `-h`, `--help`
@@ -58,7 +57,7 @@ pub enum Flag {
 }
 
 impl Flag {
-    /// With what is written after two dashes, and the name of its value, if it has one.
+    /// Each with its long name, and the name of its value, if it has one.
     const ALL: [(Self, &'static str, &'static str); 13] = [
         (Self::Help, "help", ""),
         (Self::Version, "version", ""),
@@ -75,7 +74,7 @@ impl Flag {
         (Self::Verbose, "verbose", ""),
     ];
 
-    /// Those with a letter.
+    /// Those with a short name.
     const SHORT: [(char, Self); 4] = [
         ('h', Self::Help),
         ('V', Self::Version),
@@ -83,13 +82,13 @@ impl Flag {
         ('v', Self::Verbose),
     ];
 
-    /// As it is written after two dashes.
+    /// The long name.
     pub fn long(self) -> &'static str {
         let found = Self::ALL.iter().find(|(flag, ..)| *flag == self);
         found.map_or("", |(_, long, _)| long)
     }
 
-    /// As a manual shows it: `  -i, --ifname NAME`.
+    /// The left column of a manual: `  -i, --ifname NAME`.
     pub fn usage(self) -> String {
         let letter = Self::SHORT.iter().find(|(_, flag)| *flag == self);
         let letter = letter.map_or("    ".to_owned(), |(letter, _)| format!("-{letter}, "));
@@ -148,12 +147,9 @@ impl Arguments {
         Ok(arguments)
     }
 
-    /// Takes the first word away.
+    /// Removes the first word and returns it.
     pub fn next_word(&mut self) -> Option<String> {
-        match self.words.is_empty() {
-            true => None,
-            false => Some(self.words.remove(0)),
-        }
+        (!self.words.is_empty()).then(|| self.words.remove(0))
     }
 
     /// Whether an option was given.
@@ -161,7 +157,7 @@ impl Arguments {
         self.value(flag).is_some()
     }
 
-    /// Refuses options that a command does not have.
+    /// Refuses options that the command does not have.
     pub fn expect_only(&self, known: &[Flag]) -> Result<(), Misuse> {
         let foreign = self.given.iter().find(|(flag, _)| !known.contains(flag));
         match foreign {
@@ -170,8 +166,8 @@ impl Arguments {
         }
     }
 
-    /// The words, which must be those of the manual: `NETWORK`, `[NETNS]` for one that
-    /// may be left out, `FILE...` for one or more.
+    /// The words, checked against the usage: `NETWORK`, `[NETNS]` for an optional one,
+    /// `FILE...` for one or more.
     pub fn words(&self, manual: &[&str]) -> Result<&[String], Misuse> {
         let count = self.words.len();
         let missing = manual.get(count).filter(|name| !name.starts_with('['));
@@ -186,7 +182,7 @@ impl Arguments {
         }
     }
 
-    /// How to answer.
+    /// The output that the options ask for.
     pub fn output(&self) -> Output {
         Output::new(self.has(Flag::Json), self.has(Flag::Text))
     }
@@ -198,27 +194,27 @@ impl Arguments {
             .into()
     }
 
-    /// Where plugins are, if the user says so: `--plugin-dir`, `CNI_PATH`.
+    /// Where plugins are, if given: `--plugin-dir`, `CNI_PATH`.
     pub fn given_plugin_dirs(&self) -> Option<Vec<PathBuf>> {
         let path = self.setting(Flag::PluginDir, "CNI_PATH")?;
         let dirs = std::env::split_paths(&path);
         Some(dirs.filter(|dir| !dir.as_os_str().is_empty()).collect())
     }
 
-    /// Where plugins are: as given, or else where everybody installs them.
+    /// Where plugins are: as given, or in the usual directory.
     pub fn plugin_dirs(&self) -> Vec<PathBuf> {
         self.given_plugin_dirs()
             .unwrap_or_else(|| vec!["/opt/cni/bin".into()])
     }
 
-    /// What is remembered of attachments.
+    /// The cache of attachments.
     pub fn cache(&self) -> Cache {
         let dir = self.value(Flag::CacheDir);
         Cache::in_dir(Path::new(&dir.unwrap_or_else(|| "/var/lib/cni".into())))
     }
 
-    /// The attachment that the words and the environment describe; without
-    /// `netns` the container's id must be given.
+    /// The attachment that the options and the environment describe. Without `netns`,
+    /// `--container-id` is required.
     pub fn attachment(&self, netns: Option<&str>) -> Result<Attachment> {
         let netns = match netns {
             Some(netns) => absolute(netns, &std::env::current_dir()?),
@@ -263,7 +259,7 @@ impl Arguments {
         serde_json::from_str(text).context("parse CAP_ARGS: expected a JSON object")
     }
 
-    /// An option's value, or else the variable's; neither counts when it is empty.
+    /// An option's value, or the variable's; empty ones are ignored.
     fn setting(&self, flag: Flag, variable: &str) -> Option<OsString> {
         self.value(flag)
             .filter(|value| !value.is_empty())
@@ -299,8 +295,8 @@ fn derived_id(netns: &str) -> String {
     names::prefixed(PREFIX.len() + 20, PREFIX, netns)
 }
 
-/// The path from the root, tidied without looking at the disk, because the id
-/// depends on it and the namespace may be gone: what Go's `filepath.Abs` makes.
+/// The absolute path, cleaned without access to the disk as Go's `filepath.Abs` does: the
+/// derived id depends on it, and the namespace may be gone.
 fn absolute(path: &str, current_dir: &Path) -> String {
     let mut tidy = PathBuf::from("/");
     for component in current_dir.join(path).components() {

@@ -1,9 +1,8 @@
-//! Running the plugins of a network for one attachment, as libcni does.
+//! Runs the plugins of a network for one attachment, as libcni does.
 //!
-//! Source: `libcni/api.go`. Three things are done better, because nothing can
-//! rely on the worse: an ADD that fails is taken back, a DEL goes on after a
-//! plugin has failed, and the executables are all looked up before the first
-//! is run.
+//! Source: `libcni/api.go`. Three things differ, on which no program can rely: an ADD that
+//! fails is rolled back, a DEL goes on after a plugin has failed, and all executables are
+//! looked up before the first one is run.
 
 use std::path::PathBuf;
 
@@ -23,42 +22,42 @@ use crate::cache::{Cache, CachedAttachment, Key};
 use crate::network_list::{NetworkList, PluginConf};
 use crate::request_config;
 
-/// What a runtime knows of one attachment.
+/// An attachment, as a runtime passes it to plugins.
 #[derive(Clone, Debug)]
 pub struct Attachment {
     /// The container.
     pub container_id: ContainerId,
-    /// Path of the container's network namespace; empty when it is not known any more.
+    /// Path of the container's network namespace; empty when unknown.
     pub netns: String,
     /// The interface in the container.
     pub ifname: IfName,
     /// `CNI_ARGS`; `None` when there are none.
     pub args: Option<Vec<(String, String)>>,
-    /// What the runtime offers as `runtimeConfig`; `None` when nothing.
+    /// The capability arguments, from which `runtimeConfig` is made.
     pub capability_args: Option<Map<String, Value>>,
 }
 
-/// What the last plugin of a chain answered.
+/// The result of the last plugin of a chain.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// To the byte, as the plugin printed it.
+    /// The exact output of the plugin.
     pub text: String,
-    /// The same as a value, with the version if the plugin forgot it.
+    /// The same as a value, with the version added if it was missing.
     pub document: Value,
-    /// The same, to be shown.
+    /// The same, decoded.
     pub result: AddResult,
 }
 
-/// What becomes of the plugins that have run when a later one fails.
+/// What to do about the plugins that have run when one fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnFailure {
-    /// They are asked to DEL, and so is the one that has failed.
+    /// Run DEL of them and of the one that failed.
     RollBack,
-    /// Everything stays as it is, to be looked at.
+    /// Leave everything as it is, for debugging.
     Leave,
 }
 
-/// The plugins of a network, ready to be run.
+/// The plugins of a network, and where their executables are.
 pub struct Chain<'a> {
     list: &'a NetworkList,
     path: &'a [PathBuf],
@@ -66,7 +65,7 @@ pub struct Chain<'a> {
 }
 
 impl Attachment {
-    /// As it was when it was made; an error when the names in the file are none.
+    /// The attachment of a cached ADD; an error when the file has invalid names.
     pub fn from_cached(cached: &CachedAttachment) -> Result<Self> {
         Ok(Self {
             container_id: ContainerId::parse(&cached.container_id)?,
@@ -77,7 +76,7 @@ impl Attachment {
         })
     }
 
-    /// Its place in the cache, on `network`.
+    /// Its key in the cache.
     pub fn key<'a>(&'a self, network: &'a str) -> Key<'a> {
         Key {
             network,
@@ -86,8 +85,8 @@ impl Attachment {
         }
     }
 
-    /// Whether the container has an interface of that name. What cannot be
-    /// looked into has none.
+    /// Whether the container has an interface of that name; false when the namespace cannot
+    /// be opened.
     fn interface_exists(&self) -> bool {
         let Ok(netns) = NetNs::open(self.netns.as_ref()) else {
             return false;
@@ -109,11 +108,11 @@ impl<'a> Chain<'a> {
         Self { list, path, cache }
     }
 
-    /// Runs ADD in order, each plugin with the result of the one before, and
-    /// writes the attachment down.
+    /// Runs ADD in order, each plugin with the result of the previous one, and writes the
+    /// attachment to the cache.
     ///
-    /// Nothing is rolled back when the interface was there before, because what
-    /// failed then is a second ADD, and DEL would take the first one's work.
+    /// Nothing is rolled back when the interface existed before: then a second ADD has
+    /// failed, and DEL would delete the first one's work.
     pub fn add(&self, attachment: &Attachment, on_failure: OnFailure) -> Result<Answer> {
         for plugin in &self.list.plugins {
             delegate::find(&plugin.plugin, self.path).map_err(|e| failed(plugin, "add", &e))?;
@@ -154,14 +153,14 @@ impl<'a> Chain<'a> {
             *last = Some(answer);
         }
         let answer = last.clone().context("no plugin configs found")?;
-        self.remember(attachment, &answer).with_context(|| {
+        self.save(attachment, &answer).with_context(|| {
             let network = &self.list.name;
             format!("failed to set network {network:?} cached result")
         })?;
         Ok(answer)
     }
 
-    fn remember(&self, attachment: &Attachment, answer: &Answer) -> Result<()> {
+    fn save(&self, attachment: &Attachment, answer: &Answer) -> Result<()> {
         let key = attachment.key(&self.list.name);
         let mut cached = CachedAttachment::new(key, &self.list.bytes, answer.document.clone());
         cached.netns = attachment.netns.clone();
@@ -170,8 +169,8 @@ impl<'a> Chain<'a> {
         self.cache.put(&cached)
     }
 
-    /// DEL of what has run, also of the plugin that failed: the specification
-    /// wants it for a plugin that stopped half-way.
+    /// Runs DEL of the plugins that have run, also of the one that failed, as the
+    /// specification requires for a plugin that stopped half-way.
     fn roll_back(
         &self,
         attachment: &Attachment,
@@ -183,7 +182,7 @@ impl<'a> Chain<'a> {
         let mut left = Vec::new();
         for plugin in ran.iter().rev() {
             if let Err(error) = self.run(Verb::Del, plugin, attachment, last)
-                // That DEL fails for the reason that ADD failed for is no news.
+                // DEL often fails for the same reason as ADD: report it once.
                 && failed(plugin, "add", &error) != Error::from_chain(&cause)
             {
                 left.push(failed(plugin, "delete", &error).to_string());
@@ -197,9 +196,9 @@ impl<'a> Chain<'a> {
         error.into()
     }
 
-    /// Runs DEL in reverse, every plugin whatever becomes of the others, so that
-    /// one that fails does not keep the address of the pod; forgets the
-    /// attachment when all have succeeded.
+    /// Runs DEL in reverse order, every plugin even if others fail, so that the pod's address
+    /// is released in any case. Removes the attachment from the cache when all have
+    /// succeeded.
     pub fn del(&self, attachment: &Attachment) -> Result<()> {
         let key = attachment.key(&self.list.name);
         let prev = match self.list.at_least(Version::V0_4_0)? {
@@ -218,8 +217,7 @@ impl<'a> Chain<'a> {
         self.cache.remove(key)
     }
 
-    /// Runs CHECK in order, up to the first error. `false`: the network does not
-    /// want to be checked.
+    /// Runs CHECK in order, up to the first error. `false`: the network has `disableCheck`.
     pub fn check(&self, attachment: &Attachment) -> Result<bool> {
         if !self.list.at_least(Version::V0_4_0)? {
             return Err(anyhow!(
@@ -255,8 +253,8 @@ impl<'a> Chain<'a> {
         Ok(true)
     }
 
-    /// Runs GC: all plugins are told that `valid` is in use and nothing else.
-    /// `false`: the network's version has no GC.
+    /// Runs GC of all plugins, with `valid` as the attachments in use. `false`: the network's
+    /// version has no GC.
     pub fn gc(&self, valid: &[ValidAttachment]) -> Result<bool> {
         if !self.list.at_least(Version::V1_1_0).unwrap_or(false) {
             return Ok(false);
@@ -314,8 +312,8 @@ impl<'a> Chain<'a> {
         Delegate::new(&executable, self.environment(attachment)?, &stdin).run(verb)
     }
 
-    /// Our own variables with those of the protocol; a verb about no attachment
-    /// has them empty.
+    /// Our own variables, and those of the protocol; the latter are empty for a verb without
+    /// an attachment.
     fn environment(&self, attachment: Option<&Attachment>) -> Result<Environment> {
         let path = std::env::join_paths(self.path).context("join the plugin directories")?;
         let text = |of: fn(&Attachment) -> String| attachment.map(of).unwrap_or_default().into();
@@ -337,8 +335,8 @@ impl<'a> Chain<'a> {
 }
 
 impl Answer {
-    /// Reads what a plugin printed; one that does not say the version of its
-    /// result means that of its configuration.
+    /// Reads the output of a plugin. A result without a version has that of the
+    /// configuration.
     fn parse(stdout: &[u8], version: &str) -> Result<Self> {
         let mut document: Value =
             serde_json::from_slice(stdout).context("failed to unmarshal raw result")?;
@@ -366,7 +364,7 @@ impl Answer {
     }
 }
 
-/// libcni's text around what a plugin answered; its code and details are kept.
+/// A plugin's error with libcni's text around it; its code and details are kept.
 fn failed(plugin: &PluginConf, verb: &str, error: &anyhow::Error) -> Error {
     let mut error = Error::from_chain(error);
     let name = match plugin.name.as_str() {
@@ -404,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn members_that_we_do_not_know_stay_in_the_result() {
+    fn unknown_members_stay_in_the_result() {
         let answer = Answer::parse(br#"{"x": 1, "ips": []}"#, "1.0.0").unwrap();
         assert_eq!(
             answer.document,
@@ -413,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_result_is_refused() {
+    fn an_invalid_result_is_refused() {
         for stdout in ["", "[]", "{", r#"{"cniVersion": "7.0.0"}"#, r#"{"ips": 1}"#] {
             assert!(
                 Answer::parse(stdout.as_bytes(), "1.0.0").is_err(),

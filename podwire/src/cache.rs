@@ -1,5 +1,5 @@
-//! What libcni remembers of each attachment, in its place and in its form, so
-//! that podwire and every program on libcni delete what the other has added.
+//! libcni's cache of attachments, in its place and format, so that podwire and every
+//! program with libcni can delete each other's attachments.
 //!
 //! Source: `cachedInfo` in `libcni/api.go`.
 
@@ -24,13 +24,13 @@ use serde_json::{Map, Value};
 
 const KIND: &str = "cniCacheV1";
 
-/// The directory of all attachments on this node.
+/// The directory of the attachments on this node.
 #[derive(Clone, Debug)]
 pub struct Cache {
     results: PathBuf,
 }
 
-/// One attachment as it is on disk; the order of the members is libcni's.
+/// A file of the cache; the order of the members is libcni's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct CachedAttachment {
@@ -50,15 +50,15 @@ pub struct CachedAttachment {
     /// `CNI_ARGS` of its ADD.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cni_args: Option<Vec<(String, String)>>,
-    /// Everything that the runtime offered as `runtimeConfig`.
+    /// The runtime's capability arguments, from which `runtimeConfig` is made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capability_args: Option<Map<String, Value>>,
-    /// What the last plugin of the chain answered.
+    /// The result of the last plugin of the chain.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<Value>,
 }
 
-/// Which attachment: the three parts of a file's name.
+/// The three parts of a file's name.
 #[derive(Clone, Copy, Debug)]
 pub struct Key<'a> {
     /// The network's name.
@@ -70,19 +70,13 @@ pub struct Key<'a> {
 }
 
 impl Key<'_> {
-    /// As libcni names the file.
     fn file_name(self) -> String {
-        let Self {
-            network,
-            container_id,
-            ifname,
-        } = self;
-        format!("{network}-{container_id}-{ifname}")
+        format!("{}-{}-{}", self.network, self.container_id, self.ifname)
     }
 }
 
 impl CachedAttachment {
-    /// An attachment that `config` describes.
+    /// A new attachment with the configuration `config`.
     pub fn new(key: Key<'_>, config: &[u8], result: Value) -> Self {
         Self {
             kind: KIND.into(),
@@ -105,18 +99,18 @@ impl CachedAttachment {
 }
 
 impl Cache {
-    /// The cache under `dir`, which is /var/lib/cni everywhere but in tests.
+    /// The cache under `dir`, usually /var/lib/cni.
     pub fn in_dir(dir: &Path) -> Self {
         Self {
             results: dir.join("results"),
         }
     }
 
-    /// Fails where there is no cache: then nothing is known of what is in use. A runtime makes
-    /// it with its first attachment, and it stays.
+    /// Fails without a cache: then it is unknown what is in use. A runtime creates it with
+    /// its first attachment, and never removes it.
     ///
     /// # Errors
-    /// It is missing; perhaps the runtime has it elsewhere.
+    /// It is missing; the runtime may have it elsewhere.
     pub fn must_exist(&self) -> Result<()> {
         if self.results.is_dir() {
             return Ok(());
@@ -127,9 +121,8 @@ impl Cache {
         )
     }
 
-    /// Writes an attachment down. A reader sees all of it or nothing, also
-    /// after a crash: libcni writes in place, and half a file is a DEL without
-    /// `prevResult`.
+    /// Writes an attachment. A reader sees all of it or nothing, also after a crash. (libcni
+    /// writes in place, and with half a file DEL has no `prevResult`.)
     pub fn put(&self, attachment: &CachedAttachment) -> Result<()> {
         let file = self.file(attachment.key());
         let document = serde_json::to_vec(attachment)?;
@@ -147,8 +140,8 @@ impl Cache {
         Ok(())
     }
 
-    /// What is known of an attachment; `None` when nothing is. A file from
-    /// before `cniCacheV1` is a bare result.
+    /// Reads an attachment; `None` without a file. A file from before `cniCacheV1` has only
+    /// the result.
     pub fn get(&self, key: Key<'_>) -> Result<Option<CachedAttachment>> {
         let file = self.file(key);
         let text = match read_file(&file) {
@@ -170,12 +163,12 @@ impl Cache {
         }
     }
 
-    /// Whether anything is remembered of an attachment, readable or not.
+    /// Whether there is a file, readable or not.
     pub fn has(&self, key: Key<'_>) -> bool {
         fs::symlink_metadata(self.file(key)).is_ok()
     }
 
-    /// Forgets an attachment; one that is not there is forgotten.
+    /// Removes an attachment; without a file, it succeeds.
     pub fn remove(&self, key: Key<'_>) -> Result<()> {
         let file = self.file(key);
         match fs::remove_file(&file) {
@@ -186,15 +179,15 @@ impl Cache {
         }
     }
 
-    /// What the cache says of `network`, in the order of the files' names. A file of
-    /// another network does not appear; one that may be of this network does.
+    /// The attachments to `network` in the order of the files' names, and the files that may
+    /// be of this network.
     pub fn of_network(&self, network: &str) -> Result<Contents> {
         let mut contents = read_all(&self.files()?);
         contents.keep_network(network);
         Ok(contents)
     }
 
-    /// The same of all networks, the oldest ADD first.
+    /// The same for all networks, the oldest ADD first.
     pub fn oldest_first(&self) -> Result<Contents> {
         let mut files = self.files()?;
         files.sort_by_cached_key(|file| {
@@ -226,7 +219,7 @@ impl Cache {
 }
 
 impl CachedAttachment {
-    /// Which attachment it is.
+    /// The parts of its file's name.
     pub fn key(&self) -> Key<'_> {
         Key {
             network: &self.network_name,
@@ -235,7 +228,7 @@ impl CachedAttachment {
         }
     }
 
-    /// As a GC names it among those in use.
+    /// The attachment in the form of GC's list.
     pub fn owner(&self) -> ValidAttachment {
         ValidAttachment {
             container_id: self.container_id.clone(),
@@ -243,7 +236,7 @@ impl CachedAttachment {
         }
     }
 
-    /// Whose it is; an error when the names in the file are none.
+    /// The attachment with checked names; an error when the file has invalid ones.
     pub fn attachment(&self) -> Result<cni::Attachment> {
         Ok(cni::Attachment {
             network: self.network_name.clone(),
@@ -252,7 +245,7 @@ impl CachedAttachment {
         })
     }
 
-    /// The addresses that ADD gave; none where the result cannot be read.
+    /// The addresses in the result; none if it cannot be read.
     pub fn addresses(&self) -> Vec<IpAddr> {
         let result = self
             .result
@@ -269,8 +262,8 @@ impl CachedAttachment {
         format!("{network}/{id}/{ifname}")
     }
 
-    /// The result as a plugin gets it that is spoken to in `version`. An error
-    /// when it is none, or cannot be said in that version.
+    /// The result in `version`, for a plugin. An error when it is not a result, or cannot be
+    /// expressed in that version.
     pub fn result_as(&self, version: &str) -> Result<Option<Value>> {
         let Some(result) = &self.result else {
             return Ok(None);
@@ -292,30 +285,29 @@ impl CachedAttachment {
     }
 }
 
-/// What the files of the cache say.
+/// The files of the cache.
 #[derive(Debug, Default)]
 pub struct Contents {
-    /// The attachments whose file says all of it.
+    /// The attachments whose files can be read.
     pub attachments: Vec<CachedAttachment>,
-    /// The files that do not. Their attachments are in use.
+    /// The other files. Their attachments count as in use.
     pub unidentified: Vec<Unidentified>,
 }
 
-/// A file that does not say whose it is: cut short by a crash, not readable, no file at
-/// all, of an old libcni, or in contradiction to its own name.
+/// A file whose attachment is not known for certain: truncated by a crash, unreadable, not
+/// a regular file, of an old libcni, or with another name than its content.
 #[derive(Debug)]
 pub struct Unidentified {
     /// The file.
     pub path: PathBuf,
-    /// What is wrong with it; nothing is wrong with a file of an old libcni.
+    /// What is wrong with it; `None` for a file of an old libcni.
     pub fault: Option<String>,
     /// The attachment that its content names, if it names one.
     named: Option<CachedAttachment>,
 }
 
 impl Contents {
-    /// The attachments to `network`: those that are known, and those that a file which is
-    /// not clear may stand for.
+    /// The attachments to `network`, with all that an unidentified file may be of.
     pub fn in_use(&self, network: &str) -> Vec<ValidAttachment> {
         let known = self.attachments.iter();
         let known = known.filter(|it| it.network_name == network);
@@ -344,8 +336,8 @@ impl Unidentified {
         }
     }
 
-    /// The attachments to `network` that the file may stand for. The name
-    /// `NETWORK-CONTAINER-INTERFACE` has several readings where a part has a `-`: all count.
+    /// The attachments to `network` that the file may be of. Its name
+    /// `NETWORK-CONTAINER-INTERFACE` is ambiguous where a part has a `-`: all readings count.
     pub fn possible_owners(&self, network: &str) -> Vec<ValidAttachment> {
         let name = self.path.file_name().and_then(|name| name.to_str());
         let rest = name
@@ -358,7 +350,7 @@ impl Unidentified {
     }
 }
 
-/// The container ids and interface names that `CONTAINER-INTERFACE` can be made of.
+/// All readings of `CONTAINER-INTERFACE`.
 fn readings(text: &str) -> Vec<ValidAttachment> {
     let splits = text
         .match_indices('-')
@@ -384,7 +376,7 @@ fn read_all(files: &[PathBuf]) -> Contents {
     contents
 }
 
-/// The attachment in a file, which must be named after it.
+/// The attachment in a file, whose name must match.
 fn read(file: &Path) -> Result<CachedAttachment, Box<Unidentified>> {
     let unclear = |fault: Option<String>, named| {
         Box::new(Unidentified {
@@ -409,8 +401,8 @@ fn read(file: &Path) -> Result<CachedAttachment, Box<Unidentified>> {
         .decode()
         .map_err(|error| fault(error.to_string()))?;
     if file.file_name() != Some(attachment.key().file_name().as_ref()) {
-        let whose = attachment.label();
-        let contradiction = format!("its content is of {whose}, its name is not");
+        let label = attachment.label();
+        let contradiction = format!("its content is of {label}, its name is not");
         return Err(unclear(Some(contradiction), Some(attachment)));
     }
     Ok(attachment)
@@ -426,7 +418,7 @@ fn legacy(key: Key<'_>, result: Value) -> CachedAttachment {
     }
 }
 
-/// libcni writes a regular file; whatever else is in its place is not read.
+/// Reads a regular file, as libcni writes them, and nothing else.
 fn read_file(file: &Path) -> std::io::Result<Vec<u8>> {
     let (content, _) = cni::file::read(file, LONGEST)?;
     Ok(content)
@@ -554,7 +546,7 @@ mod tests {
         }
     }
 
-    /// Those of files that are not clear.
+    /// The possible owners of unidentified files.
     fn owners(cache: &Cache, network: &str) -> Vec<ValidAttachment> {
         let unclear = cache.of_network(network).unwrap().unidentified;
         let owners = unclear.iter().flat_map(|it| it.possible_owners(network));
@@ -562,14 +554,14 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_may_be_whatever_its_name_says() {
+    fn an_unreadable_file_may_be_of_any_reading_of_its_name() {
         let dir = tempfile::TempDir::new().unwrap();
         let results = dir.path().join("results");
         fs::create_dir(&results).unwrap();
         let cache = Cache::in_dir(dir.path());
         let half = &serde_json::to_string(&attachment()).unwrap()[..40];
         let unknown_kind = r#"{"kind": "cniCacheV9"}"#;
-        let nobody = r#"{"kind": "cniCacheV1"}"#;
+        let unnamed = r#"{"kind": "cniCacheV1"}"#;
         let other_type = r#"{"kind": "cniCacheV1", "containerId": 1}"#;
         for text in [
             "",
@@ -578,7 +570,7 @@ mod tests {
             "[]",
             half,
             unknown_kind,
-            nobody,
+            unnamed,
             other_type,
         ] {
             fs::write(results.join("n-c-eth0"), text).unwrap();

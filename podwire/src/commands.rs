@@ -22,12 +22,12 @@ use crate::arguments::{Arguments, Flag, Misuse};
 use crate::attach::Attachment;
 use crate::cache::CachedAttachment;
 
-/// How a command that ran to its end ended.
+/// The outcome of a command without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// All is well.
+    /// Exit status 0.
     Good,
-    /// It has told what is not.
+    /// It has reported what failed: exit status 1.
     Bad,
 }
 
@@ -36,7 +36,7 @@ struct Command {
     name: &'static str,
     /// One line for the list of commands.
     summary: &'static str,
-    /// How it is called, and what it does.
+    /// Its usage and description.
     about: &'static str,
     options: &'static [Opt],
     /// Exit status and examples.
@@ -119,8 +119,8 @@ fn overview() -> String {
      add, del, check, gc and status read what cnitool reads and write what it writes.\n"
 }
 
-/// What the cache knows of an attachment stands in for what the user left out:
-/// the plugins are to hear at CHECK and DEL what they heard at ADD.
+/// Takes what the user left out from the cache, so that the plugins get at CHECK and DEL
+/// what they got at ADD.
 fn complete(attachment: &mut Attachment, cached: Option<&CachedAttachment>) {
     let Some(cached) = cached else { return };
     if attachment.netns.is_empty() {

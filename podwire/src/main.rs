@@ -1,8 +1,8 @@
-//! podwire: run attachments by hand, and say what is wrong with a configuration.
+//! podwire: the command line of the suite.
 //!
-//! `podwire add|check|del|gc|status` take the place of cnitool: the same
-//! environment, the same order of arguments, the same files on disk.
-//! `podwire resync|adopt|release` look after the packet filter of the whole node.
+//! `podwire add|check|del|gc|status` replace cnitool: with the same environment, order of
+//! arguments and files on disk. `podwire resync|adopt|release` manage the packet filter
+//! rules of all pods of the node.
 
 mod arguments;
 mod attach;
@@ -24,11 +24,11 @@ use cni::env::Environment;
 use crate::arguments::{Arguments, Misuse};
 use crate::output::Output;
 
-/// What was asked for was done, or is as it should be.
+/// Exit status of success.
 const DONE: u8 = 0;
-/// It was not.
+/// Exit status of a failure.
 const FAILED: u8 = 1;
-/// The command line makes no sense.
+/// Exit status of a wrong command line.
 const MISUSED: u8 = 2;
 
 fn main() -> ExitCode {

@@ -1,7 +1,7 @@
-//! Network configurations on disk, found and read by libcni's rules.
+//! Network configurations on disk, found and read as libcni does.
 //!
-//! Source: `libcni/conf.go`. What a runtime loads we load, what it refuses we
-//! refuse, with its words; we only add the name of the file.
+//! Source: `libcni/conf.go`. podwire loads and refuses the same files as a runtime, with the
+//! same texts, to which it adds the file's name.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,9 +21,9 @@ use serde_json::{Map, Value, json};
 pub struct NetworkList {
     /// The network's name.
     pub name: String,
-    /// The version that all its plugins are spoken to in, as written; empty means 0.1.0.
+    /// The version for all its plugins, as written; empty means 0.1.0.
     pub cni_version: String,
-    /// CHECK succeeds without asking the plugins.
+    /// CHECK succeeds without running the plugins.
     pub disable_check: bool,
     /// GC does nothing.
     pub disable_gc: bool,
@@ -41,7 +41,7 @@ pub struct PluginConf {
     pub plugin: String,
     /// Its own `name`; usually empty, because the list's counts.
     pub name: String,
-    /// What the runtime may pass to it.
+    /// The capability arguments that it takes.
     pub capabilities: BTreeMap<String, bool>,
     /// All keys.
     pub document: Map<String, Value>,
@@ -136,11 +136,11 @@ impl NetworkList {
             "" => Version::V0_1_0.as_str(),
             text => text,
         };
-        let asked = numbers(text).with_context(|| format!("invalid version {text:?}"))?;
-        Ok(Some(asked) >= numbers(since.as_str()))
+        let version = numbers(text).with_context(|| format!("invalid version {text:?}"))?;
+        Ok(Some(version) >= numbers(since.as_str()))
     }
 
-    /// The name becomes part of a file's: nothing but what the specification allows.
+    /// Checks the name by the specification: it becomes part of a file's name.
     fn checked(self) -> Result<Self> {
         check_name(&self.name)?;
         Ok(self)
@@ -166,8 +166,8 @@ impl PluginConf {
     fn read(value: Value) -> Result<Self> {
         let document = Json::deserialize(&value)?;
         let head: Head = document.decode()?;
-        // Keys of the wrong type that every plugin would refuse: better said
-        // before the first of a chain has run.
+        // Every plugin refuses common keys of a wrong type: report them before the first one
+        // has run.
         let conf: NetConf = document.decode()?;
         if conf.plugin.is_empty() {
             bail!("missing 'type'");
@@ -204,15 +204,15 @@ struct Head {
     cni_version: String,
 }
 
-/// What is wrong with a file, which comes first; code 6 when it is not JSON.
+/// An error with the file's name in front; code 6 when it is not JSON.
 fn in_file(file: &Path, error: anyhow::Error) -> anyhow::Error {
     let is_json = |cause: &(dyn std::error::Error + 'static)| !cause.is::<serde_json::Error>();
     let all_json = error.chain().all(is_json);
     let error = error.context(text(file));
-    match all_json {
-        true => error,
-        false => Code::Decode.err(format!("{error:#}")).into(),
+    if all_json {
+        return error;
     }
+    Code::Decode.err(format!("{error:#}")).into()
 }
 
 /// Refuses a network name that the specification does not allow.
@@ -220,7 +220,7 @@ pub fn check_name(name: &str) -> Result<(), Error> {
     if name.is_empty() {
         return Err(Code::InvalidConfig.err("missing network name"));
     }
-    // Network names and container ids are made of the same characters.
+    // Network names and container ids have the same characters.
     ContainerId::parse(name).map(drop).map_err(|_| {
         Code::InvalidConfig
             .err("invalid characters found in network name")
@@ -241,7 +241,7 @@ pub fn files(dir: &Path, endings: &[&str]) -> Result<Vec<PathBuf>> {
         let entry = entry.with_context(|| format!("read {}", dir.display()))?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        // A link to a directory is not taken for one: as in libcni.
+        // As in libcni, a link to a directory counts as a file.
         let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
         if !is_dir && endings.iter().any(|ending| name.ends_with(ending)) {
             files.push(entry.path());
@@ -261,7 +261,7 @@ fn side_loaded(list: &Path, network: &str) -> Result<Vec<PluginConf>> {
         .collect()
 }
 
-/// Where plugins of the network that `list` describes may lie beside it.
+/// The directory beside `list` for files with one plugin each.
 pub fn side_dir(list: &Path, network: &str) -> PathBuf {
     list.parent().unwrap_or(Path::new(".")).join(network)
 }
@@ -275,7 +275,7 @@ fn text(file: &Path) -> String {
     file.display().to_string()
 }
 
-/// The highest of `cniVersion` and `cniVersions` that podwire speaks.
+/// The highest of `cniVersion` and `cniVersions` that podwire supports.
 fn version(document: &Map<String, Value>) -> Result<String> {
     let single = match document.get("cniVersion") {
         None => String::new(),
@@ -308,7 +308,7 @@ fn version(document: &Map<String, Value>) -> Result<String> {
     Ok(known.into_iter().max().map_or(single, |(_, text)| text))
 }
 
-/// A boolean, which some write as text.
+/// A boolean, also as a string.
 fn boolean(document: &Map<String, Value>, key: &str) -> Result<bool> {
     match document.get(key) {
         None => Ok(false),
@@ -322,7 +322,7 @@ fn boolean(document: &Map<String, Value>, key: &str) -> Result<bool> {
     }
 }
 
-/// How Go names the type of a decoded value: part of libcni's error texts.
+/// Go's name of a decoded value's type, for libcni's error texts.
 fn go_type(value: &Value) -> &'static str {
     match value {
         Value::Null => "<nil>",

@@ -1,4 +1,4 @@
-//! How podwire answers: for people, or for programs.
+//! The output of podwire, for people or for programs.
 
 use std::io::{IsTerminal, Write};
 
@@ -6,16 +6,16 @@ use anyhow::{Context, Result};
 use cni::Error;
 use serde::Serialize;
 
-/// What the user wants to read.
+/// The form of output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Choice {
     Json,
     Text,
-    /// People at a terminal; what cnitool prints anywhere else.
-    Unsaid,
+    /// Text at a terminal; elsewhere what cnitool prints.
+    Default,
 }
 
-/// Where answers go, and in which form.
+/// Prints results and errors.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
     choice: Choice,
@@ -23,12 +23,12 @@ pub struct Output {
 }
 
 impl Output {
-    /// By `--json` and `--text`; of both, `--json` counts.
+    /// Chooses the form by `--json` and `--text`; `--json` wins.
     pub fn new(json: bool, text: bool) -> Self {
         let choice = match (json, text) {
             (true, _) => Choice::Json,
             (false, true) => Choice::Text,
-            (false, false) => Choice::Unsaid,
+            (false, false) => Choice::Default,
         };
         Self {
             choice,
@@ -36,17 +36,17 @@ impl Output {
         }
     }
 
-    /// Whether a result is to be shown rather than passed on. Scripts made for
-    /// cnitool read the result from a pipe without asking for JSON.
+    /// Whether to print text for people. Scripts for cnitool read the result from a pipe
+    /// without `--json`.
     pub fn shows_results(&self) -> bool {
         match self.choice {
             Choice::Json => false,
             Choice::Text => true,
-            Choice::Unsaid => self.terminal,
+            Choice::Default => self.terminal,
         }
     }
 
-    /// Whether JSON was asked for in so many words.
+    /// Whether `--json` was given.
     pub fn is_json(&self) -> bool {
         self.choice == Choice::Json
     }
@@ -61,16 +61,16 @@ impl Output {
         print(&pretty(document)?)
     }
 
-    /// Tells people that something went well; programs have the exit status.
+    /// Prints a success for people; programs have the exit status.
     pub fn remark(&self, text: &str) -> Result<()> {
-        match self.shows_results() {
-            true => print(text),
-            false => Ok(()),
+        if self.shows_results() {
+            print(text)?;
         }
+        Ok(())
     }
 
-    /// Reports the error that ends the command: for a program that asked for
-    /// JSON as a plugin would, on standard output, and else on standard error.
+    /// Reports the error that ends the command: with `--json` on standard output, as a plugin
+    /// does, otherwise on standard error.
     pub fn report(&self, error: &anyhow::Error) {
         let error = Error::from_chain(error);
         if self.is_json() && self.print_json(&ErrorDocument::of(&error)).is_ok() {
@@ -100,7 +100,7 @@ impl<'a> ErrorDocument<'a> {
     }
 }
 
-/// A number of things: `1 file`, `2 files`.
+/// A number with its noun: `1 file`, `2 files`.
 pub fn counted(count: usize, thing: &str) -> String {
     match count {
         1 => format!("1 {thing}"),

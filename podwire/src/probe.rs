@@ -1,4 +1,4 @@
-//! Asking a plugin whose it is, and which versions of the specification it speaks.
+//! Finds out a plugin's suite and release, and the versions that it supports.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -21,15 +21,15 @@ struct Answer {
     supported_versions: Option<Vec<String>>,
 }
 
-/// The versions that the plugin at `executable` speaks, by its own account. One
-/// from before VERSION was a verb speaks 0.1.0.
+/// The versions that the plugin at `executable` supports, from its answer to VERSION. A
+/// plugin from before that verb supports 0.1.0.
 pub fn supported_versions(executable: &Path) -> Result<Vec<String>> {
     let inherited = inherited();
-    // Old plugins refuse every verb without these, so libcni makes them up.
-    let made_up = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"];
-    let made_up = made_up.map(|name| (name.into(), "dummy".into()));
+    // Old plugins refuse every verb without these variables. libcni sends the same values.
+    let dummies = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"];
+    let dummies = dummies.map(|name| (name.into(), "dummy".into()));
     let environment =
-        Environment::from_pairs::<std::ffi::OsString, std::ffi::OsString>(inherited.chain(made_up));
+        Environment::from_pairs::<std::ffi::OsString, std::ffi::OsString>(inherited.chain(dummies));
     let stdin = json!({"cniVersion": Version::LATEST.as_str()}).to_string();
     match Delegate::new(executable, environment, stdin.as_bytes()).run(Verb::Version) {
         Ok(stdout) => {
@@ -48,8 +48,8 @@ pub fn supported_versions(executable: &Path) -> Result<Vec<String>> {
     }
 }
 
-/// Whose the plugin at `executable` is, with its release: `podwire 2.0.0`, `Go v1.9.1`; `None`
-/// when it does not say so.
+/// The suite and release of the plugin at `executable`: `podwire 2.0.0`, `Go v1.9.1`; `None`
+/// when unknown.
 pub fn release(executable: &Path) -> Option<String> {
     let output = introduce(executable).ok()?;
     let stdout = String::from_utf8_lossy(&output.stdout);
@@ -60,24 +60,25 @@ pub fn release(executable: &Path) -> Option<String> {
     let stderr = String::from_utf8_lossy(&output.stderr);
     let banner = stderr.lines().next()?.strip_prefix("CNI ")?;
     let (_, release) = banner.split_once(" plugin ")?;
-    let whose = match is_of_go_suite(executable) {
-        true => "Go",
-        false => "another suite's",
+    let suite = if is_of_go_suite(executable) {
+        "Go"
+    } else {
+        "another suite's"
     };
-    Some(format!("{whose} {release}"))
+    Some(format!("{suite} {release}"))
 }
 
 /// Go writes the path of its module into every executable.
 fn is_of_go_suite(executable: &Path) -> bool {
     const MODULE: &[u8] = b"github.com/containernetworking/plugins";
-    /// Several times what the largest has.
+    /// Several times the size of the largest plugin.
     const LONGEST: u64 = 128 * 1024 * 1024;
     let content = cni::file::read_chosen(executable, LONGEST).unwrap_or_default();
     content.windows(MODULE.len()).any(|part| part == MODULE)
 }
 
-/// Runs a plugin without a verb: then it says on standard error what it is, and one of ours
-/// on standard output what `--version` asks for.
+/// Runs a plugin with `--version` and without a verb. One of ours answers on standard
+/// output; others print their name and release on standard error.
 #[allow(clippy::disallowed_methods)] // no verb, hence no delegate
 fn introduce(executable: &Path) -> std::io::Result<std::process::Output> {
     let child = Command::new(executable)

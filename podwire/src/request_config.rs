@@ -1,12 +1,12 @@
-//! The document that a plugin reads on standard input, as libcni makes it: the
-//! plugin's own keys, sorted, with what the runtime adds.
+//! The document for a plugin's standard input, as libcni makes it: the plugin's own keys,
+//! sorted, and those that the runtime adds.
 
 use cni::conf::ValidAttachment;
 use serde_json::{Map, Number, Value, json};
 
 use crate::network_list::{NetworkList, PluginConf};
 
-/// A plugin's keys with the network's name and version: all that STATUS gets.
+/// For STATUS: a plugin's keys with the network's name and version.
 pub fn base(list: &NetworkList, plugin: &PluginConf) -> Map<String, Value> {
     let mut document = plugin.document.clone();
     document.insert("name".into(), list.name.as_str().into());
@@ -17,8 +17,8 @@ pub fn base(list: &NetworkList, plugin: &PluginConf) -> Map<String, Value> {
     written_as_go.collect()
 }
 
-/// For ADD, DEL and CHECK: `prevResult` if there is one, and in `runtimeConfig`
-/// what the plugin declares as its capability and the runtime has.
+/// For ADD, DEL and CHECK: also `prevResult` if there is one, and `runtimeConfig` with the
+/// capability arguments that the plugin declares.
 pub fn of_attachment(
     list: &NetworkList,
     plugin: &PluginConf,
@@ -41,8 +41,8 @@ pub fn of_attachment(
     document
 }
 
-/// For GC: what is still in use, also under the name that an early text of the
-/// specification gave it.
+/// For GC: also the attachments in use, under the key of the specification and that of an
+/// earlier version of it.
 pub fn of_gc(
     list: &NetworkList,
     plugin: &PluginConf,
@@ -58,8 +58,8 @@ pub fn of_gc(
     document
 }
 
-/// Go holds every number of a document as a float and writes whole ones without
-/// a fraction, so `1500.0` reaches a plugin as an integer.
+/// Go decodes every number as a float and writes integral ones without a fraction, so a
+/// plugin gets `1500.0` as an integer.
 fn as_go_writes(value: Value) -> Value {
     match value {
         Value::Number(number) => Value::Number(whole(number)),
@@ -73,7 +73,7 @@ fn as_go_writes(value: Value) -> Value {
 }
 
 fn whole(number: Number) -> Number {
-    /// Every integer up to here is a float of its own.
+    /// Up to here, a float holds every integer exactly.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     match number.as_f64() {
         Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() <= EXACT => {

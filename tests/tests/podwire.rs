@@ -738,7 +738,7 @@ fn the_bridge_s_addresses_are_checked_and_come_back() {
         // Without a bridge there is nothing to give them to.
         host.sh("ip link del cni0");
         let done = node.podwire(&["resync"]);
-        assert!(done.stderr.contains("cni0 is not there"), "{done:?}");
+        assert!(done.stderr.contains("cni0 is missing"), "{done:?}");
         assert!(host.link("cni0").is_none());
         // A network without a gateway wants the bridge up, and nothing else.
         let node = Node::new();

@@ -1,4 +1,4 @@
-//! `podwire add`: attach a container, and show what it got.
+//! `podwire add`: attach a container, and print the result.
 
 use std::fmt::Write;
 
@@ -39,16 +39,17 @@ const ABOUT: &str = "\
 Usage: podwire add [OPTION]... NETWORK NETNS
 
 Runs the plugins of NETWORK in order with the verb ADD, each with the result of
-the one before, and remembers the attachment in the cache that all programs on
+the previous one, and writes the attachment to the cache that all programs with
 libcni share. NETNS is the path of a network namespace, such as
 /run/netns/blue or /proc/1234/ns/net.
 
-When a plugin fails, it and the plugins before it are asked to DEL, so that
-nothing is left behind. This is not done when the interface was there before:
-then it belongs to an earlier ADD.
+When a plugin fails, the verb DEL is run for it and for the plugins before it,
+so that nothing is left behind. This is not done when the interface existed
+before: then it belongs to an earlier ADD.
 
-At a terminal the result is shown as a table; into a pipe or file it is printed
-as the last plugin printed it, as cnitool does. --text and --json overrule this.
+At a terminal the result is printed as a table; into a pipe or file it is
+printed as the last plugin printed it, as cnitool does. --text and --json choose
+the form.
 ";
 
 const OUTCOME: &str = "\
@@ -59,8 +60,7 @@ Environment:
                          capabilities of a plugin reaches it in runtimeConfig
   CNI_ARGS               K=V;K=V, passed to all plugins
 
-Exit status: 0 when attached, 1 when not, 2 for a command line that makes no
-sense.
+Exit status: 0 when attached, 1 when not, 2 for a wrong command line.
 
 Examples:
   ip netns add blue
@@ -75,21 +75,23 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
     let attachment = arguments.attachment(Some(&words[1]))?;
     let list = NetworkList::load(&arguments.conf_dir(), &words[0])?;
     let (path, cache) = (arguments.plugin_dirs(), arguments.cache());
-    let on_failure = match arguments.has(Flag::NoRollback) {
-        true => OnFailure::Leave,
-        false => OnFailure::RollBack,
+    let on_failure = if arguments.has(Flag::NoRollback) {
+        OnFailure::Leave
+    } else {
+        OnFailure::RollBack
     };
     let answer = Chain::new(&list, &path, &cache).add(&attachment, on_failure)?;
     let output = arguments.output();
-    match output.shows_results() {
-        true => output.print(&table(&answer.result))?,
-        false => output.print(&answer.text)?,
+    if output.shows_results() {
+        output.print(&table(&answer.result))?;
+    } else {
+        output.print(&answer.text)?;
     }
     Ok(Verdict::Good)
 }
 
-/// The result as people read it: the container's own interfaces first, one fact
-/// a line, then what was made on the host.
+/// The result for people: the container's interfaces first, a line for each value, then the
+/// interfaces on the host.
 fn table(result: &AddResult) -> String {
     let mut rows = Vec::new();
     let (inside, outside): (Vec<_>, Vec<_>) = result

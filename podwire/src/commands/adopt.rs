@@ -1,4 +1,4 @@
-//! `podwire adopt`: take over what the Go plugins laid down.
+//! `podwire adopt`: convert the Go plugins' rules to podwire's.
 
 use anyhow::Result;
 
@@ -18,27 +18,26 @@ pub const COMMAND: Command = Command {
 const ABOUT: &str = "\
 Usage: podwire adopt [OPTION]... [NETWORK]
 
-Rewrites what the Go plugins laid down for the attachments in the cache, or for
+Rewrites the rules of the Go plugins for the attachments in the cache, or for
 those to NETWORK: chains CNI-... of iptables become entries of podwire's
 nftables maps and one rule for a network's subnet; so do the Go plugins' own
-nftables rules. To be run once on a node, after podwire's plugins have taken
-their place: there is no need to, because podwire's plugins check, delete and
-collect both, but only podwire's layout costs the same with one pod and with
-thousands.
+nftables rules. Run it once on a node, after podwire's plugins have replaced
+them. It is optional, because podwire's plugins check, delete and collect both
+kinds, but only podwire's rules cost the same with one pod and with thousands.
 
-What is new comes first, what is old goes last: no pod is without in between,
-and connections that live go on. Where a configuration names iptables, or the
-kernel has nothing else, podwire's layout is that of the Go plugins, and nothing
-is done.
+New rules are added before old ones are removed, so no pod is without rules, and
+open connections continue. Where a configuration names iptables, or the kernel
+has no nftables, podwire's rules are those of the Go plugins, and nothing is
+done.
 
-Attachments whose network namespace is gone are passed over, and so are chains
-of containers that are not in the cache; DEL removes them in either layout.
+Attachments whose network namespace is gone are ignored, and so are chains of
+containers that are not in the cache; DEL removes both kinds.
 ";
 
 const OUTCOME: &str = "\
-Exit status: 0 when all is in podwire's layout, 1 when something could not be
-rewritten or an attachment's file makes no sense (the rest is done all the
-same), 2 for a command line that makes no sense.
+Exit status: 0 when all rules are podwire's, 1 when some could not be rewritten
+or an attachment's file is invalid (the rest is done), 2 for a wrong command
+line.
 
 Examples:
   podwire adopt --dry-run

@@ -1,4 +1,4 @@
-//! `podwire check`: say whether an attachment is as ADD left it.
+//! `podwire check`: check whether an attachment is as ADD left it.
 
 use anyhow::{Result, bail};
 
@@ -9,7 +9,7 @@ use crate::network_list::NetworkList;
 
 pub const COMMAND: Command = Command {
     name: "check",
-    summary: "say whether an attachment is as add left it",
+    summary: "check whether an attachment is as add left it",
     about: ABOUT,
     options: &[
         Opt::IFNAME,
@@ -18,7 +18,7 @@ pub const COMMAND: Command = Command {
         Opt::PLUGIN_DIR,
         Opt::CACHE_DIR,
         Opt::JSON_ERROR,
-        Opt::new(Flag::Text, "say that all is well"),
+        Opt::new(Flag::Text, "print a line when nothing differs"),
     ],
     outcome: OUTCOME,
     run,
@@ -37,7 +37,7 @@ CNI_ARGS and CAP_ARGS that are not set are taken from the cache.
 
 const OUTCOME: &str = "\
 Exit status: 0 when nothing differs, 1 when something does or a plugin failed, 2
-for a command line that makes no sense.
+for a wrong command line.
 
 Examples:
   podwire check mynet /run/netns/blue
@@ -59,9 +59,11 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
             "check {ifname} of {id} on {network}: the cache has no such attachment: name its NETNS"
         );
     }
-    let remark = match Chain::new(&list, &path, &cache).check(&attachment)? {
-        true => format!("{ifname} of {id} on {network} is as add left it"),
-        false => format!("{network} has disableCheck: nothing was checked"),
+    let checked = Chain::new(&list, &path, &cache).check(&attachment)?;
+    let remark = if checked {
+        format!("{ifname} of {id} on {network} is as add left it")
+    } else {
+        format!("{network} has disableCheck: nothing was checked")
     };
     arguments.output().remark(&remark)?;
     Ok(Verdict::Good)

@@ -1,4 +1,4 @@
-//! `podwire del`: detach a container, of which anything may be gone.
+//! `podwire del`: detach a container, of which any part may be gone.
 
 use anyhow::{Context, Result};
 
@@ -19,7 +19,7 @@ pub const COMMAND: Command = Command {
         Opt::PLUGIN_DIR,
         Opt::CACHE_DIR,
         Opt::JSON_ERROR,
-        Opt::new(Flag::Text, "say what was done"),
+        Opt::new(Flag::Text, "print a line about what was done"),
     ],
     outcome: OUTCOME,
     run,
@@ -29,22 +29,22 @@ const ABOUT: &str = "\
 Usage: podwire del [OPTION]... NETWORK NETNS
        podwire del [OPTION]... --container-id ID NETWORK [NETNS]
 
-Runs the plugins of NETWORK in reverse order with the verb DEL, then forgets the
-attachment. NETNS need not exist any more. Detaching what is not attached is a
-success.
+Runs the plugins of NETWORK in reverse order with the verb DEL, then removes the
+attachment from the cache. NETNS need not exist any more. Detaching succeeds
+when nothing is attached.
 
-Every plugin is run, also after one has failed: a firewall rule that cannot be
-removed does not keep the container's address from being released. The first
-error is reported with the others attached, and the attachment stays in the
-cache, so that the command can be repeated.
+Every plugin is run, even after one has failed: the container's address is
+released even if a firewall rule cannot be removed. The first error is reported
+with the others as details, and the attachment stays in the cache, so that the
+command can be repeated.
 
 CNI_ARGS and CAP_ARGS that are not set are taken from the cache, and so is the
-configuration when no file describes NETWORK any more.
+configuration when no file has NETWORK any more.
 ";
 
 const OUTCOME: &str = "\
-Exit status: 0 when detached, 1 when a plugin failed, 2 for a command line that
-makes no sense.
+Exit status: 0 when detached, 1 when a plugin failed, 2 for a wrong command
+line.
 
 Examples:
   podwire del mynet /run/netns/blue
@@ -60,13 +60,13 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
     // A file that cannot be read must not keep the container attached.
     let cached = cache.get(attachment.key(network)).unwrap_or_else(|error| {
         cni::log(format_args!(
-            "podwire: {error:#}; deleting without what was remembered"
+            "podwire: {error:#}; deleting without the cached attachment"
         ));
         None
     });
     complete(&mut attachment, cached.as_ref());
     let list = NetworkList::load(&arguments.conf_dir(), network)
-        .or_else(|error| remembered(cached.as_ref(), error))?;
+        .or_else(|error| cached_list(cached.as_ref(), error))?;
     Chain::new(&list, &path, &cache).del(&attachment)?;
     let (ifname, id) = (&attachment.ifname, &attachment.container_id);
     let output = arguments.output();
@@ -74,8 +74,8 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
     Ok(Verdict::Good)
 }
 
-/// The configuration that the ADD was run with, when it is the only one left.
-fn remembered(cached: Option<&CachedAttachment>, error: anyhow::Error) -> Result<NetworkList> {
+/// The configuration of the ADD, when no file has the network any more.
+fn cached_list(cached: Option<&CachedAttachment>, error: anyhow::Error) -> Result<NetworkList> {
     let Some(cached) = cached else {
         return Err(error);
     };

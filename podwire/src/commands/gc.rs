@@ -1,4 +1,4 @@
-//! `podwire gc`: remove what belongs to no attachment in use.
+//! `podwire gc`: remove leftovers of attachments that are not in use.
 
 use anyhow::{Result, bail};
 use cni::conf::ValidAttachment;
@@ -17,7 +17,7 @@ use crate::unknown_owners::{self, UnknownOwners};
 
 pub const COMMAND: Command = Command {
     name: "gc",
-    summary: "remove what belongs to no attachment in use",
+    summary: "remove leftovers of attachments that are not in use",
     about: ABOUT,
     options: &[
         Opt::new(
@@ -29,7 +29,7 @@ pub const COMMAND: Command = Command {
         Opt::CACHE_DIR,
         Opt::IFNAME_UNREAD,
         Opt::JSON_ERROR,
-        Opt::new(Flag::Text, "say what was detached"),
+        Opt::new(Flag::Text, "print what was detached"),
     ],
     outcome: OUTCOME,
     run,
@@ -44,24 +44,24 @@ are run with the verb GC and an empty list. This takes the network from every
 container on the node that is attached to it, also from those whose runtime
 keeps its cache elsewhere.
 
-With --keep-cached nothing is detached, and the plugins are told that the
-attachments in the cache are in use: what they remove are leftovers of
-attachments that nobody remembers, such as addresses reserved before a reboot.
-A file of the cache that cannot be read, or is cut short, counts as in use, by
-its name; it is named, and the exit status is 1. Remove it when its container is
-gone. Without a cache nothing is removed.
+With --keep-cached nothing is detached, and the plugins get the attachments in
+the cache as those in use. They remove leftovers of other attachments, such as
+addresses reserved before a reboot. A file of the cache that is truncated or
+cannot be read counts as in use, by its name; it is reported, and the exit
+status is 1. Remove it when its container is gone. Without a cache nothing is
+removed.
 
-Afterwards, whichever version NETWORK has and whichever suite's plugins there
-are, what podwire's plugins have left in the packet filter of pods that are gone
-is removed. With --keep-cached, a pod that lives keeps it, in the cache or not.
+Afterwards, for any version of NETWORK and any suite's plugins, the command
+removes the rules of podwire's plugins for pods that are gone. With
+--keep-cached, running pods keep their rules even if they are not in the cache.
 
-NETNS is accepted, because cnitool wants it, and not looked at. With disableGC
-in the configuration of NETWORK nothing is done.
+NETNS is accepted as in cnitool, and ignored. With disableGC in the
+configuration of NETWORK nothing is done.
 ";
 
 const OUTCOME: &str = "\
-Exit status: 0 when all was done, 1 when something was not (the rest is done all
-the same), 2 for a command line that makes no sense.
+Exit status: 0 when all was done, 1 when a part failed (the rest is done), 2 for
+a wrong command line.
 
 Examples:
   podwire gc --keep-cached mynet
@@ -86,18 +86,17 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
     let cached = cache.of_network(network)?;
     let mut all = BestEffort::new();
     for file in &cached.unidentified {
-        told(file, keeps, &mut all);
+        report(file, keeps, &mut all);
     }
-    let valid = match keeps {
-        true => cached.in_use(network),
-        false => {
-            for attachment in &cached.attachments {
-                detach(&chain, attachment, &mut all);
-            }
-            let detached = counted(cached.attachments.len(), "attachment");
-            output.remark(&format!("{detached} detached"))?;
-            Vec::new()
+    let valid = if keeps {
+        cached.in_use(network)
+    } else {
+        for attachment in &cached.attachments {
+            detach(&chain, attachment, &mut all);
         }
+        let detached = counted(cached.attachments.len(), "attachment");
+        output.remark(&format!("{detached} detached"))?;
+        Vec::new()
     };
     if let Some(false) = all.step("gc", || chain.gc(&valid)) {
         let version = &list.cni_version;
@@ -110,9 +109,9 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
     Ok(Verdict::Good)
 }
 
-/// Removes what podwire's plugins have left in the packet filter, whichever version the network
-/// has and whichever suite's plugins are there now. Where attachments are kept, so are those
-/// that live and are not in the cache.
+/// Removes podwire's packet filter rules for pods that are gone: plugins of an older version or
+/// of another suite do not. With `keeps`, rules of running pods stay even if they are not in the
+/// cache.
 fn collect(
     arguments: &Arguments,
     network: &str,
@@ -145,20 +144,21 @@ fn collect(
 }
 
 /// What a file that is not clear means for the command.
-fn told(file: &Unidentified, keeps: bool, all: &mut BestEffort) {
+fn report(file: &Unidentified, keeps: bool, all: &mut BestEffort) {
     let name = file.path.display();
     let fault = file.fault.as_deref();
-    let fault = fault.unwrap_or("a result of an old libcni, which does not say whose it is");
-    let consequence = match keeps {
-        true => "its attachment is taken to be in use",
-        false => "its attachment was not detached",
+    let fault = fault.unwrap_or("a result of an old libcni, which does not name its attachment");
+    let consequence = if keeps {
+        "its attachment counts as in use"
+    } else {
+        "its attachment was not detached"
     };
-    match keeps && file.fault.is_none() {
-        // The name of such a file is all that there ever was.
-        true => cni::log(format_args!("podwire: {name}: {fault}: {consequence}")),
-        false => drop(all.step("read the cache", || -> Result<()> {
-            bail!("{name}: {fault}: {consequence}")
-        })),
+    let line = format!("{name}: {fault}: {consequence}");
+    if keeps && file.fault.is_none() {
+        // Nothing is wrong: old versions of libcni wrote no more.
+        cni::log(format_args!("podwire: {line}"));
+    } else {
+        let _ = all.step("read the cache", || -> Result<()> { bail!(line) });
     }
 }
 

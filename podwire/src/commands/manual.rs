@@ -3,11 +3,11 @@
 use super::Command;
 use crate::arguments::Flag;
 
-/// An option of a command, and what its manual says of it.
+/// An option of a command, with its text in the manual.
 pub struct Opt {
-    /// Which.
+    /// The option.
     pub flag: Flag,
-    /// Words that are broken into lines when they are printed.
+    /// Broken into lines when printed.
     text: &'static str,
 }
 
@@ -25,30 +25,27 @@ impl Opt {
     /// Where the cache is.
     pub const CACHE_DIR: Self = Self::new(
         Flag::CacheDir,
-        "where attachments are remembered (/var/lib/cni)",
+        "where the cache of attachments is (/var/lib/cni)",
     );
-    /// Of an attachment.
+    /// The interface of an attachment.
     pub const IFNAME: Self = Self::new(
         Flag::IfName,
         "name of the interface in the container (CNI_IFNAME; eth0)",
     );
-    /// Of an attachment.
+    /// The container of an attachment.
     pub const CONTAINER_ID: Self = Self::new(
         Flag::ContainerId,
-        "the container's id (cnitool- and 20 hex digits that follow from the path of NETNS)",
+        "the container's id (cnitool- and 20 hex digits derived from the path of NETNS)",
     );
-    /// What cnitool takes for every command.
-    pub const IFNAME_UNREAD: Self = Self::new(
-        Flag::IfName,
-        "accepted, because cnitool does, and not looked at",
-    );
-    /// Of commands whose only answer is an error.
+    /// Which cnitool accepts for every command.
+    pub const IFNAME_UNREAD: Self = Self::new(Flag::IfName, "accepted as in cnitool, and ignored");
+    /// For commands without a result.
     pub const JSON_ERROR: Self = Self::new(
         Flag::Json,
         "print an error as an object with code, msg and details, on standard output",
     );
 
-    /// An option that means something of its own here.
+    /// An option with a text for this command.
     pub const fn new(flag: Flag, text: &'static str) -> Self {
         Self { flag, text }
     }
@@ -56,11 +53,11 @@ impl Opt {
 
 /// The columns of a terminal.
 const WIDTH: usize = 80;
-/// The column in which what is said of an option begins.
+/// The column in which texts of options begin.
 const MARGIN: usize = 25;
 
 impl Command {
-    /// All that is to be known of it.
+    /// The manual.
     pub fn manual(&self) -> String {
         let mut options = String::new();
         for option in self.options {
@@ -73,7 +70,7 @@ impl Command {
              {}\n\
              Options:\n\
              {options}\n\
-             In parentheses: the variable that counts without the option; the default.\n\
+             In parentheses: the variable that is used without the option; the default.\n\
              \n\
              {}",
             self.name, self.summary, self.about, self.outcome

@@ -24,7 +24,7 @@ pub const COMMAND: Command = Command {
     options: &[
         Opt::CONF_DIR,
         Opt::new(Flag::Json, "print peers, or what was done, as an object"),
-        Opt::new(Flag::Text, "say what was done"),
+        Opt::new(Flag::Text, "print a line about what was done"),
     ],
     outcome: OUTCOME,
     run,
@@ -35,32 +35,31 @@ Usage: podwire peers list [OPTION]... NETWORK
        podwire peers set|add|remove [OPTION]... NETWORK FILE
        podwire peers set|add|remove [OPTION]... NETWORK PEER...
 
-The peers of NETWORK, whose plugin is vxlan, as the kernel of this node knows
-them. list shows them, and tells on standard error what the kernel lacks of the
-configuration's. set makes them exactly those that are given: what is
-missing is added, what is not given goes, and what is right already is not
-touched. add and remove change some and leave the others. With no FILE and no
-PEER, set removes all.
+The peers of NETWORK, a network of the plugin vxlan, in the kernel of this node.
+list prints them, and reports on standard error which peers of the configuration
+the kernel lacks. set makes them exactly the given ones: it adds missing ones,
+removes others, and leaves correct ones untouched. add and remove change only
+the given ones. Without FILE and PEER, set removes all.
 
-A PEER is an address, a MAC and networks with commas between them, in any order:
-192.0.2.2,10.5.2.0/24 (mode l3: the host, its pods' subnet) or 192.0.2.2 (mode
-l2: a host) or 192.0.2.2,02:00:00:00:00:07,10.5.0.7/32 (mode l2: a pod that is
-there). For remove, the address is enough.
+A PEER is an address, a MAC and networks, separated by commas, in any order:
+192.0.2.2,10.5.2.0/24 (mode l3: a host and its pods' subnet) or 192.0.2.2 (mode
+l2: a host) or 192.0.2.2,02:00:00:00:00:07,10.5.0.7/32 (mode l2: a pod on that
+host). For remove, the address is enough.
 
-A FILE has the same in JSON, as list --json prints it and the key peers of the
-configuration has it: {\"peers\": [{\"vtep\": \"192.0.2.2\", \"mac\": \"…\", \"subnet\":
+A FILE has the same in JSON, in the form of list --json and of the key peers of
+the configuration: {\"peers\": [{\"vtep\": \"192.0.2.2\", \"mac\": \"…\", \"subnet\":
 \"10.5.2.0/24\"}]}; or it is the configuration of a network of the plugin vxlan,
 whose peers are taken. - is standard input.
 
-The device is made if no pod has been attached yet. The peers in the
-configuration are carried out when the device is made, and again by the first
-ADD after they were changed there; what is changed here stays until then, and is
-gone after a reboot.
+The device is created if no pod has been attached yet. The peers of the
+configuration are applied when the device is created, and again by the first ADD
+after they have changed there. Changes by this command last until then, or until
+a reboot.
 ";
 
 const OUTCOME: &str = "\
-Exit status: 0 when all was done, 1 when something was not (the rest is done all
-the same), 2 for a command line that makes no sense.
+Exit status: 0 when all was done, 1 when a part failed (the rest is done), 2 for
+a wrong command line.
 
 Examples:
   podwire peers list mynet
@@ -92,14 +91,14 @@ impl Action {
         }
     }
 
-    /// The peers that there are to be, after those that there are.
+    /// The wanted peers, from the present ones and the given ones.
     fn apply(self, present: Vec<Peer>, given: Vec<Peer>, mode: Mode) -> Vec<Peer> {
         let mut wanted = present;
         match self {
             Self::List => {}
             Self::Set => wanted = given,
             Self::Add => {
-                // A host has one entry where it routes; it may have come back with another MAC.
+                // In mode l3 a host has one entry, even if its MAC has changed.
                 let same = |one: &Peer, other: &Peer| {
                     one.vtep == other.vtep && (mode == Mode::L3 || one.mac == other.mac)
                 };
@@ -132,7 +131,7 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
     if action == Action::List {
         return list(&output, &node.peers()?, &node.missing()?);
     }
-    // To remove one it is enough to say which.
+    // To remove a peer, its address is enough.
     let mode = match action {
         Action::Remove => None,
         _ => Some(node.network.mode),
@@ -142,7 +141,7 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
         .enumerate()
         .map(|(index, keys)| checked(keys, mode, index))
         .collect::<Result<Vec<_>>>()?;
-    tell(&output, &node.change(action, given)?)
+    print(&output, &node.change(action, given)?)
 }
 
 /// The network on this node.
@@ -161,7 +160,7 @@ impl Node {
         self.peers_of(link, bridge.as_ref())
     }
 
-    /// What the configuration lists and the kernel lacks, in words.
+    /// The configuration's entries that the kernel lacks, as text.
     fn missing(&self) -> Result<Vec<String>> {
         let bridge = self.bridge_if_there()?;
         let missing = device::missing_entries(&self.network, &self.device, bridge.as_ref())?;
@@ -176,14 +175,14 @@ impl Node {
 
     fn change(&self, action: Action, given: Vec<Peer>) -> Result<Reconciled> {
         let (host, network) = (&self.host, &self.network);
-        // Before anything is made: what is given may be wrong in itself.
+        // Before anything is created: the given peers may be invalid.
         network.check_not_ourselves(&given, self.device.local)?;
         let wanted = action.apply(self.peers()?, given.clone(), network.mode);
         network.check_peers(&wanted)?;
         self.device.check_peers(host, network, &wanted)?;
         let bridge = self.bridge()?;
         let link = self.device.ensure(host, network, bridge.as_ref())?;
-        // The configuration's are then known to have been carried out.
+        // First the configuration's peers, so that the next ADD does not apply them again.
         self.device
             .apply_peers(host, network, &link, bridge.as_ref())?;
         let present = self.peers_of(&link, bridge.as_ref())?;
@@ -193,7 +192,7 @@ impl Node {
             .set_peers(host, network, &link, bridge.as_ref(), &wanted)
     }
 
-    /// The bridge of one segment, which the device is a port of.
+    /// The bridge that the device is a port of, in mode l2.
     fn bridge(&self) -> Result<Option<Link>> {
         if self.network.mode == Mode::L3 {
             return Ok(None);
@@ -219,8 +218,8 @@ impl Node {
     }
 }
 
-/// How many peers the configuration of a vxlan plugin lists, and which of them the kernel
-/// does not know; `None` while there is no device, which will be made with all of them.
+/// The number of peers in the configuration of a vxlan plugin, and those of them that the kernel
+/// lacks; `None` without a device, which will be created with all of them.
 pub fn unknown_peers(document: &Json, name: &str) -> Result<Option<(usize, Vec<Peer>)>> {
     let network = Network::new(&document.decode()?, name)?;
     let host = Netlink::open()?;
@@ -243,13 +242,13 @@ pub fn unknown_peers(document: &Json, name: &str) -> Result<Option<(usize, Vec<P
     Ok(Some((node.network.peers.len(), unknown.cloned().collect())))
 }
 
-/// Why the network's packets do not leave the node though an ADD succeeds, if so.
+/// Why the network's packets do not leave the node although an ADD succeeds, if that is so.
 pub fn underlay_trouble(document: &Json, name: &str) -> Result<Option<String>> {
     let network = Network::new(&document.decode()?, name)?;
     Ok(Device::find(&Netlink::open()?, &network)?.trouble())
 }
 
-/// The network called `name`, whose plugin is vxlan.
+/// The network `name`, which must have the plugin vxlan.
 fn network(arguments: &Arguments, name: &str) -> Result<Network> {
     let list = NetworkList::load(&arguments.conf_dir(), name)?;
     let plugin = list.plugins.iter().find(|it| it.plugin == "vxlan");
@@ -268,7 +267,7 @@ fn given(words: &[String]) -> Result<Vec<PeerKeys>> {
         [file] if parse(file).is_none() => from_file(file),
         words => words
             .iter()
-            .map(|word| parse(word).ok_or_else(|| Misuse(format!("{word:?} is no peer")).into()))
+            .map(|word| parse(word).ok_or_else(|| Misuse(format!("{word:?} is not a peer")).into()))
             .collect(),
     }
 }
@@ -335,7 +334,7 @@ fn parse(word: &str) -> Option<PeerKeys> {
     Some(peer)
 }
 
-/// Without a mode, it need not be whole.
+/// Checks a peer; without a mode, it need not be complete.
 fn checked(keys: &PeerKeys, mode: Option<Mode>, index: usize) -> Result<Peer> {
     let place = format!("peers[{index}]");
     if let Some(mode) = mode {
@@ -385,7 +384,7 @@ fn document(peer: &Peer) -> Value {
     it
 }
 
-fn tell(output: &Output, done: &Reconciled) -> Result<Verdict> {
+fn print(output: &Output, done: &Reconciled) -> Result<Verdict> {
     let (added, kept, removed) = (done.added, done.kept, done.removed);
     if output.is_json() {
         let failed: Vec<String> = done.failed.iter().map(|it| it.1.to_string()).collect();
@@ -400,10 +399,8 @@ fn tell(output: &Output, done: &Reconciled) -> Result<Verdict> {
             "entries: {added} added, {kept} kept, {removed} removed"
         ))?;
     }
-    match done.failed.is_empty() {
-        true => Ok(Verdict::Good),
-        false => Ok(Verdict::Bad),
-    }
+    let good = done.failed.is_empty();
+    Ok(if good { Verdict::Good } else { Verdict::Bad })
 }
 
 #[cfg(test)]

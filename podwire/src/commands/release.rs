@@ -1,4 +1,4 @@
-//! `podwire release`: give back to the Go plugins.
+//! `podwire release`: convert podwire's rules to those of the Go plugins.
 
 use anyhow::Result;
 
@@ -18,31 +18,32 @@ pub const COMMAND: Command = Command {
 const ABOUT: &str = "\
 Usage: podwire release [OPTION]... [NETWORK]
 
-The way back from `podwire adopt`, before the Go plugins take the place of
-podwire's: rewrites what podwire's plugins laid down for the attachments in the
-cache, or for those to NETWORK, so that the Go plugins' CHECK and DEL find it.
-It goes where the Go plugins would have put it: to iptables, or to their own
-nftables table where a configuration names nftables or there is no iptables.
+The reverse of `podwire adopt`, to be run before the Go plugins replace
+podwire's: rewrites the rules of podwire's plugins for the attachments in the
+cache, or for those to NETWORK, so that the Go plugins' CHECK and DEL find them.
+The new rules are where the Go plugins would have made them: in iptables, or in
+their own nftables table where a configuration names nftables or there is no
+iptables.
 
-What is new comes first, what is old goes last: no pod is without in between,
-and connections that live go on. With the last port podwire's own tables go, and
-with them what keeps neighbours from 127.0.0.0/8 of the node; the Go plugins
-have nothing of the kind.
+New rules are added before old ones are removed, so no pod is without rules, and
+open connections continue. With the last port, podwire's own tables are removed.
+They also protect 127.0.0.0/8 of the node from its neighbours; the Go plugins
+have no such rule.
 
-Ports of pods that are gone are removed: the Go plugins' DEL has left them where
-podwire was replaced without this command, and they would lead to an address
-that nothing has. What may be of a living pod that is not in the cache stays,
-and the command fails: run it again with the --cache-dir of that pod's runtime.
+Ports of pods that are gone are removed: if podwire was replaced without this
+command, the Go plugins' DEL has left them, and they lead to an unused address.
+Rules that may be of a running pod that is not in the cache stay, and the
+command fails: run it again with the --cache-dir of that pod's runtime.
 
-Attachments whose network namespace is gone are passed over, and so are
-published ports with conditions in nftables' language: the Go plugins would
-apply those of one pod to all.
+Attachments whose network namespace is gone are ignored, and so are published
+ports with conditions in nftables' language: the Go plugins would apply those of
+one pod to all.
 ";
 
 const OUTCOME: &str = "\
-Exit status: 0 when all is in the Go plugins' layout but for what was told, 1
-when something could not be rewritten or an attachment's file makes no sense
-(the rest is done all the same), 2 for a command line that makes no sense.
+Exit status: 0 when all rules but those reported are the Go plugins', 1 when
+some could not be rewritten or an attachment's file is invalid (the rest is
+done), 2 for a wrong command line.
 
 Examples:
   podwire release --dry-run

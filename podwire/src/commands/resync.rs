@@ -1,4 +1,4 @@
-//! `podwire resync`: put back what other programs took away.
+//! `podwire resync`: restore what other programs removed.
 
 use anyhow::Result;
 
@@ -9,7 +9,7 @@ use crate::gateways;
 
 pub const COMMAND: Command = Command {
     name: "resync",
-    summary: "put back what other programs took away",
+    summary: "restore what other programs removed",
     about: ABOUT,
     options: node::OPTIONS,
     outcome: OUTCOME,
@@ -19,25 +19,25 @@ pub const COMMAND: Command = Command {
 const ABOUT: &str = "\
 Usage: podwire resync [OPTION]... [NETWORK]
 
-After `iptables -F`, `nft flush ruleset` or a reload of firewalld: puts back
-what is missing of masquerade, published ports, spoof checks and isolation, for
-every attachment in the cache or those to NETWORK. What is wanted follows from
-what the cache has of the ADD: the configuration, the runtime's port mappings,
-the result. Also puts back the gateway's addresses of bridges and sets the
-bridges up, where NetworkManager or another program has changed them.
+After `iptables -F`, `nft flush ruleset` or a reload of firewalld: restores
+missing rules for masquerade, published ports, spoof checks and isolation, for
+every attachment in the cache or for those to NETWORK. The cache has what is
+needed of each ADD: the configuration, the runtime's port mappings, the result.
+Also restores the gateway's addresses of bridges and sets the bridges up, where
+NetworkManager or another program has changed them.
 
-What is there stays as it is, whoever made it. What is missing comes back in one
-transaction of nf_tables and one of each family's iptables. Connections that
-live go on; connections of UDP that went astray meanwhile are forgotten. A port
-that somebody else has by now stays theirs.
+Existing rules stay, no matter which program made them. Missing ones are
+restored in one transaction of nf_tables and one of each family's iptables. Open
+connections continue; UDP connections that were misdirected meanwhile are
+deleted from conntrack. A port that another pod has by now is left to it.
 
-Attachments whose network namespace is gone are passed over.
+Attachments whose network namespace is gone are ignored.
 ";
 
 const OUTCOME: &str = "\
 Exit status: 0 when nothing is missing any more, 1 when something could not be
-put back or an attachment's file makes no sense (the rest is done all the same),
-2 for a command line that makes no sense.
+restored or an attachment's file is invalid (the rest is done), 2 for a wrong
+command line.
 
 Examples:
   podwire resync

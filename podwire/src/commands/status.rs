@@ -1,4 +1,4 @@
-//! `podwire status`: say whether a network can take attachments.
+//! `podwire status`: check whether a network can take attachments.
 
 use std::fmt;
 
@@ -19,7 +19,7 @@ use crate::request_config;
 
 pub const COMMAND: Command = Command {
     name: "status",
-    summary: "say whether a network can take attachments",
+    summary: "check whether a network can take attachments",
     about: ABOUT,
     options: &[
         Opt::CONF_DIR,
@@ -33,7 +33,7 @@ pub const COMMAND: Command = Command {
             Flag::Json,
             "print an error as an object with code, msg and details, on standard output; with --verbose, an object with available, error, ranges, peers and problems",
         ),
-        Opt::new(Flag::Text, "say that all is well"),
+        Opt::new(Flag::Text, "print a line when STATUS succeeds"),
     ],
     outcome: OUTCOME,
     run,
@@ -42,22 +42,21 @@ pub const COMMAND: Command = Command {
 const ABOUT: &str = "\
 Usage: podwire status [OPTION]... NETWORK [NETNS]
 
-Runs the plugins of NETWORK in order with the verb STATUS, up to the first with
-which no ADD could succeed now; its error code is kept (50: not available). A
-NETWORK older than cniVersion 1.1.0 has no STATUS: nothing is run, and the
-command succeeds.
+Runs the plugins of NETWORK in order with the verb STATUS, up to the first one
+that reports that no ADD can succeed now; its error code is kept (50: not
+available). A NETWORK older than cniVersion 1.1.0 has no STATUS: nothing is run,
+and the command succeeds.
 
-Runtimes take a node out of service when STATUS fails. So it does not say what
-leaves the pods of the node well: a range without a free address, a vxlan peer
-that the kernel does not know. --verbose does, and the exit status stays that of
-STATUS.
+Runtimes take a node out of service when STATUS fails. So STATUS does not report
+conditions that do not affect running pods: a range without a free address, a
+vxlan peer that the kernel does not have. --verbose does; the exit status stays
+that of STATUS.
 
-NETNS is accepted, because cnitool wants it, and not looked at.
+NETNS is accepted as in cnitool, and ignored.
 ";
 
 const OUTCOME: &str = "\
-Exit status: 0 when it can, 1 when it cannot, 2 for a command line that makes no
-sense.
+Exit status: 0 when it can, 1 when it cannot, 2 for a wrong command line.
 
 Examples:
   podwire status mynet
@@ -73,7 +72,7 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
     let status = Chain::new(&list, &path, &cache).status();
     let output = arguments.output();
     if arguments.has(Flag::Verbose) {
-        return tell(&output, &Details::of(&list), &list, status);
+        return print(&output, &Details::of(&list), &list, status);
     }
     output.remark(&remark(&list, status?))?;
     Ok(Verdict::Good)
@@ -81,13 +80,14 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
 
 fn remark(list: &NetworkList, has_status: bool) -> String {
     let (network, version) = (&list.name, &list.cni_version);
-    match has_status {
-        true => format!("{network} can take attachments"),
-        false => format!("{network} has cniVersion {version:?}, without STATUS"),
+    if has_status {
+        format!("{network} can take attachments")
+    } else {
+        format!("{network} has cniVersion {version:?}, without STATUS")
     }
 }
 
-/// What STATUS does not say.
+/// What STATUS does not report.
 #[derive(Debug, Default, Serialize)]
 struct Details {
     ranges: Vec<Range>,
@@ -118,7 +118,7 @@ impl Details {
         let mut details = Self::default();
         for plugin in &list.plugins {
             let document = Value::Object(request_config::base(list, plugin));
-            // A document that was read once is read again.
+            // It cannot fail: the document has been parsed before.
             let Ok(document) = Json::deserialize(&document) else {
                 continue;
             };
@@ -152,7 +152,7 @@ impl Details {
             }
             Err(error) => self.problems.push(format!("peers: {error:#}")),
         }
-        // What cannot be told has been.
+        // An error has been reported above.
         let trouble = underlay_trouble(document, network);
         self.problems.extend(trouble.ok().flatten());
     }
@@ -213,7 +213,7 @@ struct Document<'a> {
     details: &'a Details,
 }
 
-fn tell(
+fn print(
     output: &Output,
     details: &Details,
     list: &NetworkList,

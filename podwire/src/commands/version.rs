@@ -1,4 +1,4 @@
-//! `podwire version`: which plugins there are, and which versions they speak.
+//! `podwire version`: list the plugins, and the versions that they support.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ use crate::probe::{release, supported_versions};
 
 pub const COMMAND: Command = Command {
     name: "version",
-    summary: "list the plugins and the versions that they speak",
+    summary: "list the plugins and the versions that they support",
     about: ABOUT,
     options: &[
         Opt::CONF_DIR,
@@ -34,16 +34,16 @@ pub const COMMAND: Command = Command {
 const ABOUT: &str = "\
 Usage: podwire version [OPTION]... [NETWORK]
 
-Prints the version of podwire, then asks every executable in the plugin
-directories with the verb VERSION which versions of the CNI specification it
-speaks; with NETWORK, only the plugins of that network, in order. In parentheses
-follows whose plugin it is, where it says so: podwire's, of the Go suite
-(github.com/containernetworking/plugins), or of another.
+Prints the version of podwire, then runs every executable in the plugin
+directories with the verb VERSION and prints which versions of the CNI
+specification it supports; with NETWORK, only the plugins of that network, in
+order. In parentheses follow the plugin's suite and release, where known:
+podwire, Go (github.com/containernetworking/plugins), or another.
 ";
 
 const OUTCOME: &str = "\
-Exit status: 0 when all plugins answered, 1 when one did not, 2 for a command
-line that makes no sense.
+Exit status: 0 when all plugins answered, 1 when one did not, 2 for a wrong
+command line.
 
 Examples:
   podwire version
@@ -89,20 +89,21 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
             found.map(|(name, file)| ask(&name, Ok(file))).collect()
         }
     };
-    let silent = plugins.iter().any(|plugin| plugin.error.is_some());
+    let failed = plugins.iter().any(|plugin| plugin.error.is_some());
     let answer = Answer {
         version: env!("CARGO_PKG_VERSION"),
         plugins,
     };
     let output = arguments.output();
-    match output.is_json() {
-        true => output.print_json(&answer)?,
-        false => output.print(&lines(&answer))?,
+    if output.is_json() {
+        output.print_json(&answer)?;
+    } else {
+        output.print(&lines(&answer))?;
     }
-    Ok(if silent { Verdict::Bad } else { Verdict::Good })
+    Ok(if failed { Verdict::Bad } else { Verdict::Good })
 }
 
-/// What a runtime would execute: of one name, the first on the path.
+/// The executables that a runtime would find: of one name, the first on the path.
 fn executables(path: &[PathBuf]) -> BTreeMap<String, PathBuf> {
     let mut found = BTreeMap::new();
     let entries = path.iter().filter_map(|dir| fs::read_dir(dir).ok());
@@ -115,7 +116,7 @@ fn executables(path: &[PathBuf]) -> BTreeMap<String, PathBuf> {
     found
 }
 
-/// Whether it is no plugin: podwire itself, or a file that is just being installed.
+/// Whether it is not a plugin: podwire itself, or a file that is being installed.
 fn is_other(name: &str, file: &Path) -> bool {
     let identity = |file: &Path| fs::metadata(file).map(|it| (it.dev(), it.ino())).ok();
     let ours = std::env::current_exe().ok();
@@ -151,9 +152,9 @@ fn lines(answer: &Answer) -> String {
     let widest = answer.plugins.iter().map(|plugin| plugin.name.len()).max();
     for plugin in &answer.plugins {
         let versions = plugin.versions.join(", ");
-        let said = plugin.error.as_deref().unwrap_or(&versions);
+        let answer = plugin.error.as_deref().unwrap_or(&versions);
         let width = widest.unwrap_or_default();
-        text += &format!("\n{:<width$}  {said}", plugin.name);
+        text += &format!("\n{:<width$}  {answer}", plugin.name);
         if let Some(release) = &plugin.release {
             text += &format!("  ({release})");
         }

@@ -176,7 +176,7 @@ fn mistakes_are_told_and_change_nothing() {
             (
                 vec!["peers", "add", "net5", "one", "two"],
                 2,
-                "\"one\" is no peer",
+                "\"one\" is not a peer",
             ),
             (
                 vec!["peers", "add", "net5", "172.20.2.12,172.20.2.8/29"],
