@@ -25,7 +25,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::flags::{Command, Flags, HELP};
+use crate::flags::{Flags, HELP};
 use crate::lease::{Held, Identity, Lease, Millis, Timeouts};
 use crate::store::{Record, Store, directory};
 
@@ -60,8 +60,8 @@ struct Daemon {
 pub fn main(arguments: &[String]) -> ExitCode {
     cni::process::start();
     let flags = match Flags::parse(arguments) {
-        Ok(Command::Run(flags)) => flags,
-        Ok(Command::Help) => {
+        Ok(Some(flags)) => flags,
+        Ok(None) => {
             // A pipe that is closed early is no failure.
             let _ = std::io::stdout().write_all(HELP.as_bytes());
             return ExitCode::SUCCESS;

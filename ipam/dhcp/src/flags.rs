@@ -1,19 +1,19 @@
-//! The command line of `dhcp daemon`: that of the Go daemon, with one dash or two.
+//! The command line of `dhcp daemon`: the Go daemon's, with one dash or two.
 
 use std::time::Duration;
 
 use crate::conf::SOCKET;
 
-/// What the daemon was told.
+/// The settings of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flags {
     /// `-pidfile`: where to write the process id.
     pub pidfile: String,
-    /// `-hostprefix`: what to put before the paths of the host.
+    /// `-hostprefix`: the prefix of paths on the host.
     pub host_prefix: String,
     /// `-socketpath`: where to listen.
     pub socket: String,
-    /// `-broadcast`: have servers broadcast their answers.
+    /// `-broadcast`: ask servers to broadcast their answers.
     pub broadcast: bool,
     /// `-timeout`: how long a server may take to grant what it has offered.
     pub timeout: Duration,
@@ -21,15 +21,6 @@ pub struct Flags {
     pub resend_max: Duration,
     /// `-resendtimeout`: how long an ADD waits for an address.
     pub resend_timeout: Duration,
-}
-
-/// What a command line asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// Run with these.
-    Run(Flags),
-    /// Print [`HELP`].
-    Help,
 }
 
 const RESEND_MAX: Duration = Duration::from_secs(62);
@@ -43,35 +34,35 @@ USAGE
     dhcp daemon [FLAG]...
 
 DESCRIPTION
-    The CNI plugin `dhcp` runs only while a pod is made or removed, but an
-    address that a DHCP server grants has to be renewed for as long as the pod
-    lives. This daemon does that. The plugin asks it over a unix socket for a
-    lease and gives it back there; in between, the daemon speaks DHCP on the
-    pod's own interface, inside the pod's network namespace.
+    The CNI plugin `dhcp` runs only while a pod is created or deleted, but the
+    lease of an address has to be renewed for as long as the pod lives. This
+    daemon does that. The plugin requests and releases leases over a unix socket;
+    the daemon speaks DHCP on the pod's own interface, inside the pod's network
+    namespace.
 
-    It renews a lease at the server's T1, asks any server at T2, and when a
-    lease expires or is refused it takes the address from the pod and seeks
-    another. A renewal that brings another address, mask, or other routes is
-    applied to the pod at once.
+    It renews a lease at the server's T1, and asks any server at T2. When a lease
+    expires or is refused, it removes the address from the pod and acquires
+    another one. If a renewal changes the address, mask or routes, it applies them
+    to the pod at once.
 
-    Leases are kept on disk. A daemon that starts again, after whatever, has
-    them renewed and goes on. Stopping it (SIGTERM,
-    SIGINT) releases nothing: pods keep their addresses, and another daemon
-    should be running before half the lease time is over.
+    Leases are kept on disk. After a restart for any reason, the daemon renews
+    them and goes on. Stopping it (SIGTERM, SIGINT) releases nothing: pods keep
+    their addresses, and another daemon should be running before half the lease
+    time is over.
 
     One thread serves all leases.
 
 FLAGS
-    One dash or two; a value follows after a space or `=`. DURATION is as Go
-    writes it: 300ms, 10s, 1m30s, 2h.
+    One dash or two; a value follows after a space or `=`. DURATION is in Go's
+    format: 300ms, 10s, 1m30s, 2h.
 
     -broadcast
-        Ask servers to broadcast their answers. For segments that do not carry a
-        frame to a hardware address which nobody has been heard from.
+        Ask servers to broadcast their answers. For segments that drop frames to a
+        hardware address that has not sent anything yet.
 
     -hostprefix DIR
-        Where the root of the host is, for a daemon in a container: DIR is put
-        before the paths of the socket, of the leases, and of pods' namespaces.
+        The root directory of the host, for a daemon in a container: the prefix of
+        the paths of the socket, of the leases and of pods' namespaces.
 
     -pidfile FILE
         Write the process id to FILE, an absolute path; removed at the end.
@@ -81,13 +72,13 @@ FLAGS
         8, 16 … seconds.
 
     -resendtimeout DURATION     (208s, less with a shorter -resendmax)
-        How long an ADD waits for an address. It then fails with `no more tries`,
-        error code 11: try again later.
+        How long an ADD waits for an address before it fails with `no more tries`,
+        error code 11 (try again later).
 
     -socketpath FILE            (/run/cni/dhcp.sock)
-        Where to listen. The same path goes into `ipam.daemonSocketPath` of the
-        network's configuration. A socket that nobody listens at any more is
-        replaced. Daemons with different sockets know nothing of each other.
+        Where to listen. The key `ipam.daemonSocketPath` of the network's
+        configuration needs the same path. A socket without a listening process is
+        replaced. Daemons with different sockets are independent.
 
     -timeout DURATION           (10s)
         How long a server may take to grant the address that it has offered, and to
@@ -102,17 +93,18 @@ SYSTEMD
 
         systemctl enable --now cni-dhcp.socket
 
-    A socket that systemd passes (LISTEN_FDS) is used instead of -socketpath. Have
-    -socketpath name the same path nevertheless: leases are kept under its name.
+    A socket from systemd (LISTEN_FDS) is used instead of -socketpath. Set
+    -socketpath to the same path nevertheless: the directory of the leases is named
+    after it.
 
 FILES
     /run/cni/dhcp.sock
-        The socket. Whoever may write to it may have leases on any network
-        namespace of the node: it and its directory are root's.
+        The socket. A process that can write to it can get leases on any network
+        namespace of the node, so it and its directory belong to root.
 
     /var/lib/cni/dhcp/run-cni-dhcp.sock/*.json
-        The leases, one file for each, mode 0600. The directory is named after the
-        socket and locked (flock) by the daemon that runs.
+        The leases, a file for each, mode 0600. The directory is named after the
+        socket, and the running daemon locks it (flock).
 
 SIGNALS
     SIGTERM, SIGINT
@@ -122,15 +114,15 @@ EXIT STATUS
     0 after a signal; 1 when it cannot start; 2 for a wrong flag.
 
 SEE ALSO
-    README of the plugin for the keys of a configuration; RFC 2131; RFC 2132.
+    The plugin's README for the keys of a configuration; RFC 2131; RFC 2132.
 ";
 
 impl Flags {
-    /// Reads what follows `daemon`.
+    /// Reads the arguments after `daemon`; `None` when they ask for [`HELP`].
     ///
     /// # Errors
-    /// Which argument is wrong, and how.
-    pub fn parse(arguments: &[String]) -> Result<Command, String> {
+    /// Which argument is wrong, and why.
+    pub fn parse(arguments: &[String]) -> Result<Option<Self>, String> {
         let mut flags = Self {
             pidfile: String::new(),
             host_prefix: String::new(),
@@ -150,7 +142,7 @@ impl Flags {
                 None => (name, None),
             };
             match name {
-                "h" | "help" => return Ok(Command::Help),
+                "h" | "help" => return Ok(None),
                 "broadcast" => {
                     flags.broadcast = boolean(value.as_deref().unwrap_or("true"))
                         .ok_or_else(|| format!("flag -{name}: not a boolean"))?;
@@ -168,7 +160,7 @@ impl Flags {
         if flags.resend_timeout.is_zero() {
             flags.resend_timeout = flags.whole();
         }
-        Ok(Command::Run(flags))
+        Ok(Some(flags))
     }
 
     fn set(&mut self, name: &str, value: String) -> Result<(), String> {
@@ -191,8 +183,8 @@ impl Flags {
         Ok(())
     }
 
-    /// The pauses up to the longest, that once, and the quick tries before: who
-    /// makes the longest pause shorter wants an answer sooner.
+    /// The default of -resendtimeout: the quick tries and the pauses up to the longest one. So a
+    /// shorter -resendmax makes ADD fail sooner, too.
     fn whole(&self) -> Duration {
         let mut pause = Duration::from_secs(4);
         let mut whole = Duration::from_secs(8);
@@ -218,7 +210,7 @@ const NAMES: [&str; 6] = [
     "resendtimeout",
 ];
 
-/// What Go's flag package takes for a boolean.
+/// A boolean, as Go's flag package reads it.
 fn boolean(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
@@ -227,7 +219,7 @@ fn boolean(text: &str) -> Option<bool> {
     }
 }
 
-/// What Go's `time.ParseDuration` takes, without signs: numbers with units in a row.
+/// A duration, as Go's `time.ParseDuration` reads it, without a sign.
 fn duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut seconds = 0.0;
@@ -248,7 +240,7 @@ fn duration(text: &str) -> Option<Duration> {
         seconds += number.parse::<f64>().ok()? * unit;
         rest = after;
     }
-    // A year is longer than any of this has to be.
+    // No more than a year.
     (0.0..=31_536_000.0)
         .contains(&seconds)
         .then(|| Duration::from_secs_f64(seconds))
@@ -260,10 +252,7 @@ mod tests {
 
     fn parse(line: &str) -> Result<Flags, String> {
         let arguments: Vec<_> = line.split_whitespace().map(str::to_owned).collect();
-        match Flags::parse(&arguments)? {
-            Command::Run(flags) => Ok(flags),
-            Command::Help => Err("help".into()),
-        }
+        Flags::parse(&arguments)?.ok_or_else(|| "help".into())
     }
 
     #[test]
@@ -293,13 +282,13 @@ mod tests {
     }
 
     #[test]
-    fn who_resends_less_waits_less() {
+    fn a_shorter_resendmax_shortens_the_wait() {
         let whole = parse("-timeout 2s -resendmax 8s").unwrap().resend_timeout;
         assert_eq!(whole, Duration::from_secs(20));
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_flag() {
         for (line, text) in [
             ("daemon", "unexpected argument \"daemon\""),
             ("-x", "unknown flag -x"),
