@@ -1,5 +1,5 @@
-//! What the targets share: the form of their inputs, what must be true of every
-//! answer, and a run over a corpus without a fuzzer.
+//! What the targets share: the format of their inputs, the checks of every answer, and a
+//! run over a corpus without a fuzzer.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,7 +11,7 @@ use cni::json::Json;
 use cni::{Add, AddResult, Attachment, Call, Check, Del, Gc, Plugin, Status, Undo};
 use serde::de::DeserializeOwned;
 
-/// What a plugin does with a call before it touches anything.
+/// The part of a plugin that runs before it touches anything.
 pub trait Parser {
     /// The plugin's name.
     const NAME: &'static str;
@@ -59,7 +59,7 @@ impl<P: Parser> Plugin for Stub<P> {
 /// A whole call: lines `NAME=VALUE` for the environment, an empty line, standard input.
 ///
 /// # Panics
-/// When the answer is none that a runtime could read.
+/// If a runtime could not read the answer.
 pub fn call<P: Parser>(input: &[u8]) {
     let (env, stdin) = split_call(input);
     assert_readable(&serve::<Stub<P>>(env, stdin));
@@ -113,7 +113,7 @@ pub fn replay(target: impl Fn(&[u8])) -> ExitCode {
                 return ExitCode::FAILURE;
             }
         };
-        // Whoever panics or hangs over it, the last line says over what.
+        // If the target panics or hangs, the last line names the input.
         eprintln!("{}", file.display());
         target(&input);
         count += 1;

@@ -47,7 +47,7 @@ fn give(plan: &Plan) {
     }
 }
 
-/// Reservations in memory, nobody's in particular.
+/// Reservations in memory, without an owner.
 #[derive(Default)]
 struct Taken {
     all: BTreeSet<IpAddr>,

@@ -1,5 +1,5 @@
-//! What lies in host-local's state directories, written by whomever: lock,
-//! reservations, last addresses, and our index with its stamp.
+//! The files in host-local's state directories, which any program may have written: lock,
+//! reservations, last addresses, and the index with its stamp.
 //!
 //! An input is a list of files, each a line `NAME LENGTH` and as many bytes.
 
@@ -20,7 +20,7 @@ use host_local::{allocator, resolv_conf};
 use tempfile::TempDir;
 
 thread_local! {
-    /// Whoever starts this chooses a place in memory: TMPDIR.
+    /// TMPDIR should be in memory.
     static DIR: TempDir = TempDir::new().expect("make a directory");
 }
 
@@ -76,8 +76,8 @@ fn believe(network: &Path, stamp: &Path) {
     }
 }
 
-/// ADD, CHECK, DEL, GC. What the files say is never worth more than what is true:
-/// an address that was given is held, and is given to nobody else.
+/// ADD, CHECK, DEL, GC. Whatever the files contain, an address that was given is held, and
+/// is not given to another owner.
 fn go_through(place: &Place) {
     let set = RangeSet::new(&[RangeKeys {
         subnet: "10.0.0.0/29".parse().ok(),

@@ -1,5 +1,5 @@
-//! podwire: network lists, single configurations and cached attachments, from
-//! libcni or from us, and what is said about their faults.
+//! podwire: network lists, single configurations and cached attachments, from libcni or from
+//! podwire, and `podwire validate`.
 
 #![cfg_attr(fuzzing, no_main)]
 #![allow(dead_code, unused_imports)] // the modules are podwire's, not all of them is parsing
@@ -23,7 +23,7 @@ use taken_in::{cache, network_list, probe, request_config, validate};
 use tempfile::TempDir;
 
 thread_local! {
-    /// Whoever starts this chooses a place in memory: TMPDIR.
+    /// TMPDIR should be in memory.
     static DIR: TempDir = TempDir::new().expect("make a directory");
 }
 

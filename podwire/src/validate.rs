@@ -143,7 +143,7 @@ fn single(document: &Json, findings: &mut Findings, plugin_dirs: Option<&[PathBu
         Some(other) => findings.error("name", format!("expected a string, got {}", other.kind())),
     }
     let version = list::check_version(document.get("cniVersion").as_ref(), findings);
-    list::tell_excluded_runtimes(version, findings);
+    list::hint_at_excluded_runtimes(version, findings);
     let name = text(document.get("name").as_ref()).unwrap_or_default();
     let version = version.unwrap_or(Version::LATEST);
     let subject = Subject::new(document, &name, String::new(), version, findings);

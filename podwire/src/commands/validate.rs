@@ -1,4 +1,4 @@
-//! `podwire validate`: say all that is wrong with configurations.
+//! `podwire validate`: report every fault of configurations.
 
 use std::path::PathBuf;
 
@@ -12,12 +12,12 @@ use crate::validate::{self, Finding, Hint, Report, Severity};
 
 pub const COMMAND: Command = Command {
     name: "validate",
-    summary: "say all that is wrong with configurations",
+    summary: "report every fault of configurations",
     about: ABOUT,
     options: &[
         Opt::new(
             Flag::PluginDir,
-            "where the plugins are, separated by colons (CNI_PATH; they are not looked for)",
+            "directories of the plugins, separated by colons (CNI_PATH; without it plugins are not looked for)",
         ),
         Opt::new(
             Flag::Json,
@@ -32,23 +32,22 @@ pub const COMMAND: Command = Command {
 const ABOUT: &str = "\
 Usage: podwire validate [OPTION]... FILE...
 
-Looks at every key of network configurations, and at all *.conflist, *.conf and
-*.json files of a FILE that is a directory. Each fault is a line with the file,
-the keys that lead to it and the reason. Nothing is changed.
+Checks every key of network configurations. If FILE is a directory, it checks
+all its *.conflist, *.conf and *.json files. Each fault is a line with the file,
+the path of the key and the reason. Nothing is changed.
 
-An error is what a runtime or a plugin will refuse; a warning is what works but
-was hardly meant so, such as a key that nobody reads; a hint is right, and good
-to know, such as which runtimes do not know the version.
+An error is a fault for which a runtime or a plugin refuses the configuration. A
+warning is legal but probably a mistake, such as an unknown key. A hint is no
+fault, for example which runtimes do not support the version.
 
-The keys of podwire's plugins are known. Of other plugins only the keys are
-looked at that all plugins have. With --plugin-dir or CNI_PATH it is also an
-error when a plugin is missing or does not speak the network's version; the
-plugins are asked with the verb VERSION.
+It knows the keys of podwire's plugins. Of other plugins it checks only the keys
+that all plugins have. With --plugin-dir or CNI_PATH it is also an error if a
+plugin is missing or does not support the network's version; podwire calls the
+plugins with the verb VERSION.
 ";
 
 const OUTCOME: &str = "\
-Exit status: 0 without errors, 1 with any, 2 for a command line that makes no
-sense.
+Exit status: 0 without errors, 1 with any, 2 for an invalid command line.
 
 Examples:
   podwire validate /etc/cni/net.d
@@ -85,12 +84,11 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
         files: reports.iter().map(File::of).collect(),
     };
     let output = arguments.output();
-    match output.is_json() {
-        true => output.print_json(&answer)?,
-        false => {
-            output.print(&lines(&answer))?;
-            tell_hints(&answer);
-        }
+    if output.is_json() {
+        output.print_json(&answer)?;
+    } else {
+        output.print(&lines(&answer))?;
+        log_hints(&answer);
     }
     Ok(match answer.errors {
         0 => Verdict::Good,
@@ -124,8 +122,8 @@ fn lines(answer: &Answer<'_>) -> String {
     )
 }
 
-/// Hints are not what was asked for: scripts read faults from standard output.
-fn tell_hints(answer: &Answer<'_>) {
+/// Hints go to standard error: scripts read faults from standard output.
+fn log_hints(answer: &Answer<'_>) {
     for file in &answer.files {
         for Hint { path, text } in file.hints {
             cni::log(format_args!("{}: hint: {path}: {text}", file.file));

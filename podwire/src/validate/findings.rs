@@ -1,22 +1,22 @@
-//! What was found, and where.
+//! Findings: faults and hints, each with its place.
 
 use overlay::Network;
 use serde::Serialize;
 
-/// How bad it is.
+/// The severity of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// A runtime or a plugin will refuse it.
     Error,
-    /// It works, but hardly as meant.
+    /// It is legal, but probably a mistake.
     Warning,
 }
 
 /// One fault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// How bad it is.
+    /// Error or warning.
     pub severity: Severity,
     /// The keys that lead to it, `plugins[0].ipam.subnet`; empty for the document.
     pub path: String,
@@ -36,12 +36,12 @@ pub struct Position {
     pub column: usize,
 }
 
-/// What is no fault, but good to know.
+/// A remark that is no fault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Hint {
     /// As of a [`Finding`].
     pub path: String,
-    /// What is to be known.
+    /// The remark.
     pub text: String,
 }
 
@@ -50,13 +50,12 @@ pub struct Hint {
 pub struct Findings {
     faults: Vec<Finding>,
     hints: Vec<Hint>,
-    /// Where each VXLAN network of the file is, and what it is: those of a directory must
-    /// agree.
+    /// The VXLAN networks of the file with their places: those of a directory must agree.
     overlays: Vec<(String, Network)>,
 }
 
 impl Findings {
-    /// Keeps a VXLAN network that is without faults in itself.
+    /// Keeps a VXLAN network that has no fault itself.
     pub fn keep_overlay(&mut self, place: &str, network: Network) {
         self.overlays.push((place.to_owned(), network));
     }
@@ -89,7 +88,7 @@ impl Findings {
         &self.hints
     }
 
-    /// Adds what a parser says; it puts the position into its text.
+    /// Adds a parser's error; its text contains the position.
     pub fn syntax(&mut self, error: &serde_json::Error) {
         let text = error.to_string();
         let reason = text.split(" at line ").next().unwrap_or(&text);

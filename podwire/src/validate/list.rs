@@ -26,16 +26,16 @@ const KEYS: &[(&str, Check)] = &[
     ("plugins", list),
 ];
 
-/// Keys that a runtime writes for itself: nerdctl, and podman with its CNI back end.
+/// Keys that runtimes write for themselves: nerdctl, and podman with its CNI back end.
 const OF_RUNTIMES: &[&str] = &["nerdctlID", "nerdctlLabels", "args"];
 
-/// Keys that mean nothing before a version.
+/// Keys that have no effect before a version.
 const SINCE: &[(&str, Version)] = &[
     ("disableCheck", Version::V0_4_0),
     ("disableGC", Version::V1_1_0),
 ];
 
-/// Checks a list; `beside` is where more plugins of it may lie.
+/// Checks a list. `beside` is the directory in which more plugins of it may be.
 pub fn check(
     document: &Json,
     findings: &mut Findings,
@@ -64,7 +64,7 @@ pub fn check(
         [] => check_version(exact("cniVersion"), findings),
         several => highest(exact("cniVersion"), several, findings),
     };
-    tell_excluded_runtimes(single_version(exact("cniVersion")), findings);
+    hint_at_excluded_runtimes(single_version(exact("cniVersion")), findings);
     for (key, since) in SINCE {
         let set = matches!(exact(key), Some(value) if boolean(value) == Ok(()) && is_true(value));
         if let Some(version) = version.filter(|version| set && version < since) {
@@ -136,7 +136,7 @@ impl Surroundings<'_> {
         }
     }
 
-    /// The files get numbers after the plugins of the list, and their names.
+    /// Their places are numbers after the plugins of the list, with the names of the files.
     fn check_beside(&self, beside: &[PathBuf], count: usize, findings: &mut Findings) {
         for (index, file) in beside.iter().enumerate() {
             let name = file.display();
@@ -214,7 +214,7 @@ pub fn check_name(name: &str, findings: &mut Findings) {
     }
 }
 
-/// The version that is meant; `None` when it is none that we know, which is told.
+/// The version; `None` if it is unknown, after that was reported.
 pub fn check_version(value: Option<&Json>, findings: &mut Findings) -> Option<Version> {
     let text = match value {
         None | Some(Json::Null) => {
@@ -241,9 +241,9 @@ fn single_version(value: Option<&Json>) -> Option<Version> {
     Version::parse(&text(value)?)
 }
 
-/// Tells which runtimes do not know the version under `cniVersion`, which is all that a
-/// libcni before 1.2 reads.
-pub fn tell_excluded_runtimes(single: Option<Version>, findings: &mut Findings) {
+/// Names the runtimes that do not support the version under `cniVersion`, which is the only
+/// one that a libcni before 1.2 reads.
+pub fn hint_at_excluded_runtimes(single: Option<Version>, findings: &mut Findings) {
     if single == Some(Version::V1_1_0) {
         findings.hint(
             "cniVersion",
@@ -253,8 +253,7 @@ pub fn tell_excluded_runtimes(single: Option<Version>, findings: &mut Findings) 
     }
 }
 
-/// The highest version that libcni would take; those that are none are told by
-/// the table of keys.
+/// The highest version that libcni would take. The check of the key reports invalid ones.
 fn highest(single: Option<&Json>, several: &[Json], findings: &mut Findings) -> Option<Version> {
     let all = several.iter().chain(single);
     let texts = all.filter_map(|value| text(Some(value)));

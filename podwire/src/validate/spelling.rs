@@ -39,8 +39,7 @@ pub fn unknown_key(name: &str, known: &[&str]) -> String {
 /// The one of `known` that `word` is a misspelling of; `None` if `word` is one of them.
 pub fn slip<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let word = word.to_lowercase();
-    // A third of a word may be wrong, but no more than that: else everything
-    // short resembles everything.
+    // At most a third of a word may be wrong, or every short word resembles every other.
     let most = (word.len() / 3).min(3);
     let near = known
         .iter()
@@ -49,8 +48,8 @@ pub fn slip<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     (1..=most).contains(&away).then_some(name)
 }
 
-/// How many letters have to be added, dropped, replaced, or swapped with the
-/// next one, to make `one` of `other`.
+/// How many letters must be added, dropped, replaced or swapped with the next one to turn
+/// `other` into `one` (Damerau-Levenshtein).
 fn distance(one: &str, other: &str) -> usize {
     let (one, other): (Vec<char>, Vec<char>) = (one.chars().collect(), other.chars().collect());
     let mut before: Vec<usize> = Vec::new();
@@ -75,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slips_are_counted() {
+    fn misspellings_are_counted() {
         for (one, other, expected) in [
             ("", "", 0),
             ("abc", "", 3),
@@ -89,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_meant_is_near() {
+    fn the_nearest_name_is_suggested() {
         let known = ["isGateway", "isDefaultGateway", "mtu", "ipam"];
         assert_eq!(slip("isGatway", &known), Some("isGateway"));
         assert_eq!(slip("gateway", &known), Some("isGateway"));
