@@ -1,4 +1,4 @@
-//! Names the build: a hash of every source that decides what host-local does.
+//! Computes the name of the build: a hash of every source that decides what host-local does.
 
 use std::fs;
 use std::io;
@@ -35,9 +35,10 @@ fn list(dir: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
     println!("cargo::rerun-if-changed={}", dir.display());
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        match entry.file_type()?.is_dir() {
-            true => list(&entry.path(), files)?,
-            false => files.push(entry.path()),
+        if entry.file_type()?.is_dir() {
+            list(&entry.path(), files)?;
+        } else {
+            files.push(entry.path());
         }
     }
     Ok(())

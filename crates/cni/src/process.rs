@@ -48,7 +48,7 @@ static CLOSED: AtomicBool = AtomicBool::new(false);
 #[unsafe(link_section = ".init_array")]
 static LOOK: extern "C" fn() = {
     extern "C" fn look() {
-        // SAFETY: asks for a flag of a descriptor, which may be closed.
+        // SAFETY: reads a flag of a descriptor, which may be closed.
         let closed = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) } == -1;
         // Other failures do not mean that it is closed.
         let closed = closed && Errno::last() == Errno::EBADF;

@@ -16,7 +16,7 @@ const DATA_DIR: &str = "/var/lib/cni/networks";
 pub struct Conf {
     /// The configuration of host-local itself.
     pub ipam: Option<Ipam>,
-    /// What the runtime asks for this pod.
+    /// The requests of the runtime for this pod.
     pub runtime_config: RuntimeConfig,
     /// `args`, by convention keyed by reader.
     pub args: Args,
@@ -126,9 +126,10 @@ impl Requested {
     /// # Errors
     /// `invalid IP address x`
     pub fn parse(text: &str) -> Result<Self, String> {
-        let ip = match text.contains('/') {
-            true => text.parse().map(Cidr::ip),
-            false => cni::address::parse_ip(text),
+        let ip = if text.contains('/') {
+            text.parse().map(Cidr::ip)
+        } else {
+            cni::address::parse_ip(text)
         };
         ip.map(Self)
             .map_err(|_| format!("invalid IP address {text}"))

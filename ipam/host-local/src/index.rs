@@ -1,24 +1,31 @@
-//! Which addresses an owner holds, without a look at all reservations.
+//! The index by owner: finds the addresses of an owner without reading all reservations.
 //!
-//! The index lies beside the networks' directories, in
-//! `<dataDir>/.podwire/<network>/`: no network can have that name, and the Go
-//! plugin does not look there. An owner is a hash of what its reservation says.
-//! The file `all` has every owner of the time when the whole directory was last
-//! read, in order; since then, each owner who got or gave up an address has a
-//! small file of its own, which holds in place of `all`. Who has nothing any
-//! more has no file, either: its lines are taken out of `all`, where that is
-//! short at once, else many owners' together, whose files are empty until then.
-//! What is known of an address is the time at which its file was made, and the
-//! boot during which we first saw it.
+//! - Cost: this file, and in `network.rs` the calls of [`Index`].
+//! - Gain: the time of ADD and DEL does not depend on the number of reservations. Per call,
+//!   index on and off (busy machine, whole process): 5.5 and 11 ms with 250 reservations, 5.5
+//!   and 135 ms with 5,000.
+//! - The one door: [`Index`], used only by [`crate::network::Network`].
+//! - To switch it off in a test: put a plain file at `<dataDir>/.podwire`. Every call then
+//!   reads all reservations.
 //!
-//! The index is only ever a faster way to know what the reservations say. It
-//! is believed as long as nobody else wrote: after every change we give the
-//! network's directory and our file `stamp` the same modification time, one
-//! that the kernel would not give them any more. Whoever makes or removes a
-//! file changes the directory's, and so do we until the index is complete, so
-//! that neither the Go plugin, nor an operator's `rm`, nor a kill between two
-//! steps can leave an index that is believed and wrong. The boot is in the
-//! stamp, too: what a power failure left is read anew.
+//! The index is in `<dataDir>/.podwire/<network>/`: no network can have that name, and the Go
+//! plugin ignores it. An owner is the hash of its reservation's content.
+//!
+//! - `all` has the records of all owners, sorted, from the last reading of the whole directory.
+//! - Each owner that got or released an address since then has a small file, which overrides
+//!   its records in `all`.
+//! - An owner without addresses has neither: its records are removed from `all`. If `all` is
+//!   long, the owner has an empty file until many owners are removed together.
+//! - A record has the address, the time at which its file was created, and the boot during
+//!   which the file was first seen.
+//! - `stamp` marks the index as complete.
+//!
+//! The index is valid as long as no other program has written to the network's directory.
+//! After each change, the directory and `stamp` get the same modification time, one that the
+//! kernel does not assign any more. Creating or removing a file changes the directory's time,
+//! also during our own calls until the index is complete. So the Go plugin, an operator's
+//! `rm`, or a kill between two steps invalidate the index. The boot is in the stamp, too: after
+//! a power failure all reservations are read again.
 //!
 //! An index that cannot be written costs time, never an address.
 
@@ -40,21 +47,22 @@ use crate::owner::Owner;
 /// The directory that holds the index of every network.
 pub const DIRECTORY: &str = ".podwire";
 
-/// No hash is written like these.
+/// File names that no hash can have.
 const STAMP: &str = "stamp";
 const ALL: &str = "all";
 
-/// Characters of a hash; a container id may be longer than a file's name.
+/// Characters of a hash. Owners are hashed because a container id may be too long for a file
+/// name.
 const HASH: usize = 40;
 
-/// Bytes of a line of `all`: hash, address, time, boot, each of its greatest
-/// length, so that an owner can be found by halving.
+/// Bytes of a line of `all`: hash, address, time and boot with their greatest lengths. All
+/// lines have the same length, for a binary search.
 const RECORD: usize = HASH + 1 + 39 + 1 + 31 + 1 + BOOT + 1;
 
-/// Lines of an `all` that is short: it is copied in the time of a few system calls.
+/// Up to so many lines, `all` is rewritten at once: that takes as long as a few system calls.
 const SHORT: u64 = 256;
 
-/// The greatest length of `all` that is believed: half a million addresses on one node.
+/// The limit for `all` in bytes: half a million addresses on one node.
 const LONGEST_ALL: u64 = 64 * 1024 * 1024;
 
 /// Digits of a boot.
@@ -65,91 +73,91 @@ const BOOT: usize = 16;
 pub struct Boot(String);
 
 impl Boot {
-    /// The one that we are in; `random(4)`.
+    /// The current boot; `random(4)`.
     pub fn current() -> Self {
-        // One read(2) gets the 37 bytes of it.
+        // One read(2) returns its 37 bytes.
         let mut id = [0; 64];
         let read =
             File::open("/proc/sys/kernel/random/boot_id").and_then(|mut it| it.read(&mut id));
         Self::new(&String::from_utf8_lossy(&id[..read.unwrap_or(0)]))
     }
 
-    /// The first half of the id tells boots apart, and keeps the files short.
+    /// Keeps the first half of the id: it is unique enough, and the files stay short.
     pub fn new(id: &str) -> Self {
         let digits = id.chars().filter(char::is_ascii_hexdigit);
         let id: String = digits.take(BOOT).collect();
         Self(if id.is_empty() { "unknown".into() } else { id })
     }
 
-    /// Whether this is certain to be another boot than `now`. Clocks say
-    /// nothing about it: many a node has a wrong one until it finds its time server.
+    /// Whether this is certainly another boot than `now`. Clocks are not compared: a node may
+    /// have a wrong time until it reaches its time server.
     fn is_before(&self, now: &Self) -> bool {
         self != now && self.0 != "unknown" && now.0 != "unknown"
     }
 }
 
-/// When a file was made or last changed (its ctime), to the nanosecond:
-/// nobody can set it, so it tells a file from a later one of the same name and content.
+/// When a file was created or last changed (its ctime), in nanoseconds. It cannot be set, so it
+/// distinguishes a file from a later one with the same name and content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Since(i64, i64);
 
 impl Since {
-    /// That of a file.
+    /// The ctime of a file.
     pub fn of(file: &Metadata) -> Self {
         Self(file.ctime(), file.ctime_nsec())
     }
 }
 
-/// An address that somebody holds.
+/// A reserved address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reservation {
     /// The address.
     pub ip: IpAddr,
-    /// The time of its file.
+    /// The ctime of its file.
     pub since: Since,
-    /// The boot during which we first saw that file.
+    /// The boot during which the file was first seen.
     pub boot: Boot,
 }
 
-/// A reservation as a reading of the whole directory finds it.
+/// A reservation that a reading of the whole directory has found.
 #[derive(Clone, Debug)]
 pub struct Found {
     /// The address.
     pub ip: IpAddr,
-    /// Who holds it; `None` for an empty file, which a killed Go plugin left.
+    /// Its owner; `None` for an empty file, which a killed Go plugin has left.
     pub owner: Option<Owner>,
-    /// The time of its file.
+    /// The ctime of its file.
     pub since: Since,
 }
 
-/// The index of one network, in the hands of who holds the network's lock.
+/// The index of one network. Its user holds the network's lock.
 #[derive(Debug)]
 pub struct Index {
     dir: PathBuf,
     boot: Boot,
-    /// By hash of the owner, as far as they were looked at.
+    /// The entries that were read, by hash of the owner.
     entries: HashMap<String, Entry>,
     all: OnceCell<Option<File>>,
-    /// All were looked at.
+    /// All entries were read.
     loaded: bool,
-    /// `all` is to be written anew.
+    /// `all` has to be rewritten.
     rebuilt: bool,
-    /// It could not be read when it was to be changed: the next call makes it anew.
+    /// It could not be read for a change: the next call rebuilds it.
     unreadable: bool,
     stamp: Option<Stamp>,
     leftovers: usize,
-    /// Owners who are in `all` and have an empty file.
+    /// The number of owners in `all` that have an empty file.
     gone: u64,
 }
 
-/// What an owner holds.
+/// The reservations of an owner.
 #[derive(Debug, Default)]
 struct Entry {
     held: Vec<Reservation>,
     changed: bool,
 }
 
-/// What the file `stamp` says.
+/// The content of the file `stamp`.
 #[derive(Debug)]
 struct Stamp {
     boot: Boot,
@@ -159,7 +167,7 @@ struct Stamp {
 }
 
 impl Index {
-    /// The index of `network` under `data_dir`, as far as there is one.
+    /// Opens the index of `network` in `data_dir`, if there is one.
     pub fn open(data_dir: &Path, network: &str, boot: Boot) -> Self {
         let dir = data_dir.join(DIRECTORY).join(network);
         let stamp = Stamp::read(&dir.join(STAMP));
@@ -177,28 +185,28 @@ impl Index {
         }
     }
 
-    /// Whether the index knows all that is in the network's directory, which
-    /// was `modified` then.
+    /// Whether the index is valid for the network's directory, whose modification time is
+    /// `modified`.
     pub fn is_complete(&self, modified: SystemTime) -> bool {
         let complete = |stamp: &Stamp| stamp.boot == self.boot && stamp.modified == modified;
         self.stamp.as_ref().is_some_and(complete)
     }
 
-    /// What `owner` holds.
+    /// The reservations of `owner`.
     ///
     /// # Errors
-    /// When that cannot be read, or is not what we write; after a rebuild it can.
+    /// The index cannot be read or is damaged. [`Self::rebuild`] repairs it.
     pub fn held_by(&mut self, owner: &Owner) -> io::Result<&[Reservation]> {
         Ok(&self.entry(owner)?.held)
     }
 
-    /// Adds an address that was just reserved.
+    /// Adds a new reservation.
     pub fn add(&mut self, owner: &Owner, ip: IpAddr, since: Since) {
         let boot = self.boot.clone();
         self.change(owner, |held| held.push(Reservation { ip, since, boot }));
     }
 
-    /// Removes an address that was just released.
+    /// Removes a reservation.
     pub fn remove(&mut self, owner: &Owner, ip: IpAddr) {
         self.change(owner, |held| {
             held.retain(|reservation| reservation.ip != ip)
@@ -211,18 +219,18 @@ impl Index {
                 change(&mut entry.held);
                 entry.changed = true;
             }
-            // Not knowing what it held before, we have nothing to write down.
+            // Without the owner's earlier reservations its file would be incomplete.
             Err(_) => self.unreadable = true,
         }
     }
 
-    /// Whether a reservation is certain to be of an earlier boot.
+    /// Whether a reservation is certainly of an earlier boot.
     pub fn is_of_earlier_boot(&self, reservation: &Reservation) -> bool {
         reservation.boot.is_before(&self.boot)
     }
 
-    /// Whether nobody needs what was found: it is empty, or of an earlier
-    /// boot, which no container has survived.
+    /// Whether a reservation has no container any more: its file is empty, or it is of an
+    /// earlier boot.
     pub fn is_leftover(&mut self, found: &Found) -> bool {
         let Some(owner) = &found.owner else {
             return true;
@@ -232,19 +240,19 @@ impl Index {
         known.is_some_and(|known| self.is_of_earlier_boot(known))
     }
 
-    /// What we knew before about a file.
+    /// The entry for the same file, if there is one.
     fn known(&self, hash: &str, found: &Found) -> Option<&Reservation> {
         let same = |held: &&Reservation| held.ip == found.ip && held.since == found.since;
         self.entries.get(hash)?.held.iter().find(same)
     }
 
-    /// How many leftovers there are at most.
+    /// The greatest possible number of leftovers.
     pub fn leftovers(&self) -> usize {
         self.leftovers
     }
 
-    /// Makes the index say what was `found` in the whole directory. What it
-    /// knew before about the same files, it keeps.
+    /// Replaces the index by what was `found` in the whole directory. Entries for the same
+    /// files are kept.
     pub fn rebuild(&mut self, found: &[Found]) {
         self.load();
         self.leftovers = 0;
@@ -271,8 +279,8 @@ impl Index {
         self.unreadable = false;
     }
 
-    /// Writes what changed, and marks it as complete with the directory `network`.
-    /// If that fails, the marks stay apart and the next call reads everything.
+    /// Writes the changes and marks the index as valid for the directory `network`. If that
+    /// fails, the modification times differ, and the next call reads all reservations.
     pub fn save(&mut self, network: &Path) {
         if self.unreadable {
             return;
@@ -307,9 +315,8 @@ impl Index {
         mark(network, &path)
     }
 
-    /// Writes `all` beside its place, then puts it there: whoever kills us in
-    /// between, the old one and the files that override it are as they were.
-    /// Whoever changed since gets a file of its own, which goes when it does.
+    /// Writes a new `all` and renames it, so that a kill leaves the old one and the files that
+    /// override it. Owners changed by this call get their own files afterwards.
     fn write_all(&mut self) -> io::Result<()> {
         let mut records = Vec::new();
         for (hash, entry) in self.entries.iter().filter(|(_, entry)| !entry.changed) {
@@ -351,8 +358,8 @@ impl Index {
         self.forget(gone)
     }
 
-    /// Writes down that these owners of `all` hold nothing any more. When half of a
-    /// long `all` is of such, it is copied without them: a line or two for each.
+    /// Records that these owners of `all` hold no addresses any more: by empty files while they
+    /// are fewer than half of a long `all`, or else by rewriting `all` without them.
     fn forget(&mut self, owners: Vec<String>) -> io::Result<()> {
         if owners.is_empty() {
             return Ok(());
@@ -398,7 +405,7 @@ impl Index {
         Ok(self.entries.entry(hash).or_default())
     }
 
-    /// Looks at all owners. What we changed ourselves is newer than the files.
+    /// Reads all entries. Entries changed by this call are newer than the files.
     fn load(&mut self) {
         if self.loaded {
             return;
@@ -422,7 +429,7 @@ impl Index {
         self.loaded = true;
     }
 
-    /// The names of the files of owners of their own.
+    /// The names of the owners' files.
     fn own_files(&self) -> Vec<String> {
         let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
         let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
@@ -436,7 +443,7 @@ impl Index {
         }
     }
 
-    /// The file `all`, if there is one, opened when it is first asked for.
+    /// The file `all`, if there is one, opened at the first call.
     fn all(&self) -> io::Result<Option<&File>> {
         if let Some(opened) = self.all.get() {
             return Ok(opened.as_ref());
@@ -451,7 +458,7 @@ impl Index {
     }
 }
 
-/// Finds the records of `hash` in the file `all` by halving.
+/// Finds the records of `hash` in the file `all` by a binary search.
 fn find_records(all: &File, hash: &str) -> io::Result<Vec<Reservation>> {
     let read = |number: u64| -> io::Result<String> {
         let mut bytes = [0; RECORD];
@@ -486,9 +493,9 @@ fn hash(owner: &Owner) -> String {
     cni::names::prefixed(HASH, "", owner.as_str())
 }
 
-/// Gives both the same time, a nanosecond before that of the last change: with
-/// the kernel's clock, which may stand still for 10 ms, the next change would
-/// otherwise leave the directory's time as it is.
+/// Sets both modification times to a nanosecond before the last change. The kernel's clock for
+/// files may stand still for 10 ms, so without that a further change might not change the
+/// directory's time.
 fn mark(network: &Path, stamp: &Path) -> io::Result<()> {
     let dir = File::open(network)?;
     let time = dir.metadata()?.modified()? - Duration::from_nanos(1);
@@ -498,8 +505,8 @@ fn mark(network: &Path, stamp: &Path) -> io::Result<()> {
     stamp.set_times(times)
 }
 
-/// Writes a file of the index in place, where it saves a file, or anew, where something
-/// else is in its place: the index's directory is ours alone.
+/// Writes a file of the index, in place if possible. A foreign object in its place is removed:
+/// the index's directory belongs to us alone.
 fn write_own(path: &Path, content: &str) -> io::Result<()> {
     match file::overwrite(path, content.as_bytes()) {
         Err(error) if cni::file::is_foreign(&error) => file::replace(path, content.as_bytes()),
@@ -525,7 +532,7 @@ fn line(Reservation { ip, since, boot }: &Reservation) -> String {
     format!("{ip} {}.{:09} {}\n", since.0, since.1, boot.0)
 }
 
-/// A line of the same length for all.
+/// A line of `all`; all have the same length.
 fn record(hash: &str, held: &Reservation) -> String {
     let line = line(held);
     let width = RECORD - HASH - 2;
@@ -548,7 +555,7 @@ fn read_lines(path: &Path) -> io::Result<Option<Vec<Reservation>>> {
     lines.collect::<io::Result<_>>().map(Some)
 }
 
-/// Somebody, or a disk, has changed what we wrote.
+/// Another program or a disk fault has changed the index.
 fn garbled() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "not an index")
 }

@@ -1,10 +1,9 @@
-//! The reservations of a network on disk, exactly as the Go plugin keeps them:
-//! `<dataDir>/<network>/<address>` holds the owner, `last_reserved_ip.<n>` the
-//! address that range set `n` gave last, and who works there holds a flock(2)
-//! on `lock`.
+//! The reservations of a network on disk, exactly as the Go plugin stores them:
+//! `<dataDir>/<network>/<address>` contains the owner, `last_reserved_ip.<n>` the last address
+//! of range set `n`, and every reader and writer holds a flock(2) on `lock`.
 //!
-//! Nothing is synced to the disk: what a power failure takes are reservations
-//! of containers that it took as well.
+//! Nothing is synced to the disk: a power failure may lose reservations, but their containers
+//! are gone as well.
 
 use std::collections::HashSet;
 use std::io;
@@ -23,17 +22,17 @@ use crate::file::{self, failed};
 use crate::index::{Boot, DIRECTORY, Found, Index, Reservation, Since};
 use crate::owner::Owner;
 
-/// After so many addresses in a row that somebody holds, the names of all are
-/// read: that costs about as much as the questions before it did.
-const PATIENCE: u32 = 1024;
+/// After so many lstat(2) of single addresses, the whole directory is listed: that takes about
+/// as long as the calls before it.
+const MOST_LOOKUPS: u32 = 1024;
 
 /// The file that is locked.
 const LOCK: &str = "lock";
 
-/// For file systems without nameless files: see [`file::create_whole`].
+/// A temporary name on file systems without O_TMPFILE: see [`file::create_whole`].
 const SPARE: &str = ".reservation";
 
-/// Where a network's reservations are, and when we look at them.
+/// The directory of a network's reservations, and the current boot.
 #[derive(Clone, Debug)]
 pub struct Place {
     data_dir: PathBuf,
@@ -42,12 +41,12 @@ pub struct Place {
 }
 
 impl Place {
-    /// The directory of `network` under `data_dir`, now.
+    /// The directory of `network` in `data_dir`, in the current boot.
     pub fn new(data_dir: &Path, network: &str) -> Self {
         Self::at_boot(data_dir, network, Boot::current())
     }
 
-    /// The same during `boot`.
+    /// The same in `boot`.
     pub fn at_boot(data_dir: &Path, network: &str, boot: Boot) -> Self {
         Self {
             data_dir: data_dir.to_owned(),
@@ -68,12 +67,12 @@ impl Place {
     }
 }
 
-/// Fails where [`Network::create`] would, as far as can be told without a change and
-/// without waiting for the lock.
+/// Fails if [`Network::create`] would fail, as far as this can be checked without a change and
+/// without the lock.
 pub fn probe(place: &Place) -> Result<()> {
     place.refuse_links()?;
     let dir = place.dir();
-    // The nearest that is there stands for those that ADD would make.
+    // The nearest existing directory, in which ADD would create the missing ones.
     let is_there = |path: &&Path| std::fs::symlink_metadata(path).is_ok();
     if let Some(nearest) = dir.ancestors().find(is_there) {
         file::try_write(nearest)?;
@@ -85,8 +84,8 @@ pub fn probe(place: &Place) -> Result<()> {
     }
 }
 
-/// The addresses that have a file in the directory `dir` of a network; none where there is
-/// no such directory.
+/// The addresses that have a file in the directory `dir` of a network; none if there is no
+/// such directory.
 pub fn names(dir: &Path) -> Result<Vec<IpAddr>> {
     let entries = match std::fs::read_dir(dir) {
         Err(error) if file::is_absent(&error) => return Ok(Vec::new()),
@@ -96,29 +95,29 @@ pub fn names(dir: &Path) -> Result<Vec<IpAddr>> {
     for entry in entries {
         let entry = entry.map_err(failed("read directory", dir))?;
         let name = entry.file_name();
-        // Only the text that we would write: `010.0.0.1` or `FD00::1` is no reservation.
+        // Only in the form in which they are written: `010.0.0.1` is not a reservation.
         let ip = name.to_str().and_then(|name| name.parse::<IpAddr>().ok());
         names.extend(ip.filter(|ip| *ip.to_string() == *name));
     }
     Ok(names)
 }
 
-/// The reservations of a network; nobody else touches them before this is dropped.
+/// The locked reservations of a network.
 #[derive(Debug)]
 pub struct Network {
     dir: PathBuf,
     index: Index,
     changed: bool,
-    /// A reservation is there, or may be, that the index could not be told of.
+    /// A reservation exists, or may exist, that is not in the index.
     torn: bool,
-    asked: u32,
+    lookups: u32,
     names: Option<HashSet<IpAddr>>,
-    // Last, because fields are dropped in order: what follows is no longer alone.
+    // The last field, because fields are dropped in order.
     _lock: Lock,
 }
 
 impl Network {
-    /// Locks the network, which is made if it is not there.
+    /// Locks the network and creates it if it does not exist.
     pub fn create(place: &Place) -> Result<Self> {
         loop {
             if let Some(network) = Self::find(place)? {
@@ -129,7 +128,7 @@ impl Network {
         }
     }
 
-    /// Locks the network, if it is there.
+    /// Locks the network, if it exists.
     pub fn find(place: &Place) -> Result<Option<Self>> {
         let dir = place.dir();
         place.refuse_links()?;
@@ -142,7 +141,7 @@ impl Network {
             dir,
             changed: false,
             torn: false,
-            asked: 0,
+            lookups: 0,
             names: None,
             _lock: lock,
         };
@@ -154,19 +153,18 @@ impl Network {
         Ok(Some(network))
     }
 
-    /// What `owner` holds.
+    /// The reservations of `owner`.
     pub fn held_by(&mut self, owner: &Owner) -> Result<Vec<Reservation>> {
         if let Ok(held) = self.index.held_by(owner).map(<[_]>::to_vec) {
-            let mut right = true;
-            for reservation in &held {
+            let is_owners = |reservation: &Reservation| {
                 let holder = self.owner_of(reservation.ip);
-                right &= matches!(holder, Ok(Some(holder)) if holder == *owner);
-            }
-            if right {
+                matches!(holder, Ok(Some(holder)) if holder == *owner)
+            };
+            if held.iter().all(is_owners) {
                 return Ok(held);
             }
         }
-        // Somebody changed a file without the lock, or the index cannot be read.
+        // A file was changed without the lock, or the index cannot be read.
         self.rebuild()?;
         let held = self.index.held_by(owner);
         Ok(held.map_err(failed("read index of", &self.dir))?.to_vec())
@@ -182,7 +180,7 @@ impl Network {
         Ok(())
     }
 
-    /// Removes all reservations but those that `keep` is told to keep.
+    /// Removes all reservations except those of owners for which `keep` is true.
     pub fn retain(&mut self, keep: impl Fn(&Owner) -> bool) -> Result<()> {
         let (kept, unused) = self
             .read_all()?
@@ -191,9 +189,9 @@ impl Network {
         self.remove_all(kept, unused)
     }
 
-    /// Removes what is certain to be of no use to anybody; returns how many.
+    /// Removes the reservations that certainly have no container; returns their number.
     fn remove_leftovers(&mut self) -> Result<usize> {
-        // Nothing becomes a leftover while we look: the count can only be too high.
+        // No reservation becomes a leftover during a boot: the count can only be too high.
         if self.index.leftovers() == 0 {
             return Ok(0);
         }
@@ -206,29 +204,30 @@ impl Network {
         Ok(count)
     }
 
-    /// The address that range set `set` gave last. It only says where the round
-    /// goes on: what cannot be read is as good as none.
+    /// The last address of range set `set`. It is only a hint for the next one: a file that
+    /// cannot be read counts as missing.
     pub fn last_reserved(&self, set: usize) -> Option<IpAddr> {
         let (text, _) = file::read(&self.last_reserved_path(set)).ok()??;
         cni::address::parse_ip(text.trim()).ok()
     }
 
-    /// Whether nobody holds `ip`.
+    /// Whether `ip` is not reserved.
     pub fn is_free(&mut self, ip: IpAddr) -> Result<bool> {
-        self.asked += 1;
-        if self.asked > PATIENCE {
+        self.lookups += 1;
+        if self.lookups > MOST_LOOKUPS {
             return Ok(!self.names()?.contains(&ip));
         }
         let path = self.path(ip);
         match std::fs::symlink_metadata(&path) {
-            // Under the lock nobody is about to write: it was killed before it could.
+            // We hold the lock, so an empty file is of a plugin that was killed.
             Ok(file) => Ok(file.is_file() && file.len() == 0),
             Err(error) if file::is_absent(&error) => Ok(true),
             Err(error) => Err(failed("read reservation", &path)(error)),
         }
     }
 
-    /// Reserves `ip` for `owner`; false if it is held. The round of `set` goes on there.
+    /// Reserves `ip` for `owner`; false if it is already reserved. It becomes the last address
+    /// of `set`.
     fn reserve(&mut self, owner: &Owner, ip: IpAddr, set: Option<usize>) -> Result<bool> {
         let path = self.path(ip);
         let spare = self.dir.join(SPARE);
@@ -256,8 +255,8 @@ impl Network {
         Ok(true)
     }
 
-    /// Writes down where the round goes on. That is a hint: what lies in its place, and is
-    /// not ours, is named and left alone.
+    /// Writes the last address of `set`. It is only a hint: a foreign object in its place is
+    /// logged and kept.
     fn remember_last(&self, ip: IpAddr, set: usize) -> Result<()> {
         let path = self.last_reserved_path(set);
         match file::overwrite(&path, ip.to_string().as_bytes()) {
@@ -269,7 +268,7 @@ impl Network {
         }
     }
 
-    /// Who holds `ip`; `None` also where its file is not ours.
+    /// The owner of `ip`; `None` also if its file is a foreign object.
     fn owner_of(&self, ip: IpAddr) -> Result<Option<Owner>> {
         let path = self.path(ip);
         match file::read(&path) {
@@ -306,7 +305,7 @@ impl Network {
         all.finish()
     }
 
-    /// Makes the index anew from the reservations.
+    /// Rebuilds the index from the reservations.
     fn rebuild(&mut self) -> Result<()> {
         let spare = self.dir.join(SPARE);
         file::remove(&spare).map_err(failed("remove", &spare))?;
@@ -316,13 +315,13 @@ impl Network {
         Ok(())
     }
 
-    /// Every reservation, in no order. What cannot be read is named and stays as it is: its
-    /// address is in use.
+    /// All reservations, unsorted. One that cannot be read is logged and kept: its address is
+    /// in use.
     fn read_all(&mut self) -> Result<Vec<Found>> {
         let mut all = Vec::new();
         for ip in names(&self.dir)? {
             let path = self.path(ip);
-            // What fails for a moment must not lose a reservation: so it is read twice.
+            // Read twice, so that a temporary fault does not lose a reservation.
             let (content, metadata) = match file::read(&path).or_else(|_| file::read(&path)) {
                 Ok(Some(read)) => read,
                 Ok(None) => continue,
@@ -330,7 +329,7 @@ impl Network {
                     return Err(failed("read reservation", &path)(error));
                 }
                 Err(error) => {
-                    // One that can be read later is an index entry that is missing now.
+                    // If it can be read later, the index lacks it now.
                     self.torn |= !cni::file::is_foreign(&error);
                     pass_over("read reservation", &path, error);
                     continue;
@@ -368,13 +367,13 @@ impl Drop for Network {
     }
 }
 
-/// Whether something that is not ours, or may not be changed, is in a file's place.
+/// Whether a foreign object, or a file that may not be changed, is in a file's place.
 fn is_in_the_way(error: &io::Error) -> bool {
     cni::file::is_foreign(error) || error.kind() == io::ErrorKind::PermissionDenied
 }
 
-/// Whether a file cannot be read because of the file, rather than of a lack of descriptors
-/// or memory.
+/// Whether the file itself is the reason why it cannot be read, not a lack of descriptors or
+/// memory.
 fn is_spoilt(error: &io::Error) -> bool {
     let is_errno = |errno: &Errno| error.raw_os_error() == Some(*errno as i32);
     let damaged = [Errno::EIO, Errno::EUCLEAN, Errno::ENODATA];
@@ -392,7 +391,7 @@ fn pass_over(action: &str, path: &Path, error: io::Error) {
 fn lock(dir: &Path) -> Result<Option<Lock>> {
     let path = dir.join(LOCK);
     loop {
-        // As the Go plugin opens it: a lock that is there needs no write access.
+        // As in the Go plugin: an existing lock needs no write access.
         let flags = OFlag::O_RDONLY | OFlag::O_CREAT;
         let (file, ours) = match cni::file::open(&path, flags) {
             Ok(opened) => opened,
@@ -400,8 +399,8 @@ fn lock(dir: &Path) -> Result<Option<Lock>> {
             Err(error) => return Err(failed("open lock", &path)(error)),
         };
         let lock = cni::lock::exclusive(file, &path)?;
-        // While we waited, an operator may have removed the directory: who
-        // comes after us locks another file then.
+        // An operator may have removed the directory while we waited. The next plugin then
+        // locks another file.
         let identity = |file: std::fs::Metadata| (file.dev(), file.ino());
         if std::fs::symlink_metadata(&path).is_ok_and(|now| identity(now) == identity(ours)) {
             return Ok(Some(lock));
@@ -409,7 +408,7 @@ fn lock(dir: &Path) -> Result<Option<Lock>> {
     }
 }
 
-/// A network as one owner sees it.
+/// A network from the view of one owner.
 pub struct Holder<'a> {
     network: &'a mut Network,
     owner: Owner,
@@ -418,15 +417,16 @@ pub struct Holder<'a> {
 }
 
 impl<'a> Holder<'a> {
-    /// What `attachment` holds of an earlier boot is released: that container
-    /// is gone, even if its successor has the same name.
+    /// Releases the reservations of `attachment` of an earlier boot: that container is gone,
+    /// even if a new one has the same name.
     pub fn new(network: &'a mut Network, attachment: &Attachment) -> Result<Self> {
         let mut held = Vec::new();
         for owner in Owner::both(attachment) {
             for reservation in network.held_by(&owner)? {
-                match network.index.is_of_earlier_boot(&reservation) {
-                    true => network.release(&owner, reservation.ip)?,
-                    false => held.push(reservation.ip),
+                if network.index.is_of_earlier_boot(&reservation) {
+                    network.release(&owner, reservation.ip)?;
+                } else {
+                    held.push(reservation.ip);
                 }
             }
         }
@@ -438,7 +438,7 @@ impl<'a> Holder<'a> {
         })
     }
 
-    /// Who holds.
+    /// The owner.
     pub fn owner(&self) -> &Owner {
         &self.owner
     }

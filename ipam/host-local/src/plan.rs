@@ -59,27 +59,28 @@ impl Plan {
         })
     }
 
-    /// Takes the address out of `wanted` that set number `number` is to give, if one is.
+    /// Removes the address from `wanted` that set number `number` has to hand out, if there is
+    /// one.
     pub fn requested_of(&self, number: usize, wanted: &mut Vec<IpAddr>) -> Option<IpAddr> {
         let set = self.sets.get(number)?;
-        let is_other = |set: &RangeSet, ip| set.contains(ip) || set.has_gateway(ip);
-        let in_any = |ip: &IpAddr| self.sets.iter().any(|set| is_other(set, *ip));
+        let is_of_a_set = |ip| {
+            let mut sets = self.sets.iter();
+            sets.any(|set| set.contains(ip) || set.has_gateway(ip))
+        };
         let inside = wanted.iter().position(|ip| set.contains(*ip));
         let outside = || {
-            let may = |ip: &IpAddr| set.outside(*ip).is_some() && !in_any(ip);
-            wanted.iter().position(may)
+            let is_outside = |ip: &IpAddr| set.outside(*ip).is_some() && !is_of_a_set(*ip);
+            let mut wanted = wanted.iter();
+            wanted.position(|ip| self.request_outside_range && is_outside(ip))
         };
-        let at = match self.request_outside_range {
-            true => inside.or_else(outside),
-            false => inside,
-        };
+        let at = inside.or_else(outside);
         at.map(|at| wanted.remove(at))
     }
 }
 
 /// The address in `CNI_ARGS`, where Kubernetes' runtimes put much else.
 fn requested_in_args(args: &str) -> Result<Option<Requested>, Error> {
-    // MAC is for the plugin that asks us; it passes its arguments on to the letter.
+    // MAC is for the main plugin, which passes CNI_ARGS on unchanged.
     let [ip, _] = cni::env::parse_args(args, ["IP", "MAC"])?;
     let Some(text) = ip.filter(|text| !text.is_empty()) else {
         return Ok(None);
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_told_in_the_words_of_the_go_plugin() {
+    fn faults_have_the_texts_of_the_go_plugin() {
         for (ipam, msg) in [
             ("null", "IPAM config missing 'ipam' key"),
             ("{}", "no IP ranges specified"),

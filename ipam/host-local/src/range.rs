@@ -49,7 +49,7 @@ impl Range {
             return Err(("subnet", why));
         }
         let first = address(number(network) + 1, network);
-        // IPv6 knows no broadcast address.
+        // IPv6 has no broadcast address.
         let last = address(number(last) - u128::from(last.is_ipv4()), network);
 
         let inside = |ip: IpAddr| same_family(ip, network) && subnet.0.contains(ip);
@@ -93,7 +93,7 @@ impl Range {
         Ok(Cidr(ipnetwork::IpNetwork::new(ip, self.subnet.prefix())?))
     }
 
-    /// Whether a host of the subnet can have `ip`.
+    /// Whether `ip` can be the address of a host of the subnet.
     fn is_host(&self, ip: IpAddr) -> bool {
         let subnet = self.subnet.0;
         let inside = same_family(ip, subnet.network()) && subnet.contains(ip);
@@ -114,7 +114,7 @@ impl Range {
         end - start + 1 - u128::from(self.contains(self.gateway))
     }
 
-    /// The addresses of `span` that can be handed out.
+    /// The addresses of `span` without the gateway.
     fn addresses(&self, span: RangeInclusive<u128>) -> impl Iterator<Item = IpAddr> {
         span.map(|number| address(number, self.start))
             .filter(|ip| *ip != self.gateway)
@@ -122,7 +122,7 @@ impl Range {
 }
 
 impl RangeSet {
-    /// Checks the ranges, and that they belong together.
+    /// Checks the ranges: one family, no overlaps.
     ///
     /// # Errors
     /// Code 7, each fault with its key in the set: `[1].rangeStart`.
@@ -188,9 +188,9 @@ impl RangeSet {
         self.0.iter().any(with_other)
     }
 
-    /// Every address that can be handed out, once: from the one after `last`
-    /// through all ranges to `last` itself; from the start of the first range
-    /// if `last` is in none. Computed one by one: an IPv6 range has 2^64.
+    /// Every address that can be handed out, once: from the one after `last` through all ranges
+    /// to `last` itself; from the start of the first range if no range has `last`. The
+    /// addresses are computed lazily: an IPv6 range may have 2^64.
     pub fn round_robin(&self, last: Option<IpAddr>) -> impl Iterator<Item = IpAddr> {
         let at = last.and_then(|last| {
             let index = self.0.iter().position(|range| range.contains(last))?;
@@ -256,7 +256,7 @@ fn number(ip: IpAddr) -> u128 {
 /// The address with that number, of the family of `like`.
 fn address(number: u128, like: IpAddr) -> IpAddr {
     match like {
-        // Numbers of IPv4 addresses have 32 bits: nothing is cut off.
+        // Numbers of IPv4 addresses have 32 bits, so nothing is lost.
         IpAddr::V4(_) => std::net::Ipv4Addr::from_bits(number as u32).into(),
         IpAddr::V6(_) => std::net::Ipv6Addr::from_bits(number).into(),
     }
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_told_in_the_words_of_the_go_plugin() {
+    fn faults_have_the_texts_of_the_go_plugin() {
         let outside = "RangeStart 10.0.1.0 not in network 10.0.0.0/24";
         assert_eq!(range("10.0.0.0/24", "10.0.1.0", ""), outside);
         for (start, end, expected) in [
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_huge_range_is_not_counted_out() {
+    fn a_huge_range_is_not_enumerated() {
         let set = RangeSet::new(&[keys("fd00::/8", "", "")]).unwrap();
         let last = "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff".parse().ok();
         let mut visit = set.round_robin(last);

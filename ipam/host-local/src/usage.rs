@@ -18,8 +18,7 @@ pub struct Usage {
     pub ranges: String,
     /// Addresses that can be handed out.
     pub total: u128,
-    /// Those that are held, also by containers that are gone and that the runtime
-    /// has not told us of yet.
+    /// Reserved addresses, also of containers that are gone but not yet deleted by the runtime.
     pub held: u128,
 }
 

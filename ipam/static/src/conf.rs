@@ -11,7 +11,7 @@ use serde::Deserialize;
 pub struct Conf {
     /// The configuration of static itself.
     pub ipam: Option<Ipam>,
-    /// `runtimeConfig`: the addresses that the runtime asks for.
+    /// `runtimeConfig`: the addresses that the runtime requests.
     pub runtime_config: Ips,
     /// `args`, by convention keyed by reader.
     pub args: Args,

@@ -105,7 +105,7 @@ fn overriding(key: &str, ips: &[String], checks: &mut Checks) -> Vec<Address> {
 
 /// `IP` and `GATEWAY` of `CNI_ARGS`: a gateway is that of every address in whose subnet it lies.
 fn addresses_in_args(args: &str) -> Result<Vec<Address>, Error> {
-    // MAC is for the plugin that asks us; it passes its arguments on to the letter.
+    // MAC is for the main plugin, which passes CNI_ARGS on unchanged.
     let [ips, gateways, _] = cni::env::parse_args(args, ["IP", "GATEWAY", "MAC"])?;
     let mut addresses = Vec::new();
     for text in list(&ips) {
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_told_in_the_words_of_the_go_plugin() {
+    fn faults_have_the_texts_of_the_go_plugin() {
         for (document, args, code, msg) in [
             ("{}", "IP=x", 7, "IPAM config missing 'ipam' key"),
             (

@@ -1,6 +1,5 @@
-//! Any sequence of what happens to a network's reservations (ADDs, DELs, GCs,
-//! boots, Go plugins, operators, kills) leaves on the disk what a simple model
-//! says: a map from addresses to owners.
+//! After any sequence of events (ADD, DEL, GC, boots, Go plugins, operators, kills), the
+//! reservations on disk equal those of a simple model: a map from addresses to owners.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,7 +13,7 @@ use cni::env::{ContainerId, IfName};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-/// What may happen next. Containers and addresses are numbers.
+/// An event. Containers and addresses are numbers.
 #[derive(Clone, Debug)]
 enum Event {
     Add(u8),
@@ -23,13 +22,13 @@ enum Event {
     /// Containers that are alive.
     Gc(BTreeSet<u8>),
     Reboot,
-    /// A Go plugin's ADD, which knows nothing of our index.
+    /// A Go plugin's ADD, without our index.
     GoAdd(u8, u8),
     /// A Go plugin's DEL, or an operator's rm.
     Remove(u8),
     /// A Go plugin was killed between creating and writing.
     Empty(u8),
-    /// The index is gone, whole or without its stamp, or says nonsense.
+    /// The index or its stamp is missing, or the stamp is damaged.
     NoIndex,
     NoStamp,
     Nonsense(String),
@@ -57,7 +56,7 @@ fn event() -> impl Strategy<Value = Event> {
 struct Held {
     /// `None`: the file is empty.
     id: Option<u8>,
-    /// The boot at which our plugin first saw it; `None`: it has not yet.
+    /// The boot at which our plugin first saw it; `None` if it has not seen it.
     seen: Option<u32>,
 }
 
@@ -72,7 +71,7 @@ struct Model {
 }
 
 impl Model {
-    /// Whoever opens the network sees all that is there.
+    /// Opening the network reads every reservation.
     fn look(&mut self) {
         for held in self.held.values_mut() {
             held.seen.get_or_insert(self.boot);
@@ -107,7 +106,7 @@ impl Model {
         self.look();
         self.release_earlier(id);
         let own = |ip: &u8| self.held.get(ip).is_some_and(|held| held.id == Some(id));
-        // Also a gateway's address, that only somebody else can have given it.
+        // Also a gateway's address, which only another plugin can have reserved.
         if (1..=8).any(|ip| own(&ip)) {
             return Err("duplicate");
         }
@@ -255,7 +254,7 @@ fn content(held: &Held) -> String {
 fn happen(event: &Event, disk: &mut Disk, model: &mut Model) {
     match event {
         Event::Add(id) => assert_eq!(disk.add(*id, None), model.add(*id)),
-        // The caller asks only for what lies in the set.
+        // The plan passes only addresses of the set.
         Event::AddAt(id, ip) if disk.set.contains(address(*ip)) => {
             assert_eq!(disk.add(*id, Some(*ip)), model.add_at(*id, *ip));
         }
@@ -298,8 +297,7 @@ fn happen(event: &Event, disk: &mut Disk, model: &mut Model) {
             let _ = fs::remove_dir_all(disk.index());
             model.held.values_mut().for_each(|held| held.seen = None);
         }
-        // Who can say nothing of earlier boots any more takes all for today's,
-        // but only when it has to look.
+        // Without a stamp all reservations count as of this boot, but only when they are read.
         Event::NoStamp => drop(fs::remove_file(disk.index().join("stamp"))),
         Event::Nonsense(text) => {
             if disk.index().exists() {
@@ -313,7 +311,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_happens_the_disk_says_what_the_model_says(events in vec(event(), 1..60)) {
+    fn the_disk_equals_the_model_after_any_events(events in vec(event(), 1..60)) {
         let (mut disk, mut model) = (Disk::new(), Model::default());
         for event in &events {
             happen(event, &mut disk, &mut model);

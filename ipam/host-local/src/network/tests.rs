@@ -1,5 +1,5 @@
-//! The reservations on a real disk, in every state that a kill, a foreign hand
-//! or a reboot can leave them.
+//! The reservations on a real disk, in every state that a kill, another program or a reboot
+//! can leave.
 
 use super::*;
 use crate::allocator::{Refusal, allocate};
@@ -8,12 +8,12 @@ use crate::index::DIRECTORY;
 use crate::range::RangeSet;
 use cni::env::{ContainerId, IfName};
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 
 const NOW: &str = "d94a79a7-91cd-429b-ad77-711c8e80ddb0";
 const BEFORE: &str = "0a1b2c3d-91cd-429b-ad77-711c8e80ddb0";
 
-/// A data directory of its own, and one network in it.
+/// A data directory with one network.
 struct Lab {
     data_dir: tempfile::TempDir,
     set: RangeSet,
@@ -81,13 +81,13 @@ impl Lab {
         held.unwrap().iter().map(text).collect()
     }
 
-    /// Writes as the Go plugin does, which knows nothing of the index.
+    /// Writes as the Go plugin does, without the index.
     fn foreign(&self, name: &str, id: &str) {
         fs::write(self.path(name), format!("{id}\r\neth0")).unwrap();
     }
 
-    /// Whether the next call would believe the index.
-    fn index_is_believed(&self) -> bool {
+    /// Whether the index is valid for the next call.
+    fn index_is_valid(&self) -> bool {
         let index = Index::open(self.data_dir.path(), "net", Boot::new(NOW));
         let modified = fs::metadata(self.path("")).unwrap().modified().unwrap();
         index.is_complete(modified)
@@ -103,74 +103,39 @@ fn attachment(id: &str) -> Attachment {
 }
 
 #[test]
-fn the_files_are_those_of_the_go_plugin() {
-    let lab = Lab::new("10.0.0.0/24");
-    assert_eq!(lab.add("a"), "10.0.0.2");
-    assert_eq!(fs::read(lab.path("10.0.0.2")).unwrap(), b"a\r\neth0");
-    assert_eq!(
-        fs::read(lab.path("last_reserved_ip.0")).unwrap(),
-        b"10.0.0.2"
-    );
-    let mode = |path: &str| fs::metadata(lab.path(path)).unwrap().permissions().mode() & 0o777;
-    assert_eq!(mode("10.0.0.2"), 0o600);
-    assert_eq!(mode("last_reserved_ip.0"), 0o600);
-    assert_eq!(mode("lock"), 0o600);
-    assert_eq!(mode(""), 0o700);
-    let mut names: Vec<_> = fs::read_dir(lab.path("")).unwrap().flatten().collect();
-    names.sort_by_key(fs::DirEntry::file_name);
-    let names: Vec<_> = names.iter().map(fs::DirEntry::file_name).collect();
-    assert_eq!(names, ["10.0.0.2", "last_reserved_ip.0", "lock"]);
-
-    let lab = Lab::new("fd00::/64");
-    assert_eq!(lab.add("a"), "fd00::2");
-    assert!(lab.path("fd00::2").is_file());
-}
-
-#[test]
-fn a_shorter_last_address_leaves_nothing_of_the_longer_one() {
-    let lab = Lab::new("10.0.0.0/24");
-    lab.try_add(NOW, "a", "10.0.0.254").unwrap();
-    assert_eq!(lab.add("b"), "10.0.0.2");
-    assert_eq!(
-        fs::read(lab.path("last_reserved_ip.0")).unwrap(),
-        b"10.0.0.2"
-    );
-}
-
-#[test]
-fn the_index_is_believed_after_our_own_calls() {
+fn the_index_is_valid_after_our_own_calls() {
     let lab = Lab::new("10.0.0.0/24");
     for id in ["a", "b"] {
         lab.add(id);
-        assert!(lab.index_is_believed());
+        assert!(lab.index_is_valid());
     }
     lab.del("a");
-    assert!(lab.index_is_believed());
-    lab.del("nobody");
-    assert!(lab.index_is_believed());
+    assert!(lab.index_is_valid());
+    lab.del("unknown");
+    assert!(lab.index_is_valid());
     assert_eq!((lab.held("a").len(), lab.held("b").len()), (0, 1));
     let index = fs::read_dir(lab.index()).unwrap().flatten();
     let mut names: Vec<_> = index.map(|entry| entry.file_name()).collect();
     names.retain(|name| name != "stamp" && name != "all");
-    assert_eq!(names.len(), 1, "what b holds, and nothing of a");
+    assert_eq!(names.len(), 1, "only the file of b");
 }
 
 #[test]
-fn what_others_write_and_remove_is_noticed() {
+fn changes_by_other_programs_are_noticed() {
     let lab = Lab::new("10.0.0.0/24");
     lab.add("a");
     lab.foreign("10.0.0.9", "b");
-    assert!(!lab.index_is_believed());
+    assert!(!lab.index_is_valid());
     assert_eq!(lab.held("b"), ["10.0.0.9"]);
-    assert!(lab.index_is_believed());
+    assert!(lab.index_is_valid());
 
     fs::remove_file(lab.path("10.0.0.2")).unwrap();
-    assert!(!lab.index_is_believed());
+    assert!(!lab.index_is_valid());
     assert!(lab.held("a").is_empty());
 
-    // Written over in place, which the directory does not show.
+    // Overwritten in place: the directory's modification time stays.
     lab.foreign("10.0.0.9", "c");
-    assert!(lab.index_is_believed());
+    assert!(lab.index_is_valid());
     assert!(lab.held("b").is_empty());
     assert_eq!(lab.held("c"), ["10.0.0.9"]);
 }
@@ -181,12 +146,12 @@ fn a_foreign_change_in_the_same_tick_of_the_clock_is_noticed() {
     for turn in 0..200 {
         lab.add(&format!("a{turn}"));
         lab.foreign(&format!("10.0.200.{turn}"), &format!("b{turn}"));
-        assert!(!lab.index_is_believed(), "turn {turn}");
+        assert!(!lab.index_is_valid(), "turn {turn}");
     }
 }
 
 #[test]
-fn a_call_that_was_killed_leaves_an_index_that_is_not_believed() {
+fn a_killed_call_leaves_an_invalid_index() {
     let lab = Lab::new("10.0.0.0/24");
     lab.add("a");
     let mut network = lab.network();
@@ -198,28 +163,28 @@ fn a_call_that_was_killed_leaves_an_index_that_is_not_believed() {
     );
     network.torn = true; // nothing is saved, as after a kill
     drop(network);
-    assert!(!lab.index_is_believed());
+    assert!(!lab.index_is_valid());
     assert_eq!(lab.held("b"), ["10.0.0.7"]);
     assert_eq!(lab.add("c"), "10.0.0.8");
 }
 
 #[test]
-fn an_index_that_was_removed_or_emptied_is_made_anew() {
+fn a_removed_or_emptied_index_is_rebuilt() {
     let lab = Lab::new("10.0.0.0/24");
     lab.add("a");
     fs::remove_dir_all(lab.index()).unwrap();
     assert_eq!(lab.held("a"), ["10.0.0.2"]);
 
-    // A power failure: the names are on the disk, what was in them is not.
+    // A power failure: the names are on the disk, the contents are not.
     for entry in fs::read_dir(lab.index()).unwrap().flatten() {
         fs::write(entry.path(), "").unwrap();
     }
     assert_eq!(lab.held("a"), ["10.0.0.2"]);
-    assert!(lab.index_is_believed());
+    assert!(lab.index_is_valid());
 }
 
 #[test]
-fn what_is_in_the_sorted_file_is_found_and_overridden() {
+fn the_sorted_file_is_searched_and_overridden() {
     let lab = Lab::new("10.0.0.0/16");
     lab.network();
     for number in 2..200 {
@@ -237,7 +202,7 @@ fn what_is_in_the_sorted_file_is_found_and_overridden() {
         assert_eq!(held, expected);
         assert_eq!(lab.held(&format!("b{}", 2 * number)).len(), 1);
     }
-    assert!(lab.held("nobody").is_empty());
+    assert!(lab.held("unknown").is_empty());
 
     lab.del("a7");
     lab.del("b8");
@@ -245,7 +210,7 @@ fn what_is_in_the_sorted_file_is_found_and_overridden() {
     assert_eq!(names(), 4, "they override what the sorted file has");
     lab.add("b8");
     assert_eq!(lab.held("b8").len(), 1);
-    assert!(lab.index_is_believed());
+    assert!(lab.index_is_valid());
     lab.network().rebuild().unwrap();
     assert_eq!(names(), 2);
     assert!(lab.held("a7").is_empty());
@@ -253,8 +218,8 @@ fn what_is_in_the_sorted_file_is_found_and_overridden() {
 }
 
 #[test]
-fn who_has_nothing_any_more_is_not_in_the_index() {
-    // Up to the length at which the sorted file is copied at once, and beyond.
+fn owners_without_addresses_are_not_in_the_index() {
+    // Below and above the length up to which the sorted file is rewritten at once.
     for count in [1, 2, 40, 700] {
         let lab = Lab::new("10.0.0.0/16");
         lab.network();
@@ -267,7 +232,7 @@ fn who_has_nothing_any_more_is_not_in_the_index() {
         assert_eq!(names(), 2, "all and stamp");
         for (number, id) in ids.iter().enumerate() {
             lab.del(id);
-            assert!(lab.index_is_believed());
+            assert!(lab.index_is_valid());
             let left = count - number - 1;
             let most = if count <= 256 { 0 } else { left };
             assert!(names() <= 2 + most, "{} files, {left} addresses", names());
@@ -283,7 +248,7 @@ fn who_has_nothing_any_more_is_not_in_the_index() {
 }
 
 #[test]
-fn who_comes_back_is_not_forgotten_with_those_who_are_gone() {
+fn an_owner_that_comes_back_is_not_removed_with_those_that_are_gone() {
     let lab = Lab::new("10.0.0.0/16");
     lab.network();
     for number in 0..600 {
@@ -303,11 +268,11 @@ fn who_comes_back_is_not_forgotten_with_those_who_are_gone() {
     for number in 500..600 {
         assert_eq!(lab.held(&format!("go{number}")).len(), 1);
     }
-    assert!(lab.index_is_believed());
+    assert!(lab.index_is_valid());
 }
 
 #[test]
-fn without_an_index_everything_works() {
+fn without_an_index_all_verbs_work() {
     let lab = Lab::new("10.0.0.0/24");
     fs::write(lab.data_dir.path().join(DIRECTORY), "in the way").unwrap();
     assert_eq!(lab.add("a"), "10.0.0.2");
@@ -319,21 +284,7 @@ fn without_an_index_everything_works() {
 }
 
 #[test]
-fn an_empty_file_is_free() {
-    let lab = Lab::new("10.0.0.0/29");
-    lab.add("a");
-    fs::write(lab.path("10.0.0.3"), "").unwrap();
-    fs::write(lab.path("10.0.0.5"), "").unwrap();
-    assert_eq!(lab.add("b"), "10.0.0.3");
-    assert_eq!(
-        lab.try_add(NOW, "c", "10.0.0.5").unwrap().to_string(),
-        "10.0.0.5"
-    );
-    assert_eq!(fs::read(lab.path("10.0.0.3")).unwrap(), b"b\r\neth0");
-}
-
-#[test]
-fn a_file_that_waits_for_its_name_is_no_address_and_goes_away() {
+fn a_temporary_file_is_removed() {
     let lab = Lab::new("10.0.0.0/24");
     lab.add("a");
     // Killed after the link: the spare name is the reservation itself.
@@ -344,7 +295,7 @@ fn a_file_that_waits_for_its_name_is_no_address_and_goes_away() {
 }
 
 #[test]
-fn without_nameless_files_a_reservation_is_whole_too() {
+fn without_o_tmpfile_a_reservation_is_complete_too() {
     let lab = Lab::new("10.0.0.0/24");
     lab.add("a");
     let (path, spare) = (lab.path("10.0.0.9"), lab.path(SPARE));
@@ -358,7 +309,7 @@ fn without_nameless_files_a_reservation_is_whole_too() {
 }
 
 #[test]
-fn what_is_no_file_of_ours_is_neither_followed_nor_handed_out() {
+fn foreign_objects_are_neither_followed_nor_handed_out() {
     let lab = Lab::new("10.0.0.0/24");
     let outside = lab.data_dir.path().join("outside");
     fs::write(&outside, "").unwrap();
@@ -373,11 +324,7 @@ fn what_is_no_file_of_ours_is_neither_followed_nor_handed_out() {
 
     fs::remove_file(lab.path("last_reserved_ip.0")).unwrap();
     symlink(&outside, lab.path("last_reserved_ip.0")).unwrap();
-    assert_eq!(
-        lab.add("b"),
-        "10.0.0.6",
-        "where the round goes on is a hint"
-    );
+    assert_eq!(lab.add("b"), "10.0.0.6", "the last address is a hint");
     assert!(lab.path("last_reserved_ip.0").is_symlink());
     assert_eq!(fs::read(&outside).unwrap(), b"");
 }
@@ -393,54 +340,18 @@ fn a_container_id_may_be_longer_than_a_file_name() {
 }
 
 #[test]
-fn a_pool_that_ran_dry_takes_back_what_an_earlier_boot_left() {
-    let lab = Lab::new("10.0.0.0/29");
-    for id in ["a", "b"] {
-        lab.add_at(BEFORE, id);
-    }
-    assert_eq!(lab.add("c"), "10.0.0.4");
-    assert_eq!(lab.add("d"), "10.0.0.5");
-    assert_eq!(lab.add("e"), "10.0.0.6");
-    assert_eq!(lab.held("a"), ["10.0.0.2"], "not before it must be");
-    assert_eq!(lab.add("f"), "10.0.0.2");
-    assert_eq!(lab.add("g"), "10.0.0.3");
-    assert!(lab.add("h").starts_with("no IP addresses available"));
-    assert!(lab.index_is_believed());
-}
-
-#[test]
-fn a_requested_address_is_taken_back_from_an_earlier_boot() {
-    let lab = Lab::new("10.0.0.0/24");
-    lab.add_at(BEFORE, "a");
-    assert_eq!(
-        lab.try_add(NOW, "b", "10.0.0.2").unwrap().to_string(),
-        "10.0.0.2"
-    );
-    assert!(lab.try_add(NOW, "c", "10.0.0.2").is_err());
-}
-
-#[test]
-fn a_container_that_comes_back_after_a_boot_is_no_duplicate() {
-    let lab = Lab::new("10.0.0.0/24");
-    lab.add_at(BEFORE, "a");
-    assert_eq!(lab.add("a"), "10.0.0.3");
-    assert_eq!(lab.held("a"), ["10.0.0.3"]);
-    assert!(lab.add("a").contains("duplicate allocation is not allowed"));
-}
-
-#[test]
-fn what_we_see_for_the_first_time_may_be_of_this_boot() {
+fn a_file_seen_for_the_first_time_may_be_of_this_boot() {
     let lab = Lab::new("10.0.0.0/30");
-    // Written by the Go plugin, in a boot that nobody knows.
+    // Written by the Go plugin, in an unknown boot.
     lab.network();
     lab.foreign("10.0.0.2", "a");
     assert!(lab.add("b").starts_with("no IP addresses available"));
-    // One boot later it is known to be older, and still later, too.
+    // In the next boot it is known to be older.
     assert_eq!(lab.add_at("ffff0000", "b"), "10.0.0.2");
 }
 
 #[test]
-fn a_file_made_anew_is_of_this_boot_though_name_and_owner_are_those_of_before() {
+fn a_recreated_file_is_of_this_boot() {
     let lab = Lab::new("10.0.0.0/30");
     assert_eq!(lab.add_at(BEFORE, "a"), "10.0.0.2");
     fs::remove_file(lab.path("10.0.0.2")).unwrap();
@@ -450,7 +361,7 @@ fn a_file_made_anew_is_of_this_boot_though_name_and_owner_are_those_of_before() 
 }
 
 #[test]
-fn where_the_boot_is_not_known_nothing_is_of_an_earlier_one() {
+fn with_an_unknown_boot_no_reservation_is_older() {
     let lab = Lab::new("10.0.0.0/30");
     lab.add_at("", "a");
     assert!(lab.add("b").starts_with("no IP addresses available"));
@@ -460,24 +371,7 @@ fn where_the_boot_is_not_known_nothing_is_of_an_earlier_one() {
 }
 
 #[test]
-fn gc_keeps_the_owners_that_it_is_told_to_keep() {
-    let lab = Lab::new("10.0.0.0/24");
-    for id in ["a", "b"] {
-        lab.add(id);
-    }
-    fs::write(lab.path("10.0.0.8"), "a").unwrap();
-    fs::write(lab.path("10.0.0.9"), "").unwrap();
-    let valid = Owner::both(&attachment("a"));
-    lab.network().retain(|owner| valid.contains(owner)).unwrap();
-    assert!(lab.path("10.0.0.2").exists() && lab.path("10.0.0.8").exists());
-    assert!(!lab.path("10.0.0.3").exists() && !lab.path("10.0.0.9").exists());
-    assert!(lab.path("last_reserved_ip.0").exists() && lab.path("lock").exists());
-    assert!(lab.index_is_believed());
-    assert!(lab.held("b").is_empty());
-}
-
-#[test]
-fn beyond_our_patience_the_names_are_read_at_once() {
+fn after_many_lookups_the_directory_is_listed() {
     let lab = Lab::new("10.0.0.0/16");
     lab.network();
     for number in 2..3000 {
@@ -491,7 +385,7 @@ fn beyond_our_patience_the_names_are_read_at_once() {
 }
 
 #[test]
-fn many_at_once_get_an_address_each() {
+fn concurrent_adds_get_different_addresses() {
     let lab = Lab::new("10.0.0.0/22");
     std::thread::scope(|scope| {
         for thread in 0..8 {
@@ -509,11 +403,11 @@ fn many_at_once_get_an_address_each() {
     let found = lab.network().read_all().unwrap();
     let owners: HashSet<_> = found.iter().map(|found| &found.owner).collect();
     assert_eq!((found.len(), owners.len()), (160, 160));
-    assert!(lab.index_is_believed());
+    assert!(lab.index_is_valid());
 }
 
 #[test]
-fn a_directory_that_was_removed_while_we_waited_is_locked_anew() {
+fn a_directory_removed_while_we_wait_is_created_and_locked_again() {
     let lab = Lab::new("10.0.0.0/24");
     let network = lab.network();
     std::thread::scope(|scope| {
@@ -527,7 +421,7 @@ fn a_directory_that_was_removed_while_we_waited_is_locked_anew() {
 }
 
 #[test]
-fn del_makes_nothing() {
+fn del_creates_nothing() {
     let lab = Lab::new("10.0.0.0/24");
     lab.del("a");
     assert_eq!(fs::read_dir(lab.data_dir.path()).unwrap().count(), 0);
@@ -542,7 +436,7 @@ fn below(limit: u64, state: &mut u64) -> u64 {
 }
 
 #[test]
-fn whatever_happens_the_index_says_what_the_files_say() {
+fn after_any_events_the_index_equals_the_files() {
     for seed in 1..=20 {
         let (lab, mut state) = (Lab::new("10.0.0.0/27"), seed);
         lab.network();
