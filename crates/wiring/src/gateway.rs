@@ -1,7 +1,7 @@
 //! The pods' gateway: addresses on an interface of the host, and forwarding.
 
 use anyhow::{Context, Result, bail};
-use cni::{Call, Code};
+use cni::{Call, Code, WithLabel};
 use ipnetwork::IpNetwork;
 use netlink::{AddressSpec, Family, Link, Netlink, sysctl};
 
@@ -97,17 +97,17 @@ pub fn check(host: &Netlink, link: &Link, addresses: &[IpNetwork]) -> Result<()>
 /// # Errors
 /// Code 50: `failed to enable forwarding: …`, `net.ipv6.conf.cni0.disable_ipv6 is 1`.
 pub fn status(call: &Call, host: &Netlink, interface: &str) -> Result<()> {
-    let unavailable = |why: String| Code::NotAvailable.err(why);
     let subnets = requested::written_subnets(call);
     for family in [Family::V4, Family::V6] {
         if !subnets.iter().any(|it| Family::of(it.ip()) == family) {
             continue;
         }
         host.may_enable_forwarding(family)
-            .map_err(|error| unavailable(format!("failed to enable forwarding: {error}")))?;
+            .context("failed to enable forwarding")
+            .code(Code::NotAvailable)?;
         if family == Family::V6 && ipv6_is_disabled(host, interface)? {
             let why = format!("net.ipv6.conf.{interface}.disable_ipv6 is 1");
-            return Err(unavailable(why).into());
+            return Err(Code::NotAvailable.err(why).into());
         }
     }
     Ok(())

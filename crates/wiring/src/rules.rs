@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use cni::conf::ValidAttachment;
 use cni::result::{AddResult, IpConfig};
-use cni::{Attachment, Call, Code, Undo};
+use cni::{Attachment, Call, Code, Undo, WithLabel};
 use ipnetwork::IpNetwork;
 use netlink::{Link, Mac, Netlink, VethPair};
 use packet_filter::node::{Pod, Wanted};
@@ -275,13 +275,13 @@ pub(crate) fn collect_spoof_checks(network: &str, valid: &[ValidAttachment]) -> 
 /// # Errors
 /// Code 50: `ipMasq: …`, `macspoofchk: the kernel lacks nf_tables`.
 pub fn status(masquerade: Option<&Masquerading>, spoof_check: bool) -> Result<()> {
-    let unavailable = |why: String| Code::NotAvailable.err(why);
     if spoof_check && Nftables::find()?.is_none() {
-        return Err(unavailable("macspoofchk: the kernel lacks nf_tables".to_owned()).into());
+        let text = "macspoofchk: the kernel lacks nf_tables";
+        return Err(Code::NotAvailable.err(text).into());
     }
     if let Some(how) = masquerade {
-        packet_filter::open(how.backend)
-            .map_err(|error| unavailable(format!("ipMasq: {error:#}")))?;
+        let opened = packet_filter::open(how.backend);
+        opened.context("ipMasq").code(Code::NotAvailable)?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use cni::delegate;
 use cni::linked::Linked;
 use cni::request::{Add, Check, Del, Gc, Status};
 use cni::result::AddResult;
-use cni::{Attachment, BestEffort, Code, Plugin, Undo};
+use cni::{Attachment, BestEffort, Code, Plugin, Undo, WithLabel};
 use netlink::{BridgeSpec, Link, Netlink, PortSpec};
 use packet_filter::node::Pod;
 use wiring::mtu::Mtu;
@@ -109,7 +109,7 @@ impl Plugin for Bridge {
         if plan.gateway != Gateway::None {
             gateway::status(&request.call, &host, plan.gateway_interface().as_str())?;
         }
-        mtu_bytes(plan.mtu, &host).map_err(|error| Code::NotAvailable.err(format!("{error:#}")))?;
+        mtu_bytes(plan.mtu, &host).code(Code::NotAvailable)?;
         rules::status(plan.masquerade.as_ref(), plan.spoof_check)?;
         delegate::ipam_status(&request.call)
     }

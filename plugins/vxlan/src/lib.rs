@@ -12,7 +12,7 @@ use cni::delegate;
 use cni::linked::Linked;
 use cni::request::{Add, Check, Del, Gc, Status};
 use cni::result::AddResult;
-use cni::{Attachment, BestEffort, Code, Plugin, Undo};
+use cni::{Attachment, BestEffort, Code, Plugin, Undo, WithLabel};
 use ipnetwork::IpNetwork;
 use netlink::{AddressSpec, BridgeSpec, Family, Link, Netlink, PortSpec, sysctl};
 use overlay::{Device, Mode, gateway_mac, guard, unreached};
@@ -121,8 +121,7 @@ impl Plugin for Vxlan {
         let call = &request.call;
         let plan = Plan::new(&request.conf, &call.network, call.has_ipam(), None)?;
         let host = Netlink::open()?;
-        Device::find(&host, &plan.network)
-            .map_err(|error| Code::NotAvailable.err(format!("{error:#}")))?;
+        Device::find(&host, &plan.network).code(Code::NotAvailable)?;
         let bridge = plan.network.bridge.as_str();
         port::status(&host, bridge)?;
         if plan.gateway != Gateway::None {
