@@ -131,7 +131,7 @@ pub fn measure(sides: &mut [(&Stage, &mut Wire)], connections: usize) -> Result<
     Ok(times)
 }
 
-/// What needs no mapping is nobody's but the kernel's.
+/// Without a mapping, only the kernel takes part.
 fn side_of(side: Side, what: &str) -> Side {
     match what {
         NO_MAPPING => Side::Floor,

@@ -162,7 +162,7 @@ fn among_others(job: Job, programs: &Programs) -> Result<Vec<Among>> {
 /// All programs of a list together.
 const ALL: usize = usize::MAX;
 
-/// One round that nobody looks at (the first call after others came reads what
+/// One round that is not counted (the first call after others came reads what
 /// they left), then `rounds`.
 fn rounds(all: &mut [Among], rounds: usize) -> Result<Times> {
     let mut times = Times::new();

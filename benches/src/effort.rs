@@ -8,7 +8,7 @@ use crate::job::{BRIDGED, Job, MASQUERADED};
 pub struct Effort {
     /// Whether the curves are drawn.
     pub full: bool,
-    /// Rounds that nobody looks at.
+    /// Rounds that are not counted.
     pub warmup: usize,
     /// Rounds of the table.
     pub rounds: usize,

@@ -62,7 +62,7 @@ fn costs(job: Job, programs: &Programs) -> Result<Vec<Cost>> {
             for cost in &mut costs {
                 match look.at(&stage, &mut pod, cost, programs) {
                     Err(_) if stage.may_refuse(cost.verb) => {}
-                    told => told?,
+                    result => result?,
                 }
             }
         }
@@ -137,7 +137,7 @@ fn peak(stage: &Stage, verb: Verb, pod: &mut Attachment, programs: &Programs) ->
         let (_, peak) = done
             .stderr
             .rsplit_once("peak ")
-            .context("no peak was told")?;
+            .context("no peak was printed")?;
         most = most.max(peak.trim().parse()?);
         Ok(done)
     })?;

@@ -24,28 +24,28 @@ pub fn describe(programs: &Programs) -> Result<Machine> {
     let cpu = models.clone().next().unwrap_or("unknown");
     let work = programs.work.display().to_string();
     Ok(Machine {
-        date: said("/usr/bin/date", &["-u", "+%F"])?,
+        date: printed("/usr/bin/date", &["-u", "+%F"])?,
         kernel: kernel.map(|part| part.to_string_lossy()).join(" "),
         cpus: std::thread::available_parallelism()?.get(),
         cpu: cpu.trim_matches([' ', '\t', ':']).to_owned(),
-        state: said("/usr/bin/findmnt", &["-n", "-o", "FSTYPE", "-T", &work])?,
+        state: printed("/usr/bin/findmnt", &["-n", "-o", "FSTYPE", "-T", &work])?,
         podwire: format!("{} ({})", env!("CARGO_PKG_VERSION"), commit()),
         go: peer(&programs.go),
         programs: vec![
-            said("/usr/sbin/iptables", &["--version"])?,
-            said("/usr/sbin/nft", &["--version"])?,
-            said("/usr/bin/ip", &["-V"])?,
+            printed("/usr/sbin/iptables", &["--version"])?,
+            printed("/usr/sbin/nft", &["--version"])?,
+            printed("/usr/bin/ip", &["-V"])?,
         ],
     })
 }
 
-fn said(program: &str, args: &[&str]) -> Result<String> {
+fn printed(program: &str, args: &[&str]) -> Result<String> {
     Ok(process::output(program, args)?.trim().to_owned())
 }
 
 /// The commit that is checked out, and whether anything that ships was changed since.
 fn commit() -> String {
-    let git = |args: &[&str]| said("/usr/bin/git", args);
+    let git = |args: &[&str]| printed("/usr/bin/git", args);
     let Ok(commit) = git(&["rev-parse", "--short", "HEAD"]) else {
         return "unknown commit".to_owned();
     };
@@ -71,7 +71,7 @@ fn peer(dir: &Path) -> String {
         "${Package} ${Version}",
         "containernetworking-plugins",
     ];
-    let debian = said("/usr/bin/dpkg-query", &format);
+    let debian = printed("/usr/bin/dpkg-query", &format);
     match debian {
         Ok(version) if dir == Path::new("/usr/lib/cni") => version,
         _ => format!("in {}", dir.display()),

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! `--full` measures the curves and takes more rounds; `--smoke` takes so few that
-//! nothing is told but that it runs. `$PODWIRE_BIN` (`bin`) and `$PODWIRE_PEER`
+//! it only shows that the program runs. `$PODWIRE_BIN` (`bin`) and `$PODWIRE_PEER`
 //! (`/usr/lib/cni`) are the directories of the two suites.
 
 mod compare;

@@ -322,7 +322,7 @@ fn starts(results: &Results) -> String {
     format!(
         "\nA plugin is a process, and starting one is the kernel's and the C library's: a program that does nothing takes {} ms here, bridge's VERSION {} ms. In \
          the whole of loopback's ADD ({} ms) little else is left to gain, and the same start is in every row of this page. What is the kernel's own in a job \
-         (making links, above all) is as long for everybody.\n",
+         (making links, above all) takes the same time for every suite.\n",
         number(floor),
         number(ours),
         number(loopback.median)
@@ -418,7 +418,7 @@ fn repeat() -> String {
         "\n## To repeat it\n\n```\nmake bench           # a few minutes: all but the curves, of which it takes the ends\nmake bench FULL=1    # with the curves, and more rounds\n```\n\n\
          As root, on a Debian machine that has nothing else to do; with the curves it wires 3,000 pods and wants 8 GB of memory. Everything happens in network and mount namespaces of the run; the machine's own interfaces, \
          rules and files are not touched. Each side has a node of its own. A round is ADD, CHECK and DEL of one side, then of the next, and the order turns from \
-         round to round; a few rounds go before that nobody looks at. Pods keep their namespaces, so making those is in no figure. Between calls it is waited until \
+         round to round; a few rounds before that are not counted. Pods keep their namespaces, so no figure includes making them. Between calls it is waited until \
          what a call left behind is done (processes that outlive it, 20 ms after a DEL), except in storms. Programs are started by posix_spawn, read from memory and write to \
          memory. The figures are in `performance.json`; the program is `benches/`.\n",
     )

@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn thousands_are_told_apart() {
-        let told: Vec<String> = [0, 999, 1000, 50_000, 1_234_567].map(thousands).into();
-        assert_eq!(told, ["0", "999", "1,000", "50,000", "1,234,567"]);
+        let texts: Vec<String> = [0, 999, 1000, 50_000, 1_234_567].map(thousands).into();
+        assert_eq!(texts, ["0", "999", "1,000", "50,000", "1,234,567"]);
     }
 }

@@ -1,8 +1,8 @@
-//! Start a program and measure it, at the same price whoever's program it is.
+//! Start a program and measure it, at the same cost for every suite.
 //!
 //! The child is born by posix_spawn (vfork underneath), which copies nothing of
 //! this program; it reads its standard input from a file in memory and writes
-//! into another, so nobody waits for a pipe. The clock runs from before the
+//! into another, so no process waits for a pipe. The clock runs from before the
 //! spawn until the child was seen to have ended.
 
 // The driver is where programs are started; plugins themselves may not.
@@ -88,7 +88,7 @@ struct Started {
 
 impl Done {
     /// All that it printed, for a message.
-    pub fn said(&self) -> String {
+    pub fn printed(&self) -> String {
         format!("{}{}", self.stdout, self.stderr).trim().to_owned()
     }
 }
@@ -101,7 +101,7 @@ pub fn run(call: Call) -> Result<Done> {
     let name = call.program.display().to_string();
     let done = start(call)?.finish()?;
     if !done.succeeded {
-        bail!("{name} failed: {}", done.said());
+        bail!("{name} failed: {}", done.printed());
     }
     Ok(done)
 }
@@ -130,7 +130,7 @@ pub fn feed(program: &str, args: &[&str], stdin: String) -> Result<()> {
 /// calls; the second value is the time from the first spawn to the last end.
 ///
 /// # Errors
-/// When one cannot be started or hangs. One that fails is told by its [`Done`].
+/// When one cannot be started or hangs. The [`Done`] of a call says whether it failed.
 pub fn storm(calls: Vec<Call>) -> Result<(Vec<Done>, Duration)> {
     let prepared: Vec<_> = calls.into_iter().map(prepare).collect::<Result<_>>()?;
     let first = Instant::now();
@@ -220,7 +220,7 @@ fn pidfd(pid: i32) -> Result<OwnedFd> {
     // SAFETY: pidfd_open(2) takes two integers and touches no memory of ours.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = nix::errno::Errno::result(fd).context("watch a child")?;
-    // SAFETY: the kernel has just given us this descriptor; nobody else has it.
+    // SAFETY: the kernel has just returned this descriptor; it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd)?) })
 }
 

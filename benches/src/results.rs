@@ -78,7 +78,7 @@ pub struct Row {
     pub verb: Verb,
     /// How long each side took.
     pub times: BTreeMap<Side, Sample>,
-    /// What Go said when it failed.
+    /// The error of Go.
     pub refused: Option<String>,
     /// How many times faster than Go.
     pub faster: Option<Ratio>,

@@ -23,7 +23,7 @@ pub enum Side {
     Go,
     /// The least: `src/bin/floor`.
     Floor,
-    /// iproute2, told everything in a file.
+    /// iproute2, with all commands in a file.
     Batch,
 }
 
@@ -82,7 +82,7 @@ pub struct Stage {
     list: Vec<Value>,
 }
 
-/// A pod in a job: who it is, and what ADD said about it.
+/// A pod in a job: its id and number, and the result of ADD.
 #[derive(Debug)]
 pub struct Attachment {
     id: String,

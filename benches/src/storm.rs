@@ -58,7 +58,7 @@ pub fn measure(job: Job, programs: &Programs, pods: usize, rounds: usize) -> Res
             seen.programs = Some(count(stage, pods, verb)?);
         }
     }
-    Ok(VERBS.map(|verb| told(job, pods, verb, &seen)).into())
+    Ok(VERBS.map(|verb| storm(job, pods, verb, &seen)).into())
 }
 
 fn blow(stage: &Stage, pods: &mut [Attachment], verb: Verb, seen: &mut Seen) -> Result<()> {
@@ -79,7 +79,12 @@ fn blow(stage: &Stage, pods: &mut [Attachment], verb: Verb, seen: &mut Seen) -> 
             true => stage.keep_result(verb, pod, &done.stdout)?,
             false => {
                 seen.failed += 1;
-                eprintln!("{} of {} failed: {}", verb.name(), stage.side, done.said());
+                eprintln!(
+                    "{} of {} failed: {}",
+                    verb.name(),
+                    stage.side,
+                    done.printed()
+                );
             }
         }
     }
@@ -121,7 +126,7 @@ fn calm() {
     sleep(Duration::from_millis(200));
 }
 
-fn told(job: Job, pods: usize, verb: Verb, seen: &BTreeMap<(Verb, Side), Seen>) -> Storm {
+fn storm(job: Job, pods: usize, verb: Verb, seen: &BTreeMap<(Verb, Side), Seen>) -> Storm {
     let totals = |side| {
         let seen = seen.get(&(verb, side));
         seen.map_or(&[] as &[f64], |seen| &seen.totals)

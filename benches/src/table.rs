@@ -23,7 +23,7 @@ struct Seen {
     refused: BTreeMap<Verb, String>,
 }
 
-/// Measures a job: `warmup` rounds that nobody looks at, then `rounds`.
+/// Measures a job: `warmup` rounds that are not counted, then `rounds`.
 ///
 /// # Errors
 /// When a plugin fails.
@@ -41,7 +41,7 @@ pub fn measure(job: Job, programs: &Programs, warmup: usize, rounds: usize) -> R
             seen = Seen::default();
         }
         one_round(job, &mut stages, &mut seen).with_context(|| format!("measure {}", job.title))?;
-        // Nobody is always the one who comes after Go.
+        // No side always comes after Go.
         stages.rotate_left(1);
     }
     Ok(job

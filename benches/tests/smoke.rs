@@ -1,5 +1,5 @@
-//! The measurement runs from end to end and writes its page. Nothing is said
-//! about speed: that is a matter of `make bench` on a quiet machine.
+//! The measurement runs from end to end and writes its page. It checks no
+//! speed: `make bench` measures that on a quiet machine.
 
 // The program is what is tested.
 #![allow(clippy::disallowed_methods)]
@@ -34,8 +34,8 @@ fn a_run_of_the_smallest_size_writes_page_figures_and_pictures() {
         )
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{said}");
+    let output = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{output}");
 
     let page = fs::read_to_string(out.path().join("performance.md")).unwrap();
     for heading in [

@@ -59,7 +59,7 @@ fn text_is_a_table_and_a_pipe_gets_json() {
 }
 
 #[test]
-fn capabilities_and_args_reach_those_who_want_them() {
+fn capabilities_and_args_reach_the_plugins_that_declare_them() {
     let node = Node::new();
     node.working_plugin("a");
     node.configure(
@@ -120,7 +120,7 @@ fn a_failed_add_is_rolled_back_in_reverse_with_what_is_known() {
 }
 
 #[test]
-fn what_could_not_be_rolled_back_is_told_and_the_cause_stays() {
+fn a_failed_roll_back_is_reported_beside_the_cause() {
     let node = Node::new();
     node.failing_plugin("a", "DEL", 999);
     node.failing_plugin("b", "ADD", 11);
@@ -176,7 +176,7 @@ fn a_second_add_that_fails_does_not_take_the_first() {
 }
 
 #[test]
-fn an_interface_that_nobody_remembers_is_not_rolled_back_either() {
+fn an_interface_that_is_not_cached_is_not_rolled_back_either() {
     let node = Node::new();
     node.failing_plugin("a", "ADD", 999);
     node.network(&["a"]);
@@ -191,7 +191,7 @@ fn an_interface_that_nobody_remembers_is_not_rolled_back_either() {
 }
 
 #[test]
-fn a_missing_plugin_is_told_before_any_has_run() {
+fn a_missing_plugin_is_reported_before_any_has_run() {
     let node = Node::new();
     node.working_plugin("a");
     node.network(&["a", "nope"]);

@@ -203,7 +203,7 @@ fn evil_container_ids_never_become_anything() {
 }
 
 #[test]
-fn a_very_long_network_name_is_an_error_for_who_makes_a_file_of_it() {
+fn a_very_long_network_name_is_an_error_where_it_names_a_file() {
     let sandbox = Sandbox::new();
     let pod = sandbox.pod("a");
     let conf = conf::with(

@@ -193,7 +193,7 @@ fn no_rule_outlives_its_pod_in_any_state_of_the_netns() {
 }
 
 #[test]
-fn the_plain_file_is_left_to_who_made_it() {
+fn a_plain_file_in_place_of_the_netns_is_left_alone() {
     beyond_peer("reference 8 #20: unknown FS magic", || {
         let sandbox = Sandbox::new();
         let pod = sandbox.pod("a");
@@ -229,7 +229,7 @@ fn nothing_is_created_by_a_del_that_finds_nothing() {
 }
 
 #[test]
-fn the_delegate_is_told_in_every_state_of_the_netns() {
+fn the_delegate_is_called_in_every_state_of_the_netns() {
     let told = |column: Found| {
         let sandbox = Sandbox::new();
         let pod = sandbox.pod("a");

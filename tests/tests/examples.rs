@@ -92,7 +92,7 @@ fn layer_2_gives_a_port_and_no_address() {
 }
 
 #[test]
-fn macvlan_gives_an_address_of_the_wire_that_nobody_has() {
+fn macvlan_gives_an_unused_address_of_the_segment() {
     beyond_peer(WHY, || {
         let sandbox = Sandbox::new();
         let segment = sandbox.segment();
@@ -382,8 +382,8 @@ fn the_demo_passes_for_root_and_for_an_ordinary_user() {
     beyond_peer(WHY, || {
         let sandbox = Sandbox::new();
         let before = sandbox.snapshot();
-        sandbox.copy_for_everybody(Suite::Ours.dir(), "project/bin");
-        sandbox.copy_for_everybody(&project("tests/demo"), "project/tests");
+        sandbox.copy_readable(Suite::Ours.dir(), "project/bin");
+        sandbox.copy_readable(&project("tests/demo"), "project/tests");
         let dir = sandbox.dir().display();
         sandbox.host().sh(&format!("mkdir -m 1777 {dir}/tmp"));
         let tmp = format!("TMPDIR={dir}/tmp");

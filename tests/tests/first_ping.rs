@@ -103,7 +103,7 @@ fn the_successor_s_own_first_ping_is_answered() {
 }
 
 #[test]
-fn addresses_that_nobody_had_are_reachable_at_once() {
+fn new_addresses_are_reachable_at_once() {
     let sandbox = Sandbox::new();
     let (a, b) = (sandbox.pod("a"), sandbox.pod("b"));
     sandbox.cni("bridge").add(&bridge(), &a, "eth0").result();

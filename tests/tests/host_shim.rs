@@ -363,7 +363,7 @@ fn the_address_of_the_shim_is_no_pods() {
 }
 
 #[test]
-fn who_looks_for_conflicts_passes_over_the_address_of_the_shim() {
+fn detect_conflicts_passes_over_the_address_of_the_shim() {
     beyond_peer(WHY, || {
         let node = node();
         let snapshot = node.sandbox.snapshot().allow_host_local(conf::NETWORK);

@@ -171,7 +171,7 @@ const ROOTLESS_DEL: &str = r#"
 fn del_succeeds_where_the_lists_of_iptables_cannot_be_read() {
     let sandbox = Sandbox::new();
     let before = sandbox.snapshot();
-    let copy = sandbox.copy_for_everybody(Suite::Ours.dir(), "plugins");
+    let copy = sandbox.copy_readable(Suite::Ours.dir(), "plugins");
     // The programs are there, are missing, and are not allowed to look.
     for iptables in ["legacy", "nft", "missing", "forbidden"] {
         let programs = sandbox.dir().join(iptables);
@@ -231,7 +231,7 @@ fn modes(node: &Netns, dir: &str) -> Vec<String> {
 }
 
 #[test]
-fn nobody_else_reads_what_a_plugin_keeps() {
+fn only_root_reads_the_files_of_a_plugin() {
     let sandbox = Sandbox::new();
     let (pod, bridge) = (sandbox.pod("a"), bridge());
     // Whatever the runtime's umask is.

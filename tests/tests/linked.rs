@@ -85,7 +85,7 @@ fn what_may_not_be_executed_is_not_called() {
 }
 
 #[test]
-fn a_host_local_of_somebody_else_is_executed() {
+fn a_foreign_host_local_is_executed() {
     let sandbox = Sandbox::new();
     let pod = sandbox.pod("a");
     let lease = json!({"cniVersion": "1.0.0", "ips": [{"address": "10.9.9.9/24"}]});

@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::time::{Duration, Instant};
 
 use sandbox::{
-    BackEnd, Cni, FilterNode, NOBODY, NODE, Netns, OUTSIDE, Sandbox, Stdout, beyond_peer, conf,
+    BackEnd, Cni, FilterNode, NO_ANSWER, NODE, Netns, OUTSIDE, Sandbox, Stdout, beyond_peer, conf,
     container_id,
 };
 use serde_json::{Value, json};
@@ -479,7 +479,7 @@ fn del_without_a_netns_leaves_no_rules_of_iptables() {
 }
 
 #[test]
-fn del_finds_what_another_back_end_was_told_at_add() {
+fn del_finds_the_rules_that_add_made_in_another_back_end() {
     beyond_peer("v1.1 knows one back end", || {
         for (added, deleted) in [
             (BackEnd::IptablesNft, BackEnd::Nftables),
@@ -672,7 +672,7 @@ fn check_misses_the_way_to_the_rules() {
 }
 
 #[test]
-fn gc_takes_what_belongs_to_nobody() {
+fn gc_removes_rules_without_an_owner() {
     beyond_peer("no GC there", || {
         each(&BackEnd::ALL, |node| {
             let _server = node.outside.serve(80);
@@ -775,7 +775,7 @@ fn churn(back_end: BackEnd) {
             node.sandbox.remove_pod(&pod);
         }
         if made == 100 && !alive.is_empty() {
-            assert_ne!(alive[0].ask("tcp", OUTSIDE[0], 80), NOBODY);
+            assert_ne!(alive[0].ask("tcp", OUTSIDE[0], 80), NO_ANSWER);
         }
     }
     node.assert_rules(&before);

@@ -172,7 +172,7 @@ fn a_network_on_the_subnet_of_a_removed_one_is_not_masqueraded() {
 }
 
 #[test]
-fn forty_networks_that_come_and_go_leave_no_rule_though_nobody_calls_gc() {
+fn forty_networks_that_come_and_go_leave_no_rule_without_gc() {
     beyond_peer(WHY, || {
         let node = Node::new();
         let snapshot = node

@@ -36,7 +36,7 @@ fn add_when_the_interface_exists() {
 }
 
 #[test]
-fn add_when_the_interface_is_somebody_else_s() {
+fn add_when_the_interface_belongs_to_another_container() {
     let sandbox = Sandbox::new();
     let pod = sandbox.pod("a");
     pod.sh("ip link add eth0 type veth peer name other");

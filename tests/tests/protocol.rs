@@ -233,7 +233,7 @@ fn interface_names_keep_to_the_kernel_s_rules() {
 }
 
 #[test]
-fn a_name_of_fifteen_bytes_is_long_enough_for_everybody() {
+fn a_name_of_fifteen_bytes_works_for_every_plugin() {
     let sandbox = Sandbox::new();
     let pod = sandbox.pod("a");
     let conf = conf::bridge(&["10.1.0.0/24"]);

@@ -293,7 +293,7 @@ fn pods_of_one_suite_lose_their_check_by_the_other_s_del() {
 }
 
 #[test]
-fn gc_takes_the_check_of_a_pod_that_nobody_deleted() {
+fn gc_removes_the_spoof_check_of_a_pod_without_del() {
     beyond_peer("no GC there", || {
         let node = Node::new();
         let (alive, _) = node.pod("alive");

@@ -5,7 +5,8 @@
 use std::ops::Deref;
 
 use sandbox::{
-    BackEnd, FilterNode, Finished, NOBODY, NODE, Netns, OUTSIDE, Running, Suite, beyond_peer, conf,
+    BackEnd, FilterNode, Finished, NO_ANSWER, NODE, Netns, OUTSIDE, Running, Suite, beyond_peer,
+    conf,
 };
 use serde_json::{Value, json};
 
@@ -300,7 +301,7 @@ fn pods_of_the_peer_are_adopted_under_a_live_connection() {
         }
         node.gc();
         assert_eq!(of_pods(&node), [""; 0]);
-        assert_eq!(node.outside.ask("tcp", NODE[0], 8080), NOBODY);
+        assert_eq!(node.outside.ask("tcp", NODE[0], 8080), NO_ANSWER);
     });
 }
 
@@ -339,7 +340,7 @@ fn only_the_network_that_is_named_is_adopted() {
 }
 
 #[test]
-fn what_nobody_knows_stays_as_the_peer_made_it() {
+fn unknown_parts_stay_as_the_peer_made_them() {
     beyond_peer(WHY, || {
         let node = Node::new(BackEnd::IptablesNft, &DUAL);
         let (_a, _server) = node.pod(Suite::Peer, "a", 8080);
@@ -406,7 +407,7 @@ fn pods_of_ours_are_released_under_a_live_connection() {
             node.run(Suite::Peer, "del", pod, first);
         }
         assert_eq!(of_pods(&node), [""; 0]);
-        assert_eq!(node.outside.ask("tcp", NODE[0], 8080), NOBODY);
+        assert_eq!(node.outside.ask("tcp", NODE[0], 8080), NO_ANSWER);
     });
 }
 
@@ -442,7 +443,7 @@ fn forgotten(node: &Node) -> (Netns, Running) {
     let (new, server) = node.pod(Suite::Peer, "new", 9090);
     assert_eq!(
         node.outside.ask("tcp", NODE[0], 9090),
-        NOBODY,
+        NO_ANSWER,
         "a black hole"
     );
     (new, server)
@@ -457,7 +458,11 @@ fn a_forgotten_release_is_made_up_for() {
         let (new, _new) = forgotten(&node);
         let dry = node.task(&["release", "--dry-run"]).stdout;
         assert!(dry.contains("would be removed: ports of mynet/"), "{dry}");
-        assert_eq!(node.outside.ask("tcp", NODE[0], 9090), NOBODY, "only told");
+        assert_eq!(
+            node.outside.ask("tcp", NODE[0], 9090),
+            NO_ANSWER,
+            "only told"
+        );
         let done = node.task(&["release"]);
         assert!(done.stdout.contains("removed: ports of mynet/"), "{done:?}");
         assert!(!done.stderr.contains("left as it is"), "{done:?}");
@@ -679,7 +684,7 @@ fn after_a_flush_of_everything_all_is_back_but_for_pods_that_are_gone() {
         node.sandbox.remove_pod(&gone);
         node.host().sh("nft flush ruleset
              for it in iptables ip6tables; do $it-legacy -t nat -F; $it-legacy -t nat -X; done");
-        assert_eq!(node.outside.ask("tcp", NODE[0], 8080), NOBODY);
+        assert_eq!(node.outside.ask("tcp", NODE[0], 8080), NO_ANSWER);
         let done = node.task(&["resync", "mynet"]);
         assert!(
             done.stdout.contains("put back: spoof check of mynet/"),
@@ -771,7 +776,7 @@ fn pods_of_the_peer_are_put_back_too() {
 }
 
 #[test]
-fn a_file_that_makes_no_sense_is_told_and_the_rest_is_done() {
+fn a_file_that_makes_no_sense_is_reported_and_the_rest_is_done() {
     beyond_peer(WHY, || {
         let node = Node::forced(BackEnd::Nftables);
         let (a, _server) = node.pod(Suite::Ours, "a", 8080);

@@ -63,7 +63,7 @@ impl BackEnd {
     }
 }
 
-/// A node with one of the packet filters, and somebody outside.
+/// A node with one of the packet filters, and a machine outside.
 pub struct FilterNode {
     /// The node.
     pub sandbox: Sandbox,

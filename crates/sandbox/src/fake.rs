@@ -10,7 +10,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// A plugin made of shell script. Unless told otherwise it succeeds and prints nothing.
+/// A plugin made of shell script. Unless the test sets an answer, it succeeds and prints nothing.
 pub struct FakePlugin {
     name: String,
     dir: PathBuf,

@@ -39,5 +39,5 @@ pub use sandbox::Sandbox;
 pub use segment::{MACHINE, Segment};
 pub use snapshot::Snapshot;
 pub use suite::{Suite, beyond_peer, newest, supports, testing_the_peer};
-pub use traffic::{NOBODY, NODE, OUTSIDE};
+pub use traffic::{NO_ANSWER, NODE, OUTSIDE};
 pub use worker::Worker;

@@ -1,4 +1,4 @@
-//! Run one child process with a time limit and collect what it says.
+//! Run one child process with a time limit and collect its output.
 
 // SAFETY of the one `unsafe`: see `die_with_the_sandbox`.
 #![allow(unsafe_code)]
@@ -32,7 +32,7 @@ pub fn in_time(limit: Duration) -> Duration {
 pub enum Stdout {
     /// A pipe that the test reads.
     Captured,
-    /// A pipe that nobody reads any more: writing fails with EPIPE, as when the
+    /// A pipe without a reader: writing fails with EPIPE, as when the
     /// runtime died meanwhile.
     NoReader,
     /// `/dev/full`: writing fails with ENOSPC.
@@ -42,7 +42,7 @@ pub enum Stdout {
 /// What a child left behind when it ended.
 #[derive(Clone, Debug)]
 pub struct Finished {
-    /// Exit status; 128 + signal number if a signal ended it, as a shell says it.
+    /// Exit status; 128 + signal number if a signal ended it, as in a shell.
     pub code: i32,
     /// Everything written to standard output.
     pub stdout: String,

@@ -136,7 +136,7 @@ impl Sandbox {
 
     /// Copies a file, or the files of a directory, into a directory of the sandbox's where
     /// every user can read and execute them: the original may be below root's home.
-    pub fn copy_for_everybody(&self, original: &Path, into: &str) -> PathBuf {
+    pub fn copy_readable(&self, original: &Path, into: &str) -> PathBuf {
         let dir = self.dir().join(into);
         let (home, copy) = (self.dir().display(), dir.display());
         let files = match original.is_dir() {

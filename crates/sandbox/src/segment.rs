@@ -58,7 +58,7 @@ impl Sandbox {
         segment
     }
 
-    /// Gives the node an interface `eth1` with a carrier, and nobody at its other end.
+    /// Gives the node an interface `eth1` with a carrier and no machine at its other end.
     pub fn wire(&self) {
         self.host().sh("ip link add eth1 type veth peer name far1
              for end in eth1 far1; do

@@ -1,7 +1,7 @@
-//! Traffic: somebody outside, servers that say whom they see, and clients.
+//! Traffic: a machine outside, servers that report the source address they see, and clients.
 //!
 //! Servers and clients are perl, which Debian always has: one server for TCP and
-//! UDP, IPv4 and IPv6, and clients that tell within four seconds that nobody answers.
+//! UDP, IPv4 and IPv6, and clients that give up after four seconds.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ pub const NODE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 pub const OUTSIDE: [&str; 2] = ["192.0.2.9", "2001:db8::9"];
 
 /// What [`Netns::ask`] returns when there was no answer.
-pub const NOBODY: &str = "nobody";
+pub const NO_ANSWER: &str = "no answer";
 
 /// Answers each line and each datagram with its name and the sender's address.
 const SERVE: &str = r#"
@@ -51,7 +51,7 @@ const ASK: &str = r#"
     use strict; use IO::Socket::IP; use IO::Select;
     my ($protocol, $to, $port) = @ARGV;
     my $it = IO::Socket::IP->new(PeerHost => $to, PeerPort => $port, Proto => $protocol, Timeout => 3.5);
-    print("nobody"), exit unless $it;
+    print("no answer"), exit unless $it;
     my $answers = IO::Select->new($it);
     for (1 .. 12) {
         syswrite($it, "hello\n") if $_ == 1 || $protocol eq 'udp';
@@ -60,7 +60,7 @@ const ASK: &str = r#"
         print($line), exit if $heard;
         select(undef, undef, undef, 0.3) if $protocol eq 'udp';
     }
-    print "nobody";"#;
+    print "no answer";"#;
 
 /// Sends a line every 20 ms on one socket and prints what comes back.
 const CONVERSE: &str = r#"
@@ -131,7 +131,7 @@ impl Netns {
         server
     }
 
-    /// What the server at an address and a port answers by `tcp` or `udp`; [`NOBODY`]
+    /// What the server at an address and a port answers by `tcp` or `udp`; [`NO_ANSWER`]
     /// if none does within a few seconds.
     pub fn ask(&self, protocol: &str, to: &str, port: u16) -> String {
         let done = self.run(&["perl", "-e", ASK, protocol, to, &port.to_string()]);

@@ -133,7 +133,7 @@ fn after_a_reboot_everything_works_although_the_disk_speaks_of_another_life() {
 }
 
 #[test]
-fn a_full_disk_is_told_and_leaves_no_half_pod() {
+fn a_full_disk_is_reported_and_leaves_no_half_pod() {
     let node = Node::bridge();
     let first = node.sandbox.pod("first");
     let second = node.sandbox.pod("second");
@@ -167,7 +167,7 @@ fn a_full_disk_is_told_and_leaves_no_half_pod() {
 }
 
 #[test]
-fn a_disk_that_went_read_only_is_told_and_deleted_from_later() {
+fn a_disk_that_went_read_only_is_reported_and_deleted_from_later() {
     let node = Node::bridge();
     let [first, second] = ["first", "second"].map(|name| node.sandbox.pod(name));
     node.sh("mkdir -p /var/lib/cni; mount -t tmpfs tmpfs /var/lib/cni");
@@ -336,7 +336,7 @@ fn a_clock_that_jumps_changes_nothing() {
 }
 
 #[test]
-fn a_flushed_ruleset_is_told_by_check_and_hinders_nobody() {
+fn a_flushed_ruleset_is_reported_by_check_and_blocks_no_call() {
     let back_ends = [BackEnd::Nftables, BackEnd::IptablesNft];
     for back_end in back_ends {
         let sandbox = Sandbox::new();
@@ -383,7 +383,7 @@ fn a_flushed_ruleset_is_told_by_check_and_hinders_nobody() {
 }
 
 #[test]
-fn a_bridge_deleted_by_hand_is_told_by_check_and_made_again() {
+fn a_bridge_deleted_by_hand_is_reported_by_check_and_made_again() {
     let node = Node::bridge();
     let [first, second] = ["first", "second"].map(|name| node.sandbox.pod(name));
     let result = node.add(&first);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use faults::storm::Storm;
 
 #[test]
-fn many_at_once_who_lose_patience_leave_nothing_and_share_nothing() {
+fn many_impatient_runtimes_leave_nothing_and_share_nothing() {
     let storm = Storm {
         attachments: 200,
         workers: 16,

@@ -56,12 +56,12 @@ fn a_chain_that_is_killed_leaves_nothing_for_good() {
 }
 
 #[test]
-fn a_call_that_fails_is_told_and_undone() {
+fn a_call_that_fails_is_reported_and_undone() {
     sweep(&[Deed::Fail { choice: 0 }], FEW);
 }
 
 #[test]
-fn whoever_is_killed_alone_does_no_harm() {
+fn a_plugin_that_is_killed_alone_does_no_harm() {
     let executed = chains::named("bridge, IPAM executed").expect("the chain");
     let deeds = [Deed::KillPlugin, Deed::KillDelegate];
     let tally = swept(executed, &VERBS, &deeds, FEW);

@@ -66,7 +66,7 @@ fn a_failure_after_the_addresses_leaves_nothing() {
 }
 
 #[test]
-fn a_result_that_nobody_reads_is_taken_back() {
+fn a_result_without_a_reader_is_rolled_back() {
     beyond_peer(
         "style.md 1.2: success is noted before the result is out",
         || {

@@ -30,7 +30,7 @@ fn fill(host: &Netns, bridge: &str) {
 }
 
 #[test]
-fn a_bridge_without_room_for_a_port_is_told() {
+fn a_bridge_without_room_for_a_port_is_reported() {
     beyond_peer("exchange full", || {
         for plugin in ["bridge", "vxlan"] {
             let sandbox = Sandbox::new();
@@ -119,7 +119,7 @@ fn a_read_only_proc_sys_costs_no_add_what_it_can_do_without() {
 }
 
 #[test]
-fn what_a_read_only_proc_sys_does_forbid_is_told_by_status_and_add() {
+fn status_and_add_report_what_a_read_only_proc_sys_forbids() {
     beyond_peer("no STATUS there", || {
         for plugin in ["bridge", "vxlan"] {
             for family in ["4", "6"] {
@@ -145,7 +145,7 @@ fn what_a_read_only_proc_sys_does_forbid_is_told_by_status_and_add() {
 }
 
 #[test]
-fn a_namespace_of_another_kind_is_told_at_once() {
+fn a_namespace_of_another_kind_is_reported_at_once() {
     beyond_peer("reference 8: invalid argument", || {
         let sandbox = Sandbox::new();
         let snapshot = sandbox.snapshot();

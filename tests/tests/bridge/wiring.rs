@@ -148,7 +148,7 @@ fn two_interfaces_of_one_pod_are_two_attachments() {
 }
 
 #[test]
-fn a_host_veth_that_nobody_could_label_goes_and_one_in_use_stays() {
+fn an_unlabelled_host_veth_is_deleted_unless_it_is_in_use() {
     let (sandbox, conf) = (Sandbox::new(), conf::bridge(&["10.1.0.0/24"]));
     let (host, pod) = (sandbox.host(), sandbox.pod("a"));
     sandbox.cni("bridge").add(&conf, &pod, "eth0").result();

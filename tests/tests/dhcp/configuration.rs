@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::{STATE, WHY, Wire, dnsmasq, lan, station};
 
 #[test]
-fn a_bad_configuration_is_told_before_the_daemon_is_asked() {
+fn a_bad_configuration_is_refused_before_the_daemon_is_called() {
     beyond_peer(WHY, || {
         let sandbox = Sandbox::new();
         let pod = sandbox.pod("a");

@@ -11,7 +11,7 @@ fn listens(host: &Netns, pid: u32) -> bool {
 }
 
 #[test]
-fn what_lies_in_the_place_of_a_lease_is_named_and_holds_up_nobody() {
+fn an_odd_file_in_the_place_of_a_lease_is_reported_and_blocks_no_call() {
     beyond_peer(WHY, || {
         let wire = Wire::new();
         let _server = wire.dnsmasq(&[]);
@@ -31,7 +31,7 @@ fn what_lies_in_the_place_of_a_lease_is_named_and_holds_up_nobody() {
             wire.host()
                 .sh(&format!("f={lease}; mkdir -p {STATE}; rm -rf $f; {shell}"));
             let daemon = wire.daemon(&[]);
-            Wire::told(&daemon, &format!("lease {lease} is not restored: {what}"));
+            Wire::await_log(&daemon, &format!("lease {lease} is not restored: {what}"));
             wire.sandbox.cni("dhcp").status(&lan()).silent();
             drop(daemon);
             wire.gc(&lan(), &[]);

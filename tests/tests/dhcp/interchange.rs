@@ -25,7 +25,7 @@ fn interchange(plugin: Suite, daemon: Suite) {
     cni().check(&checked, &pod, "eth0").silent();
     cni().del(&conf, &pod, "eth0").silent();
     cni().del(&conf, &pod, "eth0").silent();
-    Wire::told(&server, "DHCPRELEASE");
+    Wire::await_log(&server, "DHCPRELEASE");
 }
 
 #[test]

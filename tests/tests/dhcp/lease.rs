@@ -43,7 +43,7 @@ fn an_address_is_got_used_and_given_back() {
         wire.check(&pod, &result);
         wire.del(&pod);
         wire.del(&pod);
-        Wire::told(&server, &release_of(&ours));
+        Wire::await_log(&server, &release_of(&ours));
         assert!(
             !server.output().contains("unknown lease"),
             "{}",
@@ -115,8 +115,8 @@ fn what_the_server_knows_reaches_the_pod_and_the_server_what_is_provided() {
             (&route["gateway"], &route["metric"]),
             (&json!("10.77.0.2"), &json!(77))
         );
-        Wire::told(&server, "client provides name: web-0");
-        Wire::told(&server, "vendor class: podwire");
+        Wire::await_log(&server, "client provides name: web-0");
+        Wire::await_log(&server, "vendor class: podwire");
     });
 }
 
@@ -130,7 +130,7 @@ fn a_lease_is_renewed_and_a_change_of_routes_reaches_the_pod() {
         let pod = wire.sandbox.pod("a");
         let result = wire.add(&pod);
         assert_eq!(gateway(&pod), "10.77.0.1");
-        Wire::told(&daemon, "lease renewed");
+        Wire::await_log(&daemon, "lease renewed");
         drop(server);
 
         let routes = json!({"option-data": [{"name": "routers", "data": "10.77.0.2"}]});
@@ -139,7 +139,7 @@ fn a_lease_is_renewed_and_a_change_of_routes_reaches_the_pod() {
         assert_eq!(pod.routes_to("-4", "default").len(), 1);
         assert_eq!(pod.addresses("eth0"), [address(&result)]);
         wire.del(&pod);
-        Wire::told(&server, "DHCP4_RELEASE");
+        Wire::await_log(&server, "DHCP4_RELEASE");
     });
 }
 
@@ -186,7 +186,7 @@ fn the_configuration_leaves_out_the_router_and_has_its_own_routes_and_dns() {
         let _server = wire.kea([1, 10, 120], pool, options("10.77.0.2"));
         let daemon = wire.daemon(&[]);
         for id in ["id-a", "id-b"] {
-            Wire::told(&daemon, &format!("{id}/testnet/eth0: lease renewed"));
+            Wire::await_log(&daemon, &format!("{id}/testnet/eth0: lease renewed"));
         }
         assert!(pod.routes_to("-4", "default").is_empty());
         assert_eq!(pod.routes_to("-4", "10.99.0.0/16").len(), 1);
@@ -227,7 +227,7 @@ fn a_pod_that_is_made_anew_gets_the_address_that_it_had() {
         wire.sandbox.remove_pod(&pod);
         wire.host().sh("rm -rf /run/cni");
         let daemon = wire.daemon(&[]);
-        Wire::told(&daemon, "the pod's interface is gone");
+        Wire::await_log(&daemon, "the pod's interface is gone");
         let pod = wire.sandbox.pod("a");
         let second = wire.add(&pod);
         assert_eq!(address(&first), address(&second));

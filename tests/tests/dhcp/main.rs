@@ -150,7 +150,7 @@ impl Wire {
 
     /// Log of a server, or of a daemon, that contains `text` within ten seconds.
     #[track_caller]
-    fn told(running: &Running, text: &str) {
+    fn await_log(running: &Running, text: &str) {
         let told = || running.output().contains(text);
         if !within(10, told) {
             panic!("not told: {text}: {}", running.output());

@@ -28,7 +28,7 @@ fn a_daemon_that_was_killed_goes_on_where_it_was() {
             assert_eq!(pod.addresses("eth0"), [address(result)]);
             wire.check(pod, result);
             wire.del(pod);
-            Wire::told(&server, &release_of(&address(result)));
+            Wire::await_log(&server, &release_of(&address(result)));
         }
         assert!(wire.sandbox.list(STATE).is_empty());
     });
@@ -92,7 +92,7 @@ fn a_daemon_that_dies_while_an_address_is_sought_fails_the_add() {
         let snapshot = wire.sandbox.snapshot().allow_link("lan").allow("dhcp");
         let error = std::thread::scope(|scope| {
             scope.spawn(|| {
-                Wire::told(&daemon, "acquiring lease");
+                Wire::await_log(&daemon, "acquiring lease");
                 wire.host().sh(&format!("kill -9 {}", daemon.id()));
             });
             wire.refused(&pod)
@@ -114,10 +114,10 @@ fn del_without_a_daemon_gives_the_lease_back_itself() {
         let (first, second) = (add(&one), add(&two));
         drop(daemon);
         wire.del(&one);
-        Wire::told(&server, &release_of(&first));
+        Wire::await_log(&server, &release_of(&first));
         assert_eq!(wire.sandbox.list(STATE).len(), 1);
         wire.gc(&lan(), &[]);
-        Wire::told(&server, &release_of(&second));
+        Wire::await_log(&server, &release_of(&second));
         assert!(wire.sandbox.list("/var/lib/cni/dhcp").is_empty());
     });
 }

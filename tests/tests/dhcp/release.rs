@@ -55,7 +55,7 @@ fn del_succeeds_whatever_became_of_the_namespace() {
             // What runtimes say of a namespace that they have lost; the daemon knows better.
             cni().netns(found).del(&lan(), &pod, "eth0").silent();
             cni().netns(found).del(&lan(), &pod, "eth0").silent();
-            Wire::told(&server, &release_of(&ours));
+            Wire::await_log(&server, &release_of(&ours));
             assert!(wire.sandbox.list(STATE).is_empty());
         }
         // Gone with its interface: nothing can be sent, and nothing stays.
@@ -81,7 +81,7 @@ fn gc_gives_back_what_is_not_in_use() {
         assert_eq!(wire.sandbox.list(STATE).len(), 2, "another network");
         let valid = conf::with_valid(&lan(), &[("id-b", "eth0")]);
         wire.sandbox.cni("dhcp").gc(&valid).silent();
-        Wire::told(&server, &release_of(&first));
+        Wire::await_log(&server, &release_of(&first));
         assert!(!server.output().contains(&release_of(&second)));
         assert_eq!(wire.sandbox.list(STATE).len(), 1);
     });

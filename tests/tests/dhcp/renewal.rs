@@ -85,15 +85,15 @@ fn any_server_may_take_over_the_lease_of_one_that_is_gone() {
         let second = station(&wire.sandbox, "second", "10.77.0.2/16");
         let range = "10.77.0.10,10.77.0.19,255.255.0.0,2m";
         let second = dnsmasq(&second, range, &["--dhcp-authoritative"]);
-        Wire::told(
+        Wire::await_log(
             &second,
             &format!("DHCPACK(eth0) {}", bare(&address(&result))),
         );
-        Wire::told(&daemon, "from 10.77.0.2 for 120 s");
+        Wire::await_log(&daemon, "from 10.77.0.2 for 120 s");
         assert_eq!(pod.addresses("eth0"), [address(&result)]);
         eventually(5, "its router", || gateway(&pod) == "10.77.0.2");
         wire.del(&pod);
-        Wire::told(&second, "DHCPRELEASE");
+        Wire::await_log(&second, "DHCPRELEASE");
     });
 }
 

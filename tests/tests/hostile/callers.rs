@@ -193,7 +193,7 @@ fn an_answer_that_cannot_be_given_is_no_attachment() {
 }
 
 #[test]
-fn a_closed_or_full_standard_error_is_nobodys_trouble() {
+fn a_closed_or_full_standard_error_changes_nothing() {
     beyond_peer("not asked of the Go plugins", || {
         for redirections in ["2>&-", "2>/dev/full", "2</dev/null"] {
             each_plugin(|sandbox, pod, plugin| {

@@ -1,7 +1,7 @@
 //! Published ports that would take what is not the tenant's: services of the node, and
 //! connections that only pass through it.
 
-use sandbox::{BackEnd, FilterNode, NOBODY, NODE, Netns, OUTSIDE, Outcome, beyond_peer, conf};
+use sandbox::{BackEnd, FilterNode, NO_ANSWER, NODE, Netns, OUTSIDE, Outcome, beyond_peer, conf};
 use serde_json::{Value, json};
 
 fn bridge() -> Value {
@@ -119,7 +119,7 @@ fn remembers(node: &FilterNode, part: &str) -> bool {
 }
 
 #[test]
-fn a_host_address_of_another_machine_interrupts_nobody() {
+fn a_host_address_of_another_machine_interrupts_no_connection() {
     FilterNode::each(&BackEnd::ALL, |node| {
         track_connections(&node);
         let client = node.sandbox.pod("client");
@@ -179,7 +179,7 @@ fn connections_to_an_address_of_the_node_are_forgotten_whatever_makes_it_one() {
             node.outside.wait_until("the pod's answer", |_| {
                 talk.output().contains("a sees 192.0.2.9")
             });
-            assert_eq!(node.outside.ask("udp", NODE[0], 53), NOBODY);
+            assert_eq!(node.outside.ask("udp", NODE[0], 53), NO_ANSWER);
         });
     });
 }

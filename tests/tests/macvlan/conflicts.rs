@@ -70,7 +70,7 @@ fn several_taken_addresses_are_passed_over() {
 }
 
 #[test]
-fn without_the_key_nobody_is_asked() {
+fn without_the_key_no_probe_is_sent() {
     let sandbox = Sandbox::new();
     let segment = sandbox.segment();
     segment.machine.sh("ip addr add 10.1.0.2/24 dev eth1");

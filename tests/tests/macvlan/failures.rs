@@ -19,7 +19,7 @@ fn a_failure_after_the_link_was_made_leaves_nothing() {
 }
 
 #[test]
-fn a_result_that_nobody_reads_leaves_nothing() {
+fn a_result_without_a_reader_leaves_nothing() {
     beyond_peer("reference 8 #7: the link stays", || {
         for stdout in [Stdout::NoReader, Stdout::Full] {
             let sandbox = Sandbox::new();

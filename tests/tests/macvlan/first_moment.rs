@@ -34,7 +34,7 @@ fn an_address_that_was_anothers_works_at_once() {
 }
 
 #[test]
-fn ipv6_is_usable_when_add_returns_and_nobody_waited_for_it() {
+fn ipv6_is_usable_when_add_returns_without_a_wait() {
     beyond_peer(
         "pains 15: 1.5 to 1.8 s of duplicate address detection",
         || {

@@ -81,7 +81,7 @@ fn passthru_gives_the_wire_and_its_mac_to_one_pod() {
 }
 
 #[test]
-fn passthru_wants_a_parent_that_nobody_uses() {
+fn passthru_needs_an_unused_parent() {
     let it = attached(&macvlan(json!({})));
     let second = it.sandbox.pod("b");
     let conf = macvlan(json!({"mode": "passthru"}));

@@ -266,7 +266,7 @@ fn status_and_gc_are_passed_on() {
 }
 
 #[test]
-fn gc_gives_back_the_addresses_of_those_who_are_gone() {
+fn gc_releases_the_addresses_of_deleted_pods() {
     beyond_peer("reference 0.3: GC does nothing", || {
         let (sandbox, _segment, [a, b]) = siblings(&macvlan(json!({})));
         sandbox.remove_pod(&a);

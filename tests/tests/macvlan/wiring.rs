@@ -81,7 +81,7 @@ fn without_an_ipam_the_pod_gets_a_link_and_nothing_else() {
 }
 
 #[test]
-fn a_link_without_addresses_cannot_be_told_in_old_versions_but_is_there() {
+fn a_link_without_addresses_is_there_though_old_versions_cannot_report_it() {
     for version in ["0.1.0", "0.2.0"] {
         let sandbox = Sandbox::new();
         let _segment = sandbox.segment();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sandbox::{BackEnd, NOBODY, NODE, OUTSIDE, beyond_peer, conf};
+use sandbox::{BackEnd, NO_ANSWER, NODE, OUTSIDE, beyond_peer, conf};
 
 use crate::{HTTP, Node, Pod, bridge, each, port, publishing, tcp};
 
@@ -53,7 +53,7 @@ fn the_newest_add_of_a_port_wins_and_says_so() {
             let checked = conf::with_prev(&publishing(&node.conf(), &tcp()), &b.result);
             node.portmap().check(&checked, &b.netns, "eth0").silent();
             node.unpublish(&b, &tcp());
-            assert_eq!(node.outside.ask("tcp", NODE[0], HTTP), NOBODY);
+            assert_eq!(node.outside.ask("tcp", NODE[0], HTTP), NO_ANSWER);
         });
     });
 }

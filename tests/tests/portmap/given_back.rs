@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use sandbox::{BackEnd, NOBODY, NODE, Stdout, beyond_peer, conf, container_id};
+use sandbox::{BackEnd, NO_ANSWER, NODE, Stdout, beyond_peer, conf, container_id};
 use serde_json::{Value, json};
 
 use crate::{Node, bridge, check, each, port, publishing};
@@ -183,7 +183,7 @@ fn two_networks_of_a_container_may_publish_the_same_port() {
                     node.portmap().check(&conf, &pod.netns, "net1").silent();
                     node.portmap().del(&conf, &pod.netns, "net1").silent();
                 }
-                assert_eq!(node.host().ask("tcp", "127.0.0.1", 9044), NOBODY);
+                assert_eq!(node.host().ask("tcp", "127.0.0.1", 9044), NO_ANSWER);
                 node.cni("bridge").del(&second, &pod.netns, "net1").silent();
                 node.cni("bridge")
                     .del(&bridge(), &pod.netns, "eth0")

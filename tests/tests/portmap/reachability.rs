@@ -1,6 +1,6 @@
 //! From where a published port is reached, and which source address the server sees.
 
-use sandbox::{BackEnd, NOBODY, NODE, Netns, OUTSIDE, beyond_peer, conf};
+use sandbox::{BackEnd, NO_ANSWER, NODE, Netns, OUTSIDE, beyond_peer, conf};
 use serde_json::{Value, json};
 
 use crate::{HTTP, each, port, publishing, tcp};
@@ -34,8 +34,8 @@ fn a_port_is_reached_from_everywhere() {
             let asked = node.host().ask(protocol, "127.0.0.1", 8080);
             assert_eq!(asked, "a sees 10.1.0.1", "{protocol} from 127.0.0.1");
         }
-        assert_eq!(node.outside.ask("tcp", NODE[0], 8081), NOBODY);
-        assert_eq!(node.outside.ask("tcp", NODE[0], 80), NOBODY);
+        assert_eq!(node.outside.ask("tcp", NODE[0], 8081), NO_ANSWER);
+        assert_eq!(node.outside.ask("tcp", NODE[0], 80), NO_ANSWER);
     });
 }
 
@@ -82,7 +82,7 @@ fn a_host_address_is_the_only_one() {
         ];
         let pod = node.published("a", &mappings);
         let _server = pod.netns.serve(80);
-        let ask = |to: &str, number: u16| node.outside.ask("tcp", to, number) != NOBODY;
+        let ask = |to: &str, number: u16| node.outside.ask("tcp", to, number) != NO_ANSWER;
         for (to, number, answers) in [
             ("192.0.2.2", 8080, true),
             ("192.0.2.1", 8080, false),
@@ -118,8 +118,8 @@ fn without_snat_a_pod_does_not_reach_itself_but_others_do() {
         node.publish_with(&conf, &pod, &tcp()).result();
         let _server = pod.netns.serve(80);
         assert_eq!(node.outside.ask("tcp", NODE[0], HTTP), "a sees 192.0.2.9");
-        assert_eq!(pod.netns.ask("tcp", NODE[0], HTTP), NOBODY);
-        assert_eq!(node.host().ask("tcp", "127.0.0.1", HTTP), NOBODY);
+        assert_eq!(pod.netns.ask("tcp", NODE[0], HTTP), NO_ANSWER);
+        assert_eq!(node.host().ask("tcp", "127.0.0.1", HTTP), NO_ANSWER);
     });
 }
 
@@ -157,7 +157,7 @@ fn conditions_are_those_of_the_pod_that_has_them() {
                     node.outside.ask("tcp", "192.0.2.2", 8080),
                     "a sees 192.0.2.9"
                 );
-                assert_eq!(node.outside.ask("tcp", "192.0.2.1", 8080), NOBODY);
+                assert_eq!(node.outside.ask("tcp", "192.0.2.1", 8080), NO_ANSWER);
                 assert_eq!(
                     node.outside.ask("tcp", "192.0.2.1", 8081),
                     "b sees 192.0.2.9"
@@ -207,7 +207,7 @@ fn many_ports_of_one_pod_are_all_reached() {
             _ => six(),
         }
         node.unpublish(&pod, &mappings);
-        assert_eq!(node.outside.ask("tcp", NODE[0], 8000), NOBODY);
+        assert_eq!(node.outside.ask("tcp", NODE[0], 8000), NO_ANSWER);
     });
 }
 
@@ -218,7 +218,7 @@ fn protocols_may_be_written_in_capitals() {
         let _server = pod.netns.serve(80);
         assert_eq!(node.outside.ask("tcp", NODE[0], HTTP), "a sees 192.0.2.9");
         node.unpublish(&pod, &[port(HTTP, 80, "TCP")]);
-        assert_eq!(node.outside.ask("tcp", NODE[0], HTTP), NOBODY);
+        assert_eq!(node.outside.ask("tcp", NODE[0], HTTP), NO_ANSWER);
     });
 }
 
@@ -236,7 +236,7 @@ fn the_node_s_own_loopback_is_not_the_neighbours_business() {
             ip route add 127.0.0.0/8 via 10.1.0.1");
             assert_eq!(pod.netns.ask("tcp", "10.1.0.1", 9000), "host sees 10.1.0.2");
             for protocol in ["tcp", "udp"] {
-                assert_eq!(pod.netns.ask(protocol, "127.0.0.1", 9000), NOBODY);
+                assert_eq!(pod.netns.ask(protocol, "127.0.0.1", 9000), NO_ANSWER);
             }
             // It is the rule that keeps them out.
             node.host().sh("nft flush ruleset");

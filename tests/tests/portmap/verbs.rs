@@ -1,6 +1,6 @@
 //! ADD again, CHECK, DEL, GC and STATUS.
 
-use sandbox::{BackEnd, NOBODY, NODE, Sandbox, beyond_peer, conf, container_id};
+use sandbox::{BackEnd, NO_ANSWER, NODE, Sandbox, beyond_peer, conf, container_id};
 use serde_json::{Value, json};
 
 use crate::{HTTP, Node, bridge, each, port, portmap, publishing, tcp};
@@ -144,7 +144,7 @@ fn del_by_owner_alone() {
 }
 
 #[test]
-fn del_finds_what_another_back_end_was_told_at_add() {
+fn del_finds_the_rules_that_add_made_in_another_back_end() {
     beyond_peer("v1.1 knows one back end", || {
         for (added, deleted) in [
             (BackEnd::IptablesNft, BackEnd::Nftables),
@@ -189,13 +189,13 @@ fn two_networks_of_a_container_do_not_take_each_others_ports() {
         node.portmap().add(&conf, &pod.netns, "net1").result();
         assert_eq!(node.host().ask("tcp", "127.0.0.1", 8081), "a sees 10.2.0.1");
         node.portmap().del(&conf, &pod.netns, "net1").silent();
-        assert_eq!(node.host().ask("tcp", "127.0.0.1", 8081), NOBODY);
+        assert_eq!(node.host().ask("tcp", "127.0.0.1", 8081), NO_ANSWER);
         assert_eq!(node.outside.ask("tcp", NODE[0], HTTP), "a sees 192.0.2.9");
     });
 }
 
 #[test]
-fn gc_takes_what_belongs_to_nobody() {
+fn gc_removes_rules_without_an_owner() {
     beyond_peer("no GC there", || {
         each(&BackEnd::ALL, |node| {
             let before = node.rules_after_a_first_pod();

@@ -196,7 +196,7 @@ fn an_underlay_without_an_address_of_the_family_is_told() {
 }
 
 #[test]
-fn a_vni_that_is_in_use_with_other_parameters_is_told() {
+fn a_vni_that_is_in_use_with_other_parameters_is_reported() {
     beyond_peer(WHY, || {
         let fleet = Fleet::new(1);
         let conf = fleet.segment(1, 5, Underlay::V4);

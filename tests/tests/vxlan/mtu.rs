@@ -23,7 +23,7 @@ fn room(underlay: Underlay) -> u32 {
 }
 
 #[test]
-fn a_full_packet_crosses_and_one_byte_more_is_told() {
+fn a_full_packet_crosses_and_one_byte_more_is_reported() {
     beyond_peer(WHY, || {
         for (mode, make) in MODES {
             for underlay in BOTH {

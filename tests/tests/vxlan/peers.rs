@@ -141,7 +141,7 @@ fn peers_of_a_segment_are_hosts_and_pods() {
 }
 
 #[test]
-fn mistakes_are_told_and_change_nothing() {
+fn mistakes_are_reported_and_change_nothing() {
     beyond_peer(WHY, || {
         let fleet = Fleet::new(1);
         let conf = alone(&fleet, 1);
@@ -201,7 +201,7 @@ fn mistakes_are_told_and_change_nothing() {
 }
 
 #[test]
-fn people_are_told_which_peers_are_missing() {
+fn status_names_the_missing_peers() {
     beyond_peer(WHY, || {
         let fleet = Fleet::new(3);
         let conf = fleet.routed(1, 5, Underlay::V4);
@@ -225,7 +225,7 @@ fn people_are_told_which_peers_are_missing() {
 }
 
 #[test]
-fn what_the_kernel_refuses_is_told_and_blocks_nothing() {
+fn a_refusal_of_the_kernel_is_reported_and_blocks_nothing() {
     beyond_peer(WHY, || {
         let fleet = Fleet::new(2);
         let conf = alone(&fleet, 1);

@@ -43,7 +43,7 @@ fn answering(from: &Netns, targets: &[String]) -> Vec<String> {
 }
 
 /// Three hosts, ten pods each, two networks: every pair of a network talks, no pair across does.
-fn everybody_reaches_their_own(make: Conf, underlay: Underlay) {
+fn every_client_reaches_its_own_pod(make: Conf, underlay: Underlay) {
     let fleet = Fleet::new(3);
     let vnis = [5, 6];
     let mut pods = Vec::new();
@@ -79,30 +79,30 @@ fn everybody_reaches_their_own(make: Conf, underlay: Underlay) {
 }
 
 #[test]
-fn pods_of_one_segment_reach_each_other_and_nobody_else_over_ipv4() {
+fn pods_of_one_segment_reach_only_each_other_over_ipv4() {
     beyond_peer(WHY, || {
-        everybody_reaches_their_own(Fleet::segment, Underlay::V4)
+        every_client_reaches_its_own_pod(Fleet::segment, Underlay::V4)
     });
 }
 
 #[test]
-fn pods_of_one_segment_reach_each_other_and_nobody_else_over_ipv6() {
+fn pods_of_one_segment_reach_only_each_other_over_ipv6() {
     beyond_peer(WHY, || {
-        everybody_reaches_their_own(Fleet::segment, Underlay::V6)
+        every_client_reaches_its_own_pod(Fleet::segment, Underlay::V6)
     });
 }
 
 #[test]
 fn routed_pods_reach_each_other_over_ipv4() {
     beyond_peer(WHY, || {
-        everybody_reaches_their_own(Fleet::routed, Underlay::V4)
+        every_client_reaches_its_own_pod(Fleet::routed, Underlay::V4)
     });
 }
 
 #[test]
 fn routed_pods_reach_each_other_over_ipv6() {
     beyond_peer(WHY, || {
-        everybody_reaches_their_own(Fleet::routed, Underlay::V6)
+        every_client_reaches_its_own_pod(Fleet::routed, Underlay::V6)
     });
 }
 

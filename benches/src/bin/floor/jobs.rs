@@ -1,4 +1,4 @@
-//! The jobs, each told to the kernel in as few words as it takes.
+//! The jobs, each with as few requests to the kernel as possible.
 
 // SAFETY of each `unsafe`: see `delete_and_leave`.
 #![allow(unsafe_code)]
@@ -41,7 +41,7 @@ const IFA_LOCAL: u16 = 2;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const LOOPBACK: i32 = 1;
-/// What the pod's interface is numbered: then nobody has to ask.
+/// The index of the pod's interface, so that no request has to find it.
 const INDEX: i32 = 4711;
 const BRIDGE: &str = "cni0";
 const GATEWAY: [u8; 4] = [10, 0, 0, 1];
@@ -255,7 +255,7 @@ fn all(kind: u16) -> Message {
 /// `ip link delete NAME`, by a child that waits for the kernel's RCU barrier;
 /// this program leaves when the kernel reports the link gone.
 fn delete_and_leave(name: &str) -> Result<()> {
-    let mut told = Socket::route(RTMGRP_LINK)?;
+    let mut events = Socket::route(RTMGRP_LINK)?;
     // Not the same socket: others' changes would come between question and answer.
     let mut own = Socket::route(0)?;
     let index = index_of(&mut own, name)?;
@@ -270,14 +270,14 @@ fn delete_and_leave(name: &str) -> Result<()> {
             // SAFETY: ends the child; it must not go on with its parent's work.
             unsafe { nix::libc::_exit(i32::from(failed)) }
         }
-        ForkResult::Parent { .. } => wait_until_gone(&mut told, index),
+        ForkResult::Parent { .. } => wait_until_gone(&mut events, index),
     }
 }
 
-fn wait_until_gone(told: &mut Socket, index: i32) -> Result<()> {
-    match told.wait(|kind, body| gone(kind, body, index)) {
+fn wait_until_gone(events: &mut Socket, index: i32) -> Result<()> {
+    match events.wait(|kind, body| gone(kind, body, index)) {
         Err(why) if why.downcast_ref() == Some(&Errno::ENOBUFS) => ask_until_gone(index),
-        told => told,
+        result => result,
     }
 }
 

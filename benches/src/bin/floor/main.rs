@@ -1,4 +1,4 @@
-//! The floor: the least that the kernel must be told for a job of a CNI plugin.
+//! The floor: the smallest set of kernel requests for a job of a CNI plugin.
 //!
 //! ```text
 //! floor nothing

@@ -19,8 +19,8 @@ pub fn run(program: &str, args: &[&str]) -> Result<()> {
     // SAFETY: all zeroes is a value of this plain structure of integers.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: the pointer is to a variable of ours that outlives the call.
-    let told = unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage) };
-    nix::errno::Errno::result(told)?;
+    let result = unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage) };
+    nix::errno::Errno::result(result)?;
     writeln!(stderr(), "peak {}", usage.ru_maxrss)?;
     Ok(())
 }
