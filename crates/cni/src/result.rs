@@ -448,48 +448,12 @@ mod tests {
     }
 
     #[test]
-    fn what_interfaces_got_with_1x_is_dropped_before() {
-        let old = dual_stack().encode(Version::V0_4_0).unwrap();
-        assert!(!old.contains("mtu"));
-        // 1.0.0 keeps the MTU of an earlier plugin.
-        let new = dual_stack().encode(Version::V1_0_0).unwrap();
-        assert!(new.contains("\"mtu\": 1500"));
-    }
-
-    #[test]
     fn the_form_of_030_has_versions_and_always_dns() {
         let text = squeezed(&dual_stack().encode(Version::V0_3_1).unwrap());
         assert!(text.contains(
             r#"{"version":"4","interface":1,"address":"10.1.0.2/24","gateway":"10.1.0.1"}"#
         ));
         assert!(text.ends_with(r#""dns":{}}"#), "{text}");
-    }
-
-    #[test]
-    fn the_oldest_form_has_one_address_of_each_family_with_its_routes() {
-        let text = squeezed(&dual_stack().encode(Version::V0_1_0).unwrap());
-        assert_eq!(
-            text,
-            r#"{"cniVersion":"0.1.0","ip4":{"ip":"10.1.0.2/24","gateway":"10.1.0.1","routes":[{"dst":"0.0.0.0/0","gw":"10.1.0.1"}]},"ip6":{"ip":"fd00::2/64","routes":[{"dst":"::/0","table":0}]},"dns":{}}"#
-        );
-    }
-
-    #[test]
-    fn the_oldest_form_needs_an_address() {
-        let error = AddResult::default().encode(Version::V0_2_0).unwrap_err();
-        assert_eq!(error.to_string(), "cannot convert: no valid IP addresses");
-    }
-
-    #[test]
-    fn every_version_reads_what_it_wrote() {
-        for version in Version::ALL {
-            let text = dual_stack().encode(*version).unwrap();
-            let document = Json::parse(text.as_bytes()).unwrap();
-            let read = AddResult::decode(&document, *version).unwrap();
-            assert_eq!(read.encode(*version).unwrap(), text);
-            assert_eq!(read.ips[0].address, dual_stack().ips[0].address);
-            assert_eq!(read.routes, dual_stack().routes);
-        }
     }
 
     #[test]
