@@ -201,11 +201,11 @@ impl<'a> Chain<'a> {
     /// succeeded.
     pub fn del(&self, attachment: &Attachment) -> Result<()> {
         let key = attachment.key(&self.list.name);
-        let prev = match self.list.at_least(Version::V0_4_0)? {
-            // What cannot be read is as good as nothing, and no reason to stay.
-            true => self.cached_result(key).unwrap_or_default(),
-            false => None,
-        };
+        let mut prev = None;
+        if self.list.at_least(Version::V0_4_0)? {
+            // DEL goes on without a result if that cannot be read.
+            prev = self.cached_result(key).unwrap_or_default();
+        }
         let mut all = BestEffort::new();
         for plugin in self.list.plugins.iter().rev() {
             all.step(&plugin.plugin, || {

@@ -315,44 +315,6 @@ fn net_of(value: &Value) -> Option<Cidr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gob::{Decoder, Encoder};
-
-    fn through_the_wire(schema: &'static Schema, value: &Value) -> Value {
-        let mut stream = Vec::new();
-        Encoder::default().write(&mut stream, schema, value);
-        let read = Decoder::default().next(&mut stream).unwrap().unwrap();
-        assert!(stream.is_empty());
-        read
-    }
-
-    #[test]
-    fn a_result_is_read_as_written() {
-        let result = AddResult {
-            interfaces: Vec::new(),
-            ips: vec![IpConfig {
-                interface: None,
-                address: "192.168.1.5/24".parse().unwrap(),
-                gateway: "192.168.1.1".parse().ok(),
-            }],
-            routes: vec![Route {
-                mtu: 1400,
-                priority: 5,
-                scope: Some(253),
-                ..Route::via("0.0.0.0/0".parse().unwrap(), "192.168.1.1".parse().unwrap())
-            }],
-            dns: Dns {
-                nameservers: vec!["192.168.1.53".into()],
-                domain: "example.org".into(),
-                search: vec!["example.org".into(), "example.net".into()],
-                options: Vec::new(),
-            },
-        };
-        let value = through_the_wire(&RESULT, &result_value(&result));
-        assert_eq!(result_of(&value), result);
-        let bare = AddResult::default();
-        let value = through_the_wire(&RESULT, &result_value(&bare));
-        assert_eq!(result_of(&value), bare);
-    }
 
     #[test]
     fn addresses_have_both_of_gos_lengths() {

@@ -82,11 +82,4 @@ mod tests {
             assert_eq!(Budget::of(limit), budget, "{limit}");
         }
     }
-
-    #[test]
-    fn a_spare_descriptor_is_there_again() {
-        let mut spare = Spare::new().unwrap();
-        assert!(spare.lend(|| true) && !spare.lend(|| false));
-        assert!(spare.lend(|| true));
-    }
 }
