@@ -68,13 +68,10 @@ impl Netlink {
     /// kernel's reason.
     pub fn ensure_bridge(&self, spec: &BridgeSpec) -> anyhow::Result<Link> {
         let name = &spec.name;
-        let found = match self.find_link(name)? {
+        let found = match self.find_bridge(name)? {
             Some(link) => link,
-            None => self.create_bridge(spec)?,
+            None => expect_bridge(self.create_bridge(spec)?)?,
         };
-        if !found.is_kind("bridge") {
-            bail!("{name:?} already exists but is not a bridge");
-        }
         // Before it is up, so that no advertisement arrives earlier. Without IPv6 there is no
         // such setting, and no need for it.
         if found.accept_ra.is_some_and(|accepted| accepted != 0) {
@@ -107,6 +104,14 @@ impl Netlink {
             return Ok(self.get_link(name)?);
         }
         Ok(found)
+    }
+
+    /// The bridge `name`; `None` if there is no such interface: `ip link show NAME`.
+    ///
+    /// # Errors
+    /// `"x" already exists but is not a bridge`.
+    pub fn find_bridge(&self, name: &str) -> anyhow::Result<Option<Link>> {
+        self.find_link(name)?.map(expect_bridge).transpose()
     }
 
     fn create_bridge(&self, spec: &BridgeSpec) -> anyhow::Result<Link> {
@@ -242,6 +247,13 @@ impl Netlink {
         }
         bail!("bridge port in error state: {state}")
     }
+}
+
+fn expect_bridge(link: Link) -> anyhow::Result<Link> {
+    if !link.is_kind("bridge") {
+        bail!("{:?} already exists but is not a bridge", link.name);
+    }
+    Ok(link)
 }
 
 impl Link {

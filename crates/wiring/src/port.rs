@@ -6,7 +6,7 @@ use cni::conf::ValidAttachment;
 use cni::env::{ContainerId, IfName, NetnsPath};
 use cni::request::{Add, Del, Gc, alias_prefix};
 use cni::result::Interface;
-use cni::{Attachment, BestEffort, Call, Code, Undo, delegate};
+use cni::{Attachment, BestEffort, Call, Code, Undo, WithLabel, delegate};
 use netlink::{Link, Mac, Netlink, PortSpec, VethPair, VethSpec, sysctl};
 use netns::NetNs;
 
@@ -75,17 +75,13 @@ fn full(bridge: &Link) -> String {
 /// Code 50: `"cni0" already exists but is not a bridge`, `bridge "cni0" is full: a Linux bridge
 /// takes 1023 ports`.
 pub fn status(host: &Netlink, name: &str) -> Result<()> {
-    let Some(bridge) = host.find_link(name)? else {
+    let Some(bridge) = host.find_bridge(name).code(Code::NotAvailable)? else {
         return Ok(());
     };
-    let why = if !bridge.is_kind("bridge") {
-        format!("{name:?} already exists but is not a bridge")
-    } else if host.list_ports(bridge.index)?.len() >= MOST_PORTS {
-        full(&bridge)
-    } else {
-        return Ok(());
-    };
-    Err(Code::NotAvailable.err(why).into())
+    if host.list_ports(bridge.index)?.len() >= MOST_PORTS {
+        return Err(Code::NotAvailable.err(full(&bridge)).into());
+    }
+    Ok(())
 }
 
 /// Configures the host end as a port, and sets its alias.

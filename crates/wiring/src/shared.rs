@@ -16,7 +16,7 @@ use netlink::Netlink;
 use packet_filter::{Isolation, Masquerade, Nftables, Place};
 
 use crate::port::alias_of;
-use crate::users::{Left, NoPlace, Users};
+use crate::users::{NoPlace, Users};
 
 /// Prefix of the use of a rule that masquerades a subnet.
 const MASQUERADE: &str = "masquerade-";
@@ -141,7 +141,7 @@ pub fn leave(owner: &Attachment, bridge: Option<&str>, configured: bool) -> Resu
         Ok(None) if !configured => return Ok(()),
         // An attachment of an earlier release, or a second DEL.
         Ok(None) if !has_rules(&owner.network)? => return Ok(()),
-        Ok(Some(users)) if users.forget(owner)? == Left::Users => return Ok(()),
+        Ok(Some(users)) if users.forget(owner)? => return Ok(()),
         Ok(_) => {}
         Err(error) => tolerate_no_place(error)?,
     }

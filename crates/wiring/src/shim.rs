@@ -22,7 +22,7 @@ use netlink::{
 };
 use serde::Deserialize;
 
-use crate::users::{Left, Users};
+use crate::users::Users;
 use crate::{Addressing, gateway, port, requested, shared};
 
 /// The prefix of a use in [`Users`]; the name of the shim follows.
@@ -331,8 +331,8 @@ fn leave(owner: &Attachment, configured: Option<&str>, reported: &[IpAddr]) -> R
         };
         delete_routes(network, name, &ips)?;
     }
-    let left = users.map(|users| users.forget(owner)).transpose()?;
-    if left == Some(Left::Users) || names.is_empty() {
+    let in_use = users.map(|users| users.forget(owner)).transpose()?;
+    if in_use == Some(true) || names.is_empty() {
         return Ok(());
     }
     // Without the lock, a concurrent ADD may rely on the shim that exists now.

@@ -61,17 +61,6 @@ impl fmt::Display for NoPlace {
 
 impl std::error::Error for NoPlace {}
 
-/// What is left after an attachment was removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Left {
-    /// The attachment was not noted.
-    Unknown,
-    /// Other attachments use everything that it used.
-    Users,
-    /// It was the last user of something.
-    None,
-}
-
 impl Users {
     /// For an ADD: creates the directory, with a lock that keeps out calls that remove rules.
     ///
@@ -219,24 +208,22 @@ impl Users {
         Ok([these, others].map(|part| part.iter().map(|it| dir.content(it)).collect()))
     }
 
-    /// Removes an attachment.
+    /// Removes an attachment. Returns whether others use everything that it used; false if it was
+    /// not noted.
     ///
     /// # Errors
     /// A directory cannot be read, or a file cannot be removed. A second call continues.
-    pub fn forget(&self, attachment: &Attachment) -> Result<Left> {
+    pub fn forget(&self, attachment: &Attachment) -> Result<bool> {
         let name = file_name(&attachment.alias());
-        let mut left = Left::Unknown;
+        let (mut known, mut was_last) = (false, false);
         self.for_each_use(|what, dir| {
             if dir.remove_file(&name)? {
-                if self.dir.remove_dir(what)? {
-                    left = Left::None;
-                } else if left == Left::Unknown {
-                    left = Left::Users;
-                }
+                known = true;
+                was_last |= self.dir.remove_dir(what)?;
             }
             Ok(())
         })?;
-        Ok(left)
+        Ok(known && !was_last)
     }
 
     /// Removes all attachments but those with `aliases`.

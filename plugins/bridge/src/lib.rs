@@ -174,20 +174,22 @@ fn mtu_bytes(mtu: Mtu, host: &Netlink) -> Result<Option<u32>> {
 fn ensure_bridge(host: &Netlink, plan: &Plan, mtu: Option<u32>) -> Result<Link> {
     let name = plan.bridge.as_str();
     let vlan_filtering = plan.vlans.filtering();
-    host.ensure_bridge(&BridgeSpec {
-        name: name.to_owned(),
-        mtu,
-        vlan_filtering,
-        promisc: plan.promisc,
-    })
-    .with_context(|| format!("failed to create bridge {name:?}"))
-    .map_err(|error| match error.downcast_ref::<netlink::Error>() {
-        Some(refused) if vlan_filtering && refused.is_unsupported() => {
-            let needs = "vlan and vlanTrunk need a kernel with CONFIG_BRIDGE_VLAN_FILTERING";
-            cni::Error::from_chain(&error).details(needs).into()
-        }
-        _ => error,
-    })
+    let made = host
+        .ensure_bridge(&BridgeSpec {
+            name: name.to_owned(),
+            mtu,
+            vlan_filtering,
+            promisc: plan.promisc,
+        })
+        .with_context(|| format!("failed to create bridge {name:?}"));
+    let unsupported = |error: &anyhow::Error| {
+        let refused = error.downcast_ref::<netlink::Error>();
+        vlan_filtering && refused.is_some_and(netlink::Error::is_unsupported)
+    };
+    if made.as_ref().is_err_and(unsupported) {
+        return made.details("vlan and vlanTrunk need a kernel with CONFIG_BRIDGE_VLAN_FILTERING");
+    }
+    made
 }
 
 /// Configures the host end as a port, with its VLANs before it is up, so that no frame passes in
