@@ -409,8 +409,8 @@ mod tests {
         };
         let plain = r#"{"vni": 1, "mode": "l2"}"#;
         let gbp = r#"{"vni": 2, "mode": "l2", "gbp": true}"#;
-        let told = "gbp: without, and network \"mynet\" with, both on port 4789";
-        assert_eq!(clash(plain, gbp).as_deref(), Some(told));
+        let text = "gbp: without, and network \"mynet\" with, both on port 4789";
+        assert_eq!(clash(plain, gbp).as_deref(), Some(text));
         let elsewhere = r#"{"vni": 2, "mode": "l2", "gbp": true, "port": 4790}"#;
         assert_eq!(clash(plain, elsewhere), None);
         let v6 = r#"{"vni": 2, "mode": "l2", "gbp": true, "underlay": "ipv6"}"#;

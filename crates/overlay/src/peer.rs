@@ -281,9 +281,9 @@ l2 {"vtep": "192.0.2.2", "subnet": "10.5.2.1/32"} => peers[3].mac: missing: in m
         let text = r#"{"vtep": "192.0.2.2", "mac": "02:00:00:00:00:02", "subnet": "10.5.2.0/24"}"#;
         let peer = peer(Mode::L3, text).unwrap();
         let all = entries(Mode::L3, 1, std::slice::from_ref(&peer), true);
-        let told: Vec<_> = all.iter().map(ToString::to_string).collect();
+        let texts: Vec<_> = all.iter().map(ToString::to_string).collect();
         assert_eq!(
-            told,
+            texts,
             [
                 "neighbour 10.5.2.0 lladdr 02:00:00:00:00:02",
                 "fdb 02:00:00:00:00:02 dst 192.0.2.2",

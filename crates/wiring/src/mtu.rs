@@ -6,8 +6,8 @@ use std::ops::RangeInclusive;
 use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// How many bytes an interface can have: from what IPv4 hosts must take (RFC 791;
-/// the kernel's `ETH_MIN_MTU`) to what IP can carry (`ETH_MAX_MTU`, `if_ether.h`).
+/// The MTU of an interface in bytes: from the smallest packet that IPv4 hosts must accept (RFC 791;
+/// the kernel's `ETH_MIN_MTU`) to the largest IP packet (`ETH_MAX_MTU`, `if_ether.h`).
 pub const RANGE: RangeInclusive<i64> = 68..=65535;
 
 /// The key `mtu`, as it is written: a number, or `"auto"`.
@@ -16,9 +16,9 @@ pub enum Mtu {
     /// Absent, or 0.
     #[default]
     Unset,
-    /// `"auto"`: that of what the packets leave through.
+    /// `"auto"`: the MTU of the interface that packets leave by.
     Auto,
-    /// So many bytes; perhaps out of [`RANGE`].
+    /// A number of bytes, possibly out of [`RANGE`].
     Bytes(i64),
 }
 

@@ -186,7 +186,7 @@ fn delete_pair<C>(request: &Del<C>) -> Result<()> {
 /// Whether podwire's veth pair of the attachment exists.
 ///
 /// # Errors
-/// The kernel cannot be asked.
+/// What the kernel refuses.
 pub fn has_host_veth(host: &Netlink, attachment: &Attachment) -> Result<bool> {
     Ok(find_host_veth(host, attachment)?.is_some())
 }
@@ -223,12 +223,9 @@ fn find_unmarked_veth(
     let netns = pod::find_netns(netns)?;
     let on_host = |it: &&Interface| it.sandbox.is_empty();
     for recorded in previous.interfaces.iter().filter(on_host) {
-        let Some(link) = host.find_link(&recorded.name)? else {
+        let Some(link) = host.find_link(&recorded.name)?.filter(is_unmarked_veth) else {
             continue;
         };
-        if !is_unmarked_veth(&link) {
-            continue;
-        }
         let same_mac = link.mac.is_some() && link.mac == recorded.mac.parse().ok();
         if same_mac || ends_in(host, &link, netns.as_ref())? {
             return Ok(Some(link));
@@ -237,18 +234,15 @@ fn find_unmarked_veth(
     let Some(netns) = netns else {
         return Ok(None);
     };
-    let pod = Netlink::open_in(&netns)?;
-    let Some(container) = pod.find_link(attachment.ifname.as_str())? else {
-        return Ok(None);
-    };
-    let Some(index) = container.link.filter(|_| container.is_kind("veth")) else {
-        return Ok(None);
-    };
-    let Some(link) = host.find_link_by_index(index)? else {
-        return Ok(None);
-    };
-    let is_ours = is_unmarked_veth(&link) && is_peer(host, &link, &container, &netns)?;
-    Ok(Some(link).filter(|_| is_ours))
+    if let Some(container) = Netlink::open_in(&netns)?.find_link(attachment.ifname.as_str())?
+        && let Some(index) = container.link.filter(|_| container.is_kind("veth"))
+        && let Some(link) = host.find_link_by_index(index)?
+        && is_unmarked_veth(&link)
+        && is_peer(host, &link, &container, &netns)?
+    {
+        return Ok(Some(link));
+    }
+    Ok(None)
 }
 
 fn is_unmarked_veth(link: &Link) -> bool {
@@ -276,31 +270,29 @@ fn ends_in(host: &Netlink, link: &Link, netns: Option<&NetNs>) -> Result<bool> {
 
 /// Deletes each host veth of `network` whose attachment is not in `valid`.
 fn delete_stale_veths(network: &str, valid: &[ValidAttachment]) -> Result<()> {
-    let prefix = alias_prefix(network);
-    let used: Vec<_> = valid
-        .iter()
-        .filter_map(|valid| alias_of(network, valid))
-        .collect();
+    let (prefix, used) = (alias_prefix(network), aliases(network, valid));
     let host = Netlink::open()?;
     let mut all = BestEffort::new();
-    for link in host.list_links()? {
-        let of_network = |alias: &&String| alias.starts_with(&prefix);
-        let Some(alias) = link.alias.as_ref().filter(of_network) else {
-            continue;
-        };
-        if link.is_kind("veth") && !used.contains(alias) {
-            all.step(alias, || Ok(host.remove(&link)?));
+    for link in host.list_links()?.iter().filter(|it| it.is_kind("veth")) {
+        if let Some(alias) = &link.alias
+            && alias.starts_with(&prefix)
+            && !used.contains(alias)
+        {
+            all.step(alias, || Ok(host.remove(link)?));
         }
     }
     all.finish()
 }
 
-/// The alias of a valid attachment; `None` if its id or name is malformed.
-pub fn alias_of(network: &str, valid: &ValidAttachment) -> Option<String> {
-    let attachment = Attachment {
-        network: network.to_owned(),
-        container_id: ContainerId::parse(&valid.container_id).ok()?,
-        ifname: IfName::parse(&valid.ifname).ok()?,
+/// The aliases of valid attachments, without those whose id or name is malformed.
+pub fn aliases(network: &str, valid: &[ValidAttachment]) -> Vec<String> {
+    let alias = |valid: &ValidAttachment| {
+        let attachment = Attachment {
+            network: network.to_owned(),
+            container_id: ContainerId::parse(&valid.container_id).ok()?,
+            ifname: IfName::parse(&valid.ifname).ok()?,
+        };
+        Some(attachment.alias())
     };
-    Some(attachment.alias())
+    valid.iter().filter_map(alias).collect()
 }

@@ -145,8 +145,7 @@ fn has_mark(link: &Link) -> bool {
 pub fn collect<C>(request: &Gc<C>, kind: &str) -> Result<()> {
     let network = &request.call.network;
     let prefix = alias_prefix(network);
-    let valid = request.valid.iter();
-    let used: Vec<_> = valid.filter_map(|it| port::alias_of(network, it)).collect();
+    let used = port::aliases(network, &request.valid);
     let is_stale = |link: &Link| {
         let alias = link.alias.as_ref();
         link.is_kind(kind) && alias.is_some_and(|it| it.starts_with(&prefix) && !used.contains(it))

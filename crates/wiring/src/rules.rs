@@ -75,7 +75,7 @@ fn add_masquerade(
             undo.push("remove masquerade", move || {
                 Leftovers::remove_masquerade(&owner, || Ok(Some(addresses)))
             });
-            shared::use_own(wanted)?;
+            shared::use_own_rules(wanted)?;
             false
         }
     };
@@ -93,7 +93,7 @@ fn without_masquerade(owner: &Attachment, bridge: Option<&str>, undo: &mut Undo)
         return Ok(());
     }
     undo_use(owner, bridge, undo);
-    if shared::use_nothing(owner)? {
+    if shared::use_no_rules(owner)? {
         shared::drop_unused(&owner.network, bridge)?;
     }
     Ok(())

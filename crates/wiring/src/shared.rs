@@ -15,8 +15,8 @@ use ipnetwork::IpNetwork;
 use netlink::Netlink;
 use packet_filter::{Isolation, Masquerade, Nftables, Place};
 
-use crate::port::alias_of;
-use crate::users::{NoPlace, Users};
+use crate::port::aliases;
+use crate::users::{Unavailable, Users};
 
 /// Prefix of the use of a rule that masquerades a subnet.
 const MASQUERADE: &str = "masquerade-";
@@ -54,7 +54,7 @@ pub fn use_isolation(owner: &Attachment, wanted: &Isolation) -> Result<()> {
 ///
 /// # Errors
 /// As [`use_subnets`].
-pub fn use_own(wanted: &Masquerade) -> Result<()> {
+pub fn use_own_rules(wanted: &Masquerade) -> Result<()> {
     let addresses = wanted.addresses.iter().map(|it| format!("{}\n", it.ip()));
     let content: String = addresses.collect();
     note(&wanted.owner, &[OWN.to_owned()], &content).map(drop)
@@ -65,7 +65,7 @@ pub fn use_own(wanted: &Masquerade) -> Result<()> {
 ///
 /// # Errors
 /// As [`use_subnets`].
-pub fn use_nothing(owner: &Attachment) -> Result<bool> {
+pub fn use_no_rules(owner: &Attachment) -> Result<bool> {
     match Users::find(&owner.network) {
         Ok(None) => Ok(false),
         _ => note(owner, &[OWN.to_owned()], ""),
@@ -73,7 +73,7 @@ pub fn use_nothing(owner: &Attachment) -> Result<bool> {
 }
 
 fn note(owner: &Attachment, uses: &[String], content: &str) -> Result<bool> {
-    let users = match Users::join(&owner.network) {
+    let users = match Users::open_shared(&owner.network) {
         Ok(users) => users,
         Err(error) if error.downcast_ref::<cni::Error>().is_some() => return Err(error),
         Err(_) => return Ok(false),
@@ -91,7 +91,7 @@ fn note(owner: &Attachment, uses: &[String], content: &str) -> Result<bool> {
 ///
 /// # Errors
 /// What the kernel refuses.
-pub fn give_away(network: &str, these: &[&Attachment]) -> Result<()> {
+pub fn hand_over(network: &str, these: &[&Attachment]) -> Result<()> {
     if let Ok(Some(users)) = Users::find(network) {
         for attachment in these {
             let _ = users.forget(attachment);
@@ -143,7 +143,7 @@ pub fn leave(owner: &Attachment, bridge: Option<&str>, configured: bool) -> Resu
         Ok(None) if !has_rules(&owner.network)? => return Ok(()),
         Ok(Some(users)) if users.forget(owner)? => return Ok(()),
         Ok(_) => {}
-        Err(error) => tolerate_no_place(error)?,
+        Err(error) => ignore_unavailable(error)?,
     }
     let gone = owner.alias();
     remove_unused(&owner.network, |users| {
@@ -168,13 +168,12 @@ pub fn drop_unused(network: &str, bridge: Option<&str>) -> Result<()> {
 /// # Errors
 /// What the kernel refuses.
 pub fn collect(network: &str, valid: &[ValidAttachment]) -> Result<()> {
-    let aliases = valid.iter().filter_map(|it| alias_of(network, it));
-    let aliases: Vec<_> = aliases.collect();
+    let aliases = aliases(network, valid);
     match Users::find(network) {
         Ok(Some(users)) => users.retain(&aliases)?,
         Ok(None) if !has_rules(network)? => return Ok(()),
         Ok(None) => {}
-        Err(error) => tolerate_no_place(error)?,
+        Err(error) => ignore_unavailable(error)?,
     }
     remove_unused(network, |users| {
         Ok(aliases.iter().any(|alias| !users.knows(alias)))
@@ -185,9 +184,9 @@ pub fn collect(network: &str, valid: &[ValidAttachment]) -> Result<()> {
 /// (`has_unknown`), all rules stay, and so does the directory, which makes the next DEL look again.
 fn remove_unused(network: &str, has_unknown: impl FnOnce(&Users) -> Result<bool>) -> Result<()> {
     // Without the lock, a concurrent ADD may rely on a rule that exists now.
-    let users = match Users::alone(network) {
+    let users = match Users::open_exclusive(network) {
         Ok(users) => users,
-        Err(error) => return tolerate_no_place(error),
+        Err(error) => return ignore_unavailable(error),
     };
     let used = users.used()?;
     if let Some(nftables) = Nftables::find()?.map(Nftables::closed_later) {
@@ -209,13 +208,13 @@ fn remove_unused(network: &str, has_unknown: impl FnOnce(&Users) -> Result<bool>
     Ok(())
 }
 
-/// Accepts [`NoPlace`]: where no file of ours can be, none is left, and the rules stay. Other
+/// Accepts [`Unavailable`]: where no file of ours can be, none is left, and the rules stay. Other
 /// errors are returned, so that the runtime calls again.
 ///
 /// # Errors
 /// `error`, if it is another.
-pub fn tolerate_no_place(error: anyhow::Error) -> Result<()> {
-    match error.downcast_ref::<NoPlace>() {
+pub fn ignore_unavailable(error: anyhow::Error) -> Result<()> {
+    match error.downcast_ref::<Unavailable>() {
         Some(_) => Ok(()),
         None => Err(error),
     }

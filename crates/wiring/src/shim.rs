@@ -107,7 +107,7 @@ impl Shim {
         push_leave(owner, name, &[], undo);
         // The lock is only held while recording: a call that deletes the shim reads the records
         // first.
-        let users = Users::join(network)?;
+        let users = Users::open_shared(network)?;
         users.note(&use_of(name), owner, "")?;
         let host = Netlink::open()?;
         let found = self.find(&host, network, parent)?;
@@ -191,7 +191,7 @@ impl Shim {
 
     fn create(&self, host: &Netlink, network: &str, parent: &Link) -> Result<Link> {
         // Concurrent ADDs create it one after the other.
-        let _lock = Users::alone(network)?;
+        let _lock = Users::open_exclusive(network)?;
         if let Some(link) = self.find(host, network, parent)? {
             return Ok(link);
         }
@@ -274,7 +274,7 @@ impl Joined {
         }
         let (owner, name) = (&request.attachment, &self.link.name);
         push_leave(owner, name, &ips, undo);
-        let users = Users::join(&owner.network)?;
+        let users = Users::open_shared(&owner.network)?;
         let content: String = ips.iter().map(|ip| format!("{ip}\n")).collect();
         users.note(&use_of(name), owner, &content)?;
         drop(users);
@@ -308,7 +308,7 @@ fn leave(owner: &Attachment, configured: Option<&str>, reported: &[IpAddr]) -> R
         Ok(None) if configured.is_none() => return Ok(()),
         Ok(users) => users,
         Err(error) => {
-            shared::tolerate_no_place(error)?;
+            shared::ignore_unavailable(error)?;
             None
         }
     };
@@ -336,10 +336,10 @@ fn leave(owner: &Attachment, configured: Option<&str>, reported: &[IpAddr]) -> R
         return Ok(());
     }
     // Without the lock, a concurrent ADD may rely on the shim that exists now.
-    match Users::alone(network) {
+    match Users::open_exclusive(network) {
         Ok(users) => remove_unused(users, network, &names, true),
         Err(error) => {
-            shared::tolerate_no_place(error)?;
+            shared::ignore_unavailable(error)?;
             // Where an attachment cannot be recorded, no ADD succeeds.
             let host = Netlink::open()?;
             let mut names = names.iter();
@@ -357,13 +357,12 @@ pub fn gc<C>(request: &Gc<C>, configured: Option<&HostShim>) -> Result<()> {
     if configured.is_none() && matches!(Users::find(network), Ok(None)) {
         return Ok(());
     }
-    let users = match Users::alone(network) {
+    let users = match Users::open_exclusive(network) {
         Ok(users) => users,
-        Err(error) => return shared::tolerate_no_place(error),
+        Err(error) => return shared::ignore_unavailable(error),
     };
     let names = shims(&users, configured.map(|keys| keys.name.as_str()))?;
-    let valid = request.valid.iter();
-    let aliases: Vec<_> = valid.filter_map(|it| port::alias_of(network, it)).collect();
+    let aliases = port::aliases(network, &request.valid);
     // The addresses of an attachment without a record are unknown.
     let has_unknown = aliases.iter().any(|alias| !users.knows(alias));
     let host = Netlink::open()?;

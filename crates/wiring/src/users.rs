@@ -51,38 +51,38 @@ pub struct Users {
 /// There cannot be files of ours: a directory of ours cannot be created, or something of another
 /// user or program is in its place. No ADD can have written any, so DEL has none to remove.
 #[derive(Debug)]
-pub struct NoPlace(String);
+pub struct Unavailable(String);
 
-impl fmt::Display for NoPlace {
+impl fmt::Display for Unavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for NoPlace {}
+impl std::error::Error for Unavailable {}
 
 impl Users {
     /// For an ADD: creates the directory, with a lock that keeps out calls that remove rules.
     ///
     /// # Errors
-    /// The directory cannot be written: [`NoPlace`] if it can never be; code 11 if another
+    /// The directory cannot be written: [`Unavailable`] if it can never be; code 11 if another
     /// program holds the lock for too long.
-    pub fn join(network: &str) -> Result<Self> {
+    pub fn open_shared(network: &str) -> Result<Self> {
         Self::locked(network, lock::shared)
     }
 
     /// To remove rules: creates the directory, with a lock that keeps out all other calls.
     ///
     /// # Errors
-    /// As [`Users::join`].
-    pub fn alone(network: &str) -> Result<Self> {
+    /// As [`Users::open_shared`].
+    pub fn open_exclusive(network: &str) -> Result<Self> {
         Self::locked(network, lock::exclusive)
     }
 
     /// Opens the directory without a lock; `None` if there is none.
     ///
     /// # Errors
-    /// It cannot be opened: [`NoPlace`] if there can be none.
+    /// It cannot be opened: [`Unavailable`] if there can be none.
     pub fn find(network: &str) -> Result<Option<Self>> {
         Self::open(network, false).with_context(|| describe(network))
     }
@@ -132,7 +132,7 @@ impl Users {
         if make && matches!(next, Err(Errno::ENOENT)) {
             self.dir
                 .make(name)
-                .map_err(|errno| NoPlace(format!("make {name:?}: {errno}")))?;
+                .map_err(|errno| Unavailable(format!("make {name:?}: {errno}")))?;
             next = self.dir.open(name);
         }
         match next {
@@ -393,7 +393,7 @@ impl Directory {
     }
 }
 
-/// The error of a directory that was not opened: [`NoPlace`] if it is not ours. In a user
+/// The error of a directory that was not opened: [`Unavailable`] if it is not ours. In a user
 /// namespace, the machine's `/run` is another user's.
 fn refusal(above: impl AsFd, name: &str, errno: Errno) -> anyhow::Error {
     let is_anothers = || {
@@ -401,8 +401,8 @@ fn refusal(above: impl AsFd, name: &str, errno: Errno) -> anyhow::Error {
         found.is_ok_and(|it| it.st_uid != geteuid().as_raw())
     };
     match errno {
-        Errno::ENOTDIR | Errno::ELOOP => NoPlace(errno.to_string()).into(),
-        Errno::EACCES if is_anothers() => NoPlace(errno.to_string()).into(),
+        Errno::ENOTDIR | Errno::ELOOP => Unavailable(errno.to_string()).into(),
+        Errno::EACCES if is_anothers() => Unavailable(errno.to_string()).into(),
         errno => errno.into(),
     }
 }

@@ -111,7 +111,7 @@ fn forget_users(pods: &[Pod]) -> Result<()> {
         owners.push(&pod.owner);
     }
     for (network, owners) in networks {
-        shared::give_away(network, &owners)?;
+        shared::hand_over(network, &owners)?;
     }
     Ok(())
 }
