@@ -347,7 +347,7 @@ mod tests {
 {"vni": 1, "mode": "l2", "group": "192.0.2.1"} => group: 192.0.2.1 is not multicast
 {"vni": 1, "group": "239.0.0.1"} => group: mode l3 sends nothing to a group
 {"vni": 1, "mtu": 67} => mtu: 67 is not between 68 and 65535
-{"vni": 1, "mac": "01:00:00:00:00:00"} => mac: no interface can have 01:00:00:00:00:00
+{"vni": 1, "mac": "01:00:00:00:00:00"} => mac: address 01:00:00:00:00:00: an interface cannot have this MAC address
 {"vni": 1, "dev": "much-too-long-for-one"} => dev: "much-too-long-for-one": interface name is too long; interface name should be less than 16 characters
 {"vni": 1, "dev": "all"} => dev: "all": no interface can have that name
 {"vni": 1, "bridge": "br%d"} => bridge: "br%d": no interface can have that name

@@ -86,13 +86,7 @@ pub(crate) fn mac(text: &str) -> Result<Option<Mac>, String> {
     if text.is_empty() {
         return Ok(None);
     }
-    let mac: Mac = text
-        .parse()
-        .map_err(|error: netlink::InvalidMac| error.to_string())?;
-    if mac.is_multicast() || mac.is_zero() {
-        return Err(format!("no interface can have {mac}"));
-    }
-    Ok(Some(mac))
+    wiring::mac::parse(text).map(Some)
 }
 
 /// Clears the host bits.
@@ -260,7 +254,7 @@ mod tests {
 l3 {"mac": ""} => peers[3].vtep: missing
 l2 {"vtep": "224.0.0.1"} => peers[3].vtep: 224.0.0.1 cannot be the address of a host
 l2 {"vtep": "192.0.2.2", "mac": "z"} => peers[3].mac: address z: invalid MAC address
-l2 {"vtep": "192.0.2.2", "mac": "01:00:00:00:00:01"} => peers[3].mac: no interface can have 01:00:00:00:00:01
+l2 {"vtep": "192.0.2.2", "mac": "01:00:00:00:00:01"} => peers[3].mac: address 01:00:00:00:00:01: an interface cannot have this MAC address
 l3 {"vtep": "192.0.2.2"} => peers[3].subnet: missing: in mode l3 a peer is where a subnet is
 l2 {"vtep": "192.0.2.2", "subnet": "10.5.2.0/24"} => peers[3].subnet: 10.5.2.0/24 is no single address: in mode l2 nothing is routed
 l2 {"vtep": "192.0.2.2", "subnet": "10.5.2.1/32"} => peers[3].mac: missing: in mode l2 an address needs the MAC of its pod

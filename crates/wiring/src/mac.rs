@@ -3,7 +3,7 @@
 use cni::Code;
 use cni::faults::{CNI_ARGS, Fault};
 use cni::json::Json;
-use netlink::Mac;
+use netlink::{InvalidMac, Mac};
 use serde::Deserialize;
 
 /// What is requested for a pod: `runtimeConfig`, where libcni passes the declared capabilities, or
@@ -27,22 +27,24 @@ pub struct Args {
 }
 
 /// The MAC to give the pod's interface, if one is requested: by the runtime, else by the
-/// configuration's author, else by the key `MAC` of `CNI_ARGS` (`from_cni_args`). `action` begins
-/// the error.
+/// configuration's author, else by the key `MAC` of `CNI_ARGS` (`from_cni_args`), else by `own`,
+/// the plugin's key `mac`. `action`, made of the requested text, begins the error.
 ///
 /// # Errors
-/// Code 7, or 4 for CNI_ARGS: not a MAC, or not one that an interface can have.
+/// Code 7, or 4 for CNI_ARGS: as [`parse`].
 pub fn asked_for(
     runtime: &Requested,
     args: &Args,
     from_cni_args: Option<String>,
-    action: &str,
+    own: &str,
+    action: impl Fn(&str) -> String,
 ) -> Result<Option<Mac>, Fault> {
     let from_cni_args = from_cni_args.unwrap_or_default();
     let sources = [
-        ("runtimeConfig.mac", &runtime.mac),
+        ("runtimeConfig.mac", runtime.mac.as_str()),
         ("args.cni.mac", &args.cni.mac),
         (CNI_ARGS, &from_cni_args),
+        ("mac", own),
     ];
     let Some((key, text)) = sources.into_iter().find(|(_, text)| !text.is_empty()) else {
         return Ok(None);
@@ -52,10 +54,21 @@ pub fn asked_for(
     } else {
         Code::InvalidConfig
     };
-    let fault = |why: &str| Fault::at(key, code.err(format!("{action}: address {text}: {why}")));
-    let mac: Mac = text.parse().map_err(|_| fault("invalid MAC address"))?;
+    let fault = |why| Fault::at(key, code.err(format!("{}: {why}", action(text))));
+    parse(text).map(Some).map_err(fault)
+}
+
+/// Reads a MAC that an interface can have.
+///
+/// # Errors
+/// The reason: `address x: invalid MAC address`, or a multicast or zero address.
+pub fn parse(text: &str) -> Result<Mac, String> {
+    let mac: Mac = text
+        .parse()
+        .map_err(|error: InvalidMac| error.to_string())?;
     if mac.is_multicast() || mac.is_zero() {
-        return Err(fault("an interface cannot have this MAC address"));
+        let why = "an interface cannot have this MAC address";
+        return Err(format!("address {text}: {why}"));
     }
-    Ok(Some(mac))
+    Ok(mac)
 }

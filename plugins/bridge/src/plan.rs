@@ -98,8 +98,8 @@ impl Plan {
         };
         let bridge = checks.take(bridge_name(&conf.bridge));
         let mtu = checks.take(mtu(conf.mtu));
-        let action = "failed to make veth pair";
-        let mac = mac::asked_for(&conf.runtime_config, &conf.args, args_mac, action);
+        let action = |_: &str| "failed to make veth pair".to_owned();
+        let mac = mac::asked_for(&conf.runtime_config, &conf.args, args_mac, "", action);
         let mac = checks.take(mac);
         let vlans = vlans(conf, &mut checks);
         let masquerade = checks.take(Masquerading::parse(&MasqueradeKeys {

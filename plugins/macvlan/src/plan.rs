@@ -1,12 +1,12 @@
 //! Decides from the keys what to do. Pure: no system calls.
 
 use anyhow::Result;
-use cni::faults::{CNI_ARGS, Checks, Fault, Faults};
-use cni::{Attachment, Code};
+use cni::Attachment;
+use cni::faults::{Checks, Fault, Faults};
 use netlink::{AcceptRa, LinkKind, LinkSpec, Mac, MacvlanMode, Parent};
 use wiring::parent::{self, Master, ParentSpec};
-use wiring::remains;
 use wiring::shim::Shim;
+use wiring::{mac, remains};
 
 use crate::conf::Conf;
 
@@ -39,7 +39,9 @@ impl Plan {
     pub fn new(conf: &Conf, args_mac: Option<String>) -> Result<Self, Faults> {
         let mut checks = Checks::default();
         let mode = checks.take(mode(&conf.mode));
-        let mac = checks.take(mac(conf, args_mac));
+        let action = |text: &str| format!("invalid args {text} for MAC addr");
+        let (runtime, args, own) = (&conf.runtime_config, &conf.args, &conf.mac);
+        let mac = checks.take(mac::asked_for(runtime, args, args_mac, own, action));
         if matches!(mac, Some(Some(_))) && mode == Some(MacvlanMode::Passthru) {
             // The kernel would ignore it, and the result would have a MAC that the pod has not.
             let msg = "mode passthru has the MAC of the parent: no other can be requested";
@@ -131,36 +133,6 @@ fn shim(conf: &Conf, mode: Option<MacvlanMode>) -> Result<Option<Shim>, Faults> 
     }
     let shim = checks.take(Shim::new(keys, &conf.master));
     checks.finish(|| shim.map(Some))
-}
-
-/// The runtime's MAC counts first, then that of the arguments, then that of the configuration.
-fn mac(conf: &Conf, args_mac: Option<String>) -> Result<Option<Mac>, Fault> {
-    let args_mac = args_mac.unwrap_or_default();
-    let sources = [
-        ("runtimeConfig.mac", &conf.runtime_config.mac),
-        ("args.cni.mac", &conf.args.cni.mac),
-        (CNI_ARGS, &args_mac),
-        ("mac", &conf.mac),
-    ];
-    let Some((key, text)) = sources.into_iter().find(|(_, text)| !text.is_empty()) else {
-        return Ok(None);
-    };
-    let code = if key == CNI_ARGS {
-        Code::InvalidEnvironment
-    } else {
-        Code::InvalidConfig
-    };
-    let fault = |why: &str| {
-        let error = code.err(format!("invalid args {text} for MAC addr: {why}"));
-        Fault::at(key, error)
-    };
-    let mac: Mac = text
-        .parse()
-        .map_err(|error: netlink::InvalidMac| fault(&error.to_string()))?;
-    if mac.is_multicast() || mac.is_zero() {
-        return Err(fault("an interface cannot have this MAC address"));
-    }
-    Ok(Some(mac))
 }
 
 #[cfg(test)]

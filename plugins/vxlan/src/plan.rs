@@ -62,8 +62,8 @@ impl Plan {
             let msg = "isGateway: in mode l3 the bridge is the pods' gateway";
             checks.add(Fault::new("isGateway", msg));
         }
-        let action = "failed to make veth pair";
-        let mac = mac::asked_for(&conf.runtime_config, &conf.args, args_mac, action);
+        let action = |_: &str| "failed to make veth pair".to_owned();
+        let mac = mac::asked_for(&conf.runtime_config, &conf.args, args_mac, "", action);
         let mac = checks.take(mac);
         checks.finish(|| {
             let network = network?;

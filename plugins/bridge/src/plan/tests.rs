@@ -39,59 +39,27 @@ fn every_fault_has_its_key() {
     assert_eq!(keys.collect::<Vec<_>>(), expected);
 }
 
+/// Each line is a configuration, and the fault that it has.
+const FAULTS: &str = r#"
+{"hairpinMode": true, "promiscMode": true} => cannot set hairpin mode and promiscuous mode at the same time
+{"disableContainerInterface": true} => cannot use IPAM when DisableContainerInterface flag is set
+{"vlan": 4095} => invalid VLAN ID 4095 (must be between 0 and 4094)
+{"vlan": -1} => invalid VLAN ID -1 (must be between 0 and 4094)
+{"vlanTrunk": [{"minID": 0, "maxID": 4}]} => incorrect trunk minID parameter
+{"vlanTrunk": [{"minID": 1, "maxID": 4095}]} => incorrect trunk maxID parameter
+{"vlanTrunk": [{"minID": 9, "maxID": 8}]} => minID is greater than maxID in trunk parameter
+{"vlanTrunk": [{"minID": 9}]} => minID and maxID should be configured simultaneously, maxID is missing
+{"vlanTrunk": [{"maxID": 9}]} => minID and maxID should be configured simultaneously, minID is missing
+{"vlanTrunk": [{"id": 4095}]} => incorrect trunk id parameter
+{"mtu": 67} => invalid MTU 67, must be [68, 65535]
+{"runtimeConfig": {"mac": "01:00:00:00:00:01"}} => failed to make veth pair: address 01:00:00:00:00:01: an interface cannot have this MAC address
+{"runtimeConfig": {"mac": "x"}} => failed to make veth pair: address x: invalid MAC address
+"#;
+
 #[test]
 fn contradictions_and_bad_values_are_named() {
-    for (text, msg) in [
-        (
-            r#"{"hairpinMode": true, "promiscMode": true}"#,
-            "cannot set hairpin mode and promiscuous mode at the same time",
-        ),
-        (
-            r#"{"disableContainerInterface": true}"#,
-            "cannot use IPAM when DisableContainerInterface flag is set",
-        ),
-        (
-            r#"{"vlan": 4095}"#,
-            "invalid VLAN ID 4095 (must be between 0 and 4094)",
-        ),
-        (
-            r#"{"vlan": -1}"#,
-            "invalid VLAN ID -1 (must be between 0 and 4094)",
-        ),
-        (
-            r#"{"vlanTrunk": [{"minID": 0, "maxID": 4}]}"#,
-            "incorrect trunk minID parameter",
-        ),
-        (
-            r#"{"vlanTrunk": [{"minID": 1, "maxID": 4095}]}"#,
-            "incorrect trunk maxID parameter",
-        ),
-        (
-            r#"{"vlanTrunk": [{"minID": 9, "maxID": 8}]}"#,
-            "minID is greater than maxID in trunk parameter",
-        ),
-        (
-            r#"{"vlanTrunk": [{"minID": 9}]}"#,
-            "minID and maxID should be configured simultaneously, maxID is missing",
-        ),
-        (
-            r#"{"vlanTrunk": [{"maxID": 9}]}"#,
-            "minID and maxID should be configured simultaneously, minID is missing",
-        ),
-        (
-            r#"{"vlanTrunk": [{"id": 4095}]}"#,
-            "incorrect trunk id parameter",
-        ),
-        (r#"{"mtu": 67}"#, "invalid MTU 67, must be [68, 65535]"),
-        (
-            r#"{"runtimeConfig": {"mac": "01:00:00:00:00:01"}}"#,
-            "failed to make veth pair: address 01:00:00:00:00:01: an interface cannot have this MAC address",
-        ),
-        (
-            r#"{"runtimeConfig": {"mac": "x"}}"#,
-            "failed to make veth pair: address x: invalid MAC address",
-        ),
-    ] {
+    for line in FAULTS.trim().lines() {
+        let (text, msg) = line.split_once(" => ").unwrap();
         assert_eq!(fault(text), (7, msg.to_owned()));
     }
 }
@@ -141,7 +109,7 @@ fn trunks_are_a_sorted_union() {
 }
 
 #[test]
-fn the_runtime_chooses_the_mac_before_anybody_else() {
+fn the_mac_of_the_runtime_precedes_all_others() {
     let mac = |text: &str, args: Option<&str>| {
         let plan = Plan::new(&conf(text), false, args.map(str::to_owned)).unwrap();
         plan.mac.map(|mac| mac.to_string())
