@@ -2,24 +2,14 @@
 //! podwire, and `podwire validate`.
 
 #![cfg_attr(fuzzing, no_main)]
-#![allow(dead_code, unused_imports)] // the modules are podwire's, not all of them is parsing
-
-#[path = "../../podwire/src"]
-mod taken_in {
-    pub mod cache;
-    pub mod network_list;
-    pub mod probe;
-    pub mod request_config;
-    pub mod validate;
-}
 
 use std::fs;
 use std::path::Path;
 
 use cni::json::Json;
 use cni::{AddResult, Version};
-use network_list::NetworkList;
-use taken_in::{cache, network_list, probe, request_config, validate};
+use podwire::network_list::NetworkList;
+use podwire::{cache, request_config, validate};
 use tempfile::TempDir;
 
 thread_local! {
