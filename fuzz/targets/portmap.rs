@@ -16,7 +16,7 @@ impl Parser for Portmap {
 
     fn parse(call: &Call, conf: &Conf, owner: Option<&Attachment>) -> Result<()> {
         let plan = Plan::new(conf)?;
-        let _ = plan.admit();
+        let _ = plan.admit(&conf.reserved_ports);
         if let (Some(owner), Some(previous)) = (owner, call.prev_result()?) {
             packet_filter::fuzzing::publish_as_text(&plan.host_ports(owner, &previous));
         }

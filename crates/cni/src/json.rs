@@ -106,6 +106,22 @@ impl Json {
             Self::Object(_) => "an object",
         }
     }
+
+    /// What an error says was found, where the value should be something else.
+    pub fn unexpected(&self) -> Unexpected<'_> {
+        match self {
+            Self::Null => Unexpected::Unit,
+            Self::Bool(value) => Unexpected::Bool(*value),
+            Self::Number(value) => match (value.as_u64(), value.as_i64()) {
+                (Some(value), _) => Unexpected::Unsigned(value),
+                (None, Some(value)) => Unexpected::Signed(value),
+                (None, None) => Unexpected::Float(value.as_f64().unwrap_or(f64::NAN)),
+            },
+            Self::String(value) => Unexpected::Str(value),
+            Self::Array(_) => Unexpected::Seq,
+            Self::Object(_) => Unexpected::Map,
+        }
+    }
 }
 
 /// What [`Json::decode_all`] has read.

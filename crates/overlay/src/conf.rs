@@ -1,10 +1,10 @@
 //! The keys of vxlan, as they are written. `network.rs` finds contradictions, which DEL ignores.
 
-use std::fmt;
 use std::net::IpAddr;
 
 use cni::address::{Cidrs, optional_ip};
-use serde::de::Visitor;
+use cni::json::Json;
+use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use wiring::mac::{Args, Requested};
 use wiring::mtu::Mtu;
@@ -120,23 +120,14 @@ pub struct PeerKeys {
 
 /// `"ipv6"`, and `6` as well.
 fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    struct Either;
-    impl Visitor<'_> for Either {
-        type Value = String;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("\"ipv4\" or \"ipv6\"")
-        }
-
-        fn visit_str<E>(self, text: &str) -> Result<String, E> {
-            Ok(text.to_owned())
-        }
-
-        fn visit_u64<E>(self, number: u64) -> Result<String, E> {
-            Ok(number.to_string())
+    match &Json::deserialize(deserializer)? {
+        Json::String(text) => Ok(text.clone()),
+        Json::Number(number) if number.is_u64() => Ok(number.to_string()),
+        other => {
+            let expected = &"\"ipv4\" or \"ipv6\"";
+            Err(D::Error::invalid_type(other.unexpected(), expected))
         }
     }
-    deserializer.deserialize_any(Either)
 }
 
 #[cfg(test)]

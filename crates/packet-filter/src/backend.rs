@@ -28,12 +28,16 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The back end that a configuration calls `text`.
-    pub fn parse(text: &str) -> Option<Self> {
-        match text {
-            "nftables" => Some(Self::Nftables),
-            "iptables" => Some(Self::Iptables),
-            _ => None,
+    /// The back end that a key names; `None` if the key is absent or empty.
+    ///
+    /// # Errors
+    /// The unknown name.
+    pub fn of_key(text: Option<&str>) -> Result<Option<Self>, &str> {
+        match text.unwrap_or_default() {
+            "" => Ok(None),
+            "nftables" => Ok(Some(Self::Nftables)),
+            "iptables" => Ok(Some(Self::Iptables)),
+            unknown => Err(unknown),
         }
     }
 

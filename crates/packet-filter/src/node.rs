@@ -411,8 +411,8 @@ impl Plan {
         }
         let (unchanged, notices) = self.node.ruleset()?.add(rules)?;
         for Notice { mapping, from } in notices {
-            let (port, protocol) = (mapping.host_port, mapping.protocol);
-            let line = format!("host port {port}/{protocol} belongs to {from}");
+            let port = mapping.published_port();
+            let line = format!("host port {port} belongs to {from}");
             self.report.left.push(line);
         }
         Ok(unchanged)

@@ -42,6 +42,11 @@ impl Mapping {
         self.host_ip.is_none_or(|ip| ip.is_ipv4() == ipv4)
     }
 
+    /// The port of the node with its protocol: `8080/tcp`.
+    pub fn published_port(&self) -> String {
+        format!("{}/{}", self.host_port, self.protocol)
+    }
+
     /// The address to compare destinations with, where there is one.
     pub fn specific_host_ip(&self) -> Option<IpAddr> {
         self.host_ip.filter(|ip| !ip.is_unspecified())
@@ -69,6 +74,12 @@ pub enum Mark {
 }
 
 impl Mark {
+    /// A bit of the packet's mark, which has 32.
+    pub fn bit(number: i64) -> Option<Self> {
+        let number = u8::try_from(number).ok();
+        number.filter(|number| *number < 32).map(Self::Bit)
+    }
+
     /// A chain of another program; `None` if iptables has no chain of this name. It becomes one
     /// word of a rule, of at most 28 bytes (`XT_EXTENSION_MAXNAMELEN`).
     pub fn external_chain(name: &str) -> Option<Self> {

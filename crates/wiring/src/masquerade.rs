@@ -45,12 +45,11 @@ impl Masquerading {
     /// was set up); an exception that is not a network; an unknown family.
     pub fn parse(keys: &MasqueradeKeys<'_>) -> Result<Option<Self>, Faults> {
         let mut checks = Checks::default();
-        let named = keys.backend.filter(|text| !text.is_empty());
-        let backend = named.map(|text| {
-            let unknown = format!("unknown ipmasq backend {text:?}");
-            Kind::parse(text).ok_or_else(|| Fault::new("ipMasqBackend", unknown))
+        let backend = Kind::of_key(keys.backend).map_err(|name| {
+            let unknown = format!("unknown ipmasq backend {name:?}");
+            Fault::new("ipMasqBackend", unknown)
         });
-        let backend = checks.take(backend.transpose());
+        let backend = checks.take(backend);
         let except = keys.except.iter().enumerate();
         let except = except.filter_map(|(index, text)| checks.take(exception(index, text)));
         let except = except.collect();

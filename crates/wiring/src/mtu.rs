@@ -1,9 +1,9 @@
 //! The key `mtu`.
 
-use std::fmt;
 use std::ops::RangeInclusive;
 
-use serde::de::{Error, Unexpected, Visitor};
+use cni::json::Json;
+use serde::de::{Error, Unexpected};
 use serde::{Deserialize, Deserializer};
 
 /// The MTU of an interface in bytes: from the smallest packet that IPv4 hosts must accept (RFC 791;
@@ -24,34 +24,15 @@ pub enum Mtu {
 
 impl<'de> Deserialize<'de> for Mtu {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(MtuVisitor)
-    }
-}
-
-struct MtuVisitor;
-
-impl Visitor<'_> for MtuVisitor {
-    type Value = Mtu;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an integer or \"auto\"")
-    }
-
-    fn visit_i64<E>(self, bytes: i64) -> Result<Mtu, E> {
-        Ok(match bytes {
-            0 => Mtu::Unset,
-            bytes => Mtu::Bytes(bytes),
-        })
-    }
-
-    fn visit_u64<E: Error>(self, bytes: u64) -> Result<Mtu, E> {
-        self.visit_i64(i64::try_from(bytes).unwrap_or(i64::MAX))
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<Mtu, E> {
-        match text {
-            "auto" => Ok(Mtu::Auto),
-            other => Err(E::invalid_value(Unexpected::Str(other), &self)),
+        let expected = &"an integer or \"auto\"";
+        match &Json::deserialize(deserializer)? {
+            Json::Number(number) if !number.is_f64() => Ok(match number.as_i64() {
+                Some(0) => Self::Unset,
+                bytes => Self::Bytes(bytes.unwrap_or(i64::MAX)),
+            }),
+            Json::String(text) if text == "auto" => Ok(Self::Auto),
+            Json::String(text) => Err(D::Error::invalid_value(Unexpected::Str(text), expected)),
+            other => Err(D::Error::invalid_type(other.unexpected(), expected)),
         }
     }
 }

@@ -26,7 +26,7 @@ impl Plugin for Portmap {
         let plan = Plan::new(&request.conf).map_err(anyhow::Error::from);
         // The Go plugin's words, on ADD only.
         let plan = plan.context("failed to parse config")?;
-        plan.admit()?;
+        plan.admit(&request.conf.reserved_ports)?;
         let (call, owner) = (&request.call, &request.attachment);
         let previous = call.required_prev_result("must be called as chained plugin")?;
         let Some(wanted) = plan.wanted(owner, &previous) else {
@@ -38,9 +38,9 @@ impl Plugin for Portmap {
         });
         let published = packet_filter::publish(&wanted.rules, wanted.backend)?;
         for Notice { mapping, from } in published.taken {
-            let (port, protocol) = (mapping.host_port, mapping.protocol);
+            let port = mapping.published_port();
             cni::log(format_args!(
-                "host port {port}/{protocol}: taken over from {from} by {owner}"
+                "host port {port}: taken over from {from} by {owner}"
             ));
         }
         localhost::let_through(&wanted.rules, published.by)?;
@@ -59,11 +59,10 @@ impl Plugin for Portmap {
 
     fn check(request: &Check<Conf>) -> Result<()> {
         let plan = Plan::new(&request.conf)?;
-        let previous = request.prev_result()?;
-        match plan.wanted(&request.attachment, &previous) {
-            Some(wanted) => packet_filter::check_published(&wanted.rules, wanted.backend),
-            None => Ok(()),
-        }
+        let wanted = plan.wanted(&request.attachment, &request.prev_result()?);
+        wanted.map_or(Ok(()), |it| {
+            packet_filter::check_published(&it.rules, it.backend)
+        })
     }
 
     fn gc(request: &Gc<Conf>) -> Result<()> {
@@ -72,9 +71,7 @@ impl Plugin for Portmap {
 
     fn status(request: &Status<Conf>) -> Result<()> {
         let plan = Plan::new(&request.conf)?;
-        packet_filter::open(plan.backend)
-            .context("publish ports")
-            .code(Code::NotAvailable)?;
-        Ok(())
+        let opened = packet_filter::open(plan.backend).context("publish ports");
+        opened.code(Code::NotAvailable).map(drop)
     }
 }

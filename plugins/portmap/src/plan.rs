@@ -12,7 +12,7 @@ use packet_filter::{HostPorts, Kind, Mapping, Mark, Protocol, ReservedPorts, Sna
 use crate::conf::{Conf, PortMapping};
 
 /// The bit that the Go plugin marks with. Kubernetes does not use it.
-const DEFAULT_BIT: u8 = 13;
+const DEFAULT_BIT: i64 = 13;
 
 /// A configuration without contradictions.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,7 +24,6 @@ pub struct Plan {
     mark: Mark,
     conditions_v4: Vec<String>,
     conditions_v6: Vec<String>,
-    reserved: Vec<ReservedPorts>,
 }
 
 impl Plan {
@@ -49,29 +48,26 @@ impl Plan {
                 mark: mark?,
                 conditions_v4: conf.conditions_v4.clone(),
                 conditions_v6: conf.conditions_v6.clone(),
-                reserved: conf.reserved_ports.clone(),
             })
         })
     }
 
-    /// ADD: refuses host ports that are reserved, and host addresses from which no packet reaches
+    /// ADD: refuses host ports that are `reserved`, and host addresses from which no packet reaches
     /// a pod. CHECK does not: a running pod may be older than the reservation.
     ///
     /// # Errors
     /// Code 7, each fault with its key.
-    pub fn admit(&self) -> Result<(), Faults> {
+    pub fn admit(&self, reserved: &[ReservedPorts]) -> Result<(), Faults> {
         let mut checks = Checks::default();
         for (index, mapping) in self.mappings.iter().enumerate() {
-            let port = format!("host port {}/{}", mapping.host_port, mapping.protocol);
-            if self.reserved.iter().any(|it| it.has(mapping)) {
-                let msg = format!("{port} is reserved for the node (reservedPorts)");
+            let port = mapping.published_port();
+            if reserved.iter().any(|it| it.has(mapping)) {
+                let msg = format!("host port {port} is reserved for the node (reservedPorts)");
                 checks.add(Fault::new(key(index, "hostPort"), msg));
             }
             if let Some(reason) = mapping.unreachable(self.snat) {
-                checks.add(Fault::new(
-                    key(index, "hostIP"),
-                    format!("{port}: {reason}"),
-                ));
+                let msg = format!("host port {port}: {reason}");
+                checks.add(Fault::new(key(index, "hostIP"), msg));
             }
         }
         checks.finish(|| Some(()))
@@ -88,23 +84,23 @@ impl Plan {
 
     /// The same, also without mappings.
     pub fn host_ports(&self, owner: &Attachment, result: &AddResult) -> HostPorts {
-        let (mut pod_v4, mut pod_v6) = (None, None);
-        for ip in result.ips_of(owner.ifname.as_str()) {
-            match ip.address.0 {
-                IpNetwork::V4(address) => _ = pod_v4.get_or_insert(address),
-                IpNetwork::V6(address) => _ = pod_v6.get_or_insert(address),
-            }
-        }
-        HostPorts {
+        let mut ports = HostPorts {
             owner: owner.clone(),
-            pod_v4,
-            pod_v6,
+            pod_v4: None,
+            pod_v6: None,
             mappings: self.mappings.clone(),
             snat: self.snat,
             mark: self.mark.clone(),
             conditions_v4: self.conditions_v4.clone(),
             conditions_v6: self.conditions_v6.clone(),
+        };
+        for ip in result.ips_of(owner.ifname.as_str()) {
+            match ip.address.0 {
+                IpNetwork::V4(address) => _ = ports.pod_v4.get_or_insert(address),
+                IpNetwork::V6(address) => _ = ports.pod_v6.get_or_insert(address),
+            }
         }
+        ports
     }
 }
 
@@ -115,12 +111,9 @@ fn key(index: usize, member: &str) -> String {
 
 /// The back end that the configuration names, or the one that its keys are for.
 fn backend(conf: &Conf) -> Result<Option<Kind>, Fault> {
-    let name = conf.backend.as_deref().unwrap_or_default();
-    let named = Kind::parse(name);
-    if named.is_none() && !name.is_empty() {
-        let msg = format!("unrecognized backend {name:?}");
-        return Err(Fault::new("backend", msg));
-    }
+    let fault = |msg: String| Fault::new("backend", msg);
+    let named = Kind::of_key(conf.backend.as_deref());
+    let named = named.map_err(|name| fault(format!("unrecognized backend {name:?}")))?;
     let chain = conf.external_set_mark_chain.as_ref();
     let keys = [
         ("externalSetMarkChain", chain.map(|_| Kind::Iptables)),
@@ -134,43 +127,38 @@ fn backend(conf: &Conf) -> Result<Option<Kind>, Fault> {
     };
     let (iptables, nftables) = (options_of(Kind::Iptables), options_of(Kind::Nftables));
     match (named, iptables, nftables) {
-        (Some(Kind::Nftables), Some(other), _) | (Some(Kind::Iptables), _, Some(other)) => {
-            let msg = format!("{name} backend was requested but configuration contains {other}");
-            Err(Fault::new("backend", msg))
-        }
+        (Some(name @ Kind::Nftables), Some(other), _)
+        | (Some(name @ Kind::Iptables), _, Some(other)) => Err(fault(format!(
+            "{name} backend was requested but configuration contains {other}"
+        ))),
         (None, Some(iptables), Some(nftables)) => {
             let msg = format!("configuration contains both {iptables} and {nftables}");
             Err(Fault::new("", msg))
         }
-        (None, Some(_), None) => Ok(Some(Kind::Iptables)),
-        (None, None, Some(_)) => Ok(Some(Kind::Nftables)),
-        (named, ..) => Ok(named),
+        _ => Ok(named.or_else(|| keys.iter().find_map(|(_, kind)| *kind))),
     }
 }
 
 fn mark(conf: &Conf) -> Result<Mark, Fault> {
-    let (msg, details) = match (&conf.external_set_mark_chain, conf.mark_masq_bit) {
-        (None, None) => return Ok(Mark::Bit(DEFAULT_BIT)),
-        (Some(chain), None) => {
-            return Mark::external_chain(chain).ok_or_else(|| {
-                let msg = format!("externalSetMarkChain {chain:?} is no name of an iptables chain");
-                Fault::new("externalSetMarkChain", msg)
-            });
+    let fault = |msg, details| {
+        let error = Code::InvalidConfig.err(msg).details(details);
+        Fault::at("markMasqBit", error)
+    };
+    match (&conf.external_set_mark_chain, conf.mark_masq_bit) {
+        (Some(chain), None) => Mark::external_chain(chain).ok_or_else(|| {
+            let msg = format!("externalSetMarkChain {chain:?} is no name of an iptables chain");
+            Fault::new("externalSetMarkChain", msg)
+        }),
+        (None, bit) => {
+            let bit = bit.unwrap_or(DEFAULT_BIT);
+            let details = || format!("markMasqBit is {bit}");
+            Mark::bit(bit).ok_or_else(|| fault("MasqMarkBit must be between 0 and 31", details()))
         }
-        (None, Some(bit)) => match u8::try_from(bit) {
-            Ok(bit @ 0..=31) => return Ok(Mark::Bit(bit)),
-            _ => (
-                "MasqMarkBit must be between 0 and 31",
-                format!("markMasqBit is {bit}"),
-            ),
-        },
-        (Some(chain), Some(bit)) => (
+        (Some(chain), Some(bit)) => Err(fault(
             "Cannot specify externalSetMarkChain and markMasqBit",
             format!("externalSetMarkChain is {chain:?}, markMasqBit is {bit}"),
-        ),
-    };
-    let error = Code::InvalidConfig.err(msg).details(details);
-    Err(Fault::at("markMasqBit", error))
+        )),
+    }
 }
 
 fn mappings(entries: &[PortMapping], checks: &mut Checks) -> Vec<Mapping> {
@@ -180,14 +168,13 @@ fn mappings(entries: &[PortMapping], checks: &mut Checks) -> Vec<Mapping> {
         let Some(mapping) = checks.take(mapping(index, entry)) else {
             continue;
         };
-        let (port, protocol) = (mapping.host_port, mapping.protocol);
+        let port = mapping.published_port();
         // The port of a single address may lead elsewhere than that of all addresses.
         let mut host_ips = mapping.host_ips().into_iter();
-        if !host_ips.all(|ip| used.insert((ip, protocol, port))) {
-            let mut msg = format!("duplicate mapping in portMappings: hostPort {port}/{protocol}");
-            if let Some(ip) = mapping.host_ip {
-                msg += &format!(" of hostIP {ip}");
-            }
+        if !host_ips.all(|ip| used.insert((ip, port.clone()))) {
+            let of_ip = mapping.host_ip.map(|ip| format!(" of hostIP {ip}"));
+            let of_ip = of_ip.unwrap_or_default();
+            let msg = format!("duplicate mapping in portMappings: hostPort {port}{of_ip}");
             checks.add(Fault::new(key(index, "hostPort"), msg));
         }
         mappings.push(mapping);
@@ -198,13 +185,10 @@ fn mappings(entries: &[PortMapping], checks: &mut Checks) -> Vec<Mapping> {
 fn mapping(index: usize, entry: &PortMapping) -> Result<Mapping, Faults> {
     let fault = |member, msg: String| Fault::new(key(index, member), msg);
     let mut checks = Checks::default();
-    let host_ip = match entry.host_ip.as_str() {
-        "" => None,
-        text => {
-            let ip = parse_ip(text);
-            checks.take(ip.map_err(|error| fault("hostIP", format!("hostIP: {error}"))))
-        }
-    };
+    let host_ip = Some(&entry.host_ip).filter(|text| !text.is_empty());
+    let host_ip = host_ip.map(|text| parse_ip(text)).transpose();
+    let host_ip = host_ip.map_err(|error| fault("hostIP", format!("hostIP: {error}")));
+    let host_ip = checks.take(host_ip);
     let mut port = |member, whose, number: i64| {
         let port = u16::try_from(number).ok().filter(|port| *port != 0);
         let msg = || format!("Invalid {whose} port number: {number}");
@@ -213,14 +197,13 @@ fn mapping(index: usize, entry: &PortMapping) -> Result<Mapping, Faults> {
     // The Go plugin checks the container's port first.
     let container_port = port("containerPort", "container", entry.container_port);
     let host_port = port("hostPort", "host", entry.host_port);
-    let protocol = checks.take(Protocol::parse(&entry.protocol).ok_or_else(|| {
-        let text = &entry.protocol;
-        let msg = format!("invalid protocol {text:?}: must be tcp, udp or sctp");
-        fault("protocol", msg)
-    }));
+    let text = &entry.protocol;
+    let msg = || format!("invalid protocol {text:?}: must be tcp, udp or sctp");
+    let protocol = Protocol::parse(text).ok_or_else(|| fault("protocol", msg()));
+    let protocol = checks.take(protocol);
     checks.finish(|| {
         Some(Mapping {
-            host_ip,
+            host_ip: host_ip?,
             container_port: container_port?,
             host_port: host_port?,
             protocol: protocol?,

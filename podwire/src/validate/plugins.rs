@@ -147,7 +147,7 @@ fn portmap(subject: &mut Subject<'_>) {
         subject.warning("capabilities", reason);
     }
     if let Some(plan) = subject.take(portmap::Plan::new(&keys)) {
-        subject.take(plan.admit());
+        subject.take(plan.admit(&keys.reserved_ports));
     }
 }
 

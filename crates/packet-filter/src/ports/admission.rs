@@ -1,11 +1,11 @@
 //! Host ports that a new pod must not have: reserved ones, and those that no packet can reach.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
-use serde::Deserialize;
-use serde::de::{self, Deserializer, Visitor};
+use cni::json::Json;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 
 use super::{Mapping, Protocol, Snat};
 
@@ -77,29 +77,15 @@ impl ReservedPorts {
 
 impl<'de> Deserialize<'de> for ReservedPorts {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(NumberOrText)
-    }
-}
-
-struct NumberOrText;
-
-impl Visitor<'_> for NumberOrText {
-    type Value = ReservedPorts;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a port or a range of ports")
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<ReservedPorts, E> {
-        ReservedPorts::parse(text).map_err(E::custom)
-    }
-
-    fn visit_u64<E: de::Error>(self, number: u64) -> Result<ReservedPorts, E> {
-        self.visit_str(&number.to_string())
-    }
-
-    fn visit_i64<E: de::Error>(self, number: i64) -> Result<ReservedPorts, E> {
-        self.visit_str(&number.to_string())
+        let parsed = match &Json::deserialize(deserializer)? {
+            Json::Number(number) if !number.is_f64() => Self::parse(&number.to_string()),
+            Json::String(text) => Self::parse(text),
+            other => {
+                let expected = &"a port or a range of ports";
+                return Err(D::Error::invalid_type(other.unexpected(), expected));
+            }
+        };
+        parsed.map_err(D::Error::custom)
     }
 }
 
