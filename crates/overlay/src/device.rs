@@ -499,8 +499,16 @@ fn taken(host: &Netlink, wanted: &VxlanSpec) -> Result<Option<anyhow::Error>> {
     }
     let mut hearing = others.iter().filter(|it| it.hears(family)).peekable();
     if hearing.peek().is_none() {
+        if !is_port_taken(family, port) {
+            return Ok(None);
+        }
+        // A concurrent ADD may have brought the network's own device up since the list was read.
+        let own = host.find_link(&wanted.name)?;
+        if own.is_some_and(|it| it.up && it.is_kind("vxlan")) {
+            return Ok(None);
+        }
         let why = format!("{port} is in use by another program");
-        return Ok(is_port_taken(family, port).then(|| fault("port", why).into()));
+        return Ok(Some(fault("port", why).into()));
     }
     let other = hearing.find(|it| it.receiving != receiving);
     Ok(other.map(|VxlanDevice { name, receiving: theirs, .. }| {
