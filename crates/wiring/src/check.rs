@@ -31,7 +31,8 @@ pub fn port<C>(
     let (host, pod) = (Netlink::open()?, Netlink::open_in(netns)?);
     let bridge = bridge(&host, name, previous)?;
     let recorded = container(request, previous)?;
-    let container = container_veth(&pod, recorded)?;
+    let missing = not_found(&recorded.name);
+    let container = container_link(&pod, recorded, "veth", missing)?;
     let alias = request.attachment.alias();
     let is_ours = |link: &Link| {
         let marked = link.alias.as_ref().is_none_or(|of| *of == alias);
@@ -54,6 +55,10 @@ pub fn container<'a, C>(request: &Check<C>, previous: &'a AddResult) -> Result<&
         .with_context(|| format!("Sandbox in prevResult  doesn't match configured netns: {netns}"))
 }
 
+fn not_found(name: &str) -> String {
+    format!("Interface name {name} not found")
+}
+
 /// The MAC is only compared if it is pinned, as podwire does: another bridge's MAC changes with its
 /// ports.
 fn bridge(host: &Netlink, name: &str, previous: &AddResult) -> Result<Link> {
@@ -61,7 +66,8 @@ fn bridge(host: &Netlink, name: &str, previous: &AddResult) -> Result<Link> {
     let recorded = interfaces
         .find(|interface| interface.name == name && interface.sandbox.is_empty())
         .with_context(|| format!("CNI created bridge {name} was not found"))?;
-    let bridge = find(host, name)?;
+    let bridge = host.find_link(name)?;
+    let bridge = bridge.with_context(|| not_found(name))?;
     if !bridge.is_kind("bridge") {
         bail!("Interface {name} does not have link type of bridge");
     }
@@ -71,11 +77,23 @@ fn bridge(host: &Netlink, name: &str, previous: &AddResult) -> Result<Link> {
     Ok(bridge)
 }
 
-fn container_veth(pod: &Netlink, recorded: &Interface) -> Result<Link> {
-    refuse_other_name(pod, &recorded.name)?;
-    let link = find(pod, &recorded.name)?;
-    if !link.is_kind("veth") {
-        bail!("Error: Container interface {} not of type veth", link.name);
+/// The pod's link of `kind`, which `recorded` of the result describes. `missing` is the error if it
+/// does not exist.
+pub(crate) fn container_link(
+    pod: &Netlink,
+    recorded: &Interface,
+    kind: &str,
+    missing: String,
+) -> Result<Link> {
+    let name = &recorded.name;
+    let link = pod.find_link(name)?.context(missing)?;
+    if link.name != *name {
+        // An alternative name (altname): a pod can give one to any link.
+        let is = link.name;
+        bail!("Interface name {name} not found: it is another name of {is}");
+    }
+    if !link.is_kind(kind) {
+        bail!("Error: Container interface {name} not of type {kind}");
     }
     check_mac(&link, recorded, " container Mac")?;
     Ok(link)
@@ -111,26 +129,6 @@ pub fn layer_3(netlink: &Netlink, ifname: &str, previous: &AddResult) -> Result<
     netlink.check_addresses(ifname, &addresses)?;
     let routes: Vec<_> = previous.routes.iter().map(pod::route_spec).collect();
     netlink.check_routes(&routes)
-}
-
-/// Fails if `name` is an alternative name (altname): a pod can give one to any link.
-///
-/// # Errors
-/// `Interface name eth0 not found: it is another name of lo`
-pub fn refuse_other_name(pod: &Netlink, name: &str) -> Result<()> {
-    match pod.find_link(name)? {
-        Some(link) if link.name != name => {
-            let is = link.name;
-            bail!("Interface name {name} not found: it is another name of {is}")
-        }
-        _ => Ok(()),
-    }
-}
-
-fn find(netlink: &Netlink, name: &str) -> Result<Link> {
-    netlink
-        .find_link(name)?
-        .with_context(|| format!("Interface name {name} not found"))
 }
 
 /// Compares the MAC, if the result has one. `what` is a part of the Go plugins' error texts.

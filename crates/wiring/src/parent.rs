@@ -296,19 +296,8 @@ pub fn mtu_on(mtu: i64, parent_mtu: u32) -> Result<Option<u32>, Fault> {
 /// It does not exist, is of another kind or has another MAC.
 pub fn check_link(pod: &Netlink, recorded: &Interface, kind: &str) -> Result<Link> {
     let name = &recorded.name;
-    check::refuse_other_name(pod, name)?;
-    let Some(link) = pod.find_link(name)? else {
-        bail!("container Interface name in prevResult: {name} not found");
-    };
-    if !link.is_kind(kind) {
-        bail!("Error: Container interface {name} not of type {kind}");
-    }
-    let is = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
-    let wanted = &recorded.mac;
-    if !wanted.is_empty() && !wanted.eq_ignore_ascii_case(&is) {
-        bail!("Interface {name} Mac {wanted} doesn't match container Mac: {is}");
-    }
-    Ok(link)
+    let missing = format!("container Interface name in prevResult: {name} not found");
+    check::container_link(pod, recorded, kind, missing)
 }
 
 /// CHECK: the MTU of `link`. Without the key `mtu` it is that of the result, or the current one of
