@@ -1,4 +1,4 @@
-//! What a DHCP server, or somebody who plays one, sends a client: packets and
+//! What a DHCP server, or an attacker in its place, sends a client: packets and
 //! messages, in the middle of the client's life.
 //!
 //! An input is a list of messages: two bytes of length, two of seconds before it

@@ -26,7 +26,7 @@ fn podwire(input: &[u8]) {
         for name in ["network.conflist", "network.conf"] {
             let file = dir.path().join(name);
             fs::write(&file, input).expect("write the input");
-            told(&file);
+            validate_file(&file);
             fs::remove_file(&file).expect("remove the input");
         }
     });
@@ -70,7 +70,7 @@ fn cached(input: &[u8]) {
     assert_eq!(again, attachment);
 }
 
-fn told(file: &Path) {
+fn validate_file(file: &Path) {
     for report in validate::all(&[file.to_owned()], None) {
         let _ = format!("{report:?}");
     }

@@ -1,4 +1,4 @@
-//! Chains of plugins: their order, what each is told, and what is taken back.
+//! Chains of plugins: their order, the input of each, and roll-back.
 
 mod node;
 

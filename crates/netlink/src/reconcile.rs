@@ -365,7 +365,7 @@ impl Difference {
             .copied()
             .collect();
         if !overlay.learns_peers {
-            stale.extend(learned_from_strangers(present, wanted));
+            stale.extend(learned_from_others(present, wanted));
         }
         // In reverse order.
         stale.sort_unstable_by(|one, other| other.cmp(one));
@@ -383,7 +383,7 @@ impl Difference {
 
 /// Learned entries that lead to a VTEP that is not a peer any more: until they expire (five
 /// minutes), frames would be sent there.
-fn learned_from_strangers<'a>(
+fn learned_from_others<'a>(
     present: &'a Present,
     wanted: &'a [Entry],
 ) -> impl Iterator<Item = Entry> + 'a {

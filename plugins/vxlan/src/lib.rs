@@ -40,7 +40,7 @@ impl Plugin for Vxlan {
         let _lock = occupancy::lock_for_add(plan.remove_when_empty)?;
         let device = Device::find(&host, &plan.network)?;
 
-        // As in bridge.
+        // Without a spoof check a pod can send with any MAC, so a refusal would prevent nothing.
         if let Some(mac) = plan.mac.filter(|_| plan.spoof_check) {
             requested::refuse_taken_mac(&host, plan.network.bridge.as_str(), mac, attachment)?;
         }
