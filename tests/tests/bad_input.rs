@@ -1,5 +1,5 @@
-//! Input that nobody sane sends, and machines on which nothing works: an error, in
-//! time, as one document, and nothing changed where it should not be.
+//! Malformed and extreme input, and machines where calls fail: the plugin answers in
+//! time with one error document and changes nothing that it should not change.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;

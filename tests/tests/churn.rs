@@ -34,7 +34,7 @@ fn fifty_pods_at_once_get_fifty_addresses_and_leave_nothing() {
     let snapshot = sandbox.snapshot().allow_bridge_network();
     let pods: Vec<Netns> = (0..50).map(|n| sandbox.pod(&format!("p{n}"))).collect();
     let conf = conf::bridge(&["10.1.0.0/24", "fd01::/64"]);
-    // Nobody has made the bridge yet: all fifty race for it.
+    // The bridge does not exist yet: all fifty race to create it.
     let addresses: Vec<[String; 2]> = scope(|scope| {
         let adds: Vec<_> = pods
             .iter()

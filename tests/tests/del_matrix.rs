@@ -15,7 +15,7 @@ enum Found {
     Missing,
     /// A plain file, as after a reboot or an unmount without rm.
     PlainFile,
-    /// A directory: nobody knows why.
+    /// A directory, for whatever reason.
     Directory,
     /// There, but the interface is not.
     WithoutInterface,
@@ -219,7 +219,7 @@ fn nothing_is_created_by_a_del_that_finds_nothing() {
                 .del(&conf_of(plugin), pod, "eth0")
                 .silent();
             match plugin {
-                "portmap" => beyond_peer("iptables makes its tables when it is asked", || {
+                "portmap" => beyond_peer("iptables creates its tables when it lists them", || {
                     snapshot.assert_unchanged();
                 }),
                 _ => snapshot.assert_unchanged(),
@@ -230,7 +230,7 @@ fn nothing_is_created_by_a_del_that_finds_nothing() {
 
 #[test]
 fn the_delegate_is_called_in_every_state_of_the_netns() {
-    let told = |column: Found| {
+    let assert_called = |column: Found| {
         let sandbox = Sandbox::new();
         let pod = sandbox.pod("a");
         let ipam = sandbox.fake("fake-ipam");
@@ -245,9 +245,9 @@ fn the_delegate_is_called_in_every_state_of_the_netns() {
     };
     [Empty, Missing, WithoutInterface]
         .into_iter()
-        .for_each(told);
+        .for_each(assert_called);
     beyond_peer("reference 8 #20: unknown FS magic", || {
-        [PlainFile, Directory].into_iter().for_each(told);
+        [PlainFile, Directory].into_iter().for_each(assert_called);
     });
 }
 

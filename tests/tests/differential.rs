@@ -61,7 +61,7 @@ const KNOWN: &[Known] = &[
     Known {
         line: "conf/cni0/accept_dad = ",
         words: &[],
-        why: "nobody else can have the link-local address of a bridge that is a moment old",
+        why: "the link-local address of a new bridge cannot be in use elsewhere",
     },
     Known {
         line: "addr on ",

@@ -125,10 +125,10 @@ fn static_gives_the_address_that_is_written() {
 }
 
 #[test]
-fn requested_gives_the_address_that_is_asked_for() {
+fn requested_gives_the_requested_address() {
     beyond_peer(WHY, || {
-        let asked = r#"CAP_ARGS='{"ips": ["10.210.60.77"]}'"#;
-        lives("example-requested", "ex-requested", asked, |_, pod| {
+        let requested = r#"CAP_ARGS='{"ips": ["10.210.60.77"]}'"#;
+        lives("example-requested", "ex-requested", requested, |_, pod| {
             assert_eq!(pod.addresses("eth0"), ["10.210.60.77/24"]);
         });
     });
@@ -138,7 +138,7 @@ fn requested_gives_the_address_that_is_asked_for() {
 const PORT: &str =
     r#"CAP_ARGS='{"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}'"#;
 
-/// The pod answers at its port, asked through the node's.
+/// The pod answers at its port through the node's port.
 fn answers_through_the_node(sandbox: &Sandbox, pod: &Netns) {
     let server = pod.start(&["sh", "-c", "echo hello | nc -n -l -p 80 -q 1"]);
     pod.wait_until("it listens", |pod| {
@@ -231,8 +231,8 @@ fn the_commands_of_the_readme_do_what_they_say() {
              {commands}
              ip netns del alice"
         );
-        let said = good(shell(&sandbox.host(), "", &script));
-        assert!(said.contains("10.210.70.2/24"), "{said}");
+        let output = good(shell(&sandbox.host(), "", &script));
+        assert!(output.contains("10.210.70.2/24"), "{output}");
     });
 }
 
@@ -241,8 +241,8 @@ fn an_example_is_tried_as_its_page_says() {
     beyond_peer(WHY, || {
         let sandbox = Sandbox::new();
         let commands = block("netconf-examples/README.md", "unshare -nm");
-        let said = good(shell(&sandbox.host(), "", &commands));
-        assert!(said.contains("inet 10.210.10.2/24"), "{said}");
+        let output = good(shell(&sandbox.host(), "", &commands));
+        assert!(output.contains("inet 10.210.10.2/24"), "{output}");
     });
 }
 
@@ -282,8 +282,8 @@ fn an_install_meets_no_call_with_a_missing_or_unfinished_file() {
          until [ -e $root/done ]; do
              kill -0 $! || [ -e $root/done ]
              for plugin in bridge host-local static loopback; do
-                 said=$(CNI_COMMAND=VERSION $root/cni/$plugin)
-                 case $said in *1.0.0*) ;; *) echo $plugin: $said; exit 1;; esac
+                 versions=$(CNI_COMMAND=VERSION $root/cni/$plugin)
+                 case $versions in *1.0.0*) ;; *) echo $plugin: $versions; exit 1;; esac
              done
              $root/sbin/podwire --version > /dev/null
              grep -q ^ExecStart= $root/units/cni-dhcp.service
@@ -388,15 +388,15 @@ fn the_demo_passes_for_root_and_for_an_ordinary_user() {
         sandbox.host().sh(&format!("mkdir -m 1777 {dir}/tmp"));
         let tmp = format!("TMPDIR={dir}/tmp");
         let demo = format!("{dir}/project/tests/demo");
-        let nobody = [
+        let as_nobody = [
             "setpriv",
             "--reuid=65534",
             "--regid=65534",
             "--clear-groups",
         ];
-        for user in [&[][..], &nobody] {
-            let told = good(sandbox.host().run(&[user, &["env", &tmp, &demo]].concat()));
-            assert!(told.contains("nothing is left"), "{told}");
+        for user in [&[][..], &as_nobody] {
+            let output = good(sandbox.host().run(&[user, &["env", &tmp, &demo]].concat()));
+            assert!(output.contains("nothing is left"), "{output}");
         }
         // mount(8) keeps its own state there.
         before.allow("dir /run/mount").assert_unchanged();

@@ -227,18 +227,18 @@ fn every_namespace_goes_with_its_sandbox() {
 #[test]
 fn children_die_with_a_test_program_that_is_killed() {
     const PLAY_DEAD: &str = "HARNESS_PLAY_DEAD";
-    if let Some(told) = std::env::var_os(PLAY_DEAD) {
-        // Here runs the program that is killed: it starts a child, tells its id, waits.
+    if let Some(pid_file) = std::env::var_os(PLAY_DEAD) {
+        // This is the program that is killed: it starts a child, writes down its id, and waits.
         let sandbox = Sandbox::new();
         let running = sandbox.host().start(&["sleep", "60"]);
-        std::fs::write(told, running.id().to_string()).expect("tell the id");
+        std::fs::write(pid_file, running.id().to_string()).expect("write the id");
         std::thread::sleep(Duration::from_secs(60));
         return;
     }
     let sandbox = Sandbox::new();
-    let told = sandbox.dir().join("pid");
+    let pid_file = sandbox.dir().join("pid");
     let program = std::env::current_exe().expect("this program");
-    let variable = format!("{PLAY_DEAD}={}", told.display());
+    let variable = format!("{PLAY_DEAD}={}", pid_file.display());
     let itself = "children_die_with_a_test_program_that_is_killed";
     let argv = [
         "env",
@@ -248,7 +248,7 @@ fn children_die_with_a_test_program_that_is_killed() {
         itself,
     ];
     let running = sandbox.host().start(&argv);
-    let pid = || std::fs::read_to_string(&told).unwrap_or_default();
+    let pid = || std::fs::read_to_string(&pid_file).unwrap_or_default();
     sandbox
         .host()
         .wait_until("the child runs", |_| !pid().is_empty());

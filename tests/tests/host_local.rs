@@ -277,7 +277,7 @@ fn two_interfaces_of_one_container_have_addresses_of_their_own() {
 // ---- requested addresses
 
 #[test]
-fn an_address_may_be_asked_for_by_three_ways() {
+fn an_address_may_be_requested_in_three_ways() {
     let ask = |change: Value, args: &str| {
         let node = Node::pool("10.1.0.0/24");
         let conf = conf::with(&node.conf, change);
@@ -319,7 +319,7 @@ fn requested_addresses_find_their_sets() {
 }
 
 #[test]
-fn what_cannot_be_given_is_said_and_nothing_is_kept() {
+fn an_address_that_cannot_be_given_is_named_and_nothing_is_reserved() {
     let node = Node::pool("10.1.0.0/24");
     node.sandbox
         .write(format!("{STATE}/10.1.0.60"), "other\r\neth0");
@@ -680,7 +680,7 @@ fn a_requested_address_may_lie_outside_the_range_where_the_operator_allows_it() 
         let all = json!(["10.1.0.7", "10.1.0.201", "fd00:1::7"]);
         let held = ["10.1.0.7/24", "10.1.0.201/24", "fd00:1::7/64"];
         assert_eq!(addresses(&ask(&node, "a", all.clone()).result()), held);
-        // Never twice, whoever asks, and the rounds go on where they were.
+        // No container gets it a second time, and the round of addresses continues where it was.
         assert!(
             ask(&node, "b", json!(["10.1.0.7"]))
                 .error()
@@ -731,7 +731,7 @@ fn a_requested_address_may_lie_outside_the_range_where_the_operator_allows_it() 
 }
 
 #[test]
-fn an_exhausted_pool_takes_no_node_down() {
+fn status_succeeds_with_an_exhausted_pool() {
     // Runtimes report a node whose STATUS fails as not ready, and its pods are evicted.
     beyond_peer("reference 8 #16: no STATUS", || {
         let ranges = ["10.1.0.0/24", "10.2.0.0/30", "fd00:2::/126"];
@@ -741,7 +741,7 @@ fn an_exhausted_pool_takes_no_node_down() {
             node.sandbox.cni(kind).status(&node.conf).silent();
         }
         assert_eq!(node.refused("c").code, 11);
-        // What no ADD can get past is told.
+        // STATUS reports what makes every ADD fail.
         node.sandbox.write("/var/lib/file", "");
         node.conf["ipam"]["dataDir"] = "/var/lib/file/below".into();
         let error = node.sandbox.cni("host-local").status(&node.conf).error();
@@ -802,7 +802,7 @@ fn a_resolv_conf_that_is_not_there_is_an_error_that_reserves_nothing() {
 }
 
 #[test]
-fn dns_of_the_configuration_is_the_main_plugin_s_affair() {
+fn dns_of_the_configuration_is_left_to_the_main_plugin() {
     let mut node = Node::pool("10.1.0.0/24");
     node.conf["ipam"]["dns"] = json!({"nameservers": ["10.0.0.1"]});
     let result = node
@@ -903,7 +903,7 @@ fn faults_have_the_code_of_where_they_are() {
 }
 
 #[test]
-fn without_an_ipam_object_there_is_nothing_to_do_it_with() {
+fn a_missing_ipam_object_is_an_error() {
     let node = Node::new(conf::plugin("bridge"));
     assert!(
         node.refused("a")

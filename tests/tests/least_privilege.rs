@@ -1,6 +1,6 @@
-//! What a plugin may do, and what is done to it: with the two capabilities that
-//! it needs, without one of them, with files, links and names that somebody
-//! planted. About podwire alone: the Go plugins promise little of it.
+//! Plugins with the two capabilities that they need, without one of them, and with
+//! files, links and names that an attacker prepared. Only podwire is tested: the Go
+//! plugins promise little of this.
 
 use std::os::unix::fs::symlink;
 
@@ -86,10 +86,10 @@ fn without_one_of_them_the_error_says_which() {
             let error = with(sandbox.cni(kind), these)
                 .add(&conf, &pod, ifname)
                 .error();
-            let told = format!("{kind} {these}: {}", error.msg);
-            assert!(error.msg.contains("operation not permitted"), "{told}");
-            assert!(error.msg.ends_with(lacks), "{told}");
-            assert!(!error.msg.contains(has), "{told}");
+            let context = format!("{kind} {these}: {}", error.msg);
+            assert!(error.msg.contains("operation not permitted"), "{context}");
+            assert!(error.msg.ends_with(lacks), "{context}");
+            assert!(!error.msg.contains(has), "{context}");
         }
         let error = with(sandbox.cni(kind), "").add(&conf, &pod, ifname).error();
         let both = "needs CAP_NET_ADMIN and CAP_SYS_ADMIN";
@@ -127,8 +127,8 @@ fn a_del_that_may_not_do_its_work_says_so_and_can_be_repeated() {
         let error = with(sandbox.cni(kind), weak)
             .del(conf, &pod, "eth0")
             .error();
-        let told = format!("{kind}: {}", error.msg);
-        assert!(error.msg.contains("CAP_NET_ADMIN"), "{told}");
+        let context = format!("{kind}: {}", error.msg);
+        assert!(error.msg.contains("CAP_NET_ADMIN"), "{context}");
         sandbox.cni(kind).del(conf, &pod, "eth0").silent();
     }
     assert_no_trace(&sandbox, before);
@@ -151,7 +151,7 @@ fn state_of_another_user_is_named_with_what_would_open_it() {
 
 /// A call of DEL as an ordinary user who made a user namespace, and with it a network
 /// namespace before there was a uid map: as RootlessKit, LXD and `unshare -rnm` do. The
-/// kernel's list of iptables' tables has no owner there, and nobody can read it.
+/// kernel's list of iptables' tables has no owner there, so it cannot be read.
 const ROOTLESS_DEL: &str = r#"
     for it in $GONE; do mount --bind /dev/null $it; done
     mount -t tmpfs none /run
@@ -199,7 +199,7 @@ fn del_succeeds_where_the_lists_of_iptables_cannot_be_read() {
             let conf = format!("CONF={conf}");
             let plugins = format!("PLUGINS={}", copy.display());
             let path = format!("PATH={path}:/usr/sbin:/usr/bin:/sbin:/bin");
-            let nobody = [
+            let as_nobody = [
                 "setpriv",
                 "--reuid=65534",
                 "--regid=65534",
@@ -208,7 +208,7 @@ fn del_succeeds_where_the_lists_of_iptables_cannot_be_read() {
             let unshared = ["unshare", "-rnm", "sh", "-ec", ROOTLESS_DEL, "sh", plugin];
             let argv = [
                 &["env", &conf, &plugins, &path, &gone],
-                &nobody[..],
+                &as_nobody[..],
                 &unshared[..],
             ]
             .concat();

@@ -1,5 +1,5 @@
-//! host-local called rather than executed, where the executable in `CNI_PATH` is
-//! certain to be what is linked into bridge: nobody can tell but by the clock.
+//! host-local called as a function instead of executed. This happens only if the
+//! executable in `CNI_PATH` has the same code; the only visible difference is the time.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -52,8 +52,8 @@ fn our_own_host_local_is_called() {
     let left = sandbox.list(conf::STATE);
     assert!(!left.contains(&"10.1.0.2".to_owned()), "{left:?}");
     call().add(&conf, &pod, "eth0").result();
-    let nobody = conf::with_valid(&conf, &[]);
-    call().gc(&nobody).silent();
+    let none_valid = conf::with_valid(&conf, &[]);
+    call().gc(&none_valid).silent();
     let left = sandbox.list(conf::STATE);
     assert!(!left.contains(&"10.1.0.3".to_owned()), "{left:?}");
 }
@@ -119,15 +119,15 @@ fn story(sandbox: &Sandbox, path: &Path) -> Vec<String> {
     let small = conf::bridge(&["10.1.0.0/30"]);
     let first = call("one").add(&small, &a, "eth0");
     let checked = conf::with_prev(&small, &first.result());
-    let mut told = vec![first];
-    told.push(call("one").check(&checked, &a, "eth0"));
-    told.push(call("two").add(&small, &b, "eth0"));
-    told.push(call("one").add(&small, &a, "eth1"));
-    told.push(call("x").status(&small));
-    told.push(call("one").del(&small, &a, "eth0"));
-    told.push(call("one").del(&small, &a, "eth0"));
-    told.push(call("one").check(&checked, &a, "eth0"));
-    told.push(call("x").status(&small));
+    let mut answers = vec![first];
+    answers.push(call("one").check(&checked, &a, "eth0"));
+    answers.push(call("two").add(&small, &b, "eth0"));
+    answers.push(call("one").add(&small, &a, "eth1"));
+    answers.push(call("x").status(&small));
+    answers.push(call("one").del(&small, &a, "eth0"));
+    answers.push(call("one").del(&small, &a, "eth0"));
+    answers.push(call("one").check(&checked, &a, "eth0"));
+    answers.push(call("x").status(&small));
     let ipam = |ipam: Value| conf::with(&small, json!({"ipam": ipam}));
     for wrong in [
         ipam(json!({"ranges": null})),
@@ -142,15 +142,15 @@ fn story(sandbox: &Sandbox, path: &Path) -> Vec<String> {
         conf::at(&small, "9.9.9"),
     ] {
         for verb in ["ADD", "CHECK", "STATUS", "GC", "DEL"] {
-            told.push(call("one").attachment(verb, &wrong, &a, "eth0"));
+            answers.push(call("one").attachment(verb, &wrong, &a, "eth0"));
         }
     }
     let args = |text: &str| call("two").args(text).add(&small, &b, "eth0");
-    told.push(args("IP=10.1.0.1"));
-    told.push(args("IP=nonsense"));
-    told.push(args("IP=10.1.0.2"));
-    told.push(call("two").del(&small, &b, "eth0"));
-    told.iter().map(comparable).collect()
+    answers.push(args("IP=10.1.0.1"));
+    answers.push(args("IP=nonsense"));
+    answers.push(args("IP=10.1.0.2"));
+    answers.push(call("two").del(&small, &b, "eth0"));
+    answers.iter().map(comparable).collect()
 }
 
 /// Without what is drawn at random, or is the sandbox's own.

@@ -46,7 +46,7 @@ impl Node {
         self.0.cni("bridge")
     }
 
-    /// A pod that has been added, and what ADD said.
+    /// A pod that has been added, and the result of ADD.
     fn pod(&self, name: &str) -> (Netns, Value) {
         let pod = self.sandbox.pod(name);
         let result = self.cni().add(&self.conf(), &pod, "eth0").result();
@@ -196,7 +196,7 @@ fn multicast_keeps_its_source() {
 }
 
 #[test]
-fn source_ports_are_drawn_at_random_when_asked_for() {
+fn source_ports_are_random_with_the_key() {
     beyond_peer("no such key", || {
         each(&BackEnd::ALL, |node| {
             let _server = node.outside.serve(80);
@@ -559,7 +559,7 @@ fn the_other_interface_keeps_its_masquerade_though_del_knows_no_addresses() {
                 .silent();
             let seen = pod.ask("tcp", OUTSIDE[0], 80);
             assert_eq!(seen, "outside sees 192.0.2.1", "{:?}", node.back_end);
-            // Whose jump the first was, nobody knew: GC takes what DEL left.
+            // DEL could not know which attachment the first jump belongs to, so GC removes it.
             node.cni().del(&second, &pod, "net1").silent();
             let gc = conf::with_valid(&node.conf(), &[]);
             node.cni().gc(&gc).silent();
@@ -605,7 +605,7 @@ fn a_failure_after_the_masquerade_takes_it_away() {
 #[test]
 fn add_again_does_not_duplicate() {
     each(&BackEnd::ALL, |node| {
-        // The pod crashed and came back with the same address before anybody said DEL.
+        // The pod crashed and came back with the same address before the runtime called DEL.
         let address = json!({"ranges": null, "type": "static", "addresses": [
             {"address": "10.1.0.5/24", "gateway": "10.1.0.1"}, {"address": "fd01::5/64", "gateway": "fd01::1"}]});
         let conf = conf::with(&node.conf(), json!({"ipam": address}));
@@ -655,7 +655,7 @@ fn check_says_what_is_missing() {
 }
 
 #[test]
-fn check_misses_the_way_to_the_rules() {
+fn check_reports_a_missing_jump_to_the_rules() {
     beyond_peer("CHECK there does not look at rules", || {
         let node = Node::new(BackEnd::Nftables);
         let (pod, result) = node.pod("a");

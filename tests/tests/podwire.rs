@@ -279,7 +279,7 @@ fn disable_check_makes_check_a_success() {
 }
 
 #[test]
-fn gc_detaches_what_is_cached_and_tells_the_plugins() {
+fn gc_detaches_what_is_cached_and_calls_the_plugins() {
     beyond_peer(WHY, || {
         let (node, first, _) = chain(json!({}));
         node.add();
@@ -506,7 +506,7 @@ fn a_failing_plugin_is_named_and_nothing_is_cached() {
 }
 
 #[test]
-fn misuse_is_told_apart_from_failure() {
+fn misuse_and_failure_have_different_exit_statuses() {
     beyond_peer(WHY, || {
         let node = Node::new();
         for args in [
@@ -530,7 +530,7 @@ fn misuse_is_told_apart_from_failure() {
 #[test]
 fn what_is_no_file_or_too_long_is_named_and_holds_nothing_up() {
     beyond_peer(WHY, || {
-        for (make, told) in [
+        for (make, message) in [
             ("mkfifo $f", "is a pipe"),
             ("truncate -s 5G $f", "is longer than"),
             ("ln -s /dev/zero $f", "is a device"),
@@ -550,11 +550,11 @@ fn what_is_no_file_or_too_long_is_named_and_holds_nothing_up() {
                 let done = node.podwire(&["validate", &dir]);
                 assert_eq!(done.code, 1, "{script}: {done:?}");
                 assert!(done.stdout.contains(place), "{script}: {done:?}");
-                assert!(done.stdout.contains(told), "{script}: {done:?}");
+                assert!(done.stdout.contains(message), "{script}: {done:?}");
                 assert_eq!(node.podwire(&["validate", &file]).code, 1);
                 for verb in ["add", "status", "gc"] {
                     bad(&node.run(verb), place);
-                    bad(&node.run(verb), told);
+                    bad(&node.run(verb), message);
                 }
                 let peers = node.podwire(&["peers", "set", "net", &file]);
                 assert_eq!(peers.code, 1, "{script}: {peers:?}");
@@ -581,10 +581,10 @@ fn status_tells_people_what_it_does_not_tell_runtimes() {
         assert!(verbose().contains(&format!("{range}: 1 of 2 addresses in use, 1 free\n")));
         node.sandbox
             .write("/var/lib/cni/networks/net/10.1.0.3", "other\r\neth0");
-        let told = verbose();
+        let message = verbose();
         let line = format!("{range}: 2 of 2 addresses in use, 0 free: exhausted\n");
-        assert!(told.contains(&line), "{told}");
-        assert!(told.ends_with("net can take attachments\n"), "{told}");
+        assert!(message.contains(&line), "{message}");
+        assert!(message.ends_with("net can take attachments\n"), "{message}");
         let json = good(node.podwire(&["status", "--verbose", "--json", "net"])).stdout;
         let json: Value = serde_json::from_str(&json).expect("JSON");
         assert_eq!(json["available"], true);
@@ -593,7 +593,7 @@ fn status_tells_people_what_it_does_not_tell_runtimes() {
             json!({"ranges": range, "total": 2, "used": 2, "free": 0})
         );
         assert_eq!(json["ranges"][1]["used"], 1);
-        // What cannot be counted is told, and the rest all the same.
+        // What cannot be counted is reported, and the rest is still printed.
         let host = node.sandbox.host();
         host.sh("cd /var/lib/cni; mv networks n; : > networks; ip link del cni0; ip link add cni0 type veth peer name x");
         let done = node.podwire(&["status", "--verbose", "net"]);
@@ -613,7 +613,7 @@ fn status_tells_people_what_it_does_not_tell_runtimes() {
 }
 
 #[test]
-fn version_says_whose_plugin_it_asked() {
+fn version_names_the_plugin_that_answered() {
     beyond_peer(WHY, || {
         let node = Node::new();
         let ours = Suite::Ours.dir().display().to_string();
@@ -684,7 +684,7 @@ fn the_bridge_s_addresses_are_checked_and_come_back() {
         node.add();
         let (host, pod) = (node.sandbox.host(), &node.pod);
         let reached = || [pod.ping("10.1.0.1", 1), pod.ping("fd01::1", 1)] == [[true], [true]];
-        for (taken, told, line) in [
+        for (taken, message, line) in [
             (
                 "ip addr del 10.1.0.1/24 dev cni0",
                 "no address 10.1.0.1/24",
@@ -713,7 +713,7 @@ fn the_bridge_s_addresses_are_checked_and_come_back() {
             ),
         ] {
             host.sh(taken);
-            bad(&node.run("check"), told);
+            bad(&node.run("check"), message);
             let before = host.sh("ip -br addr show dev cni0");
             let dry = good(node.podwire(&["resync", "--dry-run", "net"])).stdout;
             assert!(dry.contains(line), "{taken}: {dry}");

@@ -20,9 +20,9 @@ fn says(outcome: &Outcome, code: u64, msg: &str) {
 #[test]
 fn without_a_command_it_introduces_itself_on_stderr() {
     each_plugin(|sandbox, _, plugin| {
-        let told = sandbox.cni(plugin).bare();
-        assert_eq!((told.code(), told.stdout()), (0, ""), "{told}");
-        let lines: Vec<&str> = told.stderr().lines().collect();
+        let outcome = sandbox.cni(plugin).bare();
+        assert_eq!((outcome.code(), outcome.stdout()), (0, ""), "{outcome}");
+        let lines: Vec<&str> = outcome.stderr().lines().collect();
         let versions = lines[1].strip_prefix("CNI protocol versions supported: ");
         let versions: Vec<&str> = versions.expect("no versions").split(", ").collect();
         assert_eq!(lines.len(), 2);
@@ -32,12 +32,12 @@ fn without_a_command_it_introduces_itself_on_stderr() {
 }
 
 #[test]
-fn the_banner_satisfies_who_parses_it() {
+fn programs_that_parse_the_banner_understand_it() {
     // nerdctl wants `CNI <name> plugin v<semver>`, at least 1.7.1 for some features.
     beyond_peer("Debian builds the Go plugins without a version", || {
         each_plugin(|sandbox, _, plugin| {
-            let told = sandbox.cni(plugin).bare();
-            let first = told.stderr().lines().next().unwrap_or_default();
+            let outcome = sandbox.cni(plugin).bare();
+            let first = outcome.stderr().lines().next().unwrap_or_default();
             let version = first.strip_prefix(&format!("CNI {plugin} plugin v"));
             let numbers = version.map(|v| v.split('.').filter_map(|n| n.parse::<u32>().ok()));
             let numbers: Vec<u32> = numbers.expect("no version").collect();
@@ -67,8 +67,8 @@ fn version_needs_no_environment_and_no_input() {
 fn version_ignores_what_is_on_stdin() {
     each_plugin(|sandbox, _, plugin| {
         for input in ["", "not json", "{\"cniVersion\": \"9.0.0\"}", "{}{}"] {
-            let told = sandbox.cni(plugin).stdin(input).version();
-            told.result();
+            let outcome = sandbox.cni(plugin).stdin(input).version();
+            outcome.result();
         }
     });
 }
@@ -77,10 +77,10 @@ fn version_ignores_what_is_on_stdin() {
 fn version_lists_all_seven_versions() {
     beyond_peer("the peer is older than CNI 1.1.0", || {
         each_plugin(|sandbox, _, plugin| {
-            let told = sandbox.cni(plugin).version();
+            let outcome = sandbox.cni(plugin).version();
             let line = "{\"cniVersion\":\"1.1.0\",\"supportedVersions\":[\"0.1.0\",\"0.2.0\",\"0.3.0\",\"0.3.1\",\
                         \"0.4.0\",\"1.0.0\",\"1.1.0\"]}\n";
-            assert_eq!(told.stdout(), line);
+            assert_eq!(outcome.stdout(), line);
         });
     });
 }
@@ -799,7 +799,7 @@ fn del_without_the_ipam_executable_succeeds_where_no_add_can_have() {
 }
 
 #[test]
-fn a_delegate_without_addresses_is_an_error_and_is_asked_to_release() {
+fn a_delegate_without_addresses_is_an_error_and_gets_a_del() {
     let sandbox = Sandbox::new();
     let pod = sandbox.pod("a");
     let ipam = sandbox.fake("fake-ipam");

@@ -3,7 +3,7 @@
 
 use sandbox::{Netns, Sandbox, Suite, beyond_peer, conf, container_id};
 
-/// host-local's addresses that somebody holds.
+/// The number of addresses that host-local has reserved.
 fn held(sandbox: &Sandbox) -> usize {
     let files = sandbox.list(conf::STATE);
     files.iter().filter(|name| name.starts_with("10.")).count()

@@ -18,7 +18,7 @@ impl Deref for Node {
     }
 }
 
-/// One plugin of a pod, and what it was told.
+/// One plugin of a pod, with the arguments of its ADD.
 struct Attached {
     kind: &'static str,
     conf: Value,

@@ -10,7 +10,7 @@ fn network() -> Value {
 
 struct Node {
     sandbox: Sandbox,
-    /// A pod that nobody checks.
+    /// A pod without the spoof check.
     other: Netns,
 }
 
@@ -61,7 +61,7 @@ fn mac(pod: &Netns) -> String {
 }
 
 #[test]
-fn another_mac_is_not_heard_and_ones_own_is() {
+fn frames_with_the_pods_own_mac_pass_and_others_are_dropped() {
     let node = Node::new();
     let (pod, _) = node.pod("a");
     let own = mac(&pod);
@@ -152,7 +152,7 @@ fn the_chains_are_the_go_plugin_s() {
 }
 
 #[test]
-fn a_mac_that_was_asked_for_is_the_pod_s_own() {
+fn a_requested_mac_may_send() {
     let node = Node::new();
     let pod = node.sandbox.pod("a");
     node.cni()

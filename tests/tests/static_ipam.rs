@@ -73,7 +73,7 @@ fn a_legacy_version_beside_an_address_is_tolerated() {
 }
 
 #[test]
-fn no_addresses_are_a_success_of_nothing() {
+fn no_addresses_are_an_empty_result() {
     let result = add(ipam(json!({"addresses": []})), as_is);
     assert!(
         result.get("ips").is_none_or(|ips| ips == &json!([])),
@@ -82,7 +82,7 @@ fn no_addresses_are_a_success_of_nothing() {
 }
 
 #[test]
-fn no_addresses_are_an_error_for_the_plugin_that_asked() {
+fn no_addresses_are_an_error_of_the_calling_plugin() {
     let sandbox = Sandbox::new();
     let pod = sandbox.pod("a");
     let conf = conf::with(

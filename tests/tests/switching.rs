@@ -312,7 +312,7 @@ fn what_the_peer_s_del_leaves_in_our_index_is_dropped_by_gc() {
         let gc = conf::with_valid(&conf::at(&conf, "1.1.0"), &[]);
         sandbox.cni("host-local").gc(&gc).silent();
         snapshot.assert_unchanged();
-        // And it harms nobody: the same container gets an address as if new.
+        // And it does no harm: the same container gets an address like a new one.
         let result = sandbox.cni("host-local").add(&conf, &pod, "eth0").result();
         assert_eq!(result["ips"][0]["address"], "10.1.0.3/24");
     });

@@ -216,7 +216,7 @@ fn each(back_ends: &[BackEnd], test: impl Fn(BackEnd)) {
     }
 }
 
-/// What is only of pods: of iptables' shared chains and empty tables nothing is said.
+/// The rules of pods, without iptables' shared chains and empty tables.
 fn of_pods(node: &Node) -> Vec<String> {
     let mut rules = node.rules();
     rules.retain(|line| {
@@ -241,8 +241,8 @@ fn isolation_behind_the_gateway_is_put_back() {
         assert!(before.contains("net: mynet"), "{before}");
         assert_eq!(node.task(&["resync"]).stdout, "");
         node.host().sh("nft delete table inet podwire_isolation");
-        let told = node.task(&["resync"]).stdout;
-        assert_eq!(told, "put back: isolation of mynet\n");
+        let output = node.task(&["resync"]).stdout;
+        assert_eq!(output, "put back: isolation of mynet\n");
         assert_eq!(rules(), before);
         node.task(&["release"]);
         assert!(!rules().contains("net: mynet"), "{}", rules());
@@ -267,18 +267,18 @@ fn pods_of_the_peer_are_adopted_under_a_live_connection() {
             "{dry}"
         );
         assert!(dry.contains("-X CNI-DN-"), "{dry}");
-        assert!(node.host().rules().contains("CNI-DN-"), "only told");
+        assert!(node.host().rules().contains("CNI-DN-"), "only reported");
 
-        let told = node.task(&["adopt"]).stdout;
+        let output = node.task(&["adopt"]).stdout;
         assert_eq!(
-            told.matches("adopted: masquerade of mynet/").count(),
+            output.matches("adopted: masquerade of mynet/").count(),
             2,
-            "{told}"
+            "{output}"
         );
         assert_eq!(
-            told.matches("adopted: ports of mynet/").count(),
+            output.matches("adopted: ports of mynet/").count(),
             2,
-            "{told}"
+            "{output}"
         );
         node.goes_on(&talk);
         let rules = node.host().rules();
@@ -383,16 +383,16 @@ fn pods_of_ours_are_released_under_a_live_connection() {
         assert!(dry.contains("would be released: ports of mynet/"), "{dry}");
         assert_eq!(node.rules(), before);
 
-        let told = node.task(&["release"]).stdout;
+        let output = node.task(&["release"]).stdout;
         assert_eq!(
-            told.matches("released: masquerade of mynet/").count(),
+            output.matches("released: masquerade of mynet/").count(),
             2,
-            "{told}"
+            "{output}"
         );
         assert_eq!(
-            told.matches("released: ports of mynet/").count(),
+            output.matches("released: ports of mynet/").count(),
             2,
-            "{told}"
+            "{output}"
         );
         node.goes_on(&talk);
         let rules = node.host().rules();
@@ -421,8 +421,9 @@ fn a_rule_that_pods_outside_the_cache_use_is_not_released() {
             .sh("rm $(grep -l /run/netns/b /var/lib/cni/results/*)");
         let done = node.podwire(Suite::Ours, &["release"], &Value::Null);
         assert_eq!(done.code, 1, "{done:?}");
-        let told = "masquerade of mynet stays: attachments that are not in the cache may use it";
-        assert!(done.stderr.contains(told), "{}", done.stderr);
+        let expected =
+            "masquerade of mynet stays: attachments that are not in the cache may use it";
+        assert!(done.stderr.contains(expected), "{}", done.stderr);
         let _server = node.0.outside.serve(81);
         for pod in [&a, &b] {
             let seen = format!("outside sees {}", NODE[0]);
@@ -461,7 +462,7 @@ fn a_forgotten_release_is_made_up_for() {
         assert_eq!(
             node.outside.ask("tcp", NODE[0], 9090),
             NO_ANSWER,
-            "only told"
+            "only reported"
         );
         let done = node.task(&["release"]);
         assert!(done.stdout.contains("removed: ports of mynet/"), "{done:?}");
@@ -629,7 +630,7 @@ fn what_is_flushed_comes_back_under_a_live_connection() {
     each(&BackEnd::ALL, |back_end| {
         let node = Node::forced(back_end);
         // As on every node with a firewall: the kernel tracks connections only while
-        // somebody has a rule that asks it to.
+        // some rule matches on the state of connections.
         node.host().sh("nft add table inet firewall
              nft add chain inet firewall input '{ type filter hook input priority 0; }'
              nft add rule inet firewall input ct state established accept");
@@ -656,11 +657,11 @@ fn what_is_flushed_comes_back_under_a_live_connection() {
 
         let dry = node.task(&["resync", "--dry-run"]).stdout;
         assert!(dry.contains("would be put back: ports of mynet/"), "{dry}");
-        let told = node.task(&["resync"]).stdout;
+        let output = node.task(&["resync"]).stdout;
         assert_eq!(
-            told.matches("put back: ports of mynet/").count(),
+            output.matches("put back: ports of mynet/").count(),
             2,
-            "{told}"
+            "{output}"
         );
         assert_eq!(node.rules(), before);
         node.goes_on(&talk);
@@ -690,8 +691,8 @@ fn after_a_flush_of_everything_all_is_back_but_for_pods_that_are_gone() {
             done.stdout.contains("put back: spoof check of mynet/"),
             "{done:?}"
         );
-        let told = "its network namespace /run/netns/gone is gone";
-        assert!(done.stderr.contains(told), "{done:?}");
+        let expected = "its network namespace /run/netns/gone is gone";
+        assert!(done.stderr.contains(expected), "{done:?}");
         assert_eq!(node.rules(), before);
         node.run(Suite::Ours, "check", &a, 8080);
         node.assert_reached("a", &a, 8080);
@@ -714,8 +715,8 @@ fn a_network_of_several_hosts_comes_back_whole() {
                 .any(|it| it.contains("oifname != \"vxlan.5\""))
         );
         node.host().sh("nft flush ruleset");
-        let told = node.task(&["resync"]).stdout;
-        assert!(told.contains("put back: separation of mynet"), "{told}");
+        let output = node.task(&["resync"]).stdout;
+        assert!(output.contains("put back: separation of mynet"), "{output}");
         assert_eq!(node.rules(), before);
         node.run(Suite::Ours, "check", &pod, 8080);
     });
@@ -823,10 +824,10 @@ fn resync_misses_what_check_misses_of_conditions_that_are_several_rules() {
                     "{program}-{variant} -t nat -D CNI-HOSTPORT-DNAT {number}"
                 ));
                 node.check_fails(&pod, 8080);
-                let told = node.task(&["resync"]).stdout;
+                let output = node.task(&["resync"]).stdout;
                 assert!(
-                    told.contains("put back: ports of mynet/"),
-                    "{program}: {told}"
+                    output.contains("put back: ports of mynet/"),
+                    "{program}: {output}"
                 );
                 node.run(Suite::Ours, "check", &pod, 8080);
                 assert_eq!(node.rules(), before, "{program}");
@@ -884,10 +885,13 @@ fn what_an_older_version_left_out_is_no_fault_until_it_is_needed() {
             node.run(Suite::Ours, "check", &a, 8080);
         }
         filtered("0");
-        let told = node.check_fails(&a, 8080);
-        assert!(told.contains("pods of its bridge do not reach"), "{told}");
-        let told = node.task(&["resync"]).stdout;
-        assert!(told.contains("put back: ports of mynet/"), "{told}");
+        let output = node.check_fails(&a, 8080);
+        assert!(
+            output.contains("pods of its bridge do not reach"),
+            "{output}"
+        );
+        let output = node.task(&["resync"]).stdout;
+        assert!(output.contains("put back: ports of mynet/"), "{output}");
         assert_eq!(node.rules(), before);
         node.run(Suite::Ours, "check", &a, 8080);
 
@@ -897,8 +901,8 @@ fn what_an_older_version_left_out_is_no_fault_until_it_is_needed() {
                  xargs nft delete rule ip podwire_hostports martians handle",
         );
         node.run(Suite::Ours, "check", &a, 8080);
-        let told = node.task(&["resync"]).stdout;
-        assert_eq!(told, "put back: rules for published ports\n");
+        let output = node.task(&["resync"]).stdout;
+        assert_eq!(output, "put back: rules for published ports\n");
         assert_eq!(node.rules(), before);
     });
 }

@@ -350,9 +350,9 @@ fn errors(sandbox: &Sandbox, confs: &[Value]) -> Vec<Vec<String>> {
     let podwire = Suite::Ours.dir().join("podwire").display().to_string();
     let dir = dir.display().to_string();
     let done = sandbox.host().run(&[&podwire, "validate", "--json", &dir]);
-    let told: Value =
+    let report: Value =
         serde_json::from_str(&done.stdout).unwrap_or_else(|e| panic!("{e}: {done:?}"));
-    let files = told["files"].as_array().expect("files");
+    let files = report["files"].as_array().expect("files");
     assert_eq!(files.len(), confs.len());
     let errors = |file: &Value| {
         let findings = file["findings"].as_array().expect("findings").iter();
@@ -375,7 +375,7 @@ enum Made {
     Failed,
 }
 
-/// Tries an ADD, and returns what the plugin said.
+/// Tries an ADD, and returns the plugin's error.
 fn add(sandbox: &Sandbox, pod: &Netns, conf: &Value) -> (Made, String) {
     let plugin = conf["type"].as_str().expect("a type");
     let added = sandbox.cni(plugin).add(conf, pod, "eth0");
@@ -414,10 +414,10 @@ fn agree(plugin: &str, refused_at_least: usize) {
                     cases.push(conf);
                 }
             }
-            let told = errors(&sandbox, &cases);
-            assert_eq!(told[0], [] as [&str; 0], "{}", cases[0]);
-            for (conf, errors) in cases.iter().zip(told) {
-                let (made, said) = add(&sandbox, &pod, conf);
+            let reported = errors(&sandbox, &cases);
+            assert_eq!(reported[0], [] as [&str; 0], "{}", cases[0]);
+            for (conf, errors) in cases.iter().zip(reported) {
+                let (made, message) = add(&sandbox, &pod, conf);
                 let agreed = match made {
                     Made::Good => errors.is_empty(),
                     Made::Failed if without_daemon => errors.is_empty(),
@@ -429,7 +429,7 @@ fn agree(plugin: &str, refused_at_least: usize) {
                 good += usize::from(made == Made::Good);
                 if !agreed {
                     differences.push(format!(
-                        "{conf}\n    {made:?}: {said}\n    validate: {errors:?}"
+                        "{conf}\n    {made:?}: {message}\n    validate: {errors:?}"
                     ));
                 }
             }
@@ -593,10 +593,10 @@ fn validate_and_bridge_agree_on_gateways() {
             let pod = sandbox.pod("a");
             let mut conf = conf::with(&conf::at(&conf::bridge(&[]), "1.0.0"), change);
             conf["ipam"] = ipam;
-            let told = errors(&sandbox, std::slice::from_ref(&conf)).remove(0);
-            let (made, said) = add(&sandbox, &pod, &conf);
-            assert_eq!(told.is_empty(), works, "{conf}: {told:?}");
-            assert_eq!(made == Made::Good, works, "{conf}: {made:?}: {said}");
+            let reported = errors(&sandbox, std::slice::from_ref(&conf)).remove(0);
+            let (made, message) = add(&sandbox, &pod, &conf);
+            assert_eq!(reported.is_empty(), works, "{conf}: {reported:?}");
+            assert_eq!(made == Made::Good, works, "{conf}: {made:?}: {message}");
         }
     });
 }
@@ -636,11 +636,11 @@ fn validate_and_vxlan_agree_on_subnets() {
             conf["mode"] = json!("l3");
             conf["peers"] = json!([{"vtep": vtep, "subnet": subnet}]);
             conf["ipam"] = ipam;
-            let told = errors(&sandbox, std::slice::from_ref(&conf)).remove(0);
-            let (made, said) = add(&sandbox, &pod, &conf);
-            assert_eq!(told.is_empty(), works, "{conf}: {told:?}");
+            let reported = errors(&sandbox, std::slice::from_ref(&conf)).remove(0);
+            let (made, message) = add(&sandbox, &pod, &conf);
+            assert_eq!(reported.is_empty(), works, "{conf}: {reported:?}");
             let right = if works { Made::Good } else { Made::Refused };
-            assert_eq!(made, right, "{conf}: {said}");
+            assert_eq!(made, right, "{conf}: {message}");
         }
     });
 }
@@ -679,8 +679,8 @@ fn validate_and_bridge_agree_on_keys_that_are_written_twice() {
             let file = sandbox.dir().join("n.conf");
             sandbox.write(&file, &text);
             let file = file.display().to_string();
-            let told = sandbox.host().run(&[&podwire, "validate", &file]);
-            assert_eq!(told.code == 0, works, "{keys}: {told:?}");
+            let done = sandbox.host().run(&[&podwire, "validate", &file]);
+            assert_eq!(done.code == 0, works, "{keys}: {done:?}");
             let conf = json!({"type": "bridge"});
             let made = sandbox
                 .cni("bridge")
@@ -693,7 +693,7 @@ fn validate_and_bridge_agree_on_keys_that_are_written_twice() {
 }
 
 /// The text that validate prints for a network.
-fn told(document: &Value) -> String {
+fn validated(document: &Value) -> String {
     let sandbox = Sandbox::new();
     let file = sandbox.dir().join("n.conflist");
     sandbox.write(&file, document.to_string());
@@ -714,7 +714,7 @@ fn a_warning_is_deserved() {
         };
         let range = |keys: Value| {
             let range = conf::with(&json!({"subnet": "10.1.0.0/24"}), keys);
-            told(&list(json!({"type": "host-local", "ranges": [[range]]})))
+            validated(&list(json!({"type": "host-local", "ranges": [[range]]})))
         };
         let fine = "1 file: 0 errors, 0 warnings\n";
         assert_eq!(range(json!({})), fine);
@@ -727,7 +727,7 @@ fn a_warning_is_deserved() {
             fine
         );
         let outside = json!({"type": "static", "addresses": [{"address": "fd00::9/64", "gateway": "fe80::1"}]});
-        assert_eq!(told(&list(outside)), fine);
+        assert_eq!(validated(&list(outside)), fine);
         for (keys, key) in [
             (
                 json!({"rangeStart": "10.1.0.0"}),
@@ -757,7 +757,7 @@ fn a_warning_is_deserved() {
 fn what_runtimes_write_into_their_networks_is_known() {
     beyond_peer(WHY, || {
         let plugin = json!({"type": "bridge", "ipam": conf::host_local_ipam(&["10.1.0.0/24"])});
-        let text = told(&json!({
+        let text = validated(&json!({
             "cniVersion": "1.0.0", "name": "n", "plugins": [plugin],
             "nerdctlID": "17f29b073143d8cd97b5bbe492bdeffec1c5fee55cc1fe2112c8b9335f8b6121",
             "nerdctlLabels": {"nerdctl/default-network": "true"},

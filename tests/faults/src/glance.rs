@@ -472,7 +472,7 @@ impl Netlink {
     }
 }
 
-/// Whoever lives in the mount namespace of the calling thread, but its own process.
+/// The processes in the mount namespace of the calling thread, without its own process.
 fn processes() -> Result<Vec<String>> {
     let ours = fs::read_link("/proc/thread-self/ns/mnt")?;
     let mut lines = Vec::new();
@@ -517,7 +517,7 @@ fn walk(dir: &Path, pods: &[String], lines: &mut Vec<String>) -> Result<()> {
             lines.push(format!("dir {path_text} {mode:o}"));
             walk(&path, pods, lines)?;
         } else if meta.is_file() {
-            // A namespace of somebody else's cannot be read.
+            // A mounted namespace has no content that can be read.
             let content = fs::read(&path).unwrap_or_default();
             lines.push(format!(
                 "file {path_text} {mode:o} {}",

@@ -1,4 +1,4 @@
-//! What a sweep is to do and has done, on disk if somebody wants to go on later.
+//! What a sweep has to do and has done; kept on disk if the sweep is to be continued later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};

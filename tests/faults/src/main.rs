@@ -74,7 +74,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
 }
 
 fn sweep(what: &str, deeds: &[Deed], names: &[&str]) -> Result<ExitCode> {
-    // What fails is told once, in the end.
+    // Findings are printed once, at the end.
     std::panic::set_hook(Box::new(|_| ()));
     let exe = std::env::current_exe()?.display().to_string();
     let limit = number("FAULTS_SECONDS", 0)? as u64;

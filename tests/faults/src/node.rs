@@ -44,7 +44,7 @@ pub struct Chain {
     pub program: Option<&'static str>,
     /// Which programs are called iptables, where that matters.
     pub back_end: Option<BackEnd>,
-    /// What is made is in the pod alone, so that it goes with the pod or with a DEL that is told of it.
+    /// What is made is in the pod alone, so that it goes with the pod or with a DEL that gets the pod's namespace.
     pub in_pod: bool,
     /// Before each accident the node forgets all that a network leaves: bridge, rules, files.
     pub cold: bool,
@@ -67,7 +67,7 @@ pub struct Node {
     /// Is attached all the time, and must not notice either.
     pub valid: Netns,
     valid_result: Value,
-    /// What those before the victim have said, by the pod's name.
+    /// The results of the plugins before the victim, by the name of the pod.
     prefix_results: RefCell<BTreeMap<String, Value>>,
     baseline: Snapshot,
     /// The same at a glance, and what may differ there.
@@ -181,8 +181,8 @@ impl Node {
             // Not there before it has begun to listen; what a killed one leaves is taken over.
             "other /run/cni/dhcp.sock".into(),
         ];
-        // What a daemon finds it has renewed: whether it still holds the lease is for CHECK to tell. Nobody else's
-        // lease is among these.
+        // What a daemon finds it has renewed: CHECK reports whether it still holds the lease. The leases
+        // of other attachments are not among these.
         let leases = Dhcp::leases(&self.sandbox);
         assert!(
             leases.len() <= 1,

@@ -30,7 +30,7 @@ pub struct Weather {
     pub took: BTreeMap<&'static str, Vec<Duration>>,
     /// Operations that were killed.
     pub killed: usize,
-    /// ADDs that were told to try again later.
+    /// ADDs that failed with "try again later" (code 11).
     pub later: usize,
     /// What should not be.
     pub findings: Vec<String>,
@@ -82,7 +82,7 @@ struct Network {
     plugins: Vec<Value>,
     /// GC has it alone, as the specification wants: runtimes run no ADD and no DEL beside it.
     quiet: RwLock<()>,
-    /// Who holds which address, as far as runtimes were told.
+    /// Which container holds which address, by the results of ADD.
     addresses: Mutex<BTreeMap<String, String>>,
 }
 
@@ -288,7 +288,7 @@ impl Storming<'_> {
             Known::Attached(result) => Some(result.clone()),
             _ => None,
         };
-        // From now on somebody else may get it.
+        // From now on another container may get the address.
         lock(&network.addresses).retain(|_, owner| *owner != slot.id);
         slot.known = Known::Unknown;
         for plugin in network.plugins.iter().rev() {
@@ -364,7 +364,7 @@ impl Storming<'_> {
         self.compare_reservations(network, &valid);
     }
 
-    /// Who is attached has a reservation, and nobody else.
+    /// Exactly the attached containers have reservations.
     fn compare_reservations(&self, network: &Network, valid: &[String]) {
         let dir = format!("/var/lib/cni/networks/{}", network.name);
         let names = self.sandbox.list(&dir).into_iter();

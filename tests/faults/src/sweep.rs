@@ -313,10 +313,10 @@ impl Sweep {
         all
     }
 
-    /// After a call that failed the runtime may always come with all it knows.
+    /// How the runtime recovers: after a call that only failed, it still has all its data.
     fn recoveries(&self, verb: Verb, deed: Deed) -> Vec<Recovery> {
-        let told = deed.choice().is_some() || deed == Deed::KillDelegate;
-        let all = match told || verb == Verb::Check {
+        let knows_all = deed.choice().is_some() || deed == Deed::KillDelegate;
+        let all = match knows_all || verb == Verb::Check {
             true => &RECOVERIES[..1],
             false => &RECOVERIES,
         };
@@ -536,17 +536,20 @@ impl Scene<'_> {
             0 => tally.harmless += 1,
             1 => {
                 let error = outcome.error();
-                // Told to try again, nobody needs to know why.
+                // An error that means "try again later" does not have to name the cause.
                 if let (Some((struck, _)), true) = (failed, error.code != TRY_AGAIN) {
-                    let said = format!("{} {}", error.msg, error.details).to_lowercase();
-                    ensure!(names_cause(&said, struck), "the cause is lost: {outcome}");
+                    let message = format!("{} {}", error.msg, error.details).to_lowercase();
+                    ensure!(
+                        names_cause(&message, struck),
+                        "the cause is lost: {outcome}"
+                    );
                 }
             }
             code => {
                 let Some((struck, strike)) = failed else {
                     bail!("ended with {code}: {outcome}");
                 };
-                // Whoever has no memory, or not even a beginning, says nothing.
+                // A program that has no memory, or that cannot even start, cannot print an error.
                 let excused = calls::is_memory(&struck.call) || begins(strike);
                 ensure!(excused, "ended with {code}: {outcome}");
                 tally.aborted += 1;
@@ -567,7 +570,7 @@ impl Scene<'_> {
             Verb::Check => _ = outcome.silent(),
             Verb::Del | Verb::Gc => {
                 outcome.silent();
-                // Nobody is left on a cold node: GC took what networks share, too.
+                // On a cold node no attachment is left: GC also removed what networks share.
                 if node.is_cold() {
                     return Ok(());
                 }
@@ -647,7 +650,7 @@ const HELPERS: [&str; 10] = [
 /// How often a point is tried again that was not met: of two threads or processes, now one and now the other comes first.
 const AGAIN: usize = 6;
 
-/// One in so many calls of a program of the system that nobody else can notice.
+/// Of the calls of a system program that have no effect outside of it, one in this many is tried.
 const SOME: usize = 20;
 
 /// Whether a call is made before `main`: the C library and the Rust runtime are the first to make most.
@@ -655,8 +658,8 @@ fn begins(strike: Strike) -> bool {
     strike.call.is_some() && strike.point == 1
 }
 
-/// Whether an error tells what the kernel told.
-fn names_cause(said: &str, struck: &Struck) -> bool {
+/// Whether an error contains the kernel's error.
+fn names_cause(message: &str, struck: &Struck) -> bool {
     if HELPERS.contains(&struck.program.as_str()) {
         // In its own words.
         return true;
@@ -687,7 +690,7 @@ fn names_cause(said: &str, struck: &Struck) -> bool {
             .map(str::to_owned),
         );
     }
-    texts.iter().any(|text| said.contains(text))
+    texts.iter().any(|text| message.contains(text))
 }
 
 /// How often each text is among `findings`, its numbers aside.

@@ -23,12 +23,12 @@ use nix::unistd::Pid;
 use crate::calls;
 use crate::strike::{Call, Deed, Report, Strike, Struck};
 
-/// Runs `argv` and strikes as told. Returns what there is to report; its status is the program's.
+/// Runs `argv` and strikes as `strike` says. Returns what there is to report; its status is the program's.
 ///
 /// # Errors
 /// When the program cannot be started or followed.
 pub fn run(argv: &[String], strike: Strike) -> Result<Report> {
-    // What a killed plugin leaves behind is ours to wait for: nobody else knows it.
+    // The children of a killed plugin become ours, so that we can wait for them.
     nix::sys::prctl::set_child_subreaper(true)?;
     let root = start(argv)?;
     let mut tracer = Tracer {
@@ -66,7 +66,7 @@ fn start(argv: &[String]) -> Result<Pid> {
         | Options::PTRACE_O_TRACEVFORK
         | Options::PTRACE_O_TRACECLONE
         | Options::PTRACE_O_TRACEEXEC
-        // Whoever kills us has killed them.
+        // If we are killed, the kernel kills them.
         | Options::PTRACE_O_EXITKILL;
     ptrace::setoptions(pid, follow)?;
     ptrace::syscall(pid, None)?;
@@ -103,7 +103,7 @@ impl Tracer {
                     }
                     go_on(thread, None)?;
                 }
-                // A new thread or child begins with a SIGSTOP that nobody sent.
+                // A new thread or child begins with a SIGSTOP from the kernel's tracing, not from a process.
                 WaitStatus::Stopped(thread, Signal::SIGSTOP) => go_on(thread, None)?,
                 WaitStatus::Stopped(thread, signal) => go_on(thread, Some(signal))?,
                 WaitStatus::Exited(process, code) => self.ended(process, code),
@@ -123,7 +123,7 @@ impl Tracer {
     }
 
     fn at_syscall(&mut self, thread: Pid) -> Result<()> {
-        // One that was killed meanwhile cannot be asked any more.
+        // The registers of a thread that was killed meanwhile cannot be read.
         let Ok(mut registers) = ptrace::getregs(thread) else {
             return Ok(());
         };

@@ -77,14 +77,14 @@ fn address(result: &Value) -> String {
 
 /// Boots of the full measure; CI has a tenth of it.
 fn boots() -> usize {
-    let asked = std::env::var("FAULTS_BOOTS").ok();
-    asked.and_then(|text| text.parse().ok()).unwrap_or(10)
+    let wanted = std::env::var("FAULTS_BOOTS").ok();
+    wanted.and_then(|text| text.parse().ok()).unwrap_or(10)
 }
 
 #[test]
 fn a_node_that_reboots_again_and_again_never_runs_out_of_addresses() {
-    // 200 pods, 253 addresses: every second pod needs one that was somebody's before the boot. No DEL and no GC comes
-    // for those; the runtime's own state went with /run.
+    // 200 pods, 253 addresses: after the first boot, pods need addresses that were reserved before it. No DEL and no GC
+    // releases those: the runtime lost its own state with /run.
     let node = Node::new(conf::host_local(&["10.1.0.0/24"]));
     let pod = node.sandbox.pod("a");
     for boot in 0..boots() {
@@ -234,7 +234,7 @@ fn whatever_the_index_holds_reservations_are_what_counts() {
         node.sh(&format!(
             "cd {INDEX}; touch -r stamp /run/then; {damage}; touch -r /run/then stamp"
         ));
-        // Nobody gets an address twice, nobody a second one, and all go.
+        // No address is given twice, no container gets a second one, and DEL releases all.
         all.insert(add("d"));
         assert_eq!(all.len(), 4, "{what}");
         let again = cni("b").add(&node.conf, &pod, "eth0").error();
@@ -261,13 +261,13 @@ fn damaged_reservations_cost_no_more_than_their_addresses() {
         !["10.1.0.2/24", "10.1.0.3/24"].contains(&given.as_str()),
         "{given}"
     );
-    let told = node.check(&pods[0], &results[0]);
+    let message = node.check(&pods[0], &results[0]);
     assert_eq!(
-        told,
+        message,
         Err("host-local: Failed to find address added by container id-a".into())
     );
     pods.iter().for_each(|pod| node.del(pod));
-    // GC knows that nobody in use has these.
+    // None of these belongs to an attachment in use, so GC releases them.
     let gc = conf::with_valid(&node.conf, &[(container_id(&next).as_str(), "eth0")]);
     node.sandbox.cni("bridge").gc(&gc).silent();
     let left: Vec<_> = node
@@ -359,10 +359,10 @@ fn a_flushed_ruleset_is_reported_by_check_and_blocks_no_call() {
             .result();
         sandbox.host().sh("nft flush ruleset");
         for (kind, conf) in [("bridge", bridge.clone()), ("portmap", port(8080))] {
-            let told = cni(kind)
+            let message = cni(kind)
                 .check(&conf::with_prev(&conf, &result), &first, "eth0")
                 .error();
-            assert!(!told.msg.contains("panic"), "{}", told.msg);
+            assert!(!message.msg.contains("panic"), "{}", message.msg);
         }
         // The next pod has everything it needs.
         let next = cni("bridge").add(&bridge, &second, "eth0").result();
@@ -388,8 +388,8 @@ fn a_bridge_deleted_by_hand_is_reported_by_check_and_made_again() {
     let [first, second] = ["first", "second"].map(|name| node.sandbox.pod(name));
     let result = node.add(&first);
     node.sh("ip link del cni0");
-    let told = node.check(&first, &result).expect_err("the bridge is gone");
-    assert!(told.contains("cni0"), "{told}");
+    let message = node.check(&first, &result).expect_err("the bridge is gone");
+    assert!(message.contains("cni0"), "{message}");
     let next = node.add(&second);
     assert_eq!(node.check(&second, &next), Ok(()));
     assert_eq!(second.ping("10.1.0.1", 1), [true]);
@@ -406,8 +406,8 @@ fn an_interface_renamed_in_the_pod_goes_with_del_and_with_gc() {
         let pod = node.sandbox.pod("renamed");
         let result = node.add(&pod);
         pod.sh("ip link set eth0 down; ip link set eth0 name lan0");
-        let told = node.check(&pod, &result).expect_err("eth0 is gone");
-        assert!(told.contains("eth0"), "{told}");
+        let message = node.check(&pod, &result).expect_err("eth0 is gone");
+        assert!(message.contains("eth0"), "{message}");
         match gc {
             true => {
                 _ = node
@@ -426,7 +426,7 @@ fn an_interface_renamed_in_the_pod_goes_with_del_and_with_gc() {
 }
 
 #[test]
-fn a_namespace_deleted_first_takes_all_along_but_what_del_or_gc_take() {
+fn deleting_the_namespace_first_leaves_only_what_del_or_gc_remove() {
     let change = json!({"ipMasq": true, "ipMasqBackend": "nftables", "macspoofchk": true});
     let node = Node::new(conf::with(&conf::bridge(&["10.1.0.0/24"]), change));
     let first = node.sandbox.pod("warm");

@@ -14,7 +14,7 @@ fn fails_and_leaves_nothing(sandbox: &Sandbox, conf: &Value, pod: &Netns, stdout
 }
 
 #[test]
-fn a_failing_ipam_leaves_no_wire_and_is_asked_to_release() {
+fn a_failing_ipam_leaves_no_wire_and_gets_a_del() {
     beyond_peer("reference 8 #7: the veth stays, no DEL is sent", || {
         let sandbox = Sandbox::new();
         let pod = sandbox.pod("a");
@@ -140,7 +140,7 @@ fn gc_removes_the_wires_that_are_not_in_the_list() {
         let conf = bridge(json!({"cniVersion": "1.1.0"}));
         add(&sandbox, &conf, &dead);
         add(&sandbox, &conf, &alive);
-        // Somebody else's wire, and another network's, are not ours to take.
+        // A foreign veth on the bridge and one of another network must stay.
         sandbox.host().sh("ip link add veth00000001 type veth peer name other; ip link set veth00000001 master cni0");
         let other = conf::with(
             &conf,

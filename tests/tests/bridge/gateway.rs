@@ -139,7 +139,7 @@ fn check_looks_for_a_route_in_its_own_table() {
 #[test]
 fn an_address_that_another_machine_has_is_left_to_it() {
     beyond_peer("detectConflicts is ours (pains 19)", || {
-        // One at a time: of two that are taken, whichever answers first is told.
+        // One at a time: of two addresses in use, the error names the one that answers first.
         for (taken, length) in [("10.1.0.2", 24), ("fd01::2", 64)] {
             let sandbox = Sandbox::new();
             let machine = sandbox.pod("m");
@@ -157,8 +157,8 @@ fn an_address_that_another_machine_has_is_left_to_it() {
             let outcome = sandbox.cni("bridge").add(&conf, &pod, "eth0");
             outcome.result();
             assert_eq!(pod.addresses("eth0"), ["10.1.0.3/24", "fd01::3/64"]);
-            let told = format!("{taken} is used by {}", mac(&machine, "eth1"));
-            assert!(outcome.stderr().contains(&told), "{outcome}");
+            let expected = format!("{taken} is used by {}", mac(&machine, "eth1"));
+            assert!(outcome.stderr().contains(&expected), "{outcome}");
             assert!(pod.ping(taken, 2).contains(&true));
             del(&sandbox, &conf, &pod);
             assert_eq!(

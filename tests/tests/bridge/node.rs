@@ -1,4 +1,4 @@
-//! Nodes that cannot do what is asked: STATUS, and refusals before anything is touched.
+//! Nodes that lack what a configuration needs: STATUS, and errors before anything is changed.
 
 use sandbox::{Cni, Netns, Sandbox, beyond_peer, conf, conf_of};
 use serde_json::json;

@@ -53,7 +53,7 @@ fn isolated_ports_reach_the_gateway_but_not_each_other() {
 }
 
 #[test]
-fn ports_are_not_isolated_unless_asked() {
+fn ports_are_not_isolated_without_the_key() {
     let (sandbox, _, _) = attached(&bridge(json!({})));
     assert_eq!(
         host_veth(&sandbox)["linkinfo"]["info_slave_data"]["isolated"],

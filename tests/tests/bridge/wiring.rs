@@ -64,7 +64,7 @@ fn node_and_pods_reach_each_other_at_once() {
     assert_eq!(sandbox.host().ping("fd01::3", 2), [true, true]);
 }
 
-/// The kernel makes sure for a second that nobody else has the bridge's IPv6 address.
+/// Waits until the kernel's duplicate address detection of the bridge's IPv6 address is over (a second).
 fn gateway_settled(sandbox: &Sandbox) {
     let settled = |host: &Netns| {
         !host

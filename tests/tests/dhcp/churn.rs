@@ -56,7 +56,7 @@ fn five_hundred_addresses_at_once() {
             threads.trim().parse::<u32>().is_ok_and(|count| count <= 2),
             "{threads}"
         );
-        // That one takes some 10 ms for each: the kernel waits for whoever still looks at it.
+        // Closing one takes some 10 ms: the kernel waits for an RCU grace period.
         let fds = || {
             wire.host()
                 .sh(&format!("ls /proc/{}/fd | wc -l", daemon.id()))

@@ -28,14 +28,14 @@ const HOSTILE: &str = r#"
         $say->('10.77.66.4', $offer . "\xff", 'abcd');                  # another's
         $say->('10.77.66.5', $offer . "\xff", undef, "\2\2\2\2\2\2");
         $say->('10.77.66.6', $offer . pack('C*', 121, 3, 33, 1, 2, 255));
-        $say->('10.77.66.7', pack('C*', 53, 1, 5) . $good . "\xff");    # not asked for
+        $say->('10.77.66.7', pack('C*', 53, 1, 5) . $good . "\xff");    # not requested
         $say->('0.0.0.0', pack('C*', 53, 1, 6, 54, 4, 10, 77, 0, 66, 255));
         send($s, substr($m, 0, 200), 0, $all);
         send($s, '', 0, $all);
     }"#;
 
 #[test]
-fn hostile_answers_are_not_believed() {
+fn invalid_answers_are_ignored() {
     beyond_peer(WHY, || {
         let wire = Wire::new();
         let evil = station(&wire.sandbox, "evil", "10.77.0.66/16");
@@ -46,15 +46,15 @@ fn hostile_answers_are_not_believed() {
         let pod = wire.sandbox.pod("a");
         let error = wire.refused(&pod);
         assert_eq!(error.msg, "error calling DHCP.Allocate: no more tries");
-        for told in [
+        for line in [
             "the options are truncated",
             "a host cannot have the address 127.0.0.1",
             "the lease time is zero",
             "DHCP option 121 is malformed",
         ] {
             assert!(
-                daemon.output().contains(told),
-                "{told}: {}",
+                daemon.output().contains(line),
+                "{line}: {}",
                 daemon.output()
             );
         }

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::{STATE, WHY, Wire, address, bare, eventually, gateway, lan, release_of};
 
 #[test]
-fn an_address_is_got_used_and_given_back() {
+fn an_address_is_leased_used_and_released() {
     beyond_peer(WHY, || {
         let wire = Wire::new();
         let server = wire.dnsmasq(&["--domain=example.org", "--dhcp-option=6,10.77.0.53"]);
@@ -79,7 +79,7 @@ fn an_address_is_got_used_and_given_back() {
 }
 
 #[test]
-fn what_the_server_knows_reaches_the_pod_and_the_server_what_is_provided() {
+fn the_servers_options_reach_the_pod_and_provided_options_reach_the_server() {
     beyond_peer(WHY, || {
         let wire = Wire::new();
         let server = wire.dnsmasq(&[
@@ -199,7 +199,7 @@ fn the_configuration_leaves_out_the_router_and_has_its_own_routes_and_dns() {
 }
 
 #[test]
-fn classless_routes_of_windows_are_taken_where_there_are_no_others() {
+fn option_249_gives_the_routes_where_option_121_is_missing() {
     beyond_peer(WHY, || {
         let wire = Wire::new();
         let windows = "--dhcp-option=249,10:0a:58:0a:4d:00:05";
@@ -215,7 +215,7 @@ fn classless_routes_of_windows_are_taken_where_there_are_no_others() {
 }
 
 #[test]
-fn a_pod_that_is_made_anew_gets_the_address_that_it_had() {
+fn a_recreated_pod_gets_the_same_address() {
     beyond_peer(WHY, || {
         let wire = Wire::new();
         let _server = wire.dnsmasq(&[]);

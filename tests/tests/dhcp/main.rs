@@ -91,7 +91,7 @@ impl Wire {
         server
     }
 
-    /// A pod whose `eth0` is on the wire without the plugin bridge: what is asked is dhcp alone.
+    /// A pod whose `eth0` is on the wire without the plugin bridge, for tests that call only dhcp.
     fn wired_by_hand(&self, name: &str) -> Netns {
         let pod = self.sandbox.pod(name);
         self.host().sh(&format!(
@@ -151,9 +151,9 @@ impl Wire {
     /// Log of a server, or of a daemon, that contains `text` within ten seconds.
     #[track_caller]
     fn await_log(running: &Running, text: &str) {
-        let told = || running.output().contains(text);
-        if !within(10, told) {
-            panic!("not told: {text}: {}", running.output());
+        let printed = || running.output().contains(text);
+        if !within(10, printed) {
+            panic!("not printed: {text}: {}", running.output());
         }
     }
 }

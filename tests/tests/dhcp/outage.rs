@@ -7,7 +7,7 @@ use sandbox::beyond_peer;
 use crate::{SOCKET, STATE, WHY, Wire, address, eventually, lan, release_of};
 
 #[test]
-fn a_daemon_that_was_killed_goes_on_where_it_was() {
+fn a_restarted_daemon_keeps_its_leases() {
     beyond_peer(WHY, || {
         let wire = Wire::new();
         let server = wire.dnsmasq(&[]);
@@ -20,7 +20,7 @@ fn a_daemon_that_was_killed_goes_on_where_it_was() {
         assert_eq!(wire.sandbox.list("/run/cni"), ["dhcp.sock"]);
         let before = server.output().matches("DHCPACK").count();
         let daemon = wire.daemon(&[]);
-        eventually(10, "asked for again", || {
+        eventually(10, "requested again", || {
             server.output().matches("DHCPACK").count() >= before + 5
         });
         assert!(daemon.output().contains("restored 5 leases"));
@@ -84,7 +84,7 @@ fn without_a_daemon_add_says_so_del_succeeds_and_status_is_50() {
 }
 
 #[test]
-fn a_daemon_that_dies_while_an_address_is_sought_fails_the_add() {
+fn an_add_fails_when_the_daemon_dies_before_it_has_an_address() {
     beyond_peer(WHY, || {
         let wire = Wire::new();
         let daemon = wire.daemon(&[]);
@@ -104,7 +104,7 @@ fn a_daemon_that_dies_while_an_address_is_sought_fails_the_add() {
 }
 
 #[test]
-fn del_without_a_daemon_gives_the_lease_back_itself() {
+fn del_without_a_daemon_releases_the_lease_itself() {
     beyond_peer(WHY, || {
         let wire = Wire::new();
         let server = wire.dnsmasq(&[]);

@@ -29,7 +29,7 @@ fn a_server_that_refuses_a_renewal_moves_the_pod_to_another_address() {
     });
 }
 
-/// Grants 10.77.0.50, and whoever renews it is moved: to another address, mask and router.
+/// Grants 10.77.0.50; a client that renews it gets another address, mask and router.
 const MOVING: &str = r#"
     use Socket;
     socket(my $s, AF_INET, SOCK_DGRAM, 17) or die; setsockopt($s, SOL_SOCKET, SO_BROADCAST, 1);
@@ -98,7 +98,7 @@ fn any_server_may_take_over_the_lease_of_one_that_is_gone() {
 }
 
 #[test]
-fn a_lease_that_expires_is_taken_from_the_pod_and_sought_again() {
+fn an_expired_lease_is_removed_from_the_pod_and_a_new_one_requested() {
     beyond_peer(WHY, || {
         let wire = Wire::new();
         let pool = "10.77.0.10-10.77.0.19";
@@ -125,7 +125,7 @@ fn a_lease_that_expires_is_taken_from_the_pod_and_sought_again() {
 }
 
 #[test]
-fn a_server_that_comes_back_in_time_is_as_if_it_had_not_been_gone() {
+fn a_server_outage_shorter_than_the_lease_changes_nothing() {
     let wire = Wire::new();
     let pool = "10.77.0.10-10.77.0.19";
     let server = wire.kea([1, 30, 60], pool, json!({}));

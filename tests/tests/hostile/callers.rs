@@ -76,7 +76,7 @@ fn signals_that_a_caller_ignores_or_blocks_do_not_matter() {
 }
 
 #[test]
-fn podwire_and_the_daemon_do_not_mind_either() {
+fn podwire_and_the_daemon_work_with_them_too() {
     let sandbox = Sandbox::new();
     let pod = sandbox.pod("a");
     let list = json!({
@@ -134,7 +134,7 @@ fn podwire_with_a_full_standard_error_does_its_work() {
     sandbox.host().sh("rm /var/lib/net.d/10.conflist");
     assert_eq!(podwire("del", "2>/dev/full"), 0);
     assert_eq!(pod.links(), ["lo"]);
-    // What nobody can read was not answered.
+    // A result that cannot be written counts as a failed ADD.
     sandbox.write("/var/lib/net.d/10.conflist", list.to_string());
     for redirections in [">&-", ">/dev/full", "1</dev/null"] {
         assert_eq!(podwire("add", redirections), 1, "{redirections}");
@@ -149,9 +149,9 @@ fn under(redirections: &str) -> [String; 4] {
 }
 
 #[test]
-fn an_answer_that_cannot_be_given_is_no_attachment() {
+fn an_add_whose_result_cannot_be_written_is_undone() {
     beyond_peer(
-        "the Go plugins take a closed stream for one that nobody reads",
+        "the Go plugins treat a closed stream like one without a reader",
         || {
             each_plugin(|sandbox, pod, plugin| {
                 if plugin == "dhcp" {
@@ -194,7 +194,7 @@ fn an_answer_that_cannot_be_given_is_no_attachment() {
 
 #[test]
 fn a_closed_or_full_standard_error_changes_nothing() {
-    beyond_peer("not asked of the Go plugins", || {
+    beyond_peer("the Go plugins do not have to do this", || {
         for redirections in ["2>&-", "2>/dev/full", "2</dev/null"] {
             each_plugin(|sandbox, pod, plugin| {
                 if plugin == "dhcp" {
@@ -219,7 +219,7 @@ fn a_closed_or_full_standard_error_changes_nothing() {
 
 #[test]
 fn no_socket_gets_the_number_of_a_standard_stream() {
-    beyond_peer("not asked of the Go plugins", || {
+    beyond_peer("the Go plugins do not have to do this", || {
         // With all three closed the first socket would be 0, and a message be sent to the kernel.
         let node = Node::new();
         let closed = under("<&- >&- 2>&-");

@@ -80,7 +80,7 @@ impl Node {
 
     /// The life of a node after that: no address is given twice, and DEL succeeds.
     fn live_on(&self, what: &str) -> String {
-        let mut said = String::new();
+        let mut log = String::new();
         let mut silent = |verb: &str, id: &str| {
             let outcome = self.call(verb, id);
             assert_eq!(
@@ -88,7 +88,7 @@ impl Node {
                 (0, ""),
                 "{what}: {verb}: {outcome}"
             );
-            said += outcome.stderr();
+            log += outcome.stderr();
         };
         silent("STATUS", "");
         for (id, address) in [
@@ -106,7 +106,7 @@ impl Node {
             silent("DEL", id);
         }
         silent("GC", "");
-        said + self.call("ADD", "g").stderr()
+        log + self.call("ADD", "g").stderr()
     }
 
     fn kind_of(&self, file: &str) -> String {
@@ -135,11 +135,11 @@ fn what_is_in_the_place_of_a_file_is_passed_over() {
                 let what = format!("{kind} in the place of {file}");
                 node.plant(file, shell);
                 let before = node.kind_of(file);
-                let said = node.live_on(&what);
+                let log = node.live_on(&what);
                 // The length of what was last reserved means nothing.
                 let readable = file == last && kind == "a sparse gigabyte";
                 if named && !readable {
-                    assert!(said.contains(file), "{what}: {said}");
+                    assert!(log.contains(file), "{what}: {log}");
                     assert_eq!(node.kind_of(file), before, "{what}");
                 }
                 let victim = node.sandbox.read("/var/lib/victim");
@@ -238,11 +238,11 @@ fn a_lock_that_is_held_too_long_is_named_with_its_holder() {
         let holder = node.sandbox.host().start(&["perl", "-e", script, &lock]);
         let held = |_: &Netns| holder.output().contains("held");
         node.sandbox.host().wait_until("the lock is held", held);
-        let told = |verb: &'static str| {
+        let refused = |verb: &'static str| {
             let mut conf = conf::with_valid(&node.conf, &[]);
             let mut plugin = "host-local";
             if verb == "DEL" {
-                // Through the plugin that asks it.
+                // Through the plugin that calls it.
                 conf = conf::with(&conf::bridge(&[]), json!({"ipam": conf["ipam"]}));
                 plugin = "bridge";
             }
@@ -258,7 +258,7 @@ fn a_lock_that_is_held_too_long_is_named_with_its_holder() {
         };
         std::thread::scope(|scope| {
             for verb in ["ADD", "CHECK", "DEL", "GC"] {
-                scope.spawn(move || told(verb));
+                scope.spawn(move || refused(verb));
             }
         });
         node.sandbox.host().sh(&format!("kill {}", holder.id()));
@@ -266,7 +266,7 @@ fn a_lock_that_is_held_too_long_is_named_with_its_holder() {
     });
 }
 
-/// A rule that its last user has left would masquerade whoever gets the subnet next.
+/// A rule that stays after its last user would masquerade the next network on that subnet.
 #[test]
 fn a_note_that_cannot_be_removed_has_del_and_gc_called_again() {
     beyond_peer("the Go plugin has a rule for each pod", || {
@@ -288,8 +288,11 @@ fn a_note_that_cannot_be_removed_has_del_and_gc_called_again() {
                 true => bridge().gc(&valid_none),
             };
             let error = call().error();
-            let said = error.msg + &error.details;
-            assert!(said.contains("remove a user from /run/podwire/"), "{said}");
+            let message = error.msg + &error.details;
+            assert!(
+                message.contains("remove a user from /run/podwire/"),
+                "{message}"
+            );
             assert!(gc || !rules().is_empty());
             sandbox.host().sh(&format!("{each} umount $f; done"));
             call().silent();

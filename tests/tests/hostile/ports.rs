@@ -38,9 +38,9 @@ fn reserved_ports_are_not_published() {
                     mapping["hostIP"] = host_ip.into();
                     let error = publish(&node, &pod, &keys, &json!([tcp(8080), mapping])).error();
                     assert_eq!(error.code, 7, "{}", error.msg);
-                    let told =
+                    let expected =
                         format!("host port {port}/tcp is reserved for the node (reservedPorts)");
-                    assert!(error.msg.contains(&told), "{}", error.msg);
+                    assert!(error.msg.contains(&expected), "{}", error.msg);
                     node.cni("bridge").del(&bridge(), &pod, "eth0").silent();
                 }
             }

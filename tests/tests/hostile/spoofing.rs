@@ -169,7 +169,7 @@ fn assert_masqueraded(node: &FilterNode, pod: &Netns) {
 
 #[test]
 fn networks_and_containers_whose_joined_names_are_equal_keep_their_masquerade() {
-    beyond_peer("they share a chain, and whoever goes takes it", || {
+    beyond_peer("they share a chain, and the first DEL deletes it", || {
         FilterNode::each(&BackEnd::IPTABLES, |node| {
             for by_gc in [false, true] {
                 let (one, other) = (masqueraded("net", 1), masqueraded("net1", 2));

@@ -140,7 +140,7 @@ fn a_requested_subnet_does_not_replace_that_of_other_pods() {
 }
 
 #[test]
-fn what_is_asked_for_in_the_operators_subnets_is_given() {
+fn requests_within_the_operators_subnets_are_granted() {
     for (ipam, ip) in [
         (
             json!({"type": "static", "addresses": [{"address": "192.0.2.130/25"}]}),

@@ -184,7 +184,7 @@ fn nodes_with_a_pool_each_do_not_give_one_address_twice() {
 }
 
 #[test]
-fn a_wire_that_is_cut_cannot_be_asked() {
+fn without_a_carrier_no_conflict_can_be_detected() {
     beyond_peer("detectConflicts is ours (pains 19)", || {
         let sandbox = Sandbox::new();
         let segment = sandbox.segment();

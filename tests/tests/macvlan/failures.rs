@@ -71,7 +71,7 @@ fn a_namespace_that_is_not_there_is_named() {
     let cni = sandbox.cni("macvlan").netns("/run/netns/nope");
     let error = cni.add(&macvlan(json!({})), &pod, "eth0").error();
     beyond_peer("reference 1.13: %!q(<nil>)", || {
-        let said = "failed to open netns \"/run/netns/nope\": failed to Statfs \"/run/netns/nope\": no such file or directory";
-        assert_eq!(error.msg, said);
+        let expected = "failed to open netns \"/run/netns/nope\": failed to Statfs \"/run/netns/nope\": no such file or directory";
+        assert_eq!(error.msg, expected);
     });
 }

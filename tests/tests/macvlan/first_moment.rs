@@ -20,7 +20,7 @@ fn an_address_that_was_anothers_works_at_once() {
     let machine = &segment.machine;
     add(&sandbox, &conf("02:00:00:00:07:0a"), &a);
     assert!(reaches(machine, ["10.1.0.7", "fd01::7"]));
-    // So that what it knows is not asked again by itself meanwhile.
+    // Otherwise the kernel may verify the entry by itself meanwhile.
     machine.sh(
         "ip neigh replace 10.1.0.7 lladdr 02:00:00:00:07:0a nud reachable dev eth1
          ip neigh replace fd01::7 lladdr 02:00:00:00:07:0a nud reachable dev eth1",

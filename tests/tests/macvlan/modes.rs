@@ -40,7 +40,7 @@ fn siblings_reach_each_other_in_mode_vepa_if_the_switch_sends_frames_back() {
     assert!(reaches(&a, MACHINE) && reaches(&b, MACHINE));
     assert!(!reaches(&a, SECOND));
     segment.set_hairpin(true);
-    // They have asked for each other in vain, and ask again after a second.
+    // Their ARP requests have failed; the kernel repeats them after a second.
     for (from, to) in [(&a, SECOND), (&b, FIRST)] {
         let answers = |from: &Netns| to.iter().all(|to| from.ping(to, 2).contains(&true));
         from.wait_until("the sibling answers", answers);
@@ -100,7 +100,7 @@ fn passthru_needs_an_unused_parent() {
 }
 
 #[test]
-fn a_mac_cannot_be_asked_for_with_passthru() {
+fn a_mac_is_refused_with_passthru() {
     beyond_peer("it promises the MAC and does not give it", || {
         let error = refused("", &macvlan(json!({"mode": "passthru", "mac": MAC})));
         assert_eq!(error.code, 7);
@@ -112,7 +112,7 @@ fn a_mac_cannot_be_asked_for_with_passthru() {
 fn an_unknown_mode_is_refused() {
     for mode in ["", "Bridge", "source", "l2"] {
         let error = refused("", &macvlan(json!({"mode": format!("x{mode}")})));
-        let said = format!("unknown macvlan mode: \"x{mode}\"");
-        assert_eq!(error.msg, said);
+        let expected = format!("unknown macvlan mode: \"x{mode}\"");
+        assert_eq!(error.msg, expected);
     }
 }

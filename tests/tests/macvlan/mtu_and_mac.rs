@@ -6,8 +6,8 @@ use serde_json::json;
 use crate::{MAC, add, attached, info, l2, mac, macvlan, refused, siblings};
 
 #[test]
-fn the_mtu_is_the_parents_unless_a_smaller_one_is_asked_for() {
-    for (asked, mtu) in [
+fn the_mtu_is_the_parents_unless_a_smaller_one_is_configured() {
+    for (requested, mtu) in [
         (json!(null), 1450),
         (json!(0), 1450),
         (json!(1400), 1400),
@@ -17,7 +17,7 @@ fn the_mtu_is_the_parents_unless_a_smaller_one_is_asked_for() {
         let _segment = sandbox.segment();
         sandbox.host().sh("ip link set eth1 mtu 1450");
         let pod = sandbox.pod("a");
-        add(&sandbox, &macvlan(json!({"mtu": asked})), &pod);
+        add(&sandbox, &macvlan(json!({"mtu": requested})), &pod);
         assert_eq!(pod.link("eth0").expect("eth0")["mtu"], mtu);
     }
 }
@@ -26,8 +26,8 @@ fn the_mtu_is_the_parents_unless_a_smaller_one_is_asked_for() {
 fn an_mtu_above_the_parents_is_refused() {
     for mtu in [json!(1501), json!(-1), json!(65536)] {
         let error = refused("", &macvlan(json!({"mtu": mtu})));
-        let said = format!("invalid MTU {mtu}, must be [0, master MTU(1500)]");
-        assert_eq!(error.msg, said);
+        let expected = format!("invalid MTU {mtu}, must be [0, master MTU(1500)]");
+        assert_eq!(error.msg, expected);
         beyond_peer("reference 1.6: 999 for everything", || {
             assert_eq!(error.code, 7)
         });
@@ -35,7 +35,7 @@ fn an_mtu_above_the_parents_is_refused() {
 }
 
 #[test]
-fn the_mac_may_be_asked_for_in_each_channel() {
+fn the_mac_may_be_requested_in_each_channel() {
     for (change, args) in [
         (json!({"mac": MAC}), ""),
         (json!({}), "IgnoreUnknown=1;MAC=02:00:00:00:07:01"),
@@ -69,11 +69,11 @@ fn the_mac_may_be_asked_for_in_each_channel() {
 }
 
 #[test]
-fn a_mac_that_is_none_is_refused() {
+fn an_invalid_mac_is_refused() {
     let error = refused("", &macvlan(json!({"mac": "c2:11:22:33:44"})));
-    let said =
+    let expected =
         "invalid args c2:11:22:33:44 for MAC addr: address c2:11:22:33:44: invalid MAC address";
-    assert_eq!(error.msg, said);
+    assert_eq!(error.msg, expected);
     for mac in ["01:00:5e:00:00:01", "00:00:00:00:00:00"] {
         refused("", &macvlan(json!({"mac": mac})));
     }
@@ -148,11 +148,11 @@ fn router_advertisements_are_heeded_as_the_configuration_says() {
             let check = || sandbox.cni("macvlan").check(&conf, &pod, "eth0");
             check().silent();
             pod.sh("echo 7 >/proc/sys/net/ipv6/conf/eth0/accept_ra");
-            let told = format!("accept_ra of eth0 is 7, not {value}");
-            assert_eq!(check().error().msg, told);
+            let expected = format!("accept_ra of eth0 is 7, not {value}");
+            assert_eq!(check().error().msg, expected);
         }
         let error = refused("", &l2(json!({"acceptRA": "always"})));
-        let told = "acceptRA: \"always\" is none of off, on, forwarding";
-        assert_eq!((error.code, error.msg.as_str()), (7, told));
+        let expected = "acceptRA: \"always\" is none of off, on, forwarding";
+        assert_eq!((error.code, error.msg.as_str()), (7, expected));
     });
 }

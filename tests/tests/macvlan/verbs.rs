@@ -300,7 +300,7 @@ fn fifty_pods_come_and_go_at_once() {
             scope.spawn(|| del(&sandbox, &conf, pod));
         }
     });
-    // Fifty links go one after the other, by children that nobody waits for.
+    // Fifty links go one after the other, by child processes that DEL does not wait for.
     let left = snapshot.compare(Duration::from_secs(30));
     assert_eq!(left, Ok(()), "fifty deletions");
 }

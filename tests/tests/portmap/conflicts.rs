@@ -121,7 +121,7 @@ fn del_forgets_connections_of_udp() {
             let a = node.published("a", &dns);
             let _a = a.netns.serve(53);
             assert_eq!(node.outside.ask("udp", NODE[0], 5353), "a sees 192.0.2.9");
-            // Somebody else's: the node itself asked the same port elsewhere.
+            // Not of the pod: the node itself sent to the same port elsewhere.
             node.host().ask("udp", OUTSIDE[0], 5353);
             let known = |to: &str| {
                 let listed = node

@@ -17,14 +17,14 @@ fn of_all_and_of_one() -> [Value; 3] {
 /// Who answers at each of [`of_all_and_of_one`]; panics unless it is one pod.
 #[track_caller]
 fn holder(node: &Node) -> String {
-    let asked = [
+    let targets = [
         ("tcp", NODE[0], 9044),
         ("tcp", NODE[1], 9044),
         ("udp", NODE[0], 9044),
         ("udp", NODE[1], 9044),
         ("tcp", NODE[0], 9045),
     ];
-    let answers = asked.map(|(protocol, to, number)| node.outside.ask(protocol, to, number));
+    let answers = targets.map(|(protocol, to, number)| node.outside.ask(protocol, to, number));
     let name = |answer: &String| answer.split(' ').next().unwrap_or_default().to_owned();
     let names: BTreeSet<_> = answers.iter().map(name).collect();
     assert_eq!(names.len(), 1, "{:?}: {answers:?}", node.back_end);
@@ -167,8 +167,8 @@ fn two_networks_of_a_container_may_publish_the_same_port() {
                 node.portmap().check(&conf, &pod.netns, "net1").silent();
                 let _server = pod.netns.serve(80);
                 let sees = |from: &str| {
-                    let asked = node.host().ask("tcp", "127.0.0.1", 9044);
-                    assert_eq!(asked, format!("before-{last} sees {from}"));
+                    let answer = node.host().ask("tcp", "127.0.0.1", 9044);
+                    assert_eq!(answer, format!("before-{last} sees {from}"));
                 };
                 sees("10.2.0.1");
                 if last == "eth0" {
@@ -247,11 +247,11 @@ fn neighbours_reach_a_port_whatever_bridged_frames_pass_at_add_and_later() {
             for later in states(node) {
                 filter_bridges(node, later);
                 for (protocol, to) in [("tcp", NODE[0]), ("tcp", NODE[1]), ("udp", NODE[0])] {
-                    let asked = neighbour.netns.ask(protocol, to, 8080);
-                    let told = format!("{protocol} {to}: {at_add:?} at ADD, {later:?} now");
+                    let answer = neighbour.netns.ask(protocol, to, 8080);
+                    let context = format!("{protocol} {to}: {at_add:?} at ADD, {later:?} now");
                     assert!(
-                        asked.starts_with(&format!("{name} sees ")),
-                        "{told}: {asked}"
+                        answer.starts_with(&format!("{name} sees ")),
+                        "{context}: {answer}"
                     );
                 }
             }

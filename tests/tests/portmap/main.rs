@@ -1,5 +1,5 @@
-//! portmap, chained after bridge: ports of the node that lead to a pod, asked for from
-//! everywhere, with every back end, beside others that write rules.
+//! portmap, chained after bridge: published ports, tried from outside, from the node and
+//! from pods, with every back end, and beside other programs that write rules.
 
 mod churn;
 mod conflicts;
@@ -55,7 +55,7 @@ impl Deref for Node {
 /// A pod that has been added to the bridge.
 struct Pod {
     netns: Netns,
-    /// What bridge said.
+    /// The result of bridge.
     result: Value,
 }
 

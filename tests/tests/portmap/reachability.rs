@@ -13,26 +13,26 @@ fn a_port_is_reached_from_everywhere() {
         let _server = pod.netns.serve(80);
         for protocol in ["tcp", "udp"] {
             for (to, from) in NODE.into_iter().zip(OUTSIDE) {
-                let asked = node.outside.ask(protocol, to, 8080);
-                assert_eq!(asked, format!("a sees {from}"), "{protocol} from outside");
-                let asked = node.host().ask(protocol, to, 8080);
-                assert_eq!(asked, format!("a sees {to}"), "{protocol} from the node");
-                let asked = neighbour.netns.ask(protocol, to, 8080);
+                let answer = node.outside.ask(protocol, to, 8080);
+                assert_eq!(answer, format!("a sees {from}"), "{protocol} from outside");
+                let answer = node.host().ask(protocol, to, 8080);
+                assert_eq!(answer, format!("a sees {to}"), "{protocol} from the node");
+                let answer = neighbour.netns.ask(protocol, to, 8080);
                 assert!(
-                    asked.starts_with("a sees "),
-                    "{protocol} from a neighbour: {asked}"
+                    answer.starts_with("a sees "),
+                    "{protocol} from a neighbour: {answer}"
                 );
             }
             for (to, gateway) in NODE.into_iter().zip(["10.1.0.1", "fd01::1"]) {
-                let asked = pod.netns.ask(protocol, to, 8080);
+                let answer = pod.netns.ask(protocol, to, 8080);
                 assert_eq!(
-                    asked,
+                    answer,
                     format!("a sees {gateway}"),
                     "{protocol} from the pod"
                 );
             }
-            let asked = node.host().ask(protocol, "127.0.0.1", 8080);
-            assert_eq!(asked, "a sees 10.1.0.1", "{protocol} from 127.0.0.1");
+            let answer = node.host().ask(protocol, "127.0.0.1", 8080);
+            assert_eq!(answer, "a sees 10.1.0.1", "{protocol} from 127.0.0.1");
         }
         assert_eq!(node.outside.ask("tcp", NODE[0], 8081), NO_ANSWER);
         assert_eq!(node.outside.ask("tcp", NODE[0], 80), NO_ANSWER);
@@ -124,7 +124,7 @@ fn without_snat_a_pod_does_not_reach_itself_but_others_do() {
 }
 
 #[test]
-fn all_connections_are_masqueraded_when_asked_for() {
+fn all_connections_are_masqueraded_with_the_key() {
     beyond_peer("no such key in v1.1", || {
         each(&BackEnd::ALL, |node| {
             let pod = node.pod("a");

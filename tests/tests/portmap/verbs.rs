@@ -287,7 +287,7 @@ fn rules_that_the_programs_cannot_see_are_not_forgotten() {
 
         portmap().del(&conf, &pod.netns, "eth0").silent();
         assert_eq!(rules(), before);
-        // Nothing is left, so nobody needs a program.
+        // Nothing is left, so no iptables program is needed.
         bare().del(&conf, &pod.netns, "eth0").silent();
     });
 }

@@ -55,7 +55,7 @@ fn fetch(from: &Netns, to: &str, port: u16) -> String {
     from.run(&["sh", "-c", &request]).stdout
 }
 
-/// Asserts that port 8080 of the node leads to the page, asked for from outside and from the node.
+/// Asserts that port 8080 of the node leads to the page, from outside and from the node.
 #[track_caller]
 fn assert_published(node: &node::Node, outside: &Netns) {
     for (from, to) in [

@@ -46,7 +46,7 @@ pub struct Before {
     snapshot: Snapshot,
     processes: BTreeSet<String>,
     mounts: BTreeSet<String>,
-    /// Namespaces with a name, such as that of somebody outside.
+    /// Namespaces with a name, such as that of the machine outside.
     namespaces: BTreeSet<String>,
 }
 

@@ -167,11 +167,11 @@ fn podman_asks_for_an_address_and_a_mac() {
     let eth0 = podman.must(&["exec", "a", "ip", "addr", "show", "dev", "eth0"]);
     assert!(
         eth0.contains("inet 10.88.0.77/24"),
-        "another address than asked for: {eth0}"
+        "not the requested address: {eth0}"
     );
     assert!(
         eth0.contains("02:00:00:00:00:77"),
-        "another MAC than asked for: {eth0}"
+        "not the requested MAC: {eth0}"
     );
     assert!(
         podman

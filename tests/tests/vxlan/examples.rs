@@ -26,16 +26,16 @@ fn tried(heading: &str) -> String {
 #[test]
 fn three_routed_hosts_are_tried_as_the_page_says() {
     beyond_peer(WHY, || {
-        let said = tried("## 85-vxlan-l3.conflist");
-        assert_eq!(said.matches(" 0% packet loss").count(), 9, "{said}");
-        assert!(said.contains("10.85.3.0/24"), "{said}");
+        let output = tried("## 85-vxlan-l3.conflist");
+        assert_eq!(output.matches(" 0% packet loss").count(), 9, "{output}");
+        assert!(output.contains("10.85.3.0/24"), "{output}");
     });
 }
 
 #[test]
 fn a_segment_of_two_hosts_is_tried_as_the_page_says() {
     beyond_peer(WHY, || {
-        let said = tried("## 86-vxlan-l2.conflist");
-        assert!(said.contains(" 0% packet loss"), "{said}");
+        let output = tried("## 86-vxlan-l2.conflist");
+        assert!(output.contains(" 0% packet loss"), "{output}");
     });
 }

@@ -8,11 +8,11 @@ use crate::traffic::WHY;
 
 /// ADD must fail with this, and leave nothing on the host.
 #[track_caller]
-fn refused(fleet: &Fleet, conf: &Value, code: u64, said: &str) {
+fn refused(fleet: &Fleet, conf: &Value, code: u64, expected: &str) {
     let pod = fleet.pod(1, "x");
     let before = state(fleet);
     let error = fleet.cni(1).add(conf, &pod, "eth0").error();
-    assert_eq!((error.code, error.msg.as_str()), (code, said), "{conf}");
+    assert_eq!((error.code, error.msg.as_str()), (code, expected), "{conf}");
     assert_eq!(state(fleet), before, "{conf}");
     // A runtime calls DEL after that.
     fleet.cni(1).del(conf, &pod, "eth0").silent();
@@ -30,13 +30,13 @@ fn state(fleet: &Fleet) -> String {
 }
 
 #[test]
-fn what_cannot_be_is_refused_with_its_key() {
+fn impossible_values_are_refused_with_their_key() {
     beyond_peer(WHY, || {
         let fleet = Fleet::new(2);
         let segment = fleet.segment(1, 5, Underlay::V4);
         let routed = fleet.routed(1, 5, Underlay::V4);
         let peer = |subnet: &str| json!({"vtep": "172.20.2.2", "subnet": subnet});
-        for (conf, change, said) in [
+        for (conf, change, expected) in [
             (&segment, json!({"vni": null}), "vni: missing"),
             (
                 &segment,
@@ -124,12 +124,12 @@ fn what_cannot_be_is_refused_with_its_key() {
                 "mtu: 9000 is more than 1450, which is what 1500 of eth0 less 50 for VXLAN leaves",
             ),
         ] {
-            refused(&fleet, &conf::with(conf, change), 7, said);
+            refused(&fleet, &conf::with(conf, change), 7, expected);
         }
         // What the tunnel, or the node, needs, behind the tunnel.
         let at = |vtep: &str, subnet: &str| json!({"vtep": vtep, "subnet": subnet});
         let over_ipv6 = fleet.routed(1, 5, Underlay::V6);
-        for (conf, peers, said) in [
+        for (conf, peers, expected) in [
             (
                 &routed,
                 json!([at("172.20.2.12", "172.20.2.8/29")]),
@@ -159,7 +159,12 @@ fn what_cannot_be_is_refused_with_its_key() {
                 "peers[0].subnet: 2001:db8:1::/127 holds 2001:db8:1::1, which is a router of this node",
             ),
         ] {
-            refused(&fleet, &conf::with(conf, json!({"peers": peers})), 7, said);
+            refused(
+                &fleet,
+                &conf::with(conf, json!({"peers": peers})),
+                7,
+                expected,
+            );
         }
         for (conf, subnet, ip) in [
             (&routed, "172.20.2.0/24", "172.20.2.2"),
@@ -167,9 +172,14 @@ fn what_cannot_be_is_refused_with_its_key() {
             (&over_ipv6, "2001:db8:2::/64", "2001:db8:2::2"),
         ] {
             let own = json!({"ranges": [[{"subnet": subnet}]], "type": "host-local", "dataDir": "/run/ipam-h1"});
-            let said =
+            let expected =
                 format!("ipam: {subnet} is the pods' and holds {ip}, which the tunnel needs");
-            refused(&fleet, &conf::with(conf, json!({"ipam": own})), 7, &said);
+            refused(
+                &fleet,
+                &conf::with(conf, json!({"ipam": own})),
+                7,
+                &expected,
+            );
         }
         let error = "failed to load netconf: peers[0].vtep: invalid IP address: nonsense";
         let nonsense = conf::with(&segment, json!({"peers": [{"vtep": "nonsense"}]}));
@@ -178,20 +188,20 @@ fn what_cannot_be_is_refused_with_its_key() {
 }
 
 #[test]
-fn an_underlay_without_an_address_of_the_family_is_told() {
+fn an_underlay_without_an_address_of_the_family_is_refused() {
     beyond_peer(WHY, || {
         let fleet = Fleet::new(1);
         fleet
             .host(1)
             .sh("ip -6 address flush dev eth0 scope global; ip -6 route replace default dev eth0");
         let conf = fleet.segment(1, 5, Underlay::V6);
-        let said = "underlay: eth0 has no IPv6 address";
-        refused(&fleet, &conf, 7, said);
+        let expected = "underlay: eth0 has no IPv6 address";
+        refused(&fleet, &conf, 7, expected);
         let status = fleet.cni(1).status(&conf::at(&conf, "1.1.0")).error();
-        assert_eq!(status.msg, said, "the subject once");
+        assert_eq!(status.msg, expected, "the subject once");
         fleet.host(1).sh("ip -6 route del default");
-        let said = "dev: missing, and there is no IPv6 default route to take it from";
-        refused(&fleet, &conf, 7, said);
+        let expected = "dev: missing, and there is no IPv6 default route to take it from";
+        refused(&fleet, &conf, 7, expected);
     });
 }
 
@@ -215,8 +225,8 @@ fn a_vni_that_is_in_use_with_other_parameters_is_reported() {
         );
         host.sh("ip link del flannel.5");
         device("vxlan.5", 8472);
-        let said = "vni: 5 is in use with other parameters: vxlan.5 has port 8472, not 4789";
-        refused(&fleet, &conf, 7, said);
+        let expected = "vni: 5 is in use with other parameters: vxlan.5 has port 8472, not 4789";
+        refused(&fleet, &conf, 7, expected);
         host.sh("ip link del vxlan.5; ip link add vxlan.5 type veth peer name other");
         refused(&fleet, &conf, 7, "vni: vxlan.5 is there already, as a veth");
         host.sh("ip link del vxlan.5");
@@ -224,45 +234,45 @@ fn a_vni_that_is_in_use_with_other_parameters_is_reported() {
         let other = conf::with(&conf, json!({"name": "another"}));
         refused(&fleet, &other, 7, "vni: 5 is in use by network \"net5\"");
         let moved = conf::with(&conf, json!({"port": 5000}));
-        let said = "vni: 5 is in use with other parameters: vxlan.5 has port 4789, not 5000";
-        refused(&fleet, &moved, 7, said);
+        let expected = "vni: 5 is in use with other parameters: vxlan.5 has port 4789, not 5000";
+        refused(&fleet, &moved, 7, expected);
     });
 }
 
 /// STATUS and ADD of a network, and what there is after them: the same, or nothing.
 #[track_caller]
-fn foreseen(fleet: &Fleet, conf: &Value, said: &str) {
+fn foreseen(fleet: &Fleet, conf: &Value, expected: &str) {
     let status = fleet.status(1, conf).error();
-    assert_eq!((status.code, status.msg.as_str()), (50, said));
-    refused(fleet, conf, 7, said);
+    assert_eq!((status.code, status.msg.as_str()), (50, expected));
+    refused(fleet, conf, 7, expected);
 }
 
 /// Devices of one port share a socket, and agree in what it takes.
 #[test]
-fn a_port_that_is_in_use_in_another_way_is_foreseen() {
+fn status_reports_a_port_that_another_device_uses_differently() {
     beyond_peer(WHY, || {
         let fleet = Fleet::new(2);
         let host = fleet.host(1);
         let plain = fleet.segment(1, 5, Underlay::V4);
         let gbp = conf::with(&fleet.segment(1, 6, Underlay::V4), json!({"gbp": true}));
         fleet.add(1, "a", &plain);
-        let said =
+        let expected =
             "port: 4789 is in use with other parameters: by vxlan.5, which has no option, not gbp";
-        foreseen(&fleet, &gbp, said);
+        foreseen(&fleet, &gbp, expected);
         // Over IPv6, it is another socket.
         let over_ipv6 = fleet.segment(1, 8, Underlay::V6);
         fleet.add(1, "b", &conf::with(&over_ipv6, json!({"gbp": true})));
         let unchecked = fleet.segment(1, 9, Underlay::V6);
         let unchecked = conf::with(&unchecked, json!({"gbp": true, "udpChecksum": false}));
-        let said = "port: 4789 is in use with other parameters: by vxlan.8, which has gbp, not gbp, udp6zerocsumrx";
-        foreseen(&fleet, &unchecked, said);
+        let expected = "port: 4789 is in use with other parameters: by vxlan.8, which has gbp, not gbp, udp6zerocsumrx";
+        foreseen(&fleet, &unchecked, expected);
         // A device that is ours and down.
         host.sh("ip link set vxlan.5 down
                  ip link add other type vxlan id 99 dstport 4789 gbp local 172.20.1.2 dev eth0
                  ip link set other up");
-        let said =
+        let expected =
             "port: 4789 is in use with other parameters: by other, which has gbp, not no option";
-        foreseen(&fleet, &plain, said);
+        foreseen(&fleet, &plain, expected);
         host.sh("ip link del other");
         fleet.status(1, &plain).silent();
         // What is no device at all.
@@ -320,11 +330,11 @@ fn networks_that_cannot_be_on_one_node_are_found_in_their_directory() {
         let podwire = Suite::Ours.dir().join("podwire").display().to_string();
         let done = fleet.host(1).run(&[&podwire, "validate", &dir]);
         assert_eq!(done.code, 1, "{done:?}");
-        for said in [
+        for expected in [
             "net6.conf: error: gbp: with, and network \"net5\" without, both on port 4789 (",
             "net5.conf: error: vni: 5 is that of network \"again\", too (",
         ] {
-            assert!(done.stdout.contains(said), "{said}: {done:?}");
+            assert!(done.stdout.contains(expected), "{expected}: {done:?}");
         }
     });
 }

@@ -119,7 +119,7 @@ fn gc_takes_the_pods_that_are_gone() {
 #[test]
 fn check_notices_what_is_not_as_it_was() {
     beyond_peer(WHY, || {
-        for (spoil, said) in [
+        for (spoil, expected) in [
             ("ip link set vxlan.5 down", "device vxlan.5 is down"),
             (
                 "ip link set vxlan.5 mtu 1400",
@@ -154,7 +154,7 @@ fn check_notices_what_is_not_as_it_was() {
             fleet.cni(1).check(&conf, &pod, "eth0").silent();
             fleet.host(1).sh(spoil);
             let error = fleet.cni(1).check(&conf, &pod, "eth0").error();
-            assert!(error.msg.contains(said), "{spoil}: {}", error.msg);
+            assert!(error.msg.contains(expected), "{spoil}: {}", error.msg);
         }
     });
 }
@@ -162,7 +162,7 @@ fn check_notices_what_is_not_as_it_was() {
 /// A runtime takes every error of STATUS for the end of the node: where an ADD succeeds, it
 /// is good, whatever the pods reach.
 #[test]
-fn status_fails_only_where_an_add_would() {
+fn status_fails_only_where_an_add_fails() {
     beyond_peer(WHY, || {
         let fleet = Fleet::new(2);
         let conf = fleet.routed(1, 5, Underlay::V4);
@@ -175,12 +175,12 @@ fn status_fails_only_where_an_add_would() {
             status.code()
         };
         assert_eq!(agree(&conf, "first"), 0);
-        // A peer that the kernel lacks is told to people.
+        // `podwire peers` reports a peer that the kernel lacks.
         fleet.host(1).sh("ip route del 10.5.2.0/24");
         assert_eq!(agree(&conf, "route"), 0);
         let listed = fleet.podwire(1, &conf, &["peers", "list", "net5"]);
-        let said = "the kernel has no route 10.5.2.0/24 via 10.5.2.0";
-        assert!(listed.stderr.contains(said), "{listed:?}");
+        let expected = "the kernel has no route 10.5.2.0/24 via 10.5.2.0";
+        assert!(listed.stderr.contains(expected), "{listed:?}");
         let listed = fleet.podwire(1, &conf, &["peers", "list", "net5", "--json"]);
         let listed: Value = serde_json::from_str(&listed.stdout).expect("JSON");
         assert_eq!(listed["missing"], json!(["route 10.5.2.0/24 via 10.5.2.0"]));
@@ -247,13 +247,13 @@ fn a_host_that_returns_with_another_mac_is_reached_again() {
                 .sh("for l in $(ls /sys/class/net); do :; done; ip link del vxlan.5");
             let conf = conf::with(&conf, json!({"mac": "02:00:00:00:02:02"}));
             let b = fleet.add(2, "c", &conf);
-            let mut told = make(&fleet, 1, 5, Underlay::V4);
+            let mut changed = make(&fleet, 1, 5, Underlay::V4);
             if mode == "l3" {
-                told["peers"] = json!([
+                changed["peers"] = json!([
                     {"vtep": "172.20.2.2", "mac": "02:00:00:00:02:02", "subnet": subnets(5, 2)}
                 ]);
             }
-            let _next = fleet.add(1, "d", &told);
+            let _next = fleet.add(1, "d", &changed);
             assert_eq!(silent(&a, &addresses(&b)), NONE, "{mode}");
             let shown = fleet
                 .host(1)
@@ -283,9 +283,9 @@ fn a_host_that_returns_with_another_address_is_reached_again() {
             let c = fleet.add(2, "c", &conf);
             let shown = fleet.host(2).sh("ip -d link show dev vxlan.5");
             assert!(shown.contains("local 172.20.2.77"), "{shown}");
-            let mut told = make(&fleet, 1, 5, Underlay::V4);
-            told["peers"][0]["vtep"] = "172.20.2.77".into();
-            let _next = fleet.add(1, "d", &told);
+            let mut changed = make(&fleet, 1, 5, Underlay::V4);
+            changed["peers"][0]["vtep"] = "172.20.2.77".into();
+            let _next = fleet.add(1, "d", &changed);
             let both: Vec<String> = [&b, &c].into_iter().flat_map(addresses).collect();
             assert_eq!(silent(&a, &both), NONE, "{mode}");
         }

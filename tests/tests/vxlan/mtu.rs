@@ -41,8 +41,8 @@ fn a_full_packet_crosses_and_one_byte_more_is_reported() {
                     assert_eq!(fits.code, 0, "{mode} over {underlay:?}: {fits:?}");
                     let more = ping(&a, &ip, room + 1);
                     assert_ne!(more.code, 0, "{mode} over {underlay:?}");
-                    let told = format!("{}{}", more.stdout, more.stderr).to_lowercase();
-                    assert!(told.contains("message too long"), "{more:?}");
+                    let output = format!("{}{}", more.stdout, more.stderr).to_lowercase();
+                    assert!(output.contains("message too long"), "{more:?}");
                 }
             }
         }
@@ -70,11 +70,11 @@ fn a_router_answers_packet_too_big() {
         a.sh("ip link set eth0 mtu 1500");
         for ip in addresses(&b) {
             let more = ping(&a, &ip, 1451);
-            let told = format!("{}{}", more.stdout, more.stderr).to_lowercase();
-            let said = ["frag needed", "packet too big"]
+            let output = format!("{}{}", more.stdout, more.stderr).to_lowercase();
+            let reported = ["frag needed", "packet too big"]
                 .iter()
-                .any(|it| told.contains(it));
-            assert!(said && told.contains("1450"), "{ip}: {told}");
+                .any(|it| output.contains(it));
+            assert!(reported && output.contains("1450"), "{ip}: {output}");
         }
     });
 }
@@ -90,10 +90,10 @@ fn an_mtu_above_what_fits_is_refused_and_a_smaller_one_taken() {
             let large = conf::with(&conf, json!({"mtu": 1500}));
             let error = fleet.cni(1).add(&large, &pod, "eth0").error();
             let room = 1500 - overhead;
-            let said = format!(
+            let expected = format!(
                 "mtu: 1500 is more than {room}, which is what 1500 of eth0 less {overhead} for VXLAN leaves"
             );
-            assert_eq!((error.code, error.msg), (7, said));
+            assert_eq!((error.code, error.msg), (7, expected));
             assert_eq!(fleet.host(1).links(), before);
             let small = conf::with(&conf, json!({"mtu": 1300}));
             fleet.cni(1).add(&small, &pod, "eth0").result();

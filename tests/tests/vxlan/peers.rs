@@ -146,7 +146,7 @@ fn mistakes_are_reported_and_change_nothing() {
         let fleet = Fleet::new(1);
         let conf = alone(&fleet, 1);
         let before = fleet.host(1).links();
-        for (line, code, said) in [
+        for (line, code, expected) in [
             (
                 vec!["peers", "set", "net5", "172.20.1.2,10.5.2.0/24"],
                 1,
@@ -194,7 +194,7 @@ fn mistakes_are_reported_and_change_nothing() {
         ] {
             let done = fleet.podwire(1, &conf, &line);
             assert_eq!(done.code, code, "{done:?}");
-            assert!(done.stderr.contains(said), "{said}: {done:?}");
+            assert!(done.stderr.contains(expected), "{expected}: {done:?}");
         }
         assert_eq!(fleet.host(1).links(), before);
     });
@@ -213,14 +213,20 @@ fn status_names_the_missing_peers() {
         assert!(!status().contains("peer"), "no device yet");
         let pod = fleet.pod(1, "x");
         fleet.cni(1).add(&conf, &pod, "eth0").result();
-        let told = status();
-        assert!(told.contains("the kernel knows 2 of 2 peers\n"), "{told}");
+        let output = status();
+        assert!(
+            output.contains("the kernel knows 2 of 2 peers\n"),
+            "{output}"
+        );
         // One of the entries that a peer is made of is enough.
         fleet.host(1).sh("ip route del 10.5.3.0/24 dev vxlan.5");
-        let told = status();
-        assert!(told.contains("the kernel knows 1 of 2 peers\n"), "{told}");
-        assert!(told.contains("missing peer: 172.20.3.2"), "{told}");
-        assert!(!told.contains("missing peer: 172.20.2.2"), "{told}");
+        let output = status();
+        assert!(
+            output.contains("the kernel knows 1 of 2 peers\n"),
+            "{output}"
+        );
+        assert!(output.contains("missing peer: 172.20.3.2"), "{output}");
+        assert!(!output.contains("missing peer: 172.20.2.2"), "{output}");
     });
 }
 
@@ -253,7 +259,7 @@ fn a_refusal_of_the_kernel_is_reported_and_blocks_nothing() {
     });
 }
 
-/// A pod that reaches nobody of a family is none that was attached.
+/// If no peer of a family can be set, the pod is not usable in that family: ADD fails.
 #[test]
 fn an_add_fails_with_the_kernels_words_where_it_refuses_every_peer() {
     beyond_peer(WHY, || {
@@ -262,16 +268,16 @@ fn an_add_fails_with_the_kernels_words_where_it_refuses_every_peer() {
         let host = fleet.host(1);
         host.sh("ip route add 10.5.2.0/24 via 172.20.1.1");
         let pod = fleet.pod(1, "a");
-        // One of two is told on standard error.
+        // One of two is reported on standard error.
         let added = fleet.cni(1).add(&conf, &pod, "eth0");
         added.result();
-        let said =
+        let expected =
             "configure the peers of net5: add route 10.5.2.0/24 via 10.5.2.0: file exists (17)";
-        assert!(added.stderr().contains(said), "{added:?}");
+        assert!(added.stderr().contains(expected), "{added:?}");
         fleet.cni(1).del(&conf, &pod, "eth0").silent();
         host.sh("ip route del 10.5.3.0/24; ip route add 10.5.3.0/24 via 172.20.1.1");
         let error = fleet.cni(1).add(&conf, &pod, "eth0").error();
-        assert!(error.msg.contains(said), "{error:?}");
+        assert!(error.msg.contains(expected), "{error:?}");
         assert!(!host.sh("ip -br link").contains("veth"));
         assert_eq!(host.sh("find /run/ipam-h1 -name '10.*'"), "");
     });
@@ -289,8 +295,8 @@ fn traffic_to_a_peer_does_not_notice_that_others_come_and_go() {
             assert_eq!(a.ping(&ip, 1), [true], "{mode}");
             let pings = a.start(&["ping", "-n", "-i", "0.005", &ip]);
             let answered = || -> BTreeSet<usize> {
-                let said = pings.output();
-                let numbers = said.split("icmp_seq=").skip(1);
+                let output = pings.output();
+                let numbers = output.split("icmp_seq=").skip(1);
                 let numbers = numbers.filter_map(|rest| rest.split(' ').next()?.parse().ok());
                 numbers.collect()
             };

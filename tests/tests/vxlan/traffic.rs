@@ -20,7 +20,7 @@ struct Pod {
     ips: Vec<String>,
 }
 
-/// Those of `targets` that do not answer, asked all at once, for ten seconds.
+/// Those of `targets` that do not answer within ten seconds; all are tried at the same time.
 pub fn silent(from: &Netns, targets: &[String]) -> Vec<String> {
     let script = format!(
         "for ip in {}; do (ping -n -q -c 1 -w 10 -i 0.5 $ip >/dev/null || echo $ip) & done; wait",
@@ -210,7 +210,7 @@ fn a_router_in_between_sees_only_the_hosts() {
 }
 
 #[test]
-fn frames_of_one_vni_are_never_on_anothers_device() {
+fn frames_of_one_vni_never_reach_the_device_of_another() {
     beyond_peer(WHY, || {
         let fleet = Fleet::new(2);
         let vnis: Vec<u32> = (11..=30).collect();
@@ -237,7 +237,7 @@ fn frames_of_one_vni_are_never_on_anothers_device() {
                 scope.spawn(move || {
                     let ip = addresses(b)[0].clone();
                     assert_eq!(a.ping(&ip, 3), [true; 3], "VNI {vni}");
-                    // To nobody: flooded to all hosts.
+                    // To an unknown address: flooded to all hosts.
                     a.run(&[
                         "ping",
                         "-n",
@@ -345,7 +345,7 @@ fn learning_is_on_unless_it_is_off() {
 
 /// With known pods, their host's bridge answers for them.
 #[test]
-fn a_known_pod_is_answered_for_and_not_asked() {
+fn the_device_answers_arp_for_known_pods() {
     beyond_peer(WHY, || {
         let fleet = Fleet::new(2);
         let b = fleet.add(2, "b", &fleet.segment(2, 5, Underlay::V4));
@@ -375,7 +375,7 @@ fn a_known_pod_is_answered_for_and_not_asked() {
             "{}",
             watch.output()
         );
-        // Somebody who is not known is still asked for.
+        // Requests for an unknown address still leave the host.
         a.run(&["ping", "-n", "-c", "1", "-W", "1", "10.5.0.99"]);
         assert!(about("10.5.0.99") > 0, "{}", watch.output());
         let checked = conf::with_prev(&conf, &result);
