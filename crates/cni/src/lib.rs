@@ -14,6 +14,7 @@ mod error;
 pub mod execute;
 pub mod faults;
 pub mod file;
+pub mod foreign;
 pub mod ipam;
 pub mod json;
 pub mod linked;

@@ -412,6 +412,10 @@ fn files(inner: &Arc<Inner>) -> BTreeSet<Fact> {
         lines.retain(|line| !ours.iter().any(|pod| line.contains(pod)));
         // iptables' own lock stays for the next caller.
         lines.retain(|line| !line.contains(" /run/xtables.lock "));
+        // That another program hands out addresses is noted until the boot ends.
+        lines.retain(|line| {
+            !line.contains(" /run/podwire/foreign") && line != "dir /run/podwire 700"
+        });
         let facts = lines.into_iter().map(|text| Fact {
             link: String::new(),
             text,
