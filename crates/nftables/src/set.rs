@@ -173,7 +173,7 @@ impl Set {
     fn user_data(&self, family: Family) -> Vec<u8> {
         // nft's number for the order of the bytes of a key; of several parts, each has its own.
         let key_order = match self.key {
-            [Type::Interface] => 1,
+            [Type::Interface | Type::Number] => 1,
             [_] => 2,
             _ => 0,
         };

@@ -8,6 +8,7 @@
 //! | `masqueraded` | source, pod's address | |
 //! | `masqueraded_ports` | pod's address, protocol, port | |
 //! | `displaced` | host port, pod's address and port | order |
+//! | `published` | hash of an owner | digest of its elements |
 //!
 //! The comment of each element is its owner, so that DEL, CHECK and GC find it with nothing else
 //! known.
@@ -55,10 +56,16 @@ pub const DISPLACED: Set = Set::map(
     ],
     &[Type::Number],
 );
-/// The sets that have an element for each mapping.
-pub const OF_MAPPINGS: [Set; 3] = [HOSTIP_PORTS, PORTS, MASQUERADED_PORTS];
-/// All sets that packets are looked up in.
-pub const SETS: [Set; 4] = [HOSTIP_PORTS, PORTS, MASQUERADED, MASQUERADED_PORTS];
+/// What each attachment published: see [`record`].
+pub const PUBLISHED: Set = Set::map("published", &[Type::Number], &[Type::Number]);
+/// All sets whose elements have an owner, except [`DISPLACED`].
+pub const SETS: [Set; 5] = [
+    HOSTIP_PORTS,
+    PORTS,
+    MASQUERADED,
+    MASQUERADED_PORTS,
+    PUBLISHED,
+];
 
 /// Nat in a table of both families needs Linux 5.2; in one of each, 4.18.
 pub const FAMILIES: [Family; 2] = [Family::Ip, Family::Ip6];
@@ -200,16 +207,47 @@ pub fn elements(wanted: &HostPorts, family: Family) -> Vec<Element> {
     elements
 }
 
-/// The elements that may be in [`MASQUERADED`] for a pod, whatever `snat` says by now.
-pub fn masqueraded(published: &HostPorts, family: Family) -> Vec<Element> {
-    let hairpin = HostPorts {
-        snat: Snat::Hairpin,
-        ..published.clone()
+/// All elements of a pod with their families, except its [`record`].
+pub fn all_elements(wanted: &HostPorts) -> Vec<(Family, Element)> {
+    let of = |family| {
+        let elements = elements(wanted, family).into_iter();
+        let elements = elements.chain(neighbour_element(wanted, family));
+        elements.map(move |it| (family, it))
     };
-    let mut all = elements(&hairpin, family);
-    all.retain(|it| it.set == MASQUERADED);
-    all.extend(neighbour_element(&hairpin, family));
-    all
+    families(wanted).flat_map(of).collect()
+}
+
+/// The element of [`PUBLISHED`] that says which elements an attachment has, in both families: one
+/// key for each owner, and a digest of the elements as its value. `None` if it has none.
+///
+/// With it, DEL can tell whether the configuration that it gets names everything that ADD wrote. If
+/// so, it looks the elements up by their keys; if not, it lists the ports of the whole node.
+pub fn record(wanted: &HostPorts) -> Option<(Family, Element)> {
+    let all = all_elements(wanted);
+    let (family, _) = *all.first()?;
+    let text = |(family, it): &(Family, Element)| format!("{family} {} {}", it.set.name, it.text());
+    let mut texts: Vec<_> = all.iter().map(text).collect();
+    // A runtime may pass the mappings in another order.
+    texts.sort_unstable();
+    // Not 0: see `SEVERAL`.
+    let digest = hash(&texts.join("\n")) | 1;
+    let key = record_key(&wanted.owner);
+    let element = PUBLISHED.element(key, [Part::Number(digest)], owner(&wanted.owner));
+    Some((family, element))
+}
+
+/// The key of that element. Two owners may have the same: the comment tells whose it is, and the
+/// other has no record.
+pub fn record_key(attachment: &Attachment) -> [Part; 1] {
+    [Part::Number(hash(&owner(attachment)))]
+}
+
+/// The value of the record of an attachment that published several times, and not the same: its
+/// elements are found by listing only.
+pub const SEVERAL: Part = Part::Number(0);
+
+fn hash(text: &str) -> u32 {
+    u32::from_str_radix(&names::prefixed(8, "", text), 16).unwrap_or_default()
 }
 
 /// The element that makes a pod's port reachable from pods on its bridge. They and the pod answer
@@ -386,6 +424,7 @@ add map ip6 podwire_hostports hostip_ports { type ipv6_addr . inet_proto . inet_
 add map ip6 podwire_hostports ports { type inet_proto . inet_service : ipv6_addr . inet_service ; }
 add set ip6 podwire_hostports masqueraded { type ipv6_addr . ipv6_addr ; }
 add set ip6 podwire_hostports masqueraded_ports { type ipv6_addr . inet_proto . inet_service ; }
+add map ip6 podwire_hostports published { type mark : mark ; }
 add map ip6 podwire_hostports displaced { type ipv6_addr . inet_proto . inet_service . ipv6_addr . inet_service : mark ; }
 add chain ip6 podwire_hostports neighbours
 add chain ip6 podwire_hostports hostports
@@ -464,6 +503,35 @@ create element ip6 podwire_hostports masqueraded_ports { fd00:22::2 . sctp . 80 
             neighbour_element(&self::wanted(Snat::Off), Family::Ip),
             None
         );
+    }
+
+    #[test]
+    fn a_record_is_that_of_the_elements_and_of_nothing_else() {
+        let one = wanted(Snat::Hairpin);
+        let (family, element) = record(&one).unwrap();
+        assert_eq!((family, element.set), (Family::Ip, PUBLISHED));
+        assert_eq!(element.key, record_key(&one.owner));
+        assert_ne!(element.value, [SEVERAL]);
+        let mut same = one.clone();
+        same.mappings.reverse();
+        assert_eq!(record(&same).unwrap().1, element);
+        let others: [fn(&mut HostPorts); 5] = [
+            |it| it.mappings.truncate(1),
+            |it| it.mappings[0].container_port = 81,
+            |it| it.pod_v6 = None,
+            |it| it.snat = Snat::All,
+            |it| it.conditions_v4 = vec!["iifname eth0".into()],
+        ];
+        for change in others {
+            let mut other = one.clone();
+            change(&mut other);
+            assert_ne!(record(&other).unwrap().1, element, "{other:?}");
+        }
+        let mut v6 = one.clone();
+        v6.pod_v4 = None;
+        assert_eq!(record(&v6).unwrap().0, Family::Ip6);
+        v6.pod_v6 = None;
+        assert_eq!(record(&v6), None);
     }
 
     #[test]

@@ -16,9 +16,10 @@ use nix::errno::Errno;
 
 use super::displaced::{self, Displaced, is_port};
 use super::layout::{
-    DISPLACED, FAMILIES, MARTIANS, MASQUERADED, OF_MAPPINGS, SETS, add_neighbour_rule, base,
-    elements, families, is_complete, is_of_container, is_of_network, localhost_guard, masqueraded,
-    neighbour_element, neighbour_rule, owner, owner_comment, pod, table,
+    DISPLACED, FAMILIES, MARTIANS, MASQUERADED, PUBLISHED, SETS, SEVERAL, add_neighbour_rule,
+    all_elements, base, elements, families, is_complete, is_of_container, is_of_network,
+    localhost_guard, neighbour_element, neighbour_rule, owner, owner_comment, record, record_key,
+    table,
 };
 use super::udp::{UdpPort, Which, delete_connections};
 use super::{conditional, go};
@@ -118,10 +119,26 @@ struct Claim<'a> {
     pod: &'a Attachment,
 }
 
+impl Claim<'_> {
+    /// Makes the record of an attachment say [`SEVERAL`] if it published something else before.
+    /// `former` is its record so far, `had_some` are the owners of which there was any element.
+    fn amend(&mut self, former: Option<&Element>, had_some: &HashSet<String>) {
+        let record = &mut self.element;
+        let own = former.filter(|it| it.comment == record.comment);
+        let is_same = match own {
+            Some(own) => own.value == record.value,
+            // An older version published, without a record: more of it may be anywhere.
+            None => !had_some.contains(&record.comment),
+        };
+        if !is_same {
+            record.value = vec![SEVERAL];
+        }
+    }
+}
+
 impl Plan {
     fn new(socket: &Socket, all: &[&HostPorts], conflict: Conflict) -> Result<Self, Error> {
         let mut plan = Self::default();
-        let mut claims = Vec::new();
         for family in FAMILIES {
             let is_published = |it: &&&HostPorts| families(it).any(|it| it == family);
             let all: Vec<_> = all.iter().rev().filter(is_published).collect();
@@ -134,13 +151,6 @@ impl Plan {
             for wanted in all {
                 let rule = neighbour_rule(wanted, family, &found);
                 rules.extend(rule.filter(|it| !rules.contains(it)));
-                let elements = elements(wanted, family).into_iter();
-                let elements = elements.chain(neighbour_element(wanted, family));
-                claims.extend(elements.map(|element| Claim {
-                    family,
-                    element,
-                    pod: &wanted.owner,
-                }));
             }
             for rule in rules {
                 add_neighbour_rule(&mut plan.changes, family, rule);
@@ -148,11 +158,21 @@ impl Plan {
         }
         plan.has_rules = !plan.changes.is_empty();
         plan.needs_generation = plan.has_rules;
-        plan.settle(socket, claims, conflict)?;
+        let claims = all.iter().rev().flat_map(|wanted| {
+            // The record comes last: see `Claim::amend`.
+            let elements = all_elements(wanted).into_iter().chain(record(wanted));
+            elements.map(|(family, element)| Claim {
+                family,
+                element,
+                pod: &wanted.owner,
+            })
+        });
+        plan.settle(socket, claims.collect(), conflict)?;
         Ok(plan)
     }
 
-    /// Puts each element in its place; the first claim to a place counts.
+    /// Puts each element in its place; the first claim to a place counts. Of one pod, the record is
+    /// the last.
     fn settle(
         &mut self,
         socket: &Socket,
@@ -163,7 +183,8 @@ impl Plan {
         let mut losers = Vec::<(Family, Vec<Element>)>::new();
         let mut claimed = HashMap::<_, usize>::new();
         let mut displaced = BTreeMap::<Family, Displaced>::new();
-        for claim in claims {
+        let mut had_some = HashSet::new();
+        for mut claim in claims {
             let (family, element) = (claim.family, &claim.element);
             let place = (family, element.set.name, element.key.clone());
             if let Some(at) = claimed.get(&place) {
@@ -189,6 +210,11 @@ impl Plan {
                     // The former holder may be another by now.
                     self.needs_generation = true;
                 }
+            } else if former.is_some() {
+                had_some.insert(element.comment.clone());
+            }
+            if claim.element.set == PUBLISHED {
+                claim.amend(former.as_ref(), &had_some);
             }
             self.put(claim, former);
         }
@@ -215,6 +241,10 @@ impl Plan {
             let notice = notice(&former, claim.pod).filter(|it| !self.notices.contains(it));
             self.notices.extend(notice);
             self.changes.delete_element(table, former);
+        }
+        if element.set == PUBLISHED {
+            // A node whose tables an older version made has no such map.
+            self.changes.add_set(table, PUBLISHED);
         }
         self.owners.insert(element.comment.clone());
         self.changes.create_element(table, element);
@@ -264,8 +294,8 @@ fn bridged_frames_bypass(family: Family) -> bool {
 /// Removes the ports of `gone`, and what the Go plugins wrote for its container. Returns the UDP
 /// ports that were there.
 ///
-/// `known` are the ports that its configuration and result name. A pod has three elements for its
-/// address: with `known`, their keys are known, and not all pods' elements have to be read.
+/// `known` are the ports that its configuration and result name. If they are what it published, its
+/// elements are looked up by their keys. Otherwise the elements of all pods are listed.
 pub fn unpublish(
     socket: &Socket,
     gone: &Attachment,
@@ -274,17 +304,12 @@ pub fn unpublish(
     let name = owner(gone);
     let container = gone.container_id.as_str();
     let is_gone = |comment: &str| comment == name;
-    let mut found = Vec::new();
-    for family in FAMILIES {
-        let mapped = list(socket, family, &OF_MAPPINGS, &is_gone)?;
-        match known.filter(|known| leads_to(&mapped, pod(known, family))) {
-            Some(known) => {
-                let elements = masqueraded(known, family).into_iter();
-                found.extend(elements.map(|element| (family, element)));
-            }
-            None => found.extend(list(socket, family, &[MASQUERADED], &is_gone)?),
-        }
-        found.extend(mapped);
+    let mut found = match known {
+        Some(known) => all_if_recorded(socket, known)?,
+        None => Vec::new(),
+    };
+    if found.is_empty() {
+        found = list_all(socket, &is_gone)?;
     }
     remove(socket, &found, &is_gone, &|comment| comment == container)
 }
@@ -292,9 +317,38 @@ pub fn unpublish(
 /// An element that is there, or may be.
 type Found = (Family, Element);
 
-/// Whether all mappings lead to `pod`.
-fn leads_to(mapped: &[Found], pod: Option<IpAddr>) -> bool {
-    mapped.iter().all(|(_, it)| pod_of(it) == pod)
+/// All elements that the owner of `known` can have, if its record says that they are these; else
+/// none.
+///
+/// The record is enough: it was written in one transaction with the elements that it is about, so a
+/// killed ADD left both or neither. An ADD with other ports, another address or other keys (`snat`,
+/// `hostIP`, conditions) changed it to [`SEVERAL`]. There is none for what an older version or the Go
+/// plugins published. Where the record of the other family exists as well, an ADD had other
+/// families. What is not among these elements is listed at each DEL: displaced ports, chains with
+/// conditions, rules of the Go plugins.
+fn all_if_recorded(socket: &Socket, known: &HostPorts) -> Result<Vec<Found>, Error> {
+    let Some(expected) = record(known) else {
+        return Ok(Vec::new());
+    };
+    let mut records = Vec::new();
+    for family in FAMILIES {
+        let key = record_key(&known.owner);
+        let found = listing::element_at(socket, table(family), PUBLISHED, &key)?;
+        let own = found.filter(|it| it.comment == expected.1.comment);
+        records.extend(own.map(|it| (family, it)));
+    }
+    if records != [expected] {
+        return Ok(Vec::new());
+    }
+    Ok(all_elements(known).into_iter().chain(records).collect())
+}
+
+fn list_all(socket: &Socket, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for family in FAMILIES {
+        found.extend(list(socket, family, &SETS, wanted)?);
+    }
+    Ok(found)
 }
 
 fn list(
@@ -324,10 +378,7 @@ pub fn collect(socket: &Socket, network: &str, valid: &[ValidAttachment]) -> Res
 
 /// Removes the ports of all owners that are `gone`. Returns the UDP ports that were there.
 pub fn remove_all(socket: &Socket, gone: &dyn Fn(&str) -> bool) -> Result<Vec<UdpPort>> {
-    let mut found = Vec::new();
-    for family in FAMILIES {
-        found.extend(list(socket, family, &SETS, gone)?);
-    }
+    let found = list_all(socket, gone)?;
     remove(socket, &found, gone, &|_| false)
 }
 

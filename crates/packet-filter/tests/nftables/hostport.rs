@@ -87,6 +87,11 @@ const RULESET: &str = r#"table ip podwire_hostports {
 		elements = { 10.22.0.3 . tcp . 80 comment "mynet/c3/eth0" }
 	}
 
+	map published {
+		type mark : mark
+		elements = { 0x0b9aa794 comment "mynet/c2/eth0" : 0x9fb427ab, 0x31253364 comment "mynet/c3/eth0" : 0x563c202d }
+	}
+
 	map displaced {
 		type ipv4_addr . inet_proto . inet_service . ipv4_addr . inet_service : mark
 	}
@@ -142,6 +147,10 @@ table ip6 podwire_hostports {
 
 	set masqueraded_ports {
 		type ipv6_addr . inet_proto . inet_service
+	}
+
+	map published {
+		type mark : mark
 	}
 
 	map displaced {
@@ -649,8 +658,10 @@ fn unpublish_with_known_ports_removes_everything() {
 
 #[test]
 fn known_ports_may_differ_from_the_published_ones() {
-    let changes: [fn(&mut HostPorts); 4] = [
+    let changes: [fn(&mut HostPorts); 6] = [
         |it| it.snat = Snat::Off,
+        |it| it.mappings.truncate(1),
+        |it| it.mappings.push(mapping(Protocol::Sctp, 9000, 80)),
         |it| it.mappings.clear(),
         // Of another pod, or of one that got another address.
         |it| it.pod_v4 = Some("10.22.0.3/24".parse().unwrap()),
@@ -665,5 +676,98 @@ fn known_ports_may_differ_from_the_published_ones() {
         Leftovers::unpublish(&gone.owner, Some(&known)).unwrap();
         assert_eq!((owned("c2"), owned("c3")), (0, before), "{number}");
         nat.check_published(&kept).unwrap();
+    }
+}
+
+/// What a container publishes that is added again and again, though a runtime must not do so.
+fn variants() -> [HostPorts; 5] {
+    let base = ports(2, &[mapping(Protocol::Tcp, 8080, 80)]);
+    let with = |change: fn(&mut HostPorts)| {
+        let mut other = base.clone();
+        change(&mut other);
+        other
+    };
+    [
+        with(|it| it.mappings = vec![mapping(Protocol::Udp, 9090, 90)]),
+        with(|it| it.mappings.push(mapping(Protocol::Udp, 9090, 90))),
+        with(|it| it.pod_v4 = None),
+        with(|it| {
+            it.pod_v4 = Some("10.22.0.7/24".parse().unwrap());
+            it.snat = Snat::All;
+        }),
+        base,
+    ]
+}
+
+/// Makes it look as if an older version had published everything: it wrote no records.
+fn forget_records() {
+    for family in ["ip", "ip6"] {
+        nft(&format!(
+            "add table {family} podwire_hostports
+             add map {family} podwire_hostports published {{ type mark : mark ; }}
+             delete map {family} podwire_hostports published"
+        ));
+    }
+}
+
+#[test]
+fn whatever_several_adds_published_is_removed_whichever_del_names() {
+    for is_older in [false, true] {
+        for first in &variants() {
+            for second in &variants() {
+                // With nothing in common but the owner, an older version's ADD leaves no trace.
+                if is_older && first.mappings[0] != second.mappings[0] {
+                    continue;
+                }
+                for known in [first, second] {
+                    Node::bare();
+                    let nat = Nftables::open().unwrap();
+                    nat.publish(first).unwrap();
+                    if is_older {
+                        forget_records();
+                    }
+                    nat.publish(second).unwrap();
+                    Leftovers::unpublish(&known.owner, Some(known)).unwrap();
+                    assert_eq!(owned("c2"), 0, "{first:?}, {second:?}\n{}", ruleset());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn known_ports_that_another_pod_has_now_stay_its_own() {
+    Node::bare();
+    let nat = Nftables::open().unwrap();
+    let all = [mapping(Protocol::Tcp, 8080, 80)];
+    let (old, new) = (ports(2, &all), ports(3, &all));
+    nat.publish(&old).unwrap();
+    nat.publish(&new).unwrap();
+    Leftovers::unpublish(&old.owner, Some(&old)).unwrap();
+    assert_eq!(owned("c2"), 0, "displaced ones included");
+    nat.check_published(&new).unwrap();
+    // And the other way round: the port goes back.
+    nat.publish(&old).unwrap();
+    Leftovers::unpublish(&old.owner, Some(&old)).unwrap();
+    assert_eq!(owned("c2"), 0);
+    nat.check_published(&new).unwrap();
+}
+
+#[test]
+fn where_the_record_names_the_known_ports_no_other_is_listed() {
+    Node::bare();
+    let nat = Nftables::open().unwrap();
+    let wanted = ports(2, &[mapping(Protocol::Tcp, 8080, 80)]);
+    let foreign = "add element ip podwire_hostports ports \
+                   { tcp . 1 comment \"mynet/c2/eth0\" : 10.22.0.2 . 1 }";
+    for (is_older, left) in [(false, 1), (true, 0)] {
+        nat.publish(&wanted).unwrap();
+        // No ADD ever wrote this one: only a listing finds it.
+        nft(foreign);
+        if is_older {
+            forget_records();
+        }
+        Leftovers::unpublish(&wanted.owner, Some(&wanted)).unwrap();
+        assert_eq!(owned("c2"), left, "{is_older}");
     }
 }
