@@ -47,8 +47,8 @@ impl Plugin for Portmap {
         Ok(previous)
     }
 
-    /// Finds what to remove by the owner: the runtime may have lost the mappings, or call DEL with
-    /// a configuration that has others.
+    /// Removes what belongs to the owner: the runtime may have lost the mappings, or call DEL with
+    /// others. If they are those of ADD, it is quicker.
     fn del(request: &Del<Conf>) -> Result<()> {
         let owner = &request.attachment;
         let plan = Plan::new(&request.conf).ok();

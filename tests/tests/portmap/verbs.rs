@@ -144,6 +144,30 @@ fn del_by_owner_alone() {
 }
 
 #[test]
+fn del_removes_what_add_published_whatever_mappings_it_gets() {
+    each(&BackEnd::ALL, |node| {
+        let before = node.rules_after_a_first_pod();
+        let both = [port(8080, 80, "tcp"), port(9090, 90, "tcp")];
+        let mut of_one = port(8080, 80, "tcp");
+        of_one["hostIP"] = NODE[0].into();
+        let others = [
+            vec![both[0].clone()],
+            vec![port(7070, 80, "tcp")],
+            vec![of_one],
+            [&both[..], &[port(7070, 70, "udp")]].concat(),
+            vec![port(8080, 81, "tcp"), both[1].clone()],
+        ];
+        for mappings in &others {
+            let pod = node.published("a", &both);
+            node.unpublish(&pod, mappings);
+            node.assert_rules(&before);
+            node.cni("bridge").del(&bridge(), &pod.netns, "eth0");
+            node.sandbox.remove_pod(&pod.netns);
+        }
+    });
+}
+
+#[test]
 fn del_finds_the_rules_that_add_made_in_another_back_end() {
     beyond_peer("v1.1 knows one back end", || {
         for (added, deleted) in [
