@@ -60,8 +60,7 @@ pub enum OnFailure {
 /// The plugins of a network, and where their executables are.
 pub struct Chain<'a> {
     list: &'a NetworkList,
-    path: &'a [PathBuf],
-    cache: &'a Cache,
+    path: Vec<PathBuf>,
 }
 
 impl Attachment {
@@ -104,8 +103,8 @@ impl Attachment {
 
 impl<'a> Chain<'a> {
     /// The plugins of `list`, executables looked up in `path`.
-    pub fn new(list: &'a NetworkList, path: &'a [PathBuf], cache: &'a Cache) -> Self {
-        Self { list, path, cache }
+    pub fn new(list: &'a NetworkList, path: Vec<PathBuf>) -> Self {
+        Self { list, path }
     }
 
     /// Runs ADD in order, each plugin with the result of the previous one, and writes the
@@ -113,15 +112,19 @@ impl<'a> Chain<'a> {
     ///
     /// Nothing is rolled back when the interface existed before: then a second ADD has
     /// failed, and DEL would delete the first one's work.
-    pub fn add(&self, attachment: &Attachment, on_failure: OnFailure) -> Result<Answer> {
+    pub fn add(
+        &self,
+        attachment: &Attachment,
+        cache: &Cache,
+        on_failure: OnFailure,
+    ) -> Result<Answer> {
         for plugin in &self.list.plugins {
-            delegate::find(&plugin.plugin, self.path).map_err(|e| failed(plugin, "add", &e))?;
+            delegate::find(&plugin.plugin, &self.path).map_err(|e| failed(plugin, "add", &e))?;
         }
-        let occupied =
-            self.cache.has(attachment.key(&self.list.name)) || attachment.interface_exists();
+        let occupied = cache.has(attachment.key(&self.list.name)) || attachment.interface_exists();
         let mut ran = Vec::new();
         let mut answer = None;
-        match self.add_each(attachment, &mut ran, &mut answer) {
+        match self.add_each(attachment, cache, &mut ran, &mut answer) {
             Ok(answer) => Ok(answer),
             Err(error) if on_failure == OnFailure::Leave => Err(error),
             Err(error) if occupied => {
@@ -140,6 +143,7 @@ impl<'a> Chain<'a> {
     fn add_each(
         &self,
         attachment: &Attachment,
+        cache: &Cache,
         ran: &mut Vec<&'a PluginConf>,
         last: &mut Option<Answer>,
     ) -> Result<Answer> {
@@ -153,20 +157,20 @@ impl<'a> Chain<'a> {
             *last = Some(answer);
         }
         let answer = last.clone().context("no plugin configs found")?;
-        self.save(attachment, &answer).with_context(|| {
+        self.save(attachment, cache, &answer).with_context(|| {
             let network = &self.list.name;
             format!("failed to set network {network:?} cached result")
         })?;
         Ok(answer)
     }
 
-    fn save(&self, attachment: &Attachment, answer: &Answer) -> Result<()> {
+    fn save(&self, attachment: &Attachment, cache: &Cache, answer: &Answer) -> Result<()> {
         let key = attachment.key(&self.list.name);
         let mut cached = CachedAttachment::new(key, &self.list.bytes, answer.document.clone());
         cached.netns = attachment.netns.clone();
         cached.cni_args = attachment.args.clone();
         cached.capability_args = attachment.capability_args.clone();
-        self.cache.put(&cached)
+        cache.put(&cached)
     }
 
     /// Runs DEL of the plugins that have run, also of the one that failed, as the
@@ -199,12 +203,12 @@ impl<'a> Chain<'a> {
     /// Runs DEL in reverse order, every plugin even if others fail, so that the pod's address
     /// is released in any case. Removes the attachment from the cache when all have
     /// succeeded.
-    pub fn del(&self, attachment: &Attachment) -> Result<()> {
+    pub fn del(&self, attachment: &Attachment, cache: &Cache) -> Result<()> {
         let key = attachment.key(&self.list.name);
         let mut prev = None;
         if self.list.at_least(Version::V0_4_0)? {
             // DEL goes on without a result if that cannot be read.
-            prev = self.cached_result(key).unwrap_or_default();
+            prev = self.cached_result(cache, key).unwrap_or_default();
         }
         let mut all = BestEffort::new();
         for plugin in self.list.plugins.iter().rev() {
@@ -214,11 +218,11 @@ impl<'a> Chain<'a> {
             });
         }
         all.finish()?;
-        self.cache.remove(key)
+        cache.remove(key)
     }
 
     /// Runs CHECK in order, up to the first error. `false`: the network has `disableCheck`.
-    pub fn check(&self, attachment: &Attachment) -> Result<bool> {
+    pub fn check(&self, attachment: &Attachment, cache: &Cache) -> Result<bool> {
         if !self.list.at_least(Version::V0_4_0)? {
             return Err(anyhow!(
                 "configuration version {:?} does not support the CHECK command",
@@ -230,7 +234,7 @@ impl<'a> Chain<'a> {
         }
         let key = attachment.key(&self.list.name);
         let prev = self
-            .cached_result(key)
+            .cached_result(cache, key)
             .with_context(|| format!("failed to get network {:?} cached result", self.list.name))?;
         for plugin in &self.list.plugins {
             self.run(Verb::Check, plugin, attachment, prev.as_ref())
@@ -271,8 +275,8 @@ impl<'a> Chain<'a> {
         Ok(true)
     }
 
-    fn cached_result(&self, key: Key<'_>) -> Result<Option<Value>> {
-        match self.cache.get(key)? {
+    fn cached_result(&self, cache: &Cache, key: Key<'_>) -> Result<Option<Value>> {
+        match cache.get(key)? {
             None => Ok(None),
             Some(cached) => cached.result_as(&self.list.cni_version),
         }
@@ -307,7 +311,7 @@ impl<'a> Chain<'a> {
         attachment: Option<&Attachment>,
         document: Map<String, Value>,
     ) -> Result<Vec<u8>> {
-        let executable = delegate::find(&plugin.plugin, self.path)?;
+        let executable = delegate::find(&plugin.plugin, &self.path)?;
         let stdin = serde_json::to_vec(&document)?;
         Delegate::new(&executable, self.environment(attachment)?, &stdin).run(verb)
     }
@@ -315,7 +319,7 @@ impl<'a> Chain<'a> {
     /// Our own variables, and those of the protocol; the latter are empty for a verb without
     /// an attachment.
     fn environment(&self, attachment: Option<&Attachment>) -> Result<Environment> {
-        let path = std::env::join_paths(self.path).context("join the plugin directories")?;
+        let path = std::env::join_paths(&self.path).context("join the plugin directories")?;
         let text = |of: fn(&Attachment) -> String| attachment.map(of).unwrap_or_default().into();
         let protocol = [
             ("CNI_CONTAINERID", text(|it| it.container_id.to_string())),

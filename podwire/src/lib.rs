@@ -4,12 +4,13 @@
 //! arguments and files on disk. `podwire resync|adopt|release` manage the packet filter
 //! rules of all pods of the node.
 
-mod arguments;
 mod attach;
 pub mod cache;
+mod command_line;
 mod commands;
 mod gateways;
 pub mod network_list;
+mod options;
 mod output;
 mod pods;
 mod probe;
@@ -19,10 +20,11 @@ pub mod validate;
 
 use std::process::ExitCode;
 
-use cni::env::Environment;
+pub use command_line::description;
 
-use crate::arguments::{Arguments, Misuse};
-use crate::output::Output;
+use crate::command_line::{Words, misuse};
+use crate::commands::Verdict;
+use crate::output::print;
 
 /// Exit status of success.
 const DONE: u8 = 0;
@@ -34,40 +36,40 @@ const MISUSED: u8 = 2;
 /// The whole `main`: does what the command line says.
 pub fn main() -> ExitCode {
     cni::process::start();
-    let line = std::env::args_os().skip(1);
-    let arguments = match Arguments::parse(line, Environment::of_process()) {
-        Ok(arguments) => arguments,
-        Err(misuse) => return misused(&misuse, ""),
+    let words = Words::new(std::env::args_os().skip(1));
+    let name = words.name.clone();
+    let line = match words.read() {
+        Ok(line) => line,
+        Err(error) if error.use_stderr() => return misused(&name, &error),
+        Err(manual) => return printed(&manual),
     };
-    run(arguments)
-}
-
-fn misused(misuse: &Misuse, command: &str) -> ExitCode {
-    let space = if command.is_empty() { "" } else { " " };
-    cni::log(format_args!(
-        "podwire{space}{command}: {misuse}; see podwire{space}{command} --help"
-    ));
-    MISUSED.into()
-}
-
-fn run(mut arguments: Arguments) -> ExitCode {
-    let output = arguments.output();
-    let word = arguments.next_word();
-    let done = match word.as_deref() {
-        None => commands::without_command(&arguments),
-        Some(word) => commands::run(word, &mut arguments),
-    };
-    match done {
-        Ok(commands::Verdict::Good) => DONE.into(),
-        Ok(commands::Verdict::Bad) => FAILED.into(),
-        Err(error) => match error.downcast_ref::<Misuse>() {
-            Some(misuse) => misused(misuse, commands::name(word.as_deref())),
-            None => reported(output, &error),
+    let output = line.output();
+    match line.command.run(&output) {
+        Ok(Verdict::Good) => DONE.into(),
+        Ok(Verdict::Bad) => FAILED.into(),
+        Err(error) => match error.downcast_ref() {
+            Some(error) => misused(&name, error),
+            None => {
+                output.report(&error);
+                FAILED.into()
+            }
         },
     }
 }
 
-fn reported(output: Output, error: &anyhow::Error) -> ExitCode {
-    output.report(error);
-    FAILED.into()
+/// Prints a manual, or the version.
+fn printed(manual: &clap::Error) -> ExitCode {
+    match print(&manual.render().to_string()) {
+        Ok(()) => DONE.into(),
+        Err(error) => {
+            cni::log(format_args!("podwire: {error:#}"));
+            FAILED.into()
+        }
+    }
+}
+
+fn misused(name: &str, error: &clap::Error) -> ExitCode {
+    let misuse = misuse(error);
+    cni::log(format_args!("{name}: {misuse}; see {name} --help"));
+    MISUSED.into()
 }

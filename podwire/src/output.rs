@@ -51,11 +51,6 @@ impl Output {
         self.choice == Choice::Json
     }
 
-    /// Prints text, with a newline at its end.
-    pub fn print(&self, text: &str) -> Result<()> {
-        print(text)
-    }
-
     /// Prints a document, indented by four spaces as plugins do.
     pub fn print_json(&self, document: &impl Serialize) -> Result<()> {
         print(&pretty(document)?)
@@ -108,7 +103,8 @@ pub fn counted(count: usize, thing: &str) -> String {
     }
 }
 
-fn print(text: &str) -> Result<()> {
+/// Prints text, with a newline at its end.
+pub fn print(text: &str) -> Result<()> {
     let line_end = if text.ends_with('\n') { "" } else { "\n" };
     let text = format!("{text}{line_end}");
     let written = cni::process::Stdout.write_all(text.as_bytes());

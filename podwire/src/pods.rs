@@ -5,6 +5,7 @@
 //! keep it in the same directory. Nothing here changes anything.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use cni::AddResult;
@@ -17,8 +18,7 @@ use packet_filter::node::Pod;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::arguments::Arguments;
-use crate::cache::CachedAttachment;
+use crate::cache::{CachedAttachment, Contents};
 use crate::network_list::{NetworkList, PluginConf};
 use crate::request_config;
 
@@ -71,13 +71,10 @@ pub enum Plan {
 }
 
 impl Pods {
-    /// Reads the attachments to `network`, or to all networks.
-    ///
-    /// # Errors
-    /// The cache cannot be read.
-    pub fn find(arguments: &Arguments, network: Option<&str>) -> Result<Self> {
+    /// The attachments to `network`, or to all networks. `conf_dir` has the configurations of
+    /// networks whose plugins are in separate files.
+    pub fn of(contents: &Contents, network: Option<&str>, conf_dir: &Path) -> Self {
         let mut pods = Self::default();
-        let contents = arguments.cache().oldest_first()?;
         for file in &contents.unidentified {
             if network.is_none_or(|name| !file.possible_owners(name).is_empty()) {
                 let name = file.path.display();
@@ -91,16 +88,16 @@ impl Pods {
         }
         for cached in &contents.attachments {
             if network.is_none_or(|name| name == cached.network_name)
-                && let Err(error) = pods.add(arguments, cached)
+                && let Err(error) = pods.add(cached, conf_dir)
             {
                 pods.errors.push(format!("{}: {error:#}", cached.label()));
             }
         }
         pods.add_vxlan_guards();
-        Ok(pods)
+        pods
     }
 
-    fn add(&mut self, arguments: &Arguments, cached: &CachedAttachment) -> Result<()> {
+    fn add(&mut self, cached: &CachedAttachment, conf_dir: &Path) -> Result<()> {
         if is_gone(&cached.netns) {
             let (label, netns) = (cached.label(), &cached.netns);
             let why = format!("{label}: its network namespace {netns} is gone");
@@ -108,7 +105,7 @@ impl Pods {
             self.gone.extend(cached.attachment().ok());
             return Ok(());
         }
-        let attached = Attached::read(cached, &network_list(arguments, cached)?)?;
+        let attached = Attached::read(cached, &network_list(cached, conf_dir)?)?;
         let wanted = attached.wanted();
         self.attached.push(attached);
         self.wanted.push(wanted?);
@@ -208,10 +205,10 @@ pub fn is_gone(netns: &str) -> bool {
 
 /// The configuration of the ADD. If its plugins are in separate files, the cache has none of
 /// them: then the configuration as it is now.
-fn network_list(arguments: &Arguments, cached: &CachedAttachment) -> Result<NetworkList> {
+fn network_list(cached: &CachedAttachment, conf_dir: &Path) -> Result<NetworkList> {
     let list = NetworkList::from_bytes(&cached.config()?)?;
     if list.plugins.is_empty() {
-        return NetworkList::load(&arguments.conf_dir(), &list.name);
+        return NetworkList::load(conf_dir, &list.name);
     }
     Ok(list)
 }

@@ -3,62 +3,46 @@
 use std::fmt::Write;
 
 use anyhow::Result;
+use clap::Args;
 use cni::AddResult;
 use cni::result::{Interface, Route};
 
-use super::{Command, Opt, Verdict};
-use crate::arguments::{Arguments, Flag};
+use super::Verdict;
 use crate::attach::{Chain, OnFailure};
 use crate::network_list::NetworkList;
+use crate::options::AttachmentOptions;
+use crate::output::{Output, print};
 
-pub const COMMAND: Command = Command {
-    name: "add",
-    summary: "attach a network namespace to a network",
-    about: ABOUT,
-    options: &[
-        Opt::IFNAME,
-        Opt::CONTAINER_ID,
-        Opt::CONF_DIR,
-        Opt::PLUGIN_DIR,
-        Opt::CACHE_DIR,
-        Opt::new(
-            Flag::NoRollback,
-            "leave everything as it is after a failure",
-        ),
-        Opt::new(
-            Flag::Json,
-            "print the result as JSON; an error as an object with code, msg and details, on standard output",
-        ),
-        Opt::new(Flag::Text, "print the result as a table"),
-    ],
-    outcome: OUTCOME,
-    run,
-};
-
-const ABOUT: &str = "\
-Usage: podwire add [OPTION]... NETWORK NETNS
-
-Runs the plugins of NETWORK in order with the verb ADD, each with the result of
-the previous one, and writes the attachment to the cache that all programs with
-libcni share. NETNS is the path of a network namespace, such as
-/run/netns/blue or /proc/1234/ns/net.
-
-When a plugin fails, the verb DEL is run for it and for the plugins before it,
-so that nothing is left behind. This is not done when the interface existed
-before: then it belongs to an earlier ADD.
-
-At a terminal the result is printed as a table; into a pipe or file it is
-printed as the last plugin printed it, as cnitool does. --text and --json choose
-the form.
-";
+/// Attach a network namespace to a network.
+///
+/// Runs the plugins of NETWORK in order with the verb ADD, each with the result of the previous
+/// one, and writes the attachment to the cache that all programs with libcni share.
+///
+/// When a plugin fails, the verb DEL is run for it and for the plugins before it, so that nothing
+/// is left behind. This is not done when the interface existed before: then it belongs to an
+/// earlier ADD.
+///
+/// At a terminal the result is printed as a table; into a pipe or file it is printed as the last
+/// plugin printed it, as cnitool does. --text and --json choose the form.
+#[derive(Debug, Args)]
+#[command(after_long_help = OUTCOME)]
+pub struct Add {
+    /// Name of the network
+    network: String,
+    /// Path of a network namespace, such as /run/netns/blue or /proc/1234/ns/net
+    netns: String,
+    #[command(flatten)]
+    options: AttachmentOptions,
+    /// Leave everything as it is after a failure
+    #[arg(long)]
+    no_rollback: bool,
+}
 
 const OUTCOME: &str = "\
 Environment:
-  NETCONFPATH, CNI_PATH, CNI_IFNAME
-                         see the options
-  CAP_ARGS               JSON object; each member whose name is among the
-                         capabilities of a plugin reaches it in runtimeConfig
-  CNI_ARGS               K=V;K=V, passed to all plugins
+  CAP_ARGS  JSON object; each member whose name is among the capabilities of a
+            plugin reaches it in runtimeConfig
+  CNI_ARGS  K=V;K=V, passed to all plugins
 
 Exit status: 0 when attached, 1 when not, 2 for a wrong command line.
 
@@ -70,24 +54,25 @@ Examples:
   podwire add --json mynet /run/netns/blue | jq -r '.ips[].address'
 ";
 
-fn run(arguments: &Arguments) -> Result<Verdict> {
-    let words = arguments.words(&["NETWORK", "NETNS"])?;
-    let attachment = arguments.attachment(Some(&words[1]))?;
-    let list = NetworkList::load(&arguments.conf_dir(), &words[0])?;
-    let (path, cache) = (arguments.plugin_dirs(), arguments.cache());
-    let on_failure = if arguments.has(Flag::NoRollback) {
-        OnFailure::Leave
-    } else {
-        OnFailure::RollBack
-    };
-    let answer = Chain::new(&list, &path, &cache).add(&attachment, on_failure)?;
-    let output = arguments.output();
-    if output.shows_results() {
-        output.print(&table(&answer.result))?;
-    } else {
-        output.print(&answer.text)?;
+impl Add {
+    pub fn run(&self, output: &Output) -> Result<Verdict> {
+        let options = &self.options;
+        let attachment = options.attachment(Some(&self.netns))?;
+        let list = NetworkList::load(&options.conf.conf_dir, &self.network)?;
+        let on_failure = if self.no_rollback {
+            OnFailure::Leave
+        } else {
+            OnFailure::RollBack
+        };
+        let chain = Chain::new(&list, options.plugins.all());
+        let answer = chain.add(&attachment, &options.cache.open(), on_failure)?;
+        if output.shows_results() {
+            print(&table(&answer.result))?;
+        } else {
+            print(&answer.text)?;
+        }
+        Ok(Verdict::Good)
     }
-    Ok(Verdict::Good)
 }
 
 /// The result for people: the container's interfaces first, a line for each value, then the

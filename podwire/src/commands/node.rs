@@ -3,30 +3,32 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
+use clap::Args;
 use packet_filter::node::{Pod, Report, Wanted};
 use packet_filter::{Kind, PortOwner};
 use serde::Serialize;
 use wiring::shared;
 
-use super::{Opt, Verdict};
-use crate::arguments::{Arguments, Flag};
+use super::Verdict;
+use crate::cache::Contents;
+use crate::options::{CacheDir, ConfDir};
+use crate::output::{Output, print};
 use crate::pods::{self, Pods};
 use crate::unknown_owners::{self, UnknownOwners};
 
 /// The options of the three commands.
-pub const OPTIONS: &[Opt] = &[
-    Opt::new(Flag::DryRun, "change nothing; print the transactions"),
-    Opt::new(
-        Flag::ConfDir,
-        "where configurations are, for networks with a file for each plugin (NETCONFPATH; /etc/cni/net.d)",
-    ),
-    Opt::CACHE_DIR,
-    Opt::new(
-        Flag::Json,
-        "print a document: done, left, skipped, errors, removed, notes (and transactions), lists of texts",
-    ),
-    Opt::new(Flag::Text, "print a line also when there was nothing to do"),
-];
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Only the attachments to this network
+    network: Option<String>,
+    /// Change nothing; print the transactions
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    conf: ConfDir,
+    #[command(flatten)]
+    cache: CacheDir,
+}
 
 /// One of the three commands.
 pub struct Task<'a> {
@@ -53,39 +55,43 @@ struct Document {
     transactions: Vec<String>,
 }
 
-/// Runs a task for all attachments in the cache, or for those to the network in the
-/// arguments, and prints what it did.
-pub fn run(arguments: &Arguments, task: &Task<'_>) -> Result<Verdict> {
-    let network = arguments.words(&["[NETWORK]"])?.first().map(String::as_str);
-    let dry = arguments.has(Flag::DryRun);
-    let mut pods = Pods::find(arguments, network)?;
-    let mut removed = Vec::new();
-    if !task.ours {
-        removed = settle_unknown_owners(&mut pods, arguments, network, dry)?;
-        keep_shared_masquerade(&mut pods);
-    } else if !dry {
-        record_users(&pods.wanted)?;
+impl Options {
+    /// Runs a task for the attachments in the cache, and prints what it did.
+    pub fn run(&self, task: &Task<'_>, output: &Output) -> Result<Verdict> {
+        let (network, dry) = (self.network.as_deref(), self.dry_run);
+        let contents = self.cache.open().oldest_first()?;
+        let mut pods = Pods::of(&contents, network, &self.conf.conf_dir);
+        let mut removed = Vec::new();
+        if !task.ours {
+            removed = settle_unknown_owners(&mut pods, &contents, network, dry)?;
+            keep_shared_masquerade(&mut pods);
+        } else if !dry {
+            record_users(&pods.wanted)?;
+        }
+        let report = (task.run)(&pods, dry)?;
+        if !task.ours && !dry {
+            forget_users(&pods.wanted)?;
+        }
+        let document = Document {
+            done: report.done,
+            left: report.left,
+            skipped: pods.skipped,
+            errors: pods.errors,
+            removed,
+            notes: report.notes,
+            transactions: report.transactions,
+        };
+        if output.is_json() {
+            output.print_json(&document)?;
+        } else {
+            document.print(task, dry, output)?;
+        }
+        Ok(if document.errors.is_empty() {
+            Verdict::Good
+        } else {
+            Verdict::Bad
+        })
     }
-    let report = (task.run)(&pods, dry)?;
-    if !task.ours && !dry {
-        forget_users(&pods.wanted)?;
-    }
-    let verdict = if pods.errors.is_empty() {
-        Verdict::Good
-    } else {
-        Verdict::Bad
-    };
-    let document = Document {
-        done: report.done,
-        left: report.left,
-        skipped: pods.skipped,
-        errors: pods.errors,
-        removed,
-        notes: report.notes,
-        transactions: report.transactions,
-    };
-    print(arguments, task, &document)?;
-    Ok(verdict)
 }
 
 /// Records the users of a subnet's rule before it is made: it stays as long as they live.
@@ -126,12 +132,11 @@ fn uses_shared_rules(pod: &Pod) -> bool {
 /// what was removed, or would be.
 fn settle_unknown_owners(
     pods: &mut Pods,
-    arguments: &Arguments,
+    contents: &Contents,
     network: Option<&str>,
     dry: bool,
 ) -> Result<Vec<String>> {
-    let contents = arguments.cache().oldest_first()?;
-    let unknown = UnknownOwners::find(&contents, network, |it| !pods::is_gone(&it.netns))?;
+    let unknown = UnknownOwners::find(contents, network, |it| !pods::is_gone(&it.netns))?;
     for (owner, why) in &unknown.alive {
         pods.errors.push(format!(
             "ports of {} stay: {why}, but the cache has no such attachment; give the cache of \
@@ -180,33 +185,30 @@ fn keep_shared_masquerade(pods: &mut Pods) {
     }
 }
 
-fn print(arguments: &Arguments, task: &Task<'_>, document: &Document) -> Result<()> {
-    let output = arguments.output();
-    if output.is_json() {
-        return output.print_json(document);
+impl Document {
+    fn print(&self, task: &Task<'_>, dry: bool, output: &Output) -> Result<()> {
+        for line in &self.errors {
+            cni::log(format_args!("podwire: {line}"));
+        }
+        for line in self.skipped.iter().chain(&self.left) {
+            cni::log(format_args!("podwire: left as it is: {line}"));
+        }
+        let would = if dry { "would be " } else { "" };
+        for line in &self.removed {
+            print(&format!("{would}removed: {line}"))?;
+        }
+        for line in &self.done {
+            print(&format!("{would}{}: {line}", task.done))?;
+        }
+        for line in &self.notes {
+            cni::log(format_args!("podwire: note: {line}"));
+        }
+        for text in &self.transactions {
+            print(text)?;
+        }
+        if self.done.is_empty() && self.removed.is_empty() {
+            output.remark(task.nothing)?;
+        }
+        Ok(())
     }
-    for line in &document.errors {
-        cni::log(format_args!("podwire: {line}"));
-    }
-    for line in document.skipped.iter().chain(&document.left) {
-        cni::log(format_args!("podwire: left as it is: {line}"));
-    }
-    let dry = arguments.has(Flag::DryRun);
-    let would = if dry { "would be " } else { "" };
-    for line in &document.removed {
-        output.print(&format!("{would}removed: {line}"))?;
-    }
-    for line in &document.done {
-        output.print(&format!("{would}{}: {line}", task.done))?;
-    }
-    for line in &document.notes {
-        cni::log(format_args!("podwire: note: {line}"));
-    }
-    for text in &document.transactions {
-        output.print(text)?;
-    }
-    if document.done.is_empty() && document.removed.is_empty() {
-        output.remark(task.nothing)?;
-    }
-    Ok(())
 }

@@ -3,61 +3,48 @@
 use std::io::{self, Read};
 use std::net::IpAddr;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Subcommand};
 use cni::file::LONGEST;
 use cni::json::Json;
 use cni::{Cidr, Code};
-use netlink::{BridgeSpec, Link, Netlink, Peers, Reconciled};
+use netlink::{BridgeSpec, Link, Netlink, Reconciled};
 use overlay::{Conf, Device, Mode, Network, Peer, PeerKeys, device, peers};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Command, Opt, Verdict};
-use crate::arguments::{Arguments, Flag, Misuse};
+use super::Verdict;
+use crate::command_line::CommandLine;
 use crate::network_list::NetworkList;
-use crate::output::Output;
+use crate::options::ConfDir;
+use crate::output::{Output, print};
 
-pub const COMMAND: Command = Command {
-    name: "peers",
-    summary: "show and change the hosts that a VXLAN network spans",
-    about: ABOUT,
-    options: &[
-        Opt::CONF_DIR,
-        Opt::new(Flag::Json, "print peers, or what was done, as an object"),
-        Opt::new(Flag::Text, "print a line about what was done"),
-    ],
-    outcome: OUTCOME,
-    run,
-};
+/// Show and change the hosts that a VXLAN network spans.
+///
+/// The peers of NETWORK, a network of the plugin vxlan, in the kernel of this node. The device is
+/// created if no pod has been attached yet. The peers of the configuration are applied when the
+/// device is created, and again by the first ADD after they have changed there. Changes by this
+/// command last until then, or until a reboot.
+#[derive(Debug, Args)]
+#[command(after_long_help = OUTCOME)]
+pub struct Peers {
+    #[command(subcommand)]
+    action: Action,
+}
 
-const ABOUT: &str = "\
-Usage: podwire peers list [OPTION]... NETWORK
-       podwire peers set|add|remove [OPTION]... NETWORK FILE
-       podwire peers set|add|remove [OPTION]... NETWORK PEER...
-
-The peers of NETWORK, a network of the plugin vxlan, in the kernel of this node.
-list prints them, and reports on standard error which peers of the configuration
-the kernel lacks. set makes them exactly the given ones: it adds missing ones,
-removes others, and leaves correct ones untouched. add and remove change only
-the given ones. Without FILE and PEER, set removes all.
-
+const OUTCOME: &str = "\
 A PEER is an address, a MAC and networks, separated by commas, in any order:
-192.0.2.2,10.5.2.0/24 (mode l3: a host and its pods' subnet) or 192.0.2.2 (mode
-l2: a host) or 192.0.2.2,02:00:00:00:00:07,10.5.0.7/32 (mode l2: a pod on that
-host). For remove, the address is enough.
+  192.0.2.2,10.5.2.0/24                     mode l3: a host and its pods' subnet
+  192.0.2.2                                 mode l2: a host
+  192.0.2.2,02:00:00:00:00:07,10.5.0.7/32   mode l2: a pod on that host
+For remove, the address is enough.
 
 A FILE has the same in JSON, in the form of list --json and of the key peers of
 the configuration: {\"peers\": [{\"vtep\": \"192.0.2.2\", \"mac\": \"…\", \"subnet\":
 \"10.5.2.0/24\"}]}; or it is the configuration of a network of the plugin vxlan,
 whose peers are taken. - is standard input.
 
-The device is created if no pod has been attached yet. The peers of the
-configuration are applied when the device is created, and again by the first ADD
-after they have changed there. Changes by this command last until then, or until
-a reboot.
-";
-
-const OUTCOME: &str = "\
 Exit status: 0 when all was done, 1 when a part failed (the rest is done), 2 for
 a wrong command line.
 
@@ -69,33 +56,74 @@ Examples:
   podwire peers list --json mynet | ssh other podwire peers set mynet -
 ";
 
-/// What to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Subcommand)]
 enum Action {
-    List,
+    /// Print the peers, and report those of the configuration that the kernel lacks.
+    List(Target),
+    /// Make the peers exactly the given ones; correct ones are not touched.
+    Set {
+        #[command(flatten)]
+        target: Target,
+        /// One FILE, or PEERs; none removes all
+        #[arg(value_name = "PEER")]
+        peers: Vec<String>,
+    },
+    /// Add the given peers, and leave the others.
+    Add(Change),
+    /// Remove the given peers, and leave the others.
+    Remove(Change),
+}
+
+#[derive(Debug, Args)]
+struct Target {
+    /// Name of the network
+    network: String,
+    #[command(flatten)]
+    conf: ConfDir,
+}
+
+#[derive(Debug, Args)]
+struct Change {
+    #[command(flatten)]
+    target: Target,
+    /// One FILE, or PEERs
+    #[arg(value_name = "PEER", required = true)]
+    peers: Vec<String>,
+}
+
+impl Peers {
+    pub fn run(&self, output: &Output) -> Result<Verdict> {
+        let (edit, target, words) = match &self.action {
+            Action::List(target) => {
+                let node = Node::find(target.network()?)?;
+                return list(output, &node.peers()?, &node.missing()?);
+            }
+            Action::Set { target, peers } => (Edit::Set, target, peers),
+            Action::Add(Change { target, peers }) => (Edit::Add, target, peers),
+            Action::Remove(Change { target, peers }) => (Edit::Remove, target, peers),
+        };
+        let given = given(words)?;
+        let node = Node::find(target.network()?)?;
+        // To remove a peer, its address is enough.
+        let mode = (edit != Edit::Remove).then_some(node.network.mode);
+        let given = given.iter().enumerate();
+        let given = given.map(|(index, keys)| checked(keys, mode, index));
+        print_done(output, &node.change(edit, given.collect::<Result<_>>()?)?)
+    }
+}
+
+/// How the given peers change the present ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Edit {
     Set,
     Add,
     Remove,
 }
 
-impl Action {
-    fn parse(word: &str) -> Result<Self, Misuse> {
-        match word {
-            "list" => Ok(Self::List),
-            "set" => Ok(Self::Set),
-            "add" => Ok(Self::Add),
-            "remove" => Ok(Self::Remove),
-            other => Err(Misuse(format!(
-                "unknown action {other:?}: list, set, add or remove"
-            ))),
-        }
-    }
-
-    /// The wanted peers, from the present ones and the given ones.
+impl Edit {
     fn apply(self, present: Vec<Peer>, given: Vec<Peer>, mode: Mode) -> Vec<Peer> {
         let mut wanted = present;
         match self {
-            Self::List => {}
             Self::Set => wanted = given,
             Self::Add => {
                 // In mode l3 a host has one entry, even if its MAC has changed.
@@ -111,39 +139,6 @@ impl Action {
     }
 }
 
-fn run(arguments: &Arguments) -> Result<Verdict> {
-    let words = arguments.words(&["ACTION", "NETWORK", "[PEER...]"])?;
-    let (action, name, rest) = (Action::parse(&words[0])?, &words[1], &words[2..]);
-    let given = match (action, rest) {
-        (Action::List, []) => Vec::new(),
-        (Action::List, [word, ..]) => bail!(Misuse(format!("unexpected argument {word:?}"))),
-        (Action::Add | Action::Remove, []) => bail!(Misuse("missing argument PEER".into())),
-        (_, rest) => given(rest)?,
-    };
-    let network = network(arguments, name)?;
-    let host = Netlink::open()?;
-    let node = Node {
-        device: Device::find(&host, &network)?,
-        host,
-        network,
-    };
-    let output = arguments.output();
-    if action == Action::List {
-        return list(&output, &node.peers()?, &node.missing()?);
-    }
-    // To remove a peer, its address is enough.
-    let mode = match action {
-        Action::Remove => None,
-        _ => Some(node.network.mode),
-    };
-    let given = given
-        .iter()
-        .enumerate()
-        .map(|(index, keys)| checked(keys, mode, index))
-        .collect::<Result<Vec<_>>>()?;
-    print(&output, &node.change(action, given)?)
-}
-
 /// The network on this node.
 struct Node {
     network: Network,
@@ -152,6 +147,15 @@ struct Node {
 }
 
 impl Node {
+    fn find(network: Network) -> Result<Self> {
+        let host = Netlink::open()?;
+        Ok(Self {
+            device: Device::find(&host, &network)?,
+            host,
+            network,
+        })
+    }
+
     fn peers(&self) -> Result<Vec<Peer>> {
         let Some(link) = &self.device.link else {
             return Ok(Vec::new());
@@ -169,15 +173,15 @@ impl Node {
 
     fn peers_of(&self, link: &Link, bridge: Option<&Link>) -> Result<Vec<Peer>> {
         let overlay = device::overlay(&self.network, link, bridge);
-        let present = Peers::open()?.present(overlay)?;
+        let present = netlink::Peers::open()?.present(overlay)?;
         Ok(peers(self.network.mode, &present))
     }
 
-    fn change(&self, action: Action, given: Vec<Peer>) -> Result<Reconciled> {
+    fn change(&self, edit: Edit, given: Vec<Peer>) -> Result<Reconciled> {
         let (host, network) = (&self.host, &self.network);
         // Before anything is created: the given peers may be invalid.
         network.check_not_ourselves(&given, self.device.local)?;
-        let wanted = action.apply(self.peers()?, given.clone(), network.mode);
+        let wanted = edit.apply(self.peers()?, given.clone(), network.mode);
         network.check_peers(&wanted)?;
         self.device.check_peers(host, network, &wanted)?;
         let bridge = self.bridge()?;
@@ -186,7 +190,7 @@ impl Node {
         self.device
             .apply_peers(host, network, &link, bridge.as_ref())?;
         let present = self.peers_of(&link, bridge.as_ref())?;
-        let wanted = action.apply(present, given, network.mode);
+        let wanted = edit.apply(present, given, network.mode);
         network.check_peers(&wanted)?;
         self.device
             .set_peers(host, network, &link, bridge.as_ref(), &wanted)
@@ -221,19 +225,13 @@ impl Node {
 /// The number of peers in the configuration of a vxlan plugin, and those of them that the kernel
 /// lacks; `None` without a device, which will be created with all of them.
 pub fn unknown_peers(document: &Json, name: &str) -> Result<Option<(usize, Vec<Peer>)>> {
-    let network = Network::new(&document.decode()?, name)?;
-    let host = Netlink::open()?;
-    let node = Node {
-        device: Device::find(&host, &network)?,
-        host,
-        network,
-    };
+    let node = Node::find(Network::new(&document.decode()?, name)?)?;
     let Some(link) = &node.device.link else {
         return Ok(None);
     };
     let bridge = node.bridge_if_there()?;
     let overlay = device::overlay(&node.network, link, bridge.as_ref());
-    let present = Peers::open()?.present(overlay)?;
+    let present = netlink::Peers::open()?.present(overlay)?;
     let is_unknown = |peer: &&Peer| {
         let entries = node.network.entries_of(std::slice::from_ref(*peer));
         entries.iter().any(|entry| !present.written.contains(entry))
@@ -244,20 +242,23 @@ pub fn unknown_peers(document: &Json, name: &str) -> Result<Option<(usize, Vec<P
 
 /// Why the network's packets do not leave the node although an ADD succeeds, if that is so.
 pub fn underlay_trouble(document: &Json, name: &str) -> Result<Option<String>> {
-    let network = Network::new(&document.decode()?, name)?;
-    Ok(Device::find(&Netlink::open()?, &network)?.trouble())
+    let node = Node::find(Network::new(&document.decode()?, name)?)?;
+    Ok(node.device.trouble())
 }
 
-/// The network `name`, which must have the plugin vxlan.
-fn network(arguments: &Arguments, name: &str) -> Result<Network> {
-    let list = NetworkList::load(&arguments.conf_dir(), name)?;
-    let plugin = list.plugins.iter().find(|it| it.plugin == "vxlan");
-    let plugin = plugin.with_context(|| format!("network {name:?} has no plugin vxlan"))?;
-    let document = Json::parse(&serde_json::to_vec(&plugin.document)?)?;
-    let conf: Conf = document
-        .decode()
-        .map_err(|error| Code::InvalidConfig.err(format!("failed to load netconf: {error}")))?;
-    Ok(Network::new(&conf, &list.name)?)
+impl Target {
+    /// The network, which must have the plugin vxlan.
+    fn network(&self) -> Result<Network> {
+        let name = &self.network;
+        let list = NetworkList::load(&self.conf.conf_dir, name)?;
+        let plugin = list.plugins.iter().find(|it| it.plugin == "vxlan");
+        let plugin = plugin.with_context(|| format!("network {name:?} has no plugin vxlan"))?;
+        let document = Json::parse(&serde_json::to_vec(&plugin.document)?)?;
+        let conf: Conf = document
+            .decode()
+            .map_err(|error| Code::InvalidConfig.err(format!("failed to load netconf: {error}")))?;
+        Ok(Network::new(&conf, &list.name)?)
+    }
 }
 
 /// Peers in a file, or as arguments.
@@ -267,9 +268,14 @@ fn given(words: &[String]) -> Result<Vec<PeerKeys>> {
         [file] if parse(file).is_none() => from_file(file),
         words => words
             .iter()
-            .map(|word| parse(word).ok_or_else(|| Misuse(format!("{word:?} is not a peer")).into()))
+            .map(|word| parse(word).ok_or_else(|| not_a_peer(word).into()))
             .collect(),
     }
+}
+
+fn not_a_peer(word: &str) -> clap::Error {
+    let text = format!("{word:?} is not a peer");
+    CommandLine::command().error(ErrorKind::ValueValidation, text)
 }
 
 fn from_file(file: &str) -> Result<Vec<PeerKeys>> {
@@ -365,7 +371,7 @@ fn list(output: &Output, peers: &[Peer], missing: &[String]) -> Result<Verdict> 
         ));
     }
     for peer in peers {
-        output.print(&peer.to_string())?;
+        print(&peer.to_string())?;
     }
     Ok(Verdict::Good)
 }
@@ -384,7 +390,7 @@ fn document(peer: &Peer) -> Value {
     it
 }
 
-fn print(output: &Output, done: &Reconciled) -> Result<Verdict> {
+fn print_done(output: &Output, done: &Reconciled) -> Result<Verdict> {
     let (added, kept, removed) = (done.added, done.kept, done.removed);
     if output.is_json() {
         let failed: Vec<String> = done.failed.iter().map(|it| it.1.to_string()).collect();
@@ -452,15 +458,12 @@ mod tests {
             peer("192.0.2.3,02:00:00:00:00:03,10.5.3.0/24"),
         ];
         let back = peer("192.0.2.2,02:00:00:00:00:09,10.5.2.0/24");
-        let added = Action::Add.apply(before.clone(), vec![back.clone()], Mode::L3);
+        let added = Edit::Add.apply(before.clone(), vec![back.clone()], Mode::L3);
         assert_eq!(added, [before[1].clone(), back]);
-        let removed = Action::Remove.apply(before.clone(), vec![peer("192.0.2.2")], Mode::L3);
+        let removed = Edit::Remove.apply(before.clone(), vec![peer("192.0.2.2")], Mode::L3);
         assert_eq!(removed, before[1..]);
         let other = vec![peer("192.0.2.2,10.9.0.0/16")];
-        assert_eq!(
-            Action::Remove.apply(before.clone(), other, Mode::L3),
-            before
-        );
-        assert!(Action::Set.apply(before, Vec::new(), Mode::L3).is_empty());
+        assert_eq!(Edit::Remove.apply(before.clone(), other, Mode::L3), before);
+        assert!(Edit::Set.apply(before, Vec::new(), Mode::L3).is_empty());
     }
 }

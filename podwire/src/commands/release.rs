@@ -1,44 +1,37 @@
 //! `podwire release`: convert podwire's rules to those of the Go plugins.
 
 use anyhow::Result;
+use clap::Args;
 
-use super::node::{self, Task};
-use super::{Command, Verdict};
-use crate::arguments::Arguments;
+use super::Verdict;
+use super::node::{Options, Task};
+use crate::output::Output;
 
-pub const COMMAND: Command = Command {
-    name: "release",
-    summary: "rewrite podwire's rules as those of the Go plugins",
-    about: ABOUT,
-    options: node::OPTIONS,
-    outcome: OUTCOME,
-    run,
-};
-
-const ABOUT: &str = "\
-Usage: podwire release [OPTION]... [NETWORK]
-
-The reverse of `podwire adopt`, to be run before the Go plugins replace
-podwire's: rewrites the rules of podwire's plugins for the attachments in the
-cache, or for those to NETWORK, so that the Go plugins' CHECK and DEL find them.
-The new rules are where the Go plugins would have made them: in iptables, or in
-their own nftables table where a configuration names nftables or there is no
-iptables.
-
-New rules are added before old ones are removed, so no pod is without rules, and
-open connections continue. With the last port, podwire's own tables are removed.
-They also protect 127.0.0.0/8 of the node from its neighbours; the Go plugins
-have no such rule.
-
-Ports of pods that are gone are removed: if podwire was replaced without this
-command, the Go plugins' DEL has left them, and they lead to an unused address.
-Rules that may be of a running pod that is not in the cache stay, and the
-command fails: run it again with the --cache-dir of that pod's runtime.
-
-Attachments whose network namespace is gone are ignored, and so are published
-ports with conditions in nftables' language: the Go plugins would apply those of
-one pod to all.
-";
+/// Rewrite podwire's rules as those of the Go plugins.
+///
+/// The reverse of podwire adopt, to be run before the Go plugins replace podwire's: rewrites the
+/// rules of podwire's plugins for the attachments in the cache, or for those to NETWORK, so that
+/// the Go plugins' CHECK and DEL find them. The new rules are where the Go plugins would have made
+/// them: in iptables, or in their own nftables table where a configuration names nftables or there
+/// is no iptables.
+///
+/// New rules are added before old ones are removed, so no pod is without rules, and open
+/// connections continue. With the last port, podwire's own tables are removed. They also protect
+/// 127.0.0.0/8 of the node from its neighbours; the Go plugins have no such rule.
+///
+/// Ports of pods that are gone are removed: if podwire was replaced without this command, the Go
+/// plugins' DEL has left them, and they lead to an unused address. Rules that may be of a running
+/// pod that is not in the cache stay, and the command fails: run it again with the --cache-dir of
+/// that pod's runtime.
+///
+/// Attachments whose network namespace is gone are ignored, and so are published ports with
+/// conditions in nftables' language: the Go plugins would apply those of one pod to all.
+#[derive(Debug, Args)]
+#[command(after_long_help = OUTCOME)]
+pub struct Release {
+    #[command(flatten)]
+    options: Options,
+}
 
 const OUTCOME: &str = "\
 Exit status: 0 when all rules but those reported are the Go plugins', 1 when
@@ -50,12 +43,14 @@ Examples:
   podwire release
 ";
 
-fn run(arguments: &Arguments) -> Result<Verdict> {
-    let task = Task {
-        run: &|pods, dry| packet_filter::node::release(&pods.wanted, dry),
-        done: "released",
-        nothing: "there was nothing of podwire",
-        ours: false,
-    };
-    node::run(arguments, &task)
+impl Release {
+    pub fn run(&self, output: &Output) -> Result<Verdict> {
+        let task = Task {
+            run: &|pods, dry| packet_filter::node::release(&pods.wanted, dry),
+            done: "released",
+            nothing: "there was nothing of podwire",
+            ours: false,
+        };
+        self.options.run(&task, output)
+    }
 }

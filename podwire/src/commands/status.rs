@@ -3,57 +3,48 @@
 use std::fmt;
 
 use anyhow::Result;
+use clap::Args;
 use cni::Error;
 use cni::json::Json;
 use host_local::Usage;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::Verdict;
 use super::peers::{underlay_trouble, unknown_peers};
-use super::{Command, Opt, Verdict};
-use crate::arguments::{Arguments, Flag};
 use crate::attach::Chain;
 use crate::network_list::NetworkList;
-use crate::output::{ErrorDocument, Output, counted};
+use crate::options::{ConfDir, PluginDirs, Unread};
+use crate::output::{ErrorDocument, Output, counted, print};
 use crate::request_config;
 
-pub const COMMAND: Command = Command {
-    name: "status",
-    summary: "check whether a network can take attachments",
-    about: ABOUT,
-    options: &[
-        Opt::CONF_DIR,
-        Opt::PLUGIN_DIR,
-        Opt::IFNAME_UNREAD,
-        Opt::new(
-            Flag::Verbose,
-            "print also how much of each range of addresses is in use, and the peers that the kernel does not know",
-        ),
-        Opt::new(
-            Flag::Json,
-            "print an error as an object with code, msg and details, on standard output; with --verbose, an object with available, error, ranges, peers and problems",
-        ),
-        Opt::new(Flag::Text, "print a line when STATUS succeeds"),
-    ],
-    outcome: OUTCOME,
-    run,
-};
-
-const ABOUT: &str = "\
-Usage: podwire status [OPTION]... NETWORK [NETNS]
-
-Runs the plugins of NETWORK in order with the verb STATUS, up to the first one
-that reports that no ADD can succeed now; its error code is kept (50: not
-available). A NETWORK older than cniVersion 1.1.0 has no STATUS: nothing is run,
-and the command succeeds.
-
-Runtimes take a node out of service when STATUS fails. So STATUS does not report
-conditions that do not affect running pods: a range without a free address, a
-vxlan peer that the kernel does not have. --verbose does; the exit status stays
-that of STATUS.
-
-NETNS is accepted as in cnitool, and ignored.
-";
+/// Check whether a network can take attachments.
+///
+/// Runs the plugins of NETWORK in order with the verb STATUS, up to the first one that reports
+/// that no ADD can succeed now; its error code is kept (50: not available). A NETWORK older than
+/// cniVersion 1.1.0 has no STATUS: nothing is run, and the command succeeds.
+///
+/// Runtimes take a node out of service when STATUS fails. So STATUS does not report conditions
+/// that do not affect running pods: a range without a free address, a vxlan peer that the kernel
+/// does not have. --verbose does; the exit status stays that of STATUS.
+///
+/// With --verbose, --json prints an object with available, error, ranges, peers and problems.
+#[derive(Debug, Args)]
+#[command(after_long_help = OUTCOME)]
+pub struct Status {
+    /// Name of the network
+    network: String,
+    /// Print also how much of each range of addresses is in use, and the peers that the kernel
+    /// does not know
+    #[arg(short, long)]
+    verbose: bool,
+    #[command(flatten)]
+    conf: ConfDir,
+    #[command(flatten)]
+    plugins: PluginDirs,
+    #[command(flatten)]
+    unread: Unread,
+}
 
 const OUTCOME: &str = "\
 Exit status: 0 when it can, 1 when it cannot, 2 for a wrong command line.
@@ -64,18 +55,16 @@ Examples:
   podwire status --json mynet | jq .code
 ";
 
-fn run(arguments: &Arguments) -> Result<Verdict> {
-    let words = arguments.words(&["NETWORK", "[NETNS]"])?;
-    let network = &words[0];
-    let list = NetworkList::load(&arguments.conf_dir(), network)?;
-    let (path, cache) = (arguments.plugin_dirs(), arguments.cache());
-    let status = Chain::new(&list, &path, &cache).status();
-    let output = arguments.output();
-    if arguments.has(Flag::Verbose) {
-        return print(&output, &Details::of(&list), &list, status);
+impl Status {
+    pub fn run(&self, output: &Output) -> Result<Verdict> {
+        let list = NetworkList::load(&self.conf.conf_dir, &self.network)?;
+        let status = Chain::new(&list, self.plugins.all()).status();
+        if self.verbose {
+            return print_details(output, &Details::of(&list), &list, status);
+        }
+        output.remark(&remark(&list, status?))?;
+        Ok(Verdict::Good)
     }
-    output.remark(&remark(&list, status?))?;
-    Ok(Verdict::Good)
 }
 
 fn remark(list: &NetworkList, has_status: bool) -> String {
@@ -213,7 +202,7 @@ struct Document<'a> {
     details: &'a Details,
 }
 
-fn print(
+fn print_details(
     output: &Output,
     details: &Details,
     list: &NetworkList,
@@ -232,11 +221,11 @@ fn print(
         });
     }
     for line in details.lines() {
-        output.print(&line)?;
+        print(&line)?;
     }
     for problem in &details.problems {
         cni::log(format_args!("podwire: {problem}"));
     }
-    output.print(&remark(list, status?))?;
+    print(&remark(list, status?))?;
     Ok(Verdict::Good)
 }

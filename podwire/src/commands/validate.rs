@@ -1,50 +1,43 @@
 //! `podwire validate`: report every fault of configurations.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::Result;
+use clap::Args;
 use serde::Serialize;
 
-use super::{Command, Opt, Verdict};
-use crate::arguments::{Arguments, Flag};
-use crate::output::counted;
+use super::Verdict;
+use crate::options::directories;
+use crate::output::{Output, counted, print};
 use crate::validate::{self, Finding, Hint, Report, Severity};
 
-pub const COMMAND: Command = Command {
-    name: "validate",
-    summary: "report every fault of configurations",
-    about: ABOUT,
-    options: &[
-        Opt::new(
-            Flag::PluginDir,
-            "directories of the plugins, separated by colons (CNI_PATH; without it plugins are not looked for)",
-        ),
-        Opt::new(
-            Flag::Json,
-            "print an object: errors, warnings, and files with file, network, findings with severity, path, reason, and line and column where the file stops being JSON, and hints with path and text",
-        ),
-        Opt::new(Flag::Text, "print lines, which is the default"),
-    ],
-    outcome: OUTCOME,
-    run,
-};
-
-const ABOUT: &str = "\
-Usage: podwire validate [OPTION]... FILE...
-
-Checks every key of network configurations. If FILE is a directory, it checks
-all its *.conflist, *.conf and *.json files. Each fault is a line with the file,
-the path of the key and the reason. Nothing is changed.
-
-An error is a fault for which a runtime or a plugin refuses the configuration. A
-warning is legal but probably a mistake, such as an unknown key. A hint is no
-fault, for example which runtimes do not support the version.
-
-It knows the keys of podwire's plugins. Of other plugins it checks only the keys
-that all plugins have. With --plugin-dir or CNI_PATH it is also an error if a
-plugin is missing or does not support the network's version; podwire calls the
-plugins with the verb VERSION.
-";
+/// Report every fault of configurations.
+///
+/// Checks every key of network configurations. Each fault is a line with the file, the path of the
+/// key and the reason. Nothing is changed.
+///
+/// An error is a fault for which a runtime or a plugin refuses the configuration. A warning is
+/// legal but probably a mistake, such as an unknown key. A hint is no fault, for example which
+/// runtimes do not support the version.
+///
+/// It knows the keys of podwire's plugins. Of other plugins it checks only the keys that all
+/// plugins have. With --plugin-dir or CNI_PATH it is also an error if a plugin is missing or does
+/// not support the network's version; podwire calls the plugins with the verb VERSION.
+///
+/// --json prints an object: errors, warnings, and files with file, network, findings with
+/// severity, path, reason, and line and column where the file stops being JSON, and hints with
+/// path and text.
+#[derive(Debug, Args)]
+#[command(after_long_help = OUTCOME)]
+pub struct Validate {
+    /// A configuration, or a directory, of which all *.conflist, *.conf and *.json are checked
+    #[arg(required = true)]
+    file: Vec<PathBuf>,
+    /// Where the plugins are, separated by colons; without it plugins are not looked for
+    #[arg(long, value_name = "DIRS", env = "CNI_PATH", hide_env_values = true)]
+    plugin_dir: Option<OsString>,
+}
 
 const OUTCOME: &str = "\
 Exit status: 0 without errors, 1 with any, 2 for an invalid command line.
@@ -72,28 +65,28 @@ struct File<'a> {
     hints: &'a [Hint],
 }
 
-fn run(arguments: &Arguments) -> Result<Verdict> {
-    let words = arguments.words(&["FILE..."])?;
-    let places: Vec<_> = words.iter().map(PathBuf::from).collect();
-    let plugin_dirs = arguments.given_plugin_dirs();
-    let reports = validate::all(&places, plugin_dirs.as_deref());
-    let count = |severity| reports.iter().map(|it| it.findings.count(severity)).sum();
-    let answer = Answer {
-        errors: count(Severity::Error),
-        warnings: count(Severity::Warning),
-        files: reports.iter().map(File::of).collect(),
-    };
-    let output = arguments.output();
-    if output.is_json() {
-        output.print_json(&answer)?;
-    } else {
-        output.print(&lines(&answer))?;
-        log_hints(&answer);
+impl Validate {
+    pub fn run(&self, output: &Output) -> Result<Verdict> {
+        let plugin_dirs = self.plugin_dir.as_deref().filter(|list| !list.is_empty());
+        let plugin_dirs = plugin_dirs.map(directories);
+        let reports = validate::all(&self.file, plugin_dirs.as_deref());
+        let count = |severity| reports.iter().map(|it| it.findings.count(severity)).sum();
+        let answer = Answer {
+            errors: count(Severity::Error),
+            warnings: count(Severity::Warning),
+            files: reports.iter().map(File::of).collect(),
+        };
+        if output.is_json() {
+            output.print_json(&answer)?;
+        } else {
+            print(&lines(&answer))?;
+            log_hints(&answer);
+        }
+        Ok(match answer.errors {
+            0 => Verdict::Good,
+            _ => Verdict::Bad,
+        })
     }
-    Ok(match answer.errors {
-        0 => Verdict::Good,
-        _ => Verdict::Bad,
-    })
 }
 
 impl<'a> File<'a> {

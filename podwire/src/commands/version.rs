@@ -6,40 +6,34 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use clap::Args;
 use cni::delegate;
 use serde::Serialize;
 
-use super::{Command, Opt, Verdict};
-use crate::arguments::{Arguments, Flag};
+use super::Verdict;
 use crate::network_list::NetworkList;
+use crate::options::{ConfDir, PluginDirs};
+use crate::output::{Output, print};
 use crate::probe::{release, supported_versions};
 
-pub const COMMAND: Command = Command {
-    name: "version",
-    summary: "list the plugins and the versions that they support",
-    about: ABOUT,
-    options: &[
-        Opt::CONF_DIR,
-        Opt::PLUGIN_DIR,
-        Opt::new(
-            Flag::Json,
-            "print an object: version, and plugins with name, path, release, versions and error",
-        ),
-        Opt::new(Flag::Text, "print lines, which is the default"),
-    ],
-    outcome: OUTCOME,
-    run,
-};
-
-const ABOUT: &str = "\
-Usage: podwire version [OPTION]... [NETWORK]
-
-Prints the version of podwire, then runs every executable in the plugin
-directories with the verb VERSION and prints which versions of the CNI
-specification it supports; with NETWORK, only the plugins of that network, in
-order. In parentheses follow the plugin's suite and release, where known:
-podwire, Go (github.com/containernetworking/plugins), or another.
-";
+/// List the plugins and the versions that they support.
+///
+/// Prints the version of podwire, then runs every executable in the plugin directories with the
+/// verb VERSION and prints which versions of the CNI specification it supports; with NETWORK, only
+/// the plugins of that network, in order. In parentheses follow the plugin's suite and release,
+/// where known: podwire, Go (github.com/containernetworking/plugins), or another.
+///
+/// --json prints an object: version, and plugins with name, path, release, versions and error.
+#[derive(Debug, Args)]
+#[command(after_long_help = OUTCOME)]
+pub struct Version {
+    /// Only the plugins of this network
+    network: Option<String>,
+    #[command(flatten)]
+    conf: ConfDir,
+    #[command(flatten)]
+    plugins: PluginDirs,
+}
 
 const OUTCOME: &str = "\
 Exit status: 0 when all plugins answered, 1 when one did not, 2 for a wrong
@@ -49,11 +43,6 @@ Examples:
   podwire version
   podwire version --json mynet | jq '.plugins[].versions'
 ";
-
-/// `podwire` and its version.
-pub fn banner() -> String {
-    format!("podwire {}", env!("CARGO_PKG_VERSION"))
-}
 
 #[derive(Serialize)]
 struct Answer {
@@ -74,33 +63,33 @@ struct Plugin {
     error: Option<String>,
 }
 
-fn run(arguments: &Arguments) -> Result<Verdict> {
-    let words = arguments.words(&["[NETWORK]"])?;
-    let path = arguments.plugin_dirs();
-    let plugins: Vec<_> = match words.first() {
-        Some(network) => {
-            let list = NetworkList::load(&arguments.conf_dir(), network)?;
-            let all = list.plugins.iter();
-            all.map(|plugin| ask(&plugin.plugin, delegate::find(&plugin.plugin, &path)))
-                .collect()
+impl Version {
+    pub fn run(&self, output: &Output) -> Result<Verdict> {
+        let path = self.plugins.all();
+        let plugins: Vec<_> = match &self.network {
+            Some(network) => {
+                let list = NetworkList::load(&self.conf.conf_dir, network)?;
+                let all = list.plugins.iter();
+                all.map(|plugin| ask(&plugin.plugin, delegate::find(&plugin.plugin, &path)))
+                    .collect()
+            }
+            None => {
+                let found = executables(&path).into_iter();
+                found.map(|(name, file)| ask(&name, Ok(file))).collect()
+            }
+        };
+        let failed = plugins.iter().any(|plugin| plugin.error.is_some());
+        let answer = Answer {
+            version: env!("CARGO_PKG_VERSION"),
+            plugins,
+        };
+        if output.is_json() {
+            output.print_json(&answer)?;
+        } else {
+            print(&lines(&answer))?;
         }
-        None => {
-            let found = executables(&path).into_iter();
-            found.map(|(name, file)| ask(&name, Ok(file))).collect()
-        }
-    };
-    let failed = plugins.iter().any(|plugin| plugin.error.is_some());
-    let answer = Answer {
-        version: env!("CARGO_PKG_VERSION"),
-        plugins,
-    };
-    let output = arguments.output();
-    if output.is_json() {
-        output.print_json(&answer)?;
-    } else {
-        output.print(&lines(&answer))?;
+        Ok(if failed { Verdict::Bad } else { Verdict::Good })
     }
-    Ok(if failed { Verdict::Bad } else { Verdict::Good })
 }
 
 /// The executables that a runtime would find: of one name, the first on the path.
@@ -148,7 +137,7 @@ fn ask(name: &str, file: Result<PathBuf>) -> Plugin {
 }
 
 fn lines(answer: &Answer) -> String {
-    let mut text = banner();
+    let mut text = format!("podwire {}", answer.version);
     let widest = answer.plugins.iter().map(|plugin| plugin.name.len()).max();
     for plugin in &answer.plugins {
         let versions = plugin.versions.join(", ");
