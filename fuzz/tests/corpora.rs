@@ -20,7 +20,7 @@ macro_rules! targets {
 fn targets() -> Vec<(&'static str, &'static str)> {
     targets!(
         "bridge" "dhcp" "dhcp-rpc" "host-local" "host-local-state" "iptables" "macvlan" "netlink" "nftables" "podwire" "portmap"
-        "protocol" "result" "static" "vxlan"
+        "protocol" "result" "static" "tuning" "vxlan"
     )
     .into()
 }

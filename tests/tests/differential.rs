@@ -19,6 +19,16 @@ struct Known {
 
 const KNOWN: &[Known] = &[
     Known {
+        line: "dir /run/cni",
+        words: &[],
+        why: "the peer's directory has a mode without x: nobody but root can enter either",
+    },
+    Known {
+        line: "dir /run/elsewhere",
+        words: &[],
+        why: "as for /run/cni",
+    },
+    Known {
         line: "keep_addr_on_down",
         words: &[],
         why: "plugins before v1.2 do not set it: an address is lost when the link goes down",
@@ -337,6 +347,34 @@ fn macvlan_lives_alike() {
             pods
         });
         life_in(&pair, &pods, "macvlan", &conf, args);
+    }
+}
+
+#[test]
+fn tuning_lives_alike() {
+    for keys in [
+        json!({"sysctl": {"net.ipv4.conf.all.rp_filter": "2", "net.ipv4.conf.eth0.rp_filter": "2"}}),
+        json!({"mac": "02:00:00:00:00:07"}),
+        json!({"promisc": true, "mtu": 1400, "allmulti": true}),
+        json!({"mtu": 1400, "args": {"cni": {"mtu": 1300}}}),
+        json!({"runtimeConfig": {"mac": "02:00:00:00:00:07"}, "dataDir": "/run/elsewhere"}),
+        json!({}),
+    ] {
+        let pair = Pair::new();
+        let wired = |sandbox: &Sandbox, name| {
+            let pod = sandbox.pod(name);
+            pod.sh("ip link add eth0 address 02:00:00:00:00:01 type veth peer name x");
+            pod
+        };
+        let pods = pair.both(|sandbox, _| [wired(sandbox, "a"), wired(sandbox, "b")]);
+        let previous = json!({
+            "cniVersion": "0.4.0",
+            "interfaces": [{"name": "eth0", "sandbox": "x"}],
+            "ips": [{"version": "4", "address": "10.1.0.2/24", "interface": 0}],
+        });
+        let conf = conf::with_prev(&conf::plugin("tuning"), &previous);
+        let conf = conf::at(&conf::with(&conf, keys), "0.4.0");
+        life_in(&pair, &pods, "tuning", &conf, "");
     }
 }
 

@@ -41,6 +41,7 @@ fn lives(name: &str, bridge: &str, variables: &str, look: impl FnOnce(&Sandbox, 
         .allow_link(bridge)
         // As libcni leaves it.
         .allow("dir /var/lib/cni/results")
+        .allow("dir /run/cni")
         .allow_forwarding();
     let (host, pod) = (sandbox.host(), sandbox.pod("blue"));
     let run = |verb: &str| {
@@ -169,6 +170,21 @@ fn a_usual_node_masquerades_and_publishes() {
         run("del");
         let left = host.sh("nft list map ip podwire_hostports ports");
         assert!(!left.contains("elements"), "{left}");
+    });
+}
+
+#[test]
+fn tuning_changes_settings_of_the_pod() {
+    beyond_peer(WHY, || {
+        let asked = r#"CAP_ARGS='{"mac": "02:00:00:00:75:01"}'"#;
+        lives("example-tuning", "ex-tuning", asked, |sandbox, pod| {
+            assert_eq!(pod.sysctl("net/core/somaxconn"), "1024");
+            assert_eq!(pod.sysctl("net/ipv4/conf/eth0/arp_filter"), "1");
+            let link = pod.link("eth0").unwrap();
+            assert_eq!((&link["mtu"], &link["txqlen"]), (&1450.into(), &500.into()));
+            assert_eq!(link["address"], "02:00:00:00:75:01");
+            assert_eq!(sandbox.host().ping("10.210.75.2", 1), [true]);
+        });
     });
 }
 

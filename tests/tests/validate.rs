@@ -158,6 +158,31 @@ const SUBJECTS: &[Subject] = &[
         keys: &["hostPort", "containerPort", "protocol", "hostIP"],
     },
     Subject {
+        plugin: "tuning",
+        place: "",
+        keys: &[
+            "sysctl",
+            "mac",
+            "promisc",
+            "mtu",
+            "allmulti",
+            "txQLen",
+            "dataDir",
+            "runtimeConfig",
+            "args",
+        ],
+    },
+    Subject {
+        plugin: "tuning",
+        place: "/args/cni",
+        keys: &["sysctl", "mac", "promisc", "mtu", "allmulti", "txQLen"],
+    },
+    Subject {
+        plugin: "tuning",
+        place: "/sysctl",
+        keys: &["net.core.somaxconn", "kernel.panic", ""],
+    },
+    Subject {
         plugin: "loopback",
         place: "",
         keys: &["dns", "ipam", "capabilities", "args"],
@@ -329,9 +354,12 @@ fn put(conf: &mut Value, place: &str, key: &str, value: Value) {
     at[key] = value;
 }
 
-/// As the file of a network: portmap comes after another plugin.
+/// As the file of a network: some plugins come after another one.
 fn file(conf: &Value) -> (Value, &'static str) {
-    if conf["type"] != "portmap" {
+    if !["portmap", "tuning"]
+        .map(Value::from)
+        .contains(&conf["type"])
+    {
         return (conf.clone(), "conf");
     }
     let plugins = json!([{"type": "mine"}, conf::with(conf, json!({"prevResult": null}))]);
@@ -465,6 +493,11 @@ fn validate_and_vxlan_agree_on_every_value_of_every_key() {
 #[test]
 fn validate_and_portmap_agree_on_every_value_of_every_key() {
     agree("portmap", 300);
+}
+
+#[test]
+fn validate_and_tuning_agree_on_every_value_of_every_key() {
+    agree("tuning", 300);
 }
 
 #[test]

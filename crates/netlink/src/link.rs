@@ -58,6 +58,10 @@ pub struct Link {
     pub operstate: OperState,
     /// Whether promiscuous mode was requested (`IFF_PROMISC`).
     pub promisc: bool,
+    /// Whether reception of all multicast packets was requested (`IFF_ALLMULTI`).
+    pub allmulti: bool,
+    /// How many packets may wait to be sent, where the queueing discipline uses it.
+    pub tx_queue_len: u32,
     /// The text of `ip link set … alias`.
     pub alias: Option<String>,
     /// For a bridge, whether it filters by VLAN.
@@ -252,6 +256,36 @@ impl Netlink {
         })
     }
 
+    /// Switches promiscuous mode: `ip link set NAME promisc on|off`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_promisc(&self, index: u32, on: bool) -> Result<(), Error> {
+        self.set_link(link(index).promiscuous(on), || {
+            format!("set {} promisc {}", self.name_of(index), on_off(on))
+        })
+    }
+
+    /// Switches the reception of all multicast packets: `ip link set NAME allmulticast on|off`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_allmulti(&self, index: u32, on: bool) -> Result<(), Error> {
+        self.set_link(link(index).allmulticast(on), || {
+            format!("set {} allmulticast {}", self.name_of(index), on_off(on))
+        })
+    }
+
+    /// Sets how many packets may wait to be sent: `ip link set NAME txqueuelen LENGTH`.
+    ///
+    /// # Errors
+    /// When the device does not support it.
+    pub fn set_tx_queue_len(&self, index: u32, length: u32) -> Result<(), Error> {
+        self.set_link(link(index).txqueuelen(length), || {
+            format!("set {} txqueuelen {length}", self.name_of(index))
+        })
+    }
+
     /// Makes a link a port of `master`: `ip link set NAME master BRIDGE`.
     ///
     /// # Errors
@@ -365,6 +399,10 @@ pub(crate) fn up_with_alias(index: u32, alias: Option<&str>) -> LinkMessageBuild
     }
 }
 
+fn on_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}
+
 /// Counters are most of a link's description, and take time to collect.
 pub(crate) fn without_statistics(
     message: LinkMessageBuilder<LinkUnspec>,
@@ -381,6 +419,7 @@ impl Link {
             index: Route::u32(&header[4..8])?,
             up: flags.contains(LinkFlags::Up),
             promisc: flags.contains(LinkFlags::Promisc),
+            allmulti: flags.contains(LinkFlags::Allmulti),
             ..Self::default()
         };
         for (attribute, value) in attributes(rest) {
@@ -388,6 +427,7 @@ impl Link {
                 libc::IFLA_IFNAME => link.name = text(value),
                 libc::IFLA_ADDRESS => link.mac = Mac::from_slice(value),
                 libc::IFLA_MTU => link.mtu = Route::u32(value)?,
+                libc::IFLA_TXQLEN => link.tx_queue_len = Route::u32(value)?,
                 libc::IFLA_MASTER => link.master = Route::u32(value),
                 libc::IFLA_LINK => link.link = Route::u32(value),
                 libc::IFLA_LINK_NETNSID => {

@@ -6,6 +6,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Write},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
@@ -24,11 +25,16 @@ pub fn read(key: &str) -> Result<String, Error> {
 
 /// The value in a file of /proc or /sys, without the newline.
 pub(crate) fn read_value(path: &Path) -> io::Result<String> {
-    // Every value is shorter, so that one read is enough.
-    let mut buffer = [0; 1024];
+    let mut buffer = [0; LONGEST];
     let length = File::open(path)?.read(&mut buffer)?;
-    let value = String::from_utf8_lossy(&buffer[..length]);
-    Ok(value.trim_end().to_owned())
+    Ok(text(&buffer[..length]))
+}
+
+/// Every value is shorter, in bytes, so that one read is enough.
+const LONGEST: usize = 1024;
+
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).trim_end().to_owned()
 }
 
 /// Sets `key` to `value`: `sysctl -w KEY=VALUE`.
@@ -41,6 +47,31 @@ pub fn write(key: &str, value: &str) -> Result<(), Error> {
     open(key, op)?
         .write_all(value.as_bytes())
         .map_err(|error| Error::io(op(), &error))
+}
+
+/// Sets `key` to `value` and returns the value it had; `None` if the setting can only be written,
+/// as `net/ipv4/route/flush`. The file is opened once: see "Settings go through netlink" in
+/// ARCHITECTURE.md for what that costs.
+///
+/// # Errors
+/// As [`write`].
+pub fn exchange(key: &str, value: &str) -> Result<Option<String>, Error> {
+    let op = || format!("write {value} to sysctl {key}");
+    let path = path(key, op)?;
+    let failed = |error: io::Error| Error::io(op(), &error);
+    let file = match OpenOptions::new().read(true).write(true).open(&path) {
+        // The permissions of settings bind root, too.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            write(key, value)?;
+            return Ok(None);
+        }
+        opened => opened.map_err(failed)?,
+    };
+    let mut buffer = [0; LONGEST];
+    let length = file.read_at(&mut buffer, 0).map_err(failed)?;
+    // At the beginning: the kernel ignores what is written elsewhere (`sysctl_writes_strict`).
+    file.write_at(value.as_bytes(), 0).map_err(failed)?;
+    Ok(Some(text(&buffer[..length])))
 }
 
 /// Checks whether `key` could be set: opens it for writing, and changes nothing.

@@ -199,17 +199,12 @@ mod tests {
             mac: Some(mac(of)),
             mtu: 1500,
             kind: Some("macvlan".into()),
-            master: None,
             link: Some(7),
             link_netnsid: Some(0),
             up: true,
             operstate: OperState::Up,
-            promisc: false,
             alias: alias.map(Into::into),
-            vlan_filtering: None,
-            port: None,
-            accept_ra: None,
-            heard_router: false,
+            ..Link::default()
         }
     }
 

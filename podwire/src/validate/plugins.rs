@@ -32,6 +32,7 @@ pub const PLUGINS: &[Plugin] = &[
     plugin("loopback", |_| {}),
     plugin("macvlan", macvlan),
     plugin("portmap", portmap),
+    plugin("tuning", tuning),
     plugin("vxlan", vxlan),
 ];
 
@@ -149,6 +150,22 @@ fn portmap(subject: &mut Subject<'_>) {
     if let Some(plan) = subject.take(portmap::Plan::new(&keys)) {
         subject.take(plan.admit(&keys.reserved_ports));
     }
+}
+
+fn tuning(subject: &mut Subject<'_>) {
+    let Some(keys) = subject.keys::<tuning::Conf>() else {
+        return;
+    };
+    if subject.is_first() {
+        let reason = "Required prevResult missing: it must come after another plugin";
+        subject.error("", reason);
+    }
+    if !keys.mac.is_empty() {
+        let reason = "is that of every pod: two on one segment cannot have the same";
+        subject.warning("mac", reason);
+    }
+    relative_path(subject, "dataDir", &keys.data_dir);
+    subject.take(tuning::Plan::new(&keys, None));
 }
 
 fn dhcp(subject: &mut Subject<'_>) {

@@ -33,6 +33,11 @@ pub fn all() -> Vec<Chain> {
         whole("bridge of bridge and portmap, iptables", 0),
         whole("portmap of bridge and portmap, iptables", 1),
         Chain {
+            prefix: vec![conf::bridge(&["10.1.0.0/24", "fd01::/64"])],
+            in_pod: true,
+            ..alone("tuning", tuning())
+        },
+        Chain {
             program: Some("host-local"),
             ..alone(
                 "host-local",
@@ -174,6 +179,18 @@ fn whole(name: &'static str, victim: usize) -> Chain {
         whole: true,
         ..with(back_end, alone(name, list[victim].clone()))
     }
+}
+
+fn tuning() -> Value {
+    let keys = json!({
+        "sysctl": {"net.core.somaxconn": "500"},
+        "mac": "02:00:00:00:00:07",
+        "mtu": 1400,
+        "promisc": true,
+        "allmulti": true,
+        "txQLen": 500,
+    });
+    conf::with(&conf::plugin("tuning"), keys)
 }
 
 fn portmap(back_end: BackEnd) -> Value {

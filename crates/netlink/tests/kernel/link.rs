@@ -63,6 +63,9 @@ fn every_change_is_seen_by_ip() {
         .set_mac(index, "02:00:00:00:00:07".parse().unwrap())
         .unwrap();
     netlink.set_alias(index, "owner/eth0").unwrap();
+    netlink.set_promisc(index, true).unwrap();
+    netlink.set_allmulti(index, true).unwrap();
+    netlink.set_tx_queue_len(index, 7).unwrap();
     netlink.set_master(index, bridge).unwrap();
     let seen = link("a0");
     assert!(has_flag(&seen, "UP"));
@@ -70,7 +73,18 @@ fn every_change_is_seen_by_ip() {
     assert_eq!(seen["address"], "02:00:00:00:00:07");
     assert_eq!(seen["ifalias"], "owner/eth0");
     assert_eq!(seen["master"], "br0");
+    assert_eq!(seen["txqlen"], 7);
+    assert!(has_flag(&seen, "PROMISC") && has_flag(&seen, "ALLMULTI"));
+    let read = netlink.get_link("a0").unwrap();
+    assert_eq!(
+        (read.promisc, read.allmulti, read.tx_queue_len),
+        (true, true, 7)
+    );
 
+    netlink.set_promisc(index, false).unwrap();
+    netlink.set_allmulti(index, false).unwrap();
+    let seen = link("a0");
+    assert!(!has_flag(&seen, "PROMISC") && !has_flag(&seen, "ALLMULTI"));
     netlink.set_down(index).unwrap();
     netlink.rename(index, "eth0.5").unwrap();
     let seen = link("eth0.5");

@@ -1,0 +1,5 @@
+//! The executable of the plugin tuning.
+
+fn main() -> std::process::ExitCode {
+    cni::run::<tuning::Tuning>()
+}
