@@ -19,7 +19,7 @@ macro_rules! targets {
 
 fn targets() -> Vec<(&'static str, &'static str)> {
     targets!(
-        "bridge" "dhcp" "dhcp-rpc" "host-local" "host-local-state" "iptables" "macvlan" "netlink" "nftables" "podwire" "portmap"
+        "bridge" "dhcp" "dhcp-rpc" "host-local" "host-local-state" "iptables" "macvlan" "netlink" "nftables" "podwire" "portmap" "ptp"
         "protocol" "result" "static" "tuning" "vxlan"
     )
     .into()

@@ -62,8 +62,8 @@ pub struct Planned {
 pub enum Plan {
     /// Of bridge.
     Bridge(bridge::Plan),
-    /// Of Go's ptp, which has the same keys for the packet filter, and the same rules.
-    Ptp(bridge::Plan),
+    /// Of ptp.
+    Ptp(ptp::Plan),
     /// Of vxlan.
     Vxlan(vxlan::Plan),
     /// Of portmap.
@@ -159,7 +159,8 @@ impl Attached {
         for plugin in &self.plugins {
             let ports = pod.ports.take();
             match &plugin.plan {
-                Plan::Bridge(plan) | Plan::Ptp(plan) => pod = bridge::wanted(plan, owner, result)?,
+                Plan::Bridge(plan) => pod = bridge::wanted(plan, owner, result)?,
+                Plan::Ptp(plan) => pod = plan.rules(owner, &result.ips),
                 Plan::Vxlan(plan) => pod = vxlan::wanted(plan, owner, result)?,
                 Plan::Portmap(plan) => {
                     pod.ports = plan.wanted(owner, result);
@@ -181,11 +182,9 @@ impl Planned {
     ) -> Result<Option<Self>> {
         let document = request(cached, list, plugin)?;
         let has_ipam = !document.decode::<NetConf>()?.ipam.plugin.is_empty();
-        let bridge =
-            || Ok::<_, anyhow::Error>(bridge::Plan::new(&document.decode()?, has_ipam, None)?);
         let plan = match plugin.plugin.as_str() {
-            "bridge" => Plan::Bridge(bridge()?),
-            "ptp" => Plan::Ptp(bridge()?),
+            "bridge" => Plan::Bridge(bridge::Plan::new(&document.decode()?, has_ipam, None)?),
+            "ptp" => Plan::Ptp(ptp::Plan::new(&document.decode()?, has_ipam)?),
             "vxlan" => {
                 let conf = document.decode()?;
                 Plan::Vxlan(vxlan::Plan::new(&conf, &list.name, has_ipam, None)?)

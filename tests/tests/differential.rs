@@ -49,6 +49,11 @@ const KNOWN: &[Known] = &[
         why: "our index of owners, so that DEL need not read every reservation",
     },
     Known {
+        line: " /run/podwire",
+        words: &[],
+        why: "our notes about who uses the rules of a network",
+    },
+    Known {
         line: "link ifname VETH",
         words: &["ifalias"],
         why: "our host veths name their owner, so that GC finds those of dead containers",
@@ -379,6 +384,42 @@ fn tuning_lives_alike() {
 }
 
 #[test]
+fn ptp_lives_alike() {
+    let ipam = json!({"routes": [{"dst": "0.0.0.0/0"}, {"dst": "10.9.0.0/16", "gw": "10.1.0.1"},
+        {"dst": "::/0"}]});
+    let dual = conf::with(
+        &conf::ptp(&["10.1.0.0/24", "fd01::/64"]),
+        json!({"ipam": ipam, "cniVersion": "1.0.0"}),
+    );
+    let single = conf::at(&conf::ptp(&["10.1.0.0/24"]), "1.0.0");
+    for conf in [
+        dual.clone(),
+        conf::at(&dual, "0.2.0"),
+        conf::at(&dual, "0.3.1"),
+        conf::with(
+            &dual,
+            json!({"mtu": 1400, "dns": {"search": ["x.example"]}}),
+        ),
+        single.clone(),
+        conf::with(
+            &single,
+            json!({"ipMasq": true, "ipMasqBackend": "iptables"}),
+        ),
+    ] {
+        let pair = Pair::new();
+        let pods = pair.both(|sandbox, _| {
+            let pods = [sandbox.pod("a"), sandbox.pod("b")];
+            // The peer detects duplicates, and waits for seconds.
+            for ns in pods.iter().chain([&sandbox.host()]) {
+                ns.sh("sysctl -qw net.ipv6.conf.default.accept_dad=0");
+            }
+            pods
+        });
+        life_in(&pair, &pods, "ptp", &conf, "");
+    }
+}
+
+#[test]
 fn loopback_lives_alike() {
     let pair = Pair::new();
     let pods = pair.both(|sandbox, _| [sandbox.pod("a"), sandbox.pod("b")]);
@@ -505,6 +546,19 @@ fn the_words_of_failures_are_alike() {
         (
             "macvlan",
             conf::with(&conf::macvlan_l2(), json!({"ipam": {"type": "nope"}})),
+            "",
+        ),
+        (
+            "ptp",
+            conf::with(
+                &conf::ptp(&["10.1.0.0/24"]),
+                json!({"ipam": {"type": "nope"}}),
+            ),
+            "",
+        ),
+        (
+            "ptp",
+            conf::with(&conf::ptp(&["10.1.0.0/24"]), json!({"ipam": {"type": ""}})),
             "",
         ),
         ("portmap", conf::portmap(0), ""),

@@ -83,6 +83,29 @@ fn dual_stack_gives_an_address_of_each_family() {
 }
 
 #[test]
+fn ptp_gives_a_link_to_the_node_and_a_way_out() {
+    beyond_peer(WHY, || {
+        let sandbox = Sandbox::new();
+        let (host, pod) = (sandbox.host(), sandbox.pod("blue"));
+        let run = |verb: &str| {
+            let command = format!("podwire {verb} example-ptp {}", pod.path());
+            good(shell(&host, "", &command))
+        };
+        for verb in ["status", "add", "check"] {
+            run(verb);
+        }
+        let addresses = ["10.210.35.2/24", "fd00:210:35::2/64"];
+        assert_eq!(pod.addresses("eth0"), addresses);
+        assert_eq!(pod.ping("10.210.35.1", 1), [true]);
+        assert_eq!(pod.ping("fd00:210:35::1", 1), [true]);
+        run("del");
+        assert_eq!(pod.links(), ["lo"]);
+        let rules = host.rules();
+        assert!(!rules.contains("10.210.35"), "{rules}");
+    });
+}
+
+#[test]
 fn layer_2_gives_a_port_and_no_address() {
     beyond_peer(WHY, || {
         lives("example-layer2", "ex-layer2", "", |_, pod| {

@@ -126,6 +126,30 @@ fn a_macvlan_of_one_suite_is_checked_and_deleted_by_the_other() {
 }
 
 #[test]
+fn a_point_to_point_link_of_one_suite_is_checked_and_deleted_by_the_other() {
+    for (from, to) in SWITCHES {
+        for with_netns in [true, false] {
+            let sandbox = Sandbox::new();
+            let index = " /var/lib/cni/networks/.podwire";
+            let snapshot = allowed(&sandbox, to).allow(index);
+            let pod = sandbox.pod("a");
+            let conf = conf::at(&conf::ptp(&["10.1.0.0/24", "fd01::/64"]), "1.0.0");
+            let call = |suite: Suite| sandbox.cni("ptp").suite(suite);
+            let result = call(from).add(&conf, &pod, "eth0").result();
+            let checked = conf::with_prev(&conf, &result);
+            call(to).check(&checked, &pod, "eth0").silent();
+            if with_netns {
+                call(to).del(&conf, &pod, "eth0").silent();
+                assert!(pod.link("eth0").is_none());
+            }
+            sandbox.remove_pod(&pod);
+            call(to).netns("").del(&conf, &pod, "eth0").silent();
+            snapshot.assert_unchanged();
+        }
+    }
+}
+
+#[test]
 fn pods_of_both_suites_share_a_wire() {
     let sandbox = Sandbox::new();
     let segment = sandbox.segment();

@@ -67,6 +67,27 @@ const SUBJECTS: &[Subject] = &[
         keys: &["nameservers", "domain", "search", "options"],
     },
     Subject {
+        plugin: "ptp",
+        place: "",
+        keys: &[
+            "ipMasq",
+            "ipMasqBackend",
+            "ipMasqRandomFully",
+            "ipMasqExcept",
+            "ipMasqFamilies",
+            "mtu",
+            "runtimeConfig",
+            "args",
+            "dns",
+            "ipam",
+        ],
+    },
+    Subject {
+        plugin: "ptp",
+        place: "/args/cni",
+        keys: &["mac"],
+    },
+    Subject {
         plugin: "macvlan",
         place: "",
         keys: &[
@@ -478,6 +499,11 @@ fn agree(plugin: &str, refused_at_least: usize) {
 #[test]
 fn validate_and_bridge_agree_on_every_value_of_every_key() {
     agree("bridge", 800);
+}
+
+#[test]
+fn validate_and_ptp_agree_on_every_value_of_every_key() {
+    agree("ptp", 200);
 }
 
 #[test]

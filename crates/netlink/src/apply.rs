@@ -73,6 +73,9 @@ pub struct Layer3 {
     /// Its routes, in the order of the result. A route without a next hop gets the first gateway
     /// of its family, if any address has one.
     pub routes: Vec<RouteSpec>,
+    /// Routes that are added first, as they are, instead of those to the networks of the
+    /// addresses. `None` leaves the latter to the kernel.
+    pub prefix_routes: Option<Vec<RouteSpec>>,
 }
 
 /// An address and the gateway of its network.
@@ -264,7 +267,7 @@ impl Configuration<'_> {
     fn apply(self, monitor: Option<AddressMonitor>) -> anyhow::Result<Configured> {
         self.add_addresses()?;
         self.bring_up()?;
-        let link = self.await_carrier()?;
+        let link = self.netlink.await_carrier(self.index)?;
         if let Some(monitor) = monitor {
             self.settle(&monitor)?;
         }
@@ -297,6 +300,7 @@ impl Configuration<'_> {
         for it in &self.layer3.addresses {
             let spec = AddressSpec {
                 nodad: self.interface.dad == Dad::Off && it.address.is_ipv6(),
+                no_prefix_route: self.layer3.prefix_routes.is_some(),
                 ..it.address.into()
             };
             self.netlink
@@ -307,28 +311,6 @@ impl Configuration<'_> {
                 })?;
         }
         Ok(())
-    }
-
-    /// Waits a moment until the link is operational, if its other side is: a pod that finds its
-    /// interface down, or without a link-local address, may fail. Kernels since 6.9 report the
-    /// current state at the first look.
-    fn await_carrier(&self) -> Result<Link, Error> {
-        let mut link = self.link()?;
-        for pause in CARRIER_PAUSES {
-            if has_carrier(&link) {
-                break;
-            }
-            thread::sleep(Duration::from_millis(pause));
-            link = self.link()?;
-        }
-        Ok(link)
-    }
-
-    /// The interface as it is now.
-    fn link(&self) -> Result<Link, Error> {
-        let name = &self.interface.name;
-        let link = self.netlink.find_link_by_index(self.index)?;
-        link.ok_or_else(|| Error::new(format!("get link {name}"), Errno::ENODEV))
     }
 
     /// Waits until no IPv6 address of the link is tentative.
@@ -345,7 +327,7 @@ impl Configuration<'_> {
                 return Ok(());
             }
             let waited = start.elapsed();
-            if waited >= CARRIER && !has_carrier(&self.link()?) {
+            if waited >= CARRIER && !has_carrier(&self.netlink.get_link_by_index(self.index)?) {
                 return Ok(());
             }
             if waited >= SETTLE {
@@ -358,6 +340,9 @@ impl Configuration<'_> {
     }
 
     fn add_routes(&self) -> Result<(), Error> {
+        for route in self.layer3.prefix_routes.iter().flatten() {
+            self.add_route(route)?;
+        }
         let mut defaults: Vec<RouteSpec> = Vec::new();
         for route in &self.layer3.routes {
             let route = self.with_gateway(route);
@@ -369,11 +354,14 @@ impl Configuration<'_> {
                 }
                 defaults.push(route.clone());
             }
-            self.netlink
-                .add_route(self.index, &route)
-                .map_err(|error| error.reword(self.add_route_failed(&route)))?;
+            self.add_route(&route)?;
         }
         Ok(())
+    }
+
+    fn add_route(&self, route: &RouteSpec) -> Result<(), Error> {
+        let added = self.netlink.add_route(self.index, route);
+        added.map_err(|error| error.reword(self.add_route_failed(route)))
     }
 
     fn with_gateway(&self, route: &RouteSpec) -> RouteSpec {
@@ -454,6 +442,30 @@ fn go_scope(scope: u8) -> &'static str {
 }
 
 impl Netlink {
+    /// Waits a moment until the link is operational, if its other side is, and returns it. A pod
+    /// that finds its interface down, or without a link-local address, may fail, and the kernel
+    /// drops what a link sends before. Kernels since 6.9 report the current state at the first
+    /// look.
+    ///
+    /// # Errors
+    /// The link is gone; the kernel cannot be asked.
+    pub fn await_carrier(&self, index: u32) -> Result<Link, Error> {
+        let mut link = self.get_link_by_index(index)?;
+        for pause in CARRIER_PAUSES {
+            if has_carrier(&link) {
+                break;
+            }
+            thread::sleep(Duration::from_millis(pause));
+            link = self.get_link_by_index(index)?;
+        }
+        Ok(link)
+    }
+
+    fn get_link_by_index(&self, index: u32) -> Result<Link, Error> {
+        let link = self.find_link_by_index(index)?;
+        link.ok_or_else(|| Error::new(format!("get link {index}"), Errno::ENODEV))
+    }
+
     /// Checks that the interface called `name` still has `addresses`, each with the route to its
     /// network.
     ///

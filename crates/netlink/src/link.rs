@@ -210,7 +210,10 @@ impl Netlink {
     }
 
     /// Brings a link up and sets its alias in the same request: `ip link set NAME up alias TEXT`.
-    pub(crate) fn set_up_with_alias(&self, index: u32, alias: Option<&str>) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the alias is longer than 255 bytes.
+    pub fn set_up_with_alias(&self, index: u32, alias: Option<&str>) -> Result<(), Error> {
         self.set_link(up_with_alias(index, alias), || {
             format!("set {} up", self.name_of(index))
         })

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use rtnetlink::{
-    packet_core::NLM_F_CREATE,
+    packet_core::{NLM_F_CREATE, NLM_F_REPLACE},
     packet_route::{
         RouteNetlinkMessage,
         route::{
@@ -141,6 +141,18 @@ impl Netlink {
         })
     }
 
+    /// Adds a route through link `oif`, in place of one to the same destination with the same
+    /// metric: `ip route replace DST via GW dev LINK …`.
+    ///
+    /// # Errors
+    /// As [`Netlink::add_route`], but for `EEXIST`.
+    pub fn replace_route(&self, oif: u32, route: &RouteSpec) -> Result<(), Error> {
+        let request = RouteNetlinkMessage::NewRoute(route_message(oif, route));
+        self.change(request, NLM_F_CREATE | NLM_F_REPLACE, || {
+            format!("add route to {}", route.dst)
+        })
+    }
+
     /// Removes a route, which may be absent: `ip route del DST via GW dev LINK …`.
     ///
     /// # Errors
@@ -181,7 +193,7 @@ impl Netlink {
     /// When there is no route (`ENETUNREACH`).
     pub fn route_link(&self, ip: IpAddr) -> Result<Link, Error> {
         let op = || format!("find the way to {ip}");
-        let route = self.way_to(ip)?;
+        let route = self.way_to(ip, None)?;
         let oif = route.attributes.iter().find_map(|it| match it {
             RouteAttribute::Oif(index) => Some(*index),
             _ => None,
@@ -197,8 +209,18 @@ impl Netlink {
     /// request for the address was acknowledged. A neighbour that solicits in between repeats
     /// it after a second.
     pub fn await_local(&self, ip: IpAddr) {
+        self.await_local_way(ip, None);
+    }
+
+    /// The same for an address that other links may have, too: waits until the host accepts
+    /// packets and solicitations for it on the link with `index`.
+    pub fn await_local_on(&self, ip: IpAddr, index: u32) {
+        self.await_local_way(ip, Some(index));
+    }
+
+    fn await_local_way(&self, ip: IpAddr, oif: Option<u32>) {
         let until = Instant::now() + LOCAL;
-        while self.is_local(ip).is_ok_and(|local| !local) && Instant::now() < until {
+        while self.is_local_way(ip, oif).is_ok_and(|local| !local) && Instant::now() < until {
             sleep(Duration::from_micros(500));
         }
     }
@@ -209,19 +231,23 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn is_local(&self, ip: IpAddr) -> Result<bool, Error> {
-        match self.way_to(ip) {
+        self.is_local_way(ip, None)
+    }
+
+    fn is_local_way(&self, ip: IpAddr, oif: Option<u32>) -> Result<bool, Error> {
+        match self.way_to(ip, oif) {
             Err(error) if error.is_unreachable() => Ok(false),
             way => Ok(way?.header.kind == RouteType::Local),
         }
     }
 
-    fn way_to(&self, ip: IpAddr) -> Result<RouteMessage, Error> {
+    /// `ip route get IP [oif LINK]`
+    fn way_to(&self, ip: IpAddr, oif: Option<u32>) -> Result<RouteMessage, Error> {
         let op = || format!("find the way to {ip}");
         let host = IpNetwork::from(ip);
         let mut message = route_message(0, &RouteSpec::to(host));
-        message
-            .attributes
-            .retain(|it| matches!(it, RouteAttribute::Destination(_)));
+        message.attributes = vec![RouteAttribute::Destination(ip.into())];
+        message.attributes.extend(oif.map(RouteAttribute::Oif));
         message.header.protocol = RouteProtocol::Unspec;
         message.header.kind = RouteType::Unspec;
         match self.get(RouteNetlinkMessage::GetRoute(message), decode, op)? {

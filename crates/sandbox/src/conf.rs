@@ -36,6 +36,13 @@ pub fn bridge_l2() -> Value {
     conf
 }
 
+/// ptp, host-local with one pool per given subnet.
+pub fn ptp(subnets: &[&str]) -> Value {
+    let mut conf = plugin("ptp");
+    conf["ipam"] = host_local_ipam(subnets);
+    conf
+}
+
 /// macvlan on `eth1` (see [`crate::Sandbox::segment`]), host-local with one pool per given subnet.
 pub fn macvlan(subnets: &[&str]) -> Value {
     let mut conf = macvlan_l2();

@@ -72,7 +72,7 @@ fn bridge(host: &Netlink, name: &str, previous: &AddResult) -> Result<Link> {
         bail!("Interface {name} does not have link type of bridge");
     }
     if bridge.pinned() == Some(true) {
-        check_mac(&bridge, recorded, "")?;
+        check_mac(&bridge, recorded, "", "")?;
     }
     Ok(bridge)
 }
@@ -85,18 +85,73 @@ pub(crate) fn container_link(
     kind: &str,
     missing: String,
 ) -> Result<Link> {
-    let name = &recorded.name;
-    let link = pod.find_link(name)?.context(missing)?;
-    if link.name != *name {
-        // An alternative name (altname): a pod can give one to any link.
-        let is = link.name;
-        bail!("Interface name {name} not found: it is another name of {is}");
+    Expected {
+        kind,
+        shown_kind: kind,
+        prefix: "",
+        missing,
     }
-    if !link.is_kind(kind) {
-        bail!("Error: Container interface {name} not of type {kind}");
+    .find(pod, recorded)
+}
+
+/// The pod's link, as CHECK expects it, with the words of the Go plugin about other links.
+#[derive(Clone, Debug)]
+pub struct Expected<'a> {
+    /// The word of `ip link … type`.
+    pub kind: &'a str,
+    /// The kind in the error about another one.
+    pub shown_kind: &'a str,
+    /// The beginning of the error about another MAC.
+    pub prefix: &'a str,
+    /// The error if there is no link.
+    pub missing: String,
+}
+
+impl Expected<'_> {
+    /// The link that `recorded` of the result describes.
+    ///
+    /// # Errors
+    /// It is missing, of another kind, or has another MAC.
+    pub fn find(self, pod: &Netlink, recorded: &Interface) -> Result<Link> {
+        let name = &recorded.name;
+        let link = pod.find_link(name)?.context(self.missing)?;
+        if link.name != *name {
+            // An alternative name (altname): a pod can give one to any link.
+            let is = link.name;
+            bail!("Interface name {name} not found: it is another name of {is}");
+        }
+        if !link.is_kind(self.kind) {
+            let kind = self.shown_kind;
+            bail!("Error: Container interface {name} not of type {kind}");
+        }
+        check_mac(&link, recorded, self.prefix, " container Mac")?;
+        Ok(link)
     }
-    check_mac(&link, recorded, " container Mac")?;
-    Ok(link)
+}
+
+/// Whether `container`, a link in `netns`, is the other end of the attachment's host veth in
+/// `previous`. Returns the host end.
+///
+/// # Errors
+/// There is no such veth; what the kernel refuses.
+pub fn host_end<C>(
+    request: &Check<C>,
+    host: &Netlink,
+    previous: &AddResult,
+    container: &Link,
+    netns: &NetNs,
+) -> Result<Link> {
+    let alias = request.attachment.alias();
+    let on_host = |it: &&Interface| it.sandbox.is_empty();
+    for candidate in previous.interfaces.iter().filter(on_host) {
+        if let Some(link) = host.find_link(&candidate.name)?
+            && link.alias.as_ref().is_none_or(|of| *of == alias)
+            && port::is_peer(host, &link, container, netns)?
+        {
+            return Ok(link);
+        }
+    }
+    bail!("host end of {} not found", container.name)
 }
 
 /// Whether an interface of the host in `previous` is a port of `bridge` and `is_ours`. Its MAC is
@@ -131,12 +186,13 @@ pub fn layer_3(netlink: &Netlink, ifname: &str, previous: &AddResult) -> Result<
     netlink.check_routes(&routes)
 }
 
-/// Compares the MAC, if the result has one. `what` is a part of the Go plugins' error texts.
-fn check_mac(link: &Link, recorded: &Interface, what: &str) -> Result<()> {
+/// Compares the MAC, if the result has one. `prefix` and `what` are parts of the Go plugins' error
+/// texts.
+fn check_mac(link: &Link, recorded: &Interface, prefix: &str, what: &str) -> Result<()> {
     let (name, wanted) = (&link.name, &recorded.mac);
     if wanted.is_empty() || link.mac.is_some() && link.mac == wanted.parse().ok() {
         return Ok(());
     }
     let mac = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
-    bail!("Interface {name} Mac {wanted} doesn't match{what}: {mac}")
+    bail!("{prefix}Interface {name} Mac {wanted} doesn't match{what}: {mac}")
 }

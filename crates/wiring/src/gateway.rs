@@ -92,11 +92,11 @@ pub fn check(host: &Netlink, link: &Link, addresses: &[IpNetwork]) -> Result<()>
 }
 
 /// STATUS: whether `interface` of the host, which need not exist yet, can be the gateway of the
-/// subnets in `ipam`.
+/// subnets in `ipam`. `None` stands for an interface that each ADD creates.
 ///
 /// # Errors
 /// Code 50: `failed to enable forwarding: …`, `net.ipv6.conf.cni0.disable_ipv6 is 1`.
-pub fn status(call: &Call, host: &Netlink, interface: &str) -> Result<()> {
+pub fn status(call: &Call, host: &Netlink, interface: Option<&str>) -> Result<()> {
     let subnets = requested::written_subnets(call);
     for family in [Family::V4, Family::V6] {
         if !subnets.iter().any(|it| Family::of(it.ip()) == family) {
@@ -106,7 +106,8 @@ pub fn status(call: &Call, host: &Netlink, interface: &str) -> Result<()> {
             .context("failed to enable forwarding")
             .code(Code::NotAvailable)?;
         if family == Family::V6 && ipv6_is_disabled(host, interface)? {
-            let why = format!("net.ipv6.conf.{interface}.disable_ipv6 is 1");
+            let name = interface.unwrap_or("default");
+            let why = format!("net.ipv6.conf.{name}.disable_ipv6 is 1");
             return Err(Code::NotAvailable.err(why).into());
         }
     }
@@ -114,11 +115,11 @@ pub fn status(call: &Call, host: &Netlink, interface: &str) -> Result<()> {
 }
 
 /// An interface that does not exist yet gets the default when it is created.
-fn ipv6_is_disabled(host: &Netlink, interface: &str) -> Result<bool> {
-    let name = match host.find_link(interface)? {
-        Some(link) => link.name,
-        None => "default".to_owned(),
-    };
+fn ipv6_is_disabled(host: &Netlink, interface: Option<&str>) -> Result<bool> {
+    let link = interface.map(|name| host.find_link(name)).transpose()?;
+    let name = link
+        .flatten()
+        .map_or_else(|| "default".to_owned(), |it| it.name);
     let key = sysctl::interface_key("ipv6", &name, "disable_ipv6");
     Ok(sysctl::read(&key).is_ok_and(|value| value == "1"))
 }

@@ -2,7 +2,10 @@
 
 use std::ops::RangeInclusive;
 
+use anyhow::{Result, anyhow};
+use cni::faults::Fault;
 use cni::json::Json;
+use netlink::Netlink;
 use serde::de::{Error, Unexpected};
 use serde::{Deserialize, Deserializer};
 
@@ -20,6 +23,39 @@ pub enum Mtu {
     Auto,
     /// A number of bytes, possibly out of [`RANGE`].
     Bytes(i64),
+}
+
+impl Mtu {
+    /// The same, if an interface can have it.
+    ///
+    /// # Errors
+    /// Code 7: a number out of [`RANGE`].
+    pub fn checked(self) -> Result<Self, Fault> {
+        match self {
+            Self::Bytes(bytes) if !RANGE.contains(&bytes) => {
+                let msg = format!("invalid MTU {bytes}, must be [68, 65535]");
+                Err(Fault::new("mtu", msg))
+            }
+            mtu => Ok(mtu),
+        }
+    }
+
+    /// The number to set; `None` leaves it to the kernel.
+    ///
+    /// # Errors
+    /// `"auto"` without a default route; what the kernel refuses.
+    pub fn bytes(self, host: &Netlink) -> Result<Option<u32>> {
+        match self {
+            Self::Unset => Ok(None),
+            Self::Bytes(bytes) => Ok(Some(u32::try_from(bytes)?)),
+            Self::Auto => {
+                let mtu = host.default_route_mtu()?;
+                mtu.map(Some).ok_or_else(|| {
+                    anyhow!("mtu \"auto\": no default route to take it from; set it to a number")
+                })
+            }
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for Mtu {

@@ -50,9 +50,22 @@ pub fn interface<C>(request: &Add<C>, enabledad: bool) -> netlink::Interface {
 /// # Errors
 /// As [`netlink::Pod::configure`].
 pub fn configure(pod: netlink::Pod, addressing: Option<&Addressing>) -> Result<Configured> {
+    configure_with(pod, addressing, None)
+}
+
+/// The same, with `prefix_routes` instead of routes to the networks of the addresses.
+///
+/// # Errors
+/// As [`netlink::Pod::configure`].
+pub fn configure_with(
+    pod: netlink::Pod,
+    addressing: Option<&Addressing>,
+    prefix_routes: Option<Vec<RouteSpec>>,
+) -> Result<Configured> {
     let layer3 = addressing.map(|it| Layer3 {
         addresses: it.ips.iter().map(interface_address).collect(),
         routes: it.routes.iter().map(route_spec).collect(),
+        prefix_routes,
     });
     pod.configure(&layer3.unwrap_or_default())
 }

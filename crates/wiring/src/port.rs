@@ -1,5 +1,5 @@
-//! A pod as a port of a bridge, by a veth pair. The name and the alias of the host end are
-//! derived from the attachment.
+//! A pod as a port of a bridge, or alone, by a veth pair. The name and the alias of the host end
+//! are derived from the attachment.
 
 use anyhow::Result;
 use cni::conf::ValidAttachment;
@@ -16,14 +16,14 @@ use crate::{pod, rules, shared};
 /// in four billion.
 const NAMES: u32 = 10;
 
-/// Adds the veth pair of `request`, with the host end as a port of `bridge` from the start. The
-/// kernel chooses what is `None`: an MTU of 1500 bytes. A MAC is random.
+/// Adds the veth pair of `request`, with the host end as a port of `bridge`, if there is one, from
+/// the start. The kernel chooses what is `None`: an MTU of 1500 bytes. A MAC is random.
 ///
 /// # Errors
 /// Code 11: the bridge is full; what the kernel refuses, as [`Netlink::add_veth`].
 pub fn add_veth<C>(
     host: &Netlink,
-    bridge: &Link,
+    bridge: Option<&Link>,
     request: &Add<C>,
     netns: &NetNs,
     (mac, mtu): (Option<Mac>, Option<u32>),
@@ -37,7 +37,7 @@ pub fn add_veth<C>(
         container_name: attachment.ifname.to_string(),
         container_mac: mac.unwrap_or(random),
         mtu,
-        master: Some(bridge.index),
+        master: bridge.map(|it| it.index),
     };
     let mut attempt = 0;
     loop {
@@ -46,13 +46,19 @@ pub fn add_veth<C>(
                 attempt += 1;
                 spec.host_name = attachment.host_veth(attempt);
             }
-            Err(error) if refused(&error, netlink::Error::is_full) => {
-                // The kernel's text does not mention the bridge.
-                let full = Code::TryAgain.err(full(bridge));
-                return Err(full.details(format!("{error:#}")).into());
-            }
-            done => return done,
+            done => return done.map_err(|error| add_refused(error, bridge)),
         }
+    }
+}
+
+/// The kernel's text does not mention the bridge.
+fn add_refused(error: anyhow::Error, bridge: Option<&Link>) -> anyhow::Error {
+    match bridge.filter(|_| refused(&error, netlink::Error::is_full)) {
+        Some(bridge) => {
+            let full = Code::TryAgain.err(full(bridge));
+            full.details(format!("{error:#}")).into()
+        }
+        None => error,
     }
 }
 
@@ -89,12 +95,31 @@ pub fn status(host: &Netlink, name: &str) -> Result<()> {
 /// # Errors
 /// What the kernel refuses, as [`Netlink::attach_port`].
 pub fn attach(host: &Netlink, veth: &Link, port: PortSpec, attachment: &Attachment) -> Result<()> {
-    // The host must not take addresses or routes from a pod's router advertisements.
-    let accept_ra = sysctl::interface_key("ipv6", &veth.name, "accept_ra");
-    let _ = sysctl::write(&accept_ra, "0");
+    ignore_router_advertisements(veth);
     let alias = Some(attachment.alias());
     host.attach_port(veth, &PortSpec { alias, ..port })?;
     Ok(())
+}
+
+/// Brings up a host end that is a port of no bridge, and sets its alias. With `ipv6`, its
+/// link-local address is usable at once: to forward a packet, the host solicits the pod's MAC
+/// from that address, and would not during duplicate address detection.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn set_up(host: &Netlink, veth: &Link, attachment: &Attachment, ipv6: bool) -> Result<()> {
+    ignore_router_advertisements(veth);
+    if ipv6 {
+        let accept_dad = sysctl::interface_key("ipv6", &veth.name, "accept_dad");
+        let _ = sysctl::write(&accept_dad, "0");
+    }
+    Ok(host.set_up_with_alias(veth.index, Some(&attachment.alias()))?)
+}
+
+/// The host must not take addresses or routes from a pod's router advertisements.
+fn ignore_router_advertisements(veth: &Link) {
+    let accept_ra = sysctl::interface_key("ipv6", &veth.name, "accept_ra");
+    let _ = sysctl::write(&accept_ra, "0");
 }
 
 /// The pod's end as a result shows it, without its sandbox.

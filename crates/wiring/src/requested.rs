@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::Result;
 use cni::delegate::ipam_needs_interface;
 use cni::json::Json;
+use cni::request::alias_prefix;
+use cni::result::IpConfig;
 use cni::{Attachment, Call, Code};
 use ipnetwork::IpNetwork;
 use netlink::{Family, Link, Mac, Netlink, RouteFilter};
@@ -53,7 +55,7 @@ pub fn refuse_capture(
         if written.iter().any(|subnet| covers(*subnet, *gateway)) {
             continue;
         }
-        let node = Node::new(host, Family::of(gateway.ip()), index)?;
+        let node = Node::new(host, Family::of(gateway.ip()), |it| Some(it) == index)?;
         if node.own.contains(gateway) {
             continue;
         }
@@ -97,8 +99,41 @@ pub fn refuse_host_routes(
             let why = "which is in no subnet of its parent";
             return Err(refused(format!("{begin}, {why}")));
         }
-        if Node::new(host, Family::of(*ip), None)?.needs.contains(ip) {
+        let node = Node::new(host, Family::of(*ip), |_| false)?;
+        if node.needs.contains(ip) {
             return Err(refused(format!("{begin}, which the node needs")));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses the addresses of a pod behind a point-to-point link if they would divert other traffic:
+/// the node routes each of `ips` to the pod, and has its gateway itself, on the host end of each
+/// pod of the network. In the operator's subnets, only an address that the node needs is refused.
+///
+/// # Errors
+/// Code 7, with the address.
+pub fn refuse_point_to_point(call: &Call, host: &Netlink, ips: &[IpConfig]) -> Result<()> {
+    let written = written_subnets(call);
+    let prefix = alias_prefix(&call.network);
+    let mut links = host.list_links()?;
+    links.retain(|it| it.alias.as_ref().is_some_and(|it| it.starts_with(&prefix)));
+    for ip in ips {
+        let address = ip.address.ip();
+        let is_network = |index| links.iter().any(|it| it.index == index);
+        let node = Node::new(host, Family::of(address), is_network)?;
+        let its = format!("its address has the node route {address} to the pod");
+        let gateway = ip
+            .gateway
+            .map(|it| (it, format!("the node becomes its gateway {it}")));
+        for (ip, begin) in [Some((address, its)), gateway].into_iter().flatten() {
+            if node.needs.contains(&ip) {
+                return Err(refused(format!("{begin}, which the node needs")));
+            }
+            let segment = node.segments.iter().find(|it| it.contains(ip));
+            if let Some(segment) = segment.filter(|_| !written.iter().any(|it| it.contains(ip))) {
+                return Err(refused(format!("{begin}, a part of the node's {segment}")));
+            }
         }
     }
     Ok(())
@@ -125,7 +160,8 @@ const SEGMENTS: [(Ipv4Addr, u8); 2] = [
 ];
 
 impl Node {
-    fn new(host: &Netlink, family: Family, interface: Option<u32>) -> Result<Self> {
+    /// `is_own`: whether the link with that index is the interface.
+    fn new(host: &Netlink, family: Family, is_own: impl Fn(u32) -> bool) -> Result<Self> {
         let mut node = Self {
             own: Vec::new(),
             needs: vec![match family {
@@ -135,7 +171,7 @@ impl Node {
             segments: Vec::new(),
         };
         for (index, address) in host.list_all_addresses(family)? {
-            if Some(index) == interface {
+            if is_own(index) {
                 node.own.push(address);
             } else if !is_link_local(address.ip()) {
                 node.needs.push(address.ip());

@@ -5,7 +5,7 @@ pub mod conf;
 pub mod plan;
 pub mod vlan;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use cni::delegate;
 use cni::linked::Linked;
 use cni::request::{Add, Check, Del, Gc, Status};
@@ -13,7 +13,6 @@ use cni::result::AddResult;
 use cni::{Attachment, BestEffort, Code, Plugin, Undo, WithLabel};
 use netlink::{BridgeSpec, Link, Netlink, PortSpec};
 use packet_filter::node::Pod;
-use wiring::mtu::Mtu;
 use wiring::result::Interfaces;
 use wiring::{Addressing, Gateway, gateway, lease, pod, port, requested, rules};
 
@@ -47,9 +46,9 @@ impl Plugin for Bridge {
             addressing = decide(request, &host, &plan, lease)?;
         }
 
-        let mtu = mtu_bytes(plan.mtu, &host)?;
+        let mtu = plan.mtu.bytes(&host)?;
         let bridge = ensure_bridge(&host, &plan, mtu)?;
-        let pair = port::add_veth(&host, &bridge, request, &netns, (plan.mac, mtu), undo)?;
+        let pair = port::add_veth(&host, Some(&bridge), request, &netns, (plan.mac, mtu), undo)?;
         attach(&host, &bridge, &pair.host, &plan, attachment)?;
         if plan.spoof_check {
             rules::add_spoof_check(attachment, &pair, undo)?;
@@ -107,9 +106,13 @@ impl Plugin for Bridge {
         let host = Netlink::open()?;
         port::status(&host, plan.bridge.as_str())?;
         if plan.gateway != Gateway::None {
-            gateway::status(&request.call, &host, plan.gateway_interface().as_str())?;
+            gateway::status(
+                &request.call,
+                &host,
+                Some(plan.gateway_interface().as_str()),
+            )?;
         }
-        mtu_bytes(plan.mtu, &host).code(Code::NotAvailable)?;
+        plan.mtu.bytes(&host).code(Code::NotAvailable)?;
         rules::status(plan.masquerade.as_ref(), plan.spoof_check)?;
         delegate::ipam_status(&request.call)
     }
@@ -155,20 +158,6 @@ fn decide(
         requested::refuse_capture(&request.call, host, interface, &wanted.gateways)?;
     }
     Ok(addressing)
-}
-
-/// The MTU to set; `None` leaves it to the kernel.
-fn mtu_bytes(mtu: Mtu, host: &Netlink) -> Result<Option<u32>> {
-    match mtu {
-        Mtu::Unset => Ok(None),
-        Mtu::Bytes(bytes) => Ok(Some(u32::try_from(bytes)?)),
-        Mtu::Auto => {
-            let mtu = host.default_route_mtu()?;
-            mtu.map(Some).ok_or_else(|| {
-                anyhow!("mtu \"auto\": no default route to take it from; set it to a number")
-            })
-        }
-    }
 }
 
 fn ensure_bridge(host: &Netlink, plan: &Plan, mtu: Option<u32>) -> Result<Link> {

@@ -8,7 +8,7 @@ use cni::faults::{Checks, Fault, Faults};
 use cni::result::IpConfig;
 use netlink::{Link, Mac};
 use packet_filter::node::Pod;
-use wiring::mtu::{self, Mtu};
+use wiring::mtu::Mtu;
 use wiring::{Gateway, MasqueradeKeys, Masquerading, mac, rules};
 
 use crate::conf::{Conf, TrunkItem};
@@ -97,7 +97,7 @@ impl Plan {
             Gateway::None
         };
         let bridge = checks.take(bridge_name(&conf.bridge));
-        let mtu = checks.take(mtu(conf.mtu));
+        let mtu = checks.take(conf.mtu.checked());
         let action = |_: &str| "failed to make veth pair".to_owned();
         let mac = mac::asked_for(&conf.runtime_config, &conf.args, args_mac, "", action);
         let mac = checks.take(mac);
@@ -168,16 +168,6 @@ fn bridge_name(name: &str) -> Result<IfName, Fault> {
     }
     let fault = |error| Fault::new("bridge", format!("bridge {name:?}: {error}"));
     IfName::parse_new(name).map_err(fault)
-}
-
-fn mtu(mtu: Mtu) -> Result<Mtu, Fault> {
-    match mtu {
-        Mtu::Bytes(bytes) if !mtu::RANGE.contains(&bytes) => {
-            let msg = format!("invalid MTU {bytes}, must be [68, 65535]");
-            Err(Fault::new("mtu", msg))
-        }
-        mtu => Ok(mtu),
-    }
 }
 
 fn vlans(conf: &Conf, checks: &mut Checks) -> Vlans {

@@ -53,7 +53,7 @@ impl Plugin for Vxlan {
         let bridge = ensure_bridge(&host, &plan, device.spec.mtu)?;
         let overlay = ensure_device(&host, &plan, &device, &bridge, &own)?;
         let properties = (plan.mac, Some(device.spec.mtu));
-        let pair = port::add_veth(&host, &bridge, request, &netns, properties, undo)?;
+        let pair = port::add_veth(&host, Some(&bridge), request, &netns, properties, undo)?;
         let port = PortSpec {
             bridge: bridge.index,
             hairpin: plan.hairpin,
@@ -125,7 +125,7 @@ impl Plugin for Vxlan {
         let bridge = plan.network.bridge.as_str();
         port::status(&host, bridge)?;
         if plan.gateway != Gateway::None {
-            gateway::status(call, &host, bridge)?;
+            gateway::status(call, &host, Some(bridge))?;
         }
         rules::status(plan.masquerade.as_ref(), plan.spoof_check)?;
         delegate::ipam_status(call)

@@ -32,6 +32,7 @@ pub const PLUGINS: &[Plugin] = &[
     plugin("loopback", |_| {}),
     plugin("macvlan", macvlan),
     plugin("portmap", portmap),
+    plugin("ptp", ptp),
     plugin("tuning", tuning),
     plugin("vxlan", vxlan),
 ];
@@ -166,6 +167,13 @@ fn tuning(subject: &mut Subject<'_>) {
     }
     relative_path(subject, "dataDir", &keys.data_dir);
     subject.take(tuning::Plan::new(&keys, None));
+}
+
+fn ptp(subject: &mut Subject<'_>) {
+    let Some(keys) = subject.keys::<ptp::Conf>() else {
+        return;
+    };
+    subject.take(ptp::Plan::new(&keys, subject.has_ipam()));
 }
 
 fn dhcp(subject: &mut Subject<'_>) {

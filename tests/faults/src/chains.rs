@@ -19,6 +19,11 @@ pub fn all() -> Vec<Chain> {
             BackEnd::IptablesNft,
             alone("bridge, iptables", masqueraded("iptables")),
         ),
+        alone("ptp", ptp("nftables")),
+        with(
+            BackEnd::IptablesNft,
+            alone("ptp, iptables", ptp("iptables")),
+        ),
         Chain {
             in_pod: true,
             ..wired(alone("macvlan", macvlan()))
@@ -81,6 +86,11 @@ fn executed(conf: Value) -> Value {
 fn bridge() -> Value {
     let change = json!({"macspoofchk": true});
     conf::with(&masqueraded("nftables"), change)
+}
+
+fn ptp(back_end: &str) -> Value {
+    let change = json!({"ipMasq": true, "ipMasqBackend": back_end});
+    conf::with(&conf::ptp(&["10.1.0.0/24", "fd01::/64"]), change)
 }
 
 fn macvlan() -> Value {

@@ -67,6 +67,7 @@ fn route(dst: &str) -> RouteSpec {
 pub struct Wanted {
     addresses: Vec<InterfaceAddress>,
     routes: Vec<RouteSpec>,
+    prefix_routes: Option<Vec<RouteSpec>>,
     dad: Dad,
 }
 
@@ -81,6 +82,7 @@ pub fn configure(pod: &NetNs, wanted: &Wanted) -> anyhow::Result<Configured> {
     netlink::enter(pod, interface)?.configure(&Layer3 {
         addresses: wanted.addresses.clone(),
         routes: wanted.routes.clone(),
+        prefix_routes: wanted.prefix_routes.clone(),
     })
 }
 
@@ -91,6 +93,7 @@ pub fn dual_stack(host: u8) -> Wanted {
             address(&format!("fd00:1::{host}/64"), Some("fd00:1::1")),
         ],
         routes: vec![route("0.0.0.0/0"), route("::/0")],
+        prefix_routes: None,
         dad: Dad::Off,
     }
 }
@@ -290,6 +293,33 @@ fn every_option_of_a_route_is_applied() {
         error.to_string(),
         "Expected Route 0.0.0.0/0 via 10.1.0.9 table 200 not found in routing table"
     );
+}
+
+#[test]
+fn routes_to_the_networks_are_replaced() {
+    let mut wanted = dual_stack(2);
+    let through = |dst: &str, gw: &str| RouteSpec {
+        gw: Some(gw.parse().unwrap()),
+        ..route(dst)
+    };
+    wanted.prefix_routes = Some(vec![
+        RouteSpec {
+            scope: Some(253),
+            ..route("10.1.0.1/32")
+        },
+        through("10.1.0.0/24", "10.1.0.1"),
+        route("fd00:1::1/128"),
+        through("fd00:1::/64", "fd00:1::1"),
+    ]);
+    let (_pod, configured) = one_pod(&wanted);
+    configured.unwrap();
+    for (family, network) in [("-4", "10.1.0.0/24"), ("-6", "fd00:1::/64")] {
+        let seen = json(&format!("ip -n pod -j {family} route show {network}"));
+        assert_eq!(seen.as_array().unwrap().len(), 1, "{seen}");
+        assert!(seen[0]["gateway"].is_string(), "{seen}");
+    }
+    let default = json("ip -n pod -j -6 route show default");
+    assert_eq!(default[0]["gateway"], "fd00:1::1");
 }
 
 #[test]

@@ -1,0 +1,5 @@
+//! The executable of the plugin ptp.
+
+fn main() -> std::process::ExitCode {
+    cni::run::<ptp::Ptp>()
+}
