@@ -1,10 +1,10 @@
-//! What is said on the DHCP daemon's socket, by plugins of ours or of the Go
-//! suite, or by whoever may open it; what lies in its directory; its keys.
+//! The stream of the DHCP daemon's socket, which any process with access to it can send; the
+//! files in the daemon's directory; the plugin's keys.
 
 #![cfg_attr(fuzzing, no_main)]
 
 use anyhow::Result;
-use cni::{Attachment, Call};
+use cni::{AddResult, Attachment, Call};
 use dhcp::conf::Conf;
 use dhcp::gob::{Decoder, Value};
 use dhcp::plan::Plan;
@@ -37,20 +37,27 @@ fn rpc(input: &[u8]) {
     }
 }
 
-/// A stream that comes in two pieces says what it says in one.
+/// A stream that comes in two pieces has the same values as in one. A result is written as it
+/// is read.
 fn stream(input: &[u8]) {
     let whole = values(&[input]);
     let (head, tail) = input.split_at(input.len() / 2);
     assert_eq!(format!("{:?}", values(&[head, tail])), format!("{whole:?}"));
     for value in &whole {
-        let _ = (
-            Header::of(value).to_value(),
-            Arguments::of(value).to_value(),
-        );
-        let result = rpc::result_of(value);
-        let again = rpc::result_of(&rpc::result_value(&result));
-        assert_eq!(again, rpc::result_of(&rpc::result_value(&again)));
+        let (header, arguments) = (Header::of(value), Arguments::of(value));
+        let call = values(&[&rpc::write_call(&header.method, &arguments)]);
+        assert_eq!(Arguments::of(&call[1]), arguments);
+        let again = written(&header, rpc::result_of(value));
+        assert_eq!(written(&header, again.clone()), again);
     }
+}
+
+/// The result that a client reads when the daemon answers `result`.
+fn written(header: &Header, result: AddResult) -> AddResult {
+    let mut out = Vec::new();
+    rpc::describe_answers(&mut out);
+    rpc::write_answer(&mut out, header, &Ok(Some(result)));
+    rpc::result_of(&values(&[&out])[1])
 }
 
 fn values(pieces: &[&[u8]]) -> Vec<Value> {

@@ -43,6 +43,7 @@ pub use fdb::{FLOOD, FdbEntry};
 pub use link::{Link, OperState, Port};
 pub use mac::{InvalidMac, Mac};
 pub use macvlan::{Macvlan, MacvlanMode};
+pub use packet::PacketSocket;
 pub use parent::Parent;
 pub use probe::{Conflict, find_conflict};
 pub use reconcile::{Entry, Overlay, Peers, Present, Reconciled};

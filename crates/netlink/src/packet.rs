@@ -19,7 +19,8 @@ use nix::{
 use crate::{Error, Link, Mac};
 
 /// Sends and receives frames of one EtherType on one link. Frames of this host are not received.
-pub(crate) struct PacketSocket {
+#[derive(Debug)]
+pub struct PacketSocket {
     socket: OwnedFd,
     index: i32,
     /// The link's name.
@@ -28,7 +29,10 @@ pub(crate) struct PacketSocket {
 
 impl PacketSocket {
     /// Opens a socket for a link of the calling thread's namespace.
-    pub(crate) fn open(link: &Link, ethertype: u16) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    /// `EPERM` without CAP_NET_RAW; `ENODEV` for a link that is gone.
+    pub fn open(link: &Link, ethertype: u16) -> Result<Self, Error> {
         let op = || format!("open a packet socket on {}", link.name);
         let failed = |errno| Error::new(op(), errno).needs(&[Capability::NetRaw]);
         // With protocol 0, no frame of another link arrives before the socket is bound.
@@ -82,8 +86,27 @@ impl PacketSocket {
             .map_err(|errno| Error::new(format!("receive multicast {mac}"), errno))
     }
 
+    /// Receives only frames that a classic BPF program accepts. Each statement is its code, the
+    /// statements to skip if a comparison is true or false, and the operand: the order of
+    /// `tcpdump -dd`.
+    ///
+    /// # Errors
+    /// When the kernel refuses the program.
+    pub fn set_filter(&self, program: &[(u32, u8, u8, u32)]) -> Result<(), Error> {
+        let statement = |&(code, jt, jf, k): &(u32, u8, u8, u32)| {
+            let code = code as u16;
+            libc::sock_filter { code, jt, jf, k }
+        };
+        let mut program: Vec<_> = program.iter().map(statement).collect();
+        transport::attach_filter(self.as_fd(), &mut program)
+            .map_err(|errno| Error::new(format!("set a filter on {}", self.link), errno))
+    }
+
     /// Sends a frame, its Ethernet header included.
-    pub(crate) fn send(&self, frame: &[u8]) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn send(&self, frame: &[u8]) -> Result<(), Error> {
         send(self.socket.as_raw_fd(), frame, MsgFlags::empty())
             .map(drop)
             .map_err(|errno| Error::new(format!("send on {}", self.link), errno))
@@ -91,12 +114,21 @@ impl PacketSocket {
 
     /// The next received frame, its Ethernet header included, cut to the length of `buffer`; `None`
     /// when there is none.
-    pub(crate) fn receive<'a>(&self, buffer: &'a mut [u8]) -> Result<Option<&'a [u8]>, Error> {
+    ///
+    /// # Errors
+    /// `ENETDOWN` once when the link goes down.
+    pub fn receive<'a>(&self, buffer: &'a mut [u8]) -> Result<Option<&'a [u8]>, Error> {
         match recv(self.socket.as_raw_fd(), buffer, MsgFlags::empty()) {
             Ok(length) => Ok(Some(&buffer[..length.min(buffer.len())])),
             Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
             Err(errno) => Err(Error::new(format!("receive on {}", self.link), errno)),
         }
+    }
+}
+
+impl From<PacketSocket> for OwnedFd {
+    fn from(socket: PacketSocket) -> Self {
+        socket.socket
     }
 }
 

@@ -21,4 +21,5 @@ pub use cni::{Refusal, SystemError as Error};
 pub use message::{HEADER, Message, Request, messages};
 pub use protocol::{Netfilter, Protocol, Route};
 pub use socket::{DEADLINE, Dump, Socket};
+pub use system::attach_filter;
 pub use wait::{Backoff, wait_readable};

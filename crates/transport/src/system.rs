@@ -25,10 +25,10 @@ pub(crate) fn set_option<T>(
 
 /// Has the kernel drop each datagram for which the classic BPF `program` returns 0
 /// (socket(7), `SO_ATTACH_FILTER`).
-pub(crate) fn attach_filter(
-    fd: BorrowedFd<'_>,
-    program: &mut [libc::sock_filter],
-) -> Result<(), Errno> {
+///
+/// # Errors
+/// When the kernel refuses it.
+pub fn attach_filter(fd: BorrowedFd<'_>, program: &mut [libc::sock_filter]) -> Result<(), Errno> {
     let program = libc::sock_fprog {
         len: program.len() as u16,
         filter: program.as_mut_ptr(),

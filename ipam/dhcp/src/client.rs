@@ -11,8 +11,8 @@ use nix::sys::socket::sockopt::SendTimeout;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, setsockopt, socket};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use crate::gob::{Decoder, Encoder, LONGEST, Value};
-use crate::rpc::{ALLOCATE, ARGUMENTS, Arguments, CONNECT, Header, REQUEST, result_of};
+use crate::gob::{Decoder, LONGEST, Value};
+use crate::rpc::{ALLOCATE, Arguments, CONNECT, result_of, write_call};
 
 /// Limit of all calls but [`ALLOCATE`], which waits for a DHCP server.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -87,24 +87,17 @@ impl Client {
     ///
     /// # Errors
     /// [`Failure::Refused`] with the daemon's error; the others as with [`Client::dial`].
-    pub fn call(&mut self, method: &str, arguments: &Arguments) -> Result<AddResult, Failure> {
+    pub fn call(mut self, method: &str, arguments: &Arguments) -> Result<AddResult, Failure> {
         self.set_timeout(match method {
             ALLOCATE => cni::execute::Limits::PLUGIN.time,
             _ => TIMEOUT,
         })?;
-        let header = Header {
-            method: method.to_owned(),
-            sequence: 0,
-        };
-        let (mut message, mut encoder) = (Vec::new(), Encoder::default());
-        encoder.write(&mut message, &REQUEST, &header.to_value());
-        encoder.write(&mut message, &ARGUMENTS, &arguments.to_value());
-        self.send(&message)?;
+        self.send(&write_call(method, arguments))?;
         let (mut decoder, mut input) = (Decoder::default(), Vec::new());
         let answer = self.next(&mut decoder, &mut input)?;
         let error = answer.text("Error");
         if !error.is_empty() {
-            return Err(Failure::Refused(error.to_owned()));
+            return Err(Failure::Refused(error));
         }
         self.next(&mut decoder, &mut input)
             .map(|body| result_of(&body))
@@ -115,7 +108,7 @@ impl Client {
             match decoder.next(input) {
                 Ok(Some(value)) => return Ok(value),
                 Ok(None) => {}
-                Err(error) => return Err(self.broken(&error.to_string())),
+                Err(why) => return Err(self.broken(&format!("malformed gob: {why}"))),
             }
             let mut buffer = [0; 4096];
             let length = self.receive(&mut buffer)?;

@@ -46,13 +46,18 @@ struct Daemon {
     timeouts: Timeouts,
     broadcast: bool,
     host_prefix: String,
-    reactor: Reactor,
-    store: Store,
     table: Table,
-    connections: HashMap<u32, Connection>,
     last_connection: u32,
     max_connections: usize,
+    io: Io,
+}
+
+/// What leases act on: plugins, packet sockets, the disk, the log.
+struct Io {
+    reactor: Reactor,
+    connections: HashMap<u32, Connection>,
     sockets: Sockets,
+    store: Store,
     journal: Journal,
 }
 
@@ -109,14 +114,16 @@ fn run(flags: &Flags) -> Result<()> {
         },
         broadcast: flags.broadcast,
         host_prefix: flags.host_prefix.clone(),
-        reactor: Reactor::new(listener, &signals)?,
-        store,
         table: Table::default(),
-        connections: HashMap::new(),
         last_connection: 0,
         max_connections: budget.connections,
-        sockets: Sockets::new(budget.sockets)?,
-        journal: Journal::default(),
+        io: Io {
+            reactor: Reactor::new(listener, &signals)?,
+            connections: HashMap::new(),
+            sockets: Sockets::new(budget.sockets)?,
+            store,
+            journal: Journal::default(),
+        },
     };
     daemon.restore()?;
     daemon.serve()
@@ -126,7 +133,7 @@ impl Daemon {
     /// Goes on with the leases of the previous daemon.
     fn restore(&mut self) -> Result<()> {
         let (now, wall_clock) = (now(), wall_clock());
-        for (number, record) in self.store.load()?.into_iter().enumerate() {
+        for (number, record) in self.io.store.load()?.into_iter().enumerate() {
             let due = now + STAGGER * number as Millis;
             let Record { owner, place, .. } = record;
             let held = record.grant.as_ref().map(|grant| Held {
@@ -161,8 +168,8 @@ impl Daemon {
 
     fn serve(&mut self) -> Result<()> {
         loop {
-            let due = [self.table.next_due(), self.journal.due()];
-            for token in self.reactor.wait(due.into_iter().flatten().min())? {
+            let due = [self.table.next_due(), self.io.journal.due()];
+            for token in self.io.reactor.wait(due.into_iter().flatten().min())? {
                 match token {
                     Token::Signal => return Ok(()),
                     Token::Listener => self.accept(),
@@ -176,8 +183,8 @@ impl Daemon {
 
     fn accept(&mut self) {
         loop {
-            match self.reactor.accept() {
-                Ok(Some(stream)) if self.connections.len() < self.max_connections => {
+            match self.io.reactor.accept() {
+                Ok(Some(stream)) if self.io.connections.len() < self.max_connections => {
                     self.connect(stream);
                 }
                 Ok(None) => return,
@@ -189,7 +196,7 @@ impl Daemon {
     }
 
     fn log_rejection(&mut self, line: &str) {
-        if self.journal.admits(Cause::Rejected, now()) {
+        if self.io.journal.admits(Cause::Rejected, now()) {
             cni::log(format_args!("{line}"));
         }
     }
@@ -198,16 +205,19 @@ impl Daemon {
         let Ok(connection) = Connection::new(stream) else {
             return;
         };
-        let key = unused_key(&mut self.last_connection, &self.connections);
+        let key = unused_key(&mut self.last_connection, &self.io.connections);
         // An answer that does not fit is written when the socket reports room.
-        let added = self.reactor.add_edges(&connection, Token::Connection(key));
+        let added = self
+            .io
+            .reactor
+            .add_edges(&connection, Token::Connection(key));
         if added.is_ok() {
-            self.connections.insert(key, connection);
+            self.io.connections.insert(key, connection);
         }
     }
 
     fn on_connection(&mut self, key: u32) {
-        let Some(connection) = self.connections.get_mut(&key) else {
+        let Some(connection) = self.io.connections.get_mut(&key) else {
             return;
         };
         let calls = connection.write().and_then(|()| connection.read());
@@ -222,11 +232,8 @@ impl Daemon {
     /// The plugin is gone. If it waited for an address that is not granted yet, that is
     /// not acquired any more: the runtime has killed the plugin, and knows of no lease.
     fn drop_connection(&mut self, key: u32) {
-        let Some(connection) = self.connections.remove(&key) else {
-            return;
-        };
-        self.reactor.remove(&connection);
-        let Some(awaited) = connection.waits_for else {
+        let closed = self.io.close_connection(key);
+        let Some(awaited) = closed.and_then(|connection| connection.waits_for) else {
             return;
         };
         if let Some(entry) = self.table.get_mut(awaited) {
@@ -236,5 +243,13 @@ impl Daemon {
                 self.forget(awaited);
             }
         }
+    }
+}
+
+impl Io {
+    fn close_connection(&mut self, key: u32) -> Option<Connection> {
+        let connection = self.connections.remove(&key)?;
+        self.reactor.remove(&connection);
+        Some(connection)
     }
 }

@@ -8,7 +8,7 @@ use ipnetwork::Ipv4Network;
 use netlink::Mac;
 use serde::{Deserialize, Serialize};
 
-use crate::message::{Answer, Kind, Reply, Request, option};
+use crate::message::{DhcpMessageType, Reply, Request, option};
 use crate::terms::{FOREVER, Fault, Terms};
 
 /// A point in time, in milliseconds of a monotonic clock.
@@ -355,12 +355,12 @@ impl Lease {
         self.sent = now;
         // RFC 2131, tables 4 and 5: the address is in `ciaddr` or in option 50.
         let requested = |ip: Ipv4Addr| (option::REQUESTED_ADDRESS, ip.octets().to_vec());
-        let mut kind = Kind::Request;
+        let mut kind = DhcpMessageType::Request;
         let (mut to, mut from) = (Destination::Broadcast, Ipv4Addr::UNSPECIFIED);
         let mut options = Vec::new();
         match &self.state {
             State::Selecting => {
-                kind = Kind::Discover;
+                kind = DhcpMessageType::Discover;
                 options.extend(self.preferred.map(requested));
             }
             State::Requesting { offer, .. } => {
@@ -438,11 +438,11 @@ impl Lease {
         if !self.is_asking() || reply.xid != self.xid || reply.mac != self.mac {
             return Vec::new();
         }
-        let step = match (&self.state, reply.answer) {
-            (State::Selecting, Answer::Offer) => return self.on_offer(reply, now),
-            (State::Selecting, _) | (_, Answer::Offer) => return Vec::new(),
-            (_, Answer::Ack) => self.on_ack(reply),
-            (_, Answer::Nak) => return self.on_nak(reply, now),
+        let step = match (&self.state, reply.kind) {
+            (State::Selecting, DhcpMessageType::Offer) => return self.on_offer(reply, now),
+            (State::Selecting, _) | (_, DhcpMessageType::Offer) => return Vec::new(),
+            (_, DhcpMessageType::Ack) => self.on_ack(reply),
+            _ => return self.on_nak(reply, now),
         };
         match step {
             Ok(terms) => {
@@ -531,7 +531,7 @@ pub fn release(identity: &Identity, terms: &Terms, xid: u32) -> Step {
             .cloned(),
     );
     let message = Box::new(Request {
-        kind: Kind::Release,
+        kind: DhcpMessageType::Release,
         xid,
         seconds: 0,
         address: from,

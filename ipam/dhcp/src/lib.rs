@@ -70,7 +70,7 @@ impl Plugin for Dhcp {
     fn del(request: &Del<Conf>) -> Result<()> {
         let socket = request.conf.socket();
         let arguments = arguments(&request.call, &request.attachment, request.netns.as_ref())?;
-        let released = Client::dial(&socket).and_then(|mut it| it.call(RELEASE, &arguments));
+        let released = Client::dial(&socket).and_then(|it| it.call(RELEASE, &arguments));
         match released {
             Ok(_) => Ok(()),
             Err(Failure::Unreachable(_)) => {
@@ -86,7 +86,7 @@ impl Plugin for Dhcp {
     fn check(request: &Check<Conf>) -> Result<()> {
         let plan = Plan::new(&request.conf, &request.call.args)?;
         let arguments = arguments(&request.call, &request.attachment, Some(&request.netns))?;
-        let held = match Client::dial(&plan.socket).and_then(|mut it| it.call(CHECK, &arguments)) {
+        let held = match Client::dial(&plan.socket).and_then(|it| it.call(CHECK, &arguments)) {
             Err(Failure::Refused(why)) if why.starts_with(NO_METHOD) => {
                 call(&plan.socket, ALLOCATE, &arguments)?
             }
@@ -110,7 +110,7 @@ impl Plugin for Dhcp {
             stdin: request.call.stdin().to_vec(),
             ..Arguments::default()
         };
-        match Client::dial(&socket).and_then(|mut it| it.call(GC, &arguments)) {
+        match Client::dial(&socket).and_then(|it| it.call(GC, &arguments)) {
             Ok(_) => Ok(()),
             Err(Failure::Refused(why)) if why.starts_with(NO_METHOD) => Ok(()),
             Err(Failure::Unreachable(_)) => {
@@ -141,7 +141,7 @@ impl Plugin for Dhcp {
 
 fn call(socket: &str, method: &str, arguments: &Arguments) -> Result<AddResult, Error> {
     Client::dial(socket)
-        .and_then(|mut client| client.call(method, arguments))
+        .and_then(|client| client.call(method, arguments))
         .map_err(|failure| failure.into_error(method))
 }
 

@@ -2,13 +2,11 @@
 //! fixed part), RFC 2132 (options), RFC 3396 (long options). smoltcp reads and writes the
 //! fixed part. It ignores truncated options, so options are read here.
 
-use std::fmt;
 use std::net::Ipv4Addr;
 
 use netlink::Mac;
-use smoltcp::wire::{
-    ArpHardware, DhcpFlags, DhcpMessageType, DhcpOpCode, DhcpOption, DhcpPacket, EthernetAddress,
-};
+pub use smoltcp::wire::DhcpMessageType;
+use smoltcp::wire::{ArpHardware, DhcpFlags, DhcpOpCode, DhcpOption, DhcpPacket, EthernetAddress};
 
 /// The numbers of the options that the daemon itself knows (RFC 2132, 3397, 3442).
 #[allow(missing_docs)] // the names of the RFCs
@@ -48,20 +46,11 @@ const FIXED: usize = 240;
 /// Relays and servers drop messages that are shorter than BOOTP's (RFC 1542, section 2.1).
 const MIN_SIZE: usize = 300;
 
-/// The types of a client's messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // the names of RFC 2131
-pub enum Kind {
-    Discover = 1,
-    Request = 3,
-    Release = 7,
-}
-
 /// A message of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// The message type.
-    pub kind: Kind,
+    pub kind: DhcpMessageType,
     /// The transaction ID.
     pub xid: u32,
     /// How long the client has been trying, in seconds.
@@ -94,7 +83,7 @@ impl Request {
         packet.set_client_hardware_address(EthernetAddress(self.mac.0));
         packet.set_magic_number(MAGIC);
         let mut writer = packet.options_mut();
-        let kind = [self.kind as u8];
+        let kind = [self.kind.into()];
         let all = std::iter::once((option::MESSAGE_TYPE, &kind[..]));
         let own = self.options.iter().map(|(kind, data)| (*kind, &data[..]));
         for (kind, data) in all.chain(own) {
@@ -106,52 +95,29 @@ impl Request {
     }
 }
 
-/// The types of a server's messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // the names of RFC 2131
-pub enum Answer {
-    Offer,
-    Ack,
-    Nak,
-}
-
 /// A message of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// The message type.
-    pub answer: Answer,
+    /// Offer, Ack or Nak.
+    pub kind: DhcpMessageType,
     /// The transaction ID of the request.
     pub xid: u32,
     /// The hardware address of the client.
     pub mac: Mac,
-    /// The client's address (`yiaddr`); 0.0.0.0 in a [`Answer::Nak`].
+    /// The client's address (`yiaddr`); 0.0.0.0 in a Nak.
     pub address: Ipv4Addr,
     /// Every option once, in the order in which they came.
     options: Vec<(u8, Vec<u8>)>,
 }
 
 /// Why a message is invalid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Malformed {
-    /// The fixed part is truncated, or not that of a DHCP reply over Ethernet.
-    Header,
-    /// An option is longer than the rest of the message, or the end option is missing.
-    Truncated,
-    /// The message type is missing, or not a server's.
-    Type,
-}
-
-impl fmt::Display for Malformed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Header => "not a DHCP message of a server",
-            Self::Truncated => "the options are truncated",
-            Self::Type => "not a message type of a server",
-        })
-    }
-}
-
-impl std::error::Error for Malformed {}
+pub type Malformed = &'static str;
+/// The fixed part is truncated, or not that of a DHCP reply over Ethernet.
+const HEADER: Malformed = "not a DHCP message of a server";
+/// An option is longer than the rest of the message, or the end option is missing.
+const TRUNCATED: Malformed = "the options are truncated";
+/// The message type is missing, or not a server's.
+const TYPE: Malformed = "not a message type of a server";
 
 impl Reply {
     /// Reads the payload of a UDP datagram.
@@ -159,24 +125,27 @@ impl Reply {
     /// # Errors
     /// When any part of it is invalid.
     pub fn read(message: &[u8]) -> Result<Self, Malformed> {
-        let packet = DhcpPacket::new_checked(message).map_err(|_| Malformed::Header)?;
+        let packet = DhcpPacket::new_checked(message).map_err(|_| HEADER)?;
         let of_server = packet.opcode() == DhcpOpCode::Reply
             && packet.hardware_type() == ArpHardware::Ethernet
             && packet.hardware_len() == 6
             && packet.magic_number() == MAGIC;
         if !of_server {
-            return Err(Malformed::Header);
+            return Err(HEADER);
         }
         let options = read_options(message)?;
-        let kind = find(&options, option::MESSAGE_TYPE);
-        let answer = match kind.map(|kind| (kind.len(), kind.first().copied().map(Into::into))) {
-            Some((1, Some(DhcpMessageType::Offer))) => Answer::Offer,
-            Some((1, Some(DhcpMessageType::Ack))) => Answer::Ack,
-            Some((1, Some(DhcpMessageType::Nak))) => Answer::Nak,
-            _ => return Err(Malformed::Type),
+        let kind = match find(&options, option::MESSAGE_TYPE) {
+            Some([kind]) => DhcpMessageType::from(*kind),
+            _ => return Err(TYPE),
         };
+        if !matches!(
+            kind,
+            DhcpMessageType::Offer | DhcpMessageType::Ack | DhcpMessageType::Nak
+        ) {
+            return Err(TYPE);
+        }
         Ok(Self {
-            answer,
+            kind,
             xid: packet.transaction_id(),
             mac: Mac(packet.client_hardware_address().0),
             address: packet.your_ip(),
@@ -202,7 +171,7 @@ impl Reply {
         Some(Ipv4Addr::from(<[u8; 4]>::try_from(data).ok()?))
     }
 
-    /// The server's reason for a [`Answer::Nak`], without control characters.
+    /// The server's reason for a Nak, without control characters.
     pub fn reason(&self) -> String {
         let text = self.option(option::MESSAGE).unwrap_or_default();
         let text = String::from_utf8_lossy(text);
@@ -237,16 +206,16 @@ fn read_options(message: &[u8]) -> Result<Vec<(u8, Vec<u8>)>, Malformed> {
 
 fn read_area(mut area: &[u8], options: &mut Vec<(u8, Vec<u8>)>) -> Result<(), Malformed> {
     loop {
-        let (kind, rest) = area.split_first().ok_or(Malformed::Truncated)?;
+        let (kind, rest) = area.split_first().ok_or(TRUNCATED)?;
         area = rest;
         match *kind {
             option::END => return Ok(()),
             option::PAD => {}
             kind => {
-                let (length, rest) = area.split_first().ok_or(Malformed::Truncated)?;
+                let (length, rest) = area.split_first().ok_or(TRUNCATED)?;
                 let (data, rest) = rest
                     .split_at_checked(usize::from(*length))
-                    .ok_or(Malformed::Truncated)?;
+                    .ok_or(TRUNCATED)?;
                 area = rest;
                 // A repeated option continues the first one (RFC 3396).
                 match options.iter_mut().find(|(other, _)| *other == kind) {
@@ -268,7 +237,7 @@ pub(crate) mod tests {
     /// The message of a server, with these options.
     pub fn reply(kind: u8, address: [u8; 4], options: &[(u8, &[u8])]) -> Vec<u8> {
         let request = Request {
-            kind: Kind::Discover,
+            kind: DhcpMessageType::Discover,
             xid: XID,
             seconds: 0,
             address: Ipv4Addr::UNSPECIFIED,
@@ -292,7 +261,7 @@ pub(crate) mod tests {
     #[test]
     fn a_request_is_written() {
         let request = Request {
-            kind: Kind::Request,
+            kind: DhcpMessageType::Request,
             xid: XID,
             seconds: 7,
             address: Ipv4Addr::new(10, 0, 0, 5),
@@ -322,7 +291,7 @@ pub(crate) mod tests {
         );
         // The length byte of the padding is padding, too.
         let reply = Reply::read(&message).unwrap();
-        assert_eq!(reply.answer, Answer::Ack);
+        assert_eq!(reply.kind, DhcpMessageType::Ack);
         assert_eq!((reply.xid, reply.mac), (XID, MAC));
         assert_eq!(reply.address, Ipv4Addr::new(10, 0, 0, 5));
         assert_eq!(reply.server(), Some(Ipv4Addr::new(10, 0, 0, 1)));
@@ -339,7 +308,7 @@ pub(crate) mod tests {
         assert_eq!(reply.option(6), Some(&b"abcd"[..]));
         message[44] = 0;
         message[108..236].fill(0);
-        assert_eq!(Reply::read(&message), Err(Malformed::Truncated));
+        assert_eq!(Reply::read(&message), Err(TRUNCATED));
     }
 
     #[test]
@@ -355,19 +324,19 @@ pub(crate) mod tests {
     fn an_option_longer_than_the_message_is_refused() {
         let mut message = reply(5, [10, 0, 0, 5], &[(1, &[255; 4])]);
         message[FIXED + 4] = 200;
-        assert_eq!(Reply::read(&message), Err(Malformed::Truncated));
+        assert_eq!(Reply::read(&message), Err(TRUNCATED));
     }
 
     #[test]
     fn a_message_that_is_not_a_servers_is_refused() {
         let good = reply(5, [10, 0, 0, 5], &[]);
         for (position, value, fault) in [
-            (0, 1, Malformed::Header),
-            (1, 6, Malformed::Header),
-            (2, 16, Malformed::Header),
-            (236, 0, Malformed::Header),
-            (242, 1, Malformed::Type),
-            (242, 99, Malformed::Type),
+            (0, 1, HEADER),
+            (1, 6, HEADER),
+            (2, 16, HEADER),
+            (236, 0, HEADER),
+            (242, 1, TYPE),
+            (242, 99, TYPE),
         ] {
             let mut message = good.clone();
             message[position] = value;

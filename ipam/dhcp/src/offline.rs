@@ -9,7 +9,7 @@ use netlink::Mac;
 
 use crate::lease;
 use crate::pod;
-use crate::socket::PacketSocket;
+use crate::socket::Socket;
 use crate::store::{Owner, Record, Store, directory};
 
 /// The leases of the daemon at `socket`, locked; `None` when there are none.
@@ -93,6 +93,6 @@ fn send_release(record: &Record, netns: Option<&Path>) -> Result<()> {
     };
     let xid = std::process::id();
     let step = lease::release(&record.identity, &grant.terms, xid);
-    let socket = PacketSocket::open(&interface.netns, interface.link.index, xid)?;
+    let socket = Socket::open(&interface.netns, &interface.link, xid)?;
     pod::send(&socket, &step, interface.mac, Some(Mac(grant.server_mac)))
 }

@@ -13,7 +13,7 @@ use netns::NetNs;
 
 use crate::frame;
 use crate::lease::{Destination, Step};
-use crate::socket::PacketSocket;
+use crate::socket::Socket;
 use crate::store::Place;
 use crate::terms::{Hop, LINK_SCOPE, Terms};
 
@@ -82,7 +82,7 @@ pub fn reopen(place: &Place, ifname: &str) -> Result<Option<Interface>> {
 ///
 /// # Errors
 /// When the kernel refuses the packet.
-pub fn send(socket: &PacketSocket, step: &Step, pod: Mac, server: Option<Mac>) -> Result<()> {
+pub fn send(socket: &Socket, step: &Step, pod: Mac, server: Option<Mac>) -> Result<()> {
     let Step::Send { to, from, message } = step else {
         return Ok(());
     };
@@ -94,8 +94,8 @@ pub fn send(socket: &PacketSocket, step: &Step, pod: Mac, server: Option<Mac>) -
     message.mac = pod;
     let packet = frame::write(*from, ip, &message.write());
     socket
-        .send(&packet, mac)
-        .map_err(|error| anyhow::anyhow!("send to {ip}: {}", cni::reason(&error)))
+        .send(&packet, pod, mac)
+        .map_err(|error| anyhow::anyhow!("send to {ip}: {}", error.reason()))
 }
 
 impl Interface {

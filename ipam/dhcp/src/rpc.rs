@@ -12,7 +12,8 @@ use cni::result::{Dns, IpConfig, Route};
 use cni::{AddResult, Cidr};
 use ipnetwork::IpNetwork;
 
-use crate::gob::{Schema, Value};
+use crate::gob::id::{BYTES, INT, STRING, UINT};
+use crate::gob::{self, Fields, Value, describe_slice, describe_struct};
 
 /// The client's HTTP request.
 pub const CONNECT: &[u8] = b"CONNECT /_goRPC_ HTTP/1.0\n\n";
@@ -32,75 +33,6 @@ pub const GC: &str = "DHCP.GC";
 pub const NO_METHOD: &str = "rpc: can't find method";
 
 /// The header of a call.
-pub static REQUEST: Schema = Schema::Struct(
-    "Request",
-    &[("ServiceMethod", Schema::String), ("Seq", Schema::Uint)],
-);
-
-/// The header of an answer.
-pub static RESPONSE: Schema = Schema::Struct(
-    "Response",
-    &[
-        ("ServiceMethod", Schema::String),
-        ("Seq", Schema::Uint),
-        ("Error", Schema::String),
-    ],
-);
-
-/// The arguments of every call.
-pub static ARGUMENTS: Schema = Schema::Struct(
-    "CmdArgs",
-    &[
-        ("ContainerID", Schema::String),
-        ("Netns", Schema::String),
-        ("IfName", Schema::String),
-        ("Args", Schema::String),
-        ("Path", Schema::String),
-        ("StdinData", Schema::Bytes),
-    ],
-);
-
-/// An answer without a result.
-pub static NOTHING: Schema = Schema::Struct("", &[]);
-
-const IP_NET: Schema = Schema::Struct("IPNet", &[("IP", Schema::Bytes), ("Mask", Schema::Bytes)]);
-static IP_CONFIG: Schema = Schema::Struct(
-    "IPConfig",
-    &[("Address", IP_NET), ("Gateway", Schema::Bytes)],
-);
-static ROUTE: Schema = Schema::Struct(
-    "Route",
-    &[
-        ("Dst", IP_NET),
-        ("GW", Schema::Bytes),
-        ("MTU", Schema::Int),
-        ("Priority", Schema::Int),
-        ("Scope", Schema::Int),
-    ],
-);
-
-/// The answer to [`ALLOCATE`], without `CNIVersion`: each client sets the version of its
-/// own library.
-pub static RESULT: Schema = Schema::Struct(
-    "Result",
-    &[
-        ("IPs", Schema::List("[]*IPConfig", &IP_CONFIG)),
-        ("Routes", Schema::List("[]*Route", &ROUTE)),
-        (
-            "DNS",
-            Schema::Struct(
-                "DNS",
-                &[
-                    ("Nameservers", Schema::List("[]string", &Schema::String)),
-                    ("Domain", Schema::String),
-                    ("Search", Schema::List("[]string", &Schema::String)),
-                ],
-            ),
-        ),
-    ],
-);
-
-/// The header of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// `DHCP.Allocate` and the like.
@@ -110,28 +42,17 @@ pub struct Header {
 }
 
 impl Header {
-    /// The header as it is sent.
-    pub fn to_value(&self) -> Value {
-        response(self, "")
-    }
-
     /// The header that was received.
     pub fn of(value: &Value) -> Self {
         Self {
-            method: value.text("ServiceMethod").to_owned(),
+            method: value.text("ServiceMethod"),
             sequence: value.number("Seq").unwrap_or_default(),
         }
     }
 }
 
-/// The header of an answer; a refused call has an error instead of a body.
-pub fn response(header: &Header, error: &str) -> Value {
-    structure([
-        ("ServiceMethod", text(&header.method)),
-        ("Seq", Value::Uint(header.sequence)),
-        ("Error", text(error)),
-    ])
-}
+/// The answer to a call: a lease where the method has one.
+pub type Answer = anyhow::Result<Option<AddResult>>;
 
 /// The arguments of a call: those that the runtime passed to the plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -151,63 +72,153 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// The arguments as they are sent.
-    pub fn to_value(&self) -> Value {
-        structure([
-            ("ContainerID", text(&self.container_id)),
-            ("Netns", text(&self.netns)),
-            ("IfName", text(&self.ifname)),
-            ("Args", text(&self.args)),
-            ("Path", text(&self.path)),
-            ("StdinData", Value::Bytes(self.stdin.clone())),
-        ])
-    }
-
     /// The arguments that were received.
     pub fn of(value: &Value) -> Self {
-        let text = |name| value.text(name).to_owned();
         Self {
-            container_id: text("ContainerID"),
-            netns: text("Netns"),
-            ifname: text("IfName"),
-            args: text("Args"),
-            path: text("Path"),
+            container_id: value.text("ContainerID"),
+            netns: value.text("Netns"),
+            ifname: value.text("IfName"),
+            args: value.text("Args"),
+            path: value.text("Path"),
             stdin: value.bytes("StdinData").to_vec(),
         }
     }
 }
 
-/// A result in the form of [`RESULT`].
-pub fn result_value(result: &AddResult) -> Value {
-    let ips = result.ips.iter().map(|ip| {
-        structure([
-            ("Address", net_value(ip.address)),
-            ("Gateway", ip_value(ip.gateway)),
-        ])
+/// The types of our streams. The client uses the first two, the daemon the others.
+mod id {
+    use crate::gob::id::FREE;
+
+    pub const REQUEST: i64 = FREE;
+    pub const ARGUMENTS: i64 = FREE + 1;
+    pub const RESPONSE: i64 = FREE;
+    pub const NOTHING: i64 = FREE + 1;
+    pub const RESULT: i64 = FREE + 2;
+    pub const IP_CONFIGS: i64 = FREE + 3;
+    pub const IP_CONFIG: i64 = FREE + 4;
+    pub const IP_NET: i64 = FREE + 5;
+    pub const ROUTES: i64 = FREE + 6;
+    pub const ROUTE: i64 = FREE + 7;
+    pub const DNS: i64 = FREE + 8;
+    pub const TEXTS: i64 = FREE + 9;
+}
+
+/// Describes the types of the daemon's stream. The result is that of [`ALLOCATE`], without
+/// `CNIVersion`: each client sets the version of its own library.
+pub fn describe_answers(out: &mut Vec<u8>) {
+    let response = [("ServiceMethod", STRING), ("Seq", UINT), ("Error", STRING)];
+    describe_struct(out, id::RESPONSE, "Response", &response);
+    describe_struct(out, id::NOTHING, "", &[]);
+    let result = [
+        ("IPs", id::IP_CONFIGS),
+        ("Routes", id::ROUTES),
+        ("DNS", id::DNS),
+    ];
+    describe_struct(out, id::RESULT, "Result", &result);
+    describe_slice(out, id::IP_CONFIGS, "[]*IPConfig", id::IP_CONFIG);
+    let ip_config = [("Address", id::IP_NET), ("Gateway", BYTES)];
+    describe_struct(out, id::IP_CONFIG, "IPConfig", &ip_config);
+    let ip_net = [("IP", BYTES), ("Mask", BYTES)];
+    describe_struct(out, id::IP_NET, "IPNet", &ip_net);
+    describe_slice(out, id::ROUTES, "[]*Route", id::ROUTE);
+    let route = [
+        ("Dst", id::IP_NET),
+        ("GW", BYTES),
+        ("MTU", INT),
+        ("Priority", INT),
+        ("Scope", INT),
+    ];
+    describe_struct(out, id::ROUTE, "Route", &route);
+    let dns = [
+        ("Nameservers", id::TEXTS),
+        ("Domain", STRING),
+        ("Search", id::TEXTS),
+    ];
+    describe_struct(out, id::DNS, "DNS", &dns);
+    describe_slice(out, id::TEXTS, "[]string", STRING);
+}
+
+/// A call as the client's whole stream: it makes only one.
+pub fn write_call(method: &str, arguments: &Arguments) -> Vec<u8> {
+    let mut out = Vec::new();
+    let request = [("ServiceMethod", STRING), ("Seq", UINT)];
+    describe_struct(&mut out, id::REQUEST, "Request", &request);
+    gob::write(&mut out, id::REQUEST, |request| {
+        request.bytes(0, method);
     });
-    let routes = result.routes.iter().map(|route| {
-        let number = |number: u32| Value::Int(number.into());
-        structure([
-            ("Dst", net_value(route.dst)),
-            ("GW", ip_value(route.gw)),
-            ("MTU", number(route.mtu)),
-            ("Priority", number(route.priority)),
-            ("Scope", number(route.scope.unwrap_or_default().into())),
-        ])
+    let fields = [
+        ("ContainerID", STRING),
+        ("Netns", STRING),
+        ("IfName", STRING),
+        ("Args", STRING),
+        ("Path", STRING),
+        ("StdinData", BYTES),
+    ];
+    describe_struct(&mut out, id::ARGUMENTS, "CmdArgs", &fields);
+    gob::write(&mut out, id::ARGUMENTS, |fields| {
+        fields
+            .bytes(0, &arguments.container_id)
+            .bytes(1, &arguments.netns)
+            .bytes(2, &arguments.ifname)
+            .bytes(3, &arguments.args)
+            .bytes(4, &arguments.path)
+            .bytes(5, &arguments.stdin);
+    });
+    out
+}
+
+/// Appends the answer to a call: the header, then the result, or after an error nothing.
+pub fn write_answer(out: &mut Vec<u8>, header: &Header, answer: &Answer) {
+    let error = answer.as_ref().err();
+    let error = error.map_or_else(String::new, |error| format!("{error:#}"));
+    gob::write(out, id::RESPONSE, |response| {
+        response
+            .bytes(0, &header.method)
+            .uint(1, header.sequence)
+            .bytes(2, error);
+    });
+    match answer {
+        Ok(Some(result)) => gob::write(out, id::RESULT, |fields| write_result(fields, result)),
+        // After an error Go's client reads a body, too, and drops it.
+        Ok(None) | Err(_) => gob::write(out, id::NOTHING, |_| {}),
+    }
+}
+
+fn write_result(fields: &mut Fields<'_>, result: &AddResult) {
+    fields.structures(0, &result.ips, |fields, ip| {
+        fields
+            .structure(0, |fields| write_net(fields, ip.address))
+            .bytes(1, octets(ip.gateway));
+    });
+    fields.structures(1, &result.routes, |fields, route| {
+        fields
+            .structure(0, |fields| write_net(fields, route.dst))
+            .bytes(1, octets(route.gw))
+            .int(2, route.mtu.into())
+            .int(3, route.priority.into())
+            .int(4, route.scope.unwrap_or_default().into());
     });
     let dns = &result.dns;
-    structure([
-        ("IPs", Value::List(ips.collect())),
-        ("Routes", Value::List(routes.collect())),
-        (
-            "DNS",
-            structure([
-                ("Nameservers", texts(&dns.nameservers)),
-                ("Domain", text(&dns.domain)),
-                ("Search", texts(&dns.search)),
-            ]),
-        ),
-    ])
+    fields.structure(2, |fields| {
+        fields
+            .texts(0, &dns.nameservers)
+            .bytes(1, &dns.domain)
+            .texts(2, &dns.search);
+    });
+}
+
+fn write_net(fields: &mut Fields<'_>, net: Cidr) {
+    fields
+        .bytes(0, octets(Some(net.ip())))
+        .bytes(1, octets(Some(net.0.mask())));
+}
+
+fn octets(ip: Option<IpAddr>) -> Vec<u8> {
+    match ip {
+        Some(IpAddr::V4(ip)) => ip.octets().to_vec(),
+        Some(IpAddr::V6(ip)) => ip.octets().to_vec(),
+        None => Vec::new(),
+    }
 }
 
 /// The result that was received, without values that are not addresses.
@@ -233,7 +244,7 @@ pub fn result_of(value: &Value) -> AddResult {
     });
     let dns = value.field("DNS").map(|dns| Dns {
         nameservers: texts_of(dns.list("Nameservers")),
-        domain: dns.text("Domain").to_owned(),
+        domain: dns.text("Domain"),
         search: texts_of(dns.list("Search")),
         options: texts_of(dns.list("Options")),
     });
@@ -245,34 +256,12 @@ pub fn result_of(value: &Value) -> AddResult {
     }
 }
 
-fn structure<const N: usize>(fields: [(&str, Value); N]) -> Value {
-    let present = fields.into_iter().filter(|(_, value)| !value.is_zero());
-    let owned = present.map(|(name, value)| (name.to_owned(), value));
-    Value::Struct(owned.collect())
-}
-
-fn text(text: &str) -> Value {
-    Value::String(text.to_owned())
-}
-
-fn texts(texts: &[String]) -> Value {
-    Value::List(texts.iter().cloned().map(Value::String).collect())
-}
-
 fn texts_of(values: &[Value]) -> Vec<String> {
     let text = |value: &Value| match value {
-        Value::String(text) => Some(text.clone()),
+        Value::Bytes(text) => Some(String::from_utf8_lossy(text).into_owned()),
         _ => None,
     };
     values.iter().filter_map(text).collect()
-}
-
-fn ip_value(ip: Option<IpAddr>) -> Value {
-    Value::Bytes(match ip {
-        Some(IpAddr::V4(ip)) => ip.octets().to_vec(),
-        Some(IpAddr::V6(ip)) => ip.octets().to_vec(),
-        None => Vec::new(),
-    })
 }
 
 /// A `net.IP` has 4 or 16 bytes; an IPv4 address can have either.
@@ -282,13 +271,6 @@ fn ip_of(bytes: &[u8]) -> Option<IpAddr> {
     }
     let long = <[u8; 16]>::try_from(bytes).ok()?;
     Some(IpAddr::from(long).to_canonical())
-}
-
-fn net_value(net: Cidr) -> Value {
-    structure([
-        ("IP", ip_value(Some(net.ip()))),
-        ("Mask", ip_value(Some(net.0.mask()))),
-    ])
 }
 
 fn net_of(value: &Value) -> Option<Cidr> {
@@ -315,18 +297,83 @@ fn net_of(value: &Value) -> Option<Cidr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gob::Decoder;
+    use cni::json::Json;
+
+    fn result() -> AddResult {
+        let document = br#"{"ips": [{"address": "10.0.0.5/24", "gateway": "10.0.0.1"}],
+            "routes": [{"dst": "0.0.0.0/0", "gw": "10.0.0.1", "mtu": 1400}, {"dst": "fd00::/64", "scope": 253}],
+            "dns": {"nameservers": ["10.0.0.53"], "domain": "x", "search": ["example.org", "y"]}}"#;
+        Json::parse(document).unwrap().decode().unwrap()
+    }
+
+    /// The daemon's stream with a result, an error and the result again.
+    fn answers() -> Vec<u8> {
+        let mut out = Vec::new();
+        describe_answers(&mut out);
+        let busy = Err(anyhow::anyhow!("busy"));
+        for (sequence, answer) in [(0, Ok(Some(result()))), (1, busy), (2, Ok(Some(result())))] {
+            let method = ALLOCATE.to_owned();
+            write_answer(&mut out, &Header { method, sequence }, &answer);
+        }
+        out
+    }
+
+    /// The values of a stream that comes in pieces of `size` bytes.
+    fn values(stream: &[u8], size: usize) -> Vec<Value> {
+        let (mut decoder, mut input, mut values) = (Decoder::default(), Vec::new(), Vec::new());
+        for piece in stream.chunks(size) {
+            input.extend(piece);
+            while let Ok(Some(value)) = decoder.next(&mut input) {
+                values.push(value);
+            }
+        }
+        values
+    }
+
+    #[test]
+    fn what_is_written_is_read_in_any_pieces() {
+        let arguments = Arguments {
+            netns: "/run/netns/a".into(),
+            stdin: vec![b' '; 300],
+            ..Arguments::default()
+        };
+        let call = values(&write_call(RELEASE, &arguments), 1);
+        assert_eq!(Header::of(&call[0]).method, RELEASE);
+        assert_eq!(Arguments::of(&call[1]), arguments);
+        let answers = values(&answers(), 3);
+        assert_eq!(answers.len(), 6);
+        assert_eq!(result_of(&answers[1]), result());
+        assert_eq!(answers[2].text("Error"), "busy");
+        assert_eq!(Header::of(&answers[4]).sequence, 2);
+        assert_eq!(result_of(&answers[5]), result());
+    }
+
+    #[test]
+    fn a_broken_stream_is_an_error_and_never_a_panic() {
+        let stream = answers();
+        for (position, flip) in
+            (0..stream.len()).flat_map(|it| [(it, 0x01), (it, 0x80), (it, 0xff)])
+        {
+            let mut broken = stream.clone();
+            broken[position] ^= flip;
+            values(&broken, 4096)
+                .iter()
+                .for_each(|value| drop(result_of(value)));
+        }
+    }
 
     #[test]
     fn addresses_have_both_of_gos_lengths() {
         let long = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 168, 1, 5];
-        assert_eq!(ip_of(&long), "192.168.1.5".parse().ok());
         let mut mask = [0xff; 16];
         mask[15] = 0;
-        let value = structure([
-            ("IP", Value::Bytes(long.to_vec())),
-            ("Mask", Value::Bytes(mask.to_vec())),
-        ]);
-        assert_eq!(net_of(&value), "192.168.1.5/24".parse().ok());
+        let fields = [("IP", long), ("Mask", mask)];
+        let fields = fields.map(|(name, bytes)| (name.to_owned(), Value::Bytes(bytes.to_vec())));
+        assert_eq!(
+            net_of(&Value::Struct(fields.to_vec())),
+            "192.168.1.5/24".parse().ok()
+        );
         assert_eq!(ip_of(&[]), None);
     }
 }

@@ -3,7 +3,6 @@
 //! are left out.
 //! Source: RFC 2132, RFC 3397 (search), RFC 3442 (classless routes), MS-DHCPE (option 249).
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use cni::result::{Dns, IpConfig, Route};
@@ -21,6 +20,10 @@ pub const FOREVER: u32 = u32::MAX;
 const MIN_MTU: u16 = 576;
 /// `RT_SCOPE_LINK` of rtnetlink(7): the destination is on the link.
 pub(crate) const LINK_SCOPE: u8 = 253;
+
+const NO_SERVER: &str = "DHCP option server identifier not found or malformed";
+/// The Go daemon's text, to the letter.
+const NO_MASK: &str = "DHCP option Subnet Mask not found in DHCPACK";
 
 /// What a lease grants.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,34 +67,12 @@ impl Hop {
 }
 
 /// Why an answer cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// The server identifier is missing or malformed.
-    Server,
-    /// A host cannot have the address.
-    Address(Ipv4Addr),
-    /// Option 1 is missing.
-    NoMask,
-    /// An option has a wrong length or value.
-    Option(u8),
-    /// The lease time is zero.
-    ZeroLease,
-}
+pub type Fault = String;
 
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Server => f.write_str("DHCP option server identifier not found or malformed"),
-            Self::Address(ip) => write!(f, "a host cannot have the address {ip}"),
-            // The Go daemon's text, to the letter.
-            Self::NoMask => f.write_str("DHCP option Subnet Mask not found in DHCPACK"),
-            Self::Option(kind) => write!(f, "DHCP option {kind} is malformed"),
-            Self::ZeroLease => f.write_str("the lease time is zero"),
-        }
-    }
+/// An option has a wrong length or value.
+fn malformed(option: u8) -> Fault {
+    format!("DHCP option {option} is malformed")
 }
-
-impl std::error::Error for Fault {}
 
 impl Terms {
     /// Reads an offer or an acknowledgement.
@@ -100,11 +81,11 @@ impl Terms {
     /// Why it cannot be used.
     pub fn read(reply: &Reply) -> Result<Self, Fault> {
         let server = reply.server().filter(|ip| is_host(*ip));
-        let server = server.ok_or(Fault::Server)?;
+        let server = server.ok_or(NO_SERVER)?;
         let address = address(reply)?;
         let lease = seconds(reply, option::LEASE_TIME)?.unwrap_or(DEFAULT_LEASE);
         if lease == 0 {
-            return Err(Fault::ZeroLease);
+            return Err("the lease time is zero".into());
         }
         let (renew, rebind) = times(reply, lease);
         let gateway = routers(reply)?.into_iter().next();
@@ -161,26 +142,26 @@ fn is_host(ip: Ipv4Addr) -> bool {
 /// The address, which must be neither the network's nor the broadcast address.
 fn address(reply: &Reply) -> Result<Ipv4Network, Fault> {
     let ip = reply.address;
-    let mask = reply.option(option::SUBNET_MASK).ok_or(Fault::NoMask)?;
+    let mask = reply.option(option::SUBNET_MASK).ok_or(NO_MASK)?;
     let mask: [u8; 4] = mask
         .try_into()
-        .map_err(|_| Fault::Option(option::SUBNET_MASK))?;
+        .map_err(|_| malformed(option::SUBNET_MASK))?;
     let mask = Ipv4Addr::from(mask);
     let network = Ipv4Network::with_netmask(ip, mask)
         .ok()
         .filter(|network| network.prefix() != 0)
-        .ok_or(Fault::Option(option::SUBNET_MASK))?;
+        .ok_or_else(|| malformed(option::SUBNET_MASK))?;
     // /31 is a link between two, /32 a single host (RFC 3021).
     let ends = network.prefix() < 31 && (ip == network.network() || ip == network.broadcast());
     if !is_host(ip) || ends {
-        return Err(Fault::Address(ip));
+        return Err(format!("a host cannot have the address {ip}"));
     }
     Ok(network)
 }
 
 fn seconds(reply: &Reply, kind: u8) -> Result<Option<u32>, Fault> {
     let number = |data: &[u8]| {
-        let bytes = data.try_into().map_err(|_| Fault::Option(kind))?;
+        let bytes = data.try_into().map_err(|_| malformed(kind))?;
         Ok(u32::from_be_bytes(bytes))
     };
     reply.option(kind).map(number).transpose()
@@ -207,7 +188,7 @@ fn addresses(reply: &Reply, kind: u8) -> Option<Vec<Ipv4Addr>> {
 }
 
 fn routers(reply: &Reply) -> Result<Vec<Ipv4Addr>, Fault> {
-    addresses(reply, option::ROUTER).ok_or(Fault::Option(option::ROUTER))
+    addresses(reply, option::ROUTER).ok_or_else(|| malformed(option::ROUTER))
 }
 
 /// Option 121, or 249, and without them option 33 and a default route through the router
@@ -225,12 +206,12 @@ fn routes(
         .into_iter()
         .find_map(|kind| Some((kind, reply.option(kind)?)));
     let mut routes = match classless {
-        Some((kind, data)) => classless_routes(data).ok_or(Fault::Option(kind))?,
+        Some((kind, data)) => classless_routes(data).ok_or_else(|| malformed(kind))?,
         None => Vec::new(),
     };
     if routes.is_empty() {
         routes = classful_routes(reply.option(option::STATIC_ROUTE).unwrap_or_default())
-            .ok_or(Fault::Option(option::STATIC_ROUTE))?;
+            .ok_or_else(|| malformed(option::STATIC_ROUTE))?;
         routes.extend(gateway.map(|via| Hop { to: DEFAULT, via }));
     }
     let mut known = Vec::new();
@@ -534,8 +515,8 @@ mod tests {
             [10, 0, 0, 0],
             [10, 0, 0, 255],
         ] {
-            let fault = Fault::Address(address.into());
-            assert_eq!(read(address, &options).unwrap_err(), fault);
+            let fault = read(address, &options).unwrap_err();
+            assert!(fault.starts_with("a host cannot have"), "{fault}");
         }
     }
 
@@ -557,30 +538,30 @@ mod tests {
             };
             assert_eq!(
                 read([10, 0, 0, 5], &options).unwrap_err(),
-                Fault::Option(kind),
+                malformed(kind),
                 "{kind} {data:?}"
             );
         }
         for mask in [&[255, 255, 255][..], &[255, 0, 255, 0], &[0; 4], &[255; 5]] {
             let fault = read([10, 0, 0, 5], &[(1, mask), SERVER]).unwrap_err();
-            assert_eq!(fault, Fault::Option(1));
+            assert_eq!(fault, malformed(1));
         }
     }
 
     #[test]
     fn a_lease_without_mask_server_or_time_is_refused() {
         let address = [10, 0, 0, 5];
-        assert_eq!(read(address, &[SERVER, LEASE]).unwrap_err(), Fault::NoMask);
-        assert_eq!(
-            Fault::NoMask.to_string(),
-            "DHCP option Subnet Mask not found in DHCPACK"
-        );
-        assert_eq!(read(address, &[MASK, LEASE]).unwrap_err(), Fault::Server);
         let zero = (51, &[0; 4][..]);
-        assert_eq!(
-            read(address, &[MASK, SERVER, zero]).unwrap_err(),
-            Fault::ZeroLease
-        );
+        for (options, fault) in [
+            (
+                &[SERVER, LEASE][..],
+                "DHCP option Subnet Mask not found in DHCPACK",
+            ),
+            (&[MASK, LEASE], NO_SERVER),
+            (&[MASK, SERVER, zero], "the lease time is zero"),
+        ] {
+            assert_eq!(read(address, options).unwrap_err(), fault);
+        }
     }
 
     #[test]

@@ -7,14 +7,14 @@ use cni::AddResult;
 use cni::conf::valid_attachments;
 use cni::json::Json;
 
-use super::Daemon;
 use super::clock::now;
-use super::connection::{Answer, Call};
+use super::connection::Call;
 use super::table::Entry;
+use super::{Daemon, Io};
 use crate::lease::Identity;
 use crate::plan::Plan;
 use crate::pod::{self, Interface};
-use crate::rpc::{self, Arguments, Header, NO_METHOD};
+use crate::rpc::{self, Answer, Arguments, Header, NO_METHOD};
 use crate::store::{Owner, Place};
 
 impl Daemon {
@@ -31,17 +31,7 @@ impl Daemon {
             rpc::GC => self.collect(&call.arguments).map(|()| None),
             other => Err(anyhow!("{NO_METHOD} {other}")),
         };
-        self.answer(connection, &call.header, &answer);
-    }
-
-    fn answer(&mut self, connection: u32, header: &Header, answer: &Answer) {
-        let Some(open) = self.connections.get_mut(&connection) else {
-            return;
-        };
-        open.waits_for = None;
-        if open.answer(header, answer).is_err() {
-            self.drop_connection(connection);
-        }
+        self.io.answer(connection, &call.header, &answer);
     }
 
     /// Starts to acquire a lease, unless it is held or being acquired; returns its key.
@@ -78,60 +68,27 @@ impl Daemon {
             entry.lease.restart(identity, now());
             entry.applied = None;
             entry.delivered = false;
-            self.close_socket(key);
+            self.io.close_socket(entry);
         } else if entry.lease.held().is_none() {
             entry.lease.start_deadline(now());
         }
-        self.table.schedule(key);
     }
 
     fn wait_for(&mut self, key: u32, connection: u32, header: Header) {
-        if let Some(open) = self.connections.get_mut(&connection) {
+        if let Some(open) = self.io.connections.get_mut(&connection) {
             open.waits_for = Some(key);
         }
         if let Some(entry) = self.table.get_mut(key) {
             entry.waiting.push((connection, header));
         }
-        self.answer_waiting(key);
+        self.settle(key);
         // At once, rather than after the other events.
         self.on_timers();
     }
 
-    /// Answers the plugins that wait for a lease, once it is held and confirmed.
-    pub fn answer_waiting(&mut self, key: u32) {
-        let Some(entry) = self.table.get_mut(key) else {
-            return;
-        };
-        let Some(held) = entry.lease.held() else {
-            return;
-        };
-        if entry.waiting.is_empty() || (!entry.delivered && entry.lease.is_asking()) {
-            return;
-        }
-        let answer = Ok(Some(held.terms.to_result(entry.priority)));
-        entry.applied = Some(held.terms.clone());
-        entry.delivered = true;
-        for (connection, header) in std::mem::take(&mut entry.waiting) {
-            self.answer(connection, &header, &answer);
-        }
-    }
-
-    pub fn refuse_waiting(&mut self, key: u32, why: &'static str) {
-        let Some(entry) = self.table.get_mut(key) else {
-            return;
-        };
-        let answer = Err(anyhow!(why));
-        for (connection, header) in std::mem::take(&mut entry.waiting) {
-            self.answer(connection, &header, &answer);
-        }
-    }
-
     fn check(&self, arguments: &Arguments) -> Result<AddResult> {
         let (owner, _) = read_owner(arguments)?;
-        let entry = self
-            .table
-            .key_of(&owner)
-            .and_then(|key| self.table.get(key));
+        let entry = self.table.find(&owner);
         entry
             .filter(|entry| !entry.lease.is_suspended())
             .and_then(|entry| Some(entry.lease.held()?.terms.to_result(entry.priority)))
@@ -144,21 +101,18 @@ impl Daemon {
     /// # Errors
     /// When its file cannot be removed: the next daemon would restore it.
     fn release(&mut self, owner: &Owner) -> Result<()> {
-        let Some(key) = self.table.key_of(owner) else {
+        let key = self.table.key_of(owner);
+        let Some(mut entry) = key.and_then(|key| self.table.remove(key)) else {
             // The file may be unreadable, or an earlier removal may have failed.
-            return self.store.remove(owner);
+            return self.io.store.remove(owner);
         };
-        self.refuse_waiting(key, "the lease is released");
-        if let Some(entry) = self.table.get_mut(key) {
-            entry.log(format_args!("releasing lease"));
-            if let Some(step) = entry.lease.release() {
-                let sent = self.try_to_send(key, &step).map(drop);
-                if let Some(entry) = self.table.get(key) {
-                    entry.log_failure("release DHCP lease", sent);
-                }
-            }
+        self.io.refuse_waiting(&mut entry, "the lease is released");
+        entry.log(format_args!("releasing lease"));
+        if let Some(step) = entry.lease.release() {
+            let sent = self.io.try_to_send(&mut entry, &step).map(drop);
+            entry.log_failure("release DHCP lease", sent);
         }
-        self.drop_lease(key)
+        self.io.drop_lease(entry)
     }
 
     /// Releases the network's leases that no valid attachment has; one that fails does not
@@ -181,17 +135,52 @@ impl Daemon {
 
     /// Drops a lease that was not granted or has ended.
     pub fn forget(&mut self, key: u32) {
-        if let Err(error) = self.drop_lease(key) {
+        if let Some(entry) = self.table.remove(key)
+            && let Err(error) = self.io.drop_lease(entry)
+        {
             cni::log(format_args!("failed to drop the lease: {error:#}"));
         }
     }
+}
 
-    fn drop_lease(&mut self, key: u32) -> Result<()> {
-        self.close_socket(key);
-        match self.table.remove(key) {
-            Some(entry) => self.store.remove(&entry.owner),
-            None => Ok(()),
+impl Io {
+    fn answer(&mut self, connection: u32, header: &Header, answer: &Answer) {
+        let Some(open) = self.connections.get_mut(&connection) else {
+            return;
+        };
+        open.waits_for = None;
+        if open.answer(header, answer).is_err() {
+            self.close_connection(connection);
         }
+    }
+
+    /// Answers the plugins that wait for a lease, once it is held and confirmed.
+    pub fn answer_waiting(&mut self, entry: &mut Entry) {
+        let Some(held) = entry.lease.held() else {
+            return;
+        };
+        if entry.waiting.is_empty() || (!entry.delivered && entry.lease.is_asking()) {
+            return;
+        }
+        let answer = Ok(Some(held.terms.to_result(entry.priority)));
+        entry.applied = Some(held.terms.clone());
+        entry.delivered = true;
+        self.answer_all(entry, &answer);
+    }
+
+    pub fn refuse_waiting(&mut self, entry: &mut Entry, why: &'static str) {
+        self.answer_all(entry, &Err(anyhow!(why)));
+    }
+
+    fn answer_all(&mut self, entry: &mut Entry, answer: &Answer) {
+        for (connection, header) in std::mem::take(&mut entry.waiting) {
+            self.answer(connection, &header, answer);
+        }
+    }
+
+    fn drop_lease(&mut self, mut entry: Entry) -> Result<()> {
+        self.close_socket(&mut entry);
+        self.store.remove(&entry.owner)
     }
 }
 

@@ -4,11 +4,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-use anyhow::Result;
-use cni::AddResult;
-
-use crate::gob::{Decoder, Encoder, LONGEST, Value};
-use crate::rpc::{Arguments, CONNECTED, Header, NOTHING, RESPONSE, RESULT, response, result_value};
+use crate::gob::{Decoder, LONGEST, Value};
+use crate::rpc::{Answer, Arguments, CONNECTED, Header, describe_answers, write_answer};
 
 /// The longest request line with its headers, in bytes.
 const LONGEST_GREETING: usize = 8192;
@@ -21,9 +18,6 @@ pub struct Call {
     pub arguments: Arguments,
 }
 
-/// The answer to a call: a lease where the method has one.
-pub type Answer = Result<Option<AddResult>>;
-
 /// A connection, in non-blocking mode.
 #[derive(Debug)]
 pub struct Connection {
@@ -33,7 +27,8 @@ pub struct Connection {
     /// Whether the HTTP greeting is done.
     tunnel: bool,
     decoder: Decoder,
-    encoder: Encoder,
+    /// The descriptions of types that precede the first answer.
+    types: Vec<u8>,
     /// The header of a call whose arguments have not come yet.
     header: Option<Header>,
     /// The key of the lease that the plugin waits for.
@@ -51,13 +46,15 @@ impl Connection {
     /// When it cannot be set to non-blocking mode.
     pub fn new(stream: UnixStream) -> std::io::Result<Self> {
         stream.set_nonblocking(true)?;
+        let mut types = Vec::new();
+        describe_answers(&mut types);
         Ok(Self {
             stream,
             input: Vec::new(),
             output: Vec::new(),
             tunnel: false,
             decoder: Decoder::default(),
-            encoder: Encoder::default(),
+            types,
             header: None,
             waits_for: None,
         })
@@ -134,15 +131,8 @@ impl Connection {
     /// # Errors
     /// When the connection is to be dropped.
     pub fn answer(&mut self, header: &Header, answer: &Answer) -> Result<(), Closed> {
-        let error = answer.as_ref().err();
-        let error = error.map_or_else(String::new, |error| format!("{error:#}"));
-        let (out, encoder) = (&mut self.output, &mut self.encoder);
-        encoder.write(out, &RESPONSE, &response(header, &error));
-        match answer {
-            Ok(Some(result)) => encoder.write(out, &RESULT, &result_value(result)),
-            // After an error Go's client reads a body, too, and drops it.
-            Ok(None) | Err(_) => encoder.write(out, &NOTHING, &Value::Struct(Vec::new())),
-        }
+        self.output.append(&mut self.types);
+        write_answer(&mut self.output, header, answer);
         self.write()
     }
 

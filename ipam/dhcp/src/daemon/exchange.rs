@@ -1,13 +1,16 @@
 //! The packets of leases, and what follows from them: for the pod, the disk and the
 //! plugins that wait. [`crate::lease`] decides.
 
+use std::fmt;
+
 use anyhow::Result;
 use netlink::Mac;
 
-use super::Daemon;
 use super::clock::{now, wall_clock};
 use super::journal::Cause;
 use super::reactor::Token;
+use super::table::Entry;
+use super::{Daemon, Io};
 use crate::client::NO_MORE_TRIES;
 use crate::frame;
 use crate::lease::Step;
@@ -23,41 +26,46 @@ impl Daemon {
     pub fn on_packets(&mut self, key: u32) {
         // No DHCP message is longer, although an IPv4 packet may be.
         let mut buffer = [0; 4096];
+        let Some(entry) = self.table.get_mut(key) else {
+            return;
+        };
         // epoll reports the rest again: a flood on one lease does not delay the others.
         for _ in 0..MAX_PACKETS {
-            let Some(entry) = self.table.get_mut(key) else {
-                return;
+            let Some(socket) = entry.socket.as_ref().filter(|_| entry.lease.is_asking()) else {
+                break;
             };
-            let Some(socket) = &entry.socket else { return };
-            let (length, from) = match socket.receive(&mut buffer) {
+            let (packet, from) = match socket.receive(&mut buffer) {
                 Ok(Some(received)) => received,
-                Ok(None) => return,
+                Ok(None) => break,
                 // The link is down or gone; sending the next message will show which.
-                Err(_) => return self.close_socket(key),
+                Err(_) => {
+                    self.io.close_socket(entry);
+                    break;
+                }
             };
-            let Some(message) = buffer.get(..length).and_then(frame::read) else {
+            let Some(message) = frame::read(packet) else {
                 continue;
             };
             match Reply::read(message) {
                 Ok(reply) => {
                     let steps = entry.lease.on_reply(&reply, now());
-                    self.perform(key, steps, Some(from));
+                    self.io.perform(entry, steps, Some(from));
                 }
-                Err(error) => {
-                    if self.journal.admits(Cause::Malformed, now()) {
-                        entry.log(format_args!("ignored an answer: {error}"));
-                    }
+                Err(why) => {
+                    let line = format_args!("ignored an answer: {why}");
+                    self.io.log_rarely(entry, Cause::Malformed, line);
                 }
             }
         }
+        self.settle(key);
     }
 
     pub fn on_timers(&mut self) {
         let now = now();
-        for line in self.journal.end_windows(now) {
+        for line in self.io.journal.end_windows(now) {
             cni::log(format_args!("{line}"));
         }
-        self.reactor.end_pause(now);
+        self.io.reactor.end_pause(now);
         // A few at a time, so that plugins and answers do not wait until a thousand pods
         // have sent a broadcast to each other.
         for _ in 0..16 {
@@ -66,69 +74,78 @@ impl Daemon {
             };
             if let Some(entry) = self.table.get_mut(key) {
                 let steps = entry.lease.on_time(now);
-                self.perform(key, steps, None);
+                self.io.perform(entry, steps, None);
             }
+            self.settle(key);
         }
     }
 
-    /// Performs what a lease has decided. `from` is the hardware address that the answer
-    /// came from.
-    fn perform(&mut self, key: u32, steps: Vec<Step>, from: Option<Mac>) {
-        for step in steps {
-            match step {
-                Step::Send { .. } => self.send(key, &step),
-                Step::Hold(terms) => self.hold(key, &terms, from),
-                Step::Lose(why) => self.lose(key, why),
-                Step::GiveUp => self.give_up(key),
-                Step::Ignore(what) => {
-                    if let Some(entry) = self.table.get(key)
-                        && self.journal.admits(Cause::Unusable, now())
-                    {
-                        entry.log(format_args!("{what}"));
-                    }
-                }
-            }
-        }
-        let Some(entry) = self.table.get(key) else {
+    /// Does what follows from the new state of a lease.
+    pub fn settle(&mut self, key: u32) {
+        let Some(entry) = self.table.get_mut(key) else {
             return;
         };
-        if entry.lease.is_suspended() && entry.lease.held().is_none() {
-            // The pod is gone, and its lease has ended.
+        if entry.is_over() {
             return self.forget(key);
         }
         if !entry.lease.is_asking() {
-            self.close_socket(key);
+            self.io.close_socket(entry);
         }
-        self.answer_waiting(key);
+        self.io.answer_waiting(entry);
         self.table.schedule(key);
     }
+}
 
-    fn send(&mut self, key: u32, step: &Step) {
-        match self.try_to_send(key, step) {
+impl Io {
+    /// Performs what a lease has decided. `from` is the hardware address that the answer
+    /// came from.
+    fn perform(&mut self, entry: &mut Entry, steps: Vec<Step>, from: Option<Mac>) {
+        for step in steps {
+            match step {
+                Step::Send { .. } => self.send(entry, &step),
+                Step::Hold(terms) => self.hold(entry, &terms, from),
+                Step::Lose(why) => {
+                    entry.log(format_args!("{why}; acquiring another address"));
+                    entry.withdraw();
+                    self.save(entry);
+                }
+                Step::GiveUp => {
+                    self.refuse_waiting(entry, NO_MORE_TRIES);
+                    entry.log(format_args!("{NO_MORE_TRIES}"));
+                    // For a pod that had an address, the daemon goes on trying.
+                    entry.failed = !entry.delivered;
+                }
+                Step::Ignore(what) => {
+                    self.log_rarely(entry, Cause::Unusable, format_args!("{what}"));
+                }
+            }
+        }
+    }
+
+    fn log_rarely(&mut self, entry: &Entry, cause: Cause, line: fmt::Arguments<'_>) {
+        if self.journal.admits(cause, now()) {
+            entry.log(line);
+        }
+    }
+
+    fn send(&mut self, entry: &mut Entry, step: &Step) {
+        match self.try_to_send(entry, step) {
             Ok(true) => {}
             Ok(false) => {
-                let Some(entry) = self.table.get_mut(key) else {
-                    return;
-                };
                 entry.log(format_args!("the pod's interface is gone"));
                 entry.lease.suspend();
-                self.refuse_waiting(key, "the pod's interface is gone");
+                self.refuse_waiting(entry, "the pod's interface is gone");
             }
             // The link may be down for now, or a queue full. It counts as a lost packet.
             Err(error) => {
-                self.close_socket(key);
-                if let Some(entry) = self.table.get(key) {
-                    entry.log(format_args!("{error:#}"));
-                }
+                self.close_socket(entry);
+                entry.log(format_args!("{error:#}"));
             }
         }
     }
 
     /// Sends on the pod's interface, opened if need be; false when it is gone.
-    pub fn try_to_send(&mut self, key: u32, step: &Step) -> Result<bool> {
-        let Some(entry) = self.table.get_mut(key) else {
-            return Ok(true);
-        };
+    pub fn try_to_send(&mut self, entry: &mut Entry, step: &Step) -> Result<bool> {
         let xid = entry.lease.xid();
         let socket = match &mut entry.socket {
             Some(socket) => socket,
@@ -139,10 +156,9 @@ impl Daemon {
                 // Another plugin of the chain may have changed it since ADD.
                 entry.place.mac = interface.mac.0;
                 entry.lease.set_mac(interface.mac);
-                let index = interface.link.index;
-                let socket = self.sockets.open(&interface.netns, index, xid)?;
+                let socket = self.sockets.open(&interface.netns, &interface.link, xid)?;
                 let socket = none.insert(socket);
-                self.reactor.add(&*socket, Token::Lease(key))?;
+                self.reactor.add(&*socket, Token::Lease(entry.key))?;
                 socket
             }
         };
@@ -152,18 +168,14 @@ impl Daemon {
         Ok(true)
     }
 
-    pub fn close_socket(&mut self, key: u32) {
-        let entry = self.table.get_mut(key);
-        if let Some(socket) = entry.and_then(|entry| entry.socket.take()) {
+    pub fn close_socket(&mut self, entry: &mut Entry) {
+        if let Some(socket) = entry.socket.take() {
             self.reactor.remove(&socket);
             self.sockets.close(socket);
         }
     }
 
-    fn hold(&mut self, key: u32, terms: &Terms, from: Option<Mac>) {
-        let Some(entry) = self.table.get_mut(key) else {
-            return;
-        };
+    fn hold(&mut self, entry: &mut Entry, terms: &Terms, from: Option<Mac>) {
         entry.server_mac = from.map_or(entry.server_mac, |mac| mac.0);
         let (address, server, lease) = (terms.address, terms.server, terms.lease);
         let renewed = entry.delivered && entry.has_applied(terms);
@@ -174,33 +186,10 @@ impl Daemon {
         if entry.delivered {
             entry.apply(terms);
         }
-        self.save(key);
+        self.save(entry);
     }
 
-    fn lose(&mut self, key: u32, why: &str) {
-        if let Some(entry) = self.table.get_mut(key) {
-            entry.log(format_args!("{why}; acquiring another address"));
-            entry.withdraw();
-        }
-        self.save(key);
-    }
-
-    fn give_up(&mut self, key: u32) {
-        self.refuse_waiting(key, NO_MORE_TRIES);
-        let Some(entry) = self.table.get(key) else {
-            return;
-        };
-        entry.log(format_args!("{NO_MORE_TRIES}"));
-        // For a pod that had an address, the daemon goes on trying.
-        if !entry.delivered {
-            self.forget(key);
-        }
-    }
-
-    fn save(&mut self, key: u32) {
-        let Some(entry) = self.table.get(key) else {
-            return;
-        };
+    fn save(&mut self, entry: &Entry) {
         let grant = entry.lease.held().map(|held| Grant {
             terms: held.terms.clone(),
             since: wall_clock().saturating_sub(now().saturating_sub(held.since) / 1000),

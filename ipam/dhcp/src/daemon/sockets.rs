@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 
 use anyhow::{Context, Result, bail};
+use netlink::Link;
 use netns::NetNs;
 
-use crate::socket::PacketSocket;
+use crate::socket::Socket;
 
 pub struct Sockets {
     limit: usize,
@@ -43,20 +44,20 @@ impl Sockets {
         })
     }
 
-    /// Opens a socket as [`PacketSocket::open`] does.
+    /// Opens a socket as [`Socket::open`] does.
     ///
     /// # Errors
     /// When too many are open, and as there.
-    pub fn open(&self, netns: &NetNs, ifindex: u32, xid: u32) -> Result<PacketSocket> {
+    pub fn open(&self, netns: &NetNs, link: &Link, xid: u32) -> Result<Socket> {
         if self.open.load(Ordering::Relaxed) >= self.limit {
             bail!("too many leases are being acquired or renewed at once");
         }
-        let socket = PacketSocket::open(netns, ifindex, xid)?;
+        let socket = Socket::open(netns, link, xid)?;
         self.open.fetch_add(1, Ordering::Relaxed);
         Ok(socket)
     }
 
-    pub fn close(&self, socket: PacketSocket) {
+    pub fn close(&self, socket: Socket) {
         // It cannot fail: the thread ends after this sender.
         let _ = self.closing.send(socket.into());
     }

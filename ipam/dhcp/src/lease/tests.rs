@@ -82,7 +82,7 @@ fn an_address_is_discovered_requested_and_held() {
     let mut lease = lease();
     let steps = lease.on_time(START);
     let (discover, to, from) = sent(&steps);
-    assert_eq!(discover.kind, Kind::Discover);
+    assert_eq!(discover.kind, DhcpMessageType::Discover);
     assert_eq!((to, from), (Destination::Broadcast, Ipv4Addr::UNSPECIFIED));
     assert_eq!(option_of(discover, 61), Some(&b"\0a/lan/eth0"[..]));
     assert_eq!(option_of(discover, 12), Some(&b"web"[..]));
@@ -92,7 +92,7 @@ fn an_address_is_discovered_requested_and_held() {
     let xid = lease.xid();
     let steps = lease.on_reply(&offer(&lease), START + 1000);
     let (request, to, _) = sent(&steps);
-    assert_eq!(request.kind, Kind::Request);
+    assert_eq!(request.kind, DhcpMessageType::Request);
     assert_eq!(
         to,
         Destination::Broadcast,
@@ -178,9 +178,9 @@ fn an_offer_that_is_not_kept_is_forgotten() {
         let steps = lease.on_time(now);
         let kind = sent(&steps).0.kind;
         let expected = if now < START + 10_000 {
-            Kind::Request
+            DhcpMessageType::Request
         } else {
-            Kind::Discover
+            DhcpMessageType::Discover
         };
         assert_eq!(kind, expected);
     }
@@ -197,7 +197,7 @@ fn a_refused_request_starts_over_but_not_at_once() {
     assert!(matches!(&steps[..], [Step::Ignore(_)]));
     assert!(lease.due() >= START + 1000);
     let steps = lease.on_time(lease.due());
-    assert_eq!(sent(&steps).0.kind, Kind::Discover);
+    assert_eq!(sent(&steps).0.kind, DhcpMessageType::Discover);
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn it_renews_with_its_server_then_with_any_then_loses() {
     let steps = lease.on_time(lease.due());
     assert_eq!(steps[0], Step::Lose("the lease has expired"));
     let (discover, ..) = sent(&steps[1..]);
-    assert_eq!(discover.kind, Kind::Discover);
+    assert_eq!(discover.kind, DhcpMessageType::Discover);
     assert_eq!(
         option_of(discover, 50),
         Some(&POD[..]),
@@ -263,7 +263,7 @@ fn a_refused_renewal_loses_the_address_at_once() {
     let steps = lease.on_reply(&nak(&lease), GRANTED + 51_000);
     assert_eq!(steps, [Step::Lose("the server refuses the address")]);
     let steps = lease.on_time(lease.due());
-    assert_eq!(sent(&steps).0.kind, Kind::Discover);
+    assert_eq!(sent(&steps).0.kind, DhcpMessageType::Discover);
 }
 
 #[test]
@@ -275,7 +275,7 @@ fn after_a_restart_the_lease_is_renewed_at_once() {
     assert_eq!(restarted.due(), now + 5);
     let steps = restarted.on_time(now + 5);
     let (request, to, from) = sent(&steps);
-    assert_eq!(request.kind, Kind::Request);
+    assert_eq!(request.kind, DhcpMessageType::Request);
     assert_eq!((to, from), (Destination::Server(SERVER.into()), POD.into()));
     assert_eq!(request.address, Ipv4Addr::from(POD));
     assert!(restarted.held().is_some(), "what was granted lasts");
@@ -300,7 +300,7 @@ fn a_pod_with_a_new_interface_requests_its_address() {
     let steps = lease.on_time(now);
     let (request, to, from) = sent(&steps);
     // INIT-REBOOT of RFC 2131, table 4.
-    assert_eq!(request.kind, Kind::Request);
+    assert_eq!(request.kind, DhcpMessageType::Request);
     assert_eq!((to, from), (Destination::Broadcast, Ipv4Addr::UNSPECIFIED));
     assert_eq!(request.address, Ipv4Addr::UNSPECIFIED);
     assert_eq!(option_of(request, 50), Some(&POD[..]));
@@ -332,7 +332,7 @@ fn an_expired_address_is_requested_after_a_restart() {
     let steps = restarted.on_reply(&refusal, now);
     assert!(matches!(&steps[..], [Step::Ignore(_)]));
     let steps = restarted.on_time(restarted.due());
-    assert_eq!(sent(&steps).0.kind, Kind::Discover);
+    assert_eq!(sent(&steps).0.kind, DhcpMessageType::Discover);
 }
 
 #[test]
@@ -341,7 +341,7 @@ fn a_release_goes_to_the_server_from_the_pods_address() {
     let step = lease.release().unwrap();
     let steps = [step];
     let (release, to, from) = sent(&steps);
-    assert_eq!(release.kind, Kind::Release);
+    assert_eq!(release.kind, DhcpMessageType::Release);
     assert_eq!(to, Destination::Server(SERVER.into()));
     assert_eq!((release.address, from), (POD.into(), POD.into()));
     assert_eq!(option_of(release, 54), Some(&SERVER[..]));
