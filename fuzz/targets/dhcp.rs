@@ -1,8 +1,8 @@
-//! What a DHCP server, or an attacker in its place, sends a client: packets and
-//! messages, in the middle of the client's life.
+//! Packets and messages of a DHCP server, or of an attacker in its place, in the middle of a
+//! lease.
 //!
-//! An input is a list of messages: two bytes of length, two of seconds before it
-//! comes, then as many bytes.
+//! An input is a list of messages: two bytes of length, two of seconds until it arrives, then
+//! as many bytes.
 
 #![cfg_attr(fuzzing, no_main)]
 
@@ -38,13 +38,14 @@ fn client(input: &[u8]) {
     let mut lease = Lease::new(identity, timeouts, 7, now);
     for (wait, message) in messages(input) {
         now += wait;
-        said(&lease.on_time(now));
-        // As a packet, and as what is in one.
+        let steps = lease.on_time(now);
+        check_steps(&lease, &steps, now);
+        // Read as a packet, then as the message in a packet.
         if let Some(message) = frame::read(message) {
             let _ = Reply::read(message);
         }
         let mut message = message.to_vec();
-        // The number of the question, which the fuzzer could only guess.
+        // With the transaction id of the request, which the fuzzer cannot guess.
         if let Some(number) = message.get_mut(4..8) {
             number.copy_from_slice(&lease.xid().to_be_bytes());
         }
@@ -53,17 +54,18 @@ fn client(input: &[u8]) {
         };
         let _ = reply.reason();
         if let Ok(terms) = Terms::read(&reply) {
-            believable(&terms);
+            check_terms(&terms);
         }
         lease.set_mac(reply.mac);
-        said(&lease.on_reply(&reply, now));
+        let steps = lease.on_reply(&reply, now);
+        check_steps(&lease, &steps, now);
         assert!(lease.held().is_none_or(|held| held.expires() > 0));
     }
     let _ = lease.release();
 }
 
 /// Terms become a result that a plugin can print and a runtime can read.
-fn believable(terms: &Terms) {
+fn check_terms(terms: &Terms) {
     let result = terms.to_result(100);
     assert!(
         terms.renew <= terms.lease && terms.rebind <= terms.lease,
@@ -75,12 +77,15 @@ fn believable(terms: &Terms) {
     }
 }
 
-/// Whatever is sent is a message that fits a packet.
-fn said(steps: &[Step]) {
+/// Messages fit a packet, and a lease does not send two of them at one moment.
+fn check_steps(lease: &Lease, steps: &[Step], now: Millis) {
+    assert!(steps.len() <= 2, "{steps:?}");
     for step in steps {
-        if let Step::Send { from, message, .. } = step {
-            let packet = frame::write(*from, std::net::Ipv4Addr::BROADCAST, &message.write());
+        if let Step::Send { message, .. } = step {
+            let to = std::net::Ipv4Addr::BROADCAST;
+            let packet = frame::write(message.address, to, &message.write());
             assert!(packet.len() < 1500, "{message:?}");
+            assert!(lease.due() > now, "due {} at {now}", lease.due());
         }
     }
 }

@@ -20,7 +20,6 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use nix::sys::signal::{SigSet, Signal};
@@ -105,13 +104,8 @@ fn run(flags: &Flags) -> Result<()> {
         "" => None,
         path => Some(PidFile::write(path)?),
     };
-    let millis = |time: Duration| time.as_millis() as Millis;
     let mut daemon = Daemon {
-        timeouts: Timeouts {
-            grant: millis(flags.timeout),
-            resend: millis(flags.resend_max),
-            acquire: millis(flags.resend_timeout),
-        },
+        timeouts: flags.timeouts,
         broadcast: flags.broadcast,
         host_prefix: flags.host_prefix.clone(),
         table: Table::default(),

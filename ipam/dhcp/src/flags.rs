@@ -1,8 +1,7 @@
 //! The command line of `dhcp daemon`: the Go daemon's, with one dash or two.
 
-use std::time::Duration;
-
 use crate::conf::SOCKET;
+use crate::lease::{Millis, Timeouts};
 
 /// The settings of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,107 +14,15 @@ pub struct Flags {
     pub socket: String,
     /// `-broadcast`: ask servers to broadcast their answers.
     pub broadcast: bool,
-    /// `-timeout`: how long a server may take to grant what it has offered.
-    pub timeout: Duration,
-    /// `-resendmax`: the longest pause between two messages.
-    pub resend_max: Duration,
-    /// `-resendtimeout`: how long an ADD waits for an address.
-    pub resend_timeout: Duration,
+    /// `-timeout`, `-resendmax` and `-resendtimeout`.
+    pub timeouts: Timeouts,
 }
 
-const RESEND_MAX: Duration = Duration::from_secs(62);
-const RESEND_TIMEOUT: Duration = Duration::from_secs(208);
+const RESEND_MAX: Millis = 62_000;
+const RESEND_TIMEOUT: Millis = 208_000;
 
 /// What `dhcp daemon --help` prints.
-pub const HELP: &str = "\
-dhcp daemon - hold the DHCP leases of this node's pods
-
-USAGE
-    dhcp daemon [FLAG]...
-
-DESCRIPTION
-    The CNI plugin `dhcp` runs only while a pod is created or deleted, but the
-    lease of an address has to be renewed for as long as the pod lives. This
-    daemon does that. The plugin requests and releases leases over a unix socket;
-    the daemon speaks DHCP on the pod's own interface, inside the pod's network
-    namespace.
-
-    It renews a lease at the server's T1, and asks any server at T2. When a lease
-    expires or is refused, it removes the address from the pod and acquires
-    another one. If a renewal changes the address, mask or routes, it applies them
-    to the pod at once.
-
-    Leases are kept on disk. After a restart for any reason, the daemon renews
-    them and goes on. Stopping it (SIGTERM, SIGINT) releases nothing: pods keep
-    their addresses, and another daemon should be running before half the lease
-    time is over.
-
-    One thread serves all leases.
-
-FLAGS
-    One dash or two; a value follows after a space or `=`. DURATION is in Go's
-    format: 300ms, 10s, 1m30s, 2h.
-
-    -broadcast
-        Ask servers to broadcast their answers. For segments that drop frames to a
-        hardware address that has not sent anything yet.
-
-    -hostprefix DIR
-        The root directory of the host, for a daemon in a container: the prefix of
-        the paths of the socket, of the leases and of pods' namespaces.
-
-    -pidfile FILE
-        Write the process id to FILE, an absolute path; removed at the end.
-
-    -resendmax DURATION         (62s)
-        The longest pause between two messages. The pauses are about 1, 2, 2, 2, 4,
-        8, 16 … seconds.
-
-    -resendtimeout DURATION     (208s, less with a shorter -resendmax)
-        How long an ADD waits for an address before it fails with `no more tries`,
-        error code 11 (try again later).
-
-    -socketpath FILE            (/run/cni/dhcp.sock)
-        Where to listen. The key `ipam.daemonSocketPath` of the network's
-        configuration needs the same path. A socket without a listening process is
-        replaced. Daemons with different sockets are independent.
-
-    -timeout DURATION           (10s)
-        How long a server may take to grant the address that it has offered, and to
-        confirm one from before a restart.
-
-    -h, -help
-        Print this.
-
-SYSTEMD
-    cni-dhcp.socket and cni-dhcp.service, which `make install` puts in place, start
-    the daemon when the first pod needs it:
-
-        systemctl enable --now cni-dhcp.socket
-
-    A socket from systemd (LISTEN_FDS) is used instead of -socketpath. Set
-    -socketpath to the same path nevertheless: the directory of the leases is named
-    after it.
-
-FILES
-    /run/cni/dhcp.sock
-        The socket. A process that can write to it can get leases on any network
-        namespace of the node, so it and its directory belong to root.
-
-    /var/lib/cni/dhcp/run-cni-dhcp.sock/*.json
-        The leases, a file for each, mode 0600. The directory is named after the
-        socket, and the running daemon locks it (flock).
-
-SIGNALS
-    SIGTERM, SIGINT
-        Remove the socket and the pidfile, and end. No lease is released.
-
-EXIT STATUS
-    0 after a signal; 1 when it cannot start; 2 for a wrong flag.
-
-SEE ALSO
-    The plugin's README for the keys of a configuration; RFC 2131; RFC 2132.
-";
+pub const HELP: &str = include_str!("help.txt");
 
 impl Flags {
     /// Reads the arguments after `daemon`; `None` when they ask for [`HELP`].
@@ -128,9 +35,11 @@ impl Flags {
             host_prefix: String::new(),
             socket: SOCKET.to_owned(),
             broadcast: false,
-            timeout: Duration::from_secs(10),
-            resend_max: RESEND_MAX,
-            resend_timeout: Duration::ZERO,
+            timeouts: Timeouts {
+                grant: 10_000,
+                resend: RESEND_MAX,
+                acquire: 0,
+            },
         };
         let mut arguments = arguments.iter();
         while let Some(argument) = arguments.next() {
@@ -157,14 +66,15 @@ impl Flags {
                     "" => {}
                     path => flags.socket = path.to_owned(),
                 },
-                "timeout" => flags.timeout = time(name, &text()?)?,
-                "resendmax" => flags.resend_max = time(name, &text()?)?,
-                "resendtimeout" => flags.resend_timeout = time(name, &text()?)?,
+                "timeout" => flags.timeouts.grant = time(name, &text()?)?,
+                "resendmax" => flags.timeouts.resend = time(name, &text()?)?,
+                "resendtimeout" => flags.timeouts.acquire = time(name, &text()?)?,
                 _ => return Err(format!("unknown flag -{name}")),
             }
         }
-        if flags.resend_timeout.is_zero() {
-            flags.resend_timeout = default_resend_timeout(flags.resend_max);
+        let timeouts = &mut flags.timeouts;
+        if timeouts.acquire == 0 {
+            timeouts.acquire = default_resend_timeout(timeouts.resend);
         }
         Ok(Some(flags))
     }
@@ -172,12 +82,11 @@ impl Flags {
 
 /// The quick tries and the pauses up to the longest one: a shorter -resendmax makes ADD fail
 /// sooner, too.
-fn default_resend_timeout(resend_max: Duration) -> Duration {
+fn default_resend_timeout(resend_max: Millis) -> Millis {
     if resend_max == RESEND_MAX {
         return RESEND_TIMEOUT;
     }
-    let mut pause = Duration::from_secs(4);
-    let mut whole = Duration::from_secs(8);
+    let (mut pause, mut whole) = (4_000, 8_000);
     while pause < resend_max {
         whole += pause;
         pause *= 2;
@@ -186,8 +95,8 @@ fn default_resend_timeout(resend_max: Duration) -> Duration {
 }
 
 /// The duration that `value` gives for flag `name`.
-fn time(name: &str, value: &str) -> Result<Duration, String> {
-    let time = duration(value).filter(|time| !time.is_zero());
+fn time(name: &str, value: &str) -> Result<Millis, String> {
+    let time = duration(value).filter(|time| *time > 0);
     time.ok_or_else(|| format!("flag -{name}: {value:?} is no duration such as 10s or 1m30s"))
 }
 
@@ -200,31 +109,30 @@ fn boolean(text: &str) -> Option<bool> {
     }
 }
 
-/// A duration, as Go's `time.ParseDuration` reads it, without a sign.
-fn duration(text: &str) -> Option<Duration> {
+/// A duration, as Go's `time.ParseDuration` reads it, without a sign; at most a year.
+fn duration(text: &str) -> Option<Millis> {
     let mut rest = text;
-    let mut seconds = 0.0;
+    let mut millis = 0.0;
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let (number, after) = rest.split_at(digits);
         let end = after.find(|c: char| c.is_ascii_digit() || c == '.');
         let (unit, after) = after.split_at(end.unwrap_or(after.len()));
         let unit = match unit {
-            "ns" => 1e-9,
-            "us" | "µs" | "μs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
+            "ns" => 1e-6,
+            "us" | "µs" | "μs" => 1e-3,
+            "ms" => 1.0,
+            "s" => 1e3,
+            "m" => 60e3,
+            "h" => 3600e3,
             _ => return None,
         };
-        seconds += number.parse::<f64>().ok()? * unit;
+        millis += number.parse::<f64>().ok()? * unit;
         rest = after;
     }
-    // No more than a year.
-    (0.0..=31_536_000.0)
-        .contains(&seconds)
-        .then(|| Duration::from_secs_f64(seconds))
+    (0.0..=31_536e6)
+        .contains(&millis)
+        .then_some(millis.round() as Millis)
 }
 
 #[cfg(test)]
@@ -244,8 +152,8 @@ mod tests {
         ] {
             let flags = parse(line).unwrap();
             assert_eq!(flags.socket, "/s");
-            assert_eq!(flags.timeout, Duration::from_secs(2));
-            assert_eq!(flags.resend_timeout, Duration::from_secs(90));
+            assert_eq!(flags.timeouts.grant, 2_000);
+            assert_eq!(flags.timeouts.acquire, 90_000);
             assert!(flags.broadcast);
         }
         assert_eq!(parse("-h").unwrap_err(), "help");
@@ -254,9 +162,9 @@ mod tests {
 
     #[test]
     fn a_shorter_resendmax_shortens_the_wait() {
-        let whole = |line: &str| parse(line).unwrap().resend_timeout;
-        assert_eq!(whole(""), Duration::from_secs(208), "as the Go daemon");
-        assert_eq!(whole("-timeout 2s -resendmax 8s"), Duration::from_secs(20));
+        let whole = |line: &str| parse(line).unwrap().timeouts.acquire;
+        assert_eq!(whole(""), 208_000, "as the Go daemon");
+        assert_eq!(whole("-timeout 2s -resendmax 8s"), 20_000);
     }
 
     #[test]
@@ -278,10 +186,7 @@ mod tests {
         ] {
             assert!(parse(&format!("-timeout={text}")).is_err(), "{text}");
         }
-        assert_eq!(
-            duration("1h1m1s500ms"),
-            Some(Duration::from_millis(3_661_500))
-        );
+        assert_eq!(duration("1h1m1s500ms"), Some(3_661_500));
     }
 
     #[test]

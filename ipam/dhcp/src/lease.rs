@@ -50,7 +50,7 @@ impl Suppressed {
 }
 
 /// A client's timeouts, in milliseconds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// How long a server that has offered an address may take to grant it.
     pub grant: Millis,
@@ -60,24 +60,13 @@ pub struct Timeouts {
     pub acquire: Millis,
 }
 
-/// Where to send a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Destination {
-    /// To every server on the segment.
-    Broadcast,
-    /// To the server at this address.
-    Server(Ipv4Addr),
-}
-
 /// What the daemon has to do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    /// Send a message.
+    /// Send a message from its `address`.
     Send {
-        /// The destination.
-        to: Destination,
-        /// The pod's address, or 0.0.0.0.
-        from: Ipv4Addr,
+        /// The server; `None` for a broadcast.
+        to: Option<Ipv4Addr>,
         /// The message, in which the sender sets the pod's hardware address.
         message: Box<Request>,
     },
@@ -356,7 +345,7 @@ impl Lease {
         // RFC 2131, tables 4 and 5: the address is in `ciaddr` or in option 50.
         let requested = |ip: Ipv4Addr| (option::REQUESTED_ADDRESS, ip.octets().to_vec());
         let mut kind = DhcpMessageType::Request;
-        let (mut to, mut from) = (Destination::Broadcast, Ipv4Addr::UNSPECIFIED);
+        let (mut to, mut address) = (None, Ipv4Addr::UNSPECIFIED);
         let mut options = Vec::new();
         match &self.state {
             State::Selecting => {
@@ -371,9 +360,9 @@ impl Lease {
             State::Rebooting { .. } => options.extend(self.preferred.map(requested)),
             State::Renewing | State::Rebinding | State::Bound | State::Suspended => {
                 let held = self.held.as_ref()?;
-                from = held.terms.address.ip();
+                address = held.terms.address.ip();
                 if self.state == State::Renewing {
-                    to = Destination::Server(held.terms.server);
+                    to = Some(held.terms.server);
                 }
             }
         }
@@ -390,12 +379,12 @@ impl Lease {
             kind,
             xid: self.xid,
             seconds: seconds.try_into().unwrap_or(u16::MAX),
-            address: from,
+            address,
             mac: self.mac,
-            broadcast: self.broadcast && from.is_unspecified(),
+            broadcast: self.broadcast && address.is_unspecified(),
             options,
         });
-        Some(Step::Send { to, from, message })
+        Some(Step::Send { to, message })
     }
 
     /// How long to wait for an answer.
@@ -522,8 +511,8 @@ impl Lease {
 
 /// The message that gives a lease back to its server, from the pod's address.
 pub fn release(identity: &Identity, terms: &Terms, xid: u32) -> Step {
-    let (from, server) = (terms.address.ip(), terms.server);
-    let mut options = vec![(option::SERVER_IDENTIFIER, server.octets().to_vec())];
+    let server = terms.server.octets().to_vec();
+    let mut options = vec![(option::SERVER_IDENTIFIER, server)];
     // Of the client's own options, only the identifier is allowed (RFC 2131, table 5).
     let own = identity.options.iter();
     options.extend(
@@ -534,13 +523,15 @@ pub fn release(identity: &Identity, terms: &Terms, xid: u32) -> Step {
         kind: DhcpMessageType::Release,
         xid,
         seconds: 0,
-        address: from,
+        address: terms.address.ip(),
         mac: Mac([0; 6]),
         broadcast: false,
         options,
     });
-    let to = Destination::Server(server);
-    Step::Send { to, from, message }
+    Step::Send {
+        to: Some(terms.server),
+        message,
+    }
 }
 
 #[cfg(test)]

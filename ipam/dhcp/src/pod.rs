@@ -6,13 +6,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use ipnetwork::{IpNetwork, Ipv4Network};
 use netlink::{AddressSpec, Link, Mac, Netlink, RouteSpec, sysctl};
 use netns::NetNs;
 
 use crate::frame;
-use crate::lease::{Destination, Step};
+use crate::lease::Step;
 use crate::socket::Socket;
 use crate::store::Place;
 use crate::terms::{Hop, LINK_SCOPE, Terms};
@@ -30,7 +30,7 @@ pub struct Interface {
 /// Device and inode of a namespace, which identify it.
 pub fn inode(netns: &Path) -> Result<(u64, u64)> {
     let file = fs::metadata(netns)
-        .map_err(|error| anyhow::anyhow!("examine {netns:?}: {}", cni::reason(&error)))?;
+        .map_err(|error| anyhow!("examine {netns:?}: {}", cni::reason(&error)))?;
     Ok((file.dev(), file.ino()))
 }
 
@@ -40,15 +40,8 @@ pub fn inode(netns: &Path) -> Result<(u64, u64)> {
 /// # Errors
 /// With the Go daemon's text when the namespace or the interface is absent.
 pub fn open(netns: &Path, ifname: &str) -> Result<Interface> {
-    let netns = NetNs::open(netns)?;
-    let netlink = Netlink::open_in(&netns)?;
-    let Some(link) = netlink.find_link(ifname)? else {
-        bail!("error looking up {ifname:?}: Link not found");
-    };
-    let Some(mac) = link.mac else {
-        bail!("interface {ifname} has no hardware address of six bytes: DHCP needs one");
-    };
-    Interface::set_up(netns, netlink, link, mac)
+    let found = Interface::find(NetNs::open(netns)?, ifname)?;
+    found.ok_or_else(|| anyhow!("error looking up {ifname:?}: Link not found"))
 }
 
 /// Opens the interface of a lease again; `None` when it is gone, or when its path leads
@@ -66,14 +59,7 @@ pub fn reopen(place: &Place, ifname: &str) -> Result<Option<Interface>> {
         Err(error) if netns::is_gone(&error) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let netlink = Netlink::open_in(&netns)?;
-    let Some(link) = netlink.find_link(ifname)? else {
-        return Ok(None);
-    };
-    let Some(mac) = link.mac else {
-        return Ok(None);
-    };
-    Interface::set_up(netns, netlink, link, mac).map(Some)
+    Interface::find(netns, ifname)
 }
 
 /// Sends `step`, if it has a message. The frame goes to the hardware address that the
@@ -83,33 +69,40 @@ pub fn reopen(place: &Place, ifname: &str) -> Result<Option<Interface>> {
 /// # Errors
 /// When the kernel refuses the packet.
 pub fn send(socket: &Socket, step: &Step, pod: Mac, server: Option<Mac>) -> Result<()> {
-    let Step::Send { to, from, message } = step else {
+    let Step::Send { to, message } = step else {
         return Ok(());
     };
     let (ip, mac) = match to {
-        Destination::Broadcast => (Ipv4Addr::BROADCAST, None),
-        Destination::Server(ip) => (*ip, server),
+        None => (Ipv4Addr::BROADCAST, None),
+        Some(ip) => (*ip, server),
     };
     let mut message = message.clone();
     message.mac = pod;
-    let packet = frame::write(*from, ip, &message.write());
+    let packet = frame::write(message.address, ip, &message.write());
     socket
         .send(&packet, pod, mac)
-        .map_err(|error| anyhow::anyhow!("send to {ip}: {}", error.reason()))
+        .map_err(|error| anyhow!("send to {ip}: {}", error.reason()))
 }
 
 impl Interface {
-    fn set_up(netns: NetNs, netlink: Netlink, link: Link, mac: Mac) -> Result<Self> {
+    fn find(netns: NetNs, ifname: &str) -> Result<Option<Self>> {
+        let netlink = Netlink::open_in(&netns)?;
+        let Some(link) = netlink.find_link(ifname)? else {
+            return Ok(None);
+        };
+        let Some(mac) = link.mac else {
+            bail!("interface {ifname} has no hardware address of six bytes: DHCP needs one");
+        };
         if !link.up {
             // ip link set eth0 up
             netlink.set_up(link.index)?;
         }
-        Ok(Self {
+        Ok(Some(Self {
             netns,
             netlink,
             link,
             mac,
-        })
+        }))
     }
 
     /// Replaces the address and routes of `old` by those of `new`; others in the pod stay.

@@ -62,24 +62,3 @@ impl Spare {
         done
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn neither_connections_nor_sockets_take_all() {
-        for (limit, connections, sockets) in [
-            (0, 1, 1),
-            (40, 8, 8),
-            (1024, 500, 500),
-            (1_048_576, 4096, 1_048_576 - RESERVED - 4096),
-        ] {
-            let budget = Budget {
-                connections,
-                sockets,
-            };
-            assert_eq!(Budget::of(limit), budget, "{limit}");
-        }
-    }
-}

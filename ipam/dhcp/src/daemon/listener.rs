@@ -131,24 +131,6 @@ impl Drop for PidFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::net::UnixStream;
-
-    #[test]
-    fn a_stale_socket_is_replaced() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("deep/dhcp.sock");
-        let mut first = Listener::open(&path).unwrap();
-        let text = Listener::open(&path).err().unwrap().to_string();
-        assert!(text.ends_with("bind: address already in use"), "{text}");
-        // Killed: the file stays.
-        first.own = None;
-        drop(first);
-        assert!(path.exists());
-        let second = Listener::open(&path).unwrap();
-        assert!(UnixStream::connect(&path).is_ok());
-        drop(second);
-        assert!(!path.exists());
-    }
 
     #[test]
     fn a_file_that_is_not_a_socket_stays() {
@@ -160,19 +142,8 @@ mod tests {
     }
 
     #[test]
-    fn a_pidfile_is_absolute_and_removed_at_the_end() {
-        assert_eq!(
-            PidFile::write("pid").err().unwrap().to_string(),
-            "Error writing pidfile \"pid\": path not absolute"
-        );
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("pid");
-        let file = PidFile::write(path.to_str().unwrap()).unwrap();
-        assert_eq!(
-            fs::read_to_string(&path).unwrap(),
-            std::process::id().to_string()
-        );
-        drop(file);
-        assert!(!path.exists());
+    fn a_pidfile_is_absolute() {
+        let text = PidFile::write("pid").err().unwrap().to_string();
+        assert_eq!(text, "Error writing pidfile \"pid\": path not absolute");
     }
 }
