@@ -31,7 +31,7 @@ use crate::store::{Record, Store, directory};
 use clock::{now, wall_clock};
 use connection::Connection;
 use descriptors::Budget;
-use journal::{Cause, Journal};
+use journal::{Journal, REJECTED};
 use listener::{Listener, PidFile};
 use reactor::{NoDescriptor, Reactor, Token};
 use sockets::Sockets;
@@ -190,7 +190,7 @@ impl Daemon {
     }
 
     fn log_rejection(&mut self, line: &str) {
-        if self.io.journal.admits(Cause::Rejected, now()) {
+        if self.io.journal.admits(REJECTED, now()) {
             cni::log(format_args!("{line}"));
         }
     }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use netlink::Mac;
 
 use super::clock::{now, wall_clock};
-use super::journal::Cause;
+use super::journal::{Cause, MALFORMED, UNUSABLE};
 use super::reactor::Token;
 use super::table::Entry;
 use super::{Daemon, Io};
@@ -53,7 +53,7 @@ impl Daemon {
                 }
                 Err(why) => {
                     let line = format_args!("ignored an answer: {why}");
-                    self.io.log_rarely(entry, Cause::Malformed, line);
+                    self.io.log_rarely(entry, MALFORMED, line);
                 }
             }
         }
@@ -116,7 +116,7 @@ impl Io {
                     entry.failed = !entry.delivered;
                 }
                 Step::Ignore(what) => {
-                    self.log_rarely(entry, Cause::Unusable, format_args!("{what}"));
+                    self.log_rarely(entry, UNUSABLE, format_args!("{what}"));
                 }
             }
         }
