@@ -3,14 +3,15 @@
 use std::{path::Path, thread, time::Duration};
 
 use anyhow::bail;
+use nix::errno::Errno;
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec,
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
         RouteNetlinkMessage,
         link::{
-            InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
-            LinkAttribute, State,
+            AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData,
+            InfoKind, InfoPortData, InfoPortKind, LinkAttribute, State,
         },
     },
 };
@@ -180,8 +181,11 @@ impl Netlink {
     }
 
     /// Makes `link` a port of a bridge: `ip link set LINK master BRIDGE`, then
-    /// `ip link set LINK alias … up type bridge_slave hairpin … isolated …`.
+    /// `ip link set LINK alias … up addrgenmode none type bridge_slave hairpin … isolated …`.
     /// The first is not needed if the link was created as a port.
+    ///
+    /// The port gets no link-local address, if it has none yet: it would not be used, and each
+    /// change of a link's state walks over the routes of all of them.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -191,12 +195,30 @@ impl Netlink {
         if link.master != Some(spec.bridge) {
             self.set_master(link.index, spec.bridge)?;
         }
+        match self.set_port_up(link, spec, Some(no_link_local_address())) {
+            // IPv6 is off, or the MTU is below its minimum of 1280 bytes.
+            Err(error) if error.errno() == Errno::EAFNOSUPPORT => {
+                self.set_port_up(link, spec, None)
+            }
+            done => done,
+        }
+    }
+
+    fn set_port_up(
+        &self,
+        link: &Link,
+        spec: &PortSpec,
+        ipv6: Option<LinkAttribute>,
+    ) -> Result<(), Error> {
         let mut message = self::link(link.index);
         if spec.up {
             message = message.up();
         }
         if let Some(alias) = &spec.alias {
             message = message.alias(alias);
+        }
+        if let Some(ipv6) = ipv6 {
+            message = message.append_extra_attribute(ipv6);
         }
         let settings = vec![
             InfoBridgePort::HairpinMode(spec.hairpin),
@@ -247,6 +269,12 @@ impl Netlink {
         }
         bail!("bridge port in error state: {state}")
     }
+}
+
+/// `addrgenmode none`. The kernel reads it only in a request about an existing link.
+fn no_link_local_address() -> LinkAttribute {
+    let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])])
 }
 
 fn expect_bridge(link: Link) -> anyhow::Result<Link> {

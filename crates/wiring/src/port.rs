@@ -116,7 +116,9 @@ pub fn set_up(host: &Netlink, veth: &Link, attachment: &Attachment, ipv6: bool) 
     Ok(host.set_up_with_alias(veth.index, Some(&attachment.alias()))?)
 }
 
-/// The host must not take addresses or routes from a pod's router advertisements.
+/// The host must not take addresses or routes from a pod's router advertisements. They reach a port
+/// of a bridge, too, in a frame to 01:80:c2:00:00:03, which the bridge leaves to the port's own
+/// stack (`br_handle_frame`, net/bridge/br_input.c). Netlink has no attribute for the setting.
 fn ignore_router_advertisements(veth: &Link) {
     let accept_ra = sysctl::interface_key("ipv6", &veth.name, "accept_ra");
     let _ = sysctl::write(&accept_ra, "0");

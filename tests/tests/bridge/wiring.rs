@@ -189,3 +189,59 @@ fn router_advertisements_are_refused_on_bridge_and_host_veth() {
         );
     }
 }
+
+#[test]
+fn the_host_veth_has_no_link_local_address_and_the_pods_end_has_one() {
+    let (sandbox, pod, _) = attached(&bridge(json!({})));
+    let veth = host_veth(&sandbox)["ifname"].clone();
+    let name = veth.as_str().expect("a name");
+    pod.wait_until("eth0 has a link-local address", |pod| {
+        pod.sh("ip -6 addr show dev eth0").contains("fe80::")
+    });
+    assert_eq!(
+        sandbox.host().sh(&format!("ip -6 addr show dev {name}")),
+        ""
+    );
+    let mode = |netns: &Netns, link| netns.link(link).expect(link)["inet6_addr_gen_mode"].clone();
+    assert_eq!(mode(&sandbox.host(), name), "none");
+    assert_eq!(mode(&pod, "eth0"), "eui64");
+}
+
+/// Sends a router advertisement from `eth0` to a hardware address that bridges do not forward.
+const ADVERTISE_PAST_THE_BRIDGE: &str = r#"
+    use Socket qw(:all);
+    my ($source, $all) = map { inet_pton(AF_INET6, $_) } "fe80::bad", "ff02::1";
+    # Type 134, code 0, hop limit 64, router lifetime 1800 s.
+    my $message = sub { pack("CCnCCnNN", 134, 0, $_[0], 64, 0, 1800, 0, 0) };
+    my $sum = unpack("%32n*", $source . $all . pack("NN", 16, 58) . $message->(0));
+    $sum = ($sum & 0xffff) + ($sum >> 16) for 1, 2;
+    my $packet = pack("NnCC", 6 << 28, 16, 58, 255) . $source . $all . $message->(~$sum & 0xffff);
+    my $frame = pack("H12H12H4", "0180c2000003", "02000000000a", "86dd") . $packet;
+    socket(my $s, 17, SOCK_RAW, 0) or die "socket: $!";
+    send($s, $frame, 0, pack("SniSCCa8", 17, 0x86dd, $ARGV[0], 1, 0, 6, "")) or die "send: $!";
+"#;
+
+#[test]
+fn a_pod_cannot_advertise_past_the_bridge_to_the_host_veth() {
+    let (sandbox, pod, _) = attached(&bridge(json!({})));
+    let (host, veth) = (sandbox.host(), host_veth(&sandbox));
+    let veth = veth["ifname"].as_str().expect("a name");
+    let index = pod.link("eth0").expect("eth0")["ifindex"].to_string();
+    let advertise = || {
+        let sent = pod.run(&["perl", "-e", ADVERTISE_PAST_THE_BRIDGE, &index]);
+        assert_eq!(sent.code, 0, "{}", sent.stderr);
+    };
+    let routed = |host: &Netns| !host.routes_to("-6", "default").is_empty();
+    for _ in 0..5 {
+        advertise();
+    }
+    // Only this setting keeps the node from accepting it: then it does.
+    let setting = format!("/proc/sys/net/ipv6/conf/{veth}/accept_ra");
+    assert!(!routed(&host));
+    host.sh(&format!("echo 1 >{setting}"));
+    host.wait_until("the node accepts the advertisement", |host| {
+        advertise();
+        routed(host)
+    });
+    host.sh(&format!("echo 0 >{setting}; ip -6 route del default"));
+}

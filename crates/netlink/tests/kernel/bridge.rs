@@ -7,6 +7,8 @@ use cni::Undo;
 use netlink::{BridgeSpec, Netlink, Port, PortSpec};
 
 use crate::{add_pod, veth};
+use serde_json::Value;
+
 use sandbox::here::{enter, has_flag, json, link, run};
 
 fn spec() -> BridgeSpec {
@@ -232,6 +234,56 @@ fn a_port_is_attached_with_all_its_settings() {
 #[test]
 fn a_link_created_as_a_port_gets_all_its_settings() {
     attach(true);
+}
+
+/// The mode in which the kernel makes link-local addresses, as `ip` shows it.
+fn address_mode(name: &str) -> Value {
+    json(&format!("ip -j -d link show dev {name}"))[0]["inet6_addr_gen_mode"].clone()
+}
+
+#[test]
+fn a_port_has_no_link_local_address_and_its_pod_has_one() {
+    enter();
+    let pod = add_pod("pod");
+    let netlink = Netlink::open().unwrap();
+    let bridge = netlink.ensure_bridge(&spec()).unwrap();
+    let pair = netlink
+        .add_veth(&veth::spec(), &pod, &mut Undo::new())
+        .unwrap();
+    netlink
+        .attach_port(&pair.host, &port_spec(bridge.index))
+        .unwrap();
+    assert_eq!(address_mode("veth1a2b3c4d"), "none");
+    assert_eq!(address_mode("cni0"), "eui64");
+    run("ip -n pod link set eth0 up");
+    netlink.wait_for_port(pair.host.index).unwrap();
+
+    let addresses = |command: &str| json(command)[0]["addr_info"].as_array().map_or(0, Vec::len);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while addresses("ip -n pod -j -6 addr show dev eth0 scope link") == 0 {
+        assert!(Instant::now() < deadline, "the pod has no address");
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(addresses("ip -j -6 addr show dev veth1a2b3c4d"), 0);
+}
+
+#[test]
+fn a_port_is_attached_where_ipv6_cannot_be() {
+    enter();
+    let pod = add_pod("pod");
+    let netlink = Netlink::open().unwrap();
+    let bridge = netlink.ensure_bridge(&spec()).unwrap();
+    let veth = netlink::VethSpec {
+        mtu: Some(1000),
+        ..veth::spec()
+    };
+    let pair = netlink.add_veth(&veth, &pod, &mut Undo::new()).unwrap();
+    netlink
+        .attach_port(&pair.host, &port_spec(bridge.index))
+        .unwrap();
+    let seen = link("veth1a2b3c4d");
+    assert!(has_flag(&seen, "UP"));
+    assert_eq!(seen["ifalias"], "podwire net/c1/eth0");
 }
 
 #[test]
