@@ -51,7 +51,7 @@ const KNOWN: &[Known] = &[
     Known {
         line: " /run/podwire",
         words: &[],
-        why: "our notes about who uses the rules of a network",
+        why: "our notes: who uses the rules of a network, which MAC neighbours may remember",
     },
     Known {
         line: "link ifname VETH",

@@ -16,6 +16,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Output;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::env::{Environment, Verb};
 
@@ -43,8 +44,16 @@ impl Linked {
 
     /// Calls the plugin. The output is that of a process with `env` and `stdin`.
     pub(crate) fn run(&self, verb: Verb, env: &Environment, stdin: &[u8]) -> Output {
+        CALLED.store(true, Ordering::Relaxed);
         (self.serve)(env.with("CNI_COMMAND", verb.as_str()), stdin)
     }
+}
+
+static CALLED: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process has called a linked plugin: then its IPAM plugin is the same build.
+pub fn was_called() -> bool {
+    CALLED.load(Ordering::Relaxed)
 }
 
 /// Whether the file's mode and its mount allow its execution.

@@ -4,29 +4,17 @@
 //! have it in their neighbour tables, with the other pod's hardware address, and lose packets
 //! for about ten seconds, until those entries expire. The kernel announces addresses when a link
 //! comes up (`arp_notify`, `ndisc_notify`), but the bridge does not yet forward for a new port
-//! then. So the announcement is repeated when the port forwards.
+//! then. So the announcement is repeated when the port forwards, unless the caller knows that
+//! no neighbour has another address: a bridge copies it to all of its ports.
 
-use rtnetlink::packet_route::link::{AfSpecInet, AfSpecUnspec, InetDevConf, LinkAttribute};
+use rtnetlink::{
+    LinkMessageBuilder, LinkUnspec,
+    packet_route::link::{AfSpecInet, AfSpecUnspec, InetDevConf, LinkAttribute},
+};
 
-use crate::{Error, Link, Netlink, link::up_with_alias};
+use crate::{Error, Link, Netlink};
 
 impl Netlink {
-    /// Brings a link up and switches `arp_notify` on, as [`Netlink::announce`] needs it:
-    /// `ip link set NAME up; sysctl -w net.ipv4.conf.NAME.arp_notify=1`, in one request. In
-    /// this order, nothing is announced at once. The kernel has no netlink attribute for other
-    /// settings, such as `ndisc_notify`.
-    ///
-    /// # Errors
-    /// When the kernel refuses; nothing has changed then.
-    pub(crate) fn set_up_to_announce(&self, index: u32, alias: Option<&str>) -> Result<(), Error> {
-        let mut settings = InetDevConf::default();
-        settings.arp_notify = 1;
-        let settings = AfSpecInet::DevConfRequest(settings);
-        let settings = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![settings])]);
-        let message = up_with_alias(index, alias).append_extra_attribute(settings);
-        self.set_link(message, || format!("set {} up", self.name_of(index)))
-    }
-
     /// Makes the kernel announce every address of `link`, by gratuitous ARP and unsolicited
     /// neighbour advertisement: `ip link set LINK address MAC`, with the address that it has.
     ///
@@ -44,4 +32,16 @@ impl Netlink {
             None => Ok(()),
         }
     }
+}
+
+/// Adds to the request that brings a link up what [`Netlink::announce`] needs:
+/// `sysctl -w net.ipv4.conf.NAME.arp_notify=1`. The kernel sets it after the link is up, so nothing
+/// is announced at once. The kernel has no netlink attribute for other settings, such as
+/// `ndisc_notify`.
+pub(crate) fn with_notify(up: LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkUnspec> {
+    let mut settings = InetDevConf::default();
+    settings.arp_notify = 1;
+    let settings = AfSpecInet::DevConfRequest(settings);
+    let settings = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![settings])]);
+    up.append_extra_attribute(settings)
 }

@@ -14,8 +14,8 @@ use nix::{errno::Errno, net::if_::if_nametoindex};
 use transport::{Route, Socket};
 
 use crate::{
-    AddressSpec, Error, Family, Link, MAIN_TABLE, Netlink, OperState, RouteFilter, RouteSpec,
-    request::AddressMonitor, sysctl,
+    AddressSpec, Error, Family, Link, MAIN_TABLE, Mac, Netlink, OperState, RouteFilter, RouteSpec,
+    announce::with_notify, link::up_with_alias, request::AddressMonitor, sysctl,
 };
 
 /// How long duplicate address detection may take; it needs one to two seconds.
@@ -110,18 +110,23 @@ pub struct Configured {
 }
 
 impl Configured {
-    /// Announces the addresses to the neighbours, if [`Interface::notify`] is on. Call it when the
-    /// port on the other side forwards, not before.
-    ///
-    /// # Errors
-    /// As [`Netlink::announce`]; pods work without, so a caller may only log it.
-    pub fn announce(&self) -> anyhow::Result<()> {
+    /// Waits until the addresses can be reached. Call it when the port on the other side forwards.
+    pub fn await_addresses(&self) {
         // Without a carrier the kernel's worker does not start.
         if has_carrier(&self.link) {
             for ip in &self.fresh {
                 self.pod.await_local(*ip);
             }
         }
+    }
+
+    /// Announces the addresses to the neighbours, if [`Interface::notify`] is on. Call it when the
+    /// port on the other side forwards, not before.
+    ///
+    /// # Errors
+    /// As [`Netlink::announce`]; pods work without, so a caller may only log it.
+    pub fn announce(&self) -> anyhow::Result<()> {
+        self.await_addresses();
         if self.announced {
             self.pod.announce(&self.link)?;
         }
@@ -135,6 +140,8 @@ impl Configured {
 pub struct Pod {
     netns: NetNs,
     interface: Interface,
+    mac: Option<Mac>,
+    silent: bool,
     inside: Entering<Result<Inside, Error>>,
 }
 
@@ -149,10 +156,24 @@ pub fn enter(netns: &NetNs, interface: Interface) -> anyhow::Result<Pod> {
         netns: netns.clone(),
         inside: netns.begin(move || Inside::prepare(&of))?,
         interface,
+        mac: None,
+        silent: false,
     })
 }
 
 impl Pod {
+    /// Gives the interface this hardware address in the request that brings it up. It is down
+    /// until then, so its IPv6 link-local address follows from this one.
+    pub fn set_mac(&mut self, mac: Mac) {
+        self.mac = Some(mac);
+    }
+
+    /// Keeps the kernel from announcing the IPv6 addresses when the interface comes up
+    /// (`ndisc_notify`): the caller knows that no neighbour has another address.
+    pub fn set_silent(&mut self) {
+        self.silent = true;
+    }
+
     /// Configures the interface: settings, addresses, up, routes.
     ///
     /// # Errors
@@ -169,7 +190,8 @@ impl Pod {
         };
         let v6 = layer3.addresses.iter().any(|it| it.address.is_ipv6());
         let monitor = if v6 {
-            self.netns.enter(|| prepare_ipv6(interface, layer3))??
+            self.netns
+                .enter(|| prepare_ipv6(interface, layer3, self.silent))??
         } else {
             None
         };
@@ -177,6 +199,7 @@ impl Pod {
             netlink,
             index,
             interface,
+            mac: self.mac,
             layer3,
         };
         configuration.apply(monitor)
@@ -231,7 +254,11 @@ fn set_accept_ra(name: &str, accept_ra: AcceptRa) -> Result<(), Error> {
 }
 
 /// Enables IPv6. Returns what the caller needs to wait for duplicate detection, if it has to.
-fn prepare_ipv6(interface: &Interface, layer3: &Layer3) -> anyhow::Result<Option<AddressMonitor>> {
+fn prepare_ipv6(
+    interface: &Interface,
+    layer3: &Layer3,
+    silent: bool,
+) -> anyhow::Result<Option<AddressMonitor>> {
     let name = &interface.name;
     let set = |setting| sysctl::write(&sysctl::interface_key("ipv6", name, setting), "1");
     // Optional settings do not fail an ADD where /proc/sys is read-only, as in rootless runtimes.
@@ -245,7 +272,7 @@ fn prepare_ipv6(interface: &Interface, layer3: &Layer3) -> anyhow::Result<Option
         Err(error) if error.is_forbidden() => cni::log(format_args!("{error}")),
         other => other?,
     }
-    if interface.notify {
+    if interface.notify && !silent {
         let _ = set("ndisc_notify");
     }
     // Without a gateway, the pod can wait for its addresses itself.
@@ -260,6 +287,7 @@ struct Configuration<'a> {
     netlink: Netlink,
     index: u32,
     interface: &'a Interface,
+    mac: Option<Mac>,
     layer3: &'a Layer3,
 }
 
@@ -286,14 +314,22 @@ impl Configuration<'_> {
         ips.filter(|ip| without_dad && ip.is_ipv6()).collect()
     }
 
+    /// `ip link set NAME address MAC alias TEXT up`, one request.
     fn bring_up(&self) -> Result<(), Error> {
         let (netlink, index) = (&self.netlink, self.index);
-        let alias = self.interface.alias.as_deref();
-        if self.interface.notify && netlink.set_up_to_announce(index, alias).is_ok() {
+        let up = || {
+            let up = up_with_alias(index, self.interface.alias.as_deref());
+            match self.mac {
+                Some(mac) => up.address(mac.0.to_vec()),
+                None => up,
+            }
+        };
+        let op = || format!("set {} up", netlink.name_of(index));
+        // The announcement is optional: a link without IPv4 has no such setting.
+        if self.interface.notify && netlink.set_link(with_notify(up()), op).is_ok() {
             return Ok(());
         }
-        // The announcement is optional: a link without IPv4 has no such setting.
-        netlink.set_up_with_alias(index, alias)
+        netlink.set_link(up(), op)
     }
 
     fn add_addresses(&self) -> Result<(), Error> {

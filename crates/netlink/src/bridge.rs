@@ -68,10 +68,26 @@ impl Netlink {
     /// `"x" already exists but is not a bridge`; `could not add "x": …` with the
     /// kernel's reason.
     pub fn ensure_bridge(&self, spec: &BridgeSpec) -> anyhow::Result<Link> {
+        let found = self.find_bridge(&spec.name)?;
+        self.ensure_bridge_from(found, spec, |_| ())
+    }
+
+    /// The same for a bridge that was `found`, or not. If this call creates it, `created` gets the
+    /// bridge before it is up; a bridge that another program creates at the same time does not
+    /// count.
+    ///
+    /// # Errors
+    /// As [`Netlink::ensure_bridge`].
+    pub fn ensure_bridge_from(
+        &self,
+        found: Option<Link>,
+        spec: &BridgeSpec,
+        created: impl FnOnce(&Link),
+    ) -> anyhow::Result<Link> {
         let name = &spec.name;
-        let found = match self.find_bridge(name)? {
+        let found = match found {
             Some(link) => link,
-            None => expect_bridge(self.create_bridge(spec)?)?,
+            None => expect_bridge(self.create_bridge(spec, created)?)?,
         };
         // Before it is up, so that no advertisement arrives earlier. Without IPv6 there is no
         // such setting, and no need for it.
@@ -115,23 +131,29 @@ impl Netlink {
         self.find_link(name)?.map(expect_bridge).transpose()
     }
 
-    fn create_bridge(&self, spec: &BridgeSpec) -> anyhow::Result<Link> {
+    fn create_bridge(
+        &self,
+        spec: &BridgeSpec,
+        created: impl FnOnce(&Link),
+    ) -> anyhow::Result<Link> {
         let name = &spec.name;
         let mut message = new_link(Some(InfoKind::Bridge), name, None, spec.mtu);
         if spec.vlan_filtering {
             message = message.set_info_data(vlan_filtering(true));
         }
         let request = RouteNetlinkMessage::NewLink(message.build());
-        let created = self.change(request, NLM_F_CREATE | NLM_F_EXCL, || {
+        let added = self.change(request, NLM_F_CREATE | NLM_F_EXCL, || {
             format!("add bridge {name}")
         });
-        match created {
+        match added {
             Ok(()) => {
                 // No duplicate address detection: no other host can have the addresses of a new
                 // bridge, and while detection runs, the host cannot resolve those of its pods.
                 let accept_dad = sysctl::interface_key("ipv6", name, "accept_dad");
                 let _ = sysctl::write(&accept_dad, "0");
-                Ok(self.get_link(name)?)
+                let bridge = self.get_link(name)?;
+                created(&bridge);
+                Ok(bridge)
             }
             // A concurrent ADD has created it.
             Err(error) if error.is_exists() => Ok(self.get_link(name)?),

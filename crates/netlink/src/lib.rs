@@ -26,6 +26,7 @@ mod macvlan;
 mod neighbour;
 mod packet;
 mod parent;
+pub mod ports;
 mod probe;
 mod reconcile;
 mod request;

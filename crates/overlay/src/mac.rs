@@ -3,24 +3,17 @@
 use std::net::IpAddr;
 
 use netlink::Mac;
-use sha2::{Digest, Sha512};
+use wiring::mac::hashed;
 
 /// The MAC of a host's VXLAN device, unless the configuration names one.
 pub(crate) fn vtep_mac(vni: u32, vtep: IpAddr) -> Mac {
-    derived(&format!("vtep {vni} {vtep}"))
+    hashed(&format!("vtep {vni} {vtep}"))
 }
 
 /// The MAC of the gateway in mode `l2`, the same on all hosts: each host is the gateway of its
 /// own pods, and ARP replies of other hosts do not change that.
 pub fn gateway_mac(vni: u32) -> Mac {
-    derived(&format!("gateway {vni}"))
-}
-
-fn derived(text: &str) -> Mac {
-    let digest = Sha512::digest(text.as_bytes());
-    let mut octets = [0; 6];
-    octets.copy_from_slice(&digest[..6]);
-    Mac::local(octets)
+    hashed(&format!("gateway {vni}"))
 }
 
 #[cfg(test)]

@@ -56,7 +56,8 @@ impl Snapshot {
         }
     }
 
-    /// Allows a link of the node to have come, gone or changed, with everything on it.
+    /// Allows a link of the node to have come, gone or changed, with everything on it, and for a
+    /// bridge what its neighbours may remember.
     pub fn allow_link(mut self, name: &str) -> Self {
         self.allowed.links.insert(name.to_owned());
         self
@@ -416,12 +417,26 @@ fn files(inner: &Arc<Inner>) -> BTreeSet<Fact> {
         lines.retain(|line| {
             !line.contains(" /run/podwire/foreign") && line != "dir /run/podwire 700"
         });
-        let facts = lines.into_iter().map(|text| Fact {
-            link: String::new(),
-            text,
-        });
-        facts.collect()
+        // The directory of the tables stays until then, too.
+        lines.retain(|line| line != "dir /run/podwire/neighbours 700");
+        lines.into_iter().map(file).collect()
     })
+}
+
+/// A file is a fact of its own, but the table of a bridge belongs to that bridge, and its content is
+/// of no interest.
+fn file(line: String) -> Fact {
+    let table = line.strip_prefix("file /run/podwire/neighbours/");
+    match table.and_then(|rest| rest.split(' ').next()) {
+        Some(bridge) => Fact {
+            link: bridge.to_owned(),
+            text: format!("file /run/podwire/neighbours/{bridge}"),
+        },
+        None => Fact {
+            link: String::new(),
+            text: line,
+        },
+    }
 }
 
 fn walk(dir: &Path, lines: &mut Vec<String>) {

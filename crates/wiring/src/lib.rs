@@ -7,6 +7,8 @@
 //! - [`port`]: a veth pair that makes the pod a port of a bridge;
 //! - [`parent`]: the interface that a pod's link is made on; [`remains`]: DEL and GC of such links;
 //!   [`shim`]: the node's own link beside them;
+//! - [`neighbours`]: what the neighbours of a bridge's pods may remember, and when a pod must be
+//!   announced;
 //! - [`gateway`]: the pods' gateway on an interface of the host;
 //! - [`localhost`]: connections from 127.0.0.1 to published ports;
 //! - [`rules`]: masquerade, isolation, separation, spoof check; [`masquerade`]: their keys;
@@ -24,6 +26,7 @@ pub mod localhost;
 pub mod mac;
 pub mod masquerade;
 pub mod mtu;
+pub mod neighbours;
 pub mod parent;
 pub mod pod;
 pub mod port;

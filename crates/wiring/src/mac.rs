@@ -1,10 +1,17 @@
-//! The keys that request a MAC or addresses for one pod.
+//! A pod's MAC: derived from its address, unless one is requested; the keys that request a MAC or
+//! addresses for one pod.
 
-use cni::Code;
+use std::net::IpAddr;
+
+use cni::delegate::ipam_needs_interface;
 use cni::faults::{CNI_ARGS, Fault};
 use cni::json::Json;
+use cni::{Call, Code};
 use netlink::{InvalidMac, Mac};
 use serde::Deserialize;
+use sha2::{Digest, Sha512};
+
+use crate::Addressing;
 
 /// What is requested for a pod: `runtimeConfig`, where libcni passes the declared capabilities, or
 /// `args.cni`.
@@ -71,4 +78,75 @@ pub fn parse(text: &str) -> Result<Mac, String> {
         return Err(format!("address {text}: {why}"));
     }
     Ok(mac)
+}
+
+/// The MAC of a pod with these addresses, if none is requested: the same on every node and whenever
+/// the address comes back, so that neighbours need not learn another one. `None` if IPAM uses the
+/// interface before it knows the addresses.
+pub fn of_pod(call: &Call, addressing: &Addressing) -> Option<Mac> {
+    if ipam_needs_interface(call) {
+        return None;
+    }
+    of_addresses(
+        &call.network,
+        addressing.ips.iter().map(|ip| ip.address.ip()),
+    )
+}
+
+/// The MAC of a pod with the addresses `ips`: of the first IPv4 address, else of the first. `None`
+/// without any.
+pub fn of_addresses(network: &str, ips: impl Iterator<Item = IpAddr> + Clone) -> Option<Mac> {
+    let first = ips.clone().next();
+    let ip = ips.clone().find(IpAddr::is_ipv4).or(first)?;
+    Some(derived(network, ip))
+}
+
+/// The MAC of `ip` in a network: locally administered, two octets of the network, then the IPv4
+/// address. So no two addresses of a network have the same MAC, and a MAC shows its address. An
+/// IPv6 address does not fit and is hashed with the network.
+pub fn derived(network: &str, ip: IpAddr) -> Mac {
+    match ip {
+        IpAddr::V4(ip) => {
+            let [one, two] = prefix(network);
+            let [a, b, c, d] = ip.octets();
+            Mac([one, two, a, b, c, d])
+        }
+        IpAddr::V6(ip) => hashed(&format!("pod {network} {ip}")),
+    }
+}
+
+/// Whether `mac` is that of some IPv4 address in the network.
+pub fn is_derived(network: &str, mac: Mac) -> bool {
+    mac.0.starts_with(&prefix(network))
+}
+
+fn prefix(network: &str) -> [u8; 2] {
+    let Mac([one, two, ..]) = hashed(&format!("pods {network}"));
+    [one, two]
+}
+
+/// A locally administered MAC that is derived from a text.
+pub fn hashed(text: &str) -> Mac {
+    let digest = Sha512::digest(text.as_bytes());
+    let mut octets = [0; 6];
+    octets.copy_from_slice(&digest[..6]);
+    Mac::local(octets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mac_is_derived_from_network_and_address() {
+        let of = |network, ip: &str| derived(network, ip.parse().unwrap());
+        // Hosts with another release must agree.
+        assert_eq!(of("net", "10.1.0.5").to_string(), "36:69:0a:01:00:05");
+        assert_eq!(of("net", "fd00::5").to_string(), "be:01:12:cf:c5:91");
+        assert_ne!(of("net", "10.1.0.5"), of("other", "10.1.0.5"));
+        assert_ne!(of("net", "fd00::5"), of("net", "fd00::6"));
+        assert!(is_derived("net", of("net", "10.1.0.5")));
+        assert!(!is_derived("net", of("other", "10.1.0.5")));
+        assert!(!is_derived("net", of("net", "fd00::5")));
+    }
 }

@@ -71,11 +71,13 @@ pub fn configure_with(
 }
 
 /// Announces the pod's addresses to its neighbours. Without an announcement they learn of the pod
-/// a little later, so a failure is only logged.
-pub fn announce(configured: &Configured) {
-    if let Err(error) = configured.announce() {
+/// a little later, so a failure is only logged. Returns whether it succeeded.
+pub fn announce(configured: &Configured) -> bool {
+    let announced = configured.announce();
+    if let Err(error) = &announced {
         cni::log(format_args!("announce the pod's addresses: {error:#}"));
     }
+    announced.is_ok()
 }
 
 /// An address of a result as netlink has it.

@@ -10,7 +10,7 @@ use cni::{Attachment, BestEffort, Call, Code, Undo, WithLabel, delegate};
 use netlink::{Link, Mac, Netlink, PortSpec, VethPair, VethSpec, sysctl};
 use netns::NetNs;
 
-use crate::{pod, rules, shared};
+use crate::{neighbours, pod, rules, shared};
 
 /// How many names are tried for the host end. Two attachments of a node get the same name once
 /// in four billion.
@@ -124,6 +124,14 @@ fn ignore_router_advertisements(veth: &Link) {
     let _ = sysctl::write(&accept_ra, "0");
 }
 
+/// Gives the pod's end `mac`, when it is brought up.
+pub fn set_mac(pod: &mut netlink::Pod, pair: &mut VethPair, mac: Option<Mac>) {
+    if let Some(mac) = mac.filter(|mac| *mac != pair.container.mac) {
+        pod.set_mac(mac);
+        pair.container.mac = mac;
+    }
+}
+
 /// The pod's end as a result shows it, without its sandbox.
 pub fn container_interface(pair: &VethPair) -> Interface {
     Interface {
@@ -204,6 +212,7 @@ fn delete_pair<C>(request: &Del<C>) -> Result<()> {
         None => find_unmarked_veth(&host, &request.call, attachment, netns)?,
         found => found,
     };
+    neighbours::detach(&host, request, found.as_ref());
     if let Some(link) = found {
         host.remove(&link)?;
     }
@@ -305,6 +314,7 @@ fn delete_stale_veths(network: &str, valid: &[ValidAttachment]) -> Result<()> {
             && alias.starts_with(&prefix)
             && !used.contains(alias)
         {
+            neighbours::collect(&host, network, link);
             all.step(alias, || Ok(host.remove(link)?));
         }
     }

@@ -295,7 +295,7 @@ fn leads_to_pod(port: &Link) -> bool {
 }
 
 /// The MAC of the port's other end; `None` if the kernel does not show it.
-fn peer_mac(host: &Netlink, port: &Link) -> Option<Mac> {
+pub(crate) fn peer_mac(host: &Netlink, port: &Link) -> Option<Mac> {
     host.find_peer(port).ok()??.mac
 }
 

@@ -13,8 +13,9 @@ use cni::result::AddResult;
 use cni::{Attachment, BestEffort, Code, Plugin, Undo, WithLabel};
 use netlink::{BridgeSpec, Link, Netlink, PortSpec};
 use packet_filter::node::Pod;
+use wiring::neighbours::{self, Neighbours};
 use wiring::result::Interfaces;
-use wiring::{Addressing, Gateway, gateway, lease, pod, port, requested, rules};
+use wiring::{Addressing, Gateway, gateway, lease, mac, pod, port, requested, rules};
 
 pub use crate::conf::Conf;
 pub use crate::plan::Plan;
@@ -40,15 +41,17 @@ impl Plugin for Bridge {
         }
         let mut addressing = None;
         let needs_interface = plan.detect_conflicts || delegate::ipam_needs_interface(call);
-        if asks_for_addresses(request) && !needs_interface {
-            // Before anything is created: the request may be for the node's own addresses.
+        if (asks_for_addresses(request) || plan.spoof_check) && !needs_interface {
+            // Before anything is created: the request may be for the node's own addresses, and the
+            // spoof check needs the MAC before the pod can send.
             let lease = lease::acquire(request, &netns, false, undo)?;
             addressing = decide(request, &host, &plan, lease)?;
         }
 
         let mtu = plan.mtu.bytes(&host)?;
-        let bridge = ensure_bridge(&host, &plan, mtu)?;
-        let pair = port::add_veth(&host, Some(&bridge), request, &netns, (plan.mac, mtu), undo)?;
+        let (bridge, neighbours) = ensure_bridge(&host, &plan, mtu)?;
+        let properties = (mac_of(request, &plan, addressing.as_ref()), mtu);
+        let mut pair = port::add_veth(&host, Some(&bridge), request, &netns, properties, undo)?;
         attach(&host, &bridge, &pair.host, &plan, attachment)?;
         if plan.spoof_check {
             rules::add_spoof_check(attachment, &pair, undo)?;
@@ -61,15 +64,18 @@ impl Plugin for Bridge {
             addressing = decide(request, &host, &plan, lease)?;
         }
         let (mut port, mut vlan_gateway) = (pair.host.clone(), None);
-        if let Some(pod) = pod {
-            let configured = pod::configure(pod, addressing.as_ref())?;
-            let gateway = ensure_gateway(&host, &bridge, &plan, addressing.as_ref())?;
+        if let Some(mut pod) = pod {
+            let mac = mac_of(request, &plan, addressing.as_ref());
+            port::set_mac(&mut pod, &mut pair, mac);
             let ips = addressing.as_ref().map_or(&[][..], |it| &it.ips);
+            let news = neighbours.attach(&host, call, &bridge, &pair, ips);
+            let configured = news.configure(pod, addressing.as_ref())?;
+            let gateway = ensure_gateway(&host, &bridge, &plan, addressing.as_ref())?;
             let wanted = plan.rules(attachment, ips, gateway.as_ref());
             rules::add(&wanted, Some(plan.bridge.as_str()), undo)?;
             vlan_gateway = gateway.filter(|_| plan.vlan_gateway.is_some());
             port = host.wait_for_port(pair.host.index)?;
-            pod::announce(&configured);
+            news.tell(&configured);
         }
         let mut interfaces = Interfaces::default()
             .host(&bridge)
@@ -160,16 +166,31 @@ fn decide(
     Ok(addressing)
 }
 
-fn ensure_bridge(host: &Netlink, plan: &Plan, mtu: Option<u32>) -> Result<Link> {
+/// The MAC of the pod: the requested one, else the one that is derived from its address. `None`
+/// leaves a random one, and so does an interface that was up before the address was known.
+fn mac_of(
+    request: &Add<Conf>,
+    plan: &Plan,
+    addressing: Option<&Addressing>,
+) -> Option<netlink::Mac> {
+    let derived = || mac::of_pod(&request.call, addressing?);
+    plan.mac.or(if plan.detect_conflicts {
+        None
+    } else {
+        derived()
+    })
+}
+
+fn ensure_bridge(host: &Netlink, plan: &Plan, mtu: Option<u32>) -> Result<(Link, Neighbours)> {
     let name = plan.bridge.as_str();
     let vlan_filtering = plan.vlans.filtering();
-    let made = host
-        .ensure_bridge(&BridgeSpec {
-            name: name.to_owned(),
-            mtu,
-            vlan_filtering,
-            promisc: plan.promisc,
-        })
+    let spec = BridgeSpec {
+        name: name.to_owned(),
+        mtu,
+        vlan_filtering,
+        promisc: plan.promisc,
+    };
+    let made = neighbours::ensure_bridge(host, &spec)
         .with_context(|| format!("failed to create bridge {name:?}"));
     let unsupported = |error: &anyhow::Error| {
         let refused = error.downcast_ref::<netlink::Error>();

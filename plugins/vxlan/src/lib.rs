@@ -17,8 +17,9 @@ use ipnetwork::IpNetwork;
 use netlink::{AddressSpec, BridgeSpec, Family, Link, Netlink, PortSpec, sysctl};
 use overlay::{Device, Mode, gateway_mac, guard, unreached};
 use packet_filter::node::Pod;
+use wiring::neighbours::{self, Neighbours};
 use wiring::result::Interfaces;
-use wiring::{Addressing, Gateway, gateway, lease, pod, port, requested, rules};
+use wiring::{Addressing, Gateway, gateway, lease, mac, pod, port, requested, rules};
 
 pub use crate::plan::Plan;
 pub use overlay::Conf;
@@ -50,9 +51,10 @@ impl Plugin for Vxlan {
         plan.check_own_subnets(&own, Some(device.local))?;
         let addressing = decide(request, &host, &plan, lease)?;
 
-        let bridge = ensure_bridge(&host, &plan, device.spec.mtu)?;
+        let (bridge, neighbours) = ensure_bridge(&host, &plan, device.spec.mtu)?;
         let overlay = ensure_device(&host, &plan, &device, &bridge, &own)?;
-        let properties = (plan.mac, Some(device.spec.mtu));
+        let mac = || mac::of_pod(call, addressing.as_ref()?);
+        let properties = (plan.mac.or_else(mac), Some(device.spec.mtu));
         let pair = port::add_veth(&host, Some(&bridge), request, &netns, properties, undo)?;
         let port = PortSpec {
             bridge: bridge.index,
@@ -66,17 +68,18 @@ impl Plugin for Vxlan {
             rules::add_spoof_check(attachment, &pair, undo)?;
         }
         let pod = pod::enter(request, &netns, plan.enabledad)?;
-        let configured = pod::configure(pod, addressing.as_ref())?;
         let (gateways, ips) = match &addressing {
             Some(addressing) => (&addressing.gateways[..], &addressing.ips[..]),
             None => Default::default(),
         };
+        let news = neighbours.attach(&host, call, &bridge, &pair, ips);
+        let configured = news.configure(pod, addressing.as_ref())?;
         let action = "failed to set bridge addr";
         gateway::ensure(&host, &bridge, plan.gateway, gateways, action)?;
         // Before the pod can send through its gateway.
         rules::add(&plan.rules(attachment, ips), None, undo)?;
         let port = host.wait_for_port(pair.host.index)?;
-        pod::announce(&configured);
+        news.tell(&configured);
         let interfaces = Interfaces::default()
             .host(&bridge)
             .host(&port)
@@ -164,15 +167,15 @@ fn decide(
     Ok(addressing)
 }
 
-fn ensure_bridge(host: &Netlink, plan: &Plan, mtu: u32) -> Result<Link> {
+fn ensure_bridge(host: &Netlink, plan: &Plan, mtu: u32) -> Result<(Link, Neighbours)> {
     let name = plan.network.bridge.as_str();
-    let mut bridge = host
-        .ensure_bridge(&BridgeSpec {
-            name: name.to_owned(),
-            mtu: Some(mtu),
-            vlan_filtering: false,
-            promisc: false,
-        })
+    let spec = BridgeSpec {
+        name: name.to_owned(),
+        mtu: Some(mtu),
+        vlan_filtering: false,
+        promisc: false,
+    };
+    let (mut bridge, neighbours) = neighbours::ensure_bridge(host, &spec)
         .with_context(|| format!("failed to create bridge {name:?}"))?;
     let mac = gateway_mac(plan.network.vni);
     if plan.is_shared_gateway() && bridge.mac != Some(mac) {
@@ -182,7 +185,7 @@ fn ensure_bridge(host: &Netlink, plan: &Plan, mtu: u32) -> Result<Link> {
         host.set_mac(bridge.index, mac)?;
         bridge.mac = Some(mac);
     }
-    Ok(bridge)
+    Ok((bridge, neighbours))
 }
 
 /// Ensures the device and the configuration's peers. In mode `l3` the device has the address

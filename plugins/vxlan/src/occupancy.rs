@@ -11,6 +11,7 @@ use netlink::{Link, Netlink};
 use nix::fcntl::{Flock, FlockArg};
 use overlay::{Conf, Network, device};
 use packet_filter::Nftables;
+use wiring::neighbours;
 
 /// Prevents the removal of device and bridge while it exists. An ADD holds it from before it
 /// looks for them until the pod is attached.
@@ -41,6 +42,7 @@ pub fn remove_if_empty(conf: &Conf, network: &str) -> Result<()> {
             return Ok(());
         }
         host.delete_link(name)?;
+        neighbours::remove(name);
     }
     if host
         .find_link(&own)?

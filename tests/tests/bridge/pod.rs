@@ -1,4 +1,4 @@
-//! The pod's interface: `enabledad`, `disableContainerInterface`, sysctls, no IPAM, MAC addresses, dns, announcements.
+//! The pod's interface: `enabledad`, `disableContainerInterface`, sysctls, no IPAM, MAC addresses, dns.
 
 use std::time::Duration;
 
@@ -206,31 +206,4 @@ fn dns_of_the_configuration_replaces_that_of_the_ipam() {
         json!({"ipam": ipam, "dns": {"search": ["example.org"]}}),
     ));
     assert_eq!(result["dns"], json!({"search": ["example.org"]}));
-}
-
-#[test]
-fn the_new_address_is_announced_where_the_siblings_hear_it() {
-    beyond_peer(
-        "reference 2.12: the announcement is lost before the port forwards",
-        || {
-            let sandbox = Sandbox::new();
-            let (a, b) = (sandbox.pod("a"), sandbox.pod("b"));
-            let conf = dual(json!({}));
-            add(&sandbox, &conf, &a);
-            let heard = a.capture("eth0", "arp or icmp6");
-            add(&sandbox, &conf, &b);
-            let mac = mac(&b, "eth0");
-            a.wait_until("both announcements were heard", |_| {
-                let text = heard.output();
-                let from = |line: &&str| line.contains(&format!(" {mac} > "));
-                let lines: Vec<&str> = text.lines().filter(from).collect();
-                lines
-                    .iter()
-                    .any(|line| line.contains("ARP") && line.contains("10.1.0.3"))
-                    && lines.iter().any(|line| {
-                        line.contains("neighbor advertisement") && line.contains("fd01::3")
-                    })
-            });
-        },
-    );
 }

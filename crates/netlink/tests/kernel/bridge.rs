@@ -308,3 +308,43 @@ fn the_call_waits_until_a_port_forwards() {
     let port = &json("bridge -j -d link show dev veth1a2b3c4d")[0];
     assert_eq!(port["state"], "forwarding");
 }
+
+#[test]
+fn only_the_call_that_creates_a_bridge_is_told_so_before_it_is_up() {
+    enter();
+    let netlink = Netlink::open().unwrap();
+    let mut created = None;
+    let bridge = netlink.ensure_bridge_from(None, &spec(), |link| created = Some(link.clone()));
+    let (bridge, created) = (bridge.unwrap(), created.unwrap());
+    assert!(!created.up && bridge.up);
+    assert_eq!((created.index, created.mac), (bridge.index, bridge.mac));
+    let never = |_: &netlink::Link| panic!("it exists");
+    netlink.ensure_bridge_from(None, &spec(), never).unwrap();
+    let found = Some(bridge.clone());
+    let again = netlink.ensure_bridge_from(found, &spec(), never).unwrap();
+    assert_eq!(again, bridge);
+}
+
+#[test]
+fn ports_are_listed_by_their_numbers() {
+    enter();
+    let netlink = Netlink::open().unwrap();
+    let bridge = netlink.ensure_bridge(&spec()).unwrap();
+    let listed = || {
+        let all = netlink.port_indexes(&bridge).unwrap();
+        let ports = all.iter().enumerate().filter(|(_, index)| **index != 0);
+        ports
+            .map(|(number, index)| (number, *index))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(listed(), []);
+    for name in ["a", "b", "c"] {
+        run(&format!("ip link add {name}0 type veth peer name {name}1"));
+        run(&format!("ip link set {name}0 master cni0"));
+    }
+    run("ip link set b0 nomaster");
+    let index = |name: &str| link(name)["ifindex"].as_u64().unwrap() as u32;
+    assert_eq!(listed(), [(1, index("a0")), (3, index("c0"))]);
+    let other = netlink.get_link("a0").unwrap();
+    assert!(netlink.port_indexes(&other).is_err());
+}

@@ -1,0 +1,547 @@
+//! What the neighbours of a bridge's pods may remember: for each address, the MAC that had it last.
+//!
+//! A neighbour that remembers another MAC than the pod has loses packets for about ten seconds,
+//! unless the pod is announced. But a bridge copies an announcement to all of its ports: 9 ms of an
+//! ADD beside 900 pods. A pod's MAC is derived from its address ([`crate::mac::derived`]), so an
+//! address that comes back usually has the MAC that it had. Then nothing is announced.
+//!
+//! The table of a bridge is a file in `/run/podwire/neighbours` with the name of the bridge. Only
+//! the ADD that creates the bridge creates it, so no pod was there before. All that this module
+//! does not know is a reason to announce: a bridge without a table (of another program, of an
+//! earlier release, of an ADD that was killed), an address that had another MAC, an IPAM plugin
+//! or another program that gives addresses to pods of others, and a port that is no pod's: what
+//! is behind it learns from frames where a MAC is, and may know the address from another node.
+//!
+//! - Cost: this file and `crates/netlink/src/ports.rs`; 0.02 ms of an ADD.
+//! - The one door: [`Neighbours::attach`]. To switch it off, remove the file of the bridge.
+
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use cni::lock::{self, Lock};
+use cni::request::Del;
+use cni::result::IpConfig;
+use cni::{Call, file, linked, names};
+use netlink::ports::MOST;
+use netlink::{BridgeSpec, Configured, Link, Mac, Netlink, VethPair};
+use nix::fcntl::OFlag;
+
+use crate::requested::peer_mac;
+use crate::{Addressing, mac, pod};
+
+/// Where the tables are. The directory is empty after a boot.
+const DIRECTORY: &str = "/run/podwire/neighbours";
+
+/// The file begins with these bytes, the index and the MAC of the bridge.
+const FORMAT: &[u8; 8] = b"podwire1";
+const HEADER: usize = 8 + 4 + 6;
+
+/// Then come the indexes of the ports that are known to be pods', by port number.
+const PORTS: u64 = 4096;
+const PORTS_BYTES: usize = MOST * 4;
+
+/// Then the MACs, a slot for each address. Two addresses may share one: then both are announced.
+const SLOTS: u64 = 8192;
+const SLOT: usize = 8;
+const COUNT: u64 = 1 << 16;
+
+/// What the neighbours of one bridge may remember.
+#[derive(Debug)]
+pub struct Neighbours {
+    path: PathBuf,
+    table: Option<File>,
+}
+
+/// What the neighbours must be told about a new pod.
+#[derive(Debug)]
+#[must_use]
+pub struct News<'a> {
+    announce: bool,
+    neighbours: &'a Neighbours,
+    /// The slots that get the pod's MAC once it is announced.
+    pending: Vec<u64>,
+    mac: Mac,
+}
+
+/// What is remembered of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slot {
+    /// No pod has had it.
+    Unused,
+    /// This MAC.
+    Mac(Mac),
+    /// One of several.
+    Unknown,
+}
+
+/// Ensures a bridge ([`Netlink::ensure_bridge`]). Returns it with what its neighbours may
+/// remember.
+///
+/// # Errors
+/// As [`Netlink::ensure_bridge`].
+pub fn ensure_bridge(host: &Netlink, spec: &BridgeSpec) -> Result<(Link, Neighbours)> {
+    let directory = Path::new(DIRECTORY);
+    let mut found = host.find_bridge(&spec.name)?;
+    // The ADD that creates a bridge writes its table before the bridge is up, so a bridge that is
+    // up has its table, or never gets one.
+    let is_up = |bridge: &Option<Link>| bridge.as_ref().is_some_and(|bridge| bridge.up);
+    let mut _lock = None;
+    if !is_up(&found) {
+        let lock = lock(directory);
+        found = host.find_bridge(&spec.name)?;
+        _lock = lock.filter(|_| !is_up(&found));
+    }
+    let mut neighbours = Neighbours::of(directory, &spec.name);
+    let create = |bridge: &Link| neighbours.create(bridge);
+    let bridge = host.ensure_bridge_from(found, spec, create)?;
+    neighbours.find(&bridge);
+    Ok((bridge, neighbours))
+}
+
+/// Excludes other ADDs from creating a bridge; `None` if /run cannot be written to, and then there
+/// are no tables.
+fn lock(directory: &Path) -> Option<Lock> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    let locked = builder
+        .create(directory)
+        .and_then(|()| File::open(directory));
+    lock::exclusive(locked.ok()?, directory).ok()
+}
+
+impl Neighbours {
+    fn of(directory: &Path, bridge: &str) -> Self {
+        Self {
+            path: directory.join(bridge),
+            table: None,
+        }
+    }
+
+    /// Creates the table of a bridge that has no port yet.
+    fn create(&self, bridge: &Link) {
+        let write = || -> io::Result<()> {
+            file::replace(&self.path, &header(bridge))?;
+            let (table, _) = file::open(&self.path, OFlag::O_WRONLY)?;
+            table.set_len(SLOTS + COUNT * SLOT as u64)
+        };
+        if let Err(error) = write() {
+            self.failed(&error);
+        }
+    }
+
+    /// Opens the table of `bridge`, unless it is that of another bridge with this name.
+    fn find(&mut self, bridge: &Link) {
+        let open = || -> io::Result<Option<File>> {
+            let (table, _) = file::open(&self.path, OFlag::O_RDWR)?;
+            let mut found = [0; HEADER];
+            table.read_exact_at(&mut found, 0)?;
+            Ok((found == header(bridge)).then_some(table))
+        };
+        self.table = open().ok().flatten();
+    }
+
+    /// Records that a pod is about to use `ips` on the port `pair` of `bridge`, and decides whether
+    /// to announce it. Call it after IPAM has answered, before the pod is up.
+    pub fn attach(
+        &self,
+        host: &Netlink,
+        call: &Call,
+        bridge: &Link,
+        pair: &VethPair,
+        ips: &[IpConfig],
+    ) -> News<'_> {
+        let mut news = News {
+            announce: !is_only_ours(call),
+            neighbours: self,
+            pending: Vec::new(),
+            mac: pair.container.mac,
+        };
+        let Some(table) = &self.table else {
+            news.announce = true;
+            return news;
+        };
+        // From now on other machines may give addresses of pods to each other.
+        if !has_only_pods(host, table, bridge, pair.host.index).unwrap_or(false) {
+            news.announce = true;
+            self.forget();
+            return news;
+        }
+        for ip in ips {
+            if let Err(error) = news.record(table, ip.address.ip()) {
+                self.failed(&error);
+                news.announce = true;
+            }
+        }
+        news
+    }
+
+    /// Records that neighbours may remember any of `macs` for `ips`, or for any address.
+    fn record(&self, ips: impl ExactSizeIterator<Item = IpAddr>, macs: &[Option<Mac>]) {
+        if ips.len() == 0 {
+            return self.forget();
+        }
+        match self.try_record(ips, macs) {
+            Err(error) if !file::is_absent(&error) => self.failed(&error),
+            _ => {}
+        }
+    }
+
+    fn try_record(
+        &self,
+        ips: impl Iterator<Item = IpAddr>,
+        macs: &[Option<Mac>],
+    ) -> io::Result<()> {
+        let (table, _) = file::open(&self.path, OFlag::O_RDWR)?;
+        for at in ips.map(slot_of) {
+            let slot = read(&table, at)?;
+            if !macs
+                .iter()
+                .all(|mac| mac.is_some_and(|mac| slot == Slot::Mac(mac)))
+            {
+                write(&table, at, Slot::Unknown)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing is known from now on.
+    fn forget(&self) {
+        if let Err(error) = file::remove(&self.path) {
+            cni::log(format_args!("remove {}: {error}", self.path.display()));
+        }
+    }
+
+    fn failed(&self, error: &io::Error) {
+        cni::log(format_args!("write {}: {error}", self.path.display()));
+        self.forget();
+    }
+}
+
+impl News<'_> {
+    fn record(&mut self, table: &File, ip: IpAddr) -> io::Result<()> {
+        let at = slot_of(ip);
+        match read(table, at)? {
+            Slot::Mac(mac) if mac == self.mac => Ok(()),
+            Slot::Unused => write(table, at, Slot::Mac(self.mac)),
+            // Neighbours learn the new MAC as soon as the pod sends, and all know it only after
+            // the announcement. In between, this process may be killed.
+            Slot::Mac(_) | Slot::Unknown => {
+                self.announce = true;
+                self.pending.push(at);
+                write(table, at, Slot::Unknown)
+            }
+        }
+    }
+
+    /// Configures the pod's interface, and has the kernel announce it only if necessary.
+    ///
+    /// # Errors
+    /// As [`pod::configure`].
+    pub fn configure(
+        &self,
+        mut pod: netlink::Pod,
+        addressing: Option<&Addressing>,
+    ) -> Result<Configured> {
+        if !self.announce {
+            pod.set_silent();
+        }
+        pod::configure(pod, addressing)
+    }
+
+    /// Waits until the pod's addresses can be reached, and announces them if necessary. Call it
+    /// when its port forwards.
+    pub fn tell(self, configured: &Configured) {
+        if !self.announce {
+            return configured.await_addresses();
+        }
+        if pod::announce(configured) {
+            self.announced();
+        }
+    }
+
+    /// Records that all neighbours know the pod's MAC.
+    fn announced(self) {
+        let Some(table) = &self.neighbours.table else {
+            return;
+        };
+        for at in self.pending {
+            if let Err(error) = write(table, at, Slot::Mac(self.mac)) {
+                self.neighbours.failed(&error);
+            }
+        }
+    }
+}
+
+/// DEL: records the addresses of a pod whose neighbours may remember another MAC than the derived
+/// one: it was attached by another program, a plugin of the chain or the pod itself has changed it.
+/// `port` is the host end of its veth pair, if it still exists.
+pub fn detach<C>(host: &Netlink, request: &Del<C>, port: Option<&Link>) {
+    let (call, ifname) = (&request.call, request.attachment.ifname.as_str());
+    let previous = call.prev_result_hint();
+    if !call.has_ipam() || previous.as_ref().is_some_and(|it| it.ips.is_empty()) {
+        return;
+    }
+    // Runtimes pass no result before CNI 0.4.0.
+    let previous = previous.unwrap_or_default();
+    let ips = || previous.ips.iter().map(|ip| ip.address.ip());
+    let (on_host, in_pod): (Vec<_>, Vec<_>) = {
+        let all = previous.interfaces.iter();
+        all.partition(|it| it.sandbox.is_empty())
+    };
+    let recorded = in_pod.iter().filter(|it| it.name == ifname);
+    let mut macs: Vec<Option<Mac>> = recorded.map(|it| it.mac.parse().ok()).collect();
+    macs.extend(port.map(|port| peer_mac(host, port)));
+    let derived = mac::of_addresses(&call.network, ips());
+    let is_derived = |mac: Mac| match derived {
+        Some(derived) => mac == derived,
+        None => mac::is_derived(&call.network, mac),
+    };
+    if macs.iter().all(|mac| mac.is_some_and(is_derived)) {
+        return;
+    }
+    let mut bridges: Vec<String> = on_host.iter().map(|it| it.name.clone()).collect();
+    bridges.extend(port.and_then(|port| bridge_of(host, port)));
+    for bridge in bridges {
+        Neighbours::of(Path::new(DIRECTORY), &bridge).record(ips(), &macs);
+    }
+}
+
+/// GC: the same for a pod whose addresses are unknown.
+pub fn collect(host: &Netlink, network: &str, port: &Link) {
+    if !peer_mac(host, port).is_some_and(|mac| mac::is_derived(network, mac))
+        && let Some(bridge) = bridge_of(host, port)
+    {
+        remove(&bridge);
+    }
+}
+
+/// Removes what is known of a bridge, because it is deleted or because nothing is known any more.
+pub fn remove(bridge: &str) {
+    Neighbours::of(Path::new(DIRECTORY), bridge).forget();
+}
+
+fn bridge_of(host: &Netlink, port: &Link) -> Option<String> {
+    Some(host.find_link_by_index(port.master?).ok()??.name)
+}
+
+/// Whether all addresses of the network come from this build's host-local, called by this build's
+/// plugins: then this module knows each pod that had one.
+fn is_only_ours(call: &Call) -> bool {
+    linked::was_called() && !cni::foreign::is_noted(&call.network)
+}
+
+/// Whether all ports of `bridge` but the new one, `port`, are pods' ports.
+fn has_only_pods(host: &Netlink, table: &File, bridge: &Link, port: u32) -> Result<bool> {
+    let ports = host.port_indexes(bridge)?;
+    let mut known = [0; PORTS_BYTES];
+    table.read_exact_at(&mut known, PORTS)?;
+    let known = known.as_chunks::<4>().0;
+    for (number, (index, known)) in ports.iter().zip(known).enumerate() {
+        if *index == 0 || index.to_ne_bytes() == *known {
+            continue;
+        }
+        if *index != port {
+            // A pod that was just deleted is no other machine.
+            let link = host.find_link_by_index(*index)?;
+            if link.is_some_and(|link| !is_pods(&link)) {
+                return Ok(false);
+            }
+        }
+        let at = PORTS + 4 * u64::try_from(number)?;
+        table.write_all_at(&index.to_ne_bytes(), at)?;
+    }
+    Ok(true)
+}
+
+/// Whether the link has a name as bridge plugins give to the host end of a pod's veth pair.
+fn is_pods(link: &Link) -> bool {
+    let digits = link.name.strip_prefix("veth").unwrap_or_default();
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    link.is_kind("veth") && digits.len() == 8 && digits.bytes().all(hex)
+}
+
+fn header(bridge: &Link) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    header[..8].copy_from_slice(FORMAT);
+    header[8..12].copy_from_slice(&bridge.index.to_ne_bytes());
+    // A bridge in another namespace that shares /run may have the same name and index.
+    header[12..].copy_from_slice(&bridge.mac.map_or([0; 6], |mac| mac.0));
+    header
+}
+
+/// The place of an address in the file: in the first half for IPv4, in the second for IPv6.
+/// Addresses that follow each other do so in the file, too: a subnet takes a few pages of memory.
+fn slot_of(ip: IpAddr) -> u64 {
+    let (family, bits) = match ip {
+        IpAddr::V4(ip) => (0, u128::from(ip.to_bits())),
+        IpAddr::V6(ip) => (1, ip.to_bits()),
+    };
+    let begin = names::prefixed(4, "", &format!("{:x}", bits >> 16));
+    let begin = u64::from_str_radix(&begin, 16).unwrap_or_default();
+    let half = COUNT / 2;
+    SLOTS + (family * half + (begin + (bits & 0xffff) as u64) % half) * SLOT as u64
+}
+
+fn read(table: &File, at: u64) -> io::Result<Slot> {
+    let mut bytes = [0; SLOT];
+    table.read_exact_at(&mut bytes, at)?;
+    let [state, _, mac @ ..] = bytes;
+    Ok(match state {
+        0 => Slot::Unused,
+        1 => Slot::Mac(Mac(mac)),
+        _ => Slot::Unknown,
+    })
+}
+
+fn write(table: &File, at: u64, slot: Slot) -> io::Result<()> {
+    let (state, mac) = match slot {
+        Slot::Unused => (0, [0; 6]),
+        Slot::Mac(mac) => (1, mac.0),
+        Slot::Unknown => (2, [0; 6]),
+    };
+    let mut bytes = [0; SLOT];
+    bytes[0] = state;
+    bytes[2..].copy_from_slice(&mac);
+    table.write_all_at(&bytes, at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    const OTHER: Mac = Mac([2, 0, 0, 0, 0, 2]);
+
+    fn bridge(index: u32) -> Link {
+        Link {
+            index,
+            name: "cni0".into(),
+            mac: Some(MAC),
+            ..Link::default()
+        }
+    }
+
+    fn table_of(directory: &Path) -> Neighbours {
+        let mut neighbours = Neighbours::of(directory, "cni0");
+        neighbours.create(&bridge(7));
+        neighbours.find(&bridge(7));
+        neighbours
+    }
+
+    /// What a pod with `mac` and `ips` must do, and whether it was recorded as announced.
+    fn attach(neighbours: &Neighbours, mac: Mac, ips: &[&str], announced: bool) -> bool {
+        let mut news = News {
+            announce: false,
+            neighbours,
+            pending: Vec::new(),
+            mac,
+        };
+        let table = neighbours.table.as_ref().unwrap();
+        for ip in ips {
+            news.record(table, ip.parse().unwrap()).unwrap();
+        }
+        let announce = news.announce;
+        if announced {
+            news.announced();
+        }
+        announce
+    }
+
+    #[test]
+    fn only_an_address_that_had_another_mac_is_announced() {
+        let directory = tempfile::tempdir().unwrap();
+        let neighbours = table_of(directory.path());
+        for ips in [&["10.1.0.5"][..], &["fd00::5"], &["10.1.0.6", "fd00::6"]] {
+            assert!(!attach(&neighbours, MAC, ips, true));
+            assert!(!attach(&neighbours, MAC, ips, true));
+            assert!(attach(&neighbours, OTHER, ips, true));
+            assert!(!attach(&neighbours, OTHER, ips, true));
+        }
+        // One of two is enough.
+        assert!(attach(&neighbours, MAC, &["10.1.0.7", "fd00::6"], true));
+        assert!(!attach(&neighbours, MAC, &["10.1.0.7"], true));
+    }
+
+    #[test]
+    fn an_announcement_that_was_not_made_is_made_up_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let neighbours = table_of(directory.path());
+        let ips = ["10.1.0.5", "fd00::5"];
+        assert!(!attach(&neighbours, MAC, &ips, true));
+        assert!(attach(&neighbours, OTHER, &ips, false));
+        assert!(attach(&neighbours, MAC, &ips, false));
+        assert!(attach(&neighbours, OTHER, &ips, true));
+        assert!(!attach(&neighbours, OTHER, &ips, true));
+    }
+
+    #[test]
+    fn del_records_another_mac() {
+        let directory = tempfile::tempdir().unwrap();
+        let neighbours = table_of(directory.path());
+        let ip: IpAddr = "10.1.0.5".parse().unwrap();
+        assert!(!attach(&neighbours, MAC, &["10.1.0.5"], true));
+        neighbours.record([ip].into_iter(), &[Some(MAC), Some(MAC)]);
+        assert!(!attach(&neighbours, MAC, &["10.1.0.5"], true));
+        for macs in [[Some(MAC), Some(OTHER)], [Some(MAC), None]] {
+            neighbours.record([ip].into_iter(), &macs);
+            assert!(attach(&neighbours, MAC, &["10.1.0.5"], true));
+        }
+        // Which address had it is unknown.
+        neighbours.record([].into_iter(), &[Some(OTHER)]);
+        let mut later = Neighbours::of(directory.path(), "cni0");
+        later.find(&bridge(7));
+        assert!(later.table.is_none());
+    }
+
+    #[test]
+    fn a_table_is_of_one_bridge() {
+        let directory = tempfile::tempdir().unwrap();
+        table_of(directory.path());
+        let found = |bridge: Link| {
+            let mut neighbours = Neighbours::of(directory.path(), "cni0");
+            neighbours.find(&bridge);
+            neighbours.table.is_some()
+        };
+        let mac = Some(OTHER);
+        assert!(found(bridge(7)) && !found(bridge(8)));
+        assert!(!found(Link { mac, ..bridge(7) }));
+        std::fs::write(directory.path().join("cni0"), "podwire1").unwrap();
+        assert!(!found(bridge(7)));
+    }
+
+    #[test]
+    fn addresses_that_follow_each_other_are_side_by_side_within_the_file() {
+        let at = |ip: &str| slot_of(ip.parse().unwrap());
+        for [one, next] in [["10.1.0.5", "10.1.0.6"], ["fd00::5", "fd00::6"]] {
+            assert_eq!(at(next), at(one) + SLOT as u64);
+        }
+        for ip in ["0.0.0.0", "255.255.255.255", "::", "ffff::ffff"] {
+            assert!((SLOTS..SLOTS + COUNT * SLOT as u64).contains(&at(ip)));
+        }
+        let half = SLOTS + COUNT / 2 * SLOT as u64;
+        assert!(at("10.1.255.255") < half && at("fd00::") >= half);
+    }
+
+    #[test]
+    fn pods_ports_are_known_by_their_names() {
+        let port = |name: &str, kind: &str| Link {
+            name: name.into(),
+            kind: Some(kind.into()),
+            ..Link::default()
+        };
+        assert!(is_pods(&port("veth1a2b3c4d", "veth")));
+        for (name, kind) in [
+            ("veth1a2b3c4d", "dummy"),
+            ("veth1a2b3c4", "veth"),
+            ("veth1a2b3c4g", "veth"),
+            ("uplink", "veth"),
+            ("vxlan.7", "vxlan"),
+        ] {
+            assert!(!is_pods(&port(name, kind)), "{name}");
+        }
+    }
+}
