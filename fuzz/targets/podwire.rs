@@ -8,8 +8,8 @@ use std::path::Path;
 
 use cni::json::Json;
 use cni::{AddResult, Version};
-use podwire::network_list::NetworkList;
-use podwire::{cache, request_config, validate};
+use networks::{CachedAttachment, NetworkList, request};
+use podwire::validate;
 use tempfile::TempDir;
 
 thread_local! {
@@ -39,8 +39,8 @@ fn requests(list: &NetworkList) {
         let result = serde_json::json!({"cniVersion": list.cni_version});
         let offered = plugin.document.clone();
         let documents = [
-            request_config::of_attachment(list, plugin, Some(&result), &offered),
-            request_config::of_gc(list, plugin, &[]),
+            request::of_attachment(list, plugin, Some(&result), Some(&offered)),
+            request::of_gc(list, plugin, &[]),
         ];
         for document in documents {
             let text = serde_json::to_vec(&document).expect("a text");
@@ -52,7 +52,7 @@ fn requests(list: &NetworkList) {
 }
 
 fn cached(input: &[u8]) {
-    let Ok(attachment) = serde_json::from_slice::<cache::CachedAttachment>(input) else {
+    let Ok(attachment) = serde_json::from_slice::<CachedAttachment>(input) else {
         return;
     };
     let _ = attachment.config();
@@ -66,7 +66,7 @@ fn cached(input: &[u8]) {
         AddResult::decode_any(&document, *version).expect("a result");
     }
     let text = serde_json::to_vec(&attachment).expect("a file");
-    let again: cache::CachedAttachment = serde_json::from_slice(&text).expect("what was written");
+    let again: CachedAttachment = serde_json::from_slice(&text).expect("what was written");
     assert_eq!(again, attachment);
 }
 

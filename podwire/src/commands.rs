@@ -16,8 +16,6 @@ mod version;
 use anyhow::Result;
 use clap::Subcommand;
 
-use crate::attach::Attachment;
-use crate::cache::CachedAttachment;
 use crate::output::Output;
 
 /// The outcome of a command without an error.
@@ -27,6 +25,12 @@ pub enum Verdict {
     Good,
     /// It has reported what failed: exit status 1.
     Bad,
+}
+
+impl Verdict {
+    fn good_if(condition: bool) -> Self {
+        if condition { Self::Good } else { Self::Bad }
+    }
 }
 
 /// A command.
@@ -62,20 +66,5 @@ impl Command {
             Self::Validate(it) => it.run(output),
             Self::Version(it) => it.run(output),
         }
-    }
-}
-
-/// Takes what the user left out from the cache, so that the plugins get at CHECK and DEL
-/// what they got at ADD.
-fn complete(attachment: &mut Attachment, cached: Option<&CachedAttachment>) {
-    let Some(cached) = cached else { return };
-    if attachment.netns.is_empty() {
-        attachment.netns = cached.netns.clone();
-    }
-    if attachment.args.is_none() {
-        attachment.args = cached.cni_args.clone();
-    }
-    if attachment.capability_args.is_none() {
-        attachment.capability_args = cached.capability_args.clone();
     }
 }

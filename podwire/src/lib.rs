@@ -4,17 +4,13 @@
 //! arguments and files on disk. `podwire resync|adopt|release` manage the packet filter
 //! rules of all pods of the node.
 
-mod attach;
-pub mod cache;
 mod command_line;
 mod commands;
 mod gateways;
-pub mod network_list;
 mod options;
 mod output;
 mod pods;
 mod probe;
-pub mod request_config;
 mod unknown_owners;
 pub mod validate;
 

@@ -8,10 +8,9 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, CommandFactory};
 use cni::env::{ContainerId, IfName};
 use cni::names;
+use networks::{Attachment, Cache};
 use serde_json::{Map, Value};
 
-use crate::attach::Attachment;
-use crate::cache::Cache;
 use crate::command_line::CommandLine;
 
 /// Where the configurations are.
@@ -80,7 +79,8 @@ pub struct Existing {
 impl Existing {
     /// The attachment that the options and the environment describe.
     pub fn attachment(&self) -> Result<Attachment> {
-        self.options.attachment(self.netns.as_deref())
+        self.options
+            .attachment(&self.network, self.netns.as_deref())
     }
 }
 
@@ -127,9 +127,9 @@ impl CacheDir {
 }
 
 impl AttachmentOptions {
-    /// The attachment that the options and the environment describe. Without `netns`,
-    /// `--container-id` is required.
-    pub fn attachment(&self, netns: Option<&str>) -> Result<Attachment> {
+    /// The attachment to `network` that the options and the environment describe. Without
+    /// `netns`, `--container-id` is required.
+    pub fn attachment(&self, network: &str, netns: Option<&str>) -> Result<Attachment> {
         let netns = match netns {
             Some(netns) => absolute(netns, &std::env::current_dir()?),
             None => String::new(),
@@ -147,9 +147,12 @@ impl AttachmentOptions {
             name => name,
         };
         Ok(Attachment {
-            container_id: ContainerId::parse(&container_id)?,
+            owner: cni::Attachment {
+                network: network.to_owned(),
+                container_id: ContainerId::parse(&container_id)?,
+                ifname: IfName::parse(ifname)?,
+            },
             netns,
-            ifname: IfName::parse(ifname)?,
             args: variable("CNI_ARGS")?.as_deref().map(cni_args).transpose()?,
             capability_args: match variable("CAP_ARGS")? {
                 Some(text) => capability_args(&text)?,

@@ -11,16 +11,12 @@ use anyhow::{Context, Result};
 use cni::AddResult;
 use cni::conf::NetConf;
 use cni::json::Json;
-use cni::version::Version;
 use netlink::Netlink;
 use netns::NetNs;
+use networks::{CachedAttachment, Contents, NetworkList, PluginConf, request};
 use packet_filter::node::Pod;
 use serde::Deserialize;
-use serde_json::{Map, Value};
-
-use crate::cache::{CachedAttachment, Contents};
-use crate::network_list::{NetworkList, PluginConf};
-use crate::request_config;
+use serde_json::Value;
 
 /// The attachments in the cache, the oldest first.
 #[derive(Debug, Default)]
@@ -137,9 +133,7 @@ impl Pods {
 
 impl Attached {
     fn read(cached: &CachedAttachment, list: &NetworkList) -> Result<Self> {
-        let result = cached.result.as_ref().context("no result in the cache")?;
-        let result = AddResult::decode_any(&Json::deserialize(result)?, Version::V0_1_0)
-            .context("parse the cached result")?;
+        let result = cached.add_result()?.context("no result in the cache")?;
         let owner = cached.attachment()?;
         let mut plugins = Vec::new();
         for plugin in &list.plugins {
@@ -214,26 +208,20 @@ fn network_list(cached: &CachedAttachment, conf_dir: &Path) -> Result<NetworkLis
 
 /// What the plugin read on standard input.
 fn request(cached: &CachedAttachment, list: &NetworkList, plugin: &PluginConf) -> Result<Json> {
-    let nothing = Map::new();
-    let offered = cached.capability_args.as_ref().unwrap_or(&nothing);
-    let document = request_config::of_attachment(list, plugin, None, offered);
+    let offered = cached.capability_args.as_ref();
+    let document = request::of_attachment(list, plugin, None, offered);
     Ok(Json::deserialize(&Value::Object(document))?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::Key;
+    use networks::Attachment;
     use packet_filter::Kind;
     use serde_json::json;
 
     fn cached(plugins: &Value) -> (CachedAttachment, NetworkList) {
         let list = json!({"name": "mynet", "cniVersion": "1.0.0", "plugins": plugins}).to_string();
-        let key = Key {
-            network: "mynet",
-            container_id: "c1",
-            ifname: "eth0",
-        };
         let result = json!({
             "cniVersion": "1.0.0",
             "interfaces": [
@@ -242,10 +230,14 @@ mod tests {
                 {"name": "eth0", "mac": "02:00:00:00:00:03", "sandbox": "/run/netns/a"}],
             "ips": [{"address": "10.22.0.2/24", "interface": 2}],
         });
-        let mut cached = CachedAttachment::new(key, list.as_bytes(), result);
         let mapping = json!({"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp"});
-        let offered = json!({"portMappings": [mapping]});
-        cached.capability_args = offered.as_object().cloned();
+        let attachment = Attachment {
+            owner: cni::Attachment::parse("mynet", "c1", "eth0").unwrap(),
+            netns: String::new(),
+            args: None,
+            capability_args: json!({"portMappings": [mapping]}).as_object().cloned(),
+        };
+        let cached = CachedAttachment::new(&attachment, list.as_bytes(), result);
         (cached, NetworkList::from_bytes(list.as_bytes()).unwrap())
     }
 

@@ -15,9 +15,8 @@ use cni::conf::ValidAttachment;
 use cni::request::alias_prefix;
 use netlink::Netlink;
 use netns::NetNs;
+use networks::{CachedAttachment, Contents};
 use packet_filter::{Nftables, PortOwner, local_addresses};
-
-use crate::cache::{CachedAttachment, Contents};
 
 /// Owners that are not in the cache.
 #[derive(Debug, Default)]
@@ -57,7 +56,7 @@ impl UnknownOwners {
         let mut signs = Signs {
             host: Netlink::open()?,
             contents,
-            reused: cached.iter().flat_map(|it| it.addresses()).collect(),
+            reused: cached.iter().flat_map(|it| addresses(it)).collect(),
             namespaces: None,
         };
         for owner in owners {
@@ -97,6 +96,12 @@ pub fn with_veth(network: &str) -> Result<Vec<ValidAttachment>> {
     Ok(attachments.collect())
 }
 
+/// The addresses in the result of an ADD; none if it cannot be read.
+fn addresses(cached: &CachedAttachment) -> Vec<IpAddr> {
+    let result = cached.add_result().ok().flatten().unwrap_or_default();
+    result.ips.iter().map(|it| it.address.ip()).collect()
+}
+
 /// Where signs that a pod lives are looked for.
 struct Signs<'a> {
     host: Netlink,
@@ -115,7 +120,7 @@ impl Signs<'_> {
             .contents
             .unidentified
             .iter()
-            .find(|it| it.may_be(owner))
+            .find(|it| owner.attachment().is_none_or(|owner| it.may_be(&owner)))
         {
             return Some(format!("{} cannot be read", file.path.display()));
         }

@@ -17,10 +17,10 @@ use std::path::{Path, PathBuf};
 use cni::conf::NetConf;
 use cni::json::Json;
 use cni::version::Version;
+use networks::{files, side_dir};
 
 pub use findings::{Finding, Findings, Hint, Severity};
 
-use crate::network_list::{files, side_dir};
 use plugins::{DELEGATING, IPAM_PLUGINS, PLUGINS};
 use subject::{Subject, join, text};
 

@@ -6,20 +6,23 @@ use std::fmt;
 use anyhow::Result;
 use cni::json::Json;
 use cni::version::Version;
+use serde::Serialize;
 
 use crate::network::{Place, names};
 use crate::plan::Plan;
 use crate::range::RangeSet;
 
 /// How much of one range set is held.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Usage {
     /// Its ranges, as in `10.1.0.1-10.1.0.254`.
     pub ranges: String,
     /// Addresses that can be handed out.
     pub total: u128,
     /// Reserved addresses, also of containers that are gone but not yet deleted by the runtime.
-    pub held: u128,
+    pub used: u128,
+    /// Addresses that can still be handed out.
+    pub free: u128,
 }
 
 impl fmt::Display for Usage {
@@ -27,9 +30,15 @@ impl fmt::Display for Usage {
         let Self {
             ranges,
             total,
-            held,
+            used,
+            free,
         } = self;
-        write!(f, "{ranges}: {held} of {total} addresses in use")
+        let exhausted = if *free == 0 { ": exhausted" } else { "" };
+        let addresses = if *total == 1 { "address" } else { "addresses" };
+        write!(
+            f,
+            "{ranges}: {used} of {total} {addresses} in use, {free} free{exhausted}"
+        )
     }
 }
 
@@ -41,10 +50,15 @@ impl fmt::Display for Usage {
 pub fn usage(document: &Json, network: &str) -> Result<Vec<Usage>> {
     let plan = Plan::new(&cni::conf::load(document)?, Version::LATEST, "")?;
     let reserved = names(&Place::new(&plan.data_dir, network).dir())?;
-    let of_set = |set: &RangeSet| Usage {
-        ranges: set.to_string(),
-        total: set.total(),
-        held: reserved.iter().filter(|ip| set.contains(**ip)).count() as u128,
+    let of_set = |set: &RangeSet| {
+        let (total, reserved) = (set.total(), reserved.iter());
+        let used = reserved.filter(|ip| set.contains(**ip)).count() as u128;
+        Usage {
+            ranges: set.to_string(),
+            total,
+            used,
+            free: total.saturating_sub(used),
+        }
     };
     Ok(plan.sets.iter().map(of_set).collect())
 }
@@ -73,15 +87,15 @@ mod tests {
             all.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         let nothing = [
-            "10.1.0.1-10.1.0.254,10.2.0.10-10.2.0.19: 0 of 263 addresses in use",
-            "fd00::1-fd00::ffff:ffff:ffff:ffff: 0 of 18446744073709551614 addresses in use",
+            "10.1.0.1-10.1.0.254,10.2.0.10-10.2.0.19: 0 of 263 addresses in use, 263 free",
+            "fd00::1-fd00::ffff:ffff:ffff:ffff: 0 of 18446744073709551614 addresses in use, 18446744073709551614 free",
         ];
         assert_eq!(counted(), nothing);
         std::fs::create_dir(&network).unwrap();
         for name in ["10.1.0.2", "10.2.0.10", "10.2.0.20", "fd00::2", "lock"] {
             std::fs::write(network.join(name), "a\r\neth0").unwrap();
         }
-        assert!(counted()[0].ends_with("2 of 263 addresses in use"));
+        assert!(counted()[0].ends_with("2 of 263 addresses in use, 261 free"));
         assert!(counted()[1].contains(": 1 of "));
     }
 }

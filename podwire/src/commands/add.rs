@@ -6,10 +6,9 @@ use anyhow::Result;
 use clap::Args;
 use cni::AddResult;
 use cni::result::{Interface, Route};
+use networks::{Chain, NetworkList, OnFailure};
 
 use super::Verdict;
-use crate::attach::{Chain, OnFailure};
-use crate::network_list::NetworkList;
 use crate::options::AttachmentOptions;
 use crate::output::{Output, print};
 
@@ -57,7 +56,7 @@ Examples:
 impl Add {
     pub fn run(&self, output: &Output) -> Result<Verdict> {
         let options = &self.options;
-        let attachment = options.attachment(Some(&self.netns))?;
+        let attachment = options.attachment(&self.network, Some(&self.netns))?;
         let list = NetworkList::load(&options.conf.conf_dir, &self.network)?;
         let on_failure = if self.no_rollback {
             OnFailure::Leave

@@ -2,10 +2,9 @@
 
 use anyhow::{Result, bail};
 use clap::Args;
+use networks::{Chain, NetworkList};
 
-use super::{Verdict, complete};
-use crate::attach::Chain;
-use crate::network_list::NetworkList;
+use super::Verdict;
 use crate::options::Existing;
 use crate::output::Output;
 
@@ -39,9 +38,9 @@ impl Check {
         let list = NetworkList::load(&options.conf.conf_dir, network)?;
         let cache = options.cache.open();
         // An unreadable file is an error of the CHECK itself, with libcni's text.
-        let cached = cache.get(attachment.key(network)).unwrap_or_default();
-        complete(&mut attachment, cached.as_ref());
-        let (ifname, id) = (&attachment.ifname, &attachment.container_id);
+        let cached = cache.get(&attachment.owner).unwrap_or_default();
+        attachment.complete(cached.as_ref());
+        let (ifname, id) = (&attachment.owner.ifname, &attachment.owner.container_id);
         if attachment.netns.is_empty() && !list.disable_check {
             bail!(
                 "check {ifname} of {id} on {network}: the cache has no such attachment: name its NETNS"

@@ -2,11 +2,9 @@
 
 use anyhow::{Context, Result};
 use clap::Args;
+use networks::{CachedAttachment, Chain, NetworkList, check_name};
 
-use super::{Verdict, complete};
-use crate::attach::Chain;
-use crate::cache::CachedAttachment;
-use crate::network_list::{NetworkList, check_name};
+use super::Verdict;
 use crate::options::Existing;
 use crate::output::Output;
 
@@ -44,17 +42,17 @@ impl Del {
         let mut attachment = self.existing.attachment()?;
         let cache = options.cache.open();
         // A file that cannot be read must not keep the container attached.
-        let cached = cache.get(attachment.key(network)).unwrap_or_else(|error| {
+        let cached = cache.get(&attachment.owner).unwrap_or_else(|error| {
             cni::log(format_args!(
                 "podwire: {error:#}; deleting without the cached attachment"
             ));
             None
         });
-        complete(&mut attachment, cached.as_ref());
+        attachment.complete(cached.as_ref());
         let list = NetworkList::load(&options.conf.conf_dir, network)
             .or_else(|error| cached_list(cached.as_ref(), error))?;
         Chain::new(&list, options.plugins.all()).del(&attachment, &cache)?;
-        let (ifname, id) = (&attachment.ifname, &attachment.container_id);
+        let (ifname, id) = (&attachment.owner.ifname, &attachment.owner.container_id);
         output.remark(&format!("{ifname} of {id} is detached from {network}"))?;
         Ok(Verdict::Good)
     }

@@ -4,12 +4,10 @@ use anyhow::{Result, bail};
 use clap::Args;
 use cni::conf::ValidAttachment;
 use cni::{BestEffort, Error};
+use networks::{Attachment, Cache, CachedAttachment, Chain, NetworkList, Unidentified};
 use packet_filter::{Leftovers, Nftables};
 
 use super::Verdict;
-use crate::attach::{Attachment, Chain};
-use crate::cache::{Cache, CachedAttachment, Unidentified};
-use crate::network_list::NetworkList;
 use crate::options::{CacheDir, ConfDir, PluginDirs, Unread};
 use crate::output::{Output, counted};
 use crate::unknown_owners::{self, UnknownOwners};

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use clap::Args;
+use networks::Contents;
 use packet_filter::node::{Pod, Report, Wanted};
 use packet_filter::{Kind, PortOwner};
 use serde::Serialize;
 use wiring::shared;
 
 use super::Verdict;
-use crate::cache::Contents;
 use crate::options::{CacheDir, ConfDir};
 use crate::output::{Output, print};
 use crate::pods::{self, Pods};
@@ -86,11 +86,7 @@ impl Options {
         } else {
             document.print(task, dry, output)?;
         }
-        Ok(if document.errors.is_empty() {
-            Verdict::Good
-        } else {
-            Verdict::Bad
-        })
+        Ok(Verdict::good_if(document.errors.is_empty()))
     }
 }
 

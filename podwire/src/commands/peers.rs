@@ -9,14 +9,14 @@ use clap::{Args, CommandFactory, Subcommand};
 use cni::file::LONGEST;
 use cni::json::Json;
 use cni::{Cidr, Code};
-use netlink::{BridgeSpec, Link, Netlink, Reconciled};
+use netlink::{BridgeSpec, Entry, Link, Netlink, Reconciled};
+use networks::NetworkList;
 use overlay::{Conf, Device, Mode, Network, Peer, PeerKeys, device, peers};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Verdict;
 use crate::command_line::CommandLine;
-use crate::network_list::NetworkList;
 use crate::options::ConfDir;
 use crate::output::{Output, print};
 
@@ -95,7 +95,7 @@ impl Peers {
     pub fn run(&self, output: &Output) -> Result<Verdict> {
         let (edit, target, words) = match &self.action {
             Action::List(target) => {
-                let node = Node::find(target.network()?)?;
+                let node = target.node()?;
                 return list(output, &node.peers()?, &node.missing()?);
             }
             Action::Set { target, peers } => (Edit::Set, target, peers),
@@ -103,7 +103,7 @@ impl Peers {
             Action::Remove(Change { target, peers }) => (Edit::Remove, target, peers),
         };
         let given = given(words)?;
-        let node = Node::find(target.network()?)?;
+        let node = target.node()?;
         // To remove a peer, its address is enough.
         let mode = (edit != Edit::Remove).then_some(node.network.mode);
         let given = given.iter().enumerate();
@@ -139,8 +139,8 @@ impl Edit {
     }
 }
 
-/// The network on this node.
-struct Node {
+/// A network of the plugin vxlan on this node.
+pub struct Node {
     network: Network,
     device: Device,
     host: Netlink,
@@ -156,19 +156,45 @@ impl Node {
         })
     }
 
+    /// The network `name` with this configuration of the plugin.
+    pub fn of(document: &Json, name: &str) -> Result<Self> {
+        let conf: Conf = document
+            .decode()
+            .map_err(|error| Code::InvalidConfig.err(format!("failed to load netconf: {error}")))?;
+        Self::find(Network::new(&conf, name)?)
+    }
+
+    /// The number of peers in the configuration, and those of them that the kernel lacks;
+    /// `None` without a device, which will be created with all of them.
+    pub fn unknown_peers(&self) -> Result<Option<(usize, Vec<&Peer>)>> {
+        if self.device.link.is_none() {
+            return Ok(None);
+        }
+        let (network, missing) = (&self.network, self.missing()?);
+        let is_unknown = |peer: &&Peer| {
+            let entries = network.entries_of(std::slice::from_ref(*peer));
+            entries.iter().any(|entry| missing.contains(entry))
+        };
+        let unknown = network.peers.iter().filter(is_unknown).collect();
+        Ok(Some((network.peers.len(), unknown)))
+    }
+
+    /// Why the network's packets do not leave the node although an ADD succeeds, if that is so.
+    pub fn underlay_trouble(&self) -> Option<String> {
+        self.device.trouble()
+    }
+
     fn peers(&self) -> Result<Vec<Peer>> {
         let Some(link) = &self.device.link else {
             return Ok(Vec::new());
         };
-        let bridge = self.bridge_if_there()?;
-        self.peers_of(link, bridge.as_ref())
+        self.peers_of(link, self.bridge_if_there()?.as_ref())
     }
 
-    /// The configuration's entries that the kernel lacks, as text.
-    fn missing(&self) -> Result<Vec<String>> {
+    /// The configuration's entries that the kernel lacks.
+    fn missing(&self) -> Result<Vec<Entry>> {
         let bridge = self.bridge_if_there()?;
-        let missing = device::missing_entries(&self.network, &self.device, bridge.as_ref())?;
-        Ok(missing.iter().map(ToString::to_string).collect())
+        device::missing_entries(&self.network, &self.device, bridge.as_ref())
     }
 
     fn peers_of(&self, link: &Link, bridge: Option<&Link>) -> Result<Vec<Peer>> {
@@ -201,17 +227,14 @@ impl Node {
         if self.network.mode == Mode::L3 {
             return Ok(None);
         }
-        let name = self.network.bridge.to_string();
         let spec = BridgeSpec {
-            name: name.clone(),
+            name: self.network.bridge.to_string(),
             mtu: Some(self.device.spec.mtu),
             vlan_filtering: false,
             promisc: false,
         };
-        let bridge = self.host.ensure_bridge(&spec);
-        bridge
-            .map(Some)
-            .with_context(|| format!("failed to create bridge {name:?}"))
+        let bridge = self.host.ensure_bridge(&spec).map(Some);
+        bridge.with_context(|| format!("failed to create bridge {:?}", spec.name))
     }
 
     fn bridge_if_there(&self) -> Result<Option<Link>> {
@@ -222,42 +245,14 @@ impl Node {
     }
 }
 
-/// The number of peers in the configuration of a vxlan plugin, and those of them that the kernel
-/// lacks; `None` without a device, which will be created with all of them.
-pub fn unknown_peers(document: &Json, name: &str) -> Result<Option<(usize, Vec<Peer>)>> {
-    let node = Node::find(Network::new(&document.decode()?, name)?)?;
-    let Some(link) = &node.device.link else {
-        return Ok(None);
-    };
-    let bridge = node.bridge_if_there()?;
-    let overlay = device::overlay(&node.network, link, bridge.as_ref());
-    let present = netlink::Peers::open()?.present(overlay)?;
-    let is_unknown = |peer: &&Peer| {
-        let entries = node.network.entries_of(std::slice::from_ref(*peer));
-        entries.iter().any(|entry| !present.written.contains(entry))
-    };
-    let unknown = node.network.peers.iter().filter(is_unknown);
-    Ok(Some((node.network.peers.len(), unknown.cloned().collect())))
-}
-
-/// Why the network's packets do not leave the node although an ADD succeeds, if that is so.
-pub fn underlay_trouble(document: &Json, name: &str) -> Result<Option<String>> {
-    let node = Node::find(Network::new(&document.decode()?, name)?)?;
-    Ok(node.device.trouble())
-}
-
 impl Target {
-    /// The network, which must have the plugin vxlan.
-    fn network(&self) -> Result<Network> {
+    fn node(&self) -> Result<Node> {
         let name = &self.network;
         let list = NetworkList::load(&self.conf.conf_dir, name)?;
         let plugin = list.plugins.iter().find(|it| it.plugin == "vxlan");
         let plugin = plugin.with_context(|| format!("network {name:?} has no plugin vxlan"))?;
         let document = Json::parse(&serde_json::to_vec(&plugin.document)?)?;
-        let conf: Conf = document
-            .decode()
-            .map_err(|error| Code::InvalidConfig.err(format!("failed to load netconf: {error}")))?;
-        Ok(Network::new(&conf, &list.name)?)
+        Node::of(&document, &list.name)
     }
 }
 
@@ -355,12 +350,12 @@ fn checked(keys: &PeerKeys, mode: Option<Mode>, index: usize) -> Result<Peer> {
     Ok(Peer { subnets, ..peer })
 }
 
-fn list(output: &Output, peers: &[Peer], missing: &[String]) -> Result<Verdict> {
+fn list(output: &Output, peers: &[Peer], missing: &[Entry]) -> Result<Verdict> {
     if output.is_json() {
         let all: Vec<Value> = peers.iter().map(document).collect();
         let mut answer = json!({ "peers": all });
         if !missing.is_empty() {
-            answer["missing"] = json!(missing);
+            answer["missing"] = missing.iter().map(ToString::to_string).collect();
         }
         output.print_json(&answer)?;
         return Ok(Verdict::Good);
@@ -405,8 +400,7 @@ fn print_done(output: &Output, done: &Reconciled) -> Result<Verdict> {
             "entries: {added} added, {kept} kept, {removed} removed"
         ))?;
     }
-    let good = done.failed.is_empty();
-    Ok(if good { Verdict::Good } else { Verdict::Bad })
+    Ok(Verdict::good_if(done.failed.is_empty()))
 }
 
 #[cfg(test)]

@@ -1,22 +1,18 @@
 //! `podwire status`: check whether a network can take attachments.
 
-use std::fmt;
-
 use anyhow::Result;
 use clap::Args;
 use cni::Error;
 use cni::json::Json;
 use host_local::Usage;
+use networks::{Chain, NetworkList, request};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Verdict;
-use super::peers::{underlay_trouble, unknown_peers};
-use crate::attach::Chain;
-use crate::network_list::NetworkList;
+use super::peers::Node;
 use crate::options::{ConfDir, PluginDirs, Unread};
 use crate::output::{ErrorDocument, Output, counted, print};
-use crate::request_config;
 
 /// Check whether a network can take attachments.
 ///
@@ -79,20 +75,11 @@ fn remark(list: &NetworkList, has_status: bool) -> String {
 /// What STATUS does not report.
 #[derive(Debug, Default, Serialize)]
 struct Details {
-    ranges: Vec<Range>,
+    ranges: Vec<Usage>,
     #[serde(skip_serializing_if = "Option::is_none")]
     peers: Option<Known>,
     /// What could not be found out.
     problems: Vec<String>,
-}
-
-/// The addresses of a range set of host-local.
-#[derive(Debug, Serialize)]
-struct Range {
-    ranges: String,
-    total: u128,
-    used: u128,
-    free: u128,
 }
 
 /// The peers of the configuration.
@@ -106,7 +93,7 @@ impl Details {
     fn of(list: &NetworkList) -> Self {
         let mut details = Self::default();
         for plugin in &list.plugins {
-            let document = Value::Object(request_config::base(list, plugin));
+            let document = Value::Object(request::base(list, plugin));
             // It cannot fail: the document has been parsed before.
             let Ok(document) = Json::deserialize(&document) else {
                 continue;
@@ -124,26 +111,25 @@ impl Details {
 
     fn add_ranges(&mut self, document: &Json, network: &str) {
         match host_local::usage(document, network) {
-            Ok(usages) => self.ranges.extend(usages.into_iter().map(Range::of)),
+            Ok(usages) => self.ranges.extend(usages),
             Err(error) => self.problems.push(format!("ranges: {error:#}")),
         }
     }
 
     fn add_peers(&mut self, document: &Json, network: &str) {
-        match unknown_peers(document, network) {
-            Ok(None) => {}
-            Ok(Some((configured, missing))) => {
-                let missing = missing.iter().map(ToString::to_string).collect();
-                self.peers = Some(Known {
-                    configured,
-                    missing,
-                });
-            }
-            Err(error) => self.problems.push(format!("peers: {error:#}")),
+        let mut add = || -> Result<()> {
+            let node = Node::of(document, network)?;
+            let unknown = node.unknown_peers()?;
+            self.peers = unknown.map(|(configured, missing)| Known {
+                configured,
+                missing: missing.iter().map(ToString::to_string).collect(),
+            });
+            self.problems.extend(node.underlay_trouble());
+            Ok(())
+        };
+        if let Err(error) = add() {
+            self.problems.push(format!("peers: {error:#}"));
         }
-        // An error has been reported above.
-        let trouble = underlay_trouble(document, network);
-        self.problems.extend(trouble.ok().flatten());
     }
 
     fn lines(&self) -> Vec<String> {
@@ -161,34 +147,6 @@ impl Details {
             lines.extend(missing.iter().map(|peer| format!("missing peer: {peer}")));
         }
         lines
-    }
-}
-
-impl Range {
-    fn of(usage: Usage) -> Self {
-        Self {
-            ranges: usage.ranges,
-            total: usage.total,
-            used: usage.held,
-            free: usage.total.saturating_sub(usage.held),
-        }
-    }
-}
-
-impl fmt::Display for Range {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            ranges,
-            total,
-            used,
-            free,
-        } = self;
-        let exhausted = if *free == 0 { ": exhausted" } else { "" };
-        let addresses = if *total == 1 { "address" } else { "addresses" };
-        write!(
-            f,
-            "{ranges}: {used} of {total} {addresses} in use, {free} free{exhausted}"
-        )
     }
 }
 
@@ -215,10 +173,7 @@ fn print_details(
             error: error.as_ref().map(ErrorDocument::of),
             details,
         })?;
-        return Ok(match error {
-            None => Verdict::Good,
-            Some(_) => Verdict::Bad,
-        });
+        return Ok(Verdict::good_if(error.is_none()));
     }
     for line in details.lines() {
         print(&line)?;

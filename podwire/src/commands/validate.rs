@@ -82,10 +82,7 @@ impl Validate {
             print(&lines(&answer))?;
             log_hints(&answer);
         }
-        Ok(match answer.errors {
-            0 => Verdict::Good,
-            _ => Verdict::Bad,
-        })
+        Ok(Verdict::good_if(answer.errors == 0))
     }
 }
 

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Args;
 use cni::delegate;
+use networks::NetworkList;
 use serde::Serialize;
 
 use super::Verdict;
-use crate::network_list::NetworkList;
 use crate::options::{ConfDir, PluginDirs};
 use crate::output::{Output, print};
 use crate::probe::{release, supported_versions};
@@ -88,7 +88,7 @@ impl Version {
         } else {
             print(&lines(&answer))?;
         }
-        Ok(if failed { Verdict::Bad } else { Verdict::Good })
+        Ok(Verdict::good_if(!failed))
     }
 }
 

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use cni::conf::NetConf;
 use cni::json::Json;
 use cni::version::{Version, numbers};
+use networks::files;
 
 use super::findings::Findings;
 use super::spelling;
 use super::subject::{Subject, join, text};
 use super::{COMMON_KEYS, plugin};
-use crate::network_list::{self, files};
 
 /// The reason why a value cannot be that of its key.
 type Check = fn(&Json) -> Result<(), String>;
@@ -209,7 +209,7 @@ fn missing_plugins(members: &[(String, Json)]) -> &'static str {
 
 /// Checks the name of a network.
 pub fn check_name(name: &str, findings: &mut Findings) {
-    if let Err(error) = network_list::check_name(name) {
+    if let Err(error) = networks::check_name(name) {
         findings.error("name", error.msg);
     }
 }

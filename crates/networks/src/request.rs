@@ -4,7 +4,7 @@
 use cni::conf::ValidAttachment;
 use serde_json::{Map, Number, Value, json};
 
-use crate::network_list::{NetworkList, PluginConf};
+use crate::{NetworkList, PluginConf};
 
 /// For STATUS: a plugin's keys with the network's name and version.
 pub fn base(list: &NetworkList, plugin: &PluginConf) -> Map<String, Value> {
@@ -23,15 +23,15 @@ pub fn of_attachment(
     list: &NetworkList,
     plugin: &PluginConf,
     prev_result: Option<&Value>,
-    capability_args: &Map<String, Value>,
+    capability_args: Option<&Map<String, Value>>,
 ) -> Map<String, Value> {
     let mut document = base(list, plugin);
     if let Some(prev_result) = prev_result {
         document.insert("prevResult".into(), prev_result.clone());
     }
     let declared = |name: &String| plugin.capabilities.get(name) == Some(&true);
-    let runtime_config: Map<_, _> = capability_args
-        .iter()
+    let offered = capability_args.into_iter().flatten();
+    let runtime_config: Map<_, _> = offered
         .filter(|(name, _)| declared(name))
         .map(|(name, value)| (name.clone(), as_go_writes(value.clone())))
         .collect();
@@ -114,7 +114,7 @@ mod tests {
     fn only_declared_capabilities_are_passed() {
         let list = network();
         let args = members(r#"{"ips": ["10.0.0.2"], "mac": "02::", "bandwidth": {}}"#);
-        let document = of_attachment(&list, &list.plugins[0], None, &args);
+        let document = of_attachment(&list, &list.plugins[0], None, Some(&args));
         assert_eq!(document["runtimeConfig"], json!({"ips": ["10.0.0.2"]}));
         assert!(!document.contains_key("prevResult"));
     }
@@ -124,7 +124,7 @@ mod tests {
         let list = network();
         let args = members(r#"{"mac": "02::"}"#);
         let result = json!({"cniVersion": "1.0.0"});
-        let document = of_attachment(&list, &list.plugins[0], Some(&result), &args);
+        let document = of_attachment(&list, &list.plugins[0], Some(&result), Some(&args));
         assert!(!document.contains_key("runtimeConfig"));
         assert_eq!(document["prevResult"], result);
     }

@@ -4,12 +4,13 @@
 //! fails is rolled back, a DEL goes on after a plugin has failed, and all executables are
 //! looked up before the first one is run.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, bail};
 use cni::conf::ValidAttachment;
 use cni::delegate::{self, Delegate};
-use cni::env::{ContainerId, Environment, IfName, Verb};
+use cni::env::{Environment, Verb};
 use cni::json::Json;
 use cni::version::Version;
 use cni::{AddResult, BestEffort, Error};
@@ -18,19 +19,15 @@ use nix::net::if_::if_nametoindex;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::cache::{Cache, CachedAttachment, Key};
-use crate::network_list::{NetworkList, PluginConf};
-use crate::request_config;
+use crate::{Cache, CachedAttachment, NetworkList, PluginConf, request};
 
 /// An attachment, as a runtime passes it to plugins.
 #[derive(Clone, Debug)]
 pub struct Attachment {
-    /// The container.
-    pub container_id: ContainerId,
+    /// Its names.
+    pub owner: cni::Attachment,
     /// Path of the container's network namespace; empty when unknown.
     pub netns: String,
-    /// The interface in the container.
-    pub ifname: IfName,
     /// `CNI_ARGS`; `None` when there are none.
     pub args: Option<Vec<(String, String)>>,
     /// The capability arguments, from which `runtimeConfig` is made.
@@ -58,46 +55,59 @@ pub enum OnFailure {
 }
 
 /// The plugins of a network, and where their executables are.
+#[derive(Debug)]
 pub struct Chain<'a> {
     list: &'a NetworkList,
     path: Vec<PathBuf>,
 }
 
 impl Attachment {
-    /// The attachment of a cached ADD; an error when the file has invalid names.
+    /// The attachment of a cached ADD.
+    ///
+    /// # Errors
+    /// The file has invalid names.
     pub fn from_cached(cached: &CachedAttachment) -> Result<Self> {
         Ok(Self {
-            container_id: ContainerId::parse(&cached.container_id)?,
+            owner: cached.attachment()?,
             netns: cached.netns.clone(),
-            ifname: IfName::parse(&cached.ifname)?,
             args: cached.cni_args.clone(),
             capability_args: cached.capability_args.clone(),
         })
     }
 
-    /// Its key in the cache.
-    pub fn key<'a>(&'a self, network: &'a str) -> Key<'a> {
-        Key {
-            network,
-            container_id: self.container_id.as_str(),
-            ifname: self.ifname.as_str(),
+    /// Takes what the user left out from the cache, so that the plugins get at CHECK and DEL
+    /// what they got at ADD.
+    pub fn complete(&mut self, cached: Option<&CachedAttachment>) {
+        let Some(cached) = cached else { return };
+        if self.netns.is_empty() {
+            self.netns = cached.netns.clone();
         }
+        let (args, capability_args) = (&cached.cni_args, &cached.capability_args);
+        self.args = self.args.take().or_else(|| args.clone());
+        let own = self.capability_args.take();
+        self.capability_args = own.or_else(|| capability_args.clone());
     }
 
     /// Whether the container has an interface of that name; false when the namespace cannot
     /// be opened.
     fn interface_exists(&self) -> bool {
-        let Ok(netns) = NetNs::open(self.netns.as_ref()) else {
-            return false;
-        };
-        let found = netns.enter(|| if_nametoindex(self.ifname.as_str()).is_ok());
-        found.unwrap_or(false)
+        let ifname = self.owner.ifname.as_str();
+        NetNs::open(self.netns.as_ref()).is_ok_and(|netns| {
+            let exists = netns.enter(|| if_nametoindex(ifname).is_ok());
+            exists.unwrap_or(false)
+        })
     }
 
-    fn args(&self) -> String {
+    /// The variables of the protocol.
+    fn variables(&self) -> [(&'static str, String); 4] {
         let pairs = self.args.iter().flatten();
-        let pairs: Vec<_> = pairs.map(|(key, value)| format!("{key}={value}")).collect();
-        pairs.join(";")
+        let args: Vec<_> = pairs.map(|(key, value)| format!("{key}={value}")).collect();
+        [
+            ("CNI_CONTAINERID", self.owner.container_id.to_string()),
+            ("CNI_NETNS", self.netns.clone()),
+            ("CNI_IFNAME", self.owner.ifname.to_string()),
+            ("CNI_ARGS", args.join(";")),
+        ]
     }
 }
 
@@ -112,6 +122,9 @@ impl<'a> Chain<'a> {
     ///
     /// Nothing is rolled back when the interface existed before: then a second ADD has
     /// failed, and DEL would delete the first one's work.
+    ///
+    /// # Errors
+    /// A plugin is missing or fails, or the attachment cannot be written.
     pub fn add(
         &self,
         attachment: &Attachment,
@@ -121,20 +134,23 @@ impl<'a> Chain<'a> {
         for plugin in &self.list.plugins {
             delegate::find(&plugin.plugin, &self.path).map_err(|e| failed(plugin, "add", &e))?;
         }
-        let occupied = cache.has(attachment.key(&self.list.name)) || attachment.interface_exists();
+        let occupied = cache.has(&attachment.owner) || attachment.interface_exists();
         let mut ran = Vec::new();
-        let mut answer = None;
-        match self.add_each(attachment, cache, &mut ran, &mut answer) {
-            Ok(answer) => Ok(answer),
+        let mut last = None;
+        let added = self
+            .add_each(attachment, &mut ran, &mut last)
+            .and_then(|()| self.save(attachment, cache, last.as_ref()));
+        match added {
+            Ok(()) => last.context("no plugin configs found"),
             Err(error) if on_failure == OnFailure::Leave => Err(error),
             Err(error) if occupied => {
                 let mut error = Error::from_chain(&error);
-                let ifname = &attachment.ifname;
+                let ifname = &attachment.owner.ifname;
                 error.add_details(&format!("not rolled back: {ifname} was there before"));
                 Err(error.into())
             }
             Err(error) => {
-                let last = answer.as_ref().map(|answer| &answer.document);
+                let last = last.as_ref().map(|answer| &answer.document);
                 Err(self.roll_back(attachment, &ran, last, error))
             }
         }
@@ -143,10 +159,9 @@ impl<'a> Chain<'a> {
     fn add_each(
         &self,
         attachment: &Attachment,
-        cache: &Cache,
         ran: &mut Vec<&'a PluginConf>,
         last: &mut Option<Answer>,
-    ) -> Result<Answer> {
+    ) -> Result<()> {
         for plugin in &self.list.plugins {
             ran.push(plugin);
             let prev = last.as_ref().map(|answer| &answer.document);
@@ -156,21 +171,17 @@ impl<'a> Chain<'a> {
                 .map_err(|error| failed(plugin, "add", &error))?;
             *last = Some(answer);
         }
-        let answer = last.clone().context("no plugin configs found")?;
-        self.save(attachment, cache, &answer).with_context(|| {
-            let network = &self.list.name;
-            format!("failed to set network {network:?} cached result")
-        })?;
-        Ok(answer)
+        Ok(())
     }
 
-    fn save(&self, attachment: &Attachment, cache: &Cache, answer: &Answer) -> Result<()> {
-        let key = attachment.key(&self.list.name);
-        let mut cached = CachedAttachment::new(key, &self.list.bytes, answer.document.clone());
-        cached.netns = attachment.netns.clone();
-        cached.cni_args = attachment.args.clone();
-        cached.capability_args = attachment.capability_args.clone();
-        cache.put(&cached)
+    fn save(&self, attachment: &Attachment, cache: &Cache, answer: Option<&Answer>) -> Result<()> {
+        let Some(answer) = answer else { return Ok(()) };
+        let result = answer.document.clone();
+        let cached = CachedAttachment::new(attachment, &self.list.bytes, result);
+        cache.put(&cached).with_context(|| {
+            let network = &self.list.name;
+            format!("failed to set network {network:?} cached result")
+        })
     }
 
     /// Runs DEL of the plugins that have run, also of the one that failed, as the
@@ -203,12 +214,14 @@ impl<'a> Chain<'a> {
     /// Runs DEL in reverse order, every plugin even if others fail, so that the pod's address
     /// is released in any case. Removes the attachment from the cache when all have
     /// succeeded.
+    ///
+    /// # Errors
+    /// The first error, with the others in its details.
     pub fn del(&self, attachment: &Attachment, cache: &Cache) -> Result<()> {
-        let key = attachment.key(&self.list.name);
         let mut prev = None;
         if self.list.at_least(Version::V0_4_0)? {
             // DEL goes on without a result if that cannot be read.
-            prev = self.cached_result(cache, key).unwrap_or_default();
+            prev = self.cached_result(attachment, cache).unwrap_or_default();
         }
         let mut all = BestEffort::new();
         for plugin in self.list.plugins.iter().rev() {
@@ -218,23 +231,23 @@ impl<'a> Chain<'a> {
             });
         }
         all.finish()?;
-        cache.remove(key)
+        cache.remove(&attachment.owner)
     }
 
     /// Runs CHECK in order, up to the first error. `false`: the network has `disableCheck`.
+    ///
+    /// # Errors
+    /// Of the first plugin that fails; or the version has no CHECK, or the cache cannot be read.
     pub fn check(&self, attachment: &Attachment, cache: &Cache) -> Result<bool> {
         if !self.list.at_least(Version::V0_4_0)? {
-            return Err(anyhow!(
-                "configuration version {:?} does not support the CHECK command",
-                self.list.cni_version
-            ));
+            let version = &self.list.cni_version;
+            bail!("configuration version {version:?} does not support the CHECK command");
         }
         if self.list.disable_check {
             return Ok(false);
         }
-        let key = attachment.key(&self.list.name);
         let prev = self
-            .cached_result(cache, key)
+            .cached_result(attachment, cache)
             .with_context(|| format!("failed to get network {:?} cached result", self.list.name))?;
         for plugin in &self.list.plugins {
             self.run(Verb::Check, plugin, attachment, prev.as_ref())
@@ -245,13 +258,15 @@ impl<'a> Chain<'a> {
 
     /// Runs STATUS in order, up to the first error, whose code is kept. `false`:
     /// the network's version has no STATUS.
+    ///
+    /// # Errors
+    /// Of the first plugin that fails.
     pub fn status(&self) -> Result<bool> {
         if !self.list.at_least(Version::V1_1_0).unwrap_or(false) {
             return Ok(false);
         }
         for plugin in &self.list.plugins {
-            let document = request_config::base(self.list, plugin);
-            self.run_without_attachment(Verb::Status, plugin, document)
+            self.execute(Verb::Status, plugin, None, request::base(self.list, plugin))
                 .map_err(|error| failed(plugin, "status", &error))?;
         }
         Ok(true)
@@ -259,24 +274,28 @@ impl<'a> Chain<'a> {
 
     /// Runs GC of all plugins, with `valid` as the attachments in use. `false`: the network's
     /// version has no GC.
+    ///
+    /// # Errors
+    /// The first error, with the others in its details.
     pub fn gc(&self, valid: &[ValidAttachment]) -> Result<bool> {
         if !self.list.at_least(Version::V1_1_0).unwrap_or(false) {
             return Ok(false);
         }
         let mut all = BestEffort::new();
         for plugin in &self.list.plugins {
-            let document = request_config::of_gc(self.list, plugin, valid);
+            let document = request::of_gc(self.list, plugin, valid);
+            let what = format!("failed to GC plugin {}", plugin.plugin);
             all.step(&plugin.plugin, || {
-                self.run_without_attachment(Verb::Gc, plugin, document)
-                    .map_err(|error| prefixed(&error, "failed to GC plugin", plugin).into())
+                self.execute(Verb::Gc, plugin, None, document)
+                    .map_err(|error| prefixed(&what, &error).into())
             });
         }
         all.finish()?;
         Ok(true)
     }
 
-    fn cached_result(&self, cache: &Cache, key: Key<'_>) -> Result<Option<Value>> {
-        match cache.get(key)? {
+    fn cached_result(&self, attachment: &Attachment, cache: &Cache) -> Result<Option<Value>> {
+        match cache.get(&attachment.owner)? {
             None => Ok(None),
             Some(cached) => cached.result_as(&self.list.cni_version),
         }
@@ -289,19 +308,9 @@ impl<'a> Chain<'a> {
         attachment: &Attachment,
         prev_result: Option<&Value>,
     ) -> Result<Vec<u8>> {
-        let nothing = Map::new();
-        let offered = attachment.capability_args.as_ref().unwrap_or(&nothing);
-        let document = request_config::of_attachment(self.list, plugin, prev_result, offered);
+        let offered = attachment.capability_args.as_ref();
+        let document = request::of_attachment(self.list, plugin, prev_result, offered);
         self.execute(verb, plugin, Some(attachment), document)
-    }
-
-    fn run_without_attachment(
-        &self,
-        verb: Verb,
-        plugin: &PluginConf,
-        document: Map<String, Value>,
-    ) -> Result<()> {
-        self.execute(verb, plugin, None, document).map(drop)
     }
 
     fn execute(
@@ -316,25 +325,17 @@ impl<'a> Chain<'a> {
         Delegate::new(&executable, self.environment(attachment)?, &stdin).run(verb)
     }
 
-    /// Our own variables, and those of the protocol; the latter are empty for a verb without
+    /// The variables of the protocol, and our own; the former are empty for a verb without
     /// an attachment.
     fn environment(&self, attachment: Option<&Attachment>) -> Result<Environment> {
         let path = std::env::join_paths(&self.path).context("join the plugin directories")?;
-        let text = |of: fn(&Attachment) -> String| attachment.map(of).unwrap_or_default().into();
-        let protocol = [
-            ("CNI_CONTAINERID", text(|it| it.container_id.to_string())),
-            ("CNI_NETNS", text(|it| it.netns.clone())),
-            ("CNI_IFNAME", text(|it| it.ifname.to_string())),
-            ("CNI_ARGS", text(Attachment::args)),
-            ("CNI_PATH", path),
-        ];
-        let inherited =
-            std::env::vars_os().filter(|(name, _)| !protocol.iter().any(|(ours, _)| name == ours));
-        let protocol = protocol.iter().map(|(k, v)| ((*k).into(), v.clone()));
-        Ok(Environment::from_pairs::<
-            std::ffi::OsString,
-            std::ffi::OsString,
-        >(inherited.chain(protocol)))
+        let empty = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS"];
+        let empty = empty.map(|name| (name, String::new()));
+        let protocol = attachment.map_or(empty, Attachment::variables);
+        let protocol = protocol.map(|(name, value)| (OsString::from(name), value.into()));
+        // The first of several with one name counts.
+        let all = protocol.into_iter().chain([("CNI_PATH".into(), path)]);
+        Ok(Environment::from_pairs(all.chain(std::env::vars_os())))
     }
 }
 
@@ -368,23 +369,23 @@ impl Answer {
     }
 }
 
-/// A plugin's error with libcni's text around it; its code and details are kept.
+/// A plugin's error with libcni's text around it.
 fn failed(plugin: &PluginConf, verb: &str, error: &anyhow::Error) -> Error {
-    let mut error = Error::from_chain(error);
     let name = match plugin.name.as_str() {
         "" => String::new(),
         name => format!(" name={name:?}"),
     };
-    error.msg = format!(
-        "plugin type={:?}{name} failed ({verb}): {}",
-        plugin.plugin, error.msg
-    );
-    error
+    let kind = &plugin.plugin;
+    prefixed(
+        &format!("plugin type={kind:?}{name} failed ({verb})"),
+        error,
+    )
 }
 
-fn prefixed(error: &anyhow::Error, what: &str, plugin: &PluginConf) -> Error {
+/// An error with a text before it; its code and details are kept.
+fn prefixed(what: &str, error: &anyhow::Error) -> Error {
     let mut error = Error::from_chain(error);
-    error.msg = format!("{what} {}: {}", plugin.plugin, error.msg);
+    error.msg = format!("{what}: {}", error.msg);
     error
 }
 
