@@ -1,5 +1,5 @@
 //! The files in host-local's state directories, which any program may have written: lock,
-//! reservations, last addresses, and the index with its stamp.
+//! reservations, last addresses, and the index.
 //!
 //! An input is a list of files, each a line `NAME LENGTH` and as many bytes.
 
@@ -11,8 +11,9 @@ use std::path::Path;
 
 use cni::Attachment;
 use cni::env::{ContainerId, IfName};
+use host_local::boot::Boot;
 use host_local::conf::RangeKeys;
-use host_local::index::Boot;
+use host_local::index::page;
 use host_local::network::{Holder, Network, Place};
 use host_local::owner::Owner;
 use host_local::range::RangeSet;
@@ -33,16 +34,21 @@ fn state(input: &[u8]) {
             fs::create_dir_all(dir).expect("make a state directory");
         }
         for (name, content) in files(input) {
-            // Those of the index are written `.podwire/NAME`.
-            let path = match name.strip_prefix(".podwire/") {
-                Some(name) => index.join(name),
-                None => network.join(name),
-            };
-            let _ = fs::write(&path, content);
+            // A page of the index has the name `.podwire/NUMBER`, and gets a right checksum.
+            match name
+                .strip_prefix(".podwire/")
+                .map(|name| (name, name.parse()))
+            {
+                Some((_, Ok(number))) => put_page(&index.join("index"), number, content),
+                Some((name, Err(_))) => drop(fs::write(index.join(name), content)),
+                None => drop(fs::write(network.join(name), content)),
+            }
         }
-        // Half of the time the index is one that is believed.
+        // Half of the time the index is believed if its header has the time 0.
         if input.len().is_multiple_of(2) {
-            believe(&network, &index.join("stamp"));
+            let times = fs::FileTimes::new().set_modified(std::time::SystemTime::UNIX_EPOCH);
+            let dir = fs::File::open(&network).expect("open a state directory");
+            dir.set_times(times).expect("set a time");
         }
         go_through(&Place::at_boot(&data_dir, "net", Boot::new("aaaa")));
     });
@@ -66,13 +72,11 @@ fn files(input: &[u8]) -> Vec<(String, &[u8])> {
     files
 }
 
-/// Gives the directory and the stamp the same time, as a complete index has it.
-fn believe(network: &Path, stamp: &Path) {
-    let times = fs::FileTimes::new().set_modified(std::time::SystemTime::UNIX_EPOCH);
-    for path in [network, stamp] {
-        if let Ok(file) = fs::File::open(path) {
-            let _ = file.set_times(times);
-        }
+fn put_page(index: &Path, number: u8, content: &[u8]) {
+    let mut options = fs::OpenOptions::new();
+    let opened = options.write(true).create(true).truncate(false).open(index);
+    if let Ok(file) = opened {
+        let _ = page::write(&file, number.into(), &String::from_utf8_lossy(content));
     }
 }
 
@@ -90,18 +94,20 @@ fn go_through(place: &Place) {
     assert!(first.is_none() || first != second, "{first:?} given twice");
     // A directory can hold nothing that makes an address unfindable.
     if let (Some(ip), Ok(Some(mut network))) = (first, Network::find(place)) {
-        let held = network.held_by(&Owner::of(&one)).unwrap_or_default();
-        assert!(held.iter().any(|it| it.ip == ip), "{ip} lost");
+        let held = network.held_by("a").unwrap_or_default();
+        let held = held.iter().find(|it| it.record.ip == ip);
         assert!(!network.is_free(ip).unwrap_or(false), "{ip} free");
-        network.release(&Owner::of(&one), ip).expect("a release");
-        let held = network.held_by(&Owner::of(&one)).unwrap_or_default();
-        assert!(held.iter().all(|it| it.ip != ip), "{ip} still held");
+        network
+            .release(held.expect("a lost address"))
+            .expect("a release");
+        let held = network.held_by("a").unwrap_or_default();
+        assert!(held.iter().all(|it| it.record.ip != ip), "{ip} still held");
     }
     if let Ok(Some(mut network)) = Network::find(place) {
         let keep = Owner::of(&other);
         if network.retain(|owner| *owner == keep).is_ok() {
-            let held = network.held_by(&keep).unwrap_or_default();
-            assert!(second.is_none_or(|ip| held.iter().any(|it| it.ip == ip)));
+            let held = network.held_by("b").unwrap_or_default();
+            assert!(second.is_none_or(|ip| held.iter().any(|it| it.record.ip == ip)));
         }
     }
     let resolved = place.dir().join("10.0.0.2");

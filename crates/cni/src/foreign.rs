@@ -22,6 +22,9 @@ const DIRECTORY: &str = "/run/podwire/foreign";
 /// Notes that another program hands out addresses of `network`. A note that cannot be written is
 /// logged.
 pub fn note(network: &str) {
+    if is_noted(network) {
+        return;
+    }
     if let Err(error) = write(&path(network)) {
         crate::log(format_args!(
             "another program hands out addresses of network {network}; write {}: {error}",
@@ -31,7 +34,7 @@ pub fn note(network: &str) {
 }
 
 /// Whether another program has handed out addresses of `network` in this boot, as far as IPAM
-/// plugins of podwire have noticed. Also true if that cannot be found out.
+/// plugins of podwire have noticed. Also true if it cannot be determined.
 pub fn is_noted(network: &str) -> bool {
     match std::fs::symlink_metadata(path(network)) {
         Err(error) => !matches!(

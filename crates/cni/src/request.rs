@@ -30,6 +30,8 @@ pub struct Call {
     pub path: Vec<PathBuf>,
     /// `CNI_ARGS`, unparsed.
     pub args: String,
+    /// Whether another plugin of podwire calls this one instead of executing it.
+    pub is_linked: bool,
     /// All variables, and standard input to the byte, for a delegate.
     pub(crate) env: Rc<Environment>,
     pub(crate) stdin: Rc<[u8]>,

@@ -163,6 +163,7 @@ impl Process<'_> {
             net: conf::read(&document, reading)?,
             path: variables.path.clone(),
             args: variables.args.clone(),
+            is_linked: self.called,
             env: Rc::new(env),
             stdin: stdin.into(),
             linked: P::LINKED,

@@ -88,11 +88,11 @@ impl Snapshot {
             .allow(&format!("dir {dir} "))
             .allow(&format!("file {dir}/lock "))
             .allow(&format!("file {dir}/last_reserved_ip."))
-            // The index by owner, without its owners.
+            // The index by container.
             .allow("dir /var/lib/cni/networks/.podwire ")
             .allow(&format!("dir /var/lib/cni/networks/.podwire/{network} "))
             .allow(&format!(
-                "file /var/lib/cni/networks/.podwire/{network}/stamp "
+                "file /var/lib/cni/networks/.podwire/{network}/index "
             ))
     }
 

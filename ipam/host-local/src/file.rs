@@ -32,12 +32,7 @@ pub fn failed<'a>(action: &'a str, path: &'a Path) -> impl Fn(io::Error) -> anyh
 /// # Errors
 /// Also if the path holds a foreign object ([`cni::file::is_foreign`]).
 pub fn read(path: &Path) -> io::Result<Option<(String, Metadata)>> {
-    read_at_most(path, LONGEST)
-}
-
-/// The same for a file of up to `limit` bytes.
-pub fn read_at_most(path: &Path, limit: u64) -> io::Result<Option<(String, Metadata)>> {
-    match cni::file::read(path, limit) {
+    match cni::file::read(path, LONGEST) {
         Ok((content, metadata)) => {
             let content = String::from_utf8_lossy(&content).into_owned();
             Ok(Some((content, metadata)))

@@ -1,580 +1,392 @@
-//! The index by owner: finds the addresses of an owner without reading all reservations.
+//! The index by container: finds the addresses of a container without reading all reservations.
 //!
-//! - Cost: this file, and in `network.rs` the calls of [`Index`].
-//! - Gain: the time of ADD and DEL does not depend on the number of reservations. Per call,
-//!   index on and off (busy machine, whole process): 5.5 and 11 ms with 250 reservations, 5.5
-//!   and 135 ms with 5,000.
+//! - Cost: this file, `index/page.rs` and, in `network.rs`, the calls of [`Index`].
+//! - Gain: the time of ADD and DEL does not depend on the number of reservations (TODO).
 //! - The one door: [`Index`], used only by [`crate::network::Network`].
 //! - To switch it off in a test: put a plain file at `<dataDir>/.podwire`. Every call then
 //!   reads all reservations.
 //!
-//! The index is in `<dataDir>/.podwire/<network>/`: no network can have that name, and the Go
-//! plugin ignores it. An owner is the hash of its reservation's content.
+//! The index is the file `<dataDir>/.podwire/<network>/index`: no network can have the name
+//! `.podwire`, and the Go plugin ignores it. It has pages of text: a header, and pages of
+//! records. The hash of a container's id selects the page with its records, so an ADD reads and
+//! writes one of these pages, and creates no file.
 //!
-//! - `all` has the records of all owners, sorted, from the last reading of the whole directory.
-//! - Each owner that got or released an address since then has a small file, which overrides
-//!   its records in `all`.
-//! - An owner without addresses has neither: its records are removed from `all`. If `all` is
-//!   long, the owner has an empty file until many owners are removed together.
-//! - A record has the address, the time at which its file was created, and the boot during
-//!   which the file was first seen.
-//! - `stamp` marks the index as complete.
+//! The reservations are the truth: each record that is used is compared with the file that it
+//! names. That there are no further records is believed only while the index is *complete*: its
+//! header has the modification time of the network's directory. At its end, a call sets that
+//! time to one that the kernel does not assign any more ([`Time::unused`]), so each creation and
+//! removal of a file after that changes it, also within the same tick of the kernel's clock: by
+//! the Go plugin, by a podwire with another index, by an operator. While a call makes changes,
+//! the header has the container, too: after a kill, the next call knows whose changes they were.
+//! After a boot all is read again, because a power failure may have lost any part of the files.
 //!
-//! The index is valid as long as no other program has written to the network's directory.
-//! After each change, the directory and `stamp` get the same modification time, one that the
-//! kernel does not assign any more. Creating or removing a file changes the directory's time,
-//! also during our own calls until the index is complete. So the Go plugin, an operator's
-//! `rm`, or a kill between two steps invalidate the index. The boot is in the stamp, too: after
-//! a power failure all reservations are read again.
-//!
-//! An index that cannot be written costs time, never an address.
+//! An index that cannot be read or written costs time, never an address.
 
-use std::cell::OnceCell;
-use std::collections::{HashMap, HashSet};
-use std::fs::{DirBuilder, File, FileTimes, Metadata};
-use std::io::{self, Read};
+pub mod page;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::{DirBuilder, File};
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
-use std::time::{Duration, SystemTime};
 
-use nix::fcntl::OFlag;
+use nix::fcntl::{AT_FDCWD, OFlag};
+use nix::sys::stat::{UtimensatFlags, utimensat};
+use nix::sys::time::TimeSpec;
 
+use crate::boot::{Boot, Time};
 use crate::file;
 use crate::owner::Owner;
 
 /// The directory that holds the index of every network.
 pub const DIRECTORY: &str = ".podwire";
 
-/// File names that no hash can have.
-const STAMP: &str = "stamp";
-const ALL: &str = "all";
+/// The file with the index of one network.
+pub const FILE: &str = "index";
 
-/// Characters of a hash. Owners are hashed because a container id may be too long for a file
-/// name.
-const HASH: usize = 40;
+/// The first word of the header. An index of another form needs another word.
+const FORM: &str = "podwire-index-1";
 
-/// Bytes of a line of `all`: hash, address, time and boot with their greatest lengths. All
-/// lines have the same length, for a binary search.
-const RECORD: usize = HASH + 1 + 39 + 1 + 31 + 1 + BOOT + 1;
+/// Digits of the hash of a container's id.
+const HASH: usize = 32;
 
-/// Up to so many lines, `all` is rewritten at once: that takes as long as a few system calls.
-const SHORT: u64 = 256;
+/// In the place of a hash: no call is making changes; changes of several containers.
+const NONE: &str = "-";
+const SEVERAL: &str = "*";
 
-/// The limit for `all` in bytes: half a million addresses on one node.
-const LONGEST_ALL: u64 = 64 * 1024 * 1024;
+/// A new file has a page for so many records, and some more. A page has room for 36 of the
+/// longest records.
+const RECORDS_PER_PAGE: usize = 16;
+const FEWEST_PAGES: usize = 8;
 
-/// Digits of a boot.
-const BOOT: usize = 16;
+/// The limit: half a million addresses on one node.
+const MOST_PAGES: usize = 16 * 1024;
 
-/// One run of the kernel.
+/// What the index has of a reservation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Boot(String);
-
-impl Boot {
-    /// The current boot; `random(4)`.
-    pub fn current() -> Self {
-        // One read(2) returns its 37 bytes.
-        let mut id = [0; 64];
-        let read =
-            File::open("/proc/sys/kernel/random/boot_id").and_then(|mut it| it.read(&mut id));
-        Self::new(&String::from_utf8_lossy(&id[..read.unwrap_or(0)]))
-    }
-
-    /// Keeps the first half of the id: it is unique enough, and the files stay short.
-    pub fn new(id: &str) -> Self {
-        let digits = id.chars().filter(char::is_ascii_hexdigit);
-        let id: String = digits.take(BOOT).collect();
-        Self(if id.is_empty() { "unknown".into() } else { id })
-    }
-
-    /// Whether this is certainly another boot than `now`. Clocks are not compared: a node may
-    /// have a wrong time until it reaches its time server.
-    fn is_before(&self, now: &Self) -> bool {
-        self != now && self.0 != "unknown" && now.0 != "unknown"
-    }
-}
-
-/// When a file was created or last changed (its ctime), in nanoseconds. It cannot be set, so it
-/// distinguishes a file from a later one with the same name and content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Since(i64, i64);
-
-impl Since {
-    /// The ctime of a file.
-    pub fn of(file: &Metadata) -> Self {
-        Self(file.ctime(), file.ctime_nsec())
-    }
-}
-
-/// A reserved address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reservation {
+pub struct Record {
+    /// The hash of the container's id.
+    hash: String,
     /// The address.
     pub ip: IpAddr,
-    /// The ctime of its file.
-    pub since: Since,
+    /// When its file was created: distinguishes it from a later one with the same content.
+    since: Time,
     /// The boot during which the file was first seen.
-    pub boot: Boot,
-}
-
-/// A reservation that a reading of the whole directory has found.
-#[derive(Clone, Debug)]
-pub struct Found {
-    /// The address.
-    pub ip: IpAddr,
-    /// Its owner; `None` for an empty file, which a killed Go plugin has left.
-    pub owner: Option<Owner>,
-    /// The ctime of its file.
-    pub since: Since,
+    boot: Boot,
 }
 
 /// The index of one network. Its user holds the network's lock.
 #[derive(Debug)]
 pub struct Index {
-    dir: PathBuf,
+    path: PathBuf,
     boot: Boot,
-    /// The entries that were read, by hash of the owner.
-    entries: HashMap<String, Entry>,
-    all: OnceCell<Option<File>>,
-    /// All entries were read.
-    loaded: bool,
-    /// `all` has to be rewritten.
-    rebuilt: bool,
-    /// It could not be read for a change: the next call rebuilds it.
-    unreadable: bool,
-    stamp: Option<Stamp>,
-    leftovers: usize,
-    /// The number of owners in `all` that have an empty file.
-    gone: u64,
+    /// `None` if there is none, or its header is damaged.
+    stored: Option<Stored>,
+    /// Whether `stored` has a record of every reservation.
+    complete: bool,
 }
 
-/// The reservations of an owner.
-#[derive(Debug, Default)]
-struct Entry {
-    held: Vec<Reservation>,
-    changed: bool,
-}
-
-/// The content of the file `stamp`.
+/// The file.
 #[derive(Debug)]
-struct Stamp {
+struct Stored {
+    file: File,
+    /// The number of pages with records.
+    pages: usize,
+    header: Header,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Header {
     boot: Boot,
+    /// The number of records of earlier boots, or more.
     leftovers: usize,
-    gone: u64,
-    modified: SystemTime,
+    /// The modification time of the directory for which the index was complete.
+    mark: Time,
+    /// The hash of the container whose reservations a call changes.
+    changing: String,
 }
 
 impl Index {
-    /// Opens the index of `network` in `data_dir`, if there is one.
-    pub fn open(data_dir: &Path, network: &str, boot: Boot) -> Self {
-        let dir = data_dir.join(DIRECTORY).join(network);
-        let stamp = Stamp::read(&dir.join(STAMP));
+    /// Opens the index of `network` in `data_dir`. It is complete if it was so in this boot and
+    /// the network's directory has not been `modified` since.
+    pub fn open(data_dir: &Path, network: &str, boot: Boot, modified: Time) -> Self {
+        let path = data_dir.join(DIRECTORY).join(network).join(FILE);
+        let stored = Stored::open(&path);
+        let header = stored.as_ref().map(|stored| &stored.header);
+        let complete =
+            header.is_some_and(|it| it.boot == boot && it.changing == NONE && it.mark == modified);
         Self {
-            leftovers: stamp.as_ref().map_or(0, |stamp| stamp.leftovers),
-            gone: stamp.as_ref().map_or(0, |stamp| stamp.gone),
-            entries: HashMap::new(),
-            all: OnceCell::new(),
-            loaded: false,
-            rebuilt: false,
-            unreadable: false,
-            stamp,
+            path,
             boot,
-            dir,
+            stored,
+            complete,
         }
     }
 
-    /// Whether the index is valid for the network's directory, whose modification time is
-    /// `modified`.
-    pub fn is_complete(&self, modified: SystemTime) -> bool {
-        let complete = |stamp: &Stamp| stamp.boot == self.boot && stamp.modified == modified;
-        self.stamp.as_ref().is_some_and(complete)
+    /// The records of a container; `None` if [`Self::rewrite`] has to repair the index first.
+    pub fn find(&self, container: &str) -> Option<Vec<Record>> {
+        let stored = self.stored.as_ref().filter(|_| self.complete)?;
+        let hash = hash(container);
+        let mut records = stored.read(page_of(&hash, stored.pages))?;
+        records.retain(|record| record.hash == hash);
+        Some(records)
     }
 
-    /// The reservations of `owner`.
-    ///
-    /// # Errors
-    /// The index cannot be read or is damaged. [`Self::rebuild`] repairs it.
-    pub fn held_by(&mut self, owner: &Owner) -> io::Result<&[Reservation]> {
-        Ok(&self.entry(owner)?.held)
-    }
-
-    /// Adds a new reservation.
-    pub fn add(&mut self, owner: &Owner, ip: IpAddr, since: Since) {
-        let boot = self.boot.clone();
-        self.change(owner, |held| held.push(Reservation { ip, since, boot }));
-    }
-
-    /// Removes a reservation.
-    pub fn remove(&mut self, owner: &Owner, ip: IpAddr) {
-        self.change(owner, |held| {
-            held.retain(|reservation| reservation.ip != ip)
-        });
-    }
-
-    fn change(&mut self, owner: &Owner, change: impl FnOnce(&mut Vec<Reservation>)) {
-        match self.entry(owner) {
-            Ok(entry) => {
-                change(&mut entry.held);
-                entry.changed = true;
-            }
-            // Without the owner's earlier reservations its file would be incomplete.
-            Err(_) => self.unreadable = true,
-        }
+    /// The number of reservations of earlier boots, or more; `None` if it is unknown.
+    pub fn leftovers(&self) -> Option<usize> {
+        let stored = self.stored.as_ref().filter(|_| self.complete);
+        stored.map(|stored| stored.header.leftovers)
     }
 
     /// Whether a reservation is certainly of an earlier boot.
-    pub fn is_of_earlier_boot(&self, reservation: &Reservation) -> bool {
-        reservation.boot.is_before(&self.boot)
+    pub fn is_leftover(&self, record: &Record) -> bool {
+        record.boot.is_before(&self.boot)
     }
 
-    /// Whether a reservation has no container any more: its file is empty, or it is of an
-    /// earlier boot.
-    pub fn is_leftover(&mut self, found: &Found) -> bool {
-        let Some(owner) = &found.owner else {
+    /// A record of a file that is seen for the first time.
+    pub fn record(&self, owner: &Owner, ip: IpAddr, since: Time) -> Record {
+        Record {
+            hash: hash(owner.container()),
+            ip,
+            since,
+            boot: self.boot.clone(),
+        }
+    }
+
+    /// Sets the boots of those of `all` records that the file has, whether it is complete or
+    /// not. Returns whether another program has changed the directory, last `modified` at that
+    /// time, since the index was complete.
+    pub fn recognise<'a>(&self, all: impl Iterator<Item = &'a mut Record>, modified: Time) -> bool {
+        let Some(stored) = &self.stored else {
             return true;
         };
-        self.load();
-        let known = self.known(&hash(owner), found);
-        known.is_some_and(|known| self.is_of_earlier_boot(known))
-    }
-
-    /// The entry for the same file, if there is one.
-    fn known(&self, hash: &str, found: &Found) -> Option<&Reservation> {
-        let same = |held: &&Reservation| held.ip == found.ip && held.since == found.since;
-        self.entries.get(hash)?.held.iter().find(same)
-    }
-
-    /// The greatest possible number of leftovers.
-    pub fn leftovers(&self) -> usize {
-        self.leftovers
-    }
-
-    /// Replaces the index by what was `found` in the whole directory. Entries for the same
-    /// files are kept.
-    pub fn rebuild(&mut self, found: &[Found]) {
-        self.load();
-        self.leftovers = 0;
-        let mut entries: HashMap<String, Entry> = HashMap::new();
-        for found in found {
-            let Some(owner) = &found.owner else {
-                self.leftovers += 1;
-                continue;
-            };
-            let hash = hash(owner);
-            let first_seen = || Reservation {
-                ip: found.ip,
-                since: found.since,
-                boot: self.boot.clone(),
-            };
-            let known = self.known(&hash, found).cloned();
-            let reservation = known.unwrap_or_else(first_seen);
-            self.leftovers += usize::from(self.is_of_earlier_boot(&reservation));
-            entries.entry(hash).or_default().held.push(reservation);
+        let Header { changing, mark, .. } = &stored.header;
+        let records = stored.all().flatten().flatten();
+        let known: HashMap<_, _> = records
+            .map(|it| ((it.hash, it.ip, it.since), it.boot))
+            .collect();
+        let mut foreign = false;
+        for record in all {
+            match known.get(&(record.hash.clone(), record.ip, record.since)) {
+                Some(boot) => record.boot = boot.clone(),
+                None => foreign |= record.hash != *changing,
+            }
         }
-        self.entries = entries;
-        self.gone = 0;
-        self.rebuilt = true;
-        self.unreadable = false;
+        foreign || (changing == NONE && *mark != modified)
     }
 
-    /// Writes the changes and marks the index as valid for the directory `network`. If that
-    /// fails, the modification times differ, and the next call reads all reservations.
+    /// Precedes changes of the network's directory for the container of `owner`.
+    pub fn begin(&mut self, owner: &Owner) {
+        self.attempt(|index| index.write_header(None, &hash(owner.container())));
+    }
+
+    /// Adds the record of a new reservation.
+    pub fn add(&mut self, record: &Record) {
+        self.attempt(|index| index.change(&record.hash, |all| all.push(record.clone())));
+    }
+
+    /// Removes the record of a reservation.
+    pub fn remove(&mut self, record: &Record) {
+        let is_other = |it: &Record| (&it.hash, it.ip) != (&record.hash, record.ip);
+        self.attempt(|index| index.change(&record.hash, |all| all.retain(is_other)));
+    }
+
+    /// Replaces the index by one of `all` these reservations.
+    pub fn rewrite(&mut self, all: &[Record]) {
+        let header = Header {
+            boot: self.boot.clone(),
+            leftovers: all.iter().filter(|it| self.is_leftover(it)).count(),
+            mark: Time::default(),
+            changing: SEVERAL.to_owned(),
+        };
+        self.complete = true;
+        self.attempt(|index| index.replace(all, header));
+    }
+
+    /// Ends the changes: marks the index as complete for the directory `network`.
     pub fn save(&mut self, network: &Path) {
-        if self.unreadable {
+        self.attempt(|index| {
+            let mark = Time::modified(&std::fs::symlink_metadata(network)?).unused();
+            let (omitted, time) = (TimeSpec::UTIME_OMIT, mark.to_timespec());
+            let follow = UtimensatFlags::NoFollowSymlink;
+            utimensat(AT_FDCWD, network, &omitted, &time, follow)?;
+            index.write_header(Some(mark), NONE)
+        });
+    }
+
+    /// Makes a change of a complete index. After a failed one it is not complete any more.
+    fn attempt(&mut self, change: impl FnOnce(&mut Self) -> io::Result<()>) {
+        if !self.complete {
             return;
         }
-        if let Err(error) = self.write(network) {
-            let error = file::failed("write index", &self.dir)(error);
+        if let Err(error) = change(self) {
+            self.complete = false;
+            let error = file::failed("write index", &self.path)(error);
             cni::log(format_args!(
                 "{error:#}; the next call will read all reservations"
             ));
         }
     }
 
-    fn write(&mut self, network: &Path) -> io::Result<()> {
-        if self.stamp.is_none() {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&self.dir)?;
-        }
-        if self.rebuilt {
-            self.write_all()?;
-        }
-        self.write_changed()?;
-        let path = self.dir.join(STAMP);
-        let says = |stamp: &Stamp| {
-            (&stamp.boot, stamp.leftovers, stamp.gone) == (&self.boot, self.leftovers, self.gone)
-        };
-        if !self.stamp.as_ref().is_some_and(says) {
-            let text = format!("{} {} {}\n", self.boot.0, self.leftovers, self.gone);
-            write_own(&path, &text)?;
-        }
-        mark(network, &path)
-    }
-
-    /// Writes a new `all` and renames it, so that a kill leaves the old one and the files that
-    /// override it. Owners changed by this call get their own files afterwards.
-    fn write_all(&mut self) -> io::Result<()> {
-        let mut records = Vec::new();
-        for (hash, entry) in self.entries.iter().filter(|(_, entry)| !entry.changed) {
-            records.extend(entry.held.iter().map(|held| record(hash, held)));
-        }
-        records.sort_unstable();
-        self.replace_all(&records.concat())?;
-        for name in self.own_files() {
-            file::remove(&self.dir.join(name))?;
-        }
-        Ok(())
-    }
-
-    fn replace_all(&mut self, text: &str) -> io::Result<()> {
-        self.all.take();
-        let (path, beside) = (self.dir.join(ALL), self.dir.join("all.new"));
-        file::remove(&beside)?;
-        if text.is_empty() {
-            return file::remove(&path);
-        }
-        file::overwrite(&beside, text.as_bytes())?;
-        std::fs::rename(&beside, &path)
-    }
-
-    fn write_changed(&mut self) -> io::Result<()> {
-        let mut gone = Vec::new();
-        for (hash, entry) in self.entries.iter().filter(|(_, entry)| entry.changed) {
-            let path = self.dir.join(hash);
-            if !entry.held.is_empty() {
-                let lines: Vec<_> = entry.held.iter().map(line).collect();
-                file::replace(&path, lines.concat().as_bytes())?;
-                continue;
-            }
-            file::remove(&path)?;
-            if self.find_in_all(hash).map_or(true, |held| !held.is_empty()) {
-                gone.push(hash.clone());
-            }
-        }
-        self.forget(gone)
-    }
-
-    /// Records that these owners of `all` hold no addresses any more: by empty files while they
-    /// are fewer than half of a long `all`, or else by rewriting `all` without them.
-    fn forget(&mut self, owners: Vec<String>) -> io::Result<()> {
-        if owners.is_empty() {
+    fn write_header(&mut self, mark: Option<Time>, changing: &str) -> io::Result<()> {
+        let Stored {
+            file,
+            pages,
+            header,
+        } = self.stored.as_mut().ok_or_else(damaged)?;
+        if mark.is_none() && header.changing == changing {
             return Ok(());
         }
-        let before = self.gone;
-        self.gone += owners.len() as u64;
-        let all = std::fs::symlink_metadata(self.dir.join(ALL));
-        let lines = all.map_or(0, |all| all.len()) / RECORD as u64;
-        if lines > SHORT && self.gone * 2 < lines {
-            return owners
-                .iter()
-                .try_for_each(|hash| write_own(&self.dir.join(hash), ""));
-        }
-        let mut gone: HashSet<String> = owners.into_iter().collect();
-        if before > 0 {
-            let is_empty = |name: &String| {
-                std::fs::symlink_metadata(self.dir.join(name)).is_ok_and(|file| file.len() == 0)
-            };
-            gone.extend(self.own_files().into_iter().filter(is_empty));
-        }
-        if let Some((text, _)) = file::read_at_most(&self.dir.join(ALL), LONGEST_ALL)? {
-            let of_others = |line: &&str| !line.get(..HASH).is_some_and(|it| gone.contains(it));
-            let kept: String = text.split_inclusive('\n').filter(of_others).collect();
-            self.replace_all(&kept)?;
-        }
-        for hash in gone {
-            file::remove(&self.dir.join(hash))?;
-        }
-        self.gone = 0;
-        Ok(())
+        header.mark = mark.unwrap_or(header.mark);
+        changing.clone_into(&mut header.changing);
+        page::write(file, 0, &header.text(*pages)).map(drop)
     }
 
-    fn entry(&mut self, owner: &Owner) -> io::Result<&mut Entry> {
-        let hash = hash(owner);
-        if !self.loaded && !self.entries.contains_key(&hash) {
-            let held = match read_lines(&self.dir.join(&hash))? {
-                Some(own) => own,
-                None => self.find_in_all(&hash)?,
-            };
-            let changed = false;
-            self.entries.insert(hash.clone(), Entry { held, changed });
+    fn change(&mut self, hash: &str, change: impl Fn(&mut Vec<Record>)) -> io::Result<()> {
+        let stored = self.stored.as_ref().ok_or_else(damaged)?;
+        let page = page_of(hash, stored.pages);
+        let mut records = stored.read(page).ok_or_else(damaged)?;
+        change(&mut records);
+        let text: String = records.iter().map(ToString::to_string).collect();
+        if page::write(&stored.file, page, &text)? {
+            return Ok(());
         }
-        Ok(self.entries.entry(hash).or_default())
+        // The page is full: a new file has more of them.
+        let all: Option<Vec<_>> = stored.all().collect();
+        let mut all = all.ok_or_else(damaged)?.concat();
+        change(&mut all);
+        let header = stored.header.clone();
+        self.replace(&all, header)
     }
 
-    /// Reads all entries. Entries changed by this call are newer than the files.
-    fn load(&mut self) {
-        if self.loaded {
-            return;
-        }
-        let mut entries: HashMap<String, Entry> = HashMap::new();
-        let all = file::read_at_most(&self.dir.join(ALL), LONGEST_ALL);
-        let all = all.ok().flatten();
-        for text in all.iter().flat_map(|(text, _)| text.lines()) {
-            if let Some((hash, held)) = parse_record(text) {
-                entries.entry(hash.to_owned()).or_default().held.push(held);
+    /// Writes a new file and renames it, so that a kill leaves the old one with its boots.
+    fn replace(&mut self, records: &[Record], header: Header) -> io::Result<()> {
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        // The index of earlier releases. Without its stamp, they do not use it.
+        let _ = file::remove(&dir.join("stamp"));
+        for entry in std::fs::read_dir(dir)?.flatten() {
+            if entry.file_name() != FILE {
+                let _ = file::remove(&entry.path());
             }
         }
-        for hash in self.own_files() {
-            let own = read_lines(&self.dir.join(&hash));
-            let held = own.ok().flatten().unwrap_or_default();
-            let changed = false;
-            entries.insert(hash, Entry { held, changed });
-        }
-        entries.extend(self.entries.drain());
-        self.entries = entries;
-        self.loaded = true;
+        let content = encode(records, &header);
+        let content = content.ok_or_else(|| io::Error::other("too many reservations"))?;
+        let beside = self.path.with_extension("new");
+        file::replace(&beside, &content)?;
+        std::fs::rename(&beside, &self.path)?;
+        self.stored = Some(Stored::open(&self.path).ok_or_else(damaged)?);
+        Ok(())
     }
+}
 
-    /// The names of the owners' files.
-    fn own_files(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        names.filter(|name| name.len() == HASH).collect()
-    }
-
-    fn find_in_all(&self, hash: &str) -> io::Result<Vec<Reservation>> {
-        match self.all()? {
-            Some(all) => find_records(all, hash),
-            None => Ok(Vec::new()),
-        }
-    }
-
-    /// The file `all`, if there is one, opened at the first call.
-    fn all(&self) -> io::Result<Option<&File>> {
-        if let Some(opened) = self.all.get() {
-            return Ok(opened.as_ref());
-        }
-        let opened = match cni::file::open(&self.dir.join(ALL), OFlag::O_RDONLY) {
-            Ok((_, metadata)) if metadata.len() > LONGEST_ALL => return Err(garbled()),
-            Ok((all, _)) => Some(all),
-            Err(error) if file::is_absent(&error) => None,
-            Err(error) => return Err(error),
+impl Stored {
+    fn open(path: &Path) -> Option<Self> {
+        let (file, metadata) = cni::file::open(path, OFlag::O_RDWR).ok()?;
+        let text = page::read(&file, 0)?;
+        let words: Vec<_> = text.trim_end().split(' ').collect();
+        let [FORM, pages, boot, leftovers, mark, changing] = words[..] else {
+            return None;
         };
-        Ok(self.all.get_or_init(|| opened).as_ref())
-    }
-}
-
-/// Finds the records of `hash` in the file `all` by a binary search.
-fn find_records(all: &File, hash: &str) -> io::Result<Vec<Reservation>> {
-    let read = |number: u64| -> io::Result<String> {
-        let mut bytes = [0; RECORD];
-        all.read_exact_at(&mut bytes, number * RECORD as u64)?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    };
-    let count = all.metadata()?.len() / RECORD as u64;
-    let (mut low, mut high) = (0, count);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        let text = read(middle)?;
-        let (found, _) = parse_record(&text).ok_or_else(garbled)?;
-        if found < hash {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    let mut held = Vec::new();
-    for number in low..count {
-        let text = read(number)?;
-        let (found, reservation) = parse_record(&text).ok_or_else(garbled)?;
-        if found != hash {
-            break;
-        }
-        held.push(reservation);
-    }
-    Ok(held)
-}
-
-fn hash(owner: &Owner) -> String {
-    cni::names::prefixed(HASH, "", owner.as_str())
-}
-
-/// Sets both modification times to a nanosecond before the last change. The kernel's clock for
-/// files may stand still for 10 ms, so without that a further change might not change the
-/// directory's time.
-fn mark(network: &Path, stamp: &Path) -> io::Result<()> {
-    let dir = File::open(network)?;
-    let time = dir.metadata()?.modified()? - Duration::from_nanos(1);
-    let times = FileTimes::new().set_modified(time);
-    dir.set_times(times)?;
-    let (stamp, _) = cni::file::open(stamp, OFlag::O_WRONLY)?;
-    stamp.set_times(times)
-}
-
-/// Writes a file of the index, in place if possible. A foreign object in its place is removed:
-/// the index's directory belongs to us alone.
-fn write_own(path: &Path, content: &str) -> io::Result<()> {
-    match file::overwrite(path, content.as_bytes()) {
-        Err(error) if cni::file::is_foreign(&error) => file::replace(path, content.as_bytes()),
-        written => written,
-    }
-}
-
-impl Stamp {
-    fn read(path: &Path) -> Option<Self> {
-        let (text, metadata) = file::read(path).ok()??;
-        let (boot, counts) = text.trim().split_once(' ')?;
-        let (leftovers, gone) = counts.split_once(' ')?;
-        Some(Self {
-            boot: Boot(boot.to_owned()),
+        let pages = pages.parse().ok()?;
+        let header = Header {
+            boot: Boot::new(boot),
             leftovers: leftovers.parse().ok()?,
-            gone: gone.parse().ok()?,
-            modified: metadata.modified().ok()?,
+            mark: mark.parse().ok()?,
+            changing: changing.to_owned(),
+        };
+        let is_whole = metadata.len() == ((pages + 1) * page::SIZE) as u64;
+        is_whole.then_some(Self {
+            file,
+            pages,
+            header,
         })
     }
+
+    /// The records of a page; `None` if it is damaged.
+    fn read(&self, page: usize) -> Option<Vec<Record>> {
+        let text = page::read(&self.file, page)?;
+        text.lines().map(Record::parse).collect()
+    }
+
+    fn all(&self) -> impl Iterator<Item = Option<Vec<Record>>> {
+        (1..=self.pages).map(|page| self.read(page))
+    }
 }
 
-fn line(Reservation { ip, since, boot }: &Reservation) -> String {
-    format!("{ip} {}.{:09} {}\n", since.0, since.1, boot.0)
+impl Header {
+    fn text(&self, pages: usize) -> String {
+        let Self {
+            boot,
+            leftovers,
+            mark,
+            changing,
+        } = self;
+        format!("{FORM} {pages} {boot} {leftovers} {mark} {changing}\n")
+    }
 }
 
-/// A line of `all`; all have the same length.
-fn record(hash: &str, held: &Reservation) -> String {
-    let line = line(held);
-    let width = RECORD - HASH - 2;
-    format!("{hash} {:<width$}\n", line.trim_end())
-}
-
-fn parse_record(text: &str) -> Option<(&str, Reservation)> {
-    let (hash, line) = text.trim_end().split_once(' ')?;
-    Some((hash, line.parse().ok()?))
-}
-
-/// `None` if there is no such file.
-fn read_lines(path: &Path) -> io::Result<Option<Vec<Reservation>>> {
-    let Some((text, _)) = file::read(path)? else {
-        return Ok(None);
-    };
-    let lines = text
-        .lines()
-        .map(|line| line.parse().map_err(|()| garbled()));
-    lines.collect::<io::Result<_>>().map(Some)
-}
-
-/// Another program or a disk fault has changed the index.
-fn garbled() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "not an index")
-}
-
-impl FromStr for Reservation {
-    type Err = ();
-
-    fn from_str(line: &str) -> Result<Self, ()> {
-        let mut words = line.split(' ');
-        let mut word = || words.next().ok_or(());
-        let (ip, since, boot) = (word()?, word()?, word()?);
-        let (seconds, nanoseconds) = since.split_once('.').ok_or(())?;
-        Ok(Self {
-            ip: ip.parse().map_err(drop)?,
-            since: Since(
-                seconds.parse().map_err(drop)?,
-                nanoseconds.parse::<u32>().map_err(drop)?.into(),
-            ),
+impl Record {
+    fn parse(line: &str) -> Option<Self> {
+        let words: Vec<_> = line.split(' ').collect();
+        let [hash, ip, since, boot] = words[..] else {
+            return None;
+        };
+        Some(Self {
+            hash: hash.to_owned(),
+            ip: ip.parse().ok()?,
+            since: since.parse().ok()?,
             boot: Boot::new(boot),
         })
     }
+}
+
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            hash,
+            ip,
+            since,
+            boot,
+        } = self;
+        writeln!(f, "{hash} {ip} {since} {boot}")
+    }
+}
+
+/// The content of a file with so many pages that each has room for its records.
+fn encode(records: &[Record], header: &Header) -> Option<Vec<u8>> {
+    let mut pages = records.len() / RECORDS_PER_PAGE + FEWEST_PAGES;
+    while pages <= MOST_PAGES {
+        let mut texts = vec![String::new(); pages + 1];
+        texts[0] = header.text(pages);
+        for record in records {
+            texts[page_of(&record.hash, pages)] += &record.to_string();
+        }
+        let texts = texts.iter().enumerate();
+        let encoded = texts.map(|(number, text)| page::encode(number, text));
+        if let Some(encoded) = encoded.collect::<Option<Vec<_>>>() {
+            return Some(encoded.concat());
+        }
+        pages *= 2;
+    }
+    None
+}
+
+/// The page, of so many with records, of the containers with `hash`.
+fn page_of(hash: &str, pages: usize) -> usize {
+    let number = hash
+        .get(..8)
+        .and_then(|it| u32::from_str_radix(it, 16).ok());
+    number.unwrap_or_default() as usize % pages + 1
+}
+
+fn hash(container: &str) -> String {
+    cni::names::prefixed(HASH, "", container)
+}
+
+/// Another program or a disk fault has changed the index.
+fn damaged() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "not an index")
 }

@@ -9,6 +9,7 @@
 //! DEL need not read every reservation.
 
 pub mod allocator;
+pub mod boot;
 pub mod conf;
 mod file;
 pub mod index;
@@ -53,6 +54,10 @@ impl Plugin for HostLocal {
         let dns = plan.resolv_conf.as_deref().map(resolv_conf::read);
         let dns = dns.transpose()?.unwrap_or_default();
         let place = Place::new(&plan.data_dir, &request.call.network);
+        if !request.call.is_linked {
+            // Perhaps by a Go plugin, whose pods have random MACs.
+            cni::foreign::note(&request.call.network);
+        }
         let mut network = Network::create(&place)?;
         let mut holder = Holder::new(&mut network, &request.attachment)?;
 
@@ -94,17 +99,15 @@ impl Plugin for HostLocal {
     fn check(request: &Check<Conf>) -> Result<()> {
         let plan = Plan::new(&request.conf, request.call.version, &request.call.args)?;
         let place = Place::new(&plan.data_dir, &request.call.network);
+        let id = request.attachment.container_id.as_str();
         if let Some(mut network) = Network::find(&place)? {
-            for owner in Owner::both(&request.attachment) {
-                if !network.held_by(&owner)?.is_empty() {
-                    return Ok(());
-                }
+            let owners = Owner::both(&request.attachment);
+            let held = network.held_by(id)?;
+            if held.iter().any(|it| owners.contains(&it.owner)) {
+                return Ok(());
             }
         }
-        anyhow::bail!(
-            "host-local: Failed to find address added by container {}",
-            request.attachment.container_id
-        )
+        anyhow::bail!("host-local: Failed to find address added by container {id}")
     }
 
     fn gc(request: &Gc<Conf>) -> Result<()> {
@@ -135,17 +138,15 @@ fn release(request: &Del<Conf>) -> Result<()> {
     let Some(mut network) = Network::find(&place)? else {
         return Ok(());
     };
+    let held = network.held_by(request.attachment.container_id.as_str())?;
     // Go plugins before 2018 wrote reservations with only the container id. As in the Go
     // plugin, such a reservation counts only if there is none with the interface.
-    let mut owner = Owner::of(&request.attachment);
-    if network.held_by(&owner)?.is_empty() {
-        owner = Owner::legacy(&request.attachment);
-    }
+    let [newer, legacy] = Owner::both(&request.attachment);
+    let is_newer = held.iter().any(|it| it.owner == newer);
+    let owner = if is_newer { newer } else { legacy };
     let mut all = BestEffort::new();
-    for reservation in network.held_by(&owner)? {
-        all.step("release address", || {
-            network.release(&owner, reservation.ip)
-        });
+    for reservation in held.iter().filter(|it| it.owner == owner) {
+        all.step("release address", || network.release(reservation));
     }
     all.finish()
 }
@@ -165,11 +166,14 @@ fn refused(number: usize, refusal: Refusal) -> anyhow::Error {
 /// the attachment already exists.
 fn push_release(undo: &mut Undo, place: &Place, owner: &Owner, lease: &Lease) {
     let (place, owner, ip) = (place.clone(), owner.clone(), lease.address.ip());
-    undo.push(
-        format!("release address {ip}"),
-        move || match Network::find(&place)? {
-            Some(mut network) => network.release(&owner, ip),
-            None => Ok(()),
-        },
-    );
+    undo.push(format!("release address {ip}"), move || {
+        let Some(mut network) = Network::find(&place)? else {
+            return Ok(());
+        };
+        let held = network.held_by(owner.container())?;
+        let mut own = held
+            .iter()
+            .filter(|it| it.record.ip == ip && it.owner == owner);
+        own.try_for_each(|it| network.release(it))
+    });
 }

@@ -18,8 +18,9 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
 use crate::allocator::Store;
+use crate::boot::{Boot, Time};
 use crate::file::{self, failed};
-use crate::index::{Boot, DIRECTORY, Found, Index, Reservation, Since};
+use crate::index::{DIRECTORY, Index, Record};
 use crate::owner::Owner;
 
 /// After so many lstat(2) of single addresses, the whole directory is listed: that takes about
@@ -38,20 +39,26 @@ pub struct Place {
     data_dir: PathBuf,
     network: String,
     boot: Boot,
+    /// Called with the network's name if another program hands out its addresses.
+    foreign: fn(&str),
 }
 
 impl Place {
     /// The directory of `network` in `data_dir`, in the current boot.
     pub fn new(data_dir: &Path, network: &str) -> Self {
-        Self::at_boot(data_dir, network, Boot::current())
+        Self {
+            foreign: cni::foreign::note,
+            ..Self::at_boot(data_dir, network, Boot::current())
+        }
     }
 
-    /// The same in `boot`.
+    /// The same in `boot`, for tests: other programs are not noted.
     pub fn at_boot(data_dir: &Path, network: &str, boot: Boot) -> Self {
         Self {
             data_dir: data_dir.to_owned(),
             network: network.to_owned(),
             boot,
+            foreign: |_| {},
         }
     }
 
@@ -102,10 +109,22 @@ pub fn names(dir: &Path) -> Result<Vec<IpAddr>> {
     Ok(names)
 }
 
+/// A reservation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reservation {
+    /// The content of its file.
+    pub owner: Owner,
+    /// Its address and age.
+    pub record: Record,
+}
+
 /// The locked reservations of a network.
 #[derive(Debug)]
 pub struct Network {
+    place: Place,
     dir: PathBuf,
+    /// The modification time of the directory before this call's changes.
+    modified: Time,
     index: Index,
     changed: bool,
     /// A reservation exists, or may exist, that is not in the index.
@@ -135,73 +154,65 @@ impl Network {
         let Some(lock) = lock(&dir)? else {
             return Ok(None);
         };
+        let metadata = std::fs::metadata(&dir).map_err(failed("read directory", &dir))?;
+        let modified = Time::modified(&metadata);
         let boot = place.boot.clone();
-        let mut network = Self {
-            index: Index::open(&place.data_dir, &place.network, boot),
+        Ok(Some(Self {
+            index: Index::open(&place.data_dir, &place.network, boot, modified),
+            place: place.clone(),
             dir,
+            modified,
             changed: false,
             torn: false,
             lookups: 0,
             names: None,
             _lock: lock,
-        };
-        let modified = std::fs::metadata(&network.dir).and_then(|dir| dir.modified());
-        let modified = modified.map_err(failed("read directory", &network.dir))?;
-        if !network.index.is_complete(modified) {
-            network.rebuild()?;
-        }
-        Ok(Some(network))
+        }))
     }
 
-    /// The reservations of `owner`.
-    pub fn held_by(&mut self, owner: &Owner) -> Result<Vec<Reservation>> {
-        if let Ok(held) = self.index.held_by(owner).map(<[_]>::to_vec) {
-            let is_owners = |reservation: &Reservation| {
-                let holder = self.owner_of(reservation.ip);
-                matches!(holder, Ok(Some(holder)) if holder == *owner)
-            };
-            if held.iter().all(is_owners) {
+    /// The reservations of a container.
+    pub fn held_by(&mut self, container: &str) -> Result<Vec<Reservation>> {
+        if let Some(records) = self.index.find(container) {
+            let held = records.into_iter().map(|it| self.confirm(it, container));
+            if let Some(held) = held.collect() {
                 return Ok(held);
             }
         }
-        // A file was changed without the lock, or the index cannot be read.
-        self.rebuild()?;
-        let held = self.index.held_by(owner);
-        Ok(held.map_err(failed("read index of", &self.dir))?.to_vec())
+        // The index is incomplete, or a file was changed without the lock.
+        let mut all = self.rebuild()?;
+        all.retain(|reservation| reservation.owner.container() == container);
+        Ok(all)
     }
 
-    /// Removes the reservation of `ip`, if it is still `owner`'s.
-    pub fn release(&mut self, owner: &Owner, ip: IpAddr) -> Result<()> {
-        if self.owner_of(ip)?.as_ref() == Some(owner) {
-            self.remove(ip)?;
-        }
-        self.index.remove(owner, ip);
-        self.changed = true;
+    /// The reservation of which the index has `record`; `None` if its file says otherwise.
+    fn confirm(&self, record: Record, container: &str) -> Option<Reservation> {
+        let (content, _) = file::read(&self.path(record.ip)).ok()??;
+        let owner = Owner::parse(&content);
+        (owner.container() == container).then_some(Reservation { owner, record })
+    }
+
+    /// Removes a reservation that was found in this call.
+    pub fn release(&mut self, held: &Reservation) -> Result<()> {
+        self.begin(&held.owner);
+        self.remove(held.record.ip)?;
+        self.index.remove(&held.record);
         Ok(())
     }
 
     /// Removes all reservations except those of owners for which `keep` is true.
     pub fn retain(&mut self, keep: impl Fn(&Owner) -> bool) -> Result<()> {
-        let (kept, unused) = self
-            .read_all()?
-            .into_iter()
-            .partition(|found| found.owner.as_ref().is_some_and(&keep));
-        self.remove_all(kept, unused)
+        let all = self.read_all()?;
+        self.remove_unless(all, |_, it| keep(&it.owner))?;
+        Ok(())
     }
 
     /// Removes the reservations that certainly have no container; returns their number.
     fn remove_leftovers(&mut self) -> Result<usize> {
-        // No reservation becomes a leftover during a boot: the count can only be too high.
-        if self.index.leftovers() == 0 {
+        if self.index.leftovers() == Some(0) {
             return Ok(0);
         }
-        let found = self.read_all()?;
-        let (leftovers, kept): (Vec<_>, Vec<_>) = found
-            .into_iter()
-            .partition(|found| self.index.is_leftover(found));
-        let count = leftovers.len();
-        self.remove_all(kept, leftovers)?;
-        Ok(count)
+        let all = self.read_all()?;
+        self.remove_unless(all, |index, it| !index.is_leftover(&it.record))
     }
 
     /// The last address of range set `set`. It is only a hint for the next one: a file that
@@ -229,6 +240,7 @@ impl Network {
     /// Reserves `ip` for `owner`; false if it is already reserved. It becomes the last address
     /// of `set`.
     fn reserve(&mut self, owner: &Owner, ip: IpAddr, set: Option<usize>) -> Result<bool> {
+        self.begin(owner);
         let path = self.path(ip);
         let spare = self.dir.join(SPARE);
         let create = || file::create_whole(&path, owner.as_str(), &spare);
@@ -241,18 +253,20 @@ impl Network {
         let Some(file) = file else {
             return Ok(false);
         };
-        self.changed = true;
         let reserved = set
             .map_or(Ok(()), |set| self.remember_last(ip, set))
             .and_then(|()| file.metadata().map_err(failed("read reservation", &path)));
         match reserved {
-            Ok(metadata) => self.index.add(owner, ip, Since::of(&metadata)),
+            Ok(metadata) => {
+                let since = Time::changed(&metadata);
+                self.index.add(&self.index.record(owner, ip, since));
+                Ok(true)
+            }
             Err(error) => {
                 self.torn = self.remove(ip).is_err();
-                return Err(error);
+                Err(error)
             }
         }
-        Ok(true)
     }
 
     /// Writes the last address of `set`. It is only a hint: a foreign object in its place is
@@ -268,56 +282,64 @@ impl Network {
         }
     }
 
-    /// The owner of `ip`; `None` also if its file is a foreign object.
-    fn owner_of(&self, ip: IpAddr) -> Result<Option<Owner>> {
-        let path = self.path(ip);
-        match file::read(&path) {
-            Ok(content) => Ok(content.map(|(content, _)| Owner::parse(&content))),
-            Err(error) if cni::file::is_foreign(&error) => Ok(None),
-            Err(error) => Err(failed("read reservation", &path)(error)),
-        }
-    }
-
     fn is_empty(&self, ip: IpAddr) -> bool {
         let read = file::read(&self.path(ip));
         matches!(read, Ok(Some((content, _))) if content.is_empty())
     }
 
-    fn remove(&mut self, ip: IpAddr) -> Result<()> {
-        let path = self.path(ip);
+    /// Precedes a change for `owner`.
+    fn begin(&mut self, owner: &Owner) {
+        self.index.begin(owner);
         self.changed = true;
+    }
+
+    fn remove(&self, ip: IpAddr) -> Result<()> {
+        let path = self.path(ip);
         file::remove(&path).map_err(failed("remove reservation", &path))
     }
 
-    fn remove_all(&mut self, mut kept: Vec<Found>, unused: Vec<Found>) -> Result<()> {
-        let mut all = BestEffort::new();
-        for found in unused {
-            if all
-                .step("release address", || self.remove(found.ip))
-                .is_none()
-            {
-                kept.push(found);
+    /// Removes the reservations in `all` that are not to `keep`; returns their number. The
+    /// index then has those that are left.
+    fn remove_unless(
+        &mut self,
+        all: Vec<Reservation>,
+        keep: impl Fn(&Index, &Reservation) -> bool,
+    ) -> Result<usize> {
+        let (mut kept, unused): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|it| keep(&self.index, it));
+        let count = unused.len();
+        let mut steps = BestEffort::new();
+        for unused in unused {
+            self.begin(&unused.owner);
+            let remove = || self.remove(unused.record.ip);
+            if steps.step("release address", remove).is_none() {
+                kept.push(unused);
             }
         }
-        self.index.rebuild(&kept);
-        self.changed = true;
+        self.rewrite_index(&kept);
         self.names = None;
-        all.finish()
+        steps.finish()?;
+        Ok(count)
     }
 
-    /// Rebuilds the index from the reservations.
-    fn rebuild(&mut self) -> Result<()> {
+    fn rewrite_index(&mut self, all: &[Reservation]) {
+        let records: Vec<_> = all.iter().map(|it| it.record.clone()).collect();
+        self.index.rewrite(&records);
+        self.changed = true;
+    }
+
+    /// Rebuilds the index from the reservations, which it returns.
+    fn rebuild(&mut self) -> Result<Vec<Reservation>> {
         let spare = self.dir.join(SPARE);
         file::remove(&spare).map_err(failed("remove", &spare))?;
-        let found = self.read_all()?;
-        self.index.rebuild(&found);
-        self.changed = true;
-        Ok(())
+        let all = self.read_all()?;
+        self.rewrite_index(&all);
+        Ok(all)
     }
 
     /// All reservations, unsorted. One that cannot be read is logged and kept: its address is
-    /// in use.
-    fn read_all(&mut self) -> Result<Vec<Found>> {
+    /// in use. An empty one, which a killed Go plugin leaves, is removed.
+    fn read_all(&mut self) -> Result<Vec<Reservation>> {
         let mut all = Vec::new();
         for ip in names(&self.dir)? {
             let path = self.path(ip);
@@ -335,11 +357,29 @@ impl Network {
                     continue;
                 }
             };
-            let owner = (!content.is_empty()).then(|| Owner::parse(&content));
-            let since = Since::of(&metadata);
-            all.push(Found { ip, owner, since });
+            if content.is_empty() {
+                if let Err(error) = file::remove(&path) {
+                    pass_over("remove reservation", &path, error);
+                }
+                continue;
+            }
+            let (owner, since) = (Owner::parse(&content), Time::changed(&metadata));
+            let record = self.index.record(&owner, ip, since);
+            all.push(Reservation { owner, record });
         }
+        self.recognise(&mut all);
         Ok(all)
+    }
+
+    /// Dates the reservations that the index knows, and notes whether another program has
+    /// changed the directory in this boot. One without reservations and last address is new.
+    fn recognise(&self, all: &mut [Reservation]) {
+        let is_new = all.is_empty() && !self.last_reserved_path(0).exists();
+        let records = all.iter_mut().map(|it| &mut it.record);
+        let is_foreign = self.index.recognise(records, self.modified);
+        if is_foreign && !is_new && self.modified >= Time::of_boot() {
+            (self.place.foreign)(&self.place.network);
+        }
     }
 
     fn names(&mut self) -> Result<&HashSet<IpAddr>> {
@@ -421,13 +461,14 @@ impl<'a> Holder<'a> {
     /// even if a new one has the same name.
     pub fn new(network: &'a mut Network, attachment: &Attachment) -> Result<Self> {
         let mut held = Vec::new();
-        for owner in Owner::both(attachment) {
-            for reservation in network.held_by(&owner)? {
-                if network.index.is_of_earlier_boot(&reservation) {
-                    network.release(&owner, reservation.ip)?;
-                } else {
-                    held.push(reservation.ip);
-                }
+        for reservation in network.held_by(attachment.container_id.as_str())? {
+            if !Owner::both(attachment).contains(&reservation.owner) {
+                continue;
+            }
+            if network.index.is_leftover(&reservation.record) {
+                network.release(&reservation)?;
+            } else {
+                held.push(reservation.record.ip);
             }
         }
         Ok(Self {

@@ -46,6 +46,11 @@ impl Owner {
         Self(content.trim().to_owned())
     }
 
+    /// The id of the container: all that precedes the interface.
+    pub fn container(&self) -> &str {
+        self.0.split_once("\r\n").map_or(&self.0, |(id, _)| id)
+    }
+
     /// The content of the file.
     pub fn as_str(&self) -> &str {
         &self.0

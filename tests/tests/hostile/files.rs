@@ -62,17 +62,6 @@ impl Node {
         for id in ["a", "b"] {
             self.call("ADD", id).result();
         }
-        let file = match file {
-            // The file of an owner of its own.
-            "owner" => self
-                .sandbox
-                .list(INDEX)
-                .into_iter()
-                .find(|name| name.len() == 40)
-                .map(|name| format!("{INDEX}/{name}"))
-                .unwrap_or_else(|| format!("{INDEX}/{}", "0".repeat(40))),
-            file => file.to_owned(),
-        };
         self.sandbox.host().sh(&format!(
             "f={file}; mkdir -p $(dirname $f); rm -rf $f; {shell}"
         ));
@@ -121,14 +110,13 @@ fn what_is_in_the_place_of_a_file_is_passed_over() {
         let node = Node::new();
         let reservation = format!("{STATE}/10.1.0.2");
         let last = format!("{STATE}/last_reserved_ip.0");
-        let all: [(&str, bool); 7] = [
+        let all: [(&str, bool); 6] = [
             (&reservation, true),
             (&last, true),
             (&format!("{STATE}/10.1.0.99"), false),
+            (&format!("{INDEX}/index"), false),
+            (&format!("{INDEX}/index.new"), false),
             (&format!("{INDEX}/stamp"), false),
-            (&format!("{INDEX}/all"), false),
-            (&format!("{INDEX}/all.new"), false),
-            ("owner", false),
         ];
         for (kind, shell) in KINDS {
             for (file, named) in all {

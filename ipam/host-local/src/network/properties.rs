@@ -7,7 +7,7 @@ use std::fs;
 use super::*;
 use crate::allocator::{Refusal, allocate};
 use crate::conf::RangeKeys;
-use crate::index::DIRECTORY;
+use crate::index::{DIRECTORY, FILE};
 use crate::range::RangeSet;
 use cni::env::{ContainerId, IfName};
 use proptest::collection::vec;
@@ -28,9 +28,8 @@ enum Event {
     Remove(u8),
     /// A Go plugin was killed between creating and writing.
     Empty(u8),
-    /// The index or its stamp is missing, or the stamp is damaged.
+    /// The index is missing, or its header is damaged.
     NoIndex,
-    NoStamp,
     Nonsense(String),
 }
 
@@ -46,7 +45,6 @@ fn event() -> impl Strategy<Value = Event> {
         1 => ip.clone().prop_map(Event::Remove),
         1 => ip.prop_map(Event::Empty),
         1 => Just(Event::NoIndex),
-        1 => Just(Event::NoStamp),
         1 => "[0-9a-f .:\n]{0,90}".prop_map(Event::Nonsense),
     ]
 }
@@ -71,8 +69,9 @@ struct Model {
 }
 
 impl Model {
-    /// Opening the network reads every reservation.
+    /// Each call reads every reservation that is not in the index, and removes empty files.
     fn look(&mut self) {
+        self.held.retain(|_, held| held.id.is_some());
         for held in self.held.values_mut() {
             held.seen.get_or_insert(self.boot);
         }
@@ -183,10 +182,9 @@ impl Disk {
     }
 
     fn del(&self, id: u8) {
-        let owner = Owner::of(&attachment(id));
         if let Some(mut network) = Network::find(&self.place()).unwrap() {
-            for held in network.held_by(&owner).unwrap() {
-                network.release(&owner, held.ip).unwrap();
+            for held in network.held_by(&format!("c{id}")).unwrap() {
+                network.release(&held).unwrap();
             }
         }
     }
@@ -297,11 +295,10 @@ fn happen(event: &Event, disk: &mut Disk, model: &mut Model) {
             let _ = fs::remove_dir_all(disk.index());
             model.held.values_mut().for_each(|held| held.seen = None);
         }
-        // Without a stamp all reservations count as of this boot, but only when they are read.
-        Event::NoStamp => drop(fs::remove_file(disk.index().join("stamp"))),
         Event::Nonsense(text) => {
-            if disk.index().exists() {
-                fs::write(disk.index().join("stamp"), text).unwrap();
+            if disk.index().join(FILE).exists() {
+                fs::write(disk.index().join(FILE), text).unwrap();
+                model.held.values_mut().for_each(|held| held.seen = None);
             }
         }
     }

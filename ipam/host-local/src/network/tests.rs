@@ -4,14 +4,20 @@
 use super::*;
 use crate::allocator::{Refusal, allocate};
 use crate::conf::RangeKeys;
-use crate::index::DIRECTORY;
+use crate::index::{DIRECTORY, FILE};
 use crate::range::RangeSet;
 use cni::env::{ContainerId, IfName};
+use std::cell::Cell;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 
 const NOW: &str = "d94a79a7-91cd-429b-ad77-711c8e80ddb0";
 const BEFORE: &str = "0a1b2c3d-91cd-429b-ad77-711c8e80ddb0";
+
+thread_local! {
+    /// Another program was noted.
+    static NOTED: Cell<bool> = const { Cell::new(false) };
+}
 
 /// A data directory with one network.
 struct Lab {
@@ -32,7 +38,10 @@ impl Lab {
     }
 
     fn place(&self, boot: &str) -> Place {
-        Place::at_boot(self.data_dir.path(), "net", Boot::new(boot))
+        Place {
+            foreign: |_| NOTED.set(true),
+            ..Place::at_boot(self.data_dir.path(), "net", Boot::new(boot))
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -41,6 +50,12 @@ impl Lab {
 
     fn index(&self) -> PathBuf {
         self.data_dir.path().join(DIRECTORY).join("net")
+    }
+
+    /// The records in the index, whichever page they are on.
+    fn records(&self) -> usize {
+        let content = fs::read_to_string(self.index().join(FILE)).unwrap();
+        content.matches(" 10.0.").count()
     }
 
     fn network(&self) -> Network {
@@ -66,19 +81,17 @@ impl Lab {
     }
 
     fn del(&self, id: &str) {
-        let owner = Owner::of(&attachment(id));
         let Some(mut network) = Network::find(&self.place(NOW)).unwrap() else {
             return;
         };
-        for reservation in network.held_by(&owner).unwrap() {
-            network.release(&owner, reservation.ip).unwrap();
+        for reservation in network.held_by(id).unwrap() {
+            network.release(&reservation).unwrap();
         }
     }
 
     fn held(&self, id: &str) -> Vec<String> {
-        let held = self.network().held_by(&Owner::of(&attachment(id)));
-        let text = |reservation: &Reservation| reservation.ip.to_string();
-        held.unwrap().iter().map(text).collect()
+        let held = self.network().held_by(id).unwrap();
+        held.iter().map(|it| it.record.ip.to_string()).collect()
     }
 
     /// Writes as the Go plugin does, without the index.
@@ -88,9 +101,14 @@ impl Lab {
 
     /// Whether the index is valid for the next call.
     fn index_is_valid(&self) -> bool {
-        let index = Index::open(self.data_dir.path(), "net", Boot::new(NOW));
-        let modified = fs::metadata(self.path("")).unwrap().modified().unwrap();
-        index.is_complete(modified)
+        self.network().index.find("any").is_some()
+    }
+
+    /// Whether the next call notes another program.
+    fn is_foreign(&self) -> bool {
+        NOTED.set(false);
+        self.held("any");
+        NOTED.take()
     }
 }
 
@@ -114,10 +132,25 @@ fn the_index_is_valid_after_our_own_calls() {
     lab.del("unknown");
     assert!(lab.index_is_valid());
     assert_eq!((lab.held("a").len(), lab.held("b").len()), (0, 1));
-    let index = fs::read_dir(lab.index()).unwrap().flatten();
-    let mut names: Vec<_> = index.map(|entry| entry.file_name()).collect();
-    names.retain(|name| name != "stamp" && name != "all");
-    assert_eq!(names.len(), 1, "only the file of b");
+    assert_eq!(lab.records(), 1, "only that of b");
+}
+
+#[test]
+fn an_add_creates_one_file() {
+    let lab = Lab::new("10.0.0.0/16");
+    lab.add("first");
+    let inode = |path: PathBuf| fs::metadata(path).unwrap().ino();
+    let before = inode(lab.index().join(FILE));
+    let mut names = HashSet::new();
+    for number in 0..100 {
+        lab.add(&format!("c{number}"));
+        assert_eq!(inode(lab.index().join(FILE)), before);
+        let all = fs::read_dir(lab.path("")).unwrap().flatten();
+        let all: HashSet<_> = all.map(|entry| entry.file_name()).collect();
+        assert!(names.is_empty() || all.difference(&names).count() == 1);
+        names = all;
+    }
+    assert_eq!(fs::read_dir(lab.index()).unwrap().count(), 1);
 }
 
 #[test]
@@ -164,8 +197,47 @@ fn a_killed_call_leaves_an_invalid_index() {
     network.torn = true; // nothing is saved, as after a kill
     drop(network);
     assert!(!lab.index_is_valid());
+    assert!(!lab.is_foreign());
     assert_eq!(lab.held("b"), ["10.0.0.7"]);
     assert_eq!(lab.add("c"), "10.0.0.8");
+}
+
+#[test]
+fn another_program_is_noted_and_nothing_else() {
+    let lab = Lab::new("10.0.0.0/24");
+    NOTED.set(false);
+    lab.add("a");
+    lab.del("a");
+    lab.add_at(BEFORE, "b");
+    lab.add("c");
+    assert!(!NOTED.get(), "a new directory, and boots");
+
+    lab.foreign("10.0.0.9", "go");
+    assert!(lab.is_foreign() && !lab.is_foreign());
+    fs::remove_file(lab.path("10.0.0.9")).unwrap();
+    assert!(lab.is_foreign() && !lab.is_foreign());
+    // Added and removed within a tick of the clock.
+    lab.foreign("10.0.0.9", "go");
+    fs::remove_file(lab.path("10.0.0.9")).unwrap();
+    assert!(lab.is_foreign() && !lab.is_foreign());
+    fs::remove_dir_all(lab.index()).unwrap();
+    assert!(lab.is_foreign() && !lab.is_foreign());
+
+    // After a kill.
+    lab.foreign("10.0.0.9", "go");
+    let mut network = lab.network();
+    network.begin(&Owner::of(&attachment("killed")));
+    network.torn = true;
+    drop(network);
+    assert!(lab.is_foreign());
+
+    // Before this boot.
+    lab.foreign("10.0.0.8", "go");
+    let dir = fs::File::open(lab.path("")).unwrap();
+    let then = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000);
+    dir.set_times(fs::FileTimes::new().set_modified(then))
+        .unwrap();
+    assert!(!lab.is_foreign());
 }
 
 #[test]
@@ -184,91 +256,68 @@ fn a_removed_or_emptied_index_is_rebuilt() {
 }
 
 #[test]
-fn the_sorted_file_is_searched_and_overridden() {
-    let lab = Lab::new("10.0.0.0/16");
-    lab.network();
-    for number in 2..200 {
-        lab.foreign(&format!("10.0.1.{number}"), &format!("a{}", number / 2));
-        lab.foreign(&format!("10.0.2.{number}"), &format!("b{number}"));
-    }
-    assert_eq!(lab.held("b99"), ["10.0.2.99"]);
-    let names = || fs::read_dir(lab.index()).unwrap().count();
-    assert_eq!(names(), 2, "all and stamp");
-    for number in 1..100 {
-        let mut held = lab.held(&format!("a{number}"));
-        held.sort();
-        let mut expected = [2 * number, 2 * number + 1].map(|last| format!("10.0.1.{last}"));
-        expected.sort();
-        assert_eq!(held, expected);
-        assert_eq!(lab.held(&format!("b{}", 2 * number)).len(), 1);
-    }
-    assert!(lab.held("unknown").is_empty());
-
-    lab.del("a7");
-    lab.del("b8");
-    assert!(lab.held("a7").is_empty() && lab.held("b8").is_empty());
-    assert_eq!(names(), 4, "they override what the sorted file has");
-    lab.add("b8");
-    assert_eq!(lab.held("b8").len(), 1);
-    assert!(lab.index_is_valid());
-    lab.network().rebuild().unwrap();
-    assert_eq!(names(), 2);
-    assert!(lab.held("a7").is_empty());
-    assert_eq!(lab.held("b8").len(), 1);
-}
-
-#[test]
-fn owners_without_addresses_are_not_in_the_index() {
-    // Below and above the length up to which the sorted file is rewritten at once.
-    for count in [1, 2, 40, 700] {
+fn an_index_of_any_length_has_every_record_and_no_other() {
+    for count in [1, 40, 700] {
         let lab = Lab::new("10.0.0.0/16");
-        lab.network();
-        let ids: Vec<_> = (0..count).map(|number| format!("go{number}")).collect();
-        for (number, id) in ids.iter().enumerate() {
-            lab.foreign(&format!("10.0.{}.{}", 1 + number / 200, number % 200), id);
+        let given: Vec<_> = (0..count).map(|id| lab.add(&format!("c{id}"))).collect();
+        assert_eq!(lab.records(), count);
+        let half = (count / 2).max(1);
+        (0..half).for_each(|id| lab.del(&format!("c{id}")));
+        let again = lab.add("c0");
+        for (id, ip) in given.iter().enumerate() {
+            let expected = match id {
+                0 => vec![&again],
+                id if id < half => Vec::new(),
+                _ => vec![ip],
+            };
+            assert_eq!(
+                lab.held(&format!("c{id}")).iter().collect::<Vec<_>>(),
+                expected
+            );
         }
-        let names = || fs::read_dir(lab.index()).unwrap().count();
-        assert_eq!(lab.held(&ids[0]).len(), 1);
-        assert_eq!(names(), 2, "all and stamp");
-        for (number, id) in ids.iter().enumerate() {
-            lab.del(id);
-            assert!(lab.index_is_valid());
-            let left = count - number - 1;
-            let most = if count <= 256 { 0 } else { left };
-            assert!(names() <= 2 + most, "{} files, {left} addresses", names());
-            if let Some(next) = ids.get(number + 1) {
-                assert_eq!(lab.held(next).len(), 1, "{next} of {count}");
-            }
-            assert!(lab.held(id).is_empty());
-        }
-        let left: Vec<_> = fs::read_dir(lab.index()).unwrap().flatten().collect();
-        assert_eq!(left.len(), 1, "of {count}: {left:?}");
-        assert_eq!(left[0].file_name(), "stamp");
+        (0..count).for_each(|id| lab.del(&format!("c{id}")));
+        assert_eq!(lab.records(), 0);
+        assert!(lab.index_is_valid());
     }
 }
 
 #[test]
-fn an_owner_that_comes_back_is_not_removed_with_those_that_are_gone() {
+fn a_container_with_more_addresses_than_a_page_has_room_for_keeps_them() {
     let lab = Lab::new("10.0.0.0/16");
-    lab.network();
-    for number in 0..600 {
-        lab.foreign(
-            &format!("10.0.{}.{}", 1 + number / 200, number % 200),
-            &format!("go{number}"),
-        );
+    lab.add("other");
+    for number in 0..200 {
+        lab.foreign(&format!("10.0.1.{number}"), "many");
     }
-    lab.del("go0");
-    let again = lab.add("go0");
-    lab.add("new");
-    for number in 1..500 {
-        lab.del(&format!("go{number}"));
-    }
-    assert_eq!(lab.held("go0"), [again]);
-    assert_eq!(lab.held("new").len(), 1);
-    for number in 500..600 {
-        assert_eq!(lab.held(&format!("go{number}")).len(), 1);
-    }
+    assert_eq!(lab.held("many").len(), 200);
+    assert_eq!(lab.add("b"), "10.0.0.3");
+    lab.del("many");
+    assert_eq!((lab.held("many").len(), lab.held("b").len()), (0, 1));
     assert!(lab.index_is_valid());
+}
+
+#[test]
+fn a_damaged_page_is_noticed() {
+    let lab = Lab::new("10.0.0.0/16");
+    let given: Vec<_> = (0..20).map(|id| lab.add(&format!("c{id}"))).collect();
+    let path = lab.index().join(FILE);
+    let whole = fs::read(&path).unwrap();
+    for page in 0..whole.len() / 4096 {
+        for damage in [&b"x"[..], &[0; 4096], &[0xff; 4096], b""] {
+            let index = fs::File::create(&path).unwrap();
+            index.write_all_at(&whole, 0).unwrap();
+            match damage {
+                b"" => index.set_len(4096 * page as u64).unwrap(),
+                damage => index.write_all_at(damage, 4096 * page as u64).unwrap(),
+            }
+            for (id, ip) in given.iter().enumerate() {
+                assert_eq!(
+                    lab.held(&format!("c{id}")),
+                    std::slice::from_ref(ip),
+                    "page {page}"
+                );
+            }
+        }
+    }
 }
 
 #[test]
@@ -401,7 +450,7 @@ fn concurrent_adds_get_different_addresses() {
         }
     });
     let found = lab.network().read_all().unwrap();
-    let owners: HashSet<_> = found.iter().map(|found| &found.owner).collect();
+    let owners: HashSet<_> = found.iter().map(|found| found.owner.as_str()).collect();
     assert_eq!((found.len(), owners.len()), (160, 160));
     assert!(lab.index_is_valid());
 }
@@ -456,18 +505,20 @@ fn after_any_events_the_index_equals_the_files() {
                         .unwrap();
                     network.torn = true;
                 }
-                8 if below(4, &mut state) == 0 => fs::remove_dir_all(lab.index()).unwrap(),
+                8 if below(4, &mut state) == 0 => drop(fs::remove_dir_all(lab.index())),
                 _ => {}
             }
             let mut network = lab.network();
+            network.held_by("any").unwrap();
             let found = network.read_all().unwrap();
             for number in 0..12 {
                 let owner = Owner::of(&attachment(&format!("c{number}")));
-                let of_owner = |found: &&Found| found.owner.as_ref() == Some(&owner);
-                let files: HashSet<_> = found.iter().filter(of_owner).map(|f| f.ip).collect();
-                let held = network.held_by(&owner).unwrap();
-                let index: HashSet<_> = held.iter().map(|held| held.ip).collect();
-                assert_eq!(files, index, "seed {seed}, owner c{number}");
+                let ips = |all: &[Reservation]| -> HashSet<_> {
+                    let own = all.iter().filter(|it| it.owner == owner);
+                    own.map(|it| it.record.ip).collect()
+                };
+                let held = network.held_by(owner.container()).unwrap();
+                assert_eq!(ips(&found), ips(&held), "seed {seed}, owner c{number}");
             }
         }
     }
