@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 use crate::privilege::{self, Capability, Denied};
 use crate::system_error::SystemError;
 
@@ -52,16 +54,19 @@ impl Code {
     }
 }
 
-/// An error with a code of its own.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An error with a code of its own. Its JSON is the document that a plugin prints: without a
+/// version, and with details only if there are any.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Error {
     /// One of [`Code`], or the code of a delegate.
     pub code: u32,
     /// What was being done to what, then why it failed. Lower case, no full stop.
     pub msg: String,
     /// More for the reader; empty when there is nothing to add.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub details: String,
     /// Another plugin has reported it: code, message and details stay as they are.
+    #[serde(skip)]
     pub(crate) is_document: bool,
 }
 

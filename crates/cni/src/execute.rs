@@ -8,14 +8,13 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Output};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::error::Code;
-use crate::process::{is_later, poll_timeout, wait_until};
+use crate::process::{self, is_later, wait_until};
 
 /// How long a program may run. Kubelet abandons a sandbox after four minutes, other runtimes
 /// sooner, so a later answer is of no use.
@@ -142,7 +141,7 @@ fn exchange(
         for stream in &mut streams {
             stream.read(limits.output)?;
         }
-        let open: Vec<_> = streams
+        let mut open: Vec<_> = streams
             .iter()
             .filter_map(|stream| stream.poll_fd())
             .chain(feed.poll_fd())
@@ -155,14 +154,7 @@ fn exchange(
         if left.is_zero() {
             return Err(beyond(Beyond::Time(limits.time)));
         }
-        wait_for_any(open, left)?;
-    }
-}
-
-fn wait_for_any(mut open: Vec<PollFd<'_>>, limit: Duration) -> io::Result<()> {
-    match poll(&mut open, poll_timeout(limit)) {
-        Ok(_) | Err(Errno::EINTR) => Ok(()),
-        Err(errno) => Err(errno.into()),
+        process::wait(&mut open, left)?;
     }
 }
 
@@ -249,6 +241,7 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::errno::Errno;
     use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
 
