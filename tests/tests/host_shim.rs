@@ -143,7 +143,7 @@ fn del_needs_neither_namespace_nor_result_nor_the_key() {
 }
 
 #[test]
-fn del_does_without_its_notes() {
+fn del_works_without_its_notes() {
     beyond_peer(WHY, || {
         let node = node();
         let snapshot = node.sandbox.snapshot().allow_host_local(conf::NETWORK);
@@ -269,7 +269,7 @@ fn an_interface_of_that_name_is_left_alone() {
 }
 
 #[test]
-fn what_contradicts_it_is_refused() {
+fn contradictory_keys_are_refused() {
     beyond_peer(WHY, || {
         let node = node();
         let snapshot = node.sandbox.snapshot();

@@ -310,7 +310,7 @@ const NAMES: [&str; 12] = [
 ];
 
 #[test]
-fn hostile_interface_names_are_names() {
+fn interface_names_with_special_characters_are_used_literally() {
     let sandbox = Sandbox::new();
     let before = sandbox.snapshot();
     for backend in [BackEnd::Nftables, BackEnd::IptablesNft] {

@@ -214,7 +214,7 @@ fn pods_without_masquerade_do_not_keep_the_rule_of_those_that_had_it() {
 }
 
 #[test]
-fn del_removes_chains_of_iptables_though_the_configuration_masquerades_no_more() {
+fn del_removes_iptables_chains_after_ip_masq_was_turned_off() {
     beyond_peer("it looks at what the configuration says now", || {
         FilterNode::each(&BackEnd::IPTABLES, |node| {
             let node = Node(node);
@@ -260,7 +260,7 @@ fn a_subnet_that_the_network_has_no_more_is_dropped_by_add_and_by_gc() {
 }
 
 #[test]
-fn what_is_not_known_is_in_use() {
+fn without_notes_the_rule_is_assumed_to_be_in_use() {
     beyond_peer(WHY, || {
         let node = Node::new();
         let conf = network(0);
@@ -327,7 +327,7 @@ fn nodes_that_share_a_run_directory_do_not_count_each_others_pods() {
 }
 
 #[test]
-fn a_run_directory_that_cannot_be_written_costs_no_pod_its_life() {
+fn add_and_del_work_without_a_writable_run_directory() {
     beyond_peer(WHY, || {
         let node = Node::new();
         let conf = network(0);
@@ -349,7 +349,7 @@ fn a_run_directory_that_cannot_be_written_costs_no_pod_its_life() {
 }
 
 #[test]
-fn something_else_in_the_place_of_a_note_holds_nothing_up() {
+fn other_objects_in_the_place_of_a_note_block_no_call() {
     beyond_peer(WHY, || {
         for planted in [
             "ln -s /etc /run/podwire",

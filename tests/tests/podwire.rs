@@ -564,7 +564,7 @@ fn what_is_no_file_or_too_long_is_named_and_holds_nothing_up() {
 }
 
 #[test]
-fn status_tells_people_what_it_does_not_tell_runtimes() {
+fn verbose_status_prints_more_than_status() {
     beyond_peer(WHY, || {
         let node = Node::new();
         let ipam = json!({"type": "host-local", "ranges": [

@@ -940,7 +940,7 @@ fn gc_takes_null_for_a_list_without_attachments() {
 }
 
 #[test]
-fn gc_leaves_what_is_listed_anywhere_and_all_where_nothing_can_be_known() {
+fn gc_keeps_attachments_of_every_list_and_everything_without_a_list() {
     beyond_peer("no GC there", || {
         let listed = r#""cni.dev/attachments": [{"containerID": "id-a", "ifname": "eth0"}], "#;
         let upper = listed.replace("cni.dev/a", "CNI.DEV/A");

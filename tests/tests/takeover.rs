@@ -340,7 +340,7 @@ fn only_the_network_that_is_named_is_adopted() {
 }
 
 #[test]
-fn unknown_parts_stay_as_the_peer_made_them() {
+fn chains_of_pods_outside_the_cache_are_not_adopted() {
     beyond_peer(WHY, || {
         let node = Node::new(BackEnd::IptablesNft, &DUAL);
         let (_a, _server) = node.pod(Suite::Peer, "a", 8080);
@@ -451,7 +451,7 @@ fn forgotten(node: &Node) -> (Netns, Running) {
 }
 
 #[test]
-fn a_forgotten_release_is_made_up_for() {
+fn a_later_release_removes_rules_of_pods_that_the_peer_deleted() {
     each(&BackEnd::IPTABLES, |back_end| {
         let node = Node::new(back_end, &DUAL);
         let (_first, _first_server) = node.pod(Suite::Peer, "first", 7000);
@@ -479,7 +479,7 @@ fn a_forgotten_release_is_made_up_for() {
 }
 
 #[test]
-fn gc_makes_up_for_a_forgotten_release_in_lists_of_every_version() {
+fn gc_removes_rules_of_pods_that_the_peer_deleted() {
     for version in ["0.4.0", "1.0.0", "1.1.0"] {
         beyond_peer(WHY, || {
             let node = Node::new(BackEnd::IptablesNft, &DUAL);
@@ -502,7 +502,7 @@ fn gc_makes_up_for_a_forgotten_release_in_lists_of_every_version() {
 }
 
 #[test]
-fn what_may_be_of_a_living_pod_is_not_released_and_the_remedy_is_named() {
+fn rules_of_pods_outside_the_cache_are_not_released_and_the_option_is_named() {
     beyond_peer(WHY, || {
         let node = Node::new(BackEnd::IptablesNft, &DUAL);
         let (pod, _server) = node.pod(Suite::Ours, "a", 8080);
@@ -723,7 +723,7 @@ fn a_network_of_several_hosts_comes_back_whole() {
 }
 
 #[test]
-fn what_others_made_since_stays_theirs() {
+fn resync_does_not_take_a_port_from_a_newer_pod() {
     beyond_peer(WHY, || {
         let node = Node::forced(BackEnd::Nftables);
         let (_a, _server) = node.pod(Suite::Ours, "a", 8080);
@@ -803,7 +803,7 @@ fn a_file_that_makes_no_sense_is_reported_and_the_rest_is_done() {
 }
 
 #[test]
-fn resync_misses_what_check_misses_of_conditions_that_are_several_rules() {
+fn resync_and_check_find_each_missing_rule_of_conditions() {
     each(&BackEnd::IPTABLES, |back_end| {
         let node = Node::empty(back_end);
         let mut network = network(&DUAL);
@@ -837,7 +837,7 @@ fn resync_misses_what_check_misses_of_conditions_that_are_several_rules() {
 }
 
 #[test]
-fn after_a_flush_the_newest_has_a_port_and_the_one_before_gets_it_back() {
+fn after_a_flush_and_resync_ports_are_given_back_in_order() {
     beyond_peer(WHY, || {
         let node = Node::forced(BackEnd::Nftables);
         let (a, _a) = node.pod(Suite::Ours, "a", 8080);
@@ -855,7 +855,7 @@ fn after_a_flush_the_newest_has_a_port_and_the_one_before_gets_it_back() {
 }
 
 #[test]
-fn what_an_older_version_left_out_is_no_fault_until_it_is_needed() {
+fn check_misses_rules_of_a_newer_version_only_if_they_are_needed() {
     beyond_peer(WHY, || {
         let node = Node::forced(BackEnd::Nftables);
         let (a, _a) = node.pod(Suite::Ours, "a", 8080);

@@ -175,12 +175,12 @@ pub fn errors(call: &str) -> &'static [Errno] {
     }
 }
 
-/// Whether a program may end without a word because this call failed: memory that there is not cannot be done without.
+/// Whether a program may end without an error message if this call fails: it then has no memory.
 pub fn is_memory(call: &str) -> bool {
     matches!(call, "mmap" | "mremap" | "brk" | "mprotect" | "munmap")
 }
 
-/// Whether the kernel's tables, a file or another process can be another after this call.
+/// Whether this call can change the kernel's tables, a file or another process.
 pub fn tells_others(call: &str) -> bool {
     let calls = [
         "sendto",
@@ -211,7 +211,7 @@ pub fn tells_others(call: &str) -> bool {
     calls.contains(&call)
 }
 
-/// Whether anybody but the process itself can see that this call was made.
+/// Whether this call has an effect outside of the process.
 pub fn leaves_a_mark(call: &str) -> bool {
     !matches!(
         call,

@@ -1,4 +1,4 @@
-//! What has accidents.
+//! The chains of plugins into which faults are injected.
 
 use sandbox::{BackEnd, conf};
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::dhcp;
 use crate::node::{Chain, EXECUTED};
 
-/// Every chain there is.
+/// All chains.
 pub fn all() -> Vec<Chain> {
     vec![
         alone("bridge", bridge()),
@@ -51,12 +51,12 @@ pub fn all() -> Vec<Chain> {
         },
         Chain {
             in_pod: true,
-            // A `lo` that is up: others may rely on it by now.
+            // `lo` stays up: other plugins may rely on it.
             keeps: true,
             ..alone("loopback", conf::loopback())
         },
         Chain {
-            // A MAC of its own: the kernel's choice changes with the bridge's ports.
+            // A fixed MAC: otherwise the bridge's MAC changes with its ports.
             setup: "ip link add lan address 02:00:00:00:00:01 type bridge
                 ip link set lan up
                 ip link set uplink master lan",
@@ -77,12 +77,12 @@ pub fn named(name: &str) -> Option<Chain> {
     all().into_iter().find(|chain| chain.name == name)
 }
 
-/// The same with an IPAM plugin that is a process of its own.
+/// The same with an IPAM plugin that is executed.
 fn executed(conf: Value) -> Value {
     conf::with(&conf, json!({"ipam": {"type": EXECUTED}}))
 }
 
-/// All that a bridge network may have.
+/// A bridge network with all features.
 fn bridge() -> Value {
     let change = json!({"macspoofchk": true});
     conf::with(&masqueraded("nftables"), change)
@@ -101,7 +101,7 @@ fn macvlan() -> Value {
 }
 
 fn shimmed() -> Value {
-    // No address of the pool, all of which a long sweep hands out.
+    // Not from the pool, because a long sweep hands out all of its addresses.
     let shim = json!({"name": "shim0", "address": "198.51.100.1/32"});
     conf::with(&macvlan(), json!({"hostShim": shim}))
 }
@@ -116,7 +116,7 @@ fn vxlan() -> Value {
     conf
 }
 
-/// A network whose addresses are those of the segment that `key` names the node's end of.
+/// A network with addresses from the DHCP server of the segment; `key` names the node's interface to it.
 fn leasing(kind: &str, key: &str, link: &str) -> Value {
     let mut conf = conf::plugin(kind);
     conf[key] = link.into();
@@ -131,7 +131,7 @@ fn leased(chain: Chain) -> Chain {
     }
 }
 
-/// On a node with a wire, and nothing on it that changes by itself.
+/// On a node with an uplink on which nothing changes by itself.
 fn wired(chain: Chain) -> Chain {
     let setup = "sysctl -qw net.ipv6.conf.default.disable_ipv6=1
         ip link add wire type veth peer name far
@@ -179,7 +179,7 @@ fn published(name: &'static str, back_end: BackEnd) -> Chain {
     }
 }
 
-/// The list of most nodes without nf_tables, of which one plugin has the accidents.
+/// The usual list of plugins on nodes without nf_tables; faults are injected into one of them.
 fn whole(name: &'static str, victim: usize) -> Chain {
     let back_end = BackEnd::IptablesNft;
     let list = [masqueraded(back_end.name()), portmap(back_end)];

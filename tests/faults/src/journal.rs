@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use crate::strike::Deed;
 use crate::sweep::{Crew, Point, Sweep, Tally, Verb};
 
-/// A sweep's points, and what came of those that have been played.
+/// The points of a sweep, and the outcome of those that were tried.
 pub struct Journal {
     file: Option<PathBuf>,
-    /// All that there are.
+    /// All points.
     pub points: Vec<Point>,
     done: BTreeMap<usize, Tally>,
 }
@@ -57,7 +57,7 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Begins with these points.
+    /// Starts a journal with these points.
     ///
     /// # Errors
     /// When that cannot be written.
@@ -70,10 +70,10 @@ impl Journal {
         }
     }
 
-    /// Plays what has not been played.
+    /// Tries the points that were not yet tried.
     ///
     /// # Errors
-    /// When it cannot be written down.
+    /// When the journal cannot be written.
     pub fn go_on(&mut self, sweep: &Sweep, crew: &Crew) -> Result<()> {
         let all = 0..self.points.len();
         let left: Vec<usize> = all.filter(|it| !self.done.contains_key(it)).collect();
@@ -98,19 +98,19 @@ impl Journal {
         Ok(())
     }
 
-    /// How many have not been played.
+    /// The number of points that were not yet tried.
     pub fn left(&self) -> usize {
         self.points.len() - self.done.len()
     }
 
-    /// What came of all.
+    /// The outcome of all points.
     pub fn total(&self) -> Tally {
         let mut total = Tally::default();
         self.done.values().for_each(|it| total.add(it.clone()));
         total
     }
 
-    /// For people: a line for each accident of each verb, with its findings.
+    /// A readable summary: a line for each kind of fault and verb, with its findings.
     pub fn lines(&self, name: &str) -> Vec<String> {
         let kind = |point: &Point| (point.verb, point.strike.deed.with(0));
         let kinds: BTreeSet<(Verb, Deed)> = self.points.iter().map(kind).collect();

@@ -1,5 +1,5 @@
-//! Hundreds of attachments over several networks, added, checked, deleted and collected at random by many at once, by
-//! runtimes that lose patience and kill.
+//! Hundreds of attachments over several networks, added, checked, deleted and collected at random by many runtimes
+//! at once, which kill plugins that take too long.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
@@ -10,39 +10,39 @@ use anyhow::{Result, ensure};
 use sandbox::{Cni, Netns, Outcome, Sandbox, Snapshot, conf};
 use serde_json::{Value, json};
 
-/// How much, how long.
+/// The size and the length of a storm.
 #[derive(Clone, Copy, Debug)]
 pub struct Storm {
-    /// Attachments that may be there at once, over all networks.
+    /// The maximum number of attachments at a time, over all networks.
     pub attachments: usize,
-    /// Runtimes at work.
+    /// The number of runtimes.
     pub workers: usize,
     /// How long.
     pub time: Duration,
-    /// Where chance begins.
+    /// The seed of the random numbers.
     pub seed: u64,
 }
 
-/// What came of it.
+/// The outcome.
 #[derive(Debug, Default)]
 pub struct Weather {
-    /// Operations that ended on their own, by verb: how long each took.
+    /// How long the operations took that were not killed, by verb.
     pub took: BTreeMap<&'static str, Vec<Duration>>,
     /// Operations that were killed.
     pub killed: usize,
     /// ADDs that failed with "try again later" (code 11).
     pub later: usize,
-    /// What should not be.
+    /// The findings.
     pub findings: Vec<String>,
 }
 
 impl Weather {
-    /// Operations, all together.
+    /// The number of all operations.
     pub fn operations(&self) -> usize {
         self.killed + self.took.values().map(Vec::len).sum::<usize>()
     }
 
-    /// For each verb: how many, the median, the longest.
+    /// A line per verb: number, median, maximum.
     pub fn times(&self) -> BTreeMap<&'static str, (usize, Duration, Duration)> {
         let row = |(verb, took): (&&'static str, &Vec<Duration>)| {
             let mut took = took.clone();
@@ -62,11 +62,11 @@ impl Weather {
 #[derive(Clone, Debug)]
 enum Known {
     Nothing,
-    /// It was there, as this result says.
+    /// It is attached; the result of its ADD.
     Attached(Value),
-    /// A call was killed: anything may be there.
+    /// A call was killed: its state is unknown.
     Unknown,
-    /// The runtime lost it, and its namespace is gone: GC is to find it.
+    /// The runtime lost it, and its namespace is gone: GC must remove it.
     Forgotten,
 }
 
@@ -80,7 +80,7 @@ struct Slot {
 struct Network {
     name: String,
     plugins: Vec<Value>,
-    /// GC has it alone, as the specification wants: runtimes run no ADD and no DEL beside it.
+    /// Locked for writing by GC: the specification does not allow ADD and DEL at the same time.
     quiet: RwLock<()>,
     /// Which container holds which address, by the results of ADD.
     addresses: Mutex<BTreeMap<String, String>>,
@@ -95,14 +95,14 @@ struct Storming<'a> {
 }
 
 impl Storm {
-    /// Lets it rage.
+    /// Runs the storm.
     ///
     /// # Errors
-    /// When the networks do not even work in calm.
+    /// When a network does not work before the storm.
     pub fn run(&self) -> Result<Weather> {
         let sandbox = Sandbox::new();
         let host = sandbox.host();
-        // Without addresses of its own making.
+        // Without link-local addresses.
         host.sh("sysctl -qw net.ipv6.conf.default.disable_ipv6=1");
         host.sh("ip link add wire type veth peer name wire-far; ip link set wire up; ip link set wire-far up");
         host.sh("sysctl -qw net.ipv6.conf.default.disable_ipv6=0");
@@ -182,7 +182,7 @@ fn networks() -> Vec<Network> {
 }
 
 impl Storming<'_> {
-    /// One attachment of each network comes and goes, so that what stays for the next is there.
+    /// Adds and deletes one attachment of each network, so that shared objects exist.
     fn warm_up(&self) -> Result<Snapshot> {
         for number in 0..self.networks.len() {
             let mut slot = lock(&self.slots[number]);
@@ -194,11 +194,11 @@ impl Storming<'_> {
             );
             self.del(&mut slot, true, None);
         }
-        // Addresses that the kernel checks, groups that it joins.
+        // Duplicate address detection, and multicast joins of the kernel.
         std::thread::sleep(Duration::from_secs(3));
         let snapshot = self.sandbox.snapshot();
         let snapshot = snapshot.allow("/last_reserved_ip.").allow("/.podwire/");
-        // Bridges take on and off groups and link-local addresses with their ports.
+        // The groups and link-local addresses of bridges change with their ports.
         Ok((0..3).fold(snapshot, |snapshot, number| {
             snapshot.allow_link(&format!("st{number}"))
         }))
@@ -214,7 +214,7 @@ impl Storming<'_> {
                 continue;
             };
             let network = &self.networks[slot.network];
-            // Not waiting for it: who collects waits for this slot.
+            // Without waiting: the thread that runs GC waits for this slot.
             let Ok(_busy) = network.quiet.try_read() else {
                 continue;
             };
@@ -309,7 +309,7 @@ impl Storming<'_> {
         slot.known = Known::Nothing;
     }
 
-    /// The namespace goes first, as when a sandbox container has died.
+    /// Deletes the namespace first, as when a sandbox container has died.
     fn lose_pod(&self, slot: &mut Slot, patience: Option<Duration>) {
         self.sandbox.remove_pod(&slot.pod);
         self.del(slot, false, patience);
@@ -321,7 +321,7 @@ impl Storming<'_> {
         slot.known = Known::Forgotten;
     }
 
-    /// GC of a network, which is quiet meanwhile; then what is on disk is what runtimes know.
+    /// GC of a network while no other call of it runs. Then the reservations on disk must be those of the runtimes.
     fn collect(&self, number: usize) {
         let network = &self.networks[number];
         let _alone = network
@@ -357,7 +357,7 @@ impl Storming<'_> {
                     self.sandbox.pod(slot.pod.name());
                     slot.known = Known::Nothing;
                 }
-                // Its namespace is there; what is in it goes by DEL.
+                // Its namespace exists; DEL removes what is in it.
                 Known::Unknown | Known::Nothing | Known::Attached(_) => {}
             }
         }
@@ -384,7 +384,7 @@ impl Storming<'_> {
         }
     }
 
-    /// Everything is deleted; nothing is left.
+    /// Deletes everything, and checks that nothing is left.
     fn calm(&self, baseline: &Snapshot) {
         for slot in &self.slots {
             let mut slot = lock(slot);
@@ -407,7 +407,7 @@ impl Storming<'_> {
             .id(&slot.id);
         match patience {
             None => call,
-            // It kills the process group: the plugin and whom it has called.
+            // Kills the process group: the plugin and the programs that it executed.
             Some(patience) => {
                 call.under(&["timeout", "-s", "KILL", &patience.as_secs_f64().to_string()])
             }

@@ -1,4 +1,4 @@
-//! One accident at every point of a verb, and what is to be true afterwards.
+//! Injects one fault at every system call of a verb, and checks the node afterwards.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use crate::calls;
 use crate::node::{Chain, IFNAME, Node};
 use crate::strike::{Call, Deed, Report, Strike, Struck};
 
-/// A verb that has accidents.
+/// A verb into which faults are injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verb {
     /// ADD
@@ -34,7 +34,7 @@ pub enum Verb {
 /// All of them.
 pub const VERBS: [Verb; 4] = [Verb::Add, Verb::Del, Verb::Check, Verb::Gc];
 
-/// What the runtime does after the accident.
+/// What the runtime does after the fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recovery {
     /// DEL as usual.
@@ -43,7 +43,7 @@ pub enum Recovery {
     DelBare,
     /// DEL with an empty CNI_NETNS, while something keeps the namespace alive.
     DelElsewhere,
-    /// The pod's namespace goes and the runtime forgets it: GC.
+    /// The pod's namespace is deleted and the runtime forgets the pod: GC.
     Gc,
 }
 
@@ -54,43 +54,43 @@ const RECOVERIES: [Recovery; 4] = [
     Recovery::Gc,
 ];
 
-/// Verbs of a chain, and what is done to them.
+/// Verbs of a chain, and the faults that are injected into them.
 #[derive(Clone)]
 pub struct Sweep {
     /// The chain.
     pub chain: Chain,
     /// The verbs.
     pub verbs: Vec<Verb>,
-    /// The accidents; the choices of [`Deed::Fail`] are gone through.
+    /// The kinds of faults; for [`Deed::Fail`], every error of the call is tried.
     pub deeds: Vec<Deed>,
-    /// Not more than so many points of each accident of each verb, spread over all.
+    /// The maximum number of points for each kind of fault and verb, spread evenly.
     pub at_most: Option<usize>,
 }
 
-/// Who does it.
+/// How the sweep is run.
 pub struct Crew<'a> {
-    /// The program that traces.
+    /// The program that traces the plugin.
     pub exe: &'a str,
-    /// On so many nodes at once.
+    /// The number of nodes that are used in parallel.
     pub workers: usize,
-    /// No accident begins after this.
+    /// No fault is injected after this time.
     pub until: Option<Instant>,
 }
 
-/// What came of sweeps.
+/// The outcome of sweeps.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
-    /// Accidents that happened.
+    /// Faults that were injected.
     pub points: usize,
-    /// Runs that ended before the accident could happen.
+    /// Runs that ended before the point of the fault.
     pub missed: usize,
     /// Failed calls that the plugin could do without.
     pub harmless: usize,
-    /// Plugins that ended without a word for want of memory, or before they began.
+    /// Plugins that ended without an error message, because they had no memory or could not start.
     pub aborted: usize,
-    /// Leak checks by other people's tools: a glance had found a difference, or it was time.
+    /// Full leak checks: after a glance found a difference, and now and then.
     pub full_looks: usize,
-    /// What should not be: one text each.
+    /// The findings, one text each.
     pub findings: Vec<String>,
 }
 
@@ -134,14 +134,14 @@ impl Tally {
     }
 }
 
-/// One accident.
+/// One fault.
 #[derive(Clone, Copy, Debug)]
 pub struct Point {
-    /// Of which verb.
+    /// The verb.
     pub verb: Verb,
-    /// What happens, and when.
+    /// The fault, and where it is injected.
     pub strike: Strike,
-    /// What the runtime does then.
+    /// What the runtime does afterwards.
     pub recovery: Recovery,
 }
 
@@ -157,7 +157,7 @@ impl Point {
     /// Reads what [`Point::encode`] wrote.
     ///
     /// # Errors
-    /// When it did not.
+    /// When the text is something else.
     pub fn parse(value: &Value) -> Result<Self> {
         let number = |at: usize| value[at].as_u64().map(|it| it as usize);
         let word = |at: usize| value[at].as_str().unwrap_or_default();
@@ -172,10 +172,10 @@ impl Point {
 }
 
 impl Sweep {
-    /// Has all accidents.
+    /// Injects all faults.
     ///
     /// # Errors
-    /// When a verb does not work without accidents.
+    /// When a verb fails without a fault.
     pub fn run(&self, crew: &Crew) -> Result<Tally> {
         let points = self.points(crew.exe)?;
         let total = Mutex::new(Tally::default());
@@ -185,7 +185,7 @@ impl Sweep {
         total.into_inner().context("a worker panicked")
     }
 
-    /// Has these accidents; `done` gets each one's number among them and what came of it.
+    /// Injects these faults; `done` gets the number and the outcome of each.
     pub fn play(&self, crew: &Crew, points: &[Point], done: impl Fn(usize, Tally) + Sync) {
         let next = AtomicUsize::new(0);
         scope(|scope| {
@@ -195,10 +195,10 @@ impl Sweep {
         });
     }
 
-    /// Sees what calls the verbs make, and chooses among them.
+    /// Records the calls that the verbs make, and chooses among them.
     ///
     /// # Errors
-    /// When a verb does not work without accidents.
+    /// When a verb fails without a fault.
     pub fn points(&self, exe: &str) -> Result<Vec<Point>> {
         let node = Node::new(&self.chain)?;
         let watch = Strike {
@@ -238,7 +238,7 @@ impl Sweep {
         Ok(points)
     }
 
-    /// From the first to the last, as evenly as whole numbers allow; never one error or one way to recover alone.
+    /// Evenly spread from the first to the last, so that every error and every way to recover is among them.
     fn spread(&self, all: &[Point]) -> Vec<Point> {
         let Some(limit) = self.at_most.filter(|limit| *limit < all.len()) else {
             return all.to_vec();
@@ -248,12 +248,12 @@ impl Sweep {
         chosen.collect()
     }
 
-    /// Every point; where the state of the machine is another than at the point before, in every way.
+    /// All points. A point after a call that changed something is tried with every way to recover.
     fn candidates(&self, verb: Verb, deed: Deed, calls: &[Call]) -> Vec<Point> {
         let recoveries = self.recoveries(verb, deed);
         let mut all = Vec::new();
         let mut delegates = 0;
-        // Before it has its leases, a daemon has neither changed nor promised anything.
+        // A daemon that has not yet loaded its leases has changed nothing.
         let begin = match deed.is_daemons() {
             true => calls.iter().position(|call| call.name == "flock"),
             false => None,
@@ -285,19 +285,19 @@ impl Sweep {
                 true => calls::errors(&call.name).len(),
                 false => 1,
             };
-            // What a program of the system makes of its own troubles is its affair; that it dies is among the kills.
+            // How iptables or nft handles its own errors is not tested; that it dies is covered by the kills.
             let helper = HELPERS.contains(&call.program.as_str());
-            // Who is killed here finds what was there at the call before, unless that one changed something.
+            // A kill here has the same effect as at the call before, unless that call changed something.
             let differs = at == 0 || calls::leaves_a_mark(&calls[at - 1].name);
             if fails && helper {
                 continue;
             }
-            // A child resets each of its signals before it executes something: that counts once.
+            // A child resets each of its signals before exec(2): all of these calls count as one.
             let is_reset = |it: &Call| it.by_delegate && it.name == "rt_sigaction";
             if at > 0 && is_reset(call) && is_reset(&calls[at - 1]) {
                 continue;
             }
-            // Of its hundreds of calls most are those of any program that starts: these are tried now and then, and all after which something may be another.
+            // Most of its hundreds of calls are those of any program that starts: only some of these are tried, and all that can change something.
             let tells = at == 0 || calls::tells_others(&calls[at - 1].name);
             if helper && !tells && !at.is_multiple_of(SOME) {
                 continue;
@@ -364,7 +364,7 @@ impl Sweep {
         }
     }
 
-    /// One point; the node if it is as good as before.
+    /// Tries one point. Returns the node if it can be used again.
     fn one(&self, exe: &str, node: Node, point: Point, tally: &mut Tally) -> Option<Node> {
         let mut at = None;
         let before = node.looks();
@@ -389,7 +389,7 @@ impl Sweep {
             at.map_or_else(String::new, |at| at.to_string()),
             point.recovery
         ));
-        // What is left would be found again and again: the next one gets another node.
+        // A leak would be found again at every further point, so the next point gets a new node.
         None
     }
 }
@@ -410,23 +410,23 @@ fn text(panic: &(dyn Any + Send)) -> String {
         .unwrap_or_default()
 }
 
-/// A node, and the verb that has its accident there.
+/// A node, and the verb into which the fault is injected.
 struct Scene<'a> {
     node: &'a Node,
     exe: &'a str,
     verb: Verb,
-    /// It is not the plugin's accident, but that of the daemon that it asks.
+    /// Whether the fault is injected into the DHCP daemon instead of the plugin.
     of_daemon: bool,
 }
 
 impl Scene<'_> {
-    /// The whole story of one point.
+    /// Tries one point from beginning to end.
     fn play(&self, point: Point, tally: &mut Tally, at: &mut Option<Struck>) -> Result<()> {
         let (report, outcome) = self.accident(point.strike)?;
         *at = report.struck.clone();
         let no_memory = |struck: &Struck| calls::is_memory(&struck.call);
         let excused = outcome.code() == ABORTED && at.as_ref().is_some_and(no_memory);
-        // The standard library's own opinion of a directory that cannot be closed, which no kernel says.
+        // The standard library panics if close(2) of a directory fails.
         let closedir = "unexpected error during closedir";
         let closedir = outcome.stderr().contains(closedir) || outcome.stdout().contains(closedir);
         let panicked = outcome.stderr().contains("panicked at");
@@ -434,7 +434,7 @@ impl Scene<'_> {
         if !excused && (panicked || outcome.stdout().contains("panic:")) {
             bail!("panic: {outcome}");
         }
-        // See `candidates`: now and then, a program of the system is met in the place of ours.
+        // See `candidates`: sometimes a system program makes this call instead of ours.
         let of_ours = |it: &Struck| it.errno == 0 || !HELPERS.contains(&it.program.as_str());
         let Some(struck) = report.struck.filter(of_ours) else {
             tally.missed += 1;
@@ -449,7 +449,7 @@ impl Scene<'_> {
             }
             Deed::Fail { .. } => self.answered(&outcome, Some((&struck, point.strike)), tally)?,
         };
-        // DEL after a verb that failed finds no daemon, every other time.
+        // Every other time, no daemon runs at the DEL after a failed verb.
         if outcome.code() == 0 || point.strike.point.is_multiple_of(2) {
             self.revive()?;
         }
@@ -464,7 +464,7 @@ impl Scene<'_> {
         self.recover(result.as_ref(), point.recovery)
     }
 
-    /// Brings the node to where the verb is about to run, and runs it.
+    /// Prepares the node for the verb, and runs the verb.
     fn accident(&self, strike: Strike) -> Result<(Report, Outcome)> {
         let node = self.node;
         if node.is_cold() {
@@ -495,7 +495,7 @@ impl Scene<'_> {
         Ok((Report::parse(&report)?, outcome))
     }
 
-    /// Runs the verb; of those with which the plugin is in a list, what a runtime runs before it.
+    /// Runs the verb, after the plugins that a runtime runs before it in the list.
     fn call(&self, cni: impl Fn() -> Cni, conf: &Value) -> Outcome {
         let node = self.node;
         match self.verb {
@@ -509,7 +509,7 @@ impl Scene<'_> {
         }
     }
 
-    /// The service manager starts a daemon again that has had an accident.
+    /// Restarts a daemon that was killed, as the service manager does.
     fn revive(&self) -> Result<()> {
         match &self.node.dhcp {
             Some(dhcp) if self.of_daemon && !dhcp.listens() => dhcp.restart(),
@@ -517,7 +517,7 @@ impl Scene<'_> {
         }
     }
 
-    /// Attaches without an accident; the configuration as the runtime sends it from then on.
+    /// Attaches without a fault. Returns the configuration that the runtime sends from then on.
     fn added(&self, conf: &Value) -> Value {
         let node = self.node;
         let added = node.cni().add(conf, &node.victim, IFNAME);
@@ -525,7 +525,7 @@ impl Scene<'_> {
         conf::with_prev(conf, &result)
     }
 
-    /// Whether the plugin lived to say how it went; what it says must be sound then.
+    /// Whether the plugin printed an answer, which must be valid then.
     fn answered(
         &self,
         outcome: &Outcome,
@@ -559,7 +559,7 @@ impl Scene<'_> {
         Ok(true)
     }
 
-    /// What a verb that says it succeeded must have done.
+    /// Checks the effects of a verb that reports success.
     fn succeeded(&self, outcome: &Outcome, result: Option<&Value>) -> Result<()> {
         let node = self.node;
         match self.verb {
@@ -580,7 +580,7 @@ impl Scene<'_> {
         Ok(())
     }
 
-    /// The runtime goes on with its list if it may. Returns the result that it then remembers.
+    /// Runs the rest of the list after a success. Returns the result that the runtime keeps.
     fn goes_on(&self, outcome: &Outcome) -> Option<Value> {
         let node = self.node;
         match (self.verb, outcome.code()) {
@@ -597,7 +597,7 @@ impl Scene<'_> {
         self.recover(self.goes_on(outcome).as_ref(), recovery)
     }
 
-    /// The runtime cleans up; then nothing is left and the next one can come.
+    /// The runtime cleans up. Then nothing may be left, and another pod must work.
     fn recover(&self, result: Option<&Value>, recovery: Recovery) -> Result<()> {
         let node = self.node;
         let conf = node.conf(&node.victim);
@@ -626,15 +626,15 @@ impl Scene<'_> {
     }
 }
 
-/// The code of what may pass.
+/// The error code "try again later".
 const TRY_AGAIN: u64 = 11;
 
-/// How a shell tells of SIGABRT, which a Rust program without memory ends with.
+/// The exit status of a shell for SIGABRT: a Rust program without memory aborts.
 const ABORTED: i32 = 128 + 6;
 
 /// Programs that are executed, by the name that the kernel shows.
 const HELPERS: [&str; 10] = [
-    // The shell that stands before host-local (`Node`).
+    // The wrapper script of host-local (`Node`).
     "executed",
     "sh",
     "iptables",
@@ -647,13 +647,13 @@ const HELPERS: [&str; 10] = [
     "modprobe",
 ];
 
-/// How often a point is tried again that was not met: of two threads or processes, now one and now the other comes first.
+/// How often a point that was not reached is tried again: the order of two threads or processes may vary.
 const AGAIN: usize = 6;
 
 /// Of the calls of a system program that have no effect outside of it, one in this many is tried.
 const SOME: usize = 20;
 
-/// Whether a call is made before `main`: the C library and the Rust runtime are the first to make most.
+/// Whether the call is made before `main`, by the C library or Rust's runtime.
 fn begins(strike: Strike) -> bool {
     strike.call.is_some() && strike.point == 1
 }
@@ -661,7 +661,7 @@ fn begins(strike: Strike) -> bool {
 /// Whether an error contains the kernel's error.
 fn names_cause(message: &str, struck: &Struck) -> bool {
     if HELPERS.contains(&struck.program.as_str()) {
-        // In its own words.
+        // With its own text.
         return true;
     }
     let errno = Errno::from_raw(struck.errno);
@@ -672,14 +672,14 @@ fn names_cause(message: &str, struck: &Struck) -> bool {
             .next()
             .unwrap_or_default()
             .to_owned(),
-        // What cannot be looked at in one directory is looked for in the next.
+        // A file that cannot be examined in one directory is searched in the next one.
         "failed to find plugin".to_owned(),
         errno.desc().to_lowercase(),
         format!("({})", struck.errno),
         format!("error {}", struck.errno),
     ];
     if calls::is_memory(&struck.call) {
-        // Threads that get no stack, and delegates that got no memory.
+        // A thread without a stack, and a delegate without memory.
         texts.extend(
             [
                 "resource temporarily unavailable",
@@ -693,7 +693,7 @@ fn names_cause(message: &str, struck: &Struck) -> bool {
     texts.iter().any(|text| message.contains(text))
 }
 
-/// How often each text is among `findings`, its numbers aside.
+/// How often each text is in `findings`; numbers in it are ignored.
 pub fn grouped(findings: &[String]) -> BTreeMap<String, usize> {
     let mut groups = BTreeMap::new();
     for finding in findings {

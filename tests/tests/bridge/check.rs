@@ -9,7 +9,7 @@ use crate::{add, attached, bridge, del, dual, name};
 type Tamper = fn(&Sandbox, &Netns, &Value);
 
 #[test]
-fn check_passes_on_what_add_has_made_and_keeps_passing() {
+fn check_passes_after_add_and_passes_again() {
     for conf in [
         bridge(json!({})),
         dual(json!({"isDefaultGateway": true})),

@@ -30,7 +30,7 @@ fn send(from: &Netns, to: &str) {
 }
 
 #[test]
-fn what_comes_from_127_0_0_0_does_not_reach_the_node() {
+fn packets_from_127_0_0_0_do_not_reach_the_node() {
     beyond_peer("plugins#729: route_localnet without a filter", || {
         FilterNode::each(&BackEnd::ALL, |node| {
             let pod = node.sandbox.pod("a");

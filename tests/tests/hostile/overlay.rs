@@ -294,7 +294,7 @@ fn by_pod<'a>(scene: &Scene, pod: &'a Netns, gateway: &str) -> Vec<Attack<'a>> {
 }
 
 #[test]
-fn no_pod_of_a_node_is_in_a_vxlan_network_by_sending_its_packets() {
+fn pods_cannot_join_a_vxlan_network_by_sending_its_packets() {
     beyond_peer(WHY, || {
         for (mode, make) in MODES {
             for underlay in BOTH {
@@ -317,7 +317,7 @@ fn no_pod_of_a_node_is_in_a_vxlan_network_by_sending_its_packets() {
 }
 
 #[test]
-fn no_host_but_the_peers_is_in_a_vxlan_network() {
+fn only_peers_are_in_a_vxlan_network() {
     beyond_peer(WHY, || {
         for (mode, make) in MODES {
             for underlay in BOTH {
@@ -387,7 +387,7 @@ fn rules(host: &Netns) -> String {
 }
 
 #[test]
-fn what_keeps_others_out_is_checked_put_back_and_goes_with_the_network() {
+fn the_guard_is_checked_restored_and_removed_with_the_network() {
     beyond_peer(WHY, || {
         for (make, family, underlay) in [
             (Fleet::segment as Conf, "ip", Underlay::V4),
