@@ -6,7 +6,7 @@ use sandbox::{
 };
 use serde_json::json;
 
-/// What a runtime may find when it comes to delete.
+/// The states of a namespace at DEL.
 #[derive(Clone, Copy, Debug)]
 enum Found {
     /// `CNI_NETNS` is empty: the pod is gone.

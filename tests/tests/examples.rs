@@ -1,4 +1,4 @@
-//! What people copy: the configurations of netconf-examples/ and the commands of README.md, run as they stand.
+//! The configurations of netconf-examples/ and the commands of README.md, executed as they are written.
 //!
 //! The VLAN example needs a kernel with VLAN filtering: `vlan.rs` runs it in the virtual machine.
 
@@ -39,7 +39,7 @@ fn lives(name: &str, bridge: &str, variables: &str, look: impl FnOnce(&Sandbox, 
         .snapshot()
         .allow_host_local(name)
         .allow_link(bridge)
-        // As libcni leaves it.
+        // The cache of libcni.
         .allow("dir /var/lib/cni/results")
         .allow("dir /run/cni")
         .allow_forwarding();

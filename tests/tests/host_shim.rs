@@ -229,7 +229,7 @@ fn gc_takes_what_a_del_that_does_not_know_the_shim_has_left() {
         let snapshot = node.sandbox.snapshot().allow_host_local(conf::NETWORK);
         node.add(&shim(), 0);
         node.add(&shim(), 1);
-        // As the Go plugin's DEL has it.
+        // As after a DEL of the Go plugin.
         node.pods[0].sh("ip link del eth0");
         node.gc(&shim(), &[0, 1]);
         assert_eq!(node.routed().len(), 4);
@@ -452,7 +452,7 @@ fn another_address_takes_the_place_of_the_first() {
         let host = node.sandbox.host();
         let addresses = host.addresses("shim0");
         assert_eq!(addresses, ["10.1.0.251/24"]);
-        // It takes no part of the segment away from its parent.
+        // The parent keeps all its routes to the segment.
         assert!(host.routes_to("-4", "10.1.0.0/24").is_empty());
         reaches(&node.pods[0], &["10.1.0.251"]);
         node.del(&shim(), 1);

@@ -25,7 +25,7 @@ fn bridge() -> Value {
     conf::with(&conf::bridge(&["10.1.0.0/24", "fd00:1::/64"]), all)
 }
 
-/// What the node had before, but for a bridge and rules that are no single pod's.
+/// Asserts that nothing is left, except the bridge and the rules that pods share.
 fn assert_no_trace(sandbox: &Sandbox, before: Snapshot) {
     before
         .allow_bridge_network()
@@ -95,7 +95,7 @@ fn without_one_of_them_the_error_says_which() {
         let both = "needs CAP_NET_ADMIN and CAP_SYS_ADMIN";
         assert!(error.msg.ends_with(both), "{kind}: {}", error.msg);
     }
-    // What all pods share may have been made before the rest could not be.
+    // Shared objects may have been created before the failure.
     assert_no_trace(&sandbox, before);
 }
 
@@ -234,7 +234,7 @@ fn modes(node: &Netns, dir: &str) -> Vec<String> {
 fn only_root_reads_the_files_of_a_plugin() {
     let sandbox = Sandbox::new();
     let (pod, bridge) = (sandbox.pod("a"), bridge());
-    // Whatever the runtime's umask is.
+    // With any umask of the runtime.
     let call = sandbox
         .cni("bridge")
         .under(&["sh", "-c", "umask 0; exec \"$@\"", "sh"]);

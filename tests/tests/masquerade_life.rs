@@ -79,7 +79,7 @@ impl Node {
     fn assert_subnets(&self, numbers: &[u8]) {
         let v4 = numbers.iter().map(|it| format!("10.1.{it}.0/24"));
         let v6 = numbers.iter().map(|it| match it {
-            // As the kernel writes it.
+            // In the kernel's notation.
             0 => "fd01::/64".to_owned(),
             it => format!("fd01:{it}::/64"),
         });
@@ -100,7 +100,7 @@ impl Node {
         }
     }
 
-    /// What all networks leave; nothing of them is in `/run`.
+    /// A snapshot that ignores the rules that networks share; nothing of a network may stay in `/run`.
     fn snapshot(&self) -> Snapshot {
         let snapshot = self.sandbox.snapshot().allow_bridge_network();
         snapshot
@@ -109,7 +109,7 @@ impl Node {
             .allow_link("uplink")
     }
 
-    /// As after a boot of `/run` alone, or under pods of a release that wrote nothing there.
+    /// As if `/run` was cleared, or the pods were added by a release without notes.
     fn lose_notes(&self) {
         self.sandbox.host().sh("rm -rf /run/podwire");
     }
@@ -274,7 +274,7 @@ fn without_notes_the_rule_is_assumed_to_be_in_use() {
         node.assert_seen(&b, true);
         node.gc(&conf, &[&b, &c]);
         node.assert_seen(&b, true);
-        // Nor a pod of the subnet that the network has by now.
+        // Neither does a pod on the network's new subnet.
         let e = node.add(&moved(5), "e");
         node.assert_subnets(&[0, 5]);
         node.del(&moved(5), &b);
@@ -386,7 +386,7 @@ fn a_pod_that_comes_while_the_last_one_goes_is_masqueraded() {
             std::thread::scope(|scope| {
                 let add = scope.spawn(|| {
                     node.cni("bridge").add(&conf, &next, "eth0").result();
-                    // As ADD returns.
+                    // Right after ADD.
                     node.subnets()
                 });
                 node.del(&conf, &last);

@@ -1,4 +1,4 @@
-//! What the Go plugins were seen to do in odd situations (reference 1.13): runtimes
+//! The observed behaviour of the Go plugins in unusual situations (reference 1.13): runtimes
 //! match on some of these texts, so they are ours to the letter.
 
 use sandbox::{Sandbox, beyond_peer, conf};

@@ -289,7 +289,7 @@ fn gc_detaches_what_is_cached_and_calls_the_plugins() {
     });
 }
 
-/// What a crash, a full disk or a careless hand makes of a cache file.
+/// Cache files after a crash, on a full disk, or after a manual change.
 const SPOILS: [(&str, &str); 7] = [
     ("empty", ": > $f"),
     ("half a file", "head -c 60 $f > $f.x; mv $f.x $f"),
@@ -673,7 +673,7 @@ fn version_names_the_plugin_that_answered() {
     });
 }
 
-/// What NetworkManager does to interfaces that it takes for its own.
+/// NetworkManager's changes to interfaces that it manages.
 #[test]
 fn the_bridge_s_addresses_are_checked_and_come_back() {
     beyond_peer(WHY, || {

@@ -1,4 +1,4 @@
-//! What every plugin owes a runtime whatever its type: verbs, environment,
+//! What a runtime may expect of every plugin: verbs, environment,
 //! versions, errors, delegation. Each test asks all plugins.
 
 use sandbox::{Outcome, Sandbox, beyond_peer, conf, conf_of, each_plugin, newest};
@@ -889,7 +889,7 @@ fn bridge_forwards_gc_and_status_to_the_delegate() {
     );
 }
 
-/// What an attachment holds on the node: its address, its veth, its published port.
+/// The objects of an attachment on the node: its address, its veth, its published port.
 fn held(sandbox: &Sandbox) -> (usize, usize, bool) {
     let addresses = sandbox.list(conf::STATE);
     let addresses = addresses.iter().filter(|name| name.starts_with("10."));

@@ -23,7 +23,7 @@ impl Deref for Node {
     }
 }
 
-/// What a pod publishes.
+/// The port mappings of a pod.
 fn ports(first: u16) -> Value {
     json!({"portMappings": [
         {"hostPort": first, "containerPort": 80, "protocol": "tcp"},
@@ -527,7 +527,7 @@ fn rules_of_pods_outside_the_cache_are_not_released_and_the_option_is_named() {
         good(node.podwire(Suite::Peer, &gc, &Value::Null));
         assert_eq!(node.rules(), rules);
         node.assert_reached("a", &pod, 8080);
-        // Not even its veth pair is known by name, as with macvlan.
+        // As with macvlan, there is no veth pair with a derived name.
         node.host()
             .sh("ip link set $(ls /sys/class/net | grep ^veth) alias x");
         refused();
@@ -895,7 +895,7 @@ fn check_misses_rules_of_a_newer_version_only_if_they_are_needed() {
         assert_eq!(node.rules(), before);
         node.run(Suite::Ours, "check", &a, 8080);
 
-        // What all pods share is brought up to date though no pod misses anything.
+        // Shared rules are updated although no rule of a pod is missing.
         node.host().sh(
             "nft -a list chain ip podwire_hostports martians | sed -n 's/.* saddr .*handle //p' |
                  xargs nft delete rule ip podwire_hostports martians handle",

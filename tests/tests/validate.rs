@@ -307,7 +307,7 @@ fn values() -> Vec<Value> {
         "65536",
         "4294967296",
         "18446744073709551616",
-        // What libcni makes an integer of, and a plugin does not.
+        // libcni accepts these as an integer, a plugin does not.
         "1500.0",
         "1e3",
         "1.5",
@@ -413,7 +413,7 @@ fn errors(sandbox: &Sandbox, confs: &[Value]) -> Vec<Vec<String>> {
     files.iter().map(errors).collect()
 }
 
-/// What the plugin makes of a configuration at ADD.
+/// The outcome of ADD with a configuration.
 #[derive(Debug, PartialEq)]
 enum Made {
     /// A pod with a network.
@@ -576,7 +576,7 @@ fn every_documented_key_is_tried() {
     }
 }
 
-/// What only shows when keys are looked at together: whether ADD can succeed.
+/// Faults of several keys together: whether ADD can succeed.
 #[test]
 fn validate_and_bridge_agree_on_gateways() {
     beyond_peer(WHY, || {
@@ -660,7 +660,7 @@ fn validate_and_bridge_agree_on_gateways() {
     });
 }
 
-/// What only shows when the peers and the pods' own addresses are looked at together.
+/// Faults of the peers together with the pods' own addresses.
 #[test]
 fn validate_and_vxlan_agree_on_subnets() {
     beyond_peer(WHY, || {

@@ -1,4 +1,4 @@
-//! What CHECK accepts and what it reports.
+//! The states that CHECK accepts, and the faults that it reports.
 
 use sandbox::{Netns, Sandbox, conf};
 use serde_json::{Value, json};

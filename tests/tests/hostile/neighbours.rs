@@ -1,4 +1,4 @@
-//! What machines on the node's wires, and pods on its bridges, send that should not exist.
+//! Illegal packets from machines on the node's uplinks and from pods on its bridges.
 
 use sandbox::{BackEnd, FilterNode, NODE, Netns, beyond_peer, conf};
 use serde_json::json;
@@ -46,7 +46,7 @@ fn packets_from_127_0_0_0_do_not_reach_the_node() {
             );
             let portmap = conf::with_prev(&portmap, &result);
             node.cni("portmap").add(&portmap, &pod, "eth0").result();
-            // As kube-proxy and many an administrator leave a node.
+            // As kube-proxy and many administrators configure a node.
             node.host().sh("for it in all uplink cni0; do
                      echo 0 >/proc/sys/net/ipv4/conf/$it/rp_filter
                      echo 1 >/proc/sys/net/ipv4/conf/$it/route_localnet
@@ -60,7 +60,7 @@ fn packets_from_127_0_0_0_do_not_reach_the_node() {
             // 127.0.0.1 itself goes on to reach the pod.
             let _server = pod.serve(80);
             assert_eq!(node.host().ask("tcp", "127.0.0.1", 8080), "a sees 10.1.0.1");
-            // It is the rule that keeps them out.
+            // Only the rule prevents it.
             node.host()
                 .sh("nft flush chain ip podwire_hostports martians");
             for (from, to) in attacks {

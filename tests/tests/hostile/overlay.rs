@@ -65,7 +65,7 @@ for (@parts) {
 /// One who sends.
 struct Attack<'a> {
     from: &'a Netns,
-    /// Whom the packet is for.
+    /// The destination of the packet.
     to: String,
     source: Option<String>,
     split: bool,
@@ -273,14 +273,14 @@ impl Scene {
     }
 }
 
-/// What a pod on host 1 can try.
+/// The attacks of a pod on host 1.
 fn by_pod<'a>(scene: &Scene, pod: &'a Netns, gateway: &str) -> Vec<Attack<'a>> {
     let [first, second] = [1, 2].map(|host| scene.host_address(host));
     let mut all = Vec::new();
     for to in [&first, &second, gateway] {
         all.push(Attack::plain(pod, to));
         for split in [false, true] {
-            // As itself; as a peer.
+            // With its own address; with the address of a peer.
             let own = addresses(pod);
             let own = own
                 .iter()
@@ -332,7 +332,7 @@ fn only_peers_are_in_a_vxlan_network() {
                     }
                 }
                 scene.holds(&attacks);
-                // As a peer it is heard, and no more when it is none.
+                // Its packets are accepted while it is a peer, and dropped afterwards.
                 let to = scene.host_address(1);
                 let word = match mode {
                     "l3" => format!("{own},10.6.4.0/24"),
@@ -356,7 +356,7 @@ fn only_peers_are_in_a_vxlan_network() {
     });
 }
 
-/// Who may be a member is not known then: another program may write the device's entries.
+/// The members are not known then: another program may write the device's entries.
 #[test]
 fn without_a_list_of_peers_pods_are_kept_out_and_hosts_are_heard() {
     beyond_peer(WHY, || {

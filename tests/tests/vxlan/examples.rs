@@ -1,4 +1,4 @@
-//! What people copy: the configurations of netconf-examples/ with the commands to try them.
+//! The VXLAN configurations of netconf-examples/, with the commands of their pages.
 
 use std::path::Path;
 
