@@ -155,14 +155,11 @@ impl Chain {
         self.missing = self.missing.take().or_else(|| privilege::missing(needed));
     }
 
-    fn into_error(self) -> Error {
+    fn into_error(mut self) -> Error {
+        self.msg.extend(self.missing);
         let mut error = self.document.unwrap_or_else(|| Error {
             code: self.code.unwrap_or(Code::Internal as u32),
-            msg: {
-                let mut parts = self.msg;
-                parts.extend(self.missing);
-                parts.join(": ")
-            },
+            msg: self.msg.join(": "),
             details: String::new(),
             is_document: false,
         });
