@@ -59,6 +59,16 @@ const KNOWN: &[Known] = &[
         why: "our host veths name their owner, so that GC finds those of dead containers",
     },
     Known {
+        line: "addr on VETH local LINKLOCAL",
+        words: &[],
+        why: "our ports have no link-local address: nothing uses it, and it costs the node two routes",
+    },
+    Known {
+        line: "route dst LINKLOCAL/64 dev VETH",
+        words: &[],
+        why: "as for the address",
+    },
+    Known {
         line: "info_kind macvlan",
         words: &["ifalias"],
         why: "ours names its owner, so that DEL and GC know it under another name",
