@@ -7,7 +7,7 @@
 //! - [`port`]: a veth pair that makes the pod a port of a bridge;
 //! - [`parent`]: the interface that a pod's link is made on; [`remains`]: DEL and GC of such links;
 //!   [`shim`]: the node's own link beside them;
-//! - [`neighbours`]: what the neighbours of a bridge's pods may remember, and when a pod must be
+//! - [`neighbours`]: what the neighbours of a bridge's pods may remember, and when a pod is
 //!   announced;
 //! - [`gateway`]: the pods' gateway on an interface of the host;
 //! - [`localhost`]: connections from 127.0.0.1 to published ports;

@@ -56,11 +56,11 @@ pub struct Neighbours {
     table: Option<File>,
 }
 
-/// What the neighbours must be told about a new pod.
+/// Whether a new pod is announced, and what is recorded when that is done.
 #[derive(Debug)]
 #[must_use]
-pub struct News<'a> {
-    announce: bool,
+pub struct Announcement<'a> {
+    wanted: bool,
     neighbours: &'a Neighbours,
     /// The slots that get the pod's MAC once it is announced.
     pending: Vec<u64>,
@@ -153,30 +153,30 @@ impl Neighbours {
         bridge: &Link,
         pair: &VethPair,
         ips: &[IpConfig],
-    ) -> News<'_> {
-        let mut news = News {
-            announce: !is_only_ours(call),
+    ) -> Announcement<'_> {
+        let mut announcement = Announcement {
+            wanted: !is_only_ours(call),
             neighbours: self,
             pending: Vec::new(),
             mac: pair.container.mac,
         };
         let Some(table) = &self.table else {
-            news.announce = true;
-            return news;
+            announcement.wanted = true;
+            return announcement;
         };
         // From now on other machines may give addresses of pods to each other.
         if !has_only_pods(host, table, bridge, pair.host.index).unwrap_or(false) {
-            news.announce = true;
+            announcement.wanted = true;
             self.forget();
-            return news;
+            return announcement;
         }
         for ip in ips {
-            if let Err(error) = news.record(table, ip.address.ip()) {
+            if let Err(error) = announcement.record(table, ip.address.ip()) {
                 self.failed(&error);
-                news.announce = true;
+                announcement.wanted = true;
             }
         }
-        news
+        announcement
     }
 
     /// Records that neighbours may remember any of `macs` for `ips`, or for any address.
@@ -221,7 +221,7 @@ impl Neighbours {
     }
 }
 
-impl News<'_> {
+impl Announcement<'_> {
     fn record(&mut self, table: &File, ip: IpAddr) -> io::Result<()> {
         let at = slot_of(ip);
         match read(table, at)? {
@@ -230,7 +230,7 @@ impl News<'_> {
             // Neighbours learn the new MAC as soon as the pod sends, and all know it only after
             // the announcement. In between, this process may be killed.
             Slot::Mac(_) | Slot::Unknown => {
-                self.announce = true;
+                self.wanted = true;
                 self.pending.push(at);
                 write(table, at, Slot::Unknown)
             }
@@ -246,7 +246,7 @@ impl News<'_> {
         mut pod: netlink::Pod,
         addressing: Option<&Addressing>,
     ) -> Result<Configured> {
-        if !self.announce {
+        if !self.wanted {
             pod.set_silent();
         }
         pod::configure(pod, addressing)
@@ -254,8 +254,8 @@ impl News<'_> {
 
     /// Waits until the pod's addresses can be reached, and announces them if necessary. Call it
     /// when its port forwards.
-    pub fn tell(self, configured: &Configured) {
-        if !self.announce {
+    pub fn finish(self, configured: &Configured) {
+        if !self.wanted {
             return configured.await_addresses();
         }
         if pod::announce(configured) {
@@ -434,19 +434,19 @@ mod tests {
 
     /// What a pod with `mac` and `ips` must do, and whether it was recorded as announced.
     fn attach(neighbours: &Neighbours, mac: Mac, ips: &[&str], announced: bool) -> bool {
-        let mut news = News {
-            announce: false,
+        let mut announcement = Announcement {
+            wanted: false,
             neighbours,
             pending: Vec::new(),
             mac,
         };
         let table = neighbours.table.as_ref().unwrap();
         for ip in ips {
-            news.record(table, ip.parse().unwrap()).unwrap();
+            announcement.record(table, ip.parse().unwrap()).unwrap();
         }
-        let announce = news.announce;
+        let announce = announcement.wanted;
         if announced {
-            news.announced();
+            announcement.announced();
         }
         announce
     }

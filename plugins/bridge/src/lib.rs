@@ -68,14 +68,14 @@ impl Plugin for Bridge {
             let mac = mac_of(request, &plan, addressing.as_ref());
             port::set_mac(&mut pod, &mut pair, mac);
             let ips = addressing.as_ref().map_or(&[][..], |it| &it.ips);
-            let news = neighbours.attach(&host, call, &bridge, &pair, ips);
-            let configured = news.configure(pod, addressing.as_ref())?;
+            let announcement = neighbours.attach(&host, call, &bridge, &pair, ips);
+            let configured = announcement.configure(pod, addressing.as_ref())?;
             let gateway = ensure_gateway(&host, &bridge, &plan, addressing.as_ref())?;
             let wanted = plan.rules(attachment, ips, gateway.as_ref());
             rules::add(&wanted, Some(plan.bridge.as_str()), undo)?;
             vlan_gateway = gateway.filter(|_| plan.vlan_gateway.is_some());
             port = host.wait_for_port(pair.host.index)?;
-            news.tell(&configured);
+            announcement.finish(&configured);
         }
         let mut interfaces = Interfaces::default()
             .host(&bridge)

@@ -72,14 +72,14 @@ impl Plugin for Vxlan {
             Some(addressing) => (&addressing.gateways[..], &addressing.ips[..]),
             None => Default::default(),
         };
-        let news = neighbours.attach(&host, call, &bridge, &pair, ips);
-        let configured = news.configure(pod, addressing.as_ref())?;
+        let announcement = neighbours.attach(&host, call, &bridge, &pair, ips);
+        let configured = announcement.configure(pod, addressing.as_ref())?;
         let action = "failed to set bridge addr";
         gateway::ensure(&host, &bridge, plan.gateway, gateways, action)?;
         // Before the pod can send through its gateway.
         rules::add(&plan.rules(attachment, ips), None, undo)?;
         let port = host.wait_for_port(pair.host.index)?;
-        news.tell(&configured);
+        announcement.finish(&configured);
         let interfaces = Interfaces::default()
             .host(&bridge)
             .host(&port)

@@ -310,7 +310,7 @@ fn the_call_waits_until_a_port_forwards() {
 }
 
 #[test]
-fn only_the_call_that_creates_a_bridge_is_told_so_before_it_is_up() {
+fn only_the_call_that_creates_a_bridge_gets_it_before_it_is_up() {
     enter();
     let netlink = Netlink::open().unwrap();
     let mut created = None;
