@@ -21,7 +21,7 @@ const KNOWN: &[Known] = &[
     Known {
         line: "dir /run/cni",
         words: &[],
-        why: "the peer's directory has a mode without x: nobody but root can enter either",
+        why: "the peer's directory has a mode without x: only root can enter either of the two",
     },
     Known {
         line: "dir /run/elsewhere",

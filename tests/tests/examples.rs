@@ -199,8 +199,8 @@ fn a_usual_node_masquerades_and_publishes() {
 #[test]
 fn tuning_changes_settings_of_the_pod() {
     beyond_peer(WHY, || {
-        let asked = r#"CAP_ARGS='{"mac": "02:00:00:00:75:01"}'"#;
-        lives("example-tuning", "ex-tuning", asked, |sandbox, pod| {
+        let requested = r#"CAP_ARGS='{"mac": "02:00:00:00:75:01"}'"#;
+        lives("example-tuning", "ex-tuning", requested, |sandbox, pod| {
             assert_eq!(pod.sysctl("net/core/somaxconn"), "1024");
             assert_eq!(pod.sysctl("net/ipv4/conf/eth0/arp_filter"), "1");
             let link = pod.link("eth0").unwrap();

@@ -188,7 +188,7 @@ fn an_address_that_comes_back_has_its_mac_and_is_not_announced() {
             scene.del(&first);
             let second = scene.add(&conf);
             assert_eq!(mac_of(&second), mac);
-            // The sibling has asked after it has heard all that came before.
+            // The request of the sibling comes after all announcements, so these have been heard.
             scene.assert_reachable(ips, "");
             for ip in ips {
                 assert_eq!(heard.of(ip), 0, "{ip}");
