@@ -117,7 +117,7 @@ impl Pods {
             }
         }
         for (name, network) in networks {
-            let guard = || overlay::device::wanted_guard(&Netlink::open()?, network);
+            let guard = || overlay::guard::present(&Netlink::open()?, network);
             match guard() {
                 Ok(guard) => {
                     let mut pods = self.wanted.iter_mut();

@@ -31,7 +31,7 @@ fn documents_that_are_no_objects_are_refused() {
 }
 
 #[test]
-fn bytes_that_are_not_utf_8_cause_no_crash() {
+fn bytes_that_are_not_utf_8_do_not_confuse() {
     let sandbox = Sandbox::new();
     let pod = sandbox.pod("a");
     let mut bytes = conf::loopback().to_string().into_bytes();
@@ -184,7 +184,7 @@ fn evil_network_names_never_become_paths() {
 }
 
 #[test]
-fn malformed_container_ids_are_refused_by_every_plugin() {
+fn evil_container_ids_never_become_anything() {
     each_plugin(|sandbox, pod, plugin| {
         let snapshot = sandbox.snapshot();
         // NUL cannot be in an environment.

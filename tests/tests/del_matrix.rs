@@ -6,7 +6,7 @@ use sandbox::{
 };
 use serde_json::json;
 
-/// The states of a namespace at DEL.
+/// What a runtime may find when it comes to delete.
 #[derive(Clone, Copy, Debug)]
 enum Found {
     /// `CNI_NETNS` is empty: the pod is gone.

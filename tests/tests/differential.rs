@@ -24,6 +24,11 @@ const KNOWN: &[Known] = &[
         why: "the peer's directory has a mode without x: only root can enter either of the two",
     },
     Known {
+        line: " /run/podwire",
+        words: &[],
+        why: "our notes where the files of tuning are, for GC",
+    },
+    Known {
         line: "dir /run/elsewhere",
         words: &[],
         why: "as for /run/cni",

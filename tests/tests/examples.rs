@@ -1,4 +1,4 @@
-//! The configurations of netconf-examples/ and the commands of README.md, executed as they are written.
+//! What people copy: the configurations of netconf-examples/ and the commands of README.md, run as they stand.
 //!
 //! The VLAN example needs a kernel with VLAN filtering: `vlan.rs` runs it in the virtual machine.
 
@@ -39,7 +39,7 @@ fn lives(name: &str, bridge: &str, variables: &str, look: impl FnOnce(&Sandbox, 
         .snapshot()
         .allow_host_local(name)
         .allow_link(bridge)
-        // The cache of libcni.
+        // As libcni leaves it.
         .allow("dir /var/lib/cni/results")
         .allow("dir /run/cni")
         .allow_forwarding();
@@ -208,6 +208,39 @@ fn tuning_changes_settings_of_the_pod() {
             assert_eq!(link["address"], "02:00:00:00:75:01");
             assert_eq!(sandbox.host().ping("10.210.75.2", 1), [true]);
         });
+    });
+}
+
+#[test]
+fn networks_of_podman_and_nerdctl_need_no_other_plugins() {
+    beyond_peer(WHY, || {
+        for (name, subnet) in [
+            ("example-podman", "10.210.87."),
+            ("example-nerdctl", "10.210.88."),
+        ] {
+            let sandbox = Sandbox::new();
+            let (host, pod) = (sandbox.host(), sandbox.pod("blue"));
+            let run = |verb: &str| {
+                let command = format!("podwire {verb} {name} {}", pod.path());
+                good(shell(&host, PORT, &command))
+            };
+            run("add");
+            answers_through_the_node(&sandbox, &pod);
+            run("check");
+            let rules = || host.sh("iptables-save -t filter");
+            assert!(
+                rules().contains(&format!("-s {subnet}2/32 -j ACCEPT")),
+                "{}",
+                rules()
+            );
+            assert_eq!(rules().contains("ISOLATION"), name == "example-nerdctl");
+            run("del");
+            let left = rules();
+            assert!(
+                !left.contains(subnet) && !left.contains("ISOLATION"),
+                "{left}"
+            );
+        }
     });
 }
 

@@ -455,7 +455,7 @@ fn reservations_of_an_earlier_boot_are_taken_when_the_pool_runs_dry() {
         }
         node.refused("new");
         node.sandbox.reboot();
-        // No container has survived the boot: all five addresses can be reused.
+        // No container has survived: each of the five is as good as free.
         let mut all: Vec<String> = (0..5).flat_map(|n| node.add(&format!("new{n}"))).collect();
         all.sort();
         assert_eq!(

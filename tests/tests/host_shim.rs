@@ -143,7 +143,7 @@ fn del_needs_neither_namespace_nor_result_nor_the_key() {
 }
 
 #[test]
-fn del_works_without_its_notes() {
+fn del_does_without_its_notes() {
     beyond_peer(WHY, || {
         let node = node();
         let snapshot = node.sandbox.snapshot().allow_host_local(conf::NETWORK);
@@ -229,7 +229,7 @@ fn gc_takes_what_a_del_that_does_not_know_the_shim_has_left() {
         let snapshot = node.sandbox.snapshot().allow_host_local(conf::NETWORK);
         node.add(&shim(), 0);
         node.add(&shim(), 1);
-        // As after a DEL of the Go plugin.
+        // As the Go plugin's DEL has it.
         node.pods[0].sh("ip link del eth0");
         node.gc(&shim(), &[0, 1]);
         assert_eq!(node.routed().len(), 4);
@@ -269,7 +269,7 @@ fn an_interface_of_that_name_is_left_alone() {
 }
 
 #[test]
-fn contradictory_keys_are_refused() {
+fn what_contradicts_it_is_refused() {
     beyond_peer(WHY, || {
         let node = node();
         let snapshot = node.sandbox.snapshot();
@@ -452,7 +452,7 @@ fn another_address_takes_the_place_of_the_first() {
         let host = node.sandbox.host();
         let addresses = host.addresses("shim0");
         assert_eq!(addresses, ["10.1.0.251/24"]);
-        // The parent keeps all its routes to the segment.
+        // It takes no part of the segment away from its parent.
         assert!(host.routes_to("-4", "10.1.0.0/24").is_empty());
         reaches(&node.pods[0], &["10.1.0.251"]);
         node.del(&shim(), 1);

@@ -25,7 +25,7 @@ fn bridge() -> Value {
     conf::with(&conf::bridge(&["10.1.0.0/24", "fd00:1::/64"]), all)
 }
 
-/// Asserts that nothing is left, except the bridge and the rules that pods share.
+/// What the node had before, but for a bridge and rules that are no single pod's.
 fn assert_no_trace(sandbox: &Sandbox, before: Snapshot) {
     before
         .allow_bridge_network()
@@ -95,7 +95,7 @@ fn without_one_of_them_the_error_says_which() {
         let both = "needs CAP_NET_ADMIN and CAP_SYS_ADMIN";
         assert!(error.msg.ends_with(both), "{kind}: {}", error.msg);
     }
-    // Shared objects may have been created before the failure.
+    // What all pods share may have been made before the rest could not be.
     assert_no_trace(&sandbox, before);
 }
 
@@ -234,7 +234,7 @@ fn modes(node: &Netns, dir: &str) -> Vec<String> {
 fn only_root_reads_the_files_of_a_plugin() {
     let sandbox = Sandbox::new();
     let (pod, bridge) = (sandbox.pod("a"), bridge());
-    // With any umask of the runtime.
+    // Whatever the runtime's umask is.
     let call = sandbox
         .cni("bridge")
         .under(&["sh", "-c", "umask 0; exec \"$@\"", "sh"]);
@@ -310,7 +310,7 @@ const NAMES: [&str; 12] = [
 ];
 
 #[test]
-fn interface_names_with_special_characters_are_used_literally() {
+fn hostile_interface_names_are_names() {
     let sandbox = Sandbox::new();
     let before = sandbox.snapshot();
     for backend in [BackEnd::Nftables, BackEnd::IptablesNft] {

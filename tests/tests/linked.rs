@@ -22,7 +22,7 @@ fn install(sandbox: &Sandbox, name: &str, content: &[u8], mode: u32) -> PathBuf 
     dir
 }
 
-/// A file with the ELF headers and notes of host-local, but none of its instructions:
+/// What has host-local's headers and notes, and not one of its instructions:
 /// it can be called, never executed.
 fn beginning() -> Vec<u8> {
     let mut all = fs::read(host_local()).expect("read host-local");
@@ -68,7 +68,7 @@ fn another_build_of_ours_is_executed() {
     let hollow = install(&sandbox, "other", &other, 0o755);
     let error = add(&sandbox, &pod, &hollow).error();
     assert!(error.msg.contains("netplugin failed"), "{}", error.msg);
-    // The complete file, with the note of another build, is executed and works.
+    // Whole, it does what it would have done here.
     let mut whole = fs::read(host_local()).expect("read host-local");
     whole[..4096].copy_from_slice(&other);
     let whole = install(&sandbox, "whole", &whole, 0o755);

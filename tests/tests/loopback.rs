@@ -222,7 +222,7 @@ fn without_a_version_the_result_is_in_the_oldest_form() {
 }
 
 #[test]
-fn the_built_in_network_of_containerd_works() {
+fn what_containerd_sends_is_understood() {
     // Its built-in network: version 0.3.1, interface lo, and arguments of its own.
     let sandbox = Sandbox::new();
     let pod = sandbox.pod("a");

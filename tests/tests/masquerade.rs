@@ -645,7 +645,7 @@ fn check_says_what_is_missing() {
                 node.back_end,
                 error.msg
             );
-            // The same ADD again repairs it, as after a reload of the firewall.
+            // What the cure for it is: the same ADD, as after a reload of the firewall.
             node.cni().del(&node.conf(), &pod, "eth0").silent();
             let result = node.cni().add(&node.conf(), &pod, "eth0").result();
             let checked = conf::with_prev(&node.conf(), &result);

@@ -79,7 +79,7 @@ impl Node {
     fn assert_subnets(&self, numbers: &[u8]) {
         let v4 = numbers.iter().map(|it| format!("10.1.{it}.0/24"));
         let v6 = numbers.iter().map(|it| match it {
-            // In the kernel's notation.
+            // As the kernel writes it.
             0 => "fd01::/64".to_owned(),
             it => format!("fd01:{it}::/64"),
         });
@@ -100,7 +100,7 @@ impl Node {
         }
     }
 
-    /// A snapshot that ignores the rules that networks share; nothing of a network may stay in `/run`.
+    /// What all networks leave; nothing of them is in `/run`.
     fn snapshot(&self) -> Snapshot {
         let snapshot = self.sandbox.snapshot().allow_bridge_network();
         snapshot
@@ -109,7 +109,7 @@ impl Node {
             .allow_link("uplink")
     }
 
-    /// As if `/run` was cleared, or the pods were added by a release without notes.
+    /// As after a boot of `/run` alone, or under pods of a release that wrote nothing there.
     fn lose_notes(&self) {
         self.sandbox.host().sh("rm -rf /run/podwire");
     }
@@ -214,7 +214,7 @@ fn pods_without_masquerade_do_not_keep_the_rule_of_those_that_had_it() {
 }
 
 #[test]
-fn del_removes_iptables_chains_after_ip_masq_was_turned_off() {
+fn del_removes_chains_of_iptables_though_the_configuration_masquerades_no_more() {
     beyond_peer("it looks at what the configuration says now", || {
         FilterNode::each(&BackEnd::IPTABLES, |node| {
             let node = Node(node);
@@ -260,7 +260,7 @@ fn a_subnet_that_the_network_has_no_more_is_dropped_by_add_and_by_gc() {
 }
 
 #[test]
-fn without_notes_the_rule_is_assumed_to_be_in_use() {
+fn what_is_not_known_is_in_use() {
     beyond_peer(WHY, || {
         let node = Node::new();
         let conf = network(0);
@@ -274,7 +274,7 @@ fn without_notes_the_rule_is_assumed_to_be_in_use() {
         node.assert_seen(&b, true);
         node.gc(&conf, &[&b, &c]);
         node.assert_seen(&b, true);
-        // Neither does a pod on the network's new subnet.
+        // Nor a pod of the subnet that the network has by now.
         let e = node.add(&moved(5), "e");
         node.assert_subnets(&[0, 5]);
         node.del(&moved(5), &b);
@@ -327,7 +327,7 @@ fn nodes_that_share_a_run_directory_do_not_count_each_others_pods() {
 }
 
 #[test]
-fn add_and_del_work_without_a_writable_run_directory() {
+fn a_run_directory_that_cannot_be_written_costs_no_pod_its_life() {
     beyond_peer(WHY, || {
         let node = Node::new();
         let conf = network(0);
@@ -349,7 +349,7 @@ fn add_and_del_work_without_a_writable_run_directory() {
 }
 
 #[test]
-fn other_objects_in_the_place_of_a_note_block_no_call() {
+fn something_else_in_the_place_of_a_note_holds_nothing_up() {
     beyond_peer(WHY, || {
         for planted in [
             "ln -s /etc /run/podwire",
@@ -386,7 +386,7 @@ fn a_pod_that_comes_while_the_last_one_goes_is_masqueraded() {
             std::thread::scope(|scope| {
                 let add = scope.spawn(|| {
                     node.cni("bridge").add(&conf, &next, "eth0").result();
-                    // Right after ADD.
+                    // As ADD returns.
                     node.subnets()
                 });
                 node.del(&conf, &last);

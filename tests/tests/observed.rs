@@ -1,4 +1,4 @@
-//! The observed behaviour of the Go plugins in unusual situations (reference 1.13): runtimes
+//! What the Go plugins were seen to do in odd situations (reference 1.13): runtimes
 //! match on some of these texts, so they are ours to the letter.
 
 use sandbox::{Sandbox, beyond_peer, conf};

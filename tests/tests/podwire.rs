@@ -289,7 +289,7 @@ fn gc_detaches_what_is_cached_and_calls_the_plugins() {
     });
 }
 
-/// Cache files after a crash, on a full disk, or after a manual change.
+/// What a crash, a full disk or a careless hand makes of a cache file.
 const SPOILS: [(&str, &str); 7] = [
     ("empty", ": > $f"),
     ("half a file", "head -c 60 $f > $f.x; mv $f.x $f"),
@@ -564,7 +564,7 @@ fn what_is_no_file_or_too_long_is_named_and_holds_nothing_up() {
 }
 
 #[test]
-fn verbose_status_prints_more_than_status() {
+fn status_tells_people_what_it_does_not_tell_runtimes() {
     beyond_peer(WHY, || {
         let node = Node::new();
         let ipam = json!({"type": "host-local", "ranges": [
@@ -673,7 +673,7 @@ fn version_names_the_plugin_that_answered() {
     });
 }
 
-/// NetworkManager's changes to interfaces that it manages.
+/// What NetworkManager does to interfaces that it takes for its own.
 #[test]
 fn the_bridge_s_addresses_are_checked_and_come_back() {
     beyond_peer(WHY, || {

@@ -188,12 +188,12 @@ fn everything_that_is_written_can_be_saved_and_loaded() {
         node.reload();
         check_all(&node, &all);
         assert_works(&node, &all);
-        // Rules that are written afterwards do not change that.
+        // Nor does anything that is written afterwards make a difference.
         node.reload();
         for it in all.iter().rev() {
             node.cni(it.kind).del(&it.conf, &it.pod, it.ifname).silent();
         }
-        // The rules that separate VXLAN networks exist as long as their devices.
+        // What keeps the networks of VXLAN apart stays as long as their devices do.
         let rules = node.host().sh("nft list ruleset");
         for named in ["10.1.0.", "fd01:", "10.5.0.", "macspoofchk", "8080", "9090"] {
             assert!(!rules.contains(named), "{named}: {rules}");

@@ -224,7 +224,7 @@ fn add_again_does_not_duplicate() {
 }
 
 #[test]
-fn check_reports_missing_rules() {
+fn check_misses_the_rules() {
     beyond_peer("CHECK there does not look at rules", || {
         let node = Node::new();
         let (pod, result) = node.pod("a");

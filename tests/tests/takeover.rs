@@ -23,7 +23,7 @@ impl Deref for Node {
     }
 }
 
-/// The port mappings of a pod.
+/// What a pod publishes.
 fn ports(first: u16) -> Value {
     json!({"portMappings": [
         {"hostPort": first, "containerPort": 80, "protocol": "tcp"},
@@ -340,7 +340,7 @@ fn only_the_network_that_is_named_is_adopted() {
 }
 
 #[test]
-fn chains_of_pods_outside_the_cache_are_not_adopted() {
+fn unknown_parts_stay_as_the_peer_made_them() {
     beyond_peer(WHY, || {
         let node = Node::new(BackEnd::IptablesNft, &DUAL);
         let (_a, _server) = node.pod(Suite::Peer, "a", 8080);
@@ -451,7 +451,7 @@ fn forgotten(node: &Node) -> (Netns, Running) {
 }
 
 #[test]
-fn a_later_release_removes_rules_of_pods_that_the_peer_deleted() {
+fn a_forgotten_release_is_made_up_for() {
     each(&BackEnd::IPTABLES, |back_end| {
         let node = Node::new(back_end, &DUAL);
         let (_first, _first_server) = node.pod(Suite::Peer, "first", 7000);
@@ -479,7 +479,7 @@ fn a_later_release_removes_rules_of_pods_that_the_peer_deleted() {
 }
 
 #[test]
-fn gc_removes_rules_of_pods_that_the_peer_deleted() {
+fn gc_makes_up_for_a_forgotten_release_in_lists_of_every_version() {
     for version in ["0.4.0", "1.0.0", "1.1.0"] {
         beyond_peer(WHY, || {
             let node = Node::new(BackEnd::IptablesNft, &DUAL);
@@ -502,7 +502,7 @@ fn gc_removes_rules_of_pods_that_the_peer_deleted() {
 }
 
 #[test]
-fn rules_of_pods_outside_the_cache_are_not_released_and_the_option_is_named() {
+fn what_may_be_of_a_living_pod_is_not_released_and_the_remedy_is_named() {
     beyond_peer(WHY, || {
         let node = Node::new(BackEnd::IptablesNft, &DUAL);
         let (pod, _server) = node.pod(Suite::Ours, "a", 8080);
@@ -527,7 +527,7 @@ fn rules_of_pods_outside_the_cache_are_not_released_and_the_option_is_named() {
         good(node.podwire(Suite::Peer, &gc, &Value::Null));
         assert_eq!(node.rules(), rules);
         node.assert_reached("a", &pod, 8080);
-        // As with macvlan, there is no veth pair with a derived name.
+        // Not even its veth pair is known by name, as with macvlan.
         node.host()
             .sh("ip link set $(ls /sys/class/net | grep ^veth) alias x");
         refused();
@@ -723,7 +723,7 @@ fn a_network_of_several_hosts_comes_back_whole() {
 }
 
 #[test]
-fn resync_does_not_take_a_port_from_a_newer_pod() {
+fn what_others_made_since_stays_theirs() {
     beyond_peer(WHY, || {
         let node = Node::forced(BackEnd::Nftables);
         let (_a, _server) = node.pod(Suite::Ours, "a", 8080);
@@ -803,7 +803,7 @@ fn a_file_that_makes_no_sense_is_reported_and_the_rest_is_done() {
 }
 
 #[test]
-fn resync_and_check_find_each_missing_rule_of_conditions() {
+fn resync_misses_what_check_misses_of_conditions_that_are_several_rules() {
     each(&BackEnd::IPTABLES, |back_end| {
         let node = Node::empty(back_end);
         let mut network = network(&DUAL);
@@ -837,7 +837,7 @@ fn resync_and_check_find_each_missing_rule_of_conditions() {
 }
 
 #[test]
-fn after_a_flush_and_resync_ports_are_given_back_in_order() {
+fn after_a_flush_the_newest_has_a_port_and_the_one_before_gets_it_back() {
     beyond_peer(WHY, || {
         let node = Node::forced(BackEnd::Nftables);
         let (a, _a) = node.pod(Suite::Ours, "a", 8080);
@@ -855,7 +855,7 @@ fn after_a_flush_and_resync_ports_are_given_back_in_order() {
 }
 
 #[test]
-fn check_misses_rules_of_a_newer_version_only_if_they_are_needed() {
+fn what_an_older_version_left_out_is_no_fault_until_it_is_needed() {
     beyond_peer(WHY, || {
         let node = Node::forced(BackEnd::Nftables);
         let (a, _a) = node.pod(Suite::Ours, "a", 8080);
@@ -895,7 +895,7 @@ fn check_misses_rules_of_a_newer_version_only_if_they_are_needed() {
         assert_eq!(node.rules(), before);
         node.run(Suite::Ours, "check", &a, 8080);
 
-        // Shared rules are updated although no rule of a pod is missing.
+        // What all pods share is brought up to date though no pod misses anything.
         node.host().sh(
             "nft -a list chain ip podwire_hostports martians | sed -n 's/.* saddr .*handle //p' |
                  xargs nft delete rule ip podwire_hostports martians handle",

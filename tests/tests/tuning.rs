@@ -118,7 +118,10 @@ fn everything() -> Value {
 #[test]
 fn attributes_are_set_and_given_back() {
     let node = Node::new();
-    let snapshot = node.snapshot().allow("dir /run/cni");
+    let snapshot = node
+        .snapshot()
+        .allow("dir /run/cni")
+        .allow("dir /run/podwire");
     let conf = tuning(everything());
     node.add(&conf);
     let expected = Eth0 {
@@ -318,7 +321,10 @@ fn a_second_add_keeps_what_the_first_one_found() {
 fn a_failed_add_gives_everything_back() {
     beyond_peer("it leaves what it has done", || {
         let node = Node::new();
-        let snapshot = node.snapshot().allow("dir /run/cni");
+        let snapshot = node
+            .snapshot()
+            .allow("dir /run/cni")
+            .allow("dir /run/podwire");
         // No veth has an MTU that large.
         let change = json!({"mtu": 70000, "sysctl": {"net.ipv4.conf.IFNAME.rp_filter": "2"}});
         let conf = tuning(conf::with(&everything(), change));
@@ -647,7 +653,8 @@ fn a_bridge_and_tuning_check_each_others_pod() {
     let snapshot = sandbox
         .snapshot()
         .allow_bridge_network()
-        .allow("dir /run/cni");
+        .allow("dir /run/cni")
+        .allow("dir /run/podwire");
     let first = sandbox.cni("bridge").add(&bridge, &pod, "eth0").result();
     let keys = json!({"mac": NEW_MAC, "mtu": 1400});
     let tuning = conf::with(&conf::plugin("tuning"), keys);
@@ -752,16 +759,27 @@ fn a_pod_cannot_hold_up_its_del() {
 }
 
 #[test]
-fn gc_leaves_the_files_of_other_networks() {
+fn gc_removes_the_files_of_pods_that_are_forgotten_and_no_others() {
     beyond_peer("it has no GC", || {
         let node = Node::new();
         let conf = conf::at(&tuning(everything()), "1.1.0");
         node.add(&conf);
         let other = conf::with_valid(&conf::with(&conf, json!({"name": "other"})), &[]);
         node.tuning().gc(&other).silent();
+        let id = container_id(&node.pod);
+        let valid = conf::with_valid(&conf, &[(&id, "eth0")]);
+        node.tuning().gc(&valid).silent();
         assert!(node.kept().is_some());
         node.del(&conf);
         assert_eq!(node.eth0(), original());
+        // A pod that its runtime has forgotten.
+        let elsewhere = conf::with(&conf, json!({"dataDir": "/run/elsewhere"}));
+        node.add(&elsewhere);
+        let file = node.file("/run/elsewhere");
+        assert!(node.read(&file).is_some());
+        node.tuning().gc(&conf::with_valid(&conf, &[])).silent();
+        assert_eq!(node.read(&file), None);
+        assert_eq!(node.list("/run/podwire"), [] as [&str; 0]);
     });
 }
 

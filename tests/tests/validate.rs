@@ -179,6 +179,17 @@ const SUBJECTS: &[Subject] = &[
         keys: &["hostPort", "containerPort", "protocol", "hostIP"],
     },
     Subject {
+        plugin: "firewall",
+        place: "",
+        keys: &[
+            "backend",
+            "iptablesAdminChainName",
+            "firewalldZone",
+            "ingressPolicy",
+            "isolatePublishedPorts",
+        ],
+    },
+    Subject {
         plugin: "tuning",
         place: "",
         keys: &[
@@ -307,7 +318,7 @@ fn values() -> Vec<Value> {
         "65536",
         "4294967296",
         "18446744073709551616",
-        // libcni accepts these as an integer, a plugin does not.
+        // What libcni makes an integer of, and a plugin does not.
         "1500.0",
         "1e3",
         "1.5",
@@ -377,7 +388,7 @@ fn put(conf: &mut Value, place: &str, key: &str, value: Value) {
 
 /// As the file of a network: some plugins come after another one.
 fn file(conf: &Value) -> (Value, &'static str) {
-    if !["portmap", "tuning"]
+    if !["portmap", "firewall", "tuning"]
         .map(Value::from)
         .contains(&conf["type"])
     {
@@ -413,7 +424,7 @@ fn errors(sandbox: &Sandbox, confs: &[Value]) -> Vec<Vec<String>> {
     files.iter().map(errors).collect()
 }
 
-/// The outcome of ADD with a configuration.
+/// What the plugin makes of a configuration at ADD.
 #[derive(Debug, PartialEq)]
 enum Made {
     /// A pod with a network.
@@ -522,6 +533,11 @@ fn validate_and_portmap_agree_on_every_value_of_every_key() {
 }
 
 #[test]
+fn validate_and_firewall_agree_on_every_value_of_every_key() {
+    agree("firewall", 100);
+}
+
+#[test]
 fn validate_and_tuning_agree_on_every_value_of_every_key() {
     agree("tuning", 300);
 }
@@ -576,7 +592,7 @@ fn every_documented_key_is_tried() {
     }
 }
 
-/// Faults of several keys together: whether ADD can succeed.
+/// What only shows when keys are looked at together: whether ADD can succeed.
 #[test]
 fn validate_and_bridge_agree_on_gateways() {
     beyond_peer(WHY, || {
@@ -660,7 +676,7 @@ fn validate_and_bridge_agree_on_gateways() {
     });
 }
 
-/// Faults of the peers together with the pods' own addresses.
+/// What only shows when the peers and the pods' own addresses are looked at together.
 #[test]
 fn validate_and_vxlan_agree_on_subnets() {
     beyond_peer(WHY, || {

@@ -58,7 +58,7 @@ fn the_oldest_versions_know_one_address_per_family_and_no_interfaces() {
 }
 
 #[test]
-fn the_oldest_versions_get_the_first_address_of_a_family() {
+fn of_more_addresses_the_oldest_versions_get_the_first() {
     let sandbox = Sandbox::new();
     let pod = sandbox.pod("a");
     let answer = json!({"cniVersion": "1.0.0", "ips": [{"address": "10.7.0.5/24"}, {"address": "10.8.0.5/24"}]});
@@ -101,7 +101,7 @@ fn the_middle_versions_have_interfaces_and_a_version_in_every_address() {
 }
 
 #[test]
-fn the_new_versions_have_no_version_in_addresses() {
+fn the_new_versions_say_no_version_of_an_address() {
     for version in NEW.into_iter().filter(|v| supports(v)) {
         let (_sandbox, _pod, result, _) = add(version);
         assert_eq!(result["cniVersion"], version);
@@ -139,7 +139,7 @@ fn the_new_versions_leave_out_what_is_empty_and_sort_their_keys() {
 }
 
 #[test]
-fn only_the_newest_version_has_the_mtu() {
+fn only_the_newest_version_tells_the_mtu() {
     for version in OLD.into_iter().chain(MIDDLE).chain(["1.0.0"]) {
         let (_sandbox, _pod, _, text) = add(version);
         assert!(!text.contains("\"mtu\""), "{text}");

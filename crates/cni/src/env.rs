@@ -247,26 +247,26 @@ impl Variables {
     pub(crate) fn read(env: &Environment, command: &str) -> Result<Self, Error> {
         let verb = Verb::parse(command);
         let attachment = verb.is_some_and(Verb::names_an_attachment);
-        // Other verbs ignore the variables of an attachment.
-        let of_attachment =
-            |name| -> Result<Option<&str>, Error> { Ok(env.text(name)?.filter(|_| attachment)) };
-        let container_id = of_attachment("CNI_CONTAINERID")?;
-        let container_id = container_id.map(ContainerId::parse).transpose()?;
-        let netns = of_attachment("CNI_NETNS")?.map(NetnsPath::new);
-        let ifname = of_attachment("CNI_IFNAME")?;
-        let ifname = ifname.map(IfName::parse).transpose()?;
-        let path = env.text("CNI_PATH")?;
+        let mut missing = Vec::new();
+        let mut required = |name: &'static str, needed: bool| -> Result<Option<&str>, Error> {
+            let value = env.text(name)?;
+            if value.is_none() && needed {
+                missing.push(name);
+            }
+            Ok(value.filter(|_| attachment || name == "CNI_PATH"))
+        };
 
-        let needs_netns = attachment && verb != Some(Verb::Del);
-        let missing = [
-            ("CNI_CONTAINERID", attachment && container_id.is_none()),
-            ("CNI_NETNS", needs_netns && netns.is_none()),
-            ("CNI_IFNAME", attachment && ifname.is_none()),
-            ("CNI_PATH", verb.is_some() && path.is_none()),
-        ];
-        let missing: Vec<_> = missing
-            .into_iter()
-            .filter_map(|(name, is_missing)| is_missing.then_some(name))
+        let container_id = required("CNI_CONTAINERID", attachment)?
+            .map(ContainerId::parse)
+            .transpose()?;
+        let netns =
+            required("CNI_NETNS", attachment && verb != Some(Verb::Del))?.map(NetnsPath::new);
+        let ifname = required("CNI_IFNAME", attachment)?
+            .map(IfName::parse)
+            .transpose()?;
+        let path = required("CNI_PATH", verb.is_some())?.unwrap_or_default();
+        let path = std::env::split_paths(path)
+            .filter(|dir| !dir.as_os_str().is_empty())
             .collect();
         if !missing.is_empty() {
             return Err(Code::InvalidEnvironment.err(format!(
@@ -280,9 +280,7 @@ impl Variables {
             netns,
             ifname,
             args: env.text("CNI_ARGS")?.unwrap_or_default().to_owned(),
-            path: std::env::split_paths(path.unwrap_or_default())
-                .filter(|dir| !dir.as_os_str().is_empty())
-                .collect(),
+            path,
         })
     }
 }

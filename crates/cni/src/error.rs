@@ -7,8 +7,6 @@
 
 use std::fmt;
 
-use serde::Serialize;
-
 use crate::privilege::{self, Capability, Denied};
 use crate::system_error::SystemError;
 
@@ -54,19 +52,16 @@ impl Code {
     }
 }
 
-/// An error with a code of its own. Its JSON is the document that a plugin prints: without a
-/// version, and with details only if there are any.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// An error with a code of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     /// One of [`Code`], or the code of a delegate.
     pub code: u32,
     /// What was being done to what, then why it failed. Lower case, no full stop.
     pub msg: String,
     /// More for the reader; empty when there is nothing to add.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub details: String,
     /// Another plugin has reported it: code, message and details stay as they are.
-    #[serde(skip)]
     pub(crate) is_document: bool,
 }
 
@@ -155,11 +150,14 @@ impl Chain {
         self.missing = self.missing.take().or_else(|| privilege::missing(needed));
     }
 
-    fn into_error(mut self) -> Error {
-        self.msg.extend(self.missing);
+    fn into_error(self) -> Error {
         let mut error = self.document.unwrap_or_else(|| Error {
             code: self.code.unwrap_or(Code::Internal as u32),
-            msg: self.msg.join(": "),
+            msg: {
+                let mut parts = self.msg;
+                parts.extend(self.missing);
+                parts.join(": ")
+            },
             details: String::new(),
             is_document: false,
         });

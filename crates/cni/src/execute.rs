@@ -8,13 +8,14 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Output};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::error::Code;
-use crate::process::{self, is_later, wait_until};
+use crate::process::{is_later, poll_timeout, wait_until};
 
 /// How long a program may run. Kubelet abandons a sandbox after four minutes, other runtimes
 /// sooner, so a later answer is of no use.
@@ -141,7 +142,7 @@ fn exchange(
         for stream in &mut streams {
             stream.read(limits.output)?;
         }
-        let mut open: Vec<_> = streams
+        let open: Vec<_> = streams
             .iter()
             .filter_map(|stream| stream.poll_fd())
             .chain(feed.poll_fd())
@@ -154,7 +155,14 @@ fn exchange(
         if left.is_zero() {
             return Err(beyond(Beyond::Time(limits.time)));
         }
-        process::wait(&mut open, left)?;
+        wait_for_any(open, left)?;
+    }
+}
+
+fn wait_for_any(mut open: Vec<PollFd<'_>>, limit: Duration) -> io::Result<()> {
+    match poll(&mut open, poll_timeout(limit)) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -241,7 +249,6 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::errno::Errno;
     use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
 

@@ -13,7 +13,6 @@
 //! [`Json::decode_all`] reads by the same rules, but does not stop at the first
 //! fault, and reports which keys the type has.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -353,6 +352,10 @@ impl<'de> Visitor<'de> for JsonVisitor {
         Ok(Json::Null)
     }
 
+    fn visit_none<E>(self) -> Result<Json, E> {
+        Ok(Json::Null)
+    }
+
     fn visit_bool<E>(self, value: bool) -> Result<Json, E> {
         Ok(Json::Bool(value))
     }
@@ -373,6 +376,10 @@ impl<'de> Visitor<'de> for JsonVisitor {
 
     fn visit_str<E>(self, value: &str) -> Result<Json, E> {
         Ok(Json::String(value.to_owned()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Json, E> {
+        Ok(Json::String(value))
     }
 
     fn visit_seq<A: de::SeqAccess<'de>>(self, mut items: A) -> Result<Json, A::Error> {
@@ -445,11 +452,8 @@ impl<'de> Deserializer<'de> for Reader<'_> {
                 items: items.iter().enumerate(),
                 at: self.at,
             }),
-            // A map type: every key as it is written.
-            Json::Object(members) => visitor.visit_map(Members {
-                members: members
-                    .iter()
-                    .map(|(key, json)| (key.as_str(), Cow::Borrowed(json))),
+            Json::Object(members) => visitor.visit_map(Entries {
+                members: members.iter(),
                 at: self.at,
                 current: None,
             }),
@@ -467,11 +471,9 @@ impl<'de> Deserializer<'de> for Reader<'_> {
             keys.entry(at.path.clone()).or_default().extend(fields);
         }
         match self.json {
-            // The fields that are present, under their own names.
-            Json::Object(members) => visitor.visit_map(Members {
-                members: fields
-                    .iter()
-                    .filter_map(|field| Some((*field, Cow::Owned(collect(members, field)?)))),
+            Json::Object(members) => visitor.visit_map(Fields {
+                members,
+                fields: fields.iter(),
                 at: self.at,
                 current: None,
             }),
@@ -557,26 +559,27 @@ impl<'de> de::SeqAccess<'de> for Items<'_> {
     }
 }
 
-/// The members of an object.
-struct Members<'a, I> {
-    members: I,
+/// The entries of a map type: every key as it is written.
+struct Entries<'a> {
+    members: std::slice::Iter<'a, (String, Json)>,
     at: Option<At<'a>>,
-    current: Option<(&'a str, Cow<'a, Json>, Option<At<'a>>)>,
+    current: Option<(&'a (String, Json), Option<At<'a>>)>,
 }
 
-impl<'a, 'de, I: Iterator<Item = (&'a str, Cow<'a, Json>)>> de::MapAccess<'de> for Members<'a, I> {
+impl<'de> de::MapAccess<'de> for Entries<'_> {
     type Error = DecodeError;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(
         &mut self,
         seed: K,
     ) -> Result<Option<K::Value>, DecodeError> {
-        for (key, json) in self.members.by_ref() {
-            let at = self.at.as_ref().map(|at| at.member(key));
+        for member in self.members.by_ref() {
+            let at = self.at.as_ref().map(|at| at.member(&member.0));
             if at.as_ref().is_some_and(At::is_skipped) {
                 continue;
             }
-            self.current = Some((key, json, at));
+            self.current = Some((member, at));
+            let key = member.0.as_str();
             return seed.deserialize(key.into_deserializer()).map(Some);
         }
         Ok(None)
@@ -586,11 +589,51 @@ impl<'a, 'de, I: Iterator<Item = (&'a str, Cow<'a, Json>)>> de::MapAccess<'de> f
         &mut self,
         seed: V,
     ) -> Result<V::Value, DecodeError> {
-        let Some((key, json, at)) = self.current.take() else {
+        let Some(((key, json), at)) = self.current.take() else {
+            return Err(de::Error::custom("value without a key"));
+        };
+        seed.deserialize(Reader { json, at })
+            .map_err(|error| error.under(key))
+    }
+}
+
+/// The fields of a struct type: those that are present, under their own names.
+struct Fields<'a> {
+    members: &'a [(String, Json)],
+    fields: std::slice::Iter<'static, &'static str>,
+    at: Option<At<'a>>,
+    current: Option<(&'static str, Json, Option<At<'a>>)>,
+}
+
+impl<'de> de::MapAccess<'de> for Fields<'_> {
+    type Error = DecodeError;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, DecodeError> {
+        for field in self.fields.by_ref() {
+            let at = self.at.as_ref().map(|at| at.member(field));
+            if at.as_ref().is_some_and(At::is_skipped) {
+                continue;
+            }
+            if let Some(value) = collect(self.members, field) {
+                self.current = Some((field, value, at));
+                return seed.deserialize((*field).into_deserializer()).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(
+        &mut self,
+        seed: V,
+    ) -> Result<V::Value, DecodeError> {
+        let Some((field, json, at)) = self.current.take() else {
             return Err(de::Error::custom("value without a key"));
         };
         seed.deserialize(Reader { json: &json, at })
-            .map_err(|error| error.under(key))
+            .map_err(|error| error.under(field))
     }
 }
 

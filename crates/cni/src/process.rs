@@ -98,7 +98,7 @@ pub fn wait_until(child: &mut Child, deadline: Instant) -> std::io::Result<Optio
             return Ok(None);
         }
         match &ended {
-            Some(ended) => wait(&mut [PollFd::new(ended.as_fd(), PollFlags::POLLIN)], left)?,
+            Some(ended) => readable(ended, left)?,
             None => {
                 sleep(nap.min(left));
                 nap = (nap * 2).min(Duration::from_millis(5));
@@ -107,14 +107,18 @@ pub fn wait_until(child: &mut Child, deadline: Instant) -> std::io::Result<Optio
     }
 }
 
-/// Waits until one of `fds` is ready, or `limit` has passed; at least one millisecond.
-pub(crate) fn wait(fds: &mut [PollFd<'_>], limit: Duration) -> std::io::Result<()> {
-    let millis = limit.as_millis().clamp(1, i32::MAX as u128) as i32;
-    let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
-    match poll(fds, timeout) {
+fn readable(fd: &OwnedFd, limit: Duration) -> std::io::Result<()> {
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut fds, poll_timeout(limit)) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// A timeout for poll(2), at least one millisecond.
+pub(crate) fn poll_timeout(limit: Duration) -> PollTimeout {
+    let millis = limit.as_millis().clamp(1, i32::MAX as u128) as i32;
+    PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
 }
 
 /// A descriptor that becomes readable when the child ends; `None` before Linux 5.3.

@@ -14,20 +14,16 @@ use crate::json::Json;
 use crate::version::Version;
 
 /// The result of an ADD or of an IPAM plugin, or a `prevResult`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct AddResult {
     /// Every interface that was created, including host ends.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<Interface>,
     /// Every address of the container.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ips: Vec<IpConfig>,
     /// Every route of the container.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<Route>,
     /// How the container resolves names.
-    #[serde(skip_serializing_if = "Dns::is_empty")]
     pub dns: Dns,
 }
 
@@ -281,14 +277,31 @@ impl AddResult {
     pub fn encode(&self, version: Version) -> Result<String> {
         if version >= Version::V1_0_0 {
             // Maps of serde_json sort their keys, as Go's encoder does.
-            let mut document = serde_json::to_value(self)?;
-            document["cniVersion"] = version.as_str().into();
-            return pretty(&document);
+            return pretty(&self.to_1x(version)?);
         }
         if version >= Version::V0_3_0 {
             return pretty(&self.to_040(version));
         }
         pretty(&self.to_020(version)?)
+    }
+
+    /// The members of the 1.x document, without empty ones.
+    fn to_1x(&self, version: Version) -> Result<serde_json::Map<String, serde_json::Value>> {
+        let mut members = serde_json::Map::new();
+        members.insert("cniVersion".into(), version.as_str().into());
+        if !self.interfaces.is_empty() {
+            members.insert("interfaces".into(), serde_json::to_value(&self.interfaces)?);
+        }
+        if !self.ips.is_empty() {
+            members.insert("ips".into(), serde_json::to_value(&self.ips)?);
+        }
+        if !self.routes.is_empty() {
+            members.insert("routes".into(), serde_json::to_value(&self.routes)?);
+        }
+        if !self.dns.is_empty() {
+            members.insert("dns".into(), serde_json::to_value(&self.dns)?);
+        }
+        Ok(members)
     }
 
     /// Interfaces had only a name, a MAC and a sandbox before 1.0.0.

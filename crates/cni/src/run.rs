@@ -9,9 +9,9 @@ use std::path::Path;
 use std::process::{ExitCode, ExitStatus, Output};
 use std::rc::Rc;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
 
 use crate::conf::{self, Head, Reading};
 use crate::env::{Environment, NetnsPath, Variables, Verb, is_identifier};
@@ -127,8 +127,7 @@ impl Process<'_> {
             return 0;
         };
         let error = Error::from_chain(&error);
-        let printed = pretty(&error).and_then(|document| self.print(&document));
-        if let Err(unwritten) = printed {
+        if let Err(unwritten) = self.print(&error_document(&error)) {
             // Standard output is closed; the runtime may still log standard error.
             let _ = writeln!(self.stderr, "{error}; {unwritten:#}");
         }
@@ -180,45 +179,42 @@ impl Process<'_> {
         conf: P::Conf,
         variables: Variables,
     ) -> Result<()> {
-        let network = call.network.clone();
-        let attachment =
-            (variables.container_id.zip(variables.ifname)).map(|(container_id, ifname)| {
-                Attachment {
-                    network,
-                    container_id,
-                    ifname,
-                }
-            });
-        match (verb, attachment, variables.netns) {
-            (Verb::Add, Some(attachment), Some(netns)) => self.add::<P>(&Add {
-                call,
-                conf,
-                attachment,
-                netns,
-            }),
-            (Verb::Del, Some(attachment), netns) => {
-                let request = Del {
+        match verb {
+            Verb::Add => {
+                let (attachment, netns) = (attachment(&call, &variables)?, netns(&variables)?);
+                self.add::<P>(&Add {
                     call,
                     conf,
                     attachment,
                     netns,
-                };
-                guarded(|| P::del(&request))
+                })
             }
-            (Verb::Check, Some(attachment), Some(netns)) => {
-                let request = Check {
-                    call,
-                    conf,
-                    attachment,
-                    netns,
-                };
-                guarded(|| P::check(&request))
+            Verb::Del => {
+                let attachment = attachment(&call, &variables)?;
+                let netns = variables.netns;
+                guarded(|| {
+                    P::del(&Del {
+                        call,
+                        conf,
+                        attachment,
+                        netns,
+                    })
+                })
             }
-            (Verb::Gc, ..) => self.gc::<P>(call, conf),
-            (Verb::Status, ..) => guarded(|| P::status(&Status { call, conf })),
-            (Verb::Version, ..) => self.versions::<P>(),
-            // `Variables::read` has refused it.
-            (Verb::Add | Verb::Del | Verb::Check, ..) => bail!("verb without its variables"),
+            Verb::Check => {
+                let (attachment, netns) = (attachment(&call, &variables)?, netns(&variables)?);
+                guarded(|| {
+                    P::check(&Check {
+                        call,
+                        conf,
+                        attachment,
+                        netns,
+                    })
+                })
+            }
+            Verb::Gc => self.gc::<P>(call, conf),
+            Verb::Status => guarded(|| P::status(&Status { call, conf })),
+            Verb::Version => self.versions::<P>(),
         }
     }
 
@@ -267,12 +263,17 @@ impl Process<'_> {
     }
 
     fn versions<P: Plugin>(&mut self) -> Result<()> {
-        let versions: Vec<_> = P::VERSIONS.iter().map(|it| it.as_str()).collect();
-        let document = json!({
-            "cniVersion": Version::LATEST.as_str(),
-            "supportedVersions": versions,
-        });
-        self.print(&format!("{document}\n"))
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Versions<'a> {
+            cni_version: &'a str,
+            supported_versions: Vec<&'a str>,
+        }
+        let line = serde_json::to_string(&Versions {
+            cni_version: Version::LATEST.as_str(),
+            supported_versions: P::VERSIONS.iter().map(|v| v.as_str()).collect(),
+        })?;
+        self.print(&format!("{line}\n"))
     }
 
     fn read_stdin(&mut self) -> Result<Vec<u8>, Error> {
@@ -406,6 +407,37 @@ fn refuse_own_namespace(netns: Option<&NetnsPath>) -> Result<(), Error> {
             .err("plugin's netns and netns from CNI_NETNS should not be the same")),
         _ => Ok(()),
     }
+}
+
+fn attachment(call: &Call, variables: &Variables) -> Result<Attachment> {
+    let missing = "verb without an attachment";
+    Ok(Attachment {
+        network: call.network.clone(),
+        container_id: variables.container_id.clone().context(missing)?,
+        ifname: variables.ifname.clone().context(missing)?,
+    })
+}
+
+fn netns(variables: &Variables) -> Result<NetnsPath> {
+    variables.netns.clone().context("verb without a namespace")
+}
+
+/// The document of an error: no version, no newline, details only if there are any.
+fn error_document(error: &Error) -> String {
+    #[derive(Serialize)]
+    struct Document<'a> {
+        code: u32,
+        msg: &'a str,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        details: &'a str,
+    }
+    let document = Document {
+        code: error.code,
+        msg: &error.msg,
+        details: &error.details,
+    };
+    // Serializing three plain members cannot fail.
+    pretty(&document).unwrap_or_else(|_| r#"{"code": 999, "msg": "internal error"}"#.to_owned())
 }
 
 #[cfg(feature = "fuzzing")]

@@ -177,10 +177,15 @@ impl SystemError {
 
     /// The cause alone: "file exists".
     pub fn reason(&self) -> String {
-        match (&self.refusal.text, self.errno()) {
-            (Some(cause), _) if self.style == Style::Worded => cause.clone(),
-            (_, Errno::ETIMEDOUT) => "timed out".into(),
-            (_, errno) => crate::reason(&errno.into()),
+        match (self.style, &self.refusal) {
+            (
+                Style::Worded,
+                Refusal {
+                    text: Some(cause), ..
+                },
+            ) => cause.clone(),
+            (_, refusal) if refusal.errno == Errno::ETIMEDOUT => "timed out".into(),
+            (_, refusal) => crate::reason(&refusal.errno.into()),
         }
     }
 }

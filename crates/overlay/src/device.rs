@@ -13,14 +13,13 @@ use netlink::{
     Entry, Family, Link, Netlink, Overlay, Peers, Reconciled, Route, RouteFilter, Vxlan,
     VxlanDevice, VxlanPort, VxlanSpec, is_port_taken, sysctl,
 };
-use packet_filter::VxlanGuard;
 
 use crate::fault::fault;
-use crate::guard::{self, Arrival};
+use crate::guard;
 use crate::mac::vtep_mac;
 use crate::mode::Mode;
 use crate::network::Network;
-use crate::peer::{self, Peer};
+use crate::peer::Peer;
 use crate::peer_checks::{Needed, check_captures};
 use crate::underlay::{self, Underlay, overhead};
 
@@ -111,7 +110,7 @@ impl Device {
             && network.peers.is_empty()
         {
             // Peers that were added by hand are in no configuration.
-            carried = known_peers(network, link, bridge)?;
+            carried = guard::known_peers(network, link, bridge)?;
         }
         self.ensure_guard(host, network, bridge, &carried)?;
         let mut link = match &self.link {
@@ -160,19 +159,11 @@ impl Device {
                 if guard::exists(network, self.local)? {
                     return Ok(());
                 }
-                let peers = known_peers(network, link, bridge)?;
-                guard::ensure(host, network, self.arrival(), &peers)
+                let peers = guard::known_peers(network, link, bridge)?;
+                guard::ensure(host, network, self, &peers)
             }
-            _ if carried.is_empty() => guard::ensure(host, network, self.arrival(), &network.peers),
-            _ => guard::ensure(host, network, self.arrival(), carried),
-        }
-    }
-
-    fn arrival(&self) -> Arrival<'_> {
-        Arrival {
-            local: self.local,
-            uplink: &self.uplink,
-            is_bound: self.spec.vxlan.link.is_some(),
+            _ if carried.is_empty() => guard::ensure(host, network, self, &network.peers),
+            _ => guard::ensure(host, network, self, carried),
         }
     }
 
@@ -255,7 +246,7 @@ impl Device {
         bridge: Option<&Link>,
         peers: &[Peer],
     ) -> Result<Reconciled> {
-        guard::ensure(host, network, self.arrival(), peers)?;
+        guard::ensure(host, network, self, peers)?;
         let overlay = overlay(network, link, bridge);
         let done = Peers::open()?.reconcile(overlay, &network.entries_of(peers))?;
         if let Some(bridge) = bridge {
@@ -345,37 +336,6 @@ impl Device {
         }
         Ok(())
     }
-}
-
-/// The guard for the peers that the kernel has now; `None` without a device.
-///
-/// # Errors
-/// As [`Device::find`]; what the kernel refuses.
-pub fn wanted_guard(host: &Netlink, network: &Network) -> Result<Option<VxlanGuard>> {
-    let device = Device::find(host, network)?;
-    let Some(link) = &device.link else {
-        return Ok(None);
-    };
-    let bridge = match network.mode {
-        Mode::L2 => host.find_link(network.bridge.as_str())?,
-        Mode::L3 => None,
-    };
-    let peers = known_peers(network, link, bridge.as_ref())?;
-    guard::wanted(host, network, device.arrival(), &peers).map(Some)
-}
-
-/// CHECK: whether the guard agrees with the peers that the kernel has.
-///
-/// # Errors
-/// What is missing.
-pub fn check_guard(host: &Netlink, network: &Network) -> Result<()> {
-    guard::check(|| wanted_guard(host, network))
-}
-
-/// The peers that the kernel has.
-fn known_peers(network: &Network, link: &Link, bridge: Option<&Link>) -> Result<Vec<Peer>> {
-    let present = Peers::open()?.present(overlay(network, link, bridge))?;
-    Ok(peer::peers(network.mode, &present))
 }
 
 /// The links whose entries are reconciled.

@@ -5,31 +5,19 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
-use netlink::{Family, Link, Netlink, RouteFilter};
+use netlink::{Family, Link, Netlink, Peers, RouteFilter};
 use packet_filter::{Nftables, VxlanGuard};
 
+use crate::device::{self, Device};
+use crate::mode::Mode;
 use crate::network::Network;
-use crate::peer::Peer;
-
-/// Where the packets of a network arrive on this node.
-#[derive(Clone, Copy)]
-pub(crate) struct Arrival<'a> {
-    /// The address.
-    pub local: IpAddr,
-    /// The interface with that address.
-    pub uplink: &'a Link,
-    /// Whether the device is bound to that interface.
-    pub is_bound: bool,
-}
+use crate::peer::{self, Peer};
 
 /// The guard for `peers`, all that the kernel has.
-///
-/// # Errors
-/// What the kernel refuses.
-pub(crate) fn wanted(
+fn wanted(
     host: &Netlink,
     network: &Network,
-    arrival: Arrival<'_>,
+    device: &Device,
     peers: &[Peer],
 ) -> Result<VxlanGuard> {
     // A group has members that are in no list. Without any peer, another program may write the
@@ -38,12 +26,39 @@ pub(crate) fn wanted(
     let hosts: BTreeSet<IpAddr> = peers.iter().map(|peer| peer.vtep).collect();
     Ok(VxlanGuard {
         network: network.name.clone(),
-        local: arrival.local,
+        local: device.local,
         port: network.port,
         vni: network.vni,
-        uplinks: uplinks(host, arrival)?,
+        uplinks: uplinks(host, device)?,
         peers: known.then(|| hosts.into_iter().collect()),
     })
+}
+
+/// The guard for the peers that the kernel has now; `None` without a device.
+///
+/// # Errors
+/// As [`Device::find`]; what the kernel refuses.
+pub fn present(host: &Netlink, network: &Network) -> Result<Option<VxlanGuard>> {
+    let device = Device::find(host, network)?;
+    let Some(link) = &device.link else {
+        return Ok(None);
+    };
+    let bridge = match network.mode {
+        Mode::L2 => host.find_link(network.bridge.as_str())?,
+        Mode::L3 => None,
+    };
+    let peers = known_peers(network, link, bridge.as_ref())?;
+    wanted(host, network, &device, &peers).map(Some)
+}
+
+/// The peers that the kernel has.
+pub(crate) fn known_peers(
+    network: &Network,
+    link: &Link,
+    bridge: Option<&Link>,
+) -> Result<Vec<Peer>> {
+    let present = Peers::open()?.present(device::overlay(network, link, bridge))?;
+    Ok(peer::peers(network.mode, &present))
 }
 
 /// Drops packets that are not from `peers`. Without nf_tables, logs that.
@@ -53,10 +68,10 @@ pub(crate) fn wanted(
 pub(crate) fn ensure(
     host: &Netlink,
     network: &Network,
-    arrival: Arrival<'_>,
+    device: &Device,
     peers: &[Peer],
 ) -> Result<()> {
-    let wanted = wanted(host, network, arrival, peers)?;
+    let wanted = wanted(host, network, device, peers)?;
     let Some(nftables) = Nftables::find()? else {
         lacking(network);
         return Ok(());
@@ -89,32 +104,32 @@ pub(crate) fn exists(network: &Network, local: IpAddr) -> Result<bool> {
     })
 }
 
-/// CHECK: whether the guard is that of `wanted`; true without nf_tables.
+/// CHECK: whether the guard agrees with the peers that the kernel has.
 ///
 /// # Errors
 /// What is missing.
-pub(crate) fn check(wanted: impl FnOnce() -> Result<Option<VxlanGuard>>) -> Result<()> {
+pub fn check(host: &Netlink, network: &Network) -> Result<()> {
     let Some(nftables) = Nftables::find()? else {
         return Ok(());
     };
-    match wanted()? {
+    match present(host, network)? {
         Some(wanted) => nftables.check_vxlan_guard(&wanted),
         None => Ok(()),
     }
 }
 
 /// The names of the interfaces that packets arrive on.
-fn uplinks(host: &Netlink, arrival: Arrival<'_>) -> Result<Vec<String>> {
-    let mut names = BTreeSet::from([arrival.uplink.name.clone()]);
+fn uplinks(host: &Netlink, device: &Device) -> Result<Vec<String>> {
+    let mut names = BTreeSet::from([device.uplink.name.clone()]);
     // Packets that arrive on a member of a vrf pass the hook again on the vrf.
-    if let Some(master) = arrival.uplink.master
+    if let Some(master) = device.uplink.master
         && let Some(master) = host.find_link_by_index(master)?
         && master.is_kind("vrf")
     {
         names.insert(master.name);
     }
-    if !arrival.is_bound {
-        names.extend(routers(host, Family::of(arrival.local))?);
+    if device.spec.vxlan.link.is_none() {
+        names.extend(routers(host, Family::of(device.local))?);
     }
     Ok(names.into_iter().collect())
 }

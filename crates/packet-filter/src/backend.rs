@@ -1,7 +1,7 @@
 //! The back ends, and which of them is chosen: the one that the configuration names, otherwise
 //! nftables where the kernel has it, otherwise iptables.
 
-mod iptables;
+pub(crate) mod iptables;
 mod nftables;
 
 use std::fmt;

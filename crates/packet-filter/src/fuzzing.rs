@@ -11,7 +11,7 @@ use crate::example;
 use crate::masquerade::Masquerade;
 use crate::ports::HostPorts;
 
-pub use self::iptables::{listed as listed_by_iptables, publish_as_text};
+pub use self::iptables::{firewall_as_text, listed as listed_by_iptables, publish_as_text};
 pub use self::nftables::answered as answered_by_nfnetlink;
 
 /// The owner of the rules.

@@ -1,5 +1,5 @@
 //! What podwire filters and translates on a node: masquerade, published ports, the MAC spoof check,
-//! separation of networks, isolation of pods, the VXLAN guard. One module for each.
+//! separation of networks, isolation of pods, the firewall of pods, the VXLAN guard. One module for each.
 //!
 //! Rules are data. [`Masquerade`], [`HostPorts`] and the others say what an attachment wants; a
 //! [`Backend`] makes rules of it, also as data, and writes them in one transaction. Every rule names
@@ -8,6 +8,7 @@
 mod backend;
 #[cfg(any(test, feature = "fuzzing"))]
 mod example;
+mod firewall;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod iptables;
@@ -23,6 +24,9 @@ mod vxlan_guard;
 pub use backend::{
     Backend, Families, Iptables, Kind, Nftables, Published, close_localhost, open, publish,
 };
+pub use firewall::firewalld::Firewalld;
+pub use firewall::iptables::chain_name;
+pub use firewall::{Firewall, Ingress};
 pub use isolation::{Isolation, Place};
 pub use leftovers::{Leftovers, check_masquerade, check_published};
 pub use masquerade::Masquerade;

@@ -18,6 +18,8 @@ pub struct Plugin {
     pub folder: String,
     /// Whether the Go suite has it, too.
     peer: bool,
+    /// The oldest CNI version that it speaks.
+    pub since: String,
     /// Whether DEL opens the pod's network namespace.
     pub opens_netns: bool,
     /// What the node needs before an ADD: `wire` ([`Sandbox::wire`]), `daemon`
@@ -37,6 +39,7 @@ impl Plugin {
             name: text("name"),
             folder: text("folder"),
             peer: flag("peer"),
+            since: row["since"].as_str().unwrap_or("0.1.0").to_owned(),
             opens_netns: flag("opensNetns"),
             node: lines.map(line).collect(),
             conf: row["conf"].clone(),
@@ -67,6 +70,13 @@ pub fn table() -> &'static [Plugin] {
 /// The plugins that the suite under test has.
 pub fn plugins() -> impl Iterator<Item = &'static Plugin> {
     table().iter().filter(|it| it.peer || !testing_the_peer())
+}
+
+/// The versions before 1.1.0 that the plugin speaks.
+pub fn versions_of(plugin: &str) -> Vec<&'static str> {
+    let all = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0"];
+    let since = &row(plugin).since;
+    all.into_iter().filter(|it| *it >= since.as_str()).collect()
 }
 
 /// A configuration with which an ADD of the plugin succeeds on a node that was made ready

@@ -14,6 +14,7 @@
 //! - [`rules`]: masquerade, isolation, separation, spoof check; [`masquerade`]: their keys;
 //! - [`shared`]: rules that all attachments of a network share, and when they are removed;
 //!   [`users`]: which attachments use them;
+//! - [`notes`]: what a chained plugin notes about an attachment for its DEL and GC;
 //! - [`result`]: the result of ADD; [`check`]: compares the kernel with it;
 //! - [`mac`], [`mtu`]: keys; [`requested`]: refuses requested addresses and MACs that would take
 //!   traffic from the node or from another pod.
@@ -27,6 +28,7 @@ pub mod mac;
 pub mod masquerade;
 pub mod mtu;
 pub mod neighbours;
+pub mod notes;
 pub mod parent;
 pub mod pod;
 pub mod port;

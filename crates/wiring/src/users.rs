@@ -106,8 +106,28 @@ impl Users {
             .into())
     }
 
+    /// The directories of all networks of this node's namespace.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn directories() -> Result<Vec<String>> {
+        match Self::open_node(false)? {
+            Some(node) => node.dir.entries().context("read the users of all networks"),
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// `None` if a directory is missing: without `make`, or removed in the meantime.
     fn open(network: &str, make: bool) -> Result<Option<Self>> {
+        let Some(mut users) = Self::open_node(make)? else {
+            return Ok(None);
+        };
+        let found = users.enter(&names::short(network), make)?;
+        Ok(found.then_some(users))
+    }
+
+    /// The directory that has those of the networks.
+    fn open_node(make: bool) -> Result<Option<Self>> {
         let dir = match Directory::open_at(AT_FDCWD, BASE) {
             Ok(dir) => dir,
             Err(Errno::ENOENT) => return Ok(None),
@@ -121,8 +141,7 @@ impl Users {
         // Where nothing is shared, the first directory is missing already.
         let found = users.enter(FIRST, make)?
             && users.enter(SECOND, make)?
-            && users.enter(&NetNs::current_name()?, make)?
-            && users.enter(&names::short(network), make)?;
+            && users.enter(&NetNs::current_name()?, make)?;
         Ok(found.then_some(users))
     }
 

@@ -1,12 +1,13 @@
 //! The original attributes of an interface, in the files of the Go plugin.
 
 use std::fs::DirBuilder;
+use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use cni::json::Json;
-use cni::{Attachment, file, names};
+use cni::{Attachment, SystemError, file, names};
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{PrettyFormatter, Serializer};
 
@@ -62,17 +63,38 @@ impl Backup {
         Self(Path::new(dir).join(name))
     }
 
+    /// A file whose path was noted.
+    pub fn at(path: &str) -> Self {
+        Self(path.into())
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// What the file has; `None` if there is no file, or not a valid one.
-    pub fn read(&self) -> Option<Attributes> {
-        let (content, _) = file::read(&self.0, LONGEST).ok()?;
-        let members: Members = Json::parse(&content).ok()?.decode().ok()?;
-        Some(Attributes {
+    ///
+    /// # Errors
+    /// The file is there, but cannot be read.
+    pub fn read(&self) -> Result<Option<Attributes>> {
+        let content = match file::read(&self.0, LONGEST) {
+            Ok((content, _)) => content,
+            Err(error) if file::is_absent(&error) || file::is_foreign(&error) => return Ok(None),
+            Err(error) => {
+                let op = format!("read {}", self.0.display());
+                return Err(SystemError::io(op, &error).into());
+            }
+        };
+        let document = Json::parse(&content).ok();
+        let members: Option<Members> = document.and_then(|it| it.decode().ok());
+        Ok(members.map(|members| Attributes {
             mac: members.mac.parse().ok(),
             promisc: members.promisc,
             mtu: Some(members.mtu).filter(|mtu| *mtu != 0),
             allmulti: members.allmulti,
             tx_queue_len: members.tx_q_len,
-        })
+        }))
     }
 
     /// Writes `attributes`. They are short enough to be written at once, so a kill leaves no
@@ -90,13 +112,26 @@ impl Backup {
         written.with_context(|| format!("keep the original values in {}", self.0.display()))
     }
 
-    /// Removes the file, if there is one.
+    /// Removes the file, if there is one. A directory in its place is not ours, and a read-only file
+    /// system has no file of ours.
     ///
     /// # Errors
     /// Those of unlink(2).
     pub fn remove(&self) -> Result<()> {
-        let removed = file::remove(&self.0);
-        removed.with_context(|| format!("remove {}", self.0.display()))
+        match file::remove(&self.0) {
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    ErrorKind::IsADirectory
+                        | ErrorKind::NotADirectory
+                        | ErrorKind::ReadOnlyFilesystem
+                ) =>
+            {
+                let op = format!("remove {}", self.0.display());
+                Err(SystemError::io(op, &error).into())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn make_dir(&self) -> std::io::Result<()> {
@@ -147,13 +182,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let data_dir = dir.path().join("a/b");
         let backup = backup(&data_dir, "pod1");
-        assert_eq!(backup.read(), None);
+        assert_eq!(backup.read().unwrap(), None);
         backup.write(&all()).unwrap();
         let file = data_dir.join("pod1_eth0.json");
         let expected = "{\n \"mac\": \"72:10:b9:2b:ec:f7\",\n \"promisc\": false,\n \"mtu\": 1500,\n \
                         \"allmulti\": false,\n \"txQLen\": 1000\n}";
         assert_eq!(std::fs::read_to_string(&file).unwrap(), expected);
-        assert_eq!(backup.read(), Some(all()));
+        assert_eq!(backup.read().unwrap(), Some(all()));
         let only = Attributes {
             tx_queue_len: Some(0),
             ..Attributes::default()
@@ -163,7 +198,7 @@ mod tests {
             std::fs::read_to_string(&file).unwrap(),
             "{\n \"txQLen\": 0\n}"
         );
-        assert_eq!(backup.read(), Some(only));
+        assert_eq!(backup.read().unwrap(), Some(only));
         backup.remove().unwrap();
         backup.remove().unwrap();
         assert!(!file.exists());
@@ -175,7 +210,7 @@ mod tests {
         let backup = backup(dir.path(), "pod1");
         for content in ["", "{", "[]", "{\"mtu\": \"x\"}"] {
             std::fs::write(dir.path().join("pod1_eth0.json"), content).unwrap();
-            assert_eq!(backup.read(), None, "{content}");
+            assert_eq!(backup.read().unwrap(), None, "{content}");
         }
         // A member that is no value of its kind is left out.
         std::fs::write(
@@ -184,7 +219,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(
-            backup.read().map(|it| (it.mac, it.mtu)),
+            backup.read().unwrap().map(|it| (it.mac, it.mtu)),
             Some((None, Some(9)))
         );
     }
@@ -197,6 +232,9 @@ mod tests {
             backup(dir.path(), &"d".repeat(4000)),
         );
         one.write(&all()).unwrap();
-        assert_eq!((one.read(), other.read()), (Some(all()), None));
+        assert_eq!(
+            (one.read().unwrap(), other.read().unwrap()),
+            (Some(all()), None)
+        );
     }
 }

@@ -10,9 +10,11 @@ pub mod plan;
 
 use anyhow::{Context, Result, bail};
 use cni::request::{Add, Check, Del, Gc, Status};
-use cni::{AddResult, BestEffort, Plugin, Undo};
+use cni::{AddResult, Attachment, Plugin, Undo};
 use netlink::{Link, Netlink, sysctl};
 use netns::NetNs;
+use nix::errno::Errno;
+use wiring::notes::Notes;
 
 use crate::backup::Backup;
 pub use crate::conf::Conf;
@@ -37,30 +39,24 @@ impl Plugin for Tuning {
         set_sysctls(&netns, &sysctls, ifname, undo)?;
         if !link.is_empty() {
             let backup = Backup::of(owner, &request.conf.data_dir);
+            note(owner, &backup, undo)?;
             set_attributes(&netns, &link, ifname, backup, undo)?;
         }
         Ok(link.in_result(previous, ifname, call.version))
     }
 
-    /// Gives the interface its original attributes. Settings of the namespace end with it. No
-    /// failure stops a DEL: the pod can change its interface so that the kernel refuses.
+    /// Gives the interface its original attributes. Settings of the namespace end with it.
     fn del(request: &Del<Conf>) -> Result<()> {
-        let backup = Backup::of(&request.attachment, &request.conf.data_dir);
-        let mut all = BestEffort::new();
-        if let (Some(original), Some(path)) = (backup.read(), &request.netns) {
-            all.step("give the interface its original attributes", || {
-                let netns = match NetNs::open(path.as_path()) {
-                    Err(error) if netns::is_gone(&error) => return Ok(()),
-                    netns => netns?,
-                };
-                restore(&netns, request.attachment.ifname.as_str(), &original)
-            });
+        let owner = &request.attachment;
+        let backup = Backup::of(owner, &request.conf.data_dir);
+        if let (Some(original), Some(path)) = (backup.read()?, &request.netns) {
+            match NetNs::open(path.as_path()) {
+                Err(error) if netns::is_gone(&error) => {}
+                netns => restore(&netns?, owner.ifname.as_str(), &original)?,
+            }
         }
-        all.step("forget the original attributes", || backup.remove());
-        if let Err(error) = all.finish() {
-            cni::log(format_args!("{}: {error:#}", request.attachment));
-        }
-        Ok(())
+        backup.remove()?;
+        notes(&owner.network).remove(owner, |_| Ok(()))
     }
 
     fn check(request: &Check<Conf>) -> Result<()> {
@@ -78,16 +74,33 @@ impl Plugin for Tuning {
         plan.link.compare(&link).map_err(anyhow::Error::msg)
     }
 
-    /// The names of the files with original attributes contain no network, as with the Go plugin:
-    /// those that are not in the list may be another network's. They are small, in memory, and
-    /// DEL removes them.
-    fn gc(_request: &Gc<Conf>) -> Result<()> {
-        Ok(())
+    /// Files of the Go plugin stay: their names contain no network, so they may be another one's.
+    fn gc(request: &Gc<Conf>) -> Result<()> {
+        let remove = |path: &str| Backup::at(path).remove();
+        notes(&request.call.network).collect(&request.valid, remove, |_| Ok(()))
     }
 
     fn status(request: &Status<Conf>) -> Result<()> {
         allowlist::permit(&Plan::new(&request.conf, None)?.sysctls)
     }
+}
+
+/// What an attachment uses whose original attributes are in a file.
+const FILE: &str = "file";
+
+fn notes(network: &str) -> Notes {
+    Notes::of(Tuning::NAME, network)
+}
+
+/// Notes where the file of `owner` is, for a GC that knows no directory.
+fn note(owner: &Attachment, backup: &Backup, undo: &mut Undo) -> Result<()> {
+    if backup.read()?.is_none() {
+        let owner = owner.clone();
+        undo.push("forget the original attributes", move || {
+            notes(&owner.network).remove(&owner, |_| Ok(()))
+        });
+    }
+    notes(&owner.network).add(FILE, owner, &backup.path().to_string_lossy())
 }
 
 /// Sets kernel settings from inside the pod's namespace: `sysctl -w NAME=VALUE …`.
@@ -154,7 +167,7 @@ fn set_attributes(
     let link = link.map_err(|error| error.reword(format!("failed to get {ifname:?}")))?;
     let current = wanted.of(&link);
     // A second ADD finds what the first one has set.
-    let kept = backup.read();
+    let kept = backup.read()?;
     let original = kept.clone().unwrap_or_default().or(current.clone());
     let (netns, name, file) = (netns.clone(), ifname.to_owned(), backup.clone());
     let is_new = kept.as_ref() != Some(&original);
@@ -168,23 +181,45 @@ fn set_attributes(
     if is_new {
         backup.write(&original)?;
     }
-    set(&pod, &link, wanted)
+    Ok(set(&pod, &link, wanted)?)
 }
 
-/// Gives the interface `ifname` the attributes `original`, if it still exists.
+/// Gives the interface `ifname` the attributes `original`, if it still exists. What the kernel
+/// refuses for good is logged: the pod can change its interface so that it does.
 fn restore(netns: &NetNs, ifname: &str, original: &Attributes) -> Result<()> {
     let pod = Netlink::open_in(netns)?;
-    match pod.find_link(ifname)? {
-        Some(link) => set(&pod, &link, original),
-        None => Ok(()),
+    let Some(link) = pod.find_link(ifname)? else {
+        return Ok(());
+    };
+    match set(&pod, &link, original) {
+        Err(error) if is_for_good(&error) => {
+            cni::log(format_args!(
+                "give {ifname} its original attributes: {error}"
+            ));
+            Ok(())
+        }
+        done => Ok(done?),
     }
+}
+
+/// Whether the kernel refuses a value as such, and not for lack of memory or time.
+fn is_for_good(error: &netlink::Error) -> bool {
+    matches!(
+        error.errno(),
+        Errno::EINVAL
+            | Errno::ERANGE
+            | Errno::EADDRNOTAVAIL
+            | Errno::EBUSY
+            | Errno::ENODEV
+            | Errno::EOPNOTSUPP
+    )
 }
 
 /// Sets every attribute that `wanted` has, also if the kernel refuses one: `ip link set NAME …`.
 ///
 /// # Errors
 /// The first refusal.
-fn set(pod: &Netlink, link: &Link, wanted: &Attributes) -> Result<()> {
+fn set(pod: &Netlink, link: &Link, wanted: &Attributes) -> Result<(), netlink::Error> {
     let index = link.index;
     let done = [
         wanted.mac.map(|mac| pod.set_mac(index, mac)),
@@ -195,6 +230,5 @@ fn set(pod: &Netlink, link: &Link, wanted: &Attributes) -> Result<()> {
             .tx_queue_len
             .map(|it| pod.set_tx_queue_len(index, it)),
     ];
-    done.into_iter().flatten().collect::<Result<(), _>>()?;
-    Ok(())
+    done.into_iter().flatten().collect()
 }

@@ -15,7 +15,7 @@ use cni::result::AddResult;
 use cni::{Attachment, BestEffort, Code, Plugin, Undo, WithLabel};
 use ipnetwork::IpNetwork;
 use netlink::{AddressSpec, BridgeSpec, Family, Link, Netlink, PortSpec, sysctl};
-use overlay::{Device, Mode, device, gateway_mac, unreached};
+use overlay::{Device, Mode, gateway_mac, guard, unreached};
 use packet_filter::node::Pod;
 use wiring::neighbours::{self, Neighbours};
 use wiring::result::Interfaces;
@@ -106,7 +106,7 @@ impl Plugin for Vxlan {
         delegate::ipam_check(call)?;
         let previous = check::attachment(request, &plan, &netns)?;
         rules::check(&wanted(&plan, &request.attachment, &previous)?)?;
-        device::check_guard(&Netlink::open()?, &plan.network)
+        guard::check(&Netlink::open()?, &plan.network)
     }
 
     fn gc(request: &Gc<Conf>) -> Result<()> {
@@ -136,7 +136,7 @@ impl Plugin for Vxlan {
 }
 
 /// What the attachment whose ADD returned `result` wants of the packet filter, but for the
-/// network's guard ([`device::wanted_guard`]).
+/// network's guard ([`guard::present`]).
 ///
 /// # Errors
 /// A result without the interfaces of the attachment.

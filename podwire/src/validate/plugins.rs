@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use cni::Cidr;
 use cni::env::IfName;
 use cni::faults::Fault;
+use firewall::plan::Backend;
 use host_local::plan::NO_RANGES;
 use overlay::Mode;
 use wiring::parent;
@@ -28,6 +29,7 @@ const fn plugin(name: &'static str, check: fn(&mut Subject<'_>)) -> Plugin {
 /// The plugins that attach a pod or change its attachment.
 pub const PLUGINS: &[Plugin] = &[
     plugin("bridge", bridge),
+    plugin("firewall", firewall),
     // It has no keys of its own.
     plugin("loopback", |_| {}),
     plugin("macvlan", macvlan),
@@ -151,6 +153,24 @@ fn portmap(subject: &mut Subject<'_>) {
     if let Some(plan) = subject.take(portmap::Plan::new(&keys)) {
         subject.take(plan.admit(&keys.reserved_ports));
     }
+}
+
+fn firewall(subject: &mut Subject<'_>) {
+    let Some(keys) = subject.keys::<firewall::Conf>() else {
+        return;
+    };
+    if subject.is_first() {
+        subject.error("", "missing prevResult from earlier plugin");
+    }
+    if !keys.backend.is_empty() && Backend::named(&keys.backend).is_none() {
+        let reason = format!("{:?} is none: the plugin chooses", keys.backend);
+        subject.warning("backend", reason);
+    }
+    if keys.isolate_published_ports && matches!(keys.ingress_policy.as_str(), "" | "open") {
+        let reason = "has no effect without ingressPolicy";
+        subject.warning("isolatePublishedPorts", reason);
+    }
+    subject.take(firewall::Plan::new(&keys));
 }
 
 fn tuning(subject: &mut Subject<'_>) {

@@ -175,12 +175,12 @@ pub fn errors(call: &str) -> &'static [Errno] {
     }
 }
 
-/// Whether a program may end without an error message if this call fails: it then has no memory.
+/// Whether a program may end without a word because this call failed: memory that there is not cannot be done without.
 pub fn is_memory(call: &str) -> bool {
     matches!(call, "mmap" | "mremap" | "brk" | "mprotect" | "munmap")
 }
 
-/// Whether this call can change the kernel's tables, a file or another process.
+/// Whether the kernel's tables, a file or another process can be another after this call.
 pub fn tells_others(call: &str) -> bool {
     let calls = [
         "sendto",
@@ -211,7 +211,7 @@ pub fn tells_others(call: &str) -> bool {
     calls.contains(&call)
 }
 
-/// Whether this call has an effect outside of the process.
+/// Whether anybody but the process itself can see that this call was made.
 pub fn leaves_a_mark(call: &str) -> bool {
     !matches!(
         call,

@@ -1,4 +1,4 @@
-//! The chains of plugins into which faults are injected.
+//! What has accidents.
 
 use sandbox::{BackEnd, conf};
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::dhcp;
 use crate::node::{Chain, EXECUTED};
 
-/// All chains.
+/// Every chain there is.
 pub fn all() -> Vec<Chain> {
     vec![
         alone("bridge", bridge()),
@@ -37,9 +37,12 @@ pub fn all() -> Vec<Chain> {
         published("portmap, iptables", BackEnd::IptablesNft),
         whole("bridge of bridge and portmap, iptables", 0),
         whole("portmap of bridge and portmap, iptables", 1),
+        walled("firewall", BackEnd::Nftables),
+        walled("firewall, iptables", BackEnd::IptablesNft),
         Chain {
             prefix: vec![conf::bridge(&["10.1.0.0/24", "fd01::/64"])],
-            in_pod: true,
+            // The interface that it changes comes and goes with it.
+            whole: true,
             ..alone("tuning", tuning())
         },
         Chain {
@@ -51,12 +54,12 @@ pub fn all() -> Vec<Chain> {
         },
         Chain {
             in_pod: true,
-            // `lo` stays up: other plugins may rely on it.
+            // A `lo` that is up: others may rely on it by now.
             keeps: true,
             ..alone("loopback", conf::loopback())
         },
         Chain {
-            // A fixed MAC: otherwise the bridge's MAC changes with its ports.
+            // A MAC of its own: the kernel's choice changes with the bridge's ports.
             setup: "ip link add lan address 02:00:00:00:00:01 type bridge
                 ip link set lan up
                 ip link set uplink master lan",
@@ -77,12 +80,12 @@ pub fn named(name: &str) -> Option<Chain> {
     all().into_iter().find(|chain| chain.name == name)
 }
 
-/// The same with an IPAM plugin that is executed.
+/// The same with an IPAM plugin that is a process of its own.
 fn executed(conf: Value) -> Value {
     conf::with(&conf, json!({"ipam": {"type": EXECUTED}}))
 }
 
-/// A bridge network with all features.
+/// All that a bridge network may have.
 fn bridge() -> Value {
     let change = json!({"macspoofchk": true});
     conf::with(&masqueraded("nftables"), change)
@@ -101,7 +104,7 @@ fn macvlan() -> Value {
 }
 
 fn shimmed() -> Value {
-    // Not from the pool, because a long sweep hands out all of its addresses.
+    // No address of the pool, all of which a long sweep hands out.
     let shim = json!({"name": "shim0", "address": "198.51.100.1/32"});
     conf::with(&macvlan(), json!({"hostShim": shim}))
 }
@@ -116,7 +119,7 @@ fn vxlan() -> Value {
     conf
 }
 
-/// A network with addresses from the DHCP server of the segment; `key` names the node's interface to it.
+/// A network whose addresses are those of the segment that `key` names the node's end of.
 fn leasing(kind: &str, key: &str, link: &str) -> Value {
     let mut conf = conf::plugin(kind);
     conf[key] = link.into();
@@ -131,7 +134,7 @@ fn leased(chain: Chain) -> Chain {
     }
 }
 
-/// On a node with an uplink on which nothing changes by itself.
+/// On a node with a wire, and nothing on it that changes by itself.
 fn wired(chain: Chain) -> Chain {
     let setup = "sysctl -qw net.ipv6.conf.default.disable_ipv6=1
         ip link add wire type veth peer name far
@@ -179,7 +182,7 @@ fn published(name: &'static str, back_end: BackEnd) -> Chain {
     }
 }
 
-/// The usual list of plugins on nodes without nf_tables; faults are injected into one of them.
+/// The list of most nodes without nf_tables, of which one plugin has the accidents.
 fn whole(name: &'static str, victim: usize) -> Chain {
     let back_end = BackEnd::IptablesNft;
     let list = [masqueraded(back_end.name()), portmap(back_end)];
@@ -188,6 +191,16 @@ fn whole(name: &'static str, victim: usize) -> Chain {
         suffix: list[victim + 1..].to_vec(),
         whole: true,
         ..with(back_end, alone(name, list[victim].clone()))
+    }
+}
+
+fn walled(name: &'static str, back_end: BackEnd) -> Chain {
+    let mut firewall = conf::plugin("firewall");
+    firewall["backend"] = back_end.name().into();
+    firewall["ingressPolicy"] = "isolated".into();
+    Chain {
+        prefix: vec![conf::bridge(&["10.1.0.0/24", "fd01::/64"])],
+        ..with(back_end, alone(name, firewall))
     }
 }
 

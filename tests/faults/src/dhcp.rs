@@ -16,7 +16,7 @@ const STATE: &str = "/var/lib/cni/dhcp/run-cni-dhcp.sock";
 /// The node's end of the segment.
 pub const UPLINK: &str = "uplink";
 
-/// The server and the daemon; both are killed when this is dropped.
+/// The server and the daemon; both end with this.
 pub struct Dhcp {
     host: Netns,
     _server: Running,
@@ -27,7 +27,7 @@ impl Dhcp {
     /// Makes the segment and starts both.
     ///
     /// # Errors
-    /// When one of them does not start.
+    /// When one of them does not begin to serve.
     pub fn start(sandbox: &Sandbox) -> Result<Self> {
         let (host, server) = (sandbox.host(), sandbox.pod("server"));
         host.sh(&format!(
@@ -40,7 +40,7 @@ impl Dhcp {
              ip link set lo up
              ip addr add 10.77.0.1/16 dev eth0
              ip link set eth0 up");
-        // Leases last longer than any sweep: a renewal would change the files.
+        // Leases last longer than any sweep: what is renewed meanwhile would differ on disk.
         let serving = server.dnsmasq("10.77.0.10,10.77.3.250,255.255.0.0,24h", &[]);
         wait_for("dnsmasq serves", || serving.output().contains("IP range"))?;
         let dhcp = Self {
@@ -52,7 +52,7 @@ impl Dhcp {
         Ok(dhcp)
     }
 
-    /// Starts another daemon, whether the previous one ended or was killed.
+    /// Another daemon, after whatever became of the one before.
     ///
     /// # Errors
     /// When it does not begin to listen.
@@ -68,7 +68,7 @@ impl Dhcp {
     /// Another daemon, under `tracer` (`faults trace …`), which writes `report` when it has ended.
     ///
     /// # Errors
-    /// When it neither listens nor exits.
+    /// When it neither listens nor ends.
     pub fn restart_under(&self, tracer: &[&str], report: &Path) -> Result<()> {
         self.stop()?;
         let program = program();
@@ -94,7 +94,7 @@ impl Dhcp {
         let id = tracer.id();
         let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
         for child in children.unwrap_or_default().split_whitespace() {
-            // Its parent, the tracer, is our child and still exists.
+            // Its parent, the tracer, is ours and has not been waited for.
             let _ = kill(Pid::from_raw(child.parse()?), Signal::SIGTERM);
         }
         wait_for("the traced daemon ends", || {
@@ -111,7 +111,7 @@ impl Dhcp {
         wait_for("the daemon ends", || !self.listens())
     }
 
-    /// Whether a daemon listens on the socket.
+    /// Whether a daemon answers, or would.
     pub fn listens(&self) -> bool {
         self.host.sh("ss -Hlx").contains(SOCKET)
     }

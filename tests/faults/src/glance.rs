@@ -1,8 +1,8 @@
-//! Compares the state of a node with an earlier one in two milliseconds: dumps of all kernel tables, compared as bytes,
-//! without the fields that change by themselves.
+//! Whether a node is still as it was, in two milliseconds: the kernel's own answers to every question that there is,
+//! compared as bytes, without what changes by itself.
 //!
-//! The full leak check ([`sandbox::Snapshot`]) uses `ip`, `nft` and the like, and takes fifty times as long. It decides
-//! if a glance finds a difference; see [`crate::node::Node::is_clean`].
+//! The leak check proper ([`sandbox::Snapshot`]) asks other people's tools and takes fifty times as long. It decides
+//! whenever a glance finds a difference; see [`crate::node::Node::is_clean`].
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -19,16 +19,16 @@ use sandbox::Sandbox;
 
 use self::Part::{Drop, Inside, Whole};
 
-/// The differences that are allowed.
+/// What may differ.
 #[derive(Clone, Debug, Default)]
 pub struct But {
-    /// Links of the node, with their addresses and routes.
+    /// Links of the node, with all that is on them.
     pub links: Vec<&'static str>,
     /// Parts of a file's or process's line.
     pub texts: Vec<String>,
 }
 
-/// The recorded state.
+/// What there was.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Glance(Vec<Vec<u8>>);
 
@@ -36,7 +36,7 @@ impl Glance {
     /// Looks at the node and at these pods.
     ///
     /// # Errors
-    /// When the kernel refuses a dump.
+    /// What the kernel does not tell.
     pub fn take(sandbox: &Sandbox, pods: &[&str], but: &But) -> Result<Self> {
         let pods: Vec<String> = pods.iter().map(|&pod| pod.to_owned()).collect();
         let but = but.clone();
@@ -57,7 +57,7 @@ impl Glance {
         })
     }
 
-    /// The lines that only one of the two has: the reason for a full leak check.
+    /// What only one of both has, for those who wonder why a full look was needed.
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let only = |sign, a: &Self, b: &Self| -> Vec<String> {
             let only = a.0.iter().filter(|fact| b.0.binary_search(fact).is_err());
@@ -68,7 +68,7 @@ impl Glance {
     }
 }
 
-/// Settings that belong to no link; those of a link are in its message (`IFLA_AF_SPEC`).
+/// Settings that are no link's own; a link brings its own along (`IFLA_AF_SPEC`).
 const SETTINGS: &[&str] = &[
     "ipv4/ip_forward",
     "ipv4/conf/*/forwarding",
@@ -89,7 +89,7 @@ const SETTINGS: &[&str] = &[
     "ipv6/conf/*/proxy_ndp",
 ];
 
-/// The state of the calling thread's network namespace.
+/// All that the calling thread's network namespace holds.
 fn namespace(place: &str, but: &But) -> Result<Vec<Vec<u8>>> {
     let mut facts = Facts {
         place: place.as_bytes().to_vec(),
@@ -154,7 +154,7 @@ fn routing(facts: &mut Facts, but: &But) -> Result<()> {
         if excluded.contains(&number(head, 4)) {
             continue;
         }
-        // The kernel detects duplicates of a link-local address in the background.
+        // A link-local address is looked for duplicates at the kernel's leisure.
         let by_itself = if head[3] == SCOPE_LINK {
             0x40 | 0x04
         } else {
@@ -238,7 +238,7 @@ fn of_family(family: u8, length: usize) -> Vec<u8> {
 /// Attributes of RTM_NEWLINK (linux/if_link.h).
 fn link(kind: u16) -> Part {
     match kind {
-        // Statistics, and the number of carrier changes.
+        // Statistics, and how often the carrier came and went.
         7 | 23 | 35 | 47 | 48 => Drop,
         // IFLA_PROTINFO: as below.
         12 => Drop,
@@ -248,8 +248,8 @@ fn link(kind: u16) -> Part {
     }
 }
 
-/// IFLA_LINKINFO. Its attributes depend on the kind. Only a bridge has timers; no other kind that we use has attributes with
-/// these numbers, except vxlan: there they are its second VTEP and flags, which `ip link` cannot change either.
+/// IFLA_LINKINFO. What it holds depends on the kind, but a bridge alone has timers, under numbers that no other kind of
+/// ours counts up to, except vxlan: there these are its second VTEP and flags, which `ip link` cannot change either.
 fn info(kind: u16) -> Part {
     match kind {
         2 => Inside(|kind| match kind {
@@ -361,7 +361,7 @@ fn expression(value: &[u8], kept: &mut Vec<u8>) {
     }
 }
 
-/// Which part of an attribute is kept.
+/// What is kept of an attribute.
 enum Part {
     Drop,
     Whole,
@@ -432,7 +432,7 @@ impl Netlink {
         })
     }
 
-    /// All objects of a kind, without the message headers.
+    /// All that there is of a kind, without the messages' own heads.
     fn dump(&mut self, kind: u16, request: &[u8]) -> Result<Vec<Vec<u8>>> {
         const REQUEST_DUMP: u16 = 0x301;
         const ERROR: u16 = 2;
@@ -484,7 +484,7 @@ fn processes() -> Result<Vec<String>> {
         if fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|it| it == ours) {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             if line.is_empty() {
-                // The process has ended.
+                // It has ended.
                 continue;
             }
             lines.push(format!(
@@ -503,7 +503,7 @@ fn walk(dir: &Path, pods: &[String], lines: &mut Vec<String>) -> Result<()> {
     };
     for entry in entries.flatten() {
         let path = entry.path();
-        // A daemon that renews a lease has a temporary file.
+        // A daemon that renews a lease has a file for a moment.
         let Ok(meta) = fs::symlink_metadata(&path) else {
             continue;
         };

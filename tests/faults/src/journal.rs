@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use crate::strike::Deed;
 use crate::sweep::{Crew, Point, Sweep, Tally, Verb};
 
-/// The points of a sweep, and the outcome of those that were tried.
+/// A sweep's points, and what came of those that have been played.
 pub struct Journal {
     file: Option<PathBuf>,
-    /// All points.
+    /// All that there are.
     pub points: Vec<Point>,
     done: BTreeMap<usize, Tally>,
 }
@@ -57,7 +57,7 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Starts a journal with these points.
+    /// Begins with these points.
     ///
     /// # Errors
     /// When that cannot be written.
@@ -70,10 +70,10 @@ impl Journal {
         }
     }
 
-    /// Tries the points that were not yet tried.
+    /// Plays what has not been played.
     ///
     /// # Errors
-    /// When the journal cannot be written.
+    /// When it cannot be written down.
     pub fn go_on(&mut self, sweep: &Sweep, crew: &Crew) -> Result<()> {
         let all = 0..self.points.len();
         let left: Vec<usize> = all.filter(|it| !self.done.contains_key(it)).collect();
@@ -98,19 +98,19 @@ impl Journal {
         Ok(())
     }
 
-    /// The number of points that were not yet tried.
+    /// How many have not been played.
     pub fn left(&self) -> usize {
         self.points.len() - self.done.len()
     }
 
-    /// The outcome of all points.
+    /// What came of all.
     pub fn total(&self) -> Tally {
         let mut total = Tally::default();
         self.done.values().for_each(|it| total.add(it.clone()));
         total
     }
 
-    /// A readable summary: a line for each kind of fault and verb, with its findings.
+    /// For people: a line for each accident of each verb, with its findings.
     pub fn lines(&self, name: &str) -> Vec<String> {
         let kind = |point: &Point| (point.verb, point.strike.deed.with(0));
         let kinds: BTreeSet<(Verb, Deed)> = self.points.iter().map(kind).collect();

@@ -1,7 +1,7 @@
-//! Fault injection: kills and failing system calls at every point of a plugin.
+//! Accidents, in every place where they can happen.
 //!
-//! [`tracer`] runs a plugin under ptrace(2) and injects a fault at one of its system calls; [`sweep`] tries one point after
-//! the other and checks each time whether the node is as before; [`chains`] lists the plugins. [`storm`] runs many calls at once.
+//! [`tracer`] runs a plugin under ptrace(2) and strikes at one of its system calls; [`sweep`] has one accident after
+//! the other and asks each time whether all is as before; [`chains`] are what has them. [`storm`] is many at once.
 
 pub mod calls;
 pub mod chains;

@@ -1,4 +1,4 @@
-//! A node with one network. A fault is injected into one attachment after the other.
+//! A node with one network, on which one attachment after the other has an accident.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -13,70 +13,70 @@ use serde_json::{Value, json};
 use crate::dhcp::Dhcp;
 use crate::glance::{But, Glance};
 
-/// The name of a host-local that is executed, not linked in.
+/// An IPAM plugin that is host-local, executed.
 pub const EXECUTED: &str = "executed";
 
-/// How long a glance waits for deletions that are under way.
+/// How long a glance waits for what is about to go.
 const MOMENT: Duration = Duration::from_millis(250);
 
-/// One of so many glances without a difference is verified by the full leak check.
+/// Among so many glances that see nothing, one is made sure of by the leak check.
 const REGULAR: usize = 25;
 
 /// The interface of every attachment.
 pub const IFNAME: &str = "eth0";
 
-/// A plugin with the plugins and settings that it needs.
+/// A plugin with what it needs before it.
 #[derive(Clone, Debug)]
 pub struct Chain {
-    /// Its name in reports.
+    /// What reports call it.
     pub name: &'static str,
-    /// A script that prepares the node.
+    /// What the node has before any of it, as a script.
     pub setup: &'static str,
-    /// Plugins whose ADD comes first. They are not deleted, unless the chain is `whole`.
+    /// Plugins that have done their ADD before, and are not touched, unless the chain is `whole`.
     pub prefix: Vec<Value>,
-    /// The plugin into which faults are injected, with its delegate.
+    /// The plugin that has the accidents, with its delegate.
     pub victim: Value,
-    /// The plugins after it in the list.
+    /// Those after it in the list.
     pub suffix: Vec<Value>,
-    /// Whether the plugins before the victim are added and deleted together with it, as by a runtime.
+    /// As a runtime has it: all are added and deleted together, and what is before the victim comes and goes with it.
     pub whole: bool,
-    /// Its binary, if that is not the `type`: an IPAM plugin gets the configuration of its caller.
+    /// Its binary, where that is not the `type`: an IPAM plugin gets the configuration of who calls it.
     pub program: Option<&'static str>,
-    /// The variant of iptables, where that matters.
+    /// Which programs are called iptables, where that matters.
     pub back_end: Option<BackEnd>,
-    /// Whether the plugin changes only the pod, so that its changes go with the pod or with a DEL that gets the pod's namespace.
+    /// What is made is in the pod alone, so that it goes with the pod or with a DEL that gets the pod's namespace.
     pub in_pod: bool,
-    /// Whether the shared objects of the network (bridge, rules, files) are removed before each fault.
+    /// Before each accident the node forgets all that a network leaves: bridge, rules, files.
     pub cold: bool,
-    /// Whether addresses come from a DHCP server, through the daemon.
+    /// Addresses come from a DHCP server, by way of a daemon.
     pub dhcp: bool,
-    /// Whether a failed ADD deliberately leaves its changes in the pod.
+    /// An ADD that fails leaves what it has done to the pod, on purpose.
     pub keeps: bool,
 }
 
-/// A node with a working chain.
+/// A node on which the chain works.
 pub struct Node {
     sandbox: Sandbox,
     chain: Chain,
     /// The server and the daemon, where the chain has them.
     pub dhcp: Option<Dhcp>,
-    /// The pod into whose attachment faults are injected.
+    /// Has the accidents.
     pub victim: Netns,
-    /// A pod that comes after each fault, and must work.
+    /// Comes after each, and must not notice.
     pub next: Netns,
-    /// A pod that is attached all the time, and must keep working.
+    /// Is attached all the time, and must not notice either.
     pub valid: Netns,
     valid_result: Value,
     /// The results of the plugins before the victim, by the name of the pod.
     prefix_results: RefCell<BTreeMap<String, Value>>,
     baseline: Snapshot,
-    /// The same for a glance, with the differences that are allowed.
+    /// The same at a glance, and what may differ there.
     at_a_glance: Option<(Glance, But)>,
     looks: Cell<Looks>,
 }
 
 impl Looks {
-    /// How often the full leak check was made.
+    /// How often with the leak check.
     pub fn full(self) -> usize {
         self.after_glances + self.regular
     }
@@ -85,22 +85,22 @@ impl Looks {
 /// How often the node was looked at.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Looks {
-    /// Glances without a difference.
+    /// At a glance, and there was nothing to be seen.
     pub glances: usize,
-    /// Full leak checks after a glance with a difference.
+    /// With the leak check, because of a glance.
     pub after_glances: usize,
-    /// Full leak checks to verify a glance without a difference.
+    /// With the leak check, because it was time again.
     pub regular: usize,
 }
 
 impl Node {
-    /// Makes the node, and adds and deletes one attachment, so that shared objects exist.
+    /// Makes the node, warm: one attachment has come and gone.
     ///
     /// # Errors
-    /// When the chain fails without a fault.
+    /// When the chain does not work without accidents.
     pub fn new(chain: &Chain) -> Result<Self> {
         let sandbox = Sandbox::new();
-        // No link-local addresses on the node: the kernel adds and removes them in the background.
+        // Links of the node get no address of the kernel's making: it comes and goes when it pleases.
         sandbox
             .host()
             .sh("sysctl -qw net.ipv6.conf.default.addr_gen_mode=1");
@@ -144,7 +144,7 @@ impl Node {
         Ok(node)
     }
 
-    /// Installs host-local under another name, so that plugins execute it instead of calling the linked one.
+    /// Puts host-local under another name: one that a plugin does not have in itself, but executes.
     fn install_executed(&self) {
         let dir = self.sandbox.dir().join("fakes");
         let script = dir.join(EXECUTED);
@@ -156,7 +156,7 @@ impl Node {
         std::fs::set_permissions(&script, mode).expect("make a plugin executable");
     }
 
-    /// Waits until the kernel has finished duplicate address detection and multicast joins.
+    /// Waits until the kernel has nothing more to do on its own: addresses that it checks, groups that it joins.
     fn settle(&self) {
         let quiet = || {
             let before = self.sandbox.snapshot();
@@ -170,19 +170,19 @@ impl Node {
         }
     }
 
-    /// The differences that are allowed: state that a network keeps for its next pod.
+    /// What a network keeps for its next pod may change.
     fn may_differ(&self) -> But {
         let mut texts = vec![
             "/last_reserved_ip.".to_owned(),
-            // An index that was rebuilt from all reservations may differ from one that was updated; both are right.
+            // A reading of all reservations leaves another index than the steps before it: either is right.
             "/.podwire/".into(),
-            // A restarted daemon has another process id.
+            // A daemon that is started again has another id.
             "/dhcp daemon".into(),
-            // It does not exist before the daemon listens; the socket of a killed daemon is replaced.
+            // Not there before it has begun to listen; what a killed one leaves is taken over.
             "other /run/cni/dhcp.sock".into(),
         ];
-        // A restarted daemon renews the leases that it finds, which changes their files. CHECK verifies that it
-        // holds them.
+        // What a daemon finds it has renewed: CHECK reports whether it still holds the lease. The leases
+        // of other attachments are not among these.
         let leases = Dhcp::leases(&self.sandbox);
         assert!(
             leases.len() <= 1,
@@ -190,7 +190,7 @@ impl Node {
         );
         texts.extend(leases);
         let links = match self.chain.cold {
-            // A recreated bridge has another MAC.
+            // A bridge that is made again has another MAC.
             true => vec!["cni0"],
             false => Vec::new(),
         };
@@ -200,7 +200,7 @@ impl Node {
     fn allowing(&self, but: &But) -> Snapshot {
         let snapshot = self.sandbox.snapshot();
         let snapshot = snapshot
-            // Multicast groups that the kernel joins in the background.
+            // Multicast groups that the kernel joins, when it pleases.
             .allow("fdb mac 33:33:")
             .allow("fdb mac 01:00:5e:");
         let texts = but.texts.iter();
@@ -214,7 +214,7 @@ impl Node {
         Glance::take(&self.sandbox, &pods, but)
     }
 
-    /// Whether the node looks as before, perhaps after a moment: a child process of DEL lives for some 15 ms.
+    /// Whether the node looks as before, at once or in a moment: a DEL leaves a child for some 15 ms.
     fn looks_clean(&self) -> Result<bool> {
         let Some((before, but)) = &self.at_a_glance else {
             return Ok(false);
@@ -249,14 +249,14 @@ impl Node {
         };
     }
 
-    /// Adds the plugins before the victim, if they are added together with it.
+    /// What comes before the victim in the list is added with it.
     pub fn add_before(&self, pod: &Netns) {
         if self.chain.whole {
             self.attach_prefix(pod);
         }
     }
 
-    /// Adds the plugins after the victim, whose result is given; returns the result of the list.
+    /// Adds what comes after the victim, whose result this is; returns that of the list.
     pub fn add_behind(&self, pod: &Netns, result: Value) -> Value {
         let add = |previous: Value, plugin: &Value| {
             let conf = self.shaped(plugin, pod, Some(&previous));
@@ -265,20 +265,20 @@ impl Node {
         self.chain.suffix.iter().fold(result, add)
     }
 
-    /// Adds all plugins that are added with the victim.
+    /// All that is added with the victim.
     fn add_all(&self, pod: &Netns) -> Value {
         self.add_before(pod);
         let added = self.cni().add(&self.conf(pod), pod, IFNAME);
         self.add_behind(pod, added.result())
     }
 
-    /// Deletes the plugins after the victim, which a runtime deletes first. `result` is that of the list, if known.
+    /// Deletes what comes after the victim, as the runtime does first. `result` is that of the list, if there is one.
     pub fn delete_behind(&self, pod: &Netns, result: Option<&Value>) {
         let behind = self.chain.suffix.iter().rev();
         behind.for_each(|plugin| self.delete(plugin, pod, result));
     }
 
-    /// Deletes the plugins before the victim, which a runtime deletes last.
+    /// Deletes what came before the victim, as the runtime does last.
     pub fn delete_before(&self, pod: &Netns, result: Option<&Value>) {
         if self.chain.whole {
             let before = self.chain.prefix.iter().rev();
@@ -292,14 +292,14 @@ impl Node {
         cni.del(&conf, pod, IFNAME).silent();
     }
 
-    /// DEL of the list, with namespace and result.
+    /// DEL of the list with what is known.
     pub fn delete_all(&self, pod: &Netns, conf: &Value, result: Option<&Value>) {
         self.delete_behind(pod, result);
         self.cni().del(conf, pod, IFNAME).silent();
         self.delete_before(pod, result);
     }
 
-    /// DEL of the list with an empty CNI_NETNS and without a result.
+    /// DEL of the list with an empty CNI_NETNS, and nothing known.
     pub fn delete_elsewhere(&self, pod: &Netns) {
         let nothing = json!({"runtimeConfig": null, "prevResult": null});
         for plugin in self.together().rev() {
@@ -337,7 +337,7 @@ impl Node {
     /// A plugin's configuration for `pod`.
     fn shaped(&self, plugin: &Value, pod: &Netns, previous: Option<&Value>) -> Value {
         let mut conf = chained(plugin, previous);
-        // Each pod publishes another port.
+        // Every pod wants a port of its own.
         let number = ["victim", "next", "valid"]
             .iter()
             .position(|it| *it == pod.name());
@@ -349,7 +349,7 @@ impl Node {
         conf
     }
 
-    /// A call of the victim.
+    /// A call of the plugin that has the accidents.
     pub fn cni(&self) -> Cni {
         self.call(self.program_of(&self.chain.victim))
     }
@@ -361,34 +361,34 @@ impl Node {
         }
     }
 
-    /// The directory that the sandbox shares with the test.
+    /// The directory that both sides may write to.
     pub fn dir(&self) -> String {
         self.sandbox.dir().display().to_string()
     }
 
-    /// Removes the shared objects of the network, as on a new node.
+    /// Forgets what a network leaves, as a node that has just been set up.
     pub fn make_cold(&self) {
         self.sandbox.host().sh("ip link del cni0 2>/dev/null || :
              nft flush ruleset
              rm -rf /var/lib/cni /run/cni");
     }
 
-    /// Whether faults are injected on a new node.
+    /// Whether accidents happen to a node that has just been set up.
     pub fn is_cold(&self) -> bool {
         self.chain.cold
     }
 
-    /// Whether the pod may be deleted: the plugins before the victim lose their state with it.
+    /// Whether the pod may go: what came before the victim would go with it.
     pub fn pod_may_go(&self) -> bool {
         self.chain.prefix.is_empty() || self.chain.whole
     }
 
-    /// Whether nothing is left after the victim's roll-back, because no plugin before it is added together with it.
+    /// Whether nothing is left when the victim has rolled back: all else that is added with it comes after it.
     pub fn rolls_back_all(&self) -> bool {
         (self.chain.prefix.is_empty() || !self.chain.whole) && !self.chain.keeps
     }
 
-    /// Deletes the pod's namespace, runs `body`, and creates another namespace with that name.
+    /// Takes the pod's namespace away, and gives it another of the same name when `body` has run.
     pub fn without_pod<T>(&self, body: impl FnOnce() -> T) -> T {
         if !self.pod_may_go() {
             return body();
@@ -400,7 +400,7 @@ impl Node {
         done
     }
 
-    /// GC of the list with `valid` as the only attachment in use; the victim is called like this.
+    /// GC of the list, when `valid` alone is in use; the victim's is called so.
     pub fn gc(&self, victim: impl Fn(&Value) -> Outcome) -> Outcome {
         let mut of_victim = None;
         for plugin in self.together() {
@@ -414,7 +414,7 @@ impl Node {
         of_victim.expect("the victim is in its list")
     }
 
-    /// The configuration for GC: that of the network, without port mappings.
+    /// What GC gets: as the runtime sees the network, without a word about ports.
     fn gc_conf(&self, plugin: &Value) -> Value {
         let valid = container_id(&self.valid);
         let list = [(valid.as_str(), IFNAME)];
@@ -423,10 +423,10 @@ impl Node {
         conf::with_valid(&conf, if attached { &list } else { &[] })
     }
 
-    /// Adds, checks and deletes another pod.
+    /// Another pod comes, is as it should be, and goes.
     ///
     /// # Errors
-    /// When one of these fails.
+    /// When it cannot.
     pub fn next_one(&self) -> Result<()> {
         self.comes_and_goes(&self.next)
     }
@@ -442,7 +442,7 @@ impl Node {
         Ok(())
     }
 
-    /// Checks that the pod that is always attached is unchanged.
+    /// Who was there before is still as it was.
     pub fn check_valid(&self) {
         if self.valid_result.is_null() {
             return;
@@ -450,10 +450,10 @@ impl Node {
         self.check_all(&self.valid, &self.valid_result);
     }
 
-    /// Whether the node is in the state before the fault.
+    /// Whether all is as before the accident.
     ///
     /// # Errors
-    /// The differences, one per line.
+    /// With what is not, one a line.
     pub fn is_clean(&self) -> Result<()> {
         let mut looks = self.looks.get();
         let it_is_time = (looks.glances + 1).is_multiple_of(REGULAR);
@@ -481,7 +481,7 @@ impl Node {
         })
     }
 
-    /// How often [`Node::is_clean`] used which check.
+    /// How often [`Node::is_clean`] has looked how.
     pub fn looks(&self) -> Looks {
         self.looks.get()
     }
@@ -494,7 +494,7 @@ fn chained(plugin: &Value, previous: Option<&Value>) -> Value {
     }
 }
 
-/// lo keeps 127.0.0.1 after it was up once, even when it is down again.
+/// lo has 127.0.0.1 from its first time on, even when it is down again.
 fn warm(pod: &Netns) {
     pod.sh("ip link set lo up; ip link set lo down");
 }

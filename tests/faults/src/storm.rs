@@ -1,5 +1,5 @@
-//! Hundreds of attachments over several networks, added, checked, deleted and collected at random by many runtimes
-//! at once, which kill plugins that take too long.
+//! Hundreds of attachments over several networks, added, checked, deleted and collected at random by many at once, by
+//! runtimes that lose patience and kill.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
@@ -10,39 +10,39 @@ use anyhow::{Result, ensure};
 use sandbox::{Cni, Netns, Outcome, Sandbox, Snapshot, conf};
 use serde_json::{Value, json};
 
-/// The size and the length of a storm.
+/// How much, how long.
 #[derive(Clone, Copy, Debug)]
 pub struct Storm {
-    /// The maximum number of attachments at a time, over all networks.
+    /// Attachments that may be there at once, over all networks.
     pub attachments: usize,
-    /// The number of runtimes.
+    /// Runtimes at work.
     pub workers: usize,
     /// How long.
     pub time: Duration,
-    /// The seed of the random numbers.
+    /// Where chance begins.
     pub seed: u64,
 }
 
-/// The outcome.
+/// What came of it.
 #[derive(Debug, Default)]
 pub struct Weather {
-    /// How long the operations took that were not killed, by verb.
+    /// Operations that ended on their own, by verb: how long each took.
     pub took: BTreeMap<&'static str, Vec<Duration>>,
     /// Operations that were killed.
     pub killed: usize,
     /// ADDs that failed with "try again later" (code 11).
     pub later: usize,
-    /// The findings.
+    /// What should not be.
     pub findings: Vec<String>,
 }
 
 impl Weather {
-    /// The number of all operations.
+    /// Operations, all together.
     pub fn operations(&self) -> usize {
         self.killed + self.took.values().map(Vec::len).sum::<usize>()
     }
 
-    /// A line per verb: number, median, maximum.
+    /// For each verb: how many, the median, the longest.
     pub fn times(&self) -> BTreeMap<&'static str, (usize, Duration, Duration)> {
         let row = |(verb, took): (&&'static str, &Vec<Duration>)| {
             let mut took = took.clone();
@@ -62,11 +62,11 @@ impl Weather {
 #[derive(Clone, Debug)]
 enum Known {
     Nothing,
-    /// It is attached; the result of its ADD.
+    /// It was there, as this result says.
     Attached(Value),
-    /// A call was killed: its state is unknown.
+    /// A call was killed: anything may be there.
     Unknown,
-    /// The runtime lost it, and its namespace is gone: GC must remove it.
+    /// The runtime lost it, and its namespace is gone: GC is to find it.
     Forgotten,
 }
 
@@ -80,7 +80,7 @@ struct Slot {
 struct Network {
     name: String,
     plugins: Vec<Value>,
-    /// Locked for writing by GC: the specification does not allow ADD and DEL at the same time.
+    /// GC has it alone, as the specification wants: runtimes run no ADD and no DEL beside it.
     quiet: RwLock<()>,
     /// Which container holds which address, by the results of ADD.
     addresses: Mutex<BTreeMap<String, String>>,
@@ -95,14 +95,14 @@ struct Storming<'a> {
 }
 
 impl Storm {
-    /// Runs the storm.
+    /// Lets it rage.
     ///
     /// # Errors
-    /// When a network does not work before the storm.
+    /// When the networks do not even work in calm.
     pub fn run(&self) -> Result<Weather> {
         let sandbox = Sandbox::new();
         let host = sandbox.host();
-        // Without link-local addresses.
+        // Without addresses of its own making.
         host.sh("sysctl -qw net.ipv6.conf.default.disable_ipv6=1");
         host.sh("ip link add wire type veth peer name wire-far; ip link set wire up; ip link set wire-far up");
         host.sh("sysctl -qw net.ipv6.conf.default.disable_ipv6=0");
@@ -182,7 +182,7 @@ fn networks() -> Vec<Network> {
 }
 
 impl Storming<'_> {
-    /// Adds and deletes one attachment of each network, so that shared objects exist.
+    /// One attachment of each network comes and goes, so that what stays for the next is there.
     fn warm_up(&self) -> Result<Snapshot> {
         for number in 0..self.networks.len() {
             let mut slot = lock(&self.slots[number]);
@@ -194,11 +194,11 @@ impl Storming<'_> {
             );
             self.del(&mut slot, true, None);
         }
-        // Duplicate address detection, and multicast joins of the kernel.
+        // Addresses that the kernel checks, groups that it joins.
         std::thread::sleep(Duration::from_secs(3));
         let snapshot = self.sandbox.snapshot();
         let snapshot = snapshot.allow("/last_reserved_ip.").allow("/.podwire/");
-        // The groups and link-local addresses of bridges change with their ports.
+        // Bridges take on and off groups and link-local addresses with their ports.
         Ok((0..3).fold(snapshot, |snapshot, number| {
             snapshot.allow_link(&format!("st{number}"))
         }))
@@ -214,7 +214,7 @@ impl Storming<'_> {
                 continue;
             };
             let network = &self.networks[slot.network];
-            // Without waiting: the thread that runs GC waits for this slot.
+            // Not waiting for it: who collects waits for this slot.
             let Ok(_busy) = network.quiet.try_read() else {
                 continue;
             };
@@ -309,7 +309,7 @@ impl Storming<'_> {
         slot.known = Known::Nothing;
     }
 
-    /// Deletes the namespace first, as when a sandbox container has died.
+    /// The namespace goes first, as when a sandbox container has died.
     fn lose_pod(&self, slot: &mut Slot, patience: Option<Duration>) {
         self.sandbox.remove_pod(&slot.pod);
         self.del(slot, false, patience);
@@ -321,7 +321,7 @@ impl Storming<'_> {
         slot.known = Known::Forgotten;
     }
 
-    /// GC of a network while no other call of it runs. Then the reservations on disk must be those of the runtimes.
+    /// GC of a network, which is quiet meanwhile; then what is on disk is what runtimes know.
     fn collect(&self, number: usize) {
         let network = &self.networks[number];
         let _alone = network
@@ -357,7 +357,7 @@ impl Storming<'_> {
                     self.sandbox.pod(slot.pod.name());
                     slot.known = Known::Nothing;
                 }
-                // Its namespace exists; DEL removes what is in it.
+                // Its namespace is there; what is in it goes by DEL.
                 Known::Unknown | Known::Nothing | Known::Attached(_) => {}
             }
         }
@@ -384,7 +384,7 @@ impl Storming<'_> {
         }
     }
 
-    /// Deletes everything, and checks that nothing is left.
+    /// Everything is deleted; nothing is left.
     fn calm(&self, baseline: &Snapshot) {
         for slot in &self.slots {
             let mut slot = lock(slot);
@@ -407,7 +407,7 @@ impl Storming<'_> {
             .id(&slot.id);
         match patience {
             None => call,
-            // Kills the process group: the plugin and the programs that it executed.
+            // It kills the process group: the plugin and whom it has called.
             Some(patience) => {
                 call.under(&["timeout", "-s", "KILL", &patience.as_secs_f64().to_string()])
             }

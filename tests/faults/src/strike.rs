@@ -1,26 +1,26 @@
-//! The fault that the tracer injects, and the tracer's report.
+//! What a traced program is to suffer, and what is known of it afterwards.
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::calls;
 
-/// The kind of fault.
+/// What is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Deed {
-    /// None: the calls are only recorded.
+    /// Nothing: calls are listed.
     Watch,
     /// The plugin, its delegates and their helpers are killed at once, as a runtime ends a process group or a node a unit.
     KillChain,
-    /// Only the plugin is killed; its delegate continues.
+    /// The plugin alone is killed: whom it has called goes on.
     KillPlugin,
-    /// The delegate is killed; only its calls are points.
+    /// Whom the plugin has called is killed; the points are its calls alone.
     KillDelegate,
-    /// The DHCP daemon is killed; only its calls are points, from its start to its end.
+    /// The DHCP daemon that the plugin asks is killed; the points are its calls alone, from its start to its end.
     KillDaemon,
-    /// The call fails with its error number `choice`.
+    /// The call fails, in its `choice`th way.
     Fail {
-        /// Index into [`crate::calls::errors`].
+        /// Which of [`crate::calls::errors`].
         choice: usize,
     },
     /// The same with a call of the DHCP daemon.
@@ -31,12 +31,12 @@ pub enum Deed {
 }
 
 impl Deed {
-    /// Whether the fault is injected into the daemon.
+    /// Whether it is the daemon's accident.
     pub fn is_daemons(self) -> bool {
         matches!(self, Self::KillDaemon | Self::FailDaemon { .. })
     }
 
-    /// The index of the error, if the call fails.
+    /// Which error a call gets, if it gets one.
     pub fn choice(self) -> Option<usize> {
         match self {
             Self::Fail { choice } | Self::FailDaemon { choice } => Some(choice),
@@ -44,7 +44,7 @@ impl Deed {
         }
     }
 
-    /// The same fault with another error.
+    /// The same accident with another error.
     pub fn with(self, choice: usize) -> Self {
         match self {
             Self::Fail { .. } => Self::Fail { choice },
@@ -54,14 +54,14 @@ impl Deed {
     }
 }
 
-/// A fault and its point: a call, counted over all threads and processes, from 1.
+/// What is done, and at which call of all threads and processes together, from 1.
 #[derive(Clone, Copy, Debug)]
 pub struct Strike {
-    /// The kind of fault.
+    /// What.
     pub deed: Deed,
-    /// The number of the call.
+    /// When.
     pub point: usize,
-    /// Only calls with this name are counted, so that those of another thread do not shift the point.
+    /// Only calls of this name count: what another thread does meanwhile does not.
     pub call: Option<&'static str>,
 }
 
@@ -87,7 +87,7 @@ impl Strike {
     /// Reads what [`Strike::words`] wrote.
     ///
     /// # Errors
-    /// When the text is something else.
+    /// When it did not.
     pub fn parse(deed: &str, point: &str) -> Result<Self> {
         let (call, point) = match point.split_once(':') {
             Some((call, point)) => (Some(calls::known(call).context("a call")?), point),
@@ -115,7 +115,7 @@ impl Strike {
     }
 }
 
-/// The call into which the fault was injected.
+/// Where the strike hit.
 #[derive(Clone, Debug, Default)]
 pub struct Struck {
     /// The program that was about to call.
@@ -126,12 +126,12 @@ pub struct Struck {
     pub errno: i32,
 }
 
-/// The tracer's report.
+/// What the tracer saw.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Exit status of the plugin; 128 plus the signal if a signal ended it.
+    /// Exit status of the plugin; 128 and the signal where one ended it.
     pub status: i32,
-    /// The number of calls up to the fault, or of all calls.
+    /// Calls up to the strike, or all.
     pub counted: usize,
     /// `None` when the program ended before the point, or its call has no such error.
     pub struck: Option<Struck>,
@@ -142,11 +142,11 @@ pub struct Report {
 /// A system call that was made.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// The program that made it.
+    /// Who made it.
     pub program: String,
     /// Its name.
     pub name: String,
-    /// Whether the plugin itself made it, or a program that it executed.
+    /// Whether the plugin itself made it, or whom it called.
     pub by_delegate: bool,
 }
 
@@ -166,7 +166,7 @@ impl Report {
     /// Reads what [`Report::encode`] wrote.
     ///
     /// # Errors
-    /// When the text is something else.
+    /// When it did not.
     pub fn parse(text: &str) -> Result<Self> {
         let value: Value = serde_json::from_str(text).context("read the tracer's report")?;
         let number = |value: &Value| value.as_i64().unwrap_or_default();

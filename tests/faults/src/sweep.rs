@@ -1,4 +1,4 @@
-//! Injects one fault at every system call of a verb, and checks the node afterwards.
+//! One accident at every point of a verb, and what is to be true afterwards.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use crate::calls;
 use crate::node::{Chain, IFNAME, Node};
 use crate::strike::{Call, Deed, Report, Strike, Struck};
 
-/// A verb into which faults are injected.
+/// A verb that has accidents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verb {
     /// ADD
@@ -34,7 +34,7 @@ pub enum Verb {
 /// All of them.
 pub const VERBS: [Verb; 4] = [Verb::Add, Verb::Del, Verb::Check, Verb::Gc];
 
-/// What the runtime does after the fault.
+/// What the runtime does after the accident.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recovery {
     /// DEL as usual.
@@ -43,7 +43,7 @@ pub enum Recovery {
     DelBare,
     /// DEL with an empty CNI_NETNS, while something keeps the namespace alive.
     DelElsewhere,
-    /// The pod's namespace is deleted and the runtime forgets the pod: GC.
+    /// The pod's namespace goes and the runtime forgets it: GC.
     Gc,
 }
 
@@ -54,43 +54,43 @@ const RECOVERIES: [Recovery; 4] = [
     Recovery::Gc,
 ];
 
-/// Verbs of a chain, and the faults that are injected into them.
+/// Verbs of a chain, and what is done to them.
 #[derive(Clone)]
 pub struct Sweep {
     /// The chain.
     pub chain: Chain,
     /// The verbs.
     pub verbs: Vec<Verb>,
-    /// The kinds of faults; for [`Deed::Fail`], every error of the call is tried.
+    /// The accidents; the choices of [`Deed::Fail`] are gone through.
     pub deeds: Vec<Deed>,
-    /// The maximum number of points for each kind of fault and verb, spread evenly.
+    /// Not more than so many points of each accident of each verb, spread over all.
     pub at_most: Option<usize>,
 }
 
-/// How the sweep is run.
+/// Who does it.
 pub struct Crew<'a> {
-    /// The program that traces the plugin.
+    /// The program that traces.
     pub exe: &'a str,
-    /// The number of nodes that are used in parallel.
+    /// On so many nodes at once.
     pub workers: usize,
-    /// No fault is injected after this time.
+    /// No accident begins after this.
     pub until: Option<Instant>,
 }
 
-/// The outcome of sweeps.
+/// What came of sweeps.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
-    /// Faults that were injected.
+    /// Accidents that happened.
     pub points: usize,
-    /// Runs that ended before the point of the fault.
+    /// Runs that ended before the accident could happen.
     pub missed: usize,
     /// Failed calls that the plugin could do without.
     pub harmless: usize,
-    /// Plugins that ended without an error message, because they had no memory or could not start.
+    /// Plugins that ended without a word for want of memory, or before they began.
     pub aborted: usize,
-    /// Full leak checks: after a glance found a difference, and now and then.
+    /// Leak checks by other people's tools: a glance had found a difference, or it was time.
     pub full_looks: usize,
-    /// The findings, one text each.
+    /// What should not be: one text each.
     pub findings: Vec<String>,
 }
 
@@ -134,14 +134,14 @@ impl Tally {
     }
 }
 
-/// One fault.
+/// One accident.
 #[derive(Clone, Copy, Debug)]
 pub struct Point {
-    /// The verb.
+    /// Of which verb.
     pub verb: Verb,
-    /// The fault, and where it is injected.
+    /// What happens, and when.
     pub strike: Strike,
-    /// What the runtime does afterwards.
+    /// What the runtime does then.
     pub recovery: Recovery,
 }
 
@@ -157,7 +157,7 @@ impl Point {
     /// Reads what [`Point::encode`] wrote.
     ///
     /// # Errors
-    /// When the text is something else.
+    /// When it did not.
     pub fn parse(value: &Value) -> Result<Self> {
         let number = |at: usize| value[at].as_u64().map(|it| it as usize);
         let word = |at: usize| value[at].as_str().unwrap_or_default();
@@ -172,10 +172,10 @@ impl Point {
 }
 
 impl Sweep {
-    /// Injects all faults.
+    /// Has all accidents.
     ///
     /// # Errors
-    /// When a verb fails without a fault.
+    /// When a verb does not work without accidents.
     pub fn run(&self, crew: &Crew) -> Result<Tally> {
         let points = self.points(crew.exe)?;
         let total = Mutex::new(Tally::default());
@@ -185,7 +185,7 @@ impl Sweep {
         total.into_inner().context("a worker panicked")
     }
 
-    /// Injects these faults; `done` gets the number and the outcome of each.
+    /// Has these accidents; `done` gets each one's number among them and what came of it.
     pub fn play(&self, crew: &Crew, points: &[Point], done: impl Fn(usize, Tally) + Sync) {
         let next = AtomicUsize::new(0);
         scope(|scope| {
@@ -195,10 +195,10 @@ impl Sweep {
         });
     }
 
-    /// Records the calls that the verbs make, and chooses among them.
+    /// Sees what calls the verbs make, and chooses among them.
     ///
     /// # Errors
-    /// When a verb fails without a fault.
+    /// When a verb does not work without accidents.
     pub fn points(&self, exe: &str) -> Result<Vec<Point>> {
         let node = Node::new(&self.chain)?;
         let watch = Strike {
@@ -238,7 +238,7 @@ impl Sweep {
         Ok(points)
     }
 
-    /// Evenly spread from the first to the last, so that every error and every way to recover is among them.
+    /// From the first to the last, as evenly as whole numbers allow; never one error or one way to recover alone.
     fn spread(&self, all: &[Point]) -> Vec<Point> {
         let Some(limit) = self.at_most.filter(|limit| *limit < all.len()) else {
             return all.to_vec();
@@ -248,12 +248,12 @@ impl Sweep {
         chosen.collect()
     }
 
-    /// All points. A point after a call that changed something is tried with every way to recover.
+    /// Every point; where the state of the machine is another than at the point before, in every way.
     fn candidates(&self, verb: Verb, deed: Deed, calls: &[Call]) -> Vec<Point> {
         let recoveries = self.recoveries(verb, deed);
         let mut all = Vec::new();
         let mut delegates = 0;
-        // A daemon that has not yet loaded its leases has changed nothing.
+        // Before it has its leases, a daemon has neither changed nor promised anything.
         let begin = match deed.is_daemons() {
             true => calls.iter().position(|call| call.name == "flock"),
             false => None,
@@ -285,19 +285,19 @@ impl Sweep {
                 true => calls::errors(&call.name).len(),
                 false => 1,
             };
-            // How iptables or nft handles its own errors is not tested; that it dies is covered by the kills.
+            // What a program of the system makes of its own troubles is its affair; that it dies is among the kills.
             let helper = HELPERS.contains(&call.program.as_str());
-            // A kill here has the same effect as at the call before, unless that call changed something.
+            // Who is killed here finds what was there at the call before, unless that one changed something.
             let differs = at == 0 || calls::leaves_a_mark(&calls[at - 1].name);
             if fails && helper {
                 continue;
             }
-            // A child resets each of its signals before exec(2): all of these calls count as one.
+            // A child resets each of its signals before it executes something: that counts once.
             let is_reset = |it: &Call| it.by_delegate && it.name == "rt_sigaction";
             if at > 0 && is_reset(call) && is_reset(&calls[at - 1]) {
                 continue;
             }
-            // Most of its hundreds of calls are those of any program that starts: only some of these are tried, and all that can change something.
+            // Of its hundreds of calls most are those of any program that starts: these are tried now and then, and all after which something may be another.
             let tells = at == 0 || calls::tells_others(&calls[at - 1].name);
             if helper && !tells && !at.is_multiple_of(SOME) {
                 continue;
@@ -364,7 +364,7 @@ impl Sweep {
         }
     }
 
-    /// Tries one point. Returns the node if it can be used again.
+    /// One point; the node if it is as good as before.
     fn one(&self, exe: &str, node: Node, point: Point, tally: &mut Tally) -> Option<Node> {
         let mut at = None;
         let before = node.looks();
@@ -389,7 +389,7 @@ impl Sweep {
             at.map_or_else(String::new, |at| at.to_string()),
             point.recovery
         ));
-        // A leak would be found again at every further point, so the next point gets a new node.
+        // What is left would be found again and again: the next one gets another node.
         None
     }
 }
@@ -410,23 +410,23 @@ fn text(panic: &(dyn Any + Send)) -> String {
         .unwrap_or_default()
 }
 
-/// A node, and the verb into which the fault is injected.
+/// A node, and the verb that has its accident there.
 struct Scene<'a> {
     node: &'a Node,
     exe: &'a str,
     verb: Verb,
-    /// Whether the fault is injected into the DHCP daemon instead of the plugin.
+    /// It is not the plugin's accident, but that of the daemon that it asks.
     of_daemon: bool,
 }
 
 impl Scene<'_> {
-    /// Tries one point from beginning to end.
+    /// The whole story of one point.
     fn play(&self, point: Point, tally: &mut Tally, at: &mut Option<Struck>) -> Result<()> {
         let (report, outcome) = self.accident(point.strike)?;
         *at = report.struck.clone();
         let no_memory = |struck: &Struck| calls::is_memory(&struck.call);
         let excused = outcome.code() == ABORTED && at.as_ref().is_some_and(no_memory);
-        // The standard library panics if close(2) of a directory fails.
+        // The standard library's own opinion of a directory that cannot be closed, which no kernel says.
         let closedir = "unexpected error during closedir";
         let closedir = outcome.stderr().contains(closedir) || outcome.stdout().contains(closedir);
         let panicked = outcome.stderr().contains("panicked at");
@@ -434,7 +434,7 @@ impl Scene<'_> {
         if !excused && (panicked || outcome.stdout().contains("panic:")) {
             bail!("panic: {outcome}");
         }
-        // See `candidates`: sometimes a system program makes this call instead of ours.
+        // See `candidates`: now and then, a program of the system is met in the place of ours.
         let of_ours = |it: &Struck| it.errno == 0 || !HELPERS.contains(&it.program.as_str());
         let Some(struck) = report.struck.filter(of_ours) else {
             tally.missed += 1;
@@ -449,7 +449,7 @@ impl Scene<'_> {
             }
             Deed::Fail { .. } => self.answered(&outcome, Some((&struck, point.strike)), tally)?,
         };
-        // Every other time, no daemon runs at the DEL after a failed verb.
+        // DEL after a verb that failed finds no daemon, every other time.
         if outcome.code() == 0 || point.strike.point.is_multiple_of(2) {
             self.revive()?;
         }
@@ -464,7 +464,7 @@ impl Scene<'_> {
         self.recover(result.as_ref(), point.recovery)
     }
 
-    /// Prepares the node for the verb, and runs the verb.
+    /// Brings the node to where the verb is about to run, and runs it.
     fn accident(&self, strike: Strike) -> Result<(Report, Outcome)> {
         let node = self.node;
         if node.is_cold() {
@@ -495,7 +495,7 @@ impl Scene<'_> {
         Ok((Report::parse(&report)?, outcome))
     }
 
-    /// Runs the verb, after the plugins that a runtime runs before it in the list.
+    /// Runs the verb; of those with which the plugin is in a list, what a runtime runs before it.
     fn call(&self, cni: impl Fn() -> Cni, conf: &Value) -> Outcome {
         let node = self.node;
         match self.verb {
@@ -509,7 +509,7 @@ impl Scene<'_> {
         }
     }
 
-    /// Restarts a daemon that was killed, as the service manager does.
+    /// The service manager starts a daemon again that has had an accident.
     fn revive(&self) -> Result<()> {
         match &self.node.dhcp {
             Some(dhcp) if self.of_daemon && !dhcp.listens() => dhcp.restart(),
@@ -517,7 +517,7 @@ impl Scene<'_> {
         }
     }
 
-    /// Attaches without a fault. Returns the configuration that the runtime sends from then on.
+    /// Attaches without an accident; the configuration as the runtime sends it from then on.
     fn added(&self, conf: &Value) -> Value {
         let node = self.node;
         let added = node.cni().add(conf, &node.victim, IFNAME);
@@ -525,7 +525,7 @@ impl Scene<'_> {
         conf::with_prev(conf, &result)
     }
 
-    /// Whether the plugin printed an answer, which must be valid then.
+    /// Whether the plugin lived to say how it went; what it says must be sound then.
     fn answered(
         &self,
         outcome: &Outcome,
@@ -559,7 +559,7 @@ impl Scene<'_> {
         Ok(true)
     }
 
-    /// Checks the effects of a verb that reports success.
+    /// What a verb that says it succeeded must have done.
     fn succeeded(&self, outcome: &Outcome, result: Option<&Value>) -> Result<()> {
         let node = self.node;
         match self.verb {
@@ -580,7 +580,7 @@ impl Scene<'_> {
         Ok(())
     }
 
-    /// Runs the rest of the list after a success. Returns the result that the runtime keeps.
+    /// The runtime goes on with its list if it may. Returns the result that it then remembers.
     fn goes_on(&self, outcome: &Outcome) -> Option<Value> {
         let node = self.node;
         match (self.verb, outcome.code()) {
@@ -597,7 +597,7 @@ impl Scene<'_> {
         self.recover(self.goes_on(outcome).as_ref(), recovery)
     }
 
-    /// The runtime cleans up. Then nothing may be left, and another pod must work.
+    /// The runtime cleans up; then nothing is left and the next one can come.
     fn recover(&self, result: Option<&Value>, recovery: Recovery) -> Result<()> {
         let node = self.node;
         let conf = node.conf(&node.victim);
@@ -626,15 +626,15 @@ impl Scene<'_> {
     }
 }
 
-/// The error code "try again later".
+/// The code of what may pass.
 const TRY_AGAIN: u64 = 11;
 
-/// The exit status of a shell for SIGABRT: a Rust program without memory aborts.
+/// How a shell tells of SIGABRT, which a Rust program without memory ends with.
 const ABORTED: i32 = 128 + 6;
 
 /// Programs that are executed, by the name that the kernel shows.
 const HELPERS: [&str; 10] = [
-    // The wrapper script of host-local (`Node`).
+    // The shell that stands before host-local (`Node`).
     "executed",
     "sh",
     "iptables",
@@ -647,13 +647,13 @@ const HELPERS: [&str; 10] = [
     "modprobe",
 ];
 
-/// How often a point that was not reached is tried again: the order of two threads or processes may vary.
+/// How often a point is tried again that was not met: of two threads or processes, now one and now the other comes first.
 const AGAIN: usize = 6;
 
 /// Of the calls of a system program that have no effect outside of it, one in this many is tried.
 const SOME: usize = 20;
 
-/// Whether the call is made before `main`, by the C library or Rust's runtime.
+/// Whether a call is made before `main`: the C library and the Rust runtime are the first to make most.
 fn begins(strike: Strike) -> bool {
     strike.call.is_some() && strike.point == 1
 }
@@ -661,7 +661,7 @@ fn begins(strike: Strike) -> bool {
 /// Whether an error contains the kernel's error.
 fn names_cause(message: &str, struck: &Struck) -> bool {
     if HELPERS.contains(&struck.program.as_str()) {
-        // With its own text.
+        // In its own words.
         return true;
     }
     let errno = Errno::from_raw(struck.errno);
@@ -672,14 +672,14 @@ fn names_cause(message: &str, struck: &Struck) -> bool {
             .next()
             .unwrap_or_default()
             .to_owned(),
-        // A file that cannot be examined in one directory is searched in the next one.
+        // What cannot be looked at in one directory is looked for in the next.
         "failed to find plugin".to_owned(),
         errno.desc().to_lowercase(),
         format!("({})", struck.errno),
         format!("error {}", struck.errno),
     ];
     if calls::is_memory(&struck.call) {
-        // A thread without a stack, and a delegate without memory.
+        // Threads that get no stack, and delegates that got no memory.
         texts.extend(
             [
                 "resource temporarily unavailable",
@@ -693,7 +693,7 @@ fn names_cause(message: &str, struck: &Struck) -> bool {
     texts.iter().any(|text| message.contains(text))
 }
 
-/// How often each text is in `findings`; numbers in it are ignored.
+/// How often each text is among `findings`, its numbers aside.
 pub fn grouped(findings: &[String]) -> BTreeMap<String, usize> {
     let mut groups = BTreeMap::new();
     for finding in findings {

@@ -1,8 +1,8 @@
-//! Runs a program under ptrace(2) with all its threads and children, and injects a fault at one of its system calls: it kills, or
-//! makes the call fail.
+//! Runs a program under ptrace(2) with all its threads and children, and strikes at one of its system calls: kills, or
+//! lets the call fail.
 //!
-//! A process of its own (`faults trace …`) is between the test and the plugin, like strace, so that it can wait for
-//! all processes that the plugin starts. The plugin keeps the test's standard streams.
+//! A process of its own (`faults trace …`) stands between the test and the plugin as strace would, so that it may wait for
+//! whatever there is to wait for. The plugin keeps the test's standard streams.
 
 // SAFETY of the one `unsafe`: see `start`.
 #![allow(unsafe_code)]
@@ -23,7 +23,7 @@ use nix::unistd::Pid;
 use crate::calls;
 use crate::strike::{Call, Deed, Report, Strike, Struck};
 
-/// Runs `argv` and injects the fault `strike`. The report has the exit status of the program.
+/// Runs `argv` and strikes as `strike` says. Returns what there is to report; its status is the program's.
 ///
 /// # Errors
 /// When the program cannot be started or followed.
@@ -44,7 +44,7 @@ pub fn run(argv: &[String], strike: Strike) -> Result<Report> {
     Ok(tracer.report)
 }
 
-/// Starts the program and stops it before its first instruction.
+/// Starts the program; it stands before its first instruction.
 fn start(argv: &[String]) -> Result<Pid> {
     let (program, arguments) = argv.split_first().context("no program to trace")?;
     let mut command = Command::new(program);
@@ -76,14 +76,14 @@ fn start(argv: &[String]) -> Result<Pid> {
 struct Tracer {
     root: Pid,
     strike: Strike,
-    /// The process of each thread.
+    /// Of each thread, the process that it belongs to.
     leader: HashMap<Pid, Pid>,
-    /// The name of each process, since its last exec(2).
+    /// Of each process, its name since it last executed something.
     names: HashMap<Pid, String>,
-    /// The value that the call of a thread must return.
+    /// What a thread's call is to return when it does.
     pending: HashMap<Pid, u64>,
     report: Report,
-    /// Whether the fault was injected, or cannot be injected any more.
+    /// The strike has been made, or never will.
     over: bool,
 }
 
@@ -129,7 +129,7 @@ impl Tracer {
         };
         // The kernel marks the entry so (arch/x86/entry/common.c).
         let at_entry = registers.rax == Errno::ENOSYS.negated();
-        // A call that we replaced by number -1 returns with that mark.
+        // A call that we replaced by none comes back with that mark still on it.
         if let Some(value) = self.pending.remove(&thread) {
             registers.rax = value;
             ptrace::setregs(thread, registers)?;
@@ -142,7 +142,7 @@ impl Tracer {
         go_on(thread, None)
     }
 
-    /// Counts a call. Returns whether it is the point of the fault.
+    /// Counts a call; whether it is the one to strike at.
     fn is_the_one(&mut self, thread: Pid, call: &str) -> bool {
         if self.over {
             return false;
@@ -200,16 +200,16 @@ impl Tracer {
         Ok(())
     }
 
-    /// Makes the call fail that `thread` is about to make.
+    /// Has the call that `thread` is about to make fail.
     fn refuse(&mut self, thread: Pid, call: &str, errno: Errno) -> Result<()> {
-        // close(2) closes the descriptor even if it fails.
+        // A close that fails has closed nevertheless (close(2)).
         if call != "close" {
             let mut registers = ptrace::getregs(thread)?;
             registers.orig_rax = u64::MAX;
             ptrace::setregs(thread, registers)?;
         }
         let value = match call {
-            // It returns the current break, which glibc treats as a failure.
+            // It returns where the break is now, which glibc takes for too little.
             "brk" => 0,
             _ => errno.negated(),
         };
@@ -236,7 +236,7 @@ impl Tracer {
     }
 }
 
-/// The return value of a failed system call.
+/// The value by which a system call says that it failed.
 trait Negated {
     fn negated(self) -> u64;
 }
@@ -248,13 +248,13 @@ impl Negated for Errno {
 }
 
 fn end(process: Pid) {
-    // It was not waited for, so its process id is not reused.
+    // Not waited for yet, so the id is still its own.
     let _ = kill(process, Signal::SIGKILL);
 }
 
 fn go_on(thread: Pid, signal: Option<Signal>) -> Result<()> {
     match ptrace::syscall(thread, signal) {
-        // It was killed meanwhile, which wait(2) reports.
+        // It was killed meanwhile: waiting will tell.
         Err(Errno::ESRCH) => Ok(()),
         done => Ok(done?),
     }

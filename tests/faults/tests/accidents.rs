@@ -1,4 +1,4 @@
-//! What happens to nodes: reboots, disks, clocks, administrators. The next call recovers, or its error says what to do.
+//! What happens to nodes: reboots, disks, clocks, administrators. Each time the next call recovers, or says what to do.
 
 use std::collections::BTreeSet;
 
@@ -53,7 +53,7 @@ impl Node {
         }
     }
 
-    /// The owner of each address, from the files of host-local.
+    /// Who holds which address, as the files say.
     fn reserved(&self) -> Vec<(String, String)> {
         let names = self.sandbox.list(conf::STATE).into_iter();
         let addresses = names.filter(|name| name.parse::<std::net::IpAddr>().is_ok());
@@ -75,7 +75,7 @@ fn address(result: &Value) -> String {
         .to_owned()
 }
 
-/// The number of boots; CI runs a tenth of it.
+/// Boots of the full measure; CI has a tenth of it.
 fn boots() -> usize {
     let wanted = std::env::var("FAULTS_BOOTS").ok();
     wanted.and_then(|text| text.parse().ok()).unwrap_or(10)
@@ -98,7 +98,7 @@ fn a_node_that_reboots_again_and_again_never_runs_out_of_addresses() {
             addresses.insert(address(&cni.add(&node.conf, &pod, "eth0").result()));
         }
         assert_eq!(addresses.len(), 200, "boot {boot}: one address twice");
-        // Reservations of earlier boots may remain, but those of this boot all exist.
+        // What was before may be there still, but the pods of this boot all are.
         let mine = |(owner, _): &&(String, String)| owner.starts_with(&format!("boot{boot}-"));
         assert_eq!(
             node.reserved().iter().filter(mine).count(),
@@ -109,7 +109,7 @@ fn a_node_that_reboots_again_and_again_never_runs_out_of_addresses() {
 }
 
 #[test]
-fn after_a_reboot_everything_works_with_the_old_state_on_disk() {
+fn after_a_reboot_everything_works_although_the_disk_speaks_of_another_life() {
     let change = json!({"ipMasq": true, "ipMasqBackend": "nftables", "macspoofchk": true});
     let node = Node::new(conf::with(&conf::bridge(&["10.1.0.0/28"]), change));
     for boot in 0..boots().min(20) {
@@ -120,7 +120,7 @@ fn after_a_reboot_everything_works_with_the_old_state_on_disk() {
         for (pod, result) in pods.iter().zip(&results) {
             assert_eq!(node.check(pod, result), Ok(()), "boot {boot}");
         }
-        // The state of the kernel is lost, the disk stays.
+        // The kernel's state goes, the disk's stays.
         for pod in &pods {
             node.sandbox.remove_pod(pod);
         }
@@ -158,7 +158,7 @@ fn a_full_disk_is_reported_and_leaves_no_half_pod() {
         status.msg
     );
     snapshot.assert_unchanged();
-    // Existing pods can be deleted, which frees space.
+    // What is there can still be deleted, and that makes the room that was missing.
     node.del(&first);
     assert_eq!(node.reserved(), []);
     node.sh("rm /var/lib/cni/fill*");
@@ -167,7 +167,7 @@ fn a_full_disk_is_reported_and_leaves_no_half_pod() {
 }
 
 #[test]
-fn a_read_only_disk_is_reported_and_del_works_later() {
+fn a_disk_that_went_read_only_is_reported_and_deleted_from_later() {
     let node = Node::bridge();
     let [first, second] = ["first", "second"].map(|name| node.sandbox.pod(name));
     node.sh("mkdir -p /var/lib/cni; mount -t tmpfs tmpfs /var/lib/cni");
@@ -185,7 +185,7 @@ fn a_read_only_disk_is_reported_and_del_works_later() {
         50
     );
     snapshot.assert_unchanged();
-    // DEL says that it could not release the address, so the runtime calls it again; the interface is already deleted then.
+    // DEL says that it could not release the address, so the runtime comes again; the interface is gone by then.
     let error = node
         .sandbox
         .cni("bridge")
@@ -203,7 +203,7 @@ fn a_read_only_disk_is_reported_and_del_works_later() {
 }
 
 #[test]
-fn a_wrong_index_never_overrides_the_reservations() {
+fn whatever_the_index_holds_reservations_are_what_counts() {
     for (what, damage) in [
         (
             "random bytes",
@@ -246,11 +246,11 @@ fn a_wrong_index_never_overrides_the_reservations() {
 }
 
 #[test]
-fn damaged_reservations_block_only_their_addresses() {
+fn damaged_reservations_cost_no_more_than_their_addresses() {
     let node = Node::bridge();
     let pods = ["a", "b", "c"].map(|name| node.sandbox.pod(name));
     let results = pods.each_ref().map(|pod| node.add(pod));
-    // The file of a has half of its owner, that of b random bytes, that of c is empty.
+    // Of a, half of the owner; of b, bytes; of c, nothing.
     node.sh(&format!("cd {}; truncate -s 3 10.1.0.2; head -c 40 /dev/urandom > 10.1.0.3; : > 10.1.0.4; echo rubbish > last_reserved_ip.0", conf::STATE));
     let next = node.sandbox.pod("next");
     let given = address(&node.add(&next));
@@ -296,8 +296,8 @@ fn what_others_put_beside_our_files_is_left_alone() {
 
 #[test]
 fn a_clock_that_jumps_changes_nothing() {
-    // The index compares modification times: set both to another time, as if the clock of the node had been wrong until
-    // now.
+    // The index compares modification times: give both of its marks times of another clock, as they would be had the
+    // node's clock been wrong until now.
     for then in ["1971-01-01", "2099-01-01"] {
         let node = Node::new(conf::host_local(&["10.1.0.0/24"]));
         let pod = node.sandbox.pod("a");
@@ -309,7 +309,7 @@ fn a_clock_that_jumps_changes_nothing() {
             conf::STATE,
             conf::STATE
         ));
-        // After the clock was corrected, the Go plugin reserves an address, and an operator frees one.
+        // The Go plugin, say, takes one, and an operator frees one, after the clock was put right.
         let other = cni("go")
             .peer()
             .add(&conf::at(&node.conf, "1.0.0"), &pod, "eth0")
@@ -434,7 +434,7 @@ fn deleting_the_namespace_first_leaves_only_what_del_or_gc_remove() {
         .snapshot()
         .allow_bridge_network()
         .allow("/.podwire/")
-        // GC removes the rule of the network with the last pod.
+        // The network's rule goes with the last of its pods, when GC sees it.
         .allow("masq_checks");
     for gc in [false, true] {
         let pod = node.sandbox.pod("gone");

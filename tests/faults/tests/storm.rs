@@ -5,7 +5,7 @@ use std::time::Duration;
 use faults::storm::Storm;
 
 #[test]
-fn runtimes_that_kill_plugins_leave_nothing_and_share_no_address() {
+fn many_impatient_runtimes_leave_nothing_and_share_nothing() {
     let storm = Storm {
         attachments: 200,
         workers: 16,

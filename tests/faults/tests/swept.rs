@@ -8,7 +8,7 @@ use faults::sweep::{Crew, Sweep, Tally, VERBS, Verb};
 /// Points of each verb of each chain.
 const FEW: usize = 3;
 
-/// One chain of each kind; the others differ only in the back end.
+/// One of every kind: the others differ in what is chosen underneath.
 const CHAINS: [&str; 6] = [
     "bridge",
     "portmap",
@@ -51,7 +51,7 @@ fn sweep(deeds: &[Deed], few: usize) {
 }
 
 #[test]
-fn a_killed_chain_leaves_nothing_after_the_clean_up() {
+fn a_chain_that_is_killed_leaves_nothing_for_good() {
     sweep(&[Deed::KillChain], FEW);
 }
 
@@ -61,7 +61,7 @@ fn a_call_that_fails_is_reported_and_undone() {
 }
 
 #[test]
-fn a_plugin_or_delegate_that_is_killed_alone_leaves_nothing() {
+fn a_plugin_that_is_killed_alone_does_no_harm() {
     let executed = chains::named("bridge, IPAM executed").expect("the chain");
     let deeds = [Deed::KillPlugin, Deed::KillDelegate];
     let tally = swept(executed, &VERBS, &deeds, FEW);

@@ -1,4 +1,4 @@
-//! The states that CHECK accepts, and the faults that it reports.
+//! What CHECK accepts and what it reports.
 
 use sandbox::{Netns, Sandbox, conf};
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use crate::{add, attached, bridge, del, dual, name};
 type Tamper = fn(&Sandbox, &Netns, &Value);
 
 #[test]
-fn check_passes_after_add_and_passes_again() {
+fn check_passes_on_what_add_has_made_and_keeps_passing() {
     for conf in [
         bridge(json!({})),
         dual(json!({"isDefaultGateway": true})),

@@ -41,7 +41,7 @@ fn mtu_auto_is_that_of_the_interface_with_the_default_route() {
     });
 }
 
-/// A packet fits on every path.
+/// Whatever way a packet takes, it fits.
 #[test]
 fn mtu_auto_is_the_smallest_of_all_ways_out() {
     beyond_peer("pains.md 22: 1500 unless configured by hand", || {

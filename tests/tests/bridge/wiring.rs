@@ -159,7 +159,7 @@ fn an_unlabelled_host_veth_is_deleted_unless_it_is_in_use() {
         del.del(&conf, &pod, "eth0").silent();
     };
     gone_for_the_runtime();
-    // As after an ADD that was killed before it set the alias of the link.
+    // As an ADD leaves it that is killed before it says whose the link is.
     host.sh(&format!(
         "ip link add {name} master cni0 type veth peer name eth0 netns a"
     ));

@@ -80,7 +80,7 @@ fn systemd_may_pass_the_socket() {
     beyond_peer(WHY, || {
         let wire = Wire::new();
         let _server = wire.dnsmasq(&[]);
-        // As systemd does for cni-dhcp.socket: it listens on descriptor 3, then executes the daemon.
+        // What systemd does with cni-dhcp.socket: listens at descriptor 3, then executes.
         let script = format!(
             "use Socket; $^F = 9; mkdir '/run/cni'; close STDIN; open STDIN, '<', '/dev/null';
              socket(my $s, AF_UNIX, SOCK_STREAM, 0) or die; bind($s, sockaddr_un('{SOCKET}')) or die; listen($s, 9);
@@ -108,7 +108,7 @@ fn systemd_may_pass_the_socket() {
 #[test]
 fn a_daemon_without_descriptors_answers_and_rests() {
     beyond_peer(WHY, || {
-        // Connections of plugins use up the few descriptors.
+        // Of the few it has, plugins take all.
         for limit in ["9", "10", "12", "40"] {
             let wire = Wire::new();
             let dhcp = Suite::Ours.dir().join("dhcp").display().to_string();

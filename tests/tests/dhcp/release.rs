@@ -52,7 +52,7 @@ fn del_succeeds_whatever_became_of_the_namespace() {
             let cni = || wire.sandbox.cni("bridge").id(name);
             let ours = address(&cni().add(&lan(), &pod, "eth0").result());
             assert_eq!(wire.sandbox.list(STATE).len(), 1);
-            // Runtimes pass this for a namespace that they have lost; the daemon still knows its path.
+            // What runtimes say of a namespace that they have lost; the daemon knows better.
             cni().netns(found).del(&lan(), &pod, "eth0").silent();
             cni().netns(found).del(&lan(), &pod, "eth0").silent();
             Wire::await_log(&server, &release_of(&ours));

@@ -1,4 +1,4 @@
-//! Unusual callers: ignored and blocked signals, standard streams that
+//! What a caller hands down or withholds: ignored and blocked signals, standard streams that
 //! are closed or full, delegates that hang or never end.
 
 use std::time::Duration;
@@ -157,7 +157,7 @@ fn an_add_whose_result_cannot_be_written_is_undone() {
                 if plugin == "dhcp" {
                     return;
                 }
-                // The shared objects of the network exist.
+                // What the network's pods share is there.
                 let (conf, first) = (conf_of(plugin), sandbox.pod("b"));
                 sandbox.cni(plugin).add(&conf, &first, "eth0").result();
                 sandbox.cni(plugin).del(&conf, &first, "eth0").silent();
@@ -183,7 +183,7 @@ fn an_add_whose_result_cannot_be_written_is_undone() {
                     let what = format!("{plugin} {redirections}: {outcome}");
                     assert_eq!((outcome.code(), outcome.stdout()), (1, ""), "{what}");
                     snapshot.assert_unchanged();
-                    // A verb without an answer needs no stream.
+                    // What has no answer needs no stream.
                     call().del(&conf, pod, "eth0").silent();
                     call().status(&conf).silent();
                 }

@@ -10,7 +10,7 @@ const STATE: &str = conf::STATE;
 const INDEX: &str = "/var/lib/cni/networks/.podwire/testnet";
 const WHY: &str = "the Go plugin waits for pipes and follows links";
 
-/// The kind of object, and the shell command that creates it at `$f`.
+/// What is put there, and the shell that puts it at `$f`.
 const KINDS: [(&str, &str); 7] = [
     ("a pipe", "mkfifo $f"),
     ("a directory", "mkdir $f"),

@@ -31,7 +31,7 @@ impl Node {
     fn add(&self, conf: &Value, name: &str) -> (Netns, Value) {
         let pod = self.0.sandbox.pod(name);
         let result = self.0.cni("bridge").add(conf, &pod, "eth0").result();
-        // A hostile pod sends everything to the gateway.
+        // What a hostile pod does: everything goes to the gateway.
         pod.sh("ip route replace 10.1.0.0/24 via 10.1.0.1 dev eth0 onlink
                 ip route replace fd01::/64 via fd01::1 dev eth0 onlink
                 echo 0 >/proc/sys/net/ipv4/conf/all/accept_redirects

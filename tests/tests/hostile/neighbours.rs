@@ -1,4 +1,4 @@
-//! Illegal packets from machines on the node's uplinks and from pods on its bridges.
+//! What machines on the node's wires, and pods on its bridges, send that should not exist.
 
 use sandbox::{BackEnd, FilterNode, NODE, Netns, beyond_peer, conf};
 use serde_json::json;
@@ -30,7 +30,7 @@ fn send(from: &Netns, to: &str) {
 }
 
 #[test]
-fn packets_from_127_0_0_0_do_not_reach_the_node() {
+fn what_comes_from_127_0_0_0_does_not_reach_the_node() {
     beyond_peer("plugins#729: route_localnet without a filter", || {
         FilterNode::each(&BackEnd::ALL, |node| {
             let pod = node.sandbox.pod("a");
@@ -46,7 +46,7 @@ fn packets_from_127_0_0_0_do_not_reach_the_node() {
             );
             let portmap = conf::with_prev(&portmap, &result);
             node.cni("portmap").add(&portmap, &pod, "eth0").result();
-            // As kube-proxy and many administrators configure a node.
+            // As kube-proxy and many an administrator leave a node.
             node.host().sh("for it in all uplink cni0; do
                      echo 0 >/proc/sys/net/ipv4/conf/$it/rp_filter
                      echo 1 >/proc/sys/net/ipv4/conf/$it/route_localnet
@@ -60,7 +60,7 @@ fn packets_from_127_0_0_0_do_not_reach_the_node() {
             // 127.0.0.1 itself goes on to reach the pod.
             let _server = pod.serve(80);
             assert_eq!(node.host().ask("tcp", "127.0.0.1", 8080), "a sees 10.1.0.1");
-            // Only the rule prevents it.
+            // It is the rule that keeps them out.
             node.host()
                 .sh("nft flush chain ip podwire_hostports martians");
             for (from, to) in attacks {

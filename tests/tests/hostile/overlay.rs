@@ -65,7 +65,7 @@ for (@parts) {
 /// One who sends.
 struct Attack<'a> {
     from: &'a Netns,
-    /// The destination of the packet.
+    /// Whom the packet is for.
     to: String,
     source: Option<String>,
     split: bool,
@@ -273,14 +273,14 @@ impl Scene {
     }
 }
 
-/// The attacks of a pod on host 1.
+/// What a pod on host 1 can try.
 fn by_pod<'a>(scene: &Scene, pod: &'a Netns, gateway: &str) -> Vec<Attack<'a>> {
     let [first, second] = [1, 2].map(|host| scene.host_address(host));
     let mut all = Vec::new();
     for to in [&first, &second, gateway] {
         all.push(Attack::plain(pod, to));
         for split in [false, true] {
-            // With its own address; with the address of a peer.
+            // As itself; as a peer.
             let own = addresses(pod);
             let own = own
                 .iter()
@@ -294,7 +294,7 @@ fn by_pod<'a>(scene: &Scene, pod: &'a Netns, gateway: &str) -> Vec<Attack<'a>> {
 }
 
 #[test]
-fn pods_cannot_join_a_vxlan_network_by_sending_its_packets() {
+fn no_pod_of_a_node_is_in_a_vxlan_network_by_sending_its_packets() {
     beyond_peer(WHY, || {
         for (mode, make) in MODES {
             for underlay in BOTH {
@@ -317,7 +317,7 @@ fn pods_cannot_join_a_vxlan_network_by_sending_its_packets() {
 }
 
 #[test]
-fn only_peers_are_in_a_vxlan_network() {
+fn no_host_but_the_peers_is_in_a_vxlan_network() {
     beyond_peer(WHY, || {
         for (mode, make) in MODES {
             for underlay in BOTH {
@@ -332,7 +332,7 @@ fn only_peers_are_in_a_vxlan_network() {
                     }
                 }
                 scene.holds(&attacks);
-                // Its packets are accepted while it is a peer, and dropped afterwards.
+                // As a peer it is heard, and no more when it is none.
                 let to = scene.host_address(1);
                 let word = match mode {
                     "l3" => format!("{own},10.6.4.0/24"),
@@ -356,7 +356,7 @@ fn only_peers_are_in_a_vxlan_network() {
     });
 }
 
-/// The members are not known then: another program may write the device's entries.
+/// Who may be a member is not known then: another program may write the device's entries.
 #[test]
 fn without_a_list_of_peers_pods_are_kept_out_and_hosts_are_heard() {
     beyond_peer(WHY, || {
@@ -387,7 +387,7 @@ fn rules(host: &Netns) -> String {
 }
 
 #[test]
-fn the_guard_is_checked_restored_and_removed_with_the_network() {
+fn what_keeps_others_out_is_checked_put_back_and_goes_with_the_network() {
     beyond_peer(WHY, || {
         for (make, family, underlay) in [
             (Fleet::segment as Conf, "ip", Underlay::V4),

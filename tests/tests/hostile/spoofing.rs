@@ -1,4 +1,4 @@
-//! Rules belong to the right pod: names that are equal when joined, and addresses that
+//! Whose frames and packets are whose: names that read the same joined together, and addresses that
 //! a pod gives itself.
 
 use sandbox::{BackEnd, FilterNode, NODE, Netns, OUTSIDE, Sandbox, beyond_peer, conf};
@@ -57,7 +57,7 @@ impl Port {
     }
 }
 
-/// Runs `body` only with podwire: these tests are not about the peer's CHECK.
+/// Not in the peer's way: its CHECK is not what these tests are about.
 fn beyond_peer_quietly(body: impl FnOnce()) {
     if !sandbox::testing_the_peer() {
         body();
@@ -127,7 +127,7 @@ fn a_del_on_another_network_leaves_the_check_of_this_one() {
     let sandbox = Sandbox::new();
     let port = Port::add(&sandbox, "a", "x", "eth0");
     let other = conf::with(&checked(), json!({"name": "other", "bridge": "cni1"}));
-    // As after an ADD that failed because the pod already has such an interface.
+    // As after an ADD that failed because the pod has such an interface.
     let failed = sandbox.cni("bridge").id("x").add(&other, &port.pod, "eth0");
     assert_ne!(failed.code(), 0);
     sandbox

@@ -10,7 +10,7 @@ use crate::{
 };
 
 #[test]
-fn an_address_in_use_on_the_segment_is_not_given() {
+fn an_address_that_a_machine_has_is_left_to_it() {
     beyond_peer("detectConflicts is ours (pains 19)", || {
         for (taken, pools, got) in [
             ("10.1.0.2/24", &[V4][..], vec!["10.1.0.3/24"]),
@@ -52,7 +52,7 @@ fn reaches_any(pod: &Netns) -> bool {
 }
 
 #[test]
-fn several_addresses_in_use_are_skipped() {
+fn several_taken_addresses_are_passed_over() {
     beyond_peer("detectConflicts is ours (pains 19)", || {
         let sandbox = Sandbox::new();
         let segment = sandbox.segment();
@@ -82,7 +82,7 @@ fn without_the_key_no_probe_is_sent() {
 }
 
 #[test]
-fn three_probes_are_sent_for_each_address() {
+fn what_is_on_the_wire_are_three_probes_for_each_address() {
     beyond_peer("detectConflicts is ours (pains 19)", || {
         let sandbox = Sandbox::new();
         let segment = sandbox.segment();
@@ -134,7 +134,7 @@ fn a_fixed_address_that_a_machine_has_is_refused() {
 }
 
 #[test]
-fn a_pool_with_every_address_in_use_is_refused() {
+fn a_pool_of_which_all_is_taken_is_refused() {
     beyond_peer("detectConflicts is ours (pains 19)", || {
         let sandbox = Sandbox::new();
         let segment = sandbox.segment();

@@ -1,4 +1,4 @@
-//! The traffic that each mode allows.
+//! What each mode lets through, proved with traffic.
 
 use sandbox::{MACHINE, Netns, beyond_peer, conf};
 use serde_json::json;
@@ -27,7 +27,7 @@ fn siblings_do_not_reach_each_other_in_mode_private() {
     assert_eq!(info(&a)["mode"], "private");
     assert!(reaches(&a, MACHINE) && reaches(&b, MACHINE));
     assert!(!reaches(&a, SECOND));
-    // Not even with a switch that sends their frames back.
+    // Not even by way of a switch that would send their frames back.
     segment.set_hairpin(true);
     assert!(!reaches(&a, SECOND) && !reaches(&b, FIRST));
     assert!(reaches(&a, MACHINE));

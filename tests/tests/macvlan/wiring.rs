@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::{add, attached, del, dual, info, l2, macvlan};
 
-/// It works as soon as ADD returns; kernels before 6.9 report it as UP a little later.
+/// It works as soon as ADD returns; kernels before 6.9 call it UP a little later.
 fn is_up(netns: &Netns) -> bool {
     netns.link("eth0").expect("eth0")["operstate"] == "UP"
 }
@@ -89,7 +89,7 @@ fn a_link_without_addresses_is_there_though_old_versions_cannot_report_it() {
         let conf = conf::at(&l2(json!({})), version);
         let error = sandbox.cni("macvlan").add(&conf, &pod, "eth0").error();
         assert_eq!(error.msg, "cannot convert: no valid IP addresses");
-        // As in the Go plugin's tests: DEL removes it.
+        // As the Go plugin's suite wants it: DEL is what removes it.
         pod.wait_until("the kernel says so", is_up);
         del(&sandbox, &conf, &pod);
         assert_eq!(pod.links(), ["lo"]);

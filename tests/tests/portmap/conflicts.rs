@@ -75,7 +75,7 @@ fn a_client_of_udp_reaches_the_new_pod_at_once() {
         let b = node.pod("b");
         let _server = b.netns.serve(53);
         node.publish(&b, &dns).result();
-        // Within seconds: the kernel's own entries expire after thirty.
+        // In seconds: what the kernel remembers by itself it forgets after thirty.
         node.outside.wait_until("the new pod's answer", |_| {
             talk.output().contains("b sees 192.0.2.9")
         });

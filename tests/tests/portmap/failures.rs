@@ -21,7 +21,7 @@ fn a_failure_after_publishing_takes_it_back() {
     });
 }
 
-/// Invalid configurations: a change, the code of the error, and a part of its message.
+/// What is refused: a change of the configuration, the code, and a part of the message.
 fn refused() -> Vec<(Value, u64, &'static str)> {
     let mapped = |mapping: Value| json!({"runtimeConfig": {"portMappings": [port(8080, 80, "tcp"), mapping]}});
     let hosted = |text: &str| {

@@ -14,7 +14,7 @@ fn of_all_and_of_one() -> [Value; 3] {
     [port(9044, 80, "tcp"), port(9044, 80, "udp"), one]
 }
 
-/// The pod that answers at all of [`of_all_and_of_one`]; panics if there are several.
+/// Who answers at each of [`of_all_and_of_one`]; panics unless it is one pod.
 #[track_caller]
 fn holder(node: &Node) -> String {
     let targets = [
@@ -214,7 +214,7 @@ fn a_saved_ruleset_that_is_loaded_again_gives_ports_back() {
     });
 }
 
-/// The values that `bridge-nf-call-iptables` can have on this kernel.
+/// What `bridge-nf-call-iptables` may be on this kernel.
 fn states(node: &Node) -> Vec<&'static str> {
     let has = node
         .host()

@@ -15,7 +15,7 @@ use std::ops::Deref;
 use sandbox::{BackEnd, Cni, FilterNode, Netns, Outcome, conf};
 use serde_json::{Value, json};
 
-/// The plugin portmap in a network, with this back end.
+/// What portmap adds to a network.
 fn portmap(back_end: BackEnd) -> Value {
     let mut conf = conf::plugin("portmap");
     conf["backend"] = back_end.name().into();

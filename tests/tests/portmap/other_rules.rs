@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::{HTTP, Node, each, port, publishing, tcp};
 
-/// The rules of kube-proxy in mode iptables, reduced to one Service 10.96.0.10:8080 on the
+/// What kube-proxy makes in its mode iptables, cut down to one Service 10.96.0.10:8080 on the
 /// pod, its node port 30080, and the marking of what is to be masqueraded.
 const KUBE_PROXY: &str = r#"
     for chain in KUBE-SERVICES KUBE-POSTROUTING KUBE-NODEPORTS KUBE-MARK-MASQ KUBE-SEP; do $IPTABLES -t nat -N $chain; done

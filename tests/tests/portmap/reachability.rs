@@ -238,7 +238,7 @@ fn the_node_s_own_loopback_is_not_the_neighbours_business() {
             for protocol in ["tcp", "udp"] {
                 assert_eq!(pod.netns.ask(protocol, "127.0.0.1", 9000), NO_ANSWER);
             }
-            // Only the rule prevents it.
+            // It is the rule that keeps them out.
             node.host().sh("nft flush ruleset");
             assert_eq!(
                 pod.netns.ask("tcp", "127.0.0.1", 9000),

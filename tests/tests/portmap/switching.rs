@@ -92,7 +92,7 @@ fn switch(node: &Node, from: Suite, to: Suite, subnets: &[&str]) {
         subnets,
     };
     let pod = node.sandbox.pod("a");
-    // Rules for all pods stay, of either suite; ours also drop packets to 127.0.0.0/8.
+    // What stays for all pods, of either suite: ours also closes 127.0.0.0/8.
     for suite in [from, to] {
         let first = list(suite, "first").add(&pod);
         list(suite, "first").del(&pod, &first);

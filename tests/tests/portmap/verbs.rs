@@ -297,7 +297,7 @@ fn rules_that_the_programs_cannot_see_are_not_forgotten() {
         portmap().add(&conf, &pod.netns, "eth0").result();
         let published = rules();
 
-        // The program is no longer installed, or is the other variant since the ADD.
+        // Not installed any more, and the other variant since the ADD.
         let bare = || portmap().without(&BackEnd::PROGRAMS);
         let error = bare().del(&conf, &pod.netns, "eth0").error();
         assert!(

@@ -19,7 +19,7 @@ pub struct Cri<'a> {
 
 /// A pod that runs.
 pub struct Pod {
-    /// Its id in the runtime, which plugins get as `CNI_CONTAINERID`.
+    /// What the runtime calls it, and what plugins get as `CNI_CONTAINERID`.
     pub id: String,
     /// PodSandboxConfig: every container of the pod needs it again.
     config: Message,
@@ -40,7 +40,7 @@ impl<'a> Cri<'a> {
     /// Status: the runtime's conditions, and whether each is met.
     pub fn conditions(&self) -> Vec<(String, bool)> {
         let status = self.call("Status", Message::default()).message(1);
-        // A false value is omitted, and reads as zero.
+        // What is false is left out, and reads as zero.
         let condition = |message: &Message| (message.text(1), message.number(2) == 1);
         status.messages(1).iter().map(condition).collect()
     }
@@ -168,7 +168,7 @@ fn identified(id: &str) -> Message {
 #[derive(Clone, Default)]
 struct Message(Vec<u8>);
 
-/// The value of a field. Texts and messages are encoded in the same way.
+/// What a field holds. Texts and messages look alike.
 enum Field {
     Number(u64),
     Bytes(Vec<u8>),

@@ -49,7 +49,7 @@ fn example(file: &str) -> Value {
 const SERVE: &str =
     "mkdir -p /tmp/www && echo the page >/tmp/www/index.html && httpd -p 80 -h /tmp/www";
 
-/// The page of a web server at an address, requested from a namespace.
+/// What a web server at an address answers to a namespace.
 fn fetch(from: &Netns, to: &str, port: u16) -> String {
     let request = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 3 {to} {port}");
     from.run(&["sh", "-c", &request]).stdout

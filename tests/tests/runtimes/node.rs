@@ -41,7 +41,7 @@ pub struct Node {
     logs: Vec<String>,
 }
 
-/// The state of a node, to compare with later.
+/// What a node held, to compare with later.
 pub struct Before {
     snapshot: Snapshot,
     processes: BTreeSet<String>,
@@ -160,7 +160,7 @@ impl Node {
         self.must(&["mount", "--bind", from, to]);
     }
 
-    /// The state now. These may change: what a bridge network with host-local keeps for its next pod, and directories
+    /// What is there now. Allowed to change: what a network of a bridge with host-local leaves for its next pod, and directories
     /// that libcni, runc and containerd's shim keep once they have made them, but not what is in them.
     pub fn before(&self) -> Before {
         let snapshot = self.sandbox.snapshot().allow_bridge_network();

@@ -1,4 +1,4 @@
-//! The VXLAN configurations of netconf-examples/, with the commands of their pages.
+//! What people copy: the configurations of netconf-examples/ with the commands to try them.
 
 use std::path::Path;
 

@@ -19,7 +19,7 @@ fn refused(fleet: &Fleet, conf: &Value, code: u64, expected: &str) {
     fleet.sandbox.remove_pod(&pod);
 }
 
-/// The state of host 1 that an ADD could change, without what changes by itself.
+/// What there is on host 1 that an ADD could leave: a host has more to it that settles by itself.
 fn state(fleet: &Fleet) -> String {
     fleet.host(1).sh("ip -br link | cut -d' ' -f1 | sort
          ip -o -4 address | tr -s ' ' | cut -d' ' -f2,4
@@ -126,7 +126,7 @@ fn impossible_values_are_refused_with_their_key() {
         ] {
             refused(&fleet, &conf::with(conf, change), 7, expected);
         }
-        // A peer's subnet with an address that the tunnel or the node needs.
+        // What the tunnel, or the node, needs, behind the tunnel.
         let at = |vtep: &str, subnet: &str| json!({"vtep": vtep, "subnet": subnet});
         let over_ipv6 = fleet.routed(1, 5, Underlay::V6);
         for (conf, peers, expected) in [
@@ -275,7 +275,7 @@ fn status_reports_a_port_that_another_device_uses_differently() {
         foreseen(&fleet, &plain, expected);
         host.sh("ip link del other");
         fleet.status(1, &plain).silent();
-        // The port is used by a socket, not by a device.
+        // What is no device at all.
         let free = conf::with(&fleet.segment(1, 10, Underlay::V4), json!({"port": 5000}));
         fleet.status(1, &free).silent();
         let server = host.start(&["nc", "-n", "-u", "-l", "172.20.1.2", "5000"]);

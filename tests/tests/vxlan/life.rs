@@ -184,7 +184,7 @@ fn status_fails_only_where_an_add_fails() {
         let listed = fleet.podwire(1, &conf, &["peers", "list", "net5", "--json"]);
         let listed: Value = serde_json::from_str(&listed.stdout).expect("JSON");
         assert_eq!(listed["missing"], json!(["route 10.5.2.0/24 via 10.5.2.0"]));
-        // An underlay that is down is no error either, if the device exists or `dev` names its interface.
+        // Nor does an underlay that is down, while the device lives or its interface is named.
         fleet.host(1).sh("ip link set eth0 down");
         assert_eq!(agree(&conf, "down"), 0);
         let shown = fleet.podwire(1, &conf, &["status", "net5", "--verbose"]);
@@ -240,7 +240,7 @@ fn a_host_that_returns_with_another_mac_is_reached_again() {
             let conf = make(&fleet, 2, 5, Underlay::V4);
             let b = fleet.add(2, "b", &conf);
             assert_eq!(silent(&a, &addresses(&b)), NONE, "{mode}");
-            // Host 2 deletes its device; host 1 still has it as a peer.
+            // It leaves without a word.
             fleet.cni(2).del(&conf, &b, "eth0").silent();
             fleet
                 .host(2)

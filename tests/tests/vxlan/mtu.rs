@@ -49,7 +49,7 @@ fn a_full_packet_crosses_and_one_byte_more_is_reported() {
     });
 }
 
-/// Packets that are forwarded into the network: from a pod whose interface has a larger MTU.
+/// What is forwarded into the network: a pod whose interface has a larger MTU.
 #[test]
 fn a_router_answers_packet_too_big() {
     beyond_peer(WHY, || {

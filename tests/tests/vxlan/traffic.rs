@@ -1,4 +1,4 @@
-//! Which pods and hosts reach each other.
+//! Who reaches whom.
 
 use std::thread;
 
@@ -308,7 +308,7 @@ fn one_wire(fleet: &Fleet) {
     }
 }
 
-/// The entries that the device has learned.
+/// What the device has learned.
 fn learned(host: &Netns) -> Vec<String> {
     let shown = host.sh("bridge fdb show dev vxlan.5 self");
     let lines = shown
@@ -429,7 +429,7 @@ fn networks_with_gateways_are_kept_apart() {
             let none: [String; 0] = [];
             assert_eq!(answering(&a, &ips), none, "{mode}");
             assert_eq!(silent(&a, &addresses(&friend)), none, "{mode}");
-            // Only that rule prevents it.
+            // It is that rule and nothing else.
             for host in &fleet.hosts {
                 host.sh("nft flush chain inet podwire_networks forward");
             }

@@ -178,7 +178,11 @@ impl Iptables {
 
     /// Does `step` in each family that is installed, even if it fails in the other. Where there is no
     /// iptables, there are no rules of it, unless they are known to exist ([`Iptables::needed_in`]).
-    fn clean(&self, what: &str, step: impl Fn(&Program, Family) -> Result<()>) -> Result<()> {
+    pub(crate) fn clean(
+        &self,
+        what: &str,
+        step: impl Fn(&Program, Family) -> Result<()>,
+    ) -> Result<()> {
         let mut effort = BestEffort::new();
         for family in FAMILIES {
             effort.step(what, || {
@@ -405,7 +409,7 @@ fn read(program: &Program, chains: &[&str]) -> Result<Listing> {
 
 /// Reads, decides and commits; again if that is refused, because the table may have changed in
 /// between.
-fn settle(program: &Program, decide: impl Fn() -> Result<Transaction>) -> Result<()> {
+pub(crate) fn settle(program: &Program, decide: impl Fn() -> Result<Transaction>) -> Result<()> {
     let mut attempt = 1;
     loop {
         match program.commit(&decide()?) {
@@ -417,7 +421,7 @@ fn settle(program: &Program, decide: impl Fn() -> Result<Transaction>) -> Result
 }
 
 /// Whether a transaction that assumes something about the table could be made.
-fn committed(program: &Program, transaction: &Transaction) -> Result<bool> {
+pub(crate) fn committed(program: &Program, transaction: &Transaction) -> Result<bool> {
     match program.commit(transaction) {
         Ok(()) => Ok(true),
         Err(refused) if is_locked(&refused) => Err(refused.error),

@@ -6,6 +6,16 @@ use crate::masquerade::iptables as masquerade;
 use crate::ports::HostPorts;
 use crate::ports::iptables as ports;
 
+/// Makes the transactions of a firewall, as they are on a node without rules.
+///
+/// # Panics
+/// When one has more than one command in a line.
+pub fn firewall_as_text(wanted: &crate::Firewall) {
+    crate::firewall::iptables::transactions(wanted, &Listing::default())
+        .iter()
+        .for_each(assert_one_command_a_line);
+}
+
 /// Makes every decision that depends on the output of `iptables-save`.
 ///
 /// # Panics
@@ -63,7 +73,9 @@ pub fn publish_as_text(wanted: &HostPorts) {
 
 fn assert_one_command_a_line(transaction: &Transaction) {
     let text = transaction.to_string();
-    let commands = text.lines().filter(|it| *it != "*nat" && *it != "COMMIT");
+    let commands = text
+        .lines()
+        .filter(|it| !it.starts_with('*') && *it != "COMMIT");
     let mut count = 0;
     for command in commands {
         let known = ["-A ", "-I ", "-D ", "-C ", "-N ", "-F ", "-X ", ":"];

@@ -10,6 +10,8 @@ use cni::Code;
 
 /// The table of masquerade and published ports.
 pub const NAT: &str = "nat";
+/// The table of rules that accept and drop.
+pub const FILTER: &str = "filter";
 /// The table whose rules come before connection tracking.
 pub const RAW: &str = "raw";
 
