@@ -91,7 +91,7 @@ impl Words {
         }
     }
 
-    /// Reads the arguments. An error is a wrong command line, or the manual that was asked for.
+    /// Reads the arguments. An error is a wrong command line, or the manual, for `--help`.
     pub fn read(self) -> Result<CommandLine, clap::Error> {
         CommandLine::from_arg_matches(&self.description.try_get_matches_from(self.words)?)
     }
@@ -117,14 +117,15 @@ fn takes_value(command: &clap::Command, word: &OsString) -> bool {
         || command.get_subcommands().any(|it| takes_value(it, word))
 }
 
-/// A wrong command line in one line: what is wrong, and what was probably meant.
+/// The error about a wrong command line in one line, with the suggestion.
 pub fn misuse(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     let paragraphs = text.split("\n\n").map(str::trim);
-    let told = paragraphs.take_while(|it| !it.starts_with("Usage:") && !it.starts_with("For more"));
-    let told = told.filter(|it| !it.starts_with("tip: to pass"));
-    let lines = told.map(|it| it.split_whitespace().collect::<Vec<_>>().join(" "));
+    let known =
+        paragraphs.take_while(|it| !it.starts_with("Usage:") && !it.starts_with("For more"));
+    let known = known.filter(|it| !it.starts_with("tip: to pass"));
+    let lines = known.map(|it| it.split_whitespace().collect::<Vec<_>>().join(" "));
     lines.collect::<Vec<_>>().join("; ")
 }
 

@@ -29,7 +29,7 @@ const FAILED: u8 = 1;
 /// Exit status of a wrong command line.
 const MISUSED: u8 = 2;
 
-/// The whole `main`: does what the command line says.
+/// The whole `main`: runs the command of the command line.
 pub fn main() -> ExitCode {
     cni::process::start();
     let words = Words::new(std::env::args_os().skip(1));

@@ -3,7 +3,7 @@
 //! Runtimes and plugins stop at the first fault and ignore unknown keys; `validate` checks
 //! every key. The types and checks are the plugins' own (`Conf` and `Plan`). An error is a
 //! fault for which a runtime or a plugin refuses the configuration; a warning is legal, but
-//! surely a mistake.
+//! probably a mistake.
 
 mod addresses;
 mod findings;

@@ -84,7 +84,7 @@ fn capabilities_and_args_reach_the_plugins_that_declare_them() {
     assert_eq!(call.env["OTHER"], "inherited");
     assert!(node.path("cache/results/net-pod1-net1").exists());
 
-    // DEL hears the same without the variables.
+    // DEL gets the same without the variables.
     node.forget_calls();
     let del = ["del", "--container-id", "pod1", "-i", "net1", "net"];
     node.podwire(&del).succeeded();
@@ -102,9 +102,9 @@ fn a_failed_add_is_rolled_back_in_reverse_with_what_is_known() {
     node.failing_plugin("c", "ADD", 11);
     node.working_plugin("d");
     node.network(&["a", "b", "c", "d"]);
-    let said = node.podwire(&["add", "net", NETNS]).failed();
+    let stderr = node.podwire(&["add", "net", NETNS]).failed();
     assert_eq!(
-        said,
+        stderr,
         "podwire: plugin type=\"c\" failed (add): c is broken; why\n"
     );
     assert_eq!(
@@ -139,12 +139,12 @@ fn a_failed_roll_back_is_reported_beside_the_cause() {
 }
 
 #[test]
-fn the_same_failure_is_not_told_twice() {
+fn the_same_failure_is_reported_once() {
     let node = Node::new();
     node.plugin("a", r#"echo '{"code": 1, "msg": "too new"}'; exit 1"#);
     node.network(&["a"]);
-    let said = node.podwire(&["add", "net", NETNS]).failed();
-    assert_eq!(said, "podwire: plugin type=\"a\" failed (add): too new\n");
+    let stderr = node.podwire(&["add", "net", NETNS]).failed();
+    assert_eq!(stderr, "podwire: plugin type=\"a\" failed (add): too new\n");
     assert_eq!(node.order(), ["a:ADD", "a:DEL"]);
 }
 
@@ -166,10 +166,10 @@ fn a_second_add_that_fails_does_not_take_the_first() {
     node.podwire(&["add", "net", NETNS]).succeeded();
     node.failing_plugin("a", "ADD", 999);
     node.forget_calls();
-    let said = node.podwire(&["add", "net", NETNS]).failed();
+    let stderr = node.podwire(&["add", "net", NETNS]).failed();
     assert!(
-        said.contains("not rolled back: eth0 was there before"),
-        "{said}"
+        stderr.contains("not rolled back: eth0 was there before"),
+        "{stderr}"
     );
     assert_eq!(node.order(), ["a:ADD"]);
     assert!(node.cached().exists());
@@ -182,10 +182,10 @@ fn an_interface_that_is_not_cached_is_not_rolled_back_either() {
     node.network(&["a"]);
     // Our own namespace has a lo; the plugin touches nothing.
     let add = ["add", "-i", "lo", "net", "/proc/self/ns/net"];
-    let said = node.podwire(&add).failed();
+    let stderr = node.podwire(&add).failed();
     assert!(
-        said.contains("not rolled back: lo was there before"),
-        "{said}"
+        stderr.contains("not rolled back: lo was there before"),
+        "{stderr}"
     );
     assert_eq!(node.order(), ["a:ADD"]);
 }
@@ -195,12 +195,12 @@ fn a_missing_plugin_is_reported_before_any_has_run() {
     let node = Node::new();
     node.working_plugin("a");
     node.network(&["a", "nope"]);
-    let said = node.podwire(&["add", "net", NETNS]).failed();
+    let stderr = node.podwire(&["add", "net", NETNS]).failed();
     assert!(
-        said.contains(
+        stderr.contains(
             "plugin type=\"nope\" failed (add): failed to find plugin \"nope\" in path ["
         ),
-        "{said}"
+        "{stderr}"
     );
     assert!(node.order().is_empty());
 }
@@ -210,8 +210,11 @@ fn a_result_that_is_none_is_an_error_and_rolled_back() {
     let node = Node::new();
     node.plugin("a", "echo nonsense");
     node.network(&["a"]);
-    let said = node.podwire(&["add", "net", NETNS]).failed();
-    assert!(said.contains("failed to unmarshal raw result"), "{said}");
+    let stderr = node.podwire(&["add", "net", NETNS]).failed();
+    assert!(
+        stderr.contains("failed to unmarshal raw result"),
+        "{stderr}"
+    );
     assert_eq!(node.order(), ["a:ADD", "a:DEL"]);
 }
 
@@ -267,8 +270,11 @@ fn del_goes_on_with_the_configuration_of_the_add_when_the_file_has_gone() {
     node.podwire(&["del", "net", NETNS]).succeeded();
     assert_eq!(node.order(), ["a:DEL"]);
     assert!(!node.cached().exists());
-    let said = node.podwire(&["del", "net", NETNS]).failed();
-    assert!(said.contains("no net configurations found in "), "{said}");
+    let stderr = node.podwire(&["del", "net", NETNS]).failed();
+    assert!(
+        stderr.contains("no net configurations found in "),
+        "{stderr}"
+    );
 }
 
 #[test]
@@ -280,9 +286,9 @@ fn versions_before_040_have_no_previous_result_at_del_and_no_check() {
         &json!({"cniVersion": "0.3.1", "name": "net", "type": "a"}),
     );
     node.podwire(&["add", "net", NETNS]).succeeded();
-    let said = node.podwire(&["check", "net", NETNS]).failed();
+    let stderr = node.podwire(&["check", "net", NETNS]).failed();
     assert_eq!(
-        said,
+        stderr,
         "podwire: configuration version \"0.3.1\" does not support the CHECK command\n"
     );
     node.podwire(&["del", "net", NETNS]).succeeded();
@@ -343,34 +349,11 @@ fn status_goes_forward_without_an_attachment_and_keeps_the_code() {
 }
 
 #[test]
-fn status_before_110_succeeds_without_running_anything() {
-    let node = Node::new();
-    node.configure(
-        "10-net.conflist",
-        &json!({"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "nope"}]}),
-    );
-    let done = node.podwire(&["status", "net", NETNS]).succeeded();
-    assert_eq!(done.stdout, "");
-}
-
-#[test]
-fn side_loaded_plugins_run_after_those_of_the_list() {
-    let node = Node::new();
-    node.working_plugin("a");
-    node.working_plugin("b");
-    node.network(&["a"]);
-    fs::create_dir(node.path("net.d/net")).unwrap();
-    node.configure("net/10-b.conf", &json!({"type": "b"}));
-    node.podwire(&["add", "net", NETNS]).succeeded();
-    assert_eq!(node.order(), ["a:ADD", "b:ADD"]);
-}
-
-#[test]
 fn one_thing_is_no_plural() {
     let node = Node::new();
     node.working_plugin("a");
     node.network(&["a"]);
-    for (pods, told) in [
+    for (pods, line) in [
         (0, "0 attachments"),
         (1, "1 attachment "),
         (2, "2 attachments"),
@@ -381,7 +364,7 @@ fn one_thing_is_no_plural() {
                 .succeeded();
         }
         let done = node.podwire(&["gc", "--text", "net"]).succeeded();
-        assert!(done.stdout.contains(told), "{done:?}");
+        assert!(done.stdout.contains(line), "{done:?}");
     }
 }
 
@@ -534,8 +517,8 @@ fn errors_are_where_cnitool_has_them() {
     let done = node.podwire(&["add", "--json", "net", NETNS]);
     assert_eq!(done.json(), json!({"code": 999, "msg": text}));
     let args = [("CNI_ARGS", "K")];
-    let said = node.podwire_with(&args, &["add", "net", NETNS]).failed();
-    assert_eq!(said, "podwire: invalid CNI_ARGS pair \"K\"\n");
+    let stderr = node.podwire_with(&args, &["add", "net", NETNS]).failed();
+    assert_eq!(stderr, "podwire: invalid CNI_ARGS pair \"K\"\n");
 }
 
 #[test]

@@ -63,10 +63,10 @@ fn del_takes_a_bare_result_from_before_cni_cache_v1() {
 fn del_goes_on_without_a_file_that_cannot_be_read() {
     let node = node();
     fs::write(node.cached(), "{").unwrap();
-    let said = node.podwire(&["check", "net", NETNS]).failed();
+    let stderr = node.podwire(&["check", "net", NETNS]).failed();
     assert!(
-        said.contains("failed to get network \"net\" cached result"),
-        "{said}"
+        stderr.contains("failed to get network \"net\" cached result"),
+        "{stderr}"
     );
     node.podwire(&["del", "net", NETNS]).succeeded();
     assert!(node.calls()[0].stdin.get("prevResult").is_none());
@@ -113,7 +113,7 @@ fn add_leaves_what_libcni_reads() {
 }
 
 #[test]
-fn gc_detaches_everything_then_tells_the_plugins_that_nothing_is_in_use() {
+fn gc_detaches_everything_then_passes_an_empty_list_to_the_plugins() {
     let node = node();
     node.podwire(&["add", "net", NETNS]).succeeded();
     let other = node.path("cache/results/net-pod1-eth0");
@@ -146,7 +146,7 @@ fn gc_can_keep_what_is_in_the_cache() {
 }
 
 #[test]
-fn gc_does_everything_and_tells_what_failed() {
+fn gc_does_everything_and_reports_what_failed() {
     let node = node();
     node.failing_plugin("a", "DEL", 999);
     node.failing_plugin("b", "GC", 11);

@@ -1,5 +1,5 @@
 //! What a plugin does with the addresses that its IPAM plugin hands out, as far as the
-//! configuration tells which they are.
+//! configuration determines them.
 
 use std::net::IpAddr;
 

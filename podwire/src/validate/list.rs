@@ -20,9 +20,9 @@ const KEYS: &[(&str, Check)] = &[
     ("name", string),
     ("cniVersion", string),
     ("cniVersions", versions),
-    ("disableCheck", boolean),
-    ("disableGC", boolean),
-    ("loadOnlyInlinedPlugins", boolean),
+    ("disableCheck", is_boolean),
+    ("disableGC", is_boolean),
+    ("loadOnlyInlinedPlugins", is_boolean),
     ("plugins", list),
 ];
 
@@ -46,113 +46,111 @@ pub fn check(
         findings.error("", expected("an object", document));
         return;
     };
-    let exact = |name: &str| {
-        let mut latest_first = members.iter().rev();
-        latest_first
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value)
-    };
     check_keys(members, findings);
-    if let Some(Json::String(name)) = exact("name") {
-        check_name(name, findings);
-    }
-    let several = match exact("cniVersions") {
-        Some(Json::Array(several)) => several.as_slice(),
-        _ => &[],
-    };
-    let version = match several {
-        [] => check_version(exact("cniVersion"), findings),
-        several => highest(exact("cniVersion"), several, findings),
-    };
-    hint_at_excluded_runtimes(single_version(exact("cniVersion")), findings);
-    for (key, since) in SINCE {
-        let set = matches!(exact(key), Some(value) if boolean(value) == Ok(()) && is_true(value));
-        if let Some(version) = version.filter(|version| set && version < since) {
-            let reason = format!("has no effect at cniVersion {version}, before {since}");
-            findings.warning(key, reason);
-        }
-    }
-    let inlined = exact("loadOnlyInlinedPlugins").is_some_and(is_true);
-    let network = match exact("name") {
-        Some(Json::String(name)) => name,
-        _ => "",
-    };
-    let surroundings = Surroundings {
-        network,
-        version: version.unwrap_or(Version::LATEST),
+    let mut list = List {
+        members,
+        version: Version::LATEST,
         plugin_dirs,
     };
-    let mut count = 0;
-    if let Some(Json::Array(plugins)) = exact("plugins") {
-        count = plugins.len();
-        surroundings.check_plugins(exact, plugins, findings);
+    if let Some(Json::String(name)) = list.exact("name") {
+        check_name(name, findings);
     }
-    match exact("plugins") {
-        None if inlined => findings.error(
-            "plugins",
-            "missing, and loadOnlyInlinedPlugins keeps those beside the file away",
-        ),
-        _ if inlined => {}
-        present => {
-            let beside = beside.and_then(|dir| files(dir, &[".conf"]).ok());
-            let beside = beside.unwrap_or_default();
-            surroundings.check_beside(&beside, count, findings);
-            if present.is_none() && beside.is_empty() {
-                findings.error("plugins", missing_plugins(members));
-            }
+    if let Some(version) = list.check_version(findings) {
+        list.version = version;
+    }
+    let count = list.check_plugins(findings);
+    let has_plugins = list.exact("plugins").is_some();
+    if list.is_true("loadOnlyInlinedPlugins") {
+        if !has_plugins {
+            let reason = "missing, and loadOnlyInlinedPlugins keeps those beside the file away";
+            findings.error("plugins", reason);
         }
+        return;
+    }
+    let beside = beside.and_then(|dir| files(dir, &[".conf"]).ok());
+    let beside = beside.unwrap_or_default();
+    list.check_beside(&beside, count, findings);
+    if !has_plugins && beside.is_empty() {
+        findings.error("plugins", missing_plugins(members));
     }
 }
 
-struct Surroundings<'a> {
-    network: &'a str,
+/// A list while it is checked.
+struct List<'a> {
+    members: &'a [(String, Json)],
+    /// The newest if it is unknown, which finds no fault.
     version: Version,
     plugin_dirs: Option<&'a [PathBuf]>,
 }
 
-impl Surroundings<'_> {
-    fn check_plugins<'j>(
-        &self,
-        exact: impl Fn(&str) -> Option<&'j Json>,
-        plugins: &[Json],
-        findings: &mut Findings,
-    ) {
+impl<'a> List<'a> {
+    fn exact(&self, name: &str) -> Option<&'a Json> {
+        let mut latest_first = self.members.iter().rev();
+        let found = latest_first.find(|(key, _)| key == name);
+        found.map(|(_, value)| value)
+    }
+
+    fn is_true(&self, name: &str) -> bool {
+        self.exact(name).is_some_and(|it| boolean(it) == Ok(true))
+    }
+
+    /// The version; `None` if it is unknown, after that was reported.
+    fn check_version(&self, findings: &mut Findings) -> Option<Version> {
+        let single = self.exact("cniVersion");
+        let version = match self.exact("cniVersions") {
+            Some(Json::Array(several)) if !several.is_empty() => highest(single, several, findings),
+            _ => check_version(single, findings),
+        };
+        let single = text(single).and_then(|text| Version::parse(&text));
+        hint_at_excluded_runtimes(single, findings);
+        for (key, since) in SINCE {
+            if let Some(version) = version.filter(|version| self.is_true(key) && version < since) {
+                let reason = format!("has no effect at cniVersion {version}, before {since}");
+                findings.warning(key, reason);
+            }
+        }
+        version
+    }
+
+    /// Checks the plugins in the list, and counts them.
+    fn check_plugins(&self, findings: &mut Findings) -> usize {
+        let Some(Json::Array(plugins)) = self.exact("plugins") else {
+            return 0;
+        };
         for (index, document) in plugins.iter().enumerate() {
             let place = format!("plugins[{index}]");
             for key in ["name", "cniVersion"] {
+                let path = join(&place, key);
                 match document.get(key) {
-                    Some(own @ Json::String(_)) if Some(&own) == exact(key) => {}
-                    Some(Json::String(_)) => {
-                        findings.warning(&join(&place, key), "that of the list counts");
-                    }
-                    Some(other) => {
-                        findings.error(&join(&place, key), expected("a string", &other));
-                    }
+                    Some(own @ Json::String(_)) if Some(&own) == self.exact(key) => {}
+                    Some(Json::String(_)) => findings.warning(&path, "that of the list counts"),
+                    Some(other) => findings.error(&path, expected("a string", &other)),
                     None => {}
                 }
             }
-            let subject = Subject::new(document, self.network, place, self.version, findings);
-            plugin(subject, self.plugin_dirs);
+            self.check_plugin(document, place, findings);
         }
+        plugins.len()
     }
 
     /// Their places are numbers after the plugins of the list, with the names of the files.
     fn check_beside(&self, beside: &[PathBuf], count: usize, findings: &mut Findings) {
         for (index, file) in beside.iter().enumerate() {
-            let name = file.display();
-            let place = format!("plugins[{}] ({name})", count + index);
+            let place = format!("plugins[{}] ({})", count + index, file.display());
             let document = cni::file::read_chosen(file, cni::file::LONGEST)
                 .map_err(|error| format!("cannot be read: {}", cni::reason(&error)))
                 .and_then(|text| Json::parse(&text).map_err(|error| format!("not JSON: {error}")));
             match document {
                 Err(reason) => findings.error(&place, reason),
-                Ok(document) => {
-                    let subject =
-                        Subject::new(&document, self.network, place, self.version, findings);
-                    plugin(subject, self.plugin_dirs);
-                }
+                Ok(document) => self.check_plugin(&document, place, findings),
             }
         }
+    }
+
+    fn check_plugin(&self, document: &Json, place: String, findings: &mut Findings) {
+        let network = text(self.exact("name")).unwrap_or_default();
+        let subject = Subject::new(document, &network, place, self.version, findings);
+        plugin(subject, self.plugin_dirs);
     }
 }
 
@@ -237,10 +235,6 @@ pub fn check_version(value: Option<&Json>, findings: &mut Findings) -> Option<Ve
     version
 }
 
-fn single_version(value: Option<&Json>) -> Option<Version> {
-    Version::parse(&text(value)?)
-}
-
 /// Names the runtimes that do not support the version under `cniVersion`, which is the only
 /// one that a libcni before 1.2 reads.
 pub fn hint_at_excluded_runtimes(single: Option<Version>, findings: &mut Findings) {
@@ -289,20 +283,19 @@ fn versions(value: &Json) -> Result<(), String> {
     Ok(())
 }
 
-fn boolean(value: &Json) -> Result<(), String> {
-    match value {
-        Json::Bool(_) => Ok(()),
-        Json::String(text) if matches!(text.to_lowercase().as_str(), "true" | "false") => Ok(()),
-        Json::String(text) => Err(format!("expected a boolean, got {text:?}")),
-        other => Err(expected("a boolean", other)),
-    }
+fn is_boolean(value: &Json) -> Result<(), String> {
+    boolean(value).map(drop)
 }
 
-fn is_true(value: &Json) -> bool {
+fn boolean(value: &Json) -> Result<bool, String> {
     match value {
-        Json::Bool(value) => *value,
-        Json::String(text) => text.eq_ignore_ascii_case("true"),
-        _ => false,
+        Json::Bool(value) => Ok(*value),
+        Json::String(text) => match text.to_lowercase().as_str() {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => Err(format!("expected a boolean, got {text:?}")),
+        },
+        other => Err(expected("a boolean", other)),
     }
 }
 

@@ -1,5 +1,5 @@
 //! The plugins of this suite: how each reads its configuration, and what is legal there but
-//! surely a mistake.
+//! probably a mistake.
 
 use std::net::IpAddr;
 

@@ -28,7 +28,7 @@ pub struct Subject<'a> {
     /// The keys that have a reader.
     pub known: Keys,
     /// For each address that IPAM gives to a pod, its candidates: one of each range of a
-    /// set. Empty where the configuration does not tell.
+    /// set. Empty where the configuration does not determine them.
     pub addresses: Vec<Vec<Address>>,
     findings: &'a mut Findings,
 }

@@ -245,7 +245,7 @@ fn a_master_is_a_name_or_patterns_of_names() {
 }
 
 #[test]
-fn all_faults_of_a_list_are_told() {
+fn all_faults_of_a_list_are_reported() {
     assert_eq!(
         of_list(
             r#"{"Name": "n", "cniVersion": "1.2", "disableGC": "no", "ipam": {}, "plugin": [],
@@ -266,7 +266,7 @@ fn all_faults_of_a_list_are_told() {
 }
 
 #[test]
-fn what_a_version_does_not_have_is_told() {
+fn keys_without_effect_in_a_version_are_reported() {
     assert_eq!(
         of_list(
             r#"{"name": "n", "disableCheck": true, "disableGC": "true", "plugins": [{"type": "x"}]}"#
@@ -408,7 +408,7 @@ fn a_directory_is_all_its_configurations() {
 }
 
 #[test]
-fn plugins_are_looked_up_where_the_user_says() {
+fn plugins_are_looked_up_in_the_given_directories() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("n.conf");
     let text =

@@ -176,7 +176,7 @@ impl Finished {
         self
     }
 
-    /// Failed with exit status 1; returns what it said on stderr.
+    /// Failed with exit status 1; returns its standard error.
     #[track_caller]
     pub fn failed(self) -> String {
         assert_eq!(self.status, 1, "{self:?}");

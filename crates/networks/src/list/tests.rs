@@ -156,19 +156,6 @@ fn lists_are_searched_before_single_configurations_in_order() {
 }
 
 #[test]
-fn what_is_not_there_is_told_as_libcni_tells_it() {
-    let dir = directory(&[]);
-    let place = dir.path().display();
-    let text = |name| format!("{:#}", NetworkList::load(dir.path(), name).unwrap_err());
-    assert_eq!(text("x"), format!("no net configurations found in {place}"));
-    fs::write(dir.path().join("a.conf"), r#"{"name": "a", "type": "t"}"#).unwrap();
-    assert_eq!(
-        text("x"),
-        format!("no net configuration with name \"x\" in {place}")
-    );
-}
-
-#[test]
 fn a_broken_file_ends_the_search_and_is_named() {
     let dir = directory(&[
         ("10-broken.conflist", "{"),
