@@ -52,8 +52,6 @@ fn documented_keys(readme: &str) -> Vec<String> {
         .take_while(is_row)
         .filter_map(|row| row.split('|').nth(1));
     let names = first_cells.flat_map(|cell| cell.split('`').skip(1).step_by(2));
-    // `runtimeConfig.mac` is a key of an object that every plugin has.
-    let names = names.filter(|name| !name.contains('.'));
     let mut keys: Vec<_> = names.map(str::to_owned).collect();
     keys.sort();
     keys
