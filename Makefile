@@ -67,10 +67,10 @@ storm: build ## 200 attachments by many at once who lose patience, for SECONDS (
 	cargo build --locked -p faults
 	target/$(TRIPLE)/debug/faults storm $(or $(SECONDS),60)
 
-bench: build ## against the Go plugins and the floor: docs/performance.md (FULL=1: the curves)
+bench: build ## against the Go plugins and the floor: docs/performance.md (FULL=1: all of the curves; GO=DIR: another build of Go)
 	tests/packages bench
 	cargo build --release --locked -p benches
-	$(RELEASE)/measure $(if $(FULL),--full)
+	$(RELEASE)/measure $(if $(FULL),--full) $(if $(GO),--go $(GO))
 
 clean: ## what was built
 	cargo clean

@@ -52,6 +52,7 @@ mod tests {
             times: [].into(),
             refused: None,
             faster: Ratio::of(&[*ratio; 9], &[1.0; 9]),
+            than_other: None,
             over_floor: None,
         };
         let text = String::new;
@@ -64,6 +65,7 @@ mod tests {
                 state: text(),
                 podwire: text(),
                 go: text(),
+                other: None,
                 programs: Vec::new(),
             },
             full: false,

@@ -205,5 +205,7 @@ fn line(side: Side, what: &'static str, counts: &[(usize, Times)]) -> Line {
         what: what.to_owned(),
         points: points.collect(),
         faster: faster.collect(),
+        than_other: Vec::new(),
+        over_floor: Vec::new(),
     }
 }

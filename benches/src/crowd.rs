@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::job::{Verb, portmap};
+use crate::job::{BRIDGED, MASQUERADED, Verb, portmap};
 use crate::process;
 use crate::side::{Attachment, Side, Stage};
 use crate::table::settle;
@@ -27,14 +27,14 @@ pub fn publish(stage: &Stage, others: Range<usize>) -> Result<()> {
     }
     match stage.side {
         Side::Podwire => each(stage, others, one_port),
-        Side::Go => {
+        Side::Go | Side::Other => {
             each(stage, others.start..others.start + 1, one_port)?;
-            let rules = stage
-                .node
-                .run(|| process::output("/usr/sbin/iptables-save", &["-t", "nat"]))?;
-            let copies = copies(&rules, others)?;
-            let restore = || process::feed("/usr/sbin/iptables-restore", &["--noflush"], copies);
-            stage.node.run(restore)
+            let words = |other: usize| {
+                let port = PORT + other;
+                let id = format!("{:064x}", FIRST + other);
+                vec![id, format!("dport {port} "), format!("dports {port} ")]
+            };
+            copy_rules(stage, "CNI-DN-", others.map(words))
         }
         Side::Floor | Side::Batch => {
             let elements: Vec<String> = others
@@ -68,16 +68,24 @@ fn one_port(stage: &Stage, pod: &mut Attachment, other: usize) -> Result<()> {
     Ok(())
 }
 
-/// The rules that the Go plugin made for the first of them, for all the others.
-fn copies(rules: &str, others: Range<usize>) -> Result<String> {
-    let (port, id) = (
-        PORT + others.start,
-        format!("{:064x}", FIRST + others.start),
-    );
+/// Loads the rules that the Go plugin made for the first of some pods for all the others, with their
+/// words in place of its own; the first word is the id. The chain of each begins with `prefix`.
+fn copy_rules(
+    stage: &Stage,
+    prefix: &str,
+    mut pods: impl Iterator<Item = Vec<String>>,
+) -> Result<()> {
+    let Some(first) = pods.next() else {
+        return Ok(());
+    };
+    let rules = stage
+        .node
+        .run(|| process::output("/usr/sbin/iptables-save", &["-t", "nat"]))?;
+    let jump = format!(" -j {prefix}");
     let entry = rules
         .lines()
-        .find(|line| line.contains(&id) && line.contains(" -j CNI-DN-"));
-    let entry = entry.context("portmap of the Go plugins made no rule")?;
+        .find(|line| line.contains(&first[0]) && line.contains(&jump));
+    let entry = entry.context("the Go plugin made no rule")?;
     let (_, chain) = entry.rsplit_once(' ').context("a rule has a target")?;
     let own: Vec<&str> = rules.lines().filter(|line| line.contains(chain)).collect();
     ensure!(
@@ -85,20 +93,20 @@ fn copies(rules: &str, others: Range<usize>) -> Result<String> {
         "the Go plugin's rules are not what they were: {own:?}"
     );
     let mut text = String::from("*nat\n");
-    for other in others.skip(1) {
-        let (to_port, to_id) = (PORT + other, format!("{:064x}", FIRST + other));
+    for pod in pods {
+        // As long as a hash, and another for each.
+        let (copy, id) = (chain.len() - prefix.len(), &pod[0][pod[0].len() - 16..]);
+        let copy = format!("{prefix}{id:0>copy$}");
         for line in &own {
-            let line = line
-                .replace(&id, &to_id)
-                .replace(chain, &format!("CNI-DN-{other:020}"))
-                .replace(&format!("dport {port} "), &format!("dport {to_port} "))
-                .replace(&format!("dports {port} "), &format!("dports {to_port} "));
-            text.push_str(&line);
+            let line = line.replace(chain, &copy);
+            let words = first.iter().zip(&pod);
+            text += &words.fold(line, |line, (word, others)| line.replace(word, others));
             text.push('\n');
         }
     }
     text.push_str("COMMIT\n");
-    Ok(text)
+    let restore = || process::feed("/usr/sbin/iptables-restore", &["--noflush"], text);
+    stage.node.run(restore)
 }
 
 /// Has others hold addresses, by the files that the Go plugin leaves: both suites
@@ -123,16 +131,35 @@ pub fn hold(stage: &Stage, others: Range<usize>) -> Result<()> {
     Ok(())
 }
 
-/// Wires others in the range, and returns them.
+/// Wires others in the range, and returns them. Podwire and the floor do it themselves. For the Go
+/// plugins, which would take minutes, the floor's program makes the links, and what else they leave
+/// for each pod is copied: the file of its address, its rules of masquerade.
 ///
 /// # Errors
 /// When a plugin fails.
-pub fn wire(stage: &Stage, others: Range<usize>) -> Result<Vec<Attachment>> {
+pub fn wire(stage: &mut Stage, others: Range<usize>) -> Result<Vec<Attachment>> {
+    stage.turn_to(MASQUERADED);
     let mut crowd = Vec::new();
-    for other in others {
+    let is_go = matches!(stage.side, Side::Go | Side::Other);
+    for other in others.clone() {
         let mut pod = stage.pod(FIRST + other)?;
-        stage.perform(Verb::Add, &mut pod)?;
+        if is_go && other != others.start {
+            // Its rule is not on this node.
+            stage.turn_to(BRIDGED);
+            let call = stage.floor(Verb::Add, &pod);
+            stage.node.run(move || process::run(call))?;
+        } else {
+            stage.perform(Verb::Add, &mut pod)?;
+        }
         crowd.push(pod);
+    }
+    if is_go && !crowd.is_empty() {
+        let words = |pod: &Attachment| {
+            let address = pod.reported().unwrap_or_else(|| pod.address());
+            vec![pod.id().to_owned(), format!("-s {address}/32 ")]
+        };
+        copy_rules(stage, "CNI-", crowd.iter().map(words))?;
+        hold(stage, others)?;
     }
     settle(Verb::Del)?;
     Ok(crowd)

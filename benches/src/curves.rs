@@ -12,7 +12,7 @@ use crate::side::{Attachment, Programs, Side, Stage};
 use crate::stats::{Ratio, Sample};
 use crate::table::{millis, settle};
 
-const SIDES: [Side; 3] = [Side::Podwire, Side::Go, Side::Floor];
+const SIDES: [Side; 4] = [Side::Podwire, Side::Go, Side::Other, Side::Floor];
 
 /// How far and how often.
 #[derive(Clone, Debug)]
@@ -41,28 +41,19 @@ struct Among {
 /// (the last value is all of them together).
 type Times = BTreeMap<(Verb, Side, usize), Vec<f64>>;
 
-/// Measures all curves.
+/// Verbs of portmap, and of the list that it ends, beside published ports of others; and
+/// connections to published ports.
 ///
 /// # Errors
 /// When a plugin fails.
-pub fn measure(programs: &Programs, plan: &Plan) -> Result<Vec<Curve>> {
-    let mut curves = published(programs, plan)?;
-    curves.extend(held(programs, plan)?);
-    if !plan.pods.is_empty() {
-        curves.extend(wired(BRIDGED, programs, plan)?);
-        curves.extend(wired(MASQUERADED, programs, plan)?);
-    }
-    Ok(curves)
-}
-
-fn published(programs: &Programs, plan: &Plan) -> Result<Vec<Curve>> {
+pub fn published(programs: &Programs, plan: &Plan) -> Result<Vec<Curve>> {
     let among = "other published ports";
     let mut all = among_others(PUBLISHED, programs)?;
     let mut times = Vec::new();
     let mut connections = Vec::new();
     let mut wires = Vec::new();
     for side in &all {
-        if side.stage.side != Side::Floor {
+        if [Side::Podwire, Side::Go].contains(&side.stage.side) {
             wires.push((side.stage.side, connect::Wire::new(&side.stage)?));
         }
     }
@@ -79,6 +70,10 @@ fn published(programs: &Programs, plan: &Plan) -> Result<Vec<Curve>> {
             .filter_map(|(side, wire)| Some((stage(*side)?, wire)))
             .collect();
         connections.push((*count, connect::measure(&mut pairs, plan.connections)?));
+        // When a link goes, the kernel looks at all connections that it tracks.
+        for side in &all {
+            side.stage.forget_connections()?;
+        }
     }
     let portmap = |verb: Verb, key: &str| {
         let title = format!("portmap {} of two ports", verb.name());
@@ -97,7 +92,11 @@ fn published(programs: &Programs, plan: &Plan) -> Result<Vec<Curve>> {
     ])
 }
 
-fn held(programs: &Programs, plan: &Plan) -> Result<Vec<Curve>> {
+/// Verbs of host-local beside addresses of others.
+///
+/// # Errors
+/// When a plugin fails.
+pub fn held(programs: &Programs, plan: &Plan) -> Result<Vec<Curve>> {
     let among = "addresses held";
     let mut all = among_others(ADDRESS, programs)?;
     let mut times = Vec::new();
@@ -118,29 +117,36 @@ fn held(programs: &Programs, plan: &Plan) -> Result<Vec<Curve>> {
     ])
 }
 
-fn wired(job: Job, programs: &Programs, plan: &Plan) -> Result<Vec<Curve>> {
-    let among = "pods on the node";
-    let mut all = among_others(job, programs)?;
-    let mut times = Vec::new();
+/// Verbs of bridge, without and with masquerade, beside pods of others.
+///
+/// # Errors
+/// When a plugin fails.
+pub fn wired(programs: &Programs, plan: &Plan) -> Result<Vec<Curve>> {
+    const JOBS: [Job; 2] = [BRIDGED, MASQUERADED];
+    // The others are there with masquerade; a pod without does not meet their rules.
+    let mut all = among_others(MASQUERADED, programs)?;
+    let mut times = JOBS.map(|_| Vec::new());
     for count in &plan.pods {
         for side in &mut all {
-            let more = crowd::wire(&side.stage, side.others..*count)?;
+            let more = crowd::wire(&mut side.stage, side.others..*count)?;
             side.crowd.extend(more);
             side.others = *count;
         }
-        times.push((*count, rounds(&mut all, plan.rounds)?));
+        for (job, times) in JOBS.iter().zip(&mut times) {
+            for side in &mut all {
+                side.stage.turn_to(*job);
+            }
+            times.push((*count, rounds(&mut all, plan.rounds)?));
+        }
     }
-    let one = |verb: Verb| {
+    let one = |job: &Job, verb: Verb, times: &[_]| {
         let key = format!("pods-{}-{}", job.key, verb.word());
-        curve(
-            &key,
-            format!("{}, {}", job.title, verb.name()),
-            among,
-            (verb, ALL),
-            &times,
-        )
+        let title = format!("{}, {}", job.title, verb.name());
+        curve(&key, title, "pods on the node", (verb, ALL), times)
     };
-    Ok(vec![one(Verb::Add), one(Verb::Del)])
+    let both =
+        |(job, times): (&Job, &Vec<_>)| [Verb::Add, Verb::Del].map(|verb| one(job, verb, times));
+    Ok(JOBS.iter().zip(&times).flat_map(both).collect())
 }
 
 fn among_others(job: Job, programs: &Programs) -> Result<Vec<Among>> {
@@ -198,22 +204,33 @@ fn curve(
     times: &[(usize, Times)],
 ) -> Curve {
     let of = |times: &Times, side| times.get(&(verb, side, step)).cloned().unwrap_or_default();
-    let line = |side| Line {
-        side,
-        what: String::new(),
-        points: times
-            .iter()
-            .filter_map(|(count, times)| Some((*count, Sample::of(&of(times, side))?)))
-            .collect(),
-        faster: match side {
-            Side::Podwire => times
+    let ratios = |above, below| -> Vec<(usize, Ratio)> {
+        let ratio = |times| Ratio::of(&of(times, above), &of(times, below));
+        let all = times.iter();
+        all.filter_map(|(count, times)| Some((*count, ratio(times)?)))
+            .collect()
+    };
+    let line = |side| {
+        let line = Line {
+            side,
+            what: String::new(),
+            points: times
                 .iter()
-                .filter_map(|(count, times)| {
-                    Some((*count, Ratio::of(&of(times, Side::Go), &of(times, side))?))
-                })
+                .filter_map(|(count, times)| Some((*count, Sample::of(&of(times, side))?)))
                 .collect(),
-            _ => Vec::new(),
-        },
+            faster: Vec::new(),
+            than_other: Vec::new(),
+            over_floor: Vec::new(),
+        };
+        if side != Side::Podwire {
+            return line;
+        }
+        Line {
+            faster: ratios(Side::Go, side),
+            than_other: ratios(Side::Other, side),
+            over_floor: ratios(side, Side::Floor),
+            ..line
+        }
     };
     Curve {
         key: key.to_owned(),

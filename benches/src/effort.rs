@@ -19,18 +19,21 @@ pub struct Effort {
 }
 
 impl Effort {
-    /// A few minutes: of the curves only the ends.
+    /// Some minutes: few points of the curves.
     pub fn quick() -> Self {
         Self {
             full: false,
             warmup: 3,
             rounds: 40,
-            storms: storms(&[MASQUERADED], &[(1, 15), (10, 9), (50, 5), (200, 2)]),
+            storms: storms(
+                &[MASQUERADED],
+                &[(1, 15), (10, 9), (50, 5), (200, 1), (500, 1)],
+            ),
             curves: Plan {
                 ports: vec![0, 5_000],
                 addresses: vec![0, 50_000],
-                pods: Vec::new(),
-                rounds: 9,
+                pods: vec![0, 250, 1_000],
+                rounds: 15,
                 connections: 500,
             },
         }
@@ -44,7 +47,7 @@ impl Effort {
             rounds: 101,
             storms: storms(
                 &[BRIDGED, MASQUERADED],
-                &[(1, 31), (10, 15), (50, 9), (200, 5)],
+                &[(1, 31), (10, 15), (50, 9), (200, 5), (500, 3)],
             ),
             curves: Plan {
                 ports: vec![0, 10, 100, 500, 1_000, 2_000, 5_000],

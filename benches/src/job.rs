@@ -112,6 +112,20 @@ pub const PUBLISHED: Job = bridge(
 );
 /// host-local alone.
 pub const ADDRESS: Job = job("host-local", "host-local", Kind::HostLocal);
+/// What creates files, on the aged file system.
+pub const AGED: [Job; 2] = [
+    job(
+        "host-local-aged",
+        "host-local, aged file system",
+        Kind::HostLocal,
+    ),
+    bridge(
+        "bridge-masq-aged",
+        "bridge + host-local + ipMasq, aged file system",
+        true,
+        false,
+    ),
+];
 
 const fn job(key: &'static str, title: &'static str, kind: Kind) -> Job {
     Job { key, title, kind }

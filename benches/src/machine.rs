@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use nix::sys::utsname::uname;
 
-use crate::process;
+use crate::process::{self, Call};
 use crate::results::Machine;
 use crate::side::Programs;
 
@@ -22,15 +22,15 @@ pub fn describe(programs: &Programs) -> Result<Machine> {
         .lines()
         .filter_map(|line| line.strip_prefix("model name"));
     let cpu = models.clone().next().unwrap_or("unknown");
-    let work = programs.work.display().to_string();
     Ok(Machine {
         date: printed("/usr/bin/date", &["-u", "+%F"])?,
         kernel: kernel.map(|part| part.to_string_lossy()).join(" "),
         cpus: std::thread::available_parallelism()?.get(),
         cpu: cpu.trim_matches([' ', '\t', ':']).to_owned(),
-        state: printed("/usr/bin/findmnt", &["-n", "-o", "FSTYPE", "-T", &work])?,
+        state: String::new(),
         podwire: format!("{} ({})", env!("CARGO_PKG_VERSION"), commit()),
         go: peer(&programs.go),
+        other: programs.other.as_deref().map(version).transpose()?,
         programs: vec![
             printed("/usr/sbin/iptables", &["--version"])?,
             printed("/usr/sbin/nft", &["--version"])?,
@@ -62,6 +62,13 @@ fn commit() -> String {
         Ok("") => commit,
         _ => format!("{commit} and changes"),
     }
+}
+
+/// What the plugins in a directory call themselves: without `CNI_COMMAND` they say it.
+fn version(dir: &Path) -> Result<String> {
+    let said = process::run(Call::new(dir.join("bridge"), &[]))?;
+    let line = said.stderr.lines().next().unwrap_or_default().to_owned();
+    Ok(format!("{line} in {}", dir.display()))
 }
 
 fn peer(dir: &Path) -> String {

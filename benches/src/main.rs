@@ -2,17 +2,20 @@
 //! namespaces of its own, and writes `docs/performance.md`.
 //!
 //! ```text
-//! measure [--full | --smoke] [--out DIRECTORY]
+//! measure [--full | --smoke] [--out DIRECTORY] [--go DIRECTORY] [--only PART]...
 //! ```
 //!
-//! `--full` measures the curves and takes more rounds; `--smoke` takes so few that
+//! `--full` measures the curves at more points and takes more rounds; `--smoke` takes so few that
 //! it only shows that the program runs. `$PODWIRE_BIN` (`bin`) and `$PODWIRE_PEER`
-//! (`/usr/lib/cni`) are the directories of the two suites.
+//! (`/usr/lib/cni`) are the directories of the two suites, `--go` that of another build of
+//! the Go plugins. `--only` measures one of the parts `calls`, `aged`, `storms`, `footprint`, `ports`,
+//! `addresses` and `pods`.
 
 mod compare;
 mod connect;
 mod crowd;
 mod curves;
+mod disk;
 mod effort;
 mod footprint;
 mod job;
@@ -34,11 +37,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Error, Result, bail};
+use anyhow::{Context, Error, Result, bail, ensure};
 
+use crate::disk::Disk;
 use crate::effort::Effort;
 use crate::job::Job;
-use crate::results::{Earlier, Machine, Results};
+use crate::results::{Curve, Earlier, Footprint, Machine, Results, Row};
 use crate::side::{Programs, Side, Stage};
 
 fn main() -> Result<()> {
@@ -46,18 +50,28 @@ fn main() -> Result<()> {
     let earlier = read(&options.out.join("performance.json"))?;
     // Outside of what is hidden: state of plugins belongs on a disk.
     let work = tempfile::tempdir().context("make a directory for the run")?;
-    let programs = Programs {
+    let mut programs = Programs {
         podwire: plugins("PODWIRE_BIN", "bin")?,
         go: plugins("PODWIRE_PEER", "/usr/lib/cni")?,
+        other: options.other.clone(),
         floor: std::env::current_exe()?.with_file_name("floor"),
-        work: work.path().to_owned(),
+        state: PathBuf::new(),
     };
-    let machine = machine::describe(&programs)?;
+    let mut machine = machine::describe(&programs)?;
     // Hides the machine from this program and all that it starts. No thread has been started.
     sandbox::namespaces::enter().map_err(Error::msg)?;
     orphans::adopt()?;
+    process::allow_many_files()?;
     let start = Instant::now();
-    let results = measure(machine, &programs, &options.effort, earlier.as_ref())?;
+    let fresh = Disk::fresh(work.path())?;
+    programs.state.clone_from(&fresh.dir);
+    machine.state = fresh.describe();
+    let run = Run {
+        programs,
+        options: &options,
+        work: work.path(),
+    };
+    let results = run.measure(machine, earlier.as_ref())?;
     eprintln!("measured in {} s", start.elapsed().as_secs());
     write(&options.out, &results, earlier.as_ref())
 }
@@ -66,6 +80,10 @@ fn main() -> Result<()> {
 struct Options {
     effort: Effort,
     out: PathBuf,
+    /// The directory of another build of the Go plugins.
+    other: Option<PathBuf>,
+    /// The parts to measure; all, if there are none.
+    only: Vec<String>,
 }
 
 impl Options {
@@ -74,6 +92,8 @@ impl Options {
         let mut options = Self {
             effort: Effort::quick(),
             out: PathBuf::from("docs"),
+            other: None,
+            only: Vec::new(),
         };
         let mut args = lexopt::Parser::from_env();
         while let Some(arg) = args.next()? {
@@ -81,7 +101,20 @@ impl Options {
                 Long("full") => options.effort = Effort::full(),
                 Long("smoke") => options.effort = Effort::smoke(),
                 Long("out") => options.out = args.value()?.into(),
-                _ => bail!("usage: measure [--full | --smoke] [--out DIRECTORY]"),
+                Long("go") => {
+                    let dir = PathBuf::from(args.value()?);
+                    let found = dir.canonicalize();
+                    options.other =
+                        Some(found.with_context(|| format!("no plugins in {}", dir.display()))?);
+                }
+                Long("only") => {
+                    let part = args.value()?.string()?;
+                    ensure!(PARTS.contains(&part.as_str()), "no part is called {part}");
+                    options.only.push(part);
+                }
+                _ => bail!(
+                    "usage: measure [--full | --smoke] [--out DIRECTORY] [--go DIRECTORY] [--only PART]..."
+                ),
             }
         }
         Ok(options)
@@ -94,43 +127,105 @@ fn plugins(variable: &str, default: &str) -> Result<PathBuf> {
         .with_context(|| format!("no plugins in {}: see {variable}", dir.display()))
 }
 
-fn measure(
-    machine: Machine,
-    programs: &Programs,
-    effort: &Effort,
-    earlier: Option<&Results>,
-) -> Result<Results> {
-    let built = |job: &Job| !Stage::missing(Side::Podwire, *job, programs);
-    let (jobs, missing): (Vec<Job>, Vec<Job>) = job::TABLE.into_iter().partition(built);
-    let mut verbs = Vec::new();
-    for job in jobs.iter().copied() {
-        eprintln!("{}", job.title);
-        verbs.extend(table::measure(job, programs, effort.warmup, effort.rounds)?);
-    }
-    let mut storms = Vec::new();
-    for (job, pods, rounds) in &effort.storms {
-        eprintln!("{}, {pods} pods at once", job.title);
-        storms.extend(storm::measure(*job, programs, *pods, *rounds)?);
-    }
-    eprintln!("what it takes");
-    let footprint = footprint::measure(&jobs, programs)?;
-    eprintln!("among many others");
-    let curves = curves::measure(programs, &effort.curves)?;
-    let earlier = earlier
-        .filter(|_| !effort.full)
-        .and_then(last_full)
-        .filter(|earlier| earlier.machine.is_like(&machine));
-    Ok(Results {
-        machine,
-        full: effort.full,
-        missing: missing.iter().map(|job| job.title.to_owned()).collect(),
-        verbs,
-        storms,
-        footprint,
-        curves,
-        earlier,
-    })
+/// The parts of a run, in their order.
+const PARTS: [&str; 7] = [
+    "calls",
+    "aged",
+    "storms",
+    "footprint",
+    "ports",
+    "addresses",
+    "pods",
+];
+
+/// What a run is made with.
+struct Run<'a> {
+    programs: Programs,
+    options: &'a Options,
+    work: &'a Path,
 }
+
+impl Run<'_> {
+    fn measure(&self, machine: Machine, earlier: Option<&Results>) -> Result<Results> {
+        let effort = &self.options.effort;
+        let earlier = earlier
+            .filter(|_| !effort.full)
+            .and_then(last_full)
+            .filter(|earlier| earlier.machine.is_like(&machine));
+        let built = |job: &Job| !Stage::missing(Side::Podwire, *job, &self.programs);
+        let (jobs, missing): (Vec<Job>, Vec<Job>) = job::TABLE.into_iter().partition(built);
+        let mut results = Results {
+            machine,
+            full: effort.full,
+            missing: missing.iter().map(|job| job.title.to_owned()).collect(),
+            verbs: Vec::new(),
+            storms: Vec::new(),
+            footprint: Footprint::default(),
+            curves: Vec::new(),
+            earlier,
+        };
+        if self.has("calls") {
+            results.verbs.extend(self.calls(&jobs, &self.programs)?);
+        }
+        if self.has("aged") {
+            let aged = Disk::aged(self.work)?;
+            let programs = Programs {
+                state: aged.dir.clone(),
+                ..self.programs.clone()
+            };
+            let text = format!("; where named so, {}", aged.describe());
+            results.machine.state.push_str(&text);
+            results.verbs.extend(self.calls(&job::AGED, &programs)?);
+        }
+        if self.has("storms") {
+            for (job, pods, rounds) in &effort.storms {
+                eprintln!("{}, {pods} pods at once", job.title);
+                let storms = storm::measure(*job, &self.programs, *pods, *rounds)?;
+                results.storms.extend(storms);
+            }
+        }
+        if self.has("footprint") {
+            eprintln!("what it takes");
+            results.footprint = footprint::measure(&jobs, &self.programs)?;
+        }
+        for (part, measure) in CURVES {
+            if self.has(part) {
+                eprintln!("among many {part}");
+                let curves = measure(&self.programs, &effort.curves)?;
+                results.curves.extend(curves);
+            }
+        }
+        Ok(results)
+    }
+
+    fn has(&self, part: &str) -> bool {
+        let only = &self.options.only;
+        only.is_empty() || only.iter().any(|it| it == part)
+    }
+
+    fn calls(&self, jobs: &[Job], programs: &Programs) -> Result<Vec<Row>> {
+        let effort = &self.options.effort;
+        let mut rows = Vec::new();
+        for job in jobs {
+            eprintln!("{}", job.title);
+            rows.extend(table::measure(
+                *job,
+                programs,
+                effort.warmup,
+                effort.rounds,
+            )?);
+        }
+        Ok(rows)
+    }
+}
+
+type Measure = fn(&Programs, &curves::Plan) -> Result<Vec<Curve>>;
+
+const CURVES: [(&str, Measure); 3] = [
+    ("ports", curves::published),
+    ("addresses", curves::held),
+    ("pods", curves::wired),
+];
 
 fn last_full(results: &Results) -> Option<Earlier> {
     match results.full {

@@ -22,6 +22,7 @@ pub fn write(results: &Results, comparison: Option<&Comparison>) -> String {
     page.push_str(&machine(&results.machine));
     page.push_str(&promises(&targets::judge(results)));
     page.push_str(&verbs(&results.verbs));
+    page.push_str(&other(results));
     page.push_str(&missing(&results.missing));
     page.push_str(&storms(&results.storms));
     page.push_str(&curves(results));
@@ -51,10 +52,14 @@ fn machine(machine: &Machine) -> String {
         ("state of plugins on", machine.state.clone()),
         ("podwire", machine.podwire.clone()),
         ("Go plugins", machine.go.clone()),
+        (
+            "other Go plugins",
+            machine.other.clone().unwrap_or_default(),
+        ),
         ("programs", machine.programs.join("; ")),
     ];
     let mut text = String::from("| | |\n|---|---|\n");
-    for (name, value) in rows {
+    for (name, value) in rows.into_iter().filter(|(_, value)| !value.is_empty()) {
         line(&mut text, &[name.to_owned(), value]);
     }
     text
@@ -130,10 +135,30 @@ fn verbs(rows: &[Row]) -> String {
 }
 
 const BESIDE_VERBS: &str = "
-The floor's DEL returns when the kernel reports the link gone and leaves the waits for RCU to a child, as podwire does;
+Each node has a rule that uses connection tracking, as nodes with a service proxy have, and no connection. While there is one, the kernel looks at its
+whole table of connections (0.7 ms) whenever a link goes, whoever deletes it, and when the first rule that uses connection tracking comes. The floor's DEL returns when the kernel reports the link gone and leaves the waits for RCU to a child, as podwire does;
 `ip link delete` waits. `ip -batch` does the links, addresses and routes of the job, but no address on disk and no masquerade. vxlan has no
 Go plugin; its floor is that of bridge, with the overlay there already.
 ";
+
+/// Single calls of the other build of the Go plugins.
+fn other(results: &Results) -> String {
+    let Some(name) = &results.machine.other else {
+        return String::new();
+    };
+    let mut text = format!(
+        "\n### The other Go plugins\n\n{name}. Milliseconds: median / p90 / p99.\n\n\
+         | job | verb | podwire | other Go | times faster |\n|---|---|---|---|---|\n"
+    );
+    for row in &results.verbs {
+        let of = |side| row.times.get(&side).map_or_else(dash, three);
+        let verb = row.verb.name().to_owned();
+        let (ours, other) = (of(Side::Podwire), of(Side::Other));
+        let cells = [row.title.clone(), verb, ours, other, ratio(row.than_other)];
+        line(&mut text, &cells);
+    }
+    text
+}
 
 fn missing(jobs: &[String]) -> String {
     match jobs {
@@ -145,12 +170,17 @@ fn missing(jobs: &[String]) -> String {
 fn storms(storms: &[Storm]) -> String {
     let mut text = String::from(
         "\n## Many pods at once\n\nAll processes are started one right after the other; milliseconds until the last has answered (median of the storms), until \
-         nothing runs any more that outlives its answer, and of a single pod. CPU time is that of all processes.\n\n\
+         nothing runs any more that outlives its answer, and of a single pod. CPU time is that of all processes. \
+         In the row of podwire is how many times faster it was than Go, in that of another build of the Go plugins how many times faster than these.\n\n\
          | job | pods | verb | side | total | all done | pod: median / p90 / p99 | CPU time | programs | failed | times faster |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     for storm in storms {
         for (side, weather) in &storm.sides {
-            let faster = storm.faster.filter(|_| *side == Side::Podwire);
+            let faster = match side {
+                Side::Podwire => storm.faster,
+                Side::Other => storm.than_other,
+                _ => None,
+            };
             line(
                 &mut text,
                 &[
@@ -223,11 +253,19 @@ fn table_of(curve: &Curve, drawn: bool) -> String {
         );
         line(&mut text, &cells);
     }
-    for of in curve.lines.iter().filter(|of| !of.faster.is_empty()) {
-        let ratios: BTreeMap<usize, Ratio> = of.faster.iter().copied().collect();
-        let mut cells = vec![format!("times faster{}", of.what)];
-        cells.extend(counts.iter().map(|count| ratio(ratios.get(count).copied())));
-        line(&mut text, &cells);
+    for of in &curve.lines {
+        for (name, ratios) in [
+            ("times faster", &of.faster),
+            ("times faster than other Go", &of.than_other),
+            ("times the floor", &of.over_floor),
+        ] {
+            let ratios: BTreeMap<usize, Ratio> = ratios.iter().copied().collect();
+            if !ratios.is_empty() {
+                let mut cells = vec![format!("{name}{}", of.what)];
+                cells.extend(counts.iter().map(|count| ratio(ratios.get(count).copied())));
+                line(&mut text, &cells);
+            }
+        }
     }
     text
 }
@@ -415,11 +453,12 @@ fn agreement(comparison: Option<&Comparison>) -> String {
 
 fn repeat() -> String {
     String::from(
-        "\n## To repeat it\n\n```\nmake bench           # a few minutes: all but the curves, of which it takes the ends\nmake bench FULL=1    # with the curves, and more rounds\n```\n\n\
-         As root, on a Debian machine that has nothing else to do; with the curves it wires 3,000 pods and wants 8 GB of memory. Everything happens in network and mount namespaces of the run; the machine's own interfaces, \
+        "\n## To repeat it\n\n```\nmake bench           # some minutes, with few points of each curve\nmake bench FULL=1    # with all points of the curves, and more rounds\nmake bench GO=DIR    # beside another build of the Go plugins as well\n```\n\n\
+         As root, on a Debian machine that has nothing else to do; it wires 3,000 pods and wants 8 GB of memory. Everything happens in network and mount namespaces of the run; the machine's own interfaces, \
          rules and files are not touched. Each side has a node of its own. A round is ADD, CHECK and DEL of one side, then of the next, and the order turns from \
          round to round; a few rounds before that are not counted. Pods keep their namespaces, so no figure includes making them. Between calls it is waited until \
-         what a call left behind is done (processes that outlive it, 20 ms after a DEL), except in storms. Programs are started by posix_spawn, read from memory and write to \
+         what a call left behind is done (processes that outlive it, 20 ms after a DEL), except in storms. Other pods and ports are there as the side itself wires \
+         them; for the Go plugins, which would take hours, with links by the floor's program and with copies of the files and rules that they left for one pod. Programs are started by posix_spawn, read from memory and write to \
          memory. The figures are in `performance.json`; the program is `benches/`.\n",
     )
 }

@@ -92,6 +92,7 @@ fn look(line: &Line) -> (RGBColor, u32) {
     let colour = match line.side {
         Side::Podwire => RGBColor(200, 60, 20),
         Side::Go => RGBColor(0, 125, 156),
+        Side::Other => RGBColor(80, 60, 160),
         Side::Floor | Side::Batch => RGBColor(120, 120, 120),
     };
     let width = if line.what.contains("last") { 1 } else { 2 };

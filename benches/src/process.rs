@@ -7,7 +7,8 @@
 
 // The driver is where programs are started; plugins themselves may not.
 #![allow(clippy::disallowed_methods)]
-// SAFETY of each `unsafe`: see there. nix has neither pidfd_open nor wait4.
+// SAFETY of each `unsafe`: see there. nix has neither pidfd_open nor wait4, and rlimits only with
+// a feature that nothing else needs.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -147,6 +148,25 @@ pub fn storm(calls: Vec<Call>) -> Result<(Vec<Done>, Duration)> {
     let total = first.elapsed();
     done.sort_by_key(|(call, _)| *call);
     Ok((done.into_iter().map(|(_, done)| done).collect(), total))
+}
+
+/// Lets this program have as many files open as it may: a storm has some for each pod.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn allow_many_files() -> Result<()> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the pointer is to a variable of ours that outlives the call.
+    let got = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    nix::errno::Errno::result(got).context("read the limit of open files")?;
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: the same.
+    let set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    nix::errno::Errno::result(set).context("raise the limit of open files")?;
+    Ok(())
 }
 
 fn first_ended(running: &[Started]) -> Result<usize> {

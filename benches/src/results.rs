@@ -50,12 +50,15 @@ pub struct Machine {
     pub cpus: usize,
     /// Which CPUs, as the kernel names them.
     pub cpu: String,
-    /// The file system that plugins kept their state on.
+    /// The file systems that plugins kept their state on.
     pub state: String,
     /// podwire's version, and the commit it was built from.
     pub podwire: String,
     /// The peer's.
     pub go: String,
+    /// That of the other build of the peer.
+    #[serde(default)]
+    pub other: Option<String>,
     /// The programs that the peer executes, and iproute2.
     pub programs: Vec<String>,
 }
@@ -82,6 +85,9 @@ pub struct Row {
     pub refused: Option<String>,
     /// How many times faster than Go.
     pub faster: Option<Ratio>,
+    /// How many times faster than the other build of Go.
+    #[serde(default)]
+    pub than_other: Option<Ratio>,
     /// How many times the floor.
     pub over_floor: Option<Ratio>,
 }
@@ -101,6 +107,9 @@ pub struct Storm {
     pub sides: BTreeMap<Side, Weather>,
     /// How many times faster than Go, all together.
     pub faster: Option<Ratio>,
+    /// How many times faster than the other build of Go.
+    #[serde(default)]
+    pub than_other: Option<Ratio>,
 }
 
 /// A storm as one side lived through it.
@@ -121,7 +130,7 @@ pub struct Weather {
 }
 
 /// What it takes to have and to run the suites.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Footprint {
     /// Bytes of each installed program of podwire, and of the peer's of the same name.
     pub sizes: Vec<(String, u64, Option<u64>)>,
@@ -170,6 +179,12 @@ pub struct Line {
     pub points: Vec<(usize, Sample)>,
     /// How many times faster podwire was in the same, at the same points.
     pub faster: Vec<(usize, Ratio)>,
+    /// How many times faster than the other build of Go.
+    #[serde(default)]
+    pub than_other: Vec<(usize, Ratio)>,
+    /// How many times the floor.
+    #[serde(default)]
+    pub over_floor: Vec<(usize, Ratio)>,
 }
 
 impl Curve {
@@ -177,6 +192,20 @@ impl Curve {
     pub fn faster(&self, at: usize) -> Option<Ratio> {
         let mut all = self.lines.iter().flat_map(|line| &line.faster);
         all.find(|(count, _)| *count == at).map(|(_, ratio)| *ratio)
+    }
+
+    /// How many times the floor podwire is at a point.
+    pub fn over_floor(&self, at: usize) -> Option<Ratio> {
+        let mut all = self.lines.iter().flat_map(|line| &line.over_floor);
+        all.find(|(count, _)| *count == at).map(|(_, ratio)| *ratio)
+    }
+
+    /// How many times as long podwire takes at a point as at none.
+    pub fn growth(&self, at: usize) -> Option<f64> {
+        let mut lines = self.lines.iter();
+        let points = &lines.find(|line| line.side == Side::Podwire)?.points;
+        let of = |count| points.iter().find(|(at, _)| *at == count);
+        Some(of(at)?.1.median / of(0)?.1.median)
     }
 
     /// Whether there is something to draw.

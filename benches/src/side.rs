@@ -19,8 +19,10 @@ use crate::process::{self, Call, Done};
 pub enum Side {
     /// The binaries under test.
     Podwire,
-    /// The Go plugins.
+    /// The Go plugins of Debian.
     Go,
+    /// Another build of the Go plugins, if one is named.
+    Other,
     /// The least: `src/bin/floor`.
     Floor,
     /// iproute2, with all commands in a file.
@@ -32,6 +34,7 @@ impl fmt::Display for Side {
         f.write_str(match self {
             Side::Podwire => "podwire",
             Side::Go => "Go",
+            Side::Other => "other Go",
             Side::Floor => "floor",
             Side::Batch => "`ip -batch`",
         })
@@ -52,10 +55,12 @@ pub struct Programs {
     pub podwire: PathBuf,
     /// The directory of the Go plugins.
     pub go: PathBuf,
+    /// The directory of another build of them.
+    pub other: Option<PathBuf>,
     /// The floor's program.
     pub floor: PathBuf,
-    /// A directory of this run on a disk, as plugins have for their state.
-    pub work: PathBuf,
+    /// The directory for the state of plugins.
+    pub state: PathBuf,
 }
 
 impl Programs {
@@ -64,6 +69,7 @@ impl Programs {
         match side {
             Side::Podwire => Some(&self.podwire),
             Side::Go => Some(&self.go),
+            Side::Other => self.other.as_deref(),
             Side::Floor | Side::Batch => None,
         }
     }
@@ -100,7 +106,7 @@ impl Stage {
         if Self::missing(side, job, programs) {
             return Ok(None);
         }
-        let state = programs.work.join(format!("{side:?}-{}", job.key));
+        let state = programs.state.join(format!("{side:?}-{}", job.key));
         fs::create_dir_all(&state).with_context(|| format!("make {}", state.display()))?;
         let stage = Self {
             side,
@@ -118,8 +124,8 @@ impl Stage {
     pub fn missing(side: Side, job: Job, programs: &Programs) -> bool {
         match side {
             // No Go suite has the overlay: ours is compared with our bridge.
-            Side::Go if job.kind == Kind::Vxlan => true,
-            Side::Podwire | Side::Go => {
+            Side::Go | Side::Other if job.kind == Kind::Vxlan => true,
+            Side::Podwire | Side::Go | Side::Other => {
                 let dir = programs.plugins(side);
                 let has = |plugin| dir.is_some_and(|dir| dir.join(plugin).exists());
                 !job.plugins().into_iter().all(has)
@@ -130,6 +136,7 @@ impl Stage {
     }
 
     fn prepare(&self) -> Result<()> {
+        self.rules(NODE_RULES)?;
         match self.job.kind {
             Kind::Macvlan => self.uplink(),
             Kind::Vxlan => {
@@ -159,10 +166,14 @@ impl Stage {
         self.node
             .ip(&format!("address add 10.0.0.1/8 dev {BRIDGE}"))?;
         self.node.ip(&format!("link set {BRIDGE} up"))?;
-        self.node.run(|| {
-            fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
-            process::feed("/usr/sbin/nft", &["-f", "-"], FLOOR_RULES.to_owned())
-        })
+        self.node
+            .run(|| Ok(fs::write("/proc/sys/net/ipv4/ip_forward", "1")?))?;
+        self.rules(FLOOR_RULES)
+    }
+
+    fn rules(&self, rules: &'static str) -> Result<()> {
+        let load = || process::feed("/usr/sbin/nft", &["-f", "-"], rules.to_owned());
+        self.node.run(load)
     }
 
     /// An empty pod with its number, which no other of this stage may have.
@@ -181,7 +192,7 @@ impl Stage {
     /// How many programs the runtime runs for one verb; none when there is no such verb.
     pub fn steps(&self, verb: Verb) -> usize {
         match (self.side, verb) {
-            (Side::Podwire | Side::Go, _) => self.list.len(),
+            (Side::Podwire | Side::Go | Side::Other, _) => self.list.len(),
             (Side::Batch, Verb::Add) => 2,
             (Side::Floor, _) | (Side::Batch, Verb::Del) => 1,
             (Side::Batch, Verb::Check | Verb::Version) => 0,
@@ -191,7 +202,7 @@ impl Stage {
     /// Whether a failure is the peer's own: its CHECK has defects (portmap asks for
     /// IPv6 rules that its ADD did not make), which is no reason to measure nothing.
     pub fn may_refuse(&self, verb: Verb) -> bool {
-        (self.side, verb) == (Side::Go, Verb::Check)
+        matches!(self.side, Side::Go | Side::Other) && verb == Verb::Check
     }
 
     /// Does a verb for a pod as a runtime does, and says how long each program took.
@@ -253,7 +264,7 @@ impl Stage {
     /// When a file that the program reads cannot be written.
     pub fn call(&self, verb: Verb, step: usize, pod: &Attachment) -> Result<Call> {
         match self.side {
-            Side::Podwire | Side::Go => self.plugin(verb, &self.list[step], pod),
+            Side::Podwire | Side::Go | Side::Other => self.plugin(verb, &self.list[step], pod),
             Side::Floor => Ok(self.floor(verb, pod)),
             Side::Batch => self.batch(verb, step, pod),
         }
@@ -289,7 +300,23 @@ impl Stage {
         Ok(call)
     }
 
-    fn floor(&self, verb: Verb, pod: &Attachment) -> Call {
+    /// Has the kernel of the node forget all connections that it tracks: `conntrack -F`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn forget_connections(&self) -> Result<()> {
+        let call = Call::new(&self.programs.floor, &["forget-connections"]);
+        self.node.run(move || process::run(call).map(drop))
+    }
+
+    /// Has it do another job from now on.
+    pub fn turn_to(&mut self, job: Job) {
+        self.job = job;
+        self.list = job.list(&self.state.display().to_string());
+    }
+
+    /// The call of the floor's program.
+    pub fn floor(&self, verb: Verb, pod: &Attachment) -> Call {
         let mut args = vec![verb.word().to_owned()];
         let file = self.reservation(pod);
         let (netns, address, host) = (pod.pod.path(), pod.address(), pod.host_end());
@@ -381,6 +408,11 @@ impl Attachment {
         self.id = format!("{number:064x}");
     }
 
+    /// Its container id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Where its namespace is shown.
     pub fn netns(&self) -> String {
         self.pod.path()
@@ -407,6 +439,29 @@ impl Attachment {
         path.rsplit('/').next().unwrap_or_default().to_owned()
     }
 }
+
+/// What each node has: a rule that uses connection tracking, as every service proxy and firewall has,
+/// and no connection. Without the former, the first rule of masquerade makes the kernel begin to
+/// track. While there is a connection, the kernel looks at its whole table of them (262,144
+/// buckets, 0.7 ms) then (`nf_ct_netns_do_get`) and when a link goes (`masq_device_event`). The
+/// IGMP report of a bridge would be one, and comes when it likes.
+const NODE_RULES: &str = "table ip node {
+    chain prerouting {
+        type filter hook prerouting priority raw
+        ip protocol igmp notrack
+    }
+    chain output {
+        type filter hook output priority raw
+        ip protocol igmp notrack
+    }
+}
+table inet node {
+    chain input {
+        type filter hook input priority filter
+        ct state established,related accept
+    }
+}
+";
 
 /// What the floor finds: one rule for all pods, one map for all ports.
 const FLOOR_RULES: &str = "table ip floor {

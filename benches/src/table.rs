@@ -12,7 +12,13 @@ use crate::results::Row;
 use crate::side::{Attachment, Programs, Side, Stage};
 use crate::stats::{Ratio, Sample};
 
-const SIDES: [Side; 4] = [Side::Podwire, Side::Go, Side::Floor, Side::Batch];
+const SIDES: [Side; 5] = [
+    Side::Podwire,
+    Side::Go,
+    Side::Other,
+    Side::Floor,
+    Side::Batch,
+];
 
 /// What the rounds showed.
 #[derive(Default)]
@@ -56,7 +62,9 @@ fn one_round(job: Job, stages: &mut [(Stage, Attachment)], seen: &mut Seen) -> R
         for verb in job.verbs() {
             let taken = match stage.perform(*verb, pod) {
                 Err(why) if stage.may_refuse(*verb) => {
-                    seen.refused.insert(*verb, why.root_cause().to_string());
+                    if stage.side == Side::Go {
+                        seen.refused.insert(*verb, why.root_cause().to_string());
+                    }
                     None
                 }
                 taken => taken?,
@@ -99,6 +107,7 @@ fn row(job: Job, verb: Verb, seen: &Seen) -> Row {
         refused: seen.refused.get(&verb).cloned(),
         times: SIDES.into_iter().filter_map(sampled).collect(),
         faster: Ratio::of(of(Side::Go), of(Side::Podwire)),
+        than_other: Ratio::of(of(Side::Other), of(Side::Podwire)),
         over_floor: Ratio::of(of(Side::Podwire), of(Side::Floor)),
     }
 }

@@ -6,6 +6,7 @@
 //! floor add|check|del address FILE
 //! floor add|check|del bridge NETNS ADDRESS FILE HOSTEND [masquerade] [PORT…]
 //! floor add|check|del macvlan NETNS ADDRESS FILE PARENT
+//! floor forget-connections
 //! floor peak PROGRAM [ARGUMENT…]
 //! ```
 //!
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
 fn run(words: &[&str]) -> Result<()> {
     match words {
         ["nothing"] => Ok(()),
+        ["forget-connections"] => nftables::forget_connections(),
         ["peak", program, args @ ..] => peak::run(program, args),
         [verb, "loopback", netns] => jobs::loopback(verb, netns),
         [verb, "address", file] => jobs::address(verb, file),

@@ -14,6 +14,8 @@ const GET_RULE: u16 = SUBSYSTEM | 7;
 const NEW_ELEMENT: u16 = SUBSYSTEM | 12;
 const GET_ELEMENT: u16 = SUBSYSTEM | 13;
 const DELETE_ELEMENT: u16 = SUBSYSTEM | 14;
+/// `IPCTNL_MSG_CT_DELETE`
+const DELETE_CONNECTIONS: u16 = 1 << 8 | 2;
 const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
 const NFTA_LIST_TABLE: u16 = 1;
@@ -55,6 +57,11 @@ pub fn unpublish(address: Ipv4Addr, ports: &[u16]) -> Result<()> {
 pub fn published(ports: &[u16]) -> Result<()> {
     let mut socket = Socket::netfilter()?;
     socket.ask(elements(GET_ELEMENT, ACK, None, ports))
+}
+
+/// `conntrack -F`
+pub fn forget_connections() -> Result<()> {
+    Socket::netfilter()?.ask(Message::new(DELETE_CONNECTIONS, ACK, &[0; 4]))
 }
 
 fn commit(message: Message) -> Result<Socket> {
