@@ -1,6 +1,8 @@
 //! What a verb costs among more and more others.
 
 use std::collections::BTreeMap;
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -28,6 +30,12 @@ pub struct Plan {
     /// TCP connections at each count.
     pub connections: usize,
 }
+
+/// After so many new pods it is waited for [`SOLICITATIONS`].
+const MANY: usize = 100;
+/// How long a new pod solicits routers, whose frames go to all ports of its bridge: three times, four
+/// seconds apart.
+const SOLICITATIONS: Duration = Duration::from_secs(12);
 
 /// A side with the pod that is measured, and others.
 struct Among {
@@ -127,10 +135,14 @@ pub fn wired(programs: &Programs, plan: &Plan) -> Result<Vec<Curve>> {
     let mut all = among_others(MASQUERADED, programs)?;
     let mut times = JOBS.map(|_| Vec::new());
     for count in &plan.pods {
+        let before = all.iter().map(|it| it.crowd.len()).sum::<usize>();
         for side in &mut all {
             let more = crowd::wire(&mut side.stage, side.others..*count)?;
             side.crowd.extend(more);
             side.others = *count;
+        }
+        if all.iter().map(|it| it.crowd.len()).sum::<usize>() > before + MANY {
+            sleep(SOLICITATIONS);
         }
         for (job, times) in JOBS.iter().zip(&mut times) {
             for side in &mut all {

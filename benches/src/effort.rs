@@ -27,7 +27,7 @@ impl Effort {
             rounds: 40,
             storms: storms(
                 &[MASQUERADED],
-                &[(1, 15), (10, 9), (50, 5), (200, 1), (500, 1)],
+                &[(1, 9), (10, 5), (50, 3), (200, 1), (500, 1)],
             ),
             curves: Plan {
                 ports: vec![0, 5_000],

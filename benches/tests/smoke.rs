@@ -54,6 +54,7 @@ fn a_run_of_the_smallest_size_writes_page_figures_and_pictures() {
         );
     }
     pictures_are_there(&page, out.path());
+    assert!(page.contains("µs to create); where named so"), "{page}");
     let json = fs::read_to_string(out.path().join("performance.json")).unwrap();
     figures_are_whole(&serde_json::from_str(&json).unwrap());
 }
@@ -88,6 +89,8 @@ fn figures_are_whole(results: &Value) {
         "bridge",
         "bridge-masq",
         "bridge-masq-portmap",
+        "host-local-aged",
+        "bridge-masq-aged",
     ] {
         for verb in ["ADD", "DEL"] {
             let row = row(job, verb);
