@@ -19,7 +19,7 @@ macro_rules! targets {
 
 fn targets() -> Vec<(&'static str, &'static str)> {
     targets!(
-        "bridge" "dhcp" "dhcp-rpc" "firewall" "host-local" "host-local-state" "iptables" "macvlan" "netlink" "nftables" "podwire" "portmap" "ptp"
+        "bandwidth" "bridge" "dhcp" "dhcp-rpc" "firewall" "host-local" "host-local-state" "iptables" "macvlan" "netlink" "nftables" "podwire" "portmap" "ptp"
         "protocol" "result" "static" "tuning" "vxlan"
     )
     .into()

@@ -399,6 +399,64 @@ fn tuning_lives_alike() {
 }
 
 #[test]
+fn bandwidth_lives_alike() {
+    for keys in [
+        json!({"ingressRate": 1_000_000, "ingressBurst": 2_000_000, "egressRate": 3_000_000, "egressBurst": 4_000_000}),
+        json!({"ingressRate": 8000, "ingressBurst": 80}),
+        json!({"egressRate": 10_000_000_000_u64, "egressBurst": 2_147_483_646}),
+        json!({}),
+    ] {
+        let pair = Pair::new();
+        let chained = |sandbox: &Sandbox, name: &str| {
+            let pod = sandbox.pod(name);
+            let host = sandbox.host();
+            host.sh(&format!(
+                "ip link add host-{name} address 02:00:00:00:00:0{name} type veth peer name eth0 \
+                 address 02:00:00:00:01:0{name} netns {name}; ip link set host-{name} up"
+            ));
+            pod
+        };
+        let pods = pair.both(|sandbox, _| [chained(sandbox, "a"), chained(sandbox, "b")]);
+        let answers = each(&pair, &pods, 0, |sandbox, suite, pod| {
+            let previous = json!({
+                "cniVersion": "1.0.0",
+                "interfaces": [{"name": "host-a"}, {"name": "eth0", "sandbox": pod.path()}],
+                "ips": [{"address": "10.1.0.2/24", "interface": 1}],
+            });
+            let own = json!({"fqCodel": false, "cniVersion": "1.0.0"});
+            let conf = conf::with_prev(&conf::plugin("bandwidth"), &previous);
+            let conf = conf::with(&conf::with(&conf, own), keys.clone());
+            let cni = || sandbox.cni("bandwidth").suite(suite);
+            let result = ADD(cni(), &conf, pod).result();
+            let links = sandbox.host().links();
+            let limited = links
+                .iter()
+                .filter(|it| it.starts_with("bwp") || *it == "host-a");
+            let qdiscs = limited.map(|it| sandbox.host().sh(&format!("tc qdisc show dev {it}")));
+            let qdiscs: Vec<_> = qdiscs.collect();
+            // CHECK of either suite, and DEL of the other, without a namespace.
+            let checked = conf::with_prev(&conf, &result);
+            if keys != json!({}) {
+                for suite in [Suite::Ours, Suite::Peer] {
+                    let cni = sandbox.cni("bandwidth").suite(suite);
+                    cni.check(&checked, pod, "eth0").silent();
+                }
+            }
+            let other = match suite {
+                Suite::Ours => Suite::Peer,
+                Suite::Peer => Suite::Ours,
+            };
+            let del = sandbox.cni("bandwidth").suite(other).netns("");
+            DEL(del, &conf, pod).silent();
+            let left = sandbox.host().links();
+            assert!(!left.iter().any(|it| it.starts_with("bwp")), "{left:?}");
+            (normal(&result), qdiscs)
+        });
+        assert_eq!(answers[0], answers[1], "{keys}");
+    }
+}
+
+#[test]
 fn ptp_lives_alike() {
     let ipam = json!({"routes": [{"dst": "0.0.0.0/0"}, {"dst": "10.9.0.0/16", "gw": "10.1.0.1"},
         {"dst": "::/0"}]});

@@ -106,6 +106,21 @@ fn ptp_gives_a_link_to_the_node_and_a_way_out() {
 }
 
 #[test]
+fn bandwidth_limits_what_the_runtime_asks_for() {
+    beyond_peer(WHY, || {
+        let asked =
+            r#"CAP_ARGS='{"bandwidth": {"ingressRate": 10000000, "ingressBurst": 2147483647}}'"#;
+        lives("example-bandwidth", "ex-bandwidth", asked, |sandbox, _| {
+            let host = sandbox.host();
+            let veth = host.links().into_iter().find(|it| it.starts_with("veth"));
+            let veth = veth.expect("a veth");
+            let classes = host.sh(&format!("tc class show dev {veth}"));
+            assert!(classes.contains("rate 10Mbit"), "{classes}");
+        });
+    });
+}
+
+#[test]
 fn layer_2_gives_a_port_and_no_address() {
     beyond_peer(WHY, || {
         lives("example-layer2", "ex-layer2", "", |_, pod| {

@@ -67,6 +67,26 @@ const SUBJECTS: &[Subject] = &[
         keys: &["nameservers", "domain", "search", "options"],
     },
     Subject {
+        plugin: "bandwidth",
+        place: "",
+        keys: &[
+            "ingressRate",
+            "ingressBurst",
+            "egressRate",
+            "egressBurst",
+            "shapedSubnets",
+            "unshapedSubnets",
+            "boundBurst",
+            "fqCodel",
+            "runtimeConfig",
+        ],
+    },
+    Subject {
+        plugin: "bandwidth",
+        place: "/runtimeConfig/bandwidth",
+        keys: &["shapedSubnets", "unshapedSubnets", "ingressRate"],
+    },
+    Subject {
         plugin: "ptp",
         place: "",
         keys: &[
@@ -388,7 +408,7 @@ fn put(conf: &mut Value, place: &str, key: &str, value: Value) {
 
 /// As the file of a network: some plugins come after another one.
 fn file(conf: &Value) -> (Value, &'static str) {
-    if !["portmap", "firewall", "tuning"]
+    if !["bandwidth", "portmap", "firewall", "tuning"]
         .map(Value::from)
         .contains(&conf["type"])
     {
@@ -510,6 +530,11 @@ fn agree(plugin: &str, refused_at_least: usize) {
 #[test]
 fn validate_and_bridge_agree_on_every_value_of_every_key() {
     agree("bridge", 800);
+}
+
+#[test]
+fn validate_and_bandwidth_agree_on_every_value_of_every_key() {
+    agree("bandwidth", 200);
 }
 
 #[test]

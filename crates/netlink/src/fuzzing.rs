@@ -5,7 +5,9 @@ use rtnetlink::packet_route::link::LinkAttribute;
 use transport::messages;
 
 use crate::request::decode;
-use crate::{Link, Parent, address, bridge_vlan, fdb, macvlan, neighbour, route, vxlan};
+use crate::{
+    Link, Parent, Qdisc, address, bridge_vlan, fdb, filter, macvlan, neighbour, qdisc, route, vxlan,
+};
 
 /// Reads each message of a datagram in every way in which this crate reads answers.
 pub fn answered(datagram: &[u8]) {
@@ -14,6 +16,9 @@ pub fn answered(datagram: &[u8]) {
             message.outcome(),
             Link::read(message),
             Parent::read(message),
+            Qdisc::read(message),
+            qdisc::read_class(message),
+            filter::read_redirect(message),
         );
         let _ = decode(message).as_ref().map(read);
     }

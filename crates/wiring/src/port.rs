@@ -1,11 +1,11 @@
 //! A pod as a port of a bridge, or alone, by a veth pair. The name and the alias of the host end
 //! are derived from the attachment.
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use cni::conf::ValidAttachment;
 use cni::env::{ContainerId, IfName, NetnsPath};
 use cni::request::{Add, Del, Gc, alias_prefix};
-use cni::result::Interface;
+use cni::result::{AddResult, Interface};
 use cni::{Attachment, BestEffort, Call, Code, Undo, WithLabel, delegate};
 use netlink::{Link, Mac, Netlink, PortSpec, VethPair, VethSpec, sysctl};
 use netns::NetNs;
@@ -294,6 +294,38 @@ pub(crate) fn is_peer(
     netns: &NetNs,
 ) -> Result<bool> {
     Ok(link.link == Some(container.index) && ends_in(host, link, Some(netns))?)
+}
+
+/// The host end of the pod's interface `ifname`, which `previous` has. For chained plugins, whose
+/// texts are those of the Go plugins.
+///
+/// # Errors
+/// `container interface eth0 has no veth peer: …`, `veth peer with index 7 is not in host ns`, `no
+/// veth peer of container interface found in host ns`.
+pub fn host_end(host: &Netlink, ifname: &str, netns: &NetNs, previous: &AddResult) -> Result<Link> {
+    if previous.interfaces.is_empty() {
+        bail!("no interfaces provided");
+    }
+    let no_peer = || format!("container interface {ifname} has no veth peer");
+    let container = Netlink::open_in(netns)?
+        .get_link(ifname)
+        .with_context(no_peer)?;
+    if !container.is_kind("veth") {
+        let kind = container.kind.as_deref().unwrap_or("physical device");
+        bail!("{}: it is no veth but a {kind}", no_peer());
+    }
+    let index = container.link.unwrap_or_default();
+    let link = host.find_link_by_index(index)?;
+    let link = link.with_context(|| format!("veth peer with index {index} is not in host ns"))?;
+    let mut on_host = previous
+        .interfaces
+        .iter()
+        .filter(|it| it.sandbox.is_empty());
+    let listed = on_host.any(|it| it.name == link.name);
+    if !listed || !is_peer(host, &link, &container, netns)? {
+        bail!("no veth peer of container interface found in host ns");
+    }
+    Ok(link)
 }
 
 /// Whether the other end of the host's `link` is in `netns`.

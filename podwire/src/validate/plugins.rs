@@ -28,6 +28,7 @@ const fn plugin(name: &'static str, check: fn(&mut Subject<'_>)) -> Plugin {
 
 /// The plugins that attach a pod or change its attachment.
 pub const PLUGINS: &[Plugin] = &[
+    plugin("bandwidth", bandwidth),
     plugin("bridge", bridge),
     plugin("firewall", firewall),
     // It has no keys of its own.
@@ -187,6 +188,26 @@ fn tuning(subject: &mut Subject<'_>) {
     }
     relative_path(subject, "dataDir", &keys.data_dir);
     subject.take(tuning::Plan::new(&keys, None));
+}
+
+fn bandwidth(subject: &mut Subject<'_>) {
+    let Some(keys) = subject.keys::<bandwidth::Conf>() else {
+        return;
+    };
+    if subject.is_first() {
+        subject.error("", "must be called as chained plugin");
+    }
+    // Runtimes pass limits to the plugins that declare the capability.
+    let has_limits = keys.own_limits().is_some() || keys.runtime_config.bandwidth.is_some();
+    if !has_limits && !subject.has_capability("bandwidth") {
+        let reason = "bandwidth is missing: runtimes pass no limits";
+        subject.warning("capabilities", reason);
+    }
+    if keys.own_limits().is_some() && subject.has_capability("bandwidth") {
+        let reason = "has no effect beside limits of the configuration";
+        subject.warning("capabilities.bandwidth", reason);
+    }
+    subject.take(bandwidth::Plan::new(&keys));
 }
 
 fn ptp(subject: &mut Subject<'_>) {

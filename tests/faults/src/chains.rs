@@ -46,6 +46,10 @@ pub fn all() -> Vec<Chain> {
             ..alone("tuning", tuning())
         },
         Chain {
+            prefix: vec![conf::ptp(&["10.1.0.0/24", "fd01::/64"])],
+            ..alone("bandwidth", bandwidth())
+        },
+        Chain {
             program: Some("host-local"),
             ..alone(
                 "host-local",
@@ -89,6 +93,15 @@ fn executed(conf: Value) -> Value {
 fn bridge() -> Value {
     let change = json!({"macspoofchk": true});
     conf::with(&masqueraded("nftables"), change)
+}
+
+fn bandwidth() -> Value {
+    let mut conf = conf::plugin("bandwidth");
+    let limits = json!({"ingressRate": 8_000_000, "ingressBurst": u32::MAX,
+        "egressRate": 8_000_000, "egressBurst": u32::MAX,
+        "unshapedSubnets": ["192.0.2.0/24", "fd02::/64"]});
+    conf["runtimeConfig"] = json!({"bandwidth": limits});
+    conf
 }
 
 fn ptp(back_end: &str) -> Value {

@@ -1,0 +1,136 @@
+//! bandwidth: limits how fast a pod receives and sends.
+//!
+//! A chained plugin: it runs after the plugin that made the pod's veth pair. What the pod receives
+//! is limited where the host end sends it. What the pod sends is redirected from the host end to an
+//! ifb, and limited there.
+
+mod check;
+pub mod conf;
+mod ifb;
+pub mod plan;
+
+use anyhow::{Context, Result};
+use cni::request::{Add, Check, Del, Gc, Status, alias_prefix};
+use cni::{AddResult, Attachment, BestEffort, Plugin, Undo, Version};
+use netlink::{Link, Netlink, Side};
+use wiring::{pod, port, result};
+
+pub use crate::conf::Conf;
+use crate::plan::Limit;
+pub use crate::plan::Plan;
+
+/// The plugin.
+pub struct Bandwidth;
+
+impl Plugin for Bandwidth {
+    const NAME: &'static str = "bandwidth";
+    // Results before 0.3.0 have no interfaces.
+    const VERSIONS: &'static [Version] = &[
+        Version::V0_3_0,
+        Version::V0_3_1,
+        Version::V0_4_0,
+        Version::V1_0_0,
+        Version::V1_1_0,
+    ];
+    type Conf = Conf;
+
+    fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {
+        let (call, owner) = (&request.call, &request.attachment);
+        let plan = Plan::new(&request.conf)?;
+        let mut result = call.required_prev_result("must be called as chained plugin")?;
+        if plan.is_unlimited() {
+            return Ok(result);
+        }
+        let netns = pod::open_netns(&request.netns)?;
+        let host = Netlink::open()?;
+        let veth = port::host_end(&host, owner.ifname.as_str(), &netns, &result)?;
+        remove_limits(&host, &veth, owner).context("remove the limits of an earlier ADD")?;
+        push_remove(&host, &veth, owner, undo);
+        if let Some(limit) = &plan.to_pod {
+            shape(&host, &veth, &plan, limit, Side::Source)?;
+        }
+        if let Some(limit) = &plan.from_pod {
+            let ifb = ifb::add(&host, owner, veth.mtu)?;
+            shape(&host, &ifb, &plan, limit, Side::Destination)?;
+            host.add_ingress_qdisc(veth.index)?;
+            host.add_redirect(veth.index, ifb.index)?;
+            result.interfaces.push(result::interface(&ifb));
+        }
+        Ok(result.for_version(call.version))
+    }
+
+    /// The limits on the host end go with it.
+    fn del(request: &Del<Conf>) -> Result<()> {
+        let host = Netlink::open()?;
+        match ifb::find(&host, &request.attachment)? {
+            Some(link) => Ok(host.remove(&link)?),
+            None => Ok(()),
+        }
+    }
+
+    fn check(request: &Check<Conf>) -> Result<()> {
+        check::attachment(request, &Plan::new(&request.conf)?)
+    }
+
+    fn gc(request: &Gc<Conf>) -> Result<()> {
+        let (prefix, used) = (
+            alias_prefix(&request.call.network),
+            port::aliases(&request.call.network, &request.valid),
+        );
+        let host = Netlink::open()?;
+        let mut all = BestEffort::new();
+        for link in host.list_links()?.iter().filter(|it| it.is_kind("ifb")) {
+            if let Some(alias) = &link.alias
+                && alias.starts_with(&prefix)
+                && !used.contains(alias)
+            {
+                all.step(alias, || Ok(host.remove(link)?));
+            }
+        }
+        all.finish()
+    }
+
+    fn status(request: &Status<Conf>) -> Result<()> {
+        Plan::new(&request.conf)?;
+        Ok(())
+    }
+}
+
+/// Limits what `link` sends. `remote` is the side of the packets where the pod is not.
+fn shape(host: &Netlink, link: &Link, plan: &Plan, limit: &Limit, remote: Side) -> Result<()> {
+    let queue = plan.queue(limit, link.mtu);
+    let on = || format!("limit {}", link.name);
+    host.add_shaper(link.index, &limit.numbers(link.mtu), plan.shaped, queue)
+        .with_context(on)?;
+    let shaped = plan.shaped == netlink::Shaped::Only;
+    for subnet in &plan.subnets {
+        host.add_subnet_filter(link.index, *subnet, remote, shaped)
+            .with_context(on)?;
+    }
+    Ok(())
+}
+
+/// Removes the limits of an attachment: another ADD replaces them. The qdiscs of other programs
+/// stay.
+fn remove_limits(host: &Netlink, veth: &Link, owner: &Attachment) -> Result<()> {
+    if host
+        .find_root_qdisc(veth.index)?
+        .is_some_and(|it| it.is_shaper())
+    {
+        host.delete_root_qdisc(veth.index)?;
+    }
+    if let Some(ifb) = ifb::find(host, owner)? {
+        if host.find_redirect(veth.index)? == Some(ifb.index) {
+            host.delete_ingress_qdisc(veth.index)?;
+        }
+        host.remove(&ifb)?;
+    }
+    Ok(())
+}
+
+fn push_remove(host: &Netlink, veth: &Link, owner: &Attachment, undo: &mut Undo) {
+    let (host, veth, owner) = (host.clone(), veth.clone(), owner.clone());
+    undo.push("remove the limits", move || {
+        remove_limits(&host, &veth, &owner)
+    });
+}

@@ -1,0 +1,5 @@
+//! The executable of the plugin bandwidth.
+
+fn main() -> std::process::ExitCode {
+    cni::run::<bandwidth::Bandwidth>()
+}
