@@ -70,17 +70,15 @@ pub fn refuse_link(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Creates `path` with `content`, completely or not at all; `None` if it already exists.
-/// `spare` is a path in the same directory that no other process uses while we hold the lock.
-pub fn create_whole(path: &Path, content: &str, spare: &Path) -> io::Result<Option<File>> {
-    let linked = match create_nameless(path, content) {
-        // O_TMPFILE (NFS, overlayfs before Linux 6.3) or /proc may be missing.
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-            create_beside(path, content, spare)
-        }
-        linked => linked,
+/// Creates `path` with `content`; `None` if it already exists. A kill leaves a complete file or
+/// none; an empty one on file systems without O_TMPFILE (NFS, overlayfs before Linux 6.3).
+pub fn create(path: &Path, content: &str) -> io::Result<Option<File>> {
+    let created = match create_nameless(path, content) {
+        // /proc may be missing, too.
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => create_named(path, content),
+        created => created,
     };
-    match linked {
+    match created {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(None),
         Err(error) => Err(error),
@@ -108,21 +106,19 @@ fn nameless(dir: &Path, content: &str) -> io::Result<File> {
     Ok(file)
 }
 
-/// The same with `spare` as a temporary name. A kill may leave that name. It is removed, never
-/// written to, because it may be a second name of a reservation.
-pub fn create_beside(path: &Path, content: &str, spare: &Path) -> io::Result<File> {
-    remove(spare)?;
-    let mut file = OpenOptions::new()
+/// As the Go plugin does.
+pub fn create_named(path: &Path, content: &str) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let mut file = options
         .write(true)
         .create_new(true)
         .mode(0o600)
-        .open(spare)?;
-    let linked = file
-        .write_all(content.as_bytes())
-        .and_then(|()| std::fs::hard_link(spare, path));
-    // A name that cannot be removed now is removed by the next call.
-    let _ = std::fs::remove_file(spare);
-    linked.map(|()| file)
+        .open(path)?;
+    if let Err(error) = file.write_all(content.as_bytes()) {
+        remove(path)?;
+        return Err(error);
+    }
+    Ok(file)
 }
 
 /// Fails if no file can be created in `dir`. Leaves nothing behind.

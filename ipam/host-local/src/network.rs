@@ -30,7 +30,7 @@ const MOST_LOOKUPS: u32 = 1024;
 /// The file that is locked.
 const LOCK: &str = "lock";
 
-/// A temporary name on file systems without O_TMPFILE: see [`file::create_whole`].
+/// A temporary name that releases up to 2.0 used on file systems without O_TMPFILE.
 const SPARE: &str = ".reservation";
 
 /// The directory of a network's reservations, and the current boot.
@@ -242,8 +242,7 @@ impl Network {
     fn reserve(&mut self, owner: &Owner, ip: IpAddr, set: Option<usize>) -> Result<bool> {
         self.begin(owner);
         let path = self.path(ip);
-        let spare = self.dir.join(SPARE);
-        let create = || file::create_whole(&path, owner.as_str(), &spare);
+        let create = || file::create(&path, owner.as_str());
         let failed_to_reserve = failed("write reservation", &path);
         let mut file = create().map_err(&failed_to_reserve)?;
         if file.is_none() && self.is_empty(ip) {
@@ -452,7 +451,6 @@ fn lock(dir: &Path) -> Result<Option<Lock>> {
 pub struct Holder<'a> {
     network: &'a mut Network,
     owner: Owner,
-    container_id: String,
     held: Vec<IpAddr>,
 }
 
@@ -474,7 +472,6 @@ impl<'a> Holder<'a> {
         Ok(Self {
             network,
             owner: Owner::of(attachment),
-            container_id: attachment.container_id.to_string(),
             held,
         })
     }
@@ -487,7 +484,7 @@ impl<'a> Holder<'a> {
 
 impl Store for Holder<'_> {
     fn container_id(&self) -> &str {
-        &self.container_id
+        self.owner.container()
     }
 
     fn held(&self) -> &[IpAddr] {

@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
+use super::tests::attachment;
 use super::*;
 use crate::allocator::{Refusal, allocate};
 use crate::conf::RangeKeys;
 use crate::index::{DIRECTORY, FILE};
 use crate::range::RangeSet;
-use cni::env::{ContainerId, IfName};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -19,6 +19,8 @@ enum Event {
     Add(u8),
     AddAt(u8, u8),
     Del(u8),
+    /// The reservations of each container are compared.
+    Check,
     /// Containers that are alive.
     Gc(BTreeSet<u8>),
     Reboot,
@@ -39,6 +41,7 @@ fn event() -> impl Strategy<Value = Event> {
         6 => id.clone().prop_map(Event::Add),
         2 => (id.clone(), ip.clone()).prop_map(|(id, ip)| Event::AddAt(id, ip)),
         4 => id.clone().prop_map(Event::Del),
+        2 => Just(Event::Check),
         1 => prop::collection::btree_set(id.clone(), 0..6).prop_map(Event::Gc),
         1 => Just(Event::Reboot),
         1 => (id, ip.clone()).prop_map(|(id, ip)| Event::GoAdd(id, ip)),
@@ -171,7 +174,7 @@ impl Disk {
 
     fn add(&self, id: u8, requested: Option<u8>) -> Result<u8, &'static str> {
         let mut network = Network::create(&self.place()).unwrap();
-        let mut holder = Holder::new(&mut network, &attachment(id)).unwrap();
+        let mut holder = Holder::new(&mut network, &attachment(&format!("c{id}"))).unwrap();
         match allocate(&self.set, 0, requested.map(address), &mut holder) {
             Ok(lease) => Ok(last_byte(lease.address.ip())),
             Err(Refusal::Duplicate(..)) => Err("duplicate"),
@@ -189,8 +192,18 @@ impl Disk {
         }
     }
 
+    fn held(&self, id: u8) -> BTreeSet<u8> {
+        let network = Network::find(&self.place()).unwrap();
+        let held = network.map(|mut it| it.held_by(&format!("c{id}")).unwrap());
+        let ips = held.iter().flatten().map(|it| last_byte(it.record.ip));
+        ips.collect()
+    }
+
     fn gc(&self, alive: &BTreeSet<u8>) {
-        let alive: HashSet<_> = alive.iter().map(|id| Owner::of(&attachment(*id))).collect();
+        let alive: HashSet<_> = alive
+            .iter()
+            .map(|id| Owner::of(&attachment(&format!("c{id}"))))
+            .collect();
         if let Some(mut network) = Network::find(&self.place()).unwrap() {
             network.retain(|owner| alive.contains(owner)).unwrap();
         }
@@ -235,14 +248,6 @@ fn last_byte(ip: IpAddr) -> u8 {
     }
 }
 
-fn attachment(id: u8) -> Attachment {
-    Attachment {
-        network: "net".into(),
-        container_id: ContainerId::parse(&format!("c{id}")).unwrap(),
-        ifname: IfName::parse("eth0").unwrap(),
-    }
-}
-
 fn content(held: &Held) -> String {
     held.id
         .map_or_else(String::new, |id| format!("c{id}\r\neth0"))
@@ -261,6 +266,14 @@ fn happen(event: &Event, disk: &mut Disk, model: &mut Model) {
             disk.del(*id);
             model.look();
             model.held.retain(|_, held| held.id != Some(*id));
+        }
+        Event::Check => {
+            model.look();
+            for id in 0..6 {
+                let of_id = model.held.iter().filter(|(_, held)| held.id == Some(id));
+                let expected: BTreeSet<u8> = of_id.map(|(ip, _)| *ip).collect();
+                assert_eq!(disk.held(id), expected, "container c{id}");
+            }
         }
         Event::Gc(alive) => {
             disk.gc(alive);
