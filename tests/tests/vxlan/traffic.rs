@@ -467,3 +467,43 @@ fn a_segments_gateway_is_each_hosts_own() {
         assert!(!watch.output().contains("172.20.1.2"), "{}", watch.output());
     });
 }
+
+/// The other hosts learn from frames where a MAC is, so one must leave when the address comes back
+/// on another host, with the same MAC or another.
+#[test]
+fn an_address_that_moves_to_another_host_of_its_segment_is_reached_at_once() {
+    beyond_peer(WHY, || {
+        let fleet = Fleet::new(3);
+        let conf = |host: usize| {
+            let mut conf = fleet.segment(host, 5, Underlay::V4);
+            conf["ipam"]["ranges"] =
+                json!([[{"subnet": "10.5.0.0/16"}], [{"subnet": "fd00:5::/64"}]]);
+            conf
+        };
+        let asked = |host: usize, ips: [String; 2]| {
+            conf::with(&conf(host), json!({"runtimeConfig": {"ips": ips}}))
+        };
+        let sibling = |host: usize| {
+            let ips = [format!("10.5.0.{host}0"), format!("fd00:5::{host}0")];
+            fleet.add(host, "sibling", &asked(host, ips))
+        };
+        let siblings: Vec<Netns> = (1..=3).map(sibling).collect();
+        let ips = || ["10.5.0.99".to_owned(), "fd00:5::99".to_owned()];
+        let requested = json!({"runtimeConfig": {"mac": "02:00:00:00:00:99"}});
+        for (turn, host) in [1, 2, 1, 3, 2].into_iter().enumerate() {
+            let mut conf = asked(host, ips());
+            if turn == 3 {
+                conf = conf::with(&conf, requested.clone());
+            }
+            let (pod, result) = fleet.attached(host, &format!("pod{turn}"), &conf);
+            for sibling in &siblings {
+                for ip in ips() {
+                    let from = sibling.name();
+                    assert_eq!(sibling.ping(&ip, 3), [true; 3], "{from} to {ip} on {host}");
+                }
+            }
+            let conf = conf::with_prev(&conf, &result);
+            fleet.cni(host).del(&conf, &pod, "eth0").silent();
+        }
+    });
+}
