@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use ipnetwork::IpNetwork;
-use netns::{Entering, NetNs};
+use netns::NetNs;
 use nix::{errno::Errno, net::if_::if_nametoindex};
 use transport::{Route, Socket};
 
@@ -142,19 +142,17 @@ pub struct Pod {
     interface: Interface,
     mac: Option<Mac>,
     silent: bool,
-    inside: Entering<Result<Inside, Error>>,
+    inside: Inside,
 }
 
-/// Enters `netns` for an existing `interface`, while the caller goes on: to start a thread and to
-/// open a file under /proc/sys takes as long as IPAM.
+/// Enters `netns` for an existing `interface`: writes its settings, and opens a socket.
 ///
 /// # Errors
-/// When no thread can be made.
+/// When the namespace cannot be entered, or a setting that is required cannot be written.
 pub fn enter(netns: &NetNs, interface: Interface) -> anyhow::Result<Pod> {
-    let of = interface.clone();
     Ok(Pod {
         netns: netns.clone(),
-        inside: netns.begin(move || Inside::prepare(&of))?,
+        inside: netns.enter(|| Inside::prepare(&interface))??,
         interface,
         mac: None,
         silent: false,
@@ -181,7 +179,7 @@ impl Pod {
     /// address … in DADFAILED state`, and others.
     pub fn configure(self, layer3: &Layer3) -> anyhow::Result<Configured> {
         let interface = &self.interface;
-        let inside = self.inside.wait()??;
+        let inside = self.inside;
         let netlink = Netlink::over(inside.socket);
         let index = match inside.index {
             Ok(index) => index,
@@ -206,7 +204,7 @@ impl Pod {
     }
 }
 
-/// What the thread in the namespace returns.
+/// What was opened and read in the namespace.
 #[derive(Debug)]
 struct Inside {
     socket: Socket<Route>,

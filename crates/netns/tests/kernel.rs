@@ -3,19 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 
-use std::{
-    fs,
-    os::fd::AsFd,
-    panic::{self, AssertUnwindSafe},
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
-    thread,
-    time::Duration,
-};
+use std::{fs, os::fd::AsFd, path::Path};
 
 use netns::{NetNs, is_gone};
 use nix::mount::{MsFlags, mount};
@@ -103,53 +91,14 @@ fn a_panic_inside_is_resumed_outside_in_the_callers_namespace() {
 }
 
 #[test]
-fn started_code_runs_while_the_caller_goes_on() {
+fn a_file_that_is_no_namespace_cannot_be_entered() {
     enter();
-    let pod = NetNs::open(&add_pod("pod")).unwrap();
-    run("ip -n pod link add inside0 type veth peer name inside1");
     let before = NetNs::current().unwrap();
-    let (say, hear) = mpsc::channel::<()>();
-    let (answer, answered) = mpsc::channel();
-    let entering = pod
-        .begin(move || {
-            // Not before the caller, which goes on meanwhile, says so.
-            hear.recv().unwrap();
-            answer.send(run("ip -o link")).unwrap();
-            "done"
-        })
-        .unwrap();
-    assert!(before.same_as(&NetNs::current().unwrap()).unwrap());
-    say.send(()).unwrap();
-    assert!(answered.recv().unwrap().contains("inside0"));
-    assert_eq!(entering.wait().unwrap(), "done");
-}
-
-#[test]
-fn a_drop_waits_for_started_code() {
-    enter();
-    let pod = NetNs::open(&add_pod("pod")).unwrap();
-    let ended = Arc::new(AtomicBool::new(false));
-    let end = Arc::clone(&ended);
-    let entering = pod.begin(move || {
-        thread::sleep(Duration::from_millis(50));
-        end.store(true, Ordering::Relaxed);
-    });
-    drop(entering.unwrap());
-    assert!(ended.load(Ordering::Relaxed));
-}
-
-#[test]
-fn started_code_reports_a_failed_entry_and_a_panic() {
-    enter();
     // Before Linux 3.19 a namespace was a file of procfs, so this may be one.
     let file = NetNs::open(Path::new("/proc/thread-self/status")).unwrap();
-    let entering = file.begin(|| unreachable!("entered")).unwrap();
-    assert!(is_gone(&entering.wait().unwrap_err()));
-
-    let here = NetNs::current().unwrap();
-    let entering = here.begin(|| panic!("inside")).unwrap();
-    let waited = panic::catch_unwind(AssertUnwindSafe(|| entering.wait()));
-    assert_eq!(waited.unwrap_err().downcast_ref::<&str>(), Some(&"inside"));
+    let error = file.enter(|| unreachable!("entered")).unwrap_err();
+    assert!(is_gone(error.downcast_ref().unwrap()));
+    assert!(before.same_as(&NetNs::current().unwrap()).unwrap());
 }
 
 #[test]

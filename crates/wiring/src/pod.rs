@@ -18,8 +18,7 @@ pub fn open_netns(path: &NetnsPath) -> Result<NetNs> {
     NetNs::open(path.as_path()).with_context(|| format!("failed to open netns {:?}", path.as_str()))
 }
 
-/// Enters the pod's namespace in a thread, to configure its existing interface, while the caller
-/// continues. `enabledad` as in [`interface`].
+/// Enters the pod's namespace, to prepare its existing interface. `enabledad` as in [`interface`].
 ///
 /// # Errors
 /// As [`netlink::enter`].
