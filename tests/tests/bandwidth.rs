@@ -222,7 +222,12 @@ fn networks_that_are_not_shaped_are_as_fast_as_ever() {
                 transfer(&pod, &host, NODE, 2),
             ] {
                 if is_limited {
-                    assert_rate((rate, first), 10e6);
+                    // A kernel without fq_codel drops many packets at once, and TCP pauses.
+                    let between = 6e6..10.5e6;
+                    assert!(
+                        between.contains(&rate) && first < 15e6,
+                        "{key}: {rate}, {first}"
+                    );
                 } else {
                     assert!(rate > 50e6, "{key}: {rate}");
                 }
@@ -280,6 +285,20 @@ fn a_second_add_replaces_the_first() {
                 .check(&checked, &pod, "eth0")
                 .silent();
         }
+    });
+}
+
+#[test]
+fn an_add_after_a_del_of_the_limits_alone_succeeds() {
+    beyond_peer("create qdisc: file exists", || {
+        let (sandbox, pod, conf, _) = limited(both(8_000_000, 80_000));
+        sandbox.cni("bandwidth").del(&conf, &pod, "eth0").silent();
+        let result = add(&sandbox, &conf, &pod);
+        let checked = conf::with_prev(&conf, &result);
+        sandbox
+            .cni("bandwidth")
+            .check(&checked, &pod, "eth0")
+            .silent();
     });
 }
 

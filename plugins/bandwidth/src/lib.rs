@@ -52,8 +52,7 @@ impl Plugin for Bandwidth {
         if let Some(limit) = &plan.from_pod {
             let ifb = ifb::add(&host, owner, veth.mtu)?;
             shape(&host, &ifb, &plan, limit, Side::Destination)?;
-            host.add_ingress_qdisc(veth.index)?;
-            host.add_redirect(veth.index, ifb.index)?;
+            redirect(&host, &veth, &ifb)?;
             result.interfaces.push(result::interface(&ifb));
         }
         Ok(result.for_version(call.version))
@@ -108,6 +107,28 @@ fn shape(host: &Netlink, link: &Link, plan: &Plan, limit: &Limit, remote: Side) 
             .with_context(on)?;
     }
     Ok(())
+}
+
+/// Has `ifb` send what `veth` receives. After a DEL, the filter of the earlier ADD redirects to a
+/// link that is gone.
+fn redirect(host: &Netlink, veth: &Link, ifb: &Link) -> Result<()> {
+    match host.add_ingress_qdisc(veth.index) {
+        Err(error) if error.is_exists() && leads_nowhere(host, veth)? => {
+            host.delete_ingress_qdisc(veth.index)?;
+            host.add_ingress_qdisc(veth.index)?;
+        }
+        added => added?,
+    }
+    Ok(host.add_redirect(veth.index, ifb.index)?)
+}
+
+fn leads_nowhere(host: &Netlink, veth: &Link) -> Result<bool> {
+    Ok(match host.find_redirect(veth.index)? {
+        None => false,
+        // The kernel shows no index of a link that is gone.
+        Some(0) => true,
+        Some(index) => host.find_link_by_index(index)?.is_none(),
+    })
 }
 
 /// Removes the limits of an attachment: another ADD replaces them. The qdiscs of other programs
