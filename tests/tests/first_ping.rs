@@ -384,7 +384,8 @@ fn nothing_is_known_of_a_bridge_that_another_program_has_created() {
 }
 
 /// Two nodes whose bridges are connected. A pod moves from one to the other and back; switches and
-/// bridges in between learn from frames where its MAC is.
+/// bridges in between learn from frames where its MAC is. With IPv6 a pod sends frames by itself when
+/// it comes up, so one without IPv6 is the test.
 #[test]
 fn an_address_that_moves_to_another_node_of_its_segment_is_reached_at_once() {
     beyond_peer("plugins#756, #858", || {
@@ -393,7 +394,7 @@ fn an_address_that_moves_to_another_node_of_its_segment_is_reached_at_once() {
         let conf = |node: usize, ips: &[&str]| {
             let data = format!("/run/ipam{node}");
             let change = json!({"isGateway": false, "ipam": {"dataDir": data}});
-            conf::with(&with_ips(&dual(), ips), change)
+            conf::with(&with_ips(&network_of(ips), ips), change)
         };
         let cni = |node: usize| {
             let name = nodes[node].name();
@@ -403,9 +404,10 @@ fn an_address_that_moves_to_another_node_of_its_segment_is_reached_at_once() {
         for node in 0..2 {
             let sibling = sandbox.pod(&format!("sibling{node}"));
             let last = node + 2;
-            let own = [format!("10.1.0.{last}"), format!("fd01::{last}")];
-            let own = [own[0].as_str(), own[1].as_str()];
-            cni(node).add(&conf(node, &own), &sibling, "eth0").result();
+            let own = format!("10.1.0.{last}");
+            cni(node)
+                .add(&conf(node, &[&own]), &sibling, "eth0")
+                .result();
             siblings.push(sibling);
         }
         // Only now, as an operator does.
@@ -418,17 +420,12 @@ fn an_address_that_moves_to_another_node_of_its_segment_is_reached_at_once() {
         nodes[1].wait_until("the wire is up", |it| it.is_settled("uplink"));
         for (turn, node) in [0, 1, 0, 1].into_iter().enumerate() {
             let pod = sandbox.pod(&format!("pod{turn}"));
-            let conf = conf(node, &[V4, V6]);
+            pod.sh("echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6");
+            let conf = conf(node, &[V4]);
             let result = cni(node).add(&conf, &pod, "eth0").result();
             for sibling in &siblings {
-                for ip in [V4, V6] {
-                    let (from, to) = (sibling.name(), node + 1);
-                    assert_eq!(
-                        sibling.ping(ip, 3),
-                        [true; 3],
-                        "{from} to {ip} on node {to}"
-                    );
-                }
+                let (from, to) = (sibling.name(), node + 1);
+                assert_eq!(sibling.ping(V4, 3), [true; 3], "{from} to node {to}");
             }
             let conf = conf::with_prev(&conf, &result);
             cni(node).del(&conf, &pod, "eth0").silent();
