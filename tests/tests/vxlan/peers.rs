@@ -188,9 +188,13 @@ fn mistakes_are_reported_and_change_nothing() {
                 1,
                 "peers[0].subnet: 172.20.1.0/31 holds 172.20.1.1, which is a router of this node",
             ),
-            (vec!["peers", "add", "net5"], 2, "missing argument PEER"),
+            (vec!["peers", "add", "net5"], 2, "not provided: <PEER>..."),
             (vec!["peers", "list", "net5", "x"], 2, "unexpected argument"),
-            (vec!["peers", "change", "net5"], 2, "unknown action"),
+            (
+                vec!["peers", "change", "net5"],
+                2,
+                "unrecognized subcommand 'change'",
+            ),
         ] {
             let done = fleet.podwire(1, &conf, &line);
             assert_eq!(done.code, code, "{done:?}");
