@@ -22,7 +22,7 @@ fn a_thousand_pods_come_and_go_and_leave_nothing() {
     let snapshot = sandbox
         .snapshot()
         .allow_link("cni0")
-        .allow("last_reserved_ip.0");
+        .allow_host_local(conf::NETWORK);
     let addresses: BTreeSet<String> = (1..=1000).map(cycle).collect();
     assert_eq!(addresses.len(), 1000, "round robin: none comes back soon");
     snapshot.assert_unchanged();
