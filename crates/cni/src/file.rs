@@ -8,9 +8,9 @@
 //! decides whether it can do without the file.
 
 use std::fmt;
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -81,6 +81,25 @@ fn open_any(path: &Path, flags: OFlag) -> io::Result<(File, Metadata)> {
         return Err(not_regular(&metadata));
     }
     Ok((file, metadata))
+}
+
+/// Makes a directory below `/run/podwire`, and that one, for root alone.
+///
+/// # Errors
+/// A foreign one ([`is_foreign`]) if either is something else: a symbolic link would lead to
+/// another program's files.
+pub fn make_private_dir(path: &Path) -> io::Result<()> {
+    for dir in path.parent().into_iter().chain([path]) {
+        match DirBuilder::new().mode(0o700).create(dir) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                if !fs::symlink_metadata(dir)?.is_dir() {
+                    return Err(foreign(format!("{} is not a directory", dir.display())));
+                }
+            }
+            made => made?,
+        }
+    }
+    Ok(())
 }
 
 fn foreign(what: impl Into<String>) -> io::Error {
@@ -260,6 +279,18 @@ mod tests {
         }
         assert!(replace(&dir.path().join("directory"), b"new").is_err());
         assert_eq!(precious(), "precious");
+    }
+
+    #[test]
+    fn a_private_directory_is_not_made_behind_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        make_private_dir(&real.join("below")).unwrap();
+        make_private_dir(&real.join("below")).unwrap();
+        symlink(&real, &link).unwrap();
+        let error = make_private_dir(&link.join("other")).unwrap_err();
+        assert!(is_foreign(&error), "{error}");
+        assert!(!real.join("other").exists());
     }
 
     #[test]

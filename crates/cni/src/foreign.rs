@@ -6,9 +6,7 @@
 //! notes the network in `/run/podwire/foreign/<network>`, before its ADD returns. The note stays
 //! until the boot ends: a neighbour may remember a MAC as long.
 
-use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
@@ -50,9 +48,6 @@ fn path(network: &str) -> PathBuf {
 }
 
 fn write(note: &Path) -> io::Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(DIRECTORY)?;
+    file::make_private_dir(Path::new(DIRECTORY))?;
     file::open(note, OFlag::O_RDONLY | OFlag::O_CREAT).map(drop)
 }

@@ -15,10 +15,10 @@
 //! - Cost: this file and `crates/netlink/src/ports.rs`; 0.02 ms of an ADD.
 //! - The one door: [`Neighbours::attach`]. To switch it off, remove the file of the bridge.
 
-use std::fs::{DirBuilder, File};
+use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -89,14 +89,18 @@ pub fn ensure_bridge(host: &Netlink, spec: &BridgeSpec) -> Result<(Link, Neighbo
     // The ADD that creates a bridge writes its table before the bridge is up, so a bridge that is
     // up has its table, or never gets one.
     let is_up = |bridge: &Option<Link>| bridge.as_ref().is_some_and(|bridge| bridge.up);
-    let mut _lock = None;
+    let mut lock = None;
     if !is_up(&found) {
-        let lock = lock(directory);
+        let locked = self::lock(directory);
         found = host.find_bridge(&spec.name)?;
-        _lock = lock.filter(|_| !is_up(&found));
+        lock = locked.filter(|_| !is_up(&found));
     }
     let mut neighbours = Neighbours::of(directory, &spec.name);
-    let create = |bridge: &Link| neighbours.create(bridge);
+    let create = |bridge: &Link| {
+        if lock.is_some() {
+            neighbours.create(bridge);
+        }
+    };
     let bridge = host.ensure_bridge_from(found, spec, create)?;
     neighbours.find(&bridge);
     Ok((bridge, neighbours))
@@ -105,12 +109,8 @@ pub fn ensure_bridge(host: &Netlink, spec: &BridgeSpec) -> Result<(Link, Neighbo
 /// Excludes other ADDs from creating a bridge; `None` if /run cannot be written to, and then there
 /// are no tables.
 fn lock(directory: &Path) -> Option<Lock> {
-    let mut builder = DirBuilder::new();
-    builder.recursive(true).mode(0o700);
-    let locked = builder
-        .create(directory)
-        .and_then(|()| File::open(directory));
-    lock::exclusive(locked.ok()?, directory).ok()
+    file::make_private_dir(directory).ok()?;
+    lock::exclusive(File::open(directory).ok()?, directory).ok()
 }
 
 impl Neighbours {
