@@ -202,7 +202,9 @@ impl Node {
         let snapshot = snapshot
             // Multicast groups that the kernel joins, when it pleases.
             .allow("fdb mac 33:33:")
-            .allow("fdb mac 01:00:5e:");
+            .allow("fdb mac 01:00:5e:")
+            // What is not known for certain is forgotten: then pods are announced.
+            .allow("file /run/podwire/neighbours/");
         let texts = but.texts.iter();
         let snapshot = texts.fold(snapshot, |it, text| it.allow(text));
         let links = but.links.iter();

@@ -197,7 +197,10 @@ impl Storming<'_> {
         // Addresses that the kernel checks, groups that it joins.
         std::thread::sleep(Duration::from_secs(3));
         let snapshot = self.sandbox.snapshot();
-        let snapshot = snapshot.allow("/last_reserved_ip.").allow("/.podwire/");
+        let snapshot = snapshot
+            .allow("/last_reserved_ip.")
+            .allow("/.podwire/")
+            .allow("file /run/podwire/neighbours/");
         // Bridges take on and off groups and link-local addresses with their ports.
         Ok((0..3).fold(snapshot, |snapshot, number| {
             snapshot.allow_link(&format!("st{number}"))
