@@ -436,7 +436,8 @@ fn check_notices_what_the_node_lacks() {
             (
                 // Before Linux 6.2 an interface that is up cannot be renamed.
                 |_, host, veth| {
-                    host.sh(&format!("ip link set {veth} down name other"));
+                    host.sh(&format!("ip link set {veth} down"));
+                    host.sh(&format!("ip link set {veth} name other"));
                 },
                 "host end of eth0 not found",
             ),
