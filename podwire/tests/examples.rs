@@ -44,10 +44,16 @@ fn validate_finds_nothing() {
 fn every_runtime_knows_the_version() {
     for (name, text) in examples() {
         let document: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(document["cniVersion"], "1.0.0", "{name}");
+        // As podman and nerdctl write them.
+        let (version, is_of_other_program) = match name.as_str() {
+            "87-podman.conflist" => ("0.4.0", true),
+            "88-nerdctl.conflist" => ("1.0.0", true),
+            _ => ("1.0.0", false),
+        };
+        assert_eq!(document["cniVersion"], version, "{name}");
         let several = serde_json::json!(["1.0.0", "1.1.0"]);
-        let is_list = name.ends_with(".conflist");
-        assert_eq!(document["cniVersions"] == several, is_list, "{name}");
+        let has_list = name.ends_with(".conflist") && !is_of_other_program;
+        assert_eq!(document["cniVersions"] == several, has_list, "{name}");
     }
 }
 

@@ -221,7 +221,7 @@ fn tuning_changes_settings_of_the_pod() {
             let link = pod.link("eth0").unwrap();
             assert_eq!((&link["mtu"], &link["txqlen"]), (&1450.into(), &500.into()));
             assert_eq!(link["address"], "02:00:00:00:75:01");
-            assert_eq!(sandbox.host().ping("10.210.75.2", 1), [true]);
+            assert_eq!(sandbox.host().ping("10.210.76.2", 1), [true]);
         });
     });
 }
