@@ -4,7 +4,7 @@
 //! They are files as those of [`Users`], in a directory of the plugin beside the network's; they
 //! are lost with `/run`, and pods of the Go plugins have none.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use cni::Attachment;
 use cni::conf::ValidAttachment;
 
@@ -74,7 +74,7 @@ impl Notes {
                 let [_, others] = users.contents(what, &kept)?;
                 for content in others {
                     // What it is about would stay for ever.
-                    clean(&content.context("read what is noted about an attachment")?)?;
+                    clean(&content?)?;
                 }
             }
             users.retain(&kept)

@@ -448,7 +448,9 @@ struct Recorded {
 fn recorded(users: &Users, name: &str, aliases: &[String]) -> Result<[Recorded; 2]> {
     let contents = users.contents(&use_of(name), aliases)?;
     Ok(contents.map(|part| {
-        let ips = part.iter().map(|it| it.as_deref().and_then(parse));
+        let ips = part
+            .iter()
+            .map(|it| it.as_ref().ok().and_then(|it| parse(it)));
         let ips: Vec<_> = ips.map(Option::unwrap_or_default).collect();
         Recorded {
             is_complete: ips.iter().all(|ips| !ips.is_empty()),

@@ -14,7 +14,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -206,15 +206,15 @@ impl Users {
     /// The content of the attachment's file; `None` if it cannot be read.
     pub fn content(&self, what: &str, attachment: &Attachment) -> Option<String> {
         let dir = self.dir.open(what).ok()?;
-        dir.content(&file_name(&attachment.alias()))
+        dir.content(&file_name(&attachment.alias())).ok()
     }
 
-    /// The contents of all files of `what`, `None` for one that cannot be read: first of the
+    /// The contents of all files of `what`, an error for one that cannot be read: first of the
     /// attachments with one of `aliases`, then of the others.
     ///
     /// # Errors
     /// The directory cannot be read.
-    pub fn contents(&self, what: &str, aliases: &[String]) -> Result<[Vec<Option<String>>; 2]> {
+    pub fn contents(&self, what: &str, aliases: &[String]) -> Result<[Vec<Result<String>>; 2]> {
         let dir = match self.dir.open(what) {
             Err(Errno::ENOENT) => return Ok(Default::default()),
             other => other,
@@ -224,7 +224,12 @@ impl Users {
         let these = file_names(aliases);
         let names = dir.entries().with_context(read)?.into_iter();
         let (these, others) = names.partition::<Vec<_>, _>(|name| these.contains(name));
-        Ok([these, others].map(|part| part.iter().map(|it| dir.content(it)).collect()))
+        let content = |name: &String| {
+            let path = || self.path().join(what).join(name);
+            let content = dir.content(name);
+            content.with_context(|| format!("read {}", path().display()))
+        };
+        Ok([these, others].map(|part| part.iter().map(content).collect()))
     }
 
     /// Removes an attachment. Returns whether others use everything that it used; false if it was
@@ -399,16 +404,17 @@ impl Directory {
         }
     }
 
-    fn content(&self, name: &str) -> Option<String> {
+    fn content(&self, name: &str) -> io::Result<String> {
         let flags = OFlag::O_RDONLY | file_flags();
-        let file = File::from(openat(&self.0, name, flags, Mode::empty()).ok()?);
-        let metadata = file.metadata().ok()?;
+        let file = File::from(openat(&self.0, name, flags, Mode::empty())?);
+        let metadata = file.metadata()?;
         if !metadata.is_file() || metadata.len() > LONGEST {
-            return None;
+            let why = format!("is not a regular file of at most {LONGEST} bytes");
+            return Err(io::Error::other(why));
         }
         let mut content = String::new();
-        file.take(LONGEST).read_to_string(&mut content).ok()?;
-        Some(content)
+        file.take(LONGEST).read_to_string(&mut content)?;
+        Ok(content)
     }
 }
 
