@@ -7,6 +7,7 @@
 mod cache;
 mod chain;
 mod list;
+pub mod named;
 pub mod request;
 
 pub use cache::{Cache, CachedAttachment, Contents, Unidentified};
