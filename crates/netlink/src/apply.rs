@@ -15,7 +15,10 @@ use transport::{Route, Socket};
 
 use crate::{
     AddressSpec, Error, Family, Link, MAIN_TABLE, Mac, Netlink, OperState, RouteFilter, RouteSpec,
-    announce::with_notify, link::up_with_alias, request::AddressMonitor, sysctl,
+    announce::with_notify,
+    link::{link, up_with_alias},
+    request::AddressMonitor,
+    sysctl,
 };
 
 /// How long duplicate address detection may take; it needs one to two seconds.
@@ -142,6 +145,7 @@ pub struct Pod {
     interface: Interface,
     mac: Option<Mac>,
     silent: bool,
+    early: bool,
     inside: Inside,
 }
 
@@ -156,6 +160,7 @@ pub fn enter(netns: &NetNs, interface: Interface) -> anyhow::Result<Pod> {
         interface,
         mac: None,
         silent: false,
+        early: false,
     })
 }
 
@@ -170,6 +175,12 @@ impl Pod {
     /// (`ndisc_notify`): the caller knows that no neighbour has another address.
     pub fn set_silent(&mut self) {
         self.silent = true;
+    }
+
+    /// Has the kernel announce the IPv4 addresses as soon as the interface is up. For a kind of link
+    /// whose hardware address cannot be set, which [`Netlink::announce`] needs.
+    pub fn announce_early(&mut self) {
+        self.early = true;
     }
 
     /// Configures the interface: settings, addresses, up, routes.
@@ -198,6 +209,7 @@ impl Pod {
             index,
             interface,
             mac: self.mac,
+            early: self.early,
             layer3,
         };
         configuration.apply(monitor)
@@ -286,6 +298,7 @@ struct Configuration<'a> {
     index: u32,
     interface: &'a Interface,
     mac: Option<Mac>,
+    early: bool,
     layer3: &'a Layer3,
 }
 
@@ -323,6 +336,10 @@ impl Configuration<'_> {
             }
         };
         let op = || format!("set {} up", netlink.name_of(index));
+        if self.early {
+            // Optional, too.
+            let _ = netlink.set_link(with_notify(link(index)), op);
+        }
         // The announcement is optional: a link without IPv4 has no such setting.
         if self.interface.notify && netlink.set_link(with_notify(up()), op).is_ok() {
             return Ok(());
@@ -422,7 +439,7 @@ impl Configuration<'_> {
 
 /// Kernels before 6.9 take up to a second to determine the state of a link that was created with a
 /// carrier (a macvlan), and treat it as up until then (`netif_oper_up`, linux/netdevice.h).
-fn has_carrier(link: &Link) -> bool {
+pub(crate) fn has_carrier(link: &Link) -> bool {
     matches!(link.operstate, OperState::Up | OperState::Unknown)
 }
 
@@ -528,18 +545,21 @@ impl Netlink {
         Ok(())
     }
 
-    /// On any link: ptp routes the network through another one.
+    /// On any link: ptp routes the network through another one. In any table: the link may be in a
+    /// VRF, and the plugin sbr moves routes.
     fn has_network_route(&self, address: IpNetwork) -> Result<bool, Error> {
-        let filter = RouteFilter::main(Family::of(address.ip()));
-        let routes = self.list_routes(filter)?;
+        let routes = self.list_routes(RouteFilter {
+            table: None,
+            ..RouteFilter::main(Family::of(address.ip()))
+        })?;
         Ok(routes.iter().any(|route| {
             route.dst.ip() == address.network() && route.dst.prefix() == address.prefix()
         }))
     }
 
-    /// Checks that `routes` still exist, each in its table, by destination and next hop. The next
-    /// hop of a default route is not compared: it may have been added by
-    /// [`Pod::configure`].
+    /// Checks that `routes` still exist, by destination and next hop: each in its table, or, if it
+    /// names none, in any: a chained plugin (vrf, sbr) may have moved it. The next hop of a default
+    /// route is not compared: it may have been added by [`Pod::configure`].
     ///
     /// # Errors
     /// `Expected Route 10.0.0.0/8 via 10.1.2.1 not found in routing table`.
@@ -548,7 +568,7 @@ impl Netlink {
             let present = self.list_routes(RouteFilter {
                 family: Family::of(expected.dst.ip()),
                 oif: None,
-                table: Some(expected.table()),
+                table: expected.table,
             })?;
             let found = present.iter().any(|route| {
                 route.dst == expected.dst

@@ -6,7 +6,8 @@ use transport::messages;
 
 use crate::request::decode;
 use crate::{
-    Link, Parent, Qdisc, address, bridge_vlan, fdb, filter, macvlan, neighbour, qdisc, route, vxlan,
+    Link, Parent, Qdisc, address, bridge_vlan, fdb, filter, kept, macvlan, neighbour, qdisc, route,
+    vxlan,
 };
 
 /// Reads each message of a datagram in every way in which this crate reads answers.
@@ -27,6 +28,8 @@ pub fn answered(datagram: &[u8]) {
 fn read(message: &RouteNetlinkMessage) {
     let _ = address::read_address(message.clone());
     let _ = route::read_route(message.clone());
+    let _ = kept::address_of(message.clone(), 1);
+    let _ = kept::route_of(message.clone(), 1);
     let _ = fdb::read(message.clone(), 1);
     let _ = neighbour::read(message.clone(), 1);
     let _ = vxlan::read(message.clone());

@@ -22,6 +22,7 @@ mod forwarding;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod ifb;
+mod kept;
 mod link;
 mod mac;
 mod macvlan;
@@ -36,6 +37,7 @@ mod request;
 mod route;
 pub mod sysctl;
 mod veth;
+mod vrf;
 mod vxlan;
 
 pub use address::{Address, AddressSpec, Family};
@@ -45,6 +47,7 @@ pub use bridge_vlan::PortVlan;
 pub use creation::{LinkKind, LinkSpec};
 pub use fdb::{FLOOD, FdbEntry};
 pub use filter::Side;
+pub use kept::Kept;
 pub use link::{Link, OperState, Port};
 pub use mac::{InvalidMac, Mac};
 pub use macvlan::{Macvlan, MacvlanMode};

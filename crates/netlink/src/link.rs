@@ -25,6 +25,7 @@ use crate::{Error, Mac, Netlink, request::decode};
 /// linux/if_link.h
 const IFLA_BR_VLAN_FILTERING: u16 = 7;
 const IFLA_BRPORT_MODE: u16 = 4;
+const IFLA_VRF_TABLE: u16 = 1;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
 const IFLA_INET6_FLAGS: u16 = 1;
 const IFLA_INET6_CONF: u16 = 2;
@@ -66,6 +67,8 @@ pub struct Link {
     pub alias: Option<String>,
     /// For a bridge, whether it filters by VLAN.
     pub vlan_filtering: Option<bool>,
+    /// For a VRF, the table of its routes.
+    pub vrf_table: Option<u32>,
     /// For a port of a bridge, how it forwards.
     pub port: Option<Port>,
     /// Whether the kernel has received a router advertisement after its own solicitation.
@@ -303,6 +306,16 @@ impl Netlink {
         })
     }
 
+    /// Takes a link out of its bridge, bond or VRF: `ip link set NAME nomaster`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn clear_master(&self, index: u32) -> Result<(), Error> {
+        self.set_link(link(index).nocontroller(), || {
+            format!("set {} nomaster", self.name_of(index))
+        })
+    }
+
     /// Stores a text of up to 255 bytes with a link: `ip link set NAME alias TEXT`.
     ///
     /// # Errors
@@ -454,6 +467,9 @@ impl Link {
                 libc::IFLA_INFO_KIND => self.kind = Some(text(value)),
                 libc::IFLA_INFO_DATA if self.is_kind("bridge") => {
                     self.vlan_filtering = switch(value, IFLA_BR_VLAN_FILTERING);
+                }
+                libc::IFLA_INFO_DATA if self.is_kind("vrf") => {
+                    self.vrf_table = find(value, IFLA_VRF_TABLE).and_then(Route::u32);
                 }
                 libc::IFLA_INFO_SLAVE_KIND => port_of = Some(text(value)),
                 libc::IFLA_INFO_SLAVE_DATA if port_of.as_deref() == Some("bridge") => {

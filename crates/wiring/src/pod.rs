@@ -1,7 +1,11 @@
 //! The pod's namespace and its interface.
 
+use std::fs::File;
+use std::os::fd::AsFd;
+
 use anyhow::{Context, Result};
 use cni::env::NetnsPath;
+use cni::lock::{self, Lock};
 use cni::request::Add;
 use cni::result::{IpConfig, Route};
 use cni::{BestEffort, Call, delegate};
@@ -16,6 +20,17 @@ use crate::Addressing;
 /// `failed to open netns "…"`: it does not exist, or is a plain file.
 pub fn open_netns(path: &NetnsPath) -> Result<NetNs> {
     NetNs::open(path.as_path()).with_context(|| format!("failed to open netns {:?}", path.as_str()))
+}
+
+/// Locks the pod's namespace, for a plugin that chooses what is free in it. The lock is on the
+/// namespace itself, as that of the Go plugin sbr: it is the same for all paths, and leaves no file.
+///
+/// # Errors
+/// Code 11 if another process holds the lock too long. Processes of the pod can hold it, so a DEL
+/// goes on without.
+pub fn lock(netns: &NetNs) -> Result<Lock> {
+    let file = File::from(netns.as_fd().try_clone_to_owned()?);
+    lock::exclusive(file, netns.path())
 }
 
 /// Enters the pod's namespace, to prepare its existing interface. `enabledad` as in [`interface`].
