@@ -146,7 +146,8 @@ pub struct Pod {
     mac: Option<Mac>,
     silent: bool,
     early: bool,
-    inside: Inside,
+    netlink: Netlink,
+    index: Result<u32, Errno>,
 }
 
 /// Enters `netns` for an existing `interface`: writes its settings, and opens a socket.
@@ -154,13 +155,15 @@ pub struct Pod {
 /// # Errors
 /// When the namespace cannot be entered, or a setting that is required cannot be written.
 pub fn enter(netns: &NetNs, interface: Interface) -> anyhow::Result<Pod> {
+    let inside = netns.enter(|| Inside::prepare(&interface))??;
     Ok(Pod {
         netns: netns.clone(),
-        inside: netns.enter(|| Inside::prepare(&interface))??,
         interface,
         mac: None,
         silent: false,
         early: false,
+        netlink: Netlink::over(inside.socket),
+        index: inside.index,
     })
 }
 
@@ -183,20 +186,26 @@ impl Pod {
         self.early = true;
     }
 
+    /// Sets [`Interface::alias`] before [`Pod::configure`] does, so that GC finds the interface of a
+    /// caller that is killed in between: `ip link set NAME alias TEXT`.
+    ///
+    /// # Errors
+    /// The interface is gone; the kernel refuses.
+    pub fn mark(&self) -> Result<(), Error> {
+        match &self.interface.alias {
+            Some(alias) => self.netlink.set_alias(self.index()?, alias),
+            None => Ok(()),
+        }
+    }
+
     /// Configures the interface: settings, addresses, up, routes.
     ///
     /// # Errors
     /// `failed to add IP addr … to "eth0": …`, `failed to add route '…': …`, `link eth0 has
     /// address … in DADFAILED state`, and others.
     pub fn configure(self, layer3: &Layer3) -> anyhow::Result<Configured> {
+        let index = self.index()?;
         let interface = &self.interface;
-        let inside = self.inside;
-        let netlink = Netlink::over(inside.socket);
-        let index = match inside.index {
-            Ok(index) => index,
-            // Its error is more precise.
-            Err(_) => netlink.get_link(&interface.name)?.index,
-        };
         let v6 = layer3.addresses.iter().any(|it| it.address.is_ipv6());
         let monitor = if v6 {
             self.netns
@@ -205,7 +214,7 @@ impl Pod {
             None
         };
         let configuration = Configuration {
-            netlink,
+            netlink: self.netlink,
             index,
             interface,
             mac: self.mac,
@@ -213,6 +222,14 @@ impl Pod {
             layer3,
         };
         configuration.apply(monitor)
+    }
+
+    fn index(&self) -> Result<u32, Error> {
+        match self.index {
+            Ok(index) => Ok(index),
+            // Its error is more precise.
+            Err(_) => Ok(self.netlink.get_link(&self.interface.name)?.index),
+        }
     }
 }
 

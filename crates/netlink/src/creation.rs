@@ -18,7 +18,7 @@ use rtnetlink::{
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
         RouteNetlinkMessage,
-        link::{InfoData, InfoKind, InfoMacVlan},
+        link::{InfoData, InfoKind, InfoMacVlan, InfoVlan},
     },
 };
 
@@ -30,9 +30,10 @@ pub struct LinkSpec {
     /// Its name, at most 15 bytes; in a pod usually `CNI_IFNAME`.
     pub name: String,
     /// Its name for a moment, where the kernel cannot give it its final name at once. It is
-    /// derived from the attachment, so that DEL finds the link.
+    /// derived from the attachment, so that DEL finds the link. Unused without a parent.
     pub temporary: String,
-    /// The index of its parent, in the namespace of the socket.
+    /// The index of its parent, in the namespace of the socket. A link without a parent is created
+    /// by a socket in its own namespace.
     pub parent: Option<u32>,
     /// Its hardware address. udev (systemd's MACAddressPolicy) rewrites an address that the
     /// kernel made up, so `None` is for kinds that have the address of their parent.
@@ -54,6 +55,13 @@ pub enum LinkKind {
         /// kernel's 1000.
         bc_queue_len: Option<u32>,
     },
+    /// The frames of its parent with one VLAN id (802.1Q).
+    Vlan {
+        /// The VLAN id, 0 to 4094. With 0, frames have a priority and no VLAN.
+        id: u16,
+    },
+    /// No wire: what is sent to it is dropped.
+    Dummy,
 }
 
 impl LinkKind {
@@ -61,16 +69,23 @@ impl LinkKind {
     fn name(self) -> &'static str {
         match self {
             Self::Macvlan { .. } => "macvlan",
+            Self::Vlan { .. } => "vlan",
+            Self::Dummy => "dummy",
         }
     }
 
-    fn info(self) -> (InfoKind, InfoData) {
+    fn info(self) -> (InfoKind, Option<InfoData>) {
         match self {
             Self::Macvlan { mode, bc_queue_len } => {
                 let mut data = vec![InfoMacVlan::Mode(mode.code())];
                 data.extend(bc_queue_len.map(InfoMacVlan::BcQueueLen));
-                (InfoKind::MacVlan, InfoData::MacVlan(data))
+                (InfoKind::MacVlan, Some(InfoData::MacVlan(data)))
             }
+            Self::Vlan { id } => {
+                let data = vec![InfoVlan::Id(id)];
+                (InfoKind::Vlan, Some(InfoData::Vlan(data)))
+            }
+            Self::Dummy => (InfoKind::Dummy, None),
         }
     }
 }
@@ -84,10 +99,10 @@ impl Netlink {
     /// and renamed.
     ///
     /// # Errors
-    /// `failed to rename KIND to "eth0": file exists` when the pod has a link of that name;
-    /// otherwise `failed to create KIND: …`. Of macvlans: `EBUSY` when the parent is a port of a
-    /// bridge or bond, `EINVAL` when it has a passthru macvlan, or has macvlans and passthru
-    /// is requested.
+    /// `failed to rename KIND to "eth0": file exists` when the pod has a link of that name, which is
+    /// on a parent; otherwise `failed to create KIND: …`. Of macvlans: `EBUSY` when the parent is a
+    /// port of a bridge or bond, `EINVAL` when it has a passthru macvlan, or has macvlans and
+    /// passthru is requested. Of vlans: `EEXIST` when the parent has one with that id.
     pub fn add_link(&self, spec: &LinkSpec, netns: &NetNs, undo: &mut Undo) -> anyhow::Result<()> {
         // Pushed before the request: its answer may be lost although the link was created. A link
         // of an earlier ADD has another MAC, unless it has that of the parent.
@@ -97,7 +112,7 @@ impl Netlink {
             created.store(before.is_none(), Ordering::Relaxed);
         }
         match self.create_link(spec, &spec.name, Some(netns)) {
-            Err(error) if error.is_exists() => {
+            Err(error) if error.is_exists() && spec.parent.is_some() => {
                 let pod = Self::open_in(netns)?;
                 if pod.find_link(&spec.name)?.is_some() {
                     created.store(false, Ordering::Relaxed);
@@ -149,7 +164,10 @@ impl Netlink {
 
     fn create_link(&self, spec: &LinkSpec, name: &str, netns: Option<&NetNs>) -> Result<(), Error> {
         let (kind, data) = spec.kind.info();
-        let mut message = new_link(Some(kind), name, spec.mac, spec.mtu).set_info_data(data);
+        let mut message = new_link(Some(kind), name, spec.mac, spec.mtu);
+        if let Some(data) = data {
+            message = message.set_info_data(data);
+        }
         if let Some(parent) = spec.parent {
             message = message.link(parent);
         }

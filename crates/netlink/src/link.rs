@@ -24,6 +24,7 @@ use crate::{Error, Mac, Netlink, request::decode};
 
 /// linux/if_link.h
 const IFLA_BR_VLAN_FILTERING: u16 = 7;
+const IFLA_VLAN_ID: u16 = 1;
 const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_VRF_TABLE: u16 = 1;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
@@ -69,6 +70,8 @@ pub struct Link {
     pub vlan_filtering: Option<bool>,
     /// For a VRF, the table of its routes.
     pub vrf_table: Option<u32>,
+    /// For a vlan, its VLAN id.
+    pub vlan_id: Option<u16>,
     /// For a port of a bridge, how it forwards.
     pub port: Option<Port>,
     /// Whether the kernel has received a router advertisement after its own solicitation.
@@ -470,6 +473,10 @@ impl Link {
                 }
                 libc::IFLA_INFO_DATA if self.is_kind("vrf") => {
                     self.vrf_table = find(value, IFLA_VRF_TABLE).and_then(Route::u32);
+                }
+                libc::IFLA_INFO_DATA if self.is_kind("vlan") => {
+                    let id = find(value, IFLA_VLAN_ID).and_then(<[u8]>::first_chunk);
+                    self.vlan_id = id.map(|id| u16::from_ne_bytes(*id));
                 }
                 libc::IFLA_INFO_SLAVE_KIND => port_of = Some(text(value)),
                 libc::IFLA_INFO_SLAVE_DATA if port_of.as_deref() == Some("bridge") => {

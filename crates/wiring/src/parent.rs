@@ -1,4 +1,5 @@
-//! The parent of a pod's link: the interface of the node, or of the pod, that a macvlan is made on.
+//! The parent of a pod's link: the interface of the node, or of the pod, that a macvlan or vlan is
+//! made on.
 
 mod pattern;
 
@@ -107,7 +108,9 @@ impl ParentSpec {
         let host = Netlink::open()?;
         let find = || -> Result<Parent> {
             let parent = self.find(&host, kind)?;
-            refuse_port(&host, &parent, kind)?;
+            if takes_all_frames(kind) {
+                refuse_port(&host, &parent, kind)?;
+            }
             Ok(parent)
         };
         let parent = find().code(Code::NotAvailable)?;
@@ -188,7 +191,7 @@ fn names(socket: &Netlink) -> String {
 fn refuse_unfit(socket: &Netlink, parent: &Parent, kind: &str) -> Result<()> {
     let link = &parent.link;
     let name = &link.name;
-    if is_of_kind(link, kind) {
+    if takes_all_frames(kind) && is_of_kind(link, kind) {
         // The kernel would silently use the parent of that link instead.
         let index = link.link.filter(|_| link.link_netnsid.is_none());
         let own = index.map(|index| socket.find_link_by_index(index));
@@ -200,10 +203,17 @@ fn refuse_unfit(socket: &Netlink, parent: &Parent, kind: &str) -> Result<()> {
     if !parent.ethernet {
         bail!("master {name:?} is not an Ethernet interface, so it cannot carry {kind}s");
     }
-    if is_down(parent) {
+    // The kernel sets no vlan up whose parent is down (ENETDOWN).
+    if is_down(parent) || !takes_all_frames(kind) && !link.up {
         bail!("master {name:?} is down: the pod would receive nothing (ip link set {name} up)");
     }
     Ok(())
+}
+
+/// Whether the links of `kind` share all frames that their parent receives. A vlan gets those with
+/// its id, before a bridge or bond that the parent is a port of, and can be a parent of others.
+fn takes_all_frames(kind: &str) -> bool {
+    kind != "vlan"
 }
 
 /// Whether `link` is of `kind`, or is the tap device that shares a parent in the same way.

@@ -1,15 +1,16 @@
-//! DEL and GC of links in a pod whose parent is outside of it, such as macvlans.
+//! DEL and GC of links in a pod whose parent is outside of it, such as macvlans, and of links in a
+//! pod without a parent.
 //!
 //! The node has no trace of such a link. It is visible only in the pod, where a process with
 //! CAP_NET_ADMIN can change its name, MAC and alias, but not its parent, which is in another
-//! namespace. So the parent decides which links may be deleted, and name, MAC and alias decide
-//! which of them belong to which attachment of the pod.
+//! namespace, nor its VLAN. So the parent decides which links may be deleted, and name, MAC and
+//! alias decide which of them belong to which attachment of the pod.
 
 use std::path::Path;
 
 use anyhow::{Result, bail};
 use cni::request::{Del, Gc, alias_prefix};
-use cni::{Attachment, BestEffort};
+use cni::{Attachment, BestEffort, delegate};
 use netlink::{Link, Mac, Netlink};
 use netns::NetNs;
 
@@ -30,29 +31,66 @@ pub fn temporary_name(attachment: &Attachment) -> String {
     attachment.host_veth(0)
 }
 
-/// DEL: deletes the pod's link of `kind`, whatever the pod has changed of it, and what a killed
-/// ADD has left. `parent_in_pod` says that the parent is the pod's own.
-///
-/// # Errors
-/// What the kernel refuses.
-pub fn delete<C>(request: &Del<C>, kind: &'static str, parent_in_pod: bool) -> Result<()> {
-    let search = Search::new(request, kind, parent_in_pod);
-    pod::in_netns(request.netns.as_ref(), |pod| {
-        let mut links = pod.list_links()?;
-        let parents = search.parents(&links);
-        for _ in 0..ROUNDS {
-            links.retain(|link| search.finds(link, &parents));
-            if links.is_empty() {
-                return Ok(());
+/// Which links of a pod are those of a plugin.
+#[derive(Clone, Copy, Debug)]
+pub struct Links {
+    /// The word of `ip link … type`.
+    pub kind: &'static str,
+    /// The parent is the pod's own, or there is none.
+    pub parent_in_pod: bool,
+    /// The VLAN id of a vlan: other vlans on its parent belong to others.
+    pub vlan_id: Option<u16>,
+}
+
+impl Links {
+    /// DEL of an attachment that is such a link and addresses, and nothing else.
+    ///
+    /// # Errors
+    /// What the kernel or the IPAM plugin refuses.
+    pub fn del<C>(self, request: &Del<C>) -> Result<()> {
+        let mut all = BestEffort::new();
+        pod::delete_and_release(&request.call, &mut all, |all| {
+            all.step("delete the interface", || self.delete(request))
+        });
+        all.finish()
+    }
+
+    /// GC of such attachments.
+    ///
+    /// # Errors
+    /// What the kernel or the IPAM plugin refuses.
+    pub fn gc<C>(self, request: &Gc<C>) -> Result<()> {
+        let mut all = BestEffort::new();
+        all.step("delete interfaces", || collect(request, self.kind));
+        all.step("collect addresses", || delegate::ipam_gc(&request.call));
+        all.finish()
+    }
+
+    /// DEL: deletes the pod's link, whatever the pod has changed of it, and what a killed ADD has
+    /// left.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn delete<C>(self, request: &Del<C>) -> Result<()> {
+        let search = Search::new(request, self);
+        pod::in_netns(request.netns.as_ref(), |pod| {
+            let mut links = pod.list_links()?;
+            let parents = search.parents(&links);
+            for _ in 0..ROUNDS {
+                links.retain(|link| search.finds(link, &parents));
+                if links.is_empty() {
+                    return Ok(());
+                }
+                for link in &links {
+                    pod.remove(link)?;
+                }
+                // The pod may have made another one on the last.
+                links = pod.list_links()?;
             }
-            for link in &links {
-                pod.remove(link)?;
-            }
-            // The pod may have made another one on the last.
-            links = pod.list_links()?;
-        }
-        bail!("the pod makes {kind}s as fast as they are deleted")
-    })
+            let kind = self.kind;
+            bail!("the pod makes {kind}s as fast as they are deleted")
+        })
+    }
 }
 
 /// A parent: its index, and the id of its namespace.
@@ -64,31 +102,32 @@ fn parent(link: &Link) -> ParentId {
 
 /// What identifies the link of one attachment.
 struct Search {
-    kind: &'static str,
+    links: Links,
     alias: String,
     name: String,
     temporary: String,
-    /// From the result of ADD, if the runtime passes it.
+    /// Whether the runtime passes the result of ADD.
+    was_added: bool,
+    /// From that result, unless all links on the parent have the same.
     mac: Option<Mac>,
-    parent_in_pod: bool,
 }
 
 impl Search {
-    fn new<C>(request: &Del<C>, kind: &'static str, parent_in_pod: bool) -> Self {
+    fn new<C>(request: &Del<C>, links: Links) -> Self {
         let attachment = &request.attachment;
         let name = attachment.ifname.to_string();
-        let mac = request.call.prev_result_hint().and_then(|previous| {
+        let recorded: Option<Mac> = request.call.prev_result_hint().and_then(|previous| {
             let mut interfaces = previous.interfaces.iter();
             let recorded = interfaces.rfind(|it| it.name == name && !it.sandbox.is_empty())?;
             recorded.mac.parse().ok()
         });
         Self {
-            kind,
+            links,
             alias: attachment.alias(),
             name,
             temporary: temporary_name(attachment),
-            mac,
-            parent_in_pod,
+            was_added: recorded.is_some(),
+            mac: recorded.filter(|_| !has_mac_of_parent(links.kind)),
         }
     }
 
@@ -98,11 +137,11 @@ impl Search {
     fn parents(&self, links: &[Link]) -> Vec<ParentId> {
         let own: Vec<_> = links.iter().filter(|link| self.is_own(link)).collect();
         let is_marked = |link: &&Link| link.alias.as_ref() == Some(&self.alias);
-        if self.parent_in_pod {
+        if self.links.parent_in_pod {
             Vec::new()
-        } else if own.is_empty() && self.mac.is_some() {
+        } else if own.is_empty() && self.was_added {
             // ADD made a link, and the pod has disguised it: it can be on any parent.
-            let candidates = links.iter().filter(|link| self.is_candidate(link));
+            let candidates = links.iter().filter(|link| self.is_similar(link));
             candidates.map(parent).collect()
         } else if own.iter().any(is_marked) {
             own.into_iter().map(parent).collect()
@@ -115,12 +154,18 @@ impl Search {
     /// Whether DEL deletes `link`.
     fn finds(&self, link: &Link, parents: &[ParentId]) -> bool {
         let is_reached = || parents.contains(&parent(link)) && !has_mark(link);
-        self.is_own(link) || self.is_candidate(link) && is_reached()
+        self.is_own(link) || self.is_similar(link) && is_reached()
+    }
+
+    /// Whether ADD would make such a link on its parent.
+    fn is_similar(&self, link: &Link) -> bool {
+        let has_id = self.links.vlan_id.is_none_or(|id| link.vlan_id == Some(id));
+        self.is_candidate(link) && has_id
     }
 
     fn is_candidate(&self, link: &Link) -> bool {
         let is_foreign = link.link_netnsid.is_some();
-        is_of_kind(link, self.kind) && (self.parent_in_pod || is_foreign)
+        is_of_kind(link, self.links.kind) && (self.links.parent_in_pod || is_foreign)
     }
 
     fn is_own(&self, link: &Link) -> bool {
@@ -129,6 +174,11 @@ impl Search {
         let is_alike = (has_mac || link.name == self.name) && !has_mark(link);
         self.is_candidate(link) && (is_marked || is_alike)
     }
+}
+
+/// Whether the links of `kind` on a parent all have the MAC of the parent.
+fn has_mac_of_parent(kind: &str) -> bool {
+    matches!(kind, "vlan" | "ipvlan")
 }
 
 /// Whether the alias says that the link belongs to an attachment.
@@ -178,13 +228,18 @@ mod tests {
     const OURS: &str = "podwire:net/a/eth0";
 
     fn search(mac: Option<Mac>) -> Search {
-        Search {
+        let links = Links {
             kind: "macvlan",
+            parent_in_pod: false,
+            vlan_id: None,
+        };
+        Search {
+            links,
             alias: OURS.into(),
             name: "eth0".into(),
             temporary: "veth01234567".into(),
+            was_added: mac.is_some(),
             mac,
-            parent_in_pod: false,
         }
     }
 
@@ -271,13 +326,39 @@ mod tests {
     }
 
     #[test]
+    fn a_vlan_is_known_by_its_id_and_its_parent() {
+        let vlan = |name: &str, id: u16| Link {
+            kind: Some("vlan".into()),
+            vlan_id: Some(id),
+            ..link(name, 1, None)
+        };
+        let links = Links {
+            kind: "vlan",
+            parent_in_pod: false,
+            vlan_id: Some(5),
+        };
+        let search = |was_added| Search {
+            links,
+            was_added,
+            ..search(None)
+        };
+        // All vlans of a parent have its MAC.
+        let disguised = [vlan("x", 5), vlan("net1", 6)];
+        assert_eq!(found(&search(true), &disguised), ["x"]);
+        assert_eq!(found(&search(false), &disguised), [""; 0]);
+        let mut own = vlan("eth0", 5);
+        own.alias = Some(OURS.into());
+        assert_eq!(found(&search(true), &[own, vlan("net1", 6)]), ["eth0"]);
+    }
+
+    #[test]
     fn a_parent_in_the_pod_is_the_pods_own() {
         let mut own = link("eth0", 1, Some(OURS));
         own.link_netnsid = None;
         let mut other = link("x", 5, None);
         other.link_netnsid = None;
         let mut search = search(Some(mac(1)));
-        search.parent_in_pod = true;
+        search.links.parent_in_pod = true;
         assert_eq!(found(&search, &[own, other]), ["eth0"]);
     }
 }
