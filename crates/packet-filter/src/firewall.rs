@@ -6,15 +6,31 @@
 
 pub(crate) mod firewalld;
 pub(crate) mod iptables;
-mod nftables;
+pub(crate) mod nftables;
 
 use std::net::IpAddr;
+
+use ::nftables::Family;
+use anyhow::{Context, Result, ensure};
+
+use crate::backend::{Iptables, Kind, Nftables};
+
+/// What lets the packets of pods through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "programs")]
+pub enum FirewallBackend {
+    Iptables,
+    Nftables,
+    Firewalld,
+}
 
 /// What an attachment wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Firewall {
     /// All addresses of the result.
     pub addresses: Vec<IpAddr>,
+    /// The zone of firewalld whose sources they become.
+    pub zone: String,
     /// The chain of iptables for the administrator's own rules, which come first.
     pub admin_chain: String,
     /// Which pods may reach it; `None` for all.
@@ -30,4 +46,135 @@ pub struct Ingress {
     pub isolated: bool,
     /// Whether published ports can be reached nevertheless: they are published for everybody.
     pub published: bool,
+}
+
+impl FirewallBackend {
+    /// The back end with this name.
+    pub fn named(text: &str) -> Option<Self> {
+        let all = [Self::Iptables, Self::Nftables, Self::Firewalld];
+        all.into_iter().find(|it| it.name() == text)
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Iptables => "iptables",
+            Self::Nftables => "nftables",
+            Self::Firewalld => "firewalld",
+        }
+    }
+
+    /// The back end where no configuration names one. As in the Go plugin firewalld if it runs, else
+    /// iptables; nftables where that is not installed.
+    ///
+    /// # Errors
+    /// A directory of `PATH` cannot be searched.
+    pub fn choose() -> Result<Self> {
+        if firewalld::is_running() {
+            return Ok(Self::Firewalld);
+        }
+        Ok(match Self::Firewalld.of_policies()? {
+            Kind::Iptables => Self::Iptables,
+            Kind::Nftables => Self::Nftables,
+        })
+    }
+
+    /// What has the ingress policies. With firewalld that is iptables, as in the Go plugin, or nftables
+    /// where that is not installed.
+    ///
+    /// # Errors
+    /// A directory of `PATH` cannot be searched.
+    pub fn of_policies(self) -> Result<Kind> {
+        Ok(match self {
+            Self::Iptables => Kind::Iptables,
+            Self::Nftables => Kind::Nftables,
+            Self::Firewalld if Iptables::new().is_installed()? => Kind::Iptables,
+            Self::Firewalld => Kind::Nftables,
+        })
+    }
+
+    /// Fails unless it can be used.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn try_out(self) -> Result<()> {
+        match self {
+            Self::Iptables => Iptables::new().try_out_filter(),
+            Self::Nftables => usable_nftables().map(drop),
+            Self::Firewalld => {
+                ensure!(
+                    firewalld::is_running(),
+                    "firewalld is not on the system bus"
+                );
+                Ok(())
+            }
+        }
+    }
+
+    /// Removes the rules of these addresses; `zone` is that of firewalld.
+    ///
+    /// # Errors
+    /// What the back end refuses.
+    pub fn remove(self, zone: &str, addresses: &[IpAddr]) -> Result<()> {
+        match self {
+            Self::Iptables => Iptables::new().remove_firewall(addresses),
+            Self::Nftables => Ok(()),
+            Self::Firewalld => firewalld::remove(zone, addresses),
+        }
+    }
+}
+
+impl Firewall {
+    /// Adds the rules of an attachment, which are `perhaps` there.
+    ///
+    /// # Errors
+    /// What the back end refuses.
+    pub fn add(&self, backend: FirewallBackend, perhaps: bool) -> Result<()> {
+        match backend {
+            FirewallBackend::Iptables => return Iptables::new().add_firewall(self, perhaps),
+            FirewallBackend::Nftables => {}
+            FirewallBackend::Firewalld => firewalld::add(&self.zone, &self.addresses)?,
+        }
+        match (&self.ingress, backend.of_policies()?) {
+            (None, _) => Ok(()),
+            (Some(ingress), Kind::Nftables) => usable_nftables()?.ensure_ingress(ingress),
+            (Some(_), Kind::Iptables) => Iptables::new().add_ingress(self),
+        }
+    }
+
+    /// Fails unless the rules of an attachment are there.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn check(&self, backend: FirewallBackend) -> Result<()> {
+        match backend {
+            FirewallBackend::Iptables => return Iptables::new().check_firewall(self),
+            FirewallBackend::Nftables => {}
+            FirewallBackend::Firewalld => firewalld::check(&self.zone, &self.addresses)?,
+        }
+        match (&self.ingress, backend.of_policies()?) {
+            (None, _) => Ok(()),
+            (Some(ingress), Kind::Nftables) => usable_nftables()?.check_ingress(ingress),
+            (Some(_), Kind::Iptables) => Iptables::new().check_ingress(self),
+        }
+    }
+}
+
+/// Removes the ingress policy of a bridge that no pod uses any more.
+///
+/// # Errors
+/// What the back end refuses.
+pub fn drop_ingress(kind: Kind, bridge: &str) -> Result<()> {
+    match kind {
+        Kind::Iptables => Iptables::new().remove_ingress(bridge),
+        Kind::Nftables => match Nftables::find()? {
+            Some(nftables) => nftables.closed_later().drop_ingress(bridge),
+            None => Ok(()),
+        },
+    }
+}
+
+fn usable_nftables() -> Result<Nftables> {
+    let found = Nftables::find_usable(Family::Ip).context("nftables is not usable")?;
+    found.context("nftables is not usable: the kernel lacks nf_tables")
 }

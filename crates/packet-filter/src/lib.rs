@@ -24,9 +24,8 @@ mod vxlan_guard;
 pub use backend::{
     Backend, Families, Iptables, Kind, Nftables, Published, close_localhost, open, publish,
 };
-pub use firewall::firewalld::Firewalld;
 pub use firewall::iptables::chain_name;
-pub use firewall::{Firewall, Ingress};
+pub use firewall::{Firewall, FirewallBackend, Ingress, drop_ingress};
 pub use isolation::{Isolation, Place};
 pub use leftovers::{Leftovers, check_masquerade, check_published};
 pub use masquerade::Masquerade;

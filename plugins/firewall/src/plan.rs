@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use cni::faults::{Checks, Fault, Faults};
 use cni::{AddResult, Code, Error};
-use packet_filter::{Ingress, chain_name};
+use packet_filter::{Firewall, FirewallBackend, Ingress, chain_name};
 
 use crate::conf::Conf;
 
@@ -12,21 +12,12 @@ use crate::conf::Conf;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// The back end that the configuration names.
-    pub backend: Option<Backend>,
+    pub backend: Option<FirewallBackend>,
     /// The zone of firewalld.
     pub zone: String,
     admin_chain: String,
     policy: Policy,
     published: bool,
-}
-
-/// What lets packets through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "programs")]
-pub enum Backend {
-    Iptables,
-    Nftables,
-    Firewalld,
 }
 
 /// Which pods may reach the pod.
@@ -35,23 +26,6 @@ enum Policy {
     Open,
     SameBridge,
     Isolated,
-}
-
-impl Backend {
-    /// The word of the key `backend`; the Go plugin chooses for any other.
-    pub fn named(text: &str) -> Option<Self> {
-        let all = [Self::Iptables, Self::Nftables, Self::Firewalld];
-        all.into_iter().find(|it| it.name() == text)
-    }
-
-    /// Its word in the key `backend`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Iptables => "iptables",
-            Self::Nftables => "nftables",
-            Self::Firewalld => "firewalld",
-        }
-    }
 }
 
 impl Plan {
@@ -80,7 +54,7 @@ impl Plan {
         checks.finish(|| {
             chain?;
             Some(Self {
-                backend: Backend::named(&conf.backend),
+                backend: FirewallBackend::named(&conf.backend),
                 zone,
                 admin_chain,
                 policy: policy?,
@@ -93,9 +67,10 @@ impl Plan {
     ///
     /// # Errors
     /// Code 7: a policy needs the bridge, which is the first interface of the result.
-    pub fn wanted(&self, result: &AddResult) -> Result<packet_filter::Firewall, Error> {
-        Ok(packet_filter::Firewall {
+    pub fn wanted(&self, result: &AddResult) -> Result<Firewall, Error> {
+        Ok(Firewall {
             addresses: addresses(result),
+            zone: self.zone.clone(),
             admin_chain: self.admin_chain.clone(),
             ingress: self.ingress(result)?,
         })
@@ -200,7 +175,7 @@ mod tests {
         assert_eq!(plan(r#"{"backend": "x"}"#).unwrap().backend, None);
         assert_eq!(
             plan(r#"{"backend": "firewalld"}"#).unwrap().backend,
-            Some(Backend::Firewalld)
+            Some(FirewallBackend::Firewalld)
         );
     }
 

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use cni::Cidr;
 use cni::env::IfName;
 use cni::faults::Fault;
-use firewall::plan::Backend;
 use host_local::plan::NO_RANGES;
 use overlay::Mode;
+use packet_filter::FirewallBackend;
 use wiring::parent;
 
 use super::addresses::{check_gateways, check_own_subnets, without_ipam};
@@ -163,7 +163,7 @@ fn firewall(subject: &mut Subject<'_>) {
     if subject.is_first() {
         subject.error("", "missing prevResult from earlier plugin");
     }
-    if !keys.backend.is_empty() && Backend::named(&keys.backend).is_none() {
+    if !keys.backend.is_empty() && FirewallBackend::named(&keys.backend).is_none() {
         let reason = format!("{:?} is none: the plugin chooses", keys.backend);
         subject.warning("backend", reason);
     }

@@ -135,6 +135,25 @@ impl Iptables {
     /// # Errors
     /// `expected rule […] not found`
     pub fn check_firewall(&self, wanted: &Firewall) -> Result<()> {
+        let shared = [accepting(wanted), policy(wanted)].concat();
+        let own = |ip: &IpAddr| of_address(*ip).map(|rule| (ACCEPTED, rule)).to_vec();
+        self.check_rules(wanted, &shared, own)
+    }
+
+    /// Fails unless the rules of the ingress policy are there.
+    ///
+    /// # Errors
+    /// `expected … rule […] not found`
+    pub fn check_ingress(&self, wanted: &Firewall) -> Result<()> {
+        self.check_rules(wanted, &policy(wanted), |_| Vec::new())
+    }
+
+    fn check_rules(
+        &self,
+        wanted: &Firewall,
+        shared: &[Rule],
+        own: impl Fn(&IpAddr) -> Vec<Rule>,
+    ) -> Result<()> {
         for family in FAMILIES {
             let addresses = of(family, &wanted.addresses);
             if addresses.is_empty() {
@@ -143,13 +162,11 @@ impl Iptables {
             let program = self.programs.of(family)?;
             let found = program.table(FILTER)?;
             let missing = |(chain, rule): &&Rule| !has(&found, chain, rule);
-            let shared = [accepting(wanted), policy(wanted)].concat();
             let mut shared = shared.iter().filter(|(_, rule)| rule != PUBLISHED);
             if let Some((chain, rule)) = shared.find(missing) {
                 return Err(anyhow!("expected {chain} rule {} not found", list(rule)));
             }
-            let own = addresses.iter().flat_map(|ip| of_address(*ip));
-            let own: Vec<Rule> = own.map(|rule| (ACCEPTED, rule)).collect();
+            let own: Vec<_> = addresses.iter().flat_map(&own).collect();
             if let Some((_, rule)) = own.iter().find(missing) {
                 return Err(anyhow!("expected rule {} not found", list(rule)));
             }
@@ -366,6 +383,7 @@ mod tests {
     fn firewall(ingress: Option<bool>) -> Firewall {
         Firewall {
             addresses: vec!["10.22.0.2".parse().unwrap()],
+            zone: "trusted".into(),
             admin_chain: "CNI-ADMIN".into(),
             ingress: ingress.map(|isolated| Ingress {
                 bridge: "cni0".into(),
