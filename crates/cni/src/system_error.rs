@@ -166,6 +166,19 @@ impl SystemError {
         self.errno() == Errno::EOPNOTSUPP
     }
 
+    /// The kernel refuses the value as such, in the state that the interface is in, and not for lack
+    /// of memory or time. In its own namespace, a pod can bring that about.
+    pub fn is_for_good(&self) -> bool {
+        let unusable = matches!(
+            self.errno(),
+            Errno::EINVAL | Errno::ERANGE | Errno::EADDRNOTAVAIL | Errno::EBUSY | Errno::ENODEV
+        );
+        unusable
+            || self.errno() == Errno::ENETDOWN
+            || self.is_unreachable()
+            || self.is_unsupported()
+    }
+
     /// The object does not exist: a device (`ENODEV`), a file or table (`ENOENT`), a route
     /// (`ESRCH`), an address (`EADDRNOTAVAIL`).
     pub fn is_not_found(&self) -> bool {

@@ -7,7 +7,7 @@ use transport::messages;
 use crate::request::decode;
 use crate::{
     Link, Parent, Qdisc, address, bridge_vlan, fdb, filter, kept, macvlan, neighbour, qdisc, route,
-    vxlan,
+    rule, vxlan, whole_route::WholeRoute,
 };
 
 /// Reads each message of a datagram in every way in which this crate reads answers.
@@ -30,6 +30,8 @@ fn read(message: &RouteNetlinkMessage) {
     let _ = route::read_route(message.clone());
     let _ = kept::address_of(message.clone(), 1);
     let _ = kept::route_of(message.clone(), 1);
+    let _ = WholeRoute::read(message.clone());
+    let _ = rule::read_rule(message.clone());
     let _ = fdb::read(message.clone(), 1);
     let _ = neighbour::read(message.clone(), 1);
     let _ = vxlan::read(message.clone());

@@ -66,6 +66,19 @@ impl RouteSpec {
         }
     }
 
+    /// The default route of the family of `gw` through it.
+    pub fn default_via(gw: IpAddr) -> Self {
+        let any = match gw {
+            IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        };
+        Self {
+            gw: Some(gw),
+            // A prefix of no bits is valid in both families.
+            ..Self::to(IpNetwork::new(any, 0).unwrap_or(any.into()))
+        }
+    }
+
     /// Whether it is a default route: its prefix has no bits.
     pub fn is_default(&self) -> bool {
         self.dst.prefix() == 0
@@ -476,7 +489,7 @@ pub(crate) fn read_route(message: RouteNetlinkMessage) -> Vec<Route> {
         .collect()
 }
 
-fn ip(address: RouteAddress) -> Option<IpAddr> {
+pub(crate) fn ip(address: RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(v4) => Some(v4.into()),
         RouteAddress::Inet6(v6) => Some(v6.into()),

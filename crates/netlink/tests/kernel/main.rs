@@ -15,6 +15,7 @@ mod link;
 mod macvlan;
 mod removal;
 mod route;
+mod rule;
 mod veth;
 mod vxlan;
 

@@ -1,0 +1,198 @@
+//! Routes with everything that the kernel knows of them: to copy them into another table, and to
+//! remove exactly these.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use rtnetlink::{
+    packet_core::{NLM_F_APPEND, NLM_F_CREATE},
+    packet_route::{
+        RouteNetlinkMessage,
+        route::{
+            RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteType,
+            RouteVia,
+        },
+    },
+};
+
+use crate::{
+    Error, Family, Netlink, RouteSpec,
+    request::unless_absent,
+    route::{ip, route_message},
+};
+
+/// How many of the kernel's ticks, in which it shows lifetimes, are a second (USER_HZ).
+const TICKS: u32 = 100;
+
+/// A route with one next hop, of any type and in any table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WholeRoute {
+    /// The destination.
+    pub dst: IpNetwork,
+    /// The next hop, if the destination is not on the link; of IPv4 routes it may be of IPv6.
+    pub gw: Option<IpAddr>,
+    /// The source address of packets, if the route has one.
+    pub src: Option<IpAddr>,
+    /// The index of the outgoing link.
+    pub oif: Option<u32>,
+    /// The metric.
+    pub priority: Option<u32>,
+    table: u32,
+    protocol: u8,
+    message: RouteMessage,
+}
+
+impl WholeRoute {
+    /// The route that `spec` describes, through the link with index `oif`, with the origin
+    /// `protocol`.
+    pub fn new(oif: u32, spec: &RouteSpec, protocol: u8) -> Self {
+        let mut message = route_message(oif, spec);
+        message.header.protocol = RouteProtocol::from(protocol);
+        Self {
+            dst: spec.dst,
+            gw: spec.gw,
+            src: spec.src,
+            oif: Some(oif),
+            priority: spec.priority,
+            table: spec.table(),
+            protocol,
+            message,
+        }
+    }
+
+    /// The table it is in.
+    pub fn table(&self) -> u32 {
+        self.table
+    }
+
+    /// Its origin, as in /etc/iproute2/rt_protos.
+    pub fn protocol(&self) -> u8 {
+        self.protocol
+    }
+
+    /// Whether it is a default route: its prefix has no bits.
+    pub fn is_default(&self) -> bool {
+        self.dst.prefix() == 0
+    }
+
+    /// The same route in another table.
+    #[must_use]
+    pub fn in_table(&self, table: u32) -> Self {
+        let mut route = self.clone();
+        route.table = table;
+        let attributes = &mut route.message.attributes;
+        attributes.retain(|it| !matches!(it, RouteAttribute::Table(_)));
+        attributes.push(RouteAttribute::Table(table));
+        route.message.header.table = u8::try_from(table).unwrap_or_default();
+        route
+    }
+
+    /// The same route, with a source address for packets that have none.
+    #[must_use]
+    pub fn with_src(&self, src: IpAddr) -> Self {
+        let mut route = self.clone();
+        route.src = Some(src);
+        let attributes = &mut route.message.attributes;
+        attributes.retain(|it| !matches!(it, RouteAttribute::PrefSource(_)));
+        attributes.push(RouteAttribute::PrefSource(src.into()));
+        route
+    }
+
+    /// The same route with another origin.
+    #[must_use]
+    pub fn with_protocol(&self, protocol: u8) -> Self {
+        let mut route = self.clone();
+        route.protocol = protocol;
+        route.message.header.protocol = RouteProtocol::from(protocol);
+        route
+    }
+
+    pub(crate) fn read(message: RouteNetlinkMessage) -> Option<Self> {
+        let RouteNetlinkMessage::NewRoute(mut message) = message else {
+            return None;
+        };
+        let unspecified = match Family::of_code(message.header.address_family)? {
+            Family::V4 => IpAddr::from([0; 4]),
+            Family::V6 => IpAddr::from([0; 16]),
+        };
+        let (mut dst, mut gw, mut src) = (unspecified, None, None);
+        let (mut oif, mut priority, mut expires) = (None, None, None);
+        let mut table = u32::from(message.header.table);
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(address) => dst = address_of(address)?,
+                RouteAttribute::Gateway(address) => gw = address_of(address),
+                RouteAttribute::Via(RouteVia::Inet6(address)) => gw = Some((*address).into()),
+                RouteAttribute::PrefSource(address) => src = address_of(address),
+                RouteAttribute::Oif(index) => oif = Some(*index),
+                RouteAttribute::Priority(metric) => priority = Some(*metric),
+                RouteAttribute::Table(number) => table = *number,
+                RouteAttribute::CacheInfo(info) if info.expires != 0 => {
+                    expires = Some(RouteAttribute::Expires(info.expires.div_ceil(TICKS)));
+                }
+                RouteAttribute::MultiPath(_) => return None,
+                _ => {}
+            }
+        }
+        // State, which the kernel does not take back.
+        message.header.flags &= RouteFlags::Onlink;
+        let attributes = &mut message.attributes;
+        attributes.retain(|it| !matches!(it, RouteAttribute::CacheInfo(_)));
+        attributes.extend(expires);
+        Some(Self {
+            dst: IpNetwork::new(dst, message.header.destination_prefix_length).ok()?,
+            gw,
+            src,
+            oif,
+            priority,
+            table,
+            protocol: message.header.protocol.into(),
+            message,
+        })
+    }
+}
+
+impl Netlink {
+    /// All routes of a family with one next hop, of all tables: `ip -4|-6 route show table all`.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn list_whole_routes(&self, family: Family) -> Result<Vec<WholeRoute>, Error> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family.code();
+        message.header.kind = RouteType::Unspec;
+        let request = RouteNetlinkMessage::GetRoute(message);
+        // A kernel without IPv6 lists the routes of IPv4 instead.
+        let of_family = |it: &WholeRoute| Family::of(it.dst.ip()) == family;
+        let read = |message| WholeRoute::read(message).filter(of_family);
+        self.dump(request, read, || "list routes".into())
+    }
+
+    /// Adds a route after others to the same destination with the same metric: `ip route append …
+    /// table TABLE`. Returns whether it was added: one with the same next hop may exist.
+    ///
+    /// # Errors
+    /// `ENETUNREACH` when the next hop is not on the link; `ENETDOWN` when the link is down.
+    pub fn append_whole_route(&self, route: &WholeRoute) -> Result<bool, Error> {
+        let request = RouteNetlinkMessage::NewRoute(route.message.clone());
+        let op = || format!("add route to {} in table {}", route.dst, route.table);
+        match self.change(request, NLM_F_CREATE | NLM_F_APPEND, op) {
+            Err(error) if error.is_exists() => Ok(false),
+            added => added.map(|()| true),
+        }
+    }
+
+    /// Removes a route, which may be absent: `ip route del … table TABLE`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn delete_whole_route(&self, route: &WholeRoute) -> Result<(), Error> {
+        let request = RouteNetlinkMessage::DelRoute(route.message.clone());
+        let op = || format!("delete route to {} in table {}", route.dst, route.table);
+        unless_absent(self.change(request, 0, op))
+    }
+}
+
+fn address_of(address: &RouteAddress) -> Option<IpAddr> {
+    ip(address.clone())
+}
