@@ -20,7 +20,7 @@ macro_rules! targets {
 fn targets() -> Vec<(&'static str, &'static str)> {
     targets!(
         "bandwidth" "bridge" "dhcp" "dhcp-rpc" "firewall" "host-local" "host-local-state" "iptables" "macvlan" "netlink" "nftables" "podwire" "portmap" "ptp"
-        "protocol" "result" "static" "tuning" "vxlan"
+        "protocol" "result" "sbr" "static" "tuning" "vxlan"
     )
     .into()
 }

@@ -399,6 +399,95 @@ fn tuning_lives_alike() {
 }
 
 #[test]
+fn sbr_routes_alike() {
+    let gateways = |v4: Value, v6: Value| {
+        json!([{"address": "10.1.0.2/24", "gateway": v4, "interface": 0},
+               {"address": "10.1.0.3/24", "gateway": v4},
+               {"address": "fd01::2/64", "gateway": v6, "interface": 0}])
+    };
+    for (more, ips) in [
+        ("", gateways("10.1.0.1".into(), "fd01::1".into())),
+        ("", gateways(Value::Null, Value::Null)),
+        (
+            "ip route add default via 10.1.0.9; ip -6 route add default via fd01::9 dev eth0",
+            gateways("10.1.0.9".into(), "fd01::9".into()),
+        ),
+        (
+            "ip route add 10.8.0.0/16 via 10.1.0.8 mtu 1300; ip route add 10.7.0.0/16 dev eth0; ip rule add lookup 100",
+            gateways("10.1.0.1".into(), "fd01::1".into()),
+        ),
+    ] {
+        let pair = Pair::new();
+        let wired = |sandbox: &Sandbox, name| {
+            let pod = sandbox.pod(name);
+            pod.sh(&format!(
+                "ip link add eth0 type veth peer name x; ip link set x up; ip link set eth0 up
+                 ip address add 10.1.0.2/24 dev eth0; ip address add 10.1.0.3/24 dev eth0
+                 ip address add fd01::2/64 dev eth0 nodad
+                 {more}"
+            ));
+            pod
+        };
+        let pods = pair.both(|sandbox, _| [wired(sandbox, "a"), wired(sandbox, "b")]);
+        let answers = each(&pair, &pods, 0, |sandbox, suite, pod| {
+            let previous = json!({
+                "cniVersion": "1.0.0",
+                "interfaces": [{"name": "eth0", "sandbox": pod.path()}],
+                "ips": ips,
+            });
+            let conf = conf::at(&conf::with_prev(&conf::plugin("sbr"), &previous), "1.0.0");
+            let result = ADD(sandbox.cni("sbr").suite(suite), &conf, pod).result();
+            let routed = routed(pod);
+            // DEL of the other suite, whose rules these are not.
+            let other = match suite {
+                Suite::Ours => Suite::Peer,
+                Suite::Peer => Suite::Ours,
+            };
+            sandbox
+                .cni("sbr")
+                .suite(other)
+                .check(&conf, pod, "eth0")
+                .silent();
+            DEL(sandbox.cni("sbr").suite(other), &conf, pod).silent();
+            let rules = pod.sh("ip rule; ip -6 rule");
+            assert!(!rules.contains("from 10.1.0"), "{rules}");
+            assert!(!rules.contains("from fd01::"), "{rules}");
+            (normal(&result), routed)
+        });
+        assert_eq!(answers[0], answers[1], "{more}, {ips}");
+    }
+}
+
+/// Rules and routes of a pod, without what is meant to differ in sbr: the origin of routes that it
+/// adds; link-local destinations, which we keep in the main table; routes of one family in tables
+/// for packets of the other, where the peer copies them, too.
+fn routed(pod: &Netns) -> Vec<String> {
+    let rules = pod.sh("ip rule; ip -6 rule");
+    let is_for = |from: &str, table: &str| {
+        let end = format!("lookup {table}");
+        let mut rules = rules.lines().map(str::trim_end);
+        rules.any(|it| it.contains(from) && it.ends_with(&end))
+    };
+    let is_compared = |route: &&str| {
+        let mut words = route.split(' ').skip_while(|it| *it != "table");
+        let table = words.nth(1).unwrap_or("main");
+        let other = match route.contains(" pref ") {
+            true => "from 10.",
+            false => "from fd",
+        };
+        !route.starts_with("fe80::") && !is_for(other, table)
+    };
+    let routes = pod.sh("ip route show table all; ip -6 route show table all");
+    let routes = routes.lines().filter(is_compared);
+    let mut all: Vec<_> = routes.map(|it| it.replace(" proto 115", "")).collect();
+    all.extend(rules.lines().map(str::to_owned));
+    let words = |it: &String| it.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut all: Vec<_> = all.iter().map(words).collect();
+    all.sort();
+    all
+}
+
+#[test]
 fn bandwidth_lives_alike() {
     for keys in [
         json!({"ingressRate": 1_000_000, "ingressBurst": 2_000_000, "egressRate": 3_000_000, "egressBurst": 4_000_000}),

@@ -212,6 +212,35 @@ fn a_usual_node_masquerades_and_publishes() {
 }
 
 #[test]
+fn sbr_routes_a_second_interface_by_its_address() {
+    beyond_peer(WHY, || {
+        let sandbox = Sandbox::new();
+        sandbox.wire();
+        let (host, pod) = (sandbox.host(), sandbox.pod("blue"));
+        // As Multus does: the first interface is there.
+        pod.sh(
+            "ip link add eth0 type veth peer name x; ip link set x up; ip link set eth0 up
+             ip address add 10.9.0.2/24 dev eth0; ip route add default via 10.9.0.1",
+        );
+        let before = pod.sh("ip rule; ip route show table all");
+        let run = |verb: &str| {
+            let command = format!("podwire {verb} --ifname net1 example-sbr {}", pod.path());
+            good(shell(&host, "", &command))
+        };
+        good(shell(&host, "", "podwire status example-sbr"));
+        run("add");
+        let way = |to: &str| pod.sh(&format!("ip route get {to}"));
+        assert!(way("198.51.100.1").contains("via 10.9.0.1 dev eth0"));
+        assert!(way("198.51.100.1 from 10.210.47.100").contains("via 10.210.47.1 dev net1"));
+        assert!(way("10.210.47.7").contains("dev net1 src 10.210.47.100"));
+        assert_eq!(pod.sysctl("net/ipv4/conf/net1/arp_announce"), "2");
+        run("check");
+        run("del");
+        assert_eq!(pod.sh("ip rule; ip route show table all"), before);
+    });
+}
+
+#[test]
 fn tuning_changes_settings_of_the_pod() {
     beyond_peer(WHY, || {
         let requested = r#"CAP_ARGS='{"mac": "02:00:00:00:75:01"}'"#;

@@ -235,6 +235,11 @@ const SUBJECTS: &[Subject] = &[
         keys: &["net.core.somaxconn", "kernel.panic", ""],
     },
     Subject {
+        plugin: "sbr",
+        place: "",
+        keys: &["table", "gateways", "addSourceHints"],
+    },
+    Subject {
         plugin: "loopback",
         place: "",
         keys: &["dns", "ipam", "capabilities", "args"],
@@ -408,7 +413,7 @@ fn put(conf: &mut Value, place: &str, key: &str, value: Value) {
 
 /// As the file of a network: some plugins come after another one.
 fn file(conf: &Value) -> (Value, &'static str) {
-    if !["bandwidth", "portmap", "firewall", "tuning"]
+    if !["bandwidth", "portmap", "firewall", "tuning", "sbr"]
         .map(Value::from)
         .contains(&conf["type"])
     {
@@ -565,6 +570,11 @@ fn validate_and_firewall_agree_on_every_value_of_every_key() {
 #[test]
 fn validate_and_tuning_agree_on_every_value_of_every_key() {
     agree("tuning", 300);
+}
+
+#[test]
+fn validate_and_sbr_agree_on_every_value_of_every_key() {
+    agree("sbr", 100);
 }
 
 #[test]

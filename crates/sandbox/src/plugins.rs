@@ -16,7 +16,7 @@ pub struct Plugin {
     pub name: String,
     /// `plugins` or `ipam`: where its folder is.
     pub folder: String,
-    /// Whether the Go suite has it, too.
+    /// Whether the Go suite has it, too, with the keys of `conf`.
     peer: bool,
     /// The oldest CNI version that it speaks.
     pub since: String,

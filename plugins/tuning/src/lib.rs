@@ -13,7 +13,6 @@ use cni::request::{Add, Check, Del, Gc, Status};
 use cni::{AddResult, Attachment, Plugin, Undo};
 use netlink::{Link, Netlink, sysctl};
 use netns::NetNs;
-use nix::errno::Errno;
 use wiring::notes::Notes;
 
 use crate::backup::Backup;
@@ -192,7 +191,7 @@ fn restore(netns: &NetNs, ifname: &str, original: &Attributes) -> Result<()> {
         return Ok(());
     };
     match set(&pod, &link, original) {
-        Err(error) if is_for_good(&error) => {
+        Err(error) if error.is_for_good() => {
             cni::log(format_args!(
                 "give {ifname} its original attributes: {error}"
             ));
@@ -200,19 +199,6 @@ fn restore(netns: &NetNs, ifname: &str, original: &Attributes) -> Result<()> {
         }
         done => Ok(done?),
     }
-}
-
-/// Whether the kernel refuses a value as such, and not for lack of memory or time.
-fn is_for_good(error: &netlink::Error) -> bool {
-    matches!(
-        error.errno(),
-        Errno::EINVAL
-            | Errno::ERANGE
-            | Errno::EADDRNOTAVAIL
-            | Errno::EBUSY
-            | Errno::ENODEV
-            | Errno::EOPNOTSUPP
-    )
 }
 
 /// Sets every attribute that `wanted` has, also if the kernel refuses one: `ip link set NAME …`.

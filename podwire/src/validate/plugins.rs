@@ -36,6 +36,7 @@ pub const PLUGINS: &[Plugin] = &[
     plugin("macvlan", macvlan),
     plugin("portmap", portmap),
     plugin("ptp", ptp),
+    plugin("sbr", sbr),
     plugin("tuning", tuning),
     plugin("vxlan", vxlan),
 ];
@@ -188,6 +189,26 @@ fn tuning(subject: &mut Subject<'_>) {
     }
     relative_path(subject, "dataDir", &keys.data_dir);
     subject.take(tuning::Plan::new(&keys, None));
+}
+
+fn sbr(subject: &mut Subject<'_>) {
+    let Some(keys) = subject.keys::<sbr::Conf>() else {
+        return;
+    };
+    if subject.is_first() {
+        subject.error("", "This plugin must be called as chained plugin");
+    }
+    if keys.table.is_some() {
+        for (key, is_set) in [
+            ("gateways", !keys.gateways.is_empty()),
+            ("addSourceHints", keys.add_source_hints),
+        ] {
+            if is_set {
+                subject.warning(key, "has no effect with table: only rules are added");
+            }
+        }
+    }
+    subject.take(sbr::Plan::new(&keys));
 }
 
 fn bandwidth(subject: &mut Subject<'_>) {

@@ -46,6 +46,13 @@ pub fn all() -> Vec<Chain> {
             ..alone("tuning", tuning())
         },
         Chain {
+            prefix: vec![routed_ptp()],
+            in_pod: true,
+            // The interface that has the addresses comes and goes with it.
+            whole: true,
+            ..alone("sbr", conf::plugin("sbr"))
+        },
+        Chain {
             prefix: vec![conf::ptp(&["10.1.0.0/24", "fd01::/64"])],
             ..alone("bandwidth", bandwidth())
         },
@@ -107,6 +114,12 @@ fn bandwidth() -> Value {
 fn ptp(back_end: &str) -> Value {
     let change = json!({"ipMasq": true, "ipMasqBackend": back_end});
     conf::with(&conf::ptp(&["10.1.0.0/24", "fd01::/64"]), change)
+}
+
+fn routed_ptp() -> Value {
+    let routes = json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]);
+    let conf = conf::ptp(&["10.1.0.0/24", "fd01::/64"]);
+    conf::with(&conf, json!({"ipam": {"routes": routes}}))
 }
 
 fn macvlan() -> Value {
