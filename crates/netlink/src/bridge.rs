@@ -249,6 +249,16 @@ impl Netlink {
         self.set_port(link, spec.bridge, message, settings)
     }
 
+    /// Lets a port exchange frames only with ports that are not isolated:
+    /// `bridge link set dev PORT isolated on`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn isolate_port(&self, port: &Link, bridge: u32) -> Result<(), Error> {
+        let isolated = vec![InfoBridgePort::Isolated(true)];
+        self.set_port(port, bridge, self::link(port.index), isolated)
+    }
+
     /// Changes the settings of a port of a bridge, with what else is in `message`.
     pub(crate) fn set_port(
         &self,

@@ -96,6 +96,10 @@ pub enum Statement {
     LocalDestination,
     /// `ct status dnat`: the connection was redirected.
     Redirected,
+    /// `ct state established,related`: a packet of a connection that was let through before.
+    Established,
+    /// `icmp type echo-request`, in a table of IPv6 `icmpv6 type echo-request`.
+    EchoRequest,
     /// `dnat ip to ip daddr . meta l4proto . th dport map @map`
     RedirectBy(Vec<Field>, &'static str),
     /// `dnat to 10.22.0.2:80`
@@ -138,6 +142,9 @@ impl Statement {
             Self::Port(protocol, port) => format!("{protocol} dport {port}"),
             Self::LocalDestination => "fib daddr type local".into(),
             Self::Redirected => "ct status dnat".into(),
+            Self::Established => "ct state established,related".into(),
+            Self::EchoRequest if family == Family::Ip6 => "icmpv6 type echo-request".into(),
+            Self::EchoRequest => "icmp type echo-request".into(),
             Self::RedirectBy(fields, map) => format!("dnat {ip} to {} map @{map}", key(fields)),
             Self::RedirectTo(to) => format!("dnat to {to}"),
             Self::Masquerade { fully_random: true } => "masquerade fully-random".into(),
@@ -301,13 +308,17 @@ impl Program {
                 self.field(Field::Port, FIRST);
                 self.compare(EQ, &port.to_be_bytes());
             }
-            Statement::Redirected => {
-                let status = Attributes::new()
-                    .u32(NFTA_CT_DREG, register(FIRST))
-                    .u32(NFTA_CT_KEY, libc::NFT_CT_STATUS as u32);
-                self.push("ct", &status);
-                self.mask(&IPS_DST_NAT.to_ne_bytes());
-                self.compare(NEQ, &[0; 4]);
+            Statement::Redirected => self.tracked(libc::NFT_CT_STATUS, IPS_DST_NAT),
+            Statement::Established => self.tracked(libc::NFT_CT_STATE, CT_ESTABLISHED | CT_RELATED),
+            Statement::EchoRequest => {
+                let (protocol, kind) = match self.family {
+                    Family::Ip6 => (libc::IPPROTO_ICMPV6, ICMPV6_ECHO_REQUEST),
+                    _ => (libc::IPPROTO_ICMP, ICMP_ECHO_REQUEST),
+                };
+                self.meta(FIRST, libc::NFT_META_L4PROTO);
+                self.compare(EQ, &[protocol as u8]);
+                self.payload(FIRST, libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1);
+                self.compare(EQ, &[kind]);
             }
             Statement::Masquerade { fully_random } => {
                 let mut flags = Attributes::new();
@@ -321,6 +332,16 @@ impl Program {
             Statement::Jump(chain) => self.verdict(libc::NFT_JUMP, Some(chain)),
             Statement::Goto(chain) => self.verdict(libc::NFT_GOTO, Some(chain)),
         }
+    }
+
+    /// Whether connection tracking has one of `bits` in `key` for the packet.
+    fn tracked(&mut self, key: i32, bits: u32) {
+        let load = Attributes::new()
+            .u32(NFTA_CT_DREG, register(FIRST))
+            .u32(NFTA_CT_KEY, key as u32);
+        self.push("ct", &load);
+        self.mask(&bits.to_ne_bytes());
+        self.compare(libc::NFT_CMP_NEQ, &[0; 4]);
     }
 
     fn push(&mut self, name: &str, data: &Attributes) {

@@ -93,3 +93,9 @@ pub const NFTA_FIB_F_PRESENT: u32 = 1 << 5;
 pub const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
 /// linux/netfilter/nf_conntrack_common.h
 pub const IPS_DST_NAT: u32 = 1 << 5;
+/// `NF_CT_STATE_BIT(IP_CT_ESTABLISHED)` and `NF_CT_STATE_BIT(IP_CT_RELATED)`
+pub const CT_ESTABLISHED: u32 = 1 << 1;
+pub const CT_RELATED: u32 = 1 << 2;
+/// linux/icmp.h, linux/icmpv6.h
+pub const ICMP_ECHO_REQUEST: u8 = 8;
+pub const ICMPV6_ECHO_REQUEST: u8 = 128;

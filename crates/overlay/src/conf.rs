@@ -6,7 +6,8 @@ use cni::address::{Cidrs, optional_ip};
 use cni::json::Json;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
-use wiring::mac::{Args, Requested};
+use wiring::access::{AccessKeys, RuntimeConfig};
+use wiring::mac::Args;
 use wiring::mtu::Mtu;
 use wiring::port::ConfiguredRules;
 
@@ -74,8 +75,19 @@ pub struct Conf {
     pub enabledad: bool,
     /// The last pod's DEL removes device and bridge.
     pub remove_when_empty: bool,
+    /// What the node forwards to the pods and from them: `nat`, `nat-unprotected`, `routed`,
+    /// `isolated`.
+    #[serde(rename = "gatewayModeIPv4")]
+    pub gateway_mode_ipv4: Option<String>,
+    /// The same of IPv6.
+    #[serde(rename = "gatewayModeIPv6")]
+    pub gateway_mode_ipv6: Option<String>,
+    /// The network has no way out and none in.
+    pub internal: bool,
+    /// Whether pods of the network reach each other.
+    pub icc: Option<bool>,
     /// Requests of the runtime for this pod.
-    pub runtime_config: Requested,
+    pub runtime_config: RuntimeConfig,
     /// Requests of the configuration's author.
     pub args: Args,
 }
@@ -93,11 +105,24 @@ fn default_udp_checksum() -> bool {
 }
 
 impl Conf {
+    /// The keys that say who reaches the pods, and whom they reach.
+    pub fn access(&self) -> AccessKeys<'_> {
+        AccessKeys {
+            modes: [&self.gateway_mode_ipv4, &self.gateway_mode_ipv6].map(Option::as_deref),
+            internal: self.internal,
+            icc: self.icc,
+            port_isolation: false,
+            is_default_gateway: self.is_default_gateway == Some(true),
+            port_mappings: &self.runtime_config.port_mappings,
+        }
+    }
+
     /// The packet filter rules that DEL removes.
     pub fn rules(&self) -> ConfiguredRules<'_> {
         ConfiguredRules {
             masquerade: self.ip_masq,
-            isolation: false,
+            isolation: self.access().restrict(),
+            open_ports: !self.runtime_config.port_mappings.is_empty(),
             // The Go suite has no such plugin.
             bridge: None,
             spoof_check: self.macspoofchk,

@@ -1,10 +1,12 @@
 //! What podwire filters and translates on a node: masquerade, published ports, the MAC spoof check,
-//! separation of networks, isolation of pods, the firewall of pods, the VXLAN guard. One module for each.
+//! separation of networks, isolation of pods, access to networks, the firewall of pods, the VXLAN
+//! guard. One module for each.
 //!
 //! Rules are data. [`Masquerade`], [`HostPorts`] and the others say what an attachment wants; a
 //! [`Backend`] makes rules of it, also as data, and writes them in one transaction. Every rule names
 //! its owner, so that it is found again with nothing else known.
 
+mod access;
 mod backend;
 #[cfg(any(test, feature = "fuzzing"))]
 mod example;
@@ -21,6 +23,7 @@ mod separation;
 mod spoof_check;
 mod vxlan_guard;
 
+pub use access::{Access, GatewayMode, OpenPorts};
 pub use backend::{
     Backend, Families, Iptables, Kind, Nftables, Published, close_localhost, open, publish,
 };

@@ -9,6 +9,7 @@ mod ruleset;
 mod tables;
 
 use std::cell::OnceCell;
+use std::collections::HashSet;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use nftables::Family;
 
 use self::ruleset::Ruleset;
 use self::tables::{Changes, Tables};
+use crate::access::{Access, OpenPorts};
 use crate::backend::{self, Iptables, Kind, Nftables};
 use crate::isolation::Isolation;
 use crate::leftovers::{self, Hint};
@@ -42,6 +44,10 @@ pub struct Pod {
     pub separation: Option<Separation>,
     /// The isolation of its network's pods.
     pub isolation: Option<Isolation>,
+    /// The access to its network.
+    pub access: Option<Access>,
+    /// Its opened ports.
+    pub open_ports: Option<OpenPorts>,
     /// The VXLAN guard of its network; one of the network's pods has it.
     pub vxlan_guard: Option<VxlanGuard>,
 }
@@ -56,6 +62,8 @@ impl Pod {
             spoof_check: None,
             separation: None,
             isolation: None,
+            access: None,
+            open_ports: None,
             vxlan_guard: None,
         }
     }
@@ -303,8 +311,32 @@ impl Plan {
             let additions = ruleset.nftables.spoof_check_additions(&spoof_checks)?;
             ruleset.extend(additions);
         }
+        plan.restore_access(pods)?;
         plan.close_localhost(pods)?;
         Ok(plan)
+    }
+
+    /// Restores the access to each network as its newest pod wants it, and opened ports. Networks
+    /// on one bridge have the same elements, and so have pods that had one address after the other:
+    /// the newest has them.
+    fn restore_access(&mut self, pods: &[Pod]) -> Result<()> {
+        let (mut devices, mut addresses) = (HashSet::new(), HashSet::new());
+        for pod in pods.iter().rev() {
+            if let Some(wanted) = &pod.access
+                && wanted.devices.iter().all(|it| devices.insert(it))
+                && self.node.ruleset()?.add_access(wanted)?
+            {
+                let line = format!("access to {}", wanted.network);
+                self.report.done.push(line);
+            }
+            if let Some(wanted) = &pod.open_ports
+                && wanted.addresses.iter().all(|it| addresses.insert(it))
+                && self.node.ruleset()?.open_ports(wanted)?
+            {
+                self.done("opened ports", &pod.owner);
+            }
+        }
+        Ok(())
     }
 
     /// The missing masquerades and ports, by the back end that is to have them, and the missing spoof

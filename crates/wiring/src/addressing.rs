@@ -17,6 +17,8 @@ pub enum Gateway {
         default_route: bool,
         /// Whether its address replaces a conflicting one on the interface.
         force: bool,
+        /// The families, IPv4 and IPv6, in which it has addresses.
+        families: [bool; 2],
     },
 }
 
@@ -42,14 +44,28 @@ impl Addressing {
             gateways: Vec::new(),
             dns: lease.dns,
         };
-        if let Gateway::Gateway { default_route, .. } = gateway {
-            addressing.ensure_gateways();
+        if let Gateway::Gateway {
+            default_route,
+            families,
+            ..
+        } = gateway
+        {
+            addressing.ensure_gateways(families);
             if default_route {
                 addressing.ensure_default_route(IpAddr::is_ipv4);
                 addressing.ensure_default_route(IpAddr::is_ipv6);
             }
         }
         addressing
+    }
+
+    /// Without the default routes of the families, IPv4 and IPv6, that are `closed`: nothing is
+    /// reached through them.
+    pub fn without_default_routes(mut self, closed: [bool; 2]) -> Self {
+        let is_kept =
+            |it: &Route| !it.dst.is_default() || !closed[usize::from(it.dst.ip().is_ipv6())];
+        self.routes.retain(is_kept);
+        self
     }
 
     /// The addresses that the gateway's interface must have, for a pod whose ADD returned
@@ -62,8 +78,12 @@ impl Addressing {
         Self::new(lease, gateway).gateways
     }
 
-    fn ensure_gateways(&mut self) {
+    fn ensure_gateways(&mut self, families: [bool; 2]) {
         for ip in &mut self.ips {
+            if !families[usize::from(ip.address.ip().is_ipv6())] {
+                ip.gateway = None;
+                continue;
+            }
             let gateway = *ip.gateway.get_or_insert_with(|| first_host(ip.address));
             if let Ok(network) = IpNetwork::new(gateway, ip.address.prefix()) {
                 self.gateways.push(network);
@@ -114,6 +134,7 @@ mod tests {
         Gateway::Gateway {
             default_route,
             force: false,
+            families: [true; 2],
         }
     }
 
@@ -154,6 +175,21 @@ mod tests {
                 ("::/0".to_owned(), "fd00::1".to_owned())
             ]
         );
+    }
+
+    #[test]
+    fn a_family_without_a_gateway_has_none_and_a_closed_one_no_default_route() {
+        let gateway = Gateway::Gateway {
+            default_route: true,
+            force: false,
+            families: [true, false],
+        };
+        let addressing = Addressing::new(lease(DUAL), gateway);
+        assert_eq!(addressing.gateways, ["10.1.0.1/24".parse().unwrap()]);
+        assert_eq!(addressing.ips[1].gateway, None);
+        assert_eq!(addressing.routes.len(), 1);
+        let closed = addressing.without_default_routes([true, false]);
+        assert!(closed.routes.is_empty());
     }
 
     #[test]

@@ -11,7 +11,8 @@
 //!   announced;
 //! - [`gateway`]: the pods' gateway on an interface of the host;
 //! - [`localhost`]: connections from 127.0.0.1 to published ports;
-//! - [`rules`]: masquerade, isolation, separation, spoof check; [`masquerade`]: their keys;
+//! - [`rules`]: masquerade, isolation, separation, access, spoof check; [`masquerade`], [`access`]:
+//!   their keys;
 //! - [`shared`]: rules that all attachments of a network share, and when they are removed;
 //!   [`users`]: which attachments use them;
 //! - [`notes`]: what a chained plugin notes about an attachment for its DEL and GC;
@@ -19,6 +20,7 @@
 //! - [`mac`], [`mtu`]: keys; [`requested`]: refuses requested addresses and MACs that would take
 //!   traffic from the node or from another pod.
 
+pub mod access;
 mod addressing;
 pub mod check;
 pub mod gateway;
@@ -40,5 +42,6 @@ pub mod shared;
 pub mod shim;
 pub mod users;
 
+pub use access::{AccessKeys, Reachability};
 pub use addressing::{Addressing, Gateway};
 pub use masquerade::{MasqueradeKeys, Masquerading};

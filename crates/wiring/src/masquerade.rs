@@ -66,6 +66,15 @@ impl Masquerading {
         Ok(Some(wanted).filter(|_| keys.wanted))
     }
 
+    /// Without the families, IPv4 and IPv6, that are not `wanted`; `None` if no family is left.
+    pub fn only(self, wanted: [bool; 2]) -> Option<Self> {
+        let [v4, v6] = self.families;
+        let families = [v4 && wanted[0], v6 && wanted[1]];
+        families
+            .contains(&true)
+            .then_some(Self { families, ..self })
+    }
+
     /// The masquerade of an attachment with the addresses `ips`.
     pub fn of(&self, owner: &Attachment, ips: &[IpConfig]) -> Wanted<Masquerade> {
         let is_of_family = |it: &IpNetwork| self.families[usize::from(it.is_ipv6())];

@@ -147,8 +147,10 @@ pub fn container_interface(pair: &VethPair) -> Interface {
 pub struct ConfiguredRules<'a> {
     /// Masquerade (`ipMasq`).
     pub masquerade: bool,
-    /// Isolation (`portIsolation`).
+    /// Isolation (`portIsolation`), or rules about the access to the network.
     pub isolation: bool,
+    /// Opened ports.
+    pub open_ports: bool,
     /// The bridge where pods of the Go plugins may be that use the same network.
     pub bridge: Option<&'a str>,
     /// A spoof check (`macspoofchk`).
@@ -173,6 +175,10 @@ pub fn delete<C>(request: &Del<C>, configured: ConfiguredRules<'_>, all: &mut Be
                 rules::remove_spoof_check(attachment)
             });
         }
+        // The configuration may have changed since the ADD.
+        if configured.open_ports || shared::has_open_ports(attachment) {
+            all.step("close the pod's ports", || rules::close_ports(attachment));
+        }
         gone
     });
     // The rules stay as long as the pod can send.
@@ -192,6 +198,9 @@ pub fn collect<C>(request: &Gc<C>, all: &mut BestEffort) {
     // Regardless of the configuration, which may have changed since an ADD.
     all.step("collect spoof checks", || {
         rules::collect_spoof_checks(network, valid)
+    });
+    all.step("collect opened ports", || {
+        rules::collect_open_ports(network, valid)
     });
     all.step("collect masquerade", || {
         packet_filter::Leftovers::collect_masquerade(network, valid)

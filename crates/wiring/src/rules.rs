@@ -1,4 +1,4 @@
-//! The packet filter rules of an attachment: masquerade, isolation, separation, spoof check.
+//! The packet filter rules of an attachment: masquerade, isolation, separation, access, spoof check.
 //!
 //! A plugin computes what an attachment wants from its plan and the result of ADD, as one
 //! [`Pod`]. ADD makes it, CHECK compares it, `podwire resync` restores it.
@@ -12,12 +12,14 @@ use cni::{Attachment, Call, Code, Undo, WithLabel};
 use ipnetwork::IpNetwork;
 use netlink::{Link, Mac, Netlink, VethPair};
 use packet_filter::node::{Pod, Wanted};
-use packet_filter::{Isolation, Kind, Leftovers, Masquerade, Nftables, Separation, SpoofCheck};
+use packet_filter::{
+    Access, Isolation, Kind, Leftovers, Masquerade, Nftables, OpenPorts, Separation, SpoofCheck,
+};
 
 use crate::{Masquerading, shared};
 
-/// ADD: makes what is `wanted`, but for the spoof check, which has to be there before the pod's
-/// interface is up. `bridge` is where pods of the Go plugins may be that use the same rules.
+/// ADD: makes what is `wanted`, but for the spoof check and the access to the network, which have to
+/// be there before the pod's interface is up. `bridge` is where pods of the Go plugins may be that use the same rules.
 ///
 /// # Errors
 /// No back end works; what the kernel or iptables refuses.
@@ -27,6 +29,9 @@ pub fn add(wanted: &Pod, bridge: Option<&str>, undo: &mut Undo) -> Result<()> {
     }
     if let Some(isolation) = &wanted.isolation {
         add_isolation(&wanted.owner, isolation, bridge, undo)?;
+    }
+    if let Some(ports) = &wanted.open_ports {
+        open_ports(ports, undo)?;
     }
     match &wanted.masquerade {
         Some(masquerade) => add_masquerade(masquerade, bridge, undo),
@@ -51,6 +56,12 @@ pub fn check(wanted: &Pod) -> Result<()> {
         if let Some(isolation) = &wanted.isolation {
             nftables.check_isolation(isolation)?;
         }
+    }
+    if let Some(access) = &wanted.access {
+        Nftables::open()?.check_access(access)?;
+    }
+    if let Some(ports) = &wanted.open_ports {
+        Nftables::open()?.check_open_ports(ports)?;
     }
     match &wanted.spoof_check {
         Some(spoof_check) => Nftables::open()?.check_spoof_check(spoof_check),
@@ -182,6 +193,54 @@ fn add_isolation(
         .context("isolate the pod behind its gateway")
 }
 
+/// ADD: restricts the access to the network of `owner`. `bridge` as in [`add`].
+///
+/// # Errors
+/// The kernel lacks nf_tables; what it refuses.
+pub fn add_access(
+    owner: &Attachment,
+    access: &Access,
+    bridge: Option<&str>,
+    undo: &mut Undo,
+) -> Result<()> {
+    let nftables = Nftables::find()?.context(NO_NFTABLES)?;
+    undo_use(owner, bridge, undo);
+    shared::use_access(owner)?;
+    let restricted = nftables.ensure_access(access);
+    restricted.context("restrict the access to the network")
+}
+
+fn open_ports(ports: &OpenPorts, undo: &mut Undo) -> Result<()> {
+    let owner = ports.owner.clone();
+    undo.push("close the pod's ports", move || close_ports(&owner));
+    shared::use_open_ports(&ports.owner)?;
+    Nftables::open()?
+        .open_ports(ports)
+        .context("open the pod's ports")
+}
+
+/// DEL: closes the ports that were opened for the pod.
+///
+/// # Errors
+/// What the kernel refuses.
+pub(crate) fn close_ports(owner: &Attachment) -> Result<()> {
+    match Nftables::find()?.map(Nftables::closed_later) {
+        Some(nftables) => nftables.close_ports(owner),
+        None => Ok(()),
+    }
+}
+
+/// GC: closes the ports of attachments that are not `valid`.
+///
+/// # Errors
+/// What the kernel refuses.
+pub(crate) fn collect_open_ports(network: &str, valid: &[ValidAttachment]) -> Result<()> {
+    match Nftables::find()? {
+        Some(nftables) => nftables.collect_open_ports(network, valid),
+        None => Ok(()),
+    }
+}
+
 /// Without nf_tables the networks reach each other through the node, as with any other plugin.
 fn add_separation(wanted: &Separation) -> Result<()> {
     let Some(nftables) = Nftables::find()? else {
@@ -270,13 +329,25 @@ pub(crate) fn collect_spoof_checks(network: &str, valid: &[ValidAttachment]) -> 
     }
 }
 
-/// STATUS: whether the kernel has what the rules need.
+const NO_NFTABLES: &str =
+    "gatewayModeIPv4, gatewayModeIPv6, internal, icc: the kernel lacks nf_tables";
+
+/// STATUS: whether the kernel has what the rules need. `needs_nftables`: whether the access to the
+/// network is restricted.
 ///
 /// # Errors
-/// Code 50: `ipMasq: …`, `macspoofchk: the kernel lacks nf_tables`.
-pub fn status(masquerade: Option<&Masquerading>, spoof_check: bool) -> Result<()> {
-    if spoof_check && Nftables::find()?.is_none() {
-        let text = "macspoofchk: the kernel lacks nf_tables";
+/// Code 50: `ipMasq: …`, `macspoofchk: the kernel lacks nf_tables`, the same for the keys of access.
+pub fn status(
+    masquerade: Option<&Masquerading>,
+    spoof_check: bool,
+    needs_nftables: bool,
+) -> Result<()> {
+    if (spoof_check || needs_nftables) && Nftables::find()?.is_none() {
+        let text = if needs_nftables {
+            NO_NFTABLES
+        } else {
+            "macspoofchk: the kernel lacks nf_tables"
+        };
         return Err(Code::NotAvailable.err(text).into());
     }
     if let Some(how) = masquerade {

@@ -1,5 +1,5 @@
 //! Rules that all attachments of a network share: for a subnet, one that masquerades it and one
-//! that isolates its pods from each other. The first attachment that needs a rule adds it, and
+//! that isolates its pods from each other; those about the access to the network. The first attachment that needs a rule adds it, and
 //! the last one removes it.
 //!
 //! [`Users`] has the attachments that need a rule. As it may be incomplete, the kernel is asked for
@@ -23,6 +23,12 @@ const MASQUERADE: &str = "masquerade-";
 
 /// Prefix of the use of a rule that isolates the pods of a subnet.
 const ISOLATION: &str = "isolation-";
+
+/// The use of the rules about the access to a network.
+const ACCESS: &str = "access";
+
+/// The use of an attachment with opened ports, which it does not share.
+const OPENED: &str = "opened-ports";
 
 /// The use of an attachment that shares no rule. Where iptables has rules for it, the file
 /// contains its addresses.
@@ -48,6 +54,28 @@ pub fn use_subnets(wanted: &Masquerade) -> Result<bool> {
 pub fn use_isolation(owner: &Attachment, wanted: &Isolation) -> Result<()> {
     let uses: Vec<_> = wanted.places().iter().map(use_of_place).collect();
     note(owner, &uses, "").map(drop)
+}
+
+/// ADD: notes that the attachment uses the rules about the access to its network.
+///
+/// # Errors
+/// As [`use_subnets`].
+pub fn use_access(owner: &Attachment) -> Result<()> {
+    note(owner, &[ACCESS.to_owned()], "").map(drop)
+}
+
+/// ADD: notes that the attachment has opened ports.
+///
+/// # Errors
+/// As [`use_subnets`].
+pub fn use_open_ports(owner: &Attachment) -> Result<()> {
+    note(owner, &[OPENED.to_owned()], "").map(drop)
+}
+
+/// DEL: whether the attachment has opened ports, as far as it is noted.
+pub fn has_open_ports(owner: &Attachment) -> bool {
+    let users = Users::find(&owner.network);
+    users.is_ok_and(|it| it.is_some_and(|it| it.content(OPENED, owner).is_some()))
 }
 
 /// ADD: notes an attachment with rules of its own, and their addresses.
@@ -194,7 +222,8 @@ fn remove_unused(network: &str, has_unknown: impl FnOnce(&Users) -> Result<bool>
         let places: Vec<_> = used.iter().filter_map(|it| place_of_use(it)).collect();
         let masquerades = nftables.has_stale_masquerade(network, &subnets)?;
         let isolates = nftables.has_stale_isolation(network, &places)?;
-        if (masquerades || isolates) && has_unknown(&users)? {
+        let restricts = !used.iter().any(|it| it == ACCESS) && nftables.has_access(network)?;
+        if (masquerades || isolates || restricts) && has_unknown(&users)? {
             return Ok(());
         }
         if masquerades {
@@ -202,6 +231,9 @@ fn remove_unused(network: &str, has_unknown: impl FnOnce(&Users) -> Result<bool>
         }
         if isolates {
             nftables.remove_stale_isolation(network, &places)?;
+        }
+        if restricts {
+            nftables.remove_access(network)?;
         }
     }
     users.tidy();
@@ -226,7 +258,8 @@ fn has_rules(network: &str) -> Result<bool> {
         return Ok(false);
     };
     Ok(nftables.has_stale_masquerade(network, &[])?
-        || nftables.has_stale_isolation(network, &[])?)
+        || nftables.has_stale_isolation(network, &[])?
+        || nftables.has_access(network)?)
 }
 
 /// Whether the network has attachments that are not known: those of earlier releases by their

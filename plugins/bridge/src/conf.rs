@@ -1,7 +1,8 @@
 //! The keys of bridge, as they are written. `plan.rs` finds contradictions, which DEL ignores.
 
 use serde::Deserialize;
-use wiring::mac::{Args, Requested};
+use wiring::access::{AccessKeys, RuntimeConfig};
+use wiring::mac::Args;
 use wiring::mtu::Mtu;
 use wiring::port::ConfiguredRules;
 
@@ -50,8 +51,19 @@ pub struct Conf {
     pub disable_container_interface: bool,
     /// Let the port exchange frames only with ports that are not isolated.
     pub port_isolation: bool,
+    /// What the node forwards to the pods and from them: `nat`, `nat-unprotected`, `routed`,
+    /// `isolated`.
+    #[serde(rename = "gatewayModeIPv4")]
+    pub gateway_mode_ipv4: Option<String>,
+    /// The same of IPv6.
+    #[serde(rename = "gatewayModeIPv6")]
+    pub gateway_mode_ipv6: Option<String>,
+    /// The network has no way out and none in.
+    pub internal: bool,
+    /// Whether pods of the network reach each other.
+    pub icc: Option<bool>,
     /// Requests of the runtime for this pod.
-    pub runtime_config: Requested,
+    pub runtime_config: RuntimeConfig,
     /// Requests of the configuration's author.
     pub args: Args,
 }
@@ -61,11 +73,24 @@ fn default_bridge() -> String {
 }
 
 impl Conf {
+    /// The keys that say who reaches the pods, and whom they reach.
+    pub fn access(&self) -> AccessKeys<'_> {
+        AccessKeys {
+            modes: [&self.gateway_mode_ipv4, &self.gateway_mode_ipv6].map(Option::as_deref),
+            internal: self.internal,
+            icc: self.icc,
+            port_isolation: self.port_isolation,
+            is_default_gateway: self.is_default_gateway,
+            port_mappings: &self.runtime_config.port_mappings,
+        }
+    }
+
     /// The packet filter rules that DEL removes.
     pub fn rules(&self) -> ConfiguredRules<'_> {
         ConfiguredRules {
             masquerade: self.ip_masq,
-            isolation: self.port_isolation,
+            isolation: self.port_isolation || self.access().restrict(),
+            open_ports: !self.runtime_config.port_mappings.is_empty(),
             bridge: Some(&self.bridge),
             spoof_check: self.macspoofchk,
         }

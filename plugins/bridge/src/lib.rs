@@ -50,6 +50,9 @@ impl Plugin for Bridge {
 
         let mtu = plan.mtu.bytes(&host)?;
         let (bridge, neighbours) = ensure_bridge(&host, &plan, mtu)?;
+        if let Some(access) = plan.access(&attachment.network) {
+            rules::add_access(attachment, &access, Some(plan.bridge.as_str()), undo)?;
+        }
         let properties = (mac_of(request, &plan, addressing.as_ref()), mtu);
         let mut pair = port::add_veth(&host, Some(&bridge), request, &netns, properties, undo)?;
         attach(&host, &bridge, &pair.host, &plan, attachment)?;
@@ -119,7 +122,8 @@ impl Plugin for Bridge {
             )?;
         }
         plan.mtu.bytes(&host).code(Code::NotAvailable)?;
-        rules::status(plan.masquerade.as_ref(), plan.spoof_check)?;
+        let needs_nftables = plan.reachability.needs_nftables();
+        rules::status(plan.masquerade.as_ref(), plan.spoof_check, needs_nftables)?;
         delegate::ipam_status(&request.call)
     }
 }
@@ -145,7 +149,7 @@ pub fn wanted(plan: &Plan, owner: &Attachment, result: &AddResult) -> Result<Pod
 /// Whether the pod's user or a DHCP server, rather than the operator, may choose the subnet.
 fn asks_for_addresses(request: &Add<Conf>) -> bool {
     let (call, conf) = (&request.call, &request.conf);
-    requested::asks_for_addresses(call, &conf.runtime_config, &conf.args)
+    requested::asks_for_addresses(call, &conf.runtime_config.requested(), &conf.args)
 }
 
 /// Decides the pod's addresses and routes. Refuses a requested subnet if the bridge, as its
@@ -156,7 +160,7 @@ fn decide(
     plan: &Plan,
     lease: Option<AddResult>,
 ) -> Result<Option<Addressing>> {
-    let addressing = lease.map(|lease| Addressing::new(lease, plan.gateway));
+    let addressing = lease.map(|lease| plan.addressing(lease));
     if let Some(wanted) = &addressing
         && asks_for_addresses(request)
     {

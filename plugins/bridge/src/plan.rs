@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use cni::Attachment;
 use cni::env::IfName;
 use cni::faults::{Checks, Fault, Faults};
-use cni::result::IpConfig;
+use cni::result::{AddResult, IpConfig};
 use netlink::{Link, Mac};
+use packet_filter::Access;
 use packet_filter::node::Pod;
 use wiring::mtu::Mtu;
-use wiring::{Gateway, MasqueradeKeys, Masquerading, mac, rules};
+use wiring::{Addressing, Gateway, MasqueradeKeys, Masquerading, Reachability, mac, rules};
 
 use crate::conf::{Conf, TrunkItem};
 
@@ -29,6 +30,8 @@ pub struct Plan {
     pub hairpin: bool,
     /// Whether the port exchanges frames only with ports that are not isolated.
     pub isolated: bool,
+    /// Who reaches the pods, and whom they reach.
+    pub reachability: Reachability,
     /// Whether the kernel detects duplicates of the pod's IPv6 addresses.
     pub enabledad: bool,
     /// Whether the segment is probed for the pod's addresses before they are used.
@@ -88,18 +91,16 @@ impl Plan {
             let msg = "cannot use IPAM when DisableContainerInterface flag is set";
             checks.add(Fault::new("disableContainerInterface", msg));
         }
-        let gateway = if conf.is_gateway || conf.is_default_gateway {
-            Gateway::Gateway {
-                default_route: conf.is_default_gateway,
-                force: conf.force_address,
-            }
-        } else {
-            Gateway::None
-        };
+        let reachability = checks.take(Reachability::parse(&conf.access()));
+        let families = reachability
+            .as_ref()
+            .map_or([true; 2], |it| it.has_gateway());
+        let gateway = gateway(conf, families);
         let bridge = checks.take(bridge_name(&conf.bridge));
         let mtu = checks.take(conf.mtu.checked());
         let action = |_: &str| "failed to make veth pair".to_owned();
-        let mac = mac::asked_for(&conf.runtime_config, &conf.args, args_mac, "", action);
+        let requested = conf.runtime_config.requested();
+        let mac = mac::asked_for(&requested, &conf.args, args_mac, "", action);
         let mac = checks.take(mac);
         let vlans = vlans(conf, &mut checks);
         let masquerade = checks.take(Masquerading::parse(&MasqueradeKeys {
@@ -116,12 +117,14 @@ impl Plan {
         let vlan_gateway = vlan_gateway.map(|(bridge, vlan)| vlan_gateway_name(bridge, vlan));
         let vlan_gateway = checks.take(vlan_gateway.transpose());
         checks.finish(|| {
+            let reachability = reachability?;
+            let masquerade = masquerade?.filter(|_| has_ipam);
             Some(Self {
                 bridge: bridge?,
                 mtu: mtu?,
                 promisc: conf.promisc_mode,
                 hairpin: conf.hairpin_mode,
-                isolated: conf.port_isolation,
+                isolated: conf.port_isolation || reachability.apart,
                 enabledad: conf.enabledad,
                 detect_conflicts: conf.detect_conflicts,
                 bring_up: !conf.disable_container_interface,
@@ -129,8 +132,9 @@ impl Plan {
                 vlans,
                 gateway,
                 vlan_gateway: vlan_gateway?,
-                masquerade: masquerade?.filter(|_| has_ipam),
+                masquerade: masquerade.and_then(|it| it.only(reachability.masqueraded())),
                 spoof_check: conf.macspoofchk,
+                reachability,
             })
         })
     }
@@ -140,6 +144,18 @@ impl Plan {
         self.vlan_gateway.as_ref().unwrap_or(&self.bridge)
     }
 
+    /// The addresses and routes of a pod.
+    pub fn addressing(&self, lease: AddResult) -> Addressing {
+        let addressing = Addressing::new(lease, self.gateway);
+        addressing.without_default_routes(self.reachability.closed())
+    }
+
+    /// The access to the network `name`; `None` if nothing restricts it.
+    pub fn access(&self, name: &str) -> Option<Access> {
+        let devices = vec![self.gateway_interface().to_string()];
+        self.reachability.access(name, devices, false)
+    }
+
     /// The packet filter rules of an attachment with the addresses `ips`, but for its spoof
     /// check. `gateway` is the link that is the pods' gateway.
     pub fn rules(&self, owner: &Attachment, ips: &[IpConfig], gateway: Option<&Link>) -> Pod {
@@ -147,8 +163,22 @@ impl Plan {
         Pod {
             masquerade: self.masquerade.as_ref().map(|how| how.of(owner, ips)),
             isolation: gateway.and_then(|it| rules::isolation(&owner.network, it, ips)),
+            access: self.access(&owner.network),
+            open_ports: self.reachability.open_ports(owner, ips),
             ..Pod::new(owner.clone())
         }
+    }
+}
+
+fn gateway(conf: &Conf, families: [bool; 2]) -> Gateway {
+    if conf.is_gateway || conf.is_default_gateway {
+        Gateway::Gateway {
+            default_route: conf.is_default_gateway,
+            force: conf.force_address,
+            families,
+        }
+    } else {
+        Gateway::None
     }
 }
 

@@ -34,6 +34,7 @@ impl Conf {
         ConfiguredRules {
             masquerade: self.ip_masq,
             isolation: false,
+            open_ports: false,
             bridge: None,
             spoof_check: false,
         }

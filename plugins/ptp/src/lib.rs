@@ -84,7 +84,7 @@ impl Plugin for Ptp {
         let host = Netlink::open()?;
         gateway::status(&request.call, &host, None)?;
         plan.mtu.bytes(&host).code(Code::NotAvailable)?;
-        rules::status(plan.masquerade.as_ref(), false)?;
+        rules::status(plan.masquerade.as_ref(), false, false)?;
         delegate::ipam_status(&request.call)
     }
 }

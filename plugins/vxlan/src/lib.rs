@@ -52,6 +52,9 @@ impl Plugin for Vxlan {
         let addressing = decide(request, &host, &plan, lease)?;
 
         let (bridge, neighbours) = ensure_bridge(&host, &plan, device.spec.mtu)?;
+        if let Some(access) = plan.access() {
+            rules::add_access(attachment, &access, None, undo)?;
+        }
         let overlay = ensure_device(&host, &plan, &device, &bridge, &own)?;
         let mac = || mac::of_pod(call, addressing.as_ref()?);
         let properties = (plan.mac.or_else(mac), Some(device.spec.mtu));
@@ -59,7 +62,7 @@ impl Plugin for Vxlan {
         let port = PortSpec {
             bridge: bridge.index,
             hairpin: plan.hairpin,
-            isolated: false,
+            isolated: plan.reachability.apart,
             up: true,
             alias: None,
         };
@@ -130,7 +133,8 @@ impl Plugin for Vxlan {
         if plan.gateway != Gateway::None {
             gateway::status(call, &host, Some(bridge))?;
         }
-        rules::status(plan.masquerade.as_ref(), plan.spoof_check)?;
+        let needs_nftables = plan.reachability.needs_nftables();
+        rules::status(plan.masquerade.as_ref(), plan.spoof_check, needs_nftables)?;
         delegate::ipam_status(call)
     }
 }
@@ -156,10 +160,10 @@ fn decide(
     plan: &Plan,
     lease: Option<AddResult>,
 ) -> Result<Option<Addressing>> {
-    let addressing = lease.map(|lease| Addressing::new(lease, plan.gateway));
+    let addressing = lease.map(|lease| plan.addressing(lease));
     let (call, conf) = (&request.call, &request.conf);
     if let Some(wanted) = &addressing
-        && requested::asks_for_addresses(call, &conf.runtime_config, &conf.args)
+        && requested::asks_for_addresses(call, &conf.runtime_config.requested(), &conf.args)
     {
         let interface = plan.network.bridge.as_str();
         requested::refuse_capture(call, host, interface, &wanted.gateways)?;
@@ -200,6 +204,10 @@ fn ensure_device(
     let network = &plan.network;
     let bridge = (network.mode == Mode::L2).then_some(bridge);
     let link = device.ensure(host, network, bridge)?;
+    if let Some(bridge) = bridge.filter(|_| plan.reachability.apart) {
+        // Nor do the pods reach those of other hosts.
+        host.isolate_port(&link, bridge.index)?;
+    }
     if network.mode == Mode::L3 {
         for address in own.iter().filter_map(|it| plan::device_address(*it)) {
             ensure_device_address(host, &link, address)?;

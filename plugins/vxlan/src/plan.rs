@@ -3,14 +3,14 @@
 use std::net::IpAddr;
 
 use cni::faults::{Checks, Fault, Faults};
-use cni::result::IpConfig;
+use cni::result::{AddResult, IpConfig};
 use cni::{Attachment, Cidr};
 use ipnetwork::IpNetwork;
 use netlink::Mac;
 use overlay::{Conf, Mode, Network};
-use packet_filter::Separation;
 use packet_filter::node::Pod;
-use wiring::{Gateway, MasqueradeKeys, Masquerading, mac};
+use packet_filter::{Access, Separation};
+use wiring::{Addressing, Gateway, MasqueradeKeys, Masquerading, Reachability, mac};
 
 /// A configuration without contradictions.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +23,8 @@ pub struct Plan {
     pub mac: Option<Mac>,
     /// Whether the port may send frames back to where they came from.
     pub hairpin: bool,
+    /// Who reaches the pods, and whom they reach.
+    pub reachability: Reachability,
     /// Whether the kernel detects duplicates of the pod's IPv6 addresses.
     pub enabledad: bool,
     /// How packets that leave the network are masqueraded.
@@ -62,23 +64,33 @@ impl Plan {
             let msg = "isGateway: in mode l3 the bridge is the pods' gateway";
             checks.add(Fault::new("isGateway", msg));
         }
+        let reachability = checks.take(Reachability::parse(&conf.access()));
+        if let Some(reachability) = &reachability
+            && mode == Some(Mode::L3)
+        {
+            check_gateway(reachability, &mut checks);
+        }
         let action = |_: &str| "failed to make veth pair".to_owned();
-        let mac = mac::asked_for(&conf.runtime_config, &conf.args, args_mac, "", action);
+        let requested = conf.runtime_config.requested();
+        let mac = mac::asked_for(&requested, &conf.args, args_mac, "", action);
         let mac = checks.take(mac);
         checks.finish(|| {
-            let network = network?;
+            let (network, reachability) = (network?, reachability?);
+            let masquerade = masquerade?.filter(|_| has_ipam);
+            let masquerade = masquerade.and_then(|it| it.only(reachability.masqueraded()));
             Some(Self {
-                gateway: gateway(conf, network.mode),
+                gateway: gateway(conf, network.mode, &reachability),
                 mac: mac?,
                 hairpin: conf.hairpin_mode,
                 enabledad: conf.enabledad,
-                masquerade: masquerade?.filter(|_| has_ipam).map(|how| Masquerading {
+                masquerade: masquerade.map(|how| Masquerading {
                     // The network's pods on other nodes are behind the device.
                     not_through: (network.mode == Mode::L3).then(|| network.device()),
                     ..how
                 }),
                 spoof_check: conf.macspoofchk,
                 remove_when_empty: conf.remove_when_empty,
+                reachability,
                 network,
             })
         })
@@ -100,17 +112,36 @@ impl Plan {
         }
     }
 
+    /// The addresses and routes of a pod.
+    pub fn addressing(&self, lease: AddResult) -> Addressing {
+        let addressing = Addressing::new(lease, self.gateway);
+        addressing.without_default_routes(self.reachability.closed())
+    }
+
+    /// The names of the network's devices on this node.
+    fn devices(&self) -> Vec<String> {
+        vec![self.network.bridge.to_string(), self.network.device()]
+    }
+
+    /// The access to the network; `None` if nothing restricts it.
+    pub fn access(&self) -> Option<Access> {
+        let (name, apart) = (&self.network.name, self.reachability.apart);
+        self.reachability.access(name, self.devices(), apart)
+    }
+
     /// The packet filter rules of an attachment with the addresses `ips`, but for its spoof check.
     pub fn rules(&self, owner: &Attachment, ips: &[IpConfig]) -> Pod {
         // Where the node forwards, networks would reach each other through it.
         let forwards = self.gateway != Gateway::None;
         let separation = || Separation {
             network: self.network.name.clone(),
-            devices: vec![self.network.bridge.to_string(), self.network.device()],
+            devices: self.devices(),
         };
         Pod {
             masquerade: self.masquerade.as_ref().map(|how| how.of(owner, ips)),
             separation: forwards.then(separation),
+            access: self.access(),
+            open_ports: self.reachability.open_ports(owner, ips),
             ..Pod::new(owner.clone())
         }
     }
@@ -122,16 +153,28 @@ impl Plan {
 }
 
 /// In mode `l3` the bridge is always the pods' gateway, for the peers' subnets, and by default
-/// their default route.
-fn gateway(conf: &Conf, mode: Mode) -> Gateway {
+/// their default route, unless the network has no way out.
+fn gateway(conf: &Conf, mode: Mode, reachability: &Reachability) -> Gateway {
     let default_route = conf.is_default_gateway.unwrap_or(mode == Mode::L3);
     if mode == Mode::L3 || default_route || conf.is_gateway == Some(true) {
         Gateway::Gateway {
             default_route,
             force: conf.force_address,
+            families: reachability.has_gateway(),
         }
     } else {
         Gateway::None
+    }
+}
+
+/// In mode `l3` the bridge has an address in each family.
+fn check_gateway(reachability: &Reachability, checks: &mut Checks) {
+    let keys = ["gatewayModeIPv4", "gatewayModeIPv6"];
+    for (key, has_gateway) in keys.iter().zip(reachability.has_gateway()) {
+        if !has_gateway {
+            let msg = format!("{key}: isolated: in mode l3 the bridge is the pods' gateway");
+            checks.add(Fault::new(*key, msg));
+        }
     }
 }
 
@@ -192,6 +235,7 @@ mod tests {
         let is = |default_route| Gateway::Gateway {
             default_route,
             force: false,
+            families: [true; 2],
         };
         assert_eq!(gateway(r#"{"vni": 1}"#), is(true));
         assert_eq!(
@@ -207,6 +251,22 @@ mod tests {
             gateway(r#"{"vni": 1, "mode": "l2", "isDefaultGateway": true}"#),
             is(true)
         );
+    }
+
+    #[test]
+    fn a_router_cannot_be_without_an_address() {
+        let faults = plan(r#"{"vni": 1, "gatewayModeIPv6": "isolated"}"#, true).unwrap_err();
+        assert_eq!(faults.first().key, "gatewayModeIPv6");
+        let segment = r#"{"vni": 1, "mode": "l2", "gatewayModeIPv6": "isolated"}"#;
+        assert!(plan(segment, true).is_ok());
+    }
+
+    #[test]
+    fn the_device_to_other_hosts_is_part_of_the_network() {
+        let plan = plan(r#"{"vni": 5, "bridge": "vx0", "icc": false}"#, true).unwrap();
+        let access = plan.access().unwrap();
+        assert_eq!(access.devices, ["vx0", "vxlan.5"]);
+        assert!(access.apart);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use cni::faults::Fault;
 use host_local::plan::NO_RANGES;
 use overlay::Mode;
 use packet_filter::FirewallBackend;
-use wiring::parent;
+use wiring::{AccessKeys, Gateway, Reachability, parent};
 
 use super::addresses::{check_gateways, check_own_subnets, without_ipam};
 use super::subject::Subject;
@@ -86,6 +86,38 @@ fn bridge(subject: &mut Subject<'_>) {
     let plan = bridge::Plan::new(&keys, subject.has_ipam(), None);
     if let Some(plan) = subject.take(plan) {
         check_gateways(subject, plan.gateway);
+        access(subject, &keys.access(), &plan.reachability, keys.ip_masq);
+        if plan.gateway == Gateway::None {
+            without_gateway(subject, &keys.access());
+        }
+    }
+}
+
+/// Reports keys of access that have no effect, or take it from others.
+fn access(
+    subject: &mut Subject<'_>,
+    keys: &AccessKeys<'_>,
+    reachability: &Reachability,
+    masquerade: bool,
+) {
+    if masquerade && reachability.masqueraded() == [false; 2] {
+        let reason = "has no effect: the modes of both families do without it";
+        subject.warning("ipMasq", reason);
+    }
+    // Runtimes pass mappings to the plugins that declare the capability.
+    let has_ports = !keys.port_mappings.is_empty() || subject.has_capability("portMappings");
+    if reachability.is_routed() && !has_ports {
+        let reason = "portMappings is missing: runtimes pass no ports to be opened";
+        subject.warning("capabilities", reason);
+    }
+}
+
+/// Where the node is no gateway, it forwards nothing.
+fn without_gateway(subject: &mut Subject<'_>, keys: &AccessKeys<'_>) {
+    for (key, mode) in [("gatewayModeIPv4", 0), ("gatewayModeIPv6", 1)] {
+        if matches!(keys.modes[mode], Some("nat" | "nat-unprotected" | "routed")) {
+            subject.warning(key, "has no effect without isGateway");
+        }
     }
 }
 
@@ -128,6 +160,10 @@ fn vxlan(subject: &mut Subject<'_>) {
         );
     }
     check_gateways(subject, plan.gateway);
+    access(subject, &keys.access(), &plan.reachability, keys.ip_masq);
+    if plan.gateway == Gateway::None {
+        without_gateway(subject, &keys.access());
+    }
     check_own_subnets(subject, &plan);
     subject.keep_overlay(plan.network);
 }

@@ -202,6 +202,28 @@ fn a_runtime_may_pass_ranges() {
 }
 
 #[test]
+fn a_mode_that_changes_nothing_is_a_warning() {
+    let faults = |keys: &str| {
+        let ipam = r#""ipam": {"type": "host-local", "subnet": "10.1.0.0/24"}"#;
+        faults(&format!(r#""type": "bridge", {keys}, {ipam}"#))
+    };
+    assert_eq!(
+        faults(r#""gatewayModeIPv4": "nat""#),
+        ["plugins[0].gatewayModeIPv4: has no effect without isGateway"]
+    );
+    assert_eq!(
+        faults(r#""isGateway": true, "internal": true, "ipMasq": true"#),
+        ["plugins[0].ipMasq: has no effect: the modes of both families do without it"]
+    );
+    let routed = r#""isGateway": true, "gatewayModeIPv6": "routed""#;
+    let missing =
+        "plugins[0].capabilities: portMappings is missing: runtimes pass no ports to be opened";
+    assert_eq!(faults(routed), [missing]);
+    let declared = format!(r#"{routed}, "capabilities": {{"portMappings": true}}"#);
+    assert!(faults(&declared).is_empty());
+}
+
+#[test]
 fn portmap_is_chained_and_declares_its_capability() {
     let of_last = |portmap: &str| faults_of_last(&[r#""type": "loopback""#, portmap]);
     let undeclared =

@@ -9,6 +9,7 @@ use cni::Attachment;
 use nftables::{Family, Listed, Transaction};
 
 use super::Rules;
+use crate::access::{self, Access, OpenPorts};
 use crate::backend::{Backend, Nftables};
 use crate::masquerade::{Masquerade, nftables as masquerade};
 use crate::ports::{GoRules, HostPorts, Notice, conditional, layout, nftables as ports};
@@ -96,6 +97,18 @@ impl Ruleset {
     /// Adds a VXLAN guard. Returns whether anything of it was missing.
     pub fn add_vxlan_guard(&mut self, wanted: &VxlanGuard) -> Result<bool> {
         let changes = vxlan_guard::add(&self.nftables.socket, wanted)?;
+        Ok(self.extend(changes))
+    }
+
+    /// Restores the access to a network. Returns whether anything of it was missing.
+    pub fn add_access(&mut self, wanted: &Access) -> Result<bool> {
+        let changes = access::add(&self.nftables.socket, wanted)?;
+        Ok(self.extend(changes))
+    }
+
+    /// Opens ports. Returns whether any was closed.
+    pub fn open_ports(&mut self, wanted: &OpenPorts) -> Result<bool> {
+        let changes = access::open(&self.nftables.socket, wanted)?;
         Ok(self.extend(changes))
     }
 

@@ -53,6 +53,11 @@ const FAULTS: &str = r#"
 {"vlanTrunk": [{"id": 4095}]} => incorrect trunk id parameter
 {"mtu": 67} => invalid MTU 67, must be [68, 65535]
 {"runtimeConfig": {"mac": "01:00:00:00:00:01"}} => failed to make veth pair: address 01:00:00:00:00:01: an interface cannot have this MAC address
+{"gatewayModeIPv4": "open"} => gatewayModeIPv4: "open" is none of "nat", "nat-unprotected", "routed", "isolated"
+{"internal": true, "gatewayModeIPv6": "routed"} => gatewayModeIPv6: "routed" leads out of the network, which internal forbids
+{"internal": true, "isDefaultGateway": true} => internal: an internal network has no default route, but isDefaultGateway is true
+{"icc": true, "portIsolation": true} => icc: true contradicts portIsolation
+{"runtimeConfig": {"portMappings": [{"containerPort": 80}]}} => invalid protocol "": must be tcp, udp or sctp
 {"runtimeConfig": {"mac": "x"}} => failed to make veth pair: address x: invalid MAC address
 "#;
 
@@ -121,4 +126,46 @@ fn the_mac_of_the_runtime_precedes_all_others() {
     assert_eq!(mac(author, args).unwrap(), "02:00:00:00:00:02");
     assert_eq!(mac("{}", args).unwrap(), "02:00:00:00:00:03");
     assert_eq!(mac("{}", None), None);
+}
+
+#[test]
+fn a_family_that_is_routed_or_closed_is_not_masqueraded() {
+    let families = |text: &str| {
+        let text = format!(r#"{{"ipMasq": true, {text}}}"#);
+        plan(&text).unwrap().masquerade.map(|it| it.families)
+    };
+    assert_eq!(families(r#""gatewayModeIPv4": "nat""#), Some([true; 2]));
+    assert_eq!(
+        families(r#""gatewayModeIPv6": "routed""#),
+        Some([true, false])
+    );
+    assert_eq!(families(r#""internal": true"#), None);
+}
+
+#[test]
+fn an_isolated_bridge_has_no_address_and_its_pods_have_no_default_route() {
+    let text = r#"{"isGateway": true, "internal": true, "gatewayModeIPv6": "isolated"}"#;
+    let lease = r#"{"ips": [{"address": "10.1.0.2/24"}, {"address": "fd00::2/64"}],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "10.2.0.0/24"}, {"dst": "::/0"}]}"#;
+    let lease = Json::parse(lease.as_bytes()).unwrap().decode().unwrap();
+    let addressing = plan(text).unwrap().addressing(lease);
+    let gateways: Vec<_> = addressing
+        .gateways
+        .iter()
+        .map(|it| it.to_string())
+        .collect();
+    assert_eq!(gateways, ["10.1.0.1/24"]);
+    let routes: Vec<_> = addressing
+        .routes
+        .iter()
+        .map(|it| it.dst.to_string())
+        .collect();
+    assert_eq!(routes, ["10.2.0.0/24"]);
+}
+
+#[test]
+fn icc_false_isolates_the_port() {
+    assert!(plan(r#"{"icc": false}"#).unwrap().isolated);
+    let open = plan(r#"{"icc": true}"#).unwrap();
+    assert!(!open.isolated && !open.reachability.needs_nftables());
 }

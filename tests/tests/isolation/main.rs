@@ -1,0 +1,5 @@
+//! Who reaches the pods of a network, and whom they reach: `gatewayModeIPv4`, `gatewayModeIPv6`,
+//! `internal`, `icc`.
+
+mod lab;
+mod modes;
