@@ -1,11 +1,12 @@
 //! firewall, chained after bridge: whose packets the node forwards, with every back end, and what
 //! stays in the packet filters.
 
+mod firewalld;
+
 use std::ops::Deref;
 
 use sandbox::{
-    BackEnd, Cni, FilterNode, NO_ANSWER, NODE, Netns, Sandbox, Suite, beyond_peer, conf,
-    container_id,
+    BackEnd, Cni, FilterNode, NO_ANSWER, NODE, Netns, Suite, beyond_peer, conf, container_id,
 };
 use serde_json::{Value, json};
 
@@ -610,115 +611,4 @@ fn each_suite_checks_and_deletes_what_the_other_has_added() {
         call().del(&pod.conf, &pod.netns, "eth0").silent();
         assert!(!node.filter().concat().contains("10.1.0.2/32"));
     }
-}
-
-// ---- firewalld
-
-/// What firewalld does with sources of zones, on the bus of the sandbox.
-const FIREWALLD: &str = r#"
-import dbus, dbus.service, dbus.mainloop.glib
-from gi.repository import GLib
-dbus.mainloop.glib.DBusGMainLoop(set_as_default=True)
-bus = dbus.bus.BusConnection("unix:path=/run/bus")
-name = dbus.service.BusName("org.fedoraproject.FirewallD1", bus)
-zone_interface = "org.fedoraproject.FirewallD1.zone"
-class Refused(dbus.DBusException):
-    _dbus_error_name = "org.fedoraproject.FirewallD1.Exception"
-class Firewalld(dbus.service.Object):
-    sources = set()
-    @dbus.service.method(zone_interface, in_signature="ss", out_signature="s")
-    def addSource(self, zone, source):
-        print("add", zone, source, flush=True)
-        if (zone, source) in self.sources:
-            raise Refused("ZONE_ALREADY_SET: '%s' already bound to a zone" % source)
-        if zone == "none":
-            raise Refused("INVALID_ZONE: none")
-        self.sources.add((zone, source))
-        return zone
-    @dbus.service.method(zone_interface, in_signature="ss", out_signature="s")
-    def removeSource(self, zone, source):
-        print("remove", zone, source, flush=True)
-        if (zone, source) not in self.sources:
-            raise Refused("UNKNOWN_SOURCE: '%s'" % source)
-        self.sources.remove((zone, source))
-        return zone
-    @dbus.service.method(zone_interface, in_signature="ss", out_signature="b")
-    def querySource(self, zone, source):
-        return (zone, source) in self.sources
-Firewalld(bus, "/org/fedoraproject/FirewallD1")
-print("ready", flush=True)
-GLib.MainLoop().run()
-"#;
-
-const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
-    "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig>
-    <type>system</type><listen>unix:path=/run/bus</listen><auth>EXTERNAL</auth>
-    <policy context="default">
-        <allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/>
-    </policy>
-</busconfig>"#;
-
-#[test]
-fn firewalld_is_chosen_where_it_runs_and_has_the_addresses() {
-    let node = Node(FilterNode::new(BackEnd::IptablesNft));
-    node.sandbox.write("/run/bus.conf", BUS);
-    node.sandbox.write("/run/firewalld.py", FIREWALLD);
-    let host = node.host();
-    let _bus = host.start(&[
-        "dbus-daemon",
-        "--config-file=/run/bus.conf",
-        "--nofork",
-        "--nopidfile",
-    ]);
-    host.wait_until("the bus listens", |_| {
-        node.sandbox.list("/run").contains(&"bus".to_owned())
-    });
-    let firewalld = host.start(&["/usr/bin/python3", "/run/firewalld.py"]);
-    host.wait_until("firewalld is on the bus", |_| {
-        firewalld.output().contains("ready")
-    });
-    let call = || {
-        node.firewall()
-            .env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/run/bus")
-    };
-    let pod = node.sandbox.pod("a");
-    let first = node.cni("bridge").add(&bridge(1), &pod, "eth0").result();
-    let conf = conf::with_prev(&conf::plugin("firewall"), &first);
-    for _ in 0..2 {
-        call().add(&conf, &pod, "eth0").result();
-    }
-    call().check(&conf, &pod, "eth0").silent();
-    assert!(!node.rules().contains("CNI-FORWARD"));
-    call().del(&conf, &pod, "eth0").silent();
-    call().del(&conf, &pod, "eth0").silent();
-    let told = firewalld.output();
-    for line in [
-        "add trusted 10.1.0.2/32",
-        "add trusted fd01::2/128",
-        "remove trusted 10.1.0.2/32",
-        "remove trusted fd01::2/128",
-    ] {
-        assert!(told.contains(line), "{told}");
-    }
-    let other = conf::with(&conf, json!({"firewalldZone": "none"}));
-    let error = call().add(&other, &pod, "eth0").error();
-    let text = "failed to add the address 10.1.0.2/32 to none zone: INVALID_ZONE: none";
-    assert!(error.msg.contains(text), "{}", error.msg);
-}
-
-#[test]
-fn without_a_bus_firewalld_is_no_choice() {
-    let sandbox = Sandbox::new();
-    let pod = sandbox.pod("a");
-    let conf = conf::with_prev(
-        &conf::with(&conf::plugin("firewall"), json!({"backend": "firewalld"})),
-        &json!({"cniVersion": "1.0.0", "ips": [{"address": "10.1.0.2/24"}]}),
-    );
-    let error = sandbox.cni("firewall").add(&conf, &pod, "eth0").error();
-    assert!(
-        error.msg.contains("no such file or directory"),
-        "{}",
-        error.msg
-    );
 }
