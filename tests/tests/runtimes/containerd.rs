@@ -1,7 +1,9 @@
 //! containerd: pods through the CRI, as the kubelet makes them, and containers of `ctr run --cni`.
 
+use std::time::Instant;
+
 use sandbox::{OUTSIDE, conf};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cri::Cri;
 use crate::image::{self, IMAGE};
@@ -32,6 +34,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "PLUGINS"
     conf_dir = "DIR/net.d"
+    max_conf_num = NETWORKS
 "#;
 
 /// A node on which containerd runs and knows the image and the network.
@@ -40,13 +43,22 @@ fn node() -> Node {
 }
 
 fn node_on(network: &Value) -> Node {
+    node_on_all(&[network])
+}
+
+/// A node whose pods are attached to all of these networks.
+fn node_on_all(networks: &[&Value]) -> Node {
     let mut node = Node::new();
     let dir = node.dir().display().to_string();
     let config = CONFIG
         .replace("DIR", &dir)
-        .replace("PLUGINS", &node.plugins());
+        .replace("PLUGINS", &node.plugins())
+        .replace("NETWORKS", &networks.len().to_string());
     let config = node.write("containerd.toml", config.replace("IMAGE", IMAGE));
-    node.install(network);
+    for (number, network) in networks.iter().enumerate() {
+        let name = format!("net.d/1{number}-network.conflist");
+        node.write(&name, network.to_string());
+    }
     let archive = image::archive(&node);
     let socket = socket(&node);
     node.start(
@@ -207,4 +219,145 @@ fn a_page_is_fetched_through_a_host_port_of_the_cri() {
     cri.remove(&pod);
     node.sandbox().host().assert_rules(&rules);
     node.assert_left_nothing(&before);
+}
+
+/// The rates of the token bucket filters of the node's interfaces, in bit/s.
+fn limits(node: &Node) -> Vec<(String, u64)> {
+    let printed = node.sandbox().host().sh("tc -j qdisc show");
+    let qdiscs: Vec<Value> = serde_json::from_str(&printed).expect("JSON");
+    let limits = qdiscs.iter().filter_map(|it| {
+        let rate = it["options"]["rate"]
+            .as_u64()
+            .filter(|_| it["kind"] == "tbf")?;
+        let dev = it["dev"].as_str()?.get(..3)?.to_owned();
+        Some((dev, rate * 8))
+    });
+    limits.collect()
+}
+
+#[test]
+fn the_bandwidth_annotations_of_the_kubelet_limit_a_pod() {
+    let mut network = network("1.0.0");
+    let bandwidth = json!({"type": "bandwidth", "capabilities": {"bandwidth": true}});
+    let plugins = network["plugins"].as_array_mut().expect("plugins");
+    plugins.push(bandwidth);
+    let node = node_on(&network);
+    let cri = Cri::new(&node, &socket(&node));
+    let first = cri.run_pod("first");
+    cri.stop(&first);
+    cri.remove(&first);
+    let before = node.before();
+
+    let annotations = [
+        ("kubernetes.io/ingress-bandwidth", "20M"),
+        ("kubernetes.io/egress-bandwidth", "8M"),
+    ];
+    let pod = cri.run_pod_with("limited", &[], &annotations);
+    let other = cri.run_pod("other");
+    let mut limits = limits(&node);
+    limits.sort();
+    let expected = [
+        ("bwp".to_owned(), 8_000_000),
+        ("vet".to_owned(), 20_000_000),
+    ];
+    assert_eq!(limits, expected);
+    // containerd passes an unlimited burst, which would let the whole file through at once.
+    let container = cri.run_container(&pod, IMAGE);
+    cri.exec(&container, &["httpd", "-p", "80", "-h", "/bin"]);
+    let address = cri.address(&pod);
+    let request = "printf 'GET /busybox HTTP/1.0\\r\\n\\r\\n'";
+    let started = Instant::now();
+    let fetched = node
+        .sandbox()
+        .host()
+        .sh(&format!("{request} | nc -w 9 {address} 80 | wc -c"));
+    let seconds = started.elapsed().as_secs_f64();
+    let bits = 8.0 * fetched.trim().parse::<f64>().expect("a number");
+    assert!(bits > 8e6, "the file is too small: {bits} bits");
+    assert!(bits / seconds < 1.2 * 8e6, "{bits} bits in {seconds} s");
+
+    for pod in [&pod, &other] {
+        cri.stop(pod);
+        cri.remove(pod);
+    }
+    node.assert_left_nothing(&before);
+}
+
+/// A list as nerdctl writes it: its default network, and one of `nerdctl network create`.
+fn of_nerdctl(name: &str, bridge: &str, subnet: u8, labels: &Value) -> Value {
+    let range =
+        json!({"gateway": format!("10.4.{subnet}.1"), "subnet": format!("10.4.{subnet}.0/24")});
+    let ipam = json!({
+        "ranges": [[range]], "routes": [{"dst": "0.0.0.0/0"}], "type": "host-local"
+    });
+    json!({
+        "cniVersion": "1.0.0",
+        "name": name,
+        "nerdctlID": "17f29b073143d8cd97b5bbe492bdeffec1c5fee55cc1fe2112c8b9335f8b6121",
+        "nerdctlLabels": labels,
+        "plugins": [
+            {"type": "bridge", "bridge": bridge, "isGateway": true, "ipMasq": true,
+             "hairpinMode": true, "ipam": ipam},
+            {"type": "portmap", "capabilities": {"portMappings": true}},
+            {"type": "firewall", "ingressPolicy": "same-bridge"},
+            {"type": "tuning"},
+        ],
+    })
+}
+
+#[test]
+fn the_networks_of_nerdctl_need_no_other_plugins() {
+    let default = json!({"nerdctl/default-network": "true"});
+    let lists = [
+        of_nerdctl("bridge", "nerdctl0", 0, &default),
+        of_nerdctl("second", "br-8b9335f8b612", 1, &json!({"a": "b"})),
+    ];
+    let node = node_on_all(&[&lists[0], &lists[1]]);
+    let (host, outside) = (node.sandbox().host(), node.sandbox().outside());
+    let cri = Cri::new(&node, &socket(&node));
+    let (web, other) = (
+        cri.run_pod_with_ports("web", &[(8080, 80)]),
+        cri.run_pod("other"),
+    );
+    let (in_web, in_other) = (
+        cri.run_container(&web, IMAGE),
+        cri.run_container(&other, IMAGE),
+    );
+    let links = cri.exec(&in_other, &["ip", "addr"]);
+    assert!(
+        links.contains("10.4.0.") && links.contains("10.4.1."),
+        "{links}"
+    );
+    cri.exec(&in_web, &["sh", "-c", SERVE]);
+    assert_published(&node, &outside);
+    let at_web = cri.address(&web);
+    for address in ["10.4.0.1", "10.4.1.1", &at_web, OUTSIDE[0]] {
+        cri.exec(&in_other, &["ping", "-c", "1", "-W", "2", address]);
+    }
+    let filter = || host.sh("iptables-save -t filter");
+    for bridge in ["nerdctl0", "br-8b9335f8b612"] {
+        let rule = format!("-A CNI-ISOLATION-STAGE-1 -i {bridge} ! -o {bridge}");
+        assert!(filter().contains(&rule), "{}", filter());
+    }
+
+    for pod in [&web, &other] {
+        cri.stop(pod);
+        cri.remove(pod);
+    }
+    let left = filter();
+    assert!(
+        !left.contains("ISOLATION") && !left.contains("10.4."),
+        "{left}"
+    );
+    assert!(!host.rules().contains("10.4."), "{}", host.rules());
+    for network in ["bridge", "second"] {
+        let reserved = node
+            .sandbox()
+            .list(format!("/var/lib/cni/networks/{network}"));
+        assert!(
+            !reserved.iter().any(|it| it.starts_with("10.")),
+            "{reserved:?}"
+        );
+    }
+    assert!(!host.links().iter().any(|it| it.starts_with("veth")));
 }

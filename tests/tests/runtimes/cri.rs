@@ -52,6 +52,16 @@ impl<'a> Cri<'a> {
 
     /// RunPodSandbox with host ports and the ports of the pod, by TCP.
     pub fn run_pod_with_ports(&self, name: &str, ports: &[(u64, u64)]) -> Pod {
+        self.run_pod_with(name, ports, &[])
+    }
+
+    /// RunPodSandbox with host ports, and annotations as the kubelet passes them.
+    pub fn run_pod_with(
+        &self,
+        name: &str,
+        ports: &[(u64, u64)],
+        annotations: &[(&str, &str)],
+    ) -> Pod {
         let metadata = Message::default()
             .with_text(1, name)
             .with_text(2, name)
@@ -66,6 +76,10 @@ impl<'a> Cri<'a> {
             // Protocol 0, TCP, is left out.
             let mapping = Message::default().with_number(2, *container);
             config.with_message(5, &mapping.with_number(3, *host))
+        });
+        let config = annotations.iter().fold(config, |config, (key, value)| {
+            let entry = Message::default().with_text(1, key);
+            config.with_message(7, &entry.with_text(2, value))
         });
         let answer = self.call("RunPodSandbox", Message::default().with_message(1, &config));
         let id = answer.text(1);

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use sandbox::conf::NETWORK;
 use sandbox::{Finished, Running, Sandbox, Snapshot, Suite};
 use serde_json::Value;
 
@@ -163,7 +164,13 @@ impl Node {
     /// What is there now. Allowed to change: what a network of a bridge with host-local leaves for its next pod, and directories
     /// that libcni, runc and containerd's shim keep once they have made them, but not what is in them.
     pub fn before(&self) -> Before {
-        let snapshot = self.sandbox.snapshot().allow_bridge_network();
+        self.before_on("cni0", NETWORK)
+    }
+
+    /// [`Node::before`], for a network with another name and another bridge.
+    pub fn before_on(&self, bridge: &str, network: &str) -> Before {
+        let snapshot = self.sandbox.snapshot().allow_link(bridge);
+        let snapshot = snapshot.allow_forwarding().allow_host_local(network);
         let kept = [
             "/var/lib/cni/results",
             "/run/runc",

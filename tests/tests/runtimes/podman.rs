@@ -32,6 +32,9 @@ graphroot = "DIR/storage"
 runroot = "DIR/run"
 "#;
 
+/// The name of podman's default network: bridge, portmap, firewall and tuning.
+const ITS_OWN: &str = "podman";
+
 /// podman on a node of its own, with the image loaded.
 struct Podman {
     node: Node,
@@ -44,12 +47,24 @@ impl Podman {
     }
 
     fn on(network: &Value) -> Self {
+        Self::with(Some(network))
+    }
+
+    /// With the network that podman has where no file makes one.
+    fn with_its_own_network() -> Self {
+        Self::with(None)
+    }
+
+    fn with(network: Option<&Value>) -> Self {
         let node = Node::new();
         let dir = node.dir().display().to_string();
         let config = CONFIG
             .replace("DIR", &dir)
             .replace("PLUGINS", &node.plugins());
-        let config = node.write("containers.conf", config.replace("NETWORK", NETWORK));
+        let config = node.write(
+            "containers.conf",
+            config.replace("NETWORK", network.map_or(ITS_OWN, |_| NETWORK)),
+        );
         let storage = node.write("storage.conf", STORAGE.replace("DIR", &dir));
         let environment = vec![
             format!("CONTAINERS_CONF={config}"),
@@ -57,7 +72,10 @@ impl Podman {
             format!("HOME={dir}"),
             format!("TMPDIR={dir}"),
         ];
-        node.install(network);
+        match network {
+            Some(network) => node.install(network),
+            None => node.must(&["mkdir", "-p", &node.path("net.d")]).clear(),
+        }
         let archive = image::archive(&node);
         let podman = Self { node, environment };
         podman.must(&["load", "--quiet", "--input", &archive]);
@@ -97,7 +115,11 @@ impl Podman {
     }
 
     fn address(&self, name: &str) -> String {
-        let format = format!("{{{{.NetworkSettings.Networks.{NETWORK}.IPAddress}}}}");
+        self.address_on(NETWORK, name)
+    }
+
+    fn address_on(&self, network: &str, name: &str) -> String {
+        let format = format!("{{{{.NetworkSettings.Networks.{network}.IPAddress}}}}");
         self.must(&["inspect", "--format", &format, name])
             .trim()
             .to_owned()
@@ -214,4 +236,69 @@ fn a_page_is_fetched_through_a_published_port() {
     assert_eq!(fetch(&outside, "192.0.2.1", 8080), "");
     host.assert_rules(&rules);
     podman.node.assert_left_nothing(&before);
+}
+
+/// The filter rules of iptables.
+fn filter(podman: &Podman) -> String {
+    let host = podman.node.sandbox().host();
+    host.sh("iptables-save -t filter | grep '^-A'")
+}
+
+#[test]
+fn the_default_network_of_podman_needs_no_other_plugins() {
+    let podman = Podman::with_its_own_network();
+    let outside = podman.node.sandbox().outside();
+    let host = podman.node.sandbox().host();
+    // The first container leaves what all share: the bridge and the chains of firewall.
+    podman.start("first", &["-p", "8080:80"]);
+    podman.remove("first");
+    let before = podman.node.before_on("cni-podman0", ITS_OWN);
+    let rules = host.rules();
+
+    let options = ["--ip", "10.88.0.77", "-p", "8080:80"];
+    podman.start("web", &options);
+    podman.start("other", &[]);
+    assert_eq!(podman.address_on(ITS_OWN, "web"), "10.88.0.77");
+    podman.must(&["exec", "web", "sh", "-c", SERVE]);
+    assert_published(&podman.node, &outside);
+    let accepts = "-A CNI-FORWARD -s 10.88.0.77/32 -j ACCEPT";
+    assert!(filter(&podman).contains(accepts), "{}", filter(&podman));
+    for address in ["10.88.0.1", "10.88.0.77", OUTSIDE[0]] {
+        podman.must(&["exec", "other", "ping", "-c", "1", "-W", "2", address]);
+    }
+
+    podman.remove("web");
+    podman.remove("other");
+    host.assert_rules(&rules);
+    podman.node.assert_left_nothing(&before);
+}
+
+#[test]
+fn a_container_of_podman_is_connected_to_another_network_and_disconnected() {
+    let podman = Podman::with_its_own_network();
+    let create = ["network", "create", "--subnet", "10.99.0.0/24", "second"];
+    podman.must(&create);
+    podman.start("first", &["--network", "second"]);
+    podman.start("a", &[]);
+    podman.start("b", &["--network", "second"]);
+    podman.remove("first");
+    let before = filter(&podman);
+
+    podman.must(&["network", "connect", "--ip", "10.99.0.50", "second", "a"]);
+    assert_eq!(podman.address_on("second", "a"), "10.99.0.50");
+    let at_b = podman.address_on("second", "b");
+    for address in ["10.88.0.1", "10.99.0.1", &at_b] {
+        podman.must(&["exec", "a", "ping", "-c", "1", "-W", "2", address]);
+    }
+    podman.must(&["exec", "b", "ping", "-c", "1", "-W", "2", "10.99.0.50"]);
+
+    podman.must(&["network", "disconnect", "second", "a"]);
+    let links = podman.must(&["exec", "a", "ip", "-o", "link"]);
+    assert!(links.contains("eth0") && !links.contains("eth1"), "{links}");
+    assert_eq!(filter(&podman), before);
+    podman.must(&["exec", "a", "ping", "-c", "1", "-W", "2", "10.88.0.1"]);
+    podman.remove("a");
+    podman.remove("b");
+    podman.must(&["network", "rm", "second"]);
+    assert!(!filter(&podman).contains("/32"), "{}", filter(&podman));
 }
