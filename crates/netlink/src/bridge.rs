@@ -16,7 +16,12 @@ use rtnetlink::{
     },
 };
 
-use crate::{Error, Link, Mac, Netlink, OperState, creation::new_link, link::link, sysctl};
+use crate::{
+    Error, Link, Mac, Netlink, OperState,
+    creation::new_link,
+    link::{link, up_with_alias},
+    sysctl,
+};
 
 /// A bridge that pods share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -217,13 +222,37 @@ impl Netlink {
         if link.master != Some(spec.bridge) {
             self.set_master(link.index, spec.bridge)?;
         }
-        match self.set_port_up(link, spec, Some(no_link_local_address())) {
-            // IPv6 is off, or the MTU is below its minimum of 1280 bytes.
-            Err(error) if error.errno() == Errno::EAFNOSUPPORT => {
-                self.set_port_up(link, spec, None)
+        without_link_local_address(|ipv6| self.set_port_up(link, spec, ipv6))
+    }
+
+    /// Brings up a link that becomes a port later, and sets its alias:
+    /// `ip link set LINK alias TEXT up addrgenmode none`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn prepare_port(&self, link: &Link, alias: &str) -> Result<(), Error> {
+        without_link_local_address(|ipv6| {
+            let mut message = up_with_alias(link.index, Some(alias));
+            if let Some(ipv6) = ipv6 {
+                message = message.append_extra_attribute(ipv6);
             }
-            done => done,
+            self.set_link(message, || format!("set {} up", link.name))
+        })
+    }
+
+    /// Makes a prepared link ([`Netlink::prepare_port`]) a port of a bridge:
+    /// `ip link set LINK master BRIDGE`, and if wanted
+    /// `ip link set LINK type bridge_slave hairpin on`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn join_bridge(&self, link: &Link, bridge: u32, hairpin: bool) -> Result<(), Error> {
+        self.set_master(link.index, bridge)?;
+        if !hairpin {
+            return Ok(());
         }
+        let settings = vec![InfoBridgePort::HairpinMode(true)];
+        self.set_port(link, bridge, self::link(link.index), settings)
     }
 
     fn set_port_up(
@@ -300,6 +329,18 @@ impl Netlink {
             state = port.operstate;
         }
         bail!("bridge port in error state: {state}")
+    }
+}
+
+/// Calls `set` with the attribute that keeps a port from having a link-local address, and without
+/// it where the kernel has no IPv6 for the link.
+fn without_link_local_address(
+    set: impl Fn(Option<LinkAttribute>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    match set(Some(no_link_local_address())) {
+        // IPv6 is off, or the MTU is below its minimum of 1280 bytes.
+        Err(error) if error.errno() == Errno::EAFNOSUPPORT => set(None),
+        done => done,
     }
 }
 

@@ -25,6 +25,7 @@ use crate::{Error, Mac, Netlink, request::decode};
 /// linux/if_link.h
 const IFLA_BR_VLAN_FILTERING: u16 = 7;
 const IFLA_VLAN_ID: u16 = 1;
+const IFLA_BR_MCAST_QUERIER: u16 = 25;
 const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_VRF_TABLE: u16 = 1;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
@@ -72,6 +73,8 @@ pub struct Link {
     pub vrf_table: Option<u32>,
     /// For a vlan, its VLAN id.
     pub vlan_id: Option<u16>,
+    /// For a bridge, whether it sends multicast queries, and so learns who wants which group.
+    pub querier: bool,
     /// For a port of a bridge, how it forwards.
     pub port: Option<Port>,
     /// Whether the kernel has received a router advertisement after its own solicitation.
@@ -470,6 +473,7 @@ impl Link {
                 libc::IFLA_INFO_KIND => self.kind = Some(text(value)),
                 libc::IFLA_INFO_DATA if self.is_kind("bridge") => {
                     self.vlan_filtering = switch(value, IFLA_BR_VLAN_FILTERING);
+                    self.querier = switch(value, IFLA_BR_MCAST_QUERIER).unwrap_or_default();
                 }
                 libc::IFLA_INFO_DATA if self.is_kind("vrf") => {
                     self.vrf_table = find(value, IFLA_VRF_TABLE).and_then(Route::u32);

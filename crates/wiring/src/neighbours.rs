@@ -13,7 +13,7 @@
 //! is behind it learns from frames where a MAC is, and may know the address from another node.
 //!
 //! - Cost: this file and `crates/netlink/src/ports.rs`; 0.02 ms of an ADD.
-//! - The one door: [`Neighbours::attach`]. To switch it off, remove the file of the bridge.
+//! - The doors: [`Neighbours::look_at_ports`], then [`Neighbours::attach`]. To switch it off, remove the file of the bridge.
 
 use std::fs::File;
 use std::io;
@@ -54,6 +54,15 @@ const COUNT: u64 = 1 << 16;
 pub struct Neighbours {
     path: PathBuf,
     table: Option<File>,
+}
+
+/// Who is behind the ports of a bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ports {
+    /// Pods of this node alone.
+    OnlyPods,
+    /// Perhaps other machines.
+    Others,
 }
 
 /// Whether a new pod is announced, and what is recorded when that is done.
@@ -144,16 +153,24 @@ impl Neighbours {
         self.table = open().ok().flatten();
     }
 
-    /// Records that a pod is about to use `ips` on the port `pair` of `bridge`, and decides whether
-    /// to announce it. Call it after IPAM has answered, before the pod is up.
-    pub fn attach(
-        &self,
-        host: &Netlink,
-        call: &Call,
-        bridge: &Link,
-        pair: &VethPair,
-        ips: &[IpConfig],
-    ) -> Announcement<'_> {
+    /// Looks at the ports of `bridge`. Unless there are only pods, all pods are announced from now
+    /// on: other machines may give the addresses of pods to each other.
+    pub fn look_at_ports(&mut self, host: &Netlink, bridge: &Link) -> Ports {
+        let Some(table) = &self.table else {
+            return Ports::Others;
+        };
+        if has_only_pods(host, table, bridge).unwrap_or(false) {
+            return Ports::OnlyPods;
+        }
+        self.table = None;
+        self.forget();
+        Ports::Others
+    }
+
+    /// Records that a pod is about to use `ips` with the end `pair` of a veth pair, and decides
+    /// whether to announce it. Call it after [`Neighbours::look_at_ports`] and IPAM, before the pod
+    /// is up.
+    pub fn attach(&self, call: &Call, pair: &VethPair, ips: &[IpConfig]) -> Announcement<'_> {
         let mut announcement = Announcement {
             wanted: !is_only_ours(call),
             neighbours: self,
@@ -164,12 +181,6 @@ impl Neighbours {
             announcement.wanted = true;
             return announcement;
         };
-        // From now on other machines may give addresses of pods to each other.
-        if !has_only_pods(host, table, bridge, pair.host.index).unwrap_or(false) {
-            announcement.wanted = true;
-            self.forget();
-            return announcement;
-        }
         for ip in ips {
             if let Err(error) = announcement.record(table, ip.address.ip()) {
                 self.failed(&error);
@@ -335,7 +346,7 @@ fn is_only_ours(call: &Call) -> bool {
 }
 
 /// Whether all ports of `bridge` but the new one, `port`, are pods' ports.
-fn has_only_pods(host: &Netlink, table: &File, bridge: &Link, port: u32) -> Result<bool> {
+fn has_only_pods(host: &Netlink, table: &File, bridge: &Link) -> Result<bool> {
     let ports = host.port_indexes(bridge)?;
     let mut known = [0; PORTS_BYTES];
     table.read_exact_at(&mut known, PORTS)?;
@@ -344,12 +355,10 @@ fn has_only_pods(host: &Netlink, table: &File, bridge: &Link, port: u32) -> Resu
         if *index == 0 || index.to_ne_bytes() == *known {
             continue;
         }
-        if *index != port {
-            // A pod that was just deleted is no other machine.
-            let link = host.find_link_by_index(*index)?;
-            if link.is_some_and(|link| !is_pods(&link)) {
-                return Ok(false);
-            }
+        // A pod that was just deleted is no other machine.
+        let link = host.find_link_by_index(*index)?;
+        if link.is_some_and(|link| !is_pods(&link)) {
+            return Ok(false);
         }
         let at = PORTS + 4 * u64::try_from(number)?;
         table.write_all_at(&index.to_ne_bytes(), at)?;

@@ -13,7 +13,7 @@ use cni::result::AddResult;
 use cni::{Attachment, BestEffort, Code, Plugin, Undo, WithLabel};
 use netlink::{BridgeSpec, Link, Netlink, PortSpec};
 use packet_filter::node::Pod;
-use wiring::neighbours::{self, Neighbours};
+use wiring::neighbours::{self, Neighbours, Ports};
 use wiring::result::Interfaces;
 use wiring::{Addressing, Gateway, gateway, lease, mac, pod, port, requested, rules};
 
@@ -49,13 +49,22 @@ impl Plugin for Bridge {
         }
 
         let mtu = plan.mtu.bytes(&host)?;
-        let (bridge, neighbours) = ensure_bridge(&host, &plan, mtu)?;
+        let (bridge, mut neighbours) = ensure_bridge(&host, &plan, mtu)?;
         if let Some(access) = plan.access(&attachment.network) {
             rules::add_access(attachment, &access, Some(plan.bridge.as_str()), undo)?;
         }
+        let ports = neighbours.look_at_ports(&host, &bridge);
+        // With a querier, the first report of a pod is what its neighbours' solicitations need.
+        let joins_last =
+            plan.may_join_last() && !needs_interface && !bridge.querier && ports == Ports::OnlyPods;
         let properties = (mac_of(request, &plan, addressing.as_ref()), mtu);
-        let mut pair = port::add_veth(&host, Some(&bridge), request, &netns, properties, undo)?;
-        attach(&host, &bridge, &pair.host, &plan, attachment)?;
+        let master = (!joins_last).then_some(&bridge);
+        let mut pair = port::add_veth(&host, master, request, &netns, properties, undo)?;
+        if joins_last {
+            port::prepare(&host, &pair.host, attachment)?;
+        } else {
+            attach(&host, &bridge, &pair.host, &plan, attachment)?;
+        }
         if plan.spoof_check {
             rules::add_spoof_check(attachment, &pair, undo)?;
         }
@@ -71,8 +80,11 @@ impl Plugin for Bridge {
             let mac = mac_of(request, &plan, addressing.as_ref());
             port::set_mac(&mut pod, &mut pair, mac);
             let ips = addressing.as_ref().map_or(&[][..], |it| &it.ips);
-            let announcement = neighbours.attach(&host, call, &bridge, &pair, ips);
+            let announcement = neighbours.attach(call, &pair, ips);
             let configured = announcement.configure(pod, addressing.as_ref())?;
+            if joins_last {
+                port::join(&host, &pair.host, &bridge, plan.hairpin)?;
+            }
             let gateway = ensure_gateway(&host, &bridge, &plan, addressing.as_ref())?;
             let wanted = plan.rules(attachment, ips, gateway.as_ref());
             rules::add(&wanted, Some(plan.bridge.as_str()), undo)?;

@@ -139,6 +139,16 @@ impl Plan {
         })
     }
 
+    /// Whether the port may join the bridge after the pod's end is up, so that the first frames of
+    /// the pod's kernel reach no other pod ([`wiring::port::prepare`]). Until then the node receives
+    /// what the pod sends, so there must be no rule for it; and no probe of a duplicate address may
+    /// be missed.
+    pub fn may_join_last(&self) -> bool {
+        let filtered = self.isolated || self.spoof_check || self.vlans.any();
+        let filtered = filtered || self.access("").is_some();
+        self.bring_up && !filtered && !self.enabledad && !self.detect_conflicts
+    }
+
     /// The interface that is the pods' gateway, if they have one.
     pub fn gateway_interface(&self) -> &IfName {
         self.vlan_gateway.as_ref().unwrap_or(&self.bridge)

@@ -51,7 +51,7 @@ impl Plugin for Vxlan {
         plan.check_own_subnets(&own, Some(device.local))?;
         let addressing = decide(request, &host, &plan, lease)?;
 
-        let (bridge, neighbours) = ensure_bridge(&host, &plan, device.spec.mtu)?;
+        let (bridge, mut neighbours) = ensure_bridge(&host, &plan, device.spec.mtu)?;
         if let Some(access) = plan.access() {
             rules::add_access(attachment, &access, None, undo)?;
         }
@@ -75,7 +75,8 @@ impl Plugin for Vxlan {
             Some(addressing) => (&addressing.gateways[..], &addressing.ips[..]),
             None => Default::default(),
         };
-        let announcement = neighbours.attach(&host, call, &bridge, &pair, ips);
+        neighbours.look_at_ports(&host, &bridge);
+        let announcement = neighbours.attach(call, &pair, ips);
         let configured = announcement.configure(pod, addressing.as_ref())?;
         let action = "failed to set bridge addr";
         gateway::ensure(&host, &bridge, plan.gateway, gateways, action)?;

@@ -60,3 +60,62 @@ fn ports_are_not_isolated_without_the_key() {
         false
     );
 }
+
+/// Attaches a pod, and returns whether its port carried frames before it joined the bridge.
+fn joins_last(sandbox: &Sandbox, keys: serde_json::Value, pod: &str) -> bool {
+    let host = sandbox.host();
+    let monitor = host.start(&["ip", "-o", "monitor", "link"]);
+    let mark = |mtu| drop(host.sh(&format!("ip link set lo mtu {mtu}")));
+    host.wait_until("ip monitor to listen", |_| {
+        mark(60_000);
+        mark(60_001);
+        !monitor.output().is_empty()
+    });
+    add(sandbox, &bridge(keys), &sandbox.pod(pod));
+    mark(65_536);
+    host.wait_until("ip monitor to report the end", |_| {
+        monitor.output().contains("mtu 65536")
+    });
+    let output = monitor.output();
+    let of_port = |line: &&str| line.contains(": veth") && line.contains("UP");
+    let states: Vec<_> = output.lines().filter(of_port).collect();
+    assert!(!states.is_empty(), "no port came up: {output}");
+    states.iter().any(|line| !line.contains("master cni0"))
+}
+
+#[test]
+fn a_port_joins_the_bridge_last_unless_something_would_be_missed() {
+    beyond_peer("the Go plugins' ports join first", || {
+        let sandbox = Sandbox::new();
+        assert!(joins_last(&sandbox, json!({}), "a"));
+        assert!(joins_last(&sandbox, json!({"hairpinMode": true}), "b"));
+        // Rules and isolation must hold from the first frame on.
+        assert!(!joins_last(&sandbox, json!({"portIsolation": true}), "c"));
+        assert!(!joins_last(&sandbox, json!({"macspoofchk": true}), "d"));
+        assert!(!joins_last(&sandbox, json!({"internal": true}), "i"));
+        // The probes of duplicate address detection must reach the other pods.
+        assert!(!joins_last(&sandbox, json!({"enabledad": true}), "e"));
+        // A querier relies on the first report.
+        let querier = |on| {
+            let command = [
+                "ip",
+                "link",
+                "set",
+                "cni0",
+                "type",
+                "bridge",
+                "mcast_querier",
+                on,
+            ];
+            sandbox.host().run(&command);
+        };
+        querier("1");
+        assert!(!joins_last(&sandbox, json!({}), "f"));
+        querier("0");
+        assert!(joins_last(&sandbox, json!({}), "g"));
+        // A router or a switch behind an uplink hears what the pod's kernel sends first.
+        let host = sandbox.host();
+        host.sh("ip link add up0 type veth peer up1; ip link set up0 master cni0 up");
+        assert!(!joins_last(&sandbox, json!({}), "h"));
+    });
+}
