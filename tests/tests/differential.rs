@@ -84,6 +84,16 @@ const KNOWN: &[Known] = &[
         why: "ours has the kernel announce IPv6 addresses, too, when the port forwards",
     },
     Known {
+        line: "ipv4/conf/net1/arp_notify = ",
+        words: &[],
+        why: "ours announces the addresses of a device, too: its neighbours may remember another MAC",
+    },
+    Known {
+        line: "ipv6/conf/net1/accept_dad = ",
+        words: &[],
+        why: "duplicate address detection would delay each pod with IPv6 by 1.5 s",
+    },
+    Known {
         line: "conf/cni0-blue/accept_dad = ",
         words: &[],
         why: "as for cni0",
@@ -367,6 +377,62 @@ fn macvlan_lives_alike() {
             pods
         });
         life_in(&pair, &pods, "macvlan", &conf, args);
+    }
+}
+
+#[test]
+fn host_device_lives_alike() {
+    let ipam = json!({"ipam": {"type": "static", "addresses": [{"address": "10.1.0.9/24"}]}});
+    let layer_2 = conf::at(
+        &conf::with(&conf::plugin("host-device"), json!({"device": "dev0"})),
+        "1.0.0",
+    );
+    let layer_3 = conf::with(&layer_2, ipam);
+    let by_address = json!({"device": null, "hwaddr": "02:00:00:00:00:01"});
+    for conf in [
+        layer_3.clone(),
+        conf::at(&layer_3, "0.2.0"),
+        conf::at(&layer_3, "0.4.0"),
+        conf::with(&layer_3, by_address),
+        conf::with(
+            &layer_3,
+            json!({"ipam": {"routes": [{"dst": "10.9.0.0/16", "gw": "10.1.0.1"}]}}),
+        ),
+        layer_2.clone(),
+        conf::at(&layer_2, "0.3.1"),
+    ] {
+        let pair = Pair::new();
+        pair.prepare(
+            "ip link add dev0 address 02:00:00:00:00:01 type veth peer name far0 address 02:00:00:00:00:02
+             ip link set far0 up addrgenmode none",
+        );
+        let pods = pair.both(|sandbox, _| [sandbox.pod("a"), sandbox.pod("b")]);
+        let answers = each(&pair, &pods, 0, |sandbox, suite, pod| {
+            let cni = || sandbox.cni("host-device").suite(suite);
+            let added = cni().add(&conf, pod, "net1").result();
+            let has_check = conf["cniVersion"].as_str() >= Some("0.4.0");
+            if has_check {
+                let checked = conf::with_prev(&conf, &added);
+                cni().check(&checked, pod, "net1").silent();
+            }
+            normal(&added)
+        });
+        assert_eq!(answers[0], answers[1], "{conf}");
+        pair.same_state();
+        each(&pair, &pods, 0, |sandbox, suite, pod| {
+            let cni = sandbox.cni("host-device").suite(suite);
+            cni.del(&conf, pod, "net1").silent();
+            let host = sandbox.host();
+            // Early versions of the peer's leave the alias.
+            host.sh("ip link set dev0 alias ''");
+            // The other end has no carrier, which the kernel finds out sooner or later.
+            host.sh("ip link set far0 down");
+            host.wait_until("far0 is down", |host| {
+                host.link("far0")
+                    .is_some_and(|it| it["operstate"] == "DOWN")
+            });
+        });
+        pair.same_state();
     }
 }
 

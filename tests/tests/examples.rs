@@ -154,6 +154,25 @@ fn macvlan_gives_an_unused_address_of_the_segment() {
 }
 
 #[test]
+fn host_device_gives_a_card_for_a_while() {
+    beyond_peer(WHY, || {
+        let sandbox = Sandbox::new();
+        let (host, pod) = (sandbox.host(), sandbox.pod("blue"));
+        host.sh("ip link add ens1f0 type veth peer name far; ip link set far up");
+        for verb in ["status", "add", "check", "del"] {
+            let command = format!("podwire {verb} example-host-device {}", pod.path());
+            good(shell(&host, "", &command));
+            match verb {
+                "add" => assert_eq!(pod.addresses("eth0"), ["10.210.46.7/24"]),
+                "del" => assert_eq!(pod.links(), ["lo"]),
+                _ => {}
+            }
+        }
+        assert!(host.link("ens1f0").is_some());
+    });
+}
+
+#[test]
 fn static_gives_the_address_that_is_written() {
     beyond_peer(WHY, || {
         lives("example-static", "ex-static", "", |_, pod| {

@@ -146,6 +146,26 @@ const SUBJECTS: &[Subject] = &[
         keys: &["mac"],
     },
     Subject {
+        plugin: "host-device",
+        place: "",
+        keys: &[
+            "device",
+            "hwaddr",
+            "kernelpath",
+            "pciBusID",
+            "DPDKMode",
+            "runtimeConfig",
+            "args",
+            "dns",
+            "ipam",
+        ],
+    },
+    Subject {
+        plugin: "host-device",
+        place: "/runtimeConfig",
+        keys: &["deviceID"],
+    },
+    Subject {
         plugin: "vxlan",
         place: "",
         keys: &[
@@ -563,6 +583,11 @@ fn validate_and_ptp_agree_on_every_value_of_every_key() {
 #[test]
 fn validate_and_macvlan_agree_on_every_value_of_every_key() {
     agree("macvlan", 250);
+}
+
+#[test]
+fn validate_and_host_device_agree_on_every_value_of_every_key() {
+    agree("host-device", 30);
 }
 
 #[test]

@@ -84,26 +84,62 @@ impl FromStr for Mac {
 
     /// Reads six pairs of digits separated by `:` or `-`, or three groups of four separated by `.`.
     fn from_str(text: &str) -> Result<Self, InvalidMac> {
-        let separator = match text.as_bytes().get(2) {
-            Some(b':') => ':',
-            Some(b'-') => '-',
-            _ => '.',
-        };
-        let digits = if separator == '.' { 4 } else { 2 };
-        let groups: Vec<&str> = text.split(separator).collect();
-        let well_formed = groups.len() * digits == 12
-            && groups.iter().all(|group| {
-                group.len() == digits && group.bytes().all(|digit| digit.is_ascii_hexdigit())
-            });
-        let number = u64::from_str_radix(&groups.concat(), 16).ok();
-        match number {
-            Some(number) if well_formed => {
-                let [_, _, octets @ ..] = number.to_be_bytes();
-                Ok(Self(octets))
-            }
-            _ => Err(InvalidMac(text.to_owned())),
-        }
+        let octets = octets(text).filter(|octets| octets.len() == 6);
+        let mac = octets.and_then(|octets| Self::from_slice(&octets));
+        mac.ok_or_else(|| InvalidMac(text.to_owned()))
     }
+}
+
+/// A hardware address of any kind of link: an Ethernet address, an EUI-64 (IEEE 802.15.4), or the 20
+/// bytes of InfiniBand. It displays as pairs of digits separated by `:`.
+///
+/// ```
+/// use netlink::HardwareAddress;
+///
+/// let address: HardwareAddress = "0200.5E10.0001.0203".parse().unwrap();
+/// assert_eq!(address.to_string(), "02:00:5e:10:00:01:02:03");
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HardwareAddress(pub Vec<u8>);
+
+impl fmt::Display for HardwareAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, octet) in self.0.iter().enumerate() {
+            let separator = if at == 0 { "" } else { ":" };
+            write!(f, "{separator}{octet:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for HardwareAddress {
+    type Err = InvalidMac;
+
+    /// Reads 6, 8 or 20 bytes in the notations of a [`Mac`].
+    fn from_str(text: &str) -> Result<Self, InvalidMac> {
+        let octets = octets(text).filter(|octets| [6, 8, 20].contains(&octets.len()));
+        octets.map(Self).ok_or_else(|| InvalidMac(text.to_owned()))
+    }
+}
+
+/// The bytes of a text of pairs of digits separated by `:` or `-`, or of groups of four separated by
+/// `.`.
+fn octets(text: &str) -> Option<Vec<u8>> {
+    let separator = match text.as_bytes().get(2) {
+        Some(b':') => ':',
+        Some(b'-') => '-',
+        _ => '.',
+    };
+    let digits = if separator == '.' { 4 } else { 2 };
+    let mut octets = Vec::new();
+    for group in text.split(separator) {
+        if group.len() != digits || !group.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return None;
+        }
+        let pairs = (0..digits).step_by(2);
+        octets.extend(pairs.filter_map(|at| u8::from_str_radix(&group[at..at + 2], 16).ok()));
+    }
+    Some(octets)
 }
 
 #[cfg(test)]
@@ -138,6 +174,18 @@ mod tests {
                 error.to_string(),
                 format!("address {text}: invalid MAC address")
             );
+        }
+    }
+
+    #[test]
+    fn longer_addresses_are_read_where_they_may_be() {
+        let infiniband = ["00"; 20].join(":");
+        for text in ["02:0a:ff:00:01:fe", "02-0a-ff-00-01-fe-00-01", &infiniband] {
+            let address: HardwareAddress = text.parse().unwrap();
+            assert_eq!(address.to_string(), text.replace('-', ":"));
+        }
+        for text in ["", "02:0a", "02:0a:ff:00:01:fe:00", "00:11:22:33:44:5é"] {
+            assert!(text.parse::<HardwareAddress>().is_err(), "{text}");
         }
     }
 

@@ -16,6 +16,7 @@
 //! - [`shared`]: rules that all attachments of a network share, and when they are removed;
 //!   [`users`]: which attachments use them;
 //! - [`notes`]: what a chained plugin notes about an attachment for its DEL and GC;
+//! - [`device`]: a device of the node that a pod has for a while;
 //! - [`result`]: the result of ADD; [`check`]: compares the kernel with it;
 //! - [`mac`], [`mtu`]: keys; [`requested`]: refuses requested addresses and MACs that would take
 //!   traffic from the node or from another pod.
@@ -23,6 +24,7 @@
 pub mod access;
 mod addressing;
 pub mod check;
+pub mod device;
 pub mod gateway;
 pub mod lease;
 pub mod localhost;

@@ -182,7 +182,7 @@ fn has_mac_of_parent(kind: &str) -> bool {
 }
 
 /// Whether the alias says that the link belongs to an attachment.
-fn has_mark(link: &Link) -> bool {
+pub(crate) fn has_mark(link: &Link) -> bool {
     let alias = link.alias.as_deref();
     alias.is_some_and(|alias| alias.starts_with(MARK))
 }

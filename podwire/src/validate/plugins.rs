@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use cni::Cidr;
 use cni::env::IfName;
 use cni::faults::Fault;
+use host_device::plan::NO_DEVICE;
 use host_local::plan::NO_RANGES;
 use overlay::Mode;
 use packet_filter::FirewallBackend;
@@ -31,6 +32,7 @@ pub const PLUGINS: &[Plugin] = &[
     plugin("bandwidth", bandwidth),
     plugin("bridge", bridge),
     plugin("firewall", firewall),
+    plugin("host-device", host_device),
     // It has no keys of its own.
     plugin("loopback", |_| {}),
     plugin("macvlan", macvlan),
@@ -139,6 +141,37 @@ fn macvlan(subject: &mut Subject<'_>) {
     subject.take(macvlan::Plan::new(&keys, None));
     // No parent has a larger MTU (ETH_MAX_MTU in if_ether.h).
     subject.take(parent::mtu_on(keys.mtu, 65535));
+}
+
+fn host_device(subject: &mut Subject<'_>) {
+    let Some(keys) = subject.keys::<host_device::Conf>() else {
+        return;
+    };
+    let selectors = [
+        ("device", &keys.device),
+        ("hwaddr", &keys.hwaddr),
+        ("kernelpath", &keys.kernelpath),
+    ];
+    let mut set = selectors.iter().filter(|(_, value)| !value.is_empty());
+    if let Some((first, _)) = set.next() {
+        let reason = format!("has no effect beside {first}");
+        let mut ignored: Vec<_> = set.map(|(key, _)| *key).collect();
+        if subject.has_capability("deviceID") {
+            ignored.push("capabilities.deviceID");
+        }
+        for key in ignored {
+            subject.warning(key, reason.clone());
+        }
+    }
+    let mut plan = host_device::Plan::new(&keys);
+    // The runtime may choose the device.
+    if let Err(faults) = &plan
+        && subject.has_capability("deviceID")
+        && faults.first().error.msg == NO_DEVICE
+    {
+        plan = Ok(host_device::Plan::default());
+    }
+    subject.take(plan);
 }
 
 fn vxlan(subject: &mut Subject<'_>) {

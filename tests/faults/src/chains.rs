@@ -32,6 +32,20 @@ pub fn all() -> Vec<Chain> {
             in_pod: true,
             ..wired(alone("macvlan, hostShim", shimmed()))
         },
+        Chain {
+            in_pod: true,
+            // There is one device, which no other pod can have meanwhile.
+            cold: true,
+            setup: "ip link add dev0 type veth peer name far0
+                ip link set far0 up",
+            // A veth would be deleted. It stands for hardware, which goes to the node under its name in the pod.
+            pod_ends: "if ip -n victim link set eth0 down 2>/dev/null; then
+                    ip netns attach node $$
+                    ip -n victim link set eth0 netns node
+                    ip netns del node
+                fi",
+            ..alone("host-device", host_device())
+        },
         wired(alone("vxlan", vxlan())),
         published("portmap", BackEnd::Nftables),
         published("portmap, iptables", BackEnd::IptablesNft),
@@ -135,6 +149,13 @@ fn shimmed() -> Value {
     conf::with(&macvlan(), json!({"hostShim": shim}))
 }
 
+fn host_device() -> Value {
+    let mut conf = conf::plugin("host-device");
+    conf["device"] = "dev0".into();
+    conf["ipam"] = conf::host_local_ipam(&["10.1.0.0/24", "fd01::/64"]);
+    conf
+}
+
 fn vxlan() -> Value {
     let mut conf = conf::plugin("vxlan");
     conf["vni"] = 5.into();
@@ -187,6 +208,7 @@ fn alone(name: &'static str, victim: Value) -> Chain {
         whole: false,
         program: None,
         back_end: None,
+        pod_ends: "",
         in_pod: false,
         cold: false,
         dhcp: false,

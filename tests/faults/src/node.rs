@@ -44,6 +44,8 @@ pub struct Chain {
     pub program: Option<&'static str>,
     /// Which programs are called iptables, where that matters.
     pub back_end: Option<BackEnd>,
+    /// What the kernel does with the pod's devices when its namespace ends, as a script on the node.
+    pub pod_ends: &'static str,
     /// What is made is in the pod alone, so that it goes with the pod or with a DEL that gets the pod's namespace.
     pub in_pod: bool,
     /// Before each accident the node forgets all that a network leaves: bridge, rules, files.
@@ -395,6 +397,7 @@ impl Node {
         if !self.pod_may_go() {
             return body();
         }
+        self.sandbox.host().sh(self.chain.pod_ends);
         self.sandbox.remove_pod(&self.victim);
         let done = body();
         self.sandbox.pod(self.victim.name());

@@ -1,0 +1,479 @@
+//! A device of the node in a pod: ADD takes it there, DEL and GC return it under its own name.
+//!
+//! The pod controls its namespace, so that it can give the device another name and alias, and other
+//! links those of the device. So ADD notes what the device is before it moves it, and DEL returns the
+//! link that the note describes. The alias has the name, too: there the Go plugin reads it. DEL reads
+//! it for a pod without a note: of the Go plugin, or of a node that has lost `/run`.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use cni::env::IfName;
+use cni::json::Json;
+use cni::request::{Add, Del, Gc};
+use cni::{Attachment, Code, SystemError, Undo};
+use netlink::{Device, HardwareAddress, Netlink};
+use netns::NetNs;
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::notes::Notes;
+use crate::pod;
+use crate::remains::has_mark;
+
+/// What an attachment uses that has a device.
+const DEVICE: &str = "device";
+
+/// The name of the notes.
+const PLUGIN: &str = "host-device";
+
+/// How long DEL waits for hardware whose namespace has ended: the kernel returns it a moment later.
+const RETURN: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A device as it was on the node.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Origin {
+    name: String,
+    alias: String,
+    altnames: Vec<String>,
+    index: u32,
+    up: bool,
+    kind: Option<String>,
+    /// The index of a veth's peer, or of a parent.
+    link: Option<u32>,
+    /// Whether that was in another namespace than the node's.
+    link_elsewhere: bool,
+    permanent: String,
+    bus_id: String,
+    /// Its name and its namespace as the runtime named them.
+    ifname: String,
+    netns: String,
+}
+
+/// Where a device is looked for.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Node,
+    /// A pod, with the id that the node's namespace has there.
+    Pod(Option<i32>),
+}
+
+/// What a configuration says about the device of a pod without a note.
+#[derive(Clone, Debug, Default)]
+pub struct Hint {
+    /// Its name on the node, or empty.
+    pub name: String,
+    /// Its hardware address.
+    pub address: Option<HardwareAddress>,
+}
+
+/// Moves `device` from the node of the socket `host` into the pod, as `CNI_IFNAME`. It is down. Its
+/// return is pushed on `undo`.
+///
+/// # Errors
+/// `failed to move link …`: the pod has an interface of that name, or the kernel cannot move the
+/// device; `device …` is another attachment's.
+pub fn take<C>(
+    request: &Add<C>,
+    host: &Netlink,
+    device: &Device,
+    netns: &NetNs,
+    undo: &mut Undo,
+) -> Result<()> {
+    let owner = &request.attachment;
+    let name = &device.link.name;
+    if has_mark(&device.link) {
+        let alias = device.link.alias.as_deref().unwrap_or_default();
+        bail!("failed to move link {name:?}: it belongs to {alias}");
+    }
+    let pod = Netlink::open_in(netns)?;
+    let notes = notes(&owner.network);
+    if let Some(earlier) = notes.find(owner).and_then(|it| Origin::parse(&it))
+        && let Some(device) = earlier.find_in(&pod)?
+    {
+        let (had, now) = (&earlier.name, &device.link.name);
+        bail!(
+            "failed to move link {name:?}: this interface has the device {had:?} already, as {now:?}"
+        );
+    }
+    let ifname = owner.ifname.as_str();
+    let failed = |error: SystemError| {
+        let text = "failed to move link failed to move";
+        error.reword(format!(
+            "{text} {ifname:?} (host: {name:?}) to container NS"
+        ))
+    };
+    if pod.find_link(ifname)?.is_some() {
+        return Err(failed(SystemError::new("", Errno::EEXIST)).into());
+    }
+    let origin = Origin::of(device, request);
+    let (back, from, forgotten) = (origin.clone(), netns.clone(), owner.clone());
+    undo.push(format!("return {name}"), move || {
+        back.undo(&from)?;
+        self::notes(&forgotten.network).remove(&forgotten, |_| Ok(()))
+    });
+    // Before the device moves: a DEL after a kill finds it by the note.
+    notes.add(DEVICE, owner, &serde_json::to_string(&origin)?)?;
+    // `alias` is the name alone, as the Go plugin reads it.
+    host.move_link(device.link.index, netns, ifname, name)
+        .map_err(failed)?;
+    Ok(())
+}
+
+/// DEL: returns the device of the attachment to the node, under its own name, whatever the pod has
+/// made of it. It is down, as after a DEL of the Go plugin. A pod without a note has a device if there
+/// is a `hint`.
+///
+/// # Errors
+/// `failed to move "net1" to hostNS: file exists`, code 11: the node has another interface with the
+/// device's name. The device stays where it is, without addresses.
+pub fn give_back<C>(request: &Del<C>, hint: Option<&Hint>) -> Result<()> {
+    let owner = &request.attachment;
+    let notes = notes(&owner.network);
+    let netns = pod::find_netns(request.netns.as_ref())?;
+    match notes.find(owner).and_then(|it| Origin::parse(&it)) {
+        Some(origin) => origin.give_back(netns.as_ref())?,
+        None => hint.map_or(Ok(()), |hint| {
+            give_back_unnoted(owner, netns.as_ref(), hint)
+        })?,
+    }
+    notes.remove(owner, |_| Ok(()))
+}
+
+/// GC: returns the devices of attachments that are not valid.
+///
+/// # Errors
+/// As [`give_back`].
+pub fn collect<C>(request: &Gc<C>) -> Result<()> {
+    let give_back = |note: &str| {
+        let Some(origin) = Origin::parse(note) else {
+            return Ok(());
+        };
+        let path = Some(cni::env::NetnsPath::new(origin.netns.as_str()));
+        let netns = pod::find_netns(path.as_ref().filter(|it| !it.as_str().is_empty()))?;
+        origin.give_back(netns.as_ref())
+    };
+    notes(&request.call.network).collect(&request.valid, give_back, |_| Ok(()))
+}
+
+fn notes(network: &str) -> Notes {
+    Notes::of(PLUGIN, network)
+}
+
+impl Origin {
+    fn of<C>(device: &Device, request: &Add<C>) -> Self {
+        let link = &device.link;
+        Self {
+            name: link.name.clone(),
+            // Its own name is what an early version of the Go plugin has left.
+            alias: link
+                .alias
+                .clone()
+                .filter(|it| *it != link.name)
+                .unwrap_or_default(),
+            altnames: device.altnames.clone(),
+            index: link.index,
+            up: link.up,
+            kind: link.kind.clone(),
+            link: link.link,
+            link_elsewhere: link.link_netnsid.is_some(),
+            permanent: device.permanent.to_string(),
+            bus_id: device.bus_id.clone(),
+            ifname: request.attachment.ifname.to_string(),
+            netns: request.netns.as_str().to_owned(),
+        }
+    }
+
+    fn parse(note: &str) -> Option<Self> {
+        let origin: Self = Json::parse(note.as_bytes()).ok()?.decode().ok()?;
+        // What another program wrote is no name to give to a link.
+        IfName::parse(&origin.name).is_ok().then_some(origin)
+    }
+
+    /// Whether `device` can be this one, by what a pod cannot change.
+    fn is_same(&self, device: &Device, place: Place) -> bool {
+        let link = &device.link;
+        let both = |one: &str, other: &str| !one.is_empty() && !other.is_empty();
+        let permanent = device.permanent.to_string();
+        let is_hardware_same = if both(&self.bus_id, &device.bus_id) {
+            self.bus_id == device.bus_id
+        } else {
+            self.permanent == permanent
+        };
+        // Neither the other end of a veth nor the parent of a vlan can be chosen in a pod, if it is
+        // outside.
+        let is_outside = match place {
+            Place::Node => link.link_netnsid.is_some() == self.link_elsewhere,
+            Place::Pod(_) if self.link_elsewhere => link.link_netnsid.is_some(),
+            Place::Pod(node) => link.link_netnsid.is_some() && link.link_netnsid == node,
+        };
+        !device.loopback
+            && self.kind == link.kind
+            && is_hardware_same
+            && self.link == link.link
+            && (self.link.is_none() || is_outside)
+    }
+
+    /// Whether [`Self::is_same`] holds for one link only. There can be many dummies, or macvlans on
+    /// one parent.
+    fn is_unique(&self) -> bool {
+        let is_hardware = !self.permanent.is_empty() || !self.bus_id.is_empty();
+        is_hardware || self.kind.as_deref() == Some("veth")
+    }
+
+    /// The device among `devices`; of several, the one that looks most like it.
+    fn pick<'a>(&self, devices: &'a [Device], place: Place) -> Option<&'a Device> {
+        let has_alias = |it: &Device| it.link.alias.as_ref() == Some(&self.name);
+        let has_name = |it: &Device| match place {
+            Place::Node => false,
+            Place::Pod(_) => [&self.ifname, &self.name].contains(&&it.link.name),
+        };
+        let mut same: Vec<_> = devices
+            .iter()
+            .filter(|it| self.is_same(it, place))
+            .filter(|it| self.is_unique() || has_alias(it) || has_name(it))
+            .collect();
+        same.sort_by_key(|it| (has_alias(it), has_name(it), it.link.index == self.index));
+        same.pop()
+    }
+
+    fn find_in(&self, pod: &Netlink) -> Result<Option<Device>> {
+        let devices = pod.list_devices()?;
+        // Asked after the list, for which the kernel gives out ids.
+        let node = pod.id_of(&NetNs::current()?)?;
+        Ok(self.pick(&devices, Place::Pod(node)).cloned())
+    }
+
+    /// Undoes an ADD.
+    fn undo(&self, netns: &NetNs) -> Result<()> {
+        self.give_back(Some(netns))?;
+        let host = Netlink::open()?;
+        match host.find_link(&self.name)? {
+            Some(link) if self.up && !link.up => Ok(host.set_up(link.index)?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the device from `netns`, or from where the kernel has put it when its namespace ended.
+    fn give_back(&self, netns: Option<&NetNs>) -> Result<()> {
+        let host = Netlink::open()?;
+        if let Some(device) = self.find_at_home(&host)? {
+            return self.restore_alias(&host, &device);
+        }
+        if let Some(netns) = netns {
+            let pod = Netlink::open_in(netns)?;
+            if let Some(device) = self.find_in(&pod)? {
+                return self.move_home(&host, &pod, &device);
+            }
+        }
+        match self.find_returned(&host, netns.is_none())? {
+            Some(device) => self.rename(&host, &device),
+            // It was deleted, unplugged, or is in another namespace of the pod.
+            None => Ok(()),
+        }
+    }
+
+    /// The device, on the node under its own name: it never left, or it is back.
+    fn find_at_home(&self, host: &Netlink) -> Result<Option<Device>> {
+        let device = host.find_device(&self.name)?;
+        Ok(device.filter(|it| {
+            let is_it = self.is_unique() || it.link.index == self.index;
+            it.link.name == self.name && is_it && self.is_same(it, Place::Node)
+        }))
+    }
+
+    /// The device, on the node under a name that the pod gave it.
+    fn find_returned(&self, host: &Netlink, vanished: bool) -> Result<Option<Device>> {
+        let is_awaited = vanished && self.kind.is_none();
+        let until = Instant::now() + RETURN;
+        loop {
+            let found = self.pick(&host.list_devices()?, Place::Node).cloned();
+            if found.is_some() || !is_awaited || Instant::now() > until {
+                return Ok(found);
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn restore_alias(&self, host: &Netlink, device: &Device) -> Result<()> {
+        if device.link.alias.as_ref() == Some(&self.name) {
+            host.set_alias(device.link.index, &self.alias)?;
+        }
+        Ok(())
+    }
+
+    /// Moves the device from the pod to the node. Its name and alias are changed before anything on
+    /// the node sees it: udev and NetworkManager act on names.
+    fn move_home(&self, host: &Netlink, pod: &Netlink, device: &Device) -> Result<()> {
+        let (index, was) = (device.link.index, &device.link.name);
+        if host.find_link(&self.name)?.is_some() {
+            // They are released now, and must not answer any more.
+            for it in pod.list_addresses(index, None)? {
+                pod.delete_address(index, it.address)?;
+            }
+            return Err(self.is_taken(was));
+        }
+        for altname in device
+            .altnames
+            .iter()
+            .filter(|it| !self.altnames.contains(it))
+        {
+            pod.delete_altname(index, altname)?;
+        }
+        // Kernels before 6.2 rename no interface that is up.
+        pod.set_down(index)?;
+        if *was != self.name
+            && let Err(error) = pod.rename(index, &self.name)
+            // Another interface of the pod has the name; then the node sees the pod's for a moment.
+            && !error.is_exists()
+        {
+            return Err(error.into());
+        }
+        if let Err(error) = pod.move_link(index, &NetNs::current()?, &self.name, &self.alias) {
+            let _ = pod.rename(index, was);
+            let _ = pod.set_up(index);
+            return match error.is_exists() {
+                true => Err(self.is_taken(was)),
+                false => Err(error
+                    .reword(format!("failed to move {was:?} to hostNS"))
+                    .into()),
+            };
+        }
+        self.restore_altnames(host, device)
+    }
+
+    /// Gives the device its name, where the kernel has put it under another one.
+    fn rename(&self, host: &Netlink, device: &Device) -> Result<()> {
+        let index = device.link.index;
+        if device.link.name != self.name {
+            if host.find_link(&self.name)?.is_some() {
+                return Err(self.is_taken(&device.link.name));
+            }
+            host.set_down(index)?;
+            host.rename(index, &self.name)?;
+        }
+        host.set_alias(index, &self.alias)?;
+        for altname in device
+            .altnames
+            .iter()
+            .filter(|it| !self.altnames.contains(it))
+        {
+            host.delete_altname(index, altname)?;
+        }
+        self.restore_altnames(host, device)
+    }
+
+    /// The pod can delete alternative names. Another link may have them now, so that a failure is
+    /// only logged.
+    fn restore_altnames(&self, host: &Netlink, device: &Device) -> Result<()> {
+        let Some(link) = host.find_link(&self.name)? else {
+            return Ok(());
+        };
+        for altname in self
+            .altnames
+            .iter()
+            .filter(|it| !device.altnames.contains(it))
+        {
+            if let Err(error) = host.add_altname(link.index, altname) {
+                cni::log(format_args!("{} has lost a name: {error}", self.name));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_taken(&self, was: &str) -> anyhow::Error {
+        let text = format!("failed to move {was:?} to hostNS: file exists");
+        let name = &self.name;
+        let details = format!("the node has another interface {name:?}: rename that one");
+        Code::TryAgain.err(text).details(details).into()
+    }
+}
+
+/// Returns a device by its alias, as the Go plugin does.
+fn give_back_unnoted(owner: &Attachment, netns: Option<&NetNs>, hint: &Hint) -> Result<()> {
+    let host = Netlink::open()?;
+    if let Some(netns) = netns {
+        let pod = Netlink::open_in(netns)?;
+        let devices = pod.list_devices()?;
+        if let Some(device) = hint.pick_in_pod(&devices, owner.ifname.as_str()) {
+            return Origin::unnoted(&host, device)?.move_home(&host, &pod, device);
+        }
+        return Ok(());
+    }
+    let devices = host.list_devices()?;
+    match hint.pick_returned(&devices, owner.ifname.as_str()) {
+        Some(device) => Origin::unnoted(&host, device)?.rename(&host, device),
+        None => Ok(()),
+    }
+}
+
+impl Origin {
+    fn unnoted(host: &Netlink, device: &Device) -> Result<Self> {
+        let mut altnames = device.altnames.clone();
+        let mut failed = None;
+        // Which of them the pod has added is unknown.
+        altnames.retain(|it| match host.find_link(it) {
+            Ok(other) => other.is_none_or(|other| other.index == device.link.index),
+            Err(error) => {
+                failed = Some(error);
+                true
+            }
+        });
+        match failed {
+            Some(error) => Err(error).context("look for alternative names"),
+            None => Ok(Self {
+                name: device.link.alias.clone().unwrap_or_default(),
+                altnames,
+                ..Self::default()
+            }),
+        }
+    }
+}
+
+impl Hint {
+    /// The device in a pod: one with the name of the configuration in its alias, or the one that is
+    /// called `ifname`.
+    fn pick_in_pod<'a>(&self, devices: &'a [Device], ifname: &str) -> Option<&'a Device> {
+        let mut candidates = devices.iter().filter(|it| is_from_outside(it));
+        candidates
+            .clone()
+            .find(|it| self.fits(it))
+            .or_else(|| candidates.find(|it| it.link.name == ifname))
+    }
+
+    /// The device on the node, where the kernel has put it under the name `ifname` or `dev` with its
+    /// index (`default_device_exit_net`, net/core/dev.c).
+    fn pick_returned<'a>(&self, devices: &'a [Device], ifname: &str) -> Option<&'a Device> {
+        devices.iter().find(|it| {
+            let name = &it.link.name;
+            let is_returned = name == ifname || name.starts_with("dev");
+            let own = alias_as_name(it);
+            it.is_hardware() && !it.link.up && is_returned && own != Some(name) && self.fits(it)
+        })
+    }
+
+    fn fits(&self, device: &Device) -> bool {
+        let has_name = !self.name.is_empty() && device.link.alias.as_ref() == Some(&self.name);
+        let has_address = self.address.as_ref() == Some(&device.address);
+        alias_as_name(device).is_some() && (has_name || has_address)
+    }
+}
+
+/// The alias, if an interface can have that name.
+fn alias_as_name(device: &Device) -> Option<&String> {
+    let alias = device.link.alias.as_ref()?;
+    IfName::parse(alias).is_ok().then_some(alias)
+}
+
+/// Whether the alias names an original name, and the pod cannot have made the link for itself: what
+/// moves to the node must not lead into the pod.
+fn is_from_outside(device: &Device) -> bool {
+    let link = &device.link;
+    let leads_inside = link.link.is_some() && link.link_netnsid.is_none() || link.is_kind("tun");
+    alias_as_name(device).is_some() && !leads_inside && !device.loopback
+}
+
+#[cfg(test)]
+mod tests;
