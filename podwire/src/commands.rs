@@ -5,6 +5,7 @@ mod adopt;
 mod check;
 mod del;
 mod gc;
+mod network;
 mod node;
 mod peers;
 mod release;
@@ -43,6 +44,7 @@ pub enum Command {
     Gc(gc::Gc),
     Status(status::Status),
     Peers(peers::Peers),
+    Network(network::Network),
     Resync(resync::Resync),
     Adopt(adopt::Adopt),
     Release(release::Release),
@@ -60,6 +62,7 @@ impl Command {
             Self::Gc(it) => it.run(output),
             Self::Status(it) => it.run(output),
             Self::Peers(it) => it.run(output),
+            Self::Network(it) => it.run(output),
             Self::Resync(it) => it.run(output),
             Self::Adopt(it) => it.run(output),
             Self::Release(it) => it.run(output),

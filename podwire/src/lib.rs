@@ -7,6 +7,7 @@
 mod command_line;
 mod commands;
 mod gateways;
+pub mod network;
 mod options;
 mod output;
 mod pods;

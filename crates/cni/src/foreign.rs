@@ -9,6 +9,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use nix::fcntl::OFlag;
 
 use crate::file;
@@ -41,6 +42,15 @@ pub fn is_noted(network: &str) -> bool {
         ),
         Ok(_) => true,
     }
+}
+
+/// Removes the note of a network that is removed.
+///
+/// # Errors
+/// The file cannot be removed.
+pub fn forget(network: &str) -> anyhow::Result<()> {
+    let path = path(network);
+    file::remove(&path).with_context(|| format!("remove {}", path.display()))
 }
 
 fn path(network: &str) -> PathBuf {

@@ -33,7 +33,7 @@ use crate::network::{Holder, Network, Place};
 use crate::owner::Owner;
 use crate::plan::Plan;
 
-pub use usage::{Usage, usage};
+pub use usage::{Usage, forget, reserved, usage};
 
 /// The name of this build: a hash of all sources that decide what the plugin does.
 pub const BUILD: [u8; linked::BUILD] = *include_bytes!(concat!(env!("OUT_DIR"), "/build"));

@@ -67,6 +67,11 @@ impl Place {
         self.data_dir.join(&self.network)
     }
 
+    /// `<dataDir>/.podwire/<network>`
+    pub fn index_dir(&self) -> PathBuf {
+        self.data_dir.join(DIRECTORY).join(&self.network)
+    }
+
     fn refuse_links(&self) -> Result<()> {
         let indexes = self.data_dir.join(DIRECTORY);
         let all = [self.dir(), indexes.join(&self.network), indexes];

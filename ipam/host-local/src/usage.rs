@@ -2,12 +2,15 @@
 //! runtimes take a node out of service whose STATUS fails, although its pods are well.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use anyhow::Result;
 use cni::json::Json;
 use cni::version::Version;
 use serde::Serialize;
 
+use crate::conf::Conf;
+use crate::file::failed;
 use crate::network::{Place, names};
 use crate::plan::Plan;
 use crate::range::RangeSet;
@@ -61,6 +64,34 @@ pub fn usage(document: &Json, network: &str) -> Result<Vec<Usage>> {
         }
     };
     Ok(plan.sets.iter().map(of_set).collect())
+}
+
+/// The reserved addresses of `network`, whose plugin configuration is `document`.
+///
+/// # Errors
+/// When the configuration is wrong, or the reservations cannot be listed.
+pub fn reserved(document: &Json, network: &str) -> Result<Vec<IpAddr>> {
+    names(&place(document, network)?.dir())
+}
+
+/// Removes the reservations of a network that is removed, and their index.
+///
+/// # Errors
+/// When the configuration is wrong, or a directory cannot be removed.
+pub fn forget(document: &Json, network: &str) -> Result<()> {
+    let place = place(document, network)?;
+    for dir in [place.index_dir(), place.dir()] {
+        match std::fs::remove_dir_all(&dir) {
+            Err(error) if cni::file::is_absent(&error) => {}
+            removed => removed.map_err(failed("remove", &dir))?,
+        }
+    }
+    Ok(())
+}
+
+fn place(document: &Json, network: &str) -> Result<Place> {
+    let conf: Conf = document.decode()?;
+    Ok(Place::new(&conf.data_dir(), network))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use cni::conf::NetConf;
 use cni::json::Json;
 use cni::version::{Version, numbers};
 use networks::files;
+use networks::named::Record;
 
 use super::findings::Findings;
 use super::spelling;
@@ -26,8 +27,9 @@ const KEYS: &[(&str, Check)] = &[
     ("plugins", list),
 ];
 
-/// Keys that runtimes write for themselves: nerdctl, and podman with its CNI back end.
-const OF_RUNTIMES: &[&str] = &["nerdctlID", "nerdctlLabels", "args"];
+/// Keys that programs write for themselves: nerdctl, podman with its CNI back end, and `podwire
+/// network`.
+const OF_RUNTIMES: &[&str] = &["nerdctlID", "nerdctlLabels", "args", Record::KEY];
 
 /// Keys that have no effect before a version.
 const SINCE: &[(&str, Version)] = &[

@@ -24,6 +24,9 @@ pub struct Record {
     /// Containers have no way out, and cannot be reached from outside.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub internal: bool,
+    /// The bridge was there before the network, and stays after it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub keeps_bridge: bool,
     /// What was said about a subnet.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub subnets: Vec<SubnetRecord>,

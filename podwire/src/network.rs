@@ -1,0 +1,21 @@
+//! Networks by name: what `podwire network` decides, reads and writes.
+
+mod addressing;
+mod attached;
+mod conflist;
+mod creation;
+mod document;
+pub mod filter;
+pub mod format;
+mod options;
+mod pools;
+mod removal;
+mod span;
+mod taken;
+
+pub use addressing::Words;
+pub use attached::Attached;
+pub use creation::{Created, Request, create, default_bridge};
+pub use document::{Document, created, native, row};
+pub use pools::FILE as POOL_FILE;
+pub use removal::{Removal, complete};
