@@ -1,6 +1,6 @@
 //! What people copy: the configurations of netconf-examples/ and the commands of README.md, run as they stand.
 //!
-//! The VLAN example needs a kernel with VLAN filtering: `vlan.rs` runs it in the virtual machine.
+//! The examples with VLANs and with dummy interfaces need a kernel that has them: `bridge_vlan.rs`, `vlan.rs` and `dummy.rs` run them in the virtual machine.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

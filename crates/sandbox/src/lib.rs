@@ -33,7 +33,7 @@ pub use backend::{BackEnd, FilterNode};
 pub use cni::{Cni, Failure, Outcome, container_id};
 pub use fake::{Call, FakePlugin};
 pub use netns::{Netns, Running};
-pub use plugins::{Plugin, conf_of, each_plugin, plugins, table, versions_of};
+pub use plugins::{Plugin, conf_of, each_plugin, plugins, row, table, versions_of};
 pub use process::{Finished, Stdout, TIME_LIMIT, in_time};
 pub use sandbox::Sandbox;
 pub use segment::{MACHINE, Segment};

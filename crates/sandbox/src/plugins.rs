@@ -1,6 +1,7 @@
 //! The table of plugins, `plugins.json` at the root of the project: what each needs of a node
 //! and a configuration that works. Tests of what every plugin owes a runtime read it.
 
+use std::env;
 use std::sync::OnceLock;
 
 use serde_json::{Value, json};
@@ -22,6 +23,9 @@ pub struct Plugin {
     pub since: String,
     /// Whether DEL opens the pod's network namespace.
     pub opens_netns: bool,
+    /// A line of script that fails where the kernel lacks the plugin's kind of link. The tests of the
+    /// plugin run in the virtual machine (`tests/vm/run`).
+    kernel: Option<String>,
     /// What the node needs before an ADD: `wire` ([`Sandbox::wire`]), `daemon`
     /// ([`Sandbox::dhcp_daemon`]) or a line of shell script.
     node: Vec<String>,
@@ -41,6 +45,7 @@ impl Plugin {
             peer: flag("peer"),
             since: row["since"].as_str().unwrap_or("0.1.0").to_owned(),
             opens_netns: flag("opensNetns"),
+            kernel: row["kernel"].as_str().map(str::to_owned),
             node: lines.map(line).collect(),
             conf: row["conf"].clone(),
         }
@@ -49,6 +54,15 @@ impl Plugin {
     /// Whether the plugin has configuration keys of its own.
     pub fn has_keys(&self) -> bool {
         self.conf != json!({})
+    }
+
+    /// Whether this kernel has the plugin's kind of link.
+    pub fn runs_here(&self) -> bool {
+        let has_it = |script: &String| {
+            let sandbox = Sandbox::new();
+            sandbox.host().run(&["sh", "-ec", script]).code == 0
+        };
+        self.kernel.as_ref().is_none_or(has_it)
     }
 
     /// Whether an ADD needs more than the node: a DHCP server.
@@ -67,9 +81,17 @@ pub fn table() -> &'static [Plugin] {
     })
 }
 
-/// The plugins that the suite under test has.
+/// The plugins that the suite under test has, and whose kind of link this kernel has. Those of
+/// `SANDBOX_PLUGINS` alone, if it is set: `dummy,vlan`.
 pub fn plugins() -> impl Iterator<Item = &'static Plugin> {
-    table().iter().filter(|it| it.peer || !testing_the_peer())
+    static CHOSEN: OnceLock<Vec<&'static Plugin>> = OnceLock::new();
+    let choose = || {
+        let wanted = env::var("SANDBOX_PLUGINS").unwrap_or_default();
+        let is_wanted = |it: &Plugin| wanted.is_empty() || wanted.split(',').any(|w| w == it.name);
+        let suite = table().iter().filter(|it| it.peer || !testing_the_peer());
+        suite.filter(|it| is_wanted(it) && it.runs_here()).collect()
+    };
+    CHOSEN.get_or_init(choose).iter().copied()
 }
 
 /// The versions before 1.1.0 that the plugin speaks.
@@ -85,7 +107,8 @@ pub fn conf_of(plugin: &str) -> Value {
     conf::with(&conf::plugin(plugin), row(plugin).conf.clone())
 }
 
-fn row(plugin: &str) -> &'static Plugin {
+/// The row of the plugin.
+pub fn row(plugin: &str) -> &'static Plugin {
     let found = table().iter().find(|it| it.name == plugin);
     found.unwrap_or_else(|| panic!("{plugin} is not in plugins.json"))
 }

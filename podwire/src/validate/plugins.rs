@@ -31,6 +31,7 @@ const fn plugin(name: &'static str, check: fn(&mut Subject<'_>)) -> Plugin {
 pub const PLUGINS: &[Plugin] = &[
     plugin("bandwidth", bandwidth),
     plugin("bridge", bridge),
+    plugin("dummy", dummy),
     plugin("firewall", firewall),
     plugin("host-device", host_device),
     // It has no keys of its own.
@@ -40,6 +41,7 @@ pub const PLUGINS: &[Plugin] = &[
     plugin("ptp", ptp),
     plugin("sbr", sbr),
     plugin("tuning", tuning),
+    plugin("vlan", vlan),
     plugin("vxlan", vxlan),
 ];
 
@@ -132,15 +134,42 @@ fn macvlan(subject: &mut Subject<'_>) {
         let reason = "is that of every pod: two on one parent cannot have the same";
         subject.warning("mac", reason);
     }
+    check_master(subject, &keys.master);
+    subject.take(macvlan::Plan::new(&keys, None));
+    check_mtu_of_parent(subject, keys.mtu);
+}
+
+fn vlan(subject: &mut Subject<'_>) {
+    let Some(keys) = subject.keys::<vlan::Conf>() else {
+        return;
+    };
+    if subject.document.get("vlanId").is_none() {
+        subject.warning("vlanId", "missing: 0 is no VLAN, only a priority");
+    }
+    check_master(subject, &keys.master);
+    subject.take(vlan::Plan::new(&keys, subject.has_ipam()));
+    check_mtu_of_parent(subject, keys.mtu);
+}
+
+fn dummy(subject: &mut Subject<'_>) {
+    if subject.keys::<dummy::Conf>().is_some() {
+        subject.take(dummy::require_ipam(subject.has_ipam()));
+    }
+}
+
+/// Reports names in `master` that no interface can have.
+fn check_master(subject: &mut Subject<'_>, master: &str) {
     // What a star stands for may be nothing.
-    let names = keys.master.split('|').filter(|_| !keys.master.is_empty());
+    let names = master.split('|').filter(|_| !master.is_empty());
     for pattern in names.filter(|it| !it.starts_with('*')) {
         let name = IfName::parse(&pattern.replace('*', ""));
         subject.take(name.map_err(|error| Fault::at("master", error)));
     }
-    subject.take(macvlan::Plan::new(&keys, None));
-    // No parent has a larger MTU (ETH_MAX_MTU in if_ether.h).
-    subject.take(parent::mtu_on(keys.mtu, 65535));
+}
+
+/// Reports an MTU that is larger than that of any parent (ETH_MAX_MTU in if_ether.h).
+fn check_mtu_of_parent(subject: &mut Subject<'_>, mtu: i64) {
+    subject.take(parent::mtu_on(mtu, 65535));
 }
 
 fn host_device(subject: &mut Subject<'_>) {

@@ -1,0 +1,5 @@
+//! The executable of the plugin dummy.
+
+fn main() -> std::process::ExitCode {
+    cni::run::<dummy::Dummy>()
+}

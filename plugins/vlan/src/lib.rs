@@ -1,0 +1,83 @@
+//! vlan: gives a pod one VLAN of an interface of the node.
+
+mod check;
+pub mod conf;
+pub mod plan;
+
+use anyhow::Result;
+use cni::linked::Linked;
+use cni::request::{Add, Check, Del, Gc, Status};
+use cni::result::AddResult;
+use cni::{Plugin, Undo, delegate};
+use wiring::remains::Links;
+use wiring::result::{self, Interfaces};
+use wiring::{Addressing, Gateway, lease, parent, pod};
+
+pub use crate::conf::Conf;
+pub use crate::plan::Plan;
+
+/// The kind of its links, as `ip link add … type KIND`.
+const KIND: &str = "vlan";
+
+/// The plugin.
+pub struct Vlan;
+
+impl Plugin for Vlan {
+    const NAME: &'static str = "vlan";
+    const LINKED: &'static [Linked] = &[host_local::LINKED];
+    type Conf = Conf;
+
+    fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {
+        let plan = Plan::new(&request.conf, request.call.has_ipam())?;
+        let netns = pod::open_netns(&request.netns)?;
+        let socket = plan.parent.socket(&netns)?;
+        let parent = plan.parent.find(&socket, KIND)?;
+        socket.add_link(&plan.spec(&request.attachment, &parent)?, &netns, undo)?;
+        let interface = netlink::Interface {
+            alias: Some(request.attachment.alias()),
+            ..pod::interface(request, false)
+        };
+        let pod = netlink::enter(&netns, interface)?;
+        pod.mark()?;
+        let lease = lease::acquire(request, &netns, plan.detect_conflicts, undo)?;
+        let addressing = lease.map(|lease| Addressing::new(lease, Gateway::None));
+        let configured = pod::configure(pod, addressing.as_ref())?;
+        pod::announce(&configured);
+        let interface = result::interface(&configured.link);
+        let interfaces = Interfaces::default().pod(interface, &request.netns);
+        Ok(interfaces.result(addressing, &request.call))
+    }
+
+    fn del(request: &Del<Conf>) -> Result<()> {
+        links(&request.conf).del(request)
+    }
+
+    fn check(request: &Check<Conf>) -> Result<()> {
+        let plan = Plan::new(&request.conf, request.call.has_ipam())?;
+        let netns = pod::open_netns(&request.netns)?;
+        delegate::ipam_check(&request.call)?;
+        check::attachment(request, &plan, &netns)
+    }
+
+    fn gc(request: &Gc<Conf>) -> Result<()> {
+        links(&request.conf).gc(request)
+    }
+
+    fn status(request: &Status<Conf>) -> Result<()> {
+        let plan = Plan::new(&request.conf, request.call.has_ipam())?;
+        if let Some(parent) = plan.parent.status(KIND, plan.detect_conflicts)? {
+            parent::mtu_on(plan.mtu, parent.link.mtu)?;
+        }
+        delegate::ipam_status(&request.call)
+    }
+}
+
+/// Its link in a pod.
+fn links(conf: &Conf) -> Links {
+    Links {
+        kind: KIND,
+        parent_in_pod: conf.link_in_container,
+        // DEL may have a configuration that ADD refused.
+        vlan_id: conf.vlan_id.try_into().ok(),
+    }
+}
