@@ -4,19 +4,24 @@ mod add;
 mod adopt;
 mod check;
 mod del;
+mod exec;
 mod gc;
 mod network;
 mod node;
 mod peers;
+mod ps;
 mod release;
 mod resync;
+mod run;
 mod status;
+mod stop;
 mod validate;
 mod version;
 
 use anyhow::Result;
 use clap::Subcommand;
 
+use crate::options::CacheDir;
 use crate::output::Output;
 
 /// The outcome of a command without an error.
@@ -26,11 +31,21 @@ pub enum Verdict {
     Good,
     /// It has reported what failed: exit status 1.
     Bad,
+    /// The exit status of a command that it has run.
+    Status(u8),
 }
 
 impl Verdict {
     fn good_if(condition: bool) -> Self {
         if condition { Self::Good } else { Self::Bad }
+    }
+}
+
+/// Removes what is left of containers that are gone. What cannot be removed is reported, and does not
+/// keep a command from its work.
+fn sweep(cache: &CacheDir) {
+    if let Err(error) = containers::sweep(cache.dir()) {
+        cni::log(format_args!("podwire: {error:#}"));
     }
 }
 
@@ -43,6 +58,10 @@ pub enum Command {
     Check(check::Check),
     Gc(gc::Gc),
     Status(status::Status),
+    Run(Box<run::Run>),
+    Exec(exec::Exec),
+    Ps(ps::Ps),
+    Stop(stop::Stop),
     Peers(peers::Peers),
     Network(network::Network),
     Resync(resync::Resync),
@@ -61,6 +80,10 @@ impl Command {
             Self::Check(it) => it.run(output),
             Self::Gc(it) => it.run(output),
             Self::Status(it) => it.run(output),
+            Self::Run(it) => it.run(output),
+            Self::Exec(it) => it.run(output),
+            Self::Ps(it) => it.run(output),
+            Self::Stop(it) => it.run(output),
             Self::Peers(it) => it.run(output),
             Self::Network(it) => it.run(output),
             Self::Resync(it) => it.run(output),

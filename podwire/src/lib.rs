@@ -12,6 +12,7 @@ mod options;
 mod output;
 mod pods;
 mod probe;
+mod run;
 mod unknown_owners;
 pub mod validate;
 
@@ -30,6 +31,9 @@ const FAILED: u8 = 1;
 /// Exit status of a wrong command line.
 const MISUSED: u8 = 2;
 
+/// Exit status of `podwire run` without a command that has run, as in docker run.
+const RUN_FAILED: u8 = 125;
+
 /// The whole `main`: runs the command of the command line.
 pub fn main() -> ExitCode {
     cni::process::start();
@@ -44,6 +48,7 @@ pub fn main() -> ExitCode {
     match line.command.run(&output) {
         Ok(Verdict::Good) => DONE.into(),
         Ok(Verdict::Bad) => FAILED.into(),
+        Ok(Verdict::Status(status)) => status.into(),
         Err(error) => match error.downcast_ref() {
             Some(error) => misused(&name, error),
             None => {
@@ -68,5 +73,9 @@ fn printed(manual: &clap::Error) -> ExitCode {
 fn misused(name: &str, error: &clap::Error) -> ExitCode {
     let misuse = misuse(error);
     cni::log(format_args!("{name}: {misuse}; see {name} --help"));
-    MISUSED.into()
+    match name {
+        // Other statuses are those of commands.
+        "podwire run" => RUN_FAILED.into(),
+        _ => MISUSED.into(),
+    }
 }

@@ -120,6 +120,11 @@ impl PluginDirs {
 }
 
 impl CacheDir {
+    /// The directory that has the cache.
+    pub fn dir(&self) -> &Path {
+        &self.cache_dir
+    }
+
     /// The cache of attachments.
     pub fn open(&self) -> Cache {
         Cache::in_dir(&self.cache_dir)
@@ -185,7 +190,7 @@ fn capability_args(text: &str) -> Result<Option<Map<String, Value>>> {
 
 /// The id that cnitool derives: `cnitool-` and the first ten bytes of the
 /// SHA-512 of the namespace's path, in hex.
-fn derived_id(netns: &str) -> String {
+pub fn derived_id(netns: &str) -> String {
     const PREFIX: &str = "cnitool-";
     names::prefixed(PREFIX.len() + 20, PREFIX, netns)
 }

@@ -170,6 +170,16 @@ impl NetNs {
             .map_err(Into::into)
     }
 
+    /// Moves the calling process into this namespace for good. For a process with one thread that is
+    /// to execute a command there.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered.
+    pub fn join(&self) -> Result<(), Error> {
+        let moved = self.move_thread_in();
+        moved.map_err(|errno| failed("enter", &self.path, errno))
+    }
+
     /// Moves the calling thread into this namespace.
     #[expect(clippy::disallowed_methods, reason = "the one place that may")]
     fn move_thread_in(&self) -> Result<(), Errno> {
@@ -180,6 +190,18 @@ impl NetNs {
         let stat = fstat(self.fd.as_fd()).map_err(|errno| failed("examine", &self.path, errno))?;
         Ok((stat.st_dev, stat.st_ino))
     }
+}
+
+/// Moves the calling process for good into the network, mount and UTS namespace of another one, and
+/// its children into that one's process namespace (`nsenter --target PID --all`). `process` is a
+/// descriptor of pidfd_open(2). For a process with one thread.
+///
+/// # Errors
+/// `ESRCH` if the process has ended; `EINVAL` before Linux 5.8.
+#[expect(clippy::disallowed_methods, reason = "the one place that may")]
+pub fn join_process(process: BorrowedFd<'_>) -> Result<(), Errno> {
+    let all = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS;
+    nix::sched::setns(process, all | CloneFlags::CLONE_NEWPID)
 }
 
 /// Returns the calling thread to its namespace when it is dropped.

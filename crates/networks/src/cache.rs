@@ -158,6 +158,24 @@ impl Cache {
         Ok(contents)
     }
 
+    /// The attachments of a container whose files can be read. Only files with its id in their
+    /// names are.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn of_container(&self, id: &str) -> Result<Vec<CachedAttachment>> {
+        let part = format!("-{id}-");
+        let mut files = self.files()?;
+        files.retain(|it| {
+            let name = it.file_name().map(|it| it.to_string_lossy());
+            name.is_some_and(|it| it.contains(&part))
+        });
+        files.sort();
+        let mut attachments = Contents::read(files).attachments;
+        attachments.retain(|it| it.container_id == id);
+        Ok(attachments)
+    }
+
     /// The same for all networks, the oldest ADD first.
     ///
     /// # Errors
@@ -202,6 +220,14 @@ impl CachedAttachment {
         }
     }
 
+    /// An attachment that is about to be made: without a result.
+    pub fn planned(attachment: &Attachment, config: &[u8]) -> Self {
+        Self {
+            result: None,
+            ..Self::new(attachment, config, Value::Null)
+        }
+    }
+
     fn of(owner: &cni::Attachment, result: Value) -> Self {
         Self {
             container_id: owner.container_id.to_string(),
@@ -212,7 +238,8 @@ impl CachedAttachment {
         }
     }
 
-    fn file_name(&self) -> String {
+    /// The name of its file.
+    pub fn file_name(&self) -> String {
         file_name(&self.network_name, &self.container_id, &self.ifname)
     }
 
@@ -252,6 +279,17 @@ impl CachedAttachment {
             decoded.context("parse the cached result")
         };
         self.result.as_ref().map(decode).transpose()
+    }
+
+    /// The path of the network namespace: libcni writes it since 1.2; the result names it as the
+    /// interface's sandbox.
+    pub fn netns_path(&self) -> Option<String> {
+        if !self.netns.is_empty() {
+            return Some(self.netns.clone());
+        }
+        let mut interfaces = self.add_result().ok()??.interfaces.into_iter();
+        let inside = interfaces.find(|it| it.name == self.ifname && !it.sandbox.is_empty());
+        inside.map(|it| it.sandbox)
     }
 
     /// `network/container/interface`, for messages.

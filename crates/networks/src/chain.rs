@@ -21,6 +21,9 @@ use serde_json::{Map, Value};
 
 use crate::{Cache, CachedAttachment, NetworkList, PluginConf, request};
 
+/// What the details of an error begin with if a failed ADD has left something.
+pub const NOT_ROLLED_BACK: &str = "could not roll back";
+
 /// An attachment, as a runtime passes it to plugins.
 #[derive(Clone, Debug)]
 pub struct Attachment {
@@ -207,7 +210,7 @@ impl<'a> Chain<'a> {
             return cause;
         }
         let mut error = Error::from_chain(&cause);
-        error.add_details(&format!("could not roll back: {}", left.join("; ")));
+        error.add_details(&format!("{NOT_ROLLED_BACK}: {}", left.join("; ")));
         error.into()
     }
 

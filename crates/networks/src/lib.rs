@@ -11,5 +11,5 @@ pub mod named;
 pub mod request;
 
 pub use cache::{Cache, CachedAttachment, Contents, Unidentified};
-pub use chain::{Answer, Attachment, Chain, OnFailure};
+pub use chain::{Answer, Attachment, Chain, NOT_ROLLED_BACK, OnFailure};
 pub use list::{NetworkList, PluginConf, check_name, files, side_dir};

@@ -140,6 +140,20 @@ impl NetworkList {
         Ok(Some(version) >= numbers(since.as_str()))
     }
 
+    /// Whether a plugin takes the capability arguments of this name.
+    pub fn has_capability(&self, name: &str) -> bool {
+        let mut plugins = self.plugins.iter();
+        plugins.any(|it| it.capabilities.get(name) == Some(&true))
+    }
+
+    /// Whether a list that was read from its text alone has all its plugins: none lies beside the
+    /// file in `dir`.
+    pub fn is_complete(&self, dir: &Path) -> bool {
+        let beside = || files(&dir.join(&self.name), &[".conf"]);
+        let inlined = self.load_only_inlined_plugins;
+        !self.plugins.is_empty() && (inlined || beside().is_ok_and(|it| it.is_empty()))
+    }
+
     /// Checks the name by the specification: it becomes part of a file's name.
     fn checked(self) -> Result<Self> {
         check_name(&self.name)?;

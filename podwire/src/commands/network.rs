@@ -1,6 +1,8 @@
 //! `podwire network`: networks by name.
 
+pub mod connect;
 mod create;
+mod disconnect;
 mod exists;
 mod inspect;
 mod ls;
@@ -16,7 +18,7 @@ use networks::named::Catalogue;
 use super::Verdict;
 use crate::output::Output;
 
-/// Create, list, inspect and remove networks by name.
+/// Create, list, inspect and remove networks by name, and connect containers to them.
 ///
 /// A network is a configuration in the directory that runtimes read, with docker network's names
 /// and meanings: kubelet, containerd, nerdctl, podman and cnitool use it as it is. Networks that
@@ -53,6 +55,8 @@ enum Action {
     Rm(rm::Rm),
     Prune(prune::Prune),
     Exists(exists::Exists),
+    Connect(connect::Connect),
+    Disconnect(disconnect::Disconnect),
 }
 
 impl Network {
@@ -64,6 +68,8 @@ impl Network {
             Action::Rm(it) => it.run(output),
             Action::Prune(it) => it.run(output),
             Action::Exists(it) => it.run(),
+            Action::Connect(it) => it.run(output),
+            Action::Disconnect(it) => it.run(output),
         }
     }
 }

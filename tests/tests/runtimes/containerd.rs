@@ -5,6 +5,7 @@ use std::time::Instant;
 use sandbox::{OUTSIDE, conf};
 use serde_json::{Value, json};
 
+use crate::connect::Podwire;
 use crate::cri::Cri;
 use crate::image::{self, IMAGE};
 use crate::node::Node;
@@ -360,4 +361,25 @@ fn the_networks_of_nerdctl_need_no_other_plugins() {
         );
     }
     assert!(!host.links().iter().any(|it| it.starts_with("veth")));
+}
+
+#[test]
+fn podwire_connects_a_pod_by_its_name_and_by_the_first_digits_of_its_id() {
+    let node = node();
+    let cri = Cri::new(&node, &socket(&node));
+    let podwire = Podwire::new(&node);
+    for by_name in [true, false] {
+        let pod = cri.run_pod("web");
+        let container = cri.run_container(&pod, IMAGE);
+        let word = if by_name {
+            "default/web"
+        } else {
+            &pod.id[..10]
+        };
+        let run = |argv: &[&str]| cri.exec(&container, argv);
+        podwire.connects(word, run, || {
+            cri.stop(&pod);
+            cri.remove(&pod);
+        });
+    }
 }

@@ -4,6 +4,7 @@
 //! Debian packages: containerd runc podman conmon busybox-static curl. No image comes from a registry ([`image`]), and each test
 //! has a node of its own ([`node`]): daemons, state, sockets and processes are private and go with it.
 
+mod connect;
 mod containerd;
 mod cri;
 mod image;

@@ -4,6 +4,7 @@ use sandbox::OUTSIDE;
 use sandbox::conf::{NETWORK, STATE};
 use serde_json::Value;
 
+use crate::connect::Podwire;
 use crate::image::{self, IMAGE};
 use crate::node::Node;
 use crate::{GATEWAY, SERVE, assert_published, example, fetch, network, network_with_ports};
@@ -301,4 +302,13 @@ fn a_container_of_podman_is_connected_to_another_network_and_disconnected() {
     podman.remove("b");
     podman.must(&["network", "rm", "second"]);
     assert!(!filter(&podman).contains("/32"), "{}", filter(&podman));
+}
+
+#[test]
+fn podwire_connects_a_container_of_podman_by_its_name() {
+    let podman = Podman::new();
+    let podwire = Podwire::new(&podman.node);
+    podman.start("web", &[]);
+    let run = |argv: &[&str]| podman.must(&[&["exec", "web"], argv].concat());
+    podwire.connects("web", run, || podman.remove("web"));
 }

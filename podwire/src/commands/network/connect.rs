@@ -1,0 +1,175 @@
+//! `podwire network connect`: attach a running container to a further network.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use cni::AddResult;
+use containers::{Attacher, Container, Record, Wanted};
+
+use crate::commands::{Verdict, run, sweep};
+use crate::options::{CacheDir, ConfDir, PluginDirs, derived_id};
+use crate::output::Output;
+use crate::run::mode::{Endpoint, First};
+use crate::run::{Dirs, files};
+
+/// Connect a running container to a network.
+///
+/// CONTAINER is one of podwire run, of podman, nerdctl, containerd or CRI-O: a name, an id, or the
+/// first digits of an id; for a pod also NAMESPACE/NAME; or the path of a network namespace. It gets
+/// the next free interface: eth1, eth2 and so on.
+///
+/// Its runtime does not know of the network. podwire removes the attachment when the container is
+/// gone: every podwire network, run, ps and stop looks for such containers.
+#[derive(Debug, Args)]
+#[command(after_long_help = OUTCOME)]
+pub struct Connect {
+    /// Its IPv4 address
+    #[arg(long)]
+    ip: Option<String>,
+    /// Its IPv6 address
+    #[arg(long)]
+    ip6: Option<String>,
+    /// A further name in the network
+    #[arg(long, value_name = "NAME")]
+    alias: Vec<String>,
+    /// Its MAC
+    #[arg(long, value_name = "MAC")]
+    mac_address: Option<String>,
+    /// Name of the interface in the container [default: the next free eth]
+    #[arg(long, value_name = "NAME")]
+    ifname: Option<String>,
+    /// The network with the highest number has the default route; the others have 0
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
+    gw_priority: i64,
+    #[command(flatten)]
+    conf: ConfDir,
+    #[command(flatten)]
+    plugins: PluginDirs,
+    #[command(flatten)]
+    cache: CacheDir,
+    /// Name or id of the network
+    network: String,
+    /// The container
+    container: String,
+}
+
+const OUTCOME: &str = "\
+Exit status: 0 when connected, 1 when not, 2 for a wrong command line.
+
+Examples:
+  podwire network connect mynet web
+  podwire network connect --ip 10.5.0.7 --alias db mynet default/db-0
+  podwire network connect --ifname net1 mynet /run/netns/blue
+";
+
+impl Connect {
+    pub fn run(&self, _: &Output) -> Result<Verdict> {
+        sweep(&self.cache);
+        let dirs = Dirs {
+            conf: self.conf.conf_dir.clone(),
+            plugins: self.plugins.all(),
+            cache: self.cache.dir().to_owned(),
+        };
+        let attacher = Attacher::new(&dirs.cache, &dirs.conf, dirs.plugins.clone());
+        let container = Container::find(&self.container, &attacher.cache, derived_id)?;
+        let endpoint = self.endpoint()?;
+        if ["none", "host"].contains(&self.network.as_str()) {
+            bail!("{}", refusal(&self.network));
+        }
+        container
+            .record
+            .as_ref()
+            .map_or(Ok(()), must_have_networks)?;
+        container.must_run()?;
+        let list = run::find(&dirs, &self.network)?;
+        if container
+            .attachments
+            .iter()
+            .any(|it| it.network_name == list.name)
+        {
+            let shown = container.shown();
+            bail!(
+                "endpoint with name {shown} already exists in network {}",
+                list.name
+            );
+        }
+        let wanted = Wanted {
+            container_id: container.id.clone(),
+            name: container.name.clone(),
+            netns: container.netns.clone(),
+            ifname: endpoint.ifname,
+            ips: endpoint.ips,
+            mac: endpoint.mac,
+            aliases: endpoint.aliases,
+            ports: Vec::new(),
+            gateway_priority: self.gw_priority,
+        };
+        let what = || format!("connect {} to network {}", container.shown(), list.name);
+        let result = attacher.attach(&wanted, &list).with_context(what)?;
+        let (cache, journal) = (&attacher.cache, &attacher.journal);
+        containers::choose_gateway(&container.netns, &container.id, cache, journal)?;
+        if let Some(record) = &container.record {
+            add_hosts(record, &result)?;
+        }
+        Ok(Verdict::Good)
+    }
+
+    fn endpoint(&self) -> Result<Endpoint> {
+        let mut endpoint = Endpoint {
+            network: self.network.clone(),
+            ifname: self.ifname.clone(),
+            ..Endpoint::default()
+        };
+        endpoint.complete(&First {
+            ip: self.ip.as_deref(),
+            ip6: self.ip6.as_deref(),
+            mac: self.mac_address.as_deref(),
+            aliases: &self.alias,
+        })?;
+        endpoint.check()?;
+        Ok(endpoint)
+    }
+}
+
+/// Docker's text for a mode that excludes other networks.
+fn refusal(mode: &str) -> &'static str {
+    match mode {
+        "none" => {
+            "container cannot be connected to multiple networks with one of the networks in \
+             private (none) mode"
+        }
+        "host" => "container cannot be disconnected from host network or connected to host network",
+        _ => {
+            "container sharing network namespace with another container or host cannot be \
+             connected to any other network"
+        }
+    }
+}
+
+/// Fails for a container whose networks cannot change.
+pub fn must_have_networks(record: &Record) -> Result<()> {
+    match record.mode.as_str() {
+        "" => Ok(()),
+        mode => bail!("{}", refusal(mode)),
+    }
+}
+
+/// Adds the new addresses to the container's /etc/hosts.
+fn add_hosts(record: &Record, result: &AddResult) -> Result<()> {
+    let own = files::addresses(std::slice::from_ref(result));
+    let lines: String = own
+        .iter()
+        .map(|it| files::own_line(*it, &record.hostname))
+        .collect();
+    let file = record.dir().join("hosts");
+    let opened = OpenOptions::new().append(true).open(&file);
+    let written = opened.and_then(|mut it| it.write_all(lines.as_bytes()));
+    written.with_context(|| format!("write {}", file.display()))
+}

@@ -1,0 +1,289 @@
+//! What a command line of `podwire run` asks for, without contradictions. No system calls.
+
+use std::ffi::{CString, OsString};
+use std::net::IpAddr;
+use std::os::unix::ffi::OsStringExt;
+
+use anyhow::{Context, Result, bail};
+use cni::env::ContainerId;
+
+use super::files::{self, Resolver};
+use super::mode::Mode;
+use super::ports::{self, Publication};
+
+/// The longest name: part of a file's name.
+const LONGEST_NAME: usize = 128;
+/// The longest host name (sethostname(2)).
+const LONGEST_HOSTNAME: usize = 64;
+
+/// The options, as they were written.
+#[derive(Clone, Debug, Default)]
+pub struct Asked<'a> {
+    /// Where the network comes from.
+    pub mode: Option<Mode>,
+    /// `--name`.
+    pub name: Option<&'a str>,
+    /// `--hostname`.
+    pub hostname: Option<&'a str>,
+    /// `--publish`.
+    pub publish: &'a [String],
+    /// `--publish-all`.
+    pub publish_all: bool,
+    /// `--expose`.
+    pub expose: &'a [String],
+    /// `--dns`, `--dns-search`, `--dns-option`.
+    pub dns: Resolver,
+    /// `--add-host`.
+    pub hosts: &'a [String],
+    /// The command.
+    pub command: &'a [OsString],
+}
+
+/// What is to be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Where the network comes from.
+    pub mode: Mode,
+    /// The name, if one was chosen.
+    pub name: Option<String>,
+    /// The host name, if one was chosen.
+    pub hostname: Option<String>,
+    /// The ports to publish.
+    pub publish: Vec<Publication>,
+    /// The exposed ports.
+    pub expose: Vec<String>,
+    /// What the resolver is to use.
+    pub dns: Resolver,
+    /// Further lines of /etc/hosts; without an address, that of the node.
+    pub hosts: Vec<(String, Option<IpAddr>)>,
+    /// The command.
+    pub command: Vec<CString>,
+    /// What is ignored.
+    pub warnings: Vec<String>,
+}
+
+impl Plan {
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// One is wrong, or has no meaning in this mode.
+    pub fn new(asked: Asked<'_>) -> Result<Self> {
+        let mode = asked.mode.clone().context("no mode")?;
+        if let Mode::Container(_) = mode {
+            check_shared(&asked)?;
+        }
+        let mut publish = Vec::new();
+        for text in asked.publish {
+            publish.extend(Publication::parse(text)?);
+        }
+        let mut expose = Vec::new();
+        for text in asked.expose {
+            expose.extend(ports::exposed(text)?);
+        }
+        if asked.publish_all {
+            for port in &expose {
+                publish.extend(Publication::parse(port)?);
+            }
+        }
+        let mut warnings = Vec::new();
+        if !publish.is_empty() && !matches!(mode, Mode::Networks(_)) {
+            publish.clear();
+            let name = if mode == Mode::Host { "host" } else { "none" };
+            warnings.push(format!(
+                "WARNING: Published ports are discarded when using {name} network mode"
+            ));
+        }
+        let hosts = asked.hosts.iter().map(|it| files::added_host(it));
+        let hosts = hosts.collect::<Result<_>>()?;
+        for server in &asked.dns.servers {
+            let ip: Result<IpAddr, _> = server.parse();
+            ip.with_context(|| format!("invalid IP address for --dns: {server:?}"))?;
+        }
+        let mut words = asked.dns.search.iter().chain(&asked.dns.options);
+        if let Some(word) = words.find(|it| it.is_empty() || it.contains(char::is_whitespace)) {
+            bail!("invalid --dns-search or --dns-option: {word:?}");
+        }
+        Ok(Self {
+            name: asked.name.map(name).transpose()?,
+            hostname: asked.hostname.map(hostname).transpose()?,
+            mode,
+            publish,
+            expose,
+            dns: asked.dns,
+            hosts,
+            command: command(asked.command)?,
+            warnings,
+        })
+    }
+}
+
+/// Fails for what belongs to the other container.
+fn check_shared(asked: &Asked<'_>) -> Result<()> {
+    let conflicts = [
+        (asked.hostname.is_some(), "hostname and the network mode"),
+        (asked.dns != Resolver::default(), "dns and the network mode"),
+        (
+            !asked.hosts.is_empty(),
+            "custom host-to-IP mapping and the network mode",
+        ),
+        (
+            !asked.publish.is_empty() || asked.publish_all,
+            "port publishing and the container type network mode",
+        ),
+        (
+            !asked.expose.is_empty(),
+            "port exposing and the container type network mode",
+        ),
+    ];
+    match conflicts.iter().find(|(there, _)| *there) {
+        Some((_, what)) => bail!("conflicting options: {what}"),
+        None => Ok(()),
+    }
+}
+
+fn name(text: &str) -> Result<String> {
+    if ContainerId::parse(text).is_err() || text.len() > LONGEST_NAME {
+        bail!(
+            "Invalid container name ({text}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed, at most \
+             {LONGEST_NAME}"
+        );
+    }
+    Ok(text.to_owned())
+}
+
+fn hostname(text: &str) -> Result<String> {
+    if !files::is_host_name(text) || text.len() > LONGEST_HOSTNAME {
+        bail!("invalid hostname {text:?}");
+    }
+    Ok(text.to_owned())
+}
+
+fn command(words: &[OsString]) -> Result<Vec<CString>> {
+    let word = |it: &OsString| CString::new(it.clone().into_vec()).context("a NUL in the command");
+    let command = words.iter().map(word).collect::<Result<Vec<_>>>()?;
+    match command.first() {
+        Some(program) if !program.is_empty() => Ok(command),
+        _ => bail!("no command specified"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked<'a>(mode: Mode, command: &'a [OsString]) -> Asked<'a> {
+        Asked {
+            mode: Some(mode),
+            command,
+            ..Asked::default()
+        }
+    }
+
+    #[test]
+    fn what_belongs_to_the_other_container_is_refused() {
+        let words = ["true".into()];
+        let one = ["80".to_owned()];
+        let host = ["a:1.2.3.4".to_owned()];
+        let shared = || asked(Mode::Container("web".into()), &words);
+        let with_dns = Resolver {
+            servers: vec!["1.2.3.4".into()],
+            ..Resolver::default()
+        };
+        for (asked, expected) in [
+            (
+                Asked {
+                    hostname: Some("x"),
+                    ..shared()
+                },
+                "hostname and the network mode",
+            ),
+            (
+                Asked {
+                    dns: with_dns,
+                    ..shared()
+                },
+                "dns and the network mode",
+            ),
+            (
+                Asked {
+                    hosts: &host,
+                    ..shared()
+                },
+                "custom host-to-IP mapping and the network mode",
+            ),
+            (
+                Asked {
+                    publish: &one,
+                    ..shared()
+                },
+                "port publishing and the container type network mode",
+            ),
+            (
+                Asked {
+                    expose: &one,
+                    ..shared()
+                },
+                "port exposing and the container type network mode",
+            ),
+        ] {
+            let error = Plan::new(asked).unwrap_err().to_string();
+            assert_eq!(error, format!("conflicting options: {expected}"));
+        }
+    }
+
+    #[test]
+    fn ports_without_a_network_are_ignored_with_a_warning() {
+        let (words, ports) = (["true".into()], ["80:80".to_owned()]);
+        for (mode, name) in [(Mode::Host, "host"), (Mode::None, "none")] {
+            let plan = Plan::new(Asked {
+                publish: &ports,
+                ..asked(mode, &words)
+            });
+            let plan = plan.unwrap();
+            let warning = "Published ports are discarded when using";
+            assert_eq!(
+                plan.warnings,
+                [format!("WARNING: {warning} {name} network mode")]
+            );
+            assert!(plan.publish.is_empty());
+        }
+    }
+
+    #[test]
+    fn names_and_commands_are_checked() {
+        let words = ["true".into()];
+        let named = |name| {
+            Plan::new(Asked {
+                name: Some(name),
+                ..asked(Mode::None, &words)
+            })
+        };
+        assert_eq!(named("a.b-c_1").unwrap().name.as_deref(), Some("a.b-c_1"));
+        let long = "x".repeat(LONGEST_NAME + 1);
+        for name in ["", "-a", "a b", "../x", "a/b", "ä", &long] {
+            let error = named(name).unwrap_err().to_string();
+            assert!(error.starts_with("Invalid container name"), "{error}");
+        }
+        for hostname in ["", "a b", "a\nb", &"x".repeat(65)] {
+            let plan = Plan::new(Asked {
+                hostname: Some(hostname),
+                ..asked(Mode::None, &words)
+            });
+            assert!(plan.is_err(), "{hostname:?}");
+        }
+        assert!(Plan::new(asked(Mode::None, &[])).is_err());
+        assert!(Plan::new(asked(Mode::None, &["".into()])).is_err());
+        assert!(Plan::new(asked(Mode::None, &["a\0b".into()])).is_err());
+    }
+
+    #[test]
+    fn exposed_ports_are_published_if_all_are() {
+        let (words, expose) = (["true".into()], ["80-81/udp".to_owned()]);
+        let plan = Plan::new(Asked {
+            expose: &expose,
+            publish_all: true,
+            ..asked(Mode::Networks(Vec::new()), &words)
+        });
+        assert_eq!(plan.unwrap().publish.len(), 2);
+    }
+}
