@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use sandbox::{Finished, Netns, Sandbox, Suite, beyond_peer};
+use sandbox::{Finished, NO_ANSWER, NODE, Netns, Sandbox, Suite, beyond_peer};
 
 const WHY: &str = "podwire runs them, and it is not among the Go plugins";
 
@@ -256,6 +256,29 @@ fn sbr_routes_a_second_interface_by_its_address() {
         run("check");
         run("del");
         assert_eq!(pod.sh("ip rule; ip route show table all"), before);
+    });
+}
+
+#[test]
+fn an_isolated_network_is_reached_by_its_published_ports_only() {
+    beyond_peer(WHY, || {
+        let sandbox = Sandbox::new();
+        let outside = sandbox.outside();
+        let (host, pod) = (sandbox.host(), sandbox.pod("blue"));
+        let run = |verb: &str| {
+            let command = format!("podwire {verb} example-isolated {}", pod.path());
+            good(shell(&host, PORT, &command))
+        };
+        run("add");
+        run("check");
+        let _server = pod.serve(80);
+        let ask = |to: &str, port| outside.ask("tcp", to, port);
+        assert!(ask(NODE[0], 8080).starts_with("blue sees"));
+        assert!(ask("fd00:210:15::2", 80).starts_with("blue sees"));
+        assert_eq!(ask("10.210.15.2", 80), NO_ANSWER);
+        run("del");
+        let rules = host.rules();
+        assert!(!rules.contains("ex-isolated"), "{rules}");
     });
 }
 

@@ -249,6 +249,42 @@ fn isolation_behind_the_gateway_is_put_back() {
     });
 }
 
+#[test]
+fn the_mode_of_a_network_is_put_back_under_a_live_connection() {
+    beyond_peer(WHY, || {
+        let node = Node::empty(BackEnd::Nftables);
+        let mut network = network(&DUAL);
+        network["plugins"][0]["gatewayModeIPv4"] = "nat".into();
+        network["plugins"][0]["gatewayModeIPv6"] = "routed".into();
+        network["plugins"][0]["capabilities"] = json!({"portMappings": true});
+        node.configure(&network);
+        node.host().sh("iptables -P FORWARD DROP");
+        let (a, _server) = node.pod(Suite::Ours, "a", 8080);
+        let talk = node.talk(8080);
+        let before = node.rules();
+        assert_eq!(node.task(&["resync"]).stdout, "");
+        node.host().sh("nft delete table ip podwire_access
+            nft delete table ip6 podwire_access
+            iptables -F FORWARD");
+        let why = node.check_fails(&a, 8080);
+        assert!(why.contains("podwire_access"), "{why}");
+        let output = node.task(&["resync"]).stdout;
+        for what in [
+            "access to mynet",
+            "forwarding for mynet",
+            "opened ports of mynet/",
+        ] {
+            assert!(output.contains(&format!("put back: {what}")), "{output}");
+        }
+        assert_eq!(node.rules(), before);
+        node.goes_on(&talk);
+        node.run(Suite::Ours, "check", &a, 8080);
+        node.host().sh("iptables -F FORWARD");
+        let why = node.check_fails(&a, 8080);
+        assert!(why.contains("FORWARD is DROP"), "{why}");
+    });
+}
+
 // ---- adopt
 
 #[test]

@@ -169,6 +169,28 @@ pub fn has_chain(socket: &Socket, family: Family, table: &str, chain: &str) -> R
     })
 }
 
+/// Whether the policy of a chain is to drop; false where there is no such chain.
+///
+/// # Errors
+/// As [`has_tables`].
+pub fn chain_drops(
+    socket: &Socket,
+    family: Family,
+    table: &str,
+    chain: &str,
+) -> Result<bool, Error> {
+    let which = Attributes::new()
+        .text(NFTA_CHAIN_TABLE, table)
+        .text(NFTA_CHAIN_NAME, chain);
+    let request = request(family, libc::NFT_MSG_GETCHAIN, &which);
+    let policy = |answer: &[u8]| find(answer, NFTA_CHAIN_POLICY).and_then(Netfilter::u32);
+    let found = none_where_absent(socket.get(&request, policy)).map_err(|refusal| {
+        let op = format!("find chain {family} {table} {chain}");
+        Error::refused(op, refusal)
+    })?;
+    Ok(found.contains(&(libc::NF_DROP as u32)))
+}
+
 fn is_present(
     socket: &Socket,
     request: &Request,

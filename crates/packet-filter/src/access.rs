@@ -7,7 +7,10 @@
 //! ports may be published: they are published for everybody. A packet to a pod's own address was
 //! not redirected, so it does not pass, not even to a published port.
 //!
-//! A rule here can only drop: what other tables drop stays dropped.
+//! A rule here can only drop: what other tables drop stays dropped, but for the policy of iptables
+//! ([`forwarding`]).
+
+mod forwarding;
 
 use std::net::IpAddr;
 
@@ -35,11 +38,13 @@ const ISOLATED: Set = Set::new("isolated_devices", &[Type::Interface]);
 const WITHIN: Set = Set::new("within", &[Type::Interface, Type::Interface]);
 /// Pairs of devices of one network whose pods may not talk to each other.
 const APART: Set = Set::new("apart", &[Type::Interface, Type::Interface]);
+/// Devices for which iptables accepts what its policy would drop.
+const ACCEPTED: Set = Set::new("accepted_devices", &[Type::Interface]);
 /// Opened ports of pods.
 const OPENED: Set = Set::new("opened_ports", &[Type::Address, Type::Protocol, Type::Port]);
 
 /// The sets that have the elements of networks.
-const OF_NETWORKS: [Set; 6] = [NAT, ROUTED, INTERNAL, ISOLATED, WITHIN, APART];
+const OF_NETWORKS: [Set; 7] = [NAT, ROUTED, INTERNAL, ISOLATED, WITHIN, APART, ACCEPTED];
 
 const FAMILIES: [Family; 2] = [Family::Ip, Family::Ip6];
 
@@ -91,7 +96,8 @@ impl Nftables {
 
     /// Fails if something is missing, or if more is there.
     pub fn check_access(&self, wanted: &Access) -> Result<()> {
-        complete(undone(&add(&self.socket, wanted)?))
+        complete(undone(&add(&self.socket, wanted)?))?;
+        self.check_forwarded(wanted)
     }
 
     /// Whether there are rules about the access to the network.
@@ -110,6 +116,7 @@ impl Nftables {
 
     /// Opens the network to everybody again; with the last network, the tables are deleted.
     pub fn remove_access(&self, network: &str) -> Result<()> {
+        self.drop_forwarded(network)?;
         let comment = network_comment(network);
         self.transact(|socket| remove(socket, &OF_NETWORKS, &|it| it == comment))
     }
@@ -174,6 +181,22 @@ impl Access {
             }
         }
         all
+    }
+
+    /// The elements that stand for rules of iptables.
+    fn accepted(&self, family: Family) -> Vec<Element> {
+        if self.is_closed(family) {
+            return Vec::new();
+        }
+        let comment = network_comment(&self.network);
+        let element = |it: &String| ACCEPTED.element([Part::interface(it)], [], &comment);
+        self.devices.iter().map(element).collect()
+    }
+
+    /// Whether nothing of a family leaves the network.
+    fn is_closed(&self, family: Family) -> bool {
+        let mode = self.mode(family);
+        matches!(mode, GatewayMode::Internal | GatewayMode::Isolated)
     }
 
     /// The keys that the network's elements may have.
@@ -329,8 +352,8 @@ pub fn open(socket: &Socket, wanted: &OpenPorts) -> Result<Transaction, Error> {
     Ok(changes)
 }
 
-/// Changes that remove the elements of `sets` whose comment is `gone`; with the last element of a
-/// family, its table.
+/// Changes that remove the elements of `sets` whose comment is `gone`, and the table of a family
+/// that has no other elements.
 fn remove(
     socket: &Socket,
     sets: &[Set],
@@ -339,12 +362,13 @@ fn remove(
     let mut changes = Transaction::new();
     for family in FAMILIES {
         let table = table(family);
-        let found = listing::elements(socket, table, sets, gone)?;
-        if found.is_empty() {
+        if !listing::has_table(socket, family, table.name)? {
             continue;
         }
+        let found = listing::elements(socket, table, sets, gone)?;
         let mut every = OF_NETWORKS.to_vec();
         every.push(OPENED);
+        // A change of the mode may have left the sets empty before.
         if listing::elements(socket, table, &every, |_| true)?.len() == found.len() {
             changes.delete_table(table);
             continue;
@@ -392,6 +416,7 @@ add set ip6 podwire_access internal_devices { type ifname ; }
 add set ip6 podwire_access isolated_devices { type ifname ; }
 add set ip6 podwire_access within { type ifname . ifname ; }
 add set ip6 podwire_access apart { type ifname . ifname ; }
+add set ip6 podwire_access accepted_devices { type ifname ; }
 add set ip6 podwire_access opened_ports { type ipv6_addr . inet_proto . inet_service ; }
 add chain ip6 podwire_access to_published
 flush chain ip6 podwire_access to_published

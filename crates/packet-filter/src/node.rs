@@ -138,7 +138,7 @@ const ATTEMPTS: u32 = 8;
 fn carry_out(dry: bool, plan: impl Fn() -> Result<Plan>) -> Result<Report> {
     let (mut report, mut restored) = (Report::default(), Vec::new());
     let mut attempt = 1;
-    loop {
+    let forwarded = loop {
         let mut plan = plan()?;
         report.add(std::mem::take(&mut plan.report));
         restored.append(&mut plan.restored);
@@ -147,13 +147,17 @@ fn carry_out(dry: bool, plan: impl Fn() -> Result<Plan>) -> Result<Report> {
             return Ok(report);
         }
         match plan.commit() {
-            Ok(()) => break,
+            Ok(()) => break plan.forwarded,
             // A coded error is a held lock, and that has been waited for.
             Err(error) if attempt == ATTEMPTS || error.is::<cni::Error>() => return Err(error),
             Err(_) => attempt += 1,
         }
         drop(plan);
         sleep(Duration::from_millis(10));
+    };
+    // Needs the lock of iptables, which the plan has held.
+    for wanted in &forwarded {
+        Nftables::open()?.restore_forwarded(wanted)?;
     }
     for ports in &restored {
         backend::delete_stray_connections(ports);
@@ -263,6 +267,8 @@ struct Plan {
     last: Vec<Changes>,
     /// Ports that were missing: UDP connections may lead to the wrong place.
     restored: Vec<HostPorts>,
+    /// Networks for which iptables has to accept what its policy drops.
+    forwarded: Vec<Access>,
     /// Whether the table raw has to close 127.0.0.0/8.
     close_localhost: bool,
     report: Report,
@@ -275,6 +281,7 @@ impl Plan {
             first: Vec::new(),
             last: Vec::new(),
             restored: Vec::new(),
+            forwarded: Vec::new(),
             close_localhost: false,
             report: Report::default(),
         })
@@ -324,10 +331,16 @@ impl Plan {
         for pod in pods.iter().rev() {
             if let Some(wanted) = &pod.access
                 && wanted.devices.iter().all(|it| devices.insert(it))
-                && self.node.ruleset()?.add_access(wanted)?
             {
-                let line = format!("access to {}", wanted.network);
-                self.report.done.push(line);
+                let ruleset = self.node.ruleset()?;
+                let line = |what: &str| format!("{what} {}", wanted.network);
+                if ruleset.add_access(wanted)? {
+                    self.report.done.push(line("access to"));
+                }
+                if ruleset.nftables.check_forwarded(wanted).is_err() {
+                    self.report.done.push(line("forwarding for"));
+                    self.forwarded.push(wanted.clone());
+                }
             }
             if let Some(wanted) = &pod.open_ports
                 && wanted.addresses.iter().all(|it| addresses.insert(it))

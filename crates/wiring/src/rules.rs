@@ -205,9 +205,10 @@ pub fn add_access(
 ) -> Result<()> {
     let nftables = Nftables::find()?.context(NO_NFTABLES)?;
     undo_use(owner, bridge, undo);
-    shared::use_access(owner)?;
+    let is_first = shared::use_access(owner)?;
     let restricted = nftables.ensure_access(access);
-    restricted.context("restrict the access to the network")
+    restricted.context("restrict the access to the network")?;
+    nftables.accept_forwarded(access, is_first)
 }
 
 fn open_ports(ports: &OpenPorts, undo: &mut Undo) -> Result<()> {

@@ -56,12 +56,13 @@ pub fn use_isolation(owner: &Attachment, wanted: &Isolation) -> Result<()> {
     note(owner, &uses, "").map(drop)
 }
 
-/// ADD: notes that the attachment uses the rules about the access to its network.
+/// ADD: notes that the attachment uses the rules about the access to its network. Returns whether
+/// it is the first one.
 ///
 /// # Errors
 /// As [`use_subnets`].
-pub fn use_access(owner: &Attachment) -> Result<()> {
-    note(owner, &[ACCESS.to_owned()], "").map(drop)
+pub fn use_access(owner: &Attachment) -> Result<bool> {
+    note(owner, &[ACCESS.to_owned()], "")
 }
 
 /// ADD: notes that the attachment has opened ports.

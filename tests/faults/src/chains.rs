@@ -19,6 +19,13 @@ pub fn all() -> Vec<Chain> {
             BackEnd::IptablesNft,
             alone("bridge, iptables", masqueraded("iptables")),
         ),
+        with(
+            BackEnd::IptablesNft,
+            Chain {
+                setup: "iptables -P FORWARD DROP",
+                ..alone("bridge, gateway mode", restricted())
+            },
+        ),
         alone("ptp", ptp("nftables")),
         with(
             BackEnd::IptablesNft,
@@ -113,6 +120,14 @@ fn executed(conf: Value) -> Value {
 /// All that a bridge network may have.
 fn bridge() -> Value {
     let change = json!({"macspoofchk": true});
+    conf::with(&masqueraded("nftables"), change)
+}
+
+/// A network that others reach only as its modes say.
+fn restricted() -> Value {
+    let mapping = json!({"hostPort": 8080, "containerPort": 80, "protocol": "tcp"});
+    let change = json!({"gatewayModeIPv4": "nat", "gatewayModeIPv6": "routed", "icc": false,
+        "runtimeConfig": {"portMappings": [mapping]}});
     conf::with(&masqueraded("nftables"), change)
 }
 

@@ -148,13 +148,31 @@ pub fn other() -> Value {
 impl Lab {
     /// A node whose network has these keys.
     pub fn new(keys: Value) -> Self {
-        let node = FilterNode::new(BackEnd::Nftables);
+        Self::with(BackEnd::Nftables, keys)
+    }
+
+    /// The same beside rules of this packet filter.
+    pub fn with(back_end: BackEnd, keys: Value) -> Self {
+        let node = FilterNode::new(back_end);
         let servers = vec![node.host().serve(SERVICE), node.outside.serve(SERVICE)];
         Self {
             node,
             conf: network(keys),
             servers,
         }
+    }
+
+    /// The configuration of the network.
+    pub fn conf(&self) -> Value {
+        self.conf.clone()
+    }
+
+    /// Has iptables drop what no rule accepts.
+    pub fn drop_forwarded(&self) {
+        let path = self.back_end.path(&self.node.sandbox);
+        self.host().sh(&format!(
+            "export PATH={path}; iptables -P FORWARD DROP; ip6tables -P FORWARD DROP"
+        ));
     }
 
     /// Whether bridged packets pass the rules of IP.

@@ -9,18 +9,18 @@ use crate::lab::{
 
 /// What of a family gets through.
 #[derive(Clone, Copy)]
-struct Passes {
+pub struct Passes {
     /// From elsewhere, by the pod's own address: the published port, another one, a ping.
-    inward: [bool; 3],
+    pub inward: [bool; 3],
     /// From elsewhere, by the node's address: the published port.
-    published: bool,
+    pub published: bool,
     /// From a pod to elsewhere.
-    outward: bool,
+    pub outward: bool,
     /// Between a pod and the node.
-    node: bool,
+    pub node: bool,
 }
 
-const NAT: Passes = Passes {
+pub const NAT: Passes = Passes {
     inward: [false; 3],
     published: true,
     outward: true,
@@ -30,7 +30,7 @@ const UNPROTECTED: Passes = Passes {
     inward: [true; 3],
     ..NAT
 };
-const ROUTED: Passes = Passes {
+pub const ROUTED: Passes = Passes {
     inward: [true, false, true],
     published: false,
     ..NAT
@@ -51,7 +51,7 @@ fn yes(passes: [bool; 2], name: &str) -> [Option<&str>; 2] {
 }
 
 /// `within`: whether pods of the network reach each other.
-fn assert_passes(lab: &Lab, [a, b, c]: &[Netns; 3], passes: [Passes; 2], within: bool) {
+pub fn assert_passes(lab: &Lab, [a, b, c]: &[Netns; 3], passes: [Passes; 2], within: bool) {
     let of = |pick: fn(&Passes) -> bool| passes.map(|it| pick(&it));
     let elsewhere = || {
         let mut expected = Expected::default();
@@ -120,7 +120,7 @@ fn nat_unprotected_lets_in_everything() {
     });
 }
 
-fn mappings() -> Value {
+pub fn mappings() -> Value {
     json!({"portMappings": [
         {"hostPort": PUBLISHED, "containerPort": OPEN, "protocol": "tcp"},
         {"hostPort": PUBLISHED, "containerPort": OPEN, "protocol": "UDP"},

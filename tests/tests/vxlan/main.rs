@@ -1,5 +1,6 @@
 //! vxlan: networks that span hosts, in both modes, over both families.
 
+mod access;
 mod examples;
 mod faults;
 mod flannel;

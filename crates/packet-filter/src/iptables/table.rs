@@ -1,7 +1,7 @@
 //! A table of iptables as text: what `iptables-save` and `iptables -S` print, and what
 //! `iptables-restore` reads. Nothing here executes a program.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -51,12 +51,17 @@ pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// The rules of some chains of a table, as they are in the kernel.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Listing(BTreeMap<String, Vec<String>>);
+pub struct Listing {
+    rules: BTreeMap<String, Vec<String>>,
+    /// The chains whose policy is DROP.
+    dropping: BTreeSet<String>,
+}
 
 impl Listing {
     /// Reads what `iptables-save -t TABLE` or `iptables -t TABLE -S` printed.
     pub fn parse(text: &str) -> Self {
         let mut chains = BTreeMap::<String, Vec<String>>::new();
+        let mut dropping = BTreeSet::new();
         for line in text.lines() {
             let (first, rest) = line.split_once(' ').unwrap_or((line, ""));
             let (chain, rule) = rest.split_once(' ').unwrap_or((rest, ""));
@@ -65,21 +70,38 @@ impl Listing {
                     let rules = chains.entry(chain.to_owned()).or_default();
                     rules.push(rule.to_owned());
                 }
-                "-N" | "-P" => drop(chains.entry(chain.to_owned()).or_default()),
+                "-N" | "-P" => {
+                    chains.entry(chain.to_owned()).or_default();
+                    if rule == "DROP" {
+                        dropping.insert(chain.to_owned());
+                    }
+                }
                 _ if first.starts_with(':') => {
-                    chains.entry(first[1..].to_owned()).or_default();
+                    let name = &first[1..];
+                    chains.entry(name.to_owned()).or_default();
+                    if chain == "DROP" {
+                        dropping.insert(name.to_owned());
+                    }
                 }
                 // *TABLE, COMMIT, comments
                 _ => {}
             }
         }
-        Self(chains)
+        Self {
+            rules: chains,
+            dropping,
+        }
+    }
+
+    /// Whether the policy of `chain` is to drop.
+    pub fn drops(&self, chain: &str) -> bool {
+        self.dropping.contains(chain)
     }
 
     /// The rules of `chain` (what follows `-A CHAIN `); `None` if there is no
     /// such chain.
     pub fn chain(&self, chain: &str) -> Option<&[String]> {
-        self.0.get(chain).map(Vec::as_slice)
+        self.rules.get(chain).map(Vec::as_slice)
     }
 
     /// The same, with nothing in a chain that does not exist.
@@ -89,12 +111,13 @@ impl Listing {
 
     /// Adds the chains of another one.
     pub fn extend(&mut self, other: Self) {
-        self.0.extend(other.0);
+        self.rules.extend(other.rules);
+        self.dropping.extend(other.dropping);
     }
 
     /// All chains by name.
     pub fn chains(&self) -> impl Iterator<Item = (&str, &[String])> {
-        self.0
+        self.rules
             .iter()
             .map(|(name, rules)| (name.as_str(), rules.as_slice()))
     }

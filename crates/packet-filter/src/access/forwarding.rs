@@ -1,0 +1,179 @@
+//! Networks with a mode on a node where the policy of iptables' chain FORWARD is DROP, as Docker
+//! sets it.
+//!
+//! A rule of nf_tables that accepts does not end the chains of other tables. So iptables accepts
+//! what comes from the network's devices and what goes to them: two rules for each device and
+//! family. What must not pass is dropped by the rules of [`Access`]. A set has the devices with
+//! such rules: an ADD looks there, and only the first one of a network executes iptables.
+
+use std::fs;
+
+use anyhow::{Context, Result, bail};
+use nftables::{Family, Part, Socket, Transaction, listing};
+
+use super::{ACCEPTED, Access, installation, is_installed, table};
+use crate::backend::iptables::settle;
+use crate::backend::{Iptables, Nftables, network_comment};
+use crate::iptables::table::{self as tables, FILTER, Listing, word};
+
+const FORWARD: &str = "FORWARD";
+
+/// Each family as nf_tables and as iptables name it, and where the kernel lists the tables of the
+/// legacy variant.
+const FAMILIES: [(Family, tables::Family, &str); 2] = [
+    (Family::Ip, tables::Family::V4, "ip_tables_names"),
+    (Family::Ip6, tables::Family::V6, "ip6_tables_names"),
+];
+
+impl Nftables {
+    /// Has iptables accept what is forwarded for the network, where its policy is to drop. Tables of
+    /// the legacy variant are looked at only for the first pod of a network, as that takes a process.
+    pub fn accept_forwarded(&self, wanted: &Access, is_first: bool) -> Result<()> {
+        for (family, of, legacy) in FAMILIES {
+            if wanted.is_closed(family) || !self.may_drop(family, is_first.then_some(legacy))? {
+                continue;
+            }
+            if is_noted(&self.socket, wanted, family)? {
+                continue;
+            }
+            let iptables = Iptables::new();
+            let Some(program) = iptables.programs.installed(of)? else {
+                continue;
+            };
+            if !program.table(FILTER)?.drops(FORWARD) {
+                continue;
+            }
+            // First the note: after a kill in between, DEL still knows that there may be rules.
+            self.transact(|socket| note(socket, wanted, family))?;
+            let _lock = program.lock()?;
+            settle(&program, || missing(wanted, &program.table(FILTER)?))
+                .context("accept what is forwarded for the network")?;
+        }
+        Ok(())
+    }
+
+    /// Fails if a policy of iptables drops what is forwarded for the network.
+    pub fn check_forwarded(&self, wanted: &Access) -> Result<()> {
+        for (family, of, legacy) in FAMILIES {
+            if wanted.is_closed(family) || !self.may_drop(family, Some(legacy))? {
+                continue;
+            }
+            let Some(program) = Iptables::new().programs.installed(of)? else {
+                continue;
+            };
+            let found = program.table(FILTER)?;
+            if found.drops(FORWARD) && !missing(wanted, &found)?.is_empty() {
+                let (name, network) = (of.program(), &wanted.network);
+                bail!(
+                    "{name} -P {FORWARD} is DROP, and no rule accepts what is forwarded for {network}"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the rules back, whatever is noted.
+    pub fn restore_forwarded(&self, wanted: &Access) -> Result<()> {
+        self.transact(|socket| {
+            let mut changes = Transaction::new();
+            for (family, ..) in FAMILIES {
+                for element in wanted.accepted(family) {
+                    let found = listing::element_at(socket, table(family), ACCEPTED, &element.key)?;
+                    if let Some(found) = found {
+                        changes.delete_element(table(family), found);
+                    }
+                }
+            }
+            Ok(changes)
+        })?;
+        self.accept_forwarded(wanted, true)
+    }
+
+    /// Removes the rules of the network's devices from iptables.
+    pub(super) fn drop_forwarded(&self, network: &str) -> Result<()> {
+        let comment = network_comment(network);
+        for (family, of, _) in FAMILIES {
+            let noted =
+                listing::elements(&self.socket, table(family), &[ACCEPTED], |it| it == comment)?;
+            let Some(program) = Iptables::new()
+                .programs
+                .installed(of)?
+                .filter(|_| !noted.is_empty())
+            else {
+                continue;
+            };
+            let mut rules = Vec::new();
+            for element in &noted {
+                if let [device @ Part::Interface(_)] = element.key[..] {
+                    rules.extend(rules_of(device.to_string().trim_matches('"'))?);
+                }
+            }
+            let _lock = program.lock()?;
+            settle(&program, || {
+                let found = program.chain(FILTER, FORWARD)?.unwrap_or_default();
+                let mut removal = tables::Transaction::new(FILTER);
+                let own = found.rules(FORWARD).iter().filter(|it| rules.contains(it));
+                own.for_each(|rule| removal.delete(FORWARD, rule));
+                Ok(removal)
+            })
+            .context("remove the network's rules from iptables")?;
+        }
+        Ok(())
+    }
+
+    /// Whether iptables may drop what no rule accepts: the nft variant's chain says so, or the
+    /// legacy variant has a table, if its list is given.
+    fn may_drop(&self, family: Family, legacy: Option<&str>) -> Result<bool> {
+        if listing::chain_drops(&self.socket, family, FILTER, FORWARD)? {
+            return Ok(true);
+        }
+        let names =
+            legacy.and_then(|it| fs::read_to_string(format!("/proc/thread-self/net/{it}")).ok());
+        Ok(names.is_some_and(|it| it.lines().any(|name| name == FILTER)))
+    }
+}
+
+fn is_noted(socket: &Socket, wanted: &Access, family: Family) -> Result<bool> {
+    for element in wanted.accepted(family) {
+        if listing::element_at(socket, table(family), ACCEPTED, &element.key)?.as_ref()
+            != Some(&element)
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn note(socket: &Socket, wanted: &Access, family: Family) -> Result<Transaction, nftables::Error> {
+    let mut changes = Transaction::new();
+    if !is_installed(socket, family)? {
+        changes.extend(installation(family));
+    }
+    for element in wanted.accepted(family) {
+        if let Some(found) = listing::element_at(socket, table(family), ACCEPTED, &element.key)? {
+            changes.delete_element(table(family), found);
+        }
+        changes.create_element(table(family), element);
+    }
+    Ok(changes)
+}
+
+fn rules_of(device: &str) -> Result<[String; 2]> {
+    let device = word(device)?;
+    let rule =
+        |side| format!("-{side} {device} -m comment --comment \"podwire: gateway mode\" -j ACCEPT");
+    Ok(["i", "o"].map(rule))
+}
+
+/// The rules that the chain lacks. They come last, instead of the policy.
+fn missing(wanted: &Access, found: &Listing) -> Result<tables::Transaction> {
+    let mut missing = tables::Transaction::new(FILTER);
+    for device in &wanted.devices {
+        for rule in rules_of(device)? {
+            if !found.rules(FORWARD).contains(&rule) {
+                missing.append(FORWARD, &rule);
+            }
+        }
+    }
+    Ok(missing)
+}
