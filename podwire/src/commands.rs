@@ -18,6 +18,8 @@ mod stop;
 mod validate;
 mod version;
 
+pub(crate) use node::record_users;
+
 use anyhow::Result;
 use clap::Subcommand;
 

@@ -12,6 +12,7 @@ mod pools;
 mod removal;
 mod span;
 mod taken;
+mod update;
 
 pub use addressing::Words;
 pub use attached::Attached;
@@ -19,3 +20,4 @@ pub use creation::{Created, Request, create, default_bridge};
 pub use document::{Document, created, native, row};
 pub use pools::FILE as POOL_FILE;
 pub use removal::{Removal, complete};
+pub use update::{Changes, Places, update};

@@ -254,6 +254,25 @@ impl CachedAttachment {
             .context("decode the cached configuration")
     }
 
+    /// Puts another configuration of the network in the place of that of the ADD.
+    pub fn replace_config(&mut self, config: &[u8]) {
+        self.config = Some(BASE64_STANDARD.encode(config));
+    }
+
+    /// Puts another MTU, in bytes, in the place of that of the ADD, wherever the result has one.
+    pub fn replace_mtu(&mut self, mtu: u32) {
+        let interfaces = self.result.as_mut().and_then(|it| it.get_mut("interfaces"));
+        for interface in interfaces
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
+            if let Some(known) = interface.get_mut("mtu") {
+                *known = mtu.into();
+            }
+        }
+    }
+
     /// The attachment in the form of GC's list.
     pub fn owner(&self) -> ValidAttachment {
         valid(&self.container_id, &self.ifname)

@@ -209,6 +209,31 @@ pub fn collect(network: &str, valid: &[ValidAttachment]) -> Result<()> {
     })
 }
 
+/// The network is not masqueraded any more, whatever its attachments were added with.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn end_masquerade(network: &str) -> Result<()> {
+    end(network, MASQUERADE)
+}
+
+/// The pods of the network are not isolated from each other any more.
+///
+/// # Errors
+/// As [`end_masquerade`].
+pub fn end_isolation(network: &str) -> Result<()> {
+    end(network, ISOLATION)
+}
+
+fn end(network: &str, prefix: &str) -> Result<()> {
+    match Users::find(network) {
+        Ok(None) => {}
+        Ok(Some(users)) => users.end(prefix)?,
+        Err(error) => ignore_unavailable(error)?,
+    }
+    remove_unused(network, |_| Ok(false))
+}
+
 /// Removes the rules of `network` without a user. If there are attachments that are not noted
 /// (`has_unknown`), all rules stay, and so does the directory, which makes the next DEL look again.
 fn remove_unused(network: &str, has_unknown: impl FnOnce(&Users) -> Result<bool>) -> Result<()> {

@@ -266,6 +266,22 @@ impl Users {
         })
     }
 
+    /// Removes the attachments from all uses whose names begin with `prefix`.
+    ///
+    /// # Errors
+    /// As [`Users::forget`].
+    pub fn end(&self, prefix: &str) -> Result<()> {
+        self.for_each_use(|what, dir| {
+            if !what.starts_with(prefix) {
+                return Ok(());
+            }
+            for name in dir.entries()? {
+                dir.remove_file(&name)?;
+            }
+            self.dir.remove_dir(what).map(drop)
+        })
+    }
+
     /// Calls `act` for each use. An error of one does not stop the others.
     fn for_each_use(
         &self,

@@ -8,6 +8,7 @@ mod inspect;
 mod ls;
 mod prune;
 mod rm;
+mod update;
 
 use std::path::Path;
 
@@ -18,7 +19,7 @@ use networks::named::Catalogue;
 use super::Verdict;
 use crate::output::Output;
 
-/// Create, list, inspect and remove networks by name, and connect containers to them.
+/// Create, list, change and remove networks by name, connect containers.
 ///
 /// A network is a configuration in the directory that runtimes read, with docker network's names
 /// and meanings: kubelet, containerd, nerdctl, podman and cnitool use it as it is. Networks that
@@ -42,6 +43,7 @@ Examples:
   podwire network create --subnet 10.5.0.0/24 --aux-address dns=10.5.0.53 other
   podwire network ls --filter label=team=blue
   podwire network inspect -f '{{range .IPAM.Config}}{{.Subnet}}{{end}}' mynet
+  podwire network update --mtu 1400 --ip-masq=false --dry-run mynet
   podwire network rm mynet other
 ";
 
@@ -53,6 +55,7 @@ enum Action {
     Inspect(inspect::Inspect),
     #[command(visible_alias = "remove")]
     Rm(rm::Rm),
+    Update(Box<update::Update>),
     Prune(prune::Prune),
     Exists(exists::Exists),
     Connect(connect::Connect),
@@ -66,6 +69,7 @@ impl Network {
             Action::Ls(it) => it.run(output),
             Action::Inspect(it) => it.run(output),
             Action::Rm(it) => it.run(output),
+            Action::Update(it) => it.run(output),
             Action::Prune(it) => it.run(output),
             Action::Exists(it) => it.run(),
             Action::Connect(it) => it.run(output),

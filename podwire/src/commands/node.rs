@@ -91,7 +91,7 @@ impl Options {
 }
 
 /// Records the users of a subnet's rule before it is made: it stays as long as they live.
-fn record_users(pods: &[Pod]) -> Result<()> {
+pub fn record_users(pods: &[Pod]) -> Result<()> {
     for Wanted { rules, backend } in pods.iter().filter_map(|pod| pod.masquerade.as_ref()) {
         if *backend != Some(Kind::Iptables) {
             shared::use_subnets(rules)?;

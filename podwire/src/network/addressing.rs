@@ -102,6 +102,13 @@ pub struct Requests {
 impl Requests {
     /// Reads the options. Faults are added to `faults`.
     pub fn read(words: &Words<'_>, faults: &mut Vec<String>) -> Self {
+        let mut requests = Self::only(words, faults);
+        requests.add_families(words, faults);
+        requests
+    }
+
+    /// The same without subnets of families that are not mentioned.
+    pub fn only(words: &Words<'_>, faults: &mut Vec<String>) -> Self {
         let mut requests = Self { all: Vec::new() };
         for word in words.subnets {
             match subnet(word) {
@@ -115,7 +122,6 @@ impl Requests {
             requests.add_gateways(words.gateways, faults);
             requests.add_aux(words.aux, faults);
         }
-        requests.add_families(words, faults);
         requests
     }
 

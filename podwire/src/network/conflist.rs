@@ -9,6 +9,10 @@ use serde_json::{Map, Value, json};
 use super::addressing::Subnet;
 use super::options::{Driver, Options};
 
+/// The bridge plugin, as that of the Go suite, gives a bridge one address of IPv4.
+pub const ONE_IPV4_SUBNET: &str =
+    "bridge driver doesn't support multiple subnets of IPv4: a bridge is the gateway of one";
+
 /// A network without contradictions.
 #[derive(Debug)]
 pub struct Design {
@@ -258,6 +262,8 @@ impl Design {
             has_ipv6 && options.mtu.is_some_and(|it| it < 1280),
             "IPv6 needs an MTU of at least 1280",
         );
+        let ipv4 = self.subnets.iter().filter(|it| it.network.is_ipv4());
+        fault(!on_segment && ipv4.count() > 1, ONE_IPV4_SUBNET);
         let isolated = |mode: &Option<String>| mode.as_deref() == Some("isolated");
         let other_mode = [&options.mode_ipv4, &options.mode_ipv6];
         let other_mode = other_mode.iter().any(|it| it.is_some() && !isolated(it));

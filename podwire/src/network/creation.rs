@@ -157,7 +157,7 @@ impl Draft {
         if request.vni.is_some_and(|vni| vni > netlink::MAX_VNI) {
             faults.push(format!("invalid VNI: expected 0 to {}", netlink::MAX_VNI));
         }
-        refuse(&faults)?;
+        options::refuse(&faults)?;
         Ok(Self {
             driver,
             options,
@@ -213,7 +213,7 @@ impl Draft {
         }
         faults.extend(design.faults());
         check_interfaces(&mut design, catalogue, &mut faults)?;
-        refuse(&faults)?;
+        options::refuse(&faults)?;
         let document = design.document()?;
         store.create(&design.name, &document)?;
         let network = store.catalogue()?.named(&design.name).cloned();
@@ -281,14 +281,6 @@ fn ipam(request: &Request<'_>, faults: &mut Vec<String>) -> Ipam {
         faults.push(format!("--ipam-driver {} takes no subnets", request.ipam));
     }
     ipam
-}
-
-/// One error for all of them, with Docker's beginning.
-fn refuse(faults: &[String]) -> Result<()> {
-    match faults {
-        [] => Ok(()),
-        faults => bail!("invalid network config: {}", faults.join("; ")),
-    }
 }
 
 fn name_fault(name: &str) -> Option<String> {

@@ -2,7 +2,10 @@
 //! nerdctl.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
+
+use anyhow::bail;
 
 use serde_json::Value;
 
@@ -85,6 +88,9 @@ pub struct Options {
     pub metric: Option<u32>,
 }
 
+/// What an MTU can be: 68 is the least that IPv4 needs (RFC 791), 65,535 the most that a bridge takes.
+pub const MTU: RangeInclusive<u32> = 68..=65_535;
+
 const DOCKER: &str = "com.docker.network.";
 const MODES: [&str; 4] = ["nat", "nat-unprotected", "routed", "isolated"];
 
@@ -115,7 +121,7 @@ impl Options {
                 self.mode_ipv4 = self.mode_ipv4.take().or(Some(mode.into()));
                 self.mode_ipv6 = self.mode_ipv6.take().or(Some(mode.into()));
             }
-            "driver.mtu" | "mtu" => self.mtu = Some(number(value, 68..=65_535)?),
+            "driver.mtu" | "mtu" => self.mtu = Some(number(value, MTU)?),
             "parent" => self.parent = Some(interface(value)?),
             "macvlan_mode" | "ipvlan_mode" | "mode" => self.mode = Some(value.to_owned()),
             "vlan" => self.vlan = Some(number(value, 1..=4094)?),
@@ -129,6 +135,17 @@ impl Options {
     }
 }
 
+/// One error for all faults, with Docker's beginning.
+///
+/// # Errors
+/// There is a fault.
+pub fn refuse(faults: &[String]) -> anyhow::Result<()> {
+    match faults {
+        [] => Ok(()),
+        faults => bail!("invalid network config: {}", faults.join("; ")),
+    }
+}
+
 /// Go's texts for a boolean.
 fn boolean(text: &str) -> Result<bool, String> {
     match text {
@@ -138,7 +155,7 @@ fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
-fn number(text: &str, range: std::ops::RangeInclusive<u32>) -> Result<u32, String> {
+fn number(text: &str, range: RangeInclusive<u32>) -> Result<u32, String> {
     let number = text.parse().ok().filter(|it| range.contains(it));
     number.ok_or_else(|| format!("expected {} to {}", range.start(), range.end()))
 }

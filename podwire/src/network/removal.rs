@@ -148,12 +148,13 @@ fn remove_interfaces(listed: &Listed) -> Result<()> {
 }
 
 fn remove_bridge(host: &Netlink, name: &str) -> Result<()> {
-    if let Some(bridge) = host.find_link(name)?
-        && bridge.is_kind("bridge")
-        && host.list_ports(bridge.index)?.is_empty()
-    {
+    if let Some(bridge) = host.find_link(name)? {
+        if !bridge.is_kind("bridge") || !host.list_ports(bridge.index)?.is_empty() {
+            return Ok(());
+        }
         host.delete_link(name)?;
-        neighbours::remove(name);
     }
+    // Also if an interrupted removal has deleted the bridge.
+    neighbours::remove(name);
     Ok(())
 }

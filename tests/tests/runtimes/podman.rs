@@ -179,6 +179,66 @@ fn the_examples_are_networks_of_this_podman() {
     }
 }
 
+/// `podwire network create`: podman lists the network and runs containers on it, and podwire sees them.
+#[test]
+fn a_network_that_podwire_made_is_one_of_podmans() {
+    let podman = Podman::new();
+    let before = podman.node.before();
+    let (conf_dir, program) = (podman.node.path("net.d"), podwire());
+    let podwire = |args: &[&str]| {
+        let network = [&program[..], "network"];
+        podman
+            .node
+            .must(&[&network[..], args, &["--conf-dir", &conf_dir]].concat())
+    };
+    // The base of the masquerade table stays after the last rule, as that of the Go plugins does.
+    let no_masquerade = "com.docker.network.bridge.enable_ip_masquerade=false";
+    let id = podwire(&[
+        "create",
+        "--subnet",
+        "10.5.0.0/24",
+        "-o",
+        no_masquerade,
+        "made",
+    ]);
+    let listed = podman.must(&["network", "ls", "--format", "{{.Name}} {{.Driver}}"]);
+    assert!(listed.contains("made bridge"), "{listed}");
+    let subnets = "{{range .Subnets}}{{.Subnet}} {{.Gateway}}{{end}}";
+    let subnets = podman.must(&["network", "inspect", "--format", subnets, "made"]);
+    assert_eq!(subnets.trim(), "10.5.0.0/24 10.5.0.1");
+
+    podman.start("a", &["--network", "made", "--ip", "10.5.0.77"]);
+    podman.must(&["exec", "a", "ping", "-c", "1", "-W", "2", "10.5.0.1"]);
+    let containers = "{{range .Containers}}{{.Name}} {{.IPv4Address}}{{end}}";
+    let containers = podwire(&["inspect", "--format", containers, &id[..12]]);
+    assert_eq!(containers, "a 10.5.0.77/24\n");
+    let refused = [
+        &program[..],
+        "network",
+        "rm",
+        "--conf-dir",
+        &conf_dir,
+        "made",
+    ];
+    let refused = podman.node.run(&refused);
+    assert!(
+        refused.stderr.contains("active endpoints (name:\"a\""),
+        "{refused:?}"
+    );
+
+    podman.remove("a");
+    podwire(&["rm", "made"]);
+    podman.node.assert_left_nothing(&before);
+}
+
+fn podwire() -> String {
+    sandbox::Suite::Ours
+        .dir()
+        .join("podwire")
+        .display()
+        .to_string()
+}
+
 #[test]
 fn podman_asks_for_an_address_and_a_mac() {
     let podman = Podman::new();

@@ -67,8 +67,9 @@ impl Store {
     /// # Errors
     /// The file cannot be written, or exists.
     pub fn create(&self, name: &str, document: &Map<String, Value>) -> Result<PathBuf> {
-        let names = list::files(&self.dir, &[".conf", ".conflist", ".json"])?;
-        let first = names.first().and_then(|it| it.file_name()?.to_str());
+        let files = list::files(&self.dir, &[".conf", ".conflist", ".json"])?;
+        let names = files.iter().filter_map(|it| it.file_name()?.to_str());
+        let first = names.filter(|it| !it.starts_with(PREFIX)).min();
         let file = self.dir.join(file_name(name, first));
         self.write(&file, document, |it| {
             it.persist_noclobber(&file).map_err(|error| error.error)
@@ -173,7 +174,7 @@ impl Store {
 }
 
 /// The name of the file of the network `name`, after `first` in the order of names, the first
-/// configuration of the directory.
+/// configuration of another program.
 fn file_name(name: &str, first: Option<&str>) -> String {
     let usual = format!("{PREFIX}{name}{SUFFIX}");
     match first {

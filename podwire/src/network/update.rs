@@ -1,0 +1,390 @@
+//! `podwire network update`: changes of a network under running containers.
+//!
+//! The configuration changes first, then what the cache of attachments has of it, because CHECK,
+//! DEL and `podwire resync` read that; then the kernel. Each step may be repeated: after an
+//! interruption, the same command completes the work.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use cni::request::alias_prefix;
+use netlink::{Link, Netlink, PortSpec};
+use netns::NetNs;
+use networks::named::{Kind, Listed, Network, Origin, Store};
+use networks::{Cache, CachedAttachment, NetworkList};
+use packet_filter::node;
+use serde_json::{Map, Value, json};
+use wiring::shared;
+
+use super::addressing::{Node, Requests, Subnet, Words};
+use super::conflist::ONE_IPV4_SUBNET;
+use super::options::{self, MTU};
+use super::pools::Pools;
+use super::taken;
+use crate::commands::record_users;
+use crate::pods::Pods;
+
+/// What is to be changed. `None` and an empty list change nothing.
+#[derive(Clone, Debug)]
+pub struct Changes<'a> {
+    /// Labels to add or to change.
+    pub labels: &'a [String],
+    /// Keys of labels to remove.
+    pub remove_labels: &'a [String],
+    /// Whether packets that leave the network get the node's address.
+    pub masquerade: Option<bool>,
+    /// Whether containers of the network reach each other.
+    pub icc: Option<bool>,
+    /// The largest packet in bytes.
+    pub mtu: Option<u32>,
+    /// Further subnets.
+    pub words: Words<'a>,
+    /// The file with the pools.
+    pub pools: &'a Path,
+}
+
+/// Where a change is made.
+#[derive(Debug)]
+pub struct Places<'a> {
+    /// The configurations.
+    pub store: &'a Store,
+    /// Where they are.
+    pub conf_dir: &'a Path,
+    /// The attachments.
+    pub cache: &'a Cache,
+}
+
+/// Changes `network`; `dry` changes nothing. Returns what was done, or would be, in words.
+///
+/// # Errors
+/// All faults of the changes at once; what the kernel or the disk refuses.
+pub fn update(
+    network: &Network,
+    changes: &Changes<'_>,
+    places: &Places<'_>,
+    dry: bool,
+) -> Result<Vec<String>> {
+    let listed = changeable(network)?;
+    let mut edit = Edit::new(network, listed);
+    let subnets = edit.new_subnets(changes, places)?;
+    edit.apply(changes, &subnets)?;
+    let host = Netlink::open()?;
+    let attached = super::Attached::to(&network.name, places.cache)?;
+    let links = Links::of(&host, &network.name, listed)?;
+    if let Some(mtu) = changes.mtu {
+        edit.done.extend(links.mtu_steps(mtu, &attached.alive));
+    }
+    if dry {
+        return Ok(edit.done);
+    }
+    let list = edit.write(listed, places)?;
+    for attachment in &attached.alive {
+        let mut changed = attachment.clone();
+        changed.replace_config(&list.bytes);
+        if let Some(mtu) = changes.mtu {
+            changed.replace_mtu(mtu);
+        }
+        places.cache.put(&changed)?;
+    }
+    if let Some(mtu) = changes.mtu {
+        links.set_mtu(&host, mtu, &attached.alive)?;
+    }
+    if let Some(icc) = changes.icc {
+        links.set_isolated(&host, !icc)?;
+    }
+    set_rules(network, changes, places)?;
+    Ok(edit.done)
+}
+
+/// A network that podwire made and containers are attached to by a bridge.
+fn changeable(network: &Network) -> Result<&Listed> {
+    let name = &network.name;
+    match &network.kind {
+        Kind::Unmade => {
+            bail!("network {name} is made with its first container; there is nothing to change yet")
+        }
+        Kind::None | Kind::Host => bail!("{name} is a pre-defined network and cannot be changed"),
+        Kind::Listed(listed) if listed.origin != Origin::Podwire => {
+            let file = listed.file.display();
+            bail!(
+                "network {name} is not changed: podwire has not made it; its configuration is {file}"
+            )
+        }
+        Kind::Listed(listed) => Ok(listed),
+    }
+}
+
+/// The configuration while it changes.
+struct Edit<'a> {
+    network: &'a Network,
+    listed: &'a Listed,
+    document: Map<String, Value>,
+    done: Vec<String>,
+}
+
+impl<'a> Edit<'a> {
+    fn new(network: &'a Network, listed: &'a Listed) -> Self {
+        let document = listed.document.clone();
+        Self {
+            network,
+            listed,
+            document,
+            done: Vec::new(),
+        }
+    }
+
+    /// The subnets to add.
+    fn new_subnets(&self, changes: &Changes<'_>, places: &Places<'_>) -> Result<Vec<Subnet>> {
+        if changes.words.subnets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut faults = Vec::new();
+        // A family is added by its subnet.
+        let words = Words {
+            ipv4: Some(true),
+            ..changes.words.clone()
+        };
+        let requests = Requests::only(&words, &mut faults);
+        let interface = self
+            .plugin_key("bridge")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned();
+        let node = Node {
+            name: &self.network.name,
+            shares_segment: false,
+            interface: &interface,
+        };
+        let taken = taken::taken(&places.store.catalogue()?)?;
+        let subnets = match faults[..] {
+            [] => requests.settle(&Pools::read(changes.pools)?, &taken, node, &mut faults)?,
+            _ => Vec::new(),
+        };
+        options::refuse(&faults)?;
+        Ok(subnets)
+    }
+
+    fn apply(&mut self, changes: &Changes<'_>, subnets: &[Subnet]) -> Result<()> {
+        let mut faults = Vec::new();
+        let labels = options::pairs(changes.labels, "label", &mut faults);
+        let driver = self.network.driver().to_owned();
+        let has_bridge = ["bridge", "vxlan"].contains(&driver.as_str());
+        if !has_bridge
+            && (changes.icc.is_some() || changes.masquerade.is_some() || changes.mtu.is_some())
+        {
+            faults.push(format!(
+                "only networks of a bridge can be changed live, and {} is of {driver}",
+                self.network.name
+            ));
+        }
+        let known = self
+            .network
+            .listed()
+            .map(|it| networks::named::subnets_of(&it.list));
+        let known = known.unwrap_or_default();
+        let ipv4 = known.iter().filter(|it| it.subnet.ip().is_ipv4()).count();
+        let more = subnets.iter().filter(|it| it.network.is_ipv4()).count();
+        if has_bridge && more > 0 && ipv4 + more > 1 {
+            faults.push(ONE_IPV4_SUBNET.to_owned());
+        }
+        let ipv6 = known.iter().any(|it| it.subnet.ip().is_ipv6());
+        if let Some(mtu) = changes.mtu {
+            let least = if ipv6 { 1280 } else { *MTU.start() };
+            if !(least..=*MTU.end()).contains(&mtu) {
+                faults.push(format!(
+                    "invalid MTU {mtu}: expected {least} to {}",
+                    MTU.end()
+                ));
+            }
+        }
+        options::refuse(&faults)?;
+        let mut record = self.listed.record.clone();
+        for (key, value) in labels {
+            self.done.push(format!("label {key}={value}"));
+            record.labels.insert(key, value);
+        }
+        for key in changes.remove_labels {
+            if record.labels.remove(key).is_some() {
+                self.done.push(format!("label {key} removed"));
+            }
+        }
+        record.subnets.extend(
+            subnets
+                .iter()
+                .map(Subnet::record)
+                .filter(|it| it.range.is_some() || !it.auxiliary_addresses.is_empty()),
+        );
+        self.document.insert(
+            networks::named::Record::KEY.into(),
+            serde_json::to_value(&record)?,
+        );
+        for (key, value, word) in [
+            ("ipMasq", changes.masquerade.map(Value::from), "masquerade"),
+            (
+                "icc",
+                changes.icc.map(Value::from),
+                "containers reach each other",
+            ),
+            ("mtu", changes.mtu.map(Value::from), "mtu"),
+        ] {
+            if let Some(value) = value {
+                self.done.push(format!("{word}: {value}"));
+                self.set(key, value);
+            }
+        }
+        for subnet in subnets {
+            self.done.push(format!("subnet {}", subnet.network));
+            self.add_ranges(subnet)?;
+        }
+        Ok(())
+    }
+
+    fn plugin(&mut self) -> Option<&mut Map<String, Value>> {
+        self.document
+            .get_mut("plugins")?
+            .get_mut(0)?
+            .as_object_mut()
+    }
+
+    fn plugin_key(&self, key: &str) -> Option<&Value> {
+        self.document.get("plugins")?.get(0)?.get(key)
+    }
+
+    fn set(&mut self, key: &str, value: Value) {
+        if let Some(plugin) = self.plugin() {
+            plugin.insert(key.to_owned(), value);
+        }
+    }
+
+    /// Adds a subnet to the set of its family: a container gets an address of one of them.
+    fn add_ranges(&mut self, subnet: &Subnet) -> Result<()> {
+        let is_ipv4 = subnet.network.is_ipv4();
+        let ipam = self.plugin().and_then(|it| it.get_mut("ipam"));
+        let ipam = ipam
+            .and_then(Value::as_object_mut)
+            .context("the network has no addresses")?;
+        if ipam.get("type").and_then(Value::as_str) != Some("host-local") {
+            bail!("only host-local has subnets, and the network has another IPAM plugin");
+        }
+        let sets = ipam.entry("ranges").or_insert_with(|| json!([]));
+        let sets = sets.as_array_mut().context("ipam.ranges is no list")?;
+        let is_of_family = |set: &Value| {
+            let subnet = set.get(0).and_then(|it| it["subnet"].as_str());
+            subnet.is_some_and(|it| it.contains(':') != is_ipv4)
+        };
+        match sets
+            .iter_mut()
+            .find(|it| is_of_family(it))
+            .and_then(Value::as_array_mut)
+        {
+            Some(set) => set.extend(subnet.ranges()),
+            None => {
+                sets.push(subnet.ranges().into());
+                let dst = if is_ipv4 { "0.0.0.0/0" } else { "::/0" };
+                if let Some(routes) = ipam.get_mut("routes").and_then(Value::as_array_mut) {
+                    routes.push(json!({"dst": dst}));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, listed: &Listed, places: &Places<'_>) -> Result<NetworkList> {
+        places.store.replace(&listed.file, &self.document)?;
+        NetworkList::load(places.conf_dir, &self.network.name)
+    }
+}
+
+/// The interfaces of a network on the node.
+struct Links {
+    bridge: Option<Link>,
+    ports: Vec<Link>,
+}
+
+impl Links {
+    fn of(host: &Netlink, network: &str, listed: &Listed) -> Result<Self> {
+        let plugin = listed.list.plugins.first();
+        let name = plugin.and_then(|it| it.document.get("bridge")?.as_str());
+        let bridge = match name {
+            Some(name) => host.find_link(name)?,
+            None => None,
+        };
+        let mut ports = match &bridge {
+            Some(bridge) => host.list_ports(bridge.index)?,
+            None => Vec::new(),
+        };
+        let prefix = alias_prefix(network);
+        ports.retain(|it| {
+            it.alias
+                .as_deref()
+                .is_some_and(|alias| alias.starts_with(&prefix))
+        });
+        Ok(Self { bridge, ports })
+    }
+
+    fn mtu_steps(&self, mtu: u32, attached: &[CachedAttachment]) -> Vec<String> {
+        let ends = attached
+            .iter()
+            .map(|it| format!("{} of {}", it.ifname, super::attached::name(it)));
+        let links = self
+            .ports
+            .iter()
+            .chain(&self.bridge)
+            .map(|it| it.name.clone());
+        ends.chain(links)
+            .map(|it| format!("mtu {mtu}: {it}"))
+            .collect()
+    }
+
+    /// First the containers' ends: a packet that one of them sends must not be too large for the
+    /// next link. `ip -n CONTAINER link set IFNAME mtu MTU`, then the ports and the bridge.
+    fn set_mtu(&self, host: &Netlink, mtu: u32, attached: &[CachedAttachment]) -> Result<()> {
+        for attachment in attached {
+            let netns = NetNs::open(attachment.netns.as_ref())?;
+            let inside = Netlink::open_in(&netns)?;
+            if let Some(link) = inside.find_link(&attachment.ifname)? {
+                inside.set_mtu(link.index, mtu)?;
+            }
+        }
+        for link in self.ports.iter().chain(&self.bridge) {
+            host.set_mtu(link.index, mtu)?;
+        }
+        Ok(())
+    }
+
+    /// `ip link set PORT type bridge_slave isolated on|off`
+    fn set_isolated(&self, host: &Netlink, isolated: bool) -> Result<()> {
+        let Some(bridge) = &self.bridge else {
+            return Ok(());
+        };
+        for port in &self.ports {
+            let spec = PortSpec {
+                bridge: bridge.index,
+                hairpin: port.port.as_ref().is_some_and(|it| it.hairpin),
+                isolated,
+                up: false,
+                alias: None,
+            };
+            host.attach_port(port, &spec)?;
+        }
+        Ok(())
+    }
+}
+
+/// Removes the rules that the network does not want any more, and adds those that it wants now.
+fn set_rules(network: &Network, changes: &Changes<'_>, places: &Places<'_>) -> Result<()> {
+    let name = &network.name;
+    if changes.masquerade == Some(false) {
+        shared::end_masquerade(name)?;
+    }
+    if changes.icc == Some(true) {
+        shared::end_isolation(name)?;
+    }
+    if changes.masquerade.is_some() || changes.icc.is_some() {
+        let contents = places.cache.of_network(name)?;
+        let pods = Pods::of(&contents, Some(name), places.conf_dir);
+        record_users(&pods.wanted)?;
+        node::resync(&pods.wanted, false)?;
+    }
+    Ok(())
+}
