@@ -19,8 +19,8 @@ macro_rules! targets {
 
 fn targets() -> Vec<(&'static str, &'static str)> {
     targets!(
-        "bandwidth" "bridge" "dhcp" "dhcp-rpc" "dummy" "firewall" "host-device" "host-local" "host-local-state" "iptables" "macvlan" "netlink" "nftables" "podwire" "portmap" "ptp"
-        "protocol" "result" "sbr" "static" "tuning" "vlan" "vxlan"
+        "bandwidth" "bridge" "dhcp" "dhcp-rpc" "dummy" "firewall" "host-device" "host-local" "host-local-state" "iptables" "ipvlan" "macvlan" "netlink" "nftables" "podwire" "portmap" "ptp"
+        "protocol" "result" "sbr" "static" "tuning" "vlan" "vrf" "vxlan"
     )
     .into()
 }

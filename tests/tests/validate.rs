@@ -184,6 +184,16 @@ const SUBJECTS: &[Subject] = &[
         keys: &["dns", "ipam", "prevResult"],
     },
     Subject {
+        plugin: "ipvlan",
+        place: "",
+        keys: &["dns", "ipam", "master", "mode", "mtu", "linkInContainer"],
+    },
+    Subject {
+        plugin: "vrf",
+        place: "",
+        keys: &["vrfname", "table"],
+    },
+    Subject {
         plugin: "vxlan",
         place: "",
         keys: &[
@@ -464,7 +474,7 @@ fn put(conf: &mut Value, place: &str, key: &str, value: Value) {
 
 /// As the file of a network: some plugins come after another one.
 fn file(conf: &Value) -> (Value, &'static str) {
-    if !["bandwidth", "portmap", "firewall", "tuning", "sbr"]
+    if !["bandwidth", "portmap", "firewall", "tuning", "sbr", "vrf"]
         .map(Value::from)
         .contains(&conf["type"])
     {
@@ -638,6 +648,16 @@ fn validate_and_firewall_agree_on_every_value_of_every_key() {
 #[test]
 fn validate_and_tuning_agree_on_every_value_of_every_key() {
     agree("tuning", 300);
+}
+
+#[test]
+fn validate_and_ipvlan_agree_on_every_value_of_every_key() {
+    agree("ipvlan", 100);
+}
+
+#[test]
+fn validate_and_vrf_agree_on_every_value_of_every_key() {
+    agree("vrf", 50);
 }
 
 #[test]

@@ -18,11 +18,11 @@ use rtnetlink::{
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
         RouteNetlinkMessage,
-        link::{InfoData, InfoKind, InfoMacVlan, InfoVlan},
+        link::{InfoData, InfoIpVlan, InfoKind, InfoMacVlan, InfoVlan},
     },
 };
 
-use crate::{Error, Link, Mac, MacvlanMode, Netlink};
+use crate::{Error, IpvlanMode, Link, Mac, MacvlanMode, Netlink};
 
 /// A link to create.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +55,11 @@ pub enum LinkKind {
         /// kernel's 1000.
         bc_queue_len: Option<u32>,
     },
+    /// The hardware address of its parent, with IP addresses of its own.
+    Ipvlan {
+        /// Where its packets are routed. The kernel gives the parent's other ipvlans the same mode.
+        mode: IpvlanMode,
+    },
     /// The frames of its parent with one VLAN id (802.1Q).
     Vlan {
         /// The VLAN id, 0 to 4094. With 0, frames have a priority and no VLAN.
@@ -69,6 +74,7 @@ impl LinkKind {
     fn name(self) -> &'static str {
         match self {
             Self::Macvlan { .. } => "macvlan",
+            Self::Ipvlan { .. } => "ipvlan",
             Self::Vlan { .. } => "vlan",
             Self::Dummy => "dummy",
         }
@@ -80,6 +86,10 @@ impl LinkKind {
                 let mut data = vec![InfoMacVlan::Mode(mode.code())];
                 data.extend(bc_queue_len.map(InfoMacVlan::BcQueueLen));
                 (InfoKind::MacVlan, Some(InfoData::MacVlan(data)))
+            }
+            Self::Ipvlan { mode } => {
+                let data = vec![InfoIpVlan::Mode(mode.code())];
+                (InfoKind::IpVlan, Some(InfoData::IpVlan(data)))
             }
             Self::Vlan { id } => {
                 let data = vec![InfoVlan::Id(id)];

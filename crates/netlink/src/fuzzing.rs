@@ -6,8 +6,8 @@ use transport::messages;
 
 use crate::request::decode;
 use crate::{
-    Link, Parent, Qdisc, address, bridge_vlan, fdb, filter, kept, macvlan, neighbour, qdisc, route,
-    rule, vxlan, whole_route::WholeRoute,
+    Link, Parent, Qdisc, address, bridge_vlan, fdb, filter, ipvlan, kept, macvlan, neighbour,
+    qdisc, route, rule, vxlan, whole_route::WholeRoute,
 };
 
 /// Reads each message of a datagram in every way in which this crate reads answers.
@@ -36,6 +36,7 @@ fn read(message: &RouteNetlinkMessage) {
     let _ = neighbour::read(message.clone(), 1);
     let _ = vxlan::read(message.clone());
     let _ = macvlan::mode_of(message);
+    let _ = ipvlan::mode_of(message);
     if let RouteNetlinkMessage::NewLink(link) = message {
         for attribute in &link.attributes {
             if let LinkAttribute::AfSpecBridge(spec) = attribute {

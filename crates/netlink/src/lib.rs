@@ -23,6 +23,7 @@ mod forwarding;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod ifb;
+mod ipvlan;
 mod kept;
 mod link;
 mod mac;
@@ -51,6 +52,7 @@ pub use creation::{LinkKind, LinkSpec};
 pub use device::Device;
 pub use fdb::{FLOOD, FdbEntry};
 pub use filter::Side;
+pub use ipvlan::IpvlanMode;
 pub use kept::Kept;
 pub use link::{Link, OperState, Port};
 pub use mac::{HardwareAddress, InvalidMac, Mac};

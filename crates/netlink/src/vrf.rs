@@ -1,6 +1,7 @@
 //! VRFs: links that stand for a routing table. The links in one use only that table
 //! (Documentation/networking/vrf.rst).
 
+use nix::errno::Errno;
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
     link::{InfoData, InfoKind, InfoVrf},
@@ -28,8 +29,8 @@ impl Netlink {
         }
     }
 
-    /// The lowest table of the namespace that neither has a route nor is that of one of `links`:
-    /// `ip route show table all`, `ip -6 route show table all`.
+    /// The lowest table of the namespace that neither has a route nor a rule, nor is that of one of
+    /// `links`: `ip route show table all`, `ip rule`, for both families.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
@@ -41,6 +42,11 @@ impl Netlink {
                 ..RouteFilter::main(family)
             })?;
             used.extend(routes.iter().map(|route| route.table));
+        }
+        match self.list_rules() {
+            // A kernel without policy routing.
+            Err(error) if matches!(error.errno(), Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP) => {}
+            rules => used.extend(rules?.iter().map(|rule| rule.table)),
         }
         let is_free = |table: &u32| !used.contains(table) && !EVERYWHERE.contains(table);
         // There are fewer routes than tables.

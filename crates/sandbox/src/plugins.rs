@@ -29,6 +29,9 @@ pub struct Plugin {
     /// What the node needs before an ADD: `wire` ([`Sandbox::wire`]), `daemon`
     /// ([`Sandbox::dhcp_daemon`]) or a line of shell script.
     node: Vec<String>,
+    /// What a pod needs before an ADD, as a line of shell script: a chained plugin changes an interface
+    /// that another one has made.
+    pod: String,
     /// The keys of a configuration, without version and network name.
     conf: Value,
 }
@@ -47,6 +50,7 @@ impl Plugin {
             opens_netns: flag("opensNetns"),
             kernel: row["kernel"].as_str().map(str::to_owned),
             node: lines.map(line).collect(),
+            pod: row["pod"].as_str().unwrap_or_default().to_owned(),
             conf: row["conf"].clone(),
         }
     }
@@ -63,6 +67,11 @@ impl Plugin {
             sandbox.host().run(&["sh", "-ec", script]).code == 0
         };
         self.kernel.as_ref().is_none_or(has_it)
+    }
+
+    /// Whether the interface of its pods is another plugin's.
+    pub fn is_given_interface(&self) -> bool {
+        !self.pod.is_empty()
     }
 
     /// Whether an ADD needs more than the node: a DHCP server.
@@ -127,6 +136,7 @@ impl Sandbox {
     /// Gives the node what the plugin's row asks for. The daemon, if there is one, ends when
     /// the returned guard is dropped.
     pub fn make_ready(&self, plugin: &str) -> Option<Running> {
+        self.prepare_pods(&row(plugin).pod);
         let mut daemon = None;
         for step in &row(plugin).node {
             match step.as_str() {

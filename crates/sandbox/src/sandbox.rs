@@ -34,6 +34,8 @@ pub(crate) struct Inner {
     tid: Pid,
     mount_ns: PathBuf,
     pods: Mutex<Vec<String>>,
+    /// What each new pod executes first.
+    pod_script: Mutex<String>,
 }
 
 impl Sandbox {
@@ -54,6 +56,7 @@ impl Sandbox {
             tid,
             mount_ns,
             pods: Mutex::default(),
+            pod_script: Mutex::default(),
         });
         let sandbox = Self { inner };
         sandbox.host().sh("ip link set lo up");
@@ -69,7 +72,22 @@ impl Sandbox {
     pub fn pod(&self, name: &str) -> Netns {
         self.host().sh(&format!("ip netns add {name}"));
         self.inner.pods().push(name.to_owned());
-        Netns::pod(Arc::clone(&self.inner), name)
+        let pod = Netns::pod(Arc::clone(&self.inner), name);
+        let script = self.pod_script().clone();
+        if !script.is_empty() {
+            pod.sh(&script);
+        }
+        pod
+    }
+
+    /// Has each new pod execute a script first.
+    pub(crate) fn prepare_pods(&self, script: &str) {
+        script.clone_into(&mut self.pod_script());
+    }
+
+    fn pod_script(&self) -> std::sync::MutexGuard<'_, String> {
+        let script = self.inner.pod_script.lock();
+        script.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Deletes a pod's namespace, as a runtime does when it does not wait for DEL.

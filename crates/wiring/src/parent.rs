@@ -198,7 +198,7 @@ fn refuse_unfit(socket: &Netlink, parent: &Parent, kind: &str) -> Result<()> {
         let own = own.transpose()?.flatten();
         let remedy = own.map(|own| format!(": use its parent {:?}", own.name));
         let remedy = remedy.unwrap_or_default();
-        bail!("master {name:?} is a {kind} itself{remedy}");
+        bail!("master {name:?} is itself of type {kind}{remedy}");
     }
     if !parent.ethernet {
         bail!("master {name:?} is not an Ethernet interface, so it cannot carry {kind}s");
@@ -240,15 +240,20 @@ fn refuse_port(host: &Netlink, parent: &Parent, kind: &str) -> Result<()> {
     };
     match host.find_link_by_index(master)? {
         Some(master) if !master.is_kind("vrf") => {
-            bail!(create_failed(kind, &parent.link.name, IS_A_PORT))
+            bail!(create_failed(kind, &parent.link.name, &is_a_port(kind)))
         }
         _ => Ok(()),
     }
 }
 
 /// What EBUSY means for a parent.
-const IS_A_PORT: &str =
-    "it is a port of a bridge or bond, or has ipvlans: use that bridge or bond as master";
+fn is_a_port(kind: &str) -> String {
+    let others = match kind {
+        "ipvlan" => "macvlans",
+        _ => "ipvlans",
+    };
+    format!("it is a port of a bridge or bond, or has {others}: use that bridge or bond as master")
+}
 
 fn create_failed(kind: &str, parent: &str, why: &str) -> String {
     format!("failed to create {kind} on {parent:?}: {why}")
@@ -263,11 +268,11 @@ pub fn create_refused(
     invalid: &str,
 ) -> anyhow::Error {
     let why = match errno(&error) {
-        Some(Errno::EINVAL) => invalid,
-        Some(Errno::EBUSY) => IS_A_PORT,
+        Some(Errno::EINVAL) => invalid.to_owned(),
+        Some(Errno::EBUSY) => is_a_port(kind),
         _ => return error,
     };
-    anyhow!(create_failed(kind, &parent.link.name, why))
+    anyhow!(create_failed(kind, &parent.link.name, &why))
 }
 
 /// Words the kernel's refusal to set a link on `parent` up: two with one MAC cannot be up.

@@ -34,6 +34,7 @@ pub const PLUGINS: &[Plugin] = &[
     plugin("dummy", dummy),
     plugin("firewall", firewall),
     plugin("host-device", host_device),
+    plugin("ipvlan", ipvlan),
     // It has no keys of its own.
     plugin("loopback", |_| {}),
     plugin("macvlan", macvlan),
@@ -42,6 +43,7 @@ pub const PLUGINS: &[Plugin] = &[
     plugin("sbr", sbr),
     plugin("tuning", tuning),
     plugin("vlan", vlan),
+    plugin("vrf", vrf),
     plugin("vxlan", vxlan),
 ];
 
@@ -201,6 +203,31 @@ fn host_device(subject: &mut Subject<'_>) {
         plan = Ok(host_device::Plan::default());
     }
     subject.take(plan);
+}
+
+fn ipvlan(subject: &mut Subject<'_>) {
+    let Some(keys) = subject.keys::<ipvlan::Conf>() else {
+        return;
+    };
+    if subject.is_first() && !subject.has_ipam() {
+        subject.error("ipam", "no plugin name provided");
+    }
+    check_master(subject, &keys.master);
+    subject.take(ipvlan::Plan::new(&keys));
+}
+
+fn vrf(subject: &mut Subject<'_>) {
+    let Some(keys) = subject.keys::<vrf::Conf>() else {
+        return;
+    };
+    if subject.is_first() {
+        subject.error("", "missing prevResult from earlier plugin");
+    }
+    if (253..=255).contains(&keys.table) {
+        let reason = "a table of every namespace: default (253), main (254) or local (255)";
+        subject.warning("table", reason);
+    }
+    subject.take(vrf::Plan::new(&keys));
 }
 
 fn vxlan(subject: &mut Subject<'_>) {

@@ -53,6 +53,10 @@ pub fn all() -> Vec<Chain> {
                 fi",
             ..alone("host-device", host_device())
         },
+        Chain {
+            in_pod: true,
+            ..wired(alone("ipvlan", ipvlan()))
+        },
         wired(alone("vxlan", vxlan())),
         published("portmap", BackEnd::Nftables),
         published("portmap, iptables", BackEnd::IptablesNft),
@@ -72,6 +76,13 @@ pub fn all() -> Vec<Chain> {
             // The interface that has the addresses comes and goes with it.
             whole: true,
             ..alone("sbr", conf::plugin("sbr"))
+        },
+        Chain {
+            prefix: vec![routed_ptp()],
+            in_pod: true,
+            // As for sbr.
+            whole: true,
+            ..alone("vrf", vrf())
         },
         Chain {
             prefix: vec![conf::ptp(&["10.1.0.0/24", "fd01::/64"])],
@@ -105,6 +116,17 @@ pub fn all() -> Vec<Chain> {
             ))
         },
     ]
+}
+
+/// Those whose kinds of links this kernel has. The others run in the virtual machine: `tests/vm/run
+/// target/…/faults SCRIPT`, where SCRIPT calls `/tests/100-faults` with the name of a chain.
+pub fn here() -> Vec<Chain> {
+    let runs_here = |chain: &Chain| {
+        let plugin = chain.victim["type"].as_str().unwrap_or_default();
+        let mut table = sandbox::table().iter();
+        table.all(|row| row.name != plugin || row.runs_here())
+    };
+    all().into_iter().filter(runs_here).collect()
 }
 
 /// The chain of that name.
@@ -155,6 +177,19 @@ fn macvlan() -> Value {
     let mut conf = conf::plugin("macvlan");
     conf["master"] = "wire".into();
     conf["ipam"] = conf::host_local_ipam(&["192.0.2.0/24"]);
+    conf
+}
+
+fn ipvlan() -> Value {
+    let mut conf = conf::plugin("ipvlan");
+    conf["master"] = "wire".into();
+    conf["ipam"] = conf::host_local_ipam(&["192.0.2.0/24"]);
+    conf
+}
+
+fn vrf() -> Value {
+    let mut conf = conf::plugin("vrf");
+    conf["vrfname"] = "blue".into();
     conf
 }
 

@@ -84,7 +84,7 @@ fn sweep(what: &str, deeds: &[Deed], names: &[&str]) -> Result<ExitCode> {
         until: (limit > 0).then(|| Instant::now() + Duration::from_secs(limit)),
     };
     let chosen = match names {
-        [] => chains::all(),
+        [] => chains::here(),
         names => names
             .iter()
             .map(|name| chains::named(name).with_context(|| format!("no chain {name:?}")))

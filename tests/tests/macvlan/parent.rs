@@ -163,7 +163,11 @@ fn a_parent_that_is_a_macvlan_is_refused() {
     beyond_peer("the kernel takes its parent instead", || {
         let prepare = "ip link add link eth1 name mv0 type macvlan mode bridge; ip link set mv0 up";
         let error = refused(prepare, &macvlan(json!({"master": "mv0"})));
-        assert!(error.msg.contains("is a macvlan itself"), "{}", error.msg);
+        assert!(
+            error.msg.contains("is itself of type macvlan"),
+            "{}",
+            error.msg
+        );
         assert!(error.msg.contains("\"eth1\""), "{}", error.msg);
     });
 }
