@@ -2,7 +2,7 @@
 //!
 //! This is the only crate that calls `setns`. A closure runs inside the namespace, and the thread is
 //! back in its own namespace when the closure ends, by an early `?` or a panic, too. A thread that
-//! cannot return ends the process.
+//! cannot return, after several attempts, ends the process.
 //!
 //! Enter only for what has no other way: sysctls, and opening sockets. A socket that was opened
 //! inside works from outside.
@@ -16,6 +16,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -204,6 +205,10 @@ pub fn join_process(process: BorrowedFd<'_>) -> Result<(), Errno> {
     nix::sched::setns(process, all | CloneFlags::CLONE_NEWPID)
 }
 
+/// How often a thread tries to return to its namespace, and how long it waits in between.
+const ATTEMPTS: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// Returns the calling thread to its namespace when it is dropped.
 struct Return(NetNs);
 
@@ -218,10 +223,15 @@ impl Return {
 
 impl Drop for Return {
     fn drop(&mut self) {
-        // It was allowed a moment ago. All that the caller does next belongs to its own namespace.
-        if self.0.move_thread_in().is_err() {
-            std::process::abort();
+        // It was allowed a moment ago, so the kernel lacks memory at most, and that may pass.
+        for _ in 0..ATTEMPTS {
+            if self.0.move_thread_in().is_ok() {
+                return;
+            }
+            thread::sleep(PAUSE);
         }
+        // All that the caller does next belongs to its own namespace.
+        std::process::abort();
     }
 }
 
