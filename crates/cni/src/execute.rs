@@ -24,6 +24,9 @@ const TIME: Duration = Duration::from_secs(300);
 /// How many bytes a plugin may print on either stream: the limit of our own input.
 const OUTPUT: usize = crate::file::LONGEST as usize;
 
+/// How long [`finish_at_output`] waits for output.
+const OUTPUT_PATIENCE: Duration = Duration::from_millis(50);
+
 /// Bytes per read(2).
 const PIECE: usize = 16 * 1024;
 
@@ -94,17 +97,48 @@ pub fn failure(program: &Path, error: io::Error) -> anyhow::Error {
 /// # Errors
 /// [`Beyond`] a limit; a broken stream. The program has ended in any case: a roll-back must
 /// not run before the program's last action.
-pub fn finish(mut child: Child, stdin: &[u8], limits: Limits) -> io::Result<Output> {
-    let output = communicate(&mut child, stdin, limits);
+pub fn finish(child: Child, stdin: &[u8], limits: Limits) -> io::Result<Output> {
+    finish_within(child, stdin, limits, None)
+}
+
+/// The same for a program that prints something when its work is done, and ends after its input. In
+/// between, calls `at_output` with its process id: the program still has what it has opened. One that
+/// prints nothing ends 50 ms later.
+///
+/// # Errors
+/// As [`finish`].
+pub fn finish_at_output(
+    child: Child,
+    stdin: &[u8],
+    limits: Limits,
+    mut at_output: impl FnMut(u32),
+) -> io::Result<Output> {
+    finish_within(child, stdin, limits, Some(&mut at_output))
+}
+
+fn finish_within(
+    mut child: Child,
+    stdin: &[u8],
+    limits: Limits,
+    at_output: Option<AtOutput<'_>>,
+) -> io::Result<Output> {
+    let output = communicate(&mut child, stdin, limits, at_output);
     if output.is_err() {
         kill(&mut child);
     }
     output
 }
 
-fn communicate(child: &mut Child, stdin: &[u8], limits: Limits) -> io::Result<Output> {
+type AtOutput<'a> = &'a mut dyn FnMut(u32);
+
+fn communicate(
+    child: &mut Child,
+    stdin: &[u8],
+    limits: Limits,
+    at_output: Option<AtOutput<'_>>,
+) -> io::Result<Output> {
     let deadline = Instant::now() + limits.time;
-    let [stdout, stderr] = exchange(child, stdin, deadline, limits)?;
+    let [stdout, stderr] = exchange(child, stdin, deadline, limits, at_output)?;
     let ended = wait_until(child, deadline)?;
     Ok(Output {
         status: ended.ok_or_else(|| beyond(Beyond::Time(limits.time)))?,
@@ -132,8 +166,11 @@ fn exchange(
     stdin: &[u8],
     deadline: Instant,
     limits: Limits,
+    mut at_output: Option<AtOutput<'_>>,
 ) -> io::Result<[Vec<u8>; 2]> {
     let mut feed = Feed::new(child.stdin.take(), stdin)?;
+    feed.is_held = at_output.is_some();
+    let patience = Instant::now() + OUTPUT_PATIENCE;
     let stdout = child.stdout.take().map(OwnedFd::from);
     let stderr = child.stderr.take().map(OwnedFd::from);
     let mut streams = [Stream::new(stdout)?, Stream::new(stderr)?];
@@ -141,6 +178,14 @@ fn exchange(
         feed.write()?;
         for stream in &mut streams {
             stream.read(limits.output)?;
+        }
+        let has_output = !streams[0].content.is_empty();
+        if feed.is_held && (has_output || Instant::now() >= patience) {
+            if let Some(at_output) = at_output.take().filter(|_| has_output) {
+                at_output(child.id());
+            }
+            feed.is_held = false;
+            continue;
         }
         let open: Vec<_> = streams
             .iter()
@@ -155,6 +200,10 @@ fn exchange(
         if left.is_zero() {
             return Err(beyond(Beyond::Time(limits.time)));
         }
+        let left = match feed.is_held {
+            true => left.min(OUTPUT_PATIENCE),
+            false => left,
+        };
         wait_for_any(open, left)?;
     }
 }
@@ -176,19 +225,27 @@ fn set_nonblocking(pipe: BorrowedFd<'_>) -> io::Result<()> {
 struct Feed<'a> {
     pipe: Option<ChildStdin>,
     rest: &'a [u8],
+    /// Whether the pipe stays open after the input.
+    is_held: bool,
 }
 
 impl<'a> Feed<'a> {
     fn new(pipe: Option<ChildStdin>, rest: &'a [u8]) -> io::Result<Self> {
         pipe.iter()
             .try_for_each(|pipe| set_nonblocking(pipe.as_fd()))?;
-        Ok(Self { pipe, rest })
+        Ok(Self {
+            pipe,
+            rest,
+            is_held: false,
+        })
     }
 
     fn write(&mut self) -> io::Result<()> {
         while let Some(pipe) = &mut self.pipe {
             if self.rest.is_empty() {
-                self.pipe = None;
+                if !self.is_held {
+                    self.pipe = None;
+                }
                 return Ok(());
             }
             match pipe.write(self.rest) {
@@ -203,7 +260,7 @@ impl<'a> Feed<'a> {
     }
 
     fn poll_fd(&self) -> Option<PollFd<'_>> {
-        let pipe = self.pipe.as_ref()?;
+        let pipe = self.pipe.as_ref().filter(|_| !self.rest.is_empty())?;
         Some(PollFd::new(pipe.as_fd(), PollFlags::POLLOUT))
     }
 }
@@ -270,6 +327,21 @@ mod tests {
             output: 100_000,
         };
         Beyond::of(&finish(shell(script), b"{}", limits).unwrap_err())
+    }
+
+    #[test]
+    fn the_input_is_held_until_the_output_begins() {
+        for (script, called) in [
+            ("read line; echo done; read end || exit 7", true),
+            ("read line; read end || exit 7", false),
+            ("exit 7", false),
+        ] {
+            let mut seen = None;
+            let at_output = |pid: u32| seen = Some(Path::new(&format!("/proc/{pid}")).exists());
+            let done = finish_at_output(shell(script), b"x\n", Limits::PLUGIN, at_output);
+            assert_eq!(done.unwrap().status.code(), Some(7), "{script}");
+            assert_eq!(seen, called.then_some(true), "{script}");
+        }
     }
 
     #[test]

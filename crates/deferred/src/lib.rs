@@ -24,7 +24,8 @@
 )]
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::{NonNull, null};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -95,6 +96,58 @@ pub fn close(socket: BorrowedFd<'_>) {
         Task::HoldFor(LONG)
     };
     let _ = start([socket.as_raw_fd(); 2], task);
+}
+
+/// Copies of the sockets for nf_tables that the process `pid` has: `pidfd_getfd(2)`. None where the
+/// kernel (before 5.6) or a security module refuses, or children are switched off.
+///
+/// A program that is about to end closes its socket, and waits for RCU, some ten milliseconds, with
+/// the commit lock held. If a child has a copy ([`close`]), it does not.
+pub fn netfilter_sockets_of(pid: u32) -> Vec<OwnedFd> {
+    /// The descriptors of a program that has opened few files.
+    const FIRST: RangeInclusive<RawFd> = 3..=7;
+    if std::env::var_os(SWITCH).is_some() {
+        return Vec::new();
+    }
+    // The calls below return a new descriptor or -1.
+    let owned = |fd: libc::c_long| match RawFd::try_from(fd) {
+        // SAFETY: the descriptor is new, so it has no other owner.
+        Ok(fd) if fd >= 0 => Some(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => None,
+    };
+    // SAFETY: it has no pointer.
+    let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let Some(process) = owned(pidfd) else {
+        return Vec::new();
+    };
+    let copy = |fd: RawFd| {
+        // SAFETY: it has no pointer.
+        let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) };
+        owned(copy)
+    };
+    let copies = FIRST.filter_map(copy);
+    copies.filter(|it| is_netfilter(it.as_fd())).collect()
+}
+
+fn is_netfilter(socket: BorrowedFd<'_>) -> bool {
+    let option = |name| {
+        let mut value: libc::c_int = -1;
+        let mut length = size_of_val(&value) as libc::socklen_t;
+        // SAFETY: it writes at most `length` bytes of `value`.
+        let read = unsafe {
+            let value = (&raw mut value).cast();
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                name,
+                value,
+                &raw mut length,
+            )
+        };
+        (read == 0).then_some(value)
+    };
+    option(libc::SO_DOMAIN) == Some(libc::AF_NETLINK)
+        && option(libc::SO_PROTOCOL) == Some(libc::NETLINK_NETFILTER)
 }
 
 /// Leaves `socket` to the next child, whatever its task, or to the end of this process: for a wait

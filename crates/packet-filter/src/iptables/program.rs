@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
@@ -199,8 +200,12 @@ impl Program {
         }
         let wait = self.lock_wait.to_string();
         let arguments = ["--noflush", "--wait", &wait];
-        let output = execute(&self.restore, &arguments, &transaction.to_string())
-            .map_err(|error| Refused { line: None, error })?;
+        let text = transaction.to_string();
+        let output = match transaction.deletes() {
+            true => execute_deletion(&self.restore, &arguments, &text),
+            false => execute(&self.restore, &arguments, &text),
+        };
+        let output = output.map_err(|error| Refused { line: None, error })?;
         if output.status.success() {
             return Ok(());
         }
@@ -319,6 +324,35 @@ fn execute(program: &Path, arguments: &[&str], input: &str) -> Result<Output> {
     };
     run().map_err(|error| execute::failure(program, error))
 }
+
+/// Executes `iptables-restore` with a transaction that deletes rules. The nft variant would wait for
+/// RCU when it closes its socket, with the kernel's commit lock held: a child keeps a copy of the
+/// socket for that time.
+///
+/// The program prints a comment of its input if it is verbose, and reads on. At that moment the
+/// transaction is committed, and the socket is still open. The comment is longer than the buffer of
+/// its output, which it would print at its end otherwise.
+///
+/// Price: 80 lines, here, in `cni::execute` and in `deferred`. Gain: a DEL of firewall takes 5 ms
+/// instead of 14 on Linux 6.18.
+fn execute_deletion(program: &Path, arguments: &[&str], text: &str) -> Result<Output> {
+    let arguments = [arguments, &["--verbose"]].concat();
+    let text = format!("{text}#{:1$}\n", "", OUTPUT_BUFFER);
+    let keep_sockets = |pid| {
+        for socket in deferred::netfilter_sockets_of(pid) {
+            deferred::close(socket.as_fd());
+        }
+    };
+    let run = || {
+        let child = command(program, &arguments).spawn()?;
+        execute::finish_at_output(child, text.as_bytes(), Limits::LISTING, keep_sockets)
+    };
+    run().map_err(|error| execute::failure(program, error))
+}
+
+/// More than the C library holds back of the output into a pipe, and less than the longest line that
+/// the program reads (10,240 bytes).
+const OUTPUT_BUFFER: usize = 5000;
 
 #[expect(
     clippy::disallowed_methods,

@@ -207,6 +207,12 @@ impl Transaction {
         self.lines.is_empty()
     }
 
+    /// Whether rules are deleted, or may be.
+    pub fn deletes(&self) -> bool {
+        let deletes = |line: &String| ["-D", "-F", ":"].iter().any(|it| line.starts_with(it));
+        self.lines.iter().any(deletes)
+    }
+
     /// Makes the changes of `more`, which are of the same table, after these.
     pub fn extend(&mut self, more: Self) {
         self.lines.extend(more.lines);
