@@ -64,6 +64,15 @@ pub enum Kind {
         /// portmap behind it, with [`PORTS`].
         ports: bool,
     },
+    /// The list of podman's default network: bridge, portmap, firewall and tuning.
+    Podman {
+        /// With [`PORTS`].
+        ports: bool,
+    },
+    /// ptp with host-local.
+    Ptp,
+    /// The named plugin, after another one that has made the interface.
+    Chained(&'static str),
     /// macvlan with host-local.
     Macvlan,
     /// vxlan with host-local.
@@ -84,7 +93,7 @@ pub struct Job {
 }
 
 /// The jobs of the table, in its order.
-pub const TABLE: [Job; 12] = [
+pub const TABLE: [Job; 18] = [
     start("start-loopback", "start: loopback", "loopback"),
     start("start-bridge", "start: bridge", "bridge"),
     start("start-portmap", "start: portmap", "portmap"),
@@ -95,6 +104,20 @@ pub const TABLE: [Job; 12] = [
     BRIDGED,
     MASQUERADED,
     PUBLISHED,
+    job(
+        "podman",
+        "podman's list: bridge + portmap + firewall + tuning",
+        Kind::Podman { ports: false },
+    ),
+    job(
+        "podman-ports",
+        "podman's list, two ports",
+        Kind::Podman { ports: true },
+    ),
+    job("ptp", "ptp + host-local", Kind::Ptp),
+    chained("bandwidth"),
+    chained("tuning"),
+    chained("sbr"),
     job("macvlan", "macvlan + host-local", Kind::Macvlan),
     job("vxlan", "vxlan + host-local", Kind::Vxlan),
 ];
@@ -135,6 +158,11 @@ const fn start(key: &'static str, title: &'static str, plugin: &'static str) -> 
     job(key, title, Kind::Start(plugin))
 }
 
+/// Alone: the time of the plugin before it is not counted.
+const fn chained(plugin: &'static str) -> Job {
+    job(plugin, plugin, Kind::Chained(plugin))
+}
+
 const fn bridge(key: &'static str, title: &'static str, masquerade: bool, ports: bool) -> Job {
     job(key, title, Kind::Bridge { masquerade, ports })
 }
@@ -156,6 +184,9 @@ impl Job {
             Kind::HostLocal => vec!["host-local"],
             Kind::Bridge { ports: false, .. } => vec!["bridge", "host-local"],
             Kind::Bridge { ports: true, .. } => vec!["bridge", "host-local", "portmap"],
+            Kind::Podman { .. } => vec!["bridge", "host-local", "portmap", "firewall", "tuning"],
+            Kind::Ptp => vec!["ptp", "host-local"],
+            Kind::Chained(plugin) => vec![plugin],
             Kind::Macvlan => vec!["macvlan", "host-local"],
             Kind::Vxlan => vec!["vxlan", "host-local"],
         }
@@ -168,6 +199,17 @@ impl Job {
             Kind::Start(plugin) => vec![conf(plugin, json!({}))],
             Kind::Loopback => vec![conf("loopback", json!({}))],
             Kind::HostLocal => vec![conf("host-local", json!({"ipam": ipam(state)}))],
+            Kind::Podman { ports } => {
+                let bridge = json!({"bridge": BRIDGE, "isGateway": true, "ipMasq": true, "hairpinMode": true,
+                    "ipam": ipam(state)});
+                let portmap = if ports { portmap(&PORTS) } else { portmap(&[]) };
+                let others = ["firewall", "tuning"].map(|plugin| conf(plugin, json!({})));
+                let mut list = vec![conf("bridge", bridge), portmap];
+                list.extend(others);
+                list
+            }
+            Kind::Ptp => vec![conf("ptp", json!({"ipam": ipam(state)}))],
+            Kind::Chained(plugin) => vec![conf(plugin, chained_keys(plugin))],
             Kind::Macvlan => {
                 let keys = json!({"master": PARENT, "mode": "bridge", "ipam": ipam(state)});
                 vec![conf("macvlan", keys)]
@@ -195,6 +237,16 @@ pub fn portmap(ports: &[u16]) -> Value {
         "portmap",
         json!({"runtimeConfig": {"portMappings": mappings}}),
     )
+}
+
+/// What is asked of a chained plugin.
+fn chained_keys(plugin: &str) -> Value {
+    match plugin {
+        "bandwidth" => json!({"ingressRate": 8_000_000, "ingressBurst": 8_000_000,
+            "egressRate": 8_000_000, "egressBurst": 8_000_000}),
+        "tuning" => json!({"sysctl": {"net.core.somaxconn": "500"}, "mtu": 1400}),
+        _ => json!({}),
+    }
 }
 
 fn conf(plugin: &str, keys: Value) -> Value {

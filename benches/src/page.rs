@@ -138,7 +138,9 @@ const BESIDE_VERBS: &str = "
 Each node has a rule that uses connection tracking, as nodes with a service proxy have, and no connection. While there is one, the kernel looks at its
 whole table of connections (0.7 ms) whenever a link goes, whoever deletes it, and when the first rule that uses connection tracking comes. The floor's DEL returns when the kernel reports the link gone and leaves the waits for RCU to a child, as podwire does;
 `ip link delete` waits. `ip -batch` does the links, addresses and routes of the job, but no address on disk and no masquerade. vxlan has no
-Go plugin; its floor is that of bridge, with the overlay there already.
+Go plugin; its floor is that of bridge, with the overlay there already. podman's list is that of its default network, with iptables for firewall. bandwidth (both
+directions), tuning (a sysctl and the MTU) and sbr (one address) are measured alone: the interface that they change is made anew before each ADD, outside of the time. None of
+these has a floor.
 ";
 
 /// Single calls of the other build of the Go plugins.

@@ -3,11 +3,12 @@
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::job::{BRIDGE, CNI_VERSION, Job, Kind, NETWORK, PARENT, PORTS, Verb};
 use crate::node::{Node, Pod};
@@ -130,7 +131,7 @@ impl Stage {
                 let has = |plugin| dir.is_some_and(|dir| dir.join(plugin).exists());
                 !job.plugins().into_iter().all(has)
             }
-            Side::Floor => false,
+            Side::Floor => matches!(job.kind, Kind::Podman { .. } | Kind::Ptp | Kind::Chained(_)),
             Side::Batch => !matches!(job.kind, Kind::Bridge { ports: false, .. } | Kind::Macvlan),
         }
     }
@@ -144,7 +145,12 @@ impl Stage {
                 self.bridge()
             }
             Kind::Bridge { .. } => self.bridge(),
-            Kind::Start(_) | Kind::Loopback | Kind::HostLocal => Ok(()),
+            Kind::Start(_)
+            | Kind::Loopback
+            | Kind::HostLocal
+            | Kind::Podman { .. }
+            | Kind::Ptp
+            | Kind::Chained(_) => Ok(()),
         }
     }
 
@@ -232,7 +238,10 @@ impl Stage {
             steps.reverse();
         }
         if verb == Verb::Add {
-            pod.result = None;
+            pod.result = match self.job.kind {
+                Kind::Chained(_) => Some(self.interface(pod)?),
+                _ => None,
+            };
         }
         let mut all = Vec::new();
         for step in steps {
@@ -245,6 +254,30 @@ impl Stage {
             all.reverse();
         }
         Ok(all)
+    }
+
+    /// Makes the interface of a pod anew, as a plugin before the one that is measured, and returns
+    /// that plugin's result. Anew, because the Go plugins' DEL leaves qdiscs and routes to it.
+    fn interface(&self, pod: &Attachment) -> Result<Value> {
+        let (host, netns, address) = (pod.host_end(), pod.name(), pod.address());
+        let _ = self.node.ip(&format!("link delete {host}"));
+        for words in [
+            format!("link add {host} type veth peer name eth0 netns {netns}"),
+            format!("link set {host} up"),
+            format!("-n {netns} link set eth0 up"),
+            format!("-n {netns} address add {address}/8 dev eth0"),
+            format!("-n {netns} route add 192.0.2.0/24 via 10.0.0.1"),
+        ] {
+            self.node.ip(&words)?;
+        }
+        // The kernel frees what was deleted after two or three jiffies.
+        sleep(Duration::from_millis(20));
+        Ok(json!({
+            "cniVersion": CNI_VERSION,
+            "interfaces": [{"name": host}, {"name": "eth0", "sandbox": pod.pod.path()}],
+            "ips": [{"address": format!("{address}/8"), "gateway": "10.0.0.1", "interface": 1}],
+            "routes": [],
+        }))
     }
 
     /// Remembers what ADD printed: the next plugin of the list and the other verbs get it.
@@ -321,7 +354,7 @@ impl Stage {
         let file = self.reservation(pod);
         let (netns, address, host) = (pod.pod.path(), pod.address(), pod.host_end());
         let more = match self.job.kind {
-            Kind::Start(_) => vec![],
+            Kind::Start(_) | Kind::Podman { .. } | Kind::Ptp | Kind::Chained(_) => vec![],
             Kind::Loopback => vec!["loopback".into(), netns],
             Kind::HostLocal => vec!["address".into(), file],
             Kind::Macvlan => vec!["macvlan".into(), netns, address, file, PARENT.into()],

@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 /// At least so many times faster than the Go plugins, by job and verb.
-const VERBS: [(&str, Verb, f64); 7] = [
+const VERBS: [(&str, Verb, f64); 17] = [
     ("bridge-masq", Verb::Add, 8.0),
     ("bridge-masq-aged", Verb::Add, 8.0),
     ("bridge-masq", Verb::Del, 25.0),
@@ -28,6 +28,16 @@ const VERBS: [(&str, Verb, f64); 7] = [
     ("bridge", Verb::Del, 5.0),
     ("bridge-masq-portmap", Verb::Add, 9.0),
     ("bridge-masq-portmap", Verb::Del, 6.0),
+    ("podman", Verb::Add, 10.0),
+    ("podman", Verb::Del, 15.0),
+    ("ptp", Verb::Add, 4.0),
+    ("ptp", Verb::Del, 10.0),
+    ("bandwidth", Verb::Add, 2.5),
+    ("bandwidth", Verb::Del, 2.5),
+    ("tuning", Verb::Add, 2.5),
+    ("tuning", Verb::Del, 2.5),
+    ("sbr", Verb::Add, 2.5),
+    ("sbr", Verb::Del, 2.5),
 ];
 
 /// The same beside many others, by curve.

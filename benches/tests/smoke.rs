@@ -101,6 +101,19 @@ fn figures_are_whole(results: &Value) {
             assert!(row["faster"]["median"].as_f64().is_some(), "{row}");
         }
     }
+    for job in [
+        "podman",
+        "podman-ports",
+        "ptp",
+        "bandwidth",
+        "tuning",
+        "sbr",
+    ] {
+        for verb in ["ADD", "DEL"] {
+            let row = row(job, verb);
+            assert!(row["faster"]["median"].as_f64().is_some(), "{row}");
+        }
+    }
     for storm in results["storms"].as_array().expect("a list") {
         for side in ["podwire", "go", "floor"] {
             let seen = &storm["sides"][side];
