@@ -156,7 +156,7 @@ fn wanted(attached: &Attached) -> Vec<Wanted> {
                 in_vlan: None,
                 addresses: addresses(plan.gateway),
             }),
-            Plan::Ptp(_) | Plan::Portmap(_) => None,
+            Plan::Ptp(_) | Plan::Portmap(_) | Plan::Firewall(_) => None,
         }
     };
     attached.plugins.iter().filter_map(wanted).collect()

@@ -6,6 +6,7 @@
 
 mod command_line;
 mod commands;
+mod firewalls;
 mod gateways;
 pub mod network;
 mod options;

@@ -64,6 +64,8 @@ pub enum Plan {
     Vxlan(vxlan::Plan),
     /// Of portmap.
     Portmap(portmap::Plan),
+    /// Of firewall.
+    Firewall(firewall::Plan),
 }
 
 impl Pods {
@@ -156,6 +158,11 @@ impl Attached {
                 Plan::Bridge(plan) => pod = bridge::wanted(plan, owner, result)?,
                 Plan::Ptp(plan) => pod = plan.rules(owner, &result.ips),
                 Plan::Vxlan(plan) => pod = vxlan::wanted(plan, owner, result)?,
+                // Not part of one transaction with the others.
+                Plan::Firewall(_) => {
+                    pod.ports = ports;
+                    continue;
+                }
                 Plan::Portmap(plan) => {
                     pod.ports = plan.wanted(owner, result);
                     continue;
@@ -184,6 +191,7 @@ impl Planned {
                 Plan::Vxlan(vxlan::Plan::new(&conf, &list.name, has_ipam, None)?)
             }
             "portmap" => Plan::Portmap(portmap::Plan::new(&document.decode()?)?),
+            "firewall" => Plan::Firewall(firewall::Plan::new(&document.decode()?)?),
             _ => return Ok(None),
         };
         Ok(Some(Self { plan, has_ipam }))

@@ -944,3 +944,154 @@ fn what_an_older_version_left_out_is_no_fault_until_it_is_needed() {
         assert_eq!(node.rules(), before);
     });
 }
+
+// ---- the plugin firewall
+
+/// [`network`] with firewall.
+fn with_firewall(keys: Value) -> Value {
+    let mut network = network(&DUAL);
+    let firewall = conf::with(&json!({"type": "firewall"}), keys);
+    let plugins = network["plugins"].as_array_mut().expect("plugins");
+    plugins.push(firewall);
+    network
+}
+
+impl Node {
+    /// What firewall has, without counters.
+    fn firewall(&self) -> Vec<String> {
+        let mut rules = self.rules();
+        rules.retain(|it| {
+            let of_go = it.contains("CNI-FORWARD") || it.contains("CNI-ISOLATION");
+            of_go || it.contains("podwire_firewall") || it.contains("podwire: published ports")
+        });
+        rules
+    }
+
+    /// What firewall has noted.
+    fn notes(&self) -> usize {
+        let notes = self.host().sh("find /run -path '*:firewall/*' -type f");
+        notes.lines().filter(|it| !it.ends_with("lock")).count()
+    }
+}
+
+#[test]
+fn the_firewall_is_put_back_after_a_flush() {
+    each(&BackEnd::ALL, |back_end| {
+        for policy in ["open", "isolated"] {
+            let node = Node::empty(back_end);
+            let keys = json!({"backend": back_end.name(), "ingressPolicy": policy});
+            node.configure(&with_firewall(keys));
+            let (a, _a) = node.pod(Suite::Ours, "a", 8080);
+            let _b = node.pod(Suite::Ours, "b", 9090);
+            let before = node.firewall();
+            assert_eq!(node.task(&["resync"]).stdout, "");
+            let path = node.back_end.path(&node.sandbox);
+            node.host().sh(&format!(
+                "PATH={path}; for it in iptables ip6tables; do $it -F; $it -X; done; nft flush ruleset"
+            ));
+            let dry = node.task(&["resync", "--dry-run"]).stdout;
+            let output = node.task(&["resync"]).stdout;
+            let of_firewall = output
+                .lines()
+                .filter(|it| it.contains("firewall of"))
+                .count();
+            let expected = if before.is_empty() { 0 } else { 2 };
+            assert_eq!(of_firewall, expected, "{policy}: {output}");
+            assert_eq!(dry.contains("firewall of"), expected > 0, "{dry}");
+            let (mut now, mut before) = (node.firewall(), before);
+            now.sort();
+            before.sort();
+            assert_eq!(now, before, "{policy}");
+            node.run(Suite::Ours, "check", &a, 8080);
+            node.run(Suite::Ours, "del", &a, 8080);
+        }
+    });
+}
+
+#[test]
+fn the_firewall_of_the_peers_pods_is_adopted() {
+    each(&BackEnd::IPTABLES, |back_end| {
+        for names in [back_end, BackEnd::Nftables] {
+            let node = Node::empty(back_end);
+            let keys = json!({"backend": names.name(), "ingressPolicy": "same-bridge"});
+            node.configure(&with_firewall(keys));
+            let (a, _a) = node.pod(Suite::Peer, "a", 8080);
+            let (b, _b) = node.pod(Suite::Peer, "b", 9090);
+            assert_eq!(node.notes(), 0);
+            let output = node.task(&["adopt"]).stdout;
+            let of_firewall = output
+                .lines()
+                .filter(|it| it.contains("firewall of"))
+                .count();
+            assert_eq!((of_firewall, node.notes()), (2, 2), "{output}");
+            assert_eq!(node.task(&["adopt"]).stdout, "");
+            if names == BackEnd::Nftables {
+                let rules = node.firewall().concat();
+                assert!(!rules.contains("-s 10.1.0.2/32"), "{rules}");
+                assert!(rules.contains("podwire_firewall"), "{rules}");
+            }
+            node.run(Suite::Ours, "check", &a, 8080);
+            for (pod, port) in [(&a, 8080), (&b, 9090)] {
+                node.run(Suite::Ours, "del", pod, port);
+            }
+            let left = node.firewall().concat();
+            let is_left = left.contains("ISOLATION") || left.contains("podwire_firewall");
+            assert!(!is_left, "{left}");
+            assert_eq!(node.notes(), 0);
+        }
+    });
+}
+
+#[test]
+fn the_firewall_is_released_to_the_peer() {
+    each(&BackEnd::IPTABLES, |back_end| {
+        for names in [back_end, BackEnd::Nftables] {
+            let node = Node::empty(back_end);
+            let keys = json!({"backend": names.name(), "ingressPolicy": "same-bridge"});
+            node.configure(&with_firewall(keys));
+            let (a, _a) = node.pod(Suite::Ours, "a", 8080);
+            let (b, _b) = node.pod(Suite::Ours, "b", 9090);
+            let dry = node.task(&["release", "--dry-run"]).stdout;
+            assert!(dry.contains("firewall of"), "{dry}");
+            let output = node.task(&["release"]).stdout;
+            let of_firewall = output
+                .lines()
+                .filter(|it| it.contains("firewall of"))
+                .count();
+            assert_eq!((of_firewall, node.notes()), (2, 0), "{output}");
+            assert_eq!(node.task(&["release"]).stdout, "");
+            let rules = node.firewall().concat();
+            assert!(rules.contains("-s 10.1.0.2/32 -j ACCEPT"), "{rules}");
+            assert!(
+                rules.contains("CNI-ISOLATION-STAGE-1 -i cni0 ! -o cni0"),
+                "{rules}"
+            );
+            let is_ours = rules.contains("podwire_firewall") || rules.contains("podwire:");
+            assert!(!is_ours, "{rules}");
+            for (pod, port) in [(&a, 8080), (&b, 9090)] {
+                node.run(Suite::Peer, "del", pod, port);
+            }
+            assert!(!node.firewall().concat().contains("/32"));
+        }
+    });
+}
+
+#[test]
+fn gc_removes_the_firewall_of_pods_that_are_gone_in_lists_of_every_version() {
+    each(&BackEnd::IPTABLES, |back_end| {
+        let node = Node::empty(back_end);
+        node.configure(&with_firewall(json!({"backend": "iptables"})));
+        let _a = node.pod(Suite::Ours, "a", 8080);
+        let before = node.firewall();
+        let (b, server) = node.pod(Suite::Ours, "b", 9090);
+        drop(server);
+        // The cache forgets the newer one.
+        let dir = "/var/lib/cni/results";
+        node.host()
+            .sh(&format!("rm {dir}/$(ls -t {dir} | head -1)"));
+        node.sandbox.remove_pod(&b);
+        node.task(&["gc", "--keep-cached", "mynet"]);
+        assert_eq!(node.firewall(), before);
+        assert_eq!(node.notes(), 1);
+    });
+}

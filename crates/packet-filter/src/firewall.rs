@@ -174,7 +174,7 @@ pub fn drop_ingress(kind: Kind, bridge: &str) -> Result<()> {
     }
 }
 
-fn usable_nftables() -> Result<Nftables> {
+pub(crate) fn usable_nftables() -> Result<Nftables> {
     let found = Nftables::find_usable(Family::Ip).context("nftables is not usable")?;
     found.context("nftables is not usable: the kernel lacks nf_tables")
 }

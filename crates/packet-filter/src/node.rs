@@ -5,6 +5,7 @@
 //! old ones go last, so that a pod is never without. Live connections are in the kernel's connection
 //! tracking, which nothing here touches, except UDP ones that lead to the wrong place.
 
+mod firewall;
 mod ruleset;
 mod tables;
 
@@ -17,6 +18,7 @@ use anyhow::{Context, Result, bail};
 use cni::Attachment;
 use nftables::Family;
 
+pub use self::firewall::{Firewalled, Missing};
 use self::ruleset::Ruleset;
 use self::tables::{Changes, Tables};
 use crate::access::{Access, OpenPorts};
@@ -92,8 +94,9 @@ pub struct Report {
 }
 
 impl Report {
-    /// Adds the lines of `more` that are new.
-    fn add(&mut self, more: Self) {
+    /// Adds the lines of `more` that are new, and its transactions.
+    pub fn add(&mut self, more: Self) {
+        self.transactions.extend(more.transactions);
         for (all, more) in [
             (&mut self.done, more.done),
             (&mut self.left, more.left),

@@ -5,6 +5,7 @@
 //! plugin's result unchanged.
 
 pub mod conf;
+pub mod node;
 mod note;
 pub mod plan;
 
@@ -34,17 +35,13 @@ impl Plugin for Firewall {
         let previous = request.call.required_prev_result(MISSING)?;
         let wanted = plan.wanted(&previous)?;
         let backend = choose(plan.backend)?;
-        let is_repeated = notes(&owner.network).find(owner).is_some();
+        let is_repeated = node::is_noted(owner);
         let note = Note::new(backend, &plan.zone, &wanted.addresses);
         if !is_repeated {
             let (owner, note) = (owner.clone(), note.clone());
             undo.push("remove the rules of the pod", move || forget(&owner, &note));
         }
-        // With nftables, only a policy leaves anything on the node.
-        if backend != FirewallBackend::Nftables || wanted.ingress.is_some() {
-            let what = note::what(&wanted, backend)?;
-            notes(&owner.network).add(&what, owner, &note.to_string())?;
-        }
+        node::record(owner, &wanted, backend)?;
         wanted.add(backend, is_repeated)?;
         Ok(previous)
     }
@@ -69,8 +66,7 @@ impl Plugin for Firewall {
     }
 
     fn gc(request: &Gc<Conf>) -> Result<()> {
-        let clean = |note: &str| note.parse().map_or(Ok(()), |note: Note| note.remove());
-        notes(&request.call.network).collect(&request.valid, clean, drop_policy)
+        node::collect(&request.call.network, &request.valid)
     }
 
     fn status(request: &Status<Conf>) -> Result<()> {

@@ -5,6 +5,7 @@ use clap::Args;
 
 use super::Verdict;
 use super::node::{Options, Task};
+use crate::firewalls;
 use crate::output::Output;
 
 /// Rewrite the rules of the Go plugins as podwire's.
@@ -17,7 +18,8 @@ use crate::output::Output;
 ///
 /// New rules are added before old ones are removed, so no pod is without rules, and open
 /// connections continue. Where a configuration names iptables, or the kernel has no nftables,
-/// podwire's rules are those of the Go plugins, and nothing is done.
+/// podwire's rules are those of the Go plugins, and nothing is done. The rules of the plugin firewall
+/// are the same in both suites: its pods are noted, so that DEL finds their rules without a result.
 ///
 /// Attachments whose network namespace is gone are ignored, and so are chains of containers that
 /// are not in the cache; DEL removes both kinds.
@@ -41,7 +43,11 @@ Examples:
 impl Adopt {
     pub fn run(&self, output: &Output) -> Result<Verdict> {
         let task = Task {
-            run: &|pods, dry| packet_filter::node::adopt(&pods.wanted, dry),
+            run: &|pods, dry| {
+                let mut report = packet_filter::node::adopt(&pods.wanted, dry)?;
+                report.add(firewalls::adopt(&pods.attached, dry)?);
+                Ok(report)
+            },
             done: "adopted",
             nothing: "there was nothing of the Go plugins",
             ours: true,

@@ -131,6 +131,7 @@ fn collect_shared(network: &str, valid: &[ValidAttachment]) -> Result<()> {
     if let Some(nftables) = Nftables::find()? {
         nftables.collect_spoof_checks(network, valid)?;
     }
+    firewall::node::collect(network, valid)?;
     wiring::shared::collect(network, valid)
 }
 

@@ -56,6 +56,11 @@ struct Document {
 }
 
 impl Options {
+    /// Whether no network is named.
+    pub fn is_of_all_networks(&self) -> bool {
+        self.network.is_none()
+    }
+
     /// Runs a task for the attachments in the cache, and prints what it did.
     pub fn run(&self, task: &Task<'_>, output: &Output) -> Result<Verdict> {
         let (network, dry) = (self.network.as_deref(), self.dry_run);

@@ -5,6 +5,7 @@ use clap::Args;
 
 use super::Verdict;
 use super::node::{Options, Task};
+use crate::firewalls;
 use crate::output::Output;
 
 /// Rewrite podwire's rules as those of the Go plugins.
@@ -25,7 +26,8 @@ use crate::output::Output;
 /// that pod's runtime.
 ///
 /// Attachments whose network namespace is gone are ignored, and so are published ports with
-/// conditions in nftables' language: the Go plugins would apply those of one pod to all.
+/// conditions in nftables' language: the Go plugins would apply those of one pod to all. The plugin
+/// firewall of the Go suite has no nftables: its rules are added to iptables or firewalld.
 #[derive(Debug, Args)]
 #[command(after_long_help = OUTCOME)]
 pub struct Release {
@@ -46,7 +48,12 @@ Examples:
 impl Release {
     pub fn run(&self, output: &Output) -> Result<Verdict> {
         let task = Task {
-            run: &|pods, dry| packet_filter::node::release(&pods.wanted, dry),
+            run: &|pods, dry| {
+                let mut report = packet_filter::node::release(&pods.wanted, dry)?;
+                let whole = self.options.is_of_all_networks();
+                report.add(firewalls::release(&pods.attached, whole, dry)?);
+                Ok(report)
+            },
             done: "released",
             nothing: "there was nothing of podwire",
             ours: false,

@@ -5,13 +5,13 @@ use clap::Args;
 
 use super::Verdict;
 use super::node::{Options, Task};
-use crate::gateways;
 use crate::output::Output;
+use crate::{firewalls, gateways};
 
 /// Restore what other programs removed.
 ///
 /// After iptables -F, nft flush ruleset or a reload of firewalld: restores missing rules for
-/// masquerade, published ports, spoof checks and isolation, for every attachment in the cache or
+/// masquerade, published ports, spoof checks, isolation and the plugin firewall, for every attachment in the cache or
 /// for those to NETWORK. The cache has what is needed of each ADD: the configuration, the runtime's
 /// port mappings, the result. Also restores the gateway's addresses of bridges and sets the bridges
 /// up, where NetworkManager or another program has changed them.
@@ -47,6 +47,7 @@ impl Resync {
                 let restored = gateways::resync(&pods.attached, dry)?;
                 let mut report = packet_filter::node::resync(&pods.wanted, dry)?;
                 restored.add_to(&mut report, dry);
+                report.add(firewalls::resync(&pods.attached, dry)?);
                 Ok(report)
             },
             done: "put back",

@@ -94,6 +94,34 @@ impl Iptables {
         Ok(())
     }
 
+    /// The table filter.
+    pub(crate) fn filter(&self, family: Family) -> Result<Listing> {
+        self.programs.of(family)?.table(FILTER)
+    }
+
+    /// Adds what is missing of many attachments' rules.
+    pub(crate) fn add_many(&self, rules: &Many, family: Family) -> Result<()> {
+        let program = self.programs.of(family)?;
+        let _lock = program.lock()?;
+        settle(&program, || Ok(rules.missing(&program.table(FILTER)?)))
+    }
+
+    /// Removes the exception for published ports, which the Go plugin does not have.
+    ///
+    /// # Errors
+    /// What iptables refuses.
+    pub fn isolate_published_ports(&self) -> Result<()> {
+        self.clean("remove the exception for published ports", |program, _| {
+            settle(program, || {
+                let mut removal = Transaction::new(FILTER);
+                let found = program.chain(FILTER, STAGE_1)?.unwrap_or_default();
+                let own = found.rules(STAGE_1).iter().filter(|it| *it == PUBLISHED);
+                own.for_each(|rule| removal.delete(STAGE_1, rule));
+                Ok(removal)
+            })
+        })
+    }
+
     /// Removes the rules of these addresses: one process for each family where they are there.
     ///
     /// # Errors
@@ -172,6 +200,51 @@ impl Iptables {
             }
         }
         Ok(())
+    }
+}
+
+/// The rules of many attachments in one family.
+#[derive(Default)]
+pub(crate) struct Many {
+    shared: Vec<Rule>,
+    addresses: Vec<IpAddr>,
+}
+
+impl Many {
+    /// Those of `all`: of each its policy, and what accepts its packets if that is true.
+    pub(crate) fn of(all: &[(&Firewall, bool)], family: Family) -> Self {
+        let mut many = Self::default();
+        for (wanted, accepts) in all {
+            let addresses = of(family, &wanted.addresses);
+            if addresses.is_empty() {
+                continue;
+            }
+            let accepting = if *accepts {
+                accepting(wanted)
+            } else {
+                Vec::new()
+            };
+            for rule in accepting.into_iter().chain(policy(wanted)) {
+                if !many.shared.contains(&rule) {
+                    many.shared.push(rule);
+                }
+            }
+            for ip in addresses.into_iter().filter(|_| *accepts) {
+                if !many.addresses.contains(&ip) {
+                    many.addresses.push(ip);
+                }
+            }
+        }
+        many
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.shared.is_empty()
+    }
+
+    /// Adds what is not in the table.
+    pub(crate) fn missing(&self, found: &Listing) -> Transaction {
+        complete(&self.shared, &self.addresses, found)
     }
 }
 

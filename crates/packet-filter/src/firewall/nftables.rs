@@ -25,6 +25,11 @@ impl Nftables {
         self.transact(|socket| add(socket, wanted))
     }
 
+    /// What [`Nftables::ensure_ingress`] would do.
+    pub(crate) fn ingress_additions(&self, wanted: &Ingress) -> Result<Transaction> {
+        Ok(add(&self.socket, wanted)?)
+    }
+
     /// Fails unless the policy is applied.
     pub fn check_ingress(&self, wanted: &Ingress) -> Result<()> {
         let changes = add(&self.socket, wanted)?;
