@@ -291,3 +291,38 @@ fn without_a_bus_firewalld_cannot_be_used() {
         error.msg
     );
 }
+
+#[test]
+fn after_a_reload_resync_makes_the_pods_sources_again() {
+    beyond_peer("the peer has no such command", || {
+        let node = Firewalld::new();
+        let pod = node.sandbox.pod("a");
+        let plugins = json!([
+            bridge(1),
+            automatic(json!({"ingressPolicy": "same-bridge"}))
+        ]);
+        let list = json!({"cniVersion": "1.0.0", "name": "net1", "plugins": plugins});
+        node.sandbox
+            .write("/run/net.d/10-net1.conflist", list.to_string());
+        let dir = Suite::Ours.dir().display().to_string();
+        let podwire = |args: &str| {
+            let path = node.back_end.path(&node.sandbox);
+            node.host().sh(&format!(
+                "NETCONFPATH=/run/net.d CNI_PATH={dir} PATH={path} {dir}/podwire {args}"
+            ))
+        };
+        podwire(&format!("add net1 {}", pod.path()));
+        assert_eq!(node.sources("trusted"), BOTH);
+        let policy = node.filter();
+        assert_eq!(podwire("resync"), "");
+        node.cmd("--reload");
+        assert_eq!(node.sources("trusted"), [""; 0]);
+        let done = podwire("resync");
+        assert!(done.starts_with("put back: firewall of net1/"), "{done}");
+        assert_eq!(node.sources("trusted"), BOTH);
+        assert_eq!(node.filter(), policy);
+        podwire(&format!("del net1 {}", pod.path()));
+        assert_eq!(node.sources("trusted"), [""; 0]);
+        assert!(!node.filter().concat().contains("ISOLATION"));
+    });
+}

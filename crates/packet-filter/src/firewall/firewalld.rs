@@ -191,7 +191,8 @@ fn plain(error: Error) -> anyhow::Error {
         Error::Connection(error, _) => io(&error),
         Error::InputOutput(error) => io(&error),
         Error::MethodError(_, Some(text), _) => anyhow!(text),
-        error => error.into(),
+        // Its source is itself.
+        error => anyhow!(error.to_string()),
     }
 }
 
