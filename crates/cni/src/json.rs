@@ -90,7 +90,7 @@ impl Json {
     /// The value of `key`, found as a struct field would be; `None` also for null.
     pub fn get(&self, key: &str) -> Option<Self> {
         match self {
-            Self::Object(members) => collect(members, key),
+            Self::Object(members) => collect(members, key, &[]),
             _ => None,
         }
     }
@@ -227,11 +227,13 @@ fn join(path: &str, key: &str) -> String {
     }
 }
 
-/// Go decodes each occurrence of a key over what the earlier ones left.
-fn collect(members: &[(String, Json)], key: &str) -> Option<Json> {
+/// Go decodes each occurrence of a key over what the earlier ones left. `fields` are all keys that
+/// are read: one of them may differ from `key` in its case alone, and gets what has its own case.
+fn collect(members: &[(String, Json)], key: &str, fields: &[&str]) -> Option<Json> {
     let mut value = None;
     for (name, next) in members {
-        if !name.eq_ignore_ascii_case(key) {
+        let is_anothers = name != key && fields.contains(&name.as_str());
+        if !name.eq_ignore_ascii_case(key) || is_anothers {
             continue;
         }
         value = match (value, next) {
@@ -473,7 +475,8 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         match self.json {
             Json::Object(members) => visitor.visit_map(Fields {
                 members,
-                fields: fields.iter(),
+                fields,
+                next: fields.iter(),
                 at: self.at,
                 current: None,
             }),
@@ -600,7 +603,8 @@ impl<'de> de::MapAccess<'de> for Entries<'_> {
 /// The fields of a struct type: those that are present, under their own names.
 struct Fields<'a> {
     members: &'a [(String, Json)],
-    fields: std::slice::Iter<'static, &'static str>,
+    fields: &'static [&'static str],
+    next: std::slice::Iter<'static, &'static str>,
     at: Option<At<'a>>,
     current: Option<(&'static str, Json, Option<At<'a>>)>,
 }
@@ -612,12 +616,12 @@ impl<'de> de::MapAccess<'de> for Fields<'_> {
         &mut self,
         seed: K,
     ) -> Result<Option<K::Value>, DecodeError> {
-        for field in self.fields.by_ref() {
+        for field in self.next.by_ref() {
             let at = self.at.as_ref().map(|at| at.member(field));
             if at.as_ref().is_some_and(At::is_skipped) {
                 continue;
             }
-            if let Some(value) = collect(self.members, field) {
+            if let Some(value) = collect(self.members, field, self.fields) {
                 self.current = Some((field, value, at));
                 return seed.deserialize((*field).into_deserializer()).map(Some);
             }
@@ -690,6 +694,28 @@ mod tests {
     #[test]
     fn the_last_of_duplicate_keys_wins() {
         assert_eq!(decode(r#"{"name": "x", "NAME": "y"}"#).unwrap().name, "y");
+    }
+
+    #[test]
+    fn of_keys_that_differ_in_case_alone_each_gets_its_own() {
+        #[derive(Debug, Default, Deserialize, PartialEq)]
+        #[serde(default)]
+        struct Both {
+            address: String,
+            #[serde(rename = "Address")]
+            parsed: u32,
+        }
+        let decode = |text: &str| Json::parse(text.as_bytes()).unwrap().decode::<Both>();
+        let expected = Both {
+            address: "x".into(),
+            parsed: 7,
+        };
+        for text in [
+            r#"{"address": "x", "Address": 7}"#,
+            r#"{"Address": 7, "address": "x"}"#,
+        ] {
+            assert_eq!(decode(text).unwrap(), expected, "{text}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use cni::json::Json;
 use cni::result::{Dns, Route};
 use serde::Deserialize;
 
@@ -33,14 +34,27 @@ pub struct Ipam {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Address {
-    /// In CIDR notation, with the host part.
-    pub address: String,
+    /// In CIDR notation, with the host part: see [`Address::text`].
+    address: String,
+    /// What a program adds that writes the Go plugin's own type: the same address as an object.
+    #[serde(rename = "Address")]
+    parsed: Option<Json>,
     /// It need not lie in the subnet.
     #[serde(deserialize_with = "cni::address::optional_ip")]
     pub gateway: Option<IpAddr>,
     /// Old configurations have it; the address says the same.
     #[serde(rename = "version")]
     _version: String,
+}
+
+impl Address {
+    /// The address, in CIDR notation, with the host part.
+    pub fn text(&self) -> &str {
+        match &self.parsed {
+            Some(Json::String(text)) if self.address.is_empty() => text,
+            _ => &self.address,
+        }
+    }
 }
 
 /// The object `args`.

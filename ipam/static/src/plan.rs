@@ -71,9 +71,9 @@ fn configured(keys: &[conf::Address], checks: &mut Checks) -> Vec<Address> {
     let mut seen = HashSet::new();
     for (index, keys) in keys.iter().enumerate() {
         let key = format!("ipam.addresses[{index}].address");
-        let Ok(cidr) = keys.address.parse::<Cidr>() else {
+        let Ok(cidr) = keys.text().parse::<Cidr>() else {
             let why = "the 'address' field is expected to be in CIDR notation, got";
-            checks.add(Fault::new(key, format!("{why}: '{}'", keys.address)));
+            checks.add(Fault::new(key, format!("{why}: '{}'", keys.text())));
             continue;
         };
         if !seen.insert(cidr) {
@@ -181,6 +181,17 @@ mod tests {
                 "RuntimeConfig": {{"ips": ["fd00::2/64"]}}}}"#
         );
         assert_eq!(addresses(&document, args), ["fd00::2/64"]);
+    }
+
+    #[test]
+    fn an_address_may_have_its_parts_beside_it() {
+        // As the Go plugin's own type is written.
+        let parts = r#""Address": {"IP": "10.0.0.2", "Mask": "////AA=="}, "Version": "4""#;
+        let document =
+            format!(r#"{{"ipam": {{"addresses": [{{"address": "10.0.0.2/24", {parts}}}]}}}}"#);
+        assert_eq!(addresses(&document, ""), ["10.0.0.2/24"]);
+        let document = r#"{"ipam": {"addresses": [{"Address": "10.0.0.2/24"}]}}"#;
+        assert_eq!(addresses(document, ""), ["10.0.0.2/24"]);
     }
 
     #[test]

@@ -459,7 +459,7 @@ fn fixed(subject: &mut Subject<'_>) {
     }
     for (index, keys) in keys.addresses.iter().enumerate() {
         let key = format!("ipam.addresses[{index}]");
-        if let Ok(address) = keys.address.parse() {
+        if let Ok(address) = keys.text().parse() {
             far_gateway(subject, &key, address, keys.gateway);
         }
     }
