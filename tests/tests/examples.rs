@@ -173,6 +173,24 @@ fn host_device_gives_a_card_for_a_while() {
 }
 
 #[test]
+fn tap_gives_a_device_for_a_program() {
+    beyond_peer(WHY, || {
+        let sandbox = Sandbox::new();
+        let (host, pod) = (sandbox.host(), sandbox.pod("blue"));
+        for verb in ["status", "add", "check", "del"] {
+            let command = format!("podwire {verb} example-tap {}", pod.path());
+            good(shell(&host, "", &command));
+            if verb == "add" {
+                let link = pod.link("eth0").expect("eth0");
+                assert!(!link["linkinfo"]["info_data"]["user"].is_null(), "{link}");
+                assert_eq!(link["mtu"], 1450);
+            }
+        }
+        assert_eq!(pod.links(), ["lo"]);
+    });
+}
+
+#[test]
 fn static_gives_the_address_that_is_written() {
     beyond_peer(WHY, || {
         lives("example-static", "ex-static", "", |_, pod| {

@@ -1,9 +1,9 @@
 //! host-device: how a device is selected, what the pod gets, and that the device comes back under its
 //! own name, whatever happens to the pod.
 //!
-//! A veth stands for the device: its kernel has no other link that moves and comes without hardware.
-//! SR-IOV and DPDK devices are directories that the test makes in place of `/sys/bus`. `vm` runs the same tests
-//! with dummies, and with a network card of the virtual machine (`host_device_vm.rs`).
+//! A veth stands for the device: no other link moves and comes without hardware. What the kernel does with
+//! hardware when a namespace ends, the test does with the veth. SR-IOV and DPDK devices are directories
+//! that the test makes in place of `/sys/bus`.
 
 use std::sync::Barrier;
 

@@ -194,6 +194,28 @@ const SUBJECTS: &[Subject] = &[
         keys: &["vrfname", "table"],
     },
     Subject {
+        plugin: "tap",
+        place: "",
+        keys: &[
+            "multiQueue",
+            "mtu",
+            "mac",
+            "owner",
+            "group",
+            "selinuxContext",
+            "bridge",
+            "runtimeConfig",
+            "args",
+            "dns",
+            "ipam",
+        ],
+    },
+    Subject {
+        plugin: "tap",
+        place: "/args/cni",
+        keys: &["mac"],
+    },
+    Subject {
         plugin: "vxlan",
         place: "",
         keys: &[
@@ -628,6 +650,11 @@ fn validate_and_vlan_agree_on_every_value_of_every_key() {
 #[test]
 fn validate_and_dummy_agree_on_every_value_of_every_key() {
     agree("dummy", 30);
+}
+
+#[test]
+fn validate_and_tap_agree_on_every_value_of_every_key() {
+    agree("tap", 100);
 }
 
 #[test]

@@ -41,6 +41,7 @@ pub const PLUGINS: &[Plugin] = &[
     plugin("portmap", portmap),
     plugin("ptp", ptp),
     plugin("sbr", sbr),
+    plugin("tap", tap),
     plugin("tuning", tuning),
     plugin("vlan", vlan),
     plugin("vrf", vrf),
@@ -228,6 +229,17 @@ fn vrf(subject: &mut Subject<'_>) {
         subject.warning("table", reason);
     }
     subject.take(vrf::Plan::new(&keys));
+}
+
+fn tap(subject: &mut Subject<'_>) {
+    let Some(keys) = subject.keys::<tap::Conf>() else {
+        return;
+    };
+    if !keys.mac.is_empty() {
+        let reason = "is that of every pod: two on one segment cannot have the same";
+        subject.warning("mac", reason);
+    }
+    subject.take(tap::Plan::new(&keys, None));
 }
 
 fn vxlan(subject: &mut Subject<'_>) {

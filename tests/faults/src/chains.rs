@@ -43,8 +43,7 @@ pub fn all() -> Vec<Chain> {
             in_pod: true,
             // There is one device, which no other pod can have meanwhile.
             cold: true,
-            setup: "ip link add dev0 type veth peer name far0
-                ip link set far0 up",
+            setup: "ip link add dev0 type veth peer name far0",
             // A veth would be deleted. It stands for hardware, which goes to the node under its name in the pod.
             pod_ends: "if ip -n victim link set eth0 down 2>/dev/null; then
                     ip netns attach node $$
@@ -56,6 +55,10 @@ pub fn all() -> Vec<Chain> {
         Chain {
             in_pod: true,
             ..wired(alone("ipvlan", ipvlan()))
+        },
+        Chain {
+            in_pod: true,
+            ..alone("tap", tap())
         },
         wired(alone("vxlan", vxlan())),
         published("portmap", BackEnd::Nftables),
@@ -202,6 +205,16 @@ fn shimmed() -> Value {
 fn host_device() -> Value {
     let mut conf = conf::plugin("host-device");
     conf["device"] = "dev0".into();
+    conf["ipam"] = conf::host_local_ipam(&["10.1.0.0/24", "fd01::/64"]);
+    conf
+}
+
+fn tap() -> Value {
+    let mut conf = conf::plugin("tap");
+    conf["owner"] = 0.into();
+    conf["group"] = 0.into();
+    conf["mtu"] = 1400.into();
+    conf["mac"] = "02:00:00:00:00:07".into();
     conf["ipam"] = conf::host_local_ipam(&["10.1.0.0/24", "fd01::/64"]);
     conf
 }
