@@ -67,6 +67,8 @@ pub struct Hint {
     pub name: String,
     /// Its hardware address.
     pub address: Option<HardwareAddress>,
+    /// The name that the interface at its place on a bus has on the node now, or empty.
+    pub present: String,
 }
 
 /// Moves `device` from the node of the socket `host` into the pod, as `CNI_IFNAME`. It is down. Its
@@ -450,7 +452,8 @@ impl Hint {
             let name = &it.link.name;
             let is_returned = name == ifname || name.starts_with("dev");
             let own = alias_as_name(it);
-            it.is_hardware() && !it.link.up && is_returned && own != Some(name) && self.fits(it)
+            let is_meant = self.fits(it) || own.is_some() && self.present == *name;
+            it.is_hardware() && !it.link.up && is_returned && own != Some(name) && is_meant
         })
     }
 

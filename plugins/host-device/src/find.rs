@@ -63,6 +63,17 @@ pub fn is_left_to_a_program(plan: &Plan) -> bool {
     }
 }
 
+/// The name that the interface at the place of the device has on the node now; empty if the
+/// configuration names no place, or there is none.
+pub fn present_name(plan: &Plan) -> String {
+    let directory = match (&plan.selected, &plan.bus) {
+        (Some(Selected::Path(path)), _) => Ok(path.join("net")),
+        (None, Some(bus)) => place(bus).and_then(|it| directory(&it)),
+        _ => return String::new(),
+    };
+    directory.and_then(|it| first_in(&it)).unwrap_or_default()
+}
+
 fn place(bus: &Bus) -> Result<Place> {
     match bus {
         Bus::Pci(id) => Ok(Place::Pci(id.clone())),

@@ -112,11 +112,14 @@ fn pci_id(call: &Call, pci: String) -> String {
 }
 
 fn give_back(request: &Del<Conf>) -> Result<()> {
-    let conf = &request.conf;
-    let left_to_a_program = Plan::new(conf).is_ok_and(|it| find::is_left_to_a_program(&it));
-    // It may have got its driver after ADD, so that the note of an ADD comes first.
-    let hint = (!left_to_a_program).then(|| conf.hint());
-    device::give_back(request, hint.as_ref())
+    let mut hint = request.conf.hint();
+    // A device may have got its driver after ADD, so that the note of an ADD comes first.
+    let mut is_interface = true;
+    if let Ok(plan) = Plan::new(&request.conf) {
+        is_interface = !find::is_left_to_a_program(&plan);
+        hint.present = find::present_name(&plan);
+    }
+    device::give_back(request, Some(&hint).filter(|_| is_interface))
 }
 
 fn check_device(pod: &Netlink, recorded: &Interface) -> Result<()> {

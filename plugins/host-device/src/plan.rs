@@ -70,6 +70,7 @@ impl Conf {
         Hint {
             name: self.device.clone(),
             address: self.hwaddr.parse().ok(),
+            ..Hint::default()
         }
     }
 }

@@ -156,7 +156,7 @@ fn without_a_note_a_link_of_the_pod_alone_is_not_taken() {
     };
     let hint = Hint {
         name: "dev0".into(),
-        address: None,
+        ..Hint::default()
     };
     let inside = named(veth("net1", 3, None), "dev0");
     assert_eq!(
@@ -186,7 +186,7 @@ fn without_a_note_a_link_of_the_pod_alone_is_not_taken() {
 fn without_a_note_the_kernels_names_tell_what_it_has_returned() {
     let hint = Hint {
         name: "ens1f0".into(),
-        address: None,
+        ..Hint::default()
     };
     let returned = |name: &str, alias: &str, up| Device {
         link: Link {
@@ -208,4 +208,13 @@ fn without_a_note_the_kernels_names_tell_what_it_has_returned() {
         let picked = hint.pick_returned(&picked, "net1").is_some();
         assert_eq!(picked, expected, "{name} {alias} {up}");
     }
+    // By its place on the bus, which has an interface under the pod's name.
+    let by_place = |present: &str| Hint {
+        present: present.into(),
+        ..Hint::default()
+    };
+    let devices = [returned("net1", "ens1f0", false)];
+    assert!(by_place("net1").pick_returned(&devices, "net1").is_some());
+    assert!(by_place("").pick_returned(&devices, "net1").is_none());
+    assert!(by_place("dev7").pick_returned(&devices, "net1").is_none());
 }
