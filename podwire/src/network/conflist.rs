@@ -118,7 +118,8 @@ impl Design {
 
     /// Who reaches the containers, and how they reach others.
     fn add_access(&self, plugin: &mut Value) {
-        plugin["ipMasq"] = (!self.record.internal && self.options.masquerade != Some(false)).into();
+        let masquerade = self.has_gateway() && !self.record.internal;
+        plugin["ipMasq"] = (masquerade && self.options.masquerade != Some(false)).into();
         if self.options.icc == Some(false) {
             plugin["icc"] = false.into();
         }
@@ -139,7 +140,7 @@ impl Design {
             } else {
                 "gatewayModeIPv6"
             };
-            let usual = (!self.record.internal).then_some("nat");
+            let usual = (self.has_gateway() && !self.record.internal).then_some("nat");
             if let Some(mode) = mode.as_deref().or(usual).filter(|_| has_family) {
                 plugin[key] = mode.into();
             }
@@ -147,6 +148,11 @@ impl Design {
         if self.is_routed() {
             plugin["capabilities"]["portMappings"] = true.into();
         }
+    }
+
+    /// Whether the node is the containers' gateway. Of a segment that spans nodes, none is.
+    fn has_gateway(&self) -> bool {
+        self.driver != Driver::Vxlan || self.options.mode.as_deref() != Some("l2")
     }
 
     /// Whether published ports are opened, and not redirected, in some family.
@@ -192,7 +198,7 @@ impl Design {
 
     fn routes(&self) -> Vec<Value> {
         let mut routes = Vec::new();
-        if !self.record.internal && !self.options.no_default_route {
+        if self.has_gateway() && !self.record.internal && !self.options.no_default_route {
             for (is_ipv4, dst) in [(true, "0.0.0.0/0"), (false, "::/0")] {
                 if self
                     .subnets

@@ -183,3 +183,23 @@ fn creates_at_the_same_time_get_different_subnets() {
         assert_eq!(node.files(), [""; 0]);
     });
 }
+
+/// Of a segment that spans nodes, no node is the gateway: a default route would lead nowhere.
+#[test]
+fn a_segment_of_several_nodes_has_no_gateway() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        for (mode, has_gateway) in [("l2", false), ("l3", true)] {
+            let option = format!("mode={mode}");
+            let vni = if has_gateway { "5" } else { "6" };
+            node.create(&["-d", "vxlan", "--vni", vni, "-o", &option, mode]);
+            let list = node.json(&format!("net.d/zz-podwire-{mode}.conflist"));
+            let plugin = &list["plugins"][0];
+            assert_eq!(plugin["mode"], mode);
+            assert_eq!(plugin["ipMasq"], has_gateway);
+            assert_eq!(plugin.get("gatewayModeIPv4").is_some(), has_gateway);
+            assert_eq!(plugin["ipam"].get("routes").is_some(), has_gateway);
+        }
+        good(&node.podwire(&["validate", "net.d"]));
+    });
+}
