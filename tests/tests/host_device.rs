@@ -136,7 +136,10 @@ fn the_pod_has_addresses_and_reaches_the_wire() {
     let result = add(&sandbox, &addressed(), &pod);
     assert_eq!(pod.addresses("net1"), ["10.1.0.2/24"]);
     assert_eq!(result["ips"][0]["interface"], 0);
-    assert_eq!(pod.ping("10.1.0.1", 1), [true]);
+    // The other end sends once the kernel has noticed its carrier, within a second.
+    pod.wait_until("the wire is reached", |pod| {
+        pod.ping("10.1.0.1", 1) == [true]
+    });
     let checked = conf::with_prev(&addressed(), &result);
     let check = |conf: &Value| sandbox.cni("host-device").check(conf, &pod, "net1");
     check(&checked).silent();
