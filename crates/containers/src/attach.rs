@@ -78,6 +78,7 @@ impl Attacher {
         let netns = NetNs::open(Path::new(&wanted.netns))?;
         let (attachment, held) = self.begin(wanted, list, &netns)?;
         let ifname = attachment.owner.ifname.as_str();
+        held.share_with_plugins()?;
         let chain = Chain::new(list, self.plugin_dirs.clone());
         let added = chain.add(&attachment, &self.cache, OnFailure::RollBack);
         let failed = match added {

@@ -9,6 +9,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cni::file::{self, LONGEST};
@@ -16,7 +18,7 @@ use cni::lock::Lock;
 use netns::NetNs;
 use networks::CachedAttachment;
 use nix::errno::Errno;
-use nix::fcntl::{FlockArg, OFlag};
+use nix::fcntl::{FcntlArg, FdFlag, FlockArg, OFlag, fcntl};
 use serde::{Deserialize, Serialize};
 
 use crate::place::flock;
@@ -45,11 +47,14 @@ pub struct Entry {
     pub aliases: Vec<String>,
 }
 
+/// How long plugins may take to end after the podwire that has started them was killed.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// A record that no other process can take.
 #[derive(Debug)]
 pub struct Held {
     path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl Journal {
@@ -96,7 +101,7 @@ impl Journal {
             file.write_all(&document)?;
             Ok(Some(Held {
                 path: path.clone(),
-                _lock: file,
+                lock: file,
             }))
         };
         loop {
@@ -121,13 +126,12 @@ impl Journal {
                 Err(error) if file::is_absent(&error) => return Ok(None),
                 file => file?.0,
             };
-            match flock(&file, FlockArg::LockExclusiveNonblock) {
-                Err(Errno::EWOULDBLOCK) => return Ok(None),
-                locked => locked?,
+            if !lock_left(&file)? {
+                return Ok(None);
             }
             Ok(is_at(&file, path).then(|| Held {
                 path: path.to_owned(),
-                _lock: file,
+                lock: file,
             }))
         };
         let taken = taken().with_context(|| format!("lock {}", path.display()))?;
@@ -180,7 +184,33 @@ pub fn natural(name: &str) -> (String, u64) {
     (word.to_owned(), number.parse().unwrap_or_default())
 }
 
+/// Locks a record; false if the podwire that holds it lives. If it was killed, its plugins may still
+/// run and hold the lock: what they do is to be removed, too, so this waits for them.
+fn lock_left(file: &File) -> io::Result<bool> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match flock(file, FlockArg::LockExclusiveNonblock) {
+            Err(Errno::EWOULDBLOCK) => {}
+            locked => return Ok(locked.map(|()| true)?),
+        }
+        if cni::lock::holder(&file.metadata()?).is_some() || Instant::now() > deadline {
+            return Ok(false);
+        }
+        sleep(Duration::from_millis(2));
+    }
+}
+
 impl Held {
+    /// Lets the programs that this process starts from now on hold the record, too: if this process
+    /// is killed, nothing removes the attachment while a plugin still makes it.
+    ///
+    /// # Errors
+    /// Those of fcntl(2).
+    pub fn share_with_plugins(&self) -> Result<()> {
+        fcntl(&self.lock, FcntlArg::F_SETFD(FdFlag::empty())).context("share a lock")?;
+        Ok(())
+    }
+
     /// Removes the record.
     ///
     /// # Errors
