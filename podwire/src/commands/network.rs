@@ -19,7 +19,7 @@ use networks::named::Catalogue;
 use super::Verdict;
 use crate::output::Output;
 
-/// Create, list, change and remove networks by name, connect containers.
+/// Create, list, change, connect and remove networks by name.
 ///
 /// A network is a configuration in the directory that runtimes read, with docker network's names
 /// and meanings: kubelet, containerd, nerdctl, podman and cnitool use it as it is. Networks that

@@ -9,13 +9,15 @@ use networks::Cache;
 use serde_json::{Value, json};
 
 use super::Verdict;
+use crate::network::format::{self, Columns};
 use crate::options::CacheDir;
 use crate::output::{Output, print};
 use crate::run::ports;
 
 /// List the containers of podwire run.
 ///
-/// The newest comes first. NETWORKS and ADDRESSES are those of all its interfaces, in their order.
+/// The newest comes first. The fields of a TEMPLATE are .ID .Command .CreatedAt .RunningFor .Status
+/// .State .Ports .Networks .Addresses and .Names; the language is that of podwire network ls. NETWORKS and ADDRESSES are those of all its interfaces, in their order.
 #[derive(Debug, Args)]
 #[command(after_long_help = OUTCOME)]
 pub struct Ps {
@@ -25,6 +27,9 @@ pub struct Ps {
     /// Print whole ids and commands
     #[arg(long)]
     no_trunc: bool,
+    /// table, json, raw, TEMPLATE or 'table TEMPLATE'
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    format: String,
     /// Accepted as in docker ps: a container that has ended is gone
     #[arg(short, long)]
     all: bool,
@@ -39,7 +44,7 @@ command line.
 Examples:
   podwire ps
   podwire ps -q --no-trunc
-  podwire ps --json | jq -r '.[].Names'
+  podwire ps --format '{{.Names}} {{.Addresses}}'
 ";
 
 impl Ps {
@@ -55,7 +60,7 @@ impl Ps {
             let ids = rows.iter().map(|it| text(&it["ID"]) + "\n");
             print(&ids.collect::<String>())?;
         } else {
-            print(&table(&rows))?;
+            print(&format::rows(&self.format, &COLUMNS, &rows)?)?;
         }
         Ok(Verdict::Good)
     }
@@ -136,36 +141,22 @@ fn ago(seconds: u64) -> String {
     format!("{count} {unit}")
 }
 
-const COLUMNS: [(&str, &str); 8] = [
-    ("CONTAINER ID", "ID"),
-    ("COMMAND", "Command"),
-    ("CREATED", "RunningFor"),
-    ("STATUS", "Status"),
-    ("PORTS", "Ports"),
-    ("NETWORKS", "Networks"),
-    ("ADDRESSES", "Addresses"),
-    ("NAMES", "Names"),
-];
-
-fn table(rows: &[Value]) -> String {
-    let heading = COLUMNS.map(|(heading, _)| heading.to_owned());
-    let rows = rows
-        .iter()
-        .map(|row| COLUMNS.map(|(_, key)| text(&row[key])));
-    let all: Vec<_> = [heading].into_iter().chain(rows).collect();
-    let width = |column: usize| all.iter().map(|it| it[column].chars().count()).max();
-    let widths: Vec<_> = (0..COLUMNS.len())
-        .map(|it| width(it).unwrap_or_default())
-        .collect();
-    let line = |row: &[String; 8]| {
-        let cells = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:<width$}"));
-        cells.collect::<Vec<_>>().join("   ").trim_end().to_owned() + "\n"
-    };
-    all.iter().map(line).collect()
-}
+const COLUMNS: Columns = Columns {
+    usual: "{{.ID}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Networks}}\t{{.Addresses}}\t{{.Names}}",
+    raw: "container_id: {{.ID}}\ncommand: {{.Command}}\nstatus: {{.Status}}\nnames: {{.Names}}\n",
+    headings: &[
+        ("ID", "CONTAINER ID"),
+        ("Command", "COMMAND"),
+        ("CreatedAt", "CREATED AT"),
+        ("RunningFor", "CREATED"),
+        ("Status", "STATUS"),
+        ("State", "STATE"),
+        ("Ports", "PORTS"),
+        ("Networks", "NETWORKS"),
+        ("Addresses", "ADDRESSES"),
+        ("Names", "NAMES"),
+    ],
+};
 
 #[cfg(test)]
 mod tests {
@@ -187,14 +178,5 @@ mod tests {
         }
         assert_eq!(cut("sleep 100"), "sleep 100");
         assert_eq!(cut("0123456789012345678901"), "0123456789012345678…");
-    }
-
-    #[test]
-    fn a_table_has_aligned_columns() {
-        let row = json!({"ID": "ab", "Command": "\"x\"", "Names": "web"});
-        let text = table(&[row]);
-        let lines: Vec<_> = text.lines().collect();
-        assert!(lines[0].starts_with("CONTAINER ID   COMMAND   CREATED"));
-        assert_eq!(lines[0].find("NAMES"), lines[1].find("web"));
     }
 }

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -172,7 +173,10 @@ fn isolation(job: &Job, place: &Place) -> Result<Isolation> {
             // Those of the other container, if podwire has made it.
             return Ok(other.map(|it| it.dir().join(name)).filter(|it| it.exists()));
         }
-        fs::write(&own, "").with_context(|| format!("write {}", own.display()))?;
+        // Readable by every user in the container; the directory hides it from those of the node.
+        let readable = fs::Permissions::from_mode(0o644);
+        let written = fs::write(&own, "").and_then(|()| fs::set_permissions(&own, readable));
+        written.with_context(|| format!("write {}", own.display()))?;
         Ok(Some(own))
     };
     let mut files = Vec::new();

@@ -332,6 +332,8 @@ fn ps_and_exec_find_a_container_by_name_id_and_prefix() {
         assert_eq!(ps["Addresses"], "10.1.0.2,fd01::2");
         assert_eq!(ps["Ports"], "53/udp");
         assert_eq!(node.must(&["ps", "-q", "--no-trunc"]).trim(), id);
+        let named = node.must(&["ps", "--format", "{{.Names}} {{.Status}}"]);
+        assert!(named.starts_with("web Up "), "{named}");
         assert!(node.must(&["ps"]).contains("\"sleep 1000\""));
         for word in ["web", id, &id[..4]] {
             let seen = node.must(&[

@@ -5,7 +5,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::catalogue;
-use crate::commands::Verdict;
+use crate::commands::{Verdict, sweep};
 use crate::network::{Attached, Document, format, native};
 use crate::options::{CacheDir, ConfDir};
 use crate::output::{Output, print};
@@ -37,6 +37,7 @@ pub struct Inspect {
 
 impl Inspect {
     pub fn run(&self, output: &Output) -> Result<Verdict> {
+        sweep(&self.cache);
         let catalogue = catalogue(&self.conf.conf_dir)?;
         let cache = self.cache.open();
         let (mut documents, mut missing) = (Vec::new(), Vec::new());

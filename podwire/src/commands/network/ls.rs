@@ -8,7 +8,7 @@ use networks::named::Network;
 use serde_json::Value;
 
 use super::catalogue;
-use crate::commands::Verdict;
+use crate::commands::{Verdict, sweep};
 use crate::network::filter::{Facts, Filter, LIST};
 use crate::network::format::{self, Columns};
 use crate::network::{Attached, created, row};
@@ -61,6 +61,7 @@ const COLUMNS: Columns = Columns {
 
 impl Ls {
     pub fn run(&self, output: &Output) -> Result<Verdict> {
+        sweep(&self.cache);
         let filter = Filter::read(&self.filter, LIST)?;
         let mut networks = catalogue(&self.conf.conf_dir)?.networks;
         networks.sort_by(|one, other| natural(&one.name, &other.name));

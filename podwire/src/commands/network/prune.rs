@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use networks::named::{Origin, Store};
 
-use crate::commands::Verdict;
+use crate::commands::{Verdict, sweep};
 use crate::network::filter::{Facts, Filter, PRUNE};
 use crate::network::{Attached, Removal, complete, created};
 use crate::options::{CacheDir, ConfDir, PluginDirs};
@@ -39,6 +39,7 @@ impl Prune {
         if !self.force {
             confirm()?;
         }
+        sweep(&self.cache);
         let store = Store::open(&self.conf.conf_dir)?;
         complete(&store)?;
         let cache = self.cache.open();

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use networks::named::{LookupError, Store};
 
-use crate::commands::Verdict;
+use crate::commands::{Verdict, sweep};
 use crate::network::{Removal, complete};
 use crate::options::{CacheDir, ConfDir, PluginDirs};
 use crate::output::{Output, print};
@@ -32,6 +32,7 @@ pub struct Rm {
 
 impl Rm {
     pub fn run(&self, _: &Output) -> Result<Verdict> {
+        sweep(&self.cache);
         let store = Store::open(&self.conf.conf_dir)?;
         complete(&store)?;
         let removal = Removal {

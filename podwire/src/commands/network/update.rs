@@ -7,7 +7,7 @@ use clap::Args;
 use networks::named::Store;
 use serde_json::json;
 
-use crate::commands::Verdict;
+use crate::commands::{Verdict, sweep};
 use crate::network::{Changes, POOL_FILE, Places, Words, complete, update};
 use crate::options::{CacheDir, ConfDir};
 use crate::output::{Output, print};
@@ -66,6 +66,7 @@ pub struct Update {
 
 impl Update {
     pub fn run(&self, output: &Output) -> Result<Verdict> {
+        sweep(&self.cache);
         let changes = Changes {
             labels: &self.label,
             remove_labels: &self.label_rm,
