@@ -282,6 +282,10 @@ fn the_mode_of_a_network_is_put_back_under_a_live_connection() {
         node.host().sh("iptables -F FORWARD");
         let why = node.check_fails(&a, 8080);
         assert!(why.contains("FORWARD is DROP"), "{why}");
+        node.task(&["release"]);
+        let left = node.host().rules();
+        assert!(!left.contains("podwire_access"), "{left}");
+        assert!(!left.contains("podwire: gateway mode"), "{left}");
     });
 }
 

@@ -16,6 +16,7 @@ use netlink::Netlink;
 use packet_filter::{Isolation, Masquerade, Nftables, Place};
 
 use crate::port::aliases;
+use crate::rules;
 use crate::users::{Unavailable, Users};
 
 /// Prefix of the use of a rule that masquerades a subnet.
@@ -121,6 +122,10 @@ fn note(owner: &Attachment, uses: &[String], content: &str) -> Result<bool> {
 /// # Errors
 /// What the kernel refuses.
 pub fn hand_over(network: &str, these: &[&Attachment]) -> Result<()> {
+    // DEL of the Go plugins would leave them.
+    for attachment in these.iter().filter(|it| has_open_ports(it)) {
+        rules::close_ports(attachment)?;
+    }
     if let Ok(Some(users)) = Users::find(network) {
         for attachment in these {
             let _ = users.forget(attachment);
