@@ -1093,7 +1093,15 @@ fn gc_removes_the_firewall_of_pods_that_are_gone_in_lists_of_every_version() {
         let dir = "/var/lib/cni/results";
         node.host()
             .sh(&format!("rm {dir}/$(ls -t {dir} | head -1)"));
+        let pairs = |host: &Netns| {
+            let links = host.links();
+            links.iter().filter(|it| it.starts_with("veth")).count()
+        };
+        let all = pairs(&node.host());
         node.sandbox.remove_pod(&b);
+        // The kernel deletes them later; until then the pod counts as running.
+        let is_gone = |host: &Netns| pairs(host) < all;
+        node.host().wait_until("its veth pair is gone", is_gone);
         node.task(&["gc", "--keep-cached", "mynet"]);
         assert_eq!(node.firewall(), before);
         assert_eq!(node.notes(), 1);
