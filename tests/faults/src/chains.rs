@@ -60,6 +60,16 @@ pub fn all() -> Vec<Chain> {
             in_pod: true,
             ..alone("tap", tap())
         },
+        Chain {
+            in_pod: true,
+            // A VLAN of an interface is for one pod at a time.
+            cold: true,
+            ..wired(alone("vlan", vlan()))
+        },
+        Chain {
+            in_pod: true,
+            ..alone("dummy", dummy())
+        },
         wired(alone("vxlan", vxlan())),
         published("portmap", BackEnd::Nftables),
         published("portmap, iptables", BackEnd::IptablesNft),
@@ -193,6 +203,20 @@ fn ipvlan() -> Value {
 fn vrf() -> Value {
     let mut conf = conf::plugin("vrf");
     conf["vrfname"] = "blue".into();
+    conf
+}
+
+fn vlan() -> Value {
+    let mut conf = conf::plugin("vlan");
+    conf["master"] = "wire".into();
+    conf["vlanId"] = 5.into();
+    conf["ipam"] = conf::host_local_ipam(&["10.1.0.0/24", "fd01::/64"]);
+    conf
+}
+
+fn dummy() -> Value {
+    let mut conf = conf::plugin("dummy");
+    conf["ipam"] = conf::host_local_ipam(&["10.1.0.0/24", "fd01::/64"]);
     conf
 }
 
