@@ -46,7 +46,7 @@ unit: ## tests beside the code, and the crates' tests against this kernel
 
 black-box: build ## the built binaries, against this kernel and real runtimes
 	tests/packages test
-	timeout 1200 cargo test --no-fail-fast -p black-box -p benches -p faults --locked
+	timeout 1800 cargo test --no-fail-fast -p black-box -p benches -p faults --locked
 
 test-vm: build ## what this kernel may lack (VLANs), on Debian's kernel in QEMU
 	tests/packages vm
