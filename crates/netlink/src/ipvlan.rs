@@ -1,4 +1,4 @@
-//! ipvlan: another link with the hardware address of an existing interface, told apart by IP
+//! ipvlan: another link with the hardware address of an existing interface, distinguished by IP
 //! addresses (Documentation/networking/ipvlan.rst). Created in creation.rs.
 
 use std::{fmt, str::FromStr};

@@ -68,7 +68,8 @@ pub struct Listed {
     pub document: Map<String, Value>,
     /// The program that made it.
     pub origin: Origin,
-    /// What `podwire network create` keeps; as far as it can be told for others.
+    /// What `podwire network create` records; for a network of another program, what its
+    /// configuration shows of that.
     pub record: Record,
 }
 

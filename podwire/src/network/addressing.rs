@@ -246,7 +246,8 @@ impl Requests {
                 ));
             }
         }
-        // Only a subnet of IPv6 is no reason to have no IPv4: Docker has it, unless told otherwise.
+        // As with Docker, a network has IPv4 also if only an IPv6 subnet is given, unless an option
+        // disables IPv4.
         for (is_ipv4, wanted) in [
             (true, words.ipv4 != Some(false)),
             (false, words.ipv6 == Some(true)),

@@ -70,8 +70,8 @@ fn short(id: &str) -> &str {
     id.get(..12).unwrap_or(id)
 }
 
-/// The container's name, if its runtime has told it to the plugins, as podman, containerd's CRI
-/// and CRI-O do; else the beginning of its id.
+/// The container's name, if its runtime passes it to the plugins, as podman, containerd's CRI and
+/// CRI-O do; else the beginning of its id.
 pub fn name(attachment: &CachedAttachment) -> String {
     let args = attachment.cni_args.iter().flatten();
     let mut names = args

@@ -35,7 +35,7 @@ enum Field {
     Name,
 }
 
-/// What is said about a network beside its configuration.
+/// What filters compare beside the configuration of a network.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
     /// The network.

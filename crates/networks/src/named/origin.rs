@@ -20,8 +20,8 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// The program that made the network `name` with this configuration, and what can be told of
-    /// it. nerdctl has keys at the top, podman in `args` of the first plugin.
+    /// The program that made the network `name` with this configuration, and what the configuration
+    /// shows of its record. nerdctl has keys at the top, podman in `args` of the first plugin.
     pub(super) fn read(name: &str, document: &Map<String, Value>) -> (Self, Record) {
         if let Some(record) = Record::of(document) {
             return (Self::Podwire, record);

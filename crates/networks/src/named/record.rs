@@ -27,7 +27,7 @@ pub struct Record {
     /// The bridge was there before the network, and stays after it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub keeps_bridge: bool,
-    /// What was said about a subnet.
+    /// What the options of `create` say about each subnet.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub subnets: Vec<SubnetRecord>,
 }
