@@ -175,6 +175,19 @@ impl Netlink {
         };
         self.dump(addresses_of(family, 0), address, || "list addresses".into())
     }
+
+    /// The addresses of all links, whatever their scope, IPv4 first: `ip address show`.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn list_every_address(&self) -> Result<Vec<Address>, Error> {
+        let mut all = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            let op = || "list addresses".into();
+            all.extend(self.dump(addresses_of(family, 0), read_address, op)?);
+        }
+        Ok(all)
+    }
 }
 
 /// A request for the addresses of the link with `index`, or of all links if that is 0.

@@ -83,6 +83,25 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn list_port_vlans(&self, port: u32) -> Result<Vec<PortVlan>, Error> {
+        let op = || format!("list vlans of port {port}");
+        let all = self.vlans(|index| index == port, op)?;
+        Ok(all.into_iter().flat_map(|(_, vlans)| vlans).collect())
+    }
+
+    /// The VLANs of all ports of bridges and of the bridges themselves, with their indexes:
+    /// `bridge vlan show`.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn list_all_vlans(&self) -> Result<Vec<(u32, Vec<PortVlan>)>, Error> {
+        self.vlans(|_| true, || "list vlans".into())
+    }
+
+    fn vlans(
+        &self,
+        wanted: impl Fn(u32) -> bool,
+        op: impl Fn() -> String,
+    ) -> Result<Vec<(u32, Vec<PortVlan>)>, Error> {
         let mut message = LinkMessage::default();
         message.header.interface_family = AddressFamily::Bridge;
         // One port may have four thousand, which uncompressed do not fit into one message.
@@ -90,14 +109,13 @@ impl Netlink {
             LinkExtentMask::BrvlanCompressed,
         ]));
         let vlans = |message| match message {
-            RouteNetlinkMessage::NewLink(link) if link.header.index == port => {
-                link.attributes.iter().flat_map(vlans_in).collect()
+            RouteNetlinkMessage::NewLink(link) if wanted(link.header.index) => {
+                let vlans = link.attributes.iter().flat_map(vlans_in).collect();
+                Some((link.header.index, vlans))
             }
-            _ => Vec::new(),
+            _ => None,
         };
-        self.dump(RouteNetlinkMessage::GetLink(message), vlans, || {
-            format!("list vlans of port {port}")
-        })
+        self.dump(RouteNetlinkMessage::GetLink(message), vlans, op)
     }
 }
 

@@ -34,7 +34,8 @@ pub use leftovers::{Leftovers, check_masquerade, check_published};
 pub use masquerade::Masquerade;
 pub use nftables::{Error, Family, is_absent};
 pub use ports::{
-    HostPorts, Mapping, Mark, Notice, PortOwner, Protocol, ReservedPorts, Snat, local_addresses,
+    HostPorts, Mapping, Mark, Notice, PortOwner, Protocol, PublishedPort, ReservedPorts, Snat,
+    local_addresses,
 };
 pub use separation::Separation;
 pub use spoof_check::SpoofCheck;

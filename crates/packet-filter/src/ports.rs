@@ -18,7 +18,7 @@ use ipnetwork::{Ipv4Network, Ipv6Network};
 
 pub use self::admission::ReservedPorts;
 pub(crate) use self::go::Rules as GoRules;
-pub use self::owner::PortOwner;
+pub use self::owner::{PortOwner, PublishedPort};
 pub use self::udp::local_addresses;
 pub(crate) use self::udp::{UdpPort, Which, delete_connections};
 

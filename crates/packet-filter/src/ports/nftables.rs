@@ -6,7 +6,7 @@
 
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result, bail};
 use cni::Attachment;
@@ -16,14 +16,14 @@ use nix::errno::Errno;
 
 use super::displaced::{self, Displaced, is_port};
 use super::layout::{
-    DISPLACED, FAMILIES, MARTIANS, MASQUERADED, PUBLISHED, SETS, SEVERAL, add_neighbour_rule,
-    all_elements, base, elements, families, is_complete, is_of_container, is_of_network,
-    localhost_guard, neighbour_element, neighbour_rule, owner, owner_comment, record, record_key,
-    table,
+    DISPLACED, FAMILIES, HOSTIP_PORTS, MARTIANS, MASQUERADED, PORTS, PUBLISHED, SETS, SEVERAL,
+    add_neighbour_rule, all_elements, base, elements, families, is_complete, is_of_container,
+    is_of_network, localhost_guard, neighbour_element, neighbour_rule, owner, owner_comment,
+    record, record_key, table,
 };
 use super::udp::{UdpPort, Which, delete_connections};
 use super::{conditional, go};
-use crate::ports::{HostPorts, Mapping, Notice};
+use crate::ports::{HostPorts, Mapping, Notice, PublishedPort};
 
 /// Publishes; the newest mapping of a port wins, and the one that it displaces is kept in the
 /// kernel. What the owner published before and does not want any more stays until it unpublishes:
@@ -470,6 +470,29 @@ pub fn owners(socket: &Socket) -> Result<BTreeMap<String, BTreeSet<IpAddr>>> {
         }
     }
     Ok(owners)
+}
+
+/// The published ports that connections reach. A port of all addresses of one family has the
+/// unspecified address of it.
+pub fn published(socket: &Socket) -> Result<Vec<PublishedPort>> {
+    let mut all = Vec::new();
+    for family in FAMILIES {
+        for (_, element) in list(socket, family, &[HOSTIP_PORTS, PORTS], &|_| true)? {
+            let (Some(mut mapping), Some(pod)) = (mapping(&element), pod_of(&element)) else {
+                continue;
+            };
+            mapping.host_ip.get_or_insert(match pod {
+                IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            });
+            all.push(PublishedPort {
+                owner: element.comment,
+                mapping,
+                pod,
+            });
+        }
+    }
+    Ok(all)
 }
 
 /// The address of the pod that an element is about.

@@ -7,7 +7,7 @@ use anyhow::Result;
 use cni::Attachment;
 
 use super::layout::{is_of_network, owner};
-use super::{Which, nftables};
+use super::{Mapping, Which, nftables};
 use crate::backend::Nftables;
 
 /// The owner of published ports.
@@ -17,6 +17,17 @@ pub struct PortOwner {
     pub name: String,
     /// The addresses of its pod.
     pub pod: BTreeSet<IpAddr>,
+}
+
+/// A published port, as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishedPort {
+    /// Its owner: `network/container/interface`, or a hash of a long one.
+    pub owner: String,
+    /// The port. An unspecified address is all addresses of one family.
+    pub mapping: Mapping,
+    /// The pod's address.
+    pub pod: IpAddr,
 }
 
 impl PortOwner {
@@ -47,6 +58,11 @@ impl Nftables {
         let owners = nftables::owners(&self.socket)?.into_iter();
         let owners = owners.map(|(name, pod)| PortOwner { name, pod });
         Ok(owners.collect())
+    }
+
+    /// The published ports that connections reach: of each port the newest.
+    pub fn published_ports(&self) -> Result<Vec<PublishedPort>> {
+        nftables::published(&self.socket)
     }
 
     /// Removes the ports of these owners, and the tracked UDP connections to them.
