@@ -17,17 +17,20 @@ help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 build: ## the binaries that ship, into bin/
-	cargo build --release --locked $(PLUGINS:%=-p %) -p podwire
+	cargo build --release --locked $(PLUGINS:%=-p %) -p podwire -p podwired
 	@mkdir -p bin
-	@for it in $(PLUGINS) podwire; do deploy/place 0755 $(RELEASE)/$$it bin/$$it || exit; done
+	@for it in $(PLUGINS) podwire podwired; do deploy/place 0755 $(RELEASE)/$$it bin/$$it || exit; done
 
-install: build ## into DESTDIR: plugins to CNI_BIN_DIR, podwire to SBIN_DIR, units to UNIT_DIR
+install: build ## into DESTDIR: plugins to CNI_BIN_DIR, podwire and podwired to SBIN_DIR, units to UNIT_DIR
 	install -d $(DESTDIR)$(CNI_BIN_DIR) $(DESTDIR)$(SBIN_DIR) $(DESTDIR)$(UNIT_DIR)
 	for it in $(PLUGINS); do deploy/place 0755 bin/$$it $(DESTDIR)$(CNI_BIN_DIR)/$$it || exit; done
 	deploy/place 0755 bin/podwire $(DESTDIR)$(SBIN_DIR)/podwire
+	deploy/place 0755 bin/podwired $(DESTDIR)$(SBIN_DIR)/podwired
 	deploy/place 0644 ipam/dhcp/systemd/cni-dhcp.socket $(DESTDIR)$(UNIT_DIR)/cni-dhcp.socket
 	sed 's|@CNI_BIN_DIR@|$(CNI_BIN_DIR)|' ipam/dhcp/systemd/cni-dhcp.service \
 		| deploy/place 0644 /dev/stdin $(DESTDIR)$(UNIT_DIR)/cni-dhcp.service
+	sed 's|@SBIN_DIR@|$(SBIN_DIR)|' deploy/systemd/podwired.service \
+		| deploy/place 0644 /dev/stdin $(DESTDIR)$(UNIT_DIR)/podwired.service
 
 demo: build ## two pods on a bridge: wired, shown, pinged, checked, removed
 	tests/packages demo

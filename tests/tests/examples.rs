@@ -435,14 +435,20 @@ fn what_is_installed_is_what_was_built() {
     let mut plugins: Vec<&str> = sandbox::table().iter().map(|it| &*it.name).collect();
     plugins.sort_unstable();
     assert_eq!(installed("cni"), plugins.join(" "));
-    assert_eq!(installed("sbin"), "podwire");
-    assert_eq!(installed("units"), "cni-dhcp.service cni-dhcp.socket");
+    assert_eq!(installed("sbin"), "podwire podwired");
+    assert_eq!(
+        installed("units"),
+        "cni-dhcp.service cni-dhcp.socket podwired.service"
+    );
     let service = sandbox.read(there.join("units/cni-dhcp.service"));
     let service = service.expect("the unit of the daemon");
     assert!(
         service.contains("ExecStart=/cni/dhcp daemon\n"),
         "{service}"
     );
+    let service = sandbox.read(there.join("units/podwired.service"));
+    let service = service.expect("the unit of the agent");
+    assert!(service.contains("ExecStart=/sbin/podwired\n"), "{service}");
 }
 
 #[test]
@@ -521,7 +527,7 @@ fn the_map_lists_the_dependencies_of_every_package() {
             listed.insert(caller, words(cells[2]));
         }
     }
-    let mut packages = vec!["podwire".to_owned()];
+    let mut packages = vec!["podwire".to_owned(), "podwired".to_owned()];
     for parent in ["crates", "plugins", "ipam"] {
         for entry in std::fs::read_dir(project(parent)).expect("a folder of packages") {
             let name = entry.expect("an entry").file_name();

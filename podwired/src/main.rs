@@ -1,0 +1,5 @@
+//! podwired: the node agent.
+
+fn main() -> std::process::ExitCode {
+    podwired::main()
+}

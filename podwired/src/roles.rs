@@ -1,0 +1,178 @@
+//! The roles of the agent: the one place where a role is named, started and asked.
+//!
+//! A role is an async function that gets its settings and a [`Desk`]. It runs on a thread of its
+//! own until the desk's asks end.
+
+use std::sync::{Mutex, PoisonError};
+use std::thread::Builder;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::metrics::Page;
+
+pub use crate::resolver::Conf as ResolverConf;
+
+/// How long a role may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A role that is switched on, with its settings.
+#[derive(Debug, PartialEq)]
+pub enum Role {
+    /// Answers for the names of pods.
+    Resolver(ResolverConf),
+}
+
+impl Role {
+    /// Its key in the configuration and in a status.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Resolver(_) => "resolver",
+        }
+    }
+
+    /// The key of its requests on the agent's socket.
+    pub fn subject(&self) -> &'static str {
+        match self {
+            Self::Resolver(_) => "names",
+        }
+    }
+
+    async fn serve(self, desk: Desk) -> Result<()> {
+        match self {
+            Self::Resolver(conf) => crate::resolver::serve(conf, desk).await,
+        }
+    }
+}
+
+/// What a role is asked. An answer that nobody waits for is dropped.
+#[derive(Debug)]
+pub enum Ask {
+    /// A request of the agent's socket: what stands at the role's [`Role::subject`].
+    Request(Value, oneshot::Sender<Value>),
+    /// What `{"status":{}}` shows of the role.
+    Status(oneshot::Sender<Value>),
+    /// Its metrics.
+    Metrics(oneshot::Sender<Page>),
+    /// Whether it has nothing left to do, after a new look at what plugins have left on disk.
+    IsIdle(oneshot::Sender<bool>),
+}
+
+/// `Ok`, or what a role waits for.
+pub type Readiness = Result<(), String>;
+
+/// What a role gets of the agent.
+pub struct Desk {
+    /// What it is asked; its end is that of the role.
+    pub asks: mpsc::Receiver<Ask>,
+    /// Whether the role does what it is for.
+    pub readiness: watch::Sender<Readiness>,
+    /// Whether it has nothing to do at the moment.
+    pub idle: watch::Sender<bool>,
+    started: Option<oneshot::Sender<()>>,
+}
+
+impl Desk {
+    /// The role serves from now on. An agent has started once all of its roles have.
+    pub fn started(&mut self) {
+        if let Some(started) = self.started.take() {
+            let _ = started.send(());
+        }
+    }
+}
+
+/// A role that runs.
+pub struct Running {
+    /// [`Role::name`].
+    pub name: &'static str,
+    /// [`Role::subject`].
+    pub subject: &'static str,
+    /// [`Desk::readiness`].
+    pub readiness: watch::Receiver<Readiness>,
+    /// [`Desk::idle`].
+    pub idle: watch::Receiver<bool>,
+    /// `None` once the role is to end.
+    asks: Mutex<Option<mpsc::Sender<Ask>>>,
+}
+
+/// How a role has ended.
+pub type Ended = oneshot::Receiver<Result<()>>;
+
+/// Starts a role, and returns once it serves.
+///
+/// # Errors
+/// What the role failed with.
+pub async fn start(role: Role) -> Result<(Running, Ended)> {
+    let (ask, asks) = mpsc::channel(256);
+    let (ready, readiness) = watch::channel(Err("starting".to_owned()));
+    let (busy, idle) = watch::channel(false);
+    let (started, has_started) = oneshot::channel();
+    let (end, mut ended) = oneshot::channel();
+    let (name, subject) = (role.name(), role.subject());
+    let desk = Desk {
+        asks,
+        readiness: ready,
+        idle: busy,
+        started: Some(started),
+    };
+    let body = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let result = match runtime {
+            Ok(runtime) => {
+                let local = tokio::task::LocalSet::new();
+                local.block_on(&runtime, role.serve(desk))
+            }
+            Err(error) => Err(error.into()),
+        };
+        let _ = end.send(result);
+    };
+    Builder::new()
+        .name(name.into())
+        .spawn(body)
+        .with_context(|| format!("start the thread of {name}"))?;
+    if has_started.await.is_err() {
+        let why = (&mut ended).await;
+        let why = why.unwrap_or_else(|_| Err(anyhow!("the role has panicked")));
+        let why = why.err().unwrap_or_else(|| anyhow!("it has ended"));
+        return Err(why.context(format!("start the role {name}")));
+    }
+    let running = Running {
+        name,
+        subject,
+        readiness,
+        idle,
+        asks: Mutex::new(Some(ask)),
+    };
+    Ok((running, ended))
+}
+
+impl Running {
+    /// Asks the role.
+    ///
+    /// # Errors
+    /// It does not answer in time, or has ended.
+    pub async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        let asks = self.asks.lock();
+        let asks = asks.unwrap_or_else(PoisonError::into_inner).clone();
+        let asked = async {
+            asks?.send(ask(reply)).await.ok()?;
+            answer.await.ok()
+        };
+        match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(anyhow!("the role {} has ended", self.name)),
+            Err(_) => Err(anyhow!("the role {} does not answer", self.name)),
+        }
+    }
+
+    /// Has the role end.
+    pub fn end(&self) {
+        let mut asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
+        asks.take();
+    }
+}
