@@ -13,10 +13,12 @@
 mod backend;
 mod cni;
 mod dnsmasq;
+mod docker;
 mod fake;
 mod netns;
 mod plugins;
 mod process;
+mod runtime_node;
 mod sandbox;
 mod segment;
 mod snapshot;
@@ -26,15 +28,18 @@ mod worker;
 
 pub mod conf;
 pub mod here;
+pub mod image;
 pub mod namespaces;
 pub mod normal;
 
 pub use backend::{BackEnd, FilterNode};
 pub use cni::{Cni, Failure, Outcome, container_id};
+pub use docker::Docker;
 pub use fake::{Call, FakePlugin};
 pub use netns::{Netns, Running};
 pub use plugins::{Plugin, conf_of, each_plugin, plugins, row, table, versions_of};
 pub use process::{Finished, Stdout, TIME_LIMIT, in_time};
+pub use runtime_node::{Before, RuntimeNode, eventually};
 pub use sandbox::Sandbox;
 pub use segment::{MACHINE, Segment};
 pub use snapshot::Snapshot;

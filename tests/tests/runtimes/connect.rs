@@ -1,22 +1,20 @@
 //! `podwire network connect` and `disconnect` on containers of other runtimes: found by what the
 //! runtimes keep, and swept when they are gone.
 
-use sandbox::conf;
+use sandbox::{RuntimeNode, conf};
 use serde_json::json;
-
-use crate::node::Node;
 
 /// The further network, which no runtime knows.
 const SECOND: &str = "second";
 
 /// podwire on a node with a runtime.
 pub struct Podwire<'a> {
-    node: &'a Node,
+    node: &'a RuntimeNode,
     dir: String,
 }
 
 impl<'a> Podwire<'a> {
-    pub fn new(node: &'a Node) -> Self {
+    pub fn new(node: &'a RuntimeNode) -> Self {
         let plugin = json!({"type": "bridge", "bridge": "second0", "isDefaultGateway": true,
             "ipam": conf::host_local_ipam(&["10.99.0.0/24"])});
         let list = json!({"cniVersion": "1.0.0", "name": SECOND, "plugins": [plugin]});

@@ -2,13 +2,12 @@
 
 use std::time::Instant;
 
-use sandbox::{OUTSIDE, conf};
+use sandbox::image::{self, IMAGE};
+use sandbox::{OUTSIDE, RuntimeNode, conf};
 use serde_json::{Value, json};
 
 use crate::connect::Podwire;
 use crate::cri::Cri;
-use crate::image::{self, IMAGE};
-use crate::node::Node;
 use crate::{GATEWAY, SERVE, assert_published, example, fetch, network, network_with_ports};
 
 /// Everything that containerd owns lies in the node's directory. What it would ask of the machine is switched off: AppArmor
@@ -39,17 +38,17 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 "#;
 
 /// A node on which containerd runs and knows the image and the network.
-fn node() -> Node {
+fn node() -> RuntimeNode {
     node_on(&network("1.0.0"))
 }
 
-fn node_on(network: &Value) -> Node {
+fn node_on(network: &Value) -> RuntimeNode {
     node_on_all(&[network])
 }
 
 /// A node whose pods are attached to all of these networks.
-fn node_on_all(networks: &[&Value]) -> Node {
-    let mut node = Node::new();
+fn node_on_all(networks: &[&Value]) -> RuntimeNode {
+    let mut node = RuntimeNode::new();
     let dir = node.dir().display().to_string();
     let config = CONFIG
         .replace("DIR", &dir)
@@ -75,7 +74,7 @@ fn node_on_all(networks: &[&Value]) -> Node {
     node
 }
 
-fn socket(node: &Node) -> String {
+fn socket(node: &RuntimeNode) -> String {
     node.path("containerd.sock")
 }
 
@@ -223,7 +222,7 @@ fn a_page_is_fetched_through_a_host_port_of_the_cri() {
 }
 
 /// The rates of the token bucket filters of the node's interfaces, in bit/s.
-fn limits(node: &Node) -> Vec<(String, u64)> {
+fn limits(node: &RuntimeNode) -> Vec<(String, u64)> {
     let printed = node.sandbox().host().sh("tc -j qdisc show");
     let qdiscs: Vec<Value> = serde_json::from_str(&printed).expect("JSON");
     let limits = qdiscs.iter().filter_map(|it| {

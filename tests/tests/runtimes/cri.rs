@@ -9,11 +9,11 @@
 
 use std::fs;
 
-use crate::node::Node;
+use sandbox::RuntimeNode;
 
 /// The CRI of the runtime that listens on a socket.
 pub struct Cri<'a> {
-    node: &'a Node,
+    node: &'a RuntimeNode,
     socket: String,
 }
 
@@ -32,7 +32,7 @@ pub struct Container {
 
 impl<'a> Cri<'a> {
     /// A client for the runtime on `node` that listens on `socket`.
-    pub fn new(node: &'a Node, socket: &str) -> Self {
+    pub fn new(node: &'a RuntimeNode, socket: &str) -> Self {
         let socket = socket.to_owned();
         Self { node, socket }
     }

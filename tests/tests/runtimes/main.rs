@@ -1,17 +1,15 @@
 //! Real runtimes, real containers: containerd (`ctr run --cni` and the CRI, as the kubelet drives it) and podman put
 //! containers on a bridge with host-local.
 //!
-//! Debian packages: containerd runc podman conmon busybox-static curl. No image comes from a registry ([`image`]), and each test
-//! has a node of its own ([`node`]): daemons, state, sockets and processes are private and go with it.
+//! Debian packages: containerd runc podman conmon busybox-static curl. No image comes from a registry ([`sandbox::image`]), and each
+//! test has a node of its own ([`RuntimeNode`]): daemons, state, sockets and processes are private and go with it.
 
 mod connect;
 mod containerd;
 mod cri;
-mod image;
-mod node;
 mod podman;
 
-use sandbox::{NODE, Netns, conf};
+use sandbox::{NODE, Netns, RuntimeNode, conf};
 use serde_json::{Value, json};
 
 /// The network all tests use: bridge `cni0` with a gateway, one pool, a default route.
@@ -58,7 +56,7 @@ fn fetch(from: &Netns, to: &str, port: u16) -> String {
 
 /// Asserts that port 8080 of the node leads to the page, from outside and from the node.
 #[track_caller]
-fn assert_published(node: &node::Node, outside: &Netns) {
+fn assert_published(node: &RuntimeNode, outside: &Netns) {
     for (from, to) in [
         (outside, NODE[0]),
         (&node.sandbox().host(), NODE[0]),

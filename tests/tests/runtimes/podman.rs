@@ -1,12 +1,11 @@
 //! podman with its CNI back end.
 
-use sandbox::OUTSIDE;
 use sandbox::conf::{NETWORK, STATE};
+use sandbox::image::{self, IMAGE};
+use sandbox::{OUTSIDE, RuntimeNode};
 use serde_json::Value;
 
 use crate::connect::Podwire;
-use crate::image::{self, IMAGE};
-use crate::node::Node;
 use crate::{GATEWAY, SERVE, assert_published, example, fetch, network, network_with_ports};
 
 /// The built-in limits of processes take CAP_SYS_RESOURCE; systemd and a journal may be absent.
@@ -38,7 +37,7 @@ const ITS_OWN: &str = "podman";
 
 /// podman on a node of its own, with the image loaded.
 struct Podman {
-    node: Node,
+    node: RuntimeNode,
     environment: Vec<String>,
 }
 
@@ -57,7 +56,7 @@ impl Podman {
     }
 
     fn with(network: Option<&Value>) -> Self {
-        let node = Node::new();
+        let node = RuntimeNode::new();
         let dir = node.dir().display().to_string();
         let config = CONFIG
             .replace("DIR", &dir)

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::node::Node;
+use crate::RuntimeNode;
 
 /// Its name as runtimes know it once they have loaded the archive.
 pub const IMAGE: &str = "podwire.test/busybox:1";
@@ -14,7 +14,7 @@ const BUILD: &str = r#"
     cd "$DIR/image"
     for name in dev etc proc sys tmp; do mkdir "root/$name"; done
     cp "$BUSYBOX" root/bin/busybox
-    for name in sh sleep ip ping mkdir httpd nc; do ln -s busybox "root/bin/$name"; done
+    for name in cat env grep hostname httpd ip ls mkdir nc nslookup ping sh sleep true; do ln -s busybox "root/bin/$name"; done
     tar -C root -cf layer.tar .
     digest=$(sha256sum layer.tar | cut -d ' ' -f 1)
     printf '{"architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/sleep", "100000"], "Env": ["PATH=/bin"]},
@@ -23,7 +23,7 @@ const BUILD: &str = r#"
     tar -cf ../image.tar manifest.json config.json layer.tar"#;
 
 /// Makes the image's archive on a node and returns its path.
-pub fn archive(node: &Node) -> String {
+pub fn archive(node: &RuntimeNode) -> String {
     let busybox = "/bin/busybox";
     assert!(
         Path::new(busybox).exists(),

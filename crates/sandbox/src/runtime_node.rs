@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use sandbox::conf::NETWORK;
-use sandbox::{Finished, Running, Sandbox, Snapshot, Suite};
 use serde_json::Value;
+
+use crate::conf::NETWORK;
+use crate::{Finished, Running, Sandbox, Snapshot, Suite};
 
 /// How long a daemon may take to start, and a runtime to finish in the background what it ends.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -26,12 +27,12 @@ const INIT: &str = "
     echo pid $pid
     while sleep 0.1; do :; done";
 
-/// A private node for runtimes. `/run`, `/var/lib` and `/dev/shm` are its own, [`Node::dir`] can be written to as well, all else
+/// A private node for runtimes. `/run`, `/var/lib` and `/dev/shm` are its own, [`RuntimeNode::dir`] can be written to as well, all else
 /// is read-only.
 ///
 /// Containers leave the sandbox's mount namespace, so it takes a process namespace to promise that none outlives the test: when
 /// its first process ends, the kernel ends all others.
-pub struct Node {
+pub struct RuntimeNode {
     sandbox: Sandbox,
     cgroup: String,
     /// The first process's id, as the machine counts.
@@ -51,8 +52,9 @@ pub struct Before {
     namespaces: BTreeSet<String>,
 }
 
-impl Node {
+impl RuntimeNode {
     /// Makes a node without daemons.
+    #[allow(clippy::new_without_default)] // as for a sandbox
     pub fn new() -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let sandbox = Sandbox::new();
@@ -96,7 +98,7 @@ impl Node {
         self.sandbox.dir()
     }
 
-    /// A path in [`Node::dir`] as text.
+    /// A path in [`RuntimeNode::dir`] as text.
     pub fn path(&self, name: &str) -> String {
         self.dir().join(name).display().to_string()
     }
@@ -106,7 +108,7 @@ impl Node {
         format!("/{}", self.cgroup)
     }
 
-    /// Writes a file into [`Node::dir`], with the directories on the way, and returns its path.
+    /// Writes a file into [`RuntimeNode::dir`], with the directories on the way, and returns its path.
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> String {
         let path = self.path(name);
         self.sandbox.write(&path, content);
@@ -167,7 +169,7 @@ impl Node {
         self.before_on("cni0", NETWORK)
     }
 
-    /// [`Node::before`], for a network with another name and another bridge.
+    /// [`RuntimeNode::before`], for a network with another name and another bridge.
     pub fn before_on(&self, bridge: &str, network: &str) -> Before {
         let snapshot = self.sandbox.snapshot().allow_link(bridge);
         let snapshot = snapshot.allow_forwarding().allow_host_local(network);
@@ -276,7 +278,7 @@ impl Node {
     }
 }
 
-impl Drop for Node {
+impl Drop for RuntimeNode {
     fn drop(&mut self) {
         self.halt();
         let deadline = Instant::now() + PATIENCE;
@@ -353,7 +355,7 @@ fn the_leak_check_sees_what_containers_leave() {
             "/leak",
         ),
     ] {
-        let node = Node::new();
+        let node = RuntimeNode::new();
         let before = node.before();
         assert_eq!(node.compare(&before), Ok(()));
         node.must(&["sh", "-c", leak, &node.cgroup]);
