@@ -2,6 +2,8 @@
 //! interfaces down and removes addresses that it did not add. Each ADD restores the gateway's
 //! addresses; between two ADDs `podwire resync` does.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 use bridge::plan::Vlans;
 use bridge::vlan;
@@ -39,8 +41,18 @@ pub fn resync(attached: &[Attached], dry: bool) -> Result<Restored> {
     let host = Netlink::open()?;
     let mut restored = Restored::default();
     // Where two differ, the newest ADD counts, as at the time of the ADD.
-    for wanted in attached.iter().rev().flat_map(wanted) {
-        restored.settle(&host, &wanted, dry)?;
+    let all: Vec<_> = attached.iter().rev().flat_map(wanted).collect();
+    let mut bridges = BTreeMap::<_, Vec<_>>::new();
+    for wanted in &all {
+        let known = bridges.entry(&wanted.bridge).or_default();
+        for address in &wanted.addresses {
+            if !known.contains(address) {
+                known.push(*address);
+            }
+        }
+    }
+    for wanted in &all {
+        restored.settle(&host, wanted, &bridges[&wanted.bridge], dry)?;
     }
     Ok(restored)
 }
@@ -55,7 +67,14 @@ impl Restored {
         }
     }
 
-    fn settle(&mut self, host: &Netlink, wanted: &Wanted, dry: bool) -> Result<()> {
+    /// `bridges`: the addresses that all pods of the bridge want of it.
+    fn settle(
+        &mut self,
+        host: &Netlink,
+        wanted: &Wanted,
+        bridges: &[IpNetwork],
+        dry: bool,
+    ) -> Result<()> {
         let name = &wanted.bridge;
         let Some(bridge) = host.find_link(name)? else {
             self.leave(format!(
@@ -64,9 +83,9 @@ impl Restored {
             return Ok(());
         };
         let Some((name, vlans)) = &wanted.in_vlan else {
-            return self.restore(host, &bridge, &wanted.addresses, dry);
+            return self.restore(host, &bridge, [&wanted.addresses, bridges], dry);
         };
-        self.restore(host, &bridge, &[], dry)?;
+        self.restore(host, &bridge, [&[], &[]], dry)?;
         let interface = match host.find_link(name.as_str())? {
             Some(interface) => interface,
             None if dry => {
@@ -79,14 +98,14 @@ impl Restored {
                 made
             }
         };
-        self.restore(host, &interface, &wanted.addresses, dry)
+        self.restore(host, &interface, [&wanted.addresses, bridges], dry)
     }
 
     fn restore(
         &mut self,
         host: &Netlink,
         link: &Link,
-        addresses: &[IpNetwork],
+        [addresses, bridges]: [&[IpNetwork]; 2],
         dry: bool,
     ) -> Result<()> {
         let missing = gateway::missing(host, link, addresses)?;
@@ -101,7 +120,7 @@ impl Restored {
             }
         }
         for address in missing.addresses {
-            if let Some(other) = gateway::obstacle(host, link, address)? {
+            if let Some(other) = gateway::obstacle(host, link, address, bridges)? {
                 self.leave(format!("{address} of {name}: {other} is in its place"));
                 continue;
             }
@@ -110,7 +129,7 @@ impl Restored {
                 format!("ip address add {address} dev {name}"),
             );
             if !dry {
-                gateway::ensure_address(host, link, address, false)
+                gateway::ensure_address(host, link, address, false, || bridges.to_vec())
                     .context("put an address back")?;
             }
         }

@@ -8,15 +8,15 @@ use netlink::{AddressSpec, Family, Link, Netlink, sysctl};
 use crate::{Gateway, requested};
 
 /// ADD: makes `link` the gateway with `addresses`, and enables forwarding in their families. All
-/// pods of the network share the addresses, so they stay when the pods go. `action` begins the
-/// error about an address.
+/// pods of the network share the addresses, so they stay when the pods go; so do the addresses that
+/// are the gateways of other subnets of the configuration. `action` begins the error about an address.
 ///
 /// # Errors
 /// `"cni0" already has an IP address different from 10.1.0.1/24`; what the kernel refuses;
 /// `failed to enable forwarding`, with the sysctl.
 pub fn ensure(
-    host: &Netlink,
-    link: &Link,
+    call: &Call,
+    (host, link): (&Netlink, &Link),
     gateway: Gateway,
     addresses: &[IpNetwork],
     action: &'static str,
@@ -25,7 +25,8 @@ pub fn ensure(
         return Ok(());
     };
     for address in addresses {
-        ensure_address(host, link, *address, force).context(action)?;
+        let others = || requested::written_subnets(call);
+        ensure_address(host, link, *address, force, others).context(action)?;
     }
     for family in [Family::V4, Family::V6] {
         if addresses.iter().any(|it| Family::of(it.ip()) == family) {
@@ -62,14 +63,23 @@ pub fn missing(host: &Netlink, link: &Link, addresses: &[IpNetwork]) -> Result<M
     })
 }
 
-/// The address of `link` that conflicts with `address`.
+/// The address of `link` that conflicts with `address` and is none of `wanted`, gateways of other
+/// subnets.
 ///
 /// # Errors
 /// What the kernel refuses.
-pub fn obstacle(host: &Netlink, link: &Link, address: IpNetwork) -> Result<Option<IpNetwork>> {
+pub fn obstacle(
+    host: &Netlink,
+    link: &Link,
+    address: IpNetwork,
+    wanted: &[IpNetwork],
+) -> Result<Option<IpNetwork>> {
     let present = host.list_addresses(link.index, Some(Family::of(address.ip())))?;
     let mut present = present.into_iter().map(|it| it.address);
-    Ok(present.find(|other| conflicts(*other, address)))
+    Ok(
+        present
+            .find(|other| conflicts(*other, address) && !are_neighbours(*other, address, wanted)),
+    )
 }
 
 /// CHECK: whether `link` is up and has all of `addresses`.
@@ -125,11 +135,17 @@ fn ipv6_is_disabled(host: &Netlink, interface: Option<&str>) -> Result<bool> {
 }
 
 /// Makes sure that `link` has `address`. A conflicting address is replaced with `force`, else it
-/// is an error.
+/// is an error; unless it is in another one of `subnets`, which are asked for only then.
 ///
 /// # Errors
 /// `"cni0" already has an IP address different from 10.1.0.1/24`; what the kernel refuses.
-pub fn ensure_address(host: &Netlink, link: &Link, address: IpNetwork, force: bool) -> Result<()> {
+pub fn ensure_address(
+    host: &Netlink,
+    link: &Link,
+    address: IpNetwork,
+    force: bool,
+    subnets: impl Fn() -> Vec<IpNetwork>,
+) -> Result<()> {
     let present = host.list_addresses(link.index, Some(Family::of(address.ip())))?;
     if present.iter().any(|other| other.address == address) {
         return Ok(());
@@ -137,6 +153,9 @@ pub fn ensure_address(host: &Netlink, link: &Link, address: IpNetwork, force: bo
     let name = &link.name;
     let present = present.iter().map(|other| other.address);
     for other in present.filter(|other| conflicts(*other, address)) {
+        if are_neighbours(other, address, &subnets()) {
+            continue;
+        }
         if !force {
             bail!("{name:?} already has an IP address different from {address}");
         }
@@ -159,6 +178,16 @@ pub fn ensure_address(host: &Netlink, link: &Link, address: IpNetwork, force: bo
             Ok(())
         }
     }
+}
+
+/// Whether two addresses are in different ones of a network's subnets: pods get addresses of the
+/// second one when the first one is full.
+fn are_neighbours(other: IpNetwork, address: IpNetwork, subnets: &[IpNetwork]) -> bool {
+    let of = |address: IpNetwork| {
+        let is_its = |it: &&IpNetwork| it.prefix() == address.prefix() && it.contains(address.ip());
+        subnets.iter().find(is_its)
+    };
+    matches!((of(other), of(address)), (Some(one), Some(two)) if one != two)
 }
 
 /// The first two of `addresses` that cannot be on one interface: ADD fails when it adds the second.
@@ -195,6 +224,18 @@ mod tests {
         assert!(clash("2001:db8:1:2::1/64", "2001:db8:1::1/48"));
         assert!(!clash("fe80::1/64", "2001:db8:1::1/48"));
         assert!(!clash("fe80::a8bb:ccff:fedd:eeff/64", "fe80::1/64"));
+    }
+
+    #[test]
+    fn gateways_of_two_subnets_of_a_network_are_neighbours() {
+        let are = |a: &str, b: &str| {
+            let subnets = ["10.1.0.0/24", "10.2.0.0/16"].map(|it| it.parse().unwrap());
+            are_neighbours(a.parse().unwrap(), b.parse().unwrap(), &subnets)
+        };
+        assert!(are("10.1.0.1/24", "10.2.0.1/16"));
+        assert!(!are("10.1.0.1/24", "10.1.0.2/24"));
+        assert!(!are("10.1.0.1/16", "10.2.0.1/16"));
+        assert!(!are("192.0.2.1/24", "10.2.0.1/16"));
     }
 
     #[test]

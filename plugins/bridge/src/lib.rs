@@ -10,7 +10,7 @@ use cni::delegate;
 use cni::linked::Linked;
 use cni::request::{Add, Check, Del, Gc, Status};
 use cni::result::AddResult;
-use cni::{Attachment, BestEffort, Code, Plugin, Undo, WithLabel};
+use cni::{Attachment, BestEffort, Call, Code, Plugin, Undo, WithLabel};
 use netlink::{BridgeSpec, Link, Netlink, PortSpec};
 use packet_filter::node::Pod;
 use wiring::neighbours::{self, Neighbours, Ports};
@@ -85,7 +85,7 @@ impl Plugin for Bridge {
             if joins_last {
                 port::join(&host, &pair.host, &bridge, plan.hairpin)?;
             }
-            let gateway = ensure_gateway(&host, &bridge, &plan, addressing.as_ref())?;
+            let gateway = ensure_gateway(call, (&host, &bridge), &plan, addressing.as_ref())?;
             let wanted = plan.rules(attachment, ips, gateway.as_ref());
             rules::add(&wanted, Some(plan.bridge.as_str()), undo)?;
             vlan_gateway = gateway.filter(|_| plan.vlan_gateway.is_some());
@@ -246,8 +246,8 @@ fn attach(
 /// Makes the bridge, or the gateway interface of the VLAN, the pods' gateway. Returns it; `None`
 /// if the pods have no gateway.
 fn ensure_gateway(
-    host: &Netlink,
-    bridge: &Link,
+    call: &Call,
+    (host, bridge): (&Netlink, &Link),
     plan: &Plan,
     addressing: Option<&Addressing>,
 ) -> Result<Option<Link>> {
@@ -261,6 +261,12 @@ fn ensure_gateway(
         ),
         None => (bridge.clone(), "failed to set bridge addr"),
     };
-    gateway::ensure(host, &link, plan.gateway, &addressing.gateways, action)?;
+    gateway::ensure(
+        call,
+        (host, &link),
+        plan.gateway,
+        &addressing.gateways,
+        action,
+    )?;
     Ok(Some(link))
 }

@@ -79,7 +79,7 @@ impl Plugin for Vxlan {
         let announcement = neighbours.attach(call, &pair, ips);
         let configured = announcement.configure(pod, addressing.as_ref())?;
         let action = "failed to set bridge addr";
-        gateway::ensure(&host, &bridge, plan.gateway, gateways, action)?;
+        gateway::ensure(call, (&host, &bridge), plan.gateway, gateways, action)?;
         // Before the pod can send through its gateway.
         rules::add(&plan.rules(attachment, ips), None, undo)?;
         let port = host.wait_for_port(pair.host.index)?;
