@@ -17,7 +17,7 @@ mod update;
 pub use addressing::Words;
 pub use attached::Attached;
 pub use creation::{Created, Request, create, default_bridge};
-pub use document::{Document, created, native, row};
+pub use document::{Document, created, native, row, with_go_names};
 pub use pools::FILE as POOL_FILE;
 pub use removal::{Removal, complete};
 pub use update::{Changes, Places, update};

@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use containers::{Attacher, Container, Published, Record};
 use netns::NetNs;
-use networks::NetworkList;
+use networks::{NetworkList, PluginConf};
 
 use self::mode::{Endpoint, Mode};
 use self::plan::Plan;
@@ -58,7 +58,7 @@ struct Job {
 impl Job {
     /// Looks everything up that can be wrong before something is done. `find` finds a network.
     fn new(
-        plan: Plan,
+        mut plan: Plan,
         dirs: &Dirs,
         detached: bool,
         find: &dyn Fn(&str) -> Result<NetworkList>,
@@ -77,6 +77,13 @@ impl Job {
         }
         let id = random_id()?;
         let name = plan.name.clone().unwrap_or_else(|| id[..12].to_owned());
+        if !plan.publish.is_empty() && networks.iter().all(|(_, it)| has_no_ports(it)) {
+            cni::log(format_args!(
+                "WARNING: Published ports are discarded: an internal network, or one on a segment \
+                 of the node, has none"
+            ));
+            plan.publish.clear();
+        }
         let ports = published(&plan, &attacher)?;
         let other = shared.as_ref().and_then(|(_, record)| record.as_ref());
         let hostname = match (&plan.mode, other) {
@@ -134,6 +141,13 @@ pub fn environment(hostname: &str) -> Vec<CString> {
         CString::new(text).ok()
     };
     all.into_iter().filter_map(pair).collect()
+}
+
+/// Whether no port of the node can lead to the network. As in Docker, publishing one is no error.
+fn has_no_ports(list: &NetworkList) -> bool {
+    let is_internal = |it: &PluginConf| it.document.get("internal") == Some(&true.into());
+    let mut plugins = list.plugins.iter();
+    plugins.any(|it| is_internal(it) || ["macvlan", "ipvlan"].contains(&it.plugin.as_str()))
 }
 
 /// Two words may be one network: its name and its id.

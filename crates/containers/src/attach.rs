@@ -82,7 +82,7 @@ impl Attacher {
         let chain = Chain::new(list, self.plugin_dirs.clone());
         let added = chain.add(&attachment, &self.cache, OnFailure::RollBack);
         let failed = match added {
-            Err(cause) => Error::from_chain(&cause),
+            Err(cause) => wanted.in_dockers_words(Error::from_chain(&cause)),
             Ok(answer) => {
                 let verdict = wanted
                     .compare(&answer.result, &list.name, ifname)
@@ -252,6 +252,11 @@ impl Wanted {
 
     /// The addresses with the prefixes of the network's subnets.
     fn prefixed(&self, list: &NetworkList) -> Result<Vec<String>> {
+        let record = list.record();
+        let mut reserved = self.ips.iter();
+        if let Some((ip, purpose)) = reserved.find_map(|it| Some((it, record.purpose_of(*it)?))) {
+            bail!("Address already in use: {ip} is reserved as {purpose}");
+        }
         let subnets = subnets_of(list);
         let has = |subnet: &IpamSubnet, ip| subnet.subnet.0.contains(ip);
         let prefixed = |ip: &IpAddr| match subnets.iter().find(|it| has(it, *ip)) {
@@ -265,6 +270,16 @@ impl Wanted {
             ),
         };
         self.ips.iter().map(prefixed).collect()
+    }
+
+    /// The error of an ADD. An address that host-local does not give, as another container or the
+    /// gateway has it, is refused in Docker's words.
+    fn in_dockers_words(&self, mut error: Error) -> Error {
+        let taken = ["is not available in range set", "is subnet's gateway"];
+        if !self.ips.is_empty() && taken.iter().any(|it| error.msg.contains(it)) {
+            error.msg = format!("Address already in use: {}", error.msg);
+        }
+        error
     }
 
     /// Fails if a plugin has not given what was wanted: some ignore it.

@@ -4,6 +4,7 @@
 //! The supervisor of the container holds a lock on the directory as long as it lives. So a directory
 //! without the lock is left over ([`crate::sweep()`]), and a name is free when the lock can be taken.
 
+use std::cmp::Reverse;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
@@ -40,6 +41,8 @@ pub struct Record {
     pub command: Vec<String>,
     /// When it was started, in seconds since 1970.
     pub created: u64,
+    /// The nanoseconds beyond them.
+    pub created_nanos: u32,
     /// `none`, `host`, `container:ID`, or empty with networks of its own.
     pub mode: String,
     /// Its host name.
@@ -244,7 +247,7 @@ pub fn running() -> Result<Vec<Record>> {
             all.extend(read(&dir)?);
         }
     }
-    all.sort_by(|a, b| (b.created, &a.name).cmp(&(a.created, &b.name)));
+    all.sort_by_key(|it| Reverse((it.created, it.created_nanos)));
     Ok(all)
 }
 
@@ -277,10 +280,12 @@ impl Record {
     /// A record with the present time.
     pub fn new(id: String, name: String) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.unwrap_or_default();
         Self {
             id,
             name,
-            created: now.unwrap_or_default().as_secs(),
+            created: now.as_secs(),
+            created_nanos: now.subsec_nanos(),
             ..Self::default()
         }
     }

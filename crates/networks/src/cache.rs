@@ -17,7 +17,7 @@ use cni::file::{self, LONGEST};
 use cni::json::Json;
 use cni::version::Version;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::Attachment;
 
@@ -271,6 +271,33 @@ impl CachedAttachment {
                 *known = mtu.into();
             }
         }
+    }
+
+    /// Adds a default route to the result for each family in which the container has a gateway and no
+    /// such route. Returns whether there was something to add.
+    ///
+    /// # Errors
+    /// It is not a result.
+    pub fn add_default_routes(&mut self) -> Result<bool> {
+        let Some(known) = self.add_result()? else {
+            return Ok(false);
+        };
+        let mut added = Vec::new();
+        for (dst, is_ipv4) in [("0.0.0.0/0", true), ("::/0", false)] {
+            let mut gateways = known.ips.iter().filter_map(|it| it.gateway);
+            let mut routes = known.routes.iter().map(|it| it.dst);
+            let has_route = routes.any(|it| it.is_default() && it.0.is_ipv4() == is_ipv4);
+            if !has_route && gateways.any(|it| it.is_ipv4() == is_ipv4) {
+                added.push(json!({"dst": dst}));
+            }
+        }
+        let result = self.result.as_mut().and_then(Value::as_object_mut);
+        let routes = result.map(|it| it.entry("routes").or_insert_with(|| json!([])));
+        match routes {
+            Some(Value::Array(routes)) if !added.is_empty() => routes.extend(added),
+            _ => return Ok(false),
+        }
+        Ok(true)
     }
 
     /// The attachment in the form of GC's list.

@@ -16,6 +16,8 @@ use cni::{Code, Error};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::named::Record;
+
 /// A network: the plugins that make one attachment, in order.
 #[derive(Clone, Debug)]
 pub struct NetworkList {
@@ -144,6 +146,13 @@ impl NetworkList {
     pub fn has_capability(&self, name: &str) -> bool {
         let mut plugins = self.plugins.iter();
         plugins.any(|it| it.capabilities.get(name) == Some(&true))
+    }
+
+    /// What `podwire network create` has recorded in it; empty for a list of another program.
+    pub fn record(&self) -> Record {
+        let document = serde_json::from_slice(&self.bytes);
+        let record = document.ok().and_then(|it| Record::of(&it));
+        record.unwrap_or_default()
     }
 
     /// Whether a list that was read from its text alone has all its plugins: none lies beside the

@@ -78,6 +78,32 @@ impl Request {
         }
     }
 
+    /// Keeps the addresses of others from containers: on a segment of the node, nothing else does.
+    fn reserve(&mut self, network: IpNetwork, others: &[(&'static str, IpAddr)]) {
+        let gateway = self.gateway_in(network);
+        for (what, ip) in others {
+            let known = gateway == *ip || self.aux.values().any(|it| it == ip);
+            if known || !network.contains(*ip) {
+                continue;
+            }
+            // The first address stays the gateway.
+            self.gateway = Some(gateway);
+            let numbered = (2..).map(|number: u32| format!("{what}{number}"));
+            let mut names = std::iter::once((*what).to_owned()).chain(numbered);
+            if let Some(name) = names.find(|it| !self.aux.contains_key(it)) {
+                self.aux.insert(name, *ip);
+            }
+        }
+    }
+
+    /// The gateway: unless it was given, the first address that is not reserved.
+    fn gateway_in(&self, network: IpNetwork) -> IpAddr {
+        self.gateway.unwrap_or_else(|| {
+            let free = Span::usable(network).without(self.aux.values().copied());
+            free.first().map_or(network.network(), |it| it.ends()[0])
+        })
+    }
+
     fn is_ipv4(&self) -> bool {
         match self.wanted {
             Wanted::Given(network) => network.is_ipv4(),
@@ -115,6 +141,9 @@ impl Requests {
                 Ok(wanted) => requests.all.push(Request::new(wanted)),
                 Err(fault) => faults.push(fault),
             }
+        }
+        if words.subnets.is_empty() && !(words.ranges.is_empty() && words.gateways.is_empty()) {
+            faults.push("every ip-range or gateway must have a corresponding subnet".to_owned());
         }
         if faults.is_empty() {
             requests.check_overlaps(faults);
@@ -294,7 +323,9 @@ impl Requests {
                     file: node.name.into(),
                 },
             });
-            subnets.push(Subnet::new(network, request, faults));
+            let mut request = request.clone();
+            request.reserve(network, node.others);
+            subnets.push(Subnet::new(network, &request, faults));
         }
         Ok(subnets)
     }
@@ -309,6 +340,8 @@ pub struct Node<'a> {
     pub shares_segment: bool,
     /// The interface that will be the network's, whose routes do not count.
     pub interface: &'a str,
+    /// What has addresses of the segment, with its address.
+    pub others: &'a [(&'static str, IpAddr)],
 }
 
 /// Networks cannot have the same addresses. Neither can a network and a link of the node; a
@@ -351,14 +384,9 @@ impl Wanted {
 
 impl Subnet {
     fn new(network: IpNetwork, request: &Request, faults: &mut Vec<String>) -> Self {
-        let usable = Span::usable(network);
         let subnet = Self {
             network,
-            gateway: request.gateway.unwrap_or_else(|| {
-                // The first one that is not reserved.
-                let free = usable.without(request.aux.values().copied());
-                free.first().map_or(network.network(), |it| it.ends()[0])
-            }),
+            gateway: request.gateway_in(network),
             range: request.range.clone(),
             aux: request.aux.clone(),
         };
@@ -516,6 +544,7 @@ mod tests {
             name: "n",
             shares_segment: false,
             interface: "br",
+            others: &[],
         };
         let pools = Pools::read("/nonexistent/pools.json".as_ref()).unwrap();
         let subnets = requests.settle(&pools, &taken, node, &mut faults).unwrap();
@@ -552,6 +581,32 @@ mod tests {
             assert_eq!(Value::from(subnets[0].ranges()), expected, "{options:?}");
             assert_eq!(subnets.len(), 1);
         }
+    }
+
+    #[test]
+    fn what_is_on_the_segment_keeps_its_address() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let mut request = Request::new(subnet("192.0.2.0/24").unwrap());
+        request.aux.insert("node".into(), ip("192.0.2.7"));
+        let others = [
+            "192.0.2.1",
+            "192.0.2.9",
+            "198.51.100.1",
+            "192.0.2.10",
+            "192.0.2.9",
+        ];
+        let others = others.map(|it| ("node", ip(it)));
+        request.reserve("192.0.2.0/24".parse().unwrap(), &others);
+        assert_eq!(request.gateway, Some(ip("192.0.2.1")));
+        let reserved: Vec<_> = request
+            .aux
+            .iter()
+            .map(|(name, ip)| format!("{name}={ip}"))
+            .collect();
+        assert_eq!(
+            reserved,
+            ["node=192.0.2.7", "node2=192.0.2.9", "node3=192.0.2.10"]
+        );
     }
 
     #[test]

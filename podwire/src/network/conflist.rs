@@ -9,9 +9,10 @@ use serde_json::{Map, Value, json};
 use super::addressing::Subnet;
 use super::options::{Driver, Options};
 
-/// The bridge plugin, as that of the Go suite, gives a bridge one address of IPv4.
-pub const ONE_IPV4_SUBNET: &str =
-    "bridge driver doesn't support multiple subnets of IPv4: a bridge is the gateway of one";
+/// As in Docker. With podman a container has an address of each, with CNI of the first one that is
+/// not full.
+pub const ONE_IPV4_SUBNET: &str = "bridge driver doesn't support multiple subnets of IPv4; \
+     podwire network update --subnet adds one for further containers";
 
 /// A network without contradictions.
 #[derive(Debug)]
@@ -32,6 +33,61 @@ pub struct Design {
     pub vni: Option<u32>,
     /// What CNI has no key for.
     pub record: Record,
+}
+
+/// The gateway mode in which published ports are opened.
+pub const ROUTED: &str = "routed";
+
+/// The keys that say who reaches the containers from elsewhere, and whom they reach.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// Containers have no way out, and none leads to them.
+    pub internal: bool,
+    /// The node is the containers' gateway.
+    pub has_gateway: bool,
+    /// Packets that leave the network get the node's address, where its mode has that.
+    pub masquerade: bool,
+    /// Whether containers have IPv4 addresses, and IPv6 addresses.
+    pub families: [bool; 2],
+    /// The gateway mode of each; `nat` where it is usual if `None`.
+    pub modes: [Option<String>; 2],
+}
+
+impl Access {
+    /// The keys of the gateway modes.
+    pub const MODES: [&str; 2] = ["gatewayModeIPv4", "gatewayModeIPv6"];
+
+    /// Writes the keys into the configuration of a plugin, in place of those that it had.
+    pub fn write(&self, plugin: &mut Map<String, Value>) {
+        let opens = self.has_gateway && !self.internal;
+        plugin.insert("ipMasq".into(), (opens && self.masquerade).into());
+        plugin.remove("internal");
+        if self.internal {
+            plugin.insert("internal".into(), true.into());
+        }
+        for ((key, mode), has_family) in Self::MODES.into_iter().zip(&self.modes).zip(self.families)
+        {
+            let mode = mode.as_deref().or(opens.then_some("nat"));
+            match mode.filter(|_| has_family) {
+                Some(mode) => plugin.insert(key.into(), mode.into()),
+                None => plugin.remove(key),
+            };
+        }
+        let capabilities = plugin
+            .get_mut("capabilities")
+            .and_then(Value::as_object_mut);
+        if let Some(capabilities) = capabilities {
+            match self.is_routed() {
+                true => capabilities.insert("portMappings".into(), true.into()),
+                false => capabilities.remove("portMappings"),
+            };
+        }
+    }
+
+    /// Whether published ports are opened, and not redirected, in some family.
+    pub fn is_routed(&self) -> bool {
+        self.modes.iter().any(|it| it.as_deref() == Some(ROUTED))
+    }
 }
 
 /// Where the addresses come from.
@@ -118,35 +174,23 @@ impl Design {
 
     /// Who reaches the containers, and how they reach others.
     fn add_access(&self, plugin: &mut Value) {
-        let masquerade = self.has_gateway() && !self.record.internal;
-        plugin["ipMasq"] = (masquerade && self.options.masquerade != Some(false)).into();
         if self.options.icc == Some(false) {
             plugin["icc"] = false.into();
         }
-        let modes = [
-            (true, &self.options.mode_ipv4),
-            (false, &self.options.mode_ipv6),
-        ];
-        if self.record.internal {
-            plugin["internal"] = true.into();
-        }
-        for (is_ipv4, mode) in modes {
-            let has_family = self
-                .subnets
+        let has = |is_ipv4| {
+            self.subnets
                 .iter()
-                .any(|it| it.network.is_ipv4() == is_ipv4);
-            let key = if is_ipv4 {
-                "gatewayModeIPv4"
-            } else {
-                "gatewayModeIPv6"
-            };
-            let usual = (self.has_gateway() && !self.record.internal).then_some("nat");
-            if let Some(mode) = mode.as_deref().or(usual).filter(|_| has_family) {
-                plugin[key] = mode.into();
-            }
-        }
-        if self.is_routed() {
-            plugin["capabilities"]["portMappings"] = true.into();
+                .any(|it| it.network.is_ipv4() == is_ipv4)
+        };
+        let access = Access {
+            internal: self.record.internal,
+            has_gateway: self.has_gateway(),
+            masquerade: self.options.masquerade != Some(false),
+            families: [has(true), has(false)],
+            modes: [&self.options.mode_ipv4, &self.options.mode_ipv6].map(Clone::clone),
+        };
+        if let Some(keys) = plugin.as_object_mut() {
+            access.write(keys);
         }
     }
 
@@ -158,7 +202,7 @@ impl Design {
     /// Whether published ports are opened, and not redirected, in some family.
     fn is_routed(&self) -> bool {
         let modes = [&self.options.mode_ipv4, &self.options.mode_ipv6];
-        modes.iter().any(|it| it.as_deref() == Some("routed"))
+        modes.iter().any(|it| it.as_deref() == Some(ROUTED))
     }
 
     /// Whether ports of the node lead to containers.

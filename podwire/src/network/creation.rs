@@ -197,10 +197,16 @@ impl Draft {
         };
         let bridge = design.bridge();
         if let Some(requests) = &self.requests {
+            let shares_segment = design.driver.shares_segment();
+            let others = match shares_segment {
+                true => taken::on_segment()?,
+                false => Vec::new(),
+            };
             let node = Node {
                 name: &design.name,
-                shares_segment: design.driver.shares_segment(),
+                shares_segment,
                 interface: &bridge,
+                others: &others,
             };
             let taken = taken::taken(catalogue)?;
             design.subnets = requests.settle(&self.pools, &taken, node, &mut faults)?;

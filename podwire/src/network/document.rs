@@ -105,6 +105,20 @@ struct Use {
     available: u64,
 }
 
+/// What a template can ask for beside the document: Docker's templates also know the names of the
+/// fields in Docker's Go code, which are other ones in two places.
+pub fn with_go_names(mut document: Value) -> Value {
+    if let Some(id) = document.get("Id").cloned() {
+        document["ID"] = id;
+    }
+    let configs = document.pointer_mut("/IPAM/Config");
+    for config in configs.and_then(Value::as_array_mut).into_iter().flatten() {
+        let reserved = config.get("AuxiliaryAddresses").cloned();
+        config["AuxAddress"] = reserved.unwrap_or_else(|| json!({}));
+    }
+    document
+}
+
 impl<'a> Document<'a> {
     /// The document of a network with these attachments.
     pub fn of(network: &'a Network, attached: &Attached) -> Self {

@@ -35,13 +35,16 @@ pub fn rows(format: &str, columns: &Columns, rows: &[Value]) -> Result<String> {
     }
 }
 
-/// A row without what only templates can ask for.
 fn json_line(row: &Value) -> String {
-    let mut row = row.clone();
+    format!("{}\n", without_label_map(row.clone()))
+}
+
+/// A row without what only templates can ask for.
+fn without_label_map(mut row: Value) -> Value {
     if let Value::Object(members) = &mut row {
         members.remove(LABEL_MAP);
     }
-    format!("{row}\n")
+    row
 }
 
 /// The labels of a row as an object, for `.Label "KEY"`.
@@ -141,7 +144,7 @@ fn parsed(template: &str) -> Result<Template> {
 fn filled(template: &Template, document: &Value) -> Result<String> {
     let data = gotmpl::to_value(document).context("read the document")?;
     let filled = template.execute_to_string(&data);
-    filled.map_err(|error| anyhow!("template: {error}"))
+    filled.map_err(|error| anyhow!("template parsing error: template: {error}"))
 }
 
 trait IntoData {
@@ -196,7 +199,7 @@ fn padded(args: &[Data]) -> String {
 }
 
 fn json(data: &Data) -> String {
-    as_json(data).to_string()
+    without_label_map(as_json(data)).to_string()
 }
 
 fn as_json(data: &Data) -> Value {

@@ -107,6 +107,21 @@ impl Options {
         known
     }
 
+    /// The names of the given ones that belong to `create`.
+    pub fn fixed(&self) -> impl Iterator<Item = &'static str> {
+        let given = [
+            ("bridge.name", self.bridge.is_some()),
+            ("parent", self.parent.is_some()),
+            ("mode", self.mode.is_some()),
+            ("vlan", self.vlan.is_some()),
+            ("no_default_route", self.no_default_route),
+            ("metric", self.metric.is_some()),
+        ];
+        given
+            .into_iter()
+            .filter_map(|(name, is_given)| is_given.then_some(name))
+    }
+
     fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
         let name = key.strip_prefix(DOCKER).unwrap_or(key);
         match name {
@@ -147,7 +162,7 @@ pub fn refuse(faults: &[String]) -> anyhow::Result<()> {
 }
 
 /// Go's texts for a boolean.
-fn boolean(text: &str) -> Result<bool, String> {
+pub fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),

@@ -114,6 +114,7 @@ fn remove_rules(network: &str) -> Result<()> {
     let valid = unknown_owners::with_veth(network)?;
     if let Some(nftables) = Nftables::find()? {
         nftables.collect_spoof_checks(network, &valid)?;
+        nftables.collect_open_ports(network, &valid)?;
     }
     Leftovers::collect_published(network, &valid)?;
     wiring::shared::collect(network, &valid)
@@ -139,6 +140,10 @@ fn remove_interfaces(listed: &Listed) -> Result<()> {
                     || host.find_link(network.bridge.as_str())?.is_some()
                 {
                     remove_bridge(&host, network.bridge.as_str())?;
+                }
+                // What guards its port, and separates it from the node's other networks.
+                if let Some(nftables) = Nftables::find()? {
+                    nftables.delete_network(&network.name)?;
                 }
             }
             _ => {}

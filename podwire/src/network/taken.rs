@@ -2,6 +2,7 @@
 //! reaches.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -86,6 +87,27 @@ pub fn taken(catalogue: &Catalogue) -> Result<Vec<Taken>> {
     Ok(all)
 }
 
+/// Addresses of a segment that the node knows as another's: its own, those of its routers and of its
+/// name servers. Each with what it is.
+///
+/// # Errors
+/// The kernel cannot be asked for them.
+pub fn on_segment() -> Result<Vec<(&'static str, IpAddr)>> {
+    let host = Netlink::open()?;
+    let mut all = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let own = host.list_all_addresses(family)?.into_iter();
+        all.extend(own.map(|(_, it)| ("node", it.ip())));
+        let routes = host.list_routes(RouteFilter::main(family))?.into_iter();
+        all.extend(routes.filter_map(|it| Some(("router", it.gw?))));
+    }
+    for file in [RESOLV_CONF, BEHIND_RESOLVED] {
+        let servers = of_name_servers(Path::new(file)).into_iter();
+        all.extend(servers.map(|it| ("nameserver", it.network.ip())));
+    }
+    Ok(all)
+}
+
 fn of_networks(catalogue: &Catalogue) -> Vec<Taken> {
     let mut all = Vec::new();
     for network in &catalogue.networks {
@@ -115,8 +137,8 @@ fn of_routes(host: &Netlink) -> Result<Vec<Taken>> {
         };
         for route in host.list_routes(filter)? {
             let ip = route.dst.ip();
-            let is_local = ip.is_multicast()
-                || matches!(ip, std::net::IpAddr::V6(ip) if ip.is_unicast_link_local());
+            let is_local =
+                ip.is_multicast() || matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
             if route.dst.prefix() == 0 || is_local {
                 continue;
             }
@@ -145,7 +167,7 @@ fn of_name_servers(file: &Path) -> Vec<Taken> {
     let addresses = dns
         .nameservers
         .iter()
-        .filter_map(|it| it.parse::<std::net::IpAddr>().ok());
+        .filter_map(|it| it.parse::<IpAddr>().ok());
     let remote = addresses.filter(|it| !it.is_loopback());
     let taken = remote.map(|ip| Taken {
         network: ip.into(),

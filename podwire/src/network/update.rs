@@ -4,10 +4,13 @@
 //! DEL and `podwire resync` read that; then the kernel. Each step may be repeated: after an
 //! interruption, the same command completes the work.
 
+mod access;
+
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use cni::request::alias_prefix;
+use containers::journal::Journal;
 use netlink::{Link, Netlink, PortSpec};
 use netns::NetNs;
 use networks::named::{Kind, Listed, Network, Origin, Store};
@@ -17,8 +20,7 @@ use serde_json::{Map, Value, json};
 use wiring::shared;
 
 use super::addressing::{Node, Requests, Subnet, Words};
-use super::conflist::ONE_IPV4_SUBNET;
-use super::options::{self, MTU};
+use super::options::{self, MTU, Options};
 use super::pools::Pools;
 use super::taken;
 use crate::commands::record_users;
@@ -37,6 +39,12 @@ pub struct Changes<'a> {
     pub icc: Option<bool>,
     /// The largest packet in bytes.
     pub mtu: Option<u32>,
+    /// Whether containers have no way out, and none leads to them.
+    pub internal: Option<bool>,
+    /// The gateway modes of IPv4 and IPv6.
+    pub modes: [Option<String>; 2],
+    /// `-o`: options of `create` for the same changes.
+    pub options: &'a [String],
     /// Further subnets.
     pub words: Words<'a>,
     /// The file with the pools.
@@ -52,6 +60,34 @@ pub struct Places<'a> {
     pub conf_dir: &'a Path,
     /// The attachments.
     pub cache: &'a Cache,
+    /// Where they and the records of connected containers are.
+    pub cache_dir: &'a Path,
+}
+
+impl Changes<'_> {
+    /// The same with the options (`-o`) in their places.
+    fn with_options(&self) -> Result<Self> {
+        let mut faults = Vec::new();
+        let given = options::pairs(self.options, "option", &mut faults);
+        let known = Options::read(&given, &mut faults);
+        faults.extend(known.fixed().map(|it| {
+            format!("the option {it} belongs to create: containers have their interfaces and routes by it")
+        }));
+        options::refuse(&faults)?;
+        let [ipv4, ipv6] = self.modes.clone();
+        Ok(Self {
+            masquerade: self.masquerade.or(known.masquerade),
+            icc: self.icc.or(known.icc),
+            mtu: self.mtu.or(known.mtu),
+            modes: [ipv4.or(known.mode_ipv4), ipv6.or(known.mode_ipv6)],
+            ..self.clone()
+        })
+    }
+
+    /// Whether it changes who reaches the containers from elsewhere, and whom they reach.
+    fn touch_access(&self) -> bool {
+        self.internal.is_some() || self.modes.iter().any(Option::is_some)
+    }
 }
 
 /// Changes `network`; `dry` changes nothing. Returns what was done, or would be, in words.
@@ -65,11 +101,12 @@ pub fn update(
     dry: bool,
 ) -> Result<Vec<String>> {
     let listed = changeable(network)?;
+    let changes = &changes.with_options()?;
     let mut edit = Edit::new(network, listed);
     let subnets = edit.new_subnets(changes, places)?;
-    edit.apply(changes, &subnets)?;
     let host = Netlink::open()?;
     let attached = super::Attached::to(&network.name, places.cache)?;
+    edit.apply(changes, &subnets, &attached.alive)?;
     let links = Links::of(&host, &network.name, listed)?;
     if let Some(mtu) = changes.mtu {
         edit.done.extend(links.mtu_steps(mtu, &attached.alive));
@@ -84,7 +121,17 @@ pub fn update(
         if let Some(mtu) = changes.mtu {
             changed.replace_mtu(mtu);
         }
+        let gets_out = changes.internal == Some(false) && changed.add_default_routes()?;
         places.cache.put(&changed)?;
+        if gets_out {
+            let (netns, id) = (&attachment.netns, &attachment.container_id);
+            containers::choose_gateway(
+                netns,
+                id,
+                places.cache,
+                &Journal::in_dir(places.cache_dir),
+            )?;
+        }
     }
     if let Some(mtu) = changes.mtu {
         links.set_mtu(&host, mtu, &attached.alive)?;
@@ -154,6 +201,7 @@ impl<'a> Edit<'a> {
             name: &self.network.name,
             shares_segment: false,
             interface: &interface,
+            others: &[],
         };
         let taken = taken::taken(&places.store.catalogue()?)?;
         let subnets = match faults[..] {
@@ -164,13 +212,21 @@ impl<'a> Edit<'a> {
         Ok(subnets)
     }
 
-    fn apply(&mut self, changes: &Changes<'_>, subnets: &[Subnet]) -> Result<()> {
+    fn apply(
+        &mut self,
+        changes: &Changes<'_>,
+        subnets: &[Subnet],
+        attached: &[CachedAttachment],
+    ) -> Result<()> {
         let mut faults = Vec::new();
         let labels = options::pairs(changes.labels, "label", &mut faults);
         let driver = self.network.driver().to_owned();
         let has_bridge = ["bridge", "vxlan"].contains(&driver.as_str());
         if !has_bridge
-            && (changes.icc.is_some() || changes.masquerade.is_some() || changes.mtu.is_some())
+            && (changes.icc.is_some()
+                || changes.masquerade.is_some()
+                || changes.mtu.is_some()
+                || changes.touch_access())
         {
             faults.push(format!(
                 "only networks of a bridge can be changed live, and {} is of {driver}",
@@ -184,8 +240,8 @@ impl<'a> Edit<'a> {
         let known = known.unwrap_or_default();
         let ipv4 = known.iter().filter(|it| it.subnet.ip().is_ipv4()).count();
         let more = subnets.iter().filter(|it| it.network.is_ipv4()).count();
-        if has_bridge && more > 0 && ipv4 + more > 1 {
-            faults.push(ONE_IPV4_SUBNET.to_owned());
+        if driver == "vxlan" && more > 0 && ipv4 + more > 1 {
+            faults.push("vxlan driver doesn't support multiple subnets of IPv4".to_owned());
         }
         let ipv6 = known.iter().any(|it| it.subnet.ip().is_ipv6());
         if let Some(mtu) = changes.mtu {
@@ -197,8 +253,18 @@ impl<'a> Edit<'a> {
                 ));
             }
         }
+        let has = |is_ipv4| {
+            let known = known.iter().map(|it| it.subnet.ip());
+            let mut ips = known.chain(subnets.iter().map(|it| it.network.ip()));
+            ips.any(|it| it.is_ipv4() == is_ipv4)
+        };
+        self.set_access(changes, [has(true), has(false)], attached, &mut faults);
         options::refuse(&faults)?;
         let mut record = self.listed.record.clone();
+        record.internal = changes.internal.unwrap_or(record.internal);
+        record
+            .options
+            .extend(options::pairs(changes.options, "option", &mut faults));
         for (key, value) in labels {
             self.done.push(format!("label {key}={value}"));
             record.labels.insert(key, value);
@@ -374,13 +440,14 @@ impl Links {
 /// Removes the rules that the network does not want any more, and adds those that it wants now.
 fn set_rules(network: &Network, changes: &Changes<'_>, places: &Places<'_>) -> Result<()> {
     let name = &network.name;
-    if changes.masquerade == Some(false) {
+    // A mode decides what is masqueraded.
+    if changes.masquerade == Some(false) || changes.touch_access() {
         shared::end_masquerade(name)?;
     }
     if changes.icc == Some(true) {
         shared::end_isolation(name)?;
     }
-    if changes.masquerade.is_some() || changes.icc.is_some() {
+    if changes.masquerade.is_some() || changes.icc.is_some() || changes.touch_access() {
         let contents = places.cache.of_network(name)?;
         let pods = Pods::of(&contents, Some(name), places.conf_dir);
         record_users(&pods.wanted)?;

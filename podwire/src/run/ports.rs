@@ -60,7 +60,8 @@ impl Publication {
             Some((ip, host)) => (ip, host),
             None => ("", ""),
         };
-        let container = range(container)?;
+        let container =
+            range(container).with_context(|| format!("Invalid containerPort: {container}"))?;
         if *container.start() == 0 {
             bail!("invalid port: the container's port 0");
         }
@@ -73,7 +74,7 @@ impl Publication {
         };
         let host = match host {
             "" | "0" => None,
-            host => Some(range(host)?),
+            host => Some(range(host).with_context(|| format!("Invalid hostPort: {host}"))?),
         };
         let publication = |host: Option<RangeInclusive<u16>>, container| Self {
             host_ip,

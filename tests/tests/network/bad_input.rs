@@ -56,7 +56,7 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (
         "--ip-range 10.1.0.0/25 n",
-        "no matching subnet for range 10.1.0.0/25",
+        "every ip-range or gateway must have a corresponding subnet",
     ),
     (
         "--gateway 10.1.0.1 n",

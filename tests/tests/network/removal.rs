@@ -81,6 +81,65 @@ fn prune_asks_and_filters() {
     });
 }
 
+#[test]
+fn a_network_of_several_nodes_leaves_no_rules() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        node.host().sh("ip link add up0 type veth peer name up1
+             ip addr add 192.0.2.1/24 dev up0; ip link set up0 up; ip link set up1 up");
+        let snapshot = node.sandbox.snapshot().allow_forwarding();
+        let pod = node.sandbox.pod("blue");
+        for mode in ["l2", "l3"] {
+            let option = format!("mode={mode}");
+            let args = [
+                "-d", "vxlan", "--vni", "7", "--parent", "up0", "-o", &option,
+            ];
+            node.create(&[&args[..], &["--subnet", "10.5.0.0/24", "n"]].concat());
+            good(&node.podwire(&["add", "n", &pod.path()]));
+            assert!(node.host().sh("nft list tables").contains("podwire_vxlan"));
+            good(&node.podwire(&["del", "n", &pod.path()]));
+            good(&node.network(&["rm", "n"]));
+            let left = node.host().sh("nft list ruleset");
+            assert!(!left.contains("net: n"), "{mode}: {left}");
+        }
+        node.sandbox.remove_pod(&pod);
+        snapshot
+            .allow("dir /var/lib/cni")
+            .allow("cni_plugins_masquerade")
+            .allow("podwire_networks")
+            .assert_unchanged();
+    });
+}
+
+/// Of a container that nobody detaches: its runtime has lost what it knew.
+#[test]
+fn opened_ports_of_lost_containers_are_closed() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        let option = "com.docker.network.bridge.gateway_mode_ipv4=routed";
+        node.create(&["--subnet", "10.5.0.0/24", "-o", option, "n"]);
+        let pod = node.sandbox.pod("blue");
+        let ports =
+            r#"{"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}"#;
+        good(&node.sh(&format!(
+            "CAP_ARGS='{ports}' podwire add n {} >/dev/null",
+            pod.path()
+        )));
+        let opened = || {
+            node.host()
+                .sh("nft list ruleset")
+                .contains("10.5.0.2 . tcp . 80")
+        };
+        assert!(opened());
+        node.sandbox.remove_pod(&pod);
+        node.host()
+            .sh("rm -r /var/lib/cni/results; until ! ip link | grep -q veth; do sleep 0.02; done");
+        good(&node.network(&["rm", "n"]));
+        assert!(!opened());
+        assert!(!node.host().sh("nft list tables").contains("podwire_access"));
+    });
+}
+
 /// A removal hides the configuration first and deletes it last; a creation writes another name.
 #[test]
 fn what_a_kill_leaves_is_completed() {

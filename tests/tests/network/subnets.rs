@@ -10,6 +10,34 @@ use crate::node::{Node, bad, good};
 
 const SUBNETS: &str = "{{range .IPAM.Config}}{{.Subnet}} {{end}}";
 
+/// Nothing but the configuration keeps them from a container of macvlan.
+#[test]
+fn what_is_on_the_segment_keeps_its_address() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        node.host().sh("ip link add up0 type veth peer name up1
+             ip addr add 192.0.2.2/24 dev up0; ip link set up0 up; ip link set up1 up
+             ip route add default via 192.0.2.3");
+        node.create(&[
+            "-d",
+            "macvlan",
+            "--parent",
+            "up0",
+            "--subnet",
+            "192.0.2.0/24",
+            "n",
+        ]);
+        let config = &node.inspect("n")["IPAM"]["Config"][0];
+        assert_eq!(config["Gateway"], "192.0.2.1");
+        let reserved = json!({"node": "192.0.2.2", "router": "192.0.2.3"});
+        assert_eq!(config["AuxiliaryAddresses"], reserved);
+        let pod = node.sandbox.pod("blue");
+        good(&node.podwire(&["add", "n", &pod.path()]));
+        assert_eq!(pod.addresses("eth0"), ["192.0.2.4/24"]);
+        good(&node.podwire(&["del", "n", &pod.path()]));
+    });
+}
+
 #[test]
 fn the_nodes_routes_are_avoided() {
     beyond_peer(WHY, || {

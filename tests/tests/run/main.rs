@@ -97,7 +97,7 @@ impl Node {
     fn left(&self) -> Vec<String> {
         let mut left = self.host().links();
         left.retain(|it| {
-            !["lo", "uplink", "there"].contains(&it.as_str()) && !it.starts_with("br-")
+            !["lo", "podwire0", "uplink", "there"].contains(&it.as_str()) && !it.starts_with("br-")
         });
         for dir in [
             "/run/podwire/run",

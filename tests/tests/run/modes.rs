@@ -60,6 +60,48 @@ fn host_is_the_nodes_network_and_ignores_ports_with_a_warning() {
 }
 
 #[test]
+fn without_a_network_it_is_the_predefined_bridge_which_is_made_once() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        let addresses = ["run", "--", "ip", "-4", "-o", "addr", "show", "eth0"];
+        let first = node.must(&addresses);
+        assert!(first.contains("inet 10.208.0.2/24 "), "{first}");
+        let document = || node.must(&["network", "inspect", "bridge"]);
+        let made = document();
+        assert!(made.contains("\"Subnet\": \"10.208.0.0/24\""), "{made}");
+        assert!(node.host().link("podwire0").is_some());
+        let script =
+            "ping -c1 -W1 $(ip route show default | cut -d' ' -f3) >/dev/null && echo reached";
+        assert_eq!(
+            node.must(&["run", "--network", "bridge", "sh", "-c", script]),
+            "reached\n"
+        );
+        assert_eq!(document(), made);
+        fails(
+            &node.podwire(&["network", "rm", "bridge"]),
+            1,
+            "bridge is a pre-defined network and cannot be removed",
+        );
+        node.assert_clean();
+    });
+}
+
+#[test]
+fn ports_are_discarded_where_none_can_lead_to_the_network() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        node.must(&["network", "create", "--internal", "quiet"]);
+        let done = node.podwire(&["run", "--network", "quiet", "-p", "80:80", "true"]);
+        assert_eq!(done.code, 0, "{done:?}");
+        assert!(
+            done.stderr.contains("Published ports are discarded"),
+            "{done:?}"
+        );
+        node.must(&["network", "rm", "quiet"]);
+    });
+}
+
+#[test]
 fn a_network_by_name_gives_addresses_routes_and_files() {
     beyond_peer(WHY, || {
         let node = Node::new();

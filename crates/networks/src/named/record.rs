@@ -50,6 +50,13 @@ impl Record {
     /// The key at the top of a configuration.
     pub const KEY: &'static str = "podwire";
 
+    /// What a reserved address is for; `None` if containers may have it.
+    pub fn purpose_of(&self, ip: IpAddr) -> Option<&str> {
+        let reserved = self.subnets.iter().flat_map(|it| &it.auxiliary_addresses);
+        let mut found = reserved.filter(|(_, it)| **it == ip);
+        found.next().map(|(purpose, _)| purpose.as_str())
+    }
+
     /// Reads the record of a configuration; `None` without one, or if another program has written
     /// something else there.
     pub fn of(document: &Map<String, Value>) -> Option<Self> {

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::catalogue;
 use crate::commands::{Verdict, sweep};
-use crate::network::{Attached, Document, format, native};
+use crate::network::{Attached, Document, format, native, with_go_names};
 use crate::options::{CacheDir, ConfDir};
 use crate::output::{Output, print};
 
@@ -50,9 +50,10 @@ impl Inspect {
                 }
             }
         }
+        let mut all_printed = true;
         match self.format.as_deref() {
-            Some("json") => self.print_lines(&documents, "{{json .}}")?,
-            Some(template) => self.print_lines(&documents, template)?,
+            Some("json") => all_printed = self.print_lines(&documents, "{{json .}}")?,
+            Some(template) => all_printed = self.print_lines(&documents, template)?,
             None if self.native => {
                 let documents = documents
                     .iter()
@@ -69,22 +70,35 @@ impl Inspect {
         for error in &missing {
             cni::log(format_args!("podwire: {error}"));
         }
-        Ok(Verdict::good_if(missing.is_empty()))
+        Ok(Verdict::good_if(missing.is_empty() && all_printed))
     }
 
+    /// Fills the template with each document. A field that one of them does not have is reported,
+    /// and the others are printed.
     fn print_lines(
         &self,
         documents: &[(&networks::named::Network, Attached)],
         template: &str,
-    ) -> Result<()> {
+    ) -> Result<bool> {
+        let mut all_printed = true;
         for (network, attached) in documents {
             let document: Value = if self.native {
                 native(network, attached)?
             } else {
                 serde_json::to_value(Document::of(network, attached))?
             };
-            print(&(format::fill(template, &document)? + "\n"))?;
+            let filled = format::fill(template, &document).or_else(|error| {
+                let named = format::fill(template, &with_go_names(document));
+                named.map_err(|_| error)
+            });
+            match filled {
+                Ok(text) => print(&(text + "\n"))?,
+                Err(error) => {
+                    cni::log(format_args!("podwire: {error:#}"));
+                    all_printed = false;
+                }
+            }
         }
-        Ok(())
+        Ok(all_printed)
     }
 }

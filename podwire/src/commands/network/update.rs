@@ -14,13 +14,15 @@ use crate::output::{Output, print};
 
 /// Change a network under running containers.
 ///
-/// Labels, masquerade, whether containers reach each other, and the MTU (of the bridge, of the
-/// ports and in the containers) change at once. Containers that are attached later get addresses
-/// of further subnets, too.
+/// Labels, masquerade, whether containers reach each other, whether the network is internal, its
+/// gateway modes, and the MTU (of the bridge, of the ports and in the containers) change at once.
+/// Containers that are attached later get addresses of further subnets, too: of a second one of IPv4
+/// when the first is full.
 ///
-/// What containers were given when they were attached stays: their addresses and routes, so a
-/// subnet cannot be removed nor its gateway changed, and --internal belongs to create; the driver
-/// and its parent, whose interfaces they have; the name, under which runtimes detach them.
+/// What containers were given when they were attached stays: their addresses, so a subnet cannot be
+/// removed nor its gateway changed; the driver and its parent, whose interfaces they have; the name,
+/// under which runtimes detach them. A gateway mode cannot become routed while containers publish
+/// ports.
 #[derive(Debug, Args)]
 pub struct Update {
     /// The network
@@ -40,6 +42,12 @@ pub struct Update {
     /// The largest packet in bytes
     #[arg(long)]
     mtu: Option<u32>,
+    /// Containers have no way out, and none leads to them
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    internal: Option<bool>,
+    /// An option of create, as com.docker.network.bridge.gateway_mode_ipv4=nat-unprotected
+    #[arg(short, long = "opt", value_name = "KEY=VALUE")]
+    opt: Vec<String>,
     /// A further subnet in CIDR form
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     subnet: Vec<String>,
@@ -73,6 +81,9 @@ impl Update {
             masquerade: self.ip_masq,
             icc: self.icc,
             mtu: self.mtu,
+            internal: self.internal,
+            modes: [None, None],
+            options: &self.opt,
             words: Words {
                 subnets: &self.subnet,
                 ranges: &self.ip_range,
@@ -91,6 +102,7 @@ impl Update {
             store: &store,
             conf_dir: &self.conf.conf_dir,
             cache: &self.cache.open(),
+            cache_dir: self.cache.dir(),
         };
         let done = update(network, &changes, &places, self.dry_run)?;
         if output.is_json() {

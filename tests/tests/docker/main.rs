@@ -1,0 +1,11 @@
+//! The same commands with Docker and with podwire, on a node for each: exit status, output, and who
+//! reaches whom. What differs on purpose is a row of the table "Differences from Docker" in
+//! docs/networks.md.
+//!
+//! Debian package: docker.io.
+
+mod node;
+mod script;
+mod step;
+
+const WHY: &str = "the Go suite has no such command";
