@@ -6,6 +6,7 @@ mod check;
 mod del;
 mod exec;
 mod gc;
+mod names;
 mod network;
 mod node;
 mod peers;
@@ -66,6 +67,7 @@ pub enum Command {
     Stop(stop::Stop),
     Peers(peers::Peers),
     Network(network::Network),
+    Names(names::Names),
     Resync(resync::Resync),
     Adopt(adopt::Adopt),
     Release(release::Release),
@@ -88,6 +90,7 @@ impl Command {
             Self::Stop(it) => it.run(output),
             Self::Peers(it) => it.run(output),
             Self::Network(it) => it.run(output),
+            Self::Names(it) => it.run(output),
             Self::Resync(it) => it.run(output),
             Self::Adopt(it) => it.run(output),
             Self::Release(it) => it.run(output),

@@ -10,6 +10,7 @@ pub mod format;
 mod options;
 mod pools;
 mod removal;
+mod resolver;
 mod span;
 mod taken;
 mod update;

@@ -121,6 +121,17 @@ fn bandwidth_limits_what_the_runtime_asks_for() {
 }
 
 #[test]
+fn dnsname_records_the_names_of_the_pod() {
+    beyond_peer(WHY, || {
+        let asked = r#"CAP_ARGS='{"aliases": {"example-names": ["web"]}}'"#;
+        lives("example-names", "ex-names", asked, |sandbox, _| {
+            let listed = good(shell(&sandbox.host(), "", "podwire names example-names"));
+            assert!(listed.contains("10.210.74.2  web,"), "{listed}");
+        });
+    });
+}
+
+#[test]
 fn layer_2_gives_a_port_and_no_address() {
     beyond_peer(WHY, || {
         lives("example-layer2", "ex-layer2", "", |_, pod| {

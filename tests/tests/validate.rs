@@ -293,6 +293,30 @@ const SUBJECTS: &[Subject] = &[
         ],
     },
     Subject {
+        plugin: "dnsname",
+        place: "",
+        keys: &[
+            "domainName",
+            "ttl",
+            "servers",
+            "listen",
+            "records",
+            "internal",
+            "resolver",
+            "runtimeConfig",
+        ],
+    },
+    Subject {
+        plugin: "dnsname",
+        place: "/records/0",
+        keys: &["name", "addresses", "cname", "srv", "txt"],
+    },
+    Subject {
+        plugin: "dnsname",
+        place: "/runtimeConfig",
+        keys: &["aliases", "dns"],
+    },
+    Subject {
         plugin: "tuning",
         place: "",
         keys: &[
@@ -496,10 +520,16 @@ fn put(conf: &mut Value, place: &str, key: &str, value: Value) {
 
 /// As the file of a network: some plugins come after another one.
 fn file(conf: &Value) -> (Value, &'static str) {
-    if !["bandwidth", "portmap", "firewall", "tuning", "sbr", "vrf"]
-        .map(Value::from)
-        .contains(&conf["type"])
-    {
+    let chained = [
+        "bandwidth",
+        "portmap",
+        "firewall",
+        "tuning",
+        "sbr",
+        "vrf",
+        "dnsname",
+    ];
+    if !chained.map(Value::from).contains(&conf["type"]) {
         return (conf.clone(), "conf");
     }
     let plugins = json!([{"type": "mine"}, conf::with(conf, json!({"prevResult": null}))]);
@@ -670,6 +700,11 @@ fn validate_and_portmap_agree_on_every_value_of_every_key() {
 #[test]
 fn validate_and_firewall_agree_on_every_value_of_every_key() {
     agree("firewall", 100);
+}
+
+#[test]
+fn validate_and_dnsname_agree_on_every_value_of_every_key() {
+    agree("dnsname", 200);
 }
 
 #[test]

@@ -39,6 +39,10 @@ pub struct Wanted {
     pub mac: Option<String>,
     /// Its further names in the network.
     pub aliases: Vec<String>,
+    /// Its host name, for plugins that serve names.
+    pub hostname: Option<String>,
+    /// The name servers for what the network does not know, for plugins that serve names.
+    pub dns_servers: Vec<String>,
     /// The ports to publish.
     pub ports: Vec<Published>,
     /// Its number for the choice of the default route.
@@ -234,9 +238,12 @@ impl Wanted {
             }
             capabilities.insert("portMappings".into(), json!(self.ports));
         }
-        if !self.aliases.is_empty() {
-            let aliases = json!({ &list.name: self.aliases });
-            capabilities.insert("aliases".into(), aliases);
+        let names: Vec<_> = self.aliases.iter().chain(&self.hostname).collect();
+        if !names.is_empty() {
+            capabilities.insert("aliases".into(), json!({ &list.name: names }));
+        }
+        if !self.dns_servers.is_empty() {
+            capabilities.insert("dns".into(), json!({"servers": self.dns_servers}));
         }
         Ok(Attachment {
             owner: cni::Attachment {

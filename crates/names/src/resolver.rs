@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 #[derive(Clone, Debug)]
 pub struct Resolver(PathBuf);
 
-/// No resolver listens on the socket.
+/// No resolver listens on the socket, or it has ended before it answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreachable {
     path: PathBuf,
@@ -63,7 +63,13 @@ impl Resolver {
         let deadline = Instant::now() + patience;
         let stream = self.connect(deadline)?;
         let describe = || format!("ask the resolver at {}", self.0.display());
-        let line = converse(stream, request, deadline).with_context(describe)?;
+        let line = match converse(stream, request, deadline) {
+            // It has ended in between.
+            Err(error) if has_hung_up(&error) => {
+                return Err(self.unreachable(Errno::ECONNRESET).into());
+            }
+            line => line.with_context(describe)?,
+        };
         match line.parse().with_context(describe)? {
             Reply::Error(why) => bail!("{}: {why}", describe()),
             reply => Ok(reply),
@@ -121,6 +127,11 @@ fn converse(mut stream: UnixStream, request: &Request, deadline: Instant) -> io:
         }
     }
     String::from_utf8(line).map_err(io::Error::other)
+}
+
+fn has_hung_up(error: &io::Error) -> bool {
+    use ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 /// The time that is left. A time-out of zero would mean no limit.
@@ -205,6 +216,17 @@ mod tests {
         drop(UnixListener::bind(&path).unwrap());
         let error = resolver.ask(&request(), LONG).unwrap_err();
         assert!(error.is::<Unreachable>(), "{error}");
+    }
+
+    #[test]
+    fn a_resolver_that_ends_before_its_answer_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = std::thread::spawn(move || drop(listener.accept().unwrap()));
+        let error = Resolver::at(&path).ask(&request(), LONG).unwrap_err();
+        assert!(error.is::<Unreachable>(), "{error:#}");
+        server.join().unwrap();
     }
 
     #[test]

@@ -423,8 +423,10 @@ fn files(inner: &Arc<Inner>) -> BTreeSet<Fact> {
         lines.retain(|line| {
             !line.contains(" /run/podwire/foreign") && line != "dir /run/podwire 700"
         });
-        // The directory of the tables stays until then, too.
-        lines.retain(|line| line != "dir /run/podwire/neighbours 700");
+        // The directories of the tables and of the names stay until then, too.
+        lines.retain(|line| {
+            line != "dir /run/podwire/neighbours 700" && line != "dir /run/podwire/names 700"
+        });
         lines.into_iter().map(file).collect()
     })
 }

@@ -14,6 +14,10 @@ use super::options::{Driver, Options};
 pub const ONE_IPV4_SUBNET: &str = "bridge driver doesn't support multiple subnets of IPv4; \
      podwire network update --subnet adds one for further containers";
 
+/// What containers search for short names. `internal` is reserved for private use and will be no
+/// domain of the Internet (ICANN's resolution of 29 July 2024).
+const DOMAIN: &str = "podwire.internal";
+
 /// A network without contradictions.
 #[derive(Debug)]
 pub struct Design {
@@ -29,6 +33,8 @@ pub struct Design {
     pub ipam: Ipam,
     /// Further routes of the containers.
     pub routes: Vec<Value>,
+    /// Where containers find each other by name: the name servers for other names.
+    pub names: Option<Vec<String>>,
     /// The VXLAN network identifier.
     pub vni: Option<u32>,
     /// What CNI has no key for.
@@ -135,7 +141,29 @@ impl Design {
         if self.publishes() {
             plugins.push(json!({"type": "portmap", "capabilities": {"portMappings": true}}));
         }
+        plugins.extend(self.resolver());
         plugins
+    }
+
+    /// Containers ask at their gateway, which is the node where it has a bridge of the network. An
+    /// internal network has names, too, but a question for another name would be a way out.
+    fn resolver(&self) -> Option<Value> {
+        let servers = self.names.as_ref()?;
+        if self.driver.shares_segment() || !self.has_gateway() || self.ipam == Ipam::None {
+            return None;
+        }
+        let mut plugin = json!({
+            "type": "dnsname",
+            "capabilities": {"aliases": true, "dns": true},
+            "domainName": DOMAIN,
+        });
+        if !servers.is_empty() {
+            plugin["servers"] = servers.as_slice().into();
+        }
+        if self.record.internal {
+            plugin["internal"] = true.into();
+        }
+        Some(plugin)
     }
 
     fn add_bridge(&self, bridge: &mut Value) {

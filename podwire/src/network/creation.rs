@@ -34,6 +34,10 @@ pub struct Request<'a> {
     pub routes: &'a [String],
     /// `--internal`
     pub internal: bool,
+    /// Whether containers find each other by name: not with `--no-dns`.
+    pub has_names: bool,
+    /// `--dns`
+    pub servers: &'a [String],
     /// `--vni`
     pub vni: Option<u32>,
     /// `--ipam-driver`
@@ -104,6 +108,9 @@ pub fn default_bridge(conf_dir: &Path, pools: &Path) -> Result<Network> {
         labels: &[],
         routes: &[],
         internal: false,
+        // As in Docker: only networks that users create have names.
+        has_names: false,
+        servers: &[],
         vni: None,
         ipam: "default",
         pools,
@@ -131,6 +138,7 @@ struct Draft {
     ipam: Ipam,
     record: Record,
     routes: Vec<serde_json::Value>,
+    names: Option<Vec<String>>,
     pools: Pools,
 }
 
@@ -157,8 +165,15 @@ impl Draft {
         if request.vni.is_some_and(|vni| vni > netlink::MAX_VNI) {
             faults.push(format!("invalid VNI: expected 0 to {}", netlink::MAX_VNI));
         }
+        for server in request.servers {
+            faults.extend(server.parse::<names::Server>().err());
+        }
+        if !request.has_names && !request.servers.is_empty() {
+            faults.push("conflicting options: --dns and --no-dns".to_owned());
+        }
         options::refuse(&faults)?;
         Ok(Self {
+            names: request.has_names.then(|| request.servers.to_vec()),
             driver,
             options,
             requests,
@@ -192,6 +207,7 @@ impl Draft {
             subnets: Vec::new(),
             ipam: self.ipam,
             routes: self.routes,
+            names: self.names,
             vni: request.vni,
             record: self.record,
         };

@@ -104,6 +104,7 @@ fn finish(store: &Store, network: &Network, listed: &Listed, hidden: &Path) -> R
         }
         cni::foreign::forget(name)
     });
+    all.step("remove names", || super::resolver::forget(name));
     all.step("remove interfaces", || remove_interfaces(listed));
     all.finish()?;
     store.remove(hidden)

@@ -22,7 +22,7 @@ use wiring::shared;
 use super::addressing::{Node, Requests, Subnet, Words};
 use super::options::{self, MTU, Options};
 use super::pools::Pools;
-use super::taken;
+use super::{resolver, taken};
 use crate::commands::record_users;
 use crate::pods::Pods;
 
@@ -45,6 +45,10 @@ pub struct Changes<'a> {
     pub modes: [Option<String>; 2],
     /// `-o`: options of `create` for the same changes.
     pub options: &'a [String],
+    /// Name servers to add, for names that no container has.
+    pub servers: &'a [String],
+    /// Name servers to remove.
+    pub remove_servers: &'a [String],
     /// Further subnets.
     pub words: Words<'a>,
     /// The file with the pools.
@@ -82,6 +86,11 @@ impl Changes<'_> {
             modes: [ipv4.or(known.mode_ipv4), ipv6.or(known.mode_ipv6)],
             ..self.clone()
         })
+    }
+
+    /// Whether it changes which questions are asked where.
+    fn touch_names(&self) -> bool {
+        self.internal.is_some() || !self.servers.is_empty() || !self.remove_servers.is_empty()
     }
 
     /// Whether it changes who reaches the containers from elsewhere, and whom they reach.
@@ -140,6 +149,9 @@ pub fn update(
         links.set_isolated(&host, !icc)?;
     }
     set_rules(network, changes, places)?;
+    if changes.touch_names() {
+        resolver::renew(&network.name, &mut edit.document)?;
+    }
     Ok(edit.done)
 }
 
@@ -259,6 +271,12 @@ impl<'a> Edit<'a> {
             ips.any(|it| it.is_ipv4() == is_ipv4)
         };
         self.set_access(changes, [has(true), has(false)], attached, &mut faults);
+        faults.extend(self.change_servers(changes));
+        if let (Some(internal), Some(plugin)) =
+            (changes.internal, resolver::plugin(&mut self.document))
+        {
+            plugin.insert("internal".into(), internal.into());
+        }
         options::refuse(&faults)?;
         let mut record = self.listed.record.clone();
         record.internal = changes.internal.unwrap_or(record.internal);
@@ -303,6 +321,42 @@ impl<'a> Edit<'a> {
             self.add_ranges(subnet)?;
         }
         Ok(())
+    }
+
+    /// Changes the name servers of the network. Returns faults.
+    fn change_servers(&mut self, changes: &Changes<'_>) -> Vec<String> {
+        let (added, removed) = (changes.servers, changes.remove_servers);
+        if added.is_empty() && removed.is_empty() {
+            return Vec::new();
+        }
+        let words = added.iter().chain(removed);
+        let mut faults: Vec<_> = words
+            .filter_map(|it| it.parse::<names::Server>().err())
+            .collect();
+        let (name, done) = (&self.network.name, &mut self.done);
+        let Some(plugin) = resolver::plugin(&mut self.document) else {
+            faults.push(format!(
+                "network {name} has no names: it has no plugin dnsname"
+            ));
+            return faults;
+        };
+        let mut servers = resolver::servers(plugin);
+        for server in removed {
+            let before = servers.len();
+            servers.retain(|it| it != server);
+            if servers.len() == before {
+                faults.push(format!("network {name} has no name server {server}"));
+            }
+            done.push(format!("name server {server} removed"));
+        }
+        for server in added.iter().filter(|it| !removed.contains(it)) {
+            if !servers.contains(server) {
+                done.push(format!("name server {server}"));
+                servers.push(server.clone());
+            }
+        }
+        plugin.insert("servers".into(), servers.into());
+        faults
     }
 
     fn plugin(&mut self) -> Option<&mut Map<String, Value>> {

@@ -50,6 +50,12 @@ pub fn is_host_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 253 && name.bytes().all(allowed)
 }
 
+/// The host name as a name in the networks; `None` for one that no question can have, such as `a..b`.
+pub fn name_of(hostname: &str) -> Option<String> {
+    let name: Result<names::Name, _> = hostname.parse();
+    name.ok().map(|it| it.to_string())
+}
+
 /// The line for an address of the container.
 pub fn own_line(ip: IpAddr, hostname: &str) -> String {
     match hostname.split_once('.') {

@@ -236,6 +236,8 @@ fn attach(job: &Job, record: &Record) -> Result<Vec<AddResult>> {
             ips: endpoint.ips.clone(),
             mac: endpoint.mac.clone(),
             aliases: endpoint.aliases.clone(),
+            hostname: files::name_of(&record.hostname),
+            dns_servers: job.plan.dns.servers.clone(),
             ports: if ports {
                 record.ports.clone()
             } else {
@@ -281,7 +283,11 @@ fn write_files(job: &Job, place: &Place, results: &[AddResult]) -> Result<()> {
     };
     let resolver = match is_host && job.plan.dns == files::Resolver::default() {
         true => node("/etc/resolv.conf"),
-        false => files::resolv_conf(&job.plan.dns, results, &resolv_conf_of_node()),
+        false => files::resolv_conf(
+            &asked_of_node(job, results),
+            results,
+            &resolv_conf_of_node(),
+        ),
     };
     for (name, text) in [
         ("hosts", hosts),
@@ -293,6 +299,20 @@ fn write_files(job: &Job, place: &Place, results: &[AddResult]) -> Result<()> {
         fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
     }
     Ok(())
+}
+
+/// What `--dns…` asks for beside the networks. Where a network answers names, its resolver has got the
+/// servers of `--dns`, and asks them for the names that it does not know.
+fn asked_of_node(job: &Job, results: &[AddResult]) -> files::Resolver {
+    let mut networks = job.networks.iter().zip(results);
+    let takes_servers = networks.any(|((_, list), result)| {
+        list.has_capability("dns") && !result.dns.nameservers.is_empty()
+    });
+    let mut asked = job.plan.dns.clone();
+    if takes_servers {
+        asked.servers.clear();
+    }
+    asked
 }
 
 /// The node's name servers; with systemd-resolved those that it asks, because its own address is the

@@ -31,6 +31,7 @@ const fn plugin(name: &'static str, check: fn(&mut Subject<'_>)) -> Plugin {
 pub const PLUGINS: &[Plugin] = &[
     plugin("bandwidth", bandwidth),
     plugin("bridge", bridge),
+    plugin("dnsname", dnsname),
     plugin("dummy", dummy),
     plugin("firewall", firewall),
     plugin("host-device", host_device),
@@ -152,6 +153,24 @@ fn vlan(subject: &mut Subject<'_>) {
     check_master(subject, &keys.master);
     subject.take(vlan::Plan::new(&keys, subject.has_ipam()));
     check_mtu_of_parent(subject, keys.mtu);
+}
+
+fn dnsname(subject: &mut Subject<'_>) {
+    let Some(keys) = subject.keys::<dnsname::Conf>() else {
+        return;
+    };
+    if !subject.has_capability("aliases") {
+        let reason = "aliases is missing: runtimes pass no further names of pods";
+        subject.warning("capabilities", reason);
+    }
+    if keys.internal && !keys.servers.is_empty() {
+        subject.warning(
+            "servers",
+            "has no effect: internal asks for unknown names nowhere",
+        );
+    }
+    let network = subject.network;
+    subject.take(dnsname::Plan::new(&keys, network));
 }
 
 fn dummy(subject: &mut Subject<'_>) {

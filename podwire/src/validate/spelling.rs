@@ -9,6 +9,7 @@ pub const COMMON_NAMES: &[&str] = &[
     "calico",
     "cilium-cni",
     "dhcp",
+    "dnsname",
     "dummy",
     "firewall",
     "flannel",

@@ -102,6 +102,10 @@ pub fn all() -> Vec<Chain> {
             ..alone("bandwidth", bandwidth())
         },
         Chain {
+            prefix: vec![conf::bridge(&["10.1.0.0/24", "fd01::/64"])],
+            ..alone("dnsname", dnsname())
+        },
+        Chain {
             program: Some("host-local"),
             ..alone(
                 "host-local",
@@ -164,6 +168,15 @@ fn restricted() -> Value {
     let change = json!({"gatewayModeIPv4": "nat", "gatewayModeIPv6": "routed", "icc": false,
         "runtimeConfig": {"portMappings": [mapping]}});
     conf::with(&masqueraded("nftables"), change)
+}
+
+fn dnsname() -> Value {
+    let mut conf = conf::plugin("dnsname");
+    conf["domainName"] = "pods.internal".into();
+    // A resolver would be a process that outlives the call.
+    conf["resolver"] = "service".into();
+    conf["runtimeConfig"] = json!({"aliases": {"testnet": ["web"]}});
+    conf
 }
 
 fn bandwidth() -> Value {

@@ -108,6 +108,8 @@ impl Connect {
             ips: endpoint.ips,
             mac: endpoint.mac,
             aliases: endpoint.aliases,
+            hostname: (container.record.as_ref()).and_then(|it| files::name_of(&it.hostname)),
+            dns_servers: Vec::new(),
             ports: Vec::new(),
             gateway_priority: self.gw_priority,
         };

@@ -77,9 +77,12 @@ pub struct Create {
     /// Where addresses come from: default, dhcp or none
     #[arg(long, value_name = "DRIVER", default_value = "default")]
     ipam_driver: String,
-    /// Containers do not find each other by name; that is so without this option, too
+    /// Containers do not find each other by name
     #[arg(long, visible_alias = "disable-dns")]
     no_dns: bool,
+    /// A name server for names that no container has [default: those of the node]
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    dns: Vec<String>,
     /// Succeed if there is a network of that name
     #[arg(long)]
     ignore: bool,
@@ -107,6 +110,8 @@ impl Create {
             labels: &self.label,
             routes: &self.route,
             internal: self.internal == Some(true),
+            has_names: !self.no_dns && !self.dns.is_empty(),
+            servers: &self.dns,
             vni: self.vni,
             ipam: &self.ipam_driver,
             pools: &self.pools,

@@ -15,7 +15,8 @@ use crate::output::{Output, print};
 /// Change a network under running containers.
 ///
 /// Labels, masquerade, whether containers reach each other, whether the network is internal, its
-/// gateway modes, and the MTU (of the bridge, of the ports and in the containers) change at once.
+/// gateway modes, the name servers for names that no container has, and the MTU (of the bridge, of
+/// the ports and in the containers) change at once.
 /// Containers that are attached later get addresses of further subnets, too: of a second one of IPv4
 /// when the first is full.
 ///
@@ -48,6 +49,12 @@ pub struct Update {
     /// An option of create, as com.docker.network.bridge.gateway_mode_ipv4=nat-unprotected
     #[arg(short, long = "opt", value_name = "KEY=VALUE")]
     opt: Vec<String>,
+    /// Add a name server for names that no container has
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    dns_add: Vec<String>,
+    /// Remove a name server
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    dns_drop: Vec<String>,
     /// A further subnet in CIDR form
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     subnet: Vec<String>,
@@ -84,6 +91,8 @@ impl Update {
             internal: self.internal,
             modes: [None, None],
             options: &self.opt,
+            servers: &self.dns_add,
+            remove_servers: &self.dns_drop,
             words: Words {
                 subnets: &self.subnet,
                 ranges: &self.ip_range,

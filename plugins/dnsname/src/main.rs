@@ -1,0 +1,5 @@
+//! The executable of the plugin dnsname.
+
+fn main() -> std::process::ExitCode {
+    cni::run::<dnsname::Dnsname>()
+}

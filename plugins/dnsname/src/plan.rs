@@ -1,0 +1,280 @@
+//! Decides from keys, the runtime's arguments and the previous result which names a pod has. Pure:
+//! no system calls.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use cni::faults::{Checks, Fault, Faults};
+use cni::result::IpConfig;
+use cni::{AddResult, Attachment, Cidr};
+use ipnetwork::IpNetwork;
+use names::{Name, Namespace, Network, Record, Server, Service, Static, StaticData};
+
+use crate::conf::{Conf, RecordKeys, ServiceKeys};
+
+/// The first characters of a container's id, by which runtimes show it.
+const SHORT_ID: usize = 12;
+
+/// A configuration without contradictions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Whether ADD starts podwired where it does not run.
+    pub starts_resolver: bool,
+    /// The addresses of the node where pods ask; empty: their gateways.
+    pub listen: Vec<IpAddr>,
+    network: Network,
+    aliases: Vec<Name>,
+    servers: Vec<Server>,
+}
+
+impl Plan {
+    /// Checks everything that can be checked without the kernel, for the network `name`.
+    ///
+    /// # Errors
+    /// Code 7, each fault with its key.
+    pub fn new(conf: &Conf, name: &str) -> Result<Self, Faults> {
+        let mut checks = Checks::default();
+        let domain = Some(conf.domain_name.as_str()).filter(|it| !it.is_empty());
+        let domain = domain.map(|text| host_name("domainName", text));
+        let domain = checks.take(domain.transpose());
+        let servers = all(&mut checks, "servers", &conf.servers);
+        let listen = all(&mut checks, "listen", &conf.listen);
+        let records = conf.records.iter().enumerate();
+        let records = records.map(|(index, keys)| fixed(&format!("records[{index}]"), keys));
+        let records = collect(&mut checks, records);
+        let starts_resolver = checks.take(match conf.resolver.as_str() {
+            "" | "on-demand" => Ok(true),
+            "service" => Ok(false),
+            other => Err(fault(
+                "resolver",
+                format!("unknown value {other:?}: expected on-demand or service"),
+            )),
+        });
+        let aliases = conf.runtime_config.aliases.get(name);
+        let aliases = aliases.map(Vec::as_slice).unwrap_or_default();
+        let aliases = all(
+            &mut checks,
+            &format!("runtimeConfig.aliases.{name}"),
+            aliases,
+        );
+        let own = &conf.runtime_config.dns.servers;
+        let own = all(&mut checks, "runtimeConfig.dns.servers", own);
+        checks.finish(|| {
+            Some(Self {
+                starts_resolver: starts_resolver?,
+                listen: listen?,
+                network: Network {
+                    name: name.to_owned(),
+                    domain: domain?,
+                    ttl: conf.ttl,
+                    servers: servers?,
+                    internal: conf.internal,
+                    records: records?,
+                    ..Network::default()
+                },
+                aliases: aliases?,
+                servers: own?,
+            })
+        })
+    }
+
+    /// The names of a container that its runtime calls `pod`: that name, the aliases, the short id.
+    /// One that no resolver can answer is left out: it is not this plugin's to refuse.
+    pub fn names(&self, pod: Option<&str>, container_id: &str) -> Vec<Name> {
+        let short = container_id.get(..SHORT_ID).unwrap_or(container_id);
+        let is_host = |name: &Name| name.wildcard().is_none();
+        let given = |text: &str| text.parse().ok().filter(is_host);
+        let mut names = Vec::new();
+        let aliases = self.aliases.iter().cloned();
+        for name in pod
+            .and_then(given)
+            .into_iter()
+            .chain(aliases)
+            .chain(given(short))
+        {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
+
+    /// What is recorded of an attachment with `result`, where pods ask at `listen`.
+    pub fn record(
+        &self,
+        owner: &Attachment,
+        names: Vec<Name>,
+        result: &AddResult,
+        listen: Vec<IpAddr>,
+        namespace: Option<Namespace>,
+    ) -> Record {
+        let network = Network {
+            bridge: node_interface(result).unwrap_or_default(),
+            subnets: pod_ips(result)
+                .filter_map(|ip| subnet(ip.address))
+                .collect(),
+            listen,
+            ..self.network.clone()
+        };
+        Record {
+            network,
+            container: owner.container_id.to_string(),
+            ifname: owner.ifname.to_string(),
+            namespace,
+            names,
+            addresses: addresses(result),
+            servers: self.servers.clone(),
+        }
+    }
+
+    /// The result of ADD: pods ask at `servers` first, then those that were there before.
+    pub fn answer(&self, mut result: AddResult, servers: &[IpAddr]) -> AddResult {
+        let before = std::mem::take(&mut result.dns.nameservers);
+        let ours = servers.iter().map(IpAddr::to_string);
+        result.dns.nameservers = ours.chain(before).collect();
+        if let Some(domain) = &self.network.domain {
+            let domain = domain.to_string();
+            if result.dns.domain.is_empty() {
+                result.dns.domain.clone_from(&domain);
+            }
+            if !result.dns.search.contains(&domain) {
+                result.dns.search.push(domain);
+            }
+        }
+        result
+    }
+}
+
+/// The addresses of the pod.
+pub fn addresses(result: &AddResult) -> Vec<IpAddr> {
+    pod_ips(result).map(|ip| ip.address.ip()).collect()
+}
+
+/// The gateways of the pod's addresses, each once. A link-local one is no address for
+/// resolv.conf(5), as it means nothing without an interface.
+pub fn gateways(result: &AddResult) -> Vec<IpAddr> {
+    let is_link_local = |gateway: &IpAddr| match gateway {
+        IpAddr::V6(gateway) => gateway.is_unicast_link_local(),
+        IpAddr::V4(_) => false,
+    };
+    let mut gateways = Vec::new();
+    for gateway in pod_ips(result).filter_map(|ip| ip.gateway) {
+        if !gateways.contains(&gateway) && !is_link_local(&gateway) {
+            gateways.push(gateway);
+        }
+    }
+    gateways
+}
+
+/// Results before 0.3.0 have no interfaces: all their addresses are the pod's.
+fn pod_ips(result: &AddResult) -> impl Iterator<Item = &IpConfig> {
+    result.ips.iter().filter(|ip| {
+        let index = ip.interface.and_then(|index| usize::try_from(index).ok());
+        let interface = index.and_then(|index| result.interfaces.get(index));
+        interface.is_none_or(|it| !it.sandbox.is_empty())
+    })
+}
+
+/// The interface of the node that comes first: the bridge, or the node's end of a veth pair.
+fn node_interface(result: &AddResult) -> Option<String> {
+    let first = result.interfaces.iter().find(|it| it.sandbox.is_empty());
+    first.map(|it| it.name.clone())
+}
+
+fn subnet(address: Cidr) -> Option<Cidr> {
+    IpNetwork::new(address.0.network(), address.prefix())
+        .ok()
+        .map(Cidr)
+}
+
+fn fault(key: &str, why: impl std::fmt::Display) -> Fault {
+    Fault::new(key, format!("{key}: {why}"))
+}
+
+/// A name that is no wildcard.
+fn host_name(key: &str, text: &str) -> Result<Name, Fault> {
+    let invalid = |why: &dyn std::fmt::Display| fault(key, format!("invalid name {text:?}: {why}"));
+    let name: Name = text.parse().map_err(|why: names::Fault| invalid(&why))?;
+    match name.wildcard() {
+        Some(_) => Err(invalid(&"a wildcard stands for names, it is none")),
+        None => Ok(name),
+    }
+}
+
+/// Reads each item of a list; `None` if one is wrong.
+fn all<T: FromStr>(checks: &mut Checks, key: &str, texts: &[String]) -> Option<Vec<T>>
+where
+    T::Err: std::fmt::Display,
+{
+    let items = texts.iter().enumerate().map(|(index, text)| {
+        let key = format!("{key}[{index}]");
+        text.parse()
+            .map_err(|why| fault(&key, format!("{text:?}: {why}")))
+    });
+    collect(checks, items)
+}
+
+fn collect<T>(
+    checks: &mut Checks,
+    items: impl Iterator<Item = Result<T, Fault>>,
+) -> Option<Vec<T>> {
+    let items: Vec<_> = items.map(|item| checks.take(item)).collect();
+    items.into_iter().collect()
+}
+
+fn fixed(key: &str, keys: &RecordKeys) -> Result<Static, Fault> {
+    let name_key = format!("{key}.name");
+    let invalid = |why| fault(&name_key, format!("invalid name {:?}: {why}", keys.name));
+    let name = keys.name.parse().map_err(invalid)?;
+    let data = match (&keys.addresses, &keys.cname, &keys.srv, &keys.txt) {
+        (Some(texts), None, None, None) => {
+            StaticData::Addresses(items(key, "addresses", texts, |key, text: &String| {
+                text.parse()
+                    .map_err(|_| fault(key, format!("{text:?} is no IP address")))
+            })?)
+        }
+        (None, Some(text), None, None) => {
+            StaticData::Cname(host_name(&format!("{key}.cname"), text)?)
+        }
+        (None, None, Some(list), None) => StaticData::Srv(items(key, "srv", list, service)?),
+        (None, None, None, Some(texts)) => {
+            StaticData::Txt(items(key, "txt", texts, |key, text: &String| {
+                // One character-string (RFC 1035, section 3.3).
+                let fits = text.len() <= 255;
+                fits.then(|| text.clone())
+                    .ok_or_else(|| fault(key, "a text has at most 255 bytes"))
+            })?)
+        }
+        _ => return Err(fault(key, "expected one of addresses, cname, srv and txt")),
+    };
+    Ok(Static { name, data })
+}
+
+fn service(key: &str, keys: &ServiceKeys) -> Result<Service, Fault> {
+    Ok(Service {
+        priority: keys.priority,
+        weight: keys.weight,
+        port: keys.port,
+        target: host_name(&format!("{key}.target"), &keys.target)?,
+    })
+}
+
+/// Reads each item of the list `member` of the record at `key`, which has some.
+fn items<K, T>(
+    key: &str,
+    member: &str,
+    list: &[K],
+    read: impl Fn(&str, &K) -> Result<T, Fault>,
+) -> Result<Vec<T>, Fault> {
+    let key = format!("{key}.{member}");
+    if list.is_empty() {
+        return Err(fault(&key, "empty: the name would have no answer"));
+    }
+    let items = list.iter().enumerate();
+    items
+        .map(|(index, item)| read(&format!("{key}[{index}]"), item))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;
