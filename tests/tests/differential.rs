@@ -525,8 +525,8 @@ fn sbr_routes_alike() {
 }
 
 /// Rules and routes of a pod, without what is meant to differ in sbr: the origin of routes that it
-/// adds; link-local destinations, which we keep in the main table; routes of one family in tables
-/// for packets of the other, where the peer copies them, too.
+/// adds; link-local destinations, which we keep in the main table, and which the kernel adds when it
+/// pleases; routes of one family in tables for packets of the other, where the peer copies them, too.
 fn routed(pod: &Netns) -> Vec<String> {
     let rules = pod.sh("ip rule; ip -6 rule");
     let is_for = |from: &str, table: &str| {
@@ -541,7 +541,13 @@ fn routed(pod: &Netns) -> Vec<String> {
             true => "from 10.",
             false => "from fd",
         };
-        !route.starts_with("fe80::") && !is_for(other, table)
+        let by_itself = [
+            "fe80::",
+            "local fe80::",
+            "anycast fe80::",
+            "multicast ff00::",
+        ];
+        !by_itself.iter().any(|it| route.starts_with(it)) && !is_for(other, table)
     };
     let routes = pod.sh("ip route show table all; ip -6 route show table all");
     let routes = routes.lines().filter(is_compared);

@@ -29,7 +29,6 @@ fn read(message: &RouteNetlinkMessage) {
     let _ = address::read_address(message.clone());
     let _ = route::read_route(message.clone());
     let _ = kept::address_of(message.clone(), 1);
-    let _ = kept::route_of(message.clone(), 1);
     let _ = WholeRoute::read(message.clone());
     let _ = rule::read_rule(message.clone());
     let _ = fdb::read(message.clone(), 1);

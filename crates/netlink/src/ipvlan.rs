@@ -7,13 +7,13 @@ use rtnetlink::{
     LinkUnspec,
     packet_route::{
         RouteNetlinkMessage,
-        link::{InfoData, InfoIpVlan, IpVlanMode, LinkAttribute, LinkInfo},
+        link::{InfoData, InfoIpVlan, IpVlanMode},
     },
 };
 
 use transport::Message;
 
-use crate::{Error, Netlink, request::decode};
+use crate::{Error, Netlink, link::data, request::decode};
 
 /// Where the packets of the ipvlans of one parent are routed (ip-link(8), "IPVLAN"). All of them
 /// have the same mode.
@@ -76,15 +76,8 @@ impl Netlink {
 }
 
 pub(crate) fn mode_of(message: &RouteNetlinkMessage) -> Option<String> {
-    let RouteNetlinkMessage::NewLink(message) = message else {
-        return None;
-    };
-    let infos = message.attributes.iter().find_map(|it| match it {
-        LinkAttribute::LinkInfo(infos) => Some(infos),
-        _ => None,
-    })?;
-    let data = infos.iter().find_map(|it| match it {
-        LinkInfo::Data(InfoData::IpVlan(data)) => Some(data),
+    let data = data(message, |it| match it {
+        InfoData::IpVlan(data) => Some(data),
         _ => None,
     })?;
     data.iter().find_map(|it| match it {

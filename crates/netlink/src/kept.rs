@@ -11,19 +11,16 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rtnetlink::{
-    packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL},
+    packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
         RouteNetlinkMessage,
         address::{AddressAttribute, AddressFlags, AddressMessage},
-        route::{
-            RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags,
-            RouteProtocol, RouteType,
-        },
+        route::RouteProtocol,
     },
 };
 
 use crate::{
-    Error, Family, Link, MAIN_TABLE, Netlink,
+    Error, Family, Link, MAIN_TABLE, Netlink, WholeRoute,
     address::{addresses_of, read_address},
     apply::has_carrier,
 };
@@ -40,7 +37,7 @@ const LOCAL_TABLE: u32 = 255;
 pub struct Kept {
     addresses: Vec<AddressMessage>,
     /// Those on the link first: they lead to the next hops of the others.
-    routes: Vec<RouteMessage>,
+    routes: Vec<WholeRoute>,
 }
 
 impl Netlink {
@@ -53,20 +50,10 @@ impl Netlink {
         let op = || format!("list addresses of {}", self.name_of(index));
         let address = |message| address_of(message, index);
         let addresses = self.dump(addresses_of(Family::V6, index), address, op)?;
-        let mut routes = Vec::new();
-        for family in [Family::V4, Family::V6] {
-            let mut message = RouteMessage::default();
-            message.header.address_family = family.code();
-            message.header.kind = RouteType::Unicast;
-            message.attributes.push(RouteAttribute::Oif(index));
-            let request = RouteNetlinkMessage::GetRoute(message);
-            let route = |message| route_of(message, index);
-            routes.extend(self.dump(request, route, || "list routes".into())?);
-        }
-        routes.sort_by_key(|route| {
-            let scope = u8::from(route.header.scope);
-            (has_next_hop(route), Reverse(scope))
-        });
+        let mut routes = self.whole_routes(Family::V4, Some(index))?;
+        routes.extend(self.whole_routes(Family::V6, Some(index))?);
+        routes.retain(|route| is_kept(route, index));
+        routes.sort_by_key(|route| (route.has_next_hop(), Reverse(route.scope())));
         Ok(Kept { addresses, routes })
     }
 
@@ -79,15 +66,16 @@ impl Netlink {
         for address in &kept.addresses {
             let request = RouteNetlinkMessage::NewAddress(address.clone());
             let op = || format!("restore an address of {}", link.name);
-            unless_present(self.change(request, NLM_F_CREATE | NLM_F_EXCL, op))?;
+            match self.change(request, NLM_F_CREATE | NLM_F_EXCL, op) {
+                Err(error) if error.is_exists() => {}
+                other => other?,
+            }
         }
         if link.up && has_carrier(&self.await_carrier(link.index)?) {
             self.settle_on(link.index, &kept.addresses)?;
         }
         for route in &kept.routes {
-            let request = RouteNetlinkMessage::NewRoute(in_table(route.clone(), main));
-            let op = || format!("restore a route of {}", link.name);
-            unless_present(self.change(request, NLM_F_CREATE | NLM_F_APPEND, op))?;
+            self.append_whole_route(&moved(route, main))?;
         }
         Ok(())
     }
@@ -108,13 +96,6 @@ impl Netlink {
             }
             sleep(Duration::from_millis(1));
         }
-    }
-}
-
-fn unless_present(added: Result<(), Error>) -> Result<(), Error> {
-    match added {
-        Err(error) if error.is_exists() => Ok(()),
-        other => other,
     }
 }
 
@@ -147,95 +128,36 @@ fn ip(message: &AddressMessage) -> Option<IpAddr> {
     read_address(RouteNetlinkMessage::NewAddress(message.clone())).map(|it| it.address.ip())
 }
 
-/// A route through the link with `index` and no other, as the kernel accepts it. Those that the
-/// kernel adds by itself, or that expire, are left out.
-pub(crate) fn route_of(message: RouteNetlinkMessage, index: u32) -> Option<RouteMessage> {
-    let RouteNetlinkMessage::NewRoute(mut route) = message else {
-        return None;
-    };
-    let is_kept = route.header.kind == RouteType::Unicast
-        && !matches!(
-            route.header.protocol,
-            RouteProtocol::Kernel | RouteProtocol::Ra
-        )
-        && table_of(&route) != LOCAL_TABLE
-        && !route.attributes.iter().any(expires)
-        && links_of(&route).all(|link| link == index)
-        && links_of(&route).next().is_some();
-    if !is_kept {
-        return None;
-    }
-    // What the kernel shows about the moment, and what cannot be set.
-    route.header.flags &= RouteFlags::Onlink;
-    route.attributes.retain(|it| {
-        let shown = matches!(it, RouteAttribute::CacheInfo(_) | RouteAttribute::NhId(_));
-        !shown
-    });
-    for attribute in &mut route.attributes {
-        if let RouteAttribute::MultiPath(hops) = attribute {
-            for hop in hops {
-                hop.flags &= RouteNextHopFlags::Onlink;
-            }
-        }
-    }
-    Some(route)
-}
-
-fn expires(attribute: &RouteAttribute) -> bool {
-    match attribute {
-        RouteAttribute::Expires(_) => true,
-        RouteAttribute::CacheInfo(info) => info.expires != 0,
-        _ => false,
-    }
-}
-
-/// The outgoing links of a route: one for each of its next hops.
-fn links_of(route: &RouteMessage) -> impl Iterator<Item = u32> {
-    route.attributes.iter().flat_map(|it| match it {
-        RouteAttribute::Oif(index) => vec![*index],
-        RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
-        _ => Vec::new(),
-    })
-}
-
-fn has_next_hop(route: &RouteMessage) -> bool {
-    route.attributes.iter().any(|it| {
-        matches!(
-            it,
-            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_)
-        )
-    })
-}
-
-fn table_of(route: &RouteMessage) -> u32 {
-    let mut attributes = route.attributes.iter();
-    let number = attributes.find_map(|it| match it {
-        RouteAttribute::Table(number) => Some(*number),
-        _ => None,
-    });
-    number.unwrap_or(route.header.table.into())
+/// Whether a route is lost, and nothing else brings it back: the kernel adds those of its own, and
+/// those that it learns from routers. `index` is that of the link.
+fn is_kept(route: &WholeRoute, index: u32) -> bool {
+    let adds_itself = [RouteProtocol::Kernel, RouteProtocol::Ra].map(u8::from);
+    route.is_lasting()
+        && !adds_itself.contains(&route.protocol())
+        && route.table() != LOCAL_TABLE
+        && route.links().all(|link| link == index)
+        && route.links().next().is_some()
 }
 
 /// `route` in the table `main` if it is in the main table.
-fn in_table(mut route: RouteMessage, main: u32) -> RouteMessage {
-    let table = match table_of(&route) {
-        MAIN_TABLE => main,
-        other => other,
-    };
-    let is_table = |it: &RouteAttribute| matches!(it, RouteAttribute::Table(_));
-    route.attributes.retain(|it| !is_table(it));
-    route.attributes.push(RouteAttribute::Table(table));
-    // The attribute has room for all of it.
-    route.header.table = RouteHeader::RT_TABLE_UNSPEC;
-    route
+fn moved(route: &WholeRoute, main: u32) -> WholeRoute {
+    match route.table() {
+        MAIN_TABLE => route.in_table(main),
+        _ => route.clone(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use rtnetlink::packet_route::route::{
+        RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType,
+    };
+
     use super::*;
 
     fn route(attributes: Vec<RouteAttribute>) -> RouteMessage {
         let mut route = RouteMessage::default();
+        route.header.address_family = Family::V4.code();
         route.header.kind = RouteType::Unicast;
         route.header.protocol = RouteProtocol::Static;
         route.header.table = RouteHeader::RT_TABLE_MAIN;
@@ -244,18 +166,18 @@ mod tests {
         route
     }
 
-    fn kept(route: RouteMessage) -> Option<RouteMessage> {
-        route_of(RouteNetlinkMessage::NewRoute(route), 7)
+    fn kept(route: RouteMessage) -> Option<WholeRoute> {
+        let read = WholeRoute::read(RouteNetlinkMessage::NewRoute(route));
+        read.filter(|it| is_kept(it, 7))
     }
 
     #[test]
     fn only_the_main_table_becomes_that_of_the_vrf() {
         let main = kept(route(vec![RouteAttribute::Oif(7)])).unwrap();
-        assert_eq!(main.header.flags, RouteFlags::Onlink);
-        assert_eq!(table_of(&in_table(main.clone(), 10)), 10);
-        assert_eq!(table_of(&in_table(main, MAIN_TABLE)), MAIN_TABLE);
+        assert_eq!(moved(&main, 10).table(), 10);
+        assert_eq!(moved(&main, MAIN_TABLE).table(), MAIN_TABLE);
         let other = route(vec![RouteAttribute::Oif(7), RouteAttribute::Table(1000)]);
-        assert_eq!(table_of(&in_table(kept(other).unwrap(), 10)), 1000);
+        assert_eq!(moved(&kept(other).unwrap(), 10).table(), 1000);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use rtnetlink::{
     LinkMessageBuilder, LinkUnspec,
     packet_route::{
         RouteNetlinkMessage,
-        link::{LinkAttribute, LinkExtentMask, LinkFlags, State},
+        link::{InfoData, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, State},
         nsid::{NsidAttribute, NsidMessage},
     },
 };
@@ -406,6 +406,25 @@ impl Netlink {
             other => other,
         }
     }
+}
+
+/// What is special to the kind of a link, if `of_kind` finds the kind.
+pub(crate) fn data<T>(
+    message: &RouteNetlinkMessage,
+    of_kind: impl Fn(&InfoData) -> Option<&T>,
+) -> Option<&T> {
+    let RouteNetlinkMessage::NewLink(message) = message else {
+        return None;
+    };
+    let infos = message.attributes.iter().flat_map(|it| match it {
+        LinkAttribute::LinkInfo(infos) => infos.as_slice(),
+        _ => &[],
+    });
+    let mut data = infos.filter_map(|it| match it {
+        LinkInfo::Data(data) => of_kind(data),
+        _ => None,
+    });
+    data.next()
 }
 
 /// The start of a request about the link with `index`.

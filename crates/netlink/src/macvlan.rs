@@ -6,11 +6,11 @@ use rtnetlink::{
     LinkUnspec,
     packet_route::{
         RouteNetlinkMessage,
-        link::{InfoData, InfoMacVlan, LinkAttribute, LinkInfo, MacVlanMode},
+        link::{InfoData, InfoMacVlan, MacVlanMode},
     },
 };
 
-use crate::{Error, Link, Netlink, request::decode};
+use crate::{Error, Link, Netlink, link::data, request::decode};
 
 /// How the macvlans of one parent communicate (ip-link(8), "MACVLAN").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,15 +93,8 @@ impl Netlink {
 }
 
 pub(crate) fn mode_of(message: &RouteNetlinkMessage) -> Option<String> {
-    let RouteNetlinkMessage::NewLink(message) = message else {
-        return None;
-    };
-    let infos = message.attributes.iter().find_map(|it| match it {
-        LinkAttribute::LinkInfo(infos) => Some(infos),
-        _ => None,
-    })?;
-    let data = infos.iter().find_map(|it| match it {
-        LinkInfo::Data(InfoData::MacVlan(data)) => Some(data),
+    let data = data(message, |it| match it {
+        InfoData::MacVlan(data) => Some(data),
         _ => None,
     })?;
     data.iter().find_map(|it| match it {

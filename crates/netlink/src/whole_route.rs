@@ -9,8 +9,8 @@ use rtnetlink::{
     packet_route::{
         RouteNetlinkMessage,
         route::{
-            RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteType,
-            RouteVia,
+            RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags,
+            RouteProtocol, RouteType, RouteVia,
         },
     },
 };
@@ -24,7 +24,7 @@ use crate::{
 /// How many of the kernel's ticks, in which it shows lifetimes, are a second (USER_HZ).
 const TICKS: u32 = 100;
 
-/// A route with one next hop, of any type and in any table.
+/// A route of any type and in any table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WholeRoute {
     /// The destination.
@@ -33,7 +33,7 @@ pub struct WholeRoute {
     pub gw: Option<IpAddr>,
     /// The source address of packets, if the route has one.
     pub src: Option<IpAddr>,
-    /// The index of the outgoing link.
+    /// The index of the outgoing link; none of a route with several next hops.
     pub oif: Option<u32>,
     /// The metric.
     pub priority: Option<u32>,
@@ -107,6 +107,37 @@ impl WholeRoute {
         route
     }
 
+    /// Whether it is for packets to somewhere else, and does not expire: neither local, nor
+    /// unreachable, nor from a router advertisement.
+    pub(crate) fn is_lasting(&self) -> bool {
+        let expires = |it: &RouteAttribute| matches!(it, RouteAttribute::Expires(_));
+        self.message.header.kind == RouteType::Unicast
+            && !self.message.attributes.iter().any(expires)
+    }
+
+    /// Whether other routes, those on the link, lead to its next hop.
+    pub(crate) fn has_next_hop(&self) -> bool {
+        self.message.attributes.iter().any(|it| {
+            let via = matches!(it, RouteAttribute::Gateway(_) | RouteAttribute::Via(_));
+            via || matches!(it, RouteAttribute::MultiPath(_))
+        })
+    }
+
+    /// How far its destinations are, as in /etc/iproute2/rt_scopes: those on the link have the
+    /// higher number.
+    pub(crate) fn scope(&self) -> u8 {
+        self.message.header.scope.into()
+    }
+
+    /// The indexes of its outgoing links: one for each next hop.
+    pub(crate) fn links(&self) -> impl Iterator<Item = u32> {
+        self.message.attributes.iter().flat_map(|it| match it {
+            RouteAttribute::Oif(index) => vec![*index],
+            RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
+            _ => Vec::new(),
+        })
+    }
+
     pub(crate) fn read(message: RouteNetlinkMessage) -> Option<Self> {
         let RouteNetlinkMessage::NewRoute(mut message) = message else {
             return None;
@@ -130,15 +161,11 @@ impl WholeRoute {
                 RouteAttribute::CacheInfo(info) if info.expires != 0 => {
                     expires = Some(RouteAttribute::Expires(info.expires.div_ceil(TICKS)));
                 }
-                RouteAttribute::MultiPath(_) => return None,
                 _ => {}
             }
         }
-        // State, which the kernel does not take back.
-        message.header.flags &= RouteFlags::Onlink;
-        let attributes = &mut message.attributes;
-        attributes.retain(|it| !matches!(it, RouteAttribute::CacheInfo(_)));
-        attributes.extend(expires);
+        keep_what_can_be_set(&mut message);
+        message.attributes.extend(expires);
         Some(Self {
             dst: IpNetwork::new(dst, message.header.destination_prefix_length).ok()?,
             gw,
@@ -152,15 +179,45 @@ impl WholeRoute {
     }
 }
 
+/// Removes what the kernel shows of the moment, and the number of a next hop that it also spells
+/// out: it takes one of the two.
+fn keep_what_can_be_set(message: &mut RouteMessage) {
+    message.header.flags &= RouteFlags::Onlink;
+    message.attributes.retain(|it| {
+        let shown = matches!(it, RouteAttribute::CacheInfo(_) | RouteAttribute::NhId(_));
+        !shown
+    });
+    for attribute in &mut message.attributes {
+        if let RouteAttribute::MultiPath(hops) = attribute {
+            for hop in hops {
+                hop.flags &= RouteNextHopFlags::Onlink;
+            }
+        }
+    }
+}
+
 impl Netlink {
     /// All routes of a family with one next hop, of all tables: `ip -4|-6 route show table all`.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn list_whole_routes(&self, family: Family) -> Result<Vec<WholeRoute>, Error> {
+        let mut routes = self.whole_routes(family, None)?;
+        let has_several = |it: &RouteAttribute| matches!(it, RouteAttribute::MultiPath(_));
+        routes.retain(|route| !route.message.attributes.iter().any(has_several));
+        Ok(routes)
+    }
+
+    /// The same with any number of next hops; with `link`, only those that the kernel finds by it.
+    pub(crate) fn whole_routes(
+        &self,
+        family: Family,
+        link: Option<u32>,
+    ) -> Result<Vec<WholeRoute>, Error> {
         let mut message = RouteMessage::default();
         message.header.address_family = family.code();
         message.header.kind = RouteType::Unspec;
+        message.attributes.extend(link.map(RouteAttribute::Oif));
         let request = RouteNetlinkMessage::GetRoute(message);
         // A kernel without IPv6 lists the routes of IPv4 instead.
         let of_family = |it: &WholeRoute| Family::of(it.dst.ip()) == family;

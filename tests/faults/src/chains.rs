@@ -44,12 +44,15 @@ pub fn all() -> Vec<Chain> {
             // There is one device, which no other pod can have meanwhile.
             cold: true,
             setup: "ip link add dev0 type veth peer name far0",
-            // A veth would be deleted. It stands for hardware, which goes to the node under its name in the pod.
-            pod_ends: "if ip -n victim link set eth0 down 2>/dev/null; then
-                    ip netns attach node $$
-                    ip -n victim link set eth0 netns node
-                    ip netns del node
-                fi",
+            // A veth would be deleted. It stands for hardware, which goes to the node under its name in the
+            // pod: DEL renames it there first.
+            pod_ends: "ip netns attach node $$
+                for name in eth0 dev0; do
+                    if ip -n victim link set $name down 2>/dev/null; then
+                        ip -n victim link set $name netns node
+                    fi
+                done
+                ip netns del node",
             ..alone("host-device", host_device())
         },
         Chain {

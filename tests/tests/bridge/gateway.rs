@@ -243,7 +243,7 @@ fn forwarding_ipv6_keeps_the_addresses_of_a_router_that_is_no_default_router() {
             router.sh("sysctl -qw net.ipv6.conf.r0.accept_dad=0; ip link set r0 up");
             let lifetime = |host: &Netns| {
                 let all = host.ip_json(["-6", "address", "show", "dev", "up0", "scope", "global"]);
-                all[0]["addr_info"][0]["valid_life_time"].as_u64()
+                all.first()?["addr_info"][0]["valid_life_time"].as_u64()
             };
             // The kernel does not shorten what is left to less than two hours.
             send_prefix(&host, &router, 8_000, |host| lifetime(host).is_some());
