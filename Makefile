@@ -38,6 +38,7 @@ demo: build ## two pods on a bridge: wired, shown, pinged, checked, removed
 
 # The virtual machine takes what the tests beside it leave: these wait most of the time.
 test: lint unit build ## everything that CI runs
+	tests/packages vm
 	$(MAKE) --jobs=2 --output-sync=line black-box test-vm
 
 lint: ## formatting and clippy
