@@ -167,6 +167,45 @@ impl Peers {
         Ok(done)
     }
 
+    /// Changes the entries `before`, which exist, to `after`, without reading the kernel's. What
+    /// another program has changed meanwhile is left to the next [`Peers::reconcile`].
+    ///
+    /// The cost is that of the changes, whatever number of other peers there is.
+    ///
+    /// # Errors
+    /// The socket fails. Entries that the kernel refuses are in [`Reconciled::failed`].
+    pub fn change(
+        &self,
+        overlay: Overlay,
+        before: &[Entry],
+        after: &[Entry],
+    ) -> Result<Reconciled, Error> {
+        let present = Present {
+            written: before.iter().copied().collect(),
+            learned: HashSet::new(),
+        };
+        let plan = Difference::between(&present, after, overlay);
+        let (mut gone, mut failed) = (HashMap::new(), HashMap::new());
+        self.remove(overlay, &plan.stale, &mut gone)?;
+        self.add(overlay, &plan.missing, &mut failed)?;
+        gone.retain(|_, refusal| !matches!(refusal.errno, Errno::ENOENT | Errno::ESRCH));
+        let refused = |action: &'static str| {
+            move |(entry, refusal): (Entry, Refusal)| {
+                (entry, Error::refused(format!("{action} {entry}"), refusal))
+            }
+        };
+        Ok(Reconciled {
+            kept: plan.kept,
+            added: plan.missing.len() - failed.len(),
+            removed: plan.stale.len() - gone.len(),
+            failed: gone
+                .into_iter()
+                .map(refused("remove"))
+                .chain(failed.into_iter().map(refused("add")))
+                .collect(),
+        })
+    }
+
     fn remove(
         &self,
         overlay: Overlay,

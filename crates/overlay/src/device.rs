@@ -76,7 +76,10 @@ impl Device {
                 obsolete = underlay::owner(host, local)?.is_none();
             }
             if !obsolete {
-                compare(network, found, &spec.vxlan)?;
+                match compare(network, found, &spec.vxlan) {
+                    Err(_) if network.kept_as.is_some() => obsolete = true,
+                    compared => compared?,
+                }
             }
         }
         // The kernel would refuse it, too, but only after a bridge has been created.
@@ -108,6 +111,7 @@ impl Device {
         let mut carried = Vec::new();
         if let Some(link) = self.link.as_ref().filter(|_| self.obsolete)
             && network.peers.is_empty()
+            && network.kept_as.is_none()
         {
             // Peers that were added by hand are in no configuration.
             carried = guard::known_peers(network, link, bridge)?;
@@ -159,7 +163,11 @@ impl Device {
                 if guard::exists(network, self.local)? {
                     return Ok(());
                 }
-                let peers = guard::known_peers(network, link, bridge)?;
+                let peers = match &network.kept_as {
+                    // A node behind NAT may send from another address than the store has.
+                    Some(_) => Vec::new(),
+                    None => guard::known_peers(network, link, bridge)?,
+                };
                 guard::ensure(host, network, self, &peers)
             }
             _ if carried.is_empty() => guard::ensure(host, network, self, &network.peers),

@@ -18,7 +18,7 @@ mod underlay;
 
 pub use conf::{Conf, PeerKeys};
 pub use device::Device;
-pub use mac::gateway_mac;
+pub use mac::{gateway_mac, subnet_mac};
 pub use mode::Mode;
 pub use network::Network;
 pub use peer::{Peer, entries, peers, unreached};

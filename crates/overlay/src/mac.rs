@@ -2,12 +2,18 @@
 
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use netlink::Mac;
 use wiring::mac::hashed;
 
 /// The MAC of a host's VXLAN device, unless the configuration names one.
 pub(crate) fn vtep_mac(vni: u32, vtep: IpAddr) -> Mac {
     hashed(&format!("vtep {vni} {vtep}"))
+}
+
+/// The MAC of the device of a node that leases `subnet`: it stays when the node's address changes.
+pub fn subnet_mac(vni: u32, subnet: IpNetwork) -> Mac {
+    hashed(&format!("vtep {vni} {subnet}"))
 }
 
 /// The MAC of the gateway in mode `l2`, the same on all hosts: each host is the gateway of its

@@ -51,6 +51,9 @@ pub struct Network {
     pub bridge: IfName,
     /// The peers that the configuration lists.
     pub peers: Vec<Peer>,
+    /// The name of the device, where the agent keeps it. Its peers come from a store then, and it is
+    /// replaced where a plugin would refuse one that differs.
+    pub kept_as: Option<IfName>,
 }
 
 impl Network {
@@ -93,6 +96,7 @@ impl Network {
                 mac: mac?,
                 bridge: bridge?,
                 peers,
+                kept_as: None,
             })
         })?;
         let mut checks = Checks::default();
@@ -105,7 +109,10 @@ impl Network {
 
     /// The name of the VXLAN device; the longest has 14 bytes.
     pub fn device(&self) -> String {
-        format!("vxlan.{}", self.vni)
+        match &self.kept_as {
+            Some(name) => name.as_str().to_owned(),
+            None => format!("vxlan.{}", self.vni),
+        }
     }
 
     /// The kernel's entries for the configuration's peers.

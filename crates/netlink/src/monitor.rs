@@ -1,0 +1,126 @@
+//! What the kernel reports of changes that other programs make to links, addresses, and to the
+//! entries of an overlay's device.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::libc::{self, sock_filter};
+use transport::{Message, Route, Socket, find, wait_readable};
+
+use crate::Error;
+
+/// A change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Seen {
+    /// The link with this index is new, gone, or has another property.
+    Link(u32),
+    /// An address of the link with this index came or went.
+    Address(u32),
+    /// A neighbour, a forwarding entry or a route of the link with this index is gone.
+    EntryGone(u32),
+    /// The kernel had more to report than it could keep: look at everything.
+    Overrun,
+}
+
+/// Receives changes of the namespace where it was opened.
+#[derive(Debug)]
+pub struct Monitor(Socket<Route>);
+
+/// linux/rtnetlink.h: links, neighbours, addresses and routes.
+const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+
+/// New neighbours and routes are left out: a reconciliation makes them by the thousand, and would
+/// wake its own program for each.
+const HEARD: [u16; 6] = [
+    libc::RTM_NEWLINK,
+    libc::RTM_DELLINK,
+    libc::RTM_NEWADDR,
+    libc::RTM_DELADDR,
+    libc::RTM_DELROUTE,
+    libc::RTM_DELNEIGH,
+];
+
+impl Monitor {
+    /// Opens a socket in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn open() -> Result<Self, Error> {
+        let socket = Socket::open()?;
+        let failed = |errno| Error::new("listen for changes of the network", errno);
+        socket.set_filter(&mut filter()).map_err(failed)?;
+        for group in GROUPS {
+            socket.set_membership(group, true).map_err(failed)?;
+        }
+        Ok(Self(socket))
+    }
+
+    /// Waits for the next change, until `until`, or until `other` can be read.
+    pub fn wait(&self, other: BorrowedFd<'_>, until: Instant) {
+        // A failure shows when the socket is read.
+        let _ = wait_readable([self.0.as_fd(), other], until);
+    }
+
+    /// Passes the changes that have been reported to `hear`. Does not wait.
+    pub fn read(&self, mut hear: impl FnMut(Seen)) {
+        loop {
+            match self.0.try_receive(|message| {
+                if let Some(seen) = seen(message) {
+                    hear(seen);
+                }
+            }) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(Errno::ENOBUFS) => hear(Seen::Overrun),
+                Err(_) => return hear(Seen::Overrun),
+            }
+        }
+    }
+}
+
+fn seen(message: Message<'_>) -> Option<Seen> {
+    /// The index is at the same place in ifinfomsg, ifaddrmsg and ndmsg.
+    const INDEX: usize = 4;
+    const RTMSG: usize = 12;
+    let number = |bytes: Option<&[u8]>| {
+        let bytes = bytes?.first_chunk::<4>()?;
+        Some(u32::from_ne_bytes(*bytes))
+    };
+    let index = || number(message.body.get(INDEX..));
+    Some(match message.kind {
+        libc::RTM_NEWLINK | libc::RTM_DELLINK => Seen::Link(index()?),
+        libc::RTM_NEWADDR | libc::RTM_DELADDR => Seen::Address(index()?),
+        libc::RTM_DELNEIGH => Seen::EntryGone(index()?),
+        libc::RTM_DELROUTE => {
+            let attributes = message.body.get(RTMSG..)?;
+            Seen::EntryGone(number(find(attributes, libc::RTA_OIF))?)
+        }
+        _ => return None,
+    })
+}
+
+/// Accepts messages of the types in [`HEARD`].
+fn filter() -> Vec<sock_filter> {
+    let statement = |code: u32, k: u32, jt: usize, jf: usize| sock_filter {
+        code: code as u16,
+        jt: jt as u8,
+        jf: jf as u8,
+        k,
+    };
+    // The type in the header. It loads numbers as big-endian on every machine.
+    let mut program = vec![statement(
+        libc::BPF_LD | libc::BPF_H | libc::BPF_ABS,
+        4,
+        0,
+        0,
+    )];
+    for (index, kind) in HEARD.into_iter().enumerate() {
+        let kind = u32::from(u16::from_be(kind));
+        let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+        program.push(statement(equal, kind, HEARD.len() - index, 0));
+    }
+    program.push(statement(libc::BPF_RET | libc::BPF_K, 0, 0, 0));
+    program.push(statement(libc::BPF_RET | libc::BPF_K, u32::MAX, 0, 0));
+    program
+}
