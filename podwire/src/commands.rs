@@ -2,6 +2,7 @@
 
 mod add;
 mod adopt;
+mod agent;
 mod check;
 mod del;
 mod exec;

@@ -29,6 +29,8 @@ pub struct Conf {
     endpoint: Option<String>,
     /// The role that answers for the names of pods.
     resolver: Option<crate::roles::ResolverConf>,
+    /// The role that makes the nodes of a network peers.
+    overlay: Option<crate::overlay::Conf>,
 }
 
 /// What the agent does.
@@ -130,8 +132,14 @@ impl Settings {
         if let Some(conf) = resolver {
             self.roles.push(Role::Resolver(conf));
         }
+        if let Some(conf) = conf.overlay.filter(|_| !on_demand) {
+            match crate::overlay::Settings::new(&conf) {
+                Ok(settings) => self.roles.push(Role::Overlay(settings)),
+                Err(all) => return faults.extend(all),
+            }
+        }
         if self.roles.is_empty() {
-            faults.push("no role is switched on; the keys of roles are: resolver".into());
+            faults.push("no role is switched on; the keys of roles are: resolver, overlay".into());
         }
     }
 }

@@ -12,6 +12,7 @@ mod endpoint;
 mod instance;
 pub mod log;
 pub mod metrics;
+pub mod overlay;
 mod readiness;
 pub mod resolver;
 pub mod roles;

@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub enum Role {
     /// Answers for the names of pods.
     Resolver(ResolverConf),
+    /// Makes the nodes of a network peers.
+    Overlay(crate::overlay::Settings),
 }
 
 impl Role {
@@ -30,6 +32,7 @@ impl Role {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Resolver(_) => "resolver",
+            Self::Overlay(_) => "overlay",
         }
     }
 
@@ -37,12 +40,14 @@ impl Role {
     pub fn subject(&self) -> &'static str {
         match self {
             Self::Resolver(_) => "names",
+            Self::Overlay(_) => "overlay",
         }
     }
 
     async fn serve(self, desk: Desk) -> Result<()> {
         match self {
             Self::Resolver(conf) => crate::resolver::serve(conf, desk).await,
+            Self::Overlay(settings) => crate::overlay::serve(settings, desk).await,
         }
     }
 }

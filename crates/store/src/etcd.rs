@@ -171,6 +171,10 @@ impl Store for Etcd {
         }
     }
 
+    fn reconnect(&self) {
+        self.members.reconnect();
+    }
+
     async fn revoke(&self, lease: LeaseId) -> Result<(), Error> {
         let request = api::LeaseRequest { id: lease.0 };
         let done: Result<api::LeaseRevokeResponse, _> = self

@@ -150,6 +150,8 @@ impl Store for File {
         Ok(Some(Duration::from_secs(86400)))
     }
 
+    fn reconnect(&self) {}
+
     async fn revoke(&self, _lease: LeaseId) -> Result<(), Error> {
         Ok(())
     }

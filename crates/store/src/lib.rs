@@ -127,6 +127,9 @@ pub trait Store {
     /// Renews a lease. Returns how long it lasts now; `None` if it has ended already.
     fn renew(&self, lease: LeaseId) -> impl Future<Output = Result<Option<Duration>, Error>>;
 
+    /// Uses new connections from the next call on: this node's address has changed.
+    fn reconnect(&self);
+
     /// Ends a lease, and deletes its keys. Succeeds if it has ended already.
     fn revoke(&self, lease: LeaseId) -> impl Future<Output = Result<(), Error>>;
 }

@@ -1,4 +1,6 @@
-//! `podwire status`: check whether a network can take attachments.
+//! `podwire status`: check whether a network can take attachments, or how the node's agent is.
+
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
@@ -9,8 +11,8 @@ use networks::{Chain, NetworkList, request};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Verdict;
 use super::peers::Node;
+use super::{Verdict, agent};
 use crate::options::{ConfDir, PluginDirs, Unread};
 use crate::output::{ErrorDocument, Output, counted, print};
 
@@ -25,15 +27,25 @@ use crate::output::{ErrorDocument, Output, counted, print};
 /// does not have. --verbose does; the exit status stays that of STATUS.
 ///
 /// With --verbose, --json prints an object with available, error, ranges, peers and problems.
+///
+/// Without NETWORK it shows how podwired is, the node's agent: its roles, and the networks across
+/// hosts with their peers. --json prints podwired's own document.
 #[derive(Debug, Args)]
 #[command(after_long_help = OUTCOME)]
 pub struct Status {
-    /// Name of the network
-    network: String,
+    /// Name of the network; without it, the agent's status
+    network: Option<String>,
     /// Print also how much of each range of addresses is in use, and the peers that the kernel
     /// does not know
     #[arg(short, long)]
     verbose: bool,
+    /// The agent's socket
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/run/podwire/podwired.sock"
+    )]
+    socket: PathBuf,
     #[command(flatten)]
     conf: ConfDir,
     #[command(flatten)]
@@ -43,17 +55,22 @@ pub struct Status {
 }
 
 const OUTCOME: &str = "\
-Exit status: 0 when it can, 1 when it cannot, 2 for a wrong command line.
+Exit status: 0 when it can, or when all roles of the agent are ready; 1 otherwise; 2 for a wrong
+command line.
 
 Examples:
   podwire status mynet
   podwire status --verbose mynet
   podwire status --json mynet | jq .code
+  podwire status
 ";
 
 impl Status {
     pub fn run(&self, output: &Output) -> Result<Verdict> {
-        let list = NetworkList::load(&self.conf.conf_dir, &self.network)?;
+        let Some(network) = &self.network else {
+            return agent::status(&self.socket, output);
+        };
+        let list = NetworkList::load(&self.conf.conf_dir, network)?;
         let status = Chain::new(&list, self.plugins.all()).status();
         if self.verbose {
             return print_details(output, &Details::of(&list), &list, status);

@@ -149,6 +149,11 @@ impl Members {
         }
     }
 
+    /// Forgets the connection.
+    pub fn reconnect(&self) {
+        *self.channel.borrow_mut() = None;
+    }
+
     /// The error for `status`; the next call goes to another member where that may help.
     pub fn failed(&self, status: &Status) -> Error {
         match error(status) {
@@ -160,7 +165,7 @@ impl Members {
     /// The error of a member that does not answer. The next call goes to another one.
     pub fn lost(&self, why: &str) -> Error {
         let error = Error::Unavailable(format!("{}: {why}", self.endpoint()));
-        *self.channel.borrow_mut() = None;
+        self.reconnect();
         let next = (self.current.get() + 1) % self.access.endpoints.len();
         self.current.set(next);
         error

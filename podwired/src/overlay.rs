@@ -1,0 +1,119 @@
+//! The overlay role: the nodes of flannel networks in a store become the kernel's peers, and this
+//! node becomes one of theirs.
+//!
+//! | question | answer |
+//! |---|---|
+//! | what flannel's documents say | `crates/flannel` |
+//! | how the store is spoken to | `crates/store` |
+//! | which subnet this node gets, and keeps | [`lease`] |
+//! | what is done when something changes | [`network`] |
+//! | how the kernel gets there, and stays there | [`kernel`] |
+//! | what the runtime reads | [`files`] |
+
+mod conf;
+mod feed;
+mod files;
+mod kernel;
+mod lease;
+mod network;
+mod peers;
+mod status;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use store::{Etcd, File, Store};
+use tokio::task::spawn_local;
+
+use crate::log;
+use crate::roles::{Ask, Desk};
+
+use conf::Source;
+pub use conf::{Conf, Settings};
+use kernel::Kernel;
+use network::Runner;
+use status::Status;
+
+type Statuses = Vec<Rc<RefCell<Status>>>;
+
+/// Serves until the desk's asks end. The networks stay as they are then.
+///
+/// # Errors
+/// The kernel refuses its sockets, or files of the configuration cannot be read.
+pub async fn serve(settings: Settings, desk: Desk) -> Result<()> {
+    let kernel = Kernel::start()?;
+    match &settings.source {
+        Source::Etcd(access) => {
+            let store = Rc::new(Etcd::new(access.clone())?);
+            run(settings, store, kernel, desk).await;
+        }
+        Source::File(path) => {
+            let store = Rc::new(File::new(path.clone()));
+            run(settings, store, kernel, desk).await;
+        }
+    }
+    Ok(())
+}
+
+async fn run<S: Store + 'static>(settings: Settings, store: Rc<S>, kernel: Kernel, mut desk: Desk) {
+    let statuses: Statuses = settings.networks.iter().map(begin).collect();
+    let readiness = desk.readiness.clone();
+    let all = statuses.clone();
+    let changed: Rc<dyn Fn()> = Rc::new(move || {
+        let faults: Vec<String> = all.iter().filter_map(|it| it.borrow().fault()).collect();
+        let ready = match faults.is_empty() {
+            true => Ok(()),
+            false => Err(faults.join("; ")),
+        };
+        readiness.send_if_modified(|before| {
+            let differs = *before != ready;
+            *before = ready;
+            differs
+        });
+    });
+    let mut tasks = Vec::new();
+    for (index, network) in settings.networks.into_iter().enumerate() {
+        let runner = Runner {
+            index,
+            network,
+            store: Rc::clone(&store),
+            kernel: kernel.clone(),
+            status: Rc::clone(&statuses[index]),
+            changed: Rc::clone(&changed),
+        };
+        tasks.push(spawn_local(runner.run()));
+    }
+    desk.started();
+    desk.idle.send_replace(false);
+    while let Some(ask) = desk.asks.recv().await {
+        match ask {
+            Ask::Request(_, reply) | Ask::Status(reply) => drop(reply.send(json(&statuses))),
+            Ask::Metrics(reply) => {
+                let all: Vec<_> = statuses.iter().map(|it| it.borrow()).collect();
+                let all: Vec<&Status> = all.iter().map(|it| &**it).collect();
+                let _ = reply.send(status::metrics(&all));
+            }
+            Ask::IsIdle(reply) => drop(reply.send(false)),
+        }
+    }
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    log::info(format_args!(
+        "overlay: ends, and leaves the networks as they are"
+    ));
+}
+
+fn begin(network: &conf::Membership) -> Rc<RefCell<Status>> {
+    Rc::new(RefCell::new(Status {
+        name: network.name.clone(),
+        prefix: network.prefix.clone(),
+        waits: Some("the store".into()),
+        ..Status::default()
+    }))
+}
+
+fn json(statuses: &Statuses) -> Value {
+    let networks: Vec<Value> = statuses.iter().map(|it| it.borrow().json()).collect();
+    json!({ "networks": networks })
+}

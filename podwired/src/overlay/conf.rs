@@ -1,0 +1,274 @@
+//! The keys of the role, and what they mean.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cni::env::IfName;
+use serde::Deserialize;
+use store::Access;
+
+/// The key `overlay`, as it is written.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Conf {
+    /// How etcd is reached.
+    etcd: Option<EtcdKeys>,
+    /// Instead of etcd: a file with keys and values, for tests.
+    file: Option<PathBuf>,
+    /// The networks that this node is in.
+    networks: Vec<NetworkKeys>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct EtcdKeys {
+    endpoints: Vec<String>,
+    ca_file: Option<PathBuf>,
+    cert_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
+    username: Option<String>,
+    password_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct NetworkKeys {
+    name: String,
+    prefix: Option<String>,
+    dev: String,
+    #[serde(rename = "publicIP")]
+    public_ip: Option<Ipv4Addr>,
+    #[serde(rename = "publicIPv6")]
+    public_ipv6: Option<Ipv6Addr>,
+    bridge: Option<String>,
+    ip_masq: Option<bool>,
+    subnet_file: Option<PathBuf>,
+    conflist: Option<PathBuf>,
+    lease_seconds: Option<u64>,
+}
+
+/// What the role does.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Where the networks are kept.
+    pub source: Source,
+    /// The networks.
+    pub networks: Vec<Membership>,
+}
+
+/// Where the networks are kept.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// In etcd.
+    Etcd(Access),
+    /// In a file.
+    File(PathBuf),
+}
+
+/// A network that this node is in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Membership {
+    /// Its name for the runtime.
+    pub name: String,
+    /// What its keys in the store begin with, without a slash at the end.
+    pub prefix: String,
+    /// The interface of the underlay; `None` for the one with the default route.
+    pub dev: Option<IfName>,
+    /// The address that other nodes send to, where it is not the one that this node sends from.
+    pub public_ip: Option<Ipv4Addr>,
+    /// The same over IPv6.
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// The bridge of the pods, in the conflist.
+    pub bridge: IfName,
+    /// Whether packets that leave the network get the node's address, in the conflist.
+    pub ip_masq: bool,
+    /// Where `subnet.env` is written.
+    pub subnet_file: PathBuf,
+    /// Where the list of plugins is written.
+    pub conflist: PathBuf,
+    /// How long the store keeps the node's subnet after the last sign of life.
+    pub ttl: Duration,
+}
+
+const SUBNET_FILE: &str = "/run/flannel/subnet.env";
+const CONFLIST: &str = "/etc/cni/net.d/10-podwire.conflist";
+const BRIDGE: &str = "cni0";
+/// As flanneld's leases: a day.
+const TTL: u64 = 86400;
+
+impl Settings {
+    /// Checks the keys.
+    ///
+    /// # Errors
+    /// All faults, each with its key.
+    pub fn new(conf: &Conf) -> Result<Self, Vec<String>> {
+        let mut faults = Vec::new();
+        let source = match (&conf.etcd, &conf.file) {
+            (Some(etcd), None) => Some(Source::Etcd(access(etcd))),
+            (None, Some(file)) => Some(Source::File(file.clone())),
+            (None, None) => {
+                faults.push("overlay.etcd: missing".into());
+                None
+            }
+            (Some(_), Some(_)) => {
+                faults.push("overlay.file: there is etcd, too".into());
+                None
+            }
+        };
+        if conf.networks.is_empty() {
+            faults.push("overlay.networks: missing".into());
+        }
+        let mut networks = Vec::new();
+        for (index, keys) in conf.networks.iter().enumerate() {
+            let place = format!("overlay.networks[{index}]");
+            if let Some(network) = membership(keys, &place, &mut faults) {
+                clashes(&networks, &network, &place, &mut faults);
+                networks.push(network);
+            }
+        }
+        match source {
+            Some(source) if faults.is_empty() => Ok(Self { source, networks }),
+            _ => Err(faults),
+        }
+    }
+}
+
+fn access(keys: &EtcdKeys) -> Access {
+    let keys = keys.clone();
+    Access {
+        endpoints: keys.endpoints,
+        ca_file: keys.ca_file,
+        cert_file: keys.cert_file,
+        key_file: keys.key_file,
+        username: keys.username,
+        password_file: keys.password_file,
+    }
+}
+
+fn membership(keys: &NetworkKeys, place: &str, faults: &mut Vec<String>) -> Option<Membership> {
+    let before = faults.len();
+    let mut interface = |key: &str, text: &str| match IfName::parse_new(text) {
+        Ok(name) => Some(name),
+        Err(error) => {
+            faults.push(format!("{place}.{key}: {text:?}: {error}"));
+            None
+        }
+    };
+    let dev = match keys.dev.as_str() {
+        "" => None,
+        dev => interface("dev", dev),
+    };
+    let bridge = interface("bridge", keys.bridge.as_deref().unwrap_or(BRIDGE));
+    if keys.name.is_empty() {
+        faults.push(format!("{place}.name: missing"));
+    }
+    let prefix = keys.prefix.as_deref().unwrap_or(flannel::PREFIX);
+    let prefix = prefix.trim_end_matches('/');
+    if !prefix.starts_with('/') {
+        faults.push(format!(
+            "{place}.prefix: {prefix:?} does not begin with a slash"
+        ));
+    }
+    let ttl = keys.lease_seconds.unwrap_or(TTL);
+    // etcd grants nothing shorter than its own elections.
+    if !(5..=31_536_000).contains(&ttl) {
+        faults.push(format!(
+            "{place}.leaseSeconds: {ttl} is not between 5 and 31536000"
+        ));
+    }
+    let mut path = |key: &str, path: &Option<PathBuf>, default: &str| {
+        let path = path.clone().unwrap_or_else(|| default.into());
+        if !path.is_absolute() {
+            let path = path.display();
+            faults.push(format!("{place}.{key}: {path} is not an absolute path"));
+        }
+        path
+    };
+    let subnet_file = path("subnetFile", &keys.subnet_file, SUBNET_FILE);
+    let conflist = path("conflist", &keys.conflist, CONFLIST);
+    let network = Membership {
+        name: keys.name.clone(),
+        prefix: prefix.to_owned(),
+        dev,
+        public_ip: keys.public_ip,
+        public_ipv6: keys.public_ipv6,
+        bridge: bridge?,
+        ip_masq: keys.ip_masq.unwrap_or(true),
+        subnet_file,
+        conflist,
+        ttl: Duration::from_secs(ttl),
+    };
+    (faults.len() == before).then_some(network)
+}
+
+/// What two networks cannot share.
+fn clashes(others: &[Membership], one: &Membership, place: &str, faults: &mut Vec<String>) {
+    for (index, other) in others.iter().enumerate() {
+        let shared = [
+            ("name", one.name == other.name),
+            ("prefix", one.prefix == other.prefix),
+            ("bridge", one.bridge == other.bridge),
+            ("subnetFile", one.subnet_file == other.subnet_file),
+            ("conflist", one.conflist == other.conflist),
+        ];
+        for (key, _) in shared.iter().filter(|(_, shared)| *shared) {
+            faults.push(format!(
+                "{place}.{key}: that of overlay.networks[{index}], too"
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cni::json::Json;
+
+    fn settings(text: &str) -> Result<Settings, Vec<String>> {
+        let conf: Conf = Json::parse(text.as_bytes()).unwrap().decode().unwrap();
+        Settings::new(&conf)
+    }
+
+    #[test]
+    fn one_network_needs_a_name_only() {
+        let text =
+            r#"{"etcd": {"endpoints": ["http://192.0.2.1:2379"]}, "networks": [{"name": "pods"}]}"#;
+        let network = &settings(text).unwrap().networks[0];
+        assert_eq!(network.prefix, "/coreos.com/network");
+        assert_eq!(
+            network.subnet_file.to_str(),
+            Some("/run/flannel/subnet.env")
+        );
+        assert_eq!(network.ttl.as_secs(), 86400);
+        assert!(network.ip_masq);
+    }
+
+    #[test]
+    fn faults_name_their_keys() {
+        let faults = settings("{}").unwrap_err();
+        assert_eq!(
+            faults,
+            ["overlay.etcd: missing", "overlay.networks: missing"]
+        );
+        let text = r#"{"file": "/x", "networks": [{"name": "a"},
+            {"name": "b", "prefix": "x", "leaseSeconds": 1, "bridge": "much-too-long-a-name", "conflist": "y"},
+            {"name": "a", "prefix": "/b/"}]}"#;
+        let faults = settings(text).unwrap_err();
+        let keys: Vec<_> = faults
+            .iter()
+            .map(|it| it.split(": ").next().unwrap())
+            .collect();
+        let expected = [
+            "[1].bridge",
+            "[1].prefix",
+            "[1].leaseSeconds",
+            "[1].conflist",
+            "[2].name",
+            "[2].bridge",
+            "[2].subnetFile",
+            "[2].conflist",
+        ];
+        assert_eq!(keys, expected.map(|it| format!("overlay.networks{it}")));
+    }
+}
