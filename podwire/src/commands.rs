@@ -5,6 +5,7 @@ mod adopt;
 mod agent;
 mod check;
 mod del;
+mod doctor;
 mod exec;
 mod gc;
 mod names;
@@ -21,6 +22,7 @@ mod validate;
 mod version;
 
 pub(crate) use node::record_users;
+pub(crate) use peers::Node as PeerNode;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -69,6 +71,7 @@ pub enum Command {
     Peers(peers::Peers),
     Network(network::Network),
     Names(names::Names),
+    Doctor(doctor::Doctor),
     Resync(resync::Resync),
     Adopt(adopt::Adopt),
     Release(release::Release),
@@ -92,6 +95,7 @@ impl Command {
             Self::Peers(it) => it.run(output),
             Self::Network(it) => it.run(output),
             Self::Names(it) => it.run(output),
+            Self::Doctor(it) => it.run(output),
             Self::Resync(it) => it.run(output),
             Self::Adopt(it) => it.run(output),
             Self::Release(it) => it.run(output),

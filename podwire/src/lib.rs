@@ -6,6 +6,7 @@
 
 mod command_line;
 mod commands;
+mod doctor;
 mod firewalls;
 mod gateways;
 pub mod network;

@@ -4,15 +4,15 @@ mod addressing;
 mod attached;
 mod conflist;
 mod creation;
-mod document;
+pub(crate) mod document;
 pub mod filter;
 pub mod format;
 mod options;
 mod pools;
 mod removal;
 mod resolver;
-mod span;
-mod taken;
+pub(crate) mod span;
+pub(crate) mod taken;
 mod update;
 
 pub use addressing::Words;

@@ -9,6 +9,8 @@ use serde::Serialize;
 /// The form of output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Choice {
+    /// Nothing but the errors on standard error.
+    Silent,
     Json,
     Text,
     /// Text at a terminal; elsewhere what cnitool prints.
@@ -36,11 +38,24 @@ impl Output {
         }
     }
 
+    /// No output: for a command that another one runs.
+    pub fn silent() -> Self {
+        Self {
+            choice: Choice::Silent,
+            terminal: false,
+        }
+    }
+
+    /// Whether nothing is to be printed.
+    pub fn is_silent(&self) -> bool {
+        self.choice == Choice::Silent
+    }
+
     /// Whether to print text for people. Scripts for cnitool read the result from a pipe
     /// without `--json`.
     pub fn shows_results(&self) -> bool {
         match self.choice {
-            Choice::Json => false,
+            Choice::Json | Choice::Silent => false,
             Choice::Text => true,
             Choice::Default => self.terminal,
         }

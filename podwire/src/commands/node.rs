@@ -88,7 +88,7 @@ impl Options {
         };
         if output.is_json() {
             output.print_json(&document)?;
-        } else {
+        } else if !output.is_silent() {
             document.print(task, dry, output)?;
         }
         Ok(Verdict::good_if(document.errors.is_empty()))

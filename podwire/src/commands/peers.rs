@@ -147,7 +147,8 @@ pub struct Node {
 }
 
 impl Node {
-    fn find(network: Network) -> Result<Self> {
+    /// The network.
+    pub fn find(network: Network) -> Result<Self> {
         let host = Netlink::open()?;
         Ok(Self {
             device: Device::find(&host, &network)?,
