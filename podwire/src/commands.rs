@@ -8,6 +8,7 @@ mod del;
 mod doctor;
 mod exec;
 mod gc;
+mod inspect;
 mod names;
 mod network;
 mod node;
@@ -67,6 +68,7 @@ pub enum Command {
     Run(Box<run::Run>),
     Exec(exec::Exec),
     Ps(ps::Ps),
+    Inspect(inspect::Inspect),
     Stop(stop::Stop),
     Peers(peers::Peers),
     Network(network::Network),
@@ -91,6 +93,7 @@ impl Command {
             Self::Run(it) => it.run(output),
             Self::Exec(it) => it.run(output),
             Self::Ps(it) => it.run(output),
+            Self::Inspect(it) => it.run(output),
             Self::Stop(it) => it.run(output),
             Self::Peers(it) => it.run(output),
             Self::Network(it) => it.run(output),

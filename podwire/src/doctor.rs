@@ -273,10 +273,10 @@ fn devices(survey: &Survey, pods: &Pods) -> BTreeSet<String> {
     for plugin in listed.flat_map(|it| &it.list.plugins) {
         let bridge = plugin.document.get("bridge").and_then(|it| it.as_str());
         match plugin.plugin.as_str() {
-            "bridge" => all.insert(bridge.unwrap_or("cni0").to_owned()),
-            "vxlan" => all.extend(bridge.map(str::to_owned)) == (),
-            _ => continue,
-        };
+            "bridge" => all.extend([bridge.unwrap_or("cni0").to_owned()]),
+            "vxlan" => all.extend(bridge.map(str::to_owned)),
+            _ => {}
+        }
     }
     all
 }

@@ -185,13 +185,24 @@ impl Survey {
     /// else cannot be read is in the survey.
     pub fn take(sources: &Sources) -> Result<Self> {
         let catalogue = Catalogue::read(&sources.conf_dir)?;
-        let contents = Cache::in_dir(&sources.cache_dir).oldest_first()?;
+        let mut contents = Cache::in_dir(&sources.cache_dir).oldest_first()?;
         let mut unread = Vec::new();
         let containers = read(
             &mut unread,
             "/run/podwire/run",
             containers::place::running(),
         );
+        // podwire run may have been told another cache.
+        for record in containers
+            .iter()
+            .filter(|it| it.cache_dir != sources.cache_dir)
+        {
+            let cached = Cache::in_dir(&record.cache_dir).of_container(&record.id);
+            let what = record.cache_dir.display().to_string();
+            contents
+                .attachments
+                .extend(read(&mut unread, &what, cached));
+        }
         let mut found = namespaces::read(&contents, &containers, &mut unread)?;
         ends::connect(&mut found, &mut unread);
         let mut survey = Self {

@@ -1,23 +1,30 @@
-//! `podwire ps`: list the containers of `podwire run`.
+//! `podwire ps`: list the containers that are attached to networks.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
-use containers::{Published, Record, place};
-use networks::Cache;
+use containers::{Published, Record};
 use serde_json::{Value, json};
+use survey::{Attachment, Home, Sources, Survey};
 
 use super::Verdict;
 use crate::network::format::{self, Columns};
-use crate::options::CacheDir;
+use crate::options::{CacheDir, ConfDir};
 use crate::output::{Output, print};
-use crate::run::ports;
+use crate::run::ports as published;
 
-/// List the containers of podwire run.
+/// List the containers that are attached to networks.
 ///
-/// The newest comes first. The fields of a TEMPLATE are .ID .Command .CreatedAt .RunningFor .Status
-/// .State .Ports .Networks .Addresses and .Names; the language is that of podwire network ls. NETWORKS and ADDRESSES are those of all its interfaces, in their order.
+/// Those of podwire run, and those of every runtime that keeps its cache in the same directory; also
+/// those that only the kernel shows. The newest comes first.
+///
+/// The fields of a TEMPLATE are .ID .Command .CreatedAt .RunningFor .Status .State .Ports .Networks
+/// .Addresses .Names .Interfaces .MACs .Runtime and .Health; the language is that of podwire network ls.
+/// Networks, addresses, interfaces and MACs are in the order of the interfaces.
+///
+/// Health is ok, or what one has and another has not: "cache only" (the namespace is gone), "no
+/// interface", "not cached" (only the kernel shows it), "not read". podwire doctor says more.
 #[derive(Debug, Args)]
 #[command(after_long_help = OUTCOME)]
 pub struct Ps {
@@ -27,90 +34,301 @@ pub struct Ps {
     /// Print whole ids and commands
     #[arg(long)]
     no_trunc: bool,
-    /// table, json, raw, TEMPLATE or 'table TEMPLATE'
+    /// table, wide, json, raw, TEMPLATE or 'table TEMPLATE'
     #[arg(long, value_name = "FORMAT", default_value = "table")]
     format: String,
+    /// Only containers in this network
+    #[arg(long, value_name = "NETWORK")]
+    network: Option<String>,
     /// Accepted as in docker ps: a container that has ended is gone
     #[arg(short, long)]
     all: bool,
+    #[command(flatten)]
+    conf: ConfDir,
     #[command(flatten)]
     cache: CacheDir,
 }
 
 const OUTCOME: &str = "\
-Exit status: 0 when listed, 1 when a record cannot be read, 2 for a wrong
-command line.
+Exit status: 0 when listed, 1 when a part of the node could not be read, 2 for a
+wrong command line.
 
 Examples:
   podwire ps
+  podwire ps --network mynet --format wide
   podwire ps -q --no-trunc
-  podwire ps --format '{{.Names}} {{.Addresses}}'
+  podwire ps --format '{{.Names}} {{.Addresses}} {{.Health}}'
 ";
 
 impl Ps {
     pub fn run(&self, output: &Output) -> Result<Verdict> {
         super::sweep(&self.cache);
-        let mut rows = Vec::new();
-        for record in place::running()? {
-            rows.push(self.row(&record)?);
-        }
+        let survey = Survey::take(&Sources {
+            conf_dir: self.conf.conf_dir.clone(),
+            cache_dir: self.cache.dir().to_owned(),
+        })?;
+        let rows = self.rows(&survey)?;
         if output.is_json() {
             output.print_json(&rows)?;
         } else if self.quiet {
             let ids = rows.iter().map(|it| text(&it["ID"]) + "\n");
             print(&ids.collect::<String>())?;
         } else {
-            print(&format::rows(&self.format, &COLUMNS, &rows)?)?;
+            let (format, columns) = match self.format.trim() {
+                "wide" => ("table", &WIDE),
+                format => (format, &COLUMNS),
+            };
+            print(&format::rows(format, columns, &rows)?)?;
         }
-        Ok(Verdict::Good)
+        for unread in &survey.unread {
+            cni::log(format_args!("podwire: not read: {unread}"));
+        }
+        Ok(Verdict::good_if(survey.unread.is_empty()))
     }
 
-    fn row(&self, record: &Record) -> Result<Value> {
-        let mut attachments = Cache::in_dir(&record.cache_dir).of_container(&record.id)?;
-        attachments.sort_by_key(|it| containers::journal::natural(&it.ifname));
-        let mut networks: Vec<_> = attachments
-            .iter()
-            .map(|it| it.network_name.clone())
-            .collect();
-        let results = attachments
-            .iter()
-            .filter_map(|it| it.add_result().ok().flatten());
-        let ips = results.flat_map(|it| it.ips);
-        let addresses: Vec<_> = ips.map(|it| it.address.ip().to_string()).collect();
-        if networks.is_empty() {
+    fn rows(&self, survey: &Survey) -> Result<Vec<Value>> {
+        let network = self.network.as_ref();
+        let names = network.map(|word| match survey.catalogue.find(word) {
+            Ok(network) => Ok(network.name.clone()),
+            Err(_) if survey.attachments.iter().any(|it| it.network == *word) => Ok(word.clone()),
+            Err(error) => bail!(error),
+        });
+        let wanted = names.transpose()?;
+        let mut rows = Vec::new();
+        for one in containers(survey)? {
+            let is_in = |name: &String| one.attachments.iter().any(|it| it.network == *name);
+            if wanted.as_ref().is_none_or(is_in) {
+                rows.push((one.since(), self.row(survey, &one)));
+            }
+        }
+        rows.sort_by_key(|it| std::cmp::Reverse(it.0));
+        Ok(rows.into_iter().map(|(_, row)| row).collect())
+    }
+
+    fn row(&self, survey: &Survey, one: &Container<'_>) -> Value {
+        let all = &one.attachments;
+        let mut networks: Vec<_> = all.iter().map(|it| it.network.clone()).collect();
+        if let (true, Some(record)) = (networks.is_empty(), one.record) {
             networks.push(record.mode.clone());
         }
-        let age = SystemTime::now()
+        let ips = all
+            .iter()
+            .filter_map(|it| it.result.as_ref())
+            .flat_map(|it| &it.ips);
+        let addresses: Vec<_> = ips.map(|it| it.address.ip().to_string()).collect();
+        let inside = all
+            .iter()
+            .map(|it| it.inside.and_then(|it| survey.interface(it)));
+        let mac =
+            |it: Option<&survey::Interface>| it.and_then(|it| it.link.mac).map(|it| it.to_string());
+        let macs: Vec<_> = inside.map(|it| mac(it).unwrap_or_default()).collect();
+        let interfaces: Vec<_> = all.iter().map(|it| it.ifname.clone()).collect();
+        let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
-        let age = ago(age.as_secs().saturating_sub(record.created));
-        let published: Vec<_> = attachments.iter().flat_map(ports::of).collect();
-        let exposed = record.exposed.iter().filter(|port| {
-            let is_it = |it: &Published| format!("{}/{}", it.container_port, it.protocol) == **port;
-            !published.iter().any(is_it)
-        });
-        let shown: Vec<_> = published
-            .iter()
-            .map(ports::shown)
-            .chain(exposed.cloned())
-            .collect();
-        let command = record.command.join(" ");
+        let since = one.since();
+        let age = ago(now.as_secs().saturating_sub(since));
+        let known = since != 0;
+        let command = one
+            .record
+            .map(|it| it.command.join(" "))
+            .unwrap_or_default();
         let (id, command) = match self.no_trunc {
-            true => (record.id.as_str(), format!("\"{command}\"")),
-            false => (record.short_id(), format!("\"{}\"", cut(&command))),
+            true => (one.id.as_str(), command),
+            false => (one.short_id(), cut(&command)),
         };
-        Ok(json!({
+        let is_gone = one.record.is_none() && all.iter().all(|it| matches!(it.home, Home::Gone(_)));
+        json!({
             "ID": id,
-            "Command": command,
-            "CreatedAt": record.created.to_string(),
-            "RunningFor": format!("{age} ago"),
-            "Status": format!("Up {age}"),
-            "State": "running",
-            "Ports": shown.join(", "),
+            "Command": if one.record.is_some() { format!("\"{command}\"") } else { String::new() },
+            "CreatedAt": if known { since.to_string() } else { String::new() },
+            "RunningFor": if known { format!("{age} ago") } else { String::new() },
+            "Status": match (is_gone, known) {
+                (true, _) => "Gone".to_owned(),
+                (false, true) => format!("Up {age}"),
+                (false, false) => "Up".to_owned(),
+            },
+            "State": if is_gone { "gone" } else { "running" },
+            "Ports": one.ports().join(", "),
             "Networks": networks.join(","),
             "Addresses": addresses.join(","),
-            "Names": record.name,
-        }))
+            "Names": one.name(),
+            "Interfaces": interfaces.join(","),
+            "MACs": macs.join(","),
+            "Runtime": runtime(survey, all),
+            "Health": one.health(survey),
+        })
+    }
+}
+
+/// A container with its attachments, in the order of the interfaces.
+struct Container<'a> {
+    id: String,
+    record: Option<&'a Record>,
+    attachments: Vec<&'a Attachment>,
+}
+
+/// All of them: those of `podwire run`, also without a network, and those of attachments.
+///
+/// # Errors
+/// The cache of a container cannot be read.
+fn containers(survey: &Survey) -> Result<Vec<Container<'_>>> {
+    let mut all: Vec<Container<'_>> = Vec::new();
+    let mut by_id = std::collections::HashMap::new();
+    for record in &survey.containers {
+        by_id.insert(record.id.as_str(), all.len());
+        all.push(Container {
+            id: record.id.clone(),
+            record: Some(record),
+            attachments: Vec::new(),
+        });
+    }
+    for attachment in &survey.attachments {
+        let at = *by_id
+            .entry(attachment.container_id.as_str())
+            .or_insert_with(|| {
+                all.push(Container {
+                    id: attachment.container_id.clone(),
+                    record: None,
+                    attachments: Vec::new(),
+                });
+                all.len() - 1
+            });
+        all[at].attachments.push(attachment);
+    }
+    for one in &mut all {
+        one.attachments
+            .sort_by_key(|it| containers::journal::natural(&it.ifname));
+    }
+    Ok(all)
+}
+
+impl Container<'_> {
+    /// The name that its runtime knows, or none.
+    fn name(&self) -> String {
+        let name = self.record.map(|it| it.name.clone());
+        let mut of_pods = self.attachments.iter().filter_map(|it| it.pod_name());
+        name.or_else(|| of_pods.next().map(str::to_owned))
+            .unwrap_or_default()
+    }
+
+    fn short_id(&self) -> &str {
+        let is_hex = self.id.bytes().all(|it| it.is_ascii_hexdigit());
+        self.id.get(..12).filter(|_| is_hex).unwrap_or(&self.id)
+    }
+
+    /// When it was started, or first attached, in seconds since 1970; 0 if nothing says it.
+    fn since(&self) -> u64 {
+        if let Some(record) = self.record {
+            return record.created;
+        }
+        let times = self.attachments.iter().filter_map(|it| it.since);
+        let since = times
+            .min()
+            .and_then(|it| it.duration_since(UNIX_EPOCH).ok());
+        since.unwrap_or_default().as_secs()
+    }
+
+    fn ports(&self) -> Vec<String> {
+        let cached = self.attachments.iter().filter_map(|it| it.cached.as_ref());
+        let published: Vec<_> = cached.flat_map(published::of).collect();
+        let exposed = self.record.map(|it| it.exposed.clone()).unwrap_or_default();
+        let exposed = exposed.into_iter().filter(|port| {
+            let is_it = |it: &Published| format!("{}/{}", it.container_port, it.protocol) == *port;
+            !published.iter().any(is_it)
+        });
+        published
+            .iter()
+            .map(published::shown)
+            .chain(exposed)
+            .collect()
+    }
+
+    fn health(&self, survey: &Survey) -> String {
+        let mut all: Vec<_> = self
+            .attachments
+            .iter()
+            .map(|it| health(survey, it))
+            .collect();
+        all.retain(|it| *it != OK);
+        all.dedup();
+        match all.is_empty() {
+            true => OK.to_owned(),
+            false => all.join(","),
+        }
+    }
+}
+
+const OK: &str = "ok";
+
+/// What one of cache, kernel and namespace has of an attachment, and another has not.
+pub fn health(survey: &Survey, attachment: &Attachment) -> &'static str {
+    let is_up = |place| survey.interface(place).is_some_and(|it| it.link.up);
+    match (&attachment.home, &attachment.cached) {
+        (_, None) => "not cached",
+        (Home::Gone(_), _) => "cache only",
+        (Home::Unread(_) | Home::Unknown, _) => "not read",
+        (Home::At(_), _) => match attachment.inside {
+            None => "no interface",
+            Some(place) if !is_up(place) || attachment.outside.is_some_and(|it| !is_up(it)) => {
+                "down"
+            }
+            Some(_) => OK,
+        },
+    }
+}
+
+/// Which of them have an attachment.
+pub fn known_by(survey: &Survey, attachment: &Attachment) -> Value {
+    let owner = attachment.owner();
+    let owns =
+        |it: &packet_filter::PublishedPort| owner.as_ref().is_some_and(|owner| it.is_of(owner));
+    json!({
+        "Cache": attachment.cached.is_some(),
+        "Kernel": attachment.inside.is_some() || attachment.outside.is_some(),
+        "HostLocal": !attachment.reserved.is_empty(),
+        "PublishedPorts": survey.published.iter().any(owns),
+    })
+}
+
+/// The ports that an attachment publishes.
+pub fn ports(attachment: &Attachment) -> Vec<String> {
+    let cached = attachment.cached.iter();
+    cached
+        .flat_map(published::of)
+        .map(|it| published::shown(&it))
+        .collect()
+}
+
+/// The program that has started a container, as far as its arguments and paths show it.
+pub fn runtime(survey: &Survey, attachments: &[&Attachment]) -> &'static str {
+    let Some(first) = attachments.first() else {
+        return "podwire";
+    };
+    if survey
+        .containers
+        .iter()
+        .any(|it| it.id == first.container_id)
+    {
+        return "podwire";
+    }
+    let path = first
+        .cached
+        .as_ref()
+        .and_then(|it| it.netns_path())
+        .unwrap_or_default();
+    if first.argument("K8S_POD_INFRA_CONTAINER_ID").is_some() {
+        return "kubernetes";
+    }
+    if first.container_id.starts_with("cnitool-") {
+        return "cnitool";
+    }
+    match () {
+        () if first.argument("NERDCTL_CNI_DHCP_HOSTNAME").is_some() => "nerdctl",
+        () if first.argument("K8S_POD_NAME").is_some() => "podman",
+        () if path.starts_with("/run/docker/") || path.starts_with("/var/run/docker/") => "docker",
+        () if path.starts_with("/proc/") => "nerdctl",
+        () => "",
     }
 }
 
@@ -142,7 +360,7 @@ fn ago(seconds: u64) -> String {
 }
 
 const COLUMNS: Columns = Columns {
-    usual: "{{.ID}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Networks}}\t{{.Addresses}}\t{{.Names}}",
+    usual: "{{.ID}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Networks}}\t{{.Addresses}}\t{{.Names}}\t{{.Health}}",
     raw: "container_id: {{.ID}}\ncommand: {{.Command}}\nstatus: {{.Status}}\nnames: {{.Names}}\n",
     headings: &[
         ("ID", "CONTAINER ID"),
@@ -155,7 +373,16 @@ const COLUMNS: Columns = Columns {
         ("Networks", "NETWORKS"),
         ("Addresses", "ADDRESSES"),
         ("Names", "NAMES"),
+        ("Interfaces", "INTERFACES"),
+        ("MACs", "MAC ADDRESSES"),
+        ("Runtime", "RUNTIME"),
+        ("Health", "HEALTH"),
     ],
+};
+
+const WIDE: Columns = Columns {
+    usual: "{{.ID}}\t{{.Names}}\t{{.Networks}}\t{{.Interfaces}}\t{{.Addresses}}\t{{.MACs}}\t{{.Ports}}\t{{.Runtime}}\t{{.Status}}\t{{.Health}}",
+    ..COLUMNS
 };
 
 #[cfg(test)]

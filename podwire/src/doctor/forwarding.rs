@@ -320,7 +320,7 @@ fn bridged_frames(node: &Node<'_>, found: &mut Examination) {
     if sysctl::read(KEY).is_ok_and(|it| it == "1") {
         return;
     }
-    let state = sysctl::read(KEY).map_or_else(|_| "missing".to_owned(), |it| it);
+    let state = sysctl::read(KEY).unwrap_or_else(|_| "missing".to_owned());
     for network in networks {
         let what = format!("ingressPolicy of {network} is \"isolated\", and {NAME} is {state}");
         let finding = Finding::new(&BRIDGED, About::Network(network), what);

@@ -1,8 +1,9 @@
 //! `podwire doctor`: each fault is made, is the only finding, and is gone after the remedy that the
-//! finding names.
+//! finding names. What `ps` and `inspect` show of the same nodes.
 
 mod addresses;
 mod links;
+mod listing;
 mod node;
 mod stores;
 

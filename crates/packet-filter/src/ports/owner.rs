@@ -30,6 +30,13 @@ pub struct PublishedPort {
     pub pod: IpAddr,
 }
 
+impl PublishedPort {
+    /// Whether it is a port of this attachment.
+    pub fn is_of(&self, attachment: &Attachment) -> bool {
+        self.owner == owner(attachment)
+    }
+}
+
 impl PortOwner {
     /// The attachment with this name; `None` where the name is a hash.
     pub fn attachment(&self) -> Option<Attachment> {
