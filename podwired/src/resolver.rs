@@ -1,12 +1,40 @@
-//! The resolver: names of pods, for pods.
+//! The role that answers for the names of pods.
+//!
+//! [`records`] is what plugins have written, [`index`] the same in memory. [`answer`] decides, without
+//! a socket, what a client gets. [`service`] has the sockets of each network's gateway addresses, and
+//! [`forward`] asks other servers. Everything is on one thread, so a question sees a record as a whole or
+//! not at all, and an acknowledged change is seen by every later question.
+
+pub mod answer;
+mod counters;
+mod datagrams;
+mod forward;
+mod gate;
+pub mod index;
+mod readable;
+mod records;
+mod service;
+mod sockets;
+mod upstream;
+
+use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::Result;
+use names::{Found, Name, Reply, Request};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Map, Value, json};
+use tokio::time::{MissedTickBehavior, interval};
 
+use crate::metrics::Page;
 use crate::roles::{Ask, Desk};
+use records::Records;
+use service::Service;
 
-/// The keys of the role.
+/// How often namespaces are looked at, and addresses tried that could not be opened.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// The keys of the role: none yet. What is a network's is in its configuration.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Conf {}
@@ -14,18 +42,140 @@ pub struct Conf {}
 /// Serves until the desk's asks end.
 ///
 /// # Errors
-/// What the role cannot go on without.
+/// The records cannot be read.
 pub async fn serve(_conf: Conf, mut desk: Desk) -> Result<()> {
+    let service = Service::new();
+    let mut records = Records::open(Rc::clone(&service))?;
+    report(&service, &desk);
     desk.started();
-    let _ = desk.readiness.send_replace(Ok(()));
-    desk.idle.send_replace(true);
-    while let Some(ask) = desk.asks.recv().await {
-        match ask {
-            Ask::Request(_, reply) => drop(reply.send(json!({"servers": []}))),
-            Ask::Status(reply) => drop(reply.send(json!({"names": 0}))),
-            Ask::Metrics(reply) => drop(reply.send(Default::default())),
-            Ask::IsIdle(reply) => drop(reply.send(true)),
+    let mut sweep = interval(SWEEP);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            ask = desk.asks.recv() => match ask {
+                Some(ask) => handle(&service, &mut records, ask),
+                None => return Ok(()),
+            },
+            () = records.changed() => {}
+            _ = sweep.tick() => {
+                records.sweep().await;
+                service.listen(true);
+            }
         }
+        report(&service, &desk);
     }
-    Ok(())
+}
+
+/// Tells the agent how it stands.
+fn report(service: &Service, desk: &Desk) {
+    let failed = service.failed();
+    let readiness = match failed.is_empty() {
+        true => Ok(()),
+        false => Err(failed.join("; ")),
+    };
+    desk.readiness.send_if_modified(|it| {
+        let is_new = *it != readiness;
+        if is_new {
+            *it = readiness;
+        }
+        is_new
+    });
+    let idle = service.index.borrow().is_empty();
+    desk.idle
+        .send_if_modified(|it| std::mem::replace(it, idle) != idle);
+}
+
+fn handle(service: &Rc<Service>, records: &mut Records, ask: Ask) {
+    match ask {
+        Ask::Request(value, reply) => {
+            let answer = match serde_json::from_value(value) {
+                Ok(request) => carry_out(service, records, request),
+                Err(error) => Reply::Error(format!("request names: {error}")),
+            };
+            let answer = serde_json::to_value(answer);
+            let _ = reply.send(answer.unwrap_or_else(|it| json!({"error": it.to_string()})));
+        }
+        Ask::Status(reply) => drop(reply.send(status(service, records))),
+        Ask::Metrics(reply) => drop(reply.send(metrics(service))),
+        Ask::IsIdle(reply) => drop(reply.send(records.is_idle())),
+    }
+}
+
+fn carry_out(service: &Rc<Service>, records: &Records, request: Request) -> Reply {
+    match request {
+        Request::Read(entry) => {
+            let fault = records.read(&entry);
+            service.listen(false);
+            match fault {
+                Some(why) => Reply::Error(why),
+                None => Reply::Servers(service.servers(entry.network())),
+            }
+        }
+        Request::Resolve(name) => Reply::Found(resolve(service, &name)),
+    }
+}
+
+/// The addresses of a name in all networks.
+fn resolve(service: &Service, name: &Name) -> Vec<Found> {
+    let index = service.index.borrow();
+    let mut found = Vec::new();
+    for net in index.ids() {
+        let Some(hit) = index.find(&[net], name.as_str()) else {
+            continue;
+        };
+        let network = &hit.net.about.name;
+        found.extend(index.addresses(hit).map(|address| Found {
+            network: network.clone(),
+            address,
+        }));
+    }
+    found
+}
+
+fn status(service: &Service, records: &Records) -> Value {
+    let index = service.index.borrow();
+    let mut networks = Map::new();
+    for net in index.networks() {
+        let servers = service.servers(net.directory());
+        let containers = net.len();
+        let value = json!({"servers": servers, "containers": containers});
+        networks.insert(net.about.name.clone(), value);
+    }
+    json!({
+        "records": index.len(),
+        "names": index.names(),
+        "networks": networks,
+        "failed": service.failed(),
+        "directory": records.path(),
+    })
+}
+
+fn metrics(service: &Service) -> Page {
+    let mut page = Page::default();
+    service.counters.borrow().write(&mut page);
+    let index = service.index.borrow();
+    let name = "podwired_resolver_names";
+    page.begin(name, "gauge", "Names that are answered, by network.");
+    for net in index.networks() {
+        page.sample(name, &[("network", &net.about.name)], net.names());
+    }
+    let help = "Records of containers.";
+    page.single("podwired_resolver_records", "gauge", help, index.len());
+    let help = "Questions that other servers are being asked.";
+    let number = service.forwards.number();
+    page.single(
+        "podwired_resolver_forwards_in_flight",
+        "gauge",
+        help,
+        number,
+    );
+    let help = "Addresses where another server has the port.";
+    let failed = service.failed().len();
+    page.single(
+        "podwired_resolver_unserved_addresses",
+        "gauge",
+        help,
+        failed,
+    );
+    page
 }

@@ -1,5 +1,9 @@
 //! The agent `podwired`: its life, its socket and its endpoint; the role that answers for names.
 
+mod forwarding;
+mod life;
+mod names;
+mod names_node;
 mod node;
 
 use std::time::Duration;
@@ -67,7 +71,10 @@ fn an_agent_serves_until_sigterm_and_there_is_one() {
         node.host().sh(&format!("kill {}", agent.id()));
         node.host()
             .wait_until("the agent ends", |_| !is_running(&agent));
-        assert_eq!(node.sandbox.list("/run/podwire"), ["podwired.lock"]);
+        assert_eq!(
+            node.sandbox.list("/run/podwire"),
+            ["names", "podwired.lock"]
+        );
     });
 }
 
@@ -82,7 +89,7 @@ fn on_demand_an_agent_detaches_gives_way_and_ends_without_work() {
         assert_eq!(node.host().run_for(&["sh", "-c", &start], limit).code, 0);
         assert!(node.ask(r#"{"status":{}}"#).is_some());
         node.host().wait_until("it ends", |_| {
-            node.sandbox.list("/run/podwire") == ["podwired.lock"]
+            node.sandbox.list("/run/podwire") == ["names", "podwired.lock"]
         });
         assert_eq!(node.host().run_for(&["sh", "-c", &start], limit).code, 0);
         let unit = node.start(&json!({"resolver": {}}));

@@ -1,0 +1,312 @@
+//! The resolver at work: the sockets of each address, and what they answer.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::task::{JoinHandle, spawn_local, yield_now};
+use tokio::time::timeout;
+
+use super::answer::{Answerer, Forward, Transport, Verdict};
+use super::counters::Counters;
+use super::datagrams::Datagrams;
+use super::forward::{ask, failure, fit};
+use super::gate::{Gate, Pass};
+use super::index::Index;
+use super::readable::{Source, watched};
+use super::sockets::{PORT, Sockets};
+use super::upstream::NodeServers;
+use crate::log;
+
+/// Questions that other servers are asked at once: in all, and for one client.
+const FORWARDS: (usize, usize) = (1024, 256);
+/// Connections at once: in all, and of one client.
+const CONNECTIONS: (usize, usize) = (512, 64);
+/// How long a connection may be idle (RFC 7766, section 6.2.3).
+const IDLE: Duration = Duration::from_secs(10);
+/// How many times datagrams are taken before other tasks have their turn.
+const TURNS: usize = 8;
+
+const SERVFAIL: u8 = 2;
+
+/// What all sockets share.
+pub struct Service {
+    /// The records.
+    pub index: RefCell<Index>,
+    /// What was done.
+    pub counters: RefCell<Counters>,
+    /// Questions that other servers are asked.
+    pub forwards: Rc<Gate>,
+    connections: Rc<Gate>,
+    answerer: RefCell<Answerer>,
+    node: RefCell<NodeServers>,
+    open: RefCell<Open>,
+}
+
+/// The addresses that are answered at.
+#[derive(Default)]
+struct Open {
+    version: u64,
+    tasks: HashMap<IpAddr, [JoinHandle<()>; 2]>,
+    failed: HashMap<IpAddr, String>,
+}
+
+impl Service {
+    /// Without records.
+    pub fn new() -> Rc<Self> {
+        Rc::new(Self {
+            index: RefCell::default(),
+            counters: RefCell::default(),
+            forwards: Gate::new(FORWARDS.0, FORWARDS.1),
+            connections: Gate::new(CONNECTIONS.0, CONNECTIONS.1),
+            answerer: RefCell::default(),
+            node: RefCell::default(),
+            open: RefCell::default(),
+        })
+    }
+
+    /// Opens the sockets of addresses that have come, and closes those of addresses that have gone.
+    /// `again` also tries those where it failed before.
+    pub fn listen(self: &Rc<Self>, again: bool) {
+        let (index, mut open) = (self.index.borrow(), self.open.borrow_mut());
+        if open.version == index.version && (!again || open.failed.is_empty()) {
+            return;
+        }
+        open.version = index.version;
+        let wanted: Vec<IpAddr> = index.listening().collect();
+        open.failed.retain(|it, _| wanted.contains(it));
+        open.tasks.retain(|address, tasks| {
+            let stays = wanted.contains(address);
+            if !stays {
+                tasks.iter().for_each(JoinHandle::abort);
+                log::info(format_args!("no longer answering at {address}"));
+            }
+            stays
+        });
+        for address in wanted {
+            if open.tasks.contains_key(&address) {
+                continue;
+            }
+            match self.serve(address) {
+                Ok(tasks) => {
+                    log::info(format_args!("answering at {address}"));
+                    open.failed.remove(&address);
+                    open.tasks.insert(address, tasks);
+                }
+                Err(error) => {
+                    let why = format!("{error:#}");
+                    if open.failed.insert(address, why.clone()).as_ref() != Some(&why) {
+                        log::error(format_args!("cannot answer at {address}: {why}"));
+                    }
+                }
+            }
+        }
+    }
+
+    fn serve(self: &Rc<Self>, address: IpAddr) -> anyhow::Result<[JoinHandle<()>; 2]> {
+        let Sockets { udp, tcp } = Sockets::open(address)?;
+        let udp = watched(udp)?;
+        let tcp = TcpListener::from_std(tcp)?;
+        Ok([
+            spawn_local(Rc::clone(self).datagrams(address, udp)),
+            spawn_local(Rc::clone(self).connections(address, tcp)),
+        ])
+    }
+
+    /// The addresses of the network with this directory where the resolver answers.
+    pub fn servers(&self, directory: &str) -> Vec<IpAddr> {
+        let (index, open) = (self.index.borrow(), self.open.borrow());
+        let wanted = index.network(directory).map(|it| &*it.about.listen);
+        let wanted = wanted.unwrap_or_default().iter().copied();
+        wanted.filter(|it| open.tasks.contains_key(it)).collect()
+    }
+
+    /// Where it cannot answer, and why.
+    pub fn failed(&self) -> Vec<String> {
+        let open = self.open.borrow();
+        let mut failed: Vec<_> = open.failed.values().cloned().collect();
+        failed.sort();
+        failed
+    }
+
+    async fn datagrams(
+        self: Rc<Self>,
+        address: IpAddr,
+        socket: AsyncFd<Source<std::net::UdpSocket>>,
+    ) {
+        // Answers of other servers are sent by the same port, later.
+        let Source(udp) = socket.get_ref();
+        let later = udp.try_clone().map(UdpSocket::from_std);
+        let Ok(Ok(later)) = later else { return };
+        let later = Rc::new(later);
+        let mut datagrams = Datagrams::new();
+        loop {
+            let Ok(mut ready) = socket.readable().await else {
+                return;
+            };
+            for _ in 0..TURNS {
+                let received = datagrams.receive(udp);
+                let start = Instant::now();
+                match received {
+                    Ok(number) => {
+                        datagrams.answer(udp, |packet, from, out| {
+                            self.datagram(&later, address, (packet, from), out)
+                        });
+                        let micros = start.elapsed().as_micros() as u64;
+                        let mut counters = self.counters.borrow_mut();
+                        counters.own_time.add(micros, number as u64);
+                    }
+                    Err(Errno::EAGAIN) => {
+                        ready.clear_ready();
+                        break;
+                    }
+                    // An ICMP message about an answer: the client has gone.
+                    Err(_) => {}
+                }
+            }
+            drop(ready);
+            yield_now().await;
+        }
+    }
+
+    /// Answers one datagram at once, or later. Whether `out` is to be sent.
+    fn datagram(
+        self: &Rc<Self>,
+        later: &Rc<UdpSocket>,
+        asked: IpAddr,
+        (packet, from): (&[u8], SocketAddr),
+        out: &mut Vec<u8>,
+    ) -> bool {
+        // A server's port: two servers would answer each other's refusals.
+        if from.port() == PORT || from.port() == 0 {
+            return false;
+        }
+        match self.decide(asked, from, packet, Transport::Udp, out) {
+            Decision::Send => true,
+            Decision::Nothing => false,
+            Decision::Ask(forward, pass) => {
+                let (service, socket) = (Rc::clone(self), Rc::clone(later));
+                let packet = packet.to_vec();
+                spawn_local(async move {
+                    let _pass = pass;
+                    let answer = service.forward(&forward, &packet, Transport::Udp).await;
+                    let _ = socket.send_to(&fit(answer, forward.limit), from).await;
+                });
+                false
+            }
+        }
+    }
+
+    fn decide(
+        &self,
+        asked: IpAddr,
+        from: SocketAddr,
+        packet: &[u8],
+        transport: Transport,
+        out: &mut Vec<u8>,
+    ) -> Decision {
+        let source = from.ip().to_canonical();
+        let verdict = {
+            let index = self.index.borrow();
+            let mut answerer = self.answerer.borrow_mut();
+            answerer.answer(&index, (asked, source), packet, transport, out)
+        };
+        match verdict {
+            Verdict::Reply(kind) => {
+                self.counters.borrow_mut().count(kind);
+                Decision::Send
+            }
+            Verdict::Silence => Decision::Nothing,
+            Verdict::Forward(mut forward) => {
+                if forward.servers.is_empty() {
+                    let mut node = self.node.borrow_mut();
+                    forward.servers = node.get().to_vec();
+                }
+                // A question must not come back.
+                let open = self.open.borrow();
+                let is_own =
+                    |it: &SocketAddr| it.port() == PORT && open.tasks.contains_key(&it.ip());
+                forward.servers.retain(|it| !is_own(it));
+                match self.forwards.enter(source) {
+                    Some(pass) => Decision::Ask(forward, pass),
+                    None => {
+                        self.counters.borrow_mut().overloaded += 1;
+                        *out = failure(packet, SERVFAIL);
+                        Decision::Send
+                    }
+                }
+            }
+        }
+    }
+
+    async fn forward(&self, forward: &Forward, packet: &[u8], transport: Transport) -> Vec<u8> {
+        let start = Instant::now();
+        let answer = ask(&forward.servers, packet, transport).await;
+        let mut counters = self.counters.borrow_mut();
+        match answer.get(3).is_some_and(|it| it & 15 == SERVFAIL) {
+            true => counters.failed += 1,
+            false => counters.forwarded += 1,
+        }
+        let micros = start.elapsed().as_micros() as u64;
+        counters.forward_time.add(micros, 1);
+        answer
+    }
+
+    async fn connections(self: Rc<Self>, address: IpAddr, listener: TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, from)) => {
+                    if let Some(pass) = self.connections.enter(from.ip()) {
+                        let service = Rc::clone(&self);
+                        spawn_local(async move {
+                            let _pass = pass;
+                            let _ = service.connection(address, from, stream).await;
+                        });
+                    }
+                }
+                // No descriptor is left: connections end.
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+
+    /// Answers the questions of a connection, one after the other (RFC 7766).
+    async fn connection(
+        self: &Rc<Self>,
+        asked: IpAddr,
+        from: SocketAddr,
+        mut stream: TcpStream,
+    ) -> std::io::Result<()> {
+        let (mut packet, mut out) = (Vec::new(), Vec::new());
+        loop {
+            let length = timeout(IDLE, stream.read_u16()).await??;
+            packet.resize(usize::from(length), 0);
+            timeout(IDLE, stream.read_exact(&mut packet)).await??;
+            let start = Instant::now();
+            match self.decide(asked, from, &packet, Transport::Tcp, &mut out) {
+                Decision::Send => {}
+                Decision::Nothing => return Ok(()),
+                Decision::Ask(forward, _pass) => {
+                    out = self.forward(&forward, &packet, Transport::Tcp).await;
+                }
+            }
+            let length = (out.len() as u16).to_be_bytes();
+            let answer = [&length[..], &out].concat();
+            timeout(IDLE, stream.write_all(&answer)).await??;
+            let micros = start.elapsed().as_micros() as u64;
+            self.counters.borrow_mut().own_time.add(micros, 1);
+        }
+    }
+}
+
+enum Decision {
+    Send,
+    Nothing,
+    Ask(Forward, Pass),
+}
