@@ -77,7 +77,38 @@ pub struct FdbEntry {
     pub fixed: bool,
 }
 
+/// An entry of a VXLAN device: frames to `mac` go to the VTEP at `address`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Vtep {
+    /// The peer's address in the underlay.
+    pub address: IpAddr,
+    /// The hardware address behind it; [`FLOOD`] stands for all unknown ones.
+    pub mac: Mac,
+    /// Whether a program wrote it; otherwise it was learned, and expires.
+    pub written: bool,
+}
+
 impl Netlink {
+    /// The entries of a VXLAN device that lead to a peer: `bridge fdb show dev DEVICE`, those with
+    /// `dst`.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn list_vteps(&self, device: u32) -> Result<Vec<Vtep>, Error> {
+        let vtep = |message| {
+            let listed = read(message, device).filter(|it| it.table == Table::Device)?;
+            Some(Vtep {
+                address: listed.vtep?,
+                mac: listed.mac,
+                written: listed.written,
+            })
+        };
+        let op = || format!("list the peers of link {device}");
+        let mut all = self.dump(request(device), vtep, op)?;
+        all.sort();
+        Ok(all)
+    }
+
     /// The entry of the bridge with index `bridge` for `mac`, if there is one: `bridge fdb get MAC
     /// br BRIDGE`. Kernels before 5.0 report none.
     ///

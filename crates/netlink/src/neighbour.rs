@@ -1,4 +1,4 @@
-//! Permanent neighbour entries.
+//! Neighbour entries: permanent ones are written, any is looked up.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use rtnetlink::packet_route::{
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
 };
 
-use crate::{Family, Mac};
+use crate::{Error, Family, Mac, Netlink, request::decode};
 
 /// A request to add `IP lladdr MAC dev DEVICE nud permanent`.
 pub(crate) fn entry(device: u32, ip: IpAddr, mac: Mac) -> NeighbourMessage {
@@ -58,4 +58,52 @@ pub(crate) fn read(message: RouteNetlinkMessage, device: u32) -> Option<(IpAddr,
         }
     }
     Some((ip?, mac?))
+}
+
+/// What a namespace knows of a neighbour.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Its hardware address, if it is known.
+    pub mac: Option<Mac>,
+    /// nud's word: `reachable`, `stale`, `failed`, `incomplete` …
+    pub state: &'static str,
+}
+
+impl Netlink {
+    /// What is known of `ip` on the link with index `device`: `ip neighbour get IP dev DEVICE`. Kernels
+    /// before 5.0 report nothing.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn find_neighbour(&self, device: u32, ip: IpAddr) -> Result<Option<Neighbour>, Error> {
+        let request = RouteNetlinkMessage::GetNeighbour(key(device, ip));
+        let op = || format!("find the neighbour {ip}");
+        let answer = match self.get(request, decode, op) {
+            Err(error) if error.is_not_found() || error.is_unsupported() => return Ok(None),
+            other => other?,
+        };
+        let Some(RouteNetlinkMessage::NewNeighbour(found)) = answer else {
+            return Ok(None);
+        };
+        let mac = found.attributes.iter().find_map(|it| match it {
+            NeighbourAttribute::LinkLayerAddress(octets) => Mac::from_slice(octets),
+            _ => None,
+        });
+        let state = state_name(found.header.state);
+        Ok(Some(Neighbour { mac, state }))
+    }
+}
+
+fn state_name(state: NeighbourState) -> &'static str {
+    match state {
+        NeighbourState::Incomplete => "incomplete",
+        NeighbourState::Reachable => "reachable",
+        NeighbourState::Stale => "stale",
+        NeighbourState::Delay => "delay",
+        NeighbourState::Probe => "probe",
+        NeighbourState::Failed => "failed",
+        NeighbourState::Noarp => "noarp",
+        NeighbourState::Permanent => "permanent",
+        _ => "none",
+    }
 }

@@ -254,6 +254,47 @@ impl Netlink {
         }
     }
 
+    /// What the kernel does with a packet to `to`: `ip route get TO`; with `from`, a packet of that
+    /// source that comes in by the link with that index: `ip route get TO from SOURCE iif LINK`.
+    ///
+    /// # Errors
+    /// There is no way (`ENETUNREACH`; `EHOSTUNREACH` also where the namespace does not forward), a
+    /// route forbids it (`EACCES`), the source must not come in there (`EXDEV`: rp_filter).
+    pub fn decide(&self, to: IpAddr, from: Option<(IpAddr, u32)>) -> Result<Decision, Error> {
+        let op = || format!("find the way to {to}");
+        let mut message = route_message(0, &RouteSpec::to(to.into()));
+        message.attributes = vec![RouteAttribute::Destination(to.into())];
+        if let Some((source, input)) = from {
+            message.header.source_prefix_length = if source.is_ipv4() { 32 } else { 128 };
+            message
+                .attributes
+                .push(RouteAttribute::Source(source.into()));
+            message.attributes.push(RouteAttribute::Iif(input));
+        }
+        message.header.protocol = RouteProtocol::Unspec;
+        message.header.kind = RouteType::Unspec;
+        // Otherwise the kernel says "main", whatever table it was.
+        message.header.flags = RouteFlags::LookupTable;
+        let answer = self.get(RouteNetlinkMessage::GetRoute(message), decode, op)?;
+        let Some(RouteNetlinkMessage::NewRoute(route)) = answer else {
+            return Err(Error::new(op(), Errno::EBADMSG));
+        };
+        let mut decision = Decision {
+            local: route.header.kind == RouteType::Local,
+            ..Decision::default()
+        };
+        for attribute in &route.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => decision.output = Some(*index),
+                RouteAttribute::Gateway(ip) => decision.gateway = address(ip),
+                RouteAttribute::PrefSource(ip) => decision.source = address(ip),
+                RouteAttribute::Table(table) => decision.table = *table,
+                _ => {}
+            }
+        }
+        Ok(decision)
+    }
+
     /// `ip route get IP [oif LINK]`
     fn way_to(&self, ip: IpAddr, oif: Option<u32>) -> Result<RouteMessage, Error> {
         let op = || format!("find the way to {ip}");
@@ -345,6 +386,29 @@ impl Netlink {
         let mut ways = self.ways_out(Family::V4)?;
         ways.extend(self.ways_out(Family::V6)?);
         Ok(ways.iter().map(|way| way.mtu).min())
+    }
+}
+
+/// What the kernel does with a packet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// Whether it is for this namespace.
+    pub local: bool,
+    /// The index of the outgoing link.
+    pub output: Option<u32>,
+    /// The next hop, if the destination is not on the link.
+    pub gateway: Option<IpAddr>,
+    /// The source address that the namespace's own packets have.
+    pub source: Option<IpAddr>,
+    /// The table that decided.
+    pub table: u32,
+}
+
+fn address(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some((*ip).into()),
+        RouteAddress::Inet6(ip) => Some((*ip).into()),
+        _ => None,
     }
 }
 

@@ -34,6 +34,8 @@ const FILTER_FLAGS: u32 = 1 << 3 | 1 << 5;
 pub struct Connection {
     /// Its transport protocol, by its number.
     pub protocol: u8,
+    /// The client.
+    pub client: SocketAddr,
     /// The client sends to this address.
     pub destination: SocketAddr,
     /// The answers come from this address: another one where the destination is translated.
@@ -47,6 +49,7 @@ impl Connection {
     pub fn udp(destination: SocketAddr, answers_from: SocketAddr) -> Self {
         Self {
             protocol: Protocol::Udp.number(),
+            client: SocketAddr::new(destination.ip(), 0),
             destination,
             answers_from,
             identity: Attributes::new(),
@@ -70,6 +73,7 @@ impl Connection {
         );
         Some(Self {
             protocol: *find_in(original, &[CTA_TUPLE_PROTO, CTA_PROTO_NUM])?.first()?,
+            client: end(original, source, CTA_PROTO_SRC_PORT)?,
             destination: end(original, destination, CTA_PROTO_DST_PORT)?,
             answers_from: end(reply, source, CTA_PROTO_SRC_PORT)?,
             identity,
@@ -107,6 +111,17 @@ pub fn list_udp(socket: &Socket, ipv4: bool, port: u16) -> Result<Vec<Connection
     socket
         .dump(&request(IPCTNL_MSG_CT_GET, ipv4, &which), Connection::read)
         .map_err(|refusal| Error::refused(format!("list connections to udp port {port}"), refusal))
+}
+
+/// All connections of a family that have ports: `conntrack -L`. Not for the hot path.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn list(socket: &Socket, ipv4: bool) -> Result<Vec<Connection>, Error> {
+    let request = request(IPCTNL_MSG_CT_GET, ipv4, &Attributes::new());
+    socket
+        .dump(&request, Connection::read)
+        .map_err(|refusal| Error::refused("list connections", refusal))
 }
 
 /// Deletes a connection: `conntrack -D`. One that is gone is no error.

@@ -109,6 +109,8 @@ pub enum Statement {
         /// Source ports are drawn at random.
         fully_random: bool,
     },
+    /// `meta nftrace set 1`: from here on, the kernel reports what each rule does with the packet.
+    Trace,
     /// `return`
     Return,
     /// `drop`
@@ -149,6 +151,7 @@ impl Statement {
             Self::RedirectTo(to) => format!("dnat to {to}"),
             Self::Masquerade { fully_random: true } => "masquerade fully-random".into(),
             Self::Masquerade { .. } => "masquerade".into(),
+            Self::Trace => "meta nftrace set 1".into(),
             Self::Return => "return".into(),
             Self::Drop => "drop".into(),
             Self::Jump(chain) => format!("jump {chain}"),
@@ -326,6 +329,13 @@ impl Program {
                     flags = flags.u32(NFTA_MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY);
                 }
                 self.push("masq", &flags);
+            }
+            Statement::Trace => {
+                self.load(FIRST, &[1]);
+                let set = Attributes::new()
+                    .u32(NFTA_META_KEY, libc::NFT_META_NFTRACE as u32)
+                    .u32(NFTA_META_SREG, register(FIRST));
+                self.push("meta", &set);
             }
             Statement::Return => self.verdict(libc::NFT_RETURN, None),
             Statement::Drop => self.verdict(libc::NF_DROP, None),

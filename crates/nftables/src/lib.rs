@@ -3,7 +3,7 @@
 //! Rules are data: a [`Rule`] is made of [`Statement`]s, a [`Transaction`] of changes. Both
 //! have nft's text, which tests compare, and the bytes that the kernel reads. [`listing`] reads
 //! what the kernel has and compares it with rules. [`conntrack`] deletes tracked connections
-//! over the same socket.
+//! over the same socket. [`trace`] follows one packet through all rules.
 
 pub mod conntrack;
 mod expression;
@@ -12,6 +12,7 @@ pub mod listing;
 mod nfta;
 mod set;
 mod socket;
+pub mod trace;
 mod transaction;
 mod userdata;
 

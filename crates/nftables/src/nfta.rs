@@ -74,6 +74,7 @@ pub const NFTA_FIB_RESULT: u16 = 2;
 pub const NFTA_FIB_FLAGS: u16 = 3;
 pub const NFTA_META_DREG: u16 = 1;
 pub const NFTA_META_KEY: u16 = 2;
+pub const NFTA_META_SREG: u16 = 3;
 pub const NFTA_CT_DREG: u16 = 1;
 pub const NFTA_CT_KEY: u16 = 2;
 pub const NFTA_NAT_TYPE: u16 = 1;
@@ -93,6 +94,21 @@ pub const NFTA_FIB_F_PRESENT: u32 = 1 << 5;
 pub const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
 /// linux/netfilter/nf_conntrack_common.h
 pub const IPS_DST_NAT: u32 = 1 << 5;
+/// The table is deleted when the socket that made it is closed (Linux 5.12).
+pub const NFT_TABLE_F_OWNER: u32 = 1 << 1;
+pub const NFTA_TRACE_TABLE: u16 = 1;
+pub const NFTA_TRACE_CHAIN: u16 = 2;
+pub const NFTA_TRACE_RULE_HANDLE: u16 = 3;
+pub const NFTA_TRACE_TYPE: u16 = 4;
+pub const NFTA_TRACE_VERDICT: u16 = 5;
+pub const NFTA_TRACE_ID: u16 = 6;
+pub const NFTA_TRACE_NETWORK_HEADER: u16 = 8;
+pub const NFTA_TRACE_TRANSPORT_HEADER: u16 = 9;
+pub const NFTA_TRACE_IIF: u16 = 10;
+pub const NFTA_TRACE_OIF: u16 = 12;
+pub const NFTA_TRACE_POLICY: u16 = 16;
+/// linux/netfilter/nfnetlink.h
+pub const NFNLGRP_NFTRACE: u32 = 9;
 /// `NF_CT_STATE_BIT(IP_CT_ESTABLISHED)` and `NF_CT_STATE_BIT(IP_CT_RELATED)`
 pub const CT_ESTABLISHED: u32 = 1 << 1;
 pub const CT_RELATED: u32 = 1 << 2;

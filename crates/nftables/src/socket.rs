@@ -1,7 +1,7 @@
 //! Requests of nf_tables over a netfilter socket, and how that socket is closed.
 
 use std::cell::Cell;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -39,6 +39,12 @@ pub struct Socket {
     deleted: Cell<bool>,
     /// Something may have been deleted over another socket a moment ago.
     deleted_elsewhere: bool,
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.as_fd()
+    }
 }
 
 impl Drop for Socket {
@@ -99,6 +105,32 @@ impl Socket {
         let found = self.get(&request, read);
         let found = found.and_then(|all| all.first().copied().ok_or(Errno::EBADMSG.into()));
         found.map_err(|refusal| Error::refused("read the generation of the rule set", refusal))
+    }
+
+    /// Receives the messages of a multicast group of nfnetlink (`NFNLGRP_*`) from now on.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn join(&self, group: u32) -> Result<(), Errno> {
+        self.inner.set_membership(group, true)
+    }
+
+    /// Passes the messages that have come, of nf_tables' type `message`, to `hear`: family and
+    /// attributes. Does not wait.
+    ///
+    /// # Errors
+    /// `ENOBUFS` when the kernel has dropped messages; others when the socket fails.
+    pub fn heard(&self, message: i32, mut hear: impl FnMut(u8, &[u8])) -> Result<(), Errno> {
+        let kind = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | message as u16;
+        let mut hear = |it: transport::Message<'_>| {
+            if it.kind == kind
+                && let Some(family) = it.body.first()
+            {
+                hear(*family, it.netfilter_attributes());
+            }
+        };
+        while self.inner.try_receive(&mut hear)? {}
+        Ok(())
     }
 
     /// What `read` finds in the attributes of the answers to a question.

@@ -25,6 +25,8 @@ pub struct Table {
     pub name: &'static str,
     /// For the reader; empty for none. Kernels before 5.10 do not keep it.
     pub comment: &'static str,
+    /// Whether the kernel deletes it with the socket that made it. No other program can change it.
+    pub owned: bool,
 }
 
 impl Table {
@@ -39,6 +41,16 @@ impl Table {
             family,
             name,
             comment,
+            owned: false,
+        }
+    }
+
+    /// The same table, which the kernel deletes when the socket that made it is closed, so also
+    /// when its process is killed. Kernels before 5.12 refuse it (`EOPNOTSUPP`).
+    pub const fn owned(self) -> Self {
+        Self {
+            owned: true,
+            ..self
         }
     }
 }
@@ -298,7 +310,12 @@ impl Change {
         let it = Attributes::new();
         match &self.object {
             Object::Table if whole => {
-                let it = it.text(NFTA_TABLE_NAME, table).u32(NFTA_TABLE_FLAGS, 0);
+                let flags = if self.table.owned {
+                    NFT_TABLE_F_OWNER
+                } else {
+                    0
+                };
+                let it = it.text(NFTA_TABLE_NAME, table).u32(NFTA_TABLE_FLAGS, flags);
                 commented(it, NFTA_TABLE_USERDATA, self.table.comment)
             }
             Object::Table => it.text(NFTA_TABLE_NAME, table),

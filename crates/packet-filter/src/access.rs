@@ -24,6 +24,7 @@ use nftables::{
 };
 
 use crate::backend::{Nftables, complete, network_comment};
+use crate::inventory::{Applied, Subject};
 use crate::ports::layout::{is_of_network, owner, owner_comment};
 
 /// Devices of networks whose pods are reached from elsewhere only through published ports.
@@ -384,6 +385,21 @@ fn remove(
 fn undone(changes: &Transaction) -> Option<String> {
     let first = changes.changes().first()?;
     Some(format!("not done: {}", first.describe()))
+}
+
+/// What the elements are about, for people.
+pub fn inventory(socket: &Socket) -> Result<Vec<Applied>, Error> {
+    let mut all = Vec::new();
+    for family in FAMILIES {
+        let table = table(family);
+        for element in listing::elements(socket, table, &OF_NETWORKS, |_| true)? {
+            all.push(Applied::element(Subject::Access, table, &element));
+        }
+        for element in listing::elements(socket, table, &[OPENED], |_| true)? {
+            all.push(Applied::element(Subject::OpenPort, table, &element));
+        }
+    }
+    Ok(all)
 }
 
 #[cfg(test)]

@@ -10,9 +10,12 @@
 use anyhow::Result;
 use ipnetwork::IpNetwork;
 use nftables::listing::{self, in_chain};
-use nftables::{Chain, Family, Listed, Point, Rule, Side, Statement, Table, Transaction};
+use nftables::{
+    Chain, Error, Family, Listed, Point, Rule, Side, Socket, Statement, Table, Transaction,
+};
 
 use crate::backend::{Nftables, complete, network_comment};
+use crate::inventory::{Applied, Subject};
 
 const TABLE: Table = Table::new(Family::Inet, "podwire_isolation");
 const FORWARD: &str = "forward";
@@ -162,6 +165,25 @@ fn of_network<'a>(found: &'a [Listed], network: &str) -> impl Iterator<Item = &'
 
 fn is_at(rule: &Listed, place: &Place) -> bool {
     rule.begins(&conditions(place))
+}
+
+/// What the rules are about, for people.
+pub fn inventory(socket: &Socket, subnets: &[IpNetwork]) -> Result<Vec<Applied>, Error> {
+    let found = listing::rules(socket, TABLE)?;
+    let own = in_chain(&found, FORWARD).filter(|it| it.comment.starts_with("net: "));
+    let applied = own.map(|rule| {
+        let gateway = rule.interface();
+        let is_here = |subnet: &&IpNetwork| {
+            let subnet = IpNetwork::new(subnet.network(), subnet.prefix());
+            let place = gateway.clone().zip(subnet.ok());
+            place.is_some_and(|place| is_at(rule, &place))
+        };
+        let mut applied = Applied::new(Subject::Isolation, TABLE, &rule.comment);
+        applied.subnet = subnets.iter().find(is_here).copied();
+        applied.devices.extend(gateway);
+        applied
+    });
+    Ok(applied.collect())
 }
 
 #[cfg(test)]

@@ -13,12 +13,14 @@ mod example;
 mod firewall;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod inventory;
 mod iptables;
 mod isolation;
 mod leftovers;
 mod masquerade;
 pub mod node;
 mod ports;
+mod rule_text;
 mod separation;
 mod spoof_check;
 mod vxlan_guard;
@@ -29,14 +31,16 @@ pub use backend::{
 };
 pub use firewall::iptables::chain_name;
 pub use firewall::{Firewall, FirewallBackend, Ingress, drop_ingress};
+pub use inventory::{Applied, Subject};
 pub use isolation::{Isolation, Place};
 pub use leftovers::{Leftovers, check_masquerade, check_published};
 pub use masquerade::Masquerade;
-pub use nftables::{Error, Family, is_absent};
+pub use nftables::{Error, Family, Point, Socket, conntrack, is_absent, trace};
 pub use ports::{
     HostPorts, Mapping, Mark, Notice, PortOwner, Protocol, PublishedPort, ReservedPorts, Snat,
     local_addresses,
 };
+pub use rule_text::rule_texts;
 pub use separation::Separation;
 pub use spoof_check::SpoofCheck;
 pub use vxlan_guard::VxlanGuard;

@@ -13,6 +13,7 @@ use nftables::{
 };
 
 use crate::backend::{Nftables, complete, network_comment};
+use crate::inventory::{Applied, Subject};
 use crate::vxlan_guard;
 
 const TABLE: Table = Table::new(Family::Inet, "podwire_networks");
@@ -197,6 +198,16 @@ fn additions(installed: bool, missing: Vec<Element>) -> Transaction {
         changes.create_element(TABLE, element);
     }
     changes
+}
+
+/// What the elements are about, for people.
+pub fn inventory(socket: &Socket) -> Result<Vec<Applied>, Error> {
+    let sets = [LAYOUT.sets(), OLD_LAYOUT.sets()].concat();
+    let found = listing::elements(socket, TABLE, &sets, |_| true)?;
+    let found = found.iter();
+    Ok(found
+        .map(|it| Applied::element(Subject::Separation, TABLE, it))
+        .collect())
 }
 
 #[cfg(test)]

@@ -13,10 +13,12 @@ use cni::conf::ValidAttachment;
 use cni::{Attachment, names};
 use nftables::listing::{self, has_exactly, in_chain};
 use nftables::{
-    COMMENT_LENGTH, Chain, Family, Listed, Point, Rule, Statement, Table, Transaction, fitting,
+    COMMENT_LENGTH, Chain, Error, Family, Listed, Point, Rule, Socket, Statement, Table,
+    Transaction, fitting,
 };
 
 use crate::backend::{Nftables, complete};
+use crate::inventory::{Applied, Subject};
 
 const TABLE: Table = Table::new(Family::Bridge, "nat");
 const PREROUTING: &str = "PREROUTING";
@@ -320,6 +322,17 @@ fn delete_chains(changes: &mut Transaction, found: &[Listed], names: &Names) {
             changes.delete_chain(TABLE, name.clone());
         }
     }
+}
+
+/// What the rules are about, for people: those that lead from a port to its check.
+pub fn inventory(socket: &Socket) -> Result<Vec<Applied>, Error> {
+    let found = listing::rules(socket, TABLE)?;
+    let own = in_chain(&found, PREROUTING).filter(|it| it.comment.starts_with(COMMENT));
+    let applied = own.map(|rule| Applied {
+        devices: rule.interface().into_iter().collect(),
+        ..Applied::new(Subject::SpoofCheck, TABLE, &rule.comment)
+    });
+    Ok(applied.collect())
 }
 
 #[cfg(test)]

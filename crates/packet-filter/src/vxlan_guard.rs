@@ -28,6 +28,7 @@ use nftables::{
 };
 
 use crate::backend::{Nftables, complete, network_comment};
+use crate::inventory::{Applied, Subject};
 
 /// The UDP ports of all networks.
 const PORTS: Set = Set::new("ports", &[Type::Port]);
@@ -305,6 +306,18 @@ fn additions(table: Table, installed: bool, missing: Vec<Element>) -> Transactio
         changes.create_element(table, element);
     }
     changes
+}
+
+/// What the elements are about, for people: the networks that are guarded.
+pub fn inventory(socket: &Socket) -> Result<Vec<Applied>, Error> {
+    let mut all = Vec::new();
+    for family in FAMILIES {
+        let table = table(family);
+        for element in listing::elements(socket, table, &[NETWORKS], |_| true)? {
+            all.push(Applied::element(Subject::VxlanGuard, table, &element));
+        }
+    }
+    Ok(all)
 }
 
 #[cfg(test)]

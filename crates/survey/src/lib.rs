@@ -19,7 +19,7 @@ use std::time::SystemTime;
 use anyhow::Result;
 use cni::AddResult;
 use containers::Record;
-use netlink::{Address, Link, PortVlan, Route, VxlanDevice};
+use netlink::{Address, Link, PortVlan, Route, Vtep, VxlanDevice};
 use networks::named::Catalogue;
 use networks::{Cache, CachedAttachment, Unidentified};
 use packet_filter::{Nftables, PublishedPort};
@@ -73,6 +73,8 @@ pub struct Interface {
     pub vlans: Vec<PortVlan>,
     /// Its settings, if it is a VXLAN device.
     pub vxlan: Option<VxlanDevice>,
+    /// Its peers, if it is a VXLAN device.
+    pub vteps: Vec<Vtep>,
     /// What shows that it is an attachment's.
     pub owned: Option<Owned>,
 }

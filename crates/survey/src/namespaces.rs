@@ -199,7 +199,12 @@ fn describe(socket: &Netlink) -> Result<Namespace> {
             table: None,
         })?);
     }
+    let mut vteps = HashMap::new();
+    for device in links.iter().filter(|it| it.is_kind("vxlan")) {
+        vteps.insert(device.index, socket.list_vteps(device.index)?);
+    }
     let interfaces = links.into_iter().map(|link| Interface {
+        vteps: vteps.remove(&link.index).unwrap_or_default(),
         addresses: addresses.remove(&link.index).unwrap_or_default(),
         vlans: vlans.remove(&link.index).unwrap_or_default(),
         vxlan: vxlans.remove(&link.name),

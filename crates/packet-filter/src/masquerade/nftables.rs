@@ -22,6 +22,7 @@ use nftables::{
 };
 
 use crate::backend::Nftables;
+use crate::inventory::{Applied, Subject};
 use crate::masquerade::{Masquerade, is_single, subnet};
 
 const TABLE: Table = Table::commented(
@@ -315,6 +316,23 @@ fn pod_comment(owner: &Attachment) -> String {
 fn remove_where(socket: &Socket, is_stale: impl Fn(&str) -> bool) -> Result<Transaction, Error> {
     let found = listing::chain_rules(socket, TABLE, CHECKS)?;
     Ok(removal(found.iter().filter(|it| is_stale(&it.comment))))
+}
+
+/// What the rules are about, for people.
+pub fn inventory(socket: &Socket, subnets: &[IpNetwork]) -> Result<Vec<Applied>, Error> {
+    let mut subnets: Vec<_> = subnets.iter().map(|it| subnet(*it)).collect();
+    subnets.sort();
+    subnets.dedup();
+    let known: Vec<_> = subnets.iter().map(|it| (*it, leaving(*it))).collect();
+    let found = rules(socket)?;
+    let applied = in_chain(&found, CHECKS).map(|rule| {
+        let known = known.iter().find(|(_, leaving)| rule.begins(leaving));
+        Applied {
+            subnet: known.map(|(subnet, _)| *subnet),
+            ..Applied::new(Subject::Masquerade, TABLE, &rule.comment)
+        }
+    });
+    Ok(applied.collect())
 }
 
 #[cfg(test)]

@@ -148,15 +148,24 @@ pub fn check(socket: &Socket, family: Family, wanted: &HostPorts) -> Result<()> 
 }
 
 /// Makes nft carry out a script, as one transaction.
+pub fn nft(script: &str) -> Result<()> {
+    run(&["-f", "-"], script).map(drop)
+}
+
+/// What nft prints.
+pub fn printed(arguments: &[&str]) -> Result<String> {
+    run(arguments, "")
+}
+
 #[expect(
     clippy::disallowed_methods,
-    reason = "conditions are in nft's language, which only nft reads"
+    reason = "conditions are in nft's language, which only nft reads and writes"
 )]
-pub fn nft(script: &str) -> Result<()> {
+fn run(arguments: &[&str], script: &str) -> Result<String> {
     let nft = Command::new("nft")
-        .args(["-f", "-"])
+        .args(arguments)
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .context("execute nft, which conditions need")?;
@@ -166,5 +175,5 @@ pub fn nft(script: &str) -> Result<()> {
         let text = String::from_utf8_lossy(&output.stderr);
         bail!("nft: {}", text.trim().replace('\n', "; "));
     }
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

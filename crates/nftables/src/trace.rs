@@ -1,0 +1,281 @@
+//! Follows one packet through all rules of nf_tables, those of iptables' nft variant among them: the
+//! kernel reports each rule that applies to it (`nft monitor trace`).
+//!
+//! The packet is chosen by a rule in a table of our own, which comes before all others. The table
+//! belongs to the socket: the kernel deletes it when that is closed, however the process ends.
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::libc;
+use transport::{Error, Netfilter, Protocol as _, find, find_in, text};
+
+use crate::expression::{Side, Statement};
+use crate::nfta::*;
+use crate::socket::is_absent;
+use crate::{Chain, Family, Point, Protocol, Rule, Socket, Table, Transaction};
+
+/// Before connections are looked up (-400), so before everything else.
+const FIRST_OF_ALL: i32 = -450;
+const CHAIN: &str = "trace";
+const NAME: &str = "podwire_trace";
+
+/// Which packets to follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// From this address.
+    pub source: IpAddr,
+    /// To this address.
+    pub destination: IpAddr,
+    /// To this port.
+    pub port: Option<(Protocol, u16)>,
+}
+
+impl Wanted {
+    fn rule(&self) -> Rule {
+        let mut statements = vec![
+            Statement::Address(Side::Source, self.source.into()),
+            Statement::Address(Side::Destination, self.destination.into()),
+        ];
+        let port = self
+            .port
+            .map(|(protocol, port)| Statement::Port(protocol, port));
+        statements.extend(port);
+        statements.push(Statement::Trace);
+        Rule::new(statements)
+    }
+}
+
+/// What the rules did with a packet at one step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The kernel's number for the packet: the same at all steps.
+    pub packet: u32,
+    /// The family of the table.
+    pub family: String,
+    /// The table.
+    pub table: String,
+    /// The chain.
+    pub chain: String,
+    /// The rule, by its handle; `None` where the chain ends.
+    pub rule: Option<u64>,
+    /// What happened.
+    pub verdict: Verdict,
+    /// The source and destination of the packet at this moment; only with the first step of each
+    /// chain that packets enter.
+    pub addresses: Option<[IpAddr; 2]>,
+    /// Source and destination port, also of the first step only.
+    pub ports: Option<[u16; 2]>,
+    /// The index of the interface that the packet came in by.
+    pub input: Option<u32>,
+    /// The index of the interface that it leaves by.
+    pub output: Option<u32>,
+}
+
+/// What happens to a packet after a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The next rule is looked at.
+    Continue,
+    /// This table lets it through.
+    Accept,
+    /// It is dropped.
+    Drop,
+    /// It goes to a program.
+    Queue,
+    /// Back to the chain that led here.
+    Return,
+    /// On in another chain.
+    Enter(String),
+    /// Something newer.
+    Other(u32),
+}
+
+/// A trace that is running.
+#[derive(Debug)]
+pub struct Trace {
+    socket: Socket,
+}
+
+impl Trace {
+    /// Begins to follow the packets that are `wanted` at `point`, in the namespace of `socket`: those
+    /// of IP, and in `prerouting` also frames in bridges.
+    ///
+    /// # Errors
+    /// `EPERM` or `EBUSY` when another trace is running, `EOPNOTSUPP` before Linux 5.12; others of
+    /// the kernel.
+    pub fn start(socket: Socket, point: Point, wanted: &Wanted) -> Result<Self, Error> {
+        socket
+            .join(NFNLGRP_NFTRACE)
+            .map_err(|errno| Error::new("receive what rules do with packets", errno))?;
+        let begin = |family| {
+            let table = Table::commented(family, NAME, "podwire trace: until it ends").owned();
+            let mut changes = Transaction::new();
+            changes.add_table(table);
+            let chain = Chain::hooked(CHAIN, "filter", point, FIRST_OF_ALL);
+            changes.add_chain(table, chain);
+            changes.add_rule(table, CHAIN, wanted.rule());
+            changes.commit(&socket, None)
+        };
+        begin(Family::Inet)?;
+        if point == Point::Prerouting {
+            match begin(Family::Bridge) {
+                // A kernel without rules for bridges.
+                Err(error) if is_absent(&error) => {}
+                begun => begun?,
+            }
+        }
+        Ok(Self { socket })
+    }
+
+    /// The steps since the last call. Does not wait.
+    ///
+    /// # Errors
+    /// The kernel has dropped some (`ENOBUFS`); the socket fails.
+    pub fn steps(&self) -> Result<Vec<Step>, Errno> {
+        let mut steps = Vec::new();
+        self.socket
+            .heard(libc::NFT_MSG_TRACE, |family, attributes| {
+                steps.extend(Step::read(family, attributes));
+            })?;
+        steps.retain(|it: &Step| it.table != NAME);
+        Ok(steps)
+    }
+}
+
+impl AsFd for Trace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Step {
+    fn read(family: u8, bytes: &[u8]) -> Option<Self> {
+        let number = |kind| find(bytes, kind).and_then(Netfilter::u32);
+        let word = |kind| find(bytes, kind).and_then(text).map(str::to_owned);
+        // NFT_TRACETYPE_POLICY, _RETURN, _RULE.
+        let rule = find(bytes, NFTA_TRACE_RULE_HANDLE).and_then(Netfilter::u64);
+        let verdict = match number(NFTA_TRACE_TYPE)? {
+            1 => Verdict::of(number(NFTA_TRACE_POLICY)?, None),
+            _ => {
+                let path = [NFTA_TRACE_VERDICT, NFTA_VERDICT_CODE];
+                let code = find_in(bytes, &path).and_then(Netfilter::u32)?;
+                let chain = find_in(bytes, &[NFTA_TRACE_VERDICT, NFTA_VERDICT_CHAIN]);
+                Verdict::of(code, chain.and_then(text))
+            }
+        };
+        let header = find(bytes, NFTA_TRACE_NETWORK_HEADER);
+        Some(Self {
+            packet: number(NFTA_TRACE_ID)?,
+            family: family_name(family),
+            table: word(NFTA_TRACE_TABLE)?,
+            chain: word(NFTA_TRACE_CHAIN)?,
+            rule,
+            verdict,
+            addresses: header.and_then(addresses),
+            ports: find(bytes, NFTA_TRACE_TRANSPORT_HEADER).and_then(ports),
+            input: number(NFTA_TRACE_IIF),
+            output: number(NFTA_TRACE_OIF),
+        })
+    }
+}
+
+impl Verdict {
+    /// Those of chains are negative numbers.
+    fn of(code: u32, chain: Option<&str>) -> Self {
+        match code as i32 {
+            libc::NF_DROP => Self::Drop,
+            libc::NF_ACCEPT => Self::Accept,
+            libc::NF_QUEUE => Self::Queue,
+            libc::NFT_CONTINUE => Self::Continue,
+            libc::NFT_RETURN => Self::Return,
+            libc::NFT_JUMP | libc::NFT_GOTO => Self::Enter(chain.unwrap_or_default().to_owned()),
+            // NF_DROP_REASON and NF_QUEUE_NR have more in the upper half.
+            code if code > 0 && code & 0xff == libc::NF_QUEUE => Self::Queue,
+            code => Self::Other(code as u32),
+        }
+    }
+}
+
+/// nft's word for a family.
+fn family_name(number: u8) -> String {
+    match i32::from(number) {
+        libc::NFPROTO_INET => "inet".into(),
+        libc::NFPROTO_IPV4 => "ip".into(),
+        libc::NFPROTO_IPV6 => "ip6".into(),
+        libc::NFPROTO_BRIDGE => "bridge".into(),
+        libc::NFPROTO_ARP => "arp".into(),
+        libc::NFPROTO_NETDEV => "netdev".into(),
+        _ => number.to_string(),
+    }
+}
+
+fn addresses(header: &[u8]) -> Option<[IpAddr; 2]> {
+    let v4 = |at: usize| {
+        Some(IpAddr::from(
+            <[u8; 4]>::try_from(header.get(at..at + 4)?).ok()?,
+        ))
+    };
+    let v6 = |at: usize| {
+        Some(IpAddr::from(
+            <[u8; 16]>::try_from(header.get(at..at + 16)?).ok()?,
+        ))
+    };
+    match header.first()? >> 4 {
+        4 => Some([v4(12)?, v4(16)?]),
+        6 => Some([v6(8)?, v6(24)?]),
+        _ => None,
+    }
+}
+
+fn ports(header: &[u8]) -> Option<[u16; 2]> {
+    let port = |at: usize| Some(u16::from_be_bytes(header.get(at..at + 2)?.try_into().ok()?));
+    Some([port(0)?, port(2)?])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Attributes;
+
+    #[test]
+    fn a_step_is_read_as_the_kernel_reports_it() {
+        let verdict = Attributes::new().u32(NFTA_VERDICT_CODE, libc::NF_DROP as u32);
+        let mut header = [0; 20];
+        header[0] = 0x45;
+        header[12..].copy_from_slice(&[10, 1, 0, 2, 10, 1, 0, 3]);
+        let it = Attributes::new()
+            .text(NFTA_TRACE_TABLE, "filter")
+            .text(NFTA_TRACE_CHAIN, "forward")
+            .u64(NFTA_TRACE_RULE_HANDLE, 7)
+            .u32(NFTA_TRACE_TYPE, 3)
+            .nest(NFTA_TRACE_VERDICT, &verdict)
+            .u32(NFTA_TRACE_ID, 9)
+            .bytes(NFTA_TRACE_NETWORK_HEADER, &header)
+            .bytes(NFTA_TRACE_TRANSPORT_HEADER, &[0x9c, 0x40, 0, 80]);
+        let step = Step::read(libc::NFPROTO_INET as u8, it.as_bytes()).unwrap();
+        assert_eq!(
+            (step.family.as_str(), step.rule, step.packet),
+            ("inet", Some(7), 9)
+        );
+        assert_eq!(step.verdict, Verdict::Drop);
+        assert_eq!(
+            step.addresses.unwrap().map(|it| it.to_string()),
+            ["10.1.0.2", "10.1.0.3"]
+        );
+        assert_eq!(step.ports, Some([40000, 80]));
+        assert_eq!(Step::read(2, &it.as_bytes()[..20]), None);
+    }
+
+    #[test]
+    fn the_rule_chooses_by_addresses_and_port() {
+        let wanted = Wanted {
+            source: "10.1.0.2".parse().unwrap(),
+            destination: "10.1.0.3".parse().unwrap(),
+            port: Some((Protocol::Tcp, 80)),
+        };
+        let text = "ip saddr 10.1.0.2 ip daddr 10.1.0.3 tcp dport 80 meta nftrace set 1";
+        assert_eq!(wanted.rule().text(Family::Inet), text);
+    }
+}
