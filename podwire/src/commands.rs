@@ -8,6 +8,7 @@ mod del;
 mod doctor;
 mod exec;
 mod gc;
+mod graph;
 mod inspect;
 mod names;
 mod network;
@@ -19,6 +20,8 @@ mod resync;
 mod run;
 mod status;
 mod stop;
+mod top;
+mod trace;
 mod validate;
 mod version;
 
@@ -65,6 +68,9 @@ pub enum Command {
     Check(check::Check),
     Gc(gc::Gc),
     Status(status::Status),
+    Graph(graph::Draw),
+    Trace(trace::Trace),
+    Top(top::Top),
     Run(Box<run::Run>),
     Exec(exec::Exec),
     Ps(ps::Ps),
@@ -90,6 +96,9 @@ impl Command {
             Self::Check(it) => it.run(output),
             Self::Gc(it) => it.run(output),
             Self::Status(it) => it.run(output),
+            Self::Graph(it) => it.run(output),
+            Self::Trace(it) => it.run(output),
+            Self::Top(it) => it.run(output),
             Self::Run(it) => it.run(output),
             Self::Exec(it) => it.run(output),
             Self::Ps(it) => it.run(output),

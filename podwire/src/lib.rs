@@ -9,12 +9,15 @@ mod commands;
 mod doctor;
 mod firewalls;
 mod gateways;
+pub mod graph;
 pub mod network;
 mod options;
 mod output;
 mod pods;
 mod probe;
 mod run;
+pub mod top;
+pub mod trace;
 mod unknown_owners;
 pub mod validate;
 

@@ -5,3 +5,4 @@ mod filters;
 mod lab;
 mod life;
 mod modes;
+mod trace;

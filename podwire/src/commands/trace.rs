@@ -1,0 +1,69 @@
+//! `podwire trace`: follow one packet.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use survey::{Sources, Survey};
+
+use super::Verdict;
+use crate::options::{CacheDir, ConfDir};
+use crate::output::{Output, print};
+use crate::trace::{self, Origin, Target};
+
+/// Follow one packet from a pod through the kernel.
+///
+/// The packet is real: a connection that is closed at once, an empty datagram with /udp, an echo
+/// request without a port. Routes, neighbours, ports of bridges, rules of nftables and of iptables' nft
+/// variant are shown in the order in which they decide. Nothing stays behind.
+#[derive(Debug, Args)]
+#[command(after_long_help = OUTCOME)]
+pub struct Trace {
+    /// Name of the pod, its container id (or its beginning), the path of its namespace; or node
+    #[arg(value_name = "POD")]
+    pod: String,
+    /// Address or name of a pod, with :PORT or :PORT/udp
+    #[arg(value_name = "DESTINATION[:PORT]")]
+    destination: String,
+    /// How long to wait for an answer, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 1)]
+    wait: u64,
+    #[command(flatten)]
+    conf: ConfDir,
+    #[command(flatten)]
+    cache: CacheDir,
+}
+
+const OUTCOME: &str = "\
+Rules are followed with a table of nftables that the kernel deletes when podwire
+ends (Linux 5.12). The texts of rules are those of nft, where it is installed.
+
+Exit status: 0 when the packet was answered, 1 when it was dropped or nothing
+came back, 2 for a wrong command line.
+
+Examples:
+  podwire trace web 10.1.0.3:80
+  podwire trace web db:5432
+  podwire trace /run/netns/a 10.1.0.1:53/udp --json
+";
+
+impl Trace {
+    pub fn run(&self, output: &Output) -> Result<Verdict> {
+        if self.wait > 60 {
+            bail!("--wait {}: at most 60 seconds", self.wait);
+        }
+        let survey = Survey::take(&Sources {
+            conf_dir: self.conf.conf_dir.clone(),
+            cache_dir: self.cache.dir().to_owned(),
+        })?;
+        let origin = Origin::find(&self.pod, &survey, &self.cache.open())?;
+        let target = Target::parse(&self.destination, &survey)?;
+        let traced = trace::trace(&survey, &origin, target, Duration::from_secs(self.wait))?;
+        if output.is_json() {
+            output.print_json(&traced)?;
+        } else {
+            print(&traced.text())?;
+        }
+        Ok(Verdict::good_if(traced.arrived))
+    }
+}
