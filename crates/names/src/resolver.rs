@@ -35,7 +35,7 @@ pub struct Unreachable {
 
 impl fmt::Display for Unreachable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (path, why) = (self.path.display(), io::Error::from(self.errno));
+        let (path, why) = (self.path.display(), cni::reason(&self.errno.into()));
         write!(f, "connect to the resolver at {path}: {why}")
     }
 }

@@ -44,8 +44,8 @@ struct Fact {
 }
 
 /// How long a difference may take to go away: the kernel and a plugin's children
-/// finish deletions after the plugin has ended.
-const GRACE: Duration = Duration::from_secs(3);
+/// finish deletions after the plugin has ended, and podwired ends a second after the last name.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// So many bytes of a file are shown.
 const LONG: usize = 2048;
@@ -417,8 +417,10 @@ fn files(inner: &Arc<Inner>) -> BTreeSet<Fact> {
             .map(|pod| format!(" /run/netns/{pod} "))
             .collect();
         lines.retain(|line| !ours.iter().any(|pod| line.contains(pod)));
-        // iptables' own lock stays for the next caller.
-        lines.retain(|line| !line.contains(" /run/xtables.lock "));
+        // The locks of iptables and podwired stay for the next caller.
+        lines.retain(|line| {
+            !line.contains(" /run/xtables.lock ") && !line.contains(" /run/podwire/podwired.lock ")
+        });
         // That another program hands out addresses is noted until the boot ends.
         lines.retain(|line| {
             !line.contains(" /run/podwire/foreign") && line != "dir /run/podwire 700"

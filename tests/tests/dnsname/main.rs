@@ -1,6 +1,8 @@
 //! dnsname: which names are recorded, what the result says, what remains after DEL and GC (nothing),
 //! and what happens without a resolver.
 
+mod resolver;
+
 use sandbox::{Netns, Sandbox, beyond_peer, conf, container_id};
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! `docs/networks.md`: its commands, in order, with the output that it shows.
+//! `docs/networks.md` and `docs/names.md`: their commands, in order, with the output that they show.
 
 use sandbox::beyond_peer;
 
@@ -6,9 +6,18 @@ use crate::WHY;
 use crate::node::{Node, good};
 
 #[test]
-fn the_commands_of_the_page_do_what_it_shows() {
+fn the_commands_of_networks_do_what_the_page_shows() {
+    follow("networks.md");
+}
+
+#[test]
+fn the_commands_of_names_do_what_the_page_shows() {
+    follow("names.md");
+}
+
+fn follow(page: &str) {
     beyond_peer(WHY, || {
-        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/networks.md");
+        let page = format!("{}/../docs/{page}", env!("CARGO_MANIFEST_DIR"));
         let page = std::fs::read_to_string(page).expect("the page");
         let blocks: Vec<_> = page.split("```").skip(1).step_by(2).collect();
         assert!(blocks.len() >= 6, "{blocks:?}");

@@ -155,6 +155,26 @@ fn an_address_belongs_to_its_pod_until_the_pod_stops() {
     cri.remove(&pod);
 }
 
+/// containerd passes a pod's name. The pod's resolv.conf is Kubernetes' business, so the question names
+/// the server.
+#[test]
+fn pods_of_the_cri_are_found_by_name() {
+    let mut list = network("1.0.0");
+    let plugins = list["plugins"].as_array_mut().expect("plugins");
+    plugins.push(json!({"type": "dnsname", "domainName": "pods.internal"}));
+    let node = node_on(&list);
+    let cri = Cri::new(&node, &socket(&node));
+    let (a, b) = (cri.run_pod("a"), cri.run_pod("b"));
+    let in_a = cri.run_container(&a, IMAGE);
+    let found = cri.exec(&in_a, &["busybox", "nslookup", "b", GATEWAY]);
+    assert!(found.contains(&cri.address(&b)), "{found}");
+    for pod in [&a, &b] {
+        cri.stop(pod);
+        cri.remove(pod);
+    }
+    assert!(node.sandbox().list("/run/podwire/names").is_empty());
+}
+
 #[test]
 fn a_container_of_ctr_comes_and_goes() {
     let node = node();

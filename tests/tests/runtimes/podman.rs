@@ -363,6 +363,32 @@ fn a_container_of_podman_is_connected_to_another_network_and_disconnected() {
     assert!(!filter(&podman).contains("/32"), "{}", filter(&podman));
 }
 
+/// podman writes dnsname into the networks that it makes, and the pods' resolv.conf by its result.
+#[test]
+fn containers_of_podman_find_each_other_by_name() {
+    let podman = Podman::with_its_own_network();
+    podman.must(&["network", "create", "--subnet", "10.99.0.0/24", "named"]);
+    podman.start("a", &["--network", "named"]);
+    podman.start("b", &["--network", "named", "--network-alias", "db"]);
+    let reaches = |from: &str, names: &[&str]| {
+        for name in names {
+            podman.must(&["exec", from, "ping", "-c", "1", "-W", "2", name]);
+        }
+    };
+    reaches("a", &["b", "db", "b.dns.podman"]);
+    reaches("b", &["a"]);
+    podman.must(&["restart", "--time", "0", "b"]);
+    reaches("a", &["b", "db"]);
+    reaches("b", &["a"]);
+    podman.must(&["network", "disconnect", "named", "b"]);
+    let lost = podman.node.sandbox().list("/run/podwire/names/named");
+    assert_eq!(lost.len(), 1, "{lost:?}");
+    podman.remove("b");
+    podman.remove("a");
+    assert!(podman.node.sandbox().list("/run/podwire/names").is_empty());
+    podman.must(&["network", "rm", "named"]);
+}
+
 #[test]
 fn podwire_connects_a_container_of_podman_by_its_name() {
     let podman = Podman::new();

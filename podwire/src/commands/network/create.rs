@@ -110,7 +110,7 @@ impl Create {
             labels: &self.label,
             routes: &self.route,
             internal: self.internal == Some(true),
-            has_names: !self.no_dns && !self.dns.is_empty(),
+            has_names: !self.no_dns,
             servers: &self.dns,
             vni: self.vni,
             ipam: &self.ipam_driver,
