@@ -93,8 +93,10 @@ fn on_demand_an_agent_detaches_gives_way_and_ends_without_work() {
         });
         assert_eq!(node.host().run_for(&["sh", "-c", &start], limit).code, 0);
         let unit = node.start(&json!({"resolver": {}}));
+        node.host().wait_until("the unit has taken over", |_| {
+            let status = node.ask(r#"{"status":{}}"#);
+            status.is_some_and(|it| it["onDemand"] == false)
+        });
         assert!(is_running(&unit));
-        let status = node.ask(r#"{"status":{}}"#).expect("an answer");
-        assert_eq!(status["onDemand"], false);
     });
 }
