@@ -15,8 +15,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 /// The program that has the resolver.
 const PROGRAM: &str = "podwired";
 
-/// Where administrators install daemons of their own (hier(7)). It is in no runtime's PATH for sure.
-const USUAL: &str = "/usr/local/sbin";
+/// Where administrators and packages install daemons (hier(7)). They are in no runtime's PATH for sure.
+const USUAL: [&str; 2] = ["/usr/local/sbin", "/usr/sbin"];
 
 /// How long an answer of a resolver may take. It needs a fraction of a millisecond; a node under
 /// load may need longer.
@@ -43,8 +43,9 @@ pub fn announce(entry: &Entry, may_start: bool) -> Result<Vec<IpAddr>, Silence> 
     match ask(entry) {
         Err(error) if may_start && error.is::<Unreachable>() => {
             let Some(program) = find() else {
+                let usual = USUAL.join(" nor in ");
                 let looked =
-                    format!("{PROGRAM} is neither beside the plugin, nor in PATH, nor in {USUAL}");
+                    format!("{PROGRAM} is neither beside the plugin, nor in PATH, nor in {usual}");
                 return Err(Silence::None(error.context(looked)));
             };
             start(&program).map_err(Silence::Now)?;
@@ -78,7 +79,10 @@ fn find() -> Option<PathBuf> {
     let beside = beside.as_deref().and_then(Path::parent).map(Path::to_owned);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::split_paths(&path).filter(|it| it.is_absolute());
-    let mut directories = beside.into_iter().chain(path).chain([USUAL.into()]);
+    let mut directories = beside
+        .into_iter()
+        .chain(path)
+        .chain(USUAL.map(PathBuf::from));
     directories.find_map(|it| Some(it.join(PROGRAM)).filter(|it| it.is_file()))
 }
 
