@@ -112,7 +112,9 @@ impl Node {
         };
         sandbox.host().sh(chain.setup);
         let [victim, next, valid] = ["victim", "next", "valid"].map(|name| sandbox.pod(name));
-        [&victim, &next, &valid].into_iter().for_each(warm);
+        for pod in [&victim, &next, &valid] {
+            warm(pod, chain);
+        }
         let baseline = sandbox.snapshot();
         let mut node = Self {
             sandbox,
@@ -401,7 +403,7 @@ impl Node {
         self.sandbox.remove_pod(&self.victim);
         let done = body();
         self.sandbox.pod(self.victim.name());
-        warm(&self.victim);
+        warm(&self.victim, &self.chain);
         done
     }
 
@@ -499,9 +501,13 @@ fn chained(plugin: &Value, previous: Option<&Value>) -> Value {
     }
 }
 
-/// lo has 127.0.0.1 from its first time on, even when it is down again.
-fn warm(pod: &Netns) {
+/// lo has 127.0.0.1 from its first time on, even when it is down again. The first VRF of a namespace
+/// adds a rule, which stays.
+fn warm(pod: &Netns, chain: &Chain) {
     pod.sh("ip link set lo up; ip link set lo down");
+    if kind(&chain.victim) == "vrf" {
+        pod.sh("ip link add warm type vrf table 1; ip link del warm");
+    }
 }
 
 fn kind(plugin: &Value) -> &str {
