@@ -35,7 +35,7 @@ const WINDOW: u32 = 4 << 20;
 pub struct Access {
     /// `https://HOST:PORT` of each member, or `http://HOST:PORT`.
     pub endpoints: Vec<String>,
-    /// The certificates of those who sign the members' certificates, as PEM.
+    /// The certificate authorities of the members' certificates, as PEM.
     pub ca_file: Option<PathBuf>,
     /// The client's certificate, as PEM.
     pub cert_file: Option<PathBuf>,
@@ -325,7 +325,7 @@ fn check(endpoint: &str, access: &Access) -> Result<()> {
     if is_tls(endpoint) && access.ca_file.is_none() {
         bail!("caFile: missing, and {endpoint} has TLS");
     }
-    // flanneld would speak plain text then, and tell nobody.
+    // flanneld ignores the files then, without a warning, and speaks plain text.
     if !is_tls(endpoint) && (access.ca_file.is_some() || access.cert_file.is_some()) {
         bail!("endpoints: {endpoint} has no TLS, which caFile and certFile are for");
     }
