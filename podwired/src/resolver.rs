@@ -8,6 +8,7 @@
 pub mod answer;
 mod counters;
 mod datagrams;
+mod firewall;
 mod forward;
 mod gate;
 pub mod index;
@@ -54,7 +55,10 @@ pub async fn serve(_conf: Conf, mut desk: Desk) -> Result<()> {
         tokio::select! {
             ask = desk.asks.recv() => match ask {
                 Some(ask) => handle(&service, &mut records, ask),
-                None => return Ok(()),
+                None => {
+                    service.settle().await;
+                    return Ok(());
+                }
             },
             () = records.changed() => {}
             _ = sweep.tick() => {

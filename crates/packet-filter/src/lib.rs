@@ -21,6 +21,7 @@ mod masquerade;
 pub mod node;
 mod ports;
 mod rule_text;
+mod questions;
 mod separation;
 mod spoof_check;
 mod vxlan_guard;
@@ -41,6 +42,7 @@ pub use ports::{
     local_addresses,
 };
 pub use rule_text::rule_texts;
+pub use questions::{accept_questions, forget_questions};
 pub use separation::Separation;
 pub use spoof_check::SpoofCheck;
 pub use vxlan_guard::VxlanGuard;

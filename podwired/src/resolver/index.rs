@@ -3,7 +3,7 @@
 //! A change is one record's: its cost does not grow with the others. Questions read the index between
 //! two changes, so no answer mixes an old and a new record.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
@@ -61,6 +61,8 @@ pub struct Net {
     pub suffix: Box<str>,
     files: HashMap<Box<str>, Id>,
     names: HashMap<Box<str>, Ids>,
+    /// What follows `*.` in names of containers.
+    wild: HashMap<Box<str>, Ids>,
     statics: HashMap<Box<str>, Vec<StaticData>>,
     wildcards: HashMap<Box<str>, Vec<StaticData>>,
 }
@@ -133,6 +135,13 @@ impl Index {
         self.listening.keys().copied()
     }
 
+    /// The interfaces of the node from which networks ask.
+    pub fn bridges(&self) -> HashSet<String> {
+        let bridges = self.networks().filter(|it| !it.about.listen.is_empty());
+        let bridges = bridges.map(|it| it.about.bridge.clone());
+        bridges.filter(|it| !it.is_empty()).collect()
+    }
+
     /// The network with this directory.
     pub fn network(&self, directory: &str) -> Option<&Net> {
         self.net(*self.directories.get(directory)?)
@@ -174,7 +183,8 @@ impl Index {
         if let Some(net) = self.nets.get_mut(net).and_then(Option::as_mut) {
             net.files.insert(entry.file().into(), id);
             for name in &held.names {
-                add(&mut net.names, name.as_str().into(), id);
+                let (map, key) = net.place(name);
+                add(map, key.into(), id);
             }
         }
         if let Some(place) = self.records.get_mut(id as usize) {
@@ -209,7 +219,8 @@ impl Index {
             return false;
         };
         for name in &held.names {
-            drop_id(&mut net.names, name.as_str(), id);
+            let (map, key) = net.place(name);
+            drop_id(map, key, id);
         }
         for address in &held.addresses {
             drop_id(&mut self.addresses, address, id);
@@ -246,6 +257,7 @@ impl Index {
                     suffix: "".into(),
                     files: HashMap::new(),
                     names: HashMap::new(),
+                    wild: HashMap::new(),
                     statics: HashMap::new(),
                     wildcards: HashMap::new(),
                 };
@@ -434,7 +446,16 @@ impl Net {
 
     /// How many names it has: those of containers and its own.
     pub fn names(&self) -> usize {
-        self.names.len() + self.statics.len() + self.wildcards.len()
+        let maps = [self.names.len(), self.wild.len()];
+        maps.iter().sum::<usize>() + self.statics.len() + self.wildcards.len()
+    }
+
+    /// Where a container's name is kept, and by which key.
+    fn place<'a>(&mut self, name: &'a Name) -> (&mut HashMap<Box<str>, Ids>, &'a str) {
+        match name.wildcard() {
+            Some(rest) => (&mut self.wild, rest),
+            None => (&mut self.names, name.as_str()),
+        }
     }
 
     fn change(&mut self, about: Network) {
@@ -467,15 +488,19 @@ impl Net {
                 data: data.unwrap_or_default(),
             });
         }
-        if self.wildcards.is_empty() {
+        if self.wildcards.is_empty() && self.wild.is_empty() {
             return None;
         }
         let mut tails = name.match_indices('.').map(|(dot, _)| &name[dot + 1..]);
-        let data = tails.find_map(|tail| self.wildcards.get(tail))?;
-        Some(Hit {
-            net: self,
-            ids: &[],
-            data,
+        tails.find_map(|tail| {
+            let data = self.wildcards.get(tail).map(Vec::as_slice);
+            let ids = self.wild.get(tail).map(Ids::all);
+            let hit = Hit {
+                net: self,
+                ids: ids.unwrap_or_default(),
+                data: data.unwrap_or_default(),
+            };
+            (ids.is_some() || data.is_some()).then_some(hit)
         })
     }
 }

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::answer::{Answerer, Forward, Transport, Verdict};
 use super::counters::Counters;
 use super::datagrams::Datagrams;
+use super::firewall::Firewall;
 use super::forward::{ask, failure, fit};
 use super::gate::{Gate, Pass};
 use super::index::Index;
@@ -47,6 +48,7 @@ pub struct Service {
     answerer: RefCell<Answerer>,
     node: RefCell<NodeServers>,
     open: RefCell<Open>,
+    firewall: RefCell<Option<Firewall>>,
 }
 
 /// The addresses that are answered at.
@@ -68,17 +70,32 @@ impl Service {
             answerer: RefCell::default(),
             node: RefCell::default(),
             open: RefCell::default(),
+            firewall: RefCell::new(Some(Firewall::new())),
         })
+    }
+
+    /// Waits until the node's firewall is as it should be: nothing follows.
+    pub async fn settle(&self) {
+        let firewall = self.firewall.borrow_mut().take();
+        if let Some(firewall) = firewall {
+            firewall.settle().await;
+        }
     }
 
     /// Opens the sockets of addresses that have come, and closes those of addresses that have gone.
     /// `again` also tries those where it failed before.
     pub fn listen(self: &Rc<Self>, again: bool) {
         let (index, mut open) = (self.index.borrow(), self.open.borrow_mut());
-        if open.version == index.version && (!again || open.failed.is_empty()) {
+        // A task that has panicked leaves its address to the next attempt.
+        open.tasks
+            .retain(|_, tasks| !tasks.iter().any(JoinHandle::is_finished));
+        if open.version == index.version && !again {
             return;
         }
         open.version = index.version;
+        if let Some(firewall) = &mut *self.firewall.borrow_mut() {
+            firewall.admit(index.bridges());
+        }
         let wanted: Vec<IpAddr> = index.listening().collect();
         open.failed.retain(|it, _| wanted.contains(it));
         open.tasks.retain(|address, tasks| {

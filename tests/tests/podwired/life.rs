@@ -173,6 +173,29 @@ fn a_port_that_another_server_has_is_reported_and_taken_over_later() {
 }
 
 #[test]
+fn questions_pass_the_nodes_firewall_where_its_policy_is_to_drop() {
+    beyond_peer(WHY, || {
+        let names = node();
+        let host = names.node.host();
+        host.sh("iptables -P INPUT DROP; iptables -A INPUT -i lo -j ACCEPT");
+        let network = json!({
+            "name": "web", "listen": ["10.1.0.1"], "subnets": ["10.1.0.0/24"], "bridge": "br1",
+        });
+        names.write("web/a:eth0", &record(&network, "a", &["db"], &["10.1.0.2"]));
+        let _agent = names.start();
+        host.wait_until("questions are accepted", |_| {
+            let args = ["db", "+time=1"];
+            names.short("a", "10.1.0.1", &args) == "10.1.0.2"
+        });
+        assert_eq!(names.short("a", "10.1.0.1", &["db", "+tcp"]), "10.1.0.2");
+        let rules = || host.sh("iptables -S INPUT");
+        assert_eq!(rules().matches("podwire: names").count(), 2, "{}", rules());
+        names.remove("web/a:eth0");
+        host.wait_until("the rules are removed", |_| !rules().contains("podwire"));
+    });
+}
+
+#[test]
 fn on_demand_the_agent_ends_with_the_last_name() {
     beyond_peer(WHY, || {
         let names = node();

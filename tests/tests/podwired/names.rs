@@ -32,7 +32,7 @@ fn web() -> (Names, Value) {
     let b = record(
         &network,
         "bbbbbbbbbbbb",
-        &["Other", "shared"],
+        &["Other", "shared", "*.b"],
         &["10.1.0.3"],
     );
     names.write("Web/aaaaaaaaaaaa:eth0", &a);
@@ -54,6 +54,7 @@ fn names_aliases_addresses_and_records_of_a_network_are_answered() {
             ("other.dns.podman", "A", "10.1.0.3"),
             ("x.y.apps", "A", "10.1.0.90"),
             ("x.apps.web", "A", "10.1.0.90"),
+            ("any.b", "A", "10.1.0.3"),
             ("www", "A", "db.\n10.1.0.2"),
             ("_http._tcp", "SRV", "0 0 80 db."),
             ("note", "TXT", "\"some text\""),
