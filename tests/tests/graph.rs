@@ -1,4 +1,4 @@
-//! `podwire graph`: what ip, bridge and nft know is in the graph, and nothing else.
+//! `podwire graph`: what ip, bridge and nft know is in the graph, and nothing else; `podwire top`.
 
 use std::collections::BTreeSet;
 
@@ -312,6 +312,47 @@ fn a_network_or_a_pod_is_drawn_alone_and_in_each_form() {
             missing
                 .stderr
                 .contains("there is no network and no pod called \"nope\"")
+        );
+    });
+}
+
+/// `podwire top`: what the pod itself sees, whatever side counts it.
+#[test]
+fn top_shows_rates_and_connections_of_each_pod() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        let _server = node.pods[0].serve(80);
+        let host = node.sandbox.host();
+        host.wait_until("the pod answers", |host| {
+            host.ask("tcp", "10.1.0.2", 80).starts_with("a-b- sees ")
+        });
+        let _ping = host.start(&["ping", "-q", "-i", "0.02", "-w", "20", "10.1.0.2"]);
+        let text = node.podwire(&[], &["top", "--json", "--interval", "0.5"]);
+        let top: Value = serde_json::from_str(&text).expect("JSON");
+        let interfaces = array(&top["interfaces"]);
+        assert_eq!(interfaces.len(), 4, "{text}");
+        let busiest = &interfaces[0];
+        assert_eq!(
+            (&busiest["pod"], &busiest["network"]),
+            (&json!("a<b>"), &json!("web"))
+        );
+        for direction in ["received", "sent"] {
+            let rate = busiest[direction]["packetsPerSecond"].as_f64();
+            assert!(rate.is_some_and(|it| it > 1.0), "{text}");
+        }
+        let port = &busiest["ports"][0];
+        assert_eq!(
+            (&port["port"], &port["published"]),
+            (&json!("80/tcp"), &json!([8080]))
+        );
+        assert!(
+            port["connections"].as_u64().is_some_and(|it| it >= 1),
+            "{text}"
+        );
+        let table = node.podwire(&[], &["top", "--interval", "0.1"]);
+        assert!(
+            table.starts_with("POD ") && table.contains("8080→80/tcp ("),
+            "{table}"
         );
     });
 }

@@ -159,6 +159,12 @@ impl<'a> Picture<'a> {
                 self.together(pods);
             }
         }
+        for band in self.bands.values_mut() {
+            band.members.sort_by_cached_key(|it| match it {
+                Member::Row(row) => (false, natural(&row.pod.title)),
+                Member::Group(group) => (true, natural(&group.frame.title)),
+            });
+        }
     }
 
     /// Whether it is the node's end of a veth pair, and no port of anything.
