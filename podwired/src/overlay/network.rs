@@ -41,7 +41,7 @@ pub struct Runner<S> {
     pub kernel: Kernel,
     /// How it is.
     pub status: Rc<RefCell<Status>>,
-    /// Told of each change of `status`.
+    /// Called after each change of `status`.
     pub changed: Rc<dyn Fn()>,
 }
 
@@ -407,9 +407,10 @@ impl<S: Store + 'static> Session<'_, S> {
                 let name = &self.runner.network.name;
                 log::info(format_args!("network {name}: the store has been read anew"));
                 let key = lease::key(&self.runner.network.prefix, &self.held.subnet);
-                if !listing.entries.iter().any(|it| it.key == key) {
+                let Some(own) = listing.entries.iter().find(|it| it.key == key) else {
                     return Ok(Some(lost()));
-                }
+                };
+                self.look_at_own(own);
                 if self.runner.config(&listing)? != self.config {
                     return Ok(Some(reconfigured()));
                 }
@@ -467,7 +468,7 @@ impl<S: Store + 'static> Session<'_, S> {
             let peers = changed.keys().map(|subnet| {
                 let lease = self.leases.get(subnet);
                 let peer = lease.and_then(|lease| self.peer(subnet, lease, family));
-                self.tell(subnet, family, peer.as_ref());
+                self.log_peer(subnet, family, peer.as_ref());
                 (*subnet, peer)
             });
             let peers: Vec<_> = peers.collect();
@@ -479,7 +480,7 @@ impl<S: Store + 'static> Session<'_, S> {
         Ok(None)
     }
 
-    fn tell(&self, subnet: &Subnet, family: Family, peer: Option<&overlay::Peer>) {
+    fn log_peer(&self, subnet: &Subnet, family: Family, peer: Option<&overlay::Peer>) {
         if family == Family::V6 || !log::logs(log::Level::Info) {
             return;
         }

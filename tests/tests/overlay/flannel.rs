@@ -193,6 +193,53 @@ fn a_node_takes_over_from_flanneld_and_keeps_subnet_mac_and_traffic() {
 }
 
 #[test]
+fn of_two_nodes_with_one_mac_the_second_is_used_once_the_first_is_gone() {
+    let cluster = Cluster::new(1);
+    let etcd = cluster.etcd(&config());
+    let node = cluster.node(1);
+    cluster.put_lease("10.5.70.0-24", "172.20.7.2", MAC);
+    let _agent = cluster.ready(1, &cluster.conf(1, &etcd.url));
+    cluster.put_lease("10.5.71.0-24", "172.20.7.3", MAC);
+    let first = programmed("10.5.70", "172.20.7.2", MAC);
+    cluster.wait("the second is refused", || {
+        cluster
+            .page(1, "metrics")
+            .contains("podwired_overlay_peers_programmed{network=\"pods\"} 1")
+            && has(&entries(node, "10.5.70"), &first)
+    });
+    cluster.delete(&lease_key("10.5.70.0-24"));
+    let second = programmed("10.5.71", "172.20.7.3", MAC);
+    cluster.wait("the second is used", || {
+        has(&entries(node, "10.5.71"), &second)
+    });
+}
+
+#[test]
+fn a_key_that_another_program_writes_is_reported_and_not_fought_for() {
+    let cluster = Cluster::new(1);
+    let etcd = cluster.etcd(&config());
+    let conf = cluster.conf(1, &etcd.url);
+    let agent = cluster.ready(1, &conf);
+    let (key, _) = cluster.lease_of(&address(1)).expect("the lease");
+    cluster.put(&key, &flannels(&address(1), MAC));
+    cluster.wait("it is reported", || {
+        cluster
+            .page(1, "readyz")
+            .contains("was written by flanneld, or by hand")
+    });
+    let (_, value) = cluster.lease_of(&address(1)).expect("the lease");
+    assert_eq!(value["BackendData"]["VtepMAC"], MAC);
+    // Started again, it has the subnet, and the MAC that the other nodes know.
+    drop(agent);
+    let _agent = cluster.ready(1, &conf);
+    assert_eq!(cluster.lease_of(&address(1)).expect("the lease").0, key);
+    assert_eq!(
+        cluster.node(1).link("flannel.1").expect("flannel.1")["address"],
+        MAC
+    );
+}
+
+#[test]
 fn both_families() {
     let cluster = Cluster::new(2);
     let mut config = config();
