@@ -15,7 +15,7 @@ pub mod report;
 mod stores;
 mod tunnels;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Display;
 use std::path::PathBuf;
 
@@ -93,6 +93,8 @@ pub struct Node<'a> {
     pub plugin_dirs: &'a [PathBuf],
     /// Where configurations and cache are.
     pub sources: &'a Sources,
+    /// The attachments whose plugins are known, by their labels.
+    attached: HashMap<String, &'a Attached>,
     /// The bridges and devices of networks.
     devices: BTreeSet<String>,
 }
@@ -136,6 +138,11 @@ impl Examination {
         let pods = Pods::of(&contents, None, &sources.conf_dir);
         let node = Node {
             devices: devices(survey, &pods),
+            attached: pods
+                .attached
+                .iter()
+                .map(|it| (it.owner.to_string(), it))
+                .collect(),
             survey,
             contents: &contents,
             pods: &pods,
@@ -220,8 +227,7 @@ impl Examination {
 impl Node<'_> {
     /// What the plugins of an attachment want, if the cache has it.
     pub fn attached(&self, attachment: &Attachment) -> Option<&Attached> {
-        let owner = attachment.owner()?;
-        self.pods.attached.iter().find(|it| it.owner == owner)
+        self.attached.get(&attachment.label()).copied()
     }
 
     /// Whether an interface of the node is a bridge or device of a network.

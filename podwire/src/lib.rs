@@ -15,6 +15,7 @@ mod options;
 mod output;
 mod pods;
 mod probe;
+mod progress;
 mod run;
 pub mod top;
 pub mod trace;

@@ -18,6 +18,8 @@ use packet_filter::node::Pod;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::progress::Progress;
+
 /// The attachments in the cache, the oldest first.
 #[derive(Debug, Default)]
 pub struct Pods {
@@ -84,7 +86,9 @@ impl Pods {
                 }
             }
         }
+        let progress = Progress::of("attachments", contents.attachments.len());
         for cached in &contents.attachments {
+            progress.step();
             if network.is_none_or(|name| name == cached.network_name)
                 && let Err(error) = pods.add(cached, conf_dir)
             {

@@ -43,13 +43,11 @@ impl UnknownOwners {
             return Ok(found);
         };
         let cached: Vec<_> = contents.attachments.iter().filter(|it| known(it)).collect();
-        let known: Vec<_> = cached
-            .iter()
-            .filter_map(|it| it.attachment().ok())
-            .collect();
+        let known = cached.iter().filter_map(|it| it.attachment().ok());
+        let known: HashSet<_> = known.map(|it| PortOwner::name_of(&it)).collect();
         let mut owners = nftables.port_owners()?;
         owners.retain(|it| network.is_none_or(|network| it.is_of(network)));
-        owners.retain(|it| !known.iter().any(|known| it.is(known)));
+        owners.retain(|it| !known.contains(&it.name));
         if owners.is_empty() {
             return Ok(found);
         }

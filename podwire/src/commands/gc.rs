@@ -10,6 +10,7 @@ use packet_filter::{Leftovers, Nftables};
 use super::Verdict;
 use crate::options::{CacheDir, ConfDir, PluginDirs, Unread};
 use crate::output::{Output, counted};
+use crate::progress::Progress;
 use crate::unknown_owners::{self, UnknownOwners};
 
 /// Remove leftovers of attachments that are not in use.
@@ -78,7 +79,9 @@ impl Gc {
         let valid = if keeps {
             cached.in_use(network)
         } else {
+            let progress = Progress::of("attachments", cached.attachments.len());
             for attachment in &cached.attachments {
+                progress.step();
                 detach(&chain, &cache, attachment, &mut all);
             }
             let detached = counted(cached.attachments.len(), "attachment");

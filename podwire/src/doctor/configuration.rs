@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use netlink::Link;
 use networks::named::Listed;
 
-use super::finding::{About, Check, Finding, Severity, first_of};
+use super::finding::{About, Check, Finding, Severity, first_of, quoted};
 use super::{Examination, Node};
 use crate::network::document::with_host_local;
 use crate::network::span::Span;
@@ -74,8 +74,8 @@ pub fn check(node: &Node<'_>, found: &mut Examination) {
             continue;
         }
         let finding = Finding::new(&UNUSED, About::Node, format!("{name}: {why}"));
-        let finding = finding.shown_by(format!("podwire validate {name}"), why);
-        found.add(finding.command(format!("mv {name} {name}.unused")));
+        let finding = finding.shown_by(format!("podwire validate {}", quoted(&name)), why);
+        found.add(finding.command(format!("mv {0} {0}.unused", quoted(&name))));
     }
     let listed = node.survey.catalogue.networks.iter();
     for (name, listed) in listed.filter_map(|it| Some((&it.name, it.listed()?))) {

@@ -174,7 +174,10 @@ impl Remedy {
     /// The text, and whether it is a command.
     pub fn parts(&self) -> (String, bool) {
         match self {
-            Self::Ours(words) => (format!("podwire {}", words.join(" ")), true),
+            Self::Ours(words) => {
+                let words: Vec<_> = words.iter().map(|it| quoted(it)).collect();
+                (format!("podwire {}", words.join(" ")), true)
+            }
             Self::Command(command) => (command.clone(), true),
             Self::Advice(text) => (text.clone(), false),
         }
@@ -198,6 +201,16 @@ impl About {
     }
 }
 
+/// A word of a shell command. A pod chooses the names of its interfaces, and the kernel allows
+/// `$(reboot)` as one: it must stay a name when somebody pastes the command.
+pub fn quoted(word: &str) -> String {
+    let plain = |it: char| it.is_ascii_alphanumeric() || "-_.,:/@%+=[]".contains(it);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
+}
+
 /// Joins the first few of many, and says how many more there are.
 pub fn first_of(all: &[String]) -> String {
     const SHOWN: usize = 5;
@@ -210,6 +223,20 @@ pub fn first_of(all: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_words_of_a_shell() {
+        for (name, expected) in [
+            ("eth0.5", "eth0.5"),
+            ("$(reboot)", "'$(reboot)'"),
+            ("a'b", "'a'\\''b'"),
+            ("", "''"),
+        ] {
+            assert_eq!(quoted(name), expected);
+        }
+        let words = ["del", "-i", "`id`"].map(str::to_owned).to_vec();
+        assert_eq!(Remedy::Ours(words).parts().0, "podwire del -i '`id`'");
+    }
 
     #[test]
     fn a_long_list_is_cut() {

@@ -3,7 +3,7 @@
 use netlink::{Link, OperState};
 use survey::{Attachment, Home, Interface, Place, Survey};
 
-use super::finding::{About, Check, Finding, Severity, first_of};
+use super::finding::{About, Check, Finding, Severity, first_of, quoted};
 use super::{Examination, Node};
 use crate::pods::{Attached, Plan};
 
@@ -117,7 +117,7 @@ fn interfaces(
         return;
     }
     let Some(inside) = inside else { return };
-    let pod = survey.namespaces[home].shown();
+    let pod = quoted(&survey.namespaces[home].shown());
     for (interface, prefix, place) in [
         (Some(inside), format!("ip -n {pod} "), "in the pod"),
         (outside, "ip ".to_owned(), "on the node"),
@@ -128,9 +128,10 @@ fn interfaces(
         if !link.up {
             let what = format!("{} {place} is down", link.name);
             let finding = Finding::new(&DOWN, about(attachment), what);
-            let command = format!("{prefix}link show dev {}", link.name);
+            let name = quoted(&link.name);
+            let command = format!("{prefix}link show dev {name}");
             let finding = finding.shown_by(command, "no UP between < and >");
-            found.add(finding.command(format!("{prefix}link set {} up", link.name)));
+            found.add(finding.command(format!("{prefix}link set {name} up")));
         }
     }
     if let Some(outside) = outside {
@@ -159,9 +160,9 @@ fn lost(
         Some(_) => format!("{} has no end on the node", attachment.ifname),
     };
     let finding = Finding::new(&INTERFACE, about(attachment), what);
-    let pod = survey.namespaces[home].shown();
+    let pod = quoted(&survey.namespaces[home].shown());
     let finding = finding.shown_by(
-        format!("ip -n {pod} link show dev {}", attachment.ifname),
+        format!("ip -n {pod} link show dev {}", quoted(&attachment.ifname)),
         format!("Device \"{}\" does not exist.", attachment.ifname),
     );
     found.add(finding.ours(&[
@@ -194,10 +195,10 @@ fn port(
     let what = format!("{} is not a port of {name}", link.name);
     let finding = Finding::new(&PORT, about(attachment), what);
     let finding = finding.shown_by(
-        format!("ip -d link show dev {}", link.name),
+        format!("ip -d link show dev {}", quoted(&link.name)),
         format!("no \"master {name}\""),
     );
-    found.add(finding.command(format!("ip link set {} master {name}", link.name)));
+    found.add(finding.command(format!("ip link set {} master {name}", quoted(&link.name))));
 }
 
 fn sizes(
@@ -218,14 +219,18 @@ fn sizes(
     let finding = finding.shown_by(
         format!(
             "ip link show dev {}; ip -n {pod} link show dev {}",
-            outside.name, inside.name
+            quoted(&outside.name),
+            quoted(&inside.name)
         ),
         format!("mtu {}, mtu {}", outside.mtu, inside.mtu),
     );
     let smaller = inside.mtu.min(outside.mtu);
     found.add(finding.command(match inside.mtu > outside.mtu {
-        true => format!("ip -n {pod} link set {} mtu {smaller}", inside.name),
-        false => format!("ip link set {} mtu {smaller}", outside.name),
+        true => format!(
+            "ip -n {pod} link set {} mtu {smaller}",
+            quoted(&inside.name)
+        ),
+        false => format!("ip link set {} mtu {smaller}", quoted(&outside.name)),
     }));
 }
 
@@ -251,6 +256,7 @@ fn pod_addresses(attachment: &Attachment, inside: &Interface, pod: &str, found: 
         let name = &inside.link.name;
         let what = format!("{} is not on {name}", given.address.0);
         let finding = Finding::new(&ADDRESS, about(attachment), what);
+        let name = quoted(name);
         let command = format!("ip -n {pod} address show dev {name}");
         let finding = finding.shown_by(command, format!("no {}", given.address.0));
         found.add(finding.command(format!(
@@ -347,12 +353,12 @@ fn addresses(node: &Node<'_>, found: &mut Examination) {
             }
             let prefix = match at {
                 0 => "ip".to_owned(),
-                _ => format!("ip -n {}", namespace.shown()),
+                _ => format!("ip -n {}", quoted(&namespace.shown())),
             };
             let name = &interface.link.name;
             let what = format!("{} on {name}: another host has it", first_of(&failed));
             let finding = Finding::new(&DUPLICATE, owner.map_or(About::Node, about), what);
-            let command = format!("{prefix} -6 address show dev {name} dadfailed");
+            let command = format!("{prefix} -6 address show dev {} dadfailed", quoted(name));
             found.add(finding.shown_by(command, first_of(&failed)).advice(
                 "find the other host (ip -6 neigh, or the router's table), and give one of them another \
                  address",

@@ -7,7 +7,7 @@ use netlink::{MAIN_TABLE, Route, sysctl};
 use serde::Serialize;
 use survey::{Attachment, Home, Interface, Namespace};
 
-use super::finding::{About, Check, Finding, Severity};
+use super::finding::{About, Check, Finding, Severity, quoted};
 use super::{Examination, Node, links};
 use crate::pods::Attached;
 
@@ -182,9 +182,9 @@ impl Walk<'_> {
             let what = format!("network namespace of {}", attachment.label());
             return self.add("pod", what, State::Dropped, "lsns -t net".into());
         };
-        let pod = survey.namespaces[home].shown();
+        let pod = quoted(&survey.namespaces[home].shown());
         let Some(inside) = attachment.inside.and_then(|it| survey.interface(it)) else {
-            let command = format!("ip -n {pod} link show dev {}", attachment.ifname);
+            let command = format!("ip -n {pod} link show dev {}", quoted(&attachment.ifname));
             return self.add(
                 "pod",
                 format!("{} is missing", attachment.ifname),
@@ -197,7 +197,7 @@ impl Walk<'_> {
         let name = &inside.link.name;
         let (up, mtu) = (links::carries(&inside.link), inside.link.mtu);
         let what = format!("{name} {} mtu {mtu}{}", addresses.join(" "), down(up));
-        let command = format!("ip -n {pod} address show dev {name}");
+        let command = format!("ip -n {pod} address show dev {}", quoted(name));
         self.add("pod", what, state(up && !addresses.is_empty()), command);
         self.default_routes(&survey.namespaces[home], &pod);
         let Some(outside) = attachment.outside.and_then(|it| survey.interface(it)) else {
@@ -209,7 +209,7 @@ impl Walk<'_> {
                 "node",
                 what,
                 State::Unknown,
-                format!("ip -n {pod} -d link show dev {name}"),
+                format!("ip -n {pod} -d link show dev {}", quoted(name)),
             );
         };
         self.node_end(outside);
@@ -246,7 +246,7 @@ impl Walk<'_> {
             "node",
             what,
             state(up),
-            format!("ip link show dev {}", link.name),
+            format!("ip link show dev {}", quoted(&link.name)),
         );
         let survey = self.node.survey.node();
         if let Some(bridge) = self

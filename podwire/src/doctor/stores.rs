@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use survey::{Attachment, Home, Survey};
 
-use super::finding::{About, Check, Finding, Severity, first_of};
+use super::finding::{About, Check, Finding, Severity, first_of, quoted};
 use super::{Examination, Node};
 use crate::unknown_owners::UnknownOwners;
 use crate::{firewalls, gateways};
@@ -81,20 +81,20 @@ pub fn check(node: &Node<'_>, found: &mut Examination) {
     stray_ports(node, found);
     for file in &node.survey.unidentified {
         let Some(fault) = &file.fault else { continue };
-        let path = file.path.display();
+        let path = quoted(&file.path.display().to_string());
         let finding = Finding::new(&UNREADABLE, About::Node, format!("{path}: {fault}"));
-        let finding = finding.shown_by(format!("cat '{path}'"), fault);
-        found.add(finding.command(format!("rm -r '{path}'")));
+        let finding = finding.shown_by(format!("cat {path}"), fault);
+        found.add(finding.command(format!("rm -r {path}")));
     }
     for path in &node.survey.vacant {
-        let path = path.display();
+        let path = quoted(&path.display().to_string());
         let finding = Finding::new(
             &VACANT,
             About::Node,
             format!("{path} is no network namespace"),
         );
-        let finding = finding.shown_by(format!("stat -f -c %T '{path}'"), "not nsfs");
-        found.add(finding.command(format!("rm -r '{path}'")));
+        let finding = finding.shown_by(format!("stat -f -c %T {path}"), "not nsfs");
+        found.add(finding.command(format!("rm -r {path}")));
     }
 }
 
@@ -157,7 +157,10 @@ fn gone(attachment: &Attachment, found: &mut Examination) {
         return;
     };
     let finding = Finding::new(&GONE, about(attachment), format!("{path} is gone"));
-    let finding = finding.shown_by(format!("stat -L {path}"), "No such file or directory");
+    let finding = finding.shown_by(
+        format!("stat -L {}", quoted(path)),
+        "No such file or directory",
+    );
     found.add(finding.ours(&[
         "del",
         "--container-id",
@@ -232,7 +235,7 @@ fn leaked(survey: &Survey, found: &mut Examination) {
             ),
         };
         let finding = Finding::new(&LEAKED, About::Network(network.to_owned()), what);
-        let file = all[0].file.display();
+        let file = quoted(&all[0].file.display().to_string());
         let finding = finding.shown_by(format!("cat {file}"), &all[0].container_id);
         found.add(
             match survey.catalogue.named(network).and_then(|it| it.listed()) {
@@ -240,8 +243,10 @@ fn leaked(survey: &Survey, found: &mut Examination) {
                     finding.ours(&["gc", "--keep-cached", network])
                 }
                 _ => {
-                    let files: Vec<_> =
-                        all.iter().map(|it| it.file.display().to_string()).collect();
+                    let files: Vec<_> = all
+                        .iter()
+                        .map(|it| quoted(&it.file.display().to_string()))
+                        .collect();
                     finding.command(format!("rm {}", files.join(" ")))
                 }
             },

@@ -38,6 +38,11 @@ impl PublishedPort {
 }
 
 impl PortOwner {
+    /// The name that the ports of an attachment have.
+    pub fn name_of(attachment: &Attachment) -> String {
+        owner(attachment)
+    }
+
     /// The attachment with this name; `None` where the name is a hash.
     pub fn attachment(&self) -> Option<Attachment> {
         let parts: Vec<_> = self.name.split('/').collect();

@@ -11,6 +11,7 @@ use crate::network::filter::{Facts, Filter, PRUNE};
 use crate::network::{Attached, Removal, complete, created};
 use crate::options::{CacheDir, ConfDir, PluginDirs};
 use crate::output::{Output, print};
+use crate::progress::Progress;
 
 /// Remove all networks without containers that podwire network create made.
 ///
@@ -49,7 +50,10 @@ impl Prune {
             plugin_dirs: self.plugins.all(),
         };
         let (mut removed, mut failed) = (Vec::new(), false);
-        for network in &store.catalogue()?.networks {
+        let networks = store.catalogue()?.networks;
+        let progress = Progress::of("networks", networks.len());
+        for network in &networks {
+            progress.step();
             let facts = Facts {
                 network,
                 created: created(network),
@@ -73,6 +77,7 @@ impl Prune {
                 }
             }
         }
+        drop(progress);
         if !removed.is_empty() {
             print(&format!("Deleted Networks:\n{}\n\n", removed.join("\n")))?;
         }
