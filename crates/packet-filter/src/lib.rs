@@ -20,8 +20,8 @@ mod leftovers;
 mod masquerade;
 pub mod node;
 mod ports;
-mod rule_text;
 mod questions;
+mod rule_text;
 mod separation;
 mod spoof_check;
 mod vxlan_guard;
@@ -41,8 +41,8 @@ pub use ports::{
     HostPorts, Mapping, Mark, Notice, PortOwner, Protocol, PublishedPort, ReservedPorts, Snat,
     local_addresses,
 };
-pub use rule_text::rule_texts;
 pub use questions::{accept_questions, forget_questions};
+pub use rule_text::rule_texts;
 pub use separation::Separation;
 pub use spoof_check::SpoofCheck;
 pub use vxlan_guard::VxlanGuard;
