@@ -84,7 +84,11 @@ impl Job {
             ));
             plan.publish.clear();
         }
-        let ports = published(&plan, &attacher)?;
+        let ports = match published(&plan, &attacher) {
+            // It may be that of a container whose podwire was killed.
+            Err(_) if containers::sweep(&dirs.cache).is_ok() => published(&plan, &attacher)?,
+            chosen => chosen?,
+        };
         let other = shared.as_ref().and_then(|(_, record)| record.as_ref());
         let hostname = match (&plan.mode, other) {
             (_, Some(other)) => other.hostname.clone(),
