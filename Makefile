@@ -11,26 +11,24 @@ TRIPLE   = $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE  = target/$(TRIPLE)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help build install demo test lint unit black-box test-vm fuzz faults storm bench clean
+.PHONY: help build install uninstall demo test lint unit black-box test-vm fuzz faults storm bench packages test-packages clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-build: ## the binaries that ship, into bin/
-	cargo build --release --locked $(PLUGINS:%=-p %) -p podwire -p podwired
-	@mkdir -p bin
-	@for it in $(PLUGINS) podwire podwired; do deploy/place 0755 $(RELEASE)/$$it bin/$$it || exit; done
+build: ## the binaries that ship, into bin/; bin/suite is all of them in one file
+	cargo build --release --locked $(PLUGINS:%=-p %) -p podwire -p podwired -p suite
+	$(RELEASE)/podwire install --no-record --bin-dir $(CURDIR)/bin --sbin-dir $(CURDIR)/bin
+	@cp $(RELEASE)/suite bin/.suite.new && mv -f bin/.suite.new bin/suite
 
-install: build ## into DESTDIR: plugins to CNI_BIN_DIR, podwire and podwired to SBIN_DIR, units to UNIT_DIR
-	install -d $(DESTDIR)$(CNI_BIN_DIR) $(DESTDIR)$(SBIN_DIR) $(DESTDIR)$(UNIT_DIR)
-	for it in $(PLUGINS); do deploy/place 0755 bin/$$it $(DESTDIR)$(CNI_BIN_DIR)/$$it || exit; done
-	deploy/place 0755 bin/podwire $(DESTDIR)$(SBIN_DIR)/podwire
-	deploy/place 0755 bin/podwired $(DESTDIR)$(SBIN_DIR)/podwired
-	deploy/place 0644 ipam/dhcp/systemd/cni-dhcp.socket $(DESTDIR)$(UNIT_DIR)/cni-dhcp.socket
-	sed 's|@CNI_BIN_DIR@|$(CNI_BIN_DIR)|' ipam/dhcp/systemd/cni-dhcp.service \
-		| deploy/place 0644 /dev/stdin $(DESTDIR)$(UNIT_DIR)/cni-dhcp.service
-	sed 's|@SBIN_DIR@|$(SBIN_DIR)|' deploy/systemd/podwired.service \
-		| deploy/place 0644 /dev/stdin $(DESTDIR)$(UNIT_DIR)/podwired.service
+# Contents of a package have no record of what was there before.
+PLACES = --root $(or $(DESTDIR),/) --bin-dir $(CNI_BIN_DIR) --sbin-dir $(SBIN_DIR) --unit-dir $(UNIT_DIR)
+
+install: build ## into DESTDIR: plugins to CNI_BIN_DIR, podwire and podwired to SBIN_DIR, units to UNIT_DIR; LAYOUT=one: as one file
+	bin/podwire install $(PLACES) $(if $(DESTDIR),--no-record) $(if $(LAYOUT),--layout $(LAYOUT))
+
+uninstall: ## back to what was there before `make install`
+	bin/podwire uninstall $(PLACES)
 
 demo: build ## two pods on a bridge: wired, shown, pinged, checked, removed
 	tests/packages demo
@@ -50,9 +48,15 @@ unit: ## tests beside the code, and the crates' tests against this kernel
 	tests/packages test
 	timeout 900 cargo test --no-fail-fast --workspace --exclude black-box --exclude benches --exclude faults --locked
 
+# The one-file layout, and the tests to which the difference may matter: names, delegates, the daemon.
+ONE = $(CURDIR)/target/one
+ON_ONE = protocol linked loopback dhcp
+
 black-box: build ## the built binaries, against this kernel and real runtimes
 	tests/packages test
 	timeout 1800 tests/run black-box benches faults
+	bin/podwire install --layout one --no-record --bin-dir $(ONE) --sbin-dir $(ONE)
+	PODWIRE_BIN=$(ONE) timeout 300 cargo test --no-fail-fast --locked -p black-box -p benches -p faults $(ON_ONE:%=--test %)
 
 test-vm: build ## what this kernel may lack (VLANs), on Debian's kernel in QEMU
 	tests/packages vm
@@ -77,6 +81,16 @@ bench: build ## against the Go plugins and the floor: docs/performance.md (FULL=
 	tests/packages bench
 	cargo build --release --locked -p benches
 	$(RELEASE)/measure $(if $(FULL),--full) $(if $(GO),--go $(GO))
+
+packages: build ## what is shipped, into target/packages: Debian package, image
+	cargo build --release --locked -p manual
+	@cp $(RELEASE)/manual bin/manual
+	packaging/deb target/packages
+	packaging/image target/packages
+
+test-packages: packages ## the Debian package in a bare Debian, the image, the manifests (downloads Debian once)
+	tests/packages shipping
+	tests/shipping
 
 clean: ## what was built
 	cargo clean

@@ -4,12 +4,14 @@ mod add;
 mod adopt;
 mod agent;
 mod check;
+mod completion;
 mod del;
 mod doctor;
 mod exec;
 mod gc;
 mod graph;
 mod inspect;
+mod install;
 mod names;
 mod network;
 mod node;
@@ -22,6 +24,7 @@ mod status;
 mod stop;
 mod top;
 mod trace;
+mod uninstall;
 mod validate;
 mod version;
 
@@ -84,6 +87,9 @@ pub enum Command {
     Adopt(adopt::Adopt),
     Release(release::Release),
     Validate(validate::Validate),
+    Install(install::Install),
+    Uninstall(uninstall::Uninstall),
+    Completion(completion::Completion),
     Version(version::Version),
 }
 
@@ -112,6 +118,9 @@ impl Command {
             Self::Adopt(it) => it.run(output),
             Self::Release(it) => it.run(output),
             Self::Validate(it) => it.run(output),
+            Self::Install(it) => it.run(output),
+            Self::Uninstall(it) => it.run(output),
+            Self::Completion(it) => it.run(output),
             Self::Version(it) => it.run(output),
         }
     }

@@ -6,10 +6,12 @@
 
 mod command_line;
 mod commands;
+mod completion;
 mod doctor;
 mod firewalls;
 mod gateways;
 pub mod graph;
+mod install;
 pub mod network;
 mod options;
 mod output;
@@ -43,7 +45,12 @@ const RUN_FAILED: u8 = 125;
 /// The whole `main`: runs the command of the command line.
 pub fn main() -> ExitCode {
     cni::process::start();
-    let words = Words::new(std::env::args_os().skip(1));
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    if completion::is_question(&arguments) {
+        completion::answer(&arguments);
+        return DONE.into();
+    }
+    let words = Words::new(arguments);
     let name = words.name.clone();
     let line = match words.read() {
         Ok(line) => line,

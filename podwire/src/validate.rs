@@ -24,6 +24,12 @@ pub use findings::{Finding, Findings, Hint, Severity};
 use plugins::{DELEGATING, IPAM_PLUGINS, PLUGINS};
 use subject::{Subject, join, text};
 
+/// The names of all plugins of this suite.
+pub fn plugins() -> Vec<&'static str> {
+    let all = PLUGINS.iter().chain(IPAM_PLUGINS);
+    all.map(|it| it.name).collect()
+}
+
 /// The result of one file.
 #[derive(Debug)]
 pub struct Report {

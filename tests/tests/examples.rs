@@ -433,66 +433,6 @@ fn an_example_is_tried_as_its_page_says() {
     });
 }
 
-#[test]
-fn what_is_installed_is_what_was_built() {
-    let sandbox = Sandbox::new();
-    let there = sandbox.dir().join("root");
-    let script = format!(
-        "make -s -o build install DESTDIR={} CNI_BIN_DIR=/cni SBIN_DIR=/sbin UNIT_DIR=/units",
-        there.display()
-    );
-    good(shell(&sandbox.host(), "", &script));
-    let installed = |dir: &str| sandbox.list(there.join(dir)).join(" ");
-    let mut plugins: Vec<&str> = sandbox::table().iter().map(|it| &*it.name).collect();
-    plugins.sort_unstable();
-    assert_eq!(installed("cni"), plugins.join(" "));
-    assert_eq!(installed("sbin"), "podwire podwired");
-    assert_eq!(
-        installed("units"),
-        "cni-dhcp.service cni-dhcp.socket podwired.service"
-    );
-    let service = sandbox.read(there.join("units/cni-dhcp.service"));
-    let service = service.expect("the unit of the daemon");
-    assert!(
-        service.contains("ExecStart=/cni/dhcp daemon\n"),
-        "{service}"
-    );
-    let service = sandbox.read(there.join("units/podwired.service"));
-    let service = service.expect("the unit of the agent");
-    assert!(service.contains("ExecStart=/sbin/podwired\n"), "{service}");
-}
-
-#[test]
-fn an_install_meets_no_call_with_a_missing_or_unfinished_file() {
-    let sandbox = Sandbox::new();
-    let there = sandbox.dir().join("root");
-    let script = format!(
-        "root={}
-         install() {{ make -s -o build install DESTDIR=$root CNI_BIN_DIR=/cni SBIN_DIR=/sbin UNIT_DIR=/units; }}
-         install
-         (for round in 1 2 3 4 5 6 7 8; do install || exit; done; : > $root/done) &
-         calls=0
-         until [ -e $root/done ]; do
-             kill -0 $! || [ -e $root/done ]
-             for plugin in bridge host-local static loopback; do
-                 versions=$(CNI_COMMAND=VERSION $root/cni/$plugin)
-                 case $versions in *1.0.0*) ;; *) echo $plugin: $versions; exit 1;; esac
-             done
-             $root/sbin/podwire --version > /dev/null
-             grep -q ^ExecStart= $root/units/cni-dhcp.service
-             grep -q ^ListenStream= $root/units/cni-dhcp.socket
-             calls=$((calls + 1))
-         done
-         wait
-         [ $calls -gt 4 ]
-         for file in $root/cni/*; do cmp $file bin/${{file##*/}}; done
-         find $root -name '.*'",
-        there.display()
-    );
-    let left = good(shell(&sandbox.host(), "", &script));
-    assert_eq!(left, "", "left behind");
-}
-
 /// The map is of this tree: every path that it names is there.
 #[test]
 fn the_map_leads_somewhere() {

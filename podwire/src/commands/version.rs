@@ -15,6 +15,7 @@ use super::Verdict;
 use crate::options::{ConfDir, PluginDirs};
 use crate::output::{Output, print};
 use crate::probe::{release, supported_versions};
+use crate::validate;
 
 /// List the plugins and the versions that they support.
 ///
@@ -107,10 +108,17 @@ fn executables(path: &[PathBuf]) -> BTreeMap<String, PathBuf> {
 
 /// Whether it is not a plugin: podwire itself, or a file that is being installed.
 fn is_other(name: &str, file: &Path) -> bool {
+    // One file may be podwire and all plugins.
+    if validate::plugins().contains(&name) {
+        return false;
+    }
     let identity = |file: &Path| fs::metadata(file).map(|it| (it.dev(), it.ino())).ok();
     let ours = std::env::current_exe().ok();
     let ours = ours.and_then(|ours| identity(&ours));
-    name == "podwire" || name.starts_with('.') || ours.is_some() && identity(file) == ours
+    name == "podwire"
+        || name == "suite"
+        || name.starts_with('.')
+        || ours.is_some() && identity(file) == ours
 }
 
 fn is_executable(file: &Path) -> bool {
