@@ -46,7 +46,7 @@ lint: ## formatting and clippy
 
 unit: ## tests beside the code, and the crates' tests against this kernel
 	tests/packages test
-	timeout 900 cargo test --no-fail-fast --workspace --exclude black-box --exclude benches --exclude faults --locked
+	timeout 1500 cargo test --no-fail-fast --workspace --exclude black-box --exclude benches --exclude faults --locked
 
 # The one-file layout, and the tests to which the difference may matter: names, delegates, the daemon.
 ONE = $(CURDIR)/target/one

@@ -52,7 +52,7 @@ impl Role {
     }
 }
 
-/// What a role is asked. An answer that nobody waits for is dropped.
+/// What a role is asked. An answer without a receiver is dropped.
 #[derive(Debug)]
 pub enum Ask {
     /// A request of the agent's socket: what stands at the role's [`Role::subject`].

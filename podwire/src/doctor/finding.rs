@@ -202,7 +202,7 @@ impl About {
 }
 
 /// A word of a shell command. A pod chooses the names of its interfaces, and the kernel allows
-/// `$(reboot)` as one: it must stay a name when somebody pastes the command.
+/// `$(reboot)` as one: it must stay a name when a user pastes the command.
 pub fn quoted(word: &str) -> String {
     let plain = |it: char| it.is_ascii_alphanumeric() || "-_.,:/@%+=[]".contains(it);
     match !word.is_empty() && word.chars().all(plain) {

@@ -27,7 +27,7 @@ pub const BRIDGE: Check = Check {
 pub const GONE: Check = Check {
     id: "PW022",
     severity: Severity::Warning,
-    title: "an attachment's namespace is gone, but nobody has detached it",
+    title: "an attachment's namespace is gone, but it was never detached",
     why: "Its runtime was killed, or the node has crashed, before DEL. Its address, and its ports, stay \
           reserved.",
 };

@@ -111,7 +111,7 @@ fn a_network_of_several_nodes_leaves_no_rules() {
     });
 }
 
-/// Of a container that nobody detaches: its runtime has lost what it knew.
+/// Of a container that is never detached: its runtime has lost what it knew.
 #[test]
 fn opened_ports_of_lost_containers_are_closed() {
     beyond_peer(WHY, || {

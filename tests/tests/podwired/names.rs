@@ -76,7 +76,7 @@ fn names_aliases_addresses_and_records_of_a_network_are_answered() {
             first.contains("\t7\tIN\tA\t10.1.0.2") && first.contains("flags: qr aa rd ra;"),
             "{first}"
         );
-        // Known names without that type, and names that nobody has: with SOA, and neither leaves the node.
+        // Known names without that type, and names that no container has: with SOA, and neither leaves the node.
         for (args, status) in [
             (&["other", "AAAA"][..], "NOERROR"),
             (&["db", "MX"], "NOERROR"),
