@@ -24,8 +24,13 @@ pub fn ensure(
     let Gateway::Gateway { force, .. } = gateway else {
         return Ok(());
     };
+    // A pod with two gateways of one family on one bridge is an error, as in Go.
+    let of_one_pod = clash(addresses).is_some();
+    let others = || match of_one_pod {
+        true => Vec::new(),
+        false => requested::written_subnets(call),
+    };
     for address in addresses {
-        let others = || requested::written_subnets(call);
         ensure_address(host, link, *address, force, others).context(action)?;
     }
     for family in [Family::V4, Family::V6] {

@@ -106,7 +106,7 @@ fn executables(path: &[PathBuf]) -> BTreeMap<String, PathBuf> {
     found
 }
 
-/// Whether it is not a plugin: podwire itself, or a file that is being installed.
+/// Whether it is not a plugin: podwire itself, its agent, or a file that is being installed.
 fn is_other(name: &str, file: &Path) -> bool {
     // One file may be podwire and all plugins.
     if validate::plugins().contains(&name) {
@@ -115,8 +115,7 @@ fn is_other(name: &str, file: &Path) -> bool {
     let identity = |file: &Path| fs::metadata(file).map(|it| (it.dev(), it.ino())).ok();
     let ours = std::env::current_exe().ok();
     let ours = ours.and_then(|ours| identity(&ours));
-    name == "podwire"
-        || name == "suite"
+    ["podwire", "podwired", "suite"].contains(&name)
         || name.starts_with('.')
         || ours.is_some() && identity(file) == ours
 }

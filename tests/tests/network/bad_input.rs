@@ -60,7 +60,7 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (
         "--gateway 10.1.0.1 n",
-        "no matching subnet for gateway 10.1.0.1",
+        "every ip-range or gateway must have a corresponding subnet",
     ),
     (
         "--subnet 10.1.0.0/24 --gateway 10.1.0.255 n",
