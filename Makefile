@@ -48,7 +48,8 @@ unit: ## tests beside the code, and the crates' tests against this kernel
 	tests/packages test
 	timeout 1500 cargo test --no-fail-fast --workspace --exclude black-box --exclude benches --exclude faults --locked
 
-# The one-file layout, and the tests to which the difference may matter: names, delegates, the daemon.
+# The one-file layout, and the tests to which the difference may matter: names, delegates, the daemon. The daemon has a fixed
+# address there (suite/src/main.rs).
 ONE = $(CURDIR)/target/one
 ON_ONE = protocol linked loopback dhcp
 
@@ -56,7 +57,8 @@ black-box: build ## the built binaries, against this kernel and real runtimes
 	tests/packages test
 	timeout 1800 tests/run black-box benches faults
 	bin/podwire install --layout one --no-record --bin-dir $(ONE) --sbin-dir $(ONE)
-	PODWIRE_BIN=$(ONE) timeout 300 cargo test --no-fail-fast --locked -p black-box -p benches -p faults $(ON_ONE:%=--test %)
+	PODWIRE_BIN=$(ONE) timeout 300 cargo test --no-fail-fast --locked -p black-box -p benches -p faults $(ON_ONE:%=--test %) \
+		-- --skip the_daemon_is_position_independent
 
 test-vm: build ## what this kernel may lack (VLANs), on Debian's kernel in QEMU
 	tests/packages vm
