@@ -66,7 +66,7 @@ pub struct State {
     pub local: IpAddr,
     /// The largest packet of a pod.
     pub mtu: u32,
-    /// The number of peers.
+    /// The number of peers, those of `failed` included.
     pub peers: usize,
     /// How many entries were added or changed, and removed.
     pub changed: (usize, usize),
@@ -356,7 +356,7 @@ impl Kept {
         Ok(State {
             local: device.local,
             mtu: device.spec.mtu,
-            peers: peers.len(),
+            peers: self.wanted.peers.len(),
             changed: (done.added, done.removed),
             failed: refused,
             took: Duration::ZERO,

@@ -193,6 +193,28 @@ fn a_node_takes_over_from_flanneld_and_keeps_subnet_mac_and_traffic() {
 }
 
 #[test]
+fn of_two_nodes_with_one_mac_the_second_is_used_once_the_first_is_gone() {
+    let cluster = Cluster::new(1);
+    let etcd = cluster.etcd(&config());
+    let node = cluster.node(1);
+    cluster.put_lease("10.5.70.0-24", "172.20.7.2", MAC);
+    let _agent = cluster.ready(1, &cluster.conf(1, &etcd.url));
+    cluster.put_lease("10.5.71.0-24", "172.20.7.3", MAC);
+    let first = programmed("10.5.70", "172.20.7.2", MAC);
+    cluster.wait("the second is refused", || {
+        cluster
+            .page(1, "metrics")
+            .contains("podwired_overlay_peers_programmed{network=\"pods\"} 1")
+            && has(&entries(node, "10.5.70"), &first)
+    });
+    cluster.delete(&lease_key("10.5.70.0-24"));
+    let second = programmed("10.5.71", "172.20.7.3", MAC);
+    cluster.wait("the second is used", || {
+        has(&entries(node, "10.5.71"), &second)
+    });
+}
+
+#[test]
 fn a_key_that_another_program_writes_is_reported_and_not_fought_for() {
     let cluster = Cluster::new(1);
     let etcd = cluster.etcd(&config());
