@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread::sleep;
@@ -78,17 +79,32 @@ fn give_way(mut stream: UnixStream) -> Result<()> {
     }
 }
 
-/// Leaves the session of the plugin that started this process, and its standard streams: a runtime
-/// waits until a plugin's are closed. Standard output stays until [`close_output`].
+/// Leaves the session of the plugin that started this process, its descriptors and its standard
+/// streams: a runtime waits until a plugin's are closed. Standard output stays until
+/// [`close_output`].
 ///
 /// # Errors
-/// Those of chdir(2) and dup2(2).
+/// Those of chdir(2) and dup2(2); /proc cannot be read.
 pub fn detach() -> Result<()> {
+    close_inherited()?;
     // EPERM: it leads its process group, so it was started by hand.
     let _ = nix::unistd::setsid();
     nix::unistd::chdir("/").context("leave the working directory")?;
     let null = File::open("/dev/null").context("open /dev/null")?;
     nix::unistd::dup2_stdin(&null).context("close standard input")?;
+    Ok(())
+}
+
+/// Closes what the processes above left open: `podwire run` has its plugins hold the lock of the
+/// record of an attachment, and this process would hold it until the last name is gone.
+fn close_inherited() -> Result<()> {
+    let listed = std::fs::read_dir("/proc/self/fd").context("list open descriptors")?;
+    let number = |it: std::fs::DirEntry| it.file_name().to_str()?.parse::<RawFd>().ok();
+    let open: Vec<_> = listed.flatten().filter_map(number).collect();
+    for descriptor in open.into_iter().filter(|it| *it > 2) {
+        // That of the list is closed already.
+        let _ = nix::unistd::close(descriptor);
+    }
     Ok(())
 }
 

@@ -204,10 +204,16 @@ fn on_demand_the_agent_ends_with_the_last_name() {
             "web/a:eth0",
             &record(&network(), "a", &["db"], &["10.1.0.2"]),
         );
-        let start = format!("({program} --on-demand 2>/dev/null </dev/null & echo $! >&2) | cat");
+        // With a descriptor of the processes above, as the lock that podwire run shares with plugins.
+        let start = format!(
+            "exec 7</etc/passwd; ({program} --on-demand 2>/dev/null </dev/null & echo $! >&2) | cat"
+        );
         let done = host.run_for(&["sh", "-c", &start], Duration::from_secs(10));
         let pid = done.stderr.trim().to_owned();
         assert_eq!(names.short("a", "10.1.0.1", &["db"]), "10.1.0.2");
+        let open = host.run(&["ls", "-l", &format!("/proc/{pid}/fd")]).stdout;
+        assert!(open.contains("podwired.lock"), "{open}");
+        assert!(!open.contains("/etc/passwd"), "{open}");
         // Longer than it stays without names.
         std::thread::sleep(Duration::from_millis(1300));
         assert_eq!(names.short("a", "10.1.0.1", &["db"]), "10.1.0.2");
