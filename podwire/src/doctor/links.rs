@@ -67,7 +67,7 @@ pub const ADDRESS: Check = Check {
     why: "The pod, or a program in it, has removed the address. Nothing that was sent to it arrives.",
 };
 
-/// From so many ports on a bridge is reported; it can have 1,023 (`BR_MAX_PORTS`).
+/// A bridge with so many ports is reported; it can have 1,023 (`BR_MAX_PORTS`).
 const MANY_PORTS: usize = 970;
 
 pub fn check(node: &Node<'_>, found: &mut Examination) {
