@@ -30,6 +30,7 @@ mod version;
 
 pub(crate) use node::record_users;
 pub(crate) use peers::Node as PeerNode;
+pub(crate) use ps::rows as containers;
 
 use anyhow::Result;
 use clap::Subcommand;

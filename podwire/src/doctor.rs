@@ -18,15 +18,20 @@ mod tunnels;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Display;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Result;
 use networks::{Cache, Contents};
+use serde_json::{Value, json};
 use survey::{Attachment, Sources, Survey, Unread};
 
 use finding::Check;
 pub use finding::{About, Finding, Remedy, Severity};
 
 use crate::pods::{Attached, Plan, Pods};
+
+/// How long an ADD or DEL usually takes: what differs for a moment only is no fault.
+const AGAIN: Duration = Duration::from_millis(300);
 
 /// All checks, by their ids: the page lists them.
 #[cfg(test)]
@@ -124,11 +129,28 @@ impl Examination {
         Self::of_survey(&survey, sources, plugin_dirs, scope)
     }
 
-    /// Examines the node with a survey that was made.
+    /// Examines the node with a survey that was made. What may come from an ADD or DEL that runs at
+    /// this moment is a finding only if it is there a little later, too.
     ///
     /// # Errors
     /// As [`Self::of`].
-    pub fn of_survey(
+    pub fn confirmed(
+        survey: &Survey,
+        sources: &Sources,
+        plugin_dirs: &[PathBuf],
+        scope: &Scope,
+    ) -> Result<(Self, Vec<path::Hop>)> {
+        let (mut found, hops) = Self::of_survey(survey, sources, plugin_dirs, scope)?;
+        if !found.may_be_passing() {
+            return Ok((found, hops));
+        }
+        std::thread::sleep(AGAIN);
+        let (again, hops) = Self::of(sources, plugin_dirs, scope)?;
+        found.confirm(again);
+        Ok((found, hops))
+    }
+
+    fn of_survey(
         survey: &Survey,
         sources: &Sources,
         plugin_dirs: &[PathBuf],
@@ -193,15 +215,29 @@ impl Examination {
         });
     }
 
+    /// What `podwire doctor --json` prints.
+    pub fn document(&self, hops: &[path::Hop]) -> Value {
+        let findings: Vec<_> = self.findings.iter().map(Finding::document).collect();
+        let unread = self.unread.iter();
+        let unread: Vec<_> = unread
+            .map(|it| json!({"what": it.what, "why": it.why}))
+            .collect();
+        let mut document = json!({"findings": findings, "unread": unread});
+        if !hops.is_empty() {
+            document["path"] = json!(hops);
+        }
+        document
+    }
+
     /// Whether a finding may come from an ADD or DEL that ran meanwhile: it compares the cache with
     /// the kernel.
-    pub fn may_be_passing(&self) -> bool {
+    fn may_be_passing(&self) -> bool {
         self.findings.iter().any(|it| is_passing(it.check))
     }
 
     /// Keeps of such findings those that a second examination has, too; what that one could not
     /// read counts.
-    pub fn confirm(&mut self, again: Self) {
+    fn confirm(&mut self, again: Self) {
         let has = |finding: &Finding| {
             let same = |it: &Finding| it.check == finding.check && it.about == finding.about;
             again.findings.iter().any(same)

@@ -15,6 +15,7 @@ pub mod layout;
 pub mod model;
 pub mod page;
 pub mod picture;
+pub mod rules;
 pub mod scene;
 pub mod selection;
 pub mod svg;

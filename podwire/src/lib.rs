@@ -15,6 +15,7 @@ mod install;
 pub mod network;
 mod options;
 mod output;
+pub mod overview;
 mod pods;
 mod probe;
 mod progress;

@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 use crate::conf::{Endpoint, Settings, remove_socket};
 use crate::control::{Control, listen};
 use crate::instance::{Instance, close_output};
+use crate::page::Page;
 use crate::roles::{Ask, Ended};
 use crate::{endpoint, log, readiness, roles};
 
@@ -39,8 +40,9 @@ pub async fn serve(settings: Settings, on_demand: bool, _instance: Instance) -> 
     }
     let control = Arc::new(Control::new(running, on_demand));
     let listener = listen(&settings.socket)?;
+    let page = settings.page.map(Page::open);
     let endpoint = match &settings.endpoint {
-        Some(endpoint) => endpoint::open(endpoint, Arc::clone(&control)).await,
+        Some(endpoint) => endpoint::open(endpoint, Arc::clone(&control), page).await,
         None => Ok(()),
     };
     endpoint.context("endpoint")?;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use cni::file;
 use cni::json::{Json, Stray};
+use podwire::overview::Places;
 use serde::Deserialize;
 
 use crate::arguments::{Arguments, CONFIGURATION};
@@ -27,6 +28,8 @@ pub struct Conf {
     socket: Option<PathBuf>,
     /// Where health and metrics are served: `unix:` and a path, or a loopback address with a port.
     endpoint: Option<String>,
+    /// Serves the page of the node there.
+    page: Option<crate::page::Conf>,
     /// The role that answers for the names of pods.
     resolver: Option<crate::roles::ResolverConf>,
     /// The role that makes the nodes of a network peers.
@@ -42,6 +45,8 @@ pub struct Settings {
     pub socket: PathBuf,
     /// Where health and metrics are served; nowhere by default.
     pub endpoint: Option<Endpoint>,
+    /// What the page of the node shows there; no page by default.
+    pub page: Option<Places>,
     /// What is switched on.
     pub roles: Vec<Role>,
 }
@@ -97,6 +102,7 @@ impl Settings {
             level: Level::Info,
             socket: SOCKET.into(),
             endpoint: None,
+            page: None,
             roles: Vec::new(),
         };
         if let Some(conf) = reading.value {
@@ -125,6 +131,15 @@ impl Settings {
             let parsed = Endpoint::parse(&text);
             keep("endpoint", parsed.map(|it| self.endpoint = Some(it)));
         }
+        if let Some(conf) = conf.page.filter(|_| !on_demand) {
+            if self.endpoint.is_none() {
+                keep(
+                    "page",
+                    Err(anyhow!("it is served at the endpoint: that key is missing")),
+                );
+            }
+            keep("page", conf.places().map(|it| self.page = Some(it)));
+        }
         let resolver = match on_demand {
             true => Some(conf.resolver.unwrap_or_default()),
             false => conf.resolver,
@@ -138,7 +153,7 @@ impl Settings {
                 Err(all) => return faults.extend(all),
             }
         }
-        if self.roles.is_empty() {
+        if self.roles.is_empty() && self.page.is_none() {
             faults.push("no role is switched on; the keys of roles are: resolver, overlay".into());
         }
     }
@@ -194,6 +209,22 @@ mod tests {
         assert_eq!(settings.socket, Path::new(SOCKET));
         assert!(parse("{}").unwrap_err().contains("no role is switched on"));
         assert_eq!(Settings::parse(b"{}", true).unwrap().roles.len(), 1);
+    }
+
+    #[test]
+    fn the_page_needs_the_endpoint_alone() {
+        let settings =
+            parse(r#"{"page": {"cacheDir": "/c"}, "endpoint": "127.0.0.1:99"}"#).unwrap();
+        let places = settings.page.unwrap();
+        assert_eq!(places.cache_dir, Path::new("/c"));
+        assert_eq!(places.plugin_dirs, [Path::new("/opt/cni/bin")]);
+        let error = parse(r#"{"page": {"confDir": "c"}}"#).unwrap_err();
+        for part in [
+            "page: it is served at the endpoint",
+            "page: \"c\" is not an absolute path",
+        ] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
     }
 
     #[test]

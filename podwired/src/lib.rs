@@ -13,6 +13,7 @@ mod instance;
 pub mod log;
 pub mod metrics;
 pub mod overlay;
+mod page;
 mod readiness;
 pub mod resolver;
 pub mod roles;

@@ -1,12 +1,10 @@
 //! `podwire doctor`: what is wrong with the networks of a node.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
 use containers::Container;
-use serde_json::{Value, json};
 use survey::{Sources, Survey};
 
 use super::Verdict;
@@ -59,9 +57,6 @@ Examples:
   podwire doctor --report podwire.tar
 ";
 
-/// How long an ADD or DEL usually takes: what differs for a moment only is no fault.
-const AGAIN: Duration = Duration::from_millis(300);
-
 /// Exit status when something could not be examined.
 const BLIND: u8 = 2;
 
@@ -84,14 +79,7 @@ impl Doctor {
         let dirs = self.plugins.all();
         let survey = Survey::take(&sources)?;
         let scope = self.scope(&survey)?;
-        let (mut found, mut hops) = Examination::of_survey(&survey, &sources, &dirs, &scope)?;
-        if found.may_be_passing() {
-            // An ADD or DEL may have been half done.
-            std::thread::sleep(AGAIN);
-            let (again, way) = Examination::of(&sources, &dirs, &scope)?;
-            found.confirm(again);
-            hops = way;
-        }
+        let (mut found, mut hops) = Examination::confirmed(&survey, &sources, &dirs, &scope)?;
         if self.fix && self.repair(&found)? {
             let (after, way) = Examination::of(&sources, &dirs, &scope)?;
             let fixed = found.findings.into_iter().filter(|it| is_gone(it, &after));
@@ -105,7 +93,7 @@ impl Doctor {
             };
             hops = way;
         }
-        let document = document(&found, &hops);
+        let document = found.document(&hops);
         if let Some(file) = &self.report {
             report::write(file, &document, &survey)?;
         }
@@ -204,20 +192,6 @@ pub fn find_container(word: &str, survey: &Survey, cache: &CacheDir) -> Result<S
 fn is_gone(finding: &Finding, after: &Examination) -> bool {
     let same = |it: &&Finding| it.check == finding.check && it.about == finding.about;
     !after.findings.iter().any(|it| same(&it))
-}
-
-fn document(found: &Examination, hops: &[Hop]) -> Value {
-    let findings: Vec<_> = found.findings.iter().map(Finding::document).collect();
-    let unread: Vec<_> = found
-        .unread
-        .iter()
-        .map(|it| json!({"what": it.what, "why": it.why}))
-        .collect();
-    let mut document = json!({"findings": findings, "unread": unread});
-    if !hops.is_empty() {
-        document["path"] = json!(hops);
-    }
-    document
 }
 
 fn text(found: &Examination, hops: &[Hop]) -> String {

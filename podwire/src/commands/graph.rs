@@ -2,14 +2,12 @@
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use ipnetwork::IpNetwork;
-use packet_filter::{Applied, Nftables};
 use survey::{Sources, Survey};
 
 use super::Verdict;
 use crate::graph::host::{self, Read};
 use crate::graph::svg::{self, Colours};
-use crate::graph::{Graph, View, dot, page, picture, selection, text, user};
+use crate::graph::{Graph, View, dot, page, picture, rules, selection, text, user};
 use crate::options::{CacheDir, ConfDir};
 use crate::output::{Output, print};
 
@@ -70,7 +68,7 @@ impl Draw {
         for unread in &survey.unread {
             cni::log(format_args!("podwire: {unread}"));
         }
-        let rules = rules(&survey).unwrap_or_else(|error| {
+        let rules = rules::read(&survey).unwrap_or_else(|error| {
             cni::log(format_args!("podwire: rules in nftables: {error:#}"));
             Vec::new()
         });
@@ -110,26 +108,4 @@ impl Draw {
             Form::Html => print(&page::document(graph, &title)?),
         }
     }
-}
-
-/// What the rules in nf_tables are about.
-fn rules(survey: &Survey) -> Result<Vec<Applied>> {
-    let Some(nftables) = Nftables::find()? else {
-        return Ok(Vec::new());
-    };
-    let results = survey
-        .attachments
-        .iter()
-        .filter_map(|it| it.result.as_ref());
-    let addresses = results.flat_map(|it| &it.ips).map(|it| it.address);
-    let addresses = addresses.filter_map(|it| IpNetwork::new(it.ip(), it.prefix()).ok());
-    let gateways = survey.node().interfaces.iter().flat_map(|it| &it.addresses);
-    let all = addresses.chain(gateways.map(|it| it.address));
-    // A rule of one pod alone names it.
-    let subnets = all.filter(|it| usize::from(it.prefix()) < if it.is_ipv4() { 32 } else { 128 });
-    let subnets = subnets.filter_map(|it| IpNetwork::new(it.network(), it.prefix()).ok());
-    let mut subnets: Vec<_> = subnets.collect();
-    subnets.sort();
-    subnets.dedup();
-    nftables.inventory(&subnets)
 }

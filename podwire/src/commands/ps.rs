@@ -67,7 +67,8 @@ impl Ps {
             conf_dir: self.conf.conf_dir.clone(),
             cache_dir: self.cache.dir().to_owned(),
         })?;
-        let rows = self.rows(&survey)?;
+        let network = self.network(&survey)?;
+        let rows = rows(&survey, network.as_deref(), self.no_trunc)?;
         if output.is_json() {
             output.print_json(&rows)?;
         } else if self.quiet {
@@ -86,81 +87,93 @@ impl Ps {
         Ok(Verdict::good_if(survey.unread.is_empty()))
     }
 
-    fn rows(&self, survey: &Survey) -> Result<Vec<Value>> {
-        let network = self.network.as_ref();
-        let names = network.map(|word| match survey.catalogue.find(word) {
-            Ok(network) => Ok(network.name.clone()),
-            Err(_) if survey.attachments.iter().any(|it| it.network == *word) => Ok(word.clone()),
-            Err(error) => bail!(error),
-        });
-        let wanted = names.transpose()?;
-        let mut rows = Vec::new();
-        for one in containers(survey)? {
-            let is_in = |name: &String| one.attachments.iter().any(|it| it.network == *name);
-            if wanted.as_ref().is_none_or(is_in) {
-                rows.push((one.since(), self.row(survey, &one)));
-            }
-        }
-        rows.sort_by_key(|it| std::cmp::Reverse(it.0));
-        Ok(rows.into_iter().map(|(_, row)| row).collect())
-    }
-
-    fn row(&self, survey: &Survey, one: &Container<'_>) -> Value {
-        let all = &one.attachments;
-        let mut networks: Vec<_> = all.iter().map(|it| it.network.clone()).collect();
-        if let (true, Some(record)) = (networks.is_empty(), one.record) {
-            networks.push(record.mode.clone());
-        }
-        let ips = all
-            .iter()
-            .filter_map(|it| it.result.as_ref())
-            .flat_map(|it| &it.ips);
-        let addresses: Vec<_> = ips.map(|it| it.address.ip().to_string()).collect();
-        let inside = all
-            .iter()
-            .map(|it| it.inside.and_then(|it| survey.interface(it)));
-        let mac =
-            |it: Option<&survey::Interface>| it.and_then(|it| it.link.mac).map(|it| it.to_string());
-        let macs: Vec<_> = inside.map(|it| mac(it).unwrap_or_default()).collect();
-        let interfaces: Vec<_> = all.iter().map(|it| it.ifname.clone()).collect();
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let since = one.since();
-        let age = ago(now.as_secs().saturating_sub(since));
-        let known = since != 0;
-        let command = one
-            .record
-            .map(|it| it.command.join(" "))
-            .unwrap_or_default();
-        let (id, command) = match self.no_trunc {
-            true => (one.id.as_str(), command),
-            false => (one.short_id(), cut(&command)),
+    /// The name of the network that is wanted.
+    fn network(&self, survey: &Survey) -> Result<Option<String>> {
+        let Some(word) = &self.network else {
+            return Ok(None);
         };
-        let is_gone = one.record.is_none() && all.iter().all(|it| matches!(it.home, Home::Gone(_)));
-        json!({
-            "ID": id,
-            "Command": if one.record.is_some() { format!("\"{command}\"") } else { String::new() },
-            "CreatedAt": if known { since.to_string() } else { String::new() },
-            "RunningFor": if known { format!("{age} ago") } else { String::new() },
-            "Status": match (is_gone, known) {
-                (true, _) => "Gone".to_owned(),
-                (false, true) => format!("Up {age}"),
-                (false, false) => "Up".to_owned(),
-            },
-            "State": if is_gone { "gone" } else { "running" },
-            "Ports": one.ports().join(", "),
-            "Networks": networks.join(","),
-            "Addresses": addresses.join(","),
-            "Names": one.name(),
-            "Interfaces": interfaces.join(","),
-            "MACs": macs.join(","),
-            "Runtime": runtime(survey, all),
-            "Health": one.health(survey),
-        })
+        match survey.catalogue.find(word) {
+            Ok(network) => Ok(Some(network.name.clone())),
+            Err(_) if survey.attachments.iter().any(|it| it.network == *word) => {
+                Ok(Some(word.clone()))
+            }
+            Err(error) => bail!(error),
+        }
     }
 }
 
+/// The containers, those of one network or all, the newest first: an object with the fields of the
+/// manual for each.
+///
+/// # Errors
+/// The cache of a container cannot be read.
+pub fn rows(survey: &Survey, network: Option<&str>, whole: bool) -> Result<Vec<Value>> {
+    let mut rows = Vec::new();
+    for one in containers(survey)? {
+        let is_in = |name| one.attachments.iter().any(|it| it.network == name);
+        if network.is_none_or(is_in) {
+            rows.push((one.since(), row(survey, &one, whole)));
+        }
+    }
+    rows.sort_by_key(|it| std::cmp::Reverse(it.0));
+    Ok(rows.into_iter().map(|(_, row)| row).collect())
+}
+
+/// With `whole`, ids and commands are not cut.
+fn row(survey: &Survey, one: &Container<'_>, whole: bool) -> Value {
+    let all = &one.attachments;
+    let mut networks: Vec<_> = all.iter().map(|it| it.network.clone()).collect();
+    if let (true, Some(record)) = (networks.is_empty(), one.record) {
+        networks.push(record.mode.clone());
+    }
+    let ips = all
+        .iter()
+        .filter_map(|it| it.result.as_ref())
+        .flat_map(|it| &it.ips);
+    let addresses: Vec<_> = ips.map(|it| it.address.ip().to_string()).collect();
+    let inside = all
+        .iter()
+        .map(|it| it.inside.and_then(|it| survey.interface(it)));
+    let mac =
+        |it: Option<&survey::Interface>| it.and_then(|it| it.link.mac).map(|it| it.to_string());
+    let macs: Vec<_> = inside.map(|it| mac(it).unwrap_or_default()).collect();
+    let interfaces: Vec<_> = all.iter().map(|it| it.ifname.clone()).collect();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let since = one.since();
+    let age = ago(now.as_secs().saturating_sub(since));
+    let known = since != 0;
+    let command = one
+        .record
+        .map(|it| it.command.join(" "))
+        .unwrap_or_default();
+    let (id, command) = match whole {
+        true => (one.id.as_str(), command),
+        false => (one.short_id(), cut(&command)),
+    };
+    let is_gone = one.record.is_none() && all.iter().all(|it| matches!(it.home, Home::Gone(_)));
+    json!({
+        "ID": id,
+        "Command": if one.record.is_some() { format!("\"{command}\"") } else { String::new() },
+        "CreatedAt": if known { since.to_string() } else { String::new() },
+        "RunningFor": if known { format!("{age} ago") } else { String::new() },
+        "Status": match (is_gone, known) {
+            (true, _) => "Gone".to_owned(),
+            (false, true) => format!("Up {age}"),
+            (false, false) => "Up".to_owned(),
+        },
+        "State": if is_gone { "gone" } else { "running" },
+        "Ports": one.ports().join(", "),
+        "Networks": networks.join(","),
+        "Addresses": addresses.join(","),
+        "Names": one.name(),
+        "Interfaces": interfaces.join(","),
+        "MACs": macs.join(","),
+        "Runtime": runtime(survey, all),
+        "Health": one.health(survey),
+    })
+}
 /// A container with its attachments, in the order of the interfaces.
 struct Container<'a> {
     id: String,

@@ -11,27 +11,38 @@ use super::picture::picture;
 use super::svg::{self, Colours, escaped};
 
 const PAGE: &str = include_str!("page.html");
-const STYLE: &str = include_str!("page.css");
-const SCRIPT: &str = include_str!("page.js");
-
+/// The style sheet of a page with a drawing.
+pub const STYLE: &str = include_str!("page.css");
+/// The script of a drawing: search, zoom, details.
+pub const VIEWER: &str = include_str!("viewer.js");
 /// The page.
 ///
 /// # Errors
 /// The graph cannot be written as JSON.
 pub fn document(graph: &Graph, title: &str) -> Result<String> {
     let scene = picture(graph);
-    let digest = BASE64_STANDARD.encode(Sha256::digest(SCRIPT.as_bytes()));
+    let style = svg::style(Colours::Auto) + STYLE;
+    let script =
+        format!("{VIEWER}load(JSON.parse(document.getElementById(\"graph\").textContent));\n");
     let parts = [
-        ("digest", digest),
+        ("policy", policy(&style, &script)),
         ("title", escaped(title)),
-        ("style", svg::style(Colours::Auto) + STYLE),
+        ("style", style),
         ("width", scene.width.to_string()),
         ("height", scene.height.to_string()),
         ("drawing", svg::drawing(&scene)),
         ("json", inert(&serde_json::to_string(graph)?)),
-        ("script", SCRIPT.to_owned()),
+        ("script", script),
     ];
     Ok(filled(PAGE, &parts))
+}
+
+/// The Content-Security-Policy of a page with this style sheet and this script: nothing else applies,
+/// runs or is fetched.
+pub fn policy(style: &str, script: &str) -> String {
+    let digest = |text: &str| BASE64_STANDARD.encode(Sha256::digest(text.as_bytes()));
+    let (style, script) = (digest(style), digest(script));
+    format!("default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'")
 }
 
 /// JSON that cannot end the element that it is in.
@@ -41,8 +52,8 @@ fn inert(json: &str) -> String {
         .replace('\u{2029}', "\\u2029")
 }
 
-/// The template with its parts. What is filled in is not looked at again.
-fn filled(template: &str, parts: &[(&str, String)]) -> String {
+/// A template with its parts. What is filled in is not looked at again.
+pub fn filled(template: &str, parts: &[(&str, String)]) -> String {
     let (mut page, mut rest) = (String::new(), template);
     while let Some((before, after)) = rest.split_once("{{") {
         page.push_str(before);

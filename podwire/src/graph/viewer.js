@@ -1,14 +1,60 @@
 "use strict";
+// A drawing of a graph: search, zoom, and details on a click.
 // Text is only ever set as text: names in the graph may be anything.
-const graph = JSON.parse(document.getElementById("graph").textContent);
-const nodes = new Map(graph.nodes.map((node) => [node.id, node]));
 const drawing = document.getElementById("drawing");
-const boxes = [...drawing.querySelectorAll(".box")];
-const lines = [...drawing.querySelectorAll("path.line")];
-const whole = { x: 0, y: 0, width: +drawing.dataset.width, height: +drawing.dataset.height };
-let view = { ...whole };
+const details = document.getElementById("details");
+const search = document.getElementById("search");
+const count = document.getElementById("count");
 
-function show() {
+let graph = { nodes: [], edges: [] };
+let nodes = new Map();
+// What is shown in the box of a pod: itself and what is inside it.
+let inside = new Map();
+let attached = new Map();
+let boxes = [];
+let lines = [];
+let found = [];
+let chosen = "";
+
+function grouped(pairs) {
+  const groups = new Map();
+  for (const [key, value] of pairs) {
+    if (!groups.has(key)) groups.set(key, []);
+    groups.get(key).push(value);
+  }
+  return groups;
+}
+
+// Shows the graph of the drawing that is on the page. What was zoomed, searched and chosen stays.
+function load(next) {
+  graph = next;
+  nodes = new Map(graph.nodes.map((node) => [node.id, node]));
+  inside = grouped(graph.nodes.filter((node) => node.within).map((node) => [node.within, node]));
+  attached = grouped(graph.edges.flatMap((edge) => [[edge.from, edge], [edge.to, edge]]));
+  boxes = [...drawing.querySelectorAll(".box")];
+  lines = [...drawing.querySelectorAll("path.line")];
+  found = boxes.map((box) => ({ box, text: searchable(box) }));
+  resize();
+  find();
+  choose(nodes.has(chosen) ? chosen : "");
+}
+
+let whole = null;
+let view = null;
+
+function resize() {
+  const now = { x: 0, y: 0, width: +drawing.dataset.width, height: +drawing.dataset.height };
+  const fits = view === null || ["x", "y", "width", "height"].every((it) => view[it] === whole[it]);
+  whole = now;
+  if (fits) fit();
+}
+
+function fit() {
+  view = { ...whole };
+  look();
+}
+
+function look() {
   drawing.setAttribute("viewBox", `${view.x} ${view.y} ${view.width} ${view.height}`);
 }
 
@@ -23,7 +69,7 @@ function zoom(factor, point) {
     width,
     height: view.height * real,
   };
-  show();
+  look();
 }
 
 function point(event) {
@@ -49,7 +95,7 @@ drawing.addEventListener("pointermove", (event) => {
   const now = point(event);
   view.x += drag.from.x - now.x;
   view.y += drag.from.y - now.y;
-  show();
+  look();
 });
 for (const end of ["pointerup", "pointercancel"]) {
   drawing.addEventListener(end, () => {
@@ -61,23 +107,10 @@ for (const end of ["pointerup", "pointercancel"]) {
 }
 document.getElementById("closer").addEventListener("click", () => zoom(0.7));
 document.getElementById("farther").addEventListener("click", () => zoom(1 / 0.7));
-document.getElementById("whole").addEventListener("click", () => { view = { ...whole }; show(); });
-
-function text(node) {
-  return JSON.stringify(node).toLowerCase();
-}
-
-// What is shown in the box of a pod: itself and what is inside it.
-const inside = new Map();
-for (const node of graph.nodes) {
-  if (node.within) inside.set(node.within, [...(inside.get(node.within) || []), node]);
-}
-const attached = new Map();
-for (const edge of graph.edges) {
-  for (const id of [edge.from, edge.to]) attached.set(id, [...(attached.get(id) || []), edge]);
-}
+document.getElementById("whole").addEventListener("click", fit);
 
 function searchable(box) {
+  const text = (it) => JSON.stringify(it).toLowerCase();
   const id = box.dataset.node || "";
   const node = nodes.get(id);
   let all = box.textContent.toLowerCase() + id.toLowerCase();
@@ -88,55 +121,55 @@ function searchable(box) {
   return all;
 }
 
-const found = boxes.map((box) => ({ box, text: searchable(box) }));
 const frames = ["host", "group"];
-const search = document.getElementById("search");
-search.addEventListener("input", () => {
+function find() {
   const word = search.value.trim().toLowerCase();
   drawing.classList.toggle("searched", word !== "");
-  let count = 0;
+  let hits = 0;
   for (const { box, text } of found) {
     const frame = frames.some((name) => box.classList.contains(name));
     const hit = word !== "" && !frame && text.includes(word);
-    if (hit) count += 1;
+    if (hit) hits += 1;
     box.classList.toggle("frame", frame);
     box.classList.toggle("other", !hit);
   }
-  document.getElementById("count").textContent = word === "" ? "" : `${count} found`;
-});
+  count.textContent = word === "" ? "" : `${hits} found`;
+}
+search.addEventListener("input", find);
 
-const details = document.getElementById("details");
+function made(name, text) {
+  const element = document.createElement(name);
+  element.textContent = text;
+  return element;
+}
+
 function choose(id) {
   const node = nodes.get(id);
+  chosen = node ? id : "";
   for (const box of boxes) box.classList.toggle("chosen", node !== undefined && box.dataset.node === id);
   for (const line of lines) line.classList.toggle("chosen", node !== undefined && [line.dataset.from, line.dataset.to].includes(id));
   details.hidden = node === undefined;
   if (!node) return;
   details.querySelector("h2").textContent = node.name || node.id;
-  const facts = details.querySelector("dl");
-  facts.replaceChildren();
-  for (const [key, value] of Object.entries(node)) {
-    if (key === "name" || key === "id") continue;
-    const term = document.createElement("dt");
-    const fact = document.createElement("dd");
-    term.textContent = key;
-    const plain = (it) => (typeof it === "object" && it !== null ? JSON.stringify(it) : String(it));
-    fact.textContent = Array.isArray(value) ? value.map(plain).join("\n") : plain(value);
-    facts.append(term, fact);
-  }
-  const list = details.querySelector("ul");
-  list.replaceChildren();
+  const plain = (it) => (typeof it === "object" && it !== null ? JSON.stringify(it) : String(it));
+  const facts = Object.entries(node).filter(([key]) => key !== "name" && key !== "id");
+  details.querySelector("dl").replaceChildren(...facts.flatMap(([key, value]) => {
+    const text = Array.isArray(value) ? value.map(plain).join("\n") : plain(value);
+    return [made("dt", key), made("dd", text)];
+  }));
   const links = (attached.get(id) || []).map((edge) => [edge.kind, edge.from === id ? edge.to : edge.from]);
-  for (const [kind, other] of [...links, ...(inside.get(id) || []).map((it) => ["inside", it.id])]) {
-    const item = document.createElement("li");
-    const button = document.createElement("button");
+  const all = [...links, ...(inside.get(id) || []).map((it) => ["inside", it.id])];
+  details.querySelector("ul").replaceChildren(...all.map(([kind, other]) => {
     const target = nodes.get(other);
     const where = target && target.within && nodes.get(target.within);
-    button.textContent = `${kind}: ${target ? target.name || target.id : other}${where ? ` in ${where.name}` : ""}`;
+    const name = target ? target.name || target.id : other;
+    const button = made("button", `${kind}: ${name}${where ? ` in ${where.name}` : ""}`);
+    button.type = "button";
     button.addEventListener("click", () => choose(other));
+    const item = made("li", "");
     item.append(button);
-    list.append(item);
-  }
+    return item;
+  }));
 }
 drawing.addEventListener("click", (event) => {
   const box = event.target.closest(".box[data-node]");

@@ -1,0 +1,31 @@
+//! What the rules in nf_tables are about.
+
+use anyhow::Result;
+use ipnetwork::IpNetwork;
+use packet_filter::{Applied, Nftables};
+use survey::Survey;
+
+/// Those of podwire, for the networks and pods of a node.
+///
+/// # Errors
+/// The kernel refuses a listing.
+pub fn read(survey: &Survey) -> Result<Vec<Applied>> {
+    let Some(nftables) = Nftables::find()? else {
+        return Ok(Vec::new());
+    };
+    let results = survey
+        .attachments
+        .iter()
+        .filter_map(|it| it.result.as_ref());
+    let addresses = results.flat_map(|it| &it.ips).map(|it| it.address);
+    let addresses = addresses.filter_map(|it| IpNetwork::new(it.ip(), it.prefix()).ok());
+    let gateways = survey.node().interfaces.iter().flat_map(|it| &it.addresses);
+    let all = addresses.chain(gateways.map(|it| it.address));
+    // A rule of one pod alone names it.
+    let subnets = all.filter(|it| usize::from(it.prefix()) < if it.is_ipv4() { 32 } else { 128 });
+    let subnets = subnets.filter_map(|it| IpNetwork::new(it.network(), it.prefix()).ok());
+    let mut subnets: Vec<_> = subnets.collect();
+    subnets.sort();
+    subnets.dedup();
+    nftables.inventory(&subnets)
+}
