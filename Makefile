@@ -11,7 +11,7 @@ TRIPLE   = $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE  = target/$(TRIPLE)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help build install uninstall demo test lint unit black-box test-vm fuzz faults storm bench packages test-packages clean
+.PHONY: help build install uninstall demo test lint unit black-box test-vm fuzz faults storm bench packages test-packages release clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -35,8 +35,7 @@ DEMO = bridge host-local portmap vxlan
 
 demo: ## two pods on a bridge, then three hosts with an overlay: wired, shown, pinged, checked, removed
 	cargo build --release --locked $(DEMO:%=-p %) -p podwire -p podwired
-	@mkdir -p bin
-	@for it in $(DEMO) podwire podwired; do cp $(RELEASE)/$$it bin/.$$it && mv -f bin/.$$it bin/$$it || exit; done
+	$(RELEASE)/podwire install --no-record --plugins $$(echo $(DEMO) | tr ' ' ,) --bin-dir $(CURDIR)/bin --sbin-dir $(CURDIR)/bin
 	tests/packages demo
 	tests/demo
 
@@ -88,15 +87,19 @@ bench: build ## against the Go plugins and the floor: docs/performance.md (FULL=
 	cargo build --release --locked -p benches
 	$(RELEASE)/measure $(if $(FULL),--full) $(if $(GO),--go $(GO))
 
-packages: build ## what is shipped, into target/packages: Debian package, image
-	cargo build --release --locked -p manual
-	@cp $(RELEASE)/manual bin/manual
+packages: build ## what is shipped, into target/packages: Debian packages, image, JSON Schema
+	cargo build --release --locked -p manual -p schema
+	@cp $(RELEASE)/manual $(RELEASE)/schema bin/
 	packaging/deb target/packages
 	packaging/image target/packages
+	bin/schema > target/packages/cni.schema.json
 
 test-packages: packages ## the Debian package in a bare Debian, the image, the manifests (downloads Debian once)
 	tests/packages shipping
 	tests/shipping
+
+release: ## everything of the release VERSION, into target/release-VERSION (SIGN=COMMAND signs the checksums)
+	packaging/release target/release-$(VERSION) $(VERSION)
 
 clean: ## what was built
 	cargo clean

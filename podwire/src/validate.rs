@@ -8,6 +8,7 @@
 mod addresses;
 mod findings;
 mod list;
+mod manifest;
 mod plugins;
 mod spelling;
 mod subject;
@@ -21,6 +22,7 @@ use networks::{files, side_dir};
 
 pub use findings::{Finding, Findings, Hint, Severity};
 
+use manifest::{Attachment, Config};
 use plugins::{DELEGATING, IPAM_PLUGINS, PLUGINS};
 use subject::{Subject, join, text};
 
@@ -30,11 +32,13 @@ pub fn plugins() -> Vec<&'static str> {
     all.map(|it| it.name).collect()
 }
 
-/// The result of one file.
+/// The result of one configuration.
 #[derive(Debug)]
 pub struct Report {
     /// The file.
     pub file: PathBuf,
+    /// The object of a Kubernetes manifest that holds it, `namespace/name`.
+    pub object: Option<String>,
     /// The name of the network that it describes, if it has one.
     pub network: Option<String>,
     /// In the order of the file, more or less.
@@ -43,7 +47,7 @@ pub struct Report {
 
 /// Keys of every plugin that [`NetConf`] does not have: libcni and `cni::run` read some, the
 /// others are for plugins that read them.
-const COMMON_KEYS: &[&str] = &["cniVersion", "name", "args", "runtimeConfig"];
+const COMMON_KEYS: &[&str] = &["cniVersion", "name", "args", "runtimeConfig", "$schema"];
 
 /// Objects in which a runtime, or the author for other plugins, may have any key.
 const FREE_OBJECTS: &[&str] = &["args", "args.cni", "runtimeConfig"];
@@ -56,7 +60,7 @@ pub fn all(places: &[PathBuf], plugin_dirs: Option<&[PathBuf]>) -> Vec<Report> {
         if place.is_dir() {
             reports.extend(directory(place, plugin_dirs));
         } else {
-            reports.push(file(place, plugin_dirs));
+            reports.extend(file(place, plugin_dirs));
         }
     }
     reports
@@ -67,12 +71,11 @@ fn directory(dir: &Path, plugin_dirs: Option<&[PathBuf]>) -> Vec<Report> {
         let mut findings = Findings::default();
         findings.error("", reason);
         vec![Report {
-            file: dir.to_owned(),
-            network: None,
             findings,
+            ..Report::of(dir)
         }]
     };
-    let found = match files(dir, &[".conflist", ".conf", ".json"]) {
+    let found = match files(dir, &[".conflist", ".conf", ".json", ".yaml", ".yml"]) {
         Ok(found) if found.is_empty() => {
             return fault(format!("no net configurations found in {}", dir.display()));
         }
@@ -80,8 +83,7 @@ fn directory(dir: &Path, plugin_dirs: Option<&[PathBuf]>) -> Vec<Report> {
         Err(error) => return fault(format!("{error:#}")),
     };
     let mut reports: Vec<Report> = Vec::new();
-    for path in &found {
-        let mut report = file(path, plugin_dirs);
+    for mut report in found.iter().flat_map(|path| file(path, plugin_dirs)) {
         let same = |other: &&Report| other.network.is_some() && other.network == report.network;
         if let Some(other) = reports.iter().find(same) {
             let other = other.file.display();
@@ -94,36 +96,85 @@ fn directory(dir: &Path, plugin_dirs: Option<&[PathBuf]>) -> Vec<Report> {
     reports
 }
 
-fn file(path: &Path, plugin_dirs: Option<&[PathBuf]>) -> Report {
-    let mut report = Report {
-        file: path.to_owned(),
-        network: None,
-        findings: Findings::default(),
-    };
-    let Some(document) = read(path, &mut report.findings) else {
-        return report;
-    };
-    report.network = text(document.get("name").as_ref());
-    let is_list = path.extension().is_some_and(|ending| ending == "conflist");
-    let Report {
-        network, findings, ..
-    } = &mut report;
-    if is_list {
-        let beside = network.as_deref().map(|name| side_dir(path, name));
-        list::check(&document, findings, plugin_dirs, beside.as_deref());
-    } else if document.get("plugins").is_some() && document.get("type").is_none() {
-        findings.error(
-            "plugins",
-            "a list of plugins is read from *.conflist files only",
-        );
-        list::check(&document, findings, plugin_dirs, None);
-    } else {
-        single(&document, findings, plugin_dirs);
+impl Report {
+    fn of(file: &Path) -> Self {
+        Self {
+            file: file.to_owned(),
+            object: None,
+            network: None,
+            findings: Findings::default(),
+        }
     }
-    report
+
+    /// The result of one document in a file. `is_list` is what the file's name says.
+    fn check(
+        mut self,
+        document: &Json,
+        is_list: bool,
+        plugin_dirs: Option<&[PathBuf]>,
+        beside: Option<&Path>,
+    ) -> Self {
+        self.network = text(document.get("name").as_ref());
+        match is_list {
+            true => list::check(document, &mut self.findings, plugin_dirs, beside),
+            false => single(document, &mut self.findings, plugin_dirs),
+        }
+        self
+    }
 }
 
-fn read(path: &Path, findings: &mut Findings) -> Option<Json> {
+/// The configurations of a file: one, or those of a Kubernetes manifest.
+fn file(path: &Path, plugin_dirs: Option<&[PathBuf]>) -> Vec<Report> {
+    let mut report = Report::of(path);
+    let ending = path.extension().unwrap_or_default();
+    let is_yaml = ending == "yaml" || ending == "yml";
+    let Some(documents) = read(path, is_yaml, &mut report.findings) else {
+        return vec![report];
+    };
+    if is_yaml || documents.iter().any(manifest::is_object) {
+        let held = manifest::attachments(&documents);
+        return held.map(|it| held_by(it, path, plugin_dirs)).collect();
+    }
+    let document = documents.into_iter().next().unwrap_or_default();
+    let is_list = ending == "conflist";
+    if !is_list && is_list_document(&document) {
+        let reason = "a list of plugins is read from *.conflist files only";
+        report.findings.error("plugins", reason);
+        return vec![report.check(&document, true, plugin_dirs, None)];
+    }
+    let name = text(document.get("name").as_ref());
+    let beside = name.map(|name| side_dir(path, &name));
+    vec![report.check(&document, is_list, plugin_dirs, beside.as_deref())]
+}
+
+/// The configuration in an object of a manifest.
+fn held_by(held: Attachment, path: &Path, plugin_dirs: Option<&[PathBuf]>) -> Report {
+    let mut report = Report {
+        object: Some(held.object),
+        ..Report::of(path)
+    };
+    match held.config {
+        Config::Document(document) => {
+            report.check(&document, is_list_document(&document), plugin_dirs, None)
+        }
+        Config::OnNode => {
+            let text = "empty: Multus looks for this network in the node's own directory";
+            report.findings.hint("spec.config", text);
+            report
+        }
+        Config::Faulty(reason) => {
+            report.findings.error("spec.config", reason);
+            report
+        }
+    }
+}
+
+fn is_list_document(document: &Json) -> bool {
+    document.get("plugins").is_some() && document.get("type").is_none()
+}
+
+/// The documents of a file: one, or several of YAML.
+fn read(path: &Path, is_yaml: bool, findings: &mut Findings) -> Option<Vec<Json>> {
     let text = match cni::file::read_chosen(path, cni::file::LONGEST) {
         Ok(text) => text,
         Err(error) => {
@@ -132,8 +183,12 @@ fn read(path: &Path, findings: &mut Findings) -> Option<Json> {
             return None;
         }
     };
+    if is_yaml {
+        let documents = manifest::parse(&text);
+        return documents.map_err(|error| findings.error("", error)).ok();
+    }
     match Json::parse(&text) {
-        Ok(document) => Some(document),
+        Ok(document) => Some(vec![document]),
         Err(error) => {
             findings.syntax(&error);
             None

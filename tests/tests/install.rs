@@ -159,9 +159,16 @@ fn the_way_back_restores_what_was_there() {
             install --keep-others --plugins bridge,ptp --json | jq -r '.others[], .placed[]' | sed s,$root,,
             [ $(cat $bin_dir/bridge) = go ]
             uninstall
-            diff <(echo \"$before\") <(state)";
+            diff <(echo \"$before\") <(state)
+            # From a directory that has no other plugins.
+            mkdir $root/few; cp $bin/podwire $bin/tap $root/few
+            ! $root/few/podwire install --root $root --plugins tap,ptp 2>&1 || exit
+            $root/few/podwire install --root $root --plugins tap
+            cmp $bin/tap $bin_dir/tap";
         let chosen = good(shell(&sandbox, script));
-        assert_eq!(chosen, "/opt/cni/bin/bridge\n/opt/cni/bin/ptp\n");
+        let refused = format!("podwire: no plugin ptp in {ROOT}/few");
+        let expected = ["/opt/cni/bin/bridge", "/opt/cni/bin/ptp", &refused];
+        assert_eq!(chosen.lines().collect::<Vec<_>>(), expected);
     });
 }
 

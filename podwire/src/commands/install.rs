@@ -96,19 +96,18 @@ impl Install {
 
     fn wanted(&self) -> Result<Wanted> {
         let all = validate::plugins();
-        let mut chosen = self.plugins.iter().filter(|it| !it.is_empty());
-        if let Some(unknown) = chosen.find(|it| !all.contains(&it.as_str())) {
+        let mut plugins = self.plugins.clone();
+        plugins.retain(|it| !it.is_empty());
+        if let Some(unknown) = plugins.iter().find(|it| !all.contains(&it.as_str())) {
             bail!("no plugin {unknown}; there are {}", all.join(", "));
         }
-        let chosen: Vec<_> = self.plugins.iter().filter(|it| !it.is_empty()).collect();
-        let all = all.into_iter().map(str::to_owned);
+        if plugins.is_empty() {
+            plugins = all.into_iter().map(str::to_owned).collect();
+        }
         let from = self.from.clone().map_or_else(Source::own_dir, Ok)?;
         Ok(Wanted {
-            source: Source::new(&from, self.layout)?,
-            plugins: match chosen.is_empty() {
-                true => all.collect(),
-                false => chosen.into_iter().cloned().collect(),
-            },
+            source: Source::new(&from, self.layout, &plugins)?,
+            plugins,
             conf: self.conf.clone(),
             keep_others: self.keep_others,
             keeps_record: !self.no_record,

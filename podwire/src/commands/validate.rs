@@ -25,13 +25,17 @@ use crate::validate::{self, Finding, Hint, Report, Severity};
 /// plugins have. With --plugin-dir or CNI_PATH it is also an error if a plugin is missing or does
 /// not support the network's version; podwire calls the plugins with the verb VERSION.
 ///
-/// --json prints an object: errors, warnings, and files with file, network, findings with
-/// severity, path, reason, and line and column where the file stops being JSON, and hints with
-/// path and text.
+/// Of Kubernetes manifests, in YAML or JSON, it checks each NetworkAttachmentDefinition; its
+/// name stands behind the file.
+///
+/// --json prints an object: errors, warnings, and files with file, object (of a manifest),
+/// network, findings with severity, path, reason, and line and column where the file stops being
+/// JSON, and hints with path and text.
 #[derive(Debug, Args)]
 #[command(after_long_help = OUTCOME)]
 pub struct Validate {
-    /// A configuration, or a directory, of which all *.conflist, *.conf and *.json are checked
+    /// A configuration or manifest, or a directory, of which all *.conflist, *.conf, *.json, *.yaml
+    /// and *.yml are checked
     #[arg(required = true)]
     file: Vec<PathBuf>,
     /// Where the plugins are, separated by colons; without it plugins are not looked for
@@ -45,6 +49,7 @@ Exit status: 0 without errors, 1 with any, 2 for an invalid command line.
 Examples:
   podwire validate /etc/cni/net.d
   podwire validate --plugin-dir /opt/cni/bin 10-mynet.conflist
+  podwire validate network-attachments.yaml
   podwire validate --json . | jq -r '.files[].findings[].reason'
 ";
 
@@ -58,6 +63,8 @@ struct Answer<'a> {
 #[derive(Serialize)]
 struct File<'a> {
     file: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    object: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     network: Option<&'a str>,
     findings: &'a [Finding],
@@ -90,9 +97,17 @@ impl<'a> File<'a> {
     fn of(report: &'a Report) -> Self {
         Self {
             file: report.file.display().to_string(),
+            object: report.object.as_deref(),
             network: report.network.as_deref(),
             findings: report.findings.all(),
             hints: report.findings.hints(),
+        }
+    }
+
+    fn place(&self) -> String {
+        match self.object {
+            Some(object) => format!("{} ({object})", self.file),
+            None => self.file.clone(),
         }
     }
 }
@@ -101,7 +116,7 @@ fn lines(answer: &Answer<'_>) -> String {
     let mut text = String::new();
     for file in &answer.files {
         for finding in file.findings {
-            text += &line(&file.file, finding);
+            text += &line(file, finding);
         }
     }
     text + &format!(
@@ -116,20 +131,20 @@ fn lines(answer: &Answer<'_>) -> String {
 fn log_hints(answer: &Answer<'_>) {
     for file in &answer.files {
         for Hint { path, text } in file.hints {
-            cni::log(format_args!("{}: hint: {path}: {text}", file.file));
+            cni::log(format_args!("{}: hint: {path}: {text}", file.place()));
         }
     }
 }
 
-fn line(file: &str, finding: &Finding) -> String {
+fn line(file: &File<'_>, finding: &Finding) -> String {
     let severity = match finding.severity {
         Severity::Error => "error",
         Severity::Warning => "warning",
     };
-    let place = match finding.position {
-        Some(position) => format!("{file}:{}:{}", position.line, position.column),
-        None => file.to_owned(),
-    };
+    let mut place = file.place();
+    if let Some(position) = finding.position {
+        place += &format!(":{}:{}", position.line, position.column);
+    }
     let path = match finding.path.as_str() {
         "" => String::new(),
         path => format!(" {path}:"),

@@ -31,24 +31,20 @@ pub struct Source {
 }
 
 impl Source {
-    /// The programs in `dir`; without `layout`, as many files as there are.
+    /// The programs in `dir`, among them `plugins`; without `layout`, as many files as there are.
     ///
     /// # Errors
     /// `dir` has no such programs.
-    pub fn new(dir: &Path, layout: Option<Layout>) -> Result<Self> {
+    pub fn new(dir: &Path, layout: Option<Layout>, plugins: &[String]) -> Result<Self> {
         let has = |name: &str| dir.join(name).is_file();
-        let layout = match layout {
-            Some(Layout::One) if has(SUITE) => Layout::One,
-            Some(Layout::Many) | None if has("loopback") => Layout::Many,
-            None if has(SUITE) => Layout::One,
-            wanted => bail!(
-                "no {} in {}",
-                match wanted {
-                    Some(Layout::One) => "program of all plugins (suite)",
-                    _ => "plugins",
-                },
-                dir.display()
-            ),
+        let missing = plugins.iter().find(|it| !has(it));
+        let layout = match (layout, missing) {
+            (Some(Layout::One), _) | (None, Some(_)) if has(SUITE) => Layout::One,
+            (Some(Layout::One), _) => {
+                bail!("no program of all plugins ({SUITE}) in {}", dir.display())
+            }
+            (_, Some(missing)) => bail!("no plugin {missing} in {}", dir.display()),
+            _ => Layout::Many,
         };
         let dir = dir.to_owned();
         Ok(Self { dir, layout })

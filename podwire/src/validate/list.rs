@@ -18,6 +18,7 @@ use super::{COMMON_KEYS, plugin};
 type Check = fn(&Json) -> Result<(), String>;
 
 const KEYS: &[(&str, Check)] = &[
+    ("$schema", string),
     ("name", string),
     ("cniVersion", string),
     ("cniVersions", versions),

@@ -28,7 +28,14 @@ fn of_list(text: &str) -> Vec<String> {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("n.conflist");
     fs::write(&path, text).unwrap();
-    lines(&file(&path, None))
+    lines(&only(&path))
+}
+
+/// The result of a file with one configuration.
+fn only(path: &Path) -> Report {
+    let mut reports = file(path, None);
+    assert_eq!(reports.len(), 1, "{reports:?}");
+    reports.remove(0)
 }
 
 fn lines(report: &Report) -> Vec<String> {
@@ -375,12 +382,12 @@ fn plugins_beside_a_list_are_checked_with_it() {
     write("n.conflist", r#"{"cniVersion": "1.1.0", "name": "n"}"#);
     let list = dir.path().join("n.conflist");
     assert_eq!(
-        lines(&file(&list, None)),
+        lines(&only(&list)),
         ["plugins: missing, and none lie in the directory of the network's name"]
     );
     write("n/a.conf", r#"{"type": "bridge", "mtu": 1}"#);
     write("n/b.conf", "{");
-    let found = lines(&file(&list, None)).join("\n");
+    let found = lines(&only(&list)).join("\n");
     assert!(found.contains("plugins[0] ("), "{found}");
     assert!(found.contains("n/a.conf).mtu: invalid MTU 1"), "{found}");
     assert!(found.contains("n/b.conf): not JSON: "), "{found}");
@@ -392,7 +399,7 @@ fn a_single_configuration_is_read_as_such() {
     let path = dir.path().join("n.conf");
     let found = |text: &str| {
         fs::write(&path, text).unwrap();
-        lines(&file(&path, None))
+        lines(&only(&path))
     };
     assert!(found(r#"{"cniVersion": "1.1.0", "name": "n", "type": "bridge"}"#).is_empty());
     assert_eq!(
@@ -437,10 +444,89 @@ fn plugins_are_looked_up_in_the_given_directories() {
     let dirs = [dir.path().to_owned()];
     let place = dir.path().display();
     assert_eq!(
-        lines(&file(&path, Some(&dirs))),
+        lines(&file(&path, Some(&dirs))[0]),
         [
             format!("type: failed to find plugin \"bridge\" in path [{place}]"),
             "ipam.type: invalid plugin name: ../x".to_owned(),
         ]
+    );
+}
+
+fn of_manifest(ending: &str, text: &str) -> Vec<(String, Option<String>, Vec<String>)> {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join(format!("manifest.{ending}"));
+    fs::write(&path, text).unwrap();
+    let reports = file(&path, None).into_iter();
+    let shown = reports.map(|it| {
+        let faults = lines(&it);
+        (it.object.unwrap_or_default(), it.network, faults)
+    });
+    shown.collect()
+}
+
+#[test]
+fn network_attachment_definitions_are_checked_in_manifests() {
+    let yaml = r#"
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: other}
+data: {config: "not JSON"}
+---
+apiVersion: k8s.cni.cncf.io/v1
+kind: NetworkAttachmentDefinition
+metadata:
+  name: lan
+  namespace: apps
+spec:
+  config: |
+    {"cniVersion": "1.0.0", "type": "macvlan", "master": "eth0", "mtuu": 9}
+---
+apiVersion: v1
+kind: List
+items:
+  - apiVersion: k8s.cni.cncf.io/v1
+    kind: NetworkAttachmentDefinition
+    metadata: {name: two}
+    spec:
+      config: '{"cniVersion": "1.0.0", "name": "own", "plugins": [{"type": "bridge", "vlan": "x"}]}'
+  - apiVersion: k8s.cni.cncf.io/v1
+    kind: NetworkAttachmentDefinition
+    metadata: {name: broken}
+    spec: {config: "{"}
+"#;
+    let found = of_manifest("yaml", yaml);
+    let faults: Vec<&str> = found.iter().map(|(.., it)| it[0].as_str()).collect();
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert_eq!(
+        (&*found[0].0, found[0].1.as_deref()),
+        ("apps/lan", Some("lan"))
+    );
+    assert_eq!(faults[0], "mtuu: unknown key; did you mean mtu?");
+    assert_eq!((&*found[1].0, found[1].1.as_deref()), ("two", Some("own")));
+    assert!(faults[1].starts_with("plugins[0].vlan: "), "{found:?}");
+    assert!(
+        faults[2].starts_with("spec.config: not JSON: EOF"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn a_manifest_may_be_json_and_refer_to_the_nodes_file() {
+    let json = r#"{"apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
+                   "metadata": {"name": "lan"}}"#;
+    assert_eq!(
+        of_manifest("json", json),
+        [("lan".to_owned(), None, vec![])]
+    );
+}
+
+#[test]
+fn a_file_that_is_no_yaml_or_has_aliases_is_refused() {
+    let not_yaml = of_manifest("yml", "a: [1\nb: }");
+    assert!(not_yaml[0].2[0].starts_with(": not YAML: "), "{not_yaml:?}");
+    let bomb = of_manifest("yml", "a: &a [x, x]\nb: [*a, *a]\n");
+    assert_eq!(
+        bomb[0].2,
+        [": has a YAML alias (*), which is not supported"]
     );
 }
