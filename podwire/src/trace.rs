@@ -6,6 +6,7 @@
 //! for. Nothing of that stays behind, also when podwire is killed.
 
 mod hop;
+mod legacy;
 mod probe;
 mod target;
 mod walk;

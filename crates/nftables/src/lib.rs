@@ -10,6 +10,7 @@ mod expression;
 mod family;
 pub mod listing;
 mod nfta;
+pub mod packet_log;
 mod set;
 mod socket;
 pub mod trace;

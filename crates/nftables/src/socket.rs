@@ -120,8 +120,16 @@ impl Socket {
     ///
     /// # Errors
     /// `ENOBUFS` when the kernel has dropped messages; others when the socket fails.
-    pub fn heard(&self, message: i32, mut hear: impl FnMut(u8, &[u8])) -> Result<(), Errno> {
+    pub fn heard(&self, message: i32, hear: impl FnMut(u8, &[u8])) -> Result<(), Errno> {
         let kind = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | message as u16;
+        self.heard_of(kind, hear)
+    }
+
+    /// As [`Self::heard`], of another subsystem of nfnetlink.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn heard_of(&self, kind: u16, mut hear: impl FnMut(u8, &[u8])) -> Result<(), Errno> {
         let mut hear = |it: transport::Message<'_>| {
             if it.kind == kind
                 && let Some(family) = it.body.first()

@@ -211,7 +211,7 @@ fn family_name(number: u8) -> String {
     }
 }
 
-fn addresses(header: &[u8]) -> Option<[IpAddr; 2]> {
+pub(crate) fn addresses(header: &[u8]) -> Option<[IpAddr; 2]> {
     let v4 = |at: usize| {
         Some(IpAddr::from(
             <[u8; 4]>::try_from(header.get(at..at + 4)?).ok()?,
@@ -229,7 +229,7 @@ fn addresses(header: &[u8]) -> Option<[IpAddr; 2]> {
     }
 }
 
-fn ports(header: &[u8]) -> Option<[u16; 2]> {
+pub(crate) fn ports(header: &[u8]) -> Option<[u16; 2]> {
     let port = |at: usize| Some(u16::from_be_bytes(header.get(at..at + 2)?.try_into().ok()?));
     Some([port(0)?, port(2)?])
 }

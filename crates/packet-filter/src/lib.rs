@@ -36,7 +36,7 @@ pub use inventory::{Applied, Subject};
 pub use isolation::{Isolation, Place};
 pub use leftovers::{Leftovers, check_masquerade, check_published};
 pub use masquerade::Masquerade;
-pub use nftables::{Error, Family, Point, Socket, conntrack, is_absent, trace};
+pub use nftables::{Error, Family, Point, Socket, conntrack, is_absent, packet_log, trace};
 pub use ports::{
     HostPorts, Mapping, Mark, Notice, PortOwner, Protocol, PublishedPort, ReservedPorts, Snat,
     local_addresses,

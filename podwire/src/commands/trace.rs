@@ -14,8 +14,8 @@ use crate::trace::{self, Origin, Target};
 /// Follow one packet from a pod through the kernel.
 ///
 /// The packet is real: a connection that is closed at once, an empty datagram with /udp, an echo
-/// request without a port. Routes, neighbours, ports of bridges, rules of nftables and of iptables' nft
-/// variant are shown in the order in which they decide. Nothing stays behind.
+/// request without a port. Routes, neighbours, ports of bridges, rules of nftables and of both variants
+/// of iptables are shown in the order in which they decide. Nothing stays behind.
 #[derive(Debug, Args)]
 #[command(after_long_help = OUTCOME)]
 pub struct Trace {
@@ -37,6 +37,8 @@ pub struct Trace {
 const OUTCOME: &str = "\
 Rules are followed with a table of nftables that the kernel deletes when podwire
 ends (Linux 5.12). The texts of rules are those of nft, where it is installed.
+Where iptables-legacy has rules, the kernel's log of packets goes to podwire
+meanwhile (net.netfilter.nf_log.2, .10).
 
 Exit status: 0 when the packet was answered, 1 when it was dropped or nothing
 came back, 2 for a wrong command line.

@@ -14,6 +14,7 @@ use packet_filter::{Point, Protocol, Socket, rule_texts};
 use survey::{Interface, OtherEnd, Place, Survey};
 
 use super::hop::{Hop, Passage, Traced};
+use super::legacy::Legacy;
 use super::probe::{self, Answer, Probe};
 use super::target::{Origin, Target};
 use crate::graph::host::pod_name;
@@ -94,6 +95,15 @@ struct Walk<'a> {
 struct Followed {
     pod: Vec<Step>,
     node: Vec<Step>,
+    /// Of iptables-legacy on the node: before the decision about the route, and after it.
+    legacy: [Vec<Hop>; 2],
+}
+
+/// What rules of IP on the node did with a packet from `source`.
+struct Routed<'a> {
+    source: IpAddr,
+    steps: &'a [Step],
+    legacy: &'a [Vec<Hop>; 2],
 }
 
 impl Walk<'_> {
@@ -123,7 +133,7 @@ impl Walk<'_> {
         self.hops.push(Hop::on(&name, "route", shown));
         self.rules(&name, &followed.pod);
         if !self.is_stopped() && !decision.local {
-            self.leave(&decision, source, &followed.node);
+            self.leave(&decision, source, &followed);
         }
         self.explain(&answer, &followed);
         Ok(answer)
@@ -170,6 +180,11 @@ impl Walk<'_> {
                 self.follow(&name, socket, Point::Output, wanted)
             }
         };
+        let mut legacy = Legacy::open(self.target.ip.is_ipv4()).unwrap_or_else(|error| {
+            let text = format!("rules of iptables-legacy cannot be followed: {error:#}");
+            self.hops.push(Hop::on(NODE, "rule", text));
+            None
+        });
         let (probe, mut answer) = Probe::send(&self.origin.netns, self.target)?;
         let until = Instant::now() + patience;
         let mut followed = Followed::default();
@@ -184,6 +199,9 @@ impl Walk<'_> {
                     keep_one(steps, probe.port);
                 }
             }
+            if let Some(legacy) = &mut legacy {
+                legacy.hear(probe.port)?;
+            }
             if answer == Answer::Nothing {
                 answer = probe.answer();
             }
@@ -191,6 +209,7 @@ impl Walk<'_> {
             let is_dropped = followed.node.iter().chain(&followed.pod).any(dropped);
             let left = until.saturating_duration_since(Instant::now());
             if answer != Answer::Nothing || is_dropped || left.is_zero() {
+                followed.legacy = legacy.map(|mut it| it.hops(NODE)).unwrap_or_default();
                 return Ok((followed, answer));
             }
             wait(&probe, [&on_node, &in_pod], left)?;
@@ -217,7 +236,7 @@ impl Walk<'_> {
     }
 
     /// From the pod's interface to the node, and on from there.
-    fn leave(&mut self, decision: &Decision, source: IpAddr, steps: &[Step]) {
+    fn leave(&mut self, decision: &Decision, source: IpAddr, followed: &Followed) {
         let name = self.origin.name.clone();
         let next = decision.gateway.unwrap_or(self.target.ip);
         let mac = self.neighbour(&name, decision.output, next);
@@ -230,12 +249,20 @@ impl Walk<'_> {
             Some(OtherEnd::At(place)) if place.namespace == 0 => self.survey.interface(place),
             _ => None,
         };
-        let (bridged, rest): (Vec<_>, Vec<_>) =
-            steps.iter().cloned().partition(|it| it.family == "bridge");
+        let (bridged, rest): (Vec<_>, Vec<_>) = followed
+            .node
+            .iter()
+            .cloned()
+            .partition(|it| it.family == "bridge");
+        let routed = Routed {
+            source,
+            steps: &rest,
+            legacy: &followed.legacy,
+        };
         let Some(host_end) = host_end.filter(|_| self.origin.at != Some(0)) else {
             // On the node itself, or behind an interface that is not the node's.
             self.rules(NODE, &bridged);
-            self.routed(source, None, &rest);
+            self.routed(None, &routed);
             return;
         };
         let kind = host_end.link.kind.clone().unwrap_or_default();
@@ -265,11 +292,13 @@ impl Walk<'_> {
             && !self.is_stopped()
         {
             if !self.bridged(host_end, bridge, mac) {
+                // With br_netfilter, the rules of IP see bridged packets, too.
+                self.rules_of_ip(&routed);
                 return;
             }
             input = bridge.link.index;
         }
-        self.routed(source, Some(input), &rest);
+        self.routed(Some(input), &routed);
     }
 
     /// Where a bridge forwards the frame to; returns whether that is the node itself.
@@ -365,8 +394,27 @@ impl Walk<'_> {
         }
     }
 
+    /// What the rules of IP on the node did, where no route is decided.
+    fn rules_of_ip(&mut self, Routed { steps, legacy, .. }: &Routed<'_>) {
+        self.rules(NODE, steps);
+        for part in *legacy {
+            self.legacy(part);
+        }
+    }
+
+    fn legacy(&mut self, hops: &[Hop]) {
+        if !self.is_stopped() {
+            self.hops.extend_from_slice(hops);
+        }
+    }
+
     /// Through the rules and routes of the node. Without `input`, the packet is its own.
-    fn routed(&mut self, source: IpAddr, input: Option<u32>, steps: &[Step]) {
+    fn routed(&mut self, input: Option<u32>, routed: &Routed<'_>) {
+        let Routed {
+            source,
+            steps,
+            legacy: [early, late],
+        } = *routed;
         let arrived = steps.iter().find_map(|it| it.input).or(input);
         // Those before the decision about the route have no outgoing interface.
         let split = steps
@@ -376,6 +424,7 @@ impl Walk<'_> {
         let is_own = self.origin.at == Some(0);
         let (before, after) = steps.split_at(if is_own { 0 } else { split });
         self.rules(NODE, before);
+        self.legacy(early);
         if self.is_stopped() {
             return;
         }
@@ -397,6 +446,7 @@ impl Walk<'_> {
                     self.hops
                         .push(Hop::on(NODE, "route", format!("{to}{via} on {output}")));
                     self.rules(NODE, after);
+                    self.legacy(late);
                     if !self.is_stopped() {
                         self.arrive(&decision, to);
                     }
@@ -410,6 +460,7 @@ impl Walk<'_> {
             }
         }
         self.rules(NODE, after);
+        self.legacy(late);
     }
 
     /// On the link that the destination, or the next hop, is on.

@@ -1,6 +1,6 @@
 //! `podwire trace` names what drops a packet.
 
-use sandbox::{NODE, Netns, OUTSIDE, Suite, beyond_peer};
+use sandbox::{BackEnd, NODE, Netns, OUTSIDE, Suite, beyond_peer, conf};
 use serde_json::{Value, json};
 
 use crate::lab::{A, B, GATEWAY, Lab, OPEN, PRIVATE, PUBLISHED, SERVICE, WHY};
@@ -152,6 +152,128 @@ fn trace_names_rules_of_others_and_checks_of_macs() {
         a.sh("ip route flush default");
         let why = dropped(&lab, &a, &at(OUTSIDE, SERVICE)[0]);
         assert!(why.contains("route: no way to"), "{why}");
+    });
+}
+
+/// A pod of a network of its own, `number`, with these keys.
+fn pod(lab: &mut Lab, number: u8, name: &str, keys: Value) -> Netns {
+    let conf = conf::bridge(&[&format!("10.{number}.0.0/24"), &format!("fd0{number}::/64")]);
+    let own =
+        json!({"name": format!("net{number}"), "bridge": format!("cni{number}"), "ipMasq": true});
+    let conf = conf::with(&conf::with(&conf, own), keys);
+    lab.serve(&conf, name).0
+}
+
+/// Who reaches whom, on one node with a network of each kind: what drops a packet is named.
+#[test]
+fn trace_explains_each_row_of_the_matrix() {
+    beyond_peer(WHY, || {
+        let mut lab = Lab::new(modes("nat"));
+        let [a, b, c] = lab.pods(true);
+        let apart = json!({"isDefaultGateway": true, "icc": false});
+        let [d, e] = ["d", "e"].map(|it| pod(&mut lab, 3, it, apart.clone()));
+        let inside = json!({"isGateway": true, "internal": true});
+        let f = pod(&mut lab, 4, "f", inside);
+        let routed = pod(&mut lab, 5, "g", modes("routed"));
+        f.sh("ip route add default via 10.4.0.1");
+        let node = NODE[0];
+        let outside = &lab.outside.path();
+        lab.outside.sh(&format!(
+            "for it in 1 4 5; do ip route add 10.$it.0.0/24 via {node}; done"
+        ));
+        let (out, published) = (
+            format!("{}:{SERVICE}", OUTSIDE[0]),
+            format!("{node}:{PUBLISHED}"),
+        );
+        let [published_only, inner] = [
+            "podwire_access to_published: drop",
+            "@internal_devices drop",
+        ];
+        let both_isolated = "both ports are isolated";
+        let rows = [
+            // One bridge, with and without icc.
+            (b.path(), format!("{}:{PRIVATE}", A[0]), None),
+            (d.path(), format!("10.3.0.3:{OPEN}"), Some(both_isolated)),
+            // Another network: the pod's address, the node's port, its own port.
+            (c.path(), format!("{}:{OPEN}", A[0]), Some(published_only)),
+            (
+                c.path(),
+                format!("{}:{PRIVATE}", A[0]),
+                Some(published_only),
+            ),
+            (c.path(), published.clone(), None),
+            (a.path(), published.clone(), None),
+            // From outside: the node's port, the pod's address.
+            (outside.clone(), published, None),
+            (
+                outside.clone(),
+                format!("{}:{OPEN}", A[0]),
+                Some(published_only),
+            ),
+            (outside.clone(), "10.4.0.2:80".into(), Some(inner)),
+            (
+                outside.clone(),
+                format!("10.5.0.2:{PRIVATE}"),
+                Some(published_only),
+            ),
+            // The gateway, the node.
+            (b.path(), format!("{}:{SERVICE}", GATEWAY[0]), None),
+            ("node".into(), format!("{}:{PRIVATE}", A[0]), None),
+            // Internal: not out, but to the gateway.
+            (f.path(), out.clone(), Some(inner)),
+            (f.path(), format!("10.4.0.1:{SERVICE}"), None),
+            (routed.path(), out, None),
+        ];
+        for bridged in [false, true] {
+            lab.filter_bridged(bridged);
+            for (from, to, dropped_by) in &rows {
+                let traced = trace(&lab, from, to);
+                let dropped = traced["dropped"].as_str();
+                let is_named = dropped
+                    .zip(*dropped_by)
+                    .is_some_and(|(it, by)| it.contains(by));
+                let arrives = traced["arrived"] == true && dropped.is_none();
+                assert!(
+                    is_named || (dropped_by.is_none() && arrives),
+                    "{from} → {to}, expected {dropped_by:?}: {traced:#}"
+                );
+            }
+        }
+        drop((d, e));
+    });
+}
+
+/// Where iptables is in use, in either variant: its rules, its policy, and those of the plugin firewall.
+#[test]
+fn trace_names_rules_of_iptables() {
+    beyond_peer(WHY, || {
+        for back_end in BackEnd::IPTABLES {
+            let mut lab = Lab::with(back_end, json!({"isDefaultGateway": true}));
+            let [_a, b, c] = lab.pods(false);
+            let programs = back_end.path(&lab.sandbox);
+            let log = || lab.host().sh("cat /proc/sys/net/netfilter/nf_log/2");
+            let before = log();
+            let iptables = |rule: &str| {
+                lab.host()
+                    .sh(&format!("export PATH={programs}; iptables {rule}"));
+            };
+            let out = &at(OUTSIDE, SERVICE)[0];
+            arrives(&lab, &b.path(), out);
+            iptables("-A FORWARD -s 10.1.0.3 -j REJECT");
+            let why = dropped(&lab, &b, out);
+            assert!(why.contains("FORWARD") && why.contains("10.1.0.3"), "{why}");
+            iptables("-P FORWARD DROP");
+            let why = dropped(&lab, &c, out);
+            let policies = [
+                "ip filter FORWARD: policy drop",
+                "iptables-legacy -t filter: -P FORWARD DROP",
+            ];
+            assert!(policies.iter().any(|it| why.contains(it)), "{why}");
+            iptables("-t raw -A PREROUTING -s 10.2.0.0/24 -j DROP");
+            let why = dropped(&lab, &c, out);
+            assert!(why.contains("raw") && why.contains("10.2.0.0/24"), "{why}");
+            assert_eq!(log(), before);
+        }
     });
 }
 
