@@ -40,7 +40,7 @@ pub async fn serve(settings: Settings, on_demand: bool, _instance: Instance) -> 
     }
     let control = Arc::new(Control::new(running, on_demand));
     let listener = listen(&settings.socket)?;
-    let page = settings.page.map(Page::open);
+    let page = settings.page.map(Page::open).transpose()?;
     let endpoint = match &settings.endpoint {
         Some(endpoint) => endpoint::open(endpoint, Arc::clone(&control), page).await,
         None => Ok(()),

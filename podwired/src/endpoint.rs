@@ -3,13 +3,22 @@
 //!
 //! It is for a scraper and a few browsers on the node. A connection carries one request.
 
+use std::convert::Infallible;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, StatusCode};
+use hyper_util::rt::TokioIo;
 use podwire::graph::View;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
@@ -26,10 +35,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How many clients are served at once.
 const CLIENTS: usize = 16;
 
-enum Listener {
-    Unix(UnixListener),
-    Tcp(TcpListener),
-}
+type Request = hyper::Request<Incoming>;
+type Answer = hyper::Response<Full<Bytes>>;
 
 /// What is served.
 struct Site {
@@ -48,153 +55,103 @@ pub async fn open(
     control: Arc<Control>,
     page: Option<Arc<NodePage>>,
 ) -> Result<()> {
-    let (listener, names_host) = match endpoint {
-        Endpoint::Unix(path) => (Listener::Unix(listen(path)?), false),
+    let listener = match endpoint {
+        Endpoint::Unix(path) => Listener::Unix(listen(path)?),
         Endpoint::Loopback(address) => {
             let bound = TcpListener::bind(address).await;
-            let bound = bound.with_context(|| format!("listen at {address}"))?;
-            (Listener::Tcp(bound), true)
+            Listener::Tcp(bound.with_context(|| format!("listen at {address}"))?)
         }
     };
     let site = Site {
         control,
         page,
-        names_host,
+        names_host: matches!(listener, Listener::Tcp(_)),
     };
     tokio::spawn(accept(listener, Arc::new(site)));
     Ok(())
 }
 
-async fn accept(listener: Listener, site: Arc<Site>) {
-    let clients = Arc::new(Semaphore::new(CLIENTS));
-    loop {
-        let Ok(permit) = Arc::clone(&clients).acquire_owned().await else {
-            return;
-        };
-        let site = Arc::clone(&site);
-        match &listener {
-            Listener::Unix(listener) => match listener.accept().await {
-                Ok((stream, _)) => tokio::spawn(async move {
-                    let _permit = permit;
-                    site.serve(stream).await;
-                }),
-                Err(_) => pause().await,
-            },
-            Listener::Tcp(listener) => match listener.accept().await {
-                Ok((stream, _)) => tokio::spawn(async move {
-                    let _permit = permit;
-                    site.serve(stream).await;
-                }),
-                Err(_) => pause().await,
-            },
-        };
+enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(match self {
+            Self::Unix(listener) => Box::new(listener.accept().await?.0),
+            Self::Tcp(listener) => Box::new(listener.accept().await?.0),
+        })
     }
 }
 
-/// No descriptor is left: others end meanwhile.
-async fn pause() -> tokio::task::JoinHandle<()> {
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    tokio::spawn(async {})
+async fn accept(listener: Listener, site: Arc<Site>) {
+    let clients = Arc::new(Semaphore::new(CLIENTS));
+    while let Ok(permit) = Arc::clone(&clients).acquire_owned().await {
+        match listener.accept().await {
+            Ok(stream) => {
+                let site = Arc::clone(&site);
+                tokio::spawn(async move {
+                    let _permit = permit;
+                    site.serve(stream).await;
+                });
+            }
+            // No descriptor is left: others end meanwhile.
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
 }
 
 impl Site {
-    async fn serve<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S) {
-        let served = async {
-            let answer = match read_head(&mut stream).await? {
-                Some(head) => self.answer(&Request::read(&head)).await,
-                None => Answer::text("400 Bad Request", "not a request of HTTP\n"),
-            };
-            stream.write_all(answer.head().as_bytes()).await.ok()?;
-            stream.write_all(answer.body.as_bytes()).await.ok()?;
-            stream.shutdown().await.ok()
-        };
-        let _ = tokio::time::timeout(PATIENCE, served).await;
+    async fn serve(&self, stream: Box<dyn Stream>) {
+        let answer = service_fn(|request: Request| async move {
+            Ok::<_, Infallible>(self.answer(&request).await)
+        });
+        let connection = http1::Builder::new()
+            .keep_alive(false)
+            .max_buf_size(LONGEST)
+            .serve_connection(TokioIo::new(stream), answer);
+        let _ = tokio::time::timeout(PATIENCE, connection).await;
     }
 
-    async fn answer(&self, request: &Request<'_>) -> Answer {
-        if self.names_host && !request.host.is_none_or(is_of_this_node) {
+    async fn answer(&self, request: &Request) -> Answer {
+        let host = request.headers().get(header::HOST);
+        if self.names_host && !host.is_none_or(is_of_this_node) {
             let why = "the host of the request is none of this node's loopback interface\n";
-            return Answer::text("421 Misdirected Request", why);
+            return text(StatusCode::MISDIRECTED_REQUEST, why);
         }
-        if request.method != "GET" {
-            return Answer::text("405 Method Not Allowed", "only GET\n");
+        if request.method() != Method::GET {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
         }
-        match (request.path, &self.page) {
-            ("/healthz", _) => Answer::health(&health(&self.control).await),
-            ("/readyz", _) => Answer::health(&readiness(&self.control)),
-            ("/metrics", _) => Answer::new("200 OK", METRICS, metrics(&self.control).await),
-            ("/", Some(page)) => Answer {
-                policy: Some(page.policy.clone()),
-                ..Answer::new("200 OK", HTML, page.document.clone())
-            },
+        match (request.uri().path(), &self.page) {
+            ("/healthz", _) => state_of(&health(&self.control).await),
+            ("/readyz", _) => state_of(&readiness(&self.control)),
+            ("/metrics", _) => answer(StatusCode::OK, METRICS, metrics(&self.control).await),
+            ("/", Some(page)) => {
+                let shown = answer(StatusCode::OK, HTML, page.document.clone());
+                with(shown, header::CONTENT_SECURITY_POLICY, page.policy.clone())
+            }
             ("/state", Some(page)) => state(page, request).await,
             (_, page) => {
                 let page = page
                     .as_ref()
-                    .map_or("", |_| ", /state, and the page of the node at /");
-                let text = format!("/healthz, /readyz and /metrics are here{page}\n");
-                Answer::text("404 Not Found", &text)
+                    .map_or("", |_| ", and the page of the node at /");
+                let why = format!("/healthz, /readyz and /metrics are here{page}\n");
+                text(StatusCode::NOT_FOUND, why)
             }
         }
-    }
-}
-
-/// The head of a request, if it is complete; within, `None` if it is none of HTTP.
-async fn read_head<S: AsyncRead + Unpin>(stream: &mut S) -> Option<Option<String>> {
-    let mut head = Vec::new();
-    let mut buffer = [0; 1024];
-    while !head.windows(4).any(|it| it == b"\r\n\r\n") {
-        let length = stream.read(&mut buffer).await.ok()?;
-        if length == 0 {
-            return None;
-        }
-        head.extend_from_slice(buffer.get(..length)?);
-        if head.len() > LONGEST {
-            return Some(None);
-        }
-    }
-    Some(Some(String::from_utf8_lossy(&head).into_owned()))
-}
-
-/// What of a request matters here.
-#[derive(Debug, Default, PartialEq)]
-struct Request<'a> {
-    method: &'a str,
-    path: &'a str,
-    query: &'a str,
-    host: Option<&'a str>,
-    /// The tag of what the client has.
-    tag: Option<&'a str>,
-}
-
-impl<'a> Request<'a> {
-    fn read(head: &'a str) -> Self {
-        let mut lines = head.lines();
-        let mut words = lines.next().unwrap_or_default().split(' ');
-        let (method, target) = (words.next(), words.next().unwrap_or_default());
-        let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        let mut request = Self {
-            method: method.unwrap_or_default(),
-            path,
-            query,
-            ..Self::default()
-        };
-        for (name, value) in lines.filter_map(|it| it.split_once(':')) {
-            let value = Some(value.trim());
-            match name.to_ascii_lowercase().as_str() {
-                // Of two, the first is as good: a browser sends one.
-                "host" => request.host = request.host.or(value),
-                "if-none-match" => request.tag = value,
-                _ => {}
-            }
-        }
-        request
     }
 }
 
 /// Whether a `Host` is this node's loopback interface. Another name may have been made to lead here, so
 /// that the page of a stranger may read what is served (DNS rebinding).
-fn is_of_this_node(host: &str) -> bool {
+fn is_of_this_node(host: &HeaderValue) -> bool {
+    let Ok(host) = host.to_str() else {
+        return false;
+    };
     let name = match host.rsplit_once(':') {
         // Through a tunnel of ssh, the port is another.
         Some((name, port)) if port.bytes().all(|it| it.is_ascii_digit()) => name,
@@ -209,78 +166,69 @@ const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
 const JSON: &str = "application/json";
 
-#[derive(Debug)]
-struct Answer {
-    status: &'static str,
-    kind: &'static str,
-    body: String,
-    /// For a page.
-    policy: Option<String>,
-    /// For a state: its tag, and how many seconds ago it was read.
-    read: Option<(String, u64)>,
+/// Nothing that is served is kept by a browser, guessed at, or read by another page.
+fn answer(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Answer::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    for (name, value) in [
+        (header::CONTENT_TYPE, kind),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (
+            HeaderName::from_static("cross-origin-resource-policy"),
+            "same-origin",
+        ),
+    ] {
+        answer
+            .headers_mut()
+            .insert(name, HeaderValue::from_static(value));
+    }
+    answer
 }
 
-impl Answer {
-    fn new(status: &'static str, kind: &'static str, body: String) -> Self {
-        Self {
-            status,
-            kind,
-            body,
-            policy: None,
-            read: None,
-        }
-    }
+fn text(status: StatusCode, text: impl Into<Bytes>) -> Answer {
+    answer(status, TEXT, text)
+}
 
-    fn text(status: &'static str, text: &str) -> Self {
-        Self::new(status, TEXT, text.to_owned())
-    }
+fn with(mut answer: Answer, name: HeaderName, value: HeaderValue) -> Answer {
+    answer.headers_mut().insert(name, value);
+    answer
+}
 
-    fn health(faults: &[String]) -> Self {
-        match faults.is_empty() {
-            true => Self::text("200 OK", "ok\n"),
-            false => Self::text("503 Service Unavailable", &faults.concat()),
-        }
-    }
-
-    fn head(&self) -> String {
-        let mut head = format!(
-            "HTTP/1.1 {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: close\r\n\
-             Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n\
-             Cross-Origin-Resource-Policy: same-origin\r\nReferrer-Policy: no-referrer\r\n",
-            self.status,
-            self.kind,
-            self.body.len()
-        );
-        if let Some(policy) = &self.policy {
-            head += &format!("Content-Security-Policy: {policy}\r\n");
-        }
-        if let Some((tag, age)) = &self.read {
-            head += &format!("ETag: {tag}\r\nAge: {age}\r\n");
-        }
-        head + "\r\n"
+fn state_of(faults: &[String]) -> Answer {
+    match faults.is_empty() {
+        true => text(StatusCode::OK, "ok\n"),
+        false => text(StatusCode::SERVICE_UNAVAILABLE, faults.concat()),
     }
 }
 
-async fn state(page: &NodePage, request: &Request<'_>) -> Answer {
-    let view = match request.query {
-        "" | "view=host" => View::Host,
-        "view=user" => View::User,
-        _ => return Answer::text("400 Bad Request", "state?view=host or state?view=user\n"),
+/// The state of the node, unless the client has it (RFC 9110, 13.1.2).
+async fn state(page: &NodePage, request: &Request) -> Answer {
+    let view = match request.uri().query() {
+        None | Some("view=host") => View::Host,
+        Some("view=user") => View::User,
+        _ => {
+            return text(
+                StatusCode::BAD_REQUEST,
+                "state?view=host or state?view=user\n",
+            );
+        }
     };
     let Some(reading) = page.reading().await else {
-        return Answer::text("503 Service Unavailable", "the agent ends\n");
+        return text(StatusCode::SERVICE_UNAVAILABLE, "the agent ends\n");
     };
-    match reading.state(view) {
-        Err(why) => Answer::text("503 Service Unavailable", &format!("{why}\n")),
-        Ok(state) => {
-            let answer = match request.tag == Some(&*state.tag) {
-                true => Answer::new("304 Not Modified", JSON, String::new()),
-                false => Answer::new("200 OK", JSON, state.text.clone()),
-            };
-            let read = Some((state.tag.clone(), reading.at.elapsed().as_secs()));
-            Answer { read, ..answer }
-        }
-    }
+    let state = match reading.state(view) {
+        Ok(state) => state,
+        Err(why) => return text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    };
+    let is_known = request.headers().get(header::IF_NONE_MATCH) == Some(&state.tag);
+    let answer = match is_known {
+        true => answer(StatusCode::NOT_MODIFIED, JSON, Bytes::new()),
+        false => answer(StatusCode::OK, JSON, state.text.clone()),
+    };
+    let answer = with(answer, header::ETAG, state.tag.clone());
+    with(answer, header::AGE, reading.at.elapsed().as_secs().into())
 }
 
 async fn health(control: &Control) -> Vec<String> {
@@ -341,6 +289,7 @@ mod tests {
 
     #[test]
     fn only_names_of_the_loopback_interface_are_served() {
+        let is_served = |host| is_of_this_node(&HeaderValue::from_static(host));
         for host in [
             "localhost",
             "LocalHost:99",
@@ -349,7 +298,7 @@ mod tests {
             "[::1]:80",
             "[::1]",
         ] {
-            assert!(is_of_this_node(host), "{host}");
+            assert!(is_served(host), "{host}");
         }
         for host in [
             "",
@@ -359,22 +308,7 @@ mod tests {
             "[::2]:80",
             "127.0.0.1.nip.io",
         ] {
-            assert!(!is_of_this_node(host), "{host}");
+            assert!(!is_served(host), "{host}");
         }
-    }
-
-    #[test]
-    fn a_request_is_read_with_what_matters() {
-        let head =
-            "GET /state?view=user HTTP/1.1\r\nhOST: localhost:1 \r\nIf-None-Match: \"a\"\r\n\r\n";
-        let expected = Request {
-            method: "GET",
-            path: "/state",
-            query: "view=user",
-            host: Some("localhost:1"),
-            tag: Some("\"a\""),
-        };
-        assert_eq!(Request::read(head), expected);
-        assert_eq!(Request::read(""), Request::default());
     }
 }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use hyper::body::Bytes;
+use hyper::header::HeaderValue;
 use podwire::graph::View;
 use podwire::overview::{self, Overview, Places};
 use serde::Deserialize;
@@ -57,9 +59,9 @@ impl Conf {
 #[derive(Debug)]
 pub struct Page {
     /// The document.
-    pub document: String,
+    pub document: Bytes,
     /// Its Content-Security-Policy.
-    pub policy: String,
+    pub policy: HeaderValue,
     wanted: Notify,
     latest: watch::Sender<Option<Arc<Reading>>>,
 }
@@ -77,23 +79,26 @@ pub struct Reading {
 #[derive(Debug)]
 pub struct State {
     /// JSON.
-    pub text: String,
-    /// The same for the same text.
-    pub tag: String,
+    pub text: Bytes,
+    /// Its ETag: the same for the same text.
+    pub tag: HeaderValue,
 }
 
 impl Page {
     /// Of the node that this process sees.
-    pub fn open(places: Places) -> Arc<Self> {
+    ///
+    /// # Errors
+    /// The policy is none that HTTP can carry.
+    pub fn open(places: Places) -> Result<Arc<Self>> {
         let (document, policy) = overview::document();
         let page = Arc::new(Self {
-            document,
-            policy,
+            document: document.into(),
+            policy: policy.try_into().context("policy of the page")?,
             wanted: Notify::new(),
             latest: watch::Sender::new(None),
         });
         tokio::spawn(Arc::clone(&page).read_while_wanted(places));
-        page
+        Ok(page)
     }
 
     /// The last reading, which may be that before the next one; the first is waited for.
@@ -146,7 +151,8 @@ fn views(places: &Places) -> Result<[State; 2]> {
             .context("write the state of the node")?;
         let mut hasher = DefaultHasher::new();
         text.hash(&mut hasher);
-        let tag = format!("\"{:016x}\"", hasher.finish());
+        let tag = format!("\"{:016x}\"", hasher.finish()).try_into()?;
+        let text = text.into();
         Ok(State { text, tag })
     };
     Ok([state(View::Host)?, state(View::User)?])

@@ -265,7 +265,7 @@ fn the_agent_serves_its_page_to_this_node_alone() {
         assert_eq!(state["doctor"]["findings"], json!([]));
         let tag = head
             .lines()
-            .find_map(|it| it.strip_prefix("ETag: "))
+            .find_map(|it| it.strip_prefix("etag: "))
             .expect("a tag");
         let (head, body) = node.curl(
             &["-H", &format!("If-None-Match: {tag}")],
