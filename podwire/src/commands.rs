@@ -28,6 +28,7 @@ mod uninstall;
 mod validate;
 mod version;
 
+pub(crate) use agent::{SOCKET as AGENT_SOCKET, ask as agent_status};
 pub(crate) use node::record_users;
 pub(crate) use peers::Node as PeerNode;
 pub(crate) use ps::rows as containers;

@@ -4,9 +4,11 @@
 //! compare the survey of the node with what its attachments want. Nothing is changed. What `resync`
 //! would restore is a finding, by the same code, and so is what `validate` reports.
 
+mod agent;
 mod configuration;
 mod finding;
 mod forwarding;
+mod kernel;
 mod limits;
 mod links;
 pub mod path;
@@ -68,11 +70,18 @@ pub const CHECKS: &[&Check] = &[
     &configuration::NARROW,
     &configuration::EXHAUSTED,
     &configuration::SERVER,
+    &kernel::KINDS,
     &programs::NETWORK_MANAGER,
     &programs::NETWORKD,
     &programs::FIREWALLD,
+    &agent::ABSENT,
+    &agent::UNREADY,
+    &agent::VERSIONS,
+    &agent::UNANSWERED,
     &limits::NEIGHBOURS,
     &limits::CONNECTIONS,
+    &limits::FILES,
+    &limits::TASKS,
     &tunnels::ADDRESS,
     &tunnels::PEERS,
 ];
@@ -191,7 +200,9 @@ impl Examination {
         path::check(&node, &mut found);
         stores::check(&node, &mut found);
         programs::check(&node, &mut found);
-        limits::check(&mut found);
+        limits::check(&node, &mut found);
+        agent::check(&mut found);
+        kernel::check(&node, &mut found);
         tunnels::check(&node, &mut found);
         found.findings.sort_by_key(|it| it.check.id);
         let hops = match scope {
@@ -286,6 +297,8 @@ fn is_passing(check: &Check) -> bool {
         &stores::STRAY_PORTS,
         &stores::UNREADABLE,
         &stores::VACANT,
+        &agent::ABSENT,
+        &agent::UNREADY,
     ];
     passing.contains(&check)
 }
@@ -334,6 +347,22 @@ mod tests {
         sorted.sort_unstable();
         sorted.dedup();
         assert_eq!(ids, sorted);
+    }
+
+    /// Each check has a black-box test that makes its fault.
+    #[test]
+    fn each_check_has_a_test() {
+        let tests = concat!(
+            include_str!("../../tests/tests/doctor/addresses.rs"),
+            include_str!("../../tests/tests/doctor/agent.rs"),
+            include_str!("../../tests/tests/doctor/limits.rs"),
+            include_str!("../../tests/tests/doctor/links.rs"),
+            include_str!("../../tests/tests/doctor/node.rs"),
+            include_str!("../../tests/tests/doctor/stores.rs"),
+        );
+        let ids = CHECKS.iter().map(|it| format!("\"{}\"", it.id));
+        let untested: Vec<_> = ids.filter(|it| !tests.contains(it)).collect();
+        assert!(untested.is_empty(), "{untested:?}");
     }
 
     /// docs/doctor.md has a row for each check, with its severity and title.

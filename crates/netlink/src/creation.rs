@@ -13,6 +13,7 @@ use std::{
 
 use cni::Undo;
 use netns::NetNs;
+use nix::errno::Errno;
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec,
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
@@ -190,6 +191,26 @@ impl Netlink {
             format!("add {kind} {name}")
         })
         .map_err(|error| error.reword(format!("failed to create {kind}")))
+    }
+
+    /// Whether the kernel can make links of a kind, after it has looked for a module: `ip link add type
+    /// KIND`. For a namespace that is thrown away: some kinds need no more than that, and are made.
+    ///
+    /// # Errors
+    /// `EPERM` without CAP_NET_ADMIN.
+    pub fn knows_kind(&self, kind: &str) -> Result<bool, Error> {
+        let kind = InfoKind::Other(kind.to_owned());
+        let message = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(kind).build();
+        let request = RouteNetlinkMessage::NewLink(message);
+        let tried = self.change(request, NLM_F_CREATE | NLM_F_EXCL, || {
+            "add a link".to_owned()
+        });
+        match tried {
+            Err(error) if error.errno() == Errno::EOPNOTSUPP => Ok(false),
+            Err(error) if error.errno() == Errno::EPERM => Err(error),
+            // A parent, or another attribute, is missing.
+            Ok(_) | Err(_) => Ok(true),
+        }
     }
 
     /// Deletes the link called `name` if it is of `kind`: `ip link delete NAME type KIND`.

@@ -22,7 +22,7 @@ use std::{
 use anyhow::Context;
 use nix::{
     errno::Errno,
-    sched::CloneFlags,
+    sched::{CloneFlags, unshare},
     sys::{
         stat::fstat,
         statfs::{FsType, PROC_SUPER_MAGIC, statfs},
@@ -91,6 +91,22 @@ impl NetNs {
     pub fn current() -> Result<Self, Error> {
         // Not /proc/self, which is the main thread: it may be in another namespace.
         Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// A new namespace, with nothing but a loopback interface that is down. It ends with the value, and
+    /// with the sockets that were opened in it.
+    ///
+    /// # Errors
+    /// `EPERM` without CAP_SYS_ADMIN; `ENOSPC` when the user has too many.
+    pub fn unnamed() -> anyhow::Result<Self> {
+        let made = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
+            anyhow::Ok(Self::current()?)
+        });
+        match made.join() {
+            Ok(made) => made,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
     }
 
     /// Whether both are the same namespace, whatever their paths: device and inode identify it

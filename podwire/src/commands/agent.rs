@@ -11,6 +11,8 @@ use serde_json::{Map, Value};
 use super::Verdict;
 use crate::output::{Output, counted, print};
 
+/// Where the agent listens, unless its configuration says otherwise.
+pub const SOCKET: &str = "/run/podwire/podwired.sock";
 /// How long the agent may take: as long as each of its roles may.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest answer: a network may have thousands of leases that are of no use.
@@ -38,7 +40,11 @@ pub fn status(socket: &Path, output: &Output) -> Result<Verdict> {
     Ok(verdict)
 }
 
-fn ask(socket: &Path) -> Result<Value> {
+/// What the agent says of itself.
+///
+/// # Errors
+/// There is none, or it does not answer.
+pub fn ask(socket: &Path) -> Result<Value> {
     let place = socket.display();
     let ask = || -> Result<Value> {
         let mut stream = UnixStream::connect(socket)?;

@@ -43,7 +43,7 @@ pub struct Status {
     #[arg(
         long,
         value_name = "PATH",
-        default_value = "/run/podwire/podwired.sock"
+        default_value = super::agent::SOCKET
     )]
     socket: PathBuf,
     #[command(flatten)]

@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use super::Examination;
 use super::finding::{About, Check, Finding, Severity};
+use super::{Examination, Node};
 
 pub const NEIGHBOURS: Check = Check {
     id: "PW050",
@@ -19,41 +19,114 @@ pub const CONNECTIONS: Check = Check {
     why: "When it is full, packets of new connections are dropped, with masquerade and published ports \
           as well: \"nf_conntrack: table full, dropping packet\".",
 };
+pub const FILES: Check = Check {
+    id: "PW052",
+    severity: Severity::Warning,
+    title: "the node has nearly as many open files as it can have",
+    why: "When there are no more, no program opens a socket, and an ADD fails with \"too many open files \
+          in system\".",
+};
+pub const TASKS: Check = Check {
+    id: "PW053",
+    severity: Severity::Warning,
+    title: "the node has nearly as many processes and threads as it can have",
+    why: "When there are no more, no container starts, and no plugin is executed: \"resource temporarily \
+          unavailable\".",
+};
 
-pub fn check(found: &mut Examination) {
-    for (family, table) in [("ipv4", "arp_cache"), ("ipv6", "ndisc_cache")] {
-        let key = format!("net.{family}.neigh.default.gc_thresh3");
-        let text = fs::read_to_string(format!("/proc/net/stat/{table}"));
-        let limit = number(&format!("net/{family}/neigh/default/gc_thresh3"));
-        let (Some(count), Some(limit)) = (text.ok().and_then(|it| entries(&it)), limit) else {
-            continue;
-        };
-        if is_near(count, limit) {
-            let finding = Finding::new(
-                &NEIGHBOURS,
-                About::Node,
-                format!("{count} entries of {limit} in {table}"),
-            );
-            let finding = finding.shown_by(
-                format!("sysctl {key}; cat /proc/net/stat/{table}"),
-                format!("{key} = {limit}"),
-            );
-            found.add(finding.command(format!("sysctl -w {key}={}", limit.saturating_mul(4))));
-        }
+/// What is counted, and how many there may be.
+struct Limit {
+    check: &'static Check,
+    /// What is counted, in words.
+    what: String,
+    count: Option<u64>,
+    limit: Option<u64>,
+    /// The command that shows both.
+    command: String,
+    /// The setting that is the limit.
+    setting: String,
+}
+
+pub fn check(node: &Node<'_>, found: &mut Examination) {
+    let families = [("ipv4", "arp_cache"), ("ipv6", "ndisc_cache")];
+    for (family, table) in families {
+        neighbours(node, family, table).report(found);
     }
-    let count = number("net/netfilter/nf_conntrack_count");
-    let limit = number("net/netfilter/nf_conntrack_max");
-    if let (Some(count), Some(limit)) = (count, limit)
-        && is_near(count, limit)
-    {
-        let what = format!("{count} connections of {limit} are tracked");
-        let finding = Finding::new(&CONNECTIONS, About::Node, what);
-        let finding = finding.shown_by(
-            "sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max",
-            format!("{count}, {limit}"),
-        );
-        let more = limit.saturating_mul(4);
-        found.add(finding.command(format!("sysctl -w net.netfilter.nf_conntrack_max={more}")));
+    Limit {
+        check: &CONNECTIONS,
+        what: "tracked connections".into(),
+        count: number("net/netfilter/nf_conntrack_count"),
+        limit: number("net/netfilter/nf_conntrack_max"),
+        command: "sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max".into(),
+        setting: "net.netfilter.nf_conntrack_max".into(),
+    }
+    .report(found);
+    // proc(5): open files, 0, the limit.
+    let files = netlink::sysctl::read("fs/file-nr").unwrap_or_default();
+    let mut files = files.split_whitespace().map(|it| it.parse().ok());
+    Limit {
+        check: &FILES,
+        what: "open files".into(),
+        count: files.next().flatten(),
+        limit: files.nth(1).flatten(),
+        command: "sysctl fs.file-nr".into(),
+        setting: "fs.file-max".into(),
+    }
+    .report(found);
+    for setting in ["kernel.pid_max", "kernel.threads-max"] {
+        Limit {
+            check: &TASKS,
+            what: "processes and threads".into(),
+            count: tasks(&fs::read_to_string("/proc/loadavg").unwrap_or_default()),
+            limit: number(&setting.replace('.', "/")),
+            command: format!("cat /proc/loadavg; sysctl {setting}"),
+            setting: setting.into(),
+        }
+        .report(found);
+    }
+}
+
+/// Entries that a program has written, as those of VXLAN peers, do not count for the limit
+/// (net/core/neighbour.c, `gc_entries`).
+fn neighbours(node: &Node<'_>, family: &str, table: &str) -> Limit {
+    let text = fs::read_to_string(format!("/proc/net/stat/{table}"));
+    let is_ipv4 = family == "ipv4";
+    let written = node
+        .survey
+        .node()
+        .interfaces
+        .iter()
+        .flat_map(|it| &it.vteps);
+    let written = written.filter(|it| it.written && it.address.is_ipv4() == is_ipv4);
+    let written = written.count() as u64;
+    let count = text.ok().and_then(|it| entries(&it));
+    let setting = format!("net.{family}.neigh.default.gc_thresh3");
+    Limit {
+        check: &NEIGHBOURS,
+        what: format!("entries in {table}"),
+        count: count.map(|it| it.saturating_sub(written)),
+        limit: number(&setting.replace('.', "/")),
+        command: format!("cat /proc/net/stat/{table}; sysctl {setting}"),
+        setting,
+    }
+}
+
+impl Limit {
+    /// Nine tenths of it are a finding. A limit of 0 is none; what cannot be read here, the kernel
+    /// does not have.
+    fn report(self, found: &mut Examination) {
+        let (Some(count), Some(limit)) = (self.count, self.limit) else {
+            return;
+        };
+        if !is_near(count, limit) {
+            return;
+        }
+        let Self { what, setting, .. } = self;
+        let about = format!("{count} {what}, and {setting} is {limit}");
+        let finding = Finding::new(self.check, About::Node, about);
+        let finding = finding.shown_by(self.command, format!("{count}, {limit}"));
+        let more = count.max(limit).saturating_mul(4);
+        found.add(finding.command(format!("sysctl -w {setting}={more}")));
     }
 }
 
@@ -67,7 +140,12 @@ fn entries(text: &str) -> Option<u64> {
     u64::from_str_radix(word, 16).ok()
 }
 
-/// Whether nine tenths are used. A limit of 0 is none.
+/// proc(5): the fourth word of loadavg is `RUNNING/ALL`.
+fn tasks(text: &str) -> Option<u64> {
+    let word = text.split_whitespace().nth(3)?;
+    word.split_once('/')?.1.parse().ok()
+}
+
 fn is_near(count: u64, limit: u64) -> bool {
     limit != 0 && count.saturating_mul(10) >= limit.saturating_mul(9)
 }
@@ -83,5 +161,6 @@ mod tests {
         let text = "entries  allocs\n0000039a 00000000\n0000039a 00000001\n";
         assert_eq!(entries(text), Some(0x39a));
         assert_eq!(entries("entries\n"), None);
+        assert_eq!(tasks("0.20 0.18 0.12 1/80 11206"), Some(80));
     }
 }

@@ -195,3 +195,15 @@ fn a_pod_is_examined_hop_by_hop() {
         }
     });
 }
+
+#[test]
+fn a_name_that_a_pod_has_chosen_is_no_command() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        node.blue
+            .sh("ip link set eth0 down; ip link set eth0 name '`touch${IFS}x`'");
+        node.is_found_and_cured("PW011");
+        node.blue.sh("ip link set '`touch${IFS}x`' mtu 1400");
+        node.is_found_and_cured("PW013");
+    });
+}

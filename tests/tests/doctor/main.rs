@@ -2,6 +2,8 @@
 //! finding names. What `ps` and `inspect` show of the same nodes.
 
 mod addresses;
+mod agent;
+mod limits;
 mod links;
 mod listing;
 mod node;

@@ -140,24 +140,6 @@ fn a_network_that_firewalld_does_not_know() {
 }
 
 #[test]
-fn connection_tracking_that_is_nearly_full() {
-    beyond_peer(WHY, || {
-        let node = Node::new();
-        let dir = node.sandbox.dir();
-        for (name, value) in [("count", "95"), ("max", "100")] {
-            node.sandbox.write(dir.join(name), value);
-            let file = dir.join(name).display().to_string();
-            node.host().sh(&format!(
-                "mount --bind {file} /proc/sys/net/netfilter/nf_conntrack_{name}"
-            ));
-        }
-        node.finding("PW051");
-        node.sandbox.write(dir.join("count"), "5");
-        node.assert_healthy();
-    });
-}
-
-#[test]
 fn what_is_no_subject_is_an_error() {
     beyond_peer(WHY, || {
         let node = Node::new();

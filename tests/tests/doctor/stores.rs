@@ -153,3 +153,19 @@ fn a_report_has_the_findings_and_no_secret() {
         assert_eq!(again.code, 2, "a file is not overwritten");
     });
 }
+
+#[test]
+fn long_work_shows_a_bar_on_a_terminal_alone() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        node.host().sh("cd /var/lib/cni/results; for i in $(seq 60); do
+            sed \"s/cnitool-[0-9a-f]*/gone$i/; s#/run/netns/blue#/run/netns/gone$i#g\" net-cnitool-*-eth0 > net-gone$i-eth0
+            done");
+        let piped = node.execute(&["podwire", "resync", "--dry-run"], &Value::Null);
+        assert_eq!(piped.code, 0, "{piped:?}");
+        assert!(!piped.stderr.contains(['\r', '\x1b']), "{piped:?}");
+        let terminal = ["script", "-qec", "podwire resync --dry-run", "/dev/null"];
+        let shown = node.execute(&terminal, &Value::Null);
+        assert!(shown.stdout.contains("/61"), "{shown:?}");
+    });
+}

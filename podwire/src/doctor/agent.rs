@@ -1,0 +1,216 @@
+//! The node's agent: whether it runs where it is needed, and does what it is for.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use names::{Directory, Record};
+use netns::NetNs;
+use serde_json::Value;
+
+use super::Examination;
+use super::finding::{About, Check, Finding, Severity, first_of};
+use crate::commands::{AGENT_SOCKET, agent_status};
+
+pub const ABSENT: Check = Check {
+    id: "PW043",
+    severity: Severity::Error,
+    title: "the agent does not run, and something needs it",
+    why: "Pods do not resolve each other's names, and other nodes are not followed, until podwired runs.",
+};
+pub const UNREADY: Check = Check {
+    id: "PW044",
+    severity: Severity::Error,
+    title: "a role of the agent does not do what it is for",
+    why: "It waits for what is named: an address whose port 53 another server has, a store that does not \
+          answer, a lease that another node has.",
+};
+pub const VERSIONS: Check = Check {
+    id: "PW045",
+    severity: Severity::Warning,
+    title: "the agent has another version than podwire",
+    why: "Its program was replaced while it ran. Plugins and agent are tested together in one version only.",
+};
+pub const UNANSWERED: Check = Check {
+    id: "PW046",
+    severity: Severity::Error,
+    title: "a pod's questions for names are not answered",
+    why: "The agent is well, so the question or its answer is lost on the way: most often the node's \
+          packet filter drops what comes in at port 53.",
+};
+
+/// Where the agent's configuration is: with it, it is to run.
+const CONFIGURATION: &str = "/etc/podwire/podwired.json";
+/// How long an answer out of memory may take, and how often it is asked for.
+const PATIENCE: Duration = Duration::from_millis(300);
+const ATTEMPTS: usize = 2;
+
+pub fn check(found: &mut Examination) {
+    let records = match records() {
+        Ok(records) => records,
+        Err(error) => {
+            found.unread("records of names", format!("{error:#}"));
+            Vec::new()
+        }
+    };
+    let socket = Path::new(AGENT_SOCKET);
+    let status = match agent_status(socket) {
+        Ok(status) => status,
+        Err(_) if records.is_empty() && !Path::new(CONFIGURATION).exists() => return,
+        Err(error) => {
+            let needs = match records.len() {
+                0 => format!("{CONFIGURATION} is there"),
+                count => format!("{count} networks have names"),
+            };
+            let finding = Finding::new(&ABSENT, About::Node, format!("{needs}, and {error:#}"));
+            let finding = finding.shown_by(
+                format!("echo '{{\"status\":{{}}}}' | nc -NU {AGENT_SOCKET}"),
+                "no answer",
+            );
+            found.add(finding.advice(
+                "systemctl start podwired, and journalctl -u podwired if that fails; without the \
+                 unit, the next pod with names starts it",
+            ));
+            return;
+        }
+    };
+    states(&status, found);
+    if status["roles"]["resolver"]["ready"] == true {
+        for record in &records {
+            ask(record, found);
+        }
+    }
+}
+
+fn states(status: &Value, found: &mut Examination) {
+    let ours = env!("CARGO_PKG_VERSION");
+    let version = status["version"].as_str().unwrap_or_default();
+    if version != ours {
+        let what = format!("podwired is {version}, and podwire {ours}");
+        let finding = Finding::new(&VERSIONS, About::Node, what);
+        let finding = finding.shown_by("podwire status; podwire --version", version);
+        found.add(finding.command("systemctl restart podwired"));
+    }
+    for (name, role) in status["roles"].as_object().into_iter().flatten() {
+        let Some(why) = role["ready"].as_str() else {
+            continue;
+        };
+        let finding = Finding::new(&UNREADY, About::Node, format!("{name}: {why}"));
+        let finding = finding.shown_by("podwire status", why);
+        found.add(finding.advice(format!(
+            "remove the reason ({why}); the agent tries again by itself"
+        )));
+    }
+}
+
+/// One record of each network whose pods ask the node, and whose namespace is there.
+fn records() -> Result<Vec<Record>> {
+    let directory = Directory::default();
+    let mut all = Vec::new();
+    for network in directory.networks()? {
+        for entry in directory.entries(&network)? {
+            let record = directory.read(&entry).ok().flatten();
+            let usable = |it: &Record| {
+                let namespace = it.namespace.as_ref();
+                !it.network.listen.is_empty() && namespace.is_some_and(|it| !it.is_gone())
+            };
+            if let Some(record) = record.filter(usable) {
+                all.push(record);
+                break;
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// A question of the pod for its own name.
+fn ask(record: &Record, found: &mut Examination) {
+    let (Some(namespace), Some(name)) = (&record.namespace, record.names.first()) else {
+        return;
+    };
+    let path = namespace.path.clone();
+    let mut silent = Vec::new();
+    for server in &record.network.listen {
+        let family = |it: &&IpAddr| it.is_ipv4() == server.is_ipv4();
+        if record.addresses.iter().find(family).is_none() {
+            continue;
+        }
+        let answered = NetNs::open(&path)
+            .map_err(Into::into)
+            .and_then(|it| it.enter(|| answers(*server, name.as_str()))?);
+        match answered {
+            Ok(true) => {}
+            Ok(false) => silent.push(server.to_string()),
+            Err(error) => found.unread("questions for names", format!("{error:#}")),
+        }
+    }
+    let Some(server) = silent.first() else {
+        return;
+    };
+    let network = &record.network.name;
+    let what = format!(
+        "{} does not answer the pods of {network}",
+        first_of(&silent)
+    );
+    let about = About::Network(network.clone());
+    let finding = Finding::new(&UNANSWERED, about, what);
+    let command = format!(
+        "nsenter --net={} dig @{server} {}",
+        path.display(),
+        name.as_str()
+    );
+    let finding = finding.shown_by(command, "no answer");
+    found.add(finding.advice(format!(
+        "let packets from {} to port 53 of {server} in (iptables -S INPUT, nft list ruleset)",
+        match record.network.bridge.as_str() {
+            "" => network,
+            bridge => bridge,
+        }
+    )));
+}
+
+/// Whether a server answers a question for the address of `name`, whatever it says.
+fn answers(server: IpAddr, name: &str) -> Result<bool> {
+    let any: SocketAddr = match server {
+        IpAddr::V4(_) => ([0u8; 4], 0).into(),
+        IpAddr::V6(_) => ([0u8; 16], 0).into(),
+    };
+    let socket = UdpSocket::bind(any).context("open a socket")?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let question = question(name);
+    for _ in 0..ATTEMPTS {
+        let asked = socket
+            .connect((server, 53))
+            .and_then(|()| socket.send(&question));
+        let mut answer = [0; 512];
+        if asked.is_ok() && socket.recv(&mut answer).is_ok() && answer[..2] == question[..2] {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// RFC 1035, 4.1: recursion desired, one question, class IN, type A.
+fn question(name: &str) -> Vec<u8> {
+    let id = std::process::id().to_be_bytes();
+    let mut message = vec![id[2], id[3], 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.').filter(|it| !it.is_empty()) {
+        message.push(label.len() as u8);
+        message.extend(label.as_bytes());
+    }
+    message.extend([0, 0, 1, 0, 1]);
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_is_one_of_dns() {
+        let question = question("db.web");
+        assert_eq!(question[2..12], [1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(question[12..], *b"\x02db\x03web\0\0\x01\0\x01");
+    }
+}
