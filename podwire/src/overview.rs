@@ -53,7 +53,7 @@ impl Overview {
             Examination::confirmed(&survey, &sources, &places.plugin_dirs, &Scope::Node)?;
         let (mut found, _) = examined;
         let rules = rules::read(&survey).unwrap_or_else(|error| {
-            found.unread("rules in nftables", error);
+            found.unread("rules", error);
             Vec::new()
         });
         let name = nix::unistd::gethostname().context("find the name of the node")?;

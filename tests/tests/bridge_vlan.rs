@@ -354,3 +354,39 @@ fn the_example_gives_a_pod_a_gateway_in_its_vlan() {
         }
     });
 }
+
+/// `podwire graph` has the VLANs that bridge knows, of each port and of the bridge, and no others.
+#[test]
+fn the_graph_has_the_vlans_of_ports() {
+    beyond_peer("it has no graph", || {
+        let sandbox = Sandbox::new();
+        let trunk = json!([{"minID": 20, "maxID": 23}, {"id": 30}]);
+        for (pod, keys) in [
+            ("a", json!({"vlan": 100})),
+            ("b", json!({"vlanTrunk": trunk})),
+        ] {
+            let conf = network("10.1.0.0/24", keys);
+            sandbox
+                .cni("bridge")
+                .add(&conf, &sandbox.pod(pod), "eth0")
+                .result();
+        }
+        let host = sandbox.host();
+        let podwire = sandbox::Suite::Ours.dir().join("podwire");
+        let graph = host.sh(&format!("{} graph -o json", podwire.display()));
+        let graph: Value = serde_json::from_str(&graph).expect("JSON");
+        let all = |list: &Value, name: &str| -> Vec<(Value, Value)> {
+            let list = list.as_array().cloned().unwrap_or_default();
+            let has = list.into_iter().filter(|it| it["vlans"].is_array());
+            let mut all: Vec<_> = has
+                .map(|it| (it[name].clone(), it["vlans"].clone()))
+                .collect();
+            all.sort_by_key(|(name, _)| name.to_string());
+            all
+        };
+        let known = host.sh("bridge -j -compressvlans vlan show");
+        let known = all(&serde_json::from_str(&known).expect("JSON"), "ifname");
+        assert_eq!(known.len(), 3, "{known:?}");
+        assert_eq!(all(&graph["nodes"], "name"), known);
+    });
+}

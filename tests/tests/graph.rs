@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use sandbox::{Netns, Sandbox, Suite, beyond_peer, conf};
+use sandbox::{BackEnd, FilterNode, Netns, Sandbox, Suite, beyond_peer, conf};
 use serde_json::{Value, json};
 
 const WHY: &str = "Debian has nothing like it";
@@ -260,6 +260,56 @@ fn the_graph_has_the_ports_and_rules_that_nft_knows() {
             let id = text(&rule["id"]) + " ";
             let mut edges = edges(&graph, "applies").into_iter();
             assert!(edges.any(|it| it.starts_with(&id)), "{rule}");
+        }
+    });
+}
+
+/// What podwire and the Go plugins keep in iptables: each rule that leads to a pod or network.
+#[test]
+fn the_graph_has_the_rules_that_iptables_knows() {
+    beyond_peer(WHY, || {
+        for back_end in BackEnd::IPTABLES {
+            let node = FilterNode::new(back_end);
+            let bridge = json!({"type": "bridge", "bridge": "cni0", "isDefaultGateway": true, "ipMasq": true,
+                "ipMasqBackend": "iptables", "ipam": conf::host_local_ipam(&["10.1.0.0/24"])});
+            let portmap = json!({"type": "portmap", "backend": "iptables", "capabilities": {"portMappings": true}});
+            let firewall = json!({"type": "firewall", "backend": "iptables"});
+            let lists = node.sandbox.dir().join("net.d");
+            node.sandbox.write(
+                lists.join("10-web.conflist"),
+                list("web", json!([bridge, portmap, firewall])),
+            );
+            let bin = Suite::Ours.dir().display();
+            let podwire = |args: &str| {
+                let ports = r#"{"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}"#;
+                let script = format!(
+                    "export PATH={} CNI_PATH={bin} NETCONFPATH={} CAP_ARGS='{ports}'; {bin}/podwire {args}",
+                    back_end.path(&node.sandbox),
+                    lists.display()
+                );
+                node.host().sh(&script)
+            };
+            podwire(&format!("add web {}", node.sandbox.pod("a").path()));
+            let graph = podwire("graph -o json");
+            let graph: Value = serde_json::from_str(&graph).expect("JSON");
+            let drawn: Vec<_> = all(&graph, "nodes", "rule")
+                .filter(|it| it["backend"] == "iptables")
+                .map(|it| format!("{} {}", text(&it["table"]), text(&it["element"])))
+                .collect();
+            for (rule, count) in [
+                ("iptables nat POSTROUTING ", 1),
+                ("iptables nat CNI-HOSTPORT-DNAT 8080", 1),
+                ("iptables filter CNI-FORWARD ", 2),
+            ] {
+                let found = drawn.iter().filter(|it| *it == rule).count();
+                assert_eq!(found, count, "{back_end:?} {rule}: {drawn:?}");
+            }
+            // Each leads to the pod, or to its bridge.
+            for rule in all(&graph, "nodes", "rule") {
+                let id = text(&rule["id"]) + " ";
+                let mut edges = edges(&graph, "applies").into_iter();
+                assert!(edges.any(|it| it.starts_with(&id)), "{rule}");
+            }
         }
     });
 }

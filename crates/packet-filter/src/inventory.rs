@@ -1,6 +1,8 @@
-//! What podwire's rules in nf_tables are about, for people: each rule, or element of a set, that
-//! belongs to a network or a pod. The few rules that are the same on every node are left out.
-//! Published ports are listed elsewhere (`Nftables::published_ports`).
+//! What rules are about, for people: each rule, or element of a set, that belongs to a network or a
+//! pod. The few rules that are the same on every node are left out. Ports that nf_tables publishes are
+//! listed elsewhere (`Nftables::published_ports`).
+
+mod iptables;
 
 use anyhow::Result;
 use ipnetwork::IpNetwork;
@@ -14,7 +16,7 @@ use crate::{access, isolation, masquerade, separation, spoof_check, vxlan_guard}
 pub struct Applied {
     /// What it does.
     pub subject: Subject,
-    /// Its table: `inet podwire_isolation`.
+    /// Its table: `inet podwire_isolation`, or of iptables `iptables nat`.
     pub table: String,
     /// The network that its comment names; a long name is hashed there.
     pub network: Option<String>,
@@ -24,7 +26,8 @@ pub struct Applied {
     pub subnet: Option<IpNetwork>,
     /// Its comment as it is.
     pub comment: String,
-    /// For an element, the set and the key: `nat_devices "cni0"`.
+    /// For an element, the set and the key: `nat_devices "cni0"`; for a rule of iptables, its chain, and
+    /// its ports.
     pub element: String,
 }
 
@@ -45,6 +48,12 @@ pub enum Subject {
     SpoofCheck,
     /// Only known hosts send packets of a VXLAN network.
     VxlanGuard,
+    /// A port of the node leads to a pod.
+    PublishedPort,
+    /// The plugin firewall lets packets of a pod through.
+    Firewall,
+    /// Questions for names are let in.
+    Names,
 }
 
 impl Subject {
@@ -58,6 +67,9 @@ impl Subject {
             Self::Separation => "separation",
             Self::SpoofCheck => "MAC spoof check",
             Self::VxlanGuard => "VXLAN guard",
+            Self::PublishedPort => "published port",
+            Self::Firewall => "accept",
+            Self::Names => "names",
         }
     }
 }

@@ -69,7 +69,7 @@ impl Draw {
             cni::log(format_args!("podwire: {unread}"));
         }
         let rules = rules::read(&survey).unwrap_or_else(|error| {
-            cni::log(format_args!("podwire: rules in nftables: {error:#}"));
+            cni::log(format_args!("podwire: rules: {error:#}"));
             Vec::new()
         });
         let name = nix::unistd::gethostname().context("find the name of the node")?;

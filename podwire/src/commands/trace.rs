@@ -59,7 +59,7 @@ impl Trace {
             cache_dir: self.cache.dir().to_owned(),
         })?;
         let origin = Origin::find(&self.pod, &survey, &self.cache.open())?;
-        let target = Target::parse(&self.destination, &survey)?;
+        let target = Target::parse(&self.destination, &survey, &origin)?;
         let traced = trace::trace(&survey, &origin, target, Duration::from_secs(self.wait))?;
         if output.is_json() {
             output.print_json(&traced)?;

@@ -16,7 +16,7 @@ use super::model::{Edge, Graph, Kind, Link, Node, View};
 pub struct Read<'a> {
     /// What the kernel, the cache and the stores have.
     pub survey: &'a Survey,
-    /// What the rules in nf_tables are about.
+    /// What the rules are about.
     pub rules: &'a [Applied],
     /// The name of the node.
     pub name: &'a str,
@@ -24,8 +24,15 @@ pub struct Read<'a> {
 
 /// The graph of a node.
 pub fn graph(read: Read<'_>) -> Graph {
+    let mut labels = HashMap::new();
+    for (at, attachment) in read.survey.attachments.iter().enumerate() {
+        let (network, id) = (&attachment.network, &attachment.container_id);
+        labels.insert(format!("name: {network:?} id: {id:?}"), at);
+        labels.insert(attachment.label(), at);
+    }
     let mut host = Host {
         read,
+        labels,
         graph: Graph {
             view: View::Host,
             nodes: Vec::new(),
@@ -78,6 +85,9 @@ pub fn port_name(address: Option<IpAddr>, port: &packet_filter::Mapping) -> Stri
 struct Host<'a> {
     read: Read<'a>,
     graph: Graph,
+    /// The positions of attachments by the comments on what belongs to them: podwire's, and that of the
+    /// Go plugins.
+    labels: HashMap<String, usize>,
 }
 
 impl Host<'_> {
@@ -231,13 +241,10 @@ impl Host<'_> {
         }
     }
 
-    /// The attachment with this label, which is the comment of what belongs to it.
-    fn labelled(&self, owner: &str) -> Option<&Attachment> {
-        self.read
-            .survey
-            .attachments
-            .iter()
-            .find(|it| it.label() == owner)
+    /// The attachment that a comment names.
+    fn labelled(&self, comment: &str) -> Option<&Attachment> {
+        let at = self.labels.get(comment.trim_start_matches("dnat "));
+        at.map(|at| &self.read.survey.attachments[*at])
     }
 
     fn port(&mut self, port: &PublishedPort) {
@@ -273,7 +280,7 @@ impl Host<'_> {
             .fact("element", rule.element.as_str())
             .fact("subnet", rule.subnet.map(|it| it.to_string()))
             .fact("comment", rule.comment.as_str())
-            .fact("backend", "nftables");
+            .fact("backend", backend(rule));
         self.graph.nodes.push(node);
         for interface in self.subjects(rule) {
             let edge = Edge::new(&id, Link::Applies, interface);
@@ -297,6 +304,11 @@ impl Host<'_> {
             .map(on_node);
         let mut found: BTreeSet<_> = named.collect();
         if let Some(subnet) = rule.subnet {
+            let is_address = subnet.network() == subnet.broadcast();
+            let attachments = self.read.survey.attachments.iter();
+            let pod = attachments.filter(|it| is_address && has_address(it, subnet.ip()));
+            let pod = pod.filter_map(|it| it.inside);
+            found.extend(pod.map(|it| self.interface_id(it)));
             let gateways = node.interfaces.iter().filter(|it| {
                 let mut addresses = it.addresses.iter();
                 addresses.any(|it| subnet.contains(it.address.ip()))
@@ -322,6 +334,14 @@ fn has_address(attachment: &Attachment, ip: IpAddr) -> bool {
         .any(|it| it.address.ip() == ip)
 }
 
+fn backend(rule: &Applied) -> &'static str {
+    let programs = ["iptables ", "ip6tables "];
+    match programs.iter().any(|it| rule.table.starts_with(it)) {
+        true => "iptables",
+        false => "nftables",
+    }
+}
+
 /// A rule in a few words.
 pub fn rule_name(rule: &Applied) -> String {
     let family = rule.table.split(' ').next().unwrap_or_default();
@@ -331,7 +351,7 @@ pub fn rule_name(rule: &Applied) -> String {
             let set = rule.element.split(' ').next().unwrap_or_default();
             format!("{words} {family}: {}", set.trim_end_matches("_devices"))
         }
-        Subject::OpenPort => format!(
+        Subject::OpenPort | Subject::PublishedPort => format!(
             "{words} {}",
             rule.element.split_once(' ').map_or("", |it| it.1)
         ),

@@ -1,15 +1,21 @@
-//! What the rules in nf_tables are about.
+//! What the rules of the packet filters are about.
 
 use anyhow::Result;
 use ipnetwork::IpNetwork;
-use packet_filter::{Applied, Nftables};
+use packet_filter::{Applied, Iptables, Nftables};
 use survey::Survey;
 
-/// Those of podwire, for the networks and pods of a node.
+/// Those for the networks and pods of a node.
 ///
 /// # Errors
-/// The kernel refuses a listing.
+/// The kernel, or a program, refuses a listing.
 pub fn read(survey: &Survey) -> Result<Vec<Applied>> {
+    let mut all = in_nftables(survey)?;
+    all.extend(Iptables::new().inventory()?);
+    Ok(all)
+}
+
+fn in_nftables(survey: &Survey) -> Result<Vec<Applied>> {
     let Some(nftables) = Nftables::find()? else {
         return Ok(Vec::new());
     };

@@ -10,8 +10,9 @@ use containers::Container;
 use netns::NetNs;
 use networks::Cache;
 use packet_filter::Protocol;
-use survey::Survey;
+use survey::{Attachment, Home, Survey};
 
+use crate::graph::host::pod_name;
 use crate::options::derived_id;
 
 /// The word for the node itself, in place of a pod's name.
@@ -72,11 +73,12 @@ impl Origin {
 
 impl Target {
     /// Reads `ADDRESS`, `ADDRESS:PORT`, `[ADDRESS]:PORT`, each with `/udp` after a port; in place of an
-    /// address, the name of a pod stands for its first one.
+    /// address, the name of a pod stands for its first one in a network that `origin` has, too, or for
+    /// its first one.
     ///
     /// # Errors
     /// It is something else.
-    pub fn parse(text: &str, survey: &Survey) -> Result<Self> {
+    pub fn parse(text: &str, survey: &Survey, origin: &Origin) -> Result<Self> {
         let (place, protocol) = match text.rsplit_once('/') {
             Some((place, word)) => match Protocol::parse(word) {
                 Some(protocol) if protocol != Protocol::Sctp => (place, protocol),
@@ -106,7 +108,7 @@ impl Target {
                 Some((protocol, port(number, text)?))
             }
         };
-        let ip = address_of(name, survey)?;
+        let ip = address_of(name, survey, origin)?;
         Ok(Self { ip, port })
     }
 
@@ -123,19 +125,19 @@ fn port(number: u16, text: &str) -> Result<u16> {
     }
 }
 
-/// The first address of the pod called `name`.
-fn address_of(name: &str, survey: &Survey) -> Result<IpAddr> {
-    let is_called = |it: &&survey::Attachment| {
-        it.container_id == name || crate::graph::host::pod_name(survey, it) == name
-    };
-    let mut found = survey.attachments.iter().filter(is_called);
-    let mut addresses = found
-        .clone()
-        .flat_map(|it| it.result.iter())
-        .flat_map(|it| &it.ips);
-    match addresses.next() {
+/// An address of the pod called `name`.
+fn address_of(name: &str, survey: &Survey, origin: &Origin) -> Result<IpAddr> {
+    let is_called = |it: &&Attachment| it.container_id == name || pod_name(survey, it) == name;
+    let found: Vec<_> = survey.attachments.iter().filter(is_called).collect();
+    let own = survey.attachments.iter();
+    let own = own.filter(|it| matches!(it.home, Home::At(at) if Some(at) == origin.at));
+    let own: Vec<_> = own.map(|it| &it.network).collect();
+    let (near, far): (Vec<&Attachment>, Vec<&Attachment>) =
+        found.iter().partition(|it| own.contains(&&it.network));
+    let results = near.iter().chain(&far).filter_map(|it| it.result.as_ref());
+    match results.flat_map(|it| &it.ips).next() {
         Some(ip) => Ok(ip.address.ip()),
-        None if found.next().is_some() => bail!("pod {name} has no address"),
+        None if !found.is_empty() => bail!("pod {name} has no address"),
         None => bail!("{name:?} is neither an address nor the name of a pod"),
     }
 }

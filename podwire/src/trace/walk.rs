@@ -576,7 +576,7 @@ impl Walk<'_> {
         let silent = self.hops.iter().rposition(|it| it.step == "neighbour");
         if let Some(at) = silent
             && self.hops[at].text.contains("does not answer")
-            && followed.node.is_empty()
+            && (self.hops[at].at == NODE || followed.node.is_empty())
         {
             self.hops[at].passage = Passage::Dropped;
         }
