@@ -32,6 +32,7 @@ impl Engine for Docker {
 /// A node with podwire.
 pub struct Podwire {
     sandbox: Sandbox,
+    networks: String,
     settings: [String; 2],
     program: String,
 }
@@ -41,15 +42,19 @@ impl Podwire {
     pub fn new() -> Self {
         let sandbox = Sandbox::new();
         let bin = Suite::Ours.dir().display();
-        let settings = [
-            format!("NETCONFPATH={}", sandbox.dir().join("net.d").display()),
-            format!("CNI_PATH={bin}"),
-        ];
+        let networks = sandbox.dir().join("net.d").display().to_string();
+        let settings = [format!("NETCONFPATH={networks}"), format!("CNI_PATH={bin}")];
         Self {
             program: format!("{bin}/podwire"),
             sandbox,
+            networks,
             settings,
         }
+    }
+
+    /// The directory of the networks' files.
+    pub fn networks(&self) -> &str {
+        &self.networks
     }
 }
 
