@@ -6,6 +6,7 @@
 //! not at all, and an acknowledged change is seen by every later question.
 
 pub mod answer;
+mod branch;
 mod counters;
 mod datagrams;
 mod firewall;

@@ -299,6 +299,7 @@ mod tests {
             names: vec!["web".parse().unwrap()],
             addresses: vec!["10.1.0.2".parse().unwrap()],
             servers: Vec::new(),
+            asks: Vec::new(),
         }
     }
 

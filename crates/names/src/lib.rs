@@ -25,7 +25,7 @@
 //!
 //! | request | meaning | answer |
 //! |---|---|---|
-//! | `{"names":{"read":"<network>/<file>"}}` | the record was written or removed: read it now | `{"servers":["10.1.0.1"]}`, once every later question is answered by the new state: the addresses where the resolver answers for that network. None: port 53 is taken everywhere |
+//! | `{"names":{"read":"<network>/<file>"}}` | the record was written or removed: read it now | `{"servers":["10.1.0.1"]}`, once every later question is answered by the new state: the addresses where the resolver answers for that network. Others than those of the record: another server has the port there. None: it answers nowhere |
 //! | `{"names":{"resolve":"<name>"}}` | a question of the node, which is in all networks | `{"found":[{"network":"web","address":"10.1.0.2"}]}` |
 //! | any that fails | | `{"error":"<reason>"}` |
 //!

@@ -33,6 +33,10 @@ pub struct Record {
     /// of the network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub servers: Vec<Server>,
+    /// Where the container asks, if that is not where the network has its servers: another server of
+    /// the node had the port.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asks: Vec<IpAddr>,
 }
 
 impl Record {
@@ -221,6 +225,7 @@ mod tests {
             "container": "0123456789abcdef", "ifname": "eth0",
             "namespace": {"path": "/run/netns/a", "device": 4, "inode": 40265, "mountNamespace": 40266},
             "names": ["db", "postgres"], "addresses": ["10.89.0.2", "fd00::2"], "servers": ["::1"],
+            "asks": ["10.89.0.0"],
         });
         let record: Record = serde_json::from_value(document.clone()).unwrap();
         assert_eq!(serde_json::to_value(&record).unwrap(), document);

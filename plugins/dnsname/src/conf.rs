@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use crate::records::RecordKeys;
+
 /// The plugin's own keys.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -25,36 +27,6 @@ pub struct Conf {
     pub resolver: String,
     /// What the runtime requests for this pod.
     pub runtime_config: RuntimeConfig,
-}
-
-/// A name that no pod has. It has one of the members after the name.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct RecordKeys {
-    /// The name; `*.apps` stands for all names that end with `.apps`.
-    pub name: String,
-    /// Its addresses.
-    pub addresses: Option<Vec<String>>,
-    /// The name that this one is an alias of.
-    pub cname: Option<String>,
-    /// Where a service is offered.
-    pub srv: Option<Vec<ServiceKeys>>,
-    /// Texts.
-    pub txt: Option<Vec<String>>,
-}
-
-/// Where a service is offered (RFC 2782).
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct ServiceKeys {
-    /// The lowest is tried first.
-    pub priority: u16,
-    /// The share among services of the same priority.
-    pub weight: u16,
-    /// The port.
-    pub port: u16,
-    /// The name of the host.
-    pub target: String,
 }
 
 /// `runtimeConfig`, where libcni passes the declared capabilities.

@@ -7,6 +7,7 @@
 mod agent;
 pub mod conf;
 pub mod plan;
+mod records;
 
 use std::io;
 use std::net::{IpAddr, UdpSocket};
@@ -41,11 +42,22 @@ impl Plugin for Dnsname {
         let entry = Entry::of(owner);
         let listen = listening(&plan, &result)?;
         let namespace = Namespace::at(request.netns.as_path());
-        let record = plan.record(owner, names, &result, listen.clone(), namespace);
+        let mut record = plan.record(owner, names, &result, listen.clone(), namespace);
         let undone = entry.clone();
         undo.push("forget the names of the pod", move || forget(&undone));
         Directory::default().write(&entry, &record)?;
         let servers = answering(owner, &entry, &plan, listen);
+        if servers.iter().any(|it| !record.network.listen.contains(it)) {
+            let at: Vec<_> = servers.iter().map(IpAddr::to_string).collect();
+            cni::log(format_args!(
+                "{owner}: names are answered at {}, as another server of the node has port 53 of \
+                 the gateway",
+                at.join(", ")
+            ));
+            // After a restart, the resolver has to answer there as well.
+            record.asks.clone_from(&servers);
+            Directory::default().write(&entry, &record)?;
+        }
         Ok(plan.answer(result, &servers))
     }
 
@@ -135,7 +147,11 @@ fn is_of_node(address: IpAddr) -> io::Result<bool> {
 fn answering(owner: &Attachment, entry: &Entry, plan: &Plan, listen: Vec<IpAddr>) -> Vec<IpAddr> {
     let why = match agent::announce(entry, plan.starts_resolver) {
         Ok(servers) if !servers.is_empty() => return servers,
-        Ok(_) if listen.is_empty() => "the node has no address in the network".to_owned(),
+        Ok(_) if listen.is_empty() => {
+            "the node has no address in the network: the key listen says where pods reach it, as \
+             at the hostShim of macvlan"
+                .to_owned()
+        }
         Ok(_) => "the resolver has no port 53 in the network".to_owned(),
         Err(Silence::Now(error)) => {
             cni::log(format_args!(

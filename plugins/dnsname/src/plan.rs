@@ -8,9 +8,10 @@ use cni::faults::{Checks, Fault, Faults};
 use cni::result::IpConfig;
 use cni::{AddResult, Attachment, Cidr};
 use ipnetwork::IpNetwork;
-use names::{Name, Namespace, Network, Record, Server, Service, Static, StaticData};
+use names::{Name, Namespace, Network, Record, Server};
 
-use crate::conf::{Conf, RecordKeys, ServiceKeys};
+use crate::conf::Conf;
+use crate::records;
 
 /// The first characters of a container's id, by which runtimes show it.
 const SHORT_ID: usize = 12;
@@ -40,7 +41,8 @@ impl Plan {
         let servers = all(&mut checks, "servers", &conf.servers);
         let listen = all(&mut checks, "listen", &conf.listen);
         let records = conf.records.iter().enumerate();
-        let records = records.map(|(index, keys)| fixed(&format!("records[{index}]"), keys));
+        let records =
+            records.map(|(index, keys)| records::read(&format!("records[{index}]"), keys));
         let records = collect(&mut checks, records);
         let starts_resolver = checks.take(match conf.resolver.as_str() {
             "" | "on-demand" => Ok(true),
@@ -81,7 +83,10 @@ impl Plan {
     /// The names of a container that its runtime calls `pod`: that name, the aliases, the short id.
     /// One that no resolver can answer is left out: it is not this plugin's to refuse.
     pub fn names(&self, pod: Option<&str>, container_id: &str) -> Vec<Name> {
-        let short = container_id.get(..SHORT_ID).unwrap_or(container_id);
+        let is_digest = container_id.bytes().all(|it| it.is_ascii_hexdigit());
+        // Some runtimes have their users choose ids: these are names as they are.
+        let short = container_id.get(..SHORT_ID).filter(|_| is_digest);
+        let short = short.unwrap_or(container_id);
         let is_host = |name: &Name| name.wildcard().is_none();
         let given = |text: &str| text.parse().ok().filter(is_host);
         let mut names = Vec::new();
@@ -124,6 +129,7 @@ impl Plan {
             names,
             addresses: addresses(result),
             servers: self.servers.clone(),
+            asks: Vec::new(),
         }
     }
 
@@ -187,12 +193,16 @@ fn subnet(address: Cidr) -> Option<Cidr> {
         .map(Cidr)
 }
 
-fn fault(key: &str, why: impl std::fmt::Display) -> Fault {
+/// A fault in the value of a key.
+pub fn fault(key: &str, why: impl std::fmt::Display) -> Fault {
     Fault::new(key, format!("{key}: {why}"))
 }
 
-/// A name that is no wildcard.
-fn host_name(key: &str, text: &str) -> Result<Name, Fault> {
+/// A name that is no wildcard, as the value of a key.
+///
+/// # Errors
+/// The text is none.
+pub fn host_name(key: &str, text: &str) -> Result<Name, Fault> {
     let invalid = |why: &dyn std::fmt::Display| fault(key, format!("invalid name {text:?}: {why}"));
     let name: Name = text.parse().map_err(|why: names::Fault| invalid(&why))?;
     match name.wildcard() {
@@ -220,60 +230,6 @@ fn collect<T>(
 ) -> Option<Vec<T>> {
     let items: Vec<_> = items.map(|item| checks.take(item)).collect();
     items.into_iter().collect()
-}
-
-fn fixed(key: &str, keys: &RecordKeys) -> Result<Static, Fault> {
-    let name_key = format!("{key}.name");
-    let invalid = |why| fault(&name_key, format!("invalid name {:?}: {why}", keys.name));
-    let name = keys.name.parse().map_err(invalid)?;
-    let data = match (&keys.addresses, &keys.cname, &keys.srv, &keys.txt) {
-        (Some(texts), None, None, None) => {
-            StaticData::Addresses(items(key, "addresses", texts, |key, text: &String| {
-                text.parse()
-                    .map_err(|_| fault(key, format!("{text:?} is no IP address")))
-            })?)
-        }
-        (None, Some(text), None, None) => {
-            StaticData::Cname(host_name(&format!("{key}.cname"), text)?)
-        }
-        (None, None, Some(list), None) => StaticData::Srv(items(key, "srv", list, service)?),
-        (None, None, None, Some(texts)) => {
-            StaticData::Txt(items(key, "txt", texts, |key, text: &String| {
-                // One character-string (RFC 1035, section 3.3).
-                let fits = text.len() <= 255;
-                fits.then(|| text.clone())
-                    .ok_or_else(|| fault(key, "a text has at most 255 bytes"))
-            })?)
-        }
-        _ => return Err(fault(key, "expected one of addresses, cname, srv and txt")),
-    };
-    Ok(Static { name, data })
-}
-
-fn service(key: &str, keys: &ServiceKeys) -> Result<Service, Fault> {
-    Ok(Service {
-        priority: keys.priority,
-        weight: keys.weight,
-        port: keys.port,
-        target: host_name(&format!("{key}.target"), &keys.target)?,
-    })
-}
-
-/// Reads each item of the list `member` of the record at `key`, which has some.
-fn items<K, T>(
-    key: &str,
-    member: &str,
-    list: &[K],
-    read: impl Fn(&str, &K) -> Result<T, Fault>,
-) -> Result<Vec<T>, Fault> {
-    let key = format!("{key}.{member}");
-    if list.is_empty() {
-        return Err(fault(&key, "empty: the name would have no answer"));
-    }
-    let items = list.iter().enumerate();
-    items
-        .map(|(index, item)| read(&format!("{key}[{index}]"), item))
-        .collect()
 }
 
 #[cfg(test)]

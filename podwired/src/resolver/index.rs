@@ -7,6 +7,8 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
+use cni::Cidr;
+use ipnetwork::IpNetwork;
 use names::{Entry, Name, Namespace, Network, Record, Static, StaticData};
 
 /// A network's place in the index.
@@ -65,6 +67,21 @@ pub struct Net {
     wild: HashMap<Box<str>, Ids>,
     statics: HashMap<Box<str>, Vec<StaticData>>,
     wildcards: HashMap<Box<str>, Vec<StaticData>>,
+    /// Whether containers ask at the spare address.
+    uses_spare: bool,
+}
+
+/// Another address of a network, for where a server of the node has port 53 of its gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spare {
+    /// The gateway.
+    pub gateway: IpAddr,
+    /// The lowest address of the gateway's subnet: no IPAM plugin gives it to a container.
+    pub address: Cidr,
+    /// The bridge that has the gateway's address.
+    pub bridge: String,
+    /// Whether containers have it in their resolv.conf.
+    pub is_used: bool,
 }
 
 /// A name that is known.
@@ -135,6 +152,26 @@ impl Index {
         self.listening.keys().copied()
     }
 
+    /// The spare addresses of all networks that can have one: of a bridge, and of IPv4. In IPv6 the
+    /// lowest address is that of all routers.
+    pub fn spares(&self) -> impl Iterator<Item = Spare> + '_ {
+        let on_bridges = self.networks().filter(|it| !it.about.bridge.is_empty());
+        on_bridges.flat_map(|net| {
+            let gateways = net.about.listen.iter().filter(|it| it.is_ipv4());
+            gateways.filter_map(|gateway| {
+                let mut subnets = net.about.subnets.iter();
+                let subnet = subnets.find(|it| it.0.contains(*gateway) && it.prefix() <= 30)?;
+                let lowest = IpNetwork::new(subnet.0.network(), subnet.prefix()).ok()?;
+                Some(Spare {
+                    gateway: *gateway,
+                    address: Cidr(lowest),
+                    bridge: net.about.bridge.clone(),
+                    is_used: net.uses_spare,
+                })
+            })
+        })
+    }
+
     /// The interfaces of the node from which networks ask.
     pub fn bridges(&self) -> HashSet<String> {
         let bridges = self.networks().filter(|it| !it.about.listen.is_empty());
@@ -181,6 +218,7 @@ impl Index {
             add(&mut self.addresses, *address, id);
         }
         if let Some(net) = self.nets.get_mut(net).and_then(Option::as_mut) {
+            net.uses_spare |= !record.asks.is_empty();
             net.files.insert(entry.file().into(), id);
             for name in &held.names {
                 let (map, key) = net.place(name);
@@ -260,6 +298,7 @@ impl Index {
                     wild: HashMap::new(),
                     statics: HashMap::new(),
                     wildcards: HashMap::new(),
+                    uses_spare: false,
                 };
                 net.change(about);
                 *place = Some(net);

@@ -14,12 +14,13 @@ use tokio::task::{JoinHandle, spawn_local, yield_now};
 use tokio::time::timeout;
 
 use super::answer::{Answerer, Forward, Transport, Verdict};
+use super::branch::Branch;
 use super::counters::Counters;
 use super::datagrams::Datagrams;
 use super::firewall::Firewall;
 use super::forward::{ask, failure, fit};
 use super::gate::{Gate, Pass};
-use super::index::Index;
+use super::index::{Index, Spare};
 use super::readable::{Source, watched};
 use super::sockets::{PORT, Sockets};
 use super::upstream::NodeServers;
@@ -55,8 +56,24 @@ pub struct Service {
 #[derive(Default)]
 struct Open {
     version: u64,
-    tasks: HashMap<IpAddr, [JoinHandle<()>; 2]>,
+    tasks: HashMap<IpAddr, Tasks>,
     failed: HashMap<IpAddr, String>,
+    /// By the gateways in whose place they are, or were: containers keep the address until they end.
+    spares: HashMap<IpAddr, OpenSpare>,
+}
+
+/// One for UDP, one for TCP.
+type Tasks = [JoinHandle<()>; 2];
+
+/// A spare address that is answered at.
+struct OpenSpare {
+    address: IpAddr,
+    branch: Branch,
+    tasks: Tasks,
+}
+
+fn has_ended(tasks: &Tasks) -> bool {
+    tasks.iter().any(JoinHandle::is_finished)
 }
 
 impl Service {
@@ -87,8 +104,7 @@ impl Service {
     pub fn listen(self: &Rc<Self>, again: bool) {
         let (index, mut open) = (self.index.borrow(), self.open.borrow_mut());
         // A task that has panicked leaves its address to the next attempt.
-        open.tasks
-            .retain(|_, tasks| !tasks.iter().any(JoinHandle::is_finished));
+        open.tasks.retain(|_, tasks| !has_ended(tasks));
         if open.version == index.version && !again {
             return;
         }
@@ -106,7 +122,15 @@ impl Service {
             }
             stays
         });
+        let spares: HashMap<IpAddr, Spare> =
+            index.spares().map(|spare| (spare.gateway, spare)).collect();
+        open.close_spares(&spares);
         for address in wanted {
+            let spare = spares.get(&address);
+            if let Some(spare) = spare.filter(|it| it.is_used) {
+                // It was the only one at an earlier time. What fails now is tried again.
+                let _ = self.serve_spare(&mut open, spare);
+            }
             if open.tasks.contains_key(&address) {
                 continue;
             }
@@ -117,7 +141,12 @@ impl Service {
                     open.tasks.insert(address, tasks);
                 }
                 Err(error) => {
-                    let why = format!("{error:#}");
+                    let mut why = format!("{error:#}");
+                    if let Some(spare) = spare
+                        && let Err(error) = self.serve_spare(&mut open, spare)
+                    {
+                        why.push_str(&format!("; nor at {}: {error:#}", spare.address.ip()));
+                    }
                     if open.failed.insert(address, why.clone()).as_ref() != Some(&why) {
                         log::error(format_args!("cannot answer at {address}: {why}"));
                     }
@@ -126,8 +155,33 @@ impl Service {
         }
     }
 
-    fn serve(self: &Rc<Self>, address: IpAddr) -> anyhow::Result<[JoinHandle<()>; 2]> {
-        let Sockets { udp, tcp } = Sockets::open(address)?;
+    fn serve(self: &Rc<Self>, address: IpAddr) -> anyhow::Result<Tasks> {
+        self.serve_on(Sockets::open(address)?, address)
+    }
+
+    /// Answers at a spare address as at the gateway.
+    fn serve_spare(self: &Rc<Self>, open: &mut Open, spare: &Spare) -> anyhow::Result<()> {
+        if open.spares.contains_key(&spare.gateway) {
+            return Ok(());
+        }
+        let (branch, address) = (Branch::open(spare)?, spare.address.ip());
+        let tasks = self.serve_on(branch.sockets(address)?, spare.gateway)?;
+        let gateway = spare.gateway;
+        log::warn(format_args!(
+            "answering at {address}: another server has, or had, port 53 of {gateway}"
+        ));
+        let opened = OpenSpare {
+            address,
+            branch,
+            tasks,
+        };
+        open.spares.insert(gateway, opened);
+        Ok(())
+    }
+
+    /// Answers on these sockets what is asked at `address`.
+    fn serve_on(self: &Rc<Self>, sockets: Sockets, address: IpAddr) -> anyhow::Result<Tasks> {
+        let Sockets { udp, tcp } = sockets;
         let udp = watched(udp)?;
         let tcp = TcpListener::from_std(tcp)?;
         Ok([
@@ -140,14 +194,16 @@ impl Service {
     pub fn servers(&self, directory: &str) -> Vec<IpAddr> {
         let (index, open) = (self.index.borrow(), self.open.borrow());
         let wanted = index.network(directory).map(|it| &*it.about.listen);
-        let wanted = wanted.unwrap_or_default().iter().copied();
-        wanted.filter(|it| open.tasks.contains_key(it)).collect()
+        let wanted = wanted.unwrap_or_default().iter();
+        wanted.filter_map(|it| open.address_for(it)).collect()
     }
 
     /// Where it cannot answer, and why.
     pub fn failed(&self) -> Vec<String> {
         let open = self.open.borrow();
-        let mut failed: Vec<_> = open.failed.values().cloned().collect();
+        let without_spare = |(it, _): &(&IpAddr, _)| !open.spares.contains_key(it);
+        let failed = open.failed.iter().filter(without_spare);
+        let mut failed: Vec<_> = failed.map(|(_, why)| why.clone()).collect();
         failed.sort();
         failed
     }
@@ -247,8 +303,7 @@ impl Service {
                 }
                 // A question must not come back.
                 let open = self.open.borrow();
-                let is_own =
-                    |it: &SocketAddr| it.port() == PORT && open.tasks.contains_key(&it.ip());
+                let is_own = |it: &SocketAddr| it.port() == PORT && open.has(it.ip());
                 forward.servers.retain(|it| !is_own(it));
                 match self.forwards.enter(source) {
                     Some(pass) => Decision::Ask(forward, pass),
@@ -319,6 +374,34 @@ impl Service {
             let micros = start.elapsed().as_micros() as u64;
             self.counters.borrow_mut().own_time.add(micros, 1);
         }
+    }
+}
+
+impl Open {
+    /// Closes the spare addresses of gateways that have gone, and those whose bridge has been deleted.
+    fn close_spares(&mut self, spares: &HashMap<IpAddr, Spare>) {
+        self.spares.retain(|gateway, open| {
+            let wanted = spares.get(gateway);
+            let stays =
+                wanted.is_some_and(|it| !has_ended(&open.tasks) && open.branch.is_at(&it.bridge));
+            if !stays {
+                open.tasks.iter().for_each(JoinHandle::abort);
+            }
+            stays
+        });
+    }
+
+    /// Where the containers with this gateway ask.
+    fn address_for(&self, gateway: &IpAddr) -> Option<IpAddr> {
+        if self.tasks.contains_key(gateway) {
+            return Some(*gateway);
+        }
+        self.spares.get(gateway).map(|it| it.address)
+    }
+
+    /// Whether it is answered at this address.
+    fn has(&self, address: IpAddr) -> bool {
+        self.tasks.contains_key(&address) || self.spares.values().any(|it| it.address == address)
     }
 }
 

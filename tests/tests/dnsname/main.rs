@@ -58,9 +58,11 @@ fn a_pod_is_recorded_with_its_names_and_what_its_network_is() {
         let call = sandbox.cni("dnsname").args(&named("front"));
         let answer = call.add(&conf, &pod, "eth0");
         let id = container_id(&pod);
-        let short = id.get(..12).unwrap_or(&id).to_lowercase();
         let record = record(&sandbox, &pod).expect("a record");
-        assert_eq!(record["names"], json!(["front", "db", "web", short]));
+        assert_eq!(
+            record["names"],
+            json!(["front", "db", "web", id.to_lowercase()])
+        );
         assert_eq!(record["addresses"], json!(["10.1.0.2", "fd01::2"]));
         assert_eq!(record["servers"], json!(["192.0.2.2"]));
         assert_eq!(

@@ -175,20 +175,20 @@ fn pods_of_the_cri_are_found_by_name() {
     assert!(node.sandbox().list("/run/podwire/names").is_empty());
 }
 
-#[test]
-fn a_container_of_ctr_comes_and_goes() {
-    let node = node();
-    let socket = socket(&node);
-    // ctr has no setting for either: it looks where Debian has built it to look.
+/// Has ctr find this network and the plugins. It has no setting for either: it looks where Debian has built
+/// it to look.
+fn show_ctr(node: &RuntimeNode) {
     node.bind(&node.path("net.d"), "/etc/cni/net.d");
     node.bind(&node.plugins(), "/usr/lib/cni");
-    let before = node.before();
+}
+
+/// What a script prints in a container of `ctr run --cni`.
+fn ctr_run(node: &RuntimeNode, id: &str, script: &str) -> String {
     let (cgroup, runc) = (format!("{}/ctr", node.cgroup()), node.path("runc"));
-    let script = format!("ip addr show dev eth0 && ping -c 1 -W 2 {GATEWAY}");
-    let shown = node.must(&[
+    node.must(&[
         "ctr",
         "--address",
-        &socket,
+        &socket(node),
         "run",
         "--rm",
         "--cni",
@@ -199,17 +199,40 @@ fn a_container_of_ctr_comes_and_goes() {
         "--runc-root",
         &runc,
         IMAGE,
-        "one",
+        id,
         "sh",
         "-c",
-        &script,
-    ]);
+        script,
+    ])
+}
+
+#[test]
+fn a_container_of_ctr_comes_and_goes() {
+    let node = node();
+    show_ctr(&node);
+    let before = node.before();
+    let script = format!("ip addr show dev eth0 && ping -c 1 -W 2 {GATEWAY}");
+    let shown = ctr_run(&node, "one", &script);
     assert!(
         shown.contains("inet 10.88.0.2/24"),
         "no address on eth0: {shown}"
     );
     // ctr sends DEL when the container's namespace has gone.
     node.assert_left_nothing(&before);
+}
+
+/// ctr passes no name: that of its container's id is `<namespace>-<id>`.
+#[test]
+fn a_container_of_ctr_has_a_name_as_long_as_it_runs() {
+    let mut network = network("1.0.0");
+    let plugins = network["plugins"].as_array_mut().expect("plugins");
+    plugins.push(json!({"type": "dnsname"}));
+    let node = node_on(&network);
+    show_ctr(&node);
+    let script = format!("nslookup default-webserver {GATEWAY}");
+    let found = ctr_run(&node, "webserver", &script);
+    assert!(found.contains("10.88.0.2"), "{found}");
+    assert!(node.sandbox().list("/run/podwire/names").is_empty());
 }
 
 #[test]
