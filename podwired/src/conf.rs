@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use crate::arguments::{Arguments, CONFIGURATION};
 use crate::log::Level;
+use crate::resolver::{self, sharing::Shared};
 use crate::roles::Role;
 
 /// The agent's socket, unless the configuration names another.
@@ -31,7 +32,7 @@ pub struct Conf {
     /// Serves the page of the node there.
     page: Option<crate::page::Conf>,
     /// The role that answers for the names of pods.
-    resolver: Option<crate::roles::ResolverConf>,
+    resolver: Option<crate::resolver::Conf>,
     /// The role that makes the nodes of a network peers.
     overlay: Option<crate::overlay::Conf>,
 }
@@ -144,15 +145,21 @@ impl Settings {
             true => Some(conf.resolver.unwrap_or_default()),
             false => conf.resolver,
         };
-        if let Some(conf) = resolver {
-            self.roles.push(Role::Resolver(conf));
+        let overlay = conf.overlay.filter(|_| !on_demand);
+        let overlay = overlay.map(|it| crate::overlay::Settings::new(&it));
+        let mut overlay = match overlay.transpose() {
+            Ok(overlay) => overlay,
+            Err(all) => return faults.extend(all),
+        };
+        if resolver.is_some() {
+            let shared = overlay.as_mut().map(|overlay| {
+                overlay.add_names();
+                Shared::of(overlay)
+            });
+            self.roles
+                .push(Role::Resolver(resolver::Settings { shared }));
         }
-        if let Some(conf) = conf.overlay.filter(|_| !on_demand) {
-            match crate::overlay::Settings::new(&conf) {
-                Ok(settings) => self.roles.push(Role::Overlay(settings)),
-                Err(all) => return faults.extend(all),
-            }
-        }
+        self.roles.extend(overlay.map(Role::Overlay));
         if self.roles.is_empty() && self.page.is_none() {
             faults.push("no role is switched on; the keys of roles are: resolver, overlay".into());
         }

@@ -11,7 +11,7 @@
 //! | what the runtime reads | [`files`] |
 
 mod conf;
-mod feed;
+pub(crate) mod feed;
 mod files;
 mod kernel;
 mod lease;
@@ -30,9 +30,9 @@ use tokio::task::spawn_local;
 use crate::log;
 use crate::roles::{Ask, Desk};
 
-use conf::Source;
-pub use conf::{Conf, Settings};
+pub use conf::{Conf, Settings, Source};
 use kernel::Kernel;
+pub use lease::owner;
 use network::Runner;
 use status::Status;
 

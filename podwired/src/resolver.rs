@@ -1,8 +1,8 @@
 //! The role that answers for the names of pods.
 //!
 //! [`records`] is what plugins have written, [`index`] the same in memory. [`answer`] decides, without
-//! a socket, what a client gets. [`service`] has the sockets of each network's gateway addresses, and
-//! [`forward`] asks other servers. Everything is on one thread, so a question sees a record as a whole or
+//! a socket, what a client gets. [`service`] has the sockets of each network's gateway addresses,
+//! [`forward`] asks other servers, and [`sharing`] has the names of other nodes. Everything is on one thread, so a question sees a record as a whole or
 //! not at all, and an acknowledged change is seen by every later question.
 
 pub mod answer;
@@ -16,6 +16,7 @@ pub mod index;
 mod readable;
 mod records;
 mod service;
+pub mod sharing;
 mod sockets;
 mod upstream;
 
@@ -32,6 +33,7 @@ use crate::metrics::Page;
 use crate::roles::{Ask, Desk};
 use records::Records;
 use service::Service;
+use sharing::Shared;
 
 /// How often namespaces are looked at, and addresses tried that could not be opened.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -41,13 +43,21 @@ const SWEEP: Duration = Duration::from_secs(1);
 #[serde(default, rename_all = "camelCase")]
 pub struct Conf {}
 
+/// What the role does.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settings {
+    /// The networks that span nodes.
+    pub shared: Option<Shared>,
+}
+
 /// Serves until the desk's asks end.
 ///
 /// # Errors
-/// The records cannot be read.
-pub async fn serve(_conf: Conf, mut desk: Desk) -> Result<()> {
+/// The records, or files of the configuration, cannot be read.
+pub async fn serve(settings: Settings, mut desk: Desk) -> Result<()> {
     let service = Service::new();
     let mut records = Records::open(Rc::clone(&service))?;
+    let _sharing = sharing::start(settings.shared, &service)?;
     report(&service, &desk);
     desk.started();
     let mut sweep = interval(SWEEP);

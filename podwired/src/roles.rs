@@ -13,8 +13,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::metrics::Page;
 
-pub use crate::resolver::Conf as ResolverConf;
-
 /// How long a role may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -22,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, PartialEq)]
 pub enum Role {
     /// Answers for the names of pods.
-    Resolver(ResolverConf),
+    Resolver(crate::resolver::Settings),
     /// Makes the nodes of a network peers.
     Overlay(crate::overlay::Settings),
 }
@@ -46,7 +44,7 @@ impl Role {
 
     async fn serve(self, desk: Desk) -> Result<()> {
         match self {
-            Self::Resolver(conf) => crate::resolver::serve(conf, desk).await,
+            Self::Resolver(settings) => crate::resolver::serve(settings, desk).await,
             Self::Overlay(settings) => crate::overlay::serve(settings, desk).await,
         }
     }

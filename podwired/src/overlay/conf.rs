@@ -89,6 +89,8 @@ pub struct Membership {
     pub conflist: PathBuf,
     /// How long the store keeps the node's subnet after the last sign of life.
     pub ttl: Duration,
+    /// Whether pods have names, in the conflist.
+    pub has_names: bool,
 }
 
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
@@ -131,6 +133,11 @@ impl Settings {
             Some(source) if faults.is_empty() => Ok(Self { source, networks }),
             _ => Err(faults),
         }
+    }
+
+    /// Has the pods of all networks get names.
+    pub fn add_names(&mut self) {
+        self.networks.iter_mut().for_each(|it| it.has_names = true);
     }
 }
 
@@ -198,6 +205,7 @@ fn membership(keys: &NetworkKeys, place: &str, faults: &mut Vec<String>) -> Opti
         subnet_file,
         conflist,
         ttl: Duration::from_secs(ttl),
+        has_names: false,
     };
     (faults.len() == before).then_some(network)
 }

@@ -58,11 +58,18 @@ fn conflist(network: &Membership, config: &Config, subnet: Subnet, mtu: u32) -> 
         // From pod to pod, addresses stay.
         bridge["ipMasqExcept"] = json!(networks);
     }
-    json!({
-        "cniVersion": "1.0.0",
-        "name": network.name,
-        "plugins": [bridge, {"type": "portmap", "capabilities": {"portMappings": true}}],
-    })
+    let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}});
+    let mut plugins = vec![bridge, portmap];
+    if network.has_names {
+        plugins.push(json!({
+            "type": "dnsname",
+            "domainName": "podwire.internal",
+            // This agent has the resolver.
+            "resolver": "service",
+            "capabilities": {"aliases": true, "dns": true},
+        }));
+    }
+    json!({"cniVersion": "1.0.0", "name": network.name, "plugins": plugins})
 }
 
 /// Replaces a file that all may read by a rename, unless it has the content.

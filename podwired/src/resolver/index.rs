@@ -69,6 +69,8 @@ pub struct Net {
     wildcards: HashMap<Box<str>, Vec<StaticData>>,
     /// Whether containers ask at the spare address.
     uses_spare: bool,
+    /// How many records are of this node.
+    local: usize,
 }
 
 /// Another address of a network, for where a server of the node has port 53 of its gateway.
@@ -109,6 +111,8 @@ pub enum Client {
 #[derive(Debug, Default)]
 pub struct Index {
     records: Vec<Option<Held>>,
+    /// How many of them are of this node.
+    local: usize,
     unused: Vec<Id>,
     nets: Vec<Option<Net>>,
     directories: HashMap<Box<str>, NetId>,
@@ -122,12 +126,12 @@ pub struct Index {
 }
 
 impl Index {
-    /// How many records there are.
+    /// How many records of this node there are.
     pub fn len(&self) -> usize {
-        self.records.len() - self.unused.len()
+        self.local
     }
 
-    /// Whether there is no record.
+    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -193,16 +197,38 @@ impl Index {
     }
 
     /// Adds a record, in the place of an earlier one. What it says about its network holds.
-    pub fn put(&mut self, entry: &Entry, record: Record) {
-        let net = self.ensure_net(entry.network(), record.network);
-        self.forget(net, entry.file());
+    pub fn put(&mut self, entry: &Entry, mut record: Record) {
+        let net = self.ensure_net(entry.network(), std::mem::take(&mut record.network));
+        self.insert(net, entry.file(), record);
+    }
+
+    /// Adds a record of another node, whose name is `<node>/<file>`. How this node serves the network is
+    /// not that one's to say.
+    pub fn put_remote(&mut self, directory: &str, file: &str, record: Record) {
+        let net = match self.directories.get(directory) {
+            Some(net) => *net,
+            None => self.ensure_net(directory, record.network.clone()),
+        };
+        self.insert(net, file, record);
+    }
+
+    /// The names of the records of other nodes.
+    pub fn remote(&self, directory: &str) -> Vec<String> {
+        let files = self.network(directory).into_iter();
+        let files = files.flat_map(|it| it.files.keys());
+        let remote = files.filter(|it| !is_local(it));
+        remote.map(|it| it.to_string()).collect()
+    }
+
+    fn insert(&mut self, net: NetId, file: &str, record: Record) {
+        self.forget(net, file);
         let container = match self.containers.get_key_value(record.container.as_str()) {
             Some((container, _)) => Rc::clone(container),
             None => Rc::from(record.container),
         };
         let held = Held {
             net,
-            file: entry.file().into(),
+            file: file.into(),
             container,
             names: record.names.into(),
             addresses: record.addresses.into(),
@@ -219,7 +245,9 @@ impl Index {
         }
         if let Some(net) = self.nets.get_mut(net).and_then(Option::as_mut) {
             net.uses_spare |= !record.asks.is_empty();
-            net.files.insert(entry.file().into(), id);
+            net.files.insert(file.into(), id);
+            net.local += usize::from(is_local(file));
+            self.local += usize::from(is_local(file));
             for name in &held.names {
                 let (map, key) = net.place(name);
                 add(map, key.into(), id);
@@ -232,16 +260,39 @@ impl Index {
 
     /// Removes a record, and its network with the last one. Whether it was there.
     pub fn remove(&mut self, entry: &Entry) -> bool {
-        let Some(net) = self.directories.get(entry.network()).copied() else {
+        self.remove_file(entry.network(), entry.file())
+    }
+
+    /// Removes a record of another node.
+    pub fn remove_remote(&mut self, directory: &str, file: &str) -> bool {
+        self.remove_file(directory, file)
+    }
+
+    fn remove_file(&mut self, directory: &str, file: &str) -> bool {
+        let Some(id) = self.directories.get(directory).copied() else {
             return false;
         };
-        let was_there = self.forget(net, entry.file());
-        if self.net(net).is_some_and(|it| it.files.is_empty()) {
-            self.directories.remove(entry.network());
-            if let Some(place) = self.nets.get_mut(net) {
+        let was_there = self.forget(id, file);
+        let Some(place) = self.nets.get_mut(id) else {
+            return was_there;
+        };
+        match place {
+            Some(net) if net.files.is_empty() => {
                 *place = None;
+                self.directories.remove(directory);
+                self.renew_listening();
             }
-            self.renew_listening();
+            // Nothing on this node asks any longer.
+            Some(net) if net.local == 0 && !net.about.listen.is_empty() => {
+                let name = std::mem::take(&mut net.about.name);
+                net.uses_spare = false;
+                net.change(Network {
+                    name,
+                    ..Network::default()
+                });
+                self.renew_listening();
+            }
+            _ => {}
         }
         was_there
     }
@@ -253,6 +304,8 @@ impl Index {
         let Some(id) = net.files.remove(file) else {
             return false;
         };
+        net.local -= usize::from(is_local(file));
+        self.local -= usize::from(is_local(file));
         let Some(held) = self.records.get_mut(id as usize).and_then(Option::take) else {
             return false;
         };
@@ -299,6 +352,7 @@ impl Index {
                     statics: HashMap::new(),
                     wildcards: HashMap::new(),
                     uses_spare: false,
+                    local: 0,
                 };
                 net.change(about);
                 *place = Some(net);
@@ -542,6 +596,11 @@ impl Net {
             (ids.is_some() || data.is_some()).then_some(hit)
         })
     }
+}
+
+/// Whether a record is of this node. Those of others have the node before them, so they are no entries.
+fn is_local(file: &str) -> bool {
+    !file.contains('/')
 }
 
 /// Whether no name of the suffix leaves the node. A domain was chosen for that. A network may have a

@@ -81,6 +81,7 @@ impl Records {
         let kept: HashSet<&Entry> = found.iter().map(|(_, it)| it).collect();
         for gone in known.iter().filter(|it| !kept.contains(it)) {
             self.service.index.borrow_mut().remove(gone);
+            self.service.tell_others(gone);
         }
         for (_, entry) in &found {
             self.read(entry);
@@ -113,6 +114,7 @@ impl Records {
     pub fn read(&self, entry: &Entry) -> Option<String> {
         let mut index = self.service.index.borrow_mut();
         self.service.counters.borrow_mut().changes += 1;
+        self.service.tell_others(entry);
         match self.directory.read(entry) {
             Ok(Some(record)) => {
                 index.put(entry, record);

@@ -6,10 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use names::Entry;
 use nix::errno::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::{JoinHandle, spawn_local, yield_now};
 use tokio::time::timeout;
 
@@ -50,6 +52,8 @@ pub struct Service {
     node: RefCell<NodeServers>,
     open: RefCell<Open>,
     firewall: RefCell<Option<Firewall>>,
+    /// By the directories of networks that span nodes: who tells the others of a record.
+    pub shared: RefCell<HashMap<String, UnboundedSender<String>>>,
 }
 
 /// The addresses that are answered at.
@@ -88,7 +92,15 @@ impl Service {
             node: RefCell::default(),
             open: RefCell::default(),
             firewall: RefCell::new(Some(Firewall::new())),
+            shared: RefCell::default(),
         })
+    }
+
+    /// A record was written or removed: other nodes may have to know.
+    pub fn tell_others(&self, entry: &Entry) {
+        if let Some(sharing) = self.shared.borrow().get(entry.network()) {
+            let _ = sharing.send(entry.file().to_owned());
+        }
     }
 
     /// Waits until the node's firewall is as it should be: nothing follows.

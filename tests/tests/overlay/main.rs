@@ -3,4 +3,5 @@
 mod accidents;
 mod cluster;
 mod flannel;
+mod names;
 mod stores;
