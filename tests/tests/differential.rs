@@ -74,6 +74,11 @@ const KNOWN: &[Known] = &[
         why: "as for the address",
     },
     Known {
+        line: "dst ff00::/8 dev VETH",
+        words: &[],
+        why: "as for the address",
+    },
+    Known {
         line: "info_kind macvlan",
         words: &["ifalias"],
         why: "ours names its owner, so that DEL and GC know it under another name",

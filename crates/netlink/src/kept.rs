@@ -23,14 +23,12 @@ use crate::{
     Error, Family, Link, MAIN_TABLE, Netlink, WholeRoute,
     address::{addresses_of, read_address},
     apply::has_carrier,
+    route::LOCAL_TABLE,
 };
 
 /// How long to wait for the IPv6 addresses. If duplicate address detection is on, it takes one to
 /// two seconds.
 const SETTLE: Duration = Duration::from_secs(3);
-
-/// The local table, which is the kernel's own.
-const LOCAL_TABLE: u32 = 255;
 
 /// IPv6 addresses and routes of a link, as the kernel described them.
 #[derive(Clone, Debug, Default)]

@@ -27,6 +27,9 @@ use crate::{
 /// The number of the main table.
 pub const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 
+/// The number of the local table, which is the kernel's own.
+pub(crate) const LOCAL_TABLE: u32 = 255;
+
 /// A route to add. The kernel chooses what is `None`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteSpec {

@@ -123,6 +123,18 @@ pub fn join(host: &Netlink, veth: &Link, bridge: &Link, hairpin: bool) -> Result
         .map_err(|error| add_refused(error.into(), Some(bridge)))
 }
 
+/// Waits until its bridge forwards for the port `veth`, and returns it as it is then. The port has no
+/// IPv6 route of its own from then on: see [`Netlink::delete_multicast_route`].
+///
+/// # Errors
+/// As [`Netlink::wait_for_port`].
+pub fn wait_until_forwarding(host: &Netlink, veth: &Link) -> Result<Link> {
+    let port = host.wait_for_port(veth.index)?;
+    // Optional: the pod works with it.
+    let _ = host.delete_multicast_route(&port);
+    Ok(port)
+}
+
 /// Brings up a host end that is a port of no bridge, and sets its alias. With `ipv6`, its
 /// link-local address is usable at once: to forward a packet, the host solicits the pod's MAC
 /// from that address, and would not during duplicate address detection.

@@ -89,7 +89,7 @@ impl Plugin for Bridge {
             let wanted = plan.rules(attachment, ips, gateway.as_ref());
             rules::add(&wanted, Some(plan.bridge.as_str()), undo)?;
             vlan_gateway = gateway.filter(|_| plan.vlan_gateway.is_some());
-            port = host.wait_for_port(pair.host.index)?;
+            port = port::wait_until_forwarding(&host, &pair.host)?;
             announcement.finish(&configured);
         }
         let mut interfaces = Interfaces::default()

@@ -82,7 +82,7 @@ impl Plugin for Vxlan {
         gateway::ensure(call, (&host, &bridge), plan.gateway, gateways, action)?;
         // Before the pod can send through its gateway.
         rules::add(&plan.rules(attachment, ips), None, undo)?;
-        let port = host.wait_for_port(pair.host.index)?;
+        let port = port::wait_until_forwarding(&host, &pair.host)?;
         announcement.finish(&configured);
         let interfaces = Interfaces::default()
             .host(&bridge)

@@ -235,8 +235,15 @@ fn a_pod_cannot_advertise_past_the_bridge_to_the_host_veth() {
     for _ in 0..5 {
         advertise();
     }
-    // Only this setting keeps the node from accepting it: then it does.
+    // Only this setting and the missing route to multicast groups keep the node from accepting it.
     let setting = format!("/proc/sys/net/ipv6/conf/{veth}/accept_ra");
+    assert!(!routed(&host));
+    host.sh(&format!(
+        "ip -6 route add multicast ff00::/8 dev {veth} table local"
+    ));
+    for _ in 0..5 {
+        advertise();
+    }
     assert!(!routed(&host));
     host.sh(&format!("echo 1 >{setting}"));
     host.wait_until("the node accepts the advertisement", |host| {

@@ -268,6 +268,29 @@ fn a_port_has_no_link_local_address_and_its_pod_has_one() {
 }
 
 #[test]
+fn a_port_that_forwards_needs_no_route() {
+    enter();
+    let pod = add_pod("pod");
+    let netlink = Netlink::open().unwrap();
+    let bridge = netlink.ensure_bridge(&spec()).unwrap();
+    let pair = netlink
+        .add_veth(&veth::spec(), &pod, &mut Undo::new())
+        .unwrap();
+    netlink
+        .attach_port(&pair.host, &port_spec(bridge.index))
+        .unwrap();
+    run("ip -n pod link set eth0 up");
+    let port = netlink.wait_for_port(pair.host.index).unwrap();
+    let routes = |device: &str| json(&format!("ip -j -6 route show table local dev {device}"));
+    assert_eq!(routes("veth1a2b3c4d")[0]["dst"], "ff00::/8");
+    netlink.delete_multicast_route(&port).unwrap();
+    assert_eq!(routes("veth1a2b3c4d"), serde_json::json!([]));
+    assert_ne!(routes("cni0"), serde_json::json!([]));
+    // It may be gone already.
+    netlink.delete_multicast_route(&port).unwrap();
+}
+
+#[test]
 fn a_port_is_attached_where_ipv6_cannot_be() {
     enter();
     let pod = add_pod("pod");
