@@ -35,9 +35,9 @@ pub struct Refused {
 #[derive(Debug)]
 pub struct Socket {
     inner: transport::Socket<Netfilter>,
-    /// Something was deleted over it.
+    /// Something was deleted over it, or over another socket a moment ago: a child closes it.
     deleted: Cell<bool>,
-    /// Something may have been deleted over another socket a moment ago.
+    /// Something may have been deleted over another socket a moment ago: the next child closes it.
     deleted_elsewhere: bool,
 }
 
@@ -91,6 +91,13 @@ impl Socket {
         let mut socket = self;
         socket.deleted_elsewhere = true;
         socket
+    }
+
+    /// The same socket, closed by a child process: for a program that often runs right after another
+    /// one that deleted something, and that has no child otherwise.
+    pub fn closed_by_child(self) -> Self {
+        self.deleted.set(true);
+        self
     }
 
     /// The number of the rule set, which each commit of any program raises.

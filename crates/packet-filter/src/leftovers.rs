@@ -100,7 +100,7 @@ impl Leftovers {
         let chains = [ports::chain(owner), ports::old_chain(owner)];
         let mut gone = known.map(UdpPort::all).unwrap_or_default();
         let mut all = BestEffort::new();
-        let nftables = find(&mut all);
+        let nftables = look(&mut all).map(Nftables::closed_by_child);
         if let Some(nftables) = &nftables {
             let removed = all.step(STEP, || nftables.remove_ports_of(owner, known));
             gone.extend(removed.into_iter().flatten());
@@ -156,9 +156,13 @@ fn collect(what: &str, step: impl Fn(&dyn Backend) -> Result<()>) -> Result<()> 
 }
 
 /// nf_tables, where the kernel has it. That it cannot be asked is a failure: it may hold rules.
+fn look(all: &mut BestEffort) -> Option<Nftables> {
+    all.step("look for nf_tables", Nftables::find).flatten()
+}
+
+/// The same for a caller that has a child anyway, or runs alone.
 fn find(all: &mut BestEffort) -> Option<Nftables> {
-    let found = all.step("look for nf_tables", Nftables::find).flatten();
-    found.map(Nftables::closed_later)
+    look(all).map(Nftables::closed_later)
 }
 
 /// What is known of an owner's chains in iptables without a program.

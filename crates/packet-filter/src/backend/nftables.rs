@@ -56,6 +56,13 @@ impl Nftables {
         Self { socket }
     }
 
+    /// Has a child process close the socket. In podman's list, firewall deletes its rules right before
+    /// portmap is called: without a child, a portmap that has nothing to delete waits 8 ms at its end.
+    pub fn closed_by_child(self) -> Self {
+        let socket = self.socket.closed_by_child();
+        Self { socket }
+    }
+
     /// Whether there is a table of this name, of whatever program.
     pub fn has_table(&self, family: Family, table: &str) -> Result<bool> {
         let found = unless_absent(listing::has_table(&self.socket, family, table))?;
