@@ -33,9 +33,9 @@ pub struct Plan {
 
 /// After so many new pods it is waited for [`SOLICITATIONS`].
 const MANY: usize = 100;
-/// How long a new pod solicits routers, whose frames go to all ports of its bridge: three times, four
-/// seconds apart.
-const SOLICITATIONS: Duration = Duration::from_secs(12);
+/// A pod solicits routers when it is new, and about 4, 12, 28 and 60 seconds later (RFC 7559); a bridge
+/// copies the frames to all ports. So there is time to measure after the fourth.
+const SOLICITATIONS: Duration = Duration::from_secs(31);
 
 /// A side with the pod that is measured, and others.
 struct Among {
