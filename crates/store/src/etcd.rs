@@ -13,7 +13,10 @@ use tonic::Streaming;
 
 use self::members::Members;
 use self::messages as api;
-use crate::{Changes, Entry, Error, Event, Expected, LeaseId, Listing, Revision, Store, Watch};
+use crate::{
+    Changes, Entry, Error, Event, Expected, LeaseId, Listing, Revision, Store, Transactions, Watch,
+    Write,
+};
 
 pub use self::members::Access;
 
@@ -53,24 +56,29 @@ impl Etcd {
             .call("/etcdserverpb.KV/Range", &request, PATIENCE_OF_LISTS)
             .await
     }
+}
 
-    /// Does `change` if the key's last change had the revision `at`; zero: if it does not exist.
-    async fn change(
+impl Transactions for Etcd {
+    async fn commit(
         &self,
-        key: &str,
-        at: Revision,
-        change: api::Operation,
+        expected: &[(&str, Expected)],
+        writes: &[Write<'_>],
     ) -> Result<Option<Revision>, Error> {
+        let compare = expected.iter().map(|(key, expected)| api::Compare {
+            result: 0,
+            target: api::MOD,
+            key: (*key).into(),
+            mod_revision: Some(match expected {
+                Expected::Absent => 0,
+                Expected::At(revision) => *revision,
+            }),
+        });
+        let success = writes.iter().map(|write| api::RequestOp {
+            request: Some(operation(write)),
+        });
         let request = api::TxnRequest {
-            compare: vec![api::Compare {
-                result: 0,
-                target: api::MOD,
-                key: key.into(),
-                mod_revision: Some(at),
-            }],
-            success: vec![api::RequestOp {
-                request: Some(change),
-            }],
+            compare: compare.collect(),
+            success: success.collect(),
         };
         let done: api::TxnResponse = self
             .members
@@ -120,22 +128,15 @@ impl Store for Etcd {
         expected: Expected,
         lease: Option<LeaseId>,
     ) -> Result<Option<Revision>, Error> {
-        let at = match expected {
-            Expected::Absent => 0,
-            Expected::At(revision) => revision,
-        };
-        let put = api::PutRequest {
-            key: key.into(),
-            value: value.to_vec(),
-            lease: lease.unwrap_or_default().0,
-        };
-        self.change(key, at, api::Operation::Put(put)).await
+        let put = [Write::Put(key, value, lease)];
+        self.commit(&[(key, expected)], &put).await
     }
 
     async fn delete(&self, key: &str, expected: Revision) -> Result<bool, Error> {
-        let delete = api::DeleteRangeRequest { key: key.into() };
-        let delete = api::Operation::DeleteRange(delete);
-        let done = self.change(key, expected, delete).await?;
+        let expected = Expected::At(expected);
+        let done = self
+            .commit(&[(key, expected)], &[Write::Delete(key)])
+            .await?;
         Ok(done.is_some())
     }
 
@@ -221,6 +222,19 @@ impl Watch for EtcdWatch {
                 events: message.events.into_iter().filter_map(event).collect(),
                 revision: self.seen,
             });
+        }
+    }
+}
+
+fn operation(write: &Write) -> api::Operation {
+    match *write {
+        Write::Put(key, value, lease) => api::Operation::Put(api::PutRequest {
+            key: key.into(),
+            value: value.to_vec(),
+            lease: lease.unwrap_or_default().0,
+        }),
+        Write::Delete(key) => {
+            api::Operation::DeleteRange(api::DeleteRangeRequest { key: key.into() })
         }
     }
 }

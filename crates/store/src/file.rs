@@ -11,7 +11,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::{Changes, Entry, Error, Event, Expected, LeaseId, Listing, Revision, Store, Watch};
+use crate::{
+    Changes, Entry, Error, Event, Expected, LeaseId, Listing, Revision, Store, Transactions, Watch,
+    Write,
+};
 
 const INTERVAL: Duration = Duration::from_millis(50);
 const LARGEST: u64 = 64 << 20;
@@ -68,36 +71,58 @@ impl File {
         before.unwrap_or_default()
     }
 
-    /// Changes the file while no other podwire process does, if the key is as expected.
-    fn change(
-        &self,
-        key: &str,
-        expected: Expected,
-        value: Option<serde_json::Value>,
-    ) -> Result<bool, Error> {
+    /// Changes the file while no other podwire process does, if all keys are as expected.
+    fn change(&self, expected: &[(&str, Expected)], writes: &[Write<'_>]) -> Result<bool, Error> {
         let locked = self.path.with_extension("lock");
         let lock = std::fs::File::create(&locked).map_err(|it| failed(&locked, it))?;
         let lock = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive);
         let _lock = lock.map_err(|(_, errno)| failed(&locked, errno))?;
         let mut keys = self.read()?;
-        let present = keys.get(key).map(|it| revision(it.to_string().as_bytes()));
-        let is_expected = match expected {
-            Expected::Absent => present.is_none(),
-            Expected::At(revision) => present == Some(revision),
+        let is_expected = |(key, expected): &(&str, Expected)| {
+            let present = keys.get(*key).map(|it| revision(it.to_string().as_bytes()));
+            match expected {
+                Expected::Absent => present.is_none(),
+                Expected::At(revision) => present == Some(*revision),
+            }
         };
-        if !is_expected {
+        if !expected.iter().all(is_expected) {
             return Ok(false);
         }
-        match value {
-            Some(value) => keys.insert(key.to_owned(), value),
-            None => keys.remove(key),
-        };
+        for write in writes {
+            match *write {
+                Write::Put(key, value, _) => keys.insert(key.to_owned(), json(value)?),
+                Write::Delete(key) => keys.remove(key),
+            };
+        }
         let text = serde_json::to_vec_pretty(&keys).map_err(|it| failed(&self.path, it))?;
         let next = self.path.with_extension("new");
         let written = std::fs::write(&next, text).and_then(|()| std::fs::rename(&next, &self.path));
         written.map_err(|it| failed(&self.path, it))?;
         Ok(true)
     }
+}
+
+impl Transactions for File {
+    /// The revision is that of the first value that is put; zero without one.
+    async fn commit(
+        &self,
+        expected: &[(&str, Expected)],
+        writes: &[Write<'_>],
+    ) -> Result<Option<Revision>, Error> {
+        let first = writes.iter().find_map(|it| match it {
+            Write::Put(_, value, _) => Some(*value),
+            Write::Delete(_) => None,
+        });
+        let revision = match first {
+            Some(value) => revision(json(value)?.to_string().as_bytes()),
+            None => 0,
+        };
+        Ok(self.change(expected, writes)?.then_some(revision))
+    }
+}
+
+fn json(value: &[u8]) -> Result<serde_json::Value, Error> {
+    serde_json::from_slice(value).map_err(|error| Error::Refused(error.to_string()))
 }
 
 impl Store for File {
@@ -129,17 +154,15 @@ impl Store for File {
         key: &str,
         value: &[u8],
         expected: Expected,
-        _lease: Option<LeaseId>,
+        lease: Option<LeaseId>,
     ) -> Result<Option<Revision>, Error> {
-        let value: serde_json::Value =
-            serde_json::from_slice(value).map_err(|error| Error::Refused(error.to_string()))?;
-        let revision = revision(value.to_string().as_bytes());
-        let done = self.change(key, expected, Some(value))?;
-        Ok(done.then_some(revision))
+        let put = [Write::Put(key, value, lease)];
+        self.commit(&[(key, expected)], &put).await
     }
 
     async fn delete(&self, key: &str, expected: Revision) -> Result<bool, Error> {
-        self.change(key, Expected::At(expected), None)
+        let expected = Expected::At(expected);
+        self.change(&[(key, expected)], &[Write::Delete(key)])
     }
 
     async fn grant(&self, _ttl: Duration) -> Result<LeaseId, Error> {
@@ -241,6 +264,27 @@ mod tests {
             assert_eq!(store.put("/a/x", b"3", second, None).await, Ok(None));
             assert_eq!(store.delete("/a/x", first.unwrap()).await, Ok(false));
             assert_eq!(store.get("/a/x").await.unwrap().unwrap().value, b"2");
+        });
+    }
+
+    #[test]
+    fn a_transaction_changes_all_keys_or_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = File::new(dir.path().join("store.json"));
+        run(async {
+            let both = [Write::Put("/x", b"1", None), Write::Put("/y", b"2", None)];
+            let absent = [("/x", Expected::Absent), ("/y", Expected::Absent)];
+            let first = store.commit(&absent, &both).await.unwrap();
+            assert_eq!(store.commit(&absent, &both).await, Ok(None));
+            let moved = [Write::Delete("/x"), Write::Put("/z", b"1", None)];
+            let expected = [
+                ("/x", Expected::At(first.unwrap())),
+                ("/z", Expected::Absent),
+            ];
+            assert!(store.commit(&expected, &moved).await.unwrap().is_some());
+            let keys = store.list("/").await.unwrap().entries;
+            let keys: Vec<_> = keys.iter().map(|it| it.key.as_str()).collect();
+            assert_eq!(keys, ["/y", "/z"]);
         });
     }
 

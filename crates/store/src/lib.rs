@@ -134,6 +134,27 @@ pub trait Store {
     fn revoke(&self, lease: LeaseId) -> impl Future<Output = Result<(), Error>>;
 }
 
+/// A change of one key, as a part of a transaction.
+#[derive(Clone, Copy, Debug)]
+pub enum Write<'a> {
+    /// The key gets this value, for as long as the lease lives.
+    Put(&'a str, &'a [u8], Option<LeaseId>),
+    /// The key is deleted.
+    Delete(&'a str),
+}
+
+/// A store that changes several keys at once. Not every store can.
+pub trait Transactions: Store {
+    /// Makes all changes if every key is as expected, and none otherwise. No key is in two of the
+    /// changes. Returns the revision of the changes; `None` if a key was not as expected. After
+    /// [`Error::Unavailable`] they may have happened.
+    fn commit(
+        &self,
+        expected: &[(&str, Expected)],
+        writes: &[Write<'_>],
+    ) -> impl Future<Output = Result<Option<Revision>, Error>>;
+}
+
 /// A stream of changes.
 pub trait Watch {
     /// The next changes, in their order. Waits as long as nothing changes.
