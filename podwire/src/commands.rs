@@ -12,6 +12,7 @@ mod gc;
 mod graph;
 mod inspect;
 mod install;
+mod ipam;
 mod names;
 mod network;
 mod node;
@@ -84,6 +85,7 @@ pub enum Command {
     Peers(peers::Peers),
     Network(network::Network),
     Names(names::Names),
+    Ipam(ipam::Ipam),
     Doctor(doctor::Doctor),
     Resync(resync::Resync),
     Adopt(adopt::Adopt),
@@ -115,6 +117,7 @@ impl Command {
             Self::Peers(it) => it.run(output),
             Self::Network(it) => it.run(output),
             Self::Names(it) => it.run(output),
+            Self::Ipam(it) => it.run(output),
             Self::Doctor(it) => it.run(output),
             Self::Resync(it) => it.run(output),
             Self::Adopt(it) => it.run(output),

@@ -35,6 +35,8 @@ pub struct Conf {
     resolver: Option<crate::resolver::Conf>,
     /// The role that makes the nodes of a network peers.
     overlay: Option<crate::overlay::Conf>,
+    /// The role that has addresses for the plugin `cluster`.
+    ipam: Option<crate::ipam::Conf>,
 }
 
 /// What the agent does.
@@ -160,8 +162,17 @@ impl Settings {
                 .push(Role::Resolver(resolver::Settings { shared }));
         }
         self.roles.extend(overlay.map(Role::Overlay));
+        if let Some(conf) = conf.ipam.filter(|_| !on_demand) {
+            match crate::ipam::Settings::new(&conf) {
+                Ok(settings) => self.roles.push(Role::Ipam(settings)),
+                Err(all) => return faults.extend(all),
+            }
+        }
         if self.roles.is_empty() && self.page.is_none() {
-            faults.push("no role is switched on; the keys of roles are: resolver, overlay".into());
+            let roles = "resolver, overlay, ipam";
+            faults.push(format!(
+                "no role is switched on; the keys of roles are: {roles}"
+            ));
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod conf;
 mod control;
 mod endpoint;
 mod instance;
+pub mod ipam;
 pub mod log;
 pub mod metrics;
 pub mod overlay;

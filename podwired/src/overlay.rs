@@ -30,7 +30,7 @@ use tokio::task::spawn_local;
 use crate::log;
 use crate::roles::{Ask, Desk};
 
-pub use conf::{Conf, Settings, Source};
+pub use conf::{Conf, EtcdKeys, Settings, Source};
 use kernel::Kernel;
 pub use lease::owner;
 use network::Runner;

@@ -23,6 +23,8 @@ pub enum Role {
     Resolver(crate::resolver::Settings),
     /// Makes the nodes of a network peers.
     Overlay(crate::overlay::Settings),
+    /// Has addresses that are unique in a cluster.
+    Ipam(crate::ipam::Settings),
 }
 
 impl Role {
@@ -31,6 +33,7 @@ impl Role {
         match self {
             Self::Resolver(_) => "resolver",
             Self::Overlay(_) => "overlay",
+            Self::Ipam(_) => "ipam",
         }
     }
 
@@ -39,6 +42,7 @@ impl Role {
         match self {
             Self::Resolver(_) => "names",
             Self::Overlay(_) => "overlay",
+            Self::Ipam(_) => "ipam",
         }
     }
 
@@ -46,6 +50,7 @@ impl Role {
         match self {
             Self::Resolver(settings) => crate::resolver::serve(settings, desk).await,
             Self::Overlay(settings) => crate::overlay::serve(settings, desk).await,
+            Self::Ipam(settings) => crate::ipam::serve(settings, desk).await,
         }
     }
 }

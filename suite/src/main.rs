@@ -29,6 +29,7 @@ type Program = (&'static str, fn() -> ExitCode);
 const PROGRAMS: &[Program] = &[
     ("bandwidth", cni::run::<bandwidth::Bandwidth>),
     ("bridge", cni::run::<bridge::Bridge>),
+    ("cluster", cni::run::<cluster::Cluster>),
     ("dhcp", dhcp::main),
     ("dnsname", cni::run::<dnsname::Dnsname>),
     ("dummy", cni::run::<dummy::Dummy>),

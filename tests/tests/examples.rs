@@ -34,7 +34,14 @@ fn good(done: Finished) -> String {
 
 /// Adds a pod to the example's network, looks at it, has it checked, and deletes it without a trace.
 fn lives(name: &str, bridge: &str, variables: &str, look: impl FnOnce(&Sandbox, &Netns)) {
-    let sandbox = Sandbox::new();
+    lives_in(&Sandbox::new(), (name, bridge, variables), look);
+}
+
+fn lives_in(
+    sandbox: &Sandbox,
+    (name, bridge, variables): (&str, &str, &str),
+    look: impl FnOnce(&Sandbox, &Netns),
+) {
     let snapshot = sandbox
         .snapshot()
         .allow_host_local(name)
@@ -50,7 +57,7 @@ fn lives(name: &str, bridge: &str, variables: &str, look: impl FnOnce(&Sandbox, 
     };
     run("status");
     run("add");
-    look(&sandbox, &pod);
+    look(sandbox, &pod);
     run("check");
     run("del");
     sandbox.remove_pod(&pod);
@@ -207,6 +214,20 @@ fn static_gives_the_address_that_is_written() {
         lives("example-static", "ex-static", "", |_, pod| {
             let addresses = pod.addresses("eth0");
             assert!(addresses[0].starts_with("10.210.50."), "{addresses:?}");
+        });
+    });
+}
+
+#[test]
+fn cluster_asks_the_agent() {
+    beyond_peer(WHY, || {
+        let sandbox = Sandbox::new();
+        let _agent = sandbox.make_ready("cluster");
+        let network = ("example-cluster", "ex-cluster", "");
+        lives_in(&sandbox, network, |_, pod| {
+            let addresses = pod.addresses("eth0");
+            assert!(addresses[0].starts_with("10.210.52."), "{addresses:?}");
+            assert!(addresses[1].starts_with("fd00:210:52::"), "{addresses:?}");
         });
     });
 }

@@ -399,6 +399,27 @@ const SUBJECTS: &[Subject] = &[
         keys: &["option", "skipDefault"],
     },
     Subject {
+        plugin: "cluster",
+        place: "/ipam",
+        keys: &[
+            "ranges",
+            "subnet",
+            "rangeStart",
+            "rangeEnd",
+            "gateway",
+            "exclude",
+            "reserved",
+            "pool",
+            "blockSize",
+            "blockSizeIPv6",
+            "coolDownSeconds",
+            "sticky",
+            "routes",
+            "agent",
+            "dataDir",
+        ],
+    },
+    Subject {
         plugin: "static",
         place: "/ipam",
         keys: &["addresses", "routes", "dns"],
@@ -600,8 +621,8 @@ fn agree(plugin: &str, refused_at_least: usize) {
         let (mut refused, mut good) = (0, 0);
         for subject in SUBJECTS.iter().filter(|it| it.plugin == plugin) {
             let sandbox = Sandbox::new();
-            // Without its daemon, dhcp fails where the configuration is good, rather than wait.
-            let without_daemon = plugin == "dhcp";
+            // Without their daemon, these fail where the configuration is good, rather than wait.
+            let without_daemon = ["cluster", "dhcp"].contains(&plugin);
             let _daemon = (!without_daemon).then(|| sandbox.make_ready(plugin));
             let pod = sandbox.pod("a");
             let mut cases = vec![whole(plugin)];
@@ -639,7 +660,8 @@ fn agree(plugin: &str, refused_at_least: usize) {
             differences.len()
         );
         // Where the kernel lacks the kind of link, no ADD succeeds: `tests/vm/run` has such a kernel.
-        let may_succeed = plugin != "dhcp" && sandbox::row(plugin).runs_here();
+        let may_succeed =
+            !["cluster", "dhcp"].contains(&plugin) && sandbox::row(plugin).runs_here();
         assert!(
             refused >= refused_at_least && (good > 0 || !may_succeed),
             "{refused} refused, {good} good"
@@ -735,6 +757,11 @@ fn validate_and_loopback_agree_on_every_value_of_every_key() {
 #[test]
 fn validate_and_host_local_agree_on_every_value_of_every_key() {
     agree("host-local", 500);
+}
+
+#[test]
+fn validate_and_cluster_agree_on_every_value_of_every_key() {
+    agree("cluster", 400);
 }
 
 #[test]

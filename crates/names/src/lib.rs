@@ -39,8 +39,9 @@ mod protocol;
 mod record;
 mod resolver;
 
+pub use agent::Unreachable;
 pub use directory::{Directory, Entry};
 pub use name::{Fault, Name};
 pub use protocol::{Found, Reply, Request};
 pub use record::{Namespace, Network, Record, Server, Service, Static, StaticData};
-pub use resolver::{Resolver, Unreachable};
+pub use resolver::Resolver;

@@ -188,6 +188,12 @@ impl Namespace {
         })
     }
 
+    /// Whether this namespace is at its path for the calling process.
+    pub fn exists(&self) -> bool {
+        let found = std::fs::metadata(&self.path);
+        found.is_ok_and(|it| (it.dev(), it.ino()) == (self.device, self.inode))
+    }
+
     /// Whether the path leads to another object or to none. False where it cannot be determined: the
     /// calling process is in another mount namespace, or may not look.
     pub fn is_gone(&self) -> bool {

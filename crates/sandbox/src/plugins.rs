@@ -27,7 +27,7 @@ pub struct Plugin {
     /// plugin run in the virtual machine (`tests/vm/run`).
     kernel: Option<String>,
     /// What the node needs before an ADD: `wire` ([`Sandbox::wire`]), `daemon`
-    /// ([`Sandbox::dhcp_daemon`]) or a line of shell script.
+    /// ([`Sandbox::dhcp_daemon`]), `agent` ([`Sandbox::agent_with_addresses`]) or a line of shell script.
     node: Vec<String>,
     /// What a pod needs before an ADD, as a line of shell script: a chained plugin changes an interface
     /// that another one has made.
@@ -142,10 +142,28 @@ impl Sandbox {
             match step.as_str() {
                 "wire" => self.wire(),
                 "daemon" => daemon = Some(self.dhcp_daemon(Suite::Ours, &[])),
+                "agent" => daemon = Some(self.agent_with_addresses()),
                 script => drop(self.host().sh(script)),
             }
         }
         daemon
+    }
+
+    /// podwired with addresses for the plugin cluster, once it is ready.
+    pub fn agent_with_addresses(&self) -> Running {
+        let (file, store) = (
+            self.dir().join("podwired.json"),
+            self.dir().join("store.json"),
+        );
+        self.write(&file, json!({"ipam": {"file": store}}).to_string());
+        let program = Suite::Ours.dir().join("podwired").display().to_string();
+        let agent = self
+            .host()
+            .start(&[&program, "--config", &file.display().to_string()]);
+        let conf = conf_of("cluster");
+        let is_ready = |_: &Netns| self.cni("cluster").status(&conf).code() == 0;
+        self.host().wait_until("the agent has addresses", is_ready);
+        agent
     }
 
     /// The daemon of a suite's dhcp, with these flags, once it listens.

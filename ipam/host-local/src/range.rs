@@ -149,6 +149,11 @@ impl RangeSet {
         self.0.iter().map(|range| (range.subnet, range.gateway))
     }
 
+    /// The first and the last address of each range.
+    pub fn bounds(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> {
+        self.0.iter().map(|range| (range.start, range.end))
+    }
+
     /// Whether an ADD gets an IPv4 address from this set.
     pub fn is_ipv4(&self) -> bool {
         self.0[0].start.is_ipv4()

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use cni::Cidr;
 use cni::env::IfName;
-use cni::faults::Fault;
+use cni::faults::{Fault, Faults};
 use host_device::plan::NO_DEVICE;
 use host_local::plan::NO_RANGES;
 use overlay::Mode;
@@ -51,6 +51,7 @@ pub const PLUGINS: &[Plugin] = &[
 
 /// The IPAM plugins.
 pub const IPAM_PLUGINS: &[Plugin] = &[
+    plugin("cluster", cluster),
     plugin("dhcp", dhcp),
     plugin("host-local", host_local),
     plugin("static", fixed),
@@ -421,6 +422,16 @@ fn host_local(subject: &mut Subject<'_>) {
     };
     let keys = conf.ipam.clone().unwrap_or_default();
     relative_path(subject, "ipam.dataDir", &keys.data_dir);
+    let plan = host_local::plan::Plan::new(&conf, subject.version, "");
+    ranges(subject, &keys, plan);
+}
+
+/// The ranges of host-local and cluster.
+fn ranges(
+    subject: &mut Subject<'_>,
+    keys: &host_local::conf::Ipam,
+    mut plan: Result<host_local::plan::Plan, Faults>,
+) {
     relative_path(subject, "ipam.resolvConf", &keys.resolv_conf);
     for (key, value) in [
         ("ipam.rangeStart", keys.range_start),
@@ -437,7 +448,6 @@ fn host_local(subject: &mut Subject<'_>) {
         let ranges = ranges.iter().enumerate();
         ranges.map(move |(index, range)| (key(index), range.clone()))
     });
-    let mut plan = host_local::plan::Plan::new(&conf, subject.version, "");
     // The runtime may pass ranges.
     if let Err(faults) = &plan
         && subject.has_capability("ipRanges")
@@ -477,6 +487,15 @@ fn check_range(subject: &mut Subject<'_>, key: &str, range: &host_local::conf::R
         }
     }
     far_gateway(subject, key, subnet, range.gateway);
+}
+
+fn cluster(subject: &mut Subject<'_>) {
+    let Some(conf) = subject.keys::<cluster::Conf>() else {
+        return;
+    };
+    let plan = cluster::Plan::new(&conf, subject.network, subject.version, "");
+    let keys = conf.as_local().ipam.unwrap_or_default();
+    ranges(subject, &keys, plan.map(|it| it.local));
 }
 
 fn fixed(subject: &mut Subject<'_>) {

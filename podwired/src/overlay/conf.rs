@@ -20,9 +20,10 @@ pub struct Conf {
     networks: Vec<NetworkKeys>,
 }
 
+/// How etcd is reached, as it is written.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct EtcdKeys {
+pub struct EtcdKeys {
     endpoints: Vec<String>,
     ca_file: Option<PathBuf>,
     cert_file: Option<PathBuf>,
@@ -107,7 +108,7 @@ impl Settings {
     pub fn new(conf: &Conf) -> Result<Self, Vec<String>> {
         let mut faults = Vec::new();
         let source = match (&conf.etcd, &conf.file) {
-            (Some(etcd), None) => Some(Source::Etcd(access(etcd))),
+            (Some(etcd), None) => Some(Source::Etcd(etcd.access())),
             (None, Some(file)) => Some(Source::File(file.clone())),
             (None, None) => {
                 faults.push("overlay.etcd: missing".into());
@@ -141,15 +142,18 @@ impl Settings {
     }
 }
 
-fn access(keys: &EtcdKeys) -> Access {
-    let keys = keys.clone();
-    Access {
-        endpoints: keys.endpoints,
-        ca_file: keys.ca_file,
-        cert_file: keys.cert_file,
-        key_file: keys.key_file,
-        username: keys.username,
-        password_file: keys.password_file,
+impl EtcdKeys {
+    /// What the store's client needs.
+    pub fn access(&self) -> Access {
+        let keys = self.clone();
+        Access {
+            endpoints: keys.endpoints,
+            ca_file: keys.ca_file,
+            cert_file: keys.cert_file,
+            key_file: keys.key_file,
+            username: keys.username,
+            password_file: keys.password_file,
+        }
     }
 }
 

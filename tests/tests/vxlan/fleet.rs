@@ -1,7 +1,9 @@
 //! Hosts with an IP network between them: namespaces of one sandbox, each on a wire of
 //! its own to a router. Nothing but IP packets gets from one to another.
 
-use sandbox::{Cni, Finished, Netns, Outcome, Sandbox, Suite, conf};
+use std::path::Path;
+
+use sandbox::{Cni, Finished, Netns, Outcome, Running, Sandbox, Suite, conf};
 use serde_json::{Value, json};
 
 /// Which family the hosts talk to each other in.
@@ -84,6 +86,20 @@ impl Fleet {
         argv.extend(["--conf-dir", &dir]);
         argv.extend(&arguments[2..]);
         self.host(host).run(&argv)
+    }
+
+    /// podwired with addresses of the cluster whose store is the file `store`.
+    pub fn agent(&self, host: usize, dir: &Path, store: &Path) -> Running {
+        let (file, socket) = (dir.join("podwired.json"), dir.join("agent.sock"));
+        let ipam = json!({"file": store, "node": format!("h{host}"), "dataDir": dir.join("ipam")});
+        let document = json!({"socket": socket, "ipam": ipam});
+        self.sandbox.write(&file, document.to_string());
+        let program = Suite::Ours.dir().join("podwired").display().to_string();
+        let file = file.display().to_string();
+        let agent = self.host(host).start(&[&program, "--config", &file]);
+        self.host(host)
+            .wait_until("the agent listens", |_| socket.exists());
+        agent
     }
 
     /// Where the state of a host's IPAM is.

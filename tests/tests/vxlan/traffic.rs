@@ -507,3 +507,43 @@ fn an_address_that_moves_to_another_host_of_its_segment_is_reached_at_once() {
         }
     });
 }
+
+/// Addresses from the plugin cluster: no host knows which the others have handed out, and all hand out
+/// the same ranges.
+#[test]
+fn pods_of_three_hosts_have_distinct_addresses_of_one_range() {
+    let fleet = Fleet::new(3);
+    let store = fleet.sandbox.dir().join("store.json");
+    let dir = |host: usize| fleet.sandbox.dir().join(format!("agent{host}"));
+    let agents: Vec<_> = (1..=3)
+        .map(|host| fleet.agent(host, &dir(host), &store))
+        .collect();
+    let conf = |host: usize| {
+        let mut conf = fleet.segment(host, 7, Underlay::V4);
+        conf["ipam"] = json!({
+            "type": "cluster", "ranges": [[{"subnet": "10.7.0.0/24"}], [{"subnet": "fd00:7::/64"}]],
+            "agent": dir(host).join("agent.sock"), "dataDir": dir(host).join("ipam"),
+        });
+        conf
+    };
+    // As if at random.
+    let pods: Vec<_> = [2, 1, 3, 3, 1, 2, 1, 3, 2]
+        .iter()
+        .enumerate()
+        .map(|(n, host)| fleet.add(*host, &format!("p{n}"), &conf(*host)))
+        .collect();
+    let all: Vec<Vec<String>> = pods.iter().map(addresses).collect();
+    for (from, pod) in pods.iter().enumerate() {
+        let failed = pod.sh("ip -6 address show dadfailed");
+        assert_eq!(failed.trim(), "", "{}", pod.name());
+        let others = all.iter().enumerate().filter(|(to, _)| *to != from);
+        let others: Vec<String> = others.flat_map(|(_, it)| it.clone()).collect();
+        assert_eq!(
+            silent(pod, &others),
+            Vec::<String>::new(),
+            "{}: {all:?}",
+            pod.name()
+        );
+    }
+    drop(agents);
+}

@@ -1,0 +1,320 @@
+//! What the store says: nodes, blocks, wants and names. It changes by the watch alone.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use pools::{Block, Claim, Span, Time};
+use serde::{Deserialize, Serialize};
+use store::{Entry, Event, Listing, Revision};
+
+/// A node that lives: its key is there as long as its lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alive {
+    /// The name of its journal.
+    pub journal: String,
+    /// Its boot.
+    pub boot: String,
+}
+
+/// A node wants an address of blocks that others have.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Want {
+    /// The node, which gets what it wants by a change of owner.
+    pub node: String,
+    /// Its journal.
+    pub journal: String,
+    /// Its boot.
+    pub boot: String,
+    /// Any of these.
+    pub spans: Vec<Span>,
+    /// This one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip: Option<IpAddr>,
+    /// Why the owner does not give it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+}
+
+/// A value with the revision of its last change.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen<T> {
+    /// The value.
+    pub value: T,
+    /// The revision.
+    pub revision: Revision,
+}
+
+/// The keys of all pools.
+#[derive(Debug, Default)]
+pub struct View {
+    prefix: String,
+    /// The nodes that live.
+    pub nodes: HashMap<String, Seen<Alive>>,
+    /// The length of prefixes of blocks, of each pool and family.
+    pub lengths: HashMap<(String, bool), u8>,
+    /// Who has which block.
+    pub blocks: HashMap<String, BTreeMap<Block, Seen<Claim>>>,
+    /// What nodes want, by key.
+    pub wants: BTreeMap<String, (String, Seen<Want>)>,
+    /// Addresses that follow names, by pool, number of the set, name.
+    pub names: HashMap<(String, usize, String), Seen<IpAddr>>,
+    /// The same addresses, by pool.
+    pub kept: HashMap<String, Rc<HashSet<IpAddr>>>,
+    /// Since when this node has seen, without a gap, that a node with blocks has no lease.
+    absent: HashMap<String, Time>,
+}
+
+impl View {
+    /// An empty one, of the keys that begin with `prefix`.
+    pub fn new(prefix: &str) -> Self {
+        Self {
+            prefix: prefix.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// The key of a node.
+    pub fn node_key(&self, node: &str) -> String {
+        format!("{}/nodes/{node}", self.prefix)
+    }
+
+    /// The key of a block.
+    pub fn block_key(&self, pool: &str, block: Block) -> String {
+        let block = block.to_string().replace('/', "-");
+        format!("{}/blocks/{pool}/{block}", self.prefix)
+    }
+
+    /// The key of a pool's lengths in a family.
+    pub fn length_key(&self, pool: &str, is_ipv4: bool) -> String {
+        let family = if is_ipv4 { 4 } else { 6 };
+        format!("{}/pools/{pool}/{family}", self.prefix)
+    }
+
+    /// The key of a want.
+    pub fn want_key(&self, pool: &str, node: &str, number: u64) -> String {
+        format!("{}/wants/{pool}/{node}.{number}", self.prefix)
+    }
+
+    /// The key of a name.
+    pub fn name_key(&self, pool: &str, set: usize, name: &str) -> String {
+        format!("{}/names/{pool}/{set}/{name}", self.prefix)
+    }
+
+    /// Begins anew with a list. What was absent is absent from now on: it may have been there in
+    /// between.
+    pub fn reset(&mut self, listing: Listing, now: Time) {
+        *self = Self::new(&self.prefix);
+        for entry in listing.entries {
+            self.put(entry);
+        }
+        self.note_absent(now);
+    }
+
+    /// Takes changes.
+    pub fn apply(&mut self, events: Vec<Event>, now: Time) {
+        for event in events {
+            match event {
+                Event::Put(entry) => self.put(entry),
+                Event::Delete { key } => self.delete(&key),
+            }
+        }
+        self.note_absent(now);
+    }
+
+    fn note_absent(&mut self, now: Time) {
+        let claims = self.blocks.values().flat_map(BTreeMap::values);
+        let owners: HashSet<&String> = claims.map(|it| &it.value.node).collect();
+        let nodes = &self.nodes;
+        self.absent
+            .retain(|node, _| owners.contains(node) && !nodes.contains_key(node));
+        for owner in owners {
+            if !nodes.contains_key(owner) && !self.absent.contains_key(owner) {
+                self.absent.insert(owner.clone(), now);
+            }
+        }
+    }
+
+    /// Whether a node has been without a lease for this time.
+    pub fn is_lost(&self, node: &str, grace: Duration, now: Time) -> bool {
+        let absent = self.absent.get(node);
+        absent.is_some_and(|since| now.since(*since) >= grace)
+    }
+
+    /// The block that has `ip` in the store: a single address before the block around it.
+    pub fn block_of(&self, pool: &str, ip: IpAddr) -> Option<(Block, &Seen<Claim>)> {
+        let blocks = self.blocks.get(pool)?;
+        let length = self.lengths.get(&(pool.to_owned(), ip.is_ipv4()));
+        let around = length.map(|length| Block::of(ip, *length));
+        let mut both = [Some(Block::single(ip)), around].into_iter().flatten();
+        both.find_map(|block| Some((block, blocks.get(&block)?)))
+    }
+
+    /// Whether neither a block nor a single address of it has an owner.
+    pub fn is_unclaimed(&self, pool: &str, block: Block) -> bool {
+        let Some(blocks) = self.blocks.get(pool) else {
+            return true;
+        };
+        let next = blocks.range(block..).next();
+        // Singles of a block without a key: an operator has removed it.
+        next.is_none_or(|(next, _)| *next != block && !block.contains(next.span().0))
+    }
+
+    fn put(&mut self, entry: Entry) {
+        let revision = entry.revision;
+        let parts = parts(&self.prefix, &entry.key);
+        // A value that is none of ours is as if it were not there, except that its key is taken.
+        match parts.as_deref() {
+            Some(["nodes", node]) => {
+                if let Some(value) = parse(&entry.value) {
+                    let seen = Seen { value, revision };
+                    self.nodes.insert((*node).to_owned(), seen);
+                }
+            }
+            Some(["pools", pool, family]) => {
+                if let Some(length) = parse(&entry.value) {
+                    let key = ((*pool).to_owned(), *family == "4");
+                    self.lengths.insert(key, length);
+                }
+            }
+            Some(["blocks", pool, block]) => {
+                let block = block.replace('-', "/").parse();
+                if let (Ok(block), Some(value)) = (block, parse(&entry.value)) {
+                    let blocks = self.blocks.entry((*pool).to_owned()).or_default();
+                    blocks.insert(block, Seen { value, revision });
+                }
+            }
+            Some(["wants", pool, _]) => {
+                if let Some(value) = parse(&entry.value) {
+                    let seen = Seen { value, revision };
+                    let pool = (*pool).to_owned();
+                    self.wants.insert(entry.key, (pool, seen));
+                }
+            }
+            Some(["names", pool, set, name]) => {
+                if let (Ok(set), Some(value)) = (set.parse(), parse(&entry.value)) {
+                    let key = ((*pool).to_owned(), set, (*name).to_owned());
+                    let kept = Rc::make_mut(self.kept.entry(key.0.clone()).or_default());
+                    kept.insert(value);
+                    if let Some(old) = self.names.insert(key, Seen { value, revision })
+                        && old.value != value
+                    {
+                        kept.remove(&old.value);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn delete(&mut self, key: &str) {
+        match parts(&self.prefix, key).as_deref() {
+            Some(["nodes", node]) => drop(self.nodes.remove(*node)),
+            Some(["pools", pool, family]) => {
+                self.lengths.remove(&((*pool).to_owned(), *family == "4"));
+            }
+            Some(["blocks", pool, block]) => {
+                if let (Ok(block), Some(blocks)) =
+                    (block.replace('-', "/").parse(), self.blocks.get_mut(*pool))
+                {
+                    blocks.remove(&block);
+                }
+            }
+            Some(["wants", ..]) => drop(self.wants.remove(key)),
+            Some(["names", pool, set, name]) => {
+                let Ok(set) = set.parse() else { return };
+                let key = ((*pool).to_owned(), set, (*name).to_owned());
+                if let Some(old) = self.names.remove(&key)
+                    && let Some(kept) = self.kept.get_mut(*pool)
+                {
+                    Rc::make_mut(kept).remove(&old.value);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The parts of a key; a name, the last one of four, may have slashes.
+fn parts<'a>(prefix: &str, key: &'a str) -> Option<Vec<&'a str>> {
+    let rest = key.strip_prefix(prefix)?.strip_prefix('/')?;
+    Some(rest.splitn(4, '/').collect())
+}
+
+fn parse<T: serde::de::DeserializeOwned>(value: &[u8]) -> Option<T> {
+    serde_json::from_slice(value).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(key: &str, value: &str) -> Event {
+        Event::Put(Entry {
+            key: key.into(),
+            value: value.into(),
+            revision: 7,
+            lease: None,
+        })
+    }
+
+    fn delete(key: &str) -> Event {
+        Event::Delete { key: key.into() }
+    }
+
+    const CLAIM: &str = r#"{"node": "a", "journal": "j", "boot": "b", "epoch": 1}"#;
+    const ALIVE: &str = r#"{"journal": "j", "boot": "b"}"#;
+
+    #[test]
+    fn a_node_is_lost_after_an_absence_without_a_gap() {
+        let (grace, mut view) = (Duration::from_secs(10), View::new("/p"));
+        let at = |seconds| Time(0).after(Duration::from_secs(seconds));
+        view.apply(vec![put("/p/blocks/web/10.0.0.0-28", CLAIM)], at(1));
+        assert!(!view.is_lost("a", grace, at(10)) && view.is_lost("a", grace, at(11)));
+        view.apply(vec![put("/p/nodes/a", ALIVE)], at(12));
+        view.apply(vec![delete("/p/nodes/a")], at(20));
+        assert!(!view.is_lost("a", grace, at(29)) && view.is_lost("a", grace, at(30)));
+        assert!(!view.is_lost("other", grace, at(99)));
+        // Between a list and the next, it may have been there.
+        view.reset(Listing::default(), at(40));
+        view.apply(vec![put("/p/blocks/web/10.0.0.0-28", CLAIM)], at(41));
+        assert!(!view.is_lost("a", grace, at(50)));
+    }
+
+    #[test]
+    fn names_keep_their_addresses() {
+        let mut view = View::new("/p");
+        view.apply(
+            vec![put("/p/names/web/0/default/db-0", "\"10.0.0.5\"")],
+            Time(1),
+        );
+        let ip: IpAddr = "10.0.0.5".parse().unwrap();
+        let key = ("web".to_owned(), 0, "default/db-0".to_owned());
+        assert_eq!(view.names[&key].value, ip);
+        assert!(view.kept["web"].contains(&ip));
+        view.apply(vec![delete("/p/names/web/0/default/db-0")], Time(1));
+        assert!(view.kept["web"].is_empty() && view.names.is_empty());
+    }
+
+    #[test]
+    fn a_single_address_is_found_before_its_block() {
+        let mut view = View::new("/p");
+        let events = ["/p/blocks/web/10.0.0.0-28", "/p/blocks/web/10.0.0.5-32"];
+        let mut events: Vec<_> = events.into_iter().map(|it| put(it, CLAIM)).collect();
+        events.push(put("/p/pools/web/4", "28"));
+        view.apply(events, Time(1));
+        let block = |ip: &str| {
+            let found = view.block_of("web", ip.parse().unwrap());
+            found.map(|(block, _)| block.to_string())
+        };
+        assert_eq!(block("10.0.0.5").as_deref(), Some("10.0.0.5/32"));
+        assert_eq!(block("10.0.0.6").as_deref(), Some("10.0.0.0/28"));
+        assert_eq!(block("10.0.1.6"), None);
+        // What is no claim of ours does not disturb.
+        view.apply(
+            vec![put("/p/blocks/web/x", "5"), put("/p/y", "{}")],
+            Time(1),
+        );
+    }
+}
