@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 use survey::{Sources, Survey};
 
@@ -12,7 +12,7 @@ use crate::commands::containers;
 use crate::doctor::{Examination, Scope};
 use crate::graph::host::Read;
 use crate::graph::svg::{self, Colours};
-use crate::graph::{Graph, View, host, page, picture, rules, user};
+use crate::graph::{Graph, View, host, page, picture, user};
 
 const PAGE: &str = include_str!("overview/page.html");
 const STYLE: &str = include_str!("overview/page.css");
@@ -52,22 +52,12 @@ impl Overview {
         let examined =
             Examination::confirmed(&survey, &sources, &places.plugin_dirs, &Scope::Node)?;
         let (mut found, _) = examined;
-        let rules = rules::read(&survey).unwrap_or_else(|error| {
-            found.unread("rules", error);
-            Vec::new()
-        });
-        let name = nix::unistd::gethostname().context("find the name of the node")?;
-        let name = name.to_string_lossy();
-        let read = Read {
-            survey: &survey,
-            rules: &rules,
-            name: &name,
-        };
+        let read = Read::with(&survey, |error| found.unread("rules", error))?;
         Ok(Self {
-            host: host::graph(read),
-            user: user::graph(read),
+            host: host::graph(&read),
+            user: user::graph(&read),
             rest: json!({
-                "node": name,
+                "node": read.name,
                 "containers": containers(&survey, None, true)?,
                 "doctor": found.document(&[]),
             }),

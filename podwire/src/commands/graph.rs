@@ -1,13 +1,13 @@
 //! `podwire graph`: draw what is attached to what.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 use survey::{Sources, Survey};
 
 use super::Verdict;
 use crate::graph::host::{self, Read};
 use crate::graph::svg::{self, Colours};
-use crate::graph::{Graph, View, dot, page, picture, rules, selection, text, user};
+use crate::graph::{Graph, View, dot, page, picture, selection, text, user};
 use crate::options::{CacheDir, ConfDir};
 use crate::output::{Output, print};
 
@@ -68,25 +68,17 @@ impl Draw {
         for unread in &survey.unread {
             cni::log(format_args!("podwire: {unread}"));
         }
-        let rules = rules::read(&survey).unwrap_or_else(|error| {
+        let read = Read::with(&survey, |error| {
             cni::log(format_args!("podwire: rules: {error:#}"));
-            Vec::new()
-        });
-        let name = nix::unistd::gethostname().context("find the name of the node")?;
-        let name = name.to_string_lossy();
-        let read = Read {
-            survey: &survey,
-            rules: &rules,
-            name: &name,
-        };
+        })?;
         let mut graph = match self.view {
-            View::Host => host::graph(read),
-            View::User => user::graph(read),
+            View::Host => host::graph(&read),
+            View::User => user::graph(&read),
         };
         if let Some(subject) = &self.subject {
             graph = selection::select(graph, subject)?;
         }
-        self.write(&graph, &name, output)?;
+        self.write(&graph, &read.name, output)?;
         Ok(Verdict::Good)
     }
 

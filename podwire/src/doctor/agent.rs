@@ -36,8 +36,8 @@ pub const UNANSWERED: Check = Check {
     id: "PW046",
     severity: Severity::Error,
     title: "a pod's questions for names are not answered",
-    why: "The agent is well, so the question or its answer is lost on the way: most often the node's \
-          packet filter drops what comes in at port 53.",
+    why: "The agent is well. Either the question or its answer is lost on the way, most often in the \
+          node's packet filter, or another server has port 53 of the address where this pod asks.",
 };
 
 /// Where the agent's configuration is: with it, it is to run.
@@ -113,7 +113,7 @@ fn records() -> Result<Vec<Record>> {
             let record = directory.read(&entry).ok().flatten();
             let usable = |it: &Record| {
                 let namespace = it.namespace.as_ref();
-                !it.network.listen.is_empty() && namespace.is_some_and(|it| !it.is_gone())
+                !servers(it).is_empty() && namespace.is_some_and(|it| !it.is_gone())
             };
             if let Some(record) = record.filter(usable) {
                 all.push(record);
@@ -124,6 +124,14 @@ fn records() -> Result<Vec<Record>> {
     Ok(all)
 }
 
+/// Where the pod of a record asks.
+fn servers(record: &Record) -> &[IpAddr] {
+    match record.asks.is_empty() {
+        true => &record.network.listen,
+        false => &record.asks,
+    }
+}
+
 /// A question of the pod for its own name.
 fn ask(record: &Record, found: &mut Examination) {
     let (Some(namespace), Some(name)) = (&record.namespace, record.names.first()) else {
@@ -131,7 +139,7 @@ fn ask(record: &Record, found: &mut Examination) {
     };
     let path = namespace.path.clone();
     let mut silent = Vec::new();
-    for server in &record.network.listen {
+    for server in servers(record) {
         let family = |it: &&IpAddr| it.is_ipv4() == server.is_ipv4();
         if record.addresses.iter().find(family).is_none() {
             continue;
@@ -162,7 +170,8 @@ fn ask(record: &Record, found: &mut Examination) {
     );
     let finding = finding.shown_by(command, "no answer");
     found.add(finding.advice(format!(
-        "let packets from {} to port 53 of {server} in (iptables -S INPUT, nft list ruleset)",
+        "let packets from {} to port 53 of {server} in (iptables -S INPUT, nft list ruleset), or end \
+         the other server that has the port (ss -lnp sport = 53)",
         match record.network.bridge.as_str() {
             "" => network,
             bridge => bridge,
@@ -170,7 +179,7 @@ fn ask(record: &Record, found: &mut Examination) {
     )));
 }
 
-/// Whether a server answers a question for the address of `name`, whatever it says.
+/// Whether a server knows `name`. The agent does, whether it has an IPv4 address or not.
 fn answers(server: IpAddr, name: &str) -> Result<bool> {
     let any: SocketAddr = match server {
         IpAddr::V4(_) => ([0u8; 4], 0).into(),
@@ -185,7 +194,8 @@ fn answers(server: IpAddr, name: &str) -> Result<bool> {
             .and_then(|()| socket.send(&question));
         let mut answer = [0; 512];
         if asked.is_ok() && socket.recv(&mut answer).is_ok() && answer[..2] == question[..2] {
-            return Ok(true);
+            // NOERROR. Another server has REFUSED or NXDOMAIN for it.
+            return Ok(answer[3] & 0xf == 0);
         }
     }
     Ok(false)

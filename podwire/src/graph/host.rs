@@ -4,26 +4,48 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
+use anyhow::{Context, Result};
 use netlink::PortVlan;
 use packet_filter::{Applied, PublishedPort, Subject};
 use serde_json::{Value, json};
 use survey::{Attachment, Home, Interface, Namespace, OtherEnd, Place, Survey};
 
 use super::model::{Edge, Graph, Kind, Link, Node, View};
+use super::rules;
 
 /// What was read of a node.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Read<'a> {
     /// What the kernel, the cache and the stores have.
     pub survey: &'a Survey,
     /// What the rules are about.
-    pub rules: &'a [Applied],
+    pub rules: Vec<Applied>,
     /// The name of the node.
-    pub name: &'a str,
+    pub name: String,
+}
+
+impl<'a> Read<'a> {
+    /// Adds to a survey of this node what a graph needs beside it. Where rules cannot be read, the graph
+    /// is without them, and `report` gets the reason.
+    ///
+    /// # Errors
+    /// The node has no name.
+    pub fn with(survey: &'a Survey, report: impl FnOnce(anyhow::Error)) -> Result<Self> {
+        let rules = rules::read(survey).unwrap_or_else(|error| {
+            report(error);
+            Vec::new()
+        });
+        let name = nix::unistd::gethostname().context("find the name of the node")?;
+        Ok(Self {
+            survey,
+            rules,
+            name: name.to_string_lossy().into_owned(),
+        })
+    }
 }
 
 /// The graph of a node.
-pub fn graph(read: Read<'_>) -> Graph {
+pub fn graph(read: &Read<'_>) -> Graph {
     let mut labels = HashMap::new();
     for (at, attachment) in read.survey.attachments.iter().enumerate() {
         let (network, id) = (&attachment.network, &attachment.container_id);
@@ -83,7 +105,7 @@ pub fn port_name(address: Option<IpAddr>, port: &packet_filter::Mapping) -> Stri
 }
 
 struct Host<'a> {
-    read: Read<'a>,
+    read: &'a Read<'a>,
     graph: Graph,
     /// The positions of attachments by the comments on what belongs to them: podwire's, and that of the
     /// Go plugins.
@@ -110,7 +132,7 @@ impl Host<'_> {
             .map(|it| it.container_id.clone())
             .collect();
         let name = match (at, pods.len()) {
-            (0, _) => self.read.name.to_owned(),
+            (0, _) => self.read.name.clone(),
             (_, 0) => namespace.shown(),
             _ => pods.into_iter().collect::<Vec<_>>().join(", "),
         };

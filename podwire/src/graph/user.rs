@@ -17,7 +17,7 @@ use super::model::{Edge, Graph, Kind, Link, Node, View};
 const OUTSIDE: &str = "outside";
 
 /// The graph of a node's networks.
-pub fn graph(read: Read<'_>) -> Graph {
+pub fn graph(read: &Read<'_>) -> Graph {
     let survey = read.survey;
     let mut graph = Graph {
         view: View::User,

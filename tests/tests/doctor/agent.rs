@@ -60,8 +60,9 @@ fn names_without_an_agent_and_questions_that_are_lost() {
     });
 }
 
+/// The pod asks where the resolver was when it came; since then, another server has the port.
 #[test]
-fn an_agent_that_cannot_do_what_it_is_for() {
+fn a_server_that_has_taken_the_port() {
     beyond_peer(WHY, || {
         let node = with_names();
         let host = node.host();
@@ -80,13 +81,29 @@ fn an_agent_that_cannot_do_what_it_is_for() {
         ]);
         host.wait_until("the port is taken", |it| !taken(it).is_empty());
         let _agent = node.agent(&json!({"resolver": {}}));
-        let finding = node.finding("PW044");
-        assert!(finding["what"].to_string().contains("port 53"), "{finding}");
+        node.finding("PW046");
         drop(other);
-        node.host().wait_until("the address is served", |it| {
-            it.sh(&format!("echo '{{\"status\":{{}}}}' | nc -NU {SOCKET}"))
-                .contains("\"ready\":true")
+        host.wait_until("the agent has the port", |it| {
+            it.sh("ss -Hlun src 10.1.0.1:53").contains("10.1.0.1")
         });
+        node.assert_healthy();
+    });
+}
+
+#[test]
+fn an_agent_that_cannot_do_what_it_is_for() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        let etcd = json!({"endpoints": ["http://127.0.0.1:9"]});
+        let networks = json!([{"name": "pods", "dev": "uplink"}]);
+        let agent = node.agent(&json!({"overlay": {"etcd": etcd, "networks": networks}}));
+        let finding = node.finding("PW044");
+        assert!(
+            finding["what"].to_string().contains("overlay: "),
+            "{finding}"
+        );
+        drop(agent);
+        let _agent = node.agent(&json!({"resolver": {}}));
         node.assert_healthy();
     });
 }
