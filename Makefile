@@ -11,7 +11,7 @@ TRIPLE   = $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE  = target/$(TRIPLE)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help build install uninstall demo test lint unit black-box test-vm fuzz faults storm bench packages test-packages release clean
+.PHONY: help build install uninstall demo test lint unit black-box test-vm test-kubernetes fuzz faults storm bench packages test-packages release clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -66,6 +66,11 @@ black-box: build ## the built binaries, against this kernel and real runtimes
 test-vm: build ## what this kernel may lack (VLANs), on Debian's kernel in QEMU
 	tests/packages vm
 	tests/vm/run
+
+test-kubernetes: build ## the nodes of a cluster as a store, against a real API server, which is built once from Debian's source (10 minutes)
+	tests/packages kubernetes
+	tests/kube-apiserver target/kubernetes
+	timeout 600 cargo test --no-fail-fast --locked -p black-box --test kubernetes
 
 fuzz: ## hostile input for every parser, SECONDS for each (default 60)
 	fuzz/run $(or $(SECONDS),60)

@@ -23,7 +23,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use pools::{Block, Claim, Node, Owner, Time};
 use store::{Etcd, Expected, File, LeaseId, Revision, Transactions, Write};
 use tokio::sync::{Mutex, watch};
@@ -74,6 +74,8 @@ pub async fn serve(settings: Settings, desk: Desk) -> Result<()> {
     match settings.source.clone() {
         Source::Etcd(access) => run(settings, Etcd::new(access)?, desk).await,
         Source::File(path) => run(settings, File::new(path), desk).await,
+        // No key of this role names it.
+        Source::Kubernetes(..) => bail!("nodes of Kubernetes cannot hold blocks of addresses"),
     }
 }
 

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | what flannel's documents say | `crates/flannel` |
 //! | how the store is spoken to | `crates/store` |
+//! | how nodes of Kubernetes are such a store | [`nodes`] |
 //! | which subnet this node gets, and keeps | [`lease`] |
 //! | what is done when something changes | [`network`] |
 //! | how the kernel gets there, and stays there | [`kernel`] |
@@ -16,6 +17,7 @@ mod files;
 mod kernel;
 mod lease;
 mod network;
+mod nodes;
 mod peers;
 mod status;
 
@@ -24,7 +26,7 @@ use std::rc::Rc;
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use store::{Etcd, File, Store};
+use store::{Etcd, File, Nodes, Store};
 use tokio::task::spawn_local;
 
 use crate::log;
@@ -34,6 +36,7 @@ pub use conf::{Conf, EtcdKeys, Settings, Source};
 use kernel::Kernel;
 pub use lease::owner;
 use network::Runner;
+use nodes::Cluster;
 use status::Status;
 
 type Statuses = Vec<Rc<RefCell<Status>>>;
@@ -48,6 +51,11 @@ pub async fn serve(settings: Settings, desk: Desk) -> Result<()> {
         Source::Etcd(access) => {
             let store = Rc::new(Etcd::new(access.clone())?);
             run(settings, store, kernel, desk).await;
+        }
+        Source::Kubernetes(access, membership) => {
+            let cluster = Cluster::new(Nodes::new(access.clone())?, membership.clone());
+            spawn_local(cluster.clone().announce(desk.readiness.subscribe()));
+            run(settings, Rc::new(cluster), kernel, desk).await;
         }
         Source::File(path) => {
             let store = Rc::new(File::new(path.clone()));

@@ -15,6 +15,8 @@ pub struct Config {
     pub v6: Option<Pool>,
     /// How packets travel.
     pub backend: Backend,
+    /// Whether something else assigns the subnets of nodes: they may have any size then.
+    pub assigned: bool,
 }
 
 /// A network that is divided into the subnets of nodes.
@@ -118,24 +120,50 @@ impl Config {
     /// # Errors
     /// The first fault, with its key.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
-        let json = Json::parse(text).map_err(|error| error.to_string())?;
-        let keys: Keys = json.decode().map_err(|error| error.to_string())?;
-        if !keys.enable_ipv4 {
-            return Err("EnableIPv4: false, and leases in etcd have an IPv4 subnet".into());
-        }
+        let keys = Keys::parse(text)?;
         let v6 = keys.enable_ipv6.then(|| v6_pool(&keys)).transpose()?;
         Ok(Self {
             v4: v4_pool(&keys)?,
             v6,
             backend: backend(&keys.backend)?,
+            assigned: false,
+        })
+    }
+
+    /// Reads the document of a network whose nodes get their subnets from Kubernetes, where flanneld
+    /// looks at none of the keys about them.
+    ///
+    /// # Errors
+    /// The first fault, with its key.
+    pub fn parse_assigned(text: &[u8]) -> Result<Self, String> {
+        let keys = Keys::parse(text)?;
+        let whole = |network: IpNetwork| Pool {
+            network,
+            length: network.prefix(),
+            min: network,
+            max: network,
+        };
+        let v6 = match keys.enable_ipv6 {
+            true => Some(whole(IpNetwork::V6(parsed(
+                "IPv6Network",
+                &keys.ipv6_network,
+            )?))),
+            false => None,
+        };
+        Ok(Self {
+            v4: whole(IpNetwork::V4(parsed("Network", &keys.network)?)),
+            v6,
+            backend: backend(&keys.backend)?,
+            assigned: true,
         })
     }
 
     /// Whether a node of the network can have these subnets.
     pub fn allows(&self, subnet: &Subnet) -> bool {
         let pools = std::iter::once(&self.v4).chain(&self.v6);
-        let fits = |(own, pool): (IpNetwork, &Pool)| {
-            own.prefix() == pool.length && (pool.min..=pool.max).contains(&own)
+        let fits = |(own, pool): (IpNetwork, &Pool)| match self.assigned {
+            true => pool.network.contains(own.ip()) && own.prefix() >= pool.network.prefix(),
+            false => own.prefix() == pool.length && (pool.min..=pool.max).contains(&own),
         };
         subnet.v6.is_some() == self.v6.is_some() && subnet.all().zip(pools).all(fits)
     }
@@ -144,6 +172,17 @@ impl Config {
     pub fn networks(&self) -> impl Iterator<Item = IpNetwork> {
         let v6 = self.v6.as_ref().map(|it| it.network);
         std::iter::once(self.v4.network).chain(v6)
+    }
+}
+
+impl Keys {
+    fn parse(text: &[u8]) -> Result<Self, String> {
+        let json = Json::parse(text).map_err(|error| error.to_string())?;
+        let keys: Keys = json.decode().map_err(|error| error.to_string())?;
+        if !keys.enable_ipv4 {
+            return Err("EnableIPv4: false; podwired needs an IPv4 subnet of each node".into());
+        }
+        Ok(keys)
     }
 }
 
@@ -278,6 +317,16 @@ mod tests {
 
     fn config(text: &str) -> Result<Config, String> {
         Config::parse(text.as_bytes())
+    }
+
+    #[test]
+    fn an_assigned_subnet_may_be_the_first_and_of_any_size() {
+        let text =
+            br#"{"Network": "10.244.0.0/16", "SubnetLen": 99, "Backend": {"Type": "vxlan"}}"#;
+        let config = Config::parse_assigned(text).unwrap();
+        let allows = |subnet: &str| config.allows(&subnet.parse().unwrap());
+        assert!(allows("10.244.0.0-24") && allows("10.244.3.64-26"));
+        assert!(!allows("10.245.0.0-24") && !allows("10.0.0.0-8"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! flannel's documents, as flanneld 0.20 to 0.27 writes and reads them in etcd: the configuration of
-//! a network ([`Config`]), the leases of its nodes ([`Subnet`] is the key, [`Lease`] the value), and
-//! the file that a node leaves for its plugins ([`subnet_env()`]). Pure: nothing here speaks to a
+//! flannel's documents, as flanneld 0.20 to 0.27 writes and reads them: the configuration of a
+//! network ([`Config`]), the leases of its nodes ([`Subnet`] is the key in etcd, [`Lease`] the value;
+//! in Kubernetes they are [`Annotations`]), and the file that a node leaves for its plugins ([`subnet_env()`]). Pure: nothing here speaks to a
 //! store or to the kernel.
 //!
 //! Nodes with flanneld and nodes with podwired are peers in one network, so what is written here is
@@ -9,12 +9,14 @@
 mod choice;
 mod config;
 mod lease;
+mod node;
 mod subnet;
 mod subnet_env;
 
 pub use choice::free_subnets;
 pub use config::{Backend, Config, Pool};
 pub use lease::{Backing, Lease};
+pub use node::{ANNOTATIONS, Annotations};
 pub use subnet::Subnet;
 pub use subnet_env::{SubnetEnv, own_subnet, subnet_env};
 

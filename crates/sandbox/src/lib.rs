@@ -26,11 +26,13 @@ mod suite;
 mod traffic;
 mod worker;
 
+pub mod cluster;
 pub mod conf;
 pub mod here;
 pub mod image;
 pub mod namespaces;
 pub mod normal;
+pub mod underlay;
 
 pub use backend::{BackEnd, FilterNode};
 pub use cni::{Cni, Failure, Outcome, container_id};

@@ -1,11 +1,14 @@
-//! A store of keys that many nodes share: one interface, [`Store`], over [`Etcd`] and [`File`].
+//! A store of keys that many nodes share: one interface, [`Store`], over [`Etcd`] and [`File`]; and the
+//! [`Nodes`] of a Kubernetes cluster, which an implementation of it can be made of.
 //!
 //! Keys and values are bytes; what they mean is the caller's. A change has a revision, which
 //! counts the changes of the whole store, so a list and a watch from the next revision together
 //! miss nothing.
 
+mod connection;
 mod etcd;
 mod file;
+mod kubernetes;
 
 use std::fmt;
 use std::future::Future;
@@ -13,6 +16,7 @@ use std::time::Duration;
 
 pub use etcd::{Access, Etcd};
 pub use file::File;
+pub use kubernetes::{ApiAccess, Merge, Node, NodeEvent, NodeWatch, Nodes};
 
 /// The number of a change, over the whole store.
 pub type Revision = i64;

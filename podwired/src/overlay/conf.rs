@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cni::env::IfName;
+use flannel::Annotations;
 use serde::Deserialize;
-use store::Access;
+use store::{Access, ApiAccess};
+
+use super::nodes;
 
 /// The key `overlay`, as it is written.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -14,6 +17,8 @@ use store::Access;
 pub struct Conf {
     /// How etcd is reached.
     etcd: Option<EtcdKeys>,
+    /// Instead of etcd: the nodes of a Kubernetes cluster.
+    kubernetes: Option<KubernetesKeys>,
     /// Instead of etcd: a file with keys and values, for tests.
     file: Option<PathBuf>,
     /// The networks that this node is in.
@@ -30,6 +35,14 @@ pub struct EtcdKeys {
     key_file: Option<PathBuf>,
     username: Option<String>,
     password_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct KubernetesKeys {
+    kubeconfig: Option<PathBuf>,
+    node_name: Option<String>,
+    config_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -63,6 +76,8 @@ pub struct Settings {
 pub enum Source {
     /// In etcd.
     Etcd(Access),
+    /// In the nodes of a cluster.
+    Kubernetes(ApiAccess, nodes::Membership),
     /// In a file.
     File(PathBuf),
 }
@@ -92,10 +107,16 @@ pub struct Membership {
     pub ttl: Duration,
     /// Whether pods have names, in the conflist.
     pub has_names: bool,
+    /// Whether Kubernetes assigns the node's subnet.
+    pub assigned: bool,
 }
 
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 const CONFLIST: &str = "/etc/cni/net.d/10-podwire.conflist";
+/// Where flanneld's ConfigMap is mounted.
+const CONFIG_FILE: &str = "/etc/kube-flannel/net-conf.json";
+/// The variable that a DaemonSet sets to the name of the node.
+const NODE_NAME: &str = "NODE_NAME";
 const BRIDGE: &str = "cni0";
 /// As flanneld's leases: a day.
 const TTL: u64 = 86400;
@@ -107,25 +128,28 @@ impl Settings {
     /// All faults, each with its key.
     pub fn new(conf: &Conf) -> Result<Self, Vec<String>> {
         let mut faults = Vec::new();
-        let source = match (&conf.etcd, &conf.file) {
-            (Some(etcd), None) => Some(Source::Etcd(etcd.access())),
-            (None, Some(file)) => Some(Source::File(file.clone())),
-            (None, None) => {
-                faults.push("overlay.etcd: missing".into());
+        let source = match (&conf.etcd, &conf.kubernetes, &conf.file) {
+            (Some(etcd), None, None) => Some(Source::Etcd(etcd.access())),
+            (None, Some(keys), None) => cluster(keys, &conf.networks, &mut faults),
+            (None, None, Some(file)) => Some(Source::File(file.clone())),
+            (None, None, None) => {
+                faults.push("overlay.etcd: missing, and so is overlay.kubernetes".into());
                 None
             }
-            (Some(_), Some(_)) => {
-                faults.push("overlay.file: there is etcd, too".into());
+            _ => {
+                let why = "overlay: etcd, kubernetes and file: more than one of them";
+                faults.push(why.into());
                 None
             }
         };
+        let assigned = conf.kubernetes.is_some();
         if conf.networks.is_empty() {
             faults.push("overlay.networks: missing".into());
         }
         let mut networks = Vec::new();
         for (index, keys) in conf.networks.iter().enumerate() {
             let place = format!("overlay.networks[{index}]");
-            if let Some(network) = membership(keys, &place, &mut faults) {
+            if let Some(network) = membership(keys, assigned, &place, &mut faults) {
                 clashes(&networks, &network, &place, &mut faults);
                 networks.push(network);
             }
@@ -157,7 +181,53 @@ impl EtcdKeys {
     }
 }
 
-fn membership(keys: &NetworkKeys, place: &str, faults: &mut Vec<String>) -> Option<Membership> {
+/// The cluster that this node is in. It assigns one subnet to each node, so there is one network.
+fn cluster(
+    keys: &KubernetesKeys,
+    networks: &[NetworkKeys],
+    faults: &mut Vec<String>,
+) -> Option<Source> {
+    let given = keys.node_name.clone();
+    let node = given.or_else(|| std::env::var(NODE_NAME).ok());
+    let node = node.filter(|it| !it.is_empty());
+    if node.is_none() {
+        let why = format!("overlay.kubernetes.nodeName: missing, and {NODE_NAME} is not set");
+        faults.push(why);
+    }
+    let is_plain = |it: u8| it.is_ascii_alphanumeric() || b"-.".contains(&it);
+    if let Some(odd) = node.as_ref().filter(|it| !it.bytes().all(is_plain)) {
+        let why = format!("overlay.kubernetes.nodeName: {odd:?} is no name of a node");
+        faults.push(why);
+    }
+    if networks.len() > 1 {
+        let why = "overlay.networks[1]: a cluster assigns one subnet to a node, for one network";
+        faults.push(why.into());
+    }
+    let prefix = networks.first().and_then(|it| it.prefix.as_deref());
+    let prefix = prefix.unwrap_or(flannel::ANNOTATIONS).to_owned();
+    let annotations = Annotations::new(&prefix);
+    let annotations = annotations.map_err(|why| {
+        faults.push(format!("overlay.networks[0].prefix: {why}"));
+    });
+    let config_file = keys.config_file.clone();
+    let access = ApiAccess {
+        kubeconfig: keys.kubeconfig.clone(),
+    };
+    let membership = nodes::Membership {
+        node: node?,
+        config_file: config_file.unwrap_or_else(|| CONFIG_FILE.into()),
+        annotations: annotations.ok()?,
+        prefix,
+    };
+    Some(Source::Kubernetes(access, membership))
+}
+
+fn membership(
+    keys: &NetworkKeys,
+    assigned: bool,
+    place: &str,
+    faults: &mut Vec<String>,
+) -> Option<Membership> {
     let before = faults.len();
     let mut interface = |key: &str, text: &str| match IfName::parse_new(text) {
         Ok(name) => Some(name),
@@ -174,9 +244,13 @@ fn membership(keys: &NetworkKeys, place: &str, faults: &mut Vec<String>) -> Opti
     if keys.name.is_empty() {
         faults.push(format!("{place}.name: missing"));
     }
-    let prefix = keys.prefix.as_deref().unwrap_or(flannel::PREFIX);
+    let default = match assigned {
+        true => flannel::ANNOTATIONS,
+        false => flannel::PREFIX,
+    };
+    let prefix = keys.prefix.as_deref().unwrap_or(default);
     let prefix = prefix.trim_end_matches('/');
-    if !prefix.starts_with('/') {
+    if !assigned && !prefix.starts_with('/') {
         faults.push(format!(
             "{place}.prefix: {prefix:?} does not begin with a slash"
         ));
@@ -210,6 +284,7 @@ fn membership(keys: &NetworkKeys, place: &str, faults: &mut Vec<String>) -> Opti
         conflist,
         ttl: Duration::from_secs(ttl),
         has_names: false,
+        assigned,
     };
     (faults.len() == before).then_some(network)
 }
@@ -257,11 +332,32 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_has_one_network_and_annotations() {
+        let with = |networks: &str| {
+            settings(&format!(
+                r#"{{"kubernetes": {{"nodeName": "a"}}, "networks": [{networks}]}}"#
+            ))
+        };
+        let network = &with(r#"{"name": "pods"}"#).unwrap().networks[0];
+        assert!(network.assigned);
+        assert_eq!(network.prefix, "flannel.alpha.coreos.com");
+        let faults = with(r#"{"name": "a", "prefix": "/x/y"}, {"name": "b"}"#).unwrap_err();
+        assert!(faults[0].starts_with("overlay.networks[1]: "), "{faults:?}");
+        assert!(
+            faults[1].starts_with("overlay.networks[0].prefix: "),
+            "{faults:?}"
+        );
+    }
+
+    #[test]
     fn faults_name_their_keys() {
         let faults = settings("{}").unwrap_err();
         assert_eq!(
             faults,
-            ["overlay.etcd: missing", "overlay.networks: missing"]
+            [
+                "overlay.etcd: missing, and so is overlay.kubernetes",
+                "overlay.networks: missing"
+            ]
         );
         let text = r#"{"file": "/x", "networks": [{"name": "a"},
             {"name": "b", "prefix": "x", "leaseSeconds": 1, "bridge": "much-too-long-a-name", "conflist": "y"},

@@ -141,7 +141,15 @@ impl<S: Store + 'static> Runner<S> {
         let Some(entry) = entry else {
             bail!("{key} is missing in the store: the network has no configuration yet");
         };
-        Config::parse(&entry.value).map_err(|fault| anyhow::anyhow!("{key}: {fault}"))
+        let config = self.parse(&entry.value);
+        config.map_err(|fault| anyhow::anyhow!("{key}: {fault}"))
+    }
+
+    fn parse(&self, config: &[u8]) -> Result<Config, String> {
+        match self.network.assigned {
+            true => Config::parse_assigned(config),
+            false => Config::parse(config),
+        }
     }
 
     /// What this node is: its addresses in the underlay.
@@ -444,7 +452,7 @@ impl<S: Store + 'static> Session<'_, S> {
         for event in events {
             match event {
                 Event::Put(entry) if entry.key == config_key => {
-                    if Config::parse(&entry.value).as_ref() != Ok(&self.config) {
+                    if self.runner.parse(&entry.value).as_ref() != Ok(&self.config) {
                         return Ok(Some(reconfigured()));
                     }
                 }

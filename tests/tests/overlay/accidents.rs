@@ -2,7 +2,7 @@
 
 use sandbox::Netns;
 
-use crate::cluster::{Cluster, address, config, entries, has, is_gone, lease_key, programmed};
+use sandbox::cluster::{Cluster, address, config, entries, has, is_gone, lease_key, programmed};
 
 const MAC: &str = "be:9f:00:00:00:07";
 
@@ -172,7 +172,7 @@ fn the_configuration_is_followed() {
     let mut other = config();
     other["Backend"]["Port"] = 4789.into();
     cluster.put(
-        &format!("{}/config", crate::cluster::PREFIX),
+        &format!("{}/config", sandbox::cluster::PREFIX),
         &other.to_string(),
     );
     cluster.wait("the device has the new port", || {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::cluster::{
+use sandbox::cluster::{
     Cluster, address, config, entries, flannels, has, is_gone, lease_key, programmed,
 };
 

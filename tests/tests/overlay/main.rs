@@ -1,7 +1,6 @@
 //! The overlay role of podwired: nodes of a flannel network in a real etcd.
 
 mod accidents;
-mod cluster;
 mod flannel;
 mod names;
 mod stores;

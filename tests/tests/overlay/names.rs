@@ -3,7 +3,7 @@
 use sandbox::{Netns, Running, Suite};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, config};
+use sandbox::cluster::{Cluster, config};
 
 /// Shows a directory of the node in the place of `/run/podwire`: all nodes of a cluster have one `/run`.
 const OWN_RUN: &str = r#"mount --bind "$0" /run/podwire; exec "$@""#;
@@ -163,7 +163,7 @@ fn pods_are_found_by_name_on_all_nodes_and_gone_with_their_node() {
 
     // A node ends: its lease does.
     drop(one);
-    let key = format!("{}/names/", crate::cluster::PREFIX);
+    let key = format!("{}/names/", sandbox::cluster::PREFIX);
     let keys = names
         .cluster
         .etcdctl(&["get", "--prefix", "--keys-only", &key]);

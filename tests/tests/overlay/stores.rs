@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::cluster::{
+use sandbox::cluster::{
     Cluster, PREFIX, address, config, entries, has, is_gone, lease_key, programmed,
 };
 
@@ -141,7 +141,7 @@ fn of_three_members_the_one_in_use_is_killed() {
     let _agent = cluster.ready(1, &conf);
     // The agent uses the first one.
     drop(members.remove(0));
-    let lease = crate::cluster::flannels("172.20.7.2", MAC);
+    let lease = sandbox::cluster::flannels("172.20.7.2", MAC);
     cluster.wait("the others have a leader", || {
         put(&lease_key("10.5.70.0-24"), &lease)
     });

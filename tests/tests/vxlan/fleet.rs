@@ -1,9 +1,8 @@
-//! Hosts with an IP network between them: namespaces of one sandbox, each on a wire of
-//! its own to a router. Nothing but IP packets gets from one to another.
+//! Hosts with an IP network between them ([`underlay`]), and the plugin on each.
 
 use std::path::Path;
 
-use sandbox::{Cni, Finished, Netns, Outcome, Running, Sandbox, Suite, conf};
+use sandbox::{Cni, Finished, Netns, Outcome, Running, Sandbox, Suite, conf, underlay};
 use serde_json::{Value, json};
 
 /// Which family the hosts talk to each other in.
@@ -32,10 +31,9 @@ pub fn network(vni: u32) -> Value {
 impl Fleet {
     pub fn new(count: usize) -> Self {
         let sandbox = Sandbox::new();
-        let router = sandbox.host();
-        router.sh("echo 1 >/proc/sys/net/ipv4/ip_forward
-                   echo 1 >/proc/sys/net/ipv6/conf/all/forwarding");
-        let hosts = (1..=count).map(|n| host(&sandbox, n)).collect();
+        underlay::router(&sandbox);
+        let host = |n| underlay::host(&sandbox, &format!("host{n}"), n);
+        let hosts = (1..=count).map(host).collect();
         Self { sandbox, hosts }
     }
 
@@ -172,30 +170,6 @@ pub fn address(host: usize, underlay: Underlay) -> String {
         Underlay::V4 => format!("172.20.{host}.2"),
         Underlay::V6 => format!("2001:db8:{host}::2"),
     }
-}
-
-fn host(sandbox: &Sandbox, n: usize) -> Netns {
-    let host = sandbox.pod(&format!("host{n}"));
-    sandbox.host().sh(&format!(
-        "ip link add r{n} type veth peer name eth0 netns host{n}
-         echo 0 >/proc/sys/net/ipv6/conf/r{n}/accept_dad
-         ip address add 172.20.{n}.1/24 dev r{n}
-         ip address add 2001:db8:{n}::1/64 dev r{n} nodad
-         ip link set r{n} up"
-    ));
-    host.sh(&format!(
-        "ip link set lo up
-         echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad
-         ip address add 172.20.{n}.2/24 dev eth0
-         ip address add 2001:db8:{n}::2/64 dev eth0 nodad
-         ip link set eth0 up
-         ip route add default via 172.20.{n}.1
-         ip -6 route add default via 2001:db8:{n}::1"
-    ));
-    host.wait_until("the wire is up", |host| {
-        host.link("eth0").expect("eth0")["operstate"] == "UP"
-    });
-    host
 }
 
 /// The pod's addresses of both families, without prefix.

@@ -2,7 +2,7 @@
 //! member when one does not answer.
 
 use std::cell::{Cell, RefCell};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -12,23 +12,16 @@ use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use tonic::client::Grpc;
 use tonic::metadata::MetadataValue;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 use super::messages as api;
 use crate::Error;
+use crate::connection::{self, Tls, chain, is_tls, read};
 
-/// Connecting takes a round trip or two. A member that needs longer is as good as dead.
-const PATIENCE_OF_CONNECTIONS: Duration = Duration::from_secs(2);
-/// A connection that is silently dead is noticed after both. etcd closes connections that ask
-/// more often than every five seconds.
-const PINGS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 /// A list of many thousand keys comes in one message. etcd's own limit for what it sends is 2 GiB.
 const LARGEST_MESSAGE: usize = 256 << 20;
-/// What may be in flight, so that a list is not sent in portions of 64 KiB with a round trip for
-/// each.
-const WINDOW: u32 = 4 << 20;
 
 /// How etcd is reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -214,28 +207,17 @@ impl Members {
     }
 
     fn endpoint_settings(&self) -> Result<Endpoint> {
-        let (interval, answer) = PINGS;
-        let endpoint = Endpoint::from_shared(self.endpoint().to_owned())?
-            .connect_timeout(PATIENCE_OF_CONNECTIONS)
-            .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
-            .http2_keep_alive_interval(interval)
-            .keep_alive_timeout(answer)
-            .keep_alive_while_idle(true);
-        if !is_tls(self.endpoint()) {
-            return Ok(endpoint);
-        }
-        let mut tls = ClientTlsConfig::new();
-        if let Some(file) = &self.access.ca_file {
-            tls = tls.ca_certificate(Certificate::from_pem(read("caFile", file)?));
-        }
-        if let (Some(cert), Some(key)) = (&self.access.cert_file, &self.access.key_file) {
-            let (cert, key) = (read("certFile", cert)?, read("keyFile", key)?);
-            tls = tls.identity(Identity::from_pem(cert, key));
-        }
-        endpoint
-            .tls_config(tls)
-            .context("caFile, certFile, keyFile")
+        let access = &self.access;
+        let ca = access.ca_file.as_deref().map(|it| read("caFile", it));
+        let identity = match (&access.cert_file, &access.key_file) {
+            (Some(cert), Some(key)) => Some((read("certFile", cert)?, read("keyFile", key)?)),
+            _ => None,
+        };
+        let tls = Tls {
+            ca: ca.transpose()?,
+            identity,
+        };
+        connection::endpoint(self.endpoint(), tls).context("caFile, certFile, keyFile")
     }
 
     /// A request with what etcd wants to know beside the message.
@@ -299,20 +281,6 @@ pub(super) fn error(status: &Status) -> Error {
     }
 }
 
-/// An error with all its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
 fn check(endpoint: &str, access: &Access) -> Result<()> {
     let uri: Option<Uri> = endpoint.parse().ok();
     let is_whole = uri.is_some_and(|it| {
@@ -330,15 +298,6 @@ fn check(endpoint: &str, access: &Access) -> Result<()> {
         bail!("endpoints: {endpoint} has no TLS, which caFile and certFile are for");
     }
     Ok(())
-}
-
-fn is_tls(endpoint: &str) -> bool {
-    endpoint.starts_with("https://")
-}
-
-fn read(key: &str, file: &Path) -> Result<String> {
-    let read = std::fs::read_to_string(file);
-    read.with_context(|| format!("{key}: read {}", file.display()))
 }
 
 fn path_of(path: &'static str) -> PathAndQuery {

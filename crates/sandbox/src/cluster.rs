@@ -1,40 +1,50 @@
-//! Nodes with an IP network between them, a real etcd beside them, and podwired on each.
-//!
-//! Each node is a namespace on a wire of its own to a router, where etcd runs.
+//! Nodes of a cluster ([`underlay`]), a real etcd on their router, and podwired on each.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use sandbox::{Netns, Running, Sandbox, Suite};
 use serde_json::{Value, json};
+
+use crate::{Netns, Running, Sandbox, Suite, underlay};
 
 /// The nodes, numbered from 1. The sandbox's own namespace is the router.
 pub struct Cluster {
+    /// What holds all of them.
     pub sandbox: Sandbox,
+    /// The nodes' namespaces.
     pub nodes: Vec<Netns>,
 }
 
+/// What the keys of the network begin with.
 pub const PREFIX: &str = "/coreos.com/network";
 const ETCD: &str = "http://172.20.0.1:2379";
 
 /// An etcd, and how it is reached.
 pub struct Etcd {
+    /// It ends when this is dropped.
     pub _running: Running,
+    /// Its endpoint.
     pub url: String,
 }
 
 impl Cluster {
+    /// So many nodes, without a store.
     pub fn new(count: usize) -> Self {
         let sandbox = Sandbox::new();
         // The members' address is one of the router's that is always there.
-        sandbox.host().sh("echo 1 >/proc/sys/net/ipv4/ip_forward
-             echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
-             ip link set lo up
+        let node = |n| {
+            let node = underlay::host(&sandbox, &format!("node{n}"), n);
+            node.sh("echo 1 >/proc/sys/net/ipv4/ip_forward");
+            node
+        };
+        underlay::router(&sandbox);
+        sandbox.host().sh("ip link set lo up
              ip address add 172.20.0.1/32 dev lo");
-        let nodes = (1..=count).map(|n| node(&sandbox, n)).collect();
+        let nodes = (1..=count).map(node).collect();
         Self { sandbox, nodes }
     }
 
+    /// The namespace of a node.
     pub fn node(&self, number: usize) -> &Netns {
         &self.nodes[number - 1]
     }
@@ -92,10 +102,12 @@ impl Cluster {
         (done.code == 0).then_some(done.stdout)
     }
 
+    /// Writes a key.
     pub fn put(&self, key: &str, value: &str) {
         self.etcdctl(&["put", key, value]);
     }
 
+    /// Deletes a key.
     pub fn delete(&self, key: &str) {
         self.etcdctl(&["del", key]);
     }
@@ -148,6 +160,7 @@ impl Cluster {
         running
     }
 
+    /// Waits until a node is ready.
     pub fn await_ready(&self, node: usize, running: &Running) {
         let ready = || self.page(node, "readyz").starts_with("ok");
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -224,10 +237,12 @@ pub fn config() -> Value {
     json!({"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}})
 }
 
+/// The key of the lease of a subnet.
 pub fn lease_key(subnet: &str) -> String {
     format!("{PREFIX}/subnets/{subnet}")
 }
 
+/// A lease as flanneld writes it.
 pub fn flannels(ip: &str, mac: &str) -> String {
     format!(
         r#"{{"PublicIP":"{ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
@@ -279,29 +294,4 @@ pub fn is_gone(node: &Netns, subnet: &str, mac: &str) -> bool {
          ip route show {base}/24"
     );
     node.run(&["sh", "-c", &command]).stdout.trim().is_empty()
-}
-
-fn node(sandbox: &Sandbox, n: usize) -> Netns {
-    let node = sandbox.pod(&format!("node{n}"));
-    sandbox.host().sh(&format!(
-        "ip link add r{n} type veth peer name eth0 netns node{n}
-         echo 0 >/proc/sys/net/ipv6/conf/r{n}/accept_dad
-         ip address add 172.20.{n}.1/24 dev r{n}
-         ip address add 2001:db8:{n}::1/64 dev r{n} nodad
-         ip link set r{n} up"
-    ));
-    node.sh(&format!(
-        "ip link set lo up
-         echo 1 >/proc/sys/net/ipv4/ip_forward
-         echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad
-         ip address add 172.20.{n}.2/24 dev eth0
-         ip address add 2001:db8:{n}::2/64 dev eth0 nodad
-         ip link set eth0 up
-         ip route add default via 172.20.{n}.1
-         ip -6 route add default via 2001:db8:{n}::1"
-    ));
-    node.wait_until("the wire is up", |node| {
-        node.link("eth0").expect("eth0")["operstate"] == "UP"
-    });
-    node
 }

@@ -1,0 +1,250 @@
+//! A real API server on the router of a cluster, with a real etcd.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use sandbox::Running;
+use sandbox::cluster::{Cluster, address};
+use serde_json::{Value, json};
+
+const SERVER: &str = "https://172.20.0.1:6443";
+const ADMIN: &str = "the-administrator";
+
+/// An authority, the server's certificate, and a key for tokens of accounts.
+const CERTIFICATES: &str = "
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.pem -days 1 -subj /CN=ca 2>/dev/null
+openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout server.key -out server.csr -subj /CN=server 2>/dev/null
+printf 'subjectAltName=IP:172.20.0.1\\n' >server.ext
+openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 1 -extfile server.ext 2>/dev/null
+openssl genrsa -out accounts.key 2048 2>/dev/null";
+
+/// A cluster with an API server. The manifest is applied; there are no nodes yet.
+pub struct Api {
+    pub cluster: Cluster,
+    pub server: Option<Running>,
+    _etcd: Running,
+}
+
+/// What `make test-kubernetes` has built.
+fn program() -> String {
+    let given = std::env::var_os("KUBE_APISERVER").map(PathBuf::from);
+    let built = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../target/kubernetes/kube-apiserver"
+    );
+    let program = given.unwrap_or_else(|| built.into());
+    assert!(
+        program.exists(),
+        "{}: make test-kubernetes builds it",
+        program.display()
+    );
+    program.display().to_string()
+}
+
+impl Api {
+    pub fn new(nodes: usize) -> Self {
+        let cluster = Cluster::new(nodes);
+        let dir = cluster.path("pki");
+        std::fs::create_dir_all(&dir).expect("make a directory");
+        let dir = dir.display();
+        cluster.sandbox.host().sh(&format!(
+            "cd {dir}; {CERTIFICATES}
+            echo {ADMIN},admin,admin,system:masters >tokens"
+        ));
+        let etcd = cluster.start_etcd("etcd", &[]);
+        let mut api = Self {
+            cluster,
+            server: None,
+            _etcd: etcd,
+        };
+        api.start();
+        api.kubectl(&["apply", "-f", MANIFEST]);
+        api
+    }
+
+    pub fn start(&mut self) {
+        let file = |name: &str| self.cluster.path("pki").join(name).display().to_string();
+        let arguments = [
+            "--etcd-servers=http://172.20.0.1:2379".to_owned(),
+            "--bind-address=172.20.0.1".to_owned(),
+            format!("--tls-cert-file={}", file("server.pem")),
+            format!("--tls-private-key-file={}", file("server.key")),
+            format!("--token-auth-file={}", file("tokens")),
+            "--authorization-mode=RBAC".to_owned(),
+            "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
+            format!("--service-account-issuer={SERVER}"),
+            format!("--service-account-key-file={}", file("accounts.key")),
+            format!(
+                "--service-account-signing-key-file={}",
+                file("accounts.key")
+            ),
+            "--disable-admission-plugins=ServiceAccount".to_owned(),
+        ];
+        let program = program();
+        let argv = std::iter::once(program.as_str()).chain(arguments.iter().map(String::as_str));
+        let argv: Vec<&str> = argv.collect();
+        self.server = Some(self.cluster.sandbox.host().start(&argv));
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while self.curl(&["-k", &format!("{SERVER}/readyz")]) != "ok" {
+            let output = self
+                .server
+                .as_ref()
+                .map(Running::output)
+                .unwrap_or_default();
+            assert!(
+                Instant::now() < deadline,
+                "the API server does not serve: {output}"
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn curl(&self, arguments: &[&str]) -> String {
+        let token = format!("Authorization: Bearer {ADMIN}");
+        let mut argv = vec!["curl", "-s", "-H", &token];
+        argv.extend(arguments);
+        self.cluster.sandbox.host().run(&argv).stdout
+    }
+
+    /// kubectl as the administrator.
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        let ca = self.cluster.path("pki/ca.pem").display().to_string();
+        let mut argv = vec!["kubectl", "--server", SERVER, "--token", ADMIN];
+        argv.extend([
+            "--certificate-authority",
+            &ca,
+            "--cache-dir",
+            "/run/kubectl",
+        ]);
+        argv.extend(arguments);
+        let done = self.cluster.sandbox.host().run(&argv);
+        assert_eq!(done.code, 0, "kubectl {arguments:?}: {}", done.stderr);
+        done.stdout
+    }
+
+    /// A new node, as kubelet registers it, with the subnet 10.244.N.0/24.
+    pub fn add_node(&self, name: &str, subnet: Option<usize>) {
+        let cidrs: Vec<_> = subnet.iter().map(|n| format!("10.244.{n}.0/24")).collect();
+        let mut node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
+        if let Some(cidr) = cidrs.first() {
+            node["spec"] = json!({"podCIDR": cidr, "podCIDRs": cidrs});
+        }
+        let file = self.cluster.path(&format!("{name}.json"));
+        self.cluster.sandbox.write(&file, node.to_string());
+        self.kubectl(&["create", "-f", &file.display().to_string()]);
+    }
+
+    /// A node of flanneld.
+    pub fn add_flannel(&self, name: &str, subnet: usize, ip: &str, mac: &str) {
+        self.add_node(name, Some(subnet));
+        self.annotate(name, ip, mac);
+    }
+
+    /// What flanneld writes.
+    pub fn annotate(&self, name: &str, ip: &str, mac: &str) {
+        let own = |key: &str, value: &str| format!("flannel.alpha.coreos.com/{key}={value}");
+        let data = format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#);
+        let all = [
+            own("kube-subnet-manager", "true"),
+            own("backend-type", "vxlan"),
+            own("backend-data", &data),
+            own("public-ip", ip),
+        ];
+        let mut argv = vec!["annotate", "--overwrite", "node", name];
+        argv.extend(all.iter().map(String::as_str));
+        self.kubectl(&argv);
+    }
+
+    pub fn node(&self, name: &str) -> Value {
+        let text = self.kubectl(&["get", "node", name, "-o", "json"]);
+        serde_json::from_str(&text).expect("JSON")
+    }
+
+    /// A token of the account that the manifest makes.
+    pub fn token(&self) -> String {
+        let url = format!("{SERVER}/api/v1/namespaces/podwire/serviceaccounts/podwired/token");
+        let request =
+            json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
+        let json = "Content-Type: application/json";
+        let answer = self.curl(&["-k", "-H", json, "-d", &request.to_string(), &url]);
+        let answer: Value = serde_json::from_str(&answer).expect("JSON");
+        answer["status"]["token"]
+            .as_str()
+            .unwrap_or_else(|| panic!("{answer}"))
+            .to_owned()
+    }
+
+    pub fn write_token(&self, token: &str) {
+        self.cluster
+            .sandbox
+            .write(self.cluster.path("token"), token);
+    }
+
+    /// The configuration of podwired on a node: the manifest's, with the places of this sandbox.
+    pub fn conf(&self, node: usize) -> Value {
+        let map = self.kubectl(&[
+            "get",
+            "configmap",
+            "podwired",
+            "-n",
+            "podwire",
+            "-o",
+            "json",
+        ]);
+        let map: Value = serde_json::from_str(&map).expect("JSON");
+        let data = |key: &str| map["data"][key].as_str().expect("a file").to_owned();
+        let config_file = self.cluster.path("net-conf.json");
+        self.cluster
+            .sandbox
+            .write(&config_file, data("net-conf.json"));
+        let kubeconfig = self.cluster.path("kubeconfig");
+        let text = format!(
+            "
+apiVersion: v1
+kind: Config
+current-context: here
+contexts: [{{name: here, context: {{cluster: c, user: u}}}}]
+clusters: [{{name: c, cluster: {{server: '{SERVER}', certificate-authority: pki/ca.pem}}}}]
+users: [{{name: u, user: {{tokenFile: token}}}}]
+"
+        );
+        self.cluster.sandbox.write(&kubeconfig, text);
+        let mut conf: Value = serde_json::from_str(&data("podwired.json")).expect("JSON");
+        let places = self.cluster.conf(node, "");
+        for key in ["socket", "endpoint"] {
+            conf[key] = places[key].clone();
+        }
+        let network = &mut conf["overlay"]["networks"][0];
+        for key in ["bridge", "subnetFile", "conflist"] {
+            network[key] = places["overlay"]["networks"][0][key].clone();
+        }
+        conf["overlay"]["kubernetes"] = json!({
+            "kubeconfig": kubeconfig,
+            "nodeName": format!("node{node}"),
+            "configFile": config_file,
+        });
+        conf
+    }
+
+    /// A node with podwired that is ready.
+    pub fn ready(&self, node: usize) -> Running {
+        self.add_node(&format!("node{node}"), Some(node));
+        self.write_token(&self.token());
+        self.cluster.ready(node, &self.conf(node))
+    }
+
+    /// Cuts a node off from the API server, or no longer.
+    pub fn cut(&self, node: usize, off: bool) {
+        let change = if off { "add" } else { "del" };
+        let (host, ip) = (self.cluster.sandbox.host(), address(node));
+        self.cluster
+            .node(node)
+            .sh(&format!("ip route {change} blackhole 172.20.0.1"));
+        host.sh(&format!("ip route {change} blackhole {ip}"));
+    }
+}
+
+const MANIFEST: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../deploy/kubernetes/podwired.yaml"
+);
