@@ -32,9 +32,30 @@ pub struct Pool {
     pub max: IpNetwork,
 }
 
-/// Between the nodes: VXLAN.
+/// What carries packets from node to node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackendType {
+    /// VXLAN.
+    Vxlan,
+    /// Routes: all nodes are on one segment.
+    HostGw,
+}
+
+impl BackendType {
+    /// The name in the configuration and in leases.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vxlan => "vxlan",
+            Self::HostGw => "host-gw",
+        }
+    }
+}
+
+/// Between the nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
+    /// What it is. The other keys are of VXLAN.
+    pub kind: BackendType,
     /// The VXLAN network identifier.
     pub vni: u32,
     /// The UDP port.
@@ -187,17 +208,26 @@ impl Keys {
 }
 
 fn backend(keys: &BackendKeys) -> Result<Backend, String> {
-    match keys.kind.as_str() {
-        "vxlan" => {}
+    let all = [BackendType::Vxlan, BackendType::HostGw];
+    let kind = match all.into_iter().find(|it| it.name() == keys.kind) {
+        Some(kind) => kind,
         // flanneld takes its oldest backend then, which its documents advise against.
-        "" => return Err("Backend.Type: missing; podwired has vxlan".into()),
-        other => return Err(format!("Backend.Type: {other:?}; podwired has vxlan")),
-    }
+        None if keys.kind.is_empty() => {
+            return Err("Backend.Type: missing; podwired has vxlan and host-gw".into());
+        }
+        None => {
+            let other = &keys.kind;
+            return Err(format!(
+                "Backend.Type: {other:?}; podwired has vxlan and host-gw"
+            ));
+        }
+    };
     let vni = keys.vni.unwrap_or(1);
     if vni > MAX_VNI {
         return Err(format!("Backend.VNI: {vni} is not between 0 and {MAX_VNI}"));
     }
     Ok(Backend {
+        kind,
         vni,
         port: if keys.port == 0 { PORT } else { keys.port },
         mtu: (keys.mtu != 0).then_some(keys.mtu),

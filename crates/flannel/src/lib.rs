@@ -14,7 +14,7 @@ mod subnet;
 mod subnet_env;
 
 pub use choice::free_subnets;
-pub use config::{Backend, Config, Pool};
+pub use config::{Backend, BackendType, Config, Pool};
 pub use lease::{Backing, Lease};
 pub use node::{ANNOTATIONS, Annotations};
 pub use subnet::Subnet;

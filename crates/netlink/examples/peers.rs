@@ -19,6 +19,7 @@ fn main() {
         device,
         neighbours_on: device,
         learns_peers: false,
+        segment: None,
     };
     let wanted: Vec<Entry> = (1..=count).flat_map(peer).collect();
     let peers = Peers::open().unwrap();

@@ -67,7 +67,7 @@ pub use packet::PacketSocket;
 pub use parent::Parent;
 pub use probe::{Conflict, find_conflict};
 pub use qdisc::{Qdisc, Queue, Rate, Shaped};
-pub use reconcile::{Entry, Overlay, Peers, Present, Reconciled};
+pub use reconcile::{Entry, Overlay, Peers, Present, Reconciled, Segment};
 pub use request::Netlink;
 pub use route::{Decision, MAIN_TABLE, Route, RouteFilter, RouteSpec, WayOut};
 pub use rule::Rule;

@@ -17,8 +17,10 @@ pub enum Seen {
     Link(u32),
     /// An address of the link with this index came or went.
     Address(u32),
-    /// A neighbour, a forwarding entry or a route of the link with this index is gone.
+    /// A neighbour or a forwarding entry of the link with this index is gone.
     EntryGone(u32),
+    /// A route through the link with this index is gone.
+    RouteGone(u32),
     /// The kernel had more to report than it could keep: look at everything.
     Overrun,
 }
@@ -94,7 +96,7 @@ fn seen(message: Message<'_>) -> Option<Seen> {
         libc::RTM_DELNEIGH => Seen::EntryGone(index()?),
         libc::RTM_DELROUTE => {
             let attributes = message.body.get(RTMSG..)?;
-            Seen::EntryGone(number(find(attributes, libc::RTA_OIF))?)
+            Seen::RouteGone(number(find(attributes, libc::RTA_OIF))?)
         }
         _ => return None,
     })

@@ -64,6 +64,14 @@ pub enum Entry {
         /// The peer's address.
         ip: IpAddr,
     },
+    /// The route to a subnet behind a host of the same segment, past the overlay:
+    /// `ip route add DST via GW dev SEGMENT proto 112`.
+    Direct {
+        /// The subnet.
+        dst: IpNetwork,
+        /// The host.
+        gw: IpAddr,
+    },
 }
 
 impl std::fmt::Display for Entry {
@@ -74,14 +82,25 @@ impl std::fmt::Display for Entry {
             Self::Behind { mac } => write!(f, "fdb {mac} master"),
             Self::Route { dst, gw } => write!(f, "route {dst} via {gw}"),
             Self::OnLink { ip } => write!(f, "route {ip}"),
+            Self::Direct { dst, gw } => write!(f, "route {dst} via {gw}, direct"),
         }
     }
+}
+
+/// The interface below an overlay, whose routes of ours to the overlay's subnets are those of
+/// [`Entry::Direct`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// The index of the interface.
+    pub device: u32,
+    /// What the subnets are in: other overlays may use the same interface.
+    pub network: IpNetwork,
 }
 
 /// The devices of an overlay. Entries of other devices are never touched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Overlay {
-    /// The index of the VXLAN device.
+    /// The index of the VXLAN device; 0 without one, where all routes are direct.
     pub device: u32,
     /// The index of the device with the neighbours: the VXLAN device, or the bridge of which that
     /// is a port.
@@ -89,6 +108,8 @@ pub struct Overlay {
     /// Whether peers are also learned from their packets: then learned entries stay, whatever
     /// VTEP they lead to.
     pub learns_peers: bool,
+    /// Where direct routes are, if there are any.
+    pub segment: Option<Segment>,
 }
 
 /// The result of a reconciliation.
@@ -111,6 +132,8 @@ pub struct Present {
     pub written: HashSet<Entry>,
     /// Forwarding entries that the device has learned from received packets.
     pub learned: HashSet<Entry>,
+    /// Direct routes of other programs, as flanneld, which do what ours would.
+    pub others: HashSet<Entry>,
 }
 
 /// Reads and changes the entries of overlays in one network namespace.
@@ -136,6 +159,12 @@ impl Peers {
     /// When the kernel cannot be asked.
     pub fn present(&self, overlay: Overlay) -> Result<Present, Error> {
         let mut present = Present::default();
+        if let Some(segment) = overlay.segment {
+            self.read_direct(segment, &mut present)?;
+        }
+        if overlay.device == 0 {
+            return Ok(present);
+        }
         self.read_forwarding(overlay, &mut present)?;
         for family in [Family::V4, Family::V6] {
             self.read_neighbours(overlay, family, &mut present.written)?;
@@ -182,7 +211,7 @@ impl Peers {
     ) -> Result<Reconciled, Error> {
         let present = Present {
             written: before.iter().copied().collect(),
-            learned: HashSet::new(),
+            ..Present::default()
         };
         let plan = Difference::between(&present, after, overlay);
         let (mut gone, mut failed) = (HashMap::new(), HashMap::new());
@@ -279,7 +308,7 @@ impl Peers {
             done.failed.push((*entry, error));
         };
         for entry in &plan.missing {
-            if after.written.contains(entry) {
+            if after.written.contains(entry) || after.others.contains(entry) {
                 done.added += 1;
             } else {
                 fail(entry, "add", Errno::ENOENT);
@@ -345,6 +374,24 @@ impl Peers {
         Ok(())
     }
 
+    /// Reads the routes to subnets of the overlay through hosts of the segment.
+    fn read_direct(&self, segment: Segment, present: &mut Present) -> Result<(), Error> {
+        let routes = self.netlink.list_routes(RouteFilter {
+            oif: Some(segment.device),
+            ..RouteFilter::main(Family::of(segment.network.ip()))
+        })?;
+        let is_inside = |dst: &IpNetwork| segment.network.contains(dst.ip());
+        for route in routes.into_iter().filter(|it| is_inside(&it.dst)) {
+            let Some(gw) = route.gw else { continue };
+            let entry = Entry::Direct { dst: route.dst, gw };
+            match route.protocol == OURS {
+                true => present.written.insert(entry),
+                false => present.others.insert(entry),
+            };
+        }
+        Ok(())
+    }
+
     /// Reads the routes through next hops, and to next hops, that a program has added; those that
     /// the kernel adds for the device's addresses are left out.
     fn read_routes(
@@ -368,6 +415,9 @@ impl Peers {
     }
 }
 
+/// The origin of our routes on an interface that is not ours. No program in /etc/iproute2/rt_protos has
+/// it.
+const OURS: u8 = 112;
 /// `RTPROT_BOOT` and `RTPROT_STATIC` (linux/rtnetlink.h): the origins that programs set, among them
 /// ours and flannel.
 const BY_PROGRAMS: [u8; 2] = [3, 4];
@@ -387,7 +437,7 @@ impl Difference {
         let wanted_set: HashSet<&Entry> = wanted.iter().collect();
         let mut missing: Vec<Entry> = wanted_set
             .iter()
-            .filter(|entry| !present.written.contains(entry))
+            .filter(|entry| !present.written.contains(entry) && !present.others.contains(entry))
             .map(|entry| **entry)
             .collect();
         // Neighbours first and routes last: no packet is sent to a peer whose entries are
@@ -454,7 +504,10 @@ impl Key {
             Entry::Forward { mac: FLOOD, .. } => None,
             Entry::Forward { mac, .. } => Some(Self::Forward(*mac)),
             // A foreign route to the same subnet must not be replaced.
-            Entry::Behind { .. } | Entry::Route { .. } | Entry::OnLink { .. } => None,
+            Entry::Behind { .. }
+            | Entry::Route { .. }
+            | Entry::OnLink { .. }
+            | Entry::Direct { .. } => None,
         }
     }
 }
@@ -484,6 +537,24 @@ fn addition(overlay: Overlay, entry: &Entry) -> Change {
             RouteNetlinkMessage::NewRoute(route_message(device, &RouteSpec::to(ip.into()))),
             NLM_F_CREATE | NLM_F_EXCL,
         ),
+        Entry::Direct { dst, gw } => {
+            let mut message = route_message(segment(overlay), &direct(dst, gw));
+            message.header.protocol = RouteProtocol::from(OURS);
+            let message = RouteNetlinkMessage::NewRoute(message);
+            (message, NLM_F_CREATE | NLM_F_EXCL)
+        }
+    }
+}
+
+/// The interface of direct routes. The kernel refuses the index 0.
+fn segment(overlay: Overlay) -> u32 {
+    overlay.segment.map_or(0, |it| it.device)
+}
+
+fn direct(dst: IpNetwork, gw: IpAddr) -> RouteSpec {
+    RouteSpec {
+        gw: Some(gw),
+        ..RouteSpec::to(dst)
     }
 }
 
@@ -496,6 +567,7 @@ fn removal(overlay: Overlay, entry: &Entry) -> Change {
         Entry::Behind { mac } => neighbour(fdb::bridge_entry(device, mac)),
         Entry::Route { dst, gw } => route_removal(device, &route(dst, gw)),
         Entry::OnLink { ip } => route_removal(device, &RouteSpec::to(ip.into())),
+        Entry::Direct { dst, gw } => route_removal(segment(overlay), &direct(dst, gw)),
     };
     (message, 0)
 }
@@ -531,6 +603,7 @@ mod tests {
         device: 7,
         neighbours_on: 7,
         learns_peers: false,
+        segment: None,
     };
 
     fn ip(text: &str) -> IpAddr {
@@ -555,7 +628,7 @@ mod tests {
     fn difference(written: &[Entry], wanted: &[Entry]) -> Difference {
         let present = Present {
             written: written.iter().copied().collect(),
-            learned: HashSet::new(),
+            ..Present::default()
         };
         Difference::between(&present, wanted, OVERLAY)
     }
@@ -604,14 +677,32 @@ mod tests {
     }
 
     #[test]
+    fn a_direct_route_of_another_program_is_enough() {
+        let entry = |last: u8| Entry::Direct {
+            dst: IpNetwork::new(ip(&format!("10.5.{last}.0")), 24).unwrap(),
+            gw: ip("192.0.2.2"),
+        };
+        let present = Present {
+            written: [entry(1)].into(),
+            others: [entry(2), entry(3)].into(),
+            ..Present::default()
+        };
+        let change = Difference::between(&present, &[entry(2), entry(4)], OVERLAY);
+        assert_eq!(
+            (change.missing, change.stale),
+            (vec![entry(4)], vec![entry(1)])
+        );
+    }
+
+    #[test]
     fn entries_learned_from_a_peer_go_with_it() {
         let learned = |vtep| Entry::Forward {
             mac: mac(7),
             vtep: ip(vtep),
         };
         let present = Present {
-            written: HashSet::new(),
             learned: [learned("192.0.2.1"), learned("192.0.2.2")].into(),
+            ..Present::default()
         };
         let wanted = [Entry::Forward {
             mac: FLOOD,

@@ -352,6 +352,7 @@ pub fn overlay(network: &Network, device: &Link, bridge: Option<&Link>) -> Overl
         device: device.index,
         neighbours_on: bridge.map_or(device.index, |bridge| bridge.index),
         learns_peers: network.group.is_some(),
+        segment: None,
     }
 }
 

@@ -245,7 +245,7 @@ mod tests {
     fn present(entries: Vec<Entry>) -> Present {
         Present {
             written: entries.into_iter().collect(),
-            learned: Default::default(),
+            ..Present::default()
         }
     }
 

@@ -13,9 +13,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use flannel::Subnet;
+use flannel::{Backend, BackendType, Subnet};
 use ipnetwork::IpNetwork;
-use netlink::{AddressSpec, Entry, Family, Link, Mac, Monitor, Netlink, Overlay, Peers, Seen};
+use netlink::{
+    AddressSpec, Entry, Family, Link, Mac, Monitor, Netlink, Overlay, Peers, RouteFilter, Seen,
+    Segment,
+};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use overlay::{Device, Network, Peer, device};
 use tokio::sync::{mpsc, oneshot};
@@ -35,10 +38,36 @@ pub type Id = (usize, Family);
 pub struct Wanted {
     /// The network, with the name of its device.
     pub network: Network,
+    /// Which nodes are reached without the device.
+    pub direct: Direct,
+    /// What the subnets of all nodes are in.
+    pub subnets: IpNetwork,
     /// The device's address, which stands for this node.
     pub address: IpNetwork,
     /// The other nodes.
     pub peers: BTreeMap<Subnet, Peer>,
+}
+
+/// Which nodes are reached by a route past the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direct {
+    /// None.
+    Never,
+    /// Those on the node's own segment.
+    Near,
+    /// All: there is no device.
+    Always,
+}
+
+impl Direct {
+    /// What a configuration says.
+    pub fn of(backend: &Backend) -> Self {
+        match backend.kind {
+            BackendType::HostGw => Self::Always,
+            BackendType::Vxlan if backend.direct_routing => Self::Near,
+            BackendType::Vxlan => Self::Never,
+        }
+    }
 }
 
 /// The name of the device of a family: flanneld's, so that a node can change from one to the other
@@ -174,6 +203,8 @@ struct Kept {
     changes: BTreeMap<Subnet, Option<Peer>>,
     /// How many peers want each entry: two leases of one node have some in common.
     uses: HashMap<Entry, u32>,
+    /// The subnets of the segment, if nodes there are reached directly.
+    near: Vec<IpNetwork>,
     /// Where each MAC is.
     vteps: HashMap<Mac, IpAddr>,
     /// The device, if the last look at it was a success.
@@ -229,12 +260,13 @@ impl Thread {
             Order::Find(network, reply) => drop(reply.send(find(&self.host, &network))),
             Order::Keep(id, wanted, reports) => {
                 let now = Instant::now();
-                remove_others(&self.host, &wanted.network);
+                remove_others(&self.host, &wanted);
                 let kept = Kept {
                     wanted: *wanted,
                     reports,
                     changes: BTreeMap::new(),
                     uses: HashMap::new(),
+                    near: Vec::new(),
                     vteps: HashMap::new(),
                     device: None,
                     state: None,
@@ -259,7 +291,8 @@ impl Thread {
         } = own.unwrap_or_default();
         let kept = &mut self.kept;
         self.monitor.read(|seen| {
-            if entries > 0 && seen == Seen::EntryGone(device) {
+            let is_own = matches!(seen, Seen::EntryGone(it) | Seen::RouteGone(it) if it == device);
+            if entries > 0 && is_own {
                 entries -= 1;
                 return;
             }
@@ -281,11 +314,15 @@ impl Kept {
     fn concerns(&self, seen: Seen) -> bool {
         let Some((overlay, uplink)) = self.device else {
             // An interface or an address is missing: this may be it.
-            return !matches!(seen, Seen::EntryGone(_));
+            return !matches!(seen, Seen::EntryGone(_) | Seen::RouteGone(_));
         };
         match seen {
             Seen::Link(index) | Seen::Address(index) => index == overlay.device || index == uplink,
             Seen::EntryGone(index) => index == overlay.device,
+            Seen::RouteGone(index) => {
+                let is_direct = self.wanted.direct != Direct::Never;
+                index == overlay.device || (index == uplink && is_direct)
+            }
             Seen::Overrun => true,
         }
     }
@@ -339,28 +376,66 @@ impl Kept {
     fn look(&mut self, host: &Netlink, kernel: &Peers) -> Result<State> {
         let network = &self.wanted.network;
         let device = Device::find(host, network)?;
-        let link = device.ensure(host, network, None)?;
-        ensure_address(host, &link, self.wanted.address)?;
-        let overlay = device::overlay(network, &link, None);
-        let (peers, mut refused, vteps) = distinct(self.wanted.peers.values());
-        let done = kernel.reconcile(overlay, &network.entries_of(&peers))?;
-        self.vteps = vteps;
-        self.uses.clear();
-        for peer in &peers {
-            for entry in network.entries_of(std::slice::from_ref(peer)) {
-                *self.uses.entry(entry).or_default() += 1;
+        let uplink = device.uplink.index;
+        let mut overlay = match self.wanted.direct {
+            Direct::Always => Overlay {
+                device: 0,
+                neighbours_on: 0,
+                learns_peers: false,
+                segment: None,
+            },
+            Direct::Near | Direct::Never => {
+                let link = device.ensure(host, network, None)?;
+                ensure_address(host, &link, self.wanted.address)?;
+                device::overlay(network, &link, None)
             }
+        };
+        // Always: there may be routes of an earlier configuration.
+        overlay.segment = Some(Segment {
+            device: uplink,
+            network: self.wanted.subnets,
+        });
+        self.near = match self.wanted.direct {
+            Direct::Near => on_link(host, uplink, Family::of(device.local))?,
+            Direct::Always | Direct::Never => Vec::new(),
+        };
+        let (peers, mut refused, vteps) = distinct(self.wanted.peers.values());
+        let mut uses = HashMap::new();
+        for entry in peers.iter().flat_map(|it| self.entries(it)) {
+            *uses.entry(entry).or_default() += 1;
         }
+        self.uses = uses;
+        let wanted: Vec<Entry> = self.uses.keys().copied().collect();
+        let done = kernel.reconcile(overlay, &wanted)?;
+        self.vteps = vteps;
         refused.extend(texts(done.failed));
-        self.device = Some((overlay, device.uplink.index));
+        self.device = Some((overlay, uplink));
         Ok(State {
             local: device.local,
-            mtu: device.spec.mtu,
+            mtu: match self.wanted.direct {
+                Direct::Always => device.uplink.mtu,
+                Direct::Near | Direct::Never => device.spec.mtu,
+            },
             peers: self.wanted.peers.len(),
             changed: (done.added, done.removed),
             failed: refused,
             took: Duration::ZERO,
         })
+    }
+
+    /// The kernel's entries for a node.
+    fn entries(&self, peer: &Peer) -> Vec<Entry> {
+        let is_direct = match self.wanted.direct {
+            Direct::Never => false,
+            Direct::Near => self.near.iter().any(|it| it.contains(peer.vtep)),
+            Direct::Always => true,
+        };
+        if !is_direct {
+            return self.wanted.network.entries_of(std::slice::from_ref(peer));
+        }
+        let gw = peer.vtep;
+        let subnets = peer.subnets.iter();
+        subnets.map(|it| Entry::Direct { dst: *it, gw }).collect()
     }
 
     /// Makes the changes alone.
@@ -377,20 +452,20 @@ impl Kept {
                 let before = self.vteps.insert(mac, peer.vtep);
                 moved |= before.is_some_and(|it| it != peer.vtep);
             }
-            let network = &self.wanted.network;
-            let entries = |peer: Option<Peer>| peer.map(|it| network.entries_of(&[it]));
-            let old = match &peer {
-                Some(peer) => self.wanted.peers.insert(subnet, peer.clone()),
+            let now = peer.as_ref().map(|it| self.entries(it));
+            let old = match peer {
+                Some(peer) => self.wanted.peers.insert(subnet, peer),
                 None => self.wanted.peers.remove(&subnet),
             };
-            for entry in entries(peer).unwrap_or_default() {
+            let old = old.map(|it| self.entries(&it));
+            for entry in now.unwrap_or_default() {
                 let uses = self.uses.entry(entry).or_default();
                 *uses += 1;
                 if *uses == 1 {
                     new.push(entry);
                 }
             }
-            for entry in entries(old).unwrap_or_default() {
+            for entry in old.unwrap_or_default() {
                 let uses = self.uses.entry(entry).or_insert(1);
                 *uses -= 1;
                 if *uses == 0 {
@@ -427,7 +502,10 @@ fn distinct<'a>(all: impl Iterator<Item = &'a Peer>) -> (Vec<Peer>, Refused, Has
     let (mut peers, mut refused) = (Vec::new(), Vec::new());
     let mut vteps = HashMap::new();
     for peer in all {
-        let Some(mac) = peer.mac else { continue };
+        let Some(mac) = peer.mac else {
+            peers.push(peer.clone());
+            continue;
+        };
         let vtep = *vteps.entry(mac).or_insert(peer.vtep);
         if vtep == peer.vtep {
             peers.push(peer.clone());
@@ -442,15 +520,32 @@ fn distinct<'a>(all: impl Iterator<Item = &'a Peer>) -> (Vec<Peer>, Refused, Has
     (peers, refused, vteps)
 }
 
-/// Deletes the devices that the network had with other VNIs: their routes would be in the way.
-fn remove_others(host: &Netlink, network: &Network) {
-    let wanted = [Family::V4, Family::V6].map(|it| device_name(it, network.vni));
+/// Deletes the devices that the network had with other VNIs, or another backend: their routes would be
+/// in the way.
+fn remove_others(host: &Netlink, wanted: &Wanted) {
+    let network = &wanted.network;
+    let wanted = match wanted.direct {
+        Direct::Always => Vec::new(),
+        Direct::Near | Direct::Never => [Family::V4, Family::V6]
+            .map(|it| device_name(it, network.vni))
+            .into(),
+    };
     for link in host.list_links().unwrap_or_default() {
         let is_agents = link.is_kind("vxlan") && link.name.starts_with("flannel");
         if is_agents && device::is_of(&link, network) && !wanted.contains(&link.name) {
             let _ = host.delete_link(&link.name);
         }
     }
+}
+
+/// The subnets on the link of an interface: `ip route show dev LINK scope link`.
+fn on_link(host: &Netlink, index: u32, family: Family) -> Result<Vec<IpNetwork>> {
+    let routes = host.list_routes(RouteFilter {
+        oif: Some(index),
+        ..RouteFilter::main(family)
+    })?;
+    let here = routes.into_iter().filter(|it| it.gw.is_none());
+    Ok(here.map(|it| it.dst).collect())
 }
 
 fn find(host: &Netlink, network: &Network) -> Result<Found> {

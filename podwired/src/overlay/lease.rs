@@ -4,13 +4,12 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use flannel::{Backing, Config, Lease, Subnet};
+use flannel::{BackendType, Backing, Config, Lease, Subnet};
 use ipnetwork::IpNetwork;
 use store::{Entry, Error, Expected, LeaseId, Listing, Revision, Store};
 
 /// flanneld chooses among as many.
 const CHOICES: usize = 100;
-const BACKEND: &str = "vxlan";
 
 /// What this node is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,21 +161,21 @@ impl<S: Store> Wish<'_, S> {
     /// them, and after flanneld its device is still there.
     fn value(&self, subnet: Subnet, found: Option<&Lease>) -> Lease {
         let vni = self.config.backend.vni;
-        let backing = |found: Option<Backing>, subnet: IpNetwork| Backing {
-            vni,
-            mac: found.map_or_else(|| overlay::subnet_mac(vni, subnet), |it| it.mac),
+        let kind = self.config.backend.kind;
+        let backing = |found: Option<Backing>, subnet: IpNetwork| {
+            (kind == BackendType::Vxlan).then(|| Backing {
+                vni,
+                mac: found.map_or_else(|| overlay::subnet_mac(vni, subnet), |it| it.mac),
+            })
         };
         Lease {
             public_ip: Some(self.node.public_ip),
             public_ipv6: self.node.public_ipv6.filter(|_| subnet.v6.is_some()),
-            backend_type: BACKEND.to_owned(),
-            v4: Some(backing(
-                found.and_then(|it| it.v4),
-                IpNetwork::V4(subnet.v4),
-            )),
+            backend_type: kind.name().to_owned(),
+            v4: backing(found.and_then(|it| it.v4), IpNetwork::V4(subnet.v4)),
             v6: subnet
                 .v6
-                .map(|v6| backing(found.and_then(|it| it.v6), IpNetwork::V6(v6))),
+                .and_then(|v6| backing(found.and_then(|it| it.v6), IpNetwork::V6(v6))),
             owner: Some(self.node.owner.clone()),
         }
     }

@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
 use cni::env::IfName;
-use flannel::{Config, Lease, Subnet};
+use flannel::{BackendType, Config, Lease, Subnet};
 use ipnetwork::IpNetwork;
 use netlink::Family;
 use overlay::{Mode, Network};
@@ -20,7 +20,7 @@ use tokio::task::{JoinHandle, spawn_local};
 
 use super::conf::Membership;
 use super::feed::{self, News, Pause};
-use super::kernel::{Id, Kernel, Report, Wanted, device_name};
+use super::kernel::{Direct, Id, Kernel, Report, Wanted, device_name};
 use super::lease::{self, Held, Node, Wish};
 use super::status::Status;
 use super::{files, peers};
@@ -158,10 +158,11 @@ impl<S: Store + 'static> Runner<S> {
             .kernel
             .find(self.device(config, Family::V4, None)?)
             .await?;
-        if v4.owned == Some(false)
+        let is_routed = config.backend.kind == BackendType::HostGw;
+        if (is_routed || v4.owned == Some(false))
             && let Some(pid) = flanneld()
         {
-            bail!("flanneld runs on this node (process {pid}), and has the same VNI");
+            bail!("flanneld runs on this node (process {pid})");
         }
         let IpAddr::V4(local) = v4.local else {
             bail!("the underlay has no IPv4 address");
@@ -299,8 +300,14 @@ impl<S: Store + 'static> Session<'_, S> {
             });
             let host = if subnet.is_ipv4() { 32 } else { 128 };
             let address = IpNetwork::new(subnet.network(), host).unwrap_or(subnet);
+            let all = self
+                .config
+                .networks()
+                .find(|it| Family::of(it.ip()) == family);
             let wanted = Wanted {
                 network,
+                direct: Direct::of(&self.config.backend),
+                subnets: all.unwrap_or(subnet),
                 address,
                 peers: peers.collect(),
             };
@@ -341,11 +348,11 @@ impl<S: Store + 'static> Session<'_, S> {
                 self.held.subnet
             ))
         } else {
-            match peers::peer(subnet, lease, family) {
+            match peers::peer(self.config.backend.kind, subnet, lease, family) {
                 Ok(Some(peer)) if Some(peer.vtep) == own => {
                     Err(format!("{} is the address of this node", peer.vtep))
                 }
-                Ok(Some(peer)) if peer.mac == own_mac => {
+                Ok(Some(peer)) if own_mac.is_some() && peer.mac == own_mac => {
                     Err("its VtepMAC is that of this node".to_owned())
                 }
                 peer => peer,

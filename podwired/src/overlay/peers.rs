@@ -1,6 +1,6 @@
 //! What the leases of other nodes mean for this one.
 
-use flannel::{Lease, Subnet};
+use flannel::{BackendType, Lease, Subnet};
 use ipnetwork::IpNetwork;
 use netlink::Family;
 use overlay::Peer;
@@ -10,12 +10,15 @@ use store::Entry;
 ///
 /// # Errors
 /// Why this node cannot use it.
-pub fn peer(subnet: &Subnet, lease: &Lease, family: Family) -> Result<Option<Peer>, String> {
-    if lease.backend_type != "vxlan" {
-        return Err(format!(
-            "its backend is {:?}, not vxlan",
-            lease.backend_type
-        ));
+pub fn peer(
+    kind: BackendType,
+    subnet: &Subnet,
+    lease: &Lease,
+    family: Family,
+) -> Result<Option<Peer>, String> {
+    if lease.backend_type != kind.name() {
+        let (theirs, ours) = (&lease.backend_type, kind.name());
+        return Err(format!("its backend is {theirs:?}, not {ours}"));
     }
     let (vtep, backing, subnet) = match family {
         Family::V4 => (
@@ -29,7 +32,9 @@ pub fn peer(subnet: &Subnet, lease: &Lease, family: Family) -> Result<Option<Pee
             subnet.v6.map(IpNetwork::V6),
         ),
     };
-    let (Some(vtep), Some(backing), Some(subnet)) = (vtep, backing, subnet) else {
+    let mac = backing.map(|it| it.mac);
+    let is_whole = mac.is_some() || kind == BackendType::HostGw;
+    let (Some(vtep), true, Some(subnet)) = (vtep, is_whole, subnet) else {
         return match family {
             Family::V4 => Err("it has no PublicIP, or no VtepMAC".into()),
             Family::V6 => Ok(None),
@@ -41,7 +46,7 @@ pub fn peer(subnet: &Subnet, lease: &Lease, family: Family) -> Result<Option<Pee
     }
     Ok(Some(Peer {
         vtep,
-        mac: Some(backing.mac),
+        mac,
         subnets: vec![subnet],
     }))
 }
@@ -60,7 +65,8 @@ mod tests {
 
     fn of(text: &str, family: Family) -> Result<Option<Peer>, String> {
         let subnet = "10.5.2.0-24&fd00:5:2::-64".parse().unwrap();
-        peer(&subnet, &Lease::parse(text.as_bytes()).unwrap(), family)
+        let lease = Lease::parse(text.as_bytes()).unwrap();
+        peer(BackendType::Vxlan, &subnet, &lease, family)
     }
 
     #[test]
@@ -69,6 +75,15 @@ mod tests {
         let peer = of(text, Family::V4).unwrap().unwrap();
         assert_eq!(peer.to_string(), "192.0.2.2 02:00:00:00:00:02 10.5.2.0/24");
         assert_eq!(of(text, Family::V6), Ok(None));
+    }
+
+    #[test]
+    fn a_route_needs_no_mac() {
+        let subnet = "10.5.2.0-24".parse().unwrap();
+        let text = br#"{"PublicIP":"192.0.2.2","BackendType":"host-gw"}"#;
+        let lease = Lease::parse(text).unwrap();
+        let peer = peer(BackendType::HostGw, &subnet, &lease, Family::V4);
+        assert_eq!(peer.unwrap().unwrap().to_string(), "192.0.2.2 10.5.2.0/24");
     }
 
     #[test]

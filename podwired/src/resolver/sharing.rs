@@ -68,7 +68,9 @@ pub fn start(shared: Option<Shared>, service: &Rc<Service>) -> anyhow::Result<Ta
         Source::File(path) => spawn_all(&Rc::new(File::new(path.clone())), &shared, service),
         Source::Kubernetes(..) => {
             // Nodes have no keys for them, and a cluster has names of its own: those of Services.
-            log::info(format_args!("resolver: on Kubernetes, names stay on their node"));
+            log::info(format_args!(
+                "resolver: on Kubernetes, names stay on their node"
+            ));
             Vec::new()
         }
     };

@@ -1,6 +1,7 @@
 //! The overlay role of podwired: nodes of a flannel network in a real etcd.
 
 mod accidents;
+mod direct;
 mod flannel;
 mod names;
 mod stores;

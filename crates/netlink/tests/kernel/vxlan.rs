@@ -56,6 +56,7 @@ fn routed() -> Overlay {
         device,
         neighbours_on: device,
         learns_peers: false,
+        segment: None,
     }
 }
 
@@ -410,6 +411,7 @@ fn a_segment_floods_to_its_hosts_and_knows_its_pods() {
         device: device.index,
         neighbours_on: bridge,
         learns_peers: false,
+        segment: None,
     };
     let flood = |vtep| Entry::Forward {
         mac: FLOOD,

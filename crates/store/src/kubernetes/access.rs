@@ -273,7 +273,7 @@ users:
     fn what_is_not_supported_names_its_key() {
         for (from, to, why) in [
             ("https://", "http://", "server: "),
-            ("Q0E=", "?", "certificate-authority-data"),
+            ("Q0E=", "'!'", "certificate-authority-data"),
             (
                 "user: agent",
                 "user: other",
