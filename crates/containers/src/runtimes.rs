@@ -46,17 +46,16 @@ impl Container {
     /// # Errors
     /// There is none, or more than one; the cache cannot be read.
     pub fn find(word: &str, cache: &Cache, derived_id: impl Fn(&str) -> String) -> Result<Self> {
-        let mut attachments = cache.oldest_first()?.attachments;
         if let Some(record) = place::find(word)? {
-            attachments.retain(|it| it.container_id == record.id);
             return Ok(Self {
                 id: record.id.clone(),
                 name: record.name.clone(),
                 netns: record.netns.clone(),
-                attachments,
+                attachments: cache.of_container(&record.id)?,
                 record: Some(record),
             });
         }
+        let attachments = cache.oldest_first()?.attachments;
         if word.starts_with('/') {
             return at_path(word, attachments, derived_id);
         }

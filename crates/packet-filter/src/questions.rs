@@ -91,8 +91,8 @@ pub fn forget_questions(device: &str) -> Result<()> {
 /// Whether iptables may drop what no rule accepts: the nft variant's chain says so, or the legacy
 /// variant has a table.
 fn may_drop(family: Family, legacy: &str) -> Result<bool> {
-    let nftables = Nftables::find_usable(family)?;
-    if let Some(nftables) = nftables
+    // To try the family out would be a transaction, for which every other one waits.
+    if let Some(nftables) = Nftables::find()?
         && listing::chain_drops(&nftables.socket, family, FILTER, INPUT)?
     {
         return Ok(true);

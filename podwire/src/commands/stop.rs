@@ -14,6 +14,8 @@ use crate::output::{Output, print};
 
 /// How long a supervisor may take to detach a container.
 const DETACHING: Duration = Duration::from_secs(300);
+/// How often this is looked at: a container is detached in some twenty milliseconds.
+const NAP: Duration = Duration::from_millis(1);
 
 /// Stop containers of podwire run.
 ///
@@ -82,13 +84,11 @@ impl Stop {
 /// Waits until the supervisor has removed the container, or has ended without that.
 fn await_removal(record: &Record) -> Result<()> {
     let deadline = Instant::now() + DETACHING;
-    let mut nap = Duration::from_millis(1);
     while place::find(&record.id)?.is_some() {
         if Instant::now() > deadline {
             bail!("container {} is not removed yet", record.name);
         }
-        std::thread::sleep(nap);
-        nap = (nap * 2).min(Duration::from_millis(20));
+        std::thread::sleep(NAP);
     }
     Ok(())
 }
