@@ -93,6 +93,11 @@ impl RuntimeNode {
         &self.sandbox
     }
 
+    /// The directory in /proc, as the machine sees it, of a process of the node, as the node counts.
+    pub fn process_dir(&self, process: &str) -> String {
+        format!("/proc/{}/root/proc/{process}", self.pid)
+    }
+
     /// The directory for everything that a runtime writes.
     pub fn dir(&self) -> &Path {
         self.sandbox.dir()

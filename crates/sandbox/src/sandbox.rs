@@ -80,6 +80,17 @@ impl Sandbox {
         pod
     }
 
+    /// The pod whose namespace is at this path, that of a container. Each name has one.
+    pub fn pod_at(&self, name: &str, namespace: &str) -> Netns {
+        if !self.inner.pods().iter().any(|it| it == name) {
+            self.host().sh(&format!(
+                "touch /run/netns/{name} && mount --bind {namespace} /run/netns/{name}"
+            ));
+            self.inner.pods().push(name.to_owned());
+        }
+        Netns::pod(Arc::clone(&self.inner), name)
+    }
+
     /// Has each new pod execute a script first.
     pub(crate) fn prepare_pods(&self, script: &str) {
         script.clone_into(&mut self.pod_script());

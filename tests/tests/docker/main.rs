@@ -5,6 +5,7 @@
 //! Debian package: docker.io.
 
 mod node;
+mod packets;
 mod questions;
 mod script;
 mod step;

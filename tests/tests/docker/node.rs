@@ -8,8 +8,16 @@ pub trait Engine {
     /// wants an image and podwire does not.
     fn run(&self, words: &[&str]) -> Finished;
 
+    /// The sandbox around the node.
+    fn sandbox(&self) -> &Sandbox;
+
     /// The node.
-    fn host(&self) -> Netns;
+    fn host(&self) -> Netns {
+        self.sandbox().host()
+    }
+
+    /// The network namespace of a container that runs.
+    fn container(&self, name: &str) -> Netns;
 }
 
 fn with_image<'a>(words: &[&'a str], image: &'a str) -> Vec<&'a str> {
@@ -24,8 +32,14 @@ impl Engine for Docker {
         Docker::run(self, &with_image(words, image::IMAGE))
     }
 
-    fn host(&self) -> Netns {
-        self.node().sandbox().host()
+    fn sandbox(&self) -> &Sandbox {
+        self.node().sandbox()
+    }
+
+    fn container(&self, name: &str) -> Netns {
+        let process = self.must(&["inspect", "-f", "{{.State.Pid}}", name]);
+        let dir = self.node().process_dir(&process);
+        self.sandbox().pod_at(name, &format!("{dir}/ns/net"))
     }
 }
 
@@ -66,7 +80,14 @@ impl Engine for Podwire {
         self.host().run(&argv)
     }
 
-    fn host(&self) -> Netns {
-        self.sandbox.host()
+    fn sandbox(&self) -> &Sandbox {
+        &self.sandbox
+    }
+
+    fn container(&self, name: &str) -> Netns {
+        let process = self.sandbox.read(format!("/run/podwire/run/{name}/pid"));
+        let process = process.unwrap_or_else(|| panic!("{name} does not run"));
+        self.sandbox
+            .pod_at(name, &format!("/proc/{}/ns/net", process.trim()))
     }
 }

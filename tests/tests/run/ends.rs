@@ -226,20 +226,20 @@ fn after_a_reboot_the_addresses_are_released() {
 }
 
 #[test]
-fn forty_at_once_get_forty_addresses() {
+fn a_hundred_at_once_get_a_hundred_addresses() {
     beyond_peer(WHY, || {
         let node = Node::new();
         let argv = node
             .argv(&["run", "--network", "n", "hostname", "-I"])
             .join(" ");
-        let script = format!("for i in $(seq 40); do {argv} & done; wait");
+        let script = format!("for i in $(seq 100); do {argv} & done; wait");
         let done = node
             .host()
             .run_for(&["sh", "-c", &script], Duration::from_secs(100));
         let mut addresses: Vec<_> = done.stdout.lines().collect();
-        assert_eq!(addresses.len(), 40, "{done:?}");
+        assert_eq!(addresses.len(), 100, "{done:?}");
         addresses.retain(|it| it.starts_with("10.1.0."));
-        assert_eq!(addresses.len(), 40, "{done:?}");
+        assert_eq!(addresses.len(), 100, "{done:?}");
         node.await_clean();
     });
 }
