@@ -75,11 +75,12 @@ test-kubernetes: build ## the nodes of a cluster as a store, against a real API 
 fuzz: ## hostile input for every parser, SECONDS for each (default 60)
 	fuzz/run $(or $(SECONDS),60)
 
-faults: build ## plugins killed, and let down, at each system call; 100 reboots: docs/reliability.md (FAULTS_AT_MOST=N: N points of each)
+faults: build ## plugins killed, and let down, at each system call, and commands of podwire killed; 100 reboots: docs/reliability.md (FAULTS_AT_MOST=N: N points of each)
 	tests/packages test
 	cargo build --release --locked -p faults
 	FAULTS_BOOTS=100 cargo test --locked -p faults --test accidents
 	$(RELEASE)/faults kill
+	$(RELEASE)/faults commands
 	$(RELEASE)/faults fail
 
 storm: build ## 200 attachments by many at once who lose patience, for SECONDS (default 60)

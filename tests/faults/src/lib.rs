@@ -1,10 +1,12 @@
 //! Accidents, in every place where they can happen.
 //!
 //! [`tracer`] runs a plugin under ptrace(2) and strikes at one of its system calls; [`sweep`] has one accident after
-//! the other and asks each time whether all is as before; [`chains`] are what has them. [`storm`] is many at once.
+//! the other and asks each time whether all is as before; [`chains`] are what has them. [`commands`] are those
+//! of `podwire`. [`storm`] is many at once.
 
 pub mod calls;
 pub mod chains;
+pub mod commands;
 pub mod dhcp;
 pub mod glance;
 pub mod journal;

@@ -9,7 +9,7 @@ use faults::journal::Journal;
 use faults::storm::Storm;
 use faults::strike::{Deed, Strike};
 use faults::sweep::{Crew, Sweep, Tally, VERBS};
-use faults::{chains, tracer};
+use faults::{chains, commands, tracer};
 
 const USAGE: &str = "\
 usage: faults kill [CHAIN]...     kill plugins at each of their system calls
@@ -18,6 +18,8 @@ usage: faults kill [CHAIN]...     kill plugins at each of their system calls
        faults fail [CHAIN]...     let each of their system calls fail
        faults fail-daemon [CHAIN]...
                                   of these, only the daemon's
+       faults commands [COMMAND]...
+                                  kill commands of podwire at each of their system calls
        faults storm SECONDS       200 attachments of four networks, by many at once
        faults chains              what CHAIN may be
        faults trace REPORT DEED POINT -- PROGRAM [ARGUMENT]...
@@ -63,6 +65,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
             sweep("failed", &deeds, names)
         }
         ["fail-daemon", names @ ..] => sweep("failed", &[Deed::FailDaemon { choice: 0 }], names),
+        ["commands", names @ ..] => kill_commands(names),
         ["storm", seconds] => storm(seconds.parse().context("seconds")?),
         ["chains"] => {
             let names: Vec<_> = chains::all().iter().map(|chain| chain.name).collect();
@@ -132,6 +135,48 @@ fn sweep(what: &str, deeds: &[Deed], names: &[&str]) -> Result<ExitCode> {
         (true, 0) => ExitCode::SUCCESS,
         (true, _) => ExitCode::from(2),
         (false, _) => ExitCode::FAILURE,
+    })
+}
+
+fn kill_commands(names: &[&str]) -> Result<ExitCode> {
+    std::panic::set_hook(Box::new(|_| ()));
+    let exe = std::env::current_exe()?.display().to_string();
+    let limit = number("FAULTS_SECONDS", 0)? as u64;
+    let crew = Crew {
+        exe: &exe,
+        workers: number("FAULTS_WORKERS", 2)?,
+        until: (limit > 0).then(|| Instant::now() + Duration::from_secs(limit)),
+    };
+    let chosen = match names {
+        [] => commands::COMMANDS.to_vec(),
+        names => names
+            .iter()
+            .map(|name| commands::named(name).with_context(|| format!("no command {name:?}")))
+            .collect::<Result<_>>()?,
+    };
+    let at_most = number("FAULTS_AT_MOST", usize::MAX)?;
+    let mut total = Tally::default();
+    for command in chosen {
+        for deed in commands::DEEDS {
+            let tally = command.sweep(&crew, deed, at_most)?;
+            let (points, missed) = (tally.points, tally.missed);
+            let name = command.name;
+            say(&format!(
+                "{name}, {deed:?}: {points} killed, {missed} missed"
+            ));
+            tally.findings.iter().for_each(|it| say(&format!("  {it}")));
+            total.add(tally);
+        }
+    }
+    let summary = serde_json::json!({
+        "killed": total.points,
+        "missed": total.missed,
+        "findings": total.findings.len(),
+    });
+    say(&summary.to_string());
+    Ok(match total.findings.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     })
 }
 

@@ -1,6 +1,7 @@
 //! A few of the points of every sweep: `make faults` tries them all.
 
 use faults::chains;
+use faults::commands::{COMMANDS, DEEDS};
 use faults::node::Chain;
 use faults::strike::Deed;
 use faults::sweep::{Crew, Sweep, Tally, VERBS, Verb};
@@ -66,6 +67,22 @@ fn a_plugin_that_is_killed_alone_does_no_harm() {
     let deeds = [Deed::KillPlugin, Deed::KillDelegate];
     let tally = swept(executed, &VERBS, &deeds, FEW);
     assert!(tally.findings.is_empty(), "{}", tally.findings.join("\n"));
+}
+
+#[test]
+fn a_command_that_is_killed_leaves_nothing_that_prune_does_not_remove() {
+    let crew = Crew {
+        exe: env!("CARGO_BIN_EXE_faults"),
+        workers: 2,
+        until: None,
+    };
+    let mut total = Tally::default();
+    for (index, command) in COMMANDS.iter().enumerate() {
+        let tally = command.sweep(&crew, DEEDS[index % DEEDS.len()], 2);
+        total.add(tally.expect("the command works without accidents"));
+    }
+    assert!(total.points > 0);
+    assert!(total.findings.is_empty(), "{}", total.findings.join("\n"));
 }
 
 #[test]
