@@ -34,7 +34,7 @@ impl Attached {
         let (gone, alive): (Vec<_>, Vec<_>) = contents
             .attachments
             .into_iter()
-            .partition(|it| pods::is_gone(&it.netns));
+            .partition(|it| it.netns_path().is_some_and(|path| pods::is_gone(&path)));
         let mut unknown = unknown_owners::with_veth(network)?;
         let known =
             |it: &ValidAttachment| alive.iter().chain(&gone).any(|known| known.owner() == *it);

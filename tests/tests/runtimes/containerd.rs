@@ -235,6 +235,40 @@ fn a_container_of_ctr_has_a_name_as_long_as_it_runs() {
     assert!(node.sandbox().list("/run/podwire/names").is_empty());
 }
 
+/// A container of `ctr run --cni` on a network of `podwire network create`, connected to another one.
+#[test]
+fn podwire_connects_a_container_of_ctr_on_a_network_that_it_made() {
+    let node = node_on_all(&[]);
+    let (address, conf_dir) = (socket(&node), node.path("net.d"));
+    let program = format!("{}/podwire", node.plugins());
+    let network = |args: &[&str]| {
+        let command = [&program, "network", args[0], "--conf-dir", &conf_dir];
+        node.must(&[&command[..], &args[1..]].concat())
+    };
+    network(&["create", "--subnet", "10.6.0.0/24", "made"]);
+    node.bind(&conf_dir, "/etc/cni/net.d");
+    node.bind(&node.plugins(), "/usr/lib/cni");
+    let (cgroup, runc) = (format!("{}/ctr", node.cgroup()), node.path("runc"));
+    let ctr = |args: &[&str]| node.must(&[&["ctr", "--address", &address], args].concat());
+    let run = ["run", "-d", "--cni", "--snapshotter", "native"];
+    let places = ["--cgroup", &cgroup, "--runc-root", &runc];
+    ctr(&[&run[..], &places, &[IMAGE, "one", "sleep", "1000"]].concat());
+    let exec = |argv: &[&str]| {
+        let exec = ["tasks", "exec", "--exec-id", "look", "one"];
+        ctr(&[&exec[..], argv].concat())
+    };
+    let shown = exec(&["ip", "addr", "show", "dev", "eth0"]);
+    assert!(shown.contains("inet 10.6.0."), "{shown}");
+    Podwire::new(&node).connects("one", exec, || {
+        ctr(&["tasks", "kill", "--signal", "KILL", "one"]);
+        ctr(&["tasks", "rm", "--force", "one"]);
+    });
+    // A container in the background is not detached by ctr: rm does it, as its namespace is gone.
+    network(&["rm", "--plugin-dir", &node.plugins(), "made"]);
+    let reserved = node.sandbox().list("/var/lib/cni/networks/made");
+    assert!(reserved.is_empty(), "{reserved:?}");
+}
+
 #[test]
 fn a_page_is_fetched_through_a_host_port_of_the_cri() {
     let node = node_on(&network_with_ports("1.0.0"));
