@@ -9,6 +9,7 @@
 
 pub mod files;
 mod front;
+mod links;
 pub mod mode;
 pub mod plan;
 pub mod ports;
@@ -27,6 +28,7 @@ use containers::{Attacher, Container, Published, Record};
 use netns::NetNs;
 use networks::{NetworkList, PluginConf};
 
+use self::links::Linked;
 use self::mode::{Endpoint, Mode};
 use self::plan::Plan;
 use self::ports::Taken;
@@ -51,6 +53,8 @@ struct Job {
     networks: Vec<(Endpoint, NetworkList)>,
     /// The container whose network it shares.
     shared: Option<(NetNs, Option<Record>)>,
+    /// The containers that `--link` names.
+    linked: Vec<Linked>,
     attacher: Attacher,
     detached: bool,
 }
@@ -75,6 +79,9 @@ impl Job {
             Mode::Container(word) => shared = Some(shared_with(word, &attacher)?),
             Mode::None | Mode::Host => {}
         }
+        let lists: Vec<_> = networks.iter().map(|(_, it)| it).collect();
+        let linked = plan.links.iter().map(|it| it.find(&lists, &attacher));
+        let linked = linked.collect::<Result<_>>()?;
         let id = random_id()?;
         let name = plan.name.clone().unwrap_or_else(|| id[..12].to_owned());
         if !plan.publish.is_empty() && networks.iter().all(|(_, it)| has_no_ports(it)) {
@@ -121,17 +128,19 @@ impl Job {
             plan,
             networks,
             shared,
+            linked,
             attacher,
             detached,
         })
     }
 
-    /// The lines of `--add-host`, the node's address in place of `host-gateway`.
+    /// The lines of `--add-host`, the node's address in place of `host-gateway`, and of `--link`.
     fn added_hosts(&self, gateway: Option<IpAddr>) -> Vec<(String, IpAddr)> {
         let gateway = gateway.unwrap_or(Ipv4Addr::LOCALHOST.into());
         let hosts = self.plan.hosts.iter();
         hosts
             .map(|(name, ip)| (name.clone(), ip.unwrap_or(gateway)))
+            .chain(self.linked.iter().flat_map(Linked::hosts))
             .collect()
     }
 }

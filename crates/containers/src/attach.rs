@@ -14,7 +14,7 @@ use networks::{
     Attachment, Cache, CachedAttachment, Chain, NOT_ROLLED_BACK, NetworkList, OnFailure,
 };
 use nix::net::if_::if_nametoindex;
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 
 use crate::journal::{Entry, Held, Journal};
 use crate::place::Published;
@@ -45,6 +45,9 @@ pub struct Wanted {
     pub dns_servers: Vec<String>,
     /// The ports to publish.
     pub ports: Vec<Published>,
+    /// The containers that it reaches although the network keeps containers apart: arguments of the
+    /// capability `links`.
+    pub links: Vec<Value>,
     /// Its number for the choice of the default route.
     pub gateway_priority: i64,
 }
@@ -238,6 +241,15 @@ impl Wanted {
             }
             capabilities.insert("portMappings".into(), json!(self.ports));
         }
+        if !self.links.is_empty() {
+            if !list.has_capability("links") {
+                bail!(
+                    "network {} cannot link containers: no plugin of it has the capability links",
+                    list.name
+                );
+            }
+            capabilities.insert("links".into(), json!(self.links));
+        }
         let names: Vec<_> = self.aliases.iter().chain(&self.hostname).collect();
         if !names.is_empty() {
             capabilities.insert("aliases".into(), json!({ &list.name: names }));
@@ -324,7 +336,6 @@ fn joined(subnets: &[IpamSubnet]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::Value;
 
     fn list(plugin: &str) -> NetworkList {
         let text = format!(r#"{{"cniVersion": "1.0.0", "name": "n", "plugins": [{plugin}]}}"#);

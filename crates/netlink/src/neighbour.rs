@@ -2,9 +2,12 @@
 
 use std::net::IpAddr;
 
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    neighbour::{
+        NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+    },
 };
 
 use crate::{Error, Family, Mac, Netlink, request::decode};
@@ -26,6 +29,12 @@ pub(crate) fn key(device: u32, ip: IpAddr) -> NeighbourMessage {
     message
         .attributes
         .push(NeighbourAttribute::Destination(ip.into()));
+    message
+}
+
+fn proxy(device: u32, ip: IpAddr) -> NeighbourMessage {
+    let mut message = key(device, ip);
+    message.header.flags = NeighbourFlags::Proxy;
     message
 }
 
@@ -70,6 +79,30 @@ pub struct Neighbour {
 }
 
 impl Netlink {
+    /// Has this namespace answer neighbours on the link with index `device` who ask for `ip`:
+    /// `ip neighbour replace proxy IP dev DEVICE`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn add_proxy(&self, device: u32, ip: IpAddr) -> Result<(), Error> {
+        let request = RouteNetlinkMessage::NewNeighbour(proxy(device, ip));
+        self.change(request, NLM_F_CREATE | NLM_F_REPLACE, || {
+            format!("answer for {ip}")
+        })
+    }
+
+    /// No longer answers for `ip`: `ip neighbour del proxy IP dev DEVICE`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn delete_proxy(&self, device: u32, ip: IpAddr) -> Result<(), Error> {
+        let request = RouteNetlinkMessage::DelNeighbour(proxy(device, ip));
+        match self.change(request, 0, || format!("no longer answer for {ip}")) {
+            Err(error) if error.is_not_found() => Ok(()),
+            done => done,
+        }
+    }
+
     /// What is known of `ip` on the link with index `device`: `ip neighbour get IP dev DEVICE`. Kernels
     /// before 5.0 report nothing.
     ///

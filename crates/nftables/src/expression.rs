@@ -100,6 +100,9 @@ pub enum Statement {
     Established,
     /// `icmp type echo-request`, in a table of IPv6 `icmpv6 type echo-request`.
     EchoRequest,
+    /// `icmp type redirect`, in a table of IPv6 `icmpv6 type nd-redirect`: the advice to send to
+    /// another router, or to the neighbour itself.
+    RedirectAdvice,
     /// `dnat ip to ip daddr . meta l4proto . th dport map @map`
     RedirectBy(Vec<Field>, &'static str),
     /// `dnat to 10.22.0.2:80`
@@ -147,6 +150,8 @@ impl Statement {
             Self::Established => "ct state established,related".into(),
             Self::EchoRequest if family == Family::Ip6 => "icmpv6 type echo-request".into(),
             Self::EchoRequest => "icmp type echo-request".into(),
+            Self::RedirectAdvice if family == Family::Ip6 => "icmpv6 type nd-redirect".into(),
+            Self::RedirectAdvice => "icmp type redirect".into(),
             Self::RedirectBy(fields, map) => format!("dnat {ip} to {} map @{map}", key(fields)),
             Self::RedirectTo(to) => format!("dnat to {to}"),
             Self::Masquerade { fully_random: true } => "masquerade fully-random".into(),
@@ -313,16 +318,8 @@ impl Program {
             }
             Statement::Redirected => self.tracked(libc::NFT_CT_STATUS, IPS_DST_NAT),
             Statement::Established => self.tracked(libc::NFT_CT_STATE, CT_ESTABLISHED | CT_RELATED),
-            Statement::EchoRequest => {
-                let (protocol, kind) = match self.family {
-                    Family::Ip6 => (libc::IPPROTO_ICMPV6, ICMPV6_ECHO_REQUEST),
-                    _ => (libc::IPPROTO_ICMP, ICMP_ECHO_REQUEST),
-                };
-                self.meta(FIRST, libc::NFT_META_L4PROTO);
-                self.compare(EQ, &[protocol as u8]);
-                self.payload(FIRST, libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1);
-                self.compare(EQ, &[kind]);
-            }
+            Statement::EchoRequest => self.icmp(ICMP_ECHO_REQUEST, ICMPV6_ECHO_REQUEST),
+            Statement::RedirectAdvice => self.icmp(ICMP_REDIRECT, ICMPV6_REDIRECT),
             Statement::Masquerade { fully_random } => {
                 let mut flags = Attributes::new();
                 if *fully_random {
@@ -394,6 +391,18 @@ impl Program {
     fn require_protocol(&mut self, protocol: Protocol) {
         self.meta(FIRST, libc::NFT_META_L4PROTO);
         self.compare(libc::NFT_CMP_EQ, &[protocol.number()]);
+    }
+
+    /// A message of ICMP: its type in a table of IPv4, and in one of IPv6.
+    fn icmp(&mut self, v4: u8, v6: u8) {
+        let (protocol, kind) = match self.family {
+            Family::Ip6 => (libc::IPPROTO_ICMPV6, v6),
+            _ => (libc::IPPROTO_ICMP, v4),
+        };
+        self.meta(FIRST, libc::NFT_META_L4PROTO);
+        self.compare(libc::NFT_CMP_EQ, &[protocol as u8]);
+        self.payload(FIRST, libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1);
+        self.compare(libc::NFT_CMP_EQ, &[kind]);
     }
 
     fn interface(&mut self, which: i32, name: &str, op: i32) {

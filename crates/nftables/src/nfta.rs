@@ -115,3 +115,5 @@ pub const CT_RELATED: u32 = 1 << 2;
 /// linux/icmp.h, linux/icmpv6.h
 pub const ICMP_ECHO_REQUEST: u8 = 8;
 pub const ICMPV6_ECHO_REQUEST: u8 = 128;
+pub const ICMP_REDIRECT: u8 = 5;
+pub const ICMPV6_REDIRECT: u8 = 137;

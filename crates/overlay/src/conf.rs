@@ -6,7 +6,7 @@ use cni::address::{Cidrs, optional_ip};
 use cni::json::Json;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
-use wiring::access::{AccessKeys, RuntimeConfig};
+use wiring::access::{AccessKeys, LinkKeys, RuntimeConfig};
 use wiring::mac::Args;
 use wiring::mtu::Mtu;
 use wiring::port::ConfiguredRules;
@@ -86,6 +86,8 @@ pub struct Conf {
     pub internal: bool,
     /// Whether pods of the network reach each other.
     pub icc: Option<bool>,
+    /// The pods that this one reaches although `icc` is false.
+    pub links: Vec<LinkKeys>,
     /// Requests of the runtime for this pod.
     pub runtime_config: RuntimeConfig,
     /// Requests of the configuration's author.
@@ -114,6 +116,7 @@ impl Conf {
             port_isolation: false,
             is_default_gateway: self.is_default_gateway == Some(true),
             port_mappings: &self.runtime_config.port_mappings,
+            links: [&self.links, &self.runtime_config.links],
         }
     }
 
@@ -123,6 +126,7 @@ impl Conf {
             masquerade: self.ip_masq,
             isolation: self.access().restrict(),
             open_ports: !self.runtime_config.port_mappings.is_empty(),
+            links: self.access().links.iter().any(|it| !it.is_empty()),
             // The Go suite has no such plugin.
             bridge: None,
             spoof_check: self.macspoofchk,

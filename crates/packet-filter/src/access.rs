@@ -11,6 +11,7 @@
 //! ([`forwarding`]).
 
 mod forwarding;
+mod links;
 
 use std::net::IpAddr;
 
@@ -23,6 +24,8 @@ use nftables::{
     Table, Transaction, Type,
 };
 
+use self::links::{LINKED, LINKS};
+pub use self::links::{Linked, Links, OldLinks};
 use crate::backend::{Nftables, complete, network_comment};
 use crate::inventory::{Applied, Subject};
 use crate::ports::layout::{is_of_network, owner, owner_comment};
@@ -43,6 +46,9 @@ const APART: Set = Set::new("apart", &[Type::Interface, Type::Interface]);
 const ACCEPTED: Set = Set::new("accepted_devices", &[Type::Interface]);
 /// Opened ports of pods.
 const OPENED: Set = Set::new("opened_ports", &[Type::Address, Type::Protocol, Type::Port]);
+
+/// The sets that have the elements of pods.
+const OF_PODS: [Set; 3] = [OPENED, LINKS, LINKED];
 
 /// The sets that have the elements of networks.
 const OF_NETWORKS: [Set; 7] = [NAT, ROUTED, INTERNAL, ISOLATED, WITHIN, APART, ACCEPTED];
@@ -251,9 +257,11 @@ fn chains() -> [(Chain, Vec<Rule>); 5] {
     let goto = |chain: &str| Statement::Goto(chain.into());
     let judge = |condition, chain| Rule::new([condition, goto(chain)]);
     let opened = vec![Field::Destination, Field::Protocol, Field::Port];
+    let linked = [&[Field::Source], &opened[..]].concat();
     let forward = vec![
         pass(Statement::Established),
         pass(is_pair(WITHIN)),
+        pass(Statement::In(linked, LINKS.name)),
         judge(is_pair(APART), "to_published"),
         drop(is_in(from, INTERNAL)),
         drop(is_in(to, INTERNAL)),
@@ -277,7 +285,15 @@ fn chains() -> [(Chain, Vec<Rule>); 5] {
         ),
         (
             hooked("output", Point::Output),
-            vec![drop(is_in(to, ISOLATED))],
+            vec![
+                drop(is_in(to, ISOLATED)),
+                // Linked pods reach each other only through the node.
+                Rule::new([
+                    Statement::RedirectAdvice,
+                    Statement::In(vec![to, to], APART.name),
+                    Statement::Drop,
+                ]),
+            ],
         ),
     ]
 }
@@ -291,7 +307,7 @@ fn is_installed(socket: &Socket, family: Family) -> Result<bool, Error> {
 fn installation(family: Family) -> Transaction {
     let (mut changes, table) = (Transaction::new(), table(family));
     changes.add_table(table);
-    for set in OF_NETWORKS.into_iter().chain([OPENED]) {
+    for set in OF_NETWORKS.into_iter().chain(OF_PODS) {
         changes.add_set(table, set);
     }
     for (chain, rules) in chains() {
@@ -332,9 +348,22 @@ pub fn add(socket: &Socket, wanted: &Access) -> Result<Transaction, Error> {
 
 /// Changes that open the ports; none if they are open.
 pub fn open(socket: &Socket, wanted: &OpenPorts) -> Result<Transaction, Error> {
+    ensure_elements(socket, |it| wanted.elements(it))
+}
+
+/// Changes that link the pods; none if they are linked.
+pub fn link(socket: &Socket, wanted: &Links) -> Result<Transaction, Error> {
+    ensure_elements(socket, |it| wanted.elements(it))
+}
+
+/// Changes that add the elements of pods that are `wanted` in each family; none if they are there.
+fn ensure_elements(
+    socket: &Socket,
+    wanted: impl Fn(Family) -> Vec<Element>,
+) -> Result<Transaction, Error> {
     let mut changes = Transaction::new();
     for family in FAMILIES {
-        let elements = wanted.elements(family);
+        let elements = wanted(family);
         if !elements.is_empty() && !is_installed(socket, family)? {
             changes.extend(installation(family));
         }
@@ -367,8 +396,7 @@ fn remove(
             continue;
         }
         let found = listing::elements(socket, table, sets, gone)?;
-        let mut every = OF_NETWORKS.to_vec();
-        every.push(OPENED);
+        let every = [&OF_NETWORKS[..], &OF_PODS[..]].concat();
         // A change of the mode may have left the sets empty before.
         if listing::elements(socket, table, &every, |_| true)?.len() == found.len() {
             changes.delete_table(table);
@@ -397,6 +425,9 @@ pub fn inventory(socket: &Socket) -> Result<Vec<Applied>, Error> {
         }
         for element in listing::elements(socket, table, &[OPENED], |_| true)? {
             all.push(Applied::element(Subject::OpenPort, table, &element));
+        }
+        for element in listing::elements(socket, table, &[LINKS], |_| true)? {
+            all.push(Applied::element(Subject::Link, table, &element));
         }
     }
     Ok(all)
@@ -434,6 +465,8 @@ add set ip6 podwire_access within { type ifname . ifname ; }
 add set ip6 podwire_access apart { type ifname . ifname ; }
 add set ip6 podwire_access accepted_devices { type ifname ; }
 add set ip6 podwire_access opened_ports { type ipv6_addr . inet_proto . inet_service ; }
+add set ip6 podwire_access links { type ipv6_addr . ipv6_addr . inet_proto . inet_service ; }
+add set ip6 podwire_access linked { type ipv6_addr . ipv6_addr . inet_proto . inet_service ; }
 add chain ip6 podwire_access to_published
 flush chain ip6 podwire_access to_published
 add rule ip6 podwire_access to_published ct status dnat return
@@ -447,6 +480,7 @@ add chain ip6 podwire_access forward { type filter hook forward priority 0 ; pol
 flush chain ip6 podwire_access forward
 add rule ip6 podwire_access forward ct state established,related return
 add rule ip6 podwire_access forward iifname . oifname @within return
+add rule ip6 podwire_access forward ip6 saddr . ip6 daddr . meta l4proto . th dport @links return
 add rule ip6 podwire_access forward iifname . oifname @apart goto to_published
 add rule ip6 podwire_access forward iifname @internal_devices drop
 add rule ip6 podwire_access forward oifname @internal_devices drop
@@ -458,6 +492,7 @@ add rule ip6 podwire_access input iifname @isolated_devices drop
 add chain ip6 podwire_access output { type filter hook output priority 0 ; policy accept ; }
 flush chain ip6 podwire_access output
 add rule ip6 podwire_access output oifname @isolated_devices drop
+add rule ip6 podwire_access output icmpv6 type nd-redirect oifname . oifname @apart drop
 ";
         assert_eq!(installation(Family::Ip6).to_string(), expected);
     }

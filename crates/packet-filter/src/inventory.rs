@@ -42,6 +42,8 @@ pub enum Subject {
     Access,
     /// A port of a pod that is opened.
     OpenPort,
+    /// A port of a pod that another pod of its network reaches.
+    Link,
     /// Networks do not reach each other.
     Separation,
     /// A pod sends with its own MAC only.
@@ -64,6 +66,7 @@ impl Subject {
             Self::Isolation => "isolation",
             Self::Access => "access",
             Self::OpenPort => "open port",
+            Self::Link => "link",
             Self::Separation => "separation",
             Self::SpoofCheck => "MAC spoof check",
             Self::VxlanGuard => "VXLAN guard",

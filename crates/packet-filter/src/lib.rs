@@ -26,7 +26,7 @@ mod separation;
 mod spoof_check;
 mod vxlan_guard;
 
-pub use access::{Access, GatewayMode, OpenPorts};
+pub use access::{Access, GatewayMode, Linked, Links, OldLinks, OpenPorts};
 pub use backend::{
     Backend, Families, Iptables, Kind, Nftables, Published, close_localhost, open, publish,
 };

@@ -21,7 +21,7 @@ use nftables::Family;
 pub use self::firewall::{Firewalled, Missing};
 use self::ruleset::Ruleset;
 use self::tables::{Changes, Tables};
-use crate::access::{Access, OpenPorts};
+use crate::access::{Access, Linked, Links, OpenPorts};
 use crate::backend::{self, Iptables, Kind, Nftables};
 use crate::isolation::Isolation;
 use crate::leftovers::{self, Hint};
@@ -50,6 +50,8 @@ pub struct Pod {
     pub access: Option<Access>,
     /// Its opened ports.
     pub open_ports: Option<OpenPorts>,
+    /// Its links to other pods.
+    pub links: Option<Links>,
     /// The VXLAN guard of its network; one of the network's pods has it.
     pub vxlan_guard: Option<VxlanGuard>,
 }
@@ -66,6 +68,7 @@ impl Pod {
             isolation: None,
             access: None,
             open_ports: None,
+            links: None,
             vxlan_guard: None,
         }
     }
@@ -350,6 +353,13 @@ impl Plan {
                 && self.node.ruleset()?.open_ports(wanted)?
             {
                 self.done("opened ports", &pod.owner);
+            }
+            // Of a pod that is gone, another one may have the address by now.
+            let is_there = |it: &Linked| pods.iter().any(|pod| pod.owner == it.owner);
+            if let Some(wanted) = pod.links.as_ref().map(|it| it.to_those(is_there))
+                && self.node.ruleset()?.link(&wanted)?
+            {
+                self.done("links", &pod.owner);
             }
         }
         Ok(())

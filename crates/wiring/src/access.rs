@@ -1,12 +1,15 @@
 //! The keys that say who reaches a network's pods, and whom they reach: `gatewayModeIPv4`,
-//! `gatewayModeIPv6`, `internal`, `icc`, and the ports that a runtime publishes.
+//! `gatewayModeIPv6`, `internal`, `icc`, `links`, and the ports that a runtime publishes.
+
+use std::net::IpAddr;
 
 use cni::Attachment;
+use cni::env::{ContainerId, IfName};
 use cni::faults::{Checks, Fault, Faults};
 use cni::json::Json;
 use cni::result::IpConfig;
 use ipnetwork::IpNetwork;
-use packet_filter::{Access, GatewayMode, OpenPorts, Protocol};
+use packet_filter::{Access, GatewayMode, Linked, Links, OpenPorts, Protocol};
 use serde::Deserialize;
 
 use crate::mac::Requested;
@@ -22,6 +25,8 @@ pub struct RuntimeConfig {
     /// The published ports, which are opened in mode `routed`.
     #[serde(rename = "portMappings")]
     pub port_mappings: Vec<PortMapping>,
+    /// The pods that this one reaches although `icc` is false.
+    pub links: Vec<LinkKeys>,
 }
 
 impl RuntimeConfig {
@@ -50,6 +55,26 @@ pub struct PortMapping {
     pub protocol: String,
 }
 
+/// One entry of `links`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct LinkKeys {
+    /// The id of the pod that is reached.
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    /// The interface of its attachment to this network.
+    #[serde(rename = "ifName", default = "first_interface")]
+    pub ifname: String,
+    /// Its addresses in this network.
+    pub addresses: Vec<String>,
+    /// Its ports that are reached, such as `80/tcp`.
+    pub ports: Vec<String>,
+}
+
+fn first_interface() -> String {
+    "eth0".to_owned()
+}
+
 /// The keys of a configuration, as they are written.
 #[derive(Clone, Copy, Debug)]
 pub struct AccessKeys<'a> {
@@ -65,6 +90,8 @@ pub struct AccessKeys<'a> {
     pub is_default_gateway: bool,
     /// `runtimeConfig.portMappings`
     pub port_mappings: &'a [PortMapping],
+    /// `links`, and `runtimeConfig.links`
+    pub links: [&'a [LinkKeys]; 2],
 }
 
 impl AccessKeys<'_> {
@@ -85,6 +112,16 @@ pub struct Reachability {
     /// Whether pods of the network do not reach each other (`icc` false).
     pub apart: bool,
     /// The published ports.
+    ports: Vec<(Protocol, u16)>,
+    links: Vec<LinkTo>,
+}
+
+/// A pod that is reached, without its network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct LinkTo {
+    container_id: ContainerId,
+    ifname: IfName,
+    addresses: Vec<IpAddr>,
     ports: Vec<(Protocol, u16)>,
 }
 
@@ -109,6 +146,12 @@ impl Reachability {
         let ports = keys.port_mappings.iter().enumerate();
         let ports = ports.filter_map(|(index, it)| checks.take(port(index, it)));
         let ports = ports.collect();
+        let mut links = Vec::new();
+        for (place, of_place) in ["links", "runtimeConfig.links"].into_iter().zip(keys.links) {
+            for (index, it) in of_place.iter().enumerate() {
+                links.extend(checks.take(link(&format!("{place}[{index}]"), it)));
+            }
+        }
         checks.finish(|| {
             let [v4, v6] = modes;
             let modes = [v4?, v6?];
@@ -118,6 +161,7 @@ impl Reachability {
                 modes: is_restricted.then_some(modes),
                 apart: keys.icc == Some(false),
                 ports,
+                links,
             })
         })
     }
@@ -141,6 +185,11 @@ impl Reachability {
     pub fn masqueraded(&self) -> [bool; 2] {
         self.modes()
             .map(|it| matches!(it, GatewayMode::Nat | GatewayMode::NatUnprotected))
+    }
+
+    /// Whether there are links, which lead through the node.
+    pub fn has_links(&self) -> bool {
+        self.apart && !self.links.is_empty()
     }
 
     /// The families in which the network has no way out.
@@ -176,6 +225,25 @@ impl Reachability {
             ports: self.ports.clone(),
         };
         (!wanted.addresses.is_empty() && !wanted.ports.is_empty()).then_some(wanted)
+    }
+
+    /// The links of a pod with the addresses `ips`; `None` if there are none, or if pods of the
+    /// network reach each other anyway.
+    pub fn links(&self, owner: &Attachment, ips: &[IpConfig]) -> Option<Links> {
+        let to = self.links.iter().map(|it| Linked {
+            owner: Attachment {
+                network: owner.network.clone(),
+                container_id: it.container_id.clone(),
+                ifname: it.ifname.clone(),
+            },
+            addresses: it.addresses.clone(),
+            ports: it.ports.clone(),
+        });
+        self.has_links().then(|| Links {
+            owner: owner.clone(),
+            addresses: ips.iter().map(|it| it.address.0.ip()).collect(),
+            to: to.collect(),
+        })
     }
 }
 
@@ -221,6 +289,37 @@ fn port(index: usize, mapping: &PortMapping) -> Result<(Protocol, u16), Fault> {
     Ok((protocol, port))
 }
 
+/// One entry of `links`, which stands at `place`.
+fn link(place: &str, keys: &LinkKeys) -> Result<LinkTo, Fault> {
+    let fault = |member: &str, msg: String| {
+        let key = format!("{place}.{member}");
+        Fault::new(key.as_str(), format!("{key}: {msg}"))
+    };
+    let id = &keys.container_id;
+    let container_id =
+        ContainerId::parse(id).map_err(|error| fault("containerID", error.to_string()))?;
+    let ifname = IfName::parse(&keys.ifname).map_err(|error| fault("ifName", error.to_string()))?;
+    let address = |it: &String| {
+        let no_address = |_| fault("addresses", format!("{it:?} is no IP address"));
+        it.parse().map_err(no_address)
+    };
+    let addresses = keys.addresses.iter().map(address);
+    let port = |it: &String| {
+        let (number, protocol) = it.split_once('/').unwrap_or((it, "tcp"));
+        let number = number.parse().ok().filter(|it| *it != 0);
+        number
+            .zip(Protocol::parse(protocol))
+            .map(|(number, protocol)| (protocol, number))
+            .ok_or_else(|| fault("ports", format!("{it:?} is no port, such as \"80/tcp\"")))
+    };
+    Ok(LinkTo {
+        container_id,
+        ifname,
+        addresses: addresses.collect::<Result<_, _>>()?,
+        ports: keys.ports.iter().map(port).collect::<Result<_, _>>()?,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,6 +331,7 @@ mod tests {
         port_isolation: false,
         is_default_gateway: false,
         port_mappings: &[],
+        links: [&[]; 2],
     };
 
     #[test]
@@ -274,6 +374,12 @@ mod tests {
             protocol: protocol.into(),
             ..PortMapping::default()
         };
+        let link = |id: &str, address: &str, port: &str| LinkKeys {
+            container_id: id.into(),
+            ifname: first_interface(),
+            addresses: vec![address.into()],
+            ports: vec![port.into()],
+        };
         let keys = AccessKeys {
             modes: [Some("bridged"), Some("nat")],
             internal: true,
@@ -281,6 +387,10 @@ mod tests {
             port_isolation: true,
             is_default_gateway: true,
             port_mappings: &[mapping(80, "TCP"), mapping(0, "tcp"), mapping(1, "icmp")],
+            links: [
+                &[link("/", "10.1.0.2", "80")],
+                &[link("a", "x", "80"), link("a", "::1", "0/udp")],
+            ],
         };
         let faults = Reachability::parse(&keys).unwrap_err();
         let keys: Vec<_> = faults.into_iter().map(|it| it.key).collect();
@@ -291,6 +401,9 @@ mod tests {
             "icc",
             "runtimeConfig.portMappings[1].containerPort",
             "runtimeConfig.portMappings[2].protocol",
+            "links[0].containerID",
+            "runtimeConfig.links[0].addresses",
+            "runtimeConfig.links[1].ports",
         ];
         assert_eq!(keys, expected);
     }

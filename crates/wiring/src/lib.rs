@@ -27,6 +27,7 @@ pub mod check;
 pub mod device;
 pub mod gateway;
 pub mod lease;
+pub mod links;
 pub mod localhost;
 pub mod mac;
 pub mod masquerade;

@@ -10,7 +10,7 @@ use cni::{Attachment, BestEffort, Call, Code, Undo, WithLabel, delegate};
 use netlink::{Link, Mac, Netlink, PortSpec, VethPair, VethSpec, sysctl};
 use netns::NetNs;
 
-use crate::{neighbours, pod, rules, shared};
+use crate::{links, neighbours, pod, rules, shared};
 
 /// How many names are tried for the host end. Two attachments of a node get the same name once
 /// in four billion.
@@ -185,6 +185,8 @@ pub struct ConfiguredRules<'a> {
     pub isolation: bool,
     /// Opened ports.
     pub open_ports: bool,
+    /// Links to other pods.
+    pub links: bool,
     /// The bridge where pods of the Go plugins may be that use the same network.
     pub bridge: Option<&'a str>,
     /// A spoof check (`macspoofchk`).
@@ -213,6 +215,9 @@ pub fn delete<C>(request: &Del<C>, configured: ConfiguredRules<'_>, all: &mut Be
         if configured.open_ports || shared::has_open_ports(attachment) {
             all.step("close the pod's ports", || rules::close_ports(attachment));
         }
+        if configured.links || shared::has_links(attachment) {
+            all.step("remove the pod's links", || links::remove(attachment));
+        }
         gone
     });
     // The rules stay as long as the pod can send.
@@ -236,6 +241,7 @@ pub fn collect<C>(request: &Gc<C>, all: &mut BestEffort) {
     all.step("collect opened ports", || {
         rules::collect_open_ports(network, valid)
     });
+    all.step("collect links", || links::collect(network, valid));
     all.step("collect masquerade", || {
         packet_filter::Leftovers::collect_masquerade(network, valid)
     });

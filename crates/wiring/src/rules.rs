@@ -33,13 +33,17 @@ pub fn add(wanted: &Pod, bridge: Option<&str>, undo: &mut Undo) -> Result<()> {
     if let Some(ports) = &wanted.open_ports {
         open_ports(ports, undo)?;
     }
+    if let Some(links) = &wanted.links {
+        crate::links::add(links, undo)?;
+    }
     match &wanted.masquerade {
         Some(masquerade) => add_masquerade(masquerade, bridge, undo),
         None => without_masquerade(&wanted.owner, bridge, undo),
     }
 }
 
-/// CHECK: whether what is `wanted` is there, in either back end.
+/// CHECK: whether what is `wanted` is there, in either back end. Links are not compared: one whose other
+/// end is gone is gone, too.
 ///
 /// # Errors
 /// What is missing.

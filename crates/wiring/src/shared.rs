@@ -16,8 +16,8 @@ use netlink::Netlink;
 use packet_filter::{Isolation, Masquerade, Nftables, Place};
 
 use crate::port::aliases;
-use crate::rules;
 use crate::users::{Unavailable, Users};
+use crate::{links, rules};
 
 /// Prefix of the use of a rule that masquerades a subnet.
 const MASQUERADE: &str = "masquerade-";
@@ -30,6 +30,9 @@ const ACCESS: &str = "access";
 
 /// The use of an attachment with opened ports, which it does not share.
 const OPENED: &str = "opened-ports";
+
+/// The use of an attachment at an end of a link.
+const LINKED: &str = "links";
 
 /// The use of an attachment that shares no rule. Where iptables has rules for it, the file
 /// contains its addresses.
@@ -76,8 +79,36 @@ pub fn use_open_ports(owner: &Attachment) -> Result<()> {
 
 /// DEL: whether the attachment has opened ports, as far as it is noted.
 pub fn has_open_ports(owner: &Attachment) -> bool {
+    has_noted(OPENED, owner)
+}
+
+/// ADD: notes that a link begins or ends at the attachment.
+///
+/// # Errors
+/// As [`use_subnets`].
+pub fn use_links(owner: &Attachment) -> Result<()> {
+    note(owner, &[LINKED.to_owned()], "").map(drop)
+}
+
+/// DEL: whether a link begins or ends at the attachment, as far as it is noted.
+pub fn has_links(owner: &Attachment) -> bool {
+    has_noted(LINKED, owner)
+}
+
+/// Keeps out all other calls that add or remove rules of the network, until it is dropped.
+///
+/// # Errors
+/// Code 11: another call takes too long.
+pub(crate) fn alone(network: &str) -> Result<Option<Users>> {
+    match Users::open_exclusive(network) {
+        Ok(users) => Ok(Some(users)),
+        Err(error) => ignore_unavailable(error).map(|()| None),
+    }
+}
+
+fn has_noted(what: &str, owner: &Attachment) -> bool {
     let users = Users::find(&owner.network);
-    users.is_ok_and(|it| it.is_some_and(|it| it.content(OPENED, owner).is_some()))
+    users.is_ok_and(|it| it.is_some_and(|it| it.content(what, owner).is_some()))
 }
 
 /// ADD: notes an attachment with rules of its own, and their addresses.
@@ -125,6 +156,9 @@ pub fn hand_over(network: &str, these: &[&Attachment]) -> Result<()> {
     // DEL of the Go plugins would leave them.
     for attachment in these.iter().filter(|it| has_open_ports(it)) {
         rules::close_ports(attachment)?;
+    }
+    for attachment in these.iter().filter(|it| has_links(it)) {
+        links::remove(attachment)?;
     }
     if let Ok(Some(users)) = Users::find(network) {
         for attachment in these {

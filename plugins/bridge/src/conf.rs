@@ -1,7 +1,7 @@
 //! The keys of bridge, as they are written. `plan.rs` finds contradictions, which DEL ignores.
 
 use serde::Deserialize;
-use wiring::access::{AccessKeys, RuntimeConfig};
+use wiring::access::{AccessKeys, LinkKeys, RuntimeConfig};
 use wiring::mac::Args;
 use wiring::mtu::Mtu;
 use wiring::port::ConfiguredRules;
@@ -62,6 +62,8 @@ pub struct Conf {
     pub internal: bool,
     /// Whether pods of the network reach each other.
     pub icc: Option<bool>,
+    /// The pods that this one reaches although `icc` is false.
+    pub links: Option<Vec<LinkKeys>>,
     /// Requests of the runtime for this pod.
     pub runtime_config: RuntimeConfig,
     /// Requests of the configuration's author.
@@ -82,6 +84,10 @@ impl Conf {
             port_isolation: self.port_isolation,
             is_default_gateway: self.is_default_gateway,
             port_mappings: &self.runtime_config.port_mappings,
+            links: [
+                self.links.as_deref().unwrap_or_default(),
+                &self.runtime_config.links,
+            ],
         }
     }
 
@@ -91,6 +97,7 @@ impl Conf {
             masquerade: self.ip_masq,
             isolation: self.port_isolation || self.access().restrict(),
             open_ports: !self.runtime_config.port_mappings.is_empty(),
+            links: self.access().links.iter().any(|it| !it.is_empty()),
             bridge: Some(&self.bridge),
             spoof_check: self.macspoofchk,
         }

@@ -32,6 +32,9 @@ pub struct Plan {
     pub isolated: bool,
     /// Who reaches the pods, and whom they reach.
     pub reachability: Reachability,
+    /// Whether pods that do not reach each other may be linked. Then they are kept apart by the table
+    /// that has the links.
+    pub linkable: bool,
     /// Whether the kernel detects duplicates of the pod's IPv6 addresses.
     pub enabledad: bool,
     /// Whether the segment is probed for the pod's addresses before they are used.
@@ -116,10 +119,21 @@ impl Plan {
         let vlan_gateway = bridge.as_ref().zip(vlan);
         let vlan_gateway = vlan_gateway.map(|(bridge, vlan)| vlan_gateway_name(bridge, vlan));
         let vlan_gateway = checks.take(vlan_gateway.transpose());
+        let has_links = reachability.as_ref().is_some_and(Reachability::has_links);
+        if has_links && gateway == Gateway::None {
+            let msg = "links: they lead through the node, which is no gateway of the network";
+            checks.add(Fault::new("links", msg));
+        }
+        if has_links && conf.links.is_none() {
+            let msg = "runtimeConfig.links: the configuration of the network needs the key links";
+            checks.add(Fault::new("runtimeConfig.links", msg));
+        }
         checks.finish(|| {
             let reachability = reachability?;
             let masquerade = masquerade?.filter(|_| has_ipam);
+            let linkable = reachability.apart && conf.links.is_some();
             Some(Self {
+                linkable,
                 bridge: bridge?,
                 mtu: mtu?,
                 promisc: conf.promisc_mode,
@@ -163,18 +177,19 @@ impl Plan {
     /// The access to the network `name`; `None` if nothing restricts it.
     pub fn access(&self, name: &str) -> Option<Access> {
         let devices = vec![self.gateway_interface().to_string()];
-        self.reachability.access(name, devices, false)
+        self.reachability.access(name, devices, self.linkable)
     }
 
     /// The packet filter rules of an attachment with the addresses `ips`, but for its spoof
     /// check. `gateway` is the link that is the pods' gateway.
     pub fn rules(&self, owner: &Attachment, ips: &[IpConfig], gateway: Option<&Link>) -> Pod {
-        let gateway = gateway.filter(|_| self.isolated);
+        let gateway = gateway.filter(|_| self.isolated && !self.linkable);
         Pod {
             masquerade: self.masquerade.as_ref().map(|how| how.of(owner, ips)),
             isolation: gateway.and_then(|it| rules::isolation(&owner.network, it, ips)),
             access: self.access(&owner.network),
             open_ports: self.reachability.open_ports(owner, ips),
+            links: self.reachability.links(owner, ips),
             ..Pod::new(owner.clone())
         }
     }

@@ -35,6 +35,7 @@ impl Conf {
             masquerade: self.ip_masq,
             isolation: false,
             open_ports: false,
+            links: false,
             bridge: None,
             spoof_check: false,
         }

@@ -70,6 +70,13 @@ impl Plan {
         {
             check_gateway(reachability, &mut checks);
         }
+        if let (Some(reachability), Some(mode)) = (&reachability, mode)
+            && reachability.has_links()
+            && gateway(conf, mode, reachability) == Gateway::None
+        {
+            let msg = "links: they lead through the node, which is no gateway of the network";
+            checks.add(Fault::new("links", msg));
+        }
         let action = |_: &str| "failed to make veth pair".to_owned();
         let requested = conf.runtime_config.requested();
         let mac = mac::asked_for(&requested, &conf.args, args_mac, "", action);
@@ -142,6 +149,7 @@ impl Plan {
             separation: forwards.then(separation),
             access: self.access(),
             open_ports: self.reachability.open_ports(owner, ips),
+            links: self.reachability.links(owner, ips),
             ..Pod::new(owner.clone())
         }
     }

@@ -74,6 +74,10 @@ pub struct Run {
     /// A line of /etc/hosts: NAME:ADDRESS; host-gateway is the network's gateway
     #[arg(long, value_name = "HOST")]
     add_host: Vec<String>,
+    /// Another container, with a further name: NAME[:ALIAS]. Its exposed ports are reached although
+    /// the network keeps containers apart (--icc=false)
+    #[arg(long, value_name = "CONTAINER")]
+    link: Vec<String>,
     /// Run it in the background, and print its id
     #[arg(short, long)]
     detach: bool,
@@ -141,6 +145,7 @@ impl Run {
                 options: self.dns_option.clone(),
             },
             hosts: &self.add_host,
+            links: &self.link,
             command: &self.command,
         })?;
         let dirs = Dirs {

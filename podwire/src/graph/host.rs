@@ -373,7 +373,7 @@ pub fn rule_name(rule: &Applied) -> String {
             let set = rule.element.split(' ').next().unwrap_or_default();
             format!("{words} {family}: {}", set.trim_end_matches("_devices"))
         }
-        Subject::OpenPort | Subject::PublishedPort => format!(
+        Subject::OpenPort | Subject::PublishedPort | Subject::Link => format!(
             "{words} {}",
             rule.element.split_once(' ').map_or("", |it| it.1)
         ),

@@ -202,6 +202,8 @@ impl Design {
 
     /// Who reaches the containers, and how they reach others.
     fn add_access(&self, plugin: &mut Value) {
+        plugin["capabilities"]["links"] = true.into();
+        plugin["links"] = json!([]);
         if self.options.icc == Some(false) {
             plugin["icc"] = false.into();
         }

@@ -117,6 +117,7 @@ fn remove_rules(network: &str) -> Result<()> {
         nftables.collect_spoof_checks(network, &valid)?;
         nftables.collect_open_ports(network, &valid)?;
     }
+    wiring::links::collect(network, &valid)?;
     Leftovers::collect_published(network, &valid)?;
     wiring::shared::collect(network, &valid)
 }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use cni::env::ContainerId;
 
 use super::files::{self, Resolver};
+use super::links::Link;
 use super::mode::Mode;
 use super::ports::{self, Publication};
 
@@ -35,6 +36,8 @@ pub struct Asked<'a> {
     pub dns: Resolver,
     /// `--add-host`.
     pub hosts: &'a [String],
+    /// `--link`.
+    pub links: &'a [String],
     /// The command.
     pub command: &'a [OsString],
 }
@@ -56,6 +59,8 @@ pub struct Plan {
     pub dns: Resolver,
     /// Further lines of /etc/hosts; without an address, that of the node.
     pub hosts: Vec<(String, Option<IpAddr>)>,
+    /// Other containers with a further name.
+    pub links: Vec<Link>,
     /// The command.
     pub command: Vec<CString>,
     /// What is ignored.
@@ -71,6 +76,9 @@ impl Plan {
         let mode = asked.mode.clone().context("no mode")?;
         if let Mode::Container(_) = mode {
             check_shared(&asked)?;
+        }
+        if !asked.links.is_empty() && !matches!(mode, Mode::Networks(_)) {
+            bail!("links are only supported for user-defined networks");
         }
         let mut publish = Vec::new();
         for text in asked.publish {
@@ -95,6 +103,8 @@ impl Plan {
         }
         let hosts = asked.hosts.iter().map(|it| files::added_host(it));
         let hosts = hosts.collect::<Result<_>>()?;
+        let links = asked.links.iter().map(|it| Link::parse(it));
+        let links = links.collect::<Result<_>>()?;
         for server in &asked.dns.servers {
             let ip: Result<IpAddr, _> = server.parse();
             ip.with_context(|| format!("invalid IP address for --dns: {server:?}"))?;
@@ -111,6 +121,7 @@ impl Plan {
             expose,
             dns: asked.dns,
             hosts,
+            links,
             command: command(asked.command)?,
             warnings,
         })
@@ -133,6 +144,11 @@ fn check_shared(asked: &Asked<'_>) -> Result<()> {
         (
             !asked.expose.is_empty(),
             "port exposing and the container type network mode",
+        ),
+        (
+            !asked.links.is_empty(),
+            "container type network can't be used with links. This would result in undefined \
+             behavior",
         ),
     ];
     match conflicts.iter().find(|(there, _)| *there) {

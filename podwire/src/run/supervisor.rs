@@ -243,6 +243,11 @@ fn attach(job: &Job, record: &Record) -> Result<Vec<AddResult>> {
             } else {
                 Vec::new()
             },
+            links: job
+                .linked
+                .iter()
+                .filter_map(|it| it.argument(list))
+                .collect(),
             gateway_priority: endpoint.gateway_priority,
         };
         let what = || format!("connect to network {}", list.name);

@@ -517,6 +517,18 @@ const DIFFERENT: &[Step] = &[
         "run --rm --network one IMAGE sh -c 'ip -4 -o addr show eth0 | grep -o 10.91.0.[0-9]*'",
         differs("The next address", (0, "10.91.0.3"), (0, "10.91.0.4")),
     ),
+    (
+        "run --rm --network host --link dd:other IMAGE true",
+        Error("links are only supported for user-defined networks"),
+    ),
+    (
+        "run --rm --network one --link nobody:x IMAGE true",
+        differs(
+            "`--link`",
+            (0, ""),
+            (125, "could not get container for nobody"),
+        ),
+    ),
     ("stop -t 0 dd", Output),
 ];
 

@@ -3,6 +3,7 @@
 
 mod connect;
 mod ends;
+mod links;
 mod modes;
 
 use std::time::{Duration, Instant};

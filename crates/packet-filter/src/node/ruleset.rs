@@ -9,7 +9,7 @@ use cni::Attachment;
 use nftables::{Family, Listed, Transaction};
 
 use super::Rules;
-use crate::access::{self, Access, OpenPorts};
+use crate::access::{self, Access, Links, OpenPorts};
 use crate::backend::{Backend, Nftables};
 use crate::masquerade::{Masquerade, nftables as masquerade};
 use crate::ports::{GoRules, HostPorts, Notice, conditional, layout, nftables as ports};
@@ -109,6 +109,12 @@ impl Ruleset {
     /// Opens ports. Returns whether any was closed.
     pub fn open_ports(&mut self, wanted: &OpenPorts) -> Result<bool> {
         let changes = access::open(&self.nftables.socket, wanted)?;
+        Ok(self.extend(changes))
+    }
+
+    /// Links pods. Returns whether any link was missing.
+    pub fn link(&mut self, wanted: &Links) -> Result<bool> {
+        let changes = access::link(&self.nftables.socket, wanted)?;
         Ok(self.extend(changes))
     }
 

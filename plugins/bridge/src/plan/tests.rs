@@ -57,6 +57,8 @@ const FAULTS: &str = r#"
 {"internal": true, "gatewayModeIPv6": "routed"} => gatewayModeIPv6: "routed" leads out of the network, which internal forbids
 {"internal": true, "isDefaultGateway": true} => internal: an internal network has no default route, but isDefaultGateway is true
 {"icc": true, "portIsolation": true} => icc: true contradicts portIsolation
+{"isGateway": false, "icc": false, "links": [{"containerID": "a"}]} => links: they lead through the node, which is no gateway of the network
+{"isGateway": true, "icc": false, "runtimeConfig": {"links": [{"containerID": "a"}]}} => runtimeConfig.links: the configuration of the network needs the key links
 {"runtimeConfig": {"portMappings": [{"containerPort": 80}]}} => invalid protocol "": must be tcp, udp or sctp
 {"runtimeConfig": {"mac": "x"}} => failed to make veth pair: address x: invalid MAC address
 "#;
@@ -168,4 +170,7 @@ fn icc_false_isolates_the_port() {
     assert!(plan(r#"{"icc": false}"#).unwrap().isolated);
     let open = plan(r#"{"icc": true}"#).unwrap();
     assert!(!open.isolated && !open.reachability.needs_nftables());
+    // Where pods may be linked, the table that has the links keeps them apart.
+    let linkable = plan(r#"{"icc": false, "links": []}"#).unwrap();
+    assert!(linkable.isolated && linkable.access("n").unwrap().apart);
 }

@@ -111,6 +111,7 @@ impl Connect {
             hostname: (container.record.as_ref()).and_then(|it| files::name_of(&it.hostname)),
             dns_servers: Vec::new(),
             ports: Vec::new(),
+            links: Vec::new(),
             gateway_priority: self.gw_priority,
         };
         let what = || format!("connect {} to network {}", container.shown(), list.name);
