@@ -1,6 +1,6 @@
 //! What happens to nodes: agents are killed, devices and entries are deleted, addresses change.
 
-use sandbox::Netns;
+use sandbox::{Netns, Suite};
 
 use sandbox::cluster::{Cluster, address, config, entries, has, is_gone, lease_key, programmed};
 
@@ -178,5 +178,101 @@ fn the_configuration_is_followed() {
     cluster.wait("the device has the new port", || {
         node.link("flannel.1")
             .is_some_and(|it| it["linkinfo"]["info_data"]["port"] == 4789)
+    });
+}
+
+#[test]
+fn killed_at_any_system_call_it_leaves_what_the_next_start_completes() {
+    let cluster = Cluster::new(1);
+    let etcd = cluster.etcd(&config());
+    cluster.put_lease("10.5.77.0-24", "172.20.7.2", MAC);
+    let conf = cluster.conf(1, &etcd.url);
+    let node = cluster.node(1);
+    let file = cluster.path("n1.json").display().to_string();
+    cluster.sandbox.write(&file, conf.to_string());
+    let program = Suite::Ours.dir().join("podwired").display().to_string();
+    let conflist = cluster.path("n1/net.d/10.conflist");
+    // What reaches the kernel, the store or the disk.
+    for calls in [
+        "sendmsg,sendto",
+        "write,writev",
+        "rename,renameat,renameat2",
+        "fsync",
+    ] {
+        for point in 1.. {
+            node.sh("ip link del flannel.1 2>/dev/null || :");
+            let _ = std::fs::remove_file(&conflist);
+            let (trace, inject) = (
+                format!("trace={calls}"),
+                format!("inject={calls}:signal=KILL:when={point}"),
+            );
+            let agent = node.start(&[
+                "strace",
+                "-f",
+                "-qqq",
+                "-o",
+                "/dev/null",
+                "-e",
+                &trace,
+                "-e",
+                &inject,
+                &program,
+                "--config",
+                &file,
+            ]);
+            let has_ended = || {
+                let stat = std::fs::read_to_string(format!("/proc/{}/stat", agent.id()));
+                stat.is_ok_and(|it| it.contains(") Z "))
+            };
+            cluster.wait("it is ready or killed", || {
+                has_ended() || cluster.page(1, "readyz").starts_with("ok")
+            });
+            // Files are complete or absent, whenever it ends.
+            if let Some(list) = cluster.sandbox.read(&conflist) {
+                assert!(
+                    serde_json::from_str::<serde_json::Value>(&list).is_ok(),
+                    "{list}"
+                );
+            }
+            let was_killed = has_ended();
+            // A program whose tracer ends goes on.
+            node.run(&["pkill", "-KILL", "-P", &agent.id().to_string()]);
+            drop(agent);
+            if !was_killed {
+                assert!(point > 1, "{calls}: nothing was struck");
+                break;
+            }
+        }
+    }
+    let _agent = cluster.ready(1, &conf);
+    let whole = programmed("10.5.77", "172.20.7.2", MAC);
+    assert!(has(&entries(node, "10.5.77"), &whole));
+    let leases = cluster.etcdctl(&["get", "--prefix", "--keys-only", &lease_key("")]);
+    assert_eq!(leases.split_whitespace().count(), 2, "{leases}");
+}
+
+#[test]
+fn a_second_instance_by_mistake_changes_nothing() {
+    let cluster = Cluster::new(1);
+    let etcd = cluster.etcd(&config());
+    let conf = cluster.conf(1, &etcd.url);
+    let _first = cluster.ready(1, &conf);
+    let (key, value) = cluster.lease_of(&address(1)).expect("the lease");
+    let before = version(&cluster, &key);
+    // The same socket is refused.
+    let same = cluster.start(1, &conf);
+    cluster.wait("it is refused", || same.output().contains("error"));
+    let mut other = cluster.conf(2, &etcd.url);
+    other["overlay"]["networks"][0]["bridge"] = "cni1".into();
+    let second = cluster.start(1, &other);
+    cluster.await_ready(2, &second);
+    assert_eq!(cluster.subnet(2), cluster.subnet(1));
+    assert_eq!(cluster.lease_of(&address(1)), Some((key.clone(), value)));
+    assert_eq!(version(&cluster, &key), before);
+    drop(second);
+    cluster.put_lease("10.5.78.0-24", "172.20.7.3", MAC);
+    let peer = programmed("10.5.78", "172.20.7.3", MAC);
+    cluster.wait("the first goes on", || {
+        has(&entries(cluster.node(1), "10.5.78"), &peer)
     });
 }
