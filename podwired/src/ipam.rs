@@ -278,7 +278,7 @@ impl<S: Transactions + 'static> Role<S> {
 
     /// Says that pods of this node have addresses of a block that is another node's now.
     fn note_lost(&self, pool: &str, block: Block, by: Option<String>, clashes: &[pools::Lease]) {
-        let by = by.unwrap_or_else(|| "nobody".into());
+        let by = by.unwrap_or_else(|| "no node".into());
         let count = clashes.len();
         log::warn(format_args!(
             "ipam: block {block} of {pool} belongs to {by} now; {count} addresses of pods here are in it"

@@ -161,7 +161,7 @@ impl Book {
         blocks.find(|it| it.contains(ip) && self.held.contains_key(it))
     }
 
-    /// Whether `ip` is in a block of this node and nobody has it.
+    /// Whether `ip` is free, in a block of this node.
     pub fn is_free(&self, ip: IpAddr) -> bool {
         let held = self.block_of(ip).and_then(|it| self.held.get(&it));
         held.is_some_and(|it| it.free.iter().any(|(free, _)| *free == ip))

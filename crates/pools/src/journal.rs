@@ -1,7 +1,7 @@
 //! What the node has handed out, on disk: one JSON document in a line for each change.
 //!
 //! A line is complete or absent: it is one write(2), and a file that ends within a line loses that
-//! line, whose change nobody was told of. Nothing is synced to the disk: what a power failure takes
+//! line, whose change no caller has seen. Nothing is synced to the disk: what a power failure takes
 //! away belonged to pods that it took away, too. So a journal of another boot is worth nothing, and
 //! a new one begins with a new name, which [`Claim`](crate::Claim) has.
 

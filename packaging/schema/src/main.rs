@@ -39,6 +39,7 @@ const PLUGINS: &[Plugin] = &[
     ("plugins/vlan", Shape::of::<vlan::Conf>),
     ("plugins/vrf", Shape::of::<vrf::Conf>),
     ("plugins/vxlan", Shape::of::<overlay::Conf>),
+    ("ipam/cluster", Shape::of::<cluster::Conf>),
     ("ipam/dhcp", Shape::of::<dhcp::conf::Conf>),
     ("ipam/host-local", Shape::of::<host_local::conf::Conf>),
     ("ipam/static", Shape::of::<static_ipam::conf::Conf>),

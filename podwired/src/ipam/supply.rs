@@ -119,7 +119,7 @@ impl<S: Transactions + 'static> Role<S> {
         view.is_lost(&claim.node, self.settings.grace, now)
     }
 
-    /// A block with addresses of `spans` that nobody has.
+    /// A block with addresses of `spans` that no node has.
     fn unclaimed(&self, pool: &str, spans: &[Span], length: u8) -> Option<Block> {
         let view = self.view.borrow();
         let name = self.settings.node.bytes();
@@ -547,7 +547,7 @@ impl<S: Transactions + 'static> Role<S> {
         });
     }
 
-    /// A block that nobody has, if one is left for each other node, too.
+    /// A block that no node has, if one is left for each other node, too.
     fn spare_block(&self, pool: &str, spans: &[Span], length: u8) -> Option<Block> {
         let block = self.unclaimed(pool, spans, length)?;
         let view = self.view.borrow();
