@@ -384,7 +384,11 @@ fn the_graph_has_the_vlans_of_ports() {
             all.sort_by_key(|(name, _)| name.to_string());
             all
         };
+        // bridge prints an empty list of flags for some ranges, and none for others.
         let known = host.sh("bridge -j -compressvlans vlan show");
+        let known = known
+            .replace("\"flags\":[],", "")
+            .replace(",\"flags\":[]", "");
         let known = all(&serde_json::from_str(&known).expect("JSON"), "ifname");
         assert_eq!(known.len(), 3, "{known:?}");
         assert_eq!(all(&graph["nodes"], "name"), known);

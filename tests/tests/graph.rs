@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 const WHY: &str = "Debian has nothing like it";
 
-/// A node with a bridge that publishes a port, a macvlan, and an overlay with three peers.
+/// A node with a bridge that publishes a port and links a pod to another one, a macvlan, and an overlay with three peers.
 struct Node {
     sandbox: Sandbox,
     pods: Vec<Netns>,
@@ -27,8 +27,8 @@ impl Node {
         let peers = ["12", "13", "14"].map(|it| json!({"vtep": format!("192.0.2.{it}")}));
         let web = json!([
             {"type": "bridge", "bridge": "cni0", "isDefaultGateway": true, "ipMasq": true,
-             "gatewayModeIPv4": "nat", "portIsolation": true, "macspoofchk": true,
-             "ipam": conf::host_local_ipam(&["10.1.0.0/24", "fd01::/64"])},
+             "gatewayModeIPv4": "nat", "icc": false, "macspoofchk": true, "links": [],
+             "capabilities": {"links": true}, "ipam": conf::host_local_ipam(&["10.1.0.0/24", "fd01::/64"])},
             {"type": "portmap", "capabilities": {"portMappings": true}}]);
         let lan = json!([{"type": "macvlan", "master": "eth1", "ipam": conf::host_local_ipam(&["198.51.100.0/24"])}]);
         let overlay = json!([{"type": "vxlan", "mode": "l2", "vni": 7, "bridge": "ov0", "dev": "eth1",
@@ -48,7 +48,9 @@ impl Node {
         let ports =
             json!({"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]});
         node.attach("web", "a<b>", "eth0", &ports.to_string());
-        node.attach("web", "b", "eth0", "");
+        let link = json!({"containerID": "a", "ifName": "eth0", "ports": ["80/tcp"],
+            "addresses": ["10.1.0.2", "fd01::2"]});
+        node.attach("web", "b", "eth0", &json!({"links": [link]}).to_string());
         node.attach("lan", "b", "net1", "");
         node.attach("overlay", "c", "eth0", "");
         node
@@ -225,8 +227,11 @@ fn commented(node: &Node) -> Vec<String> {
         for kind in ["set", "map"] {
             let set = &object[kind];
             let table = text(&set["table"]);
+            // Each element of `linked` belongs to one of `links`.
             let own = ["podwire_access", "podwire_networks"].contains(&table.as_str());
-            if own || (table == "podwire_vxlan" && set["name"] == "networks") {
+            if own && set["name"] != "linked"
+                || (table == "podwire_vxlan" && set["name"] == "networks")
+            {
                 let place = format!("{} {table}", text(&set["family"]));
                 found.extend(array(&set["elem"]).iter().map(|_| place.clone()));
             }
@@ -255,6 +260,13 @@ fn the_graph_has_the_ports_and_rules_that_nft_knows() {
             .collect();
         rules.sort();
         assert_eq!(rules, commented(&node));
+        let link = all(&graph, "nodes", "rule").find(|it| it["subject"] == "link");
+        let link = link.expect("a link");
+        assert_eq!(link["name"], "link 10.1.0.3 . 10.1.0.2 . tcp . 80");
+        let start = text(&link["id"]) + " ";
+        let ends = edges(&graph, "applies");
+        let ends = ends.iter().filter(|it| it.starts_with(&start));
+        assert_eq!(ends.count(), 2, "client and server");
         // Each is about an interface, but for the guard of a VXLAN port.
         for rule in all(&graph, "nodes", "rule").filter(|it| it["subject"] != "VXLAN guard") {
             let id = text(&rule["id"]) + " ";

@@ -427,7 +427,12 @@ pub fn inventory(socket: &Socket) -> Result<Vec<Applied>, Error> {
             all.push(Applied::element(Subject::OpenPort, table, &element));
         }
         for element in listing::elements(socket, table, &[LINKS], |_| true)? {
-            all.push(Applied::element(Subject::Link, table, &element));
+            // Its comment names the client.
+            let server = links::addresses(&element).last().copied();
+            all.push(Applied {
+                subnet: server.map(ipnetwork::IpNetwork::from),
+                ..Applied::element(Subject::Link, table, &element)
+            });
         }
     }
     Ok(all)

@@ -22,7 +22,7 @@ pub struct Applied {
     pub network: Option<String>,
     /// The devices that it is about, by name.
     pub devices: Vec<String>,
-    /// The subnet that it is about.
+    /// The subnet that it is about, or for a link the address that is reached.
     pub subnet: Option<IpNetwork>,
     /// Its comment as it is.
     pub comment: String,

@@ -157,8 +157,8 @@ impl Links {
     }
 }
 
-/// The addresses of an element's key.
-fn addresses(element: &Element) -> Vec<IpAddr> {
+/// The addresses of an element's key: of the client, and of the server.
+pub(super) fn addresses(element: &Element) -> Vec<IpAddr> {
     let parts = element.key.iter();
     let addresses = parts.filter_map(|it| match it {
         Part::Address(ip) => Some(*ip),
