@@ -189,7 +189,8 @@ fn a_faulty_configuration_stops_the_install_before_anything_is_placed() {
             refused --conf absent.conflist
             cp 10-n.conflist n.txt
             refused --conf n.txt
-            refused --plugins brigde";
+            refused --plugins brigde
+            refused --bin-dir bin";
         let said = good(shell(&sandbox, script));
         let lines: Vec<&str> = said.lines().collect();
         let expected = [
@@ -199,6 +200,7 @@ fn a_faulty_configuration_stops_the_install_before_anything_is_placed() {
             "absent.conflist: : cannot be read: no such file or directory",
             "n.txt: runtimes read only *.conflist, *.conf and *.json",
             "no plugin brigde; there are ",
+            "bin is not an absolute path",
         ];
         assert_eq!(lines.len(), expected.len(), "{said}");
         for (line, expected) in lines.iter().zip(expected) {

@@ -72,6 +72,7 @@ impl Places {
     /// Nothing is changed if the configuration has a fault or names a plugin that is not there.
     /// Any other error stops the work; a repeated run completes it.
     pub fn install(&self, wanted: &Wanted) -> Result<Changes> {
+        self.check()?;
         let conf = wanted.conf.as_deref();
         let conf = conf
             .map(|file| self.configuration(file, wanted))
@@ -108,6 +109,7 @@ impl Places {
     /// # Errors
     /// Any error stops the work; a repeated run completes it.
     pub fn withdraw(&self) -> Result<Withdrawn> {
+        self.check()?;
         let mut all = Withdrawn::default();
         let mut dirs = vec![&self.conf_dir.conf_dir];
         dirs.extend(&self.unit_dir);
@@ -119,6 +121,17 @@ impl Places {
             }
         }
         Ok(all)
+    }
+
+    /// Refuses directories that depend on where the command runs: below the root, `bin` would be `/bin`.
+    fn check(&self) -> Result<()> {
+        let dirs = [Some(&self.bin_dir), Some(&self.conf_dir.conf_dir)];
+        let others = [self.sbin_dir.as_ref(), self.unit_dir.as_ref()];
+        let mut all = dirs.into_iter().chain(others).flatten();
+        match all.find(|it| it.is_relative()) {
+            Some(dir) => bail!("{} is not an absolute path", dir.display()),
+            None => Ok(()),
+        }
     }
 
     /// The directories with files that others may remove: of plugins and configurations.
