@@ -37,7 +37,7 @@ pub struct Install {
     /// Leave the plugins of other suites in place
     #[arg(long)]
     keep_others: bool,
-    /// One file with a name for each plugin (about 9 MB), or a file for each plugin [default: as
+    /// One file with a name for each plugin (about 10 MB), or a file for each plugin [default: as
     /// in --from]
     #[arg(long, value_enum)]
     layout: Option<Layout>,
