@@ -45,7 +45,7 @@ test: lint unit black-box test-vm ## everything that CI runs
 lint: ## formatting and clippy
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	cargo clippy -p black-box -p netlink --test vlan --test bridge_vlan --test dummy --test ipvlan --test vrf --locked -- -D warnings
+	cargo clippy -p black-box -p netlink --test vlan --test bridge_vlan --test dummy --test ipvlan --test vrf --test kubernetes --locked -- -D warnings
 
 unit: ## tests beside the code, and the crates' tests against this kernel
 	tests/packages test
