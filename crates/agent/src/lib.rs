@@ -41,7 +41,11 @@ pub struct Unreachable {
 impl fmt::Display for Unreachable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (path, why) = (self.path.display(), cni::reason(&self.errno.into()));
-        write!(f, "connect to the {} at {path}: {why}", self.what)
+        write!(f, "connect to the {} at {path}: {why}", self.what)?;
+        match self.errno {
+            Errno::ENOENT | Errno::ECONNREFUSED => f.write_str(": podwired does not run"),
+            _ => Ok(()),
+        }
     }
 }
 
