@@ -76,16 +76,21 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
     }
 }
 
-fn sweep(what: &str, deeds: &[Deed], names: &[&str]) -> Result<ExitCode> {
+/// Those who sweep, as the environment says.
+fn crew(exe: &str) -> Result<Crew<'_>> {
     // Findings are printed once, at the end.
     std::panic::set_hook(Box::new(|_| ()));
-    let exe = std::env::current_exe()?.display().to_string();
     let limit = number("FAULTS_SECONDS", 0)? as u64;
-    let crew = Crew {
-        exe: &exe,
+    Ok(Crew {
+        exe,
         workers: number("FAULTS_WORKERS", 2)?,
         until: (limit > 0).then(|| Instant::now() + Duration::from_secs(limit)),
-    };
+    })
+}
+
+fn sweep(what: &str, deeds: &[Deed], names: &[&str]) -> Result<ExitCode> {
+    let exe = std::env::current_exe()?.display().to_string();
+    let crew = crew(&exe)?;
     let chosen = match names {
         [] => chains::here(),
         names => names
@@ -139,14 +144,8 @@ fn sweep(what: &str, deeds: &[Deed], names: &[&str]) -> Result<ExitCode> {
 }
 
 fn kill_commands(names: &[&str]) -> Result<ExitCode> {
-    std::panic::set_hook(Box::new(|_| ()));
     let exe = std::env::current_exe()?.display().to_string();
-    let limit = number("FAULTS_SECONDS", 0)? as u64;
-    let crew = Crew {
-        exe: &exe,
-        workers: number("FAULTS_WORKERS", 2)?,
-        until: (limit > 0).then(|| Instant::now() + Duration::from_secs(limit)),
-    };
+    let crew = crew(&exe)?;
     let chosen = match names {
         [] => commands::COMMANDS.to_vec(),
         names => names

@@ -119,21 +119,7 @@ fn an_internal_network_and_an_own_domain_ask_nowhere() {
 
 /// A server of the node that has port 53 of all addresses, as dnsmasq has without further options.
 fn other_server(host: &Netns) -> Running {
-    let server = host.start(&[
-        "dnsmasq",
-        "--conf-file=/dev/null",
-        "--keep-in-foreground",
-        "--user=root",
-        "--pid-file",
-        "--no-resolv",
-        "--no-hosts",
-        "--address=/of.the.node/192.0.2.7",
-    ]);
-    host.wait_until("the other server listens", |host| {
-        let listening = "ss -Hltn sport = 53 | grep -q .";
-        host.run(&["sh", "-c", listening]).code == 0
-    });
-    server
+    host.name_server(&["--address=/of.the.node/192.0.2.7"])
 }
 
 #[test]

@@ -70,16 +70,7 @@ fn a_server_that_has_taken_the_port() {
         host.sh(&format!("echo '{{\"giveWay\":{{}}}}' | nc -NU {SOCKET}"));
         let taken = |it: &Netns| it.sh("ss -Hlun sport = 53");
         host.wait_until("the port is free", |it| taken(it).is_empty());
-        let other = host.start(&[
-            "dnsmasq",
-            "--conf-file=/dev/null",
-            "--keep-in-foreground",
-            "--user=root",
-            "--pid-file",
-            "--no-resolv",
-            "--no-hosts",
-        ]);
-        host.wait_until("the port is taken", |it| !taken(it).is_empty());
+        let other = host.name_server(&[]);
         let _agent = node.agent(&json!({"resolver": {}}));
         node.finding("PW046");
         drop(other);

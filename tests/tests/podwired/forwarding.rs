@@ -68,21 +68,9 @@ impl Outside {
             format!("--listen-address={address}"),
             format!("--address=/{name}/{answer}"),
         );
-        let fixed = [
-            "dnsmasq",
-            "--conf-file=/dev/null",
-            "--keep-in-foreground",
-            "--log-facility=-",
-            "--log-queries",
-            "--user=root",
-            "--pid-file",
-            "--bind-interfaces",
-            "--no-resolv",
-            "--no-hosts",
-            &listen,
-            &known,
-        ];
-        let running = self.names.node.host().start(&fixed);
+        let options = ["--bind-interfaces", "--log-queries", &listen, &known];
+        let running = self.names.node.host().name_server(&options);
+        // Another one may listen already.
         self.await_port(address);
         running
     }

@@ -130,20 +130,7 @@ fn a_port_that_another_server_has_is_reported_and_taken_over_later() {
     beyond_peer(WHY, || {
         let names = node();
         let host = names.node.host();
-        let other = host.start(&[
-            "dnsmasq",
-            "--conf-file=/dev/null",
-            "--keep-in-foreground",
-            "--user=root",
-            "--pid-file",
-            "--no-resolv",
-            "--no-hosts",
-        ]);
-        host.wait_until("the other server listens", |host| {
-            host.run(&["sh", "-c", "ss -Hltn sport = 53 | grep -q ."])
-                .code
-                == 0
-        });
+        let other = host.name_server(&[]);
         let agent = names.start();
         names.write(
             "web/a:eth0",
