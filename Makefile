@@ -67,9 +67,9 @@ test-vm: build ## what this kernel may lack (VLANs), on Debian's kernel in QEMU
 	tests/packages vm
 	tests/vm/run
 
-test-kubernetes: build ## the nodes of a cluster as a store, against a real API server, which is built once from Debian's source (10 minutes)
+test-kubernetes: build ## the nodes of a cluster as a store, against a real API server, and the Helm chart; Kubernetes is built once from Debian's source (15 minutes)
 	tests/packages kubernetes
-	tests/kube-apiserver target/kubernetes
+	tests/kubernetes-programs target/kubernetes
 	timeout 600 cargo test --no-fail-fast --locked -p black-box --test kubernetes
 
 fuzz: ## hostile input for every parser, SECONDS for each (default 60)

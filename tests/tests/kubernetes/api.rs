@@ -25,14 +25,11 @@ pub struct Api {
     _etcd: Running,
 }
 
-/// What `make test-kubernetes` has built.
-fn program() -> String {
-    let given = std::env::var_os("KUBE_APISERVER").map(PathBuf::from);
-    let built = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../target/kubernetes/kube-apiserver"
-    );
-    let program = given.unwrap_or_else(|| built.into());
+/// A program that `make test-kubernetes` has built, in `$KUBERNETES_PROGRAMS` or `target/kubernetes`.
+pub fn program(name: &str) -> String {
+    let given = std::env::var_os("KUBERNETES_PROGRAMS").map(PathBuf::from);
+    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/kubernetes");
+    let program = given.unwrap_or_else(|| built.into()).join(name);
     assert!(
         program.exists(),
         "{}: make test-kubernetes builds it",
@@ -80,7 +77,7 @@ impl Api {
             ),
             "--disable-admission-plugins=ServiceAccount".to_owned(),
         ];
-        let program = program();
+        let program = program("kube-apiserver");
         let argv = std::iter::once(program.as_str()).chain(arguments.iter().map(String::as_str));
         let argv: Vec<&str> = argv.collect();
         self.server = Some(self.cluster.sandbox.host().start(&argv));

@@ -2,6 +2,7 @@
 //! with the account and the configuration of `deploy/kubernetes/podwired.yaml`.
 
 mod api;
+mod chart;
 
 use sandbox::cluster::{address, entries, has, is_gone, programmed};
 use serde_json::Value;
