@@ -250,6 +250,27 @@ fn the_default_route_of_the_interface_moves() {
 }
 
 #[test]
+fn a_default_route_that_the_kernel_joined_with_another_moves_alone() {
+    beyond_peer("half of the connections of eth0 leave by net1", || {
+        let node = Node::new();
+        node.pod.sh("ip -6 route append default via fd01::7 dev net1");
+        let [joined] = &node.pod.ip_json(["-6", "route", "show", "default"])[..] else {
+            panic!("the kernel has not joined them");
+        };
+        assert_eq!(joined["nexthops"].as_array().map(Vec::len), Some(2));
+        node.add(&sbr(json!({})));
+        let of_eth0 = table(&node.pod, "-6", "main", "eth0");
+        assert!(of_eth0.contains(&"default via fd09::1".to_owned()));
+        let of_net1 = node.table("-6", "101");
+        assert!(of_net1.contains(&"default via fd01::7".to_owned()));
+        let [alone] = &node.pod.ip_json(["-6", "route", "show", "default"])[..] else {
+            panic!("there is one default route");
+        };
+        assert_eq!(alone["nexthops"], Value::Null);
+    });
+}
+
+#[test]
 fn several_addresses_of_a_network_have_a_table_each() {
     let node = Node::new();
     node.pod

@@ -9,8 +9,8 @@ use rtnetlink::{
     packet_route::{
         RouteNetlinkMessage,
         route::{
-            RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags,
-            RouteProtocol, RouteType, RouteVia,
+            RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHop,
+            RouteNextHopFlags, RouteProtocol, RouteType, RouteVia,
         },
     },
 };
@@ -33,12 +33,14 @@ pub struct WholeRoute {
     pub gw: Option<IpAddr>,
     /// The source address of packets, if the route has one.
     pub src: Option<IpAddr>,
-    /// The index of the outgoing link; none of a route with several next hops.
+    /// The index of the outgoing link; none of a route with several.
     pub oif: Option<u32>,
     /// The metric.
     pub priority: Option<u32>,
     table: u32,
     protocol: u8,
+    /// Whether its next hops are an object of their own (`ip nexthop`), which other routes may use.
+    by_object: bool,
     message: RouteMessage,
 }
 
@@ -56,6 +58,7 @@ impl WholeRoute {
             priority: spec.priority,
             table: spec.table(),
             protocol,
+            by_object: false,
             message,
         }
     }
@@ -164,6 +167,8 @@ impl WholeRoute {
                 _ => {}
             }
         }
+        let is_object = |it: &RouteAttribute| matches!(it, RouteAttribute::NhId(_));
+        let by_object = message.attributes.iter().any(is_object);
         keep_what_can_be_set(&mut message);
         message.attributes.extend(expires);
         Some(Self {
@@ -174,8 +179,42 @@ impl WholeRoute {
             priority,
             table,
             protocol: message.header.protocol.into(),
+            by_object,
             message,
         })
+    }
+
+    /// The next hops of an IPv6 route as routes of their own. The kernel joins routes to one destination
+    /// with one metric, such as the default routes of two interfaces, into a single one, but adds and
+    /// removes each next hop alone (rt6_qualify_for_ecmp, ip6_route_del in net/ipv6/route.c).
+    fn split(self) -> Vec<Self> {
+        let several = |it: &RouteAttribute| matches!(it, RouteAttribute::MultiPath(_));
+        let at = self.message.attributes.iter().position(several);
+        let Some(at) = at.filter(|_| self.dst.is_ipv6() && !self.by_object) else {
+            return vec![self];
+        };
+        let mut common = self;
+        let RouteAttribute::MultiPath(hops) = common.message.attributes.remove(at) else {
+            return vec![common];
+        };
+        hops.into_iter().map(|hop| common.through(hop)).collect()
+    }
+
+    /// This route, which has no next hop, through `hop`.
+    fn through(&self, hop: RouteNextHop) -> Self {
+        let mut route = self.clone();
+        route.oif = Some(hop.interface_index);
+        route.gw = hop.attributes.iter().find_map(|it| match it {
+            RouteAttribute::Gateway(address) => address_of(address),
+            _ => None,
+        });
+        if hop.flags.contains(RouteNextHopFlags::Onlink) {
+            route.message.header.flags |= RouteFlags::Onlink;
+        }
+        let attributes = &mut route.message.attributes;
+        attributes.push(RouteAttribute::Oif(hop.interface_index));
+        attributes.extend(hop.attributes);
+        route
     }
 }
 
@@ -197,18 +236,18 @@ fn keep_what_can_be_set(message: &mut RouteMessage) {
 }
 
 impl Netlink {
-    /// All routes of a family with one next hop, of all tables: `ip -4|-6 route show table all`.
+    /// All routes of a family, of all tables: `ip -4|-6 route show table all`. An IPv6 route with
+    /// several next hops is listed once for each ([`WholeRoute::split`]).
     ///
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn list_whole_routes(&self, family: Family) -> Result<Vec<WholeRoute>, Error> {
-        let mut routes = self.whole_routes(family, None)?;
-        let has_several = |it: &RouteAttribute| matches!(it, RouteAttribute::MultiPath(_));
-        routes.retain(|route| !route.message.attributes.iter().any(has_several));
-        Ok(routes)
+        let routes = self.whole_routes(family, None)?;
+        Ok(routes.into_iter().flat_map(WholeRoute::split).collect())
     }
 
-    /// The same with any number of next hops; with `link`, only those that the kernel finds by it.
+    /// The same, with all next hops of a route in one; with `link`, only those that the kernel finds
+    /// by it.
     pub(crate) fn whole_routes(
         &self,
         family: Family,
@@ -244,7 +283,12 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses.
     pub fn delete_whole_route(&self, route: &WholeRoute) -> Result<(), Error> {
-        let request = RouteNetlinkMessage::DelRoute(route.message.clone());
+        let mut message = route.message.clone();
+        if route.dst.is_ipv6() {
+            // It shows next hops that it has joined with the origin of the first.
+            message.header.protocol = RouteProtocol::Unspec;
+        }
+        let request = RouteNetlinkMessage::DelRoute(message);
         let op = || format!("delete route to {} in table {}", route.dst, route.table);
         unless_absent(self.change(request, 0, op))
     }

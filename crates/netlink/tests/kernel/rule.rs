@@ -109,6 +109,44 @@ fn a_route_is_copied_with_all_that_it_has() {
 }
 
 #[test]
+fn next_hops_of_an_ipv6_route_are_listed_and_removed_alone() {
+    let (netlink, index) = setup();
+    run("ip -6 route add default via fd00:1::1 dev a0 proto static");
+    run("ip link set b0 addrgenmode none");
+    run("ip address add fd00:2::2/64 dev b0 nodad");
+    run("ip -6 route append default via fd00:2::1 dev b0");
+    run("ip -6 nexthop add id 7 via fd00:1::7 dev a0");
+    run("ip -6 nexthop add id 8 via fd00:1::8 dev a0");
+    run("ip nexthop add id 9 group 7/8");
+    run("ip -6 route add fd00:9::/48 nhid 9");
+    let joined = json("ip -j -6 route show default");
+    assert_eq!(joined[0]["nexthops"].as_array().unwrap().len(), 2);
+    let routes = netlink.list_whole_routes(Family::V6).unwrap();
+    let defaults: Vec<_> = routes.iter().filter(|it| it.is_default()).collect();
+    let gateways: Vec<_> = defaults.iter().map(|it| it.gw.unwrap()).collect();
+    assert_eq!(
+        gateways,
+        ["fd00:1::1", "fd00:2::1"].map(|it| it.parse::<std::net::IpAddr>().unwrap())
+    );
+    assert_eq!(defaults[0].oif, Some(index));
+    // Others may use the object.
+    let by_object = |it: &&WholeRoute| it.dst == "fd00:9::/48".parse().unwrap();
+    let by_object: Vec<_> = routes.iter().filter(by_object).collect();
+    assert!(by_object.len() == 1 && by_object[0].oif.is_none());
+
+    let other = defaults[1];
+    netlink.append_whole_route(&other.in_table(300)).unwrap();
+    netlink.delete_whole_route(other).unwrap();
+    let show = |table| {
+        let routes = json(&format!("ip -j -6 route show default table {table}"));
+        (routes[0]["gateway"].clone(), routes[0]["nexthops"].clone())
+    };
+    let null = serde_json::Value::Null;
+    assert_eq!(show("main"), ("fd00:1::1".into(), null.clone()));
+    assert_eq!(show("300"), ("fd00:2::1".into(), null));
+}
+
+#[test]
 fn a_route_of_ones_own_has_its_origin_and_its_source() {
     let (netlink, index) = setup();
     let spec = RouteSpec {
