@@ -297,6 +297,7 @@ fn prepare_ipv6(
     // Without it, a pod that sets its interface down and up loses its addresses.
     match set("keep_addr_on_down") {
         Err(error) if error.is_forbidden() => cni::log(format_args!("{error}")),
+        Err(error) if error.is_not_found() => return Err(error).context(without_ipv6(name)),
         other => other?,
     }
     if interface.notify && !silent {
@@ -464,12 +465,22 @@ pub(crate) fn has_carrier(link: &Link) -> bool {
 fn enable_ipv6(name: &str) -> Result<(), Error> {
     let key = sysctl::interface_key("ipv6", name, "disable_ipv6");
     match sysctl::read(&key) {
-        // Without IPv6 in the kernel, adding the address fails with a clearer error.
+        // Without IPv6, the next setting says so.
+        Err(error) if error.is_not_found() => {}
         Err(error) => cni::log(format_args!("{error}")),
         Ok(value) if value == "1" => sysctl::write(&key, "0")?,
         Ok(_) => {}
     }
     Ok(())
+}
+
+/// Why an interface has no IPv6 settings (addrconf_notify and ipv6_add_dev in
+/// net/ipv6/addrconf.c).
+fn without_ipv6(name: &str) -> String {
+    match sysctl::read("net/ipv6/conf/all/disable_ipv6") {
+        Err(_) => "the kernel has no IPv6 (ipv6.disable=1)".to_owned(),
+        Ok(_) => format!("{name} has no IPv6: its MTU is below 1280"),
+    }
 }
 
 fn first_of_family(mut gateways: impl Iterator<Item = IpAddr>, dst: IpNetwork) -> Option<IpAddr> {

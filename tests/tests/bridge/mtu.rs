@@ -1,6 +1,6 @@
 //! `mtu`, also `auto`.
 
-use sandbox::{Sandbox, beyond_peer};
+use sandbox::{Sandbox, beyond_peer, conf};
 use serde_json::json;
 
 use crate::{add, attached, bridge, host_veth, refused};
@@ -120,4 +120,16 @@ fn an_impossible_mtu_is_refused() {
     for mtu in [10, 70000] {
         refused(&bridge(json!({"mtu": mtu})));
     }
+}
+
+#[test]
+fn an_mtu_too_small_for_ipv6_is_named() {
+    beyond_peer("it names a file that is missing", || {
+        let sandbox = Sandbox::new();
+        let pod = sandbox.pod("a");
+        let conf = conf::with(&conf::bridge(&["fd00:1::/64"]), json!({"mtu": 1000}));
+        let error = sandbox.cni("bridge").add(&conf, &pod, "eth0").error();
+        let words = "eth0 has no IPv6: its MTU is below 1280";
+        assert!(error.msg.contains(words), "{}", error.msg);
+    });
 }
