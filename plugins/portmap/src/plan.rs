@@ -1,6 +1,6 @@
 //! Decides from keys and the previous result what to publish. Pure: no system calls.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use cni::address::parse_ip;
 use cni::faults::{Checks, Fault, Faults};
@@ -161,8 +161,10 @@ fn mark(conf: &Conf) -> Result<Mark, Fault> {
     }
 }
 
+/// A pod may request the same twice, as two of its containers publish one port; to two ports of the
+/// pod, one of them would win silently.
 fn mappings(entries: &[PortMapping], checks: &mut Checks) -> Vec<Mapping> {
-    let mut used = HashSet::new();
+    let mut used = HashMap::new();
     let mut mappings = Vec::new();
     for (index, entry) in entries.iter().enumerate() {
         let Some(mapping) = checks.take(mapping(index, entry)) else {
@@ -170,14 +172,27 @@ fn mappings(entries: &[PortMapping], checks: &mut Checks) -> Vec<Mapping> {
         };
         let port = mapping.published_port();
         // The port of a single address may lead elsewhere than that of all addresses.
-        let mut host_ips = mapping.host_ips().into_iter();
-        if !host_ips.all(|ip| used.insert((ip, port.clone()))) {
+        let mut new = mapping.host_ips();
+        let mut others = Vec::new();
+        new.retain(|ip| {
+            let earlier = used.insert((*ip, port.clone()), mapping.container_port);
+            others.extend(earlier);
+            earlier.is_none()
+        });
+        if others.iter().any(|it| *it != mapping.container_port) {
             let of_ip = mapping.host_ip.map(|ip| format!(" of hostIP {ip}"));
             let of_ip = of_ip.unwrap_or_default();
             let msg = format!("duplicate mapping in portMappings: hostPort {port}{of_ip}");
             checks.add(Fault::new(key(index, "hostPort"), msg));
         }
-        mappings.push(mapping);
+        match new[..] {
+            [] => {}
+            [ip] => mappings.push(Mapping {
+                host_ip: Some(ip),
+                ..mapping
+            }),
+            _ => mappings.push(mapping),
+        }
     }
     mappings
 }

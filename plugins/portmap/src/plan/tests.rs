@@ -107,6 +107,25 @@ fn one_port_of_one_address_is_mapped_once() {
 }
 
 #[test]
+fn what_is_requested_twice_is_mapped_once() {
+    let host_ips = |entries: &[&str]| {
+        let entry = |ip: &&str| {
+            format!(r#"{{"hostPort": 1, "containerPort": 2, "protocol": "tcp", "hostIP": "{ip}"}}"#)
+        };
+        let entries: Vec<_> = entries.iter().map(entry).collect();
+        let plan = mapped(&format!("[{}]", entries.join(", "))).unwrap();
+        let host_ips = plan.mappings.iter().map(|it| it.host_ip);
+        host_ips
+            .map(|ip| ip.map_or(String::new(), |it| it.to_string()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(host_ips(&["", ""]), [""]);
+    assert_eq!(host_ips(&["", "0.0.0.0", "::"]), [""]);
+    assert_eq!(host_ips(&["0.0.0.0", ""]), ["0.0.0.0", "::"]);
+    assert_eq!(host_ips(&["192.0.2.1", "192.0.2.1"]), ["192.0.2.1"]);
+}
+
+#[test]
 fn one_port_may_be_mapped_for_each_protocol_and_address() {
     let plan = mapped(
         r#"[{"hostPort": 53, "containerPort": 53, "protocol": "UDP"},
