@@ -386,9 +386,12 @@ fn a_setting_may_name_the_pods_interface() {
         let node = Node::new();
         node.pod
             .sh("ip link set eth0 down; ip link set eth0 name net1.5; ip link set net1.5 up");
-        let conf = tuning(json!({"sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}}));
+        let by_name = "net/ipv4/conf/net1.5/arp_ignore";
+        let conf =
+            tuning(json!({"sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1", by_name: "1"}}));
         node.tuning().add(&conf, &node.pod, "net1.5").result();
         assert_eq!(node.pod.sysctl("net/ipv4/conf/net1.5/arp_filter"), "1");
+        assert_eq!(node.pod.sysctl(by_name), "1");
         assert_eq!(node.pod.sysctl("net/ipv4/conf/peer0/arp_filter"), "0");
         node.tuning().check(&conf, &node.pod, "net1.5").silent();
         node.tuning().del(&conf, &node.pod, "net1.5").silent();

@@ -170,10 +170,15 @@ impl Attributes {
     }
 }
 
-/// The path below /proc/sys. As in the Go plugin every dot is a slash, so an interface with a dot
-/// in its name can only be written as `IFNAME`.
+/// The path below /proc/sys. As with sysctl(8), a name whose first separator is a slash may have dots in
+/// its parts: interfaces have some in their names. In any other, every dot is a slash.
 fn path_of(name: &str) -> String {
-    let parts = name.split(['.', '/']).filter(|part| !part.is_empty());
+    let separators = ['.', '/'];
+    let by_slashes = name
+        .find(separators)
+        .is_some_and(|at| name[at..].starts_with('/'));
+    let separators = &separators[usize::from(by_slashes)..];
+    let parts = name.split(separators).filter(|part| !part.is_empty());
     parts.collect::<Vec<_>>().join("/")
 }
 
@@ -187,7 +192,8 @@ fn sysctls(key: &str, settings: &Sysctls) -> Result<Vec<Sysctl>, Faults> {
             checks.add(Fault::new(format!("{key}.{name}"), msg));
         }
         let path = path_of(name);
-        if !path.starts_with("net/") {
+        let leads_out = path.split('/').any(|part| part == "." || part == "..");
+        if !path.starts_with("net/") || leads_out {
             let written = name.replace('.', "/");
             let msg = format!("invalid net sysctl key: {written:?}");
             checks.add(Fault::new(format!("{key}.{name}"), msg));

@@ -42,6 +42,7 @@ fn a_key_is_a_path_with_the_pods_interface() {
     assert_eq!(path("net/core/somaxconn"), "net/core/somaxconn");
     assert_eq!(path("net..core.somaxconn"), "net/core/somaxconn");
     assert_eq!(path("net.a.IFNAME.IFNAME"), "net/a/eth0.5/IFNAME");
+    assert_eq!(path("net/a/IFNAME/net1.7/b"), "net/a/eth0.5/net1.7/b");
 }
 
 #[test]
@@ -49,7 +50,9 @@ fn settings_outside_net_are_refused() {
     let (key, msg) = fault(r#"{"sysctl": {"kernel.panic": "1"}}"#);
     assert_eq!(key, "sysctl.kernel.panic");
     assert_eq!(msg, r#"invalid net sysctl key: "kernel/panic""#);
-    for name in ["net", "IFNAME.x", "", "netx.a", "x/net/a"] {
+    for name in [
+        "net", "IFNAME.x", "", "netx.a", "x/net/a", "net/../a", "net/./a",
+    ] {
         let text = format!(r#"{{"args": {{"cni": {{"sysctl": {{"{name}": "1"}}}}}}}}"#);
         assert!(
             fault(&text).1.starts_with("invalid net sysctl key: "),
