@@ -253,7 +253,8 @@ fn the_default_route_of_the_interface_moves() {
 fn a_default_route_that_the_kernel_joined_with_another_moves_alone() {
     beyond_peer("half of the connections of eth0 leave by net1", || {
         let node = Node::new();
-        node.pod.sh("ip -6 route append default via fd01::7 dev net1");
+        node.pod
+            .sh("ip -6 route append default via fd01::7 dev net1");
         let [joined] = &node.pod.ip_json(["-6", "route", "show", "default"])[..] else {
             panic!("the kernel has not joined them");
         };

@@ -269,6 +269,20 @@ fn a_list_of_buses_is_tried_in_order() {
 }
 
 #[test]
+fn a_rootless_runtime_does_not_choose_the_firewalld_of_the_node() {
+    beyond_peer("nerdctl#2818: firewalld refuses its user", || {
+        let node = Firewalld::new();
+        let pod = node.sandbox.pod("a");
+        let result = json!({"cniVersion": "1.0.0", "ips": [{"address": "10.1.0.2/24"}]});
+        let conf = conf::with_prev(&automatic(json!({})), &result);
+        let rootless = ["unshare", "--user", "--map-root-user", "--net"];
+        let call = node.firewall().under(&rootless);
+        call.add(&conf, &pod, "eth0").result();
+        assert_eq!(node.sources("trusted"), [""; 0]);
+    });
+}
+
+#[test]
 fn without_firewalld_on_the_bus_iptables_is_chosen() {
     let node = Node(FilterNode::new(BackEnd::IptablesNft));
     let _bus = start_bus(&node.sandbox, SYSTEM_BUS);

@@ -5,6 +5,7 @@
 //! inside [`zbus::block_on`], so no other thread is started.
 
 use std::env;
+use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -36,6 +37,15 @@ const ALREADY_SET: &str = "ZONE_ALREADY_SET";
 pub fn is_running() -> bool {
     let has_bus = named_addresses().is_some() || Path::new(SYSTEM_BUS).exists();
     has_bus && within(PATIENCE, async { Ok(Firewalld::find().await.is_ok()) }).unwrap_or(false)
+}
+
+/// Whether firewalld, if it runs, is that of this network. Rootless runtimes are in a user namespace
+/// with a network of its own; firewalld has the node's network, and refuses their user.
+pub fn is_of_this_network() -> bool {
+    let initial = ["0", "0", "4294967295"];
+    named_addresses().is_some()
+        || fs::read_to_string("/proc/self/uid_map")
+            .map_or(true, |map| map.split_whitespace().eq(initial))
 }
 
 /// Makes the addresses sources of `zone`, those that are none yet.
