@@ -127,6 +127,7 @@ fn carry_out(service: &Rc<Service>, records: &Records, request: Request) -> Repl
             }
         }
         Request::Resolve(name) => Reply::Found(resolve(service, &name)),
+        Request::Elsewhere => Reply::Elsewhere(service.index.borrow().elsewhere()),
     }
 }
 
@@ -161,6 +162,7 @@ fn status(service: &Service, records: &Records) -> Value {
         "names": index.names(),
         "networks": networks,
         "failed": service.failed(),
+        "upstreams": service.upstreams(),
         "directory": records.path(),
     })
 }

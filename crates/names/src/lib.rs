@@ -27,9 +27,10 @@
 //! |---|---|---|
 //! | `{"names":{"read":"<network>/<file>"}}` | the record was written or removed: read it now | `{"servers":["10.1.0.1"]}`, once every later question is answered by the new state: the addresses where the resolver answers for that network. Others than those of the record: another server has the port there. None: it answers nowhere |
 //! | `{"names":{"resolve":"<name>"}}` | a question of the node, which is in all networks | `{"found":[{"network":"web","address":"10.1.0.2"}]}` |
+//! | `{"names":"elsewhere"}` | which pods of other nodes are known | `{"elsewhere":[{"network":"web","node":"n2","container":"…","names":["db"],"addresses":["10.1.1.2"]}]}` |
 //! | any that fails | | `{"error":"<reason>"}` |
 //!
-//! [`Request`], [`Reply`] and [`Found`] are these lines for both sides; [`Resolver`] is the client, whose
+//! [`Request`], [`Reply`], [`Found`] and [`Elsewhere`] are these lines for both sides; [`Resolver`] is the client, whose
 //! every wait has a limit. A `podwired` reads all records before it listens, so an answer also stands for
 //! the names of earlier ADDs.
 
@@ -42,6 +43,6 @@ mod resolver;
 pub use agent::Unreachable;
 pub use directory::{Directory, Entry};
 pub use name::{Fault, Name};
-pub use protocol::{Found, Reply, Request};
+pub use protocol::{Elsewhere, Found, Reply, Request};
 pub use record::{Namespace, Network, Record, Server, Service, Static, StaticData};
 pub use resolver::Resolver;

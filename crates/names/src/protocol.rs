@@ -16,6 +16,8 @@ pub enum Request {
     Read(Entry),
     /// Which addresses has this name? The name may end with a network's name or domain.
     Resolve(Name),
+    /// Which pods of other nodes are known?
+    Elsewhere,
 }
 
 /// A line has one key: the role's name.
@@ -50,6 +52,8 @@ pub enum Reply {
     Servers(Vec<IpAddr>),
     /// To [`Request::Resolve`].
     Found(Vec<Found>),
+    /// To [`Request::Elsewhere`].
+    Elsewhere(Vec<Elsewhere>),
     /// Why the request failed.
     Error(String),
 }
@@ -61,6 +65,21 @@ pub struct Found {
     pub network: String,
     /// The address.
     pub address: IpAddr,
+}
+
+/// The names of a pod of another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Elsewhere {
+    /// The network's name.
+    pub network: String,
+    /// The host name of the node.
+    pub node: String,
+    /// The container's id.
+    pub container: String,
+    /// Its names in this network.
+    pub names: Vec<Name>,
+    /// Its addresses in this network.
+    pub addresses: Vec<IpAddr>,
 }
 
 impl fmt::Display for Reply {
@@ -89,6 +108,7 @@ mod tests {
         for (request, line) in [
             (read, r#"{"names":{"read":"web/a:eth0"}}"#),
             (resolve, r#"{"names":{"resolve":"db.web"}}"#),
+            (Request::Elsewhere, r#"{"names":"elsewhere"}"#),
         ] {
             assert_eq!(request.to_string(), line);
             assert_eq!(line.parse::<Request>().unwrap(), request);
@@ -98,11 +118,25 @@ mod tests {
             network: "web".into(),
             address,
         };
+        let elsewhere = Elsewhere {
+            network: "web".into(),
+            node: "n2".into(),
+            container: "c1".into(),
+            names: vec!["db".parse().unwrap()],
+            addresses: vec![address],
+        };
         for (reply, line) in [
             (Reply::Servers(vec![address]), r#"{"servers":["10.1.0.1"]}"#),
             (
                 Reply::Found(vec![found]),
                 r#"{"found":[{"network":"web","address":"10.1.0.1"}]}"#,
+            ),
+            (
+                Reply::Elsewhere(vec![elsewhere]),
+                concat!(
+                    r#"{"elsewhere":[{"network":"web","node":"n2","container":"c1","#,
+                    r#""names":["db"],"addresses":["10.1.0.1"]}]}"#
+                ),
             ),
             (Reply::Error("no".into()), r#"{"error":"no"}"#),
         ] {

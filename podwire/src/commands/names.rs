@@ -1,10 +1,11 @@
 //! `podwire names`: the names of containers, and what the resolver answers.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use names::{Directory, Found, Name, Record, Reply, Request, Resolver};
+use names::{Directory, Elsewhere, Found, Name, Record, Reply, Request, Resolver, Unreachable};
 use serde_json::{Value, json};
 
 use super::Verdict;
@@ -17,7 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 ///
 /// The names are those that the plugin dnsname has recorded: each container's own name, its aliases,
 /// its short id. In its network, a container is found by each of them alone, and with the name or the
-/// domain of the network behind: web, web.mynet, web.podwire.internal.
+/// domain of the network behind: web, web.mynet, web.podwire.internal. On a network that spans nodes,
+/// the containers of other nodes are listed too, with their node: podwired knows them.
 ///
 /// With --resolve, the resolver of podwired answers, as it answers containers. The node is in all
 /// networks.
@@ -70,13 +72,31 @@ impl Names {
 
     fn list(&self, output: &Output) -> Result<Verdict> {
         let (records, is_complete) = self.records()?;
+        let elsewhere = self.elsewhere();
         if output.is_json() {
-            let documents: Vec<_> = records.iter().map(document).collect();
+            let documents = records.iter().map(document);
+            let documents: Vec<_> = documents
+                .chain(elsewhere.iter().map(|it| json!(it)))
+                .collect();
             output.print_json(&documents)?;
         } else {
-            print_table(&records)?;
+            print_table(&records, &elsewhere)?;
         }
         Ok(Verdict::good_if(is_complete))
+    }
+
+    /// The containers of other nodes. Without an agent, nothing is known of them.
+    fn elsewhere(&self) -> Vec<Elsewhere> {
+        match Resolver::default().ask(&Request::Elsewhere, PATIENCE) {
+            Ok(Reply::Elsewhere(mut all)) => {
+                all.retain(|it| self.wants(&it.network));
+                return all;
+            }
+            Ok(other) => cni::log(format_args!("podwire: names of other nodes: {other}")),
+            Err(error) if error.is::<Unreachable>() => {}
+            Err(error) => cni::log(format_args!("podwire: names of other nodes: {error:#}")),
+        }
+        Vec::new()
     }
 
     fn wants(&self, network: &str) -> bool {
@@ -116,25 +136,34 @@ fn document(record: &Record) -> Value {
     })
 }
 
-/// One container a line, the names last, because they have no limit.
-fn print_table(records: &[Record]) -> Result<()> {
-    let mut rows = vec![["NETWORK", "ADDRESSES", "NAMES"].map(str::to_owned)];
-    for record in records {
-        let addresses: Vec<_> = record.addresses.iter().map(ToString::to_string).collect();
-        let names: Vec<_> = record.names.iter().map(Name::as_str).collect();
-        rows.push([
-            record.network.name.clone(),
-            addresses.join(","),
-            names.join(","),
-        ]);
+/// One container a line, the names last, because they have no limit. The nodes are there only where there
+/// are others.
+fn print_table(records: &[Record], elsewhere: &[Elsewhere]) -> Result<()> {
+    let mut rows = vec![["NETWORK", "NODE", "ADDRESSES", "NAMES"].map(str::to_owned)];
+    for it in records {
+        rows.push(row(&it.network.name, "-", &it.addresses, &it.names));
+    }
+    for it in elsewhere {
+        rows.push(row(&it.network, &it.node, &it.addresses, &it.names));
     }
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let (network, addresses) = (width(0), width(1));
+    let [network, node, addresses] = [0, 1, 2].map(width);
     for row in &rows {
+        let node = match elsewhere {
+            [] => String::new(),
+            _ => format!("{:node$}  ", row[1]),
+        };
         print(&format!(
-            "{:network$}  {:addresses$}  {}",
-            row[0], row[1], row[2]
+            "{:network$}  {node}{:addresses$}  {}",
+            row[0], row[2], row[3]
         ))?;
     }
     Ok(())
+}
+
+fn row(network: &str, node: &str, addresses: &[IpAddr], names: &[Name]) -> [String; 4] {
+    let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+    let names: Vec<_> = names.iter().map(Name::as_str).collect();
+    let columns = [network, node, &addresses.join(","), &names.join(",")];
+    columns.map(str::to_owned)
 }

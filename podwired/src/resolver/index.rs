@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use cni::Cidr;
 use ipnetwork::IpNetwork;
-use names::{Entry, Name, Namespace, Network, Record, Static, StaticData};
+use names::{Elsewhere, Entry, Name, Namespace, Network, Record, Static, StaticData};
 
 /// A network's place in the index.
 pub type NetId = usize;
@@ -121,6 +121,8 @@ pub struct Index {
     /// The networks that each address serves.
     listening: HashMap<IpAddr, Vec<NetId>>,
     suffixes: HashMap<Box<str>, usize>,
+    /// The host names of other nodes, by what the names of their records begin with.
+    hosts: HashMap<Box<str>, Box<str>>,
     /// Counts changes of [`Index::listening`].
     pub version: u64,
 }
@@ -203,8 +205,12 @@ impl Index {
     }
 
     /// Adds a record of another node, whose name is `<node>/<file>`. How this node serves the network is
-    /// not that one's to say.
-    pub fn put_remote(&mut self, directory: &str, file: &str, record: Record) {
+    /// not that one's to say. `host` is the host name of that node.
+    pub fn put_remote(&mut self, directory: &str, file: &str, host: &str, record: Record) {
+        let (node, _) = file.split_once('/').unwrap_or_default();
+        if self.hosts.get(node).is_none_or(|it| **it != *host) {
+            self.hosts.insert(node.into(), host.into());
+        }
         let net = match self.directories.get(directory) {
             Some(net) => *net,
             None => self.ensure_net(directory, record.network.clone()),
@@ -218,6 +224,26 @@ impl Index {
         let files = files.flat_map(|it| it.files.keys());
         let remote = files.filter(|it| !is_local(it));
         remote.map(|it| it.to_string()).collect()
+    }
+
+    /// The pods of other nodes, by network, node and container.
+    pub fn elsewhere(&self) -> Vec<Elsewhere> {
+        let held = self.records.iter().flatten();
+        let elsewhere = held.filter_map(|it| {
+            let (node, _) = it.file.split_once('/')?;
+            let host = self.hosts.get(node).filter(|it| !it.is_empty());
+            Some(Elsewhere {
+                network: self.net(it.net)?.about.name.clone(),
+                node: host.map_or(node, |it| it).to_owned(),
+                container: it.container.to_string(),
+                names: it.names.to_vec(),
+                addresses: it.addresses.to_vec(),
+            })
+        });
+        let mut all: Vec<_> = elsewhere.collect();
+        let key = |it: &Elsewhere| [&it.network, &it.node, &it.container].map(Clone::clone);
+        all.sort_by_cached_key(key);
+        all
     }
 
     fn insert(&mut self, net: NetId, file: &str, record: Record) {

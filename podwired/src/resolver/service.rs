@@ -1,7 +1,7 @@
 //! The resolver at work: the sockets of each address, and what they answer.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -218,6 +218,22 @@ impl Service {
         let mut failed: Vec<_> = failed.map(|(_, why)| why.clone()).collect();
         failed.sort();
         failed
+    }
+
+    /// The servers that are asked for names which are not of containers: those of the networks, and for
+    /// networks without any those of the node.
+    pub fn upstreams(&self) -> BTreeSet<SocketAddr> {
+        let (index, open) = (self.index.borrow(), self.open.borrow());
+        let mut all = BTreeSet::new();
+        for network in index.networks().map(|it| &it.about) {
+            match network.internal {
+                true => {}
+                false if network.servers.is_empty() => all.extend(self.node.borrow_mut().get()),
+                false => all.extend(network.servers.iter().map(|it| it.0)),
+            }
+        }
+        all.retain(|it| !(it.port() == PORT && open.has(it.ip())));
+        all
     }
 
     async fn datagrams(

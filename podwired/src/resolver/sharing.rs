@@ -2,7 +2,7 @@
 //! that network, and those of its other nodes in the index.
 //!
 //! A key is `<prefix of the network>/names/<node>/<record>`, its value the record without what concerns
-//! one node alone. All keys of a node have one lease, and end with it. What is known stays as long as the
+//! one node alone, and the node's host name. All keys of a node have one lease, and end with it. What is known stays as long as the
 //! store does not answer.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use names::{Directory, Entry, Network, Record};
+use serde::{Deserialize, Serialize};
 use store::{Error, Etcd, Event, Expected, File, LeaseId, Listing, Revision, Store};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::{JoinHandle, spawn_local};
@@ -100,6 +101,16 @@ fn spawn_all<S: Store + 'static>(
         spawn_local(sharing.run(changed))
     };
     shared.networks.iter().map(spawn).collect()
+}
+
+/// A record in the store.
+#[derive(Serialize, Deserialize)]
+struct Public {
+    /// The host name of its node. A key has what no other node can have, but no person knows.
+    #[serde(default)]
+    node: String,
+    #[serde(flatten)]
+    record: Record,
 }
 
 /// One network.
@@ -208,7 +219,12 @@ impl<S: Store + 'static> Sharing<S> {
     fn value(&self, file: &str) -> Option<Vec<u8>> {
         let entry: Entry = format!("{}/{file}", self.directory).parse().ok()?;
         let record = Directory::default().read(&entry).ok()??;
-        serde_json::to_vec(&self.public(record)).ok()
+        let hostname = netlink::sysctl::read("kernel/hostname");
+        let public = Public {
+            node: hostname.unwrap_or_default(),
+            record: self.public(record),
+        };
+        serde_json::to_vec(&public).ok()
     }
 
     /// A record without what concerns one node alone.
@@ -276,14 +292,11 @@ impl<S: Store + 'static> Sharing<S> {
     }
 
     fn learn(&self, node: &str, file: &str, value: &[u8]) {
-        match serde_json::from_slice::<Record>(value) {
-            Ok(record) => {
+        match serde_json::from_slice::<Public>(value) {
+            Ok(public) => {
                 let mut index = self.service.index.borrow_mut();
-                index.put_remote(
-                    &self.directory,
-                    &format!("{node}/{file}"),
-                    self.public(record),
-                );
+                let (file, record) = (format!("{node}/{file}"), self.public(public.record));
+                index.put_remote(&self.directory, &file, &public.node, record);
             }
             Err(error) => log::warn(format_args!("{}{node}/{file}: {error}", self.prefix)),
         }

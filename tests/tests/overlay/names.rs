@@ -47,8 +47,9 @@ impl Names {
         self.cluster.sandbox.write(&file, conf.to_string());
         let program = Suite::Ours.dir().join("podwired").display().to_string();
         let (dir, file) = (self.run_of(node), file.display().to_string());
+        let script = format!("hostname n{node}; {OWN_RUN}");
         let argv = [
-            "unshare", "--mount", "sh", "-c", OWN_RUN, &dir, &program, "--config", &file,
+            "unshare", "--mount", "--uts", "sh", "-c", &script, &dir, &program, "--config", &file,
         ];
         let running = self.cluster.node(node).start(&argv);
         self.cluster.await_ready(node, &running);
@@ -100,6 +101,22 @@ impl Names {
             .silent();
     }
 
+    /// What `podwire names` lists on a node.
+    fn list(&self, node: usize) -> String {
+        let program = Suite::Ours.dir().join("podwire").display().to_string();
+        let argv = [
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            OWN_RUN,
+            &self.run_of(node),
+            &program,
+            "names",
+        ];
+        self.cluster.node(node).run(&argv).stdout
+    }
+
     /// What a pod of a node finds.
     fn dig(&self, (node, pod): (usize, &Netns), words: &[&str]) -> String {
         let server = format!("@{}.1", self.cluster.subnet(node));
@@ -127,6 +144,16 @@ fn pods_are_found_by_name_on_all_nodes_and_gone_with_their_node() {
     names.cluster.wait("in the other direction as well", || {
         names.dig((1, &web), &["front"]) == at_front
     });
+    let listed = names.list(2);
+    let line = |name: &str| {
+        listed
+            .lines()
+            .find(|it| it.ends_with(name))
+            .map(str::to_owned)
+    };
+    let of_web = line("web").expect("web");
+    assert!(of_web.contains(&format!("  n1    {at_web}  ")), "{listed}");
+    assert!(line("front").expect("front").contains("  -  "), "{listed}");
     let (db, at_db) = names.pod(1, "db");
     names
         .cluster
