@@ -5,6 +5,8 @@
 //! (`packet_filter::trace`); what it decides about routes, neighbours and ports of bridges is asked
 //! for. Nothing of that stays behind, also when podwire is killed.
 
+mod bridge;
+mod follow;
 mod hop;
 mod legacy;
 mod probe;

@@ -100,6 +100,10 @@ pub enum Statement {
     Established,
     /// `icmp type echo-request`, in a table of IPv6 `icmpv6 type echo-request`.
     EchoRequest,
+    /// `ether type arp`
+    Arp,
+    /// `icmpv6 type nd-neighbor-solicit`: what ARP is in IPv6; in a table of bridges.
+    NeighbourSolicitation,
     /// `icmp type redirect`, in a table of IPv6 `icmpv6 type nd-redirect`: the advice to send to
     /// another router, or to the neighbour itself.
     RedirectAdvice,
@@ -150,6 +154,8 @@ impl Statement {
             Self::Established => "ct state established,related".into(),
             Self::EchoRequest if family == Family::Ip6 => "icmpv6 type echo-request".into(),
             Self::EchoRequest => "icmp type echo-request".into(),
+            Self::Arp => "ether type arp".into(),
+            Self::NeighbourSolicitation => "icmpv6 type nd-neighbor-solicit".into(),
             Self::RedirectAdvice if family == Family::Ip6 => "icmpv6 type nd-redirect".into(),
             Self::RedirectAdvice => "icmp type redirect".into(),
             Self::RedirectBy(fields, map) => format!("dnat {ip} to {} map @{map}", key(fields)),
@@ -320,6 +326,13 @@ impl Program {
             Statement::Established => self.tracked(libc::NFT_CT_STATE, CT_ESTABLISHED | CT_RELATED),
             Statement::EchoRequest => self.icmp(ICMP_ECHO_REQUEST, ICMPV6_ECHO_REQUEST),
             Statement::RedirectAdvice => self.icmp(ICMP_REDIRECT, ICMPV6_REDIRECT),
+            Statement::Arp => {
+                self.payload(FIRST, libc::NFT_PAYLOAD_LL_HEADER, 12, 2);
+                self.compare(EQ, &(libc::ETH_P_ARP as u16).to_be_bytes());
+            }
+            Statement::NeighbourSolicitation => {
+                self.icmp_type(libc::IPPROTO_ICMPV6, ICMPV6_NEIGHBOUR_SOLICITATION);
+            }
             Statement::Masquerade { fully_random } => {
                 let mut flags = Attributes::new();
                 if *fully_random {
@@ -399,6 +412,10 @@ impl Program {
             Family::Ip6 => (libc::IPPROTO_ICMPV6, v6),
             _ => (libc::IPPROTO_ICMP, v4),
         };
+        self.icmp_type(protocol, kind);
+    }
+
+    fn icmp_type(&mut self, protocol: libc::c_int, kind: u8) {
         self.meta(FIRST, libc::NFT_META_L4PROTO);
         self.compare(libc::NFT_CMP_EQ, &[protocol as u8]);
         self.payload(FIRST, libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1);

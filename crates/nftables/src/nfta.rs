@@ -117,3 +117,4 @@ pub const ICMP_ECHO_REQUEST: u8 = 8;
 pub const ICMPV6_ECHO_REQUEST: u8 = 128;
 pub const ICMP_REDIRECT: u8 = 5;
 pub const ICMPV6_REDIRECT: u8 = 137;
+pub const ICMPV6_NEIGHBOUR_SOLICITATION: u8 = 135;

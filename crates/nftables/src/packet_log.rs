@@ -73,6 +73,7 @@ impl PacketLog {
             setting,
             before: before.trim().to_owned(),
         };
+        log.socket.make_room();
         // The group of TRACE is 0. The kernel frees it with the socket.
         log.configure(NFULA_CFG_CMD, &[NFULNL_CFG_CMD_BIND])
             .map_err(failed)?;

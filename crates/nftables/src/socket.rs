@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
 use transport::{Backoff, Error, Netfilter, Protocol, Refusal, find};
 
 use crate::nfta::{NFNL_BATCH_GENID, NFTA_GEN_ID};
@@ -120,6 +121,13 @@ impl Socket {
     /// The kernel refuses.
     pub fn join(&self, group: u32) -> Result<(), Errno> {
         self.inner.set_membership(group, true)
+    }
+
+    /// Makes room for the reports of a packet that passes thousands of rules.
+    pub(crate) fn make_room(&self) {
+        const BYTES: usize = 16 * 1024 * 1024;
+        // Where it is forbidden, the usual room has to do.
+        let _ = setsockopt(&self.inner, sockopt::RcvBufForce, &BYTES);
     }
 
     /// Passes the messages that have come, of nf_tables' type `message`, to `hear`: family and

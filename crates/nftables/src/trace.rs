@@ -22,7 +22,7 @@ const CHAIN: &str = "trace";
 const NAME: &str = "podwire_trace";
 
 /// Which packets to follow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// From this address.
     pub source: IpAddr,
@@ -30,9 +30,23 @@ pub struct Wanted {
     pub destination: IpAddr,
     /// To this port.
     pub port: Option<(Protocol, u16)>,
+    /// The port of a bridge that they come in by. The sender's questions for neighbours (ARP, neighbour
+    /// solicitations) are followed there, too: without an answer, no packet comes.
+    pub bridge_port: Option<String>,
 }
 
 impl Wanted {
+    /// In a table of bridges: the questions for neighbours.
+    fn questions(&self) -> Option<Rule> {
+        let port = self.bridge_port.clone()?;
+        let question = match self.source {
+            IpAddr::V4(_) => Statement::Arp,
+            IpAddr::V6(_) => Statement::NeighbourSolicitation,
+        };
+        let statements = [Statement::Interface(port), question, Statement::Trace];
+        Some(Rule::new(statements))
+    }
+
     fn rule(&self) -> Rule {
         let mut statements = vec![
             Statement::Address(Side::Source, self.source.into()),
@@ -67,6 +81,8 @@ pub struct Step {
     pub addresses: Option<[IpAddr; 2]>,
     /// Source and destination port, also of the first step only.
     pub ports: Option<[u16; 2]>,
+    /// Whether the packet is a question for a neighbour, also of the first step only.
+    pub is_question: bool,
     /// The index of the interface that the packet came in by.
     pub input: Option<u32>,
     /// The index of the interface that it leaves by.
@@ -109,6 +125,7 @@ impl Trace {
         socket
             .join(NFNLGRP_NFTRACE)
             .map_err(|errno| Error::new("receive what rules do with packets", errno))?;
+        socket.make_room();
         let begin = |family| {
             let table = Table::commented(family, NAME, "podwire trace: until it ends").owned();
             let mut changes = Transaction::new();
@@ -116,6 +133,9 @@ impl Trace {
             let chain = Chain::hooked(CHAIN, "filter", point, FIRST_OF_ALL);
             changes.add_chain(table, chain);
             changes.add_rule(table, CHAIN, wanted.rule());
+            if let Some(questions) = wanted.questions().filter(|_| family == Family::Bridge) {
+                changes.add_rule(table, CHAIN, questions);
+            }
             changes.commit(&socket, None)
         };
         begin(Family::Inet)?;
@@ -166,6 +186,7 @@ impl Step {
             }
         };
         let header = find(bytes, NFTA_TRACE_NETWORK_HEADER);
+        let transport = find(bytes, NFTA_TRACE_TRANSPORT_HEADER);
         Some(Self {
             packet: number(NFTA_TRACE_ID)?,
             family: family_name(family),
@@ -174,7 +195,8 @@ impl Step {
             rule,
             verdict,
             addresses: header.and_then(addresses),
-            ports: find(bytes, NFTA_TRACE_TRANSPORT_HEADER).and_then(ports),
+            ports: transport.and_then(ports),
+            is_question: header.is_some_and(|it| is_question(it, transport)),
             input: number(NFTA_TRACE_IIF),
             output: number(NFTA_TRACE_OIF),
         })
@@ -209,6 +231,15 @@ fn family_name(number: u8) -> String {
         libc::NFPROTO_NETDEV => "netdev".into(),
         _ => number.to_string(),
     }
+}
+
+/// Whether this is ARP (RFC 826: hardware and protocol) or a neighbour solicitation (RFC 4861).
+fn is_question(header: &[u8], transport: Option<&[u8]>) -> bool {
+    const ARP: [u8; 4] = [0, 1, 8, 0];
+    let is_icmpv6 = header.first().is_some_and(|it| it >> 4 == 6)
+        && header.get(6) == Some(&(libc::IPPROTO_ICMPV6 as u8));
+    let kind = transport.and_then(<[u8]>::first);
+    header.starts_with(&ARP) || (is_icmpv6 && kind == Some(&ICMPV6_NEIGHBOUR_SOLICITATION))
 }
 
 pub(crate) fn addresses(header: &[u8]) -> Option<[IpAddr; 2]> {
@@ -274,8 +305,21 @@ mod tests {
             source: "10.1.0.2".parse().unwrap(),
             destination: "10.1.0.3".parse().unwrap(),
             port: Some((Protocol::Tcp, 80)),
+            bridge_port: Some("veth1".into()),
         };
         let text = "ip saddr 10.1.0.2 ip daddr 10.1.0.3 tcp dport 80 meta nftrace set 1";
         assert_eq!(wanted.rule().text(Family::Inet), text);
+        let questions = wanted.questions().unwrap().text(Family::Bridge);
+        let text = "iifname \"veth1\" ether type arp meta nftrace set 1";
+        assert_eq!(questions, text);
+    }
+
+    #[test]
+    fn questions_for_neighbours_are_known_by_their_headers() {
+        let (mut ip, arp) = ([0; 40], [0, 1, 8, 0, 6, 4, 0, 1]);
+        assert!(is_question(&arp, None) && !is_question(&ip, None));
+        ip[..7].copy_from_slice(&[0x60, 0, 0, 0, 0, 24, 58]);
+        assert!(is_question(&ip, Some(&[135, 0])) && !is_question(&ip, Some(&[128, 0])));
+        assert!(!is_question(&ip, Some(&[])));
     }
 }

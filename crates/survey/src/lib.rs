@@ -240,6 +240,13 @@ impl Survey {
         self.namespaces.get(place.namespace)?.at(place.index)
     }
 
+    /// The path of the namespace that people call `name`: see [`Namespace::shown`].
+    pub fn path_named(&self, name: &str) -> Option<&Path> {
+        let mut pods = self.namespaces.iter().skip(1);
+        let found = pods.find(|it| it.shown() == name)?;
+        found.paths.first().map(PathBuf::as_path)
+    }
+
     /// The attachments of a container.
     pub fn of_container<'a>(&'a self, id: &'a str) -> impl Iterator<Item = &'a Attachment> {
         self.attachments

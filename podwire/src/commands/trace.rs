@@ -1,5 +1,6 @@
 //! `podwire trace`: follow one packet.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -19,12 +20,15 @@ use crate::trace::{self, Origin, Target};
 #[derive(Debug, Args)]
 #[command(after_long_help = OUTCOME)]
 pub struct Trace {
-    /// Name of the pod, its container id (or its beginning), the path of its namespace; or node
+    /// Name of the pod, its container id (or its beginning), the name or path of its namespace; or node
     #[arg(value_name = "POD")]
     pod: String,
     /// Address or name of a pod, with :PORT or :PORT/udp
     #[arg(value_name = "DESTINATION[:PORT]")]
     destination: String,
+    /// Source address of the packet, in place of the pod's own: what happens to a forged one
+    #[arg(long, value_name = "ADDRESS")]
+    source: Option<IpAddr>,
     /// How long to wait for an answer, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 1)]
     wait: u64,
@@ -47,6 +51,7 @@ Examples:
   podwire trace web 10.1.0.3:80
   podwire trace web db:5432
   podwire trace /run/netns/a 10.1.0.1:53/udp --json
+  podwire trace web 10.1.0.3:80 --source 10.1.0.9
 ";
 
 impl Trace {
@@ -58,8 +63,12 @@ impl Trace {
             conf_dir: self.conf.conf_dir.clone(),
             cache_dir: self.cache.dir().to_owned(),
         })?;
-        let origin = Origin::find(&self.pod, &survey, &self.cache.open())?;
+        let mut origin = Origin::find(&self.pod, &survey, &self.cache.open())?;
         let target = Target::parse(&self.destination, &survey, &origin)?;
+        if let Some(source) = self.source.filter(|it| it.is_ipv4() != target.ip.is_ipv4()) {
+            bail!("--source {source}: it is not of the family of {target}");
+        }
+        origin.source = self.source;
         let traced = trace::trace(&survey, &origin, target, Duration::from_secs(self.wait))?;
         if output.is_json() {
             output.print_json(&traced)?;

@@ -13,8 +13,9 @@ use nix::sys::socket::{
     getsockname, getsockopt, recv, send, setsockopt, socket, sockopt,
 };
 use packet_filter::Protocol;
+use socket2::SockRef;
 
-use super::target::Target;
+use super::target::{Origin, Target};
 
 /// The identifier of our echo requests; the kernel gives each raw socket all answers.
 const ECHO: [u8; 4] = [0x70, 0x77, 0, 1];
@@ -62,12 +63,23 @@ pub fn source(netns: &NetNs, ip: IpAddr) -> Result<IpAddr> {
         .with_context(|| format!("find a source address for {ip}"))
 }
 
+/// Lets a socket send from an address that may be another's (ip(7), IP_TRANSPARENT).
+fn forge(fd: &OwnedFd, source: IpAddr) -> Result<()> {
+    let socket = SockRef::from(fd);
+    match source {
+        IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+        IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+    }
+    Ok(socket.bind(&SocketAddr::new(source, 0).into())?)
+}
+
 impl Probe {
-    /// Sends a packet to `target` in `netns`.
+    /// Sends a packet from `origin` to `target`.
     ///
     /// # Errors
-    /// No socket can be made. That the packet cannot be sent is an answer.
-    pub fn send(netns: &NetNs, target: Target) -> Result<(Self, Answer)> {
+    /// No socket can be made, or none with the origin's source address. That the packet cannot be sent
+    /// is an answer.
+    pub fn send(origin: &Origin, target: Target) -> Result<(Self, Answer)> {
         let family = match target.ip {
             IpAddr::V4(_) => AddressFamily::Inet,
             IpAddr::V6(_) => AddressFamily::Inet6,
@@ -79,9 +91,13 @@ impl Probe {
             None => (SockType::Raw, Some(SockProtocol::IcmpV6)),
         };
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = netns
+        let fd = origin
+            .netns
             .enter(|| socket(family, kind, flags, protocol))?
             .context("open a socket")?;
+        if let Some(source) = origin.source {
+            forge(&fd, source).with_context(|| format!("send from {source}"))?;
+        }
         let address = SocketAddr::new(target.ip, target.port_number());
         let connected = connect(fd.as_raw_fd(), &SockaddrStorage::from(address));
         let mut probe = Self {

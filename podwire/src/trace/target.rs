@@ -27,6 +27,8 @@ pub struct Origin {
     pub netns: NetNs,
     /// Its position in the survey, if it is there; 0 is the node.
     pub at: Option<usize>,
+    /// The source address of the packet; without one, that of the route.
+    pub source: Option<IpAddr>,
 }
 
 /// The destination of a packet.
@@ -40,7 +42,7 @@ pub struct Target {
 
 impl Origin {
     /// The namespace of the pod called `word`: its name, the id of its container or the beginning of
-    /// it, the path of its namespace; `node` is the node itself.
+    /// it, the name or path of its namespace; `node` is the node itself.
     ///
     /// # Errors
     /// There is none, or it is gone.
@@ -50,9 +52,14 @@ impl Origin {
                 name: NODE.to_owned(),
                 netns: NetNs::current()?,
                 at: Some(0),
+                source: None,
             });
         }
-        let container = Container::find(word, cache, derived_id)?;
+        let by_name = survey.path_named(word).map(|it| it.to_string_lossy());
+        let container = match (Container::find(word, cache, derived_id), by_name) {
+            (Err(_), Some(path)) => Container::find(&path, cache, derived_id)?,
+            (found, _) => found?,
+        };
         let path = Path::new(&container.netns);
         let netns = NetNs::open(path)?;
         let inode = std::fs::metadata(path)
@@ -67,6 +74,7 @@ impl Origin {
             name: name.to_owned(),
             netns,
             at: namespaces.position(|it| it.inode == inode),
+            source: None,
         })
     }
 }

@@ -1,28 +1,27 @@
 //! The way of one packet: asks the kernel, sends the packet, and puts in order what was decided.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use netlink::{Decision, Mac, Netlink};
 use netns::NetNs;
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use packet_filter::trace::{Step, Trace, Verdict, Wanted};
-use packet_filter::{Point, Protocol, Socket, rule_texts};
+use packet_filter::Protocol;
+use packet_filter::trace::{Step, Verdict, Wanted};
 use survey::{Interface, OtherEnd, Place, Survey};
 
+use super::follow::Followed;
 use super::hop::{Hop, Passage, Traced};
-use super::legacy::Legacy;
-use super::probe::{self, Answer, Probe};
+use super::probe::{self, Answer};
 use super::target::{Origin, Target};
 use crate::graph::host::pod_name;
 
 /// The table of the namespace's own addresses.
 const LOCAL_TABLE: u32 = 255;
 /// The place of hops on the node.
-const NODE: &str = "node";
+pub const NODE: &str = "node";
 
 /// Follows a packet from `origin` to `target`. An answer is waited for no longer than `patience`.
 ///
@@ -76,27 +75,18 @@ fn words(answer: Answer, target: Target) -> String {
     }
 }
 
-struct Walk<'a> {
-    survey: &'a Survey,
-    origin: &'a Origin,
-    target: Target,
+pub struct Walk<'a> {
+    pub survey: &'a Survey,
+    pub origin: &'a Origin,
+    pub target: Target,
     pod: Netlink,
-    node: Netlink,
+    pub node: Netlink,
     source: Option<IpAddr>,
-    hops: Vec<Hop>,
+    pub hops: Vec<Hop>,
     /// Source and destination, as they were last reported.
-    addresses: Option<[IpAddr; 2]>,
+    pub addresses: Option<[IpAddr; 2]>,
     /// The rules of chains by their handles, as nft prints them.
-    texts: HashMap<[String; 3], HashMap<u64, String>>,
-}
-
-/// What rules did with the packet: in the pod, and on the node.
-#[derive(Default)]
-struct Followed {
-    pod: Vec<Step>,
-    node: Vec<Step>,
-    /// Of iptables-legacy on the node: before the decision about the route, and after it.
-    legacy: [Vec<Hop>; 2],
+    pub texts: HashMap<[String; 3], HashMap<u64, String>>,
 }
 
 /// What rules of IP on the node did with a packet from `source`.
@@ -117,15 +107,20 @@ impl Walk<'_> {
                 return Ok(Answer::Failed(error.errno()));
             }
         };
-        let source = match decision.source {
+        let source = match self.origin.source.or(decision.source) {
             Some(source) => source,
             None => probe::source(&self.origin.netns, self.target.ip)?,
         };
         self.source = Some(source);
+        let output = self.interface(self.origin.at, decision.output);
+        let pair = output.filter(|it| it.link.is_kind("veth"));
+        let port = pair.and_then(|it| host_end(self.survey, it));
+        let port = port.filter(|it| it.link.master.is_some());
         let wanted = Wanted {
             source,
             destination: self.target.ip,
             port: self.target.port,
+            bridge_port: port.map(|it| it.link.name.clone()),
         };
         let (followed, answer) = self.send(&wanted, patience)?;
         let output = self.interface(self.origin.at, decision.output);
@@ -139,7 +134,7 @@ impl Walk<'_> {
         Ok(answer)
     }
 
-    fn is_stopped(&self) -> bool {
+    pub fn is_stopped(&self) -> bool {
         self.hops.iter().any(|it| it.passage == Passage::Dropped)
     }
 
@@ -163,78 +158,6 @@ impl Walk<'_> {
         format!("{}{via}{on}{table}", self.target.ip)
     }
 
-    /// Sends the packet while the kernel reports what rules do with it.
-    fn send(&mut self, wanted: &Wanted, patience: Duration) -> Result<(Followed, Answer)> {
-        let begin = if self.origin.at == Some(0) {
-            Point::Output
-        } else {
-            Point::Prerouting
-        };
-        let on_node = self.follow(NODE, Socket::open().map_err(Into::into), begin, wanted);
-        // The pod's own rules; for the node, they are the same.
-        let in_pod = match begin {
-            Point::Output => None,
-            _ => {
-                let socket = self.origin.netns.enter(Socket::open).and_then(|it| Ok(it?));
-                let name = self.origin.name.clone();
-                self.follow(&name, socket, Point::Output, wanted)
-            }
-        };
-        let mut legacy = Legacy::open(self.target.ip.is_ipv4()).unwrap_or_else(|error| {
-            let text = format!("rules of iptables-legacy cannot be followed: {error:#}");
-            self.hops.push(Hop::on(NODE, "rule", text));
-            None
-        });
-        let (probe, mut answer) = Probe::send(&self.origin.netns, self.target)?;
-        let until = Instant::now() + patience;
-        let mut followed = Followed::default();
-        loop {
-            for (trace, steps) in [(&on_node, &mut followed.node), (&in_pod, &mut followed.pod)] {
-                if let Some(trace) = trace {
-                    steps.extend(
-                        trace
-                            .steps()
-                            .context("hear what rules do with the packet")?,
-                    );
-                    keep_one(steps, probe.port);
-                }
-            }
-            if let Some(legacy) = &mut legacy {
-                legacy.hear(probe.port)?;
-            }
-            if answer == Answer::Nothing {
-                answer = probe.answer();
-            }
-            let dropped = |it: &Step| it.verdict == Verdict::Drop;
-            let is_dropped = followed.node.iter().chain(&followed.pod).any(dropped);
-            let left = until.saturating_duration_since(Instant::now());
-            if answer != Answer::Nothing || is_dropped || left.is_zero() {
-                followed.legacy = legacy.map(|mut it| it.hops(NODE)).unwrap_or_default();
-                return Ok((followed, answer));
-            }
-            wait(&probe, [&on_node, &in_pod], left)?;
-        }
-    }
-
-    /// A trace of rules; where there is none, the list of hops says so.
-    fn follow(
-        &mut self,
-        at: &str,
-        socket: Result<Socket>,
-        point: Point,
-        wanted: &Wanted,
-    ) -> Option<Trace> {
-        let started = socket.and_then(|it| Ok(Trace::start(it, point, wanted)?));
-        match started {
-            Ok(trace) => Some(trace),
-            Err(error) => {
-                let text = format!("rules cannot be followed here: {error:#}");
-                self.hops.push(Hop::on(at, "rule", text));
-                None
-            }
-        }
-    }
-
     /// From the pod's interface to the node, and on from there.
     fn leave(&mut self, decision: &Decision, source: IpAddr, followed: &Followed) {
         let name = self.origin.name.clone();
@@ -245,10 +168,7 @@ impl Walk<'_> {
             return;
         };
         let pod_end = output.link.name.clone();
-        let host_end = match output.other_end {
-            Some(OtherEnd::At(place)) if place.namespace == 0 => self.survey.interface(place),
-            _ => None,
-        };
+        let host_end = host_end(self.survey, output);
         let (bridged, rest): (Vec<_>, Vec<_>) = followed
             .node
             .iter()
@@ -265,10 +185,11 @@ impl Walk<'_> {
             self.routed(None, &routed);
             return;
         };
-        let kind = host_end.link.kind.clone().unwrap_or_default();
-        let text = match kind.as_str() {
-            "veth" => format!("{pod_end} → {} on the node", host_end.link.name),
-            _ => format!(
+        let is_pair = output.link.is_kind("veth");
+        let text = match is_pair {
+            true => format!("{pod_end} → {} on the node", host_end.link.name),
+            // The parent of a macvlan, for example.
+            false => format!(
                 "{pod_end} → out of {} on the node, beside its rules",
                 host_end.link.name
             ),
@@ -279,7 +200,7 @@ impl Walk<'_> {
             self.hops.push(Hop::dropped(NODE, "link", text));
             return;
         }
-        if kind != "veth" {
+        if !is_pair {
             return;
         }
         self.rules(NODE, &bridged);
@@ -299,99 +220,6 @@ impl Walk<'_> {
             input = bridge.link.index;
         }
         self.routed(Some(input), &routed);
-    }
-
-    /// Where a bridge forwards the frame to; returns whether that is the node itself.
-    fn bridged(&mut self, port: &Interface, bridge: &Interface, mac: Option<Mac>) -> bool {
-        let names = format!("{}, port {}", bridge.link.name, port.link.name);
-        let entry = mac.and_then(|mac| {
-            let is_own = bridge.link.mac == Some(mac);
-            let found = self
-                .node
-                .find_fdb_entry(bridge.link.index, mac)
-                .ok()
-                .flatten();
-            match found {
-                _ if is_own => Some(bridge.link.index),
-                found => found.map(|it| it.port),
-            }
-        });
-        let to = match entry {
-            Some(index) if index == bridge.link.index => {
-                self.hops.push(Hop::on(
-                    NODE,
-                    "bridge",
-                    format!("{names} → the node itself"),
-                ));
-                return true;
-            }
-            Some(index) => self.survey.node().at(index),
-            // The neighbour did not answer: where it is, if it is a pod of this node.
-            None => self.outside_of(self.target.ip),
-        };
-        let Some(to) = to.filter(|it| it.link.master == Some(bridge.link.index)) else {
-            let text = format!("{names} → every port");
-            self.hops.push(Hop::on(NODE, "bridge", text));
-            return false;
-        };
-        let text = format!("{names} → port {}{}", to.link.name, self.behind(to, mac));
-        let isolated = |it: &Interface| it.link.port.is_some_and(|it| it.isolated);
-        let vlan = port.vlans.iter().find(|it| it.pvid).map(|it| it.vid);
-        let hop = if isolated(port) && isolated(to) {
-            let text = format!("{text}: both ports are isolated (portIsolation)");
-            Hop::dropped(NODE, "bridge", text)
-        } else if bridge.link.vlan_filtering == Some(true)
-            && vlan.is_none_or(|vlan| !to.vlans.iter().any(|it| it.vid == vlan))
-        {
-            let vlan = vlan
-                .map(|it| format!("VLAN {it} of the first"))
-                .unwrap_or("a VLAN".into());
-            Hop::dropped(
-                NODE,
-                "bridge",
-                format!("{text}: that port does not have {vlan}"),
-            )
-        } else {
-            Hop::on(NODE, "bridge", text)
-        };
-        self.hops.push(hop);
-        false
-    }
-
-    /// What is behind a port: a pod, or a node of an overlay.
-    fn behind(&self, port: &Interface, mac: Option<Mac>) -> String {
-        if let Some(vtep) = port.vteps.iter().find(|it| Some(it.mac) == mac) {
-            return format!(", to node {}", vtep.address);
-        }
-        let place = Place {
-            namespace: 0,
-            index: port.link.index,
-        };
-        let mut attachments = self.survey.attachments.iter();
-        let found = attachments.find(|it| it.outside == Some(place));
-        found
-            .map(|it| format!(" of {}", pod_name(self.survey, it)))
-            .unwrap_or_default()
-    }
-
-    /// The node's interface of the pod with this address.
-    fn outside_of(&self, ip: IpAddr) -> Option<&Interface> {
-        let has = |it: &&survey::Attachment| {
-            let ips = it.result.iter().flat_map(|it| &it.ips);
-            ips.map(|it| it.address.ip()).any(|it| it == ip)
-        };
-        let found = self.survey.attachments.iter().find(has);
-        if let Some(outside) = found.and_then(|it| it.outside) {
-            return self.survey.interface(outside);
-        }
-        // One of a runtime whose cache is elsewhere.
-        let pods = self.survey.namespaces.iter().skip(1);
-        let mut all = pods.flat_map(|it| &it.interfaces);
-        let found = all.find(|it| it.addresses.iter().any(|it| it.address.ip() == ip))?;
-        match found.other_end {
-            Some(OtherEnd::At(place)) if place.namespace == 0 => self.survey.interface(place),
-            _ => None,
-        }
     }
 
     /// What the rules of IP on the node did, where no route is decided.
@@ -436,6 +264,13 @@ impl Walk<'_> {
                     let text = format!("{to} is an address of the node");
                     self.hops.push(Hop::on(NODE, "route", text));
                 }
+                // The decision about IPv4 knows this.
+                Ok(_) if to.is_ipv6() && !self.forwards_ipv6(input) => {
+                    let text = format!("{to} is elsewhere, and the node does not forward");
+                    let text = format!("{text} (net.ipv6.conf.all.forwarding)");
+                    self.hops.push(Hop::dropped(NODE, "route", text));
+                    return;
+                }
                 Ok(decision) => {
                     let output = self.interface(Some(0), decision.output);
                     let output = output.map(|it| it.link.name.clone()).unwrap_or_default();
@@ -453,7 +288,11 @@ impl Walk<'_> {
                     return;
                 }
                 Err(error) => {
-                    let text = format!("no way to {to}: {}", refusal(error.errno()));
+                    let why = match error.errno() {
+                        Errno::EXDEV | Errno::EINVAL => self.refused_source(source, input),
+                        errno => refusal(errno),
+                    };
+                    let text = format!("no way to {to}: {why}");
                     self.hops.push(Hop::dropped(NODE, "route", text));
                     return;
                 }
@@ -461,6 +300,38 @@ impl Walk<'_> {
         }
         self.rules(NODE, after);
         self.legacy(late);
+    }
+
+    /// Why the node takes no packet from `source` that comes in by the interface with this index.
+    fn refused_source(&self, source: IpAddr, input: u32) -> &'static str {
+        let mut all = self.survey.node().interfaces.iter();
+        if all.any(|it| it.addresses.iter().any(|it| it.address.ip() == source)) {
+            return "the source is an address of the node";
+        }
+        let name = self.interface(Some(0), Some(input)).map(|it| &it.link.name);
+        let filters = |name: &str| {
+            let key = netlink::sysctl::interface_key("ipv4", name, "rp_filter");
+            netlink::sysctl::read(&key).is_ok_and(|it| it != "0")
+        };
+        match filters("all") || name.is_some_and(|it| filters(it)) {
+            true => "the source must not come in there (rp_filter)",
+            false => "the source is not one that a host has",
+        }
+    }
+
+    /// Whether the node forwards IPv6 that comes in by the interface with this index: the setting of all
+    /// or, since Linux 6.17, that of the interface.
+    fn forwards_ipv6(&self, input: u32) -> bool {
+        let on = |key: &str| netlink::sysctl::read(key).is_ok_and(|it| it == "1");
+        let name = self.interface(Some(0), Some(input)).map(|it| &it.link.name);
+        on("net/ipv6/conf/all/forwarding")
+            || name.is_some_and(|it| {
+                on(&netlink::sysctl::interface_key(
+                    "ipv6",
+                    it,
+                    "force_forwarding",
+                ))
+            })
     }
 
     /// On the link that the destination, or the next hop, is on.
@@ -523,50 +394,6 @@ impl Walk<'_> {
         found.mac
     }
 
-    /// What rules did, but for those after which nothing is different.
-    fn rules(&mut self, at: &str, steps: &[Step]) {
-        for step in steps {
-            if let Some(now) = step.addresses {
-                let before = self.addresses.replace(now).unwrap_or(now);
-                for (side, number) in [("source", 0), ("destination", 1)] {
-                    if before[number] != now[number] {
-                        let text = format!("the {side} is now {}", now[number]);
-                        self.hops.push(Hop::on(at, "translation", text));
-                    }
-                }
-            }
-            let verdict = match &step.verdict {
-                Verdict::Drop => "drop".to_owned(),
-                Verdict::Queue => "to a program (queue)".to_owned(),
-                Verdict::Accept if step.rule.is_some() => "accept".to_owned(),
-                Verdict::Enter(chain) => format!("on in {chain}"),
-                _ => continue,
-            };
-            let chain = format!("{} {} {}", step.family, step.table, step.chain);
-            let text = match step.rule {
-                Some(handle) => match self.rule_text(step, handle) {
-                    Some(rule) => format!("{chain}: {rule}"),
-                    None => format!("{chain}: rule {handle}: {verdict}"),
-                },
-                None => format!("{chain}: policy {verdict}"),
-            };
-            let hop = match step.verdict {
-                Verdict::Drop => Hop::dropped(at, "rule", text),
-                _ => Hop::on(at, "rule", text),
-            };
-            self.hops.push(hop);
-        }
-    }
-
-    fn rule_text(&mut self, step: &Step, handle: u64) -> Option<String> {
-        let key = [&step.family, &step.table, &step.chain].map(Clone::clone);
-        let texts = self
-            .texts
-            .entry(key)
-            .or_insert_with(|| rule_texts(&step.family, &step.table, &step.chain));
-        texts.get(&handle).cloned()
-    }
-
     /// Where no rule dropped the packet, and nothing came back.
     fn explain(&mut self, answer: &Answer, followed: &Followed) {
         let unreachable = matches!(answer, Answer::Failed(Errno::EHOSTUNREACH));
@@ -578,8 +405,25 @@ impl Walk<'_> {
             && self.hops[at].text.contains("does not answer")
             && (self.hops[at].at == NODE || followed.node.is_empty())
         {
-            self.hops[at].passage = Passage::Dropped;
+            let is_dropped = |it: &&Step| it.verdict == Verdict::Drop;
+            let question = followed.questions.iter().find(is_dropped);
+            let why = question.and_then(|it| self.step_text(it));
+            match why {
+                Some(why) => self.hops.insert(
+                    at + 1,
+                    Hop::dropped(NODE, "rule", format!("the pod's question for it: {why}")),
+                ),
+                None => self.hops[at].passage = Passage::Dropped,
+            }
         }
+    }
+}
+
+/// The other end of an interface, where it is the node's.
+fn host_end<'a>(survey: &'a Survey, interface: &Interface) -> Option<&'a Interface> {
+    match interface.other_end {
+        Some(OtherEnd::At(place)) if place.namespace == 0 => survey.interface(place),
+        _ => None,
     }
 }
 
@@ -587,48 +431,7 @@ impl Walk<'_> {
 fn refusal(errno: Errno) -> &'static str {
     match errno {
         Errno::EHOSTUNREACH => "it has none, or does not forward (net.ipv4.ip_forward)",
-        Errno::EXDEV | Errno::EINVAL => {
-            "the source must not come in there (rp_filter), or is its own"
-        }
         Errno::EACCES => "a route prohibits it",
         errno => errno.desc(),
-    }
-}
-
-/// Keeps the steps of our packet. The kernel's number for it changes when it is routed, so those of
-/// other packets are left out: they come from another port. What comes twice was sent twice.
-fn keep_one(steps: &mut Vec<Step>, port: Option<u16>) {
-    let is_other =
-        |it: &Step| matches!((port, it.ports), (Some(own), Some([from, _])) if own != from);
-    let others: HashSet<_> = steps
-        .iter()
-        .filter(|it| is_other(it))
-        .map(|it| it.packet)
-        .collect();
-    steps.retain(|it| !others.contains(&it.packet));
-    let mut entered = HashSet::new();
-    let again = steps.iter().position(|it| {
-        it.addresses.is_some() && !entered.insert((&it.family, &it.table, &it.chain, it.output))
-    });
-    if let Some(again) = again {
-        steps.truncate(again);
-    }
-}
-
-/// Waits until something is to be read.
-fn wait(probe: &Probe, traces: [&Option<Trace>; 2], left: Duration) -> Result<()> {
-    use std::os::fd::AsFd;
-    let ready = if probe.is_connection() {
-        PollFlags::POLLOUT
-    } else {
-        PollFlags::POLLIN
-    };
-    let mut all = vec![PollFd::new(probe.as_fd(), ready)];
-    let traces = traces.into_iter().flatten();
-    all.extend(traces.map(|it| PollFd::new(it.as_fd(), PollFlags::POLLIN)));
-    let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-    match poll(&mut all, timeout) {
-        Err(Errno::EINTR) | Ok(_) => Ok(()),
-        Err(errno) => Err(errno).context("wait for the packet"),
     }
 }

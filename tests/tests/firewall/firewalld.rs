@@ -23,7 +23,7 @@ const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus C
 const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
 
 /// A node on which firewalld runs.
-struct Firewalld {
+pub(crate) struct Firewalld {
     node: Node,
     bus: String,
     daemon: Option<Running>,
@@ -39,7 +39,7 @@ impl Deref for Firewalld {
 }
 
 impl Firewalld {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self::on(SYSTEM_BUS)
     }
 
@@ -98,7 +98,7 @@ fn start_bus(sandbox: &Sandbox, socket: &str) -> Running {
 }
 
 /// firewall with these keys, and no back end.
-fn automatic(keys: Value) -> Value {
+pub(crate) fn automatic(keys: Value) -> Value {
     conf::with(&conf::plugin("firewall"), keys)
 }
 

@@ -2,6 +2,7 @@
 //! stays in the packet filters.
 
 mod firewalld;
+mod trace;
 
 use std::ops::Deref;
 

@@ -5,13 +5,13 @@ use serde_json::{Value, json};
 
 use crate::lab::{A, B, Expected, Lab, OPEN, PRIVATE, SERVICE, WHY, assert_all};
 
-fn keys() -> Value {
+pub fn keys() -> Value {
     json!({"isDefaultGateway": true, "icc": false, "links": [], "gatewayModeIPv4": "nat",
         "gatewayModeIPv6": "nat"})
 }
 
 /// The configuration of a pod that reaches the port of `a`.
-fn linked(lab: &Lab, a: &Netns) -> Value {
+pub fn linked(lab: &Lab, a: &Netns) -> Value {
     let ports = [format!("{OPEN}/tcp"), format!("{OPEN}/udp")];
     let link = json!({"containerID": container_id(a), "addresses": A, "ports": ports});
     conf::with(&lab.conf(), json!({"links": [link]}))

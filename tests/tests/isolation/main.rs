@@ -5,5 +5,6 @@ mod filters;
 mod lab;
 mod life;
 mod links;
+mod matrix;
 mod modes;
 mod trace;

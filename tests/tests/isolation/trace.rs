@@ -1,14 +1,20 @@
 //! `podwire trace` names what drops a packet.
 
-use sandbox::{BackEnd, NODE, Netns, OUTSIDE, Suite, beyond_peer, conf};
+use sandbox::{BackEnd, NODE, Netns, OUTSIDE, Suite, beyond_peer};
 use serde_json::{Value, json};
 
 use crate::lab::{A, B, GATEWAY, Lab, OPEN, PRIVATE, PUBLISHED, SERVICE, WHY};
 
 /// What podwire prints of a packet from the namespace at `from`.
 fn trace(lab: &Lab, from: &str, to: &str) -> Value {
+    trace_with(lab, &[from, to])
+}
+
+/// The same with further options.
+pub fn trace_with(lab: &Lab, args: &[&str]) -> Value {
     let podwire = Suite::Ours.dir().join("podwire").display().to_string();
-    let done = lab.host().run(&[&podwire, "trace", "--json", from, to]);
+    let argv = [&[podwire.as_str(), "trace", "--json"], args].concat();
+    let done = lab.host().run(&argv);
     let traced: Value =
         serde_json::from_str(&done.stdout).unwrap_or_else(|error| panic!("{error}: {done:?}"));
     assert_eq!(done.code == 0, traced["arrived"] == true, "{done:?}");
@@ -40,7 +46,7 @@ fn at([v4, v6]: [&str; 2], port: u16) -> [String; 2] {
     [format!("{v4}:{port}"), format!("[{v6}]:{port}")]
 }
 
-fn modes(mode: &str) -> Value {
+pub fn modes(mode: &str) -> Value {
     json!({"isDefaultGateway": true, "gatewayModeIPv4": mode, "gatewayModeIPv6": mode})
 }
 
@@ -152,94 +158,6 @@ fn trace_names_rules_of_others_and_checks_of_macs() {
         a.sh("ip route flush default");
         let why = dropped(&lab, &a, &at(OUTSIDE, SERVICE)[0]);
         assert!(why.contains("route: no way to"), "{why}");
-    });
-}
-
-/// A pod of a network of its own, `number`, with these keys.
-fn pod(lab: &mut Lab, number: u8, name: &str, keys: Value) -> Netns {
-    let conf = conf::bridge(&[&format!("10.{number}.0.0/24"), &format!("fd0{number}::/64")]);
-    let own =
-        json!({"name": format!("net{number}"), "bridge": format!("cni{number}"), "ipMasq": true});
-    let conf = conf::with(&conf::with(&conf, own), keys);
-    lab.serve(&conf, name).0
-}
-
-/// Who reaches whom, on one node with a network of each kind: what drops a packet is named.
-#[test]
-fn trace_explains_each_row_of_the_matrix() {
-    beyond_peer(WHY, || {
-        let mut lab = Lab::new(modes("nat"));
-        let [a, b, c] = lab.pods(true);
-        let apart = json!({"isDefaultGateway": true, "icc": false});
-        let [d, e] = ["d", "e"].map(|it| pod(&mut lab, 3, it, apart.clone()));
-        let inside = json!({"isGateway": true, "internal": true});
-        let f = pod(&mut lab, 4, "f", inside);
-        let routed = pod(&mut lab, 5, "g", modes("routed"));
-        f.sh("ip route add default via 10.4.0.1");
-        let node = NODE[0];
-        let outside = &lab.outside.path();
-        lab.outside.sh(&format!(
-            "for it in 1 4 5; do ip route add 10.$it.0.0/24 via {node}; done"
-        ));
-        let (out, published) = (
-            format!("{}:{SERVICE}", OUTSIDE[0]),
-            format!("{node}:{PUBLISHED}"),
-        );
-        let [published_only, inner] = [
-            "podwire_access to_published: drop",
-            "@internal_devices drop",
-        ];
-        let both_isolated = "both ports are isolated";
-        let rows = [
-            // One bridge, with and without icc.
-            (b.path(), format!("{}:{PRIVATE}", A[0]), None),
-            (d.path(), format!("10.3.0.3:{OPEN}"), Some(both_isolated)),
-            // Another network: the pod's address, the node's port, its own port.
-            (c.path(), format!("{}:{OPEN}", A[0]), Some(published_only)),
-            (
-                c.path(),
-                format!("{}:{PRIVATE}", A[0]),
-                Some(published_only),
-            ),
-            (c.path(), published.clone(), None),
-            (a.path(), published.clone(), None),
-            // From outside: the node's port, the pod's address.
-            (outside.clone(), published, None),
-            (
-                outside.clone(),
-                format!("{}:{OPEN}", A[0]),
-                Some(published_only),
-            ),
-            (outside.clone(), "10.4.0.2:80".into(), Some(inner)),
-            (
-                outside.clone(),
-                format!("10.5.0.2:{PRIVATE}"),
-                Some(published_only),
-            ),
-            // The gateway, the node.
-            (b.path(), format!("{}:{SERVICE}", GATEWAY[0]), None),
-            ("node".into(), format!("{}:{PRIVATE}", A[0]), None),
-            // Internal: not out, but to the gateway.
-            (f.path(), out.clone(), Some(inner)),
-            (f.path(), format!("10.4.0.1:{SERVICE}"), None),
-            (routed.path(), out, None),
-        ];
-        for bridged in [false, true] {
-            lab.filter_bridged(bridged);
-            for (from, to, dropped_by) in &rows {
-                let traced = trace(&lab, from, to);
-                let dropped = traced["dropped"].as_str();
-                let is_named = dropped
-                    .zip(*dropped_by)
-                    .is_some_and(|(it, by)| it.contains(by));
-                let arrives = traced["arrived"] == true && dropped.is_none();
-                assert!(
-                    is_named || (dropped_by.is_none() && arrives),
-                    "{from} → {to}, expected {dropped_by:?}: {traced:#}"
-                );
-            }
-        }
-        drop((d, e));
     });
 }
 
