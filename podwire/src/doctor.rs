@@ -11,6 +11,8 @@ mod forwarding;
 mod kernel;
 mod limits;
 mod links;
+mod machine;
+mod native;
 pub mod path;
 mod programs;
 pub mod report;
@@ -44,6 +46,7 @@ pub const CHECKS: &[&Check] = &[
     &forwarding::BRIDGED,
     &forwarding::REVERSE_PATH,
     &forwarding::ADVERTISEMENTS,
+    &native::DROPPING,
     &links::INTERFACE,
     &links::DOWN,
     &links::PORT,
@@ -78,10 +81,14 @@ pub const CHECKS: &[&Check] = &[
     &agent::UNREADY,
     &agent::VERSIONS,
     &agent::UNANSWERED,
+    &agent::UPSTREAM,
     &limits::NEIGHBOURS,
     &limits::CONNECTIONS,
     &limits::FILES,
     &limits::TASKS,
+    &machine::WATCHES,
+    &machine::BACKLOG,
+    &machine::CLOCK,
     &tunnels::ADDRESS,
     &tunnels::PEERS,
 ];
@@ -201,6 +208,7 @@ impl Examination {
         stores::check(&node, &mut found);
         programs::check(&node, &mut found);
         limits::check(&node, &mut found);
+        machine::check(&node, &mut found);
         agent::check(&mut found);
         kernel::check(&node, &mut found);
         tunnels::check(&node, &mut found);

@@ -3,7 +3,7 @@
 
 use nix::errno::Errno;
 use nix::libc;
-use transport::{Error, Netfilter, Protocol as _, Refusal, attributes, find, text};
+use transport::{Error, Netfilter, Protocol as _, Refusal, attributes, find, find_in, text};
 
 use crate::expression::{compile, first_compared, list, matches};
 use crate::family::Family;
@@ -189,6 +189,37 @@ pub fn chain_drops(
         Error::refused(op, refusal)
     })?;
     Ok(found.contains(&(libc::NF_DROP as u32)))
+}
+
+/// The chains of all tables that drop what is forwarded and no rule accepts: the family, table and
+/// chain of each.
+///
+/// # Errors
+/// As [`has_tables`].
+pub fn dropping_forwarded(socket: &Socket) -> Result<Vec<(Family, String, String)>, Error> {
+    let mut all = Vec::new();
+    for family in [Family::Ip, Family::Ip6, Family::Inet] {
+        let request = request(family, libc::NFT_MSG_GETCHAIN, &Attributes::new());
+        let found = none_where_absent(socket.dump(&request, dropping));
+        let op = || format!("list chains of family {family}");
+        let found = found.map_err(|refusal| Error::refused(op(), refusal))?;
+        all.extend(
+            found
+                .into_iter()
+                .map(|(table, chain)| (family, table, chain)),
+        );
+    }
+    Ok(all)
+}
+
+fn dropping(answer: &[u8]) -> Option<(String, String)> {
+    let number = |path: &[u16]| find_in(answer, path).and_then(Netfilter::u32);
+    let word = |kind| find(answer, kind).and_then(text).map(str::to_owned);
+    let is_forward =
+        number(&[NFTA_CHAIN_HOOK, NFTA_HOOK_HOOKNUM]) == Some(libc::NF_INET_FORWARD as u32);
+    let drops = number(&[NFTA_CHAIN_POLICY]) == Some(libc::NF_DROP as u32);
+    (is_forward && drops).then_some(())?;
+    Some((word(NFTA_CHAIN_TABLE)?, word(NFTA_CHAIN_NAME)?))
 }
 
 fn is_present(

@@ -42,7 +42,7 @@ pub use ports::{
     local_addresses,
 };
 pub use questions::{accept_questions, forget_questions};
-pub use rule_text::rule_texts;
+pub use rule_text::{rule_texts, table_text};
 pub use separation::Separation;
 pub use spoof_check::SpoofCheck;
 pub use vxlan_guard::VxlanGuard;

@@ -21,15 +21,15 @@ use crate::output::{Output, counted, print};
 /// another program that shows it, why it matters, and what to do. docs/doctor.md lists all ids.
 ///
 /// Without SUBJECT, the whole node is examined. A pod is named as in podwire network connect, or by the
-/// path of its network namespace; then the way from the pod to the outside is printed, too, with each
-/// hop.
+/// name or path of its network namespace; then the way from the pod to the outside is printed, too, with
+/// each hop.
 ///
 /// --fix carries out the remedies that begin with podwire: it restores rules and bridges, and removes
 /// what is left of attachments that are gone. Nothing else is changed.
 #[derive(Debug, Args)]
 #[command(after_long_help = OUTCOME)]
 pub struct Doctor {
-    /// A network, a pod, or the path of a network namespace
+    /// A network, a pod, or the name or path of a network namespace
     subject: Option<String>,
     /// Repair what is podwire's
     #[arg(long)]
@@ -169,11 +169,14 @@ pub fn find_container(word: &str, survey: &Survey, cache: &CacheDir) -> Result<S
     if let Some(attachment) = survey.attachments.iter().find(known) {
         return Ok(attachment.container_id.clone());
     }
-    if word.starts_with('/') {
+    let derived = |path: &str| path.to_owned();
+    let found = Container::find(word, &cache.open(), derived);
+    let by_name = survey.path_named(word).filter(|_| found.is_err());
+    if let Some(path) = by_name.or(word.starts_with('/').then_some(Path::new(word))) {
         let at = survey
             .namespaces
             .iter()
-            .position(|it| it.paths.iter().any(|path| path == Path::new(word)));
+            .position(|it| it.paths.iter().any(|it| it == path));
         let home = at.map(survey::Home::At);
         let there = survey
             .attachments
@@ -184,8 +187,7 @@ pub fn find_container(word: &str, survey: &Survey, cache: &CacheDir) -> Result<S
             None => bail!("nothing is attached to {word}"),
         };
     }
-    let derived = |path: &str| path.to_owned();
-    Ok(Container::find(word, &cache.open(), derived)?.id)
+    Ok(found?.id)
 }
 
 /// Whether a repair has removed a finding.

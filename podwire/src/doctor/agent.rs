@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use names::{Directory, Record};
@@ -40,11 +40,21 @@ pub const UNANSWERED: Check = Check {
           node's packet filter, or another server has port 53 of the address where this pod asks.",
 };
 
+pub const UPSTREAM: Check = Check {
+    id: "PW047",
+    severity: Severity::Error,
+    title: "a name server that the resolver asks does not answer",
+    why: "Names that are not of pods are asked there. With another server they are found late, and \
+          without one they are not found at all (SERVFAIL).",
+};
+
 /// Where the agent's configuration is: with it, it is to run.
 const CONFIGURATION: &str = "/etc/podwire/podwired.json";
 /// How long an answer out of memory may take, and how often it is asked for.
 const PATIENCE: Duration = Duration::from_millis(300);
 const ATTEMPTS: usize = 2;
+/// The same for another server, which may be far away.
+const UPSTREAM_PATIENCE: Duration = Duration::from_millis(500);
 
 pub fn check(found: &mut Examination) {
     let records = match records() {
@@ -80,7 +90,56 @@ pub fn check(found: &mut Examination) {
         for record in &records {
             ask(record, found);
         }
+        upstreams(&status, found);
     }
+}
+
+/// The servers that the resolver asks for other names, all at once: any answer will do.
+fn upstreams(status: &Value, found: &mut Examination) {
+    let servers = status["roles"]["resolver"]["upstreams"].as_array();
+    let servers = servers.into_iter().flatten().filter_map(Value::as_str);
+    let mut silent: Vec<SocketAddr> = servers.filter_map(|it| it.parse().ok()).collect();
+    for _ in 0..ATTEMPTS {
+        silent = match still_silent(&silent) {
+            Ok(silent) => silent,
+            Err(error) => return found.unread("name servers", format!("{error:#}")),
+        };
+    }
+    let Some(server) = silent.first() else {
+        return;
+    };
+    let all: Vec<_> = silent.iter().map(ToString::to_string).collect();
+    let what = format!("{} does not answer", first_of(&all));
+    let finding = Finding::new(&UPSTREAM, About::Node, what);
+    let command = format!("dig @{} -p {} . NS", server.ip(), server.port());
+    found.add(finding.shown_by(command, "no answer").advice(
+        "repair it, or name another one: in /etc/resolv.conf of the node, or as a server of the \
+         network (podwire network update --dns-add)",
+    ));
+}
+
+/// Those of `servers` that do not answer a question for the root.
+fn still_silent(servers: &[SocketAddr]) -> Result<Vec<SocketAddr>> {
+    let question = question("");
+    let ask = |server: &SocketAddr| {
+        let socket = UdpSocket::bind(any(server.ip())).context("open a socket")?;
+        // What cannot be sent is not answered, either.
+        let _ = socket.connect(server).and_then(|()| socket.send(&question));
+        Ok((*server, socket))
+    };
+    let asked: Vec<_> = servers.iter().map(ask).collect::<Result<_>>()?;
+    let until = Instant::now() + UPSTREAM_PATIENCE;
+    let has_answered = |socket: &UdpSocket| {
+        let left = until.saturating_duration_since(Instant::now());
+        let left = left.max(Duration::from_millis(1));
+        let mut answer = [0; 512];
+        let heard = socket
+            .set_read_timeout(Some(left))
+            .and_then(|()| socket.recv(&mut answer));
+        heard.is_ok() && answer[..2] == question[..2]
+    };
+    let silent = asked.iter().filter(|(_, socket)| !has_answered(socket));
+    Ok(silent.map(|(server, _)| *server).collect())
 }
 
 fn states(status: &Value, found: &mut Examination) {
@@ -181,11 +240,7 @@ fn ask(record: &Record, found: &mut Examination) {
 
 /// Whether a server knows `name`. The agent does, whether it has an IPv4 address or not.
 fn answers(server: IpAddr, name: &str) -> Result<bool> {
-    let any: SocketAddr = match server {
-        IpAddr::V4(_) => ([0u8; 4], 0).into(),
-        IpAddr::V6(_) => ([0u8; 16], 0).into(),
-    };
-    let socket = UdpSocket::bind(any).context("open a socket")?;
+    let socket = UdpSocket::bind(any(server)).context("open a socket")?;
     socket.set_read_timeout(Some(PATIENCE))?;
     let question = question(name);
     for _ in 0..ATTEMPTS {
@@ -199,6 +254,14 @@ fn answers(server: IpAddr, name: &str) -> Result<bool> {
         }
     }
     Ok(false)
+}
+
+/// Where a socket for questions to `server` is bound.
+fn any(server: IpAddr) -> SocketAddr {
+    match server {
+        IpAddr::V4(_) => ([0u8; 4], 0).into(),
+        IpAddr::V6(_) => ([0u8; 16], 0).into(),
+    }
 }
 
 /// RFC 1035, 4.1: recursion desired, one question, class IN, type A.
@@ -222,5 +285,6 @@ mod tests {
         let question = question("db.web");
         assert_eq!(question[2..12], [1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
         assert_eq!(question[12..], *b"\x02db\x03web\0\0\x01\0\x01");
+        assert_eq!(super::question("")[12..], *b"\0\0\x01\0\x01");
     }
 }

@@ -1,6 +1,7 @@
 //! Findings: what is wrong, what shows it, why it matters, and what to do.
 
 use serde::Serialize;
+use survey::Namespace;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -211,6 +212,21 @@ pub fn quoted(word: &str) -> String {
     }
 }
 
+/// How `ip` is executed in a namespace: by the name that it has in /run/netns, or by its path.
+pub fn ip_in(namespace: &Namespace) -> String {
+    let named = |dir: &str| {
+        let mut paths = namespace.paths.iter();
+        paths.find_map(|it| it.strip_prefix(dir).ok()?.to_str())
+    };
+    let path = namespace.paths.first();
+    match (named("/run/netns"), named("/var/run/netns"), path) {
+        (Some(name), _, _) | (_, Some(name), _) => format!("ip -n {}", quoted(name)),
+        (.., Some(path)) => format!("nsenter --net={} ip", quoted(&path.display().to_string())),
+        // The node's own.
+        _ => "ip".to_owned(),
+    }
+}
+
 /// Joins the first few of many, and says how many more there are.
 pub fn first_of(all: &[String]) -> String {
     const SHOWN: usize = 5;
@@ -236,6 +252,21 @@ mod tests {
         }
         let words = ["del", "-i", "`id`"].map(str::to_owned).to_vec();
         assert_eq!(Remedy::Ours(words).parts().0, "podwire del -i '`id`'");
+    }
+
+    #[test]
+    fn a_namespace_without_a_name_is_entered_by_its_path() {
+        let ip = |paths: &[&str]| {
+            let paths = paths.iter().map(Into::into).collect();
+            ip_in(&Namespace {
+                paths,
+                ..Namespace::default()
+            })
+        };
+        assert_eq!(ip(&["/proc/1/ns/net", "/run/netns/a b"]), "ip -n 'a b'");
+        let docker = "/run/docker/netns/0123";
+        assert_eq!(ip(&[docker]), format!("nsenter --net={docker} ip"));
+        assert_eq!(ip(&[]), "ip");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use netlink::{Family, sysctl};
 use wiring::Gateway;
 
 use super::finding::{About, Check, Finding, Severity, first_of};
-use super::{Examination, Node};
+use super::{Examination, Node, native};
 use crate::pods::Plan;
 
 pub const FORWARDING: Check = Check {
@@ -81,13 +81,14 @@ pub fn check(node: &Node<'_>, found: &mut Examination) {
         }
     }
     policies(&routed, found);
+    native::check(&routed, found);
     bridged_frames(node, found);
     reverse_path(node, found);
     advertisements(node, found);
 }
 
 /// The interfaces of networks for which the node forwards, IPv4 and IPv6.
-type Routed = [BTreeMap<String, BTreeSet<String>>; 2];
+pub type Routed = [BTreeMap<String, BTreeSet<String>>; 2];
 
 fn routed(node: &Node<'_>) -> Routed {
     let mut routed = Routed::default();

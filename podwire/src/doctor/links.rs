@@ -3,7 +3,7 @@
 use netlink::{Link, OperState};
 use survey::{Attachment, Home, Interface, Place, Survey};
 
-use super::finding::{About, Check, Finding, Severity, first_of, quoted};
+use super::finding::{About, Check, Finding, Severity, first_of, ip_in, quoted};
 use super::{Examination, Node};
 use crate::pods::{Attached, Plan};
 
@@ -117,10 +117,10 @@ fn interfaces(
         return;
     }
     let Some(inside) = inside else { return };
-    let pod = quoted(&survey.namespaces[home].shown());
-    for (interface, prefix, place) in [
-        (Some(inside), format!("ip -n {pod} "), "in the pod"),
-        (outside, "ip ".to_owned(), "on the node"),
+    let ip = ip_in(&survey.namespaces[home]);
+    for (interface, ip, place) in [
+        (Some(inside), ip.as_str(), "in the pod"),
+        (outside, "ip", "on the node"),
     ] {
         let Some(link) = interface.map(|it| &it.link) else {
             continue;
@@ -129,16 +129,16 @@ fn interfaces(
             let what = format!("{} {place} is down", link.name);
             let finding = Finding::new(&DOWN, about(attachment), what);
             let name = quoted(&link.name);
-            let command = format!("{prefix}link show dev {name}");
+            let command = format!("{ip} link show dev {name}");
             let finding = finding.shown_by(command, "no UP between < and >");
-            found.add(finding.command(format!("{prefix}link set {name} up")));
+            found.add(finding.command(format!("{ip} link set {name} up")));
         }
     }
     if let Some(outside) = outside {
         port(survey, attachment, attached, &outside.link, found);
-        sizes(attachment, &inside.link, &outside.link, &pod, found);
+        sizes(attachment, &inside.link, &outside.link, &ip, found);
     }
-    pod_addresses(attachment, inside, &pod, found);
+    pod_addresses(attachment, inside, &ip, found);
 }
 
 fn is_ptp(attached: &Attached) -> bool {
@@ -160,9 +160,9 @@ fn lost(
         Some(_) => format!("{} has no end on the node", attachment.ifname),
     };
     let finding = Finding::new(&INTERFACE, about(attachment), what);
-    let pod = quoted(&survey.namespaces[home].shown());
+    let ip = ip_in(&survey.namespaces[home]);
     let finding = finding.shown_by(
-        format!("ip -n {pod} link show dev {}", quoted(&attachment.ifname)),
+        format!("{ip} link show dev {}", quoted(&attachment.ifname)),
         format!("Device \"{}\" does not exist.", attachment.ifname),
     );
     found.add(finding.ours(&[
@@ -205,7 +205,7 @@ fn sizes(
     attachment: &Attachment,
     inside: &Link,
     outside: &Link,
-    pod: &str,
+    ip: &str,
     found: &mut Examination,
 ) {
     if inside.mtu == outside.mtu {
@@ -218,7 +218,7 @@ fn sizes(
     let finding = Finding::new(&MTU, about(attachment), what);
     let finding = finding.shown_by(
         format!(
-            "ip link show dev {}; ip -n {pod} link show dev {}",
+            "ip link show dev {}; {ip} link show dev {}",
             quoted(&outside.name),
             quoted(&inside.name)
         ),
@@ -226,16 +226,13 @@ fn sizes(
     );
     let smaller = inside.mtu.min(outside.mtu);
     found.add(finding.command(match inside.mtu > outside.mtu {
-        true => format!(
-            "ip -n {pod} link set {} mtu {smaller}",
-            quoted(&inside.name)
-        ),
+        true => format!("{ip} link set {} mtu {smaller}", quoted(&inside.name)),
         false => format!("ip link set {} mtu {smaller}", quoted(&outside.name)),
     }));
 }
 
 /// The pod's interface has all addresses of the result.
-fn pod_addresses(attachment: &Attachment, inside: &Interface, pod: &str, found: &mut Examination) {
+fn pod_addresses(attachment: &Attachment, inside: &Interface, ip: &str, found: &mut Examination) {
     let Some(result) = &attachment.result else {
         return;
     };
@@ -249,20 +246,21 @@ fn pod_addresses(attachment: &Attachment, inside: &Interface, pod: &str, found: 
         .iter()
         .filter(|it| it.interface == i64::try_from(at).ok())
     {
-        let ip = given.address.ip();
-        if inside.addresses.iter().any(|it| it.address.ip() == ip) {
+        let given_ip = given.address.ip();
+        if inside
+            .addresses
+            .iter()
+            .any(|it| it.address.ip() == given_ip)
+        {
             continue;
         }
         let name = &inside.link.name;
         let what = format!("{} is not on {name}", given.address.0);
         let finding = Finding::new(&ADDRESS, about(attachment), what);
         let name = quoted(name);
-        let command = format!("ip -n {pod} address show dev {name}");
+        let command = format!("{ip} address show dev {name}");
         let finding = finding.shown_by(command, format!("no {}", given.address.0));
-        found.add(finding.command(format!(
-            "ip -n {pod} address add {} dev {name}",
-            given.address.0
-        )));
+        found.add(finding.command(format!("{ip} address add {} dev {name}", given.address.0)));
     }
 }
 
@@ -351,14 +349,11 @@ fn addresses(node: &Node<'_>, found: &mut Examination) {
             if at != 0 && owner.is_none() {
                 continue;
             }
-            let prefix = match at {
-                0 => "ip".to_owned(),
-                _ => format!("ip -n {}", quoted(&namespace.shown())),
-            };
+            let ip = ip_in(namespace);
             let name = &interface.link.name;
             let what = format!("{} on {name}: another host has it", first_of(&failed));
             let finding = Finding::new(&DUPLICATE, owner.map_or(About::Node, about), what);
-            let command = format!("{prefix} -6 address show dev {} dadfailed", quoted(name));
+            let command = format!("{ip} -6 address show dev {} dadfailed", quoted(name));
             found.add(finding.shown_by(command, first_of(&failed)).advice(
                 "find the other host (ip -6 neigh, or the router's table), and give one of them another \
                  address",

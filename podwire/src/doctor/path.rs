@@ -7,7 +7,7 @@ use netlink::{MAIN_TABLE, Route, sysctl};
 use serde::Serialize;
 use survey::{Attachment, Home, Interface, Namespace};
 
-use super::finding::{About, Check, Finding, Severity, quoted};
+use super::finding::{About, Check, Finding, Severity, ip_in, quoted};
 use super::{Examination, Node, links};
 use crate::pods::Attached;
 
@@ -182,9 +182,9 @@ impl Walk<'_> {
             let what = format!("network namespace of {}", attachment.label());
             return self.add("pod", what, State::Dropped, "lsns -t net".into());
         };
-        let pod = quoted(&survey.namespaces[home].shown());
+        let ip = ip_in(&survey.namespaces[home]);
         let Some(inside) = attachment.inside.and_then(|it| survey.interface(it)) else {
-            let command = format!("ip -n {pod} link show dev {}", quoted(&attachment.ifname));
+            let command = format!("{ip} link show dev {}", quoted(&attachment.ifname));
             return self.add(
                 "pod",
                 format!("{} is missing", attachment.ifname),
@@ -197,9 +197,9 @@ impl Walk<'_> {
         let name = &inside.link.name;
         let (up, mtu) = (links::carries(&inside.link), inside.link.mtu);
         let what = format!("{name} {} mtu {mtu}{}", addresses.join(" "), down(up));
-        let command = format!("ip -n {pod} address show dev {}", quoted(name));
+        let command = format!("{ip} address show dev {}", quoted(name));
         self.add("pod", what, state(up && !addresses.is_empty()), command);
-        self.default_routes(&survey.namespaces[home], &pod);
+        self.default_routes(&survey.namespaces[home], &ip);
         let Some(outside) = attachment.outside.and_then(|it| survey.interface(it)) else {
             let what = format!(
                 "{} has no end on the node: its parent sends for it",
@@ -209,14 +209,14 @@ impl Walk<'_> {
                 "node",
                 what,
                 State::Unknown,
-                format!("ip -n {pod} -d link show dev {}", quoted(name)),
+                format!("{ip} -d link show dev {}", quoted(name)),
             );
         };
         self.node_end(outside);
         self.node_itself();
     }
 
-    fn default_routes(&mut self, namespace: &Namespace, pod: &str) {
+    fn default_routes(&mut self, namespace: &Namespace, ip: &str) {
         let defaults = namespace
             .routes
             .iter()
@@ -235,7 +235,7 @@ impl Walk<'_> {
             true => ("no default route".to_owned(), State::Dropped),
             false => (texts.join(", "), State::Passes),
         };
-        self.add("pod", what, state, format!("ip -n {pod} route"));
+        self.add("pod", what, state, format!("{ip} route"));
     }
 
     fn node_end(&mut self, outside: &Interface) {

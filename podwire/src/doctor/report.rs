@@ -15,15 +15,17 @@ use survey::Survey;
 use tar::{Builder, Header};
 
 /// Words in keys whose values are left out.
-const SECRET: [&str; 8] = [
-    "password",
-    "passwd",
+const SECRET: [&str; 10] = [
+    "passw",
+    "passphrase",
+    "pwd",
     "secret",
     "token",
     "psk",
     "credential",
     "private",
     "auth",
+    "key",
 ];
 
 /// Writes the archive, which only its owner can read. It must not exist.
@@ -122,7 +124,20 @@ fn redact(value: &mut Value) {
             }
         }
         Value::Array(values) => values.iter_mut().for_each(redact),
+        Value::String(text) => *text = without_user(text),
         _ => {}
+    }
+}
+
+/// A URL may have a name and a password before its host.
+fn without_user(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return text.to_owned();
+    };
+    let host = rest.split('/').next().unwrap_or_default();
+    match host.rsplit_once('@') {
+        Some((user, _)) => format!("{scheme}://left out{}", &rest[user.len()..]),
+        None => text.to_owned(),
     }
 }
 
@@ -133,12 +148,13 @@ mod tests {
 
     #[test]
     fn values_of_secret_keys_are_left_out_wherever_they_are() {
-        let mut document =
-            json!({"plugins": [{"type": "x", "ipam": {"etcdPassword": "p"}, "Token": [1]}]});
+        let mut document = json!({"plugins": [{"type": "x", "ipam": {"etcdPassword": "p"},
+            "Token": [1], "etcd": ["http://me:p@db:1/a@b", "http://db/"]}]});
         redact(&mut document);
         assert_eq!(
             document,
-            json!({"plugins": [{"type": "x", "ipam": {"etcdPassword": "left out"}, "Token": "left out"}]})
+            json!({"plugins": [{"type": "x", "ipam": {"etcdPassword": "left out"},
+                "Token": "left out", "etcd": ["http://left out@db:1/a@b", "http://db/"]}]})
         );
     }
 }

@@ -72,12 +72,9 @@ fn addresses_that_are_in_use_elsewhere() {
 fn a_name_server_within_a_network() {
     beyond_peer(WHY, || {
         let node = Node::new();
-        let file = node.sandbox.dir().join("resolv.conf").display().to_string();
-        node.sandbox.write(&file, "nameserver 10.1.0.53\n");
-        node.host()
-            .sh(&format!("mount --bind {file} /etc/resolv.conf"));
+        node.resolv_conf("nameserver 10.1.0.53\n");
         node.finding("PW036");
-        node.host().sh("umount /etc/resolv.conf");
+        node.resolv_conf("");
         node.assert_healthy();
     });
 }

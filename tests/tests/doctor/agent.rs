@@ -25,6 +25,7 @@ fn with_names() -> Node {
 
 impl Node {
     fn agent(&self, conf: &Value) -> sandbox::Running {
+        self.resolv_conf("");
         let file = self.sandbox.dir().join("podwired.json");
         self.sandbox.write(&file, conf.to_string());
         let program = Suite::Ours.dir().join("podwired").display().to_string();
@@ -56,6 +57,20 @@ fn names_without_an_agent_and_questions_that_are_lost() {
         drop(agent);
         node.finding("PW043");
         let _agent = node.agent(&json!({"resolver": {}}));
+        node.assert_healthy();
+    });
+}
+
+#[test]
+fn a_server_of_the_node_that_does_not_answer() {
+    beyond_peer(WHY, || {
+        let node = with_names();
+        let _agent = node.agent(&json!({"resolver": {}}));
+        node.resolv_conf("nameserver 192.0.2.1\n");
+        let finding = node.finding("PW047");
+        assert_eq!(finding["what"], "192.0.2.1:53 does not answer");
+        let server = ["--listen-address=192.0.2.1", "--bind-interfaces"];
+        let _server = node.host().name_server(&server);
         node.assert_healthy();
     });
 }

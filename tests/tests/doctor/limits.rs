@@ -1,7 +1,7 @@
 //! Limits of the kernel. Those that all of the machine shares are shown to the doctor as files of the
 //! test: no test changes them for others.
 
-use sandbox::beyond_peer;
+use sandbox::{Netns, beyond_peer};
 use serde_json::{Value, json};
 
 use crate::{Node, WHY};
@@ -76,6 +76,77 @@ fn a_table_of_neighbours_that_is_nearly_full() {
         let remedy = found["findings"][0]["remedy"].as_str().expect("a command");
         node.host().sh(remedy);
         assert_eq!(examine()["findings"], json!([]));
+    });
+}
+
+/// The limit holds for each user: here for one that nothing else runs as.
+#[test]
+fn watches_that_are_used_up() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        let as_other = ["setpriv", "--reuid=64123", "--inh-caps", CAPABILITIES];
+        let as_other = [&as_other[..], &["--ambient-caps", CAPABILITIES, "--"]].concat();
+        let examine = || {
+            let argv = [&as_other[..], &["podwire", "doctor", "--json"]].concat();
+            let done = node.execute(&argv, &Value::Null);
+            serde_json::from_str::<Value>(&done.stdout).unwrap_or_else(|e| panic!("{e}: {done:?}"))
+        };
+        assert_eq!(examine(), json!({"findings": [], "unread": []}));
+        let script = format!("ulimit -n $(ulimit -Hn); exec perl -e '{WATCH}'");
+        let user = node
+            .host()
+            .start(&[&as_other[..], &["sh", "-c", &script]].concat());
+        node.host()
+            .wait_until("it has all", |_| user.output().contains("no more"));
+        let found = examine();
+        assert_eq!(found["findings"][0]["id"], json!("PW054"), "{found:#}");
+        assert_eq!(found["findings"].as_array().map(Vec::len), Some(1));
+        let remedy = found["findings"][0]["remedy"].to_string();
+        assert!(
+            remedy.contains("sysctl -w fs.inotify.max_user_instances="),
+            "{remedy}"
+        );
+        drop(user);
+        let healthy = |_: &Netns| examine()["findings"] == json!([]);
+        node.host().wait_until("they are free again", healthy);
+    });
+}
+
+/// What reads a node.
+const CAPABILITIES: &str =
+    "+net_admin,+net_raw,+sys_admin,+sys_ptrace,+dac_override,+dac_read_search";
+
+/// Takes all instances of inotify.
+const WATCH: &str = r#"
+    require "syscall.ph"; $| = 1;
+    my $count = 0; $count++ while syscall(&SYS_inotify_init1, 0) >= 0;
+    print "no more after $count: $!\n"; sleep;"#;
+
+/// Only the first namespace has the setting.
+#[test]
+fn a_backlog_that_is_smaller_than_a_bridge() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        node.host().sh("mount -t tmpfs none /proc/sys/net/core
+            echo 1 > /proc/sys/net/core/netdev_max_backlog");
+        node.is_found_and_cured("PW055");
+    });
+}
+
+#[test]
+fn a_clock_that_was_set_back() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        let files = "/var/lib/cni/results/*";
+        node.host().sh(&format!("touch -d '+1 hour' {files}"));
+        let finding = node.finding("PW056");
+        assert!(
+            finding["remedy"]
+                .to_string()
+                .ends_with(&format!("touch {files}\""))
+        );
+        node.host().sh(&format!("touch {files}"));
+        node.assert_healthy();
     });
 }
 

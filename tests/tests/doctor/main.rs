@@ -77,6 +77,17 @@ impl Node {
         self.sandbox.host()
     }
 
+    /// What the programs of the node read as /etc/resolv.conf. The servers of the machine do not answer
+    /// here.
+    fn resolv_conf(&self, text: &str) {
+        let file = self.sandbox.dir().join("resolv.conf");
+        self.sandbox.write(&file, text);
+        self.host().sh(&format!(
+            "mountpoint -q /etc/resolv.conf || mount --bind {} /etc/resolv.conf",
+            file.display()
+        ));
+    }
+
     /// What runs a command as the administrator of the node does.
     fn environment(&self, offered: &Value) -> Vec<String> {
         let bin = Suite::Ours.dir().display().to_string();

@@ -1,7 +1,7 @@
 //! Settings of the node, its packet filter, other programs.
 
 use sandbox::{BackEnd, beyond_peer, conf};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{Node, WHY, bridge, network};
 
@@ -42,6 +42,27 @@ fn a_policy_that_drops_what_is_forwarded() {
             let finding = node.is_found_and_cured("PW002");
             assert!(finding["remedy"].to_string().contains("DOCKER-USER"));
         }
+    });
+}
+
+/// As in many an /etc/nftables.conf.
+#[test]
+fn a_chain_of_nftables_that_drops_what_is_forwarded() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        node.host().sh(r#"nft -f - <<END
+            table inet filter {
+                set blocked { type ipv4_addr; }
+                chain forward {
+                    type filter hook forward priority filter; policy drop;
+                    ct state vmap { established : accept, related : accept, invalid : drop }
+                    ip saddr @blocked drop
+                    iifname "docker0" accept
+                }
+            }
+END"#);
+        let finding = node.is_found_and_cured("PW007");
+        assert_eq!(finding["network"], "net");
     });
 }
 
@@ -143,9 +164,13 @@ fn a_network_that_firewalld_does_not_know() {
 fn what_is_no_subject_is_an_error() {
     beyond_peer(WHY, || {
         let node = Node::new();
-        let done = node.execute(&["podwire", "doctor", "nope"], &serde_json::Value::Null);
+        let done = node.execute(&["podwire", "doctor", "nope"], &Value::Null);
         assert_eq!(done.code, 2, "{done:?}");
         assert!(done.stderr.contains("No such container: nope"), "{done:?}");
         node.must(&["doctor", "net"]);
+        // The name of the pod's namespace, as ip netns has it.
+        node.must(&["doctor", "blue"]);
+        let traced = node.execute(&["podwire", "trace", "blue", "10.1.0.1"], &Value::Null);
+        assert_eq!(traced.code, 0, "{traced:?}");
     });
 }

@@ -75,6 +75,13 @@ impl Nftables {
         Ok(found.unwrap_or(false))
     }
 
+    /// The chains of whatever program that drop what is forwarded and no rule accepts: the family, table
+    /// and chain of each.
+    pub fn dropping_forwarded(&self) -> Result<Vec<(Family, String, String)>> {
+        let found = unless_absent(listing::dropping_forwarded(&self.socket))?;
+        Ok(found.unwrap_or_default())
+    }
+
     /// Closes 127.0.0.0/8 of the node to packets from outside; to repeat it does no harm.
     pub fn close_localhost(&self) -> Result<()> {
         self.transact(ports::close_localhost)
