@@ -19,7 +19,7 @@ macro_rules! targets {
 
 fn targets() -> Vec<(&'static str, &'static str)> {
     targets!(
-        "bandwidth" "bridge" "cluster" "dhcp" "dhcp-rpc" "dnsname" "dummy" "firewall" "host-device" "host-local" "host-local-state" "iptables" "ipvlan" "macvlan" "names" "netlink" "nftables" "podwire" "portmap" "ptp"
+        "bandwidth" "bridge" "cluster" "dhcp" "dhcp-rpc" "dnsname" "dummy" "firewall" "flannel" "host-device" "host-local" "host-local-state" "iptables" "ipvlan" "macvlan" "names" "netlink" "nftables" "podwire" "portmap" "ptp"
         "protocol" "resolver" "result" "sbr" "static" "tap" "tuning" "vlan" "vrf" "vxlan"
     )
     .into()
