@@ -232,9 +232,10 @@ impl Cluster {
     }
 }
 
-/// flannel's configuration of a network.
+/// flannel's configuration of a network. Agents choose their subnets by chance: never those from 10.5.70.0
+/// on, which tests give to nodes that are not there.
 pub fn config() -> Value {
-    json!({"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}})
+    json!({"Network": "10.5.0.0/16", "SubnetMax": "10.5.69.0", "Backend": {"Type": "vxlan"}})
 }
 
 /// The key of the lease of a subnet.

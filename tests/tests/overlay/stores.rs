@@ -1,5 +1,11 @@
 //! Stores that are away, restarted, compacted, in several members, or behind TLS.
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use serde_json::json;
 
 use sandbox::cluster::{
@@ -217,4 +223,71 @@ fn tls_with_certificates_of_both_sides() {
     conf["overlay"]["etcd"]["certFile"] = file("client.pem").into();
     conf["overlay"]["etcd"]["keyFile"] = file("client.key").into();
     let _agent = cluster.ready(1, &conf);
+}
+
+/// A way to etcd on which each packet takes its time, and none arrives while it is stopped.
+struct SlowWay {
+    is_stopped: Arc<AtomicBool>,
+}
+
+impl SlowWay {
+    const URL: &str = "http://172.20.0.1:2400";
+
+    fn open(cluster: &Cluster, delay: Duration) -> Self {
+        let is_stopped = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&is_stopped);
+        // A thread is in the namespace of the one that starts it.
+        cluster.sandbox.inside(move || {
+            let listener = TcpListener::bind("172.20.0.1:2400").expect("listen");
+            std::thread::spawn(move || {
+                for near in listener.incoming().flatten() {
+                    let Ok(far) = TcpStream::connect("172.20.0.1:2379") else {
+                        continue;
+                    };
+                    for (from, to) in [(&near, &far), (&far, &near)] {
+                        let (from, to) = (from.try_clone(), to.try_clone());
+                        let (from, to) = (from.expect("a copy"), to.expect("a copy"));
+                        let stopped = Arc::clone(&stopped);
+                        std::thread::spawn(move || carry(from, to, delay, &stopped));
+                    }
+                }
+            });
+        });
+        Self { is_stopped }
+    }
+}
+
+fn carry(mut from: TcpStream, mut to: TcpStream, delay: Duration, stopped: &AtomicBool) {
+    let mut buffer = vec![0; 1 << 16];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        std::thread::sleep(delay);
+        while stopped.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if to.write_all(&buffer[..count]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+#[test]
+fn a_slow_store_is_waited_for_and_a_silent_one_loses_nothing() {
+    let cluster = Cluster::new(1);
+    let _etcd = cluster.etcd(&config());
+    let way = SlowWay::open(&cluster, Duration::from_millis(25));
+    let node = cluster.node(1);
+    let _agent = cluster.ready(1, &cluster.conf(1, SlowWay::URL));
+    cluster.put_lease("10.5.70.0-24", "172.20.7.1", MAC);
+    let peer = programmed("10.5.70", "172.20.7.1", MAC);
+    cluster.wait("a change arrives", || has(&entries(node, "10.5.70"), &peer));
+    // Connections stay open, and nothing comes.
+    way.is_stopped.store(true, Ordering::Relaxed);
+    cluster.put_lease("10.5.71.0-24", "172.20.7.2", OTHER_MAC);
+    assert!(has(&entries(node, "10.5.70"), &peer));
+    way.is_stopped.store(false, Ordering::Relaxed);
+    let missed = programmed("10.5.71", "172.20.7.2", OTHER_MAC);
+    cluster.wait("what was missed arrives", || {
+        has(&entries(node, "10.5.71"), &missed)
+    });
 }
