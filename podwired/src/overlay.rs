@@ -27,10 +27,11 @@ use std::rc::Rc;
 use anyhow::Result;
 use serde_json::{Value, json};
 use store::{Etcd, File, Nodes, Store};
+use tokio::sync::{Notify, watch};
 use tokio::task::spawn_local;
 
 use crate::log;
-use crate::roles::{Ask, Desk};
+use crate::roles::{Ask, Desk, Readiness};
 
 pub use conf::{Conf, EtcdKeys, Settings, Source};
 use kernel::Kernel;
@@ -67,21 +68,13 @@ pub async fn serve(settings: Settings, desk: Desk) -> Result<()> {
 
 async fn run<S: Store + 'static>(settings: Settings, store: Rc<S>, kernel: Kernel, mut desk: Desk) {
     let statuses: Statuses = settings.networks.iter().map(begin).collect();
+    let noted = Rc::new(Notify::new());
     let readiness = desk.readiness.clone();
-    let all = statuses.clone();
-    let changed: Rc<dyn Fn()> = Rc::new(move || {
-        let faults: Vec<String> = all.iter().filter_map(|it| it.borrow().fault()).collect();
-        let ready = match faults.is_empty() {
-            true => Ok(()),
-            false => Err(faults.join("; ")),
-        };
-        readiness.send_if_modified(|before| {
-            let differs = *before != ready;
-            *before = ready;
-            differs
-        });
-    });
-    let mut tasks = Vec::new();
+    let mut tasks = vec![spawn_local(publish(
+        statuses.clone(),
+        Rc::clone(&noted),
+        readiness,
+    ))];
     for (index, network) in settings.networks.into_iter().enumerate() {
         let runner = Runner {
             index,
@@ -89,7 +82,7 @@ async fn run<S: Store + 'static>(settings: Settings, store: Rc<S>, kernel: Kerne
             store: Rc::clone(&store),
             kernel: kernel.clone(),
             status: Rc::clone(&statuses[index]),
-            changed: Rc::clone(&changed),
+            noted: Rc::clone(&noted),
         };
         tasks.push(spawn_local(runner.run()));
     }
@@ -110,6 +103,27 @@ async fn run<S: Store + 'static>(settings: Settings, store: Rc<S>, kernel: Kerne
     log::info(format_args!(
         "overlay: ends, and leaves the networks as they are"
     ));
+}
+
+/// Publishes whether all networks are ready, after notes of any of them. A thousand networks that start
+/// note much at once.
+async fn publish(statuses: Statuses, noted: Rc<Notify>, readiness: watch::Sender<Readiness>) {
+    loop {
+        noted.notified().await;
+        let faults: Vec<String> = statuses
+            .iter()
+            .filter_map(|it| it.borrow().fault())
+            .collect();
+        let ready = match faults.is_empty() {
+            true => Ok(()),
+            false => Err(faults.join("; ")),
+        };
+        readiness.send_if_modified(|before| {
+            let differs = *before != ready;
+            *before = ready;
+            differs
+        });
+    }
 }
 
 fn begin(network: &conf::Membership) -> Rc<RefCell<Status>> {

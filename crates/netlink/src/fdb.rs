@@ -26,6 +26,8 @@ pub(crate) enum Table {
 /// An entry as the kernel lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Listed {
+    /// The index of the port.
+    pub device: u32,
     pub table: Table,
     pub mac: Mac,
     /// The VTEP; only in the table of the device.
@@ -134,7 +136,8 @@ impl Netlink {
     }
 }
 
-/// A request for the entries of one port, in both tables: `bridge fdb show brport DEVICE`.
+/// A request for the entries of one port, in both tables: `bridge fdb show brport DEVICE`; with 0 for
+/// those of all ports.
 pub(crate) fn request(device: u32) -> RouteNetlinkMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
@@ -147,7 +150,8 @@ pub(crate) fn read(message: RouteNetlinkMessage, device: u32) -> Option<Listed> 
         return None;
     };
     // A kernel before 4.20 does not filter.
-    if message.header.ifindex != device {
+    let port = message.header.ifindex;
+    if device != 0 && port != device {
         return None;
     }
     let (mut mac, mut vtep, mut in_bridge) = (None, None, false);
@@ -173,6 +177,7 @@ pub(crate) fn read(message: RouteNetlinkMessage, device: u32) -> Option<Listed> 
         Table::Bridge => !permanent && state & u16::from(NeighbourState::Noarp) != 0,
     };
     Some(Listed {
+        device: port,
         table,
         mac: mac?,
         vtep,

@@ -1,6 +1,8 @@
 //! What the kernel reports of changes that other programs make to links, addresses, and to the
 //! entries of an overlay's device.
 
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
@@ -27,7 +29,12 @@ pub enum Seen {
 
 /// Receives changes of the namespace where it was opened.
 #[derive(Debug)]
-pub struct Monitor(Socket<Route>);
+pub struct Monitor {
+    socket: Socket<Route>,
+    /// Of each link by index and family of the message, a hash of its properties as they were last
+    /// reported.
+    links: HashMap<(u32, u8), u64>,
+}
 
 /// linux/rtnetlink.h: links, neighbours, addresses and routes.
 const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
@@ -55,20 +62,26 @@ impl Monitor {
         for group in GROUPS {
             socket.set_membership(group, true).map_err(failed)?;
         }
-        Ok(Self(socket))
+        Ok(Self {
+            socket,
+            links: HashMap::new(),
+        })
     }
 
     /// Waits for the next change, until `until`, or until `other` can be read.
     pub fn wait(&self, other: BorrowedFd<'_>, until: Instant) {
         // A failure shows when the socket is read.
-        let _ = wait_readable([self.0.as_fd(), other], until);
+        let _ = wait_readable([self.socket.as_fd(), other], until);
     }
 
     /// Passes the changes that have been reported to `hear`. Does not wait.
-    pub fn read(&self, mut hear: impl FnMut(Seen)) {
+    pub fn read(&mut self, mut hear: impl FnMut(Seen)) {
+        let links = &mut self.links;
         loop {
-            match self.0.try_receive(|message| {
-                if let Some(seen) = seen(message) {
+            match self.socket.try_receive(|message| {
+                if let Some(seen) = seen(message)
+                    && is_news(links, message)
+                {
                     hear(seen);
                 }
             }) {
@@ -81,14 +94,55 @@ impl Monitor {
     }
 }
 
-fn seen(message: Message<'_>) -> Option<Seen> {
-    /// The index is at the same place in ifinfomsg, ifaddrmsg and ndmsg.
-    const INDEX: usize = 4;
-    const RTMSG: usize = 12;
-    let number = |bytes: Option<&[u8]>| {
-        let bytes = bytes?.first_chunk::<4>()?;
-        Some(u32::from_ne_bytes(*bytes))
+/// The index is at the same place in ifinfomsg, ifaddrmsg and ndmsg.
+const INDEX: usize = 4;
+/// Up to its field with the flags, and as a whole.
+const FLAGS: usize = 12;
+const IFINFOMSG: usize = 16;
+const RTMSG: usize = 12;
+/// The properties of a link that matter: others, as its counters, differ in every report.
+const PROPERTIES: [u16; 8] = [
+    libc::IFLA_ADDRESS,
+    libc::IFLA_IFNAME,
+    libc::IFLA_MTU,
+    libc::IFLA_LINK,
+    libc::IFLA_MASTER,
+    libc::IFLA_OPERSTATE,
+    libc::IFLA_LINKINFO,
+    libc::IFLA_IFALIAS,
+];
+
+/// Whether a report is not the repetition of an earlier one. The kernel repeats itself: for each VXLAN
+/// device that is made on an interface, it reports the interface.
+fn is_news(links: &mut HashMap<(u32, u8), u64>, message: Message<'_>) -> bool {
+    if ![libc::RTM_NEWLINK, libc::RTM_DELLINK].contains(&message.kind) {
+        return true;
+    }
+    let (Some(index), Some(family)) = (number(message.body.get(INDEX..)), message.body.first())
+    else {
+        return true;
     };
+    let place = (index, *family);
+    if message.kind == libc::RTM_DELLINK {
+        links.remove(&place);
+        return true;
+    }
+    let mut hasher = DefaultHasher::new();
+    message.body.get(..FLAGS).hash(&mut hasher);
+    let attributes = message.body.get(IFINFOMSG..).unwrap_or_default();
+    for property in PROPERTIES {
+        find(attributes, property).hash(&mut hasher);
+    }
+    let now = hasher.finish();
+    links.insert(place, now) != Some(now)
+}
+
+fn number(bytes: Option<&[u8]>) -> Option<u32> {
+    let bytes = bytes?.first_chunk::<4>()?;
+    Some(u32::from_ne_bytes(*bytes))
+}
+
+fn seen(message: Message<'_>) -> Option<Seen> {
     let index = || number(message.body.get(INDEX..));
     Some(match message.kind {
         libc::RTM_NEWLINK | libc::RTM_DELLINK => Seen::Link(index()?),

@@ -38,25 +38,31 @@ fn proxy(device: u32, ip: IpAddr) -> NeighbourMessage {
     message
 }
 
-/// A request for the neighbours of one device: `ip neighbour show dev DEVICE`.
+/// A request for the neighbours of one device: `ip neighbour show dev DEVICE`; with 0 for those of all
+/// devices.
 pub(crate) fn request(device: u32, family: Family) -> RouteNetlinkMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = family.code();
-    // The kernel ignores the index in the header (neigh_valid_dump_req).
-    message.attributes.push(NeighbourAttribute::IfIndex(device));
+    if device != 0 {
+        // The kernel ignores the index in the header (neigh_valid_dump_req).
+        message.attributes.push(NeighbourAttribute::IfIndex(device));
+    }
     RouteNetlinkMessage::GetNeighbour(message)
 }
 
-/// A permanent neighbour of `device`. Those that the kernel resolved itself are left out.
-pub(crate) fn read(message: RouteNetlinkMessage, device: u32) -> Option<(IpAddr, Mac)> {
+/// A permanent neighbour of `device`, or of any if that is 0, with the index of its device. Those that
+/// the kernel resolved itself are left out.
+pub(crate) fn read(message: RouteNetlinkMessage, device: u32) -> Option<(u32, IpAddr, Mac)> {
     let RouteNetlinkMessage::NewNeighbour(message) = message else {
         return None;
     };
     let header = &message.header;
     // A kernel before 4.20 does not filter.
-    if header.ifindex != device || header.state != NeighbourState::Permanent {
+    let is_other = device != 0 && header.ifindex != device;
+    if is_other || header.state != NeighbourState::Permanent {
         return None;
     }
+    let device = header.ifindex;
     let (mut ip, mut mac) = (None, None);
     for attribute in message.attributes {
         match attribute {
@@ -66,7 +72,7 @@ pub(crate) fn read(message: RouteNetlinkMessage, device: u32) -> Option<(IpAddr,
             _ => {}
         }
     }
-    Some((ip?, mac?))
+    Some((device, ip?, mac?))
 }
 
 /// What a namespace knows of a neighbour.

@@ -19,9 +19,10 @@ use rtnetlink::{
 use transport::Refusal;
 
 use crate::{
-    Error, Family, Mac, Netlink, RouteFilter, RouteSpec,
-    fdb::{self, FLOOD, Table},
+    Error, Mac, Netlink, Present, RouteSpec,
+    fdb::{self, FLOOD},
     neighbour,
+    present::{OURS, present},
     request::Change,
     route::route_message,
 };
@@ -125,15 +126,15 @@ pub struct Reconciled {
     pub failed: Vec<(Entry, Error)>,
 }
 
-/// The entries on an overlay's devices.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Present {
-    /// Entries that a program wrote.
-    pub written: HashSet<Entry>,
-    /// Forwarding entries that the device has learned from received packets.
-    pub learned: HashSet<Entry>,
-    /// Direct routes of other programs, as flanneld, which do what ours would.
-    pub others: HashSet<Entry>,
+/// An overlay, and what is wanted on its devices.
+#[derive(Clone, Copy, Debug)]
+pub struct Desired<'a> {
+    /// Its devices.
+    pub overlay: Overlay,
+    /// All of its entries.
+    pub entries: &'a [Entry],
+    /// Whether the VXLAN device was just made, and has no entries yet.
+    pub is_new: bool,
 }
 
 /// Reads and changes the entries of overlays in one network namespace.
@@ -158,19 +159,8 @@ impl Peers {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn present(&self, overlay: Overlay) -> Result<Present, Error> {
-        let mut present = Present::default();
-        if let Some(segment) = overlay.segment {
-            self.read_direct(segment, &mut present)?;
-        }
-        if overlay.device == 0 {
-            return Ok(present);
-        }
-        self.read_forwarding(overlay, &mut present)?;
-        for family in [Family::V4, Family::V6] {
-            self.read_neighbours(overlay, family, &mut present.written)?;
-            self.read_routes(overlay, family, &mut present.written)?;
-        }
-        Ok(present)
+        let all = present(&self.netlink, &[overlay])?;
+        Ok(all.into_iter().next().unwrap_or_default())
     }
 
     /// Adds the entries of `wanted` that are missing on the devices of `overlay`, and removes those
@@ -180,20 +170,50 @@ impl Peers {
     /// # Errors
     /// When the kernel cannot be asked. Entries that it refuses are in [`Reconciled::failed`].
     pub fn reconcile(&self, overlay: Overlay, wanted: &[Entry]) -> Result<Reconciled, Error> {
-        let before = self.present(overlay)?;
-        let plan = Difference::between(&before, wanted, overlay);
-        let mut done = Reconciled {
-            kept: plan.kept,
-            ..Reconciled::default()
+        let desired = Desired {
+            overlay,
+            entries: wanted,
+            is_new: false,
         };
-        if plan.is_empty() {
-            return Ok(done);
+        let all = self.reconcile_all(&[desired])?;
+        Ok(all.into_iter().next().unwrap_or_default())
+    }
+
+    /// The same for several overlays: what exists is read once for all of them, before the changes
+    /// and after.
+    ///
+    /// # Errors
+    /// As [`Peers::reconcile`].
+    pub fn reconcile_all(&self, all: &[Desired<'_>]) -> Result<Vec<Reconciled>, Error> {
+        let overlays: Vec<Overlay> = all.iter().map(Desired::with_entries).collect();
+        let before = present(&self.netlink, &overlays)?;
+        let plan = |(it, before): (&Desired<'_>, Present)| {
+            Difference::between(&before, it.entries, it.overlay)
+        };
+        let plans: Vec<Difference> = all.iter().zip(before).map(plan).collect();
+        let mut results = Vec::new();
+        let mut doubtful = Vec::new();
+        for (place, (desired, plan)) in all.iter().zip(&plans).enumerate() {
+            let mut errors = HashMap::new();
+            self.remove(desired.overlay, &plan.stale, &mut errors)?;
+            self.add(desired.overlay, &plan.missing, &mut errors)?;
+            let is_certain = plan.is_empty() || desired.is_new && errors.is_empty();
+            if !is_certain {
+                doubtful.push((place, errors));
+            }
+            results.push(Reconciled {
+                kept: plan.kept,
+                added: plan.missing.len(),
+                removed: plan.stale.len(),
+                failed: Vec::new(),
+            });
         }
-        let mut errors = HashMap::new();
-        self.remove(overlay, &plan.stale, &mut errors)?;
-        self.add(overlay, &plan.missing, &mut errors)?;
-        self.verify(overlay, &plan, errors, &mut done)?;
-        Ok(done)
+        let overlays: Vec<Overlay> = doubtful.iter().map(|it| all[it.0].overlay).collect();
+        let after = present(&self.netlink, &overlays)?;
+        for ((place, errors), after) in doubtful.iter().zip(after) {
+            verify(&plans[*place], &after, errors, &mut results[*place]);
+        }
+        Ok(results)
     }
 
     /// Changes the entries `before`, which exist, to `after`, without reading the kernel's. What
@@ -291,138 +311,43 @@ impl Peers {
         );
         Ok(())
     }
+}
 
-    /// The result is what exists now: an addition of an entry that another program has added
-    /// meanwhile, or a removal of one that was gone, has not failed.
-    fn verify(
-        &self,
-        overlay: Overlay,
-        plan: &Difference,
-        errors: HashMap<Entry, Refusal>,
-        done: &mut Reconciled,
-    ) -> Result<(), Error> {
-        let after = self.present(overlay)?;
-        let mut fail = |entry: &Entry, action: &str, otherwise: Errno| {
-            let refusal = errors.get(entry).cloned().unwrap_or(otherwise.into());
-            let error = Error::refused(format!("{action} {entry}"), refusal);
-            done.failed.push((*entry, error));
-        };
-        for entry in &plan.missing {
-            if after.written.contains(entry) || after.others.contains(entry) {
-                done.added += 1;
-            } else {
-                fail(entry, "add", Errno::ENOENT);
-            }
+impl Desired<'_> {
+    /// The devices that may have entries already.
+    fn with_entries(&self) -> Overlay {
+        match self.is_new {
+            true => Overlay {
+                device: 0,
+                neighbours_on: 0,
+                ..self.overlay
+            },
+            false => self.overlay,
         }
-        for entry in &plan.stale {
-            if after.written.contains(entry) {
-                fail(entry, "remove", Errno::EEXIST);
-            } else {
-                done.removed += 1;
-            }
-        }
-        Ok(())
-    }
-
-    fn read_forwarding(&self, overlay: Overlay, present: &mut Present) -> Result<(), Error> {
-        let device = overlay.device;
-        let request = fdb::request(device);
-        let read = |message| fdb::read(message, device);
-        let listed = self.netlink.dump(request, read, || {
-            format!(
-                "list forwarding entries of {}",
-                self.netlink.name_of(device)
-            )
-        });
-        let listed = match listed {
-            Err(error) if error.is_not_found() => Vec::new(),
-            other => other?,
-        };
-        for listed in listed {
-            let mac = listed.mac;
-            let entry = match (listed.table, listed.vtep) {
-                (Table::Bridge, _) => Entry::Behind { mac },
-                // The group of the device itself.
-                (Table::Device, Some(vtep)) if vtep.is_multicast() => continue,
-                (Table::Device, Some(vtep)) => Entry::Forward { mac, vtep },
-                (Table::Device, None) => continue,
-            };
-            match (listed.written, listed.table) {
-                (true, _) => present.written.insert(entry),
-                (false, Table::Device) => present.learned.insert(entry),
-                (false, Table::Bridge) => continue,
-            };
-        }
-        Ok(())
-    }
-
-    fn read_neighbours(
-        &self,
-        overlay: Overlay,
-        family: Family,
-        written: &mut HashSet<Entry>,
-    ) -> Result<(), Error> {
-        let device = overlay.neighbours_on;
-        let request = neighbour::request(device, family);
-        let read = |message| {
-            let (ip, mac) = neighbour::read(message, device)?;
-            Some(Entry::Neighbour { ip, mac })
-        };
-        written.extend(self.netlink.dump(request, read, || {
-            format!("list neighbours of {}", self.netlink.name_of(device))
-        })?);
-        Ok(())
-    }
-
-    /// Reads the routes to subnets of the overlay through hosts of the segment.
-    fn read_direct(&self, segment: Segment, present: &mut Present) -> Result<(), Error> {
-        let routes = self.netlink.list_routes(RouteFilter {
-            oif: Some(segment.device),
-            ..RouteFilter::main(Family::of(segment.network.ip()))
-        })?;
-        let is_inside = |dst: &IpNetwork| segment.network.contains(dst.ip());
-        for route in routes.into_iter().filter(|it| is_inside(&it.dst)) {
-            let Some(gw) = route.gw else { continue };
-            let entry = Entry::Direct { dst: route.dst, gw };
-            match route.protocol == OURS {
-                true => present.written.insert(entry),
-                false => present.others.insert(entry),
-            };
-        }
-        Ok(())
-    }
-
-    /// Reads the routes through next hops, and to next hops, that a program has added; those that
-    /// the kernel adds for the device's addresses are left out.
-    fn read_routes(
-        &self,
-        overlay: Overlay,
-        family: Family,
-        written: &mut HashSet<Entry>,
-    ) -> Result<(), Error> {
-        let routes = self.netlink.list_routes(RouteFilter {
-            oif: Some(overlay.device),
-            ..RouteFilter::main(family)
-        })?;
-        let added = routes
-            .into_iter()
-            .filter(|it| BY_PROGRAMS.contains(&it.protocol));
-        written.extend(added.filter_map(|it| match it.gw {
-            Some(gw) => Some(Entry::Route { dst: it.dst, gw }),
-            None => (it.dst.prefix() == ALL_BITS).then(|| Entry::OnLink { ip: it.dst.ip() }),
-        }));
-        Ok(())
     }
 }
 
-/// The origin of our routes on an interface that is not ours. No program in /etc/iproute2/rt_protos has
-/// it.
-const OURS: u8 = 112;
-/// `RTPROT_BOOT` and `RTPROT_STATIC` (linux/rtnetlink.h): the origins that programs set, among them
-/// ours and flannel.
-const BY_PROGRAMS: [u8; 2] = [3, 4];
-/// The prefix length of an IPv6 host.
-const ALL_BITS: u8 = 128;
+/// The result is what exists now: an addition of an entry that another program has added
+/// meanwhile, or a removal of one that was gone, has not failed.
+fn verify(
+    plan: &Difference,
+    after: &Present,
+    errors: &HashMap<Entry, Refusal>,
+    done: &mut Reconciled,
+) {
+    let mut fail = |entry: &Entry, action: &str, otherwise: Errno| {
+        let refusal = errors.get(entry).cloned().unwrap_or(otherwise.into());
+        let error = Error::refused(format!("{action} {entry}"), refusal);
+        done.failed.push((*entry, error));
+    };
+    let is_there = |it: &&Entry| after.written.contains(it) || after.others.contains(it);
+    let (added, lacking): (Vec<&Entry>, Vec<&Entry>) = plan.missing.iter().partition(is_there);
+    let is_left = |it: &&Entry| after.written.contains(it);
+    let (left, removed): (Vec<&Entry>, Vec<&Entry>) = plan.stale.iter().partition(is_left);
+    lacking.iter().for_each(|it| fail(it, "add", Errno::ENOENT));
+    left.iter().for_each(|it| fail(it, "remove", Errno::EEXIST));
+    (done.added, done.removed) = (added.len(), removed.len());
+}
 
 /// The entries to change.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -21,7 +21,7 @@ use crate::mode::Mode;
 use crate::network::Network;
 use crate::peer::Peer;
 use crate::peer_checks::{Needed, check_captures};
-use crate::underlay::{self, Underlay, overhead};
+use crate::underlay::{self, Underlay, Underlays, overhead};
 
 /// The device of a network: what the kernel has, and what it must be.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,6 +52,14 @@ impl Device {
     /// Code 7: something that the configuration names does not exist, the VNI is used by another
     /// program or with other parameters, the MTU is too large, a peer is this node.
     pub fn find(host: &Netlink, network: &Network) -> Result<Self> {
+        Self::find_on(host, network, &mut Underlays::default())
+    }
+
+    /// The same, with what is known of the underlay from other networks.
+    ///
+    /// # Errors
+    /// As [`Device::find`].
+    pub fn find_on(host: &Netlink, network: &Network, underlays: &mut Underlays) -> Result<Self> {
         let (link, found) = match host.find_vxlan(&network.device())? {
             None => (None, None),
             Some((link, found)) => {
@@ -66,7 +74,7 @@ impl Device {
         let is_kept = kept.is_some();
         let underlay = match kept {
             Some(underlay) => underlay,
-            None => Underlay::find(host, network)?,
+            None => underlays.find(host, network)?,
         };
         let spec = wanted(network, &underlay)?;
         // A device that is not obsolete stays as it is: pods use it.
@@ -82,9 +90,12 @@ impl Device {
                 }
             }
         }
-        // The kernel would refuse it, too, but only after a bridge has been created.
+        // The kernel would refuse it, too, but only after a plugin has created a bridge.
         let starts = link.as_ref().is_none_or(|link| is_kept && !link.up);
-        if starts && let Some(error) = taken(host, &spec)? {
+        if starts
+            && network.kept_as.is_none()
+            && let Some(error) = taken(host, &spec)?
+        {
             return Err(error);
         }
         let device = Self {
@@ -111,12 +122,29 @@ impl Device {
         let mut carried = Vec::new();
         if let Some(link) = self.link.as_ref().filter(|_| self.obsolete)
             && network.peers.is_empty()
-            && network.kept_as.is_none()
         {
             // Peers that were added by hand are in no configuration.
             carried = guard::known_peers(network, link, bridge)?;
         }
         self.ensure_guard(host, network, bridge, &carried)?;
+        let link = self.ensure_link(host, network, bridge)?;
+        if !carried.is_empty() {
+            let carried = network.entries_of(&carried);
+            Peers::open()?.reconcile(overlay(network, &link, bridge), &carried)?;
+        }
+        Ok(link)
+    }
+
+    /// The same, where the packets of other hosts are dropped already.
+    ///
+    /// # Errors
+    /// As [`Device::ensure`].
+    pub fn ensure_link(
+        &self,
+        host: &Netlink,
+        network: &Network,
+        bridge: Option<&Link>,
+    ) -> Result<Link> {
         let mut link = match &self.link {
             Some(link) if self.obsolete => {
                 host.delete_link(&link.name)?;
@@ -143,11 +171,12 @@ impl Device {
             self.bring_up(host, &link)?;
             link.up = true;
         }
-        if !carried.is_empty() {
-            let carried = network.entries_of(&carried);
-            Peers::open()?.reconcile(overlay(network, &link, bridge), &carried)?;
-        }
         Ok(link)
+    }
+
+    /// Whether [`Device::ensure_link`] makes a new device.
+    pub fn is_to_be_made(&self) -> bool {
+        self.link.is_none() || self.obsolete
     }
 
     /// Drops packets of other hosts, before the device is up.
@@ -163,11 +192,7 @@ impl Device {
                 if guard::exists(network, self.local)? {
                     return Ok(());
                 }
-                let peers = match &network.kept_as {
-                    // A node behind NAT may send from another address than the store has.
-                    Some(_) => Vec::new(),
-                    None => guard::known_peers(network, link, bridge)?,
-                };
+                let peers = guard::known_peers(network, link, bridge)?;
                 guard::ensure(host, network, self, &peers)
             }
             _ if carried.is_empty() => guard::ensure(host, network, self, &network.peers),

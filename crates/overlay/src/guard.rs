@@ -65,20 +65,37 @@ pub(crate) fn known_peers(
 ///
 /// # Errors
 /// What nf_tables refuses.
-pub(crate) fn ensure(
-    host: &Netlink,
-    network: &Network,
-    device: &Device,
-    peers: &[Peer],
-) -> Result<()> {
-    let wanted = wanted(host, network, device, peers)?;
+pub fn ensure(host: &Netlink, network: &Network, device: &Device, peers: &[Peer]) -> Result<()> {
+    install(&[wanted(host, network, device, peers)?])
+}
+
+/// Drops packets that come in by other interfaces than the devices' uplinks, for those networks that
+/// have no such rules yet.
+///
+/// # Errors
+/// As [`ensure`]; then nothing has changed.
+pub fn ensure_all(host: &Netlink, all: &[(&Network, &Device)]) -> Result<()> {
+    let mut lacking = Vec::new();
+    for (network, device) in all {
+        if device.is_to_be_made() || !exists(network, device.local)? {
+            // A node behind NAT may send from another address than it has published.
+            lacking.push(wanted(host, network, device, &[])?);
+        }
+    }
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    install(&lacking)
+}
+
+fn install(guards: &[VxlanGuard]) -> Result<()> {
     let Some(nftables) = Nftables::find()? else {
-        lacking(network);
+        log_lack(guards);
         return Ok(());
     };
-    match nftables.ensure_vxlan_guard(&wanted) {
+    match nftables.ensure_vxlan_guards(guards) {
         Err(error) if is_absent(&error) => {
-            lacking(network);
+            log_lack(guards);
             Ok(())
         }
         done => done.context("guard the network's VXLAN port"),
@@ -90,18 +107,19 @@ pub(crate) fn ensure(
 /// # Errors
 /// What nf_tables refuses.
 pub(crate) fn exists(network: &Network, local: IpAddr) -> Result<bool> {
-    let Some(nftables) = Nftables::find()? else {
-        lacking(network);
-        return Ok(true);
-    };
-    nftables.has_vxlan_guard(&VxlanGuard {
+    let guard = VxlanGuard {
         network: network.name.clone(),
         local,
         port: network.port,
         vni: network.vni,
         uplinks: Vec::new(),
         peers: None,
-    })
+    };
+    let Some(nftables) = Nftables::find()? else {
+        log_lack(&[guard]);
+        return Ok(true);
+    };
+    nftables.has_vxlan_guard(&guard)
 }
 
 /// CHECK: whether the guard agrees with the peers that the kernel has.
@@ -156,9 +174,11 @@ fn is_absent(error: &anyhow::Error) -> bool {
     cause.is_some_and(packet_filter::is_absent)
 }
 
-fn lacking(network: &Network) {
-    cni::log(format_args!(
-        "guard the VXLAN port of {}: the kernel lacks nf_tables",
-        network.name
-    ));
+fn log_lack(guards: &[VxlanGuard]) {
+    for guard in guards {
+        cni::log(format_args!(
+            "guard the VXLAN port of {}: the kernel lacks nf_tables",
+            guard.network
+        ));
+    }
 }

@@ -22,4 +22,4 @@ pub use mac::{gateway_mac, subnet_mac};
 pub use mode::Mode;
 pub use network::Network;
 pub use peer::{Peer, entries, peers, unreached};
-pub use underlay::Underlay;
+pub use underlay::{Underlay, Underlays};

@@ -1,8 +1,10 @@
 //! The interface and address of the node for packets to other hosts.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use anyhow::Result;
+use cni::env::IfName;
 use ipnetwork::IpNetwork;
 use netlink::{Family, Link, Netlink, OperState};
 
@@ -101,6 +103,30 @@ impl Underlay {
     /// The largest packet of a pod: the underlay's MTU without the VXLAN header.
     pub fn room(&self) -> u32 {
         self.link.mtu.saturating_sub(overhead(self.local))
+    }
+}
+
+/// What was looked up for the networks of one look at the node: a thousand of them may have the same
+/// keys, and each look reads all routes.
+#[derive(Debug, Default)]
+pub struct Underlays(HashMap<Keys, Underlay>);
+
+/// The keys that decide.
+type Keys = (Option<IfName>, Option<IpAddr>, Option<Family>);
+
+impl Underlays {
+    /// As [`Underlay::find`].
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn find(&mut self, host: &Netlink, network: &Network) -> Result<Underlay> {
+        let keys = (network.dev.clone(), network.local, network.family);
+        if let Some(found) = self.0.get(&keys) {
+            return Ok(found.clone());
+        }
+        let found = Underlay::find(host, network)?;
+        self.0.insert(keys, found.clone());
+        Ok(found)
     }
 }
 

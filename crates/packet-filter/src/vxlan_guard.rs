@@ -66,6 +66,11 @@ pub struct VxlanGuard {
 impl Nftables {
     /// Drops VXLAN packets that `wanted` does not allow; to repeat it does no harm.
     pub fn ensure_vxlan_guard(&self, wanted: &VxlanGuard) -> Result<()> {
+        self.ensure_vxlan_guards(std::slice::from_ref(wanted))
+    }
+
+    /// The same for several networks in one transaction.
+    pub fn ensure_vxlan_guards(&self, wanted: &[VxlanGuard]) -> Result<()> {
         self.transact(|socket| add(socket, wanted))
     }
 
@@ -117,18 +122,20 @@ fn port_element(port: Part) -> Element {
     PORTS.element([port], [], "")
 }
 
-/// Changes that make the kernel drop what is not `wanted`, and remove what it had for the network
+/// Changes that make the kernel drop what is not `wanted`, and remove what it had for these networks
 /// before; none if nothing differs.
-pub fn add(socket: &Socket, wanted: &VxlanGuard) -> Result<Transaction, Error> {
+pub fn add(socket: &Socket, wanted: &[VxlanGuard]) -> Result<Transaction, Error> {
     let mut changes = Transaction::new();
     for family in FAMILIES {
         let table = table(family);
-        changes.extend(if table == wanted.table() {
-            ensure(socket, table, wanted)?
-        } else {
+        let (here, others): (Vec<_>, Vec<_>) = wanted.iter().partition(|it| it.table() == table);
+        if !here.is_empty() {
+            changes.extend(ensure(socket, table, &here)?);
+        }
+        for other in others {
             // The underlay had another family.
-            remove_from(socket, table, &wanted.network)?
-        });
+            changes.extend(remove_from(socket, table, &other.network)?);
+        }
     }
     Ok(changes)
 }
@@ -148,7 +155,7 @@ fn missing(socket: &Socket, wanted: &VxlanGuard) -> Result<Option<String>, Error
     if !is_installed(socket, table)? {
         return Ok(Some(format!("no rules, or others, in table {table}")));
     }
-    let (missing, stale) = difference(socket, table, wanted)?;
+    let Difference { missing, stale, .. } = difference(socket, table, &[wanted])?;
     let mut changes = additions(table, true, missing);
     delete_all(&mut changes, table, stale);
     let first = changes.changes().first();
@@ -165,15 +172,14 @@ fn delete_all(changes: &mut Transaction, table: Table, elements: Vec<Element>) {
     }
 }
 
-fn ensure(socket: &Socket, table: Table, wanted: &VxlanGuard) -> Result<Transaction, Error> {
+fn ensure(socket: &Socket, table: Table, wanted: &[&VxlanGuard]) -> Result<Transaction, Error> {
     let installed = is_installed(socket, table)?;
-    let (missing, stale) = difference(socket, table, wanted)?;
-    let others = networks(socket, table, &wanted.network)?;
-    let unused = unused_ports(&stale, &others, Some(wanted.port));
+    let found = difference(socket, table, wanted)?;
+    let unused = unused_ports(&found.stale, &found.staying);
     let mut changes = Transaction::new();
-    delete_all(&mut changes, table, stale);
+    delete_all(&mut changes, table, found.stale);
     delete_all(&mut changes, table, unused);
-    changes.extend(additions(table, installed, missing));
+    changes.extend(additions(table, installed, found.missing));
     Ok(changes)
 }
 
@@ -187,39 +193,55 @@ fn remove_from(socket: &Socket, table: Table, network: &str) -> Result<Transacti
     if others.is_empty() {
         changes.delete_table(table);
     } else {
-        let unused = unused_ports(&stale, &others, None);
+        let unused = unused_ports(&stale, &others);
         delete_all(&mut changes, table, stale);
         delete_all(&mut changes, table, unused);
     }
     Ok(changes)
 }
 
-/// The elements that are wanted and not there, and those that are there for the network and not
-/// wanted.
-fn difference(
-    socket: &Socket,
-    table: Table,
-    wanted: &VxlanGuard,
-) -> Result<(Vec<Element>, Vec<Element>), Error> {
-    let own = network_comment(&wanted.network);
-    let mut stale = of_comment(socket, table, &own)?;
-    let mut missing = wanted.elements();
-    let place = |it: &Element| (it.set.name, it.key.clone());
-    let wanted_places: HashSet<_> = missing.iter().map(place).collect();
-    let present_places: HashSet<_> = stale.iter().map(place).collect();
-    missing.retain(|it| !present_places.contains(&place(it)));
-    stale.retain(|it| !wanted_places.contains(&place(it)));
-    let port = port_element(Part::Port(wanted.port));
-    if listing::element_at(socket, table, PORTS, &port.key)?.is_none() {
-        missing.push(port);
+/// What is to change.
+struct Difference {
+    /// The elements that are wanted and not there.
+    missing: Vec<Element>,
+    /// Those that are there for the wanted networks, and not wanted.
+    stale: Vec<Element>,
+    /// The keys of all networks afterwards.
+    staying: Vec<Vec<Part>>,
+}
+
+fn difference(socket: &Socket, table: Table, wanted: &[&VxlanGuard]) -> Result<Difference, Error> {
+    let mut missing: Vec<Element> = wanted.iter().flat_map(|it| it.elements()).collect();
+    let id = |it: &Element| (it.set.name, it.key.clone(), it.comment.clone());
+    let wanted_ids: HashSet<_> = missing.iter().map(id).collect();
+    let mut staying: Vec<Vec<Part>> = wanted.iter().map(|it| it.key().into()).collect();
+    let keys: HashSet<Vec<Part>> = staying.iter().cloned().collect();
+    let mut comments: HashSet<String> = wanted
+        .iter()
+        .map(|it| network_comment(&it.network))
+        .collect();
+    let networks = listing::elements(socket, table, &[NETWORKS], |_| true)?;
+    let renamed = networks.iter().filter(|it| keys.contains(&it.key));
+    comments.extend(renamed.map(|it| it.comment.clone()));
+    let others = networks
+        .into_iter()
+        .filter(|it| !comments.contains(&it.comment));
+    staying.extend(others.map(|it| it.key));
+    let mut stale = listing::elements(socket, table, &SETS, |it| comments.contains(it))?;
+    let present_ids: HashSet<_> = stale.iter().map(id).collect();
+    missing.retain(|it| !present_ids.contains(&id(it)));
+    stale.retain(|it| !wanted_ids.contains(&id(it)));
+    for port in wanted.iter().map(|it| it.port).collect::<HashSet<_>>() {
+        let port = port_element(Part::Port(port));
+        if listing::element_at(socket, table, PORTS, &port.key)?.is_none() {
+            missing.push(port);
+        }
     }
-    // The network had another name.
-    if let Some(found) = listing::element_at(socket, table, NETWORKS, &wanted.key())?
-        && found.comment != own
-    {
-        stale.extend(of_comment(socket, table, &found.comment)?);
-    }
-    Ok((missing, stale))
+    Ok(Difference {
+        missing,
+        stale,
+        staying,
+    })
 }
 
 fn of_comment(socket: &Socket, table: Table, comment: &str) -> Result<Vec<Element>, Error> {
@@ -233,12 +255,11 @@ fn networks(socket: &Socket, table: Table, but: &str) -> Result<Vec<Vec<Part>>, 
     Ok(others.into_iter().map(|it| it.key).collect())
 }
 
-/// The ports of the networks among `gone`, without those of `others` and without `kept`.
-fn unused_ports(gone: &[Element], others: &[Vec<Part>], kept: Option<u16>) -> Vec<Element> {
+/// The ports of the networks among `gone`, without those of `others`.
+fn unused_ports(gone: &[Element], others: &[Vec<Part>]) -> Vec<Element> {
     let networks = gone.iter().filter(|it| it.set == NETWORKS);
     let ports: HashSet<Part> = networks
         .filter_map(|it| it.key.first().copied())
-        .filter(|port| kept.map(Part::Port) != Some(*port))
         .filter(|port| !others.iter().any(|key| key.first() == Some(port)))
         .collect();
     ports.into_iter().map(port_element).collect()
@@ -377,10 +398,9 @@ create element ip podwire_vxlan peers { 192.0.2.2 . 4789 . 0x5 comment \"net: my
     #[test]
     fn a_port_goes_with_the_last_network_that_has_it() {
         let gone = guard().elements();
-        let ports = |others: &[Vec<Part>], stays| unused_ports(&gone, others, stays).len();
-        assert_eq!(ports(&[], None), 1);
-        assert_eq!(ports(&[], Some(4789)), 0);
-        assert_eq!(ports(&[vec![Part::Port(4789), Part::Vni(6)]], None), 0);
-        assert_eq!(ports(&[vec![Part::Port(8472), Part::Vni(6)]], None), 1);
+        let ports = |others: &[Vec<Part>]| unused_ports(&gone, others).len();
+        assert_eq!(ports(&[]), 1);
+        assert_eq!(ports(&[vec![Part::Port(4789), Part::Vni(6)]]), 0);
+        assert_eq!(ports(&[vec![Part::Port(8472), Part::Vni(6)]]), 1);
     }
 }

@@ -2,26 +2,28 @@
 //! wanted, and made so again when something else changes them.
 //!
 //! A change of peers costs what changes ([`netlink::Peers::change`]). Everything is compared with the
-//! kernel ([`netlink::Peers::reconcile`]) when a network is new, when the kernel reports that
-//! something was removed, after a failure, and every ten seconds.
+//! kernel ([`netlink::Peers::reconcile_all`]) when a network is new, when the kernel reports that
+//! something was removed, after a failure, and every ten seconds: all networks that are due at once, so
+//! that a thousand of them cost about what one of the same size does.
+
+mod kept;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use flannel::{Backend, BackendType, Subnet};
 use ipnetwork::IpNetwork;
-use netlink::{
-    AddressSpec, Entry, Family, Link, Mac, Monitor, Netlink, Overlay, Peers, RouteFilter, Seen,
-    Segment,
-};
+use netlink::{Desired, Entry, Family, Monitor, Netlink, Peers, Seen};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use overlay::{Device, Network, Peer, device};
+use overlay::{Device, Network, Peer, Underlays, device, guard};
 use tokio::sync::{mpsc, oneshot};
+
+use kept::{Kept, Ready};
 
 /// How often everything is compared, in case a change was not reported.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -57,6 +59,18 @@ pub enum Direct {
     Near,
     /// All: there is no device.
     Always,
+}
+
+impl Wanted {
+    /// The names of the network's devices.
+    fn devices(&self) -> Vec<String> {
+        match self.direct {
+            Direct::Always => Vec::new(),
+            Direct::Near | Direct::Never => [Family::V4, Family::V6]
+                .map(|it| device_name(it, self.network.vni))
+                .into(),
+        }
+    }
 }
 
 impl Direct {
@@ -195,25 +209,14 @@ struct Thread {
     kept: BTreeMap<Id, Kept>,
 }
 
-/// A network that is kept.
-struct Kept {
-    wanted: Wanted,
-    reports: mpsc::UnboundedSender<Report>,
-    /// Changes of peers that have not been made.
-    changes: BTreeMap<Subnet, Option<Peer>>,
-    /// How many peers want each entry: two leases of one node have some in common.
-    uses: HashMap<Entry, u32>,
-    /// The subnets of the segment, if nodes there are reached directly.
-    near: Vec<IpNetwork>,
-    /// Where each MAC is.
-    vteps: HashMap<Mac, IpAddr>,
-    /// The device, if the last look at it was a success.
-    device: Option<(Overlay, u32)>,
-    /// The last report.
-    state: Option<State>,
-    /// When everything is compared next, and when it was last.
-    due: Instant,
-    looked: Instant,
+/// How many entries were removed from each device, by its index.
+type Removed = HashMap<u32, usize>;
+
+/// A network that is looked at.
+struct Look<'a> {
+    id: Id,
+    kept: &'a mut Kept,
+    device: Device,
 }
 
 impl Thread {
@@ -234,352 +237,166 @@ impl Thread {
             let until = next.unwrap_or_else(|| Instant::now() + PERIOD);
             self.monitor.wait(self.wake.as_fd(), until);
             let _ = self.wake.read();
-            loop {
-                match orders.try_recv() {
-                    Ok(order) => self.take(order),
-                    Err(std::sync::mpsc::TryRecvError::Empty) => break,
-                    Err(std::sync::mpsc::TryRecvError::Disconnected) => return,
-                }
+            if !self.take_all(orders) {
+                return;
             }
-            self.hear(None);
-            let ids: Vec<Id> = self.kept.keys().copied().collect();
-            for id in ids {
-                let own = match self.kept.get_mut(&id) {
-                    Some(kept) => kept.work(id, &self.host, &self.peers),
-                    None => None,
-                };
-                if own.is_some() {
-                    self.hear(own);
-                }
-            }
+            self.hear(Removed::new());
+            let removed = self.change();
+            self.hear(removed);
+            let removed = self.look();
+            self.hear(removed);
         }
     }
 
-    fn take(&mut self, order: Order) {
-        match order {
-            Order::Find(network, reply) => drop(reply.send(find(&self.host, &network))),
-            Order::Keep(id, wanted, reports) => {
-                let now = Instant::now();
-                remove_others(&self.host, &wanted);
-                let kept = Kept {
-                    wanted: *wanted,
-                    reports,
-                    changes: BTreeMap::new(),
-                    uses: HashMap::new(),
-                    near: Vec::new(),
-                    vteps: HashMap::new(),
-                    device: None,
-                    state: None,
-                    due: now,
-                    looked: now - SPACING,
-                };
-                self.kept.insert(id, kept);
-            }
-            Order::Change(id, changes) => {
-                if let Some(kept) = self.kept.get_mut(&id) {
-                    kept.changes.extend(changes);
+    /// Takes the orders that are there. Returns whether there may be others.
+    fn take_all(&mut self, orders: &Receiver<Order>) -> bool {
+        let mut new = Vec::new();
+        let mut underlays = Underlays::default();
+        let goes_on = loop {
+            match orders.try_recv() {
+                Ok(Order::Find(network, reply)) => {
+                    let _ = reply.send(find(&self.host, &network, &mut underlays));
                 }
+                Ok(Order::Keep(id, wanted, reports)) => {
+                    new.push(id);
+                    self.kept.insert(id, Kept::new(*wanted, reports));
+                }
+                Ok(Order::Change(id, changes)) => {
+                    if let Some(kept) = self.kept.get_mut(&id) {
+                        kept.changes.extend(changes);
+                    }
+                }
+                Err(TryRecvError::Empty) => break true,
+                Err(TryRecvError::Disconnected) => break false,
+            }
+        };
+        if !new.is_empty() {
+            self.remove_others(&new);
+        }
+        goes_on
+    }
+
+    /// Deletes the devices that new networks had with other VNIs, or another backend: their routes
+    /// would be in the way.
+    fn remove_others(&self, new: &[Id]) {
+        let new: Vec<&Wanted> = new.iter().map(|id| &self.kept[id].wanted).collect();
+        for link in self.host.list_links().unwrap_or_default() {
+            let is_agents = link.is_kind("vxlan") && link.name.starts_with("flannel");
+            if !is_agents {
+                continue;
+            }
+            let mut owners = new.iter().filter(|it| device::is_of(&link, &it.network));
+            let is_left = |it: &&&Wanted| !it.devices().contains(&link.name);
+            if owners.next().as_ref().is_some_and(is_left) {
+                let _ = self.host.delete_link(&link.name);
             }
         }
     }
 
     /// Reads what the kernel has reported, but for the entries that were just removed from here.
-    fn hear(&mut self, own: Option<Removed>) {
-        let Removed {
-            device,
-            mut entries,
-        } = own.unwrap_or_default();
+    fn hear(&mut self, mut own: Removed) {
         let kept = &mut self.kept;
         self.monitor.read(|seen| {
-            let is_own = matches!(seen, Seen::EntryGone(it) | Seen::RouteGone(it) if it == device);
-            if entries > 0 && is_own {
-                entries -= 1;
+            if let Seen::EntryGone(device) | Seen::RouteGone(device) = seen
+                && let Some(left) = own.get_mut(&device).filter(|left| **left > 0)
+            {
+                *left -= 1;
                 return;
             }
-            for kept in kept.values_mut().filter(|it| it.concerns(seen)) {
-                kept.due = kept.due.min(kept.looked + SPACING);
-            }
+            kept.values_mut().for_each(|it| it.hear(seen));
         });
     }
-}
 
-/// How many entries were removed from a device.
-#[derive(Clone, Copy, Debug, Default)]
-struct Removed {
-    device: u32,
-    entries: usize,
-}
-
-impl Kept {
-    fn concerns(&self, seen: Seen) -> bool {
-        let Some((overlay, uplink)) = self.device else {
-            // An interface or an address is missing: this may be it.
-            return !matches!(seen, Seen::EntryGone(_) | Seen::RouteGone(_));
-        };
-        match seen {
-            Seen::Link(index) | Seen::Address(index) => index == overlay.device || index == uplink,
-            Seen::EntryGone(index) => index == overlay.device,
-            Seen::RouteGone(index) => {
-                let is_direct = self.wanted.direct != Direct::Never;
-                index == overlay.device || (index == uplink && is_direct)
-            }
-            Seen::Overrun => true,
-        }
-    }
-
-    /// Does what is due, and reports it.
-    fn work(&mut self, id: Id, host: &Netlink, peers: &Peers) -> Option<Removed> {
+    /// Makes changes of peers alone, where not everything is looked at.
+    fn change(&mut self) -> Removed {
+        let mut removed = Removed::new();
         let start = Instant::now();
-        let state = if start >= self.due {
-            self.take_changes();
-            let looked = self.look(host, peers);
-            self.looked = Instant::now();
-            let is_good = looked.as_ref().is_ok_and(|it| it.failed.is_empty());
-            self.due = self.looked + if is_good { PERIOD } else { RETRY };
-            looked
-        } else if !self.changes.is_empty() && self.device.is_some() {
-            self.apply_changes(peers)
-        } else {
-            return None;
-        };
-        let state = state.map(|it| State {
-            took: start.elapsed(),
-            ..it
-        });
-        if state.is_err() {
-            self.device = None;
+        for (id, kept) in &mut self.kept {
+            if kept.due > start
+                && let Some(state) = kept.apply_changes(&self.peers)
+            {
+                kept.report(*id, start, state, &mut removed);
+            }
         }
-        self.state = state.as_ref().ok().cloned();
-        let removed = self
-            .device
-            .zip(self.state.as_ref())
-            .map(|(device, state)| Removed {
-                device: device.0.device,
-                entries: state.changed.1,
-            });
-        let state = state.map_err(|error| format!("{error:#}"));
-        let _ = self.reports.send(Report { id, state });
         removed
     }
 
-    /// Takes the changes over without making them.
-    fn take_changes(&mut self) {
-        for (subnet, peer) in std::mem::take(&mut self.changes) {
-            match peer {
-                Some(peer) => self.wanted.peers.insert(subnet, peer),
-                None => self.wanted.peers.remove(&subnet),
-            };
-        }
-    }
-
-    /// Makes the device and all entries as they are wanted.
-    fn look(&mut self, host: &Netlink, kernel: &Peers) -> Result<State> {
-        let network = &self.wanted.network;
-        let device = Device::find(host, network)?;
-        let uplink = device.uplink.index;
-        let mut overlay = match self.wanted.direct {
-            Direct::Always => Overlay {
-                device: 0,
-                neighbours_on: 0,
-                learns_peers: false,
-                segment: None,
-            },
-            Direct::Near | Direct::Never => {
-                let link = device.ensure(host, network, None)?;
-                ensure_address(host, &link, self.wanted.address)?;
-                device::overlay(network, &link, None)
-            }
-        };
-        // Always: there may be routes of an earlier configuration.
-        overlay.segment = Some(Segment {
-            device: uplink,
-            network: self.wanted.subnets,
-        });
-        self.near = match self.wanted.direct {
-            Direct::Near => on_link(host, uplink, Family::of(device.local))?,
-            Direct::Always | Direct::Never => Vec::new(),
-        };
-        let (peers, mut refused, vteps) = distinct(self.wanted.peers.values());
-        let mut uses = HashMap::new();
-        for entry in peers.iter().flat_map(|it| self.entries(it)) {
-            *uses.entry(entry).or_default() += 1;
-        }
-        self.uses = uses;
-        let wanted: Vec<Entry> = self.uses.keys().copied().collect();
-        let done = kernel.reconcile(overlay, &wanted)?;
-        self.vteps = vteps;
-        refused.extend(texts(done.failed));
-        self.device = Some((overlay, uplink));
-        Ok(State {
-            local: device.local,
-            mtu: match self.wanted.direct {
-                Direct::Always => device.uplink.mtu,
-                Direct::Near | Direct::Never => device.spec.mtu,
-            },
-            peers: self.wanted.peers.len(),
-            changed: (done.added, done.removed),
-            failed: refused,
-            took: Duration::ZERO,
-        })
-    }
-
-    /// The kernel's entries for a node.
-    fn entries(&self, peer: &Peer) -> Vec<Entry> {
-        let is_direct = match self.wanted.direct {
-            Direct::Never => false,
-            Direct::Near => self.near.iter().any(|it| it.contains(peer.vtep)),
-            Direct::Always => true,
-        };
-        if !is_direct {
-            return self.wanted.network.entries_of(std::slice::from_ref(peer));
-        }
-        let gw = peer.vtep;
-        let subnets = peer.subnets.iter();
-        subnets.map(|it| Entry::Direct { dst: *it, gw }).collect()
-    }
-
-    /// Makes the changes alone.
-    fn apply_changes(&mut self, kernel: &Peers) -> Result<State> {
-        let (Some((overlay, _)), Some(state)) = (self.device, self.state.clone()) else {
-            anyhow::bail!("there is no device yet");
-        };
-        let (mut gone, mut new) = (Vec::new(), Vec::new());
-        let mut moved = false;
-        for (subnet, peer) in std::mem::take(&mut self.changes) {
-            if let Some(peer) = &peer
-                && let Some(mac) = peer.mac
-            {
-                let before = self.vteps.insert(mac, peer.vtep);
-                moved |= before.is_some_and(|it| it != peer.vtep);
-            }
-            let now = peer.as_ref().map(|it| self.entries(it));
-            let old = match peer {
-                Some(peer) => self.wanted.peers.insert(subnet, peer),
-                None => self.wanted.peers.remove(&subnet),
-            };
-            let old = old.map(|it| self.entries(&it));
-            for entry in now.unwrap_or_default() {
-                let uses = self.uses.entry(entry).or_default();
-                *uses += 1;
-                if *uses == 1 {
-                    new.push(entry);
-                }
-            }
-            for entry in old.unwrap_or_default() {
-                let uses = self.uses.entry(entry).or_insert(1);
-                *uses -= 1;
-                if *uses == 0 {
-                    self.uses.remove(&entry);
-                    gone.push(entry);
-                }
+    /// Makes the devices and all entries of the networks that are due as they are wanted.
+    fn look(&mut self) -> Removed {
+        let mut removed = Removed::new();
+        let start = Instant::now();
+        let due = self.kept.iter_mut().filter(|(_, it)| it.due <= start);
+        let mut underlays = Underlays::default();
+        let mut looks = Vec::new();
+        for (id, kept) in due {
+            kept.take_changes();
+            let network = &kept.wanted.network;
+            let id = *id;
+            match Device::find_on(&self.host, network, &mut underlays) {
+                Ok(device) => looks.push(Look { id, kept, device }),
+                Err(error) => kept.looked(id, start, Err(error), &mut removed),
             }
         }
-        // What one lease had may be in the next.
-        gone.retain(|it| !self.uses.contains_key(it));
-        new.retain(|it| self.uses.contains_key(it));
-        let done = kernel.change(overlay, &gone, &new)?;
-        if moved || !done.failed.is_empty() {
-            // Another peer may have the MAC; or the kernel does not have what was thought.
-            self.due = Instant::now();
+        if looks.is_empty() {
+            return removed;
         }
-        let mut failed = state.failed;
-        failed.extend(texts(done.failed));
-        Ok(State {
-            peers: self.wanted.peers.len(),
-            changed: (done.added, done.removed),
-            failed,
-            ..state
-        })
+        let guarded = guard_all(&self.host, &looks);
+        let mut ready = Vec::new();
+        for (look, guarded) in looks.into_iter().zip(guarded) {
+            let made = guarded.and_then(|()| look.kept.ensure_device(&self.host, &look.device));
+            match made {
+                Ok(it) => ready.push((look, it)),
+                Err(error) => look.kept.looked(look.id, start, Err(error), &mut removed),
+            }
+        }
+        let desired = |it: &(Look<'_>, Ready)| Desired {
+            overlay: it.1.overlay,
+            entries: &it.1.entries,
+            is_new: it.1.is_new,
+        };
+        let all: Vec<Desired<'_>> = ready.iter().map(desired).collect();
+        let done = each(self.peers.reconcile_all(&all), ready.len());
+        for ((look, ready), done) in ready.into_iter().zip(done) {
+            let Look { id, kept, device } = look;
+            let state = done.map(|done| kept.note(&device, ready, done));
+            kept.looked(id, start, state, &mut removed);
+        }
+        removed
     }
 }
 
-/// Entries that are refused, and why.
-type Refused = Vec<(Entry, String)>;
-
-/// The peers, but for those whose MAC another peer has at another address, as machines that were
-/// copied have: the kernel has one place for each.
-fn distinct<'a>(all: impl Iterator<Item = &'a Peer>) -> (Vec<Peer>, Refused, HashMap<Mac, IpAddr>) {
-    let (mut peers, mut refused) = (Vec::new(), Vec::new());
-    let mut vteps = HashMap::new();
-    for peer in all {
-        let Some(mac) = peer.mac else {
-            peers.push(peer.clone());
-            continue;
-        };
-        let vtep = *vteps.entry(mac).or_insert(peer.vtep);
-        if vtep == peer.vtep {
-            peers.push(peer.clone());
-            continue;
-        }
-        let entry = Entry::Forward {
-            mac,
-            vtep: peer.vtep,
-        };
-        refused.push((entry, format!("add {entry}: {vtep} has this MAC, too")));
+/// Has the packet filter drop packets that come in by other interfaces than the underlay's, for the
+/// networks that have a device.
+fn guard_all(host: &Netlink, looks: &[Look<'_>]) -> Vec<Result<()>> {
+    let with_device = looks
+        .iter()
+        .filter(|it| it.kept.wanted.direct != Direct::Always);
+    let all: Vec<_> = with_device
+        .map(|it| (&it.kept.wanted.network, &it.device))
+        .collect();
+    if guard::ensure_all(host, &all).is_ok() {
+        return looks.iter().map(|_| Ok(())).collect();
     }
-    (peers, refused, vteps)
-}
-
-/// Deletes the devices that the network had with other VNIs, or another backend: their routes would be
-/// in the way.
-fn remove_others(host: &Netlink, wanted: &Wanted) {
-    let network = &wanted.network;
-    let wanted = match wanted.direct {
-        Direct::Always => Vec::new(),
-        Direct::Near | Direct::Never => [Family::V4, Family::V6]
-            .map(|it| device_name(it, network.vni))
-            .into(),
+    // One of them may be to blame.
+    let alone = |it: &Look<'_>| match it.kept.wanted.direct {
+        Direct::Always => Ok(()),
+        _ => guard::ensure_all(host, &[(&it.kept.wanted.network, &it.device)]),
     };
-    for link in host.list_links().unwrap_or_default() {
-        let is_agents = link.is_kind("vxlan") && link.name.starts_with("flannel");
-        if is_agents && device::is_of(&link, network) && !wanted.contains(&link.name) {
-            let _ = host.delete_link(&link.name);
-        }
+    looks.iter().map(alone).collect()
+}
+
+/// The result for each of `count`: what there is for all is the error of each.
+fn each<T>(results: Result<Vec<T>, netlink::Error>, count: usize) -> Vec<Result<T>> {
+    match results {
+        Ok(results) => results.into_iter().map(Ok).collect(),
+        Err(error) => (0..count).map(|_| Err(anyhow!("{error}"))).collect(),
     }
 }
 
-/// The subnets on the link of an interface: `ip route show dev LINK scope link`.
-fn on_link(host: &Netlink, index: u32, family: Family) -> Result<Vec<IpNetwork>> {
-    let routes = host.list_routes(RouteFilter {
-        oif: Some(index),
-        ..RouteFilter::main(family)
-    })?;
-    let here = routes.into_iter().filter(|it| it.gw.is_none());
-    Ok(here.map(|it| it.dst).collect())
-}
-
-fn find(host: &Netlink, network: &Network) -> Result<Found> {
-    let device = Device::find(host, network)?;
+fn find(host: &Netlink, network: &Network, underlays: &mut Underlays) -> Result<Found> {
+    let device = Device::find_on(host, network, underlays)?;
     Ok(Found {
         local: device.local,
         owned: device.link.map(|it| device::is_of(&it, network)),
     })
-}
-
-/// Gives the device its address, and no other of that family:
-/// `ip address add ADDRESS dev DEVICE`.
-fn ensure_address(host: &Netlink, link: &Link, address: IpNetwork) -> Result<()> {
-    let present = host.list_addresses(link.index, Some(Family::of(address.ip())))?;
-    for other in present.iter().filter(|it| !it.local_scope) {
-        if other.address != address {
-            host.delete_address(link.index, other.address)?;
-        }
-    }
-    if present.iter().any(|it| it.address == address) {
-        return Ok(());
-    }
-    let spec = AddressSpec {
-        // No other host is on this link.
-        nodad: address.is_ipv6(),
-        ..address.into()
-    };
-    match host.add_address_to(link, &spec) {
-        Err(error) if error.is_exists() => Ok(()),
-        other => Ok(other?),
-    }
-}
-
-fn texts(failed: Vec<(Entry, netlink::Error)>) -> Refused {
-    let text = |(entry, error): (Entry, netlink::Error)| (entry, error.to_string());
-    failed.into_iter().map(text).collect()
 }

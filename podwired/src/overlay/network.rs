@@ -15,6 +15,7 @@ use ipnetwork::IpNetwork;
 use netlink::Family;
 use overlay::{Mode, Network};
 use store::{Entry, Event, Listing, Store};
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::{JoinHandle, spawn_local};
 
@@ -41,8 +42,8 @@ pub struct Runner<S> {
     pub kernel: Kernel,
     /// How it is.
     pub status: Rc<RefCell<Status>>,
-    /// Called after each change of `status`.
-    pub changed: Rc<dyn Fn()>,
+    /// Notified after each change of `status`.
+    pub noted: Rc<Notify>,
 }
 
 /// A task that ends when this is dropped.
@@ -97,7 +98,7 @@ impl<S: Store + 'static> Runner<S> {
 
     fn note(&self, change: impl FnOnce(&mut Status)) {
         change(&mut self.status.borrow_mut());
-        (self.changed)();
+        self.noted.notify_one();
     }
 
     /// Returns why it has ended.

@@ -96,7 +96,7 @@ impl Ruleset {
 
     /// Adds a VXLAN guard. Returns whether anything of it was missing.
     pub fn add_vxlan_guard(&mut self, wanted: &VxlanGuard) -> Result<bool> {
-        let changes = vxlan_guard::add(&self.nftables.socket, wanted)?;
+        let changes = vxlan_guard::add(&self.nftables.socket, std::slice::from_ref(wanted))?;
         Ok(self.extend(changes))
     }
 
