@@ -161,13 +161,17 @@ impl Settings {
             self.roles
                 .push(Role::Resolver(resolver::Settings { shared }));
         }
-        self.roles.extend(overlay.map(Role::Overlay));
-        if let Some(conf) = conf.ipam.filter(|_| !on_demand) {
-            match crate::ipam::Settings::new(&conf) {
-                Ok(settings) => self.roles.push(Role::Ipam(settings)),
-                Err(all) => return faults.extend(all),
-            }
+        let ipam = conf.ipam.filter(|_| !on_demand);
+        let ipam = ipam.map(|it| crate::ipam::Settings::new(&it)).transpose();
+        let ipam = match ipam {
+            Ok(ipam) => ipam,
+            Err(all) => return faults.extend(all),
+        };
+        if let (Some(overlay), Some(ipam)) = (&mut overlay, &ipam) {
+            overlay.add_addresses(&self.socket, &ipam.data_dir);
         }
+        self.roles.extend(overlay.map(Role::Overlay));
+        self.roles.extend(ipam.map(Role::Ipam));
         if self.roles.is_empty() && self.page.is_none() {
             let roles = "resolver, overlay, ipam";
             faults.push(format!(

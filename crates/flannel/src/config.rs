@@ -39,6 +39,8 @@ pub enum BackendType {
     Vxlan,
     /// Routes: all nodes are on one segment.
     HostGw,
+    /// VXLAN as one segment of all pods. flannel has no such network, and refuses the name.
+    Segment,
 }
 
 impl BackendType {
@@ -47,7 +49,13 @@ impl BackendType {
         match self {
             Self::Vxlan => "vxlan",
             Self::HostGw => "host-gw",
+            Self::Segment => "vxlan-l2",
         }
+    }
+
+    /// Whether each node has a subnet of its own.
+    pub fn has_subnets(self) -> bool {
+        self != Self::Segment
     }
 }
 
@@ -142,11 +150,15 @@ impl Config {
     /// The first fault, with its key.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         let keys = Keys::parse(text)?;
+        let backend = backend(&keys.backend)?;
+        if !backend.kind.has_subnets() {
+            return keys.undivided(backend);
+        }
         let v6 = keys.enable_ipv6.then(|| v6_pool(&keys)).transpose()?;
         Ok(Self {
             v4: v4_pool(&keys)?,
             v6,
-            backend: backend(&keys.backend)?,
+            backend,
             assigned: false,
         })
     }
@@ -158,24 +170,17 @@ impl Config {
     /// The first fault, with its key.
     pub fn parse_assigned(text: &[u8]) -> Result<Self, String> {
         let keys = Keys::parse(text)?;
-        let whole = |network: IpNetwork| Pool {
-            network,
-            length: network.prefix(),
-            min: network,
-            max: network,
-        };
-        let v6 = match keys.enable_ipv6 {
-            true => Some(whole(IpNetwork::V6(parsed(
-                "IPv6Network",
-                &keys.ipv6_network,
-            )?))),
-            false => None,
-        };
+        let backend = backend(&keys.backend)?;
+        if !backend.kind.has_subnets() {
+            let kind = backend.kind.name();
+            return Err(format!(
+                "Backend.Type: {kind:?}; a cluster assigns a subnet to each node"
+            ));
+        }
+        let config = keys.undivided(backend)?;
         Ok(Self {
-            v4: whole(IpNetwork::V4(parsed("Network", &keys.network)?)),
-            v6,
-            backend: backend(&keys.backend)?,
             assigned: true,
+            ..config
         })
     }
 
@@ -186,6 +191,9 @@ impl Config {
             true => pool.network.contains(own.ip()) && own.prefix() >= pool.network.prefix(),
             false => own.prefix() == pool.length && (pool.min..=pool.max).contains(&own),
         };
+        if !self.backend.kind.has_subnets() {
+            return *subnet == Subnet::host(subnet.v4.ip());
+        }
         subnet.v6.is_some() == self.v6.is_some() && subnet.all().zip(pools).all(fits)
     }
 
@@ -205,23 +213,54 @@ impl Keys {
         }
         Ok(keys)
     }
+
+    /// The networks as a whole, whatever the document says of their parts.
+    fn undivided(&self, backend: Backend) -> Result<Config, String> {
+        let whole = |network: IpNetwork| Pool {
+            network,
+            length: network.prefix(),
+            min: network,
+            max: network,
+        };
+        let v6 = match self.enable_ipv6 {
+            true => Some(whole(IpNetwork::V6(parsed(
+                "IPv6Network",
+                &self.ipv6_network,
+            )?))),
+            false => None,
+        };
+        Ok(Config {
+            v4: whole(IpNetwork::V4(parsed("Network", &self.network)?)),
+            v6,
+            backend,
+            assigned: false,
+        })
+    }
 }
 
 fn backend(keys: &BackendKeys) -> Result<Backend, String> {
-    let all = [BackendType::Vxlan, BackendType::HostGw];
+    let all = [
+        BackendType::Vxlan,
+        BackendType::HostGw,
+        BackendType::Segment,
+    ];
     let kind = match all.into_iter().find(|it| it.name() == keys.kind) {
         Some(kind) => kind,
         // flanneld takes its oldest backend then, which its documents advise against.
         None if keys.kind.is_empty() => {
-            return Err("Backend.Type: missing; podwired has vxlan and host-gw".into());
+            return Err("Backend.Type: missing; podwired has vxlan, vxlan-l2 and host-gw".into());
         }
         None => {
             let other = &keys.kind;
             return Err(format!(
-                "Backend.Type: {other:?}; podwired has vxlan and host-gw"
+                "Backend.Type: {other:?}; podwired has vxlan, vxlan-l2 and host-gw"
             ));
         }
     };
+    if keys.direct_routing && !kind.has_subnets() {
+        let kind = kind.name();
+        return Err(format!("Backend.DirectRouting: {kind} routes nothing"));
+    }
     let vni = keys.vni.unwrap_or(1);
     if vni > MAX_VNI {
         return Err(format!("Backend.VNI: {vni} is not between 0 and {MAX_VNI}"));
@@ -389,6 +428,16 @@ mod tests {
         assert_eq!(pool.min.to_string(), "fd00:5:0:1::/64");
         assert_eq!(pool.max.to_string(), "fd00:5:0:ffff::/64");
         assert_eq!((config.backend.vni, config.backend.port), (7, 4789));
+    }
+
+    #[test]
+    fn a_segment_is_not_divided() {
+        let text = r#"{"Network": "10.5.0.0/29", "Backend": {"Type": "vxlan-l2", "VNI": 7}}"#;
+        let config = config(text).unwrap();
+        assert_eq!(config.v4.network.to_string(), "10.5.0.0/29");
+        assert!(config.allows(&Subnet::host([192, 0, 2, 1].into())));
+        assert!(!config.allows(&"10.5.0.0-29".parse().unwrap()));
+        assert!(Config::parse_assigned(text.as_bytes()).is_err());
     }
 
     #[test]

@@ -32,3 +32,9 @@ pub fn config_key(prefix: &str) -> String {
 pub fn leases_prefix(prefix: &str) -> String {
     format!("{prefix}/subnets/")
 }
+
+/// What the keys of nodes without subnets begin with, in a network that is one segment: podwire's own,
+/// as flannel has no such network.
+pub fn nodes_prefix(prefix: &str) -> String {
+    format!("{prefix}/nodes/")
+}

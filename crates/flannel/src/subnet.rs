@@ -17,6 +17,14 @@ pub struct Subnet {
 }
 
 impl Subnet {
+    /// What stands for a node that has no subnet of its own: its address in the underlay.
+    pub fn host(ip: Ipv4Addr) -> Self {
+        Self {
+            v4: ip.into(),
+            v6: None,
+        }
+    }
+
     /// Whether a subnet of one is in a subnet of the other.
     pub fn overlaps(&self, other: &Self) -> bool {
         let v6 = match (self.v6, other.v6) {

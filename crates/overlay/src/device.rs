@@ -174,6 +174,18 @@ impl Device {
         Ok(link)
     }
 
+    /// Has the plugin leave the peers as they are: its configuration's list, which is empty, counts as
+    /// applied.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn keep_from_plugin(&self, host: &Netlink, link: &Link) -> Result<()> {
+        if link.alias.as_deref() != Some(&self.applied) {
+            host.set_alias(link.index, &self.applied)?;
+        }
+        Ok(())
+    }
+
     /// Whether [`Device::ensure_link`] makes a new device.
     pub fn is_to_be_made(&self) -> bool {
         self.link.is_none() || self.obsolete

@@ -215,16 +215,16 @@ impl Cluster {
         let mut conf = list["plugins"][0].clone();
         conf["cniVersion"] = list["cniVersion"].clone();
         conf["name"] = list["name"].clone();
-        conf["ipam"]["dataDir"] = self
-            .path(&format!("n{node}/ipam"))
-            .display()
-            .to_string()
-            .into();
+        if conf["ipam"]["type"] == "host-local" {
+            let dir = self.path(&format!("n{node}/ipam"));
+            conf["ipam"]["dataDir"] = dir.display().to_string().into();
+        }
         let pod = self.sandbox.pod(&format!("n{node}{name}"));
         pod.sh("ip link set lo up");
         let under = ["ip", "netns", "exec", self.node(node).name()];
+        let plugin = conf["type"].as_str().expect("a type").to_owned();
         self.sandbox
-            .cni("bridge")
+            .cni(&plugin)
             .under(&under)
             .add(&conf, &pod, "eth0")
             .result();

@@ -77,6 +77,9 @@ fn network_lines(network: &Value) -> Vec<String> {
     if network["subnet"].is_array() {
         let (subnet, public) = (list(&network["subnet"]), list(&network["publicAddresses"]));
         lines.push(format!("    subnet {subnet} at {public}"));
+    } else if network["publicAddresses"].get(0).is_some() {
+        // One segment: nodes have no subnets.
+        lines.push(format!("    at {}", list(&network["publicAddresses"])));
     }
     if let Some(error) = network["store"]["error"].as_str() {
         lines.push(format!("    {error}"));

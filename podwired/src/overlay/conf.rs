@@ -1,12 +1,14 @@
 //! The keys of the role, and what they mean.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cni::env::IfName;
 use flannel::Annotations;
+use ipnetwork::IpNetwork;
 use serde::Deserialize;
+use serde_json::{Map, Value, json};
 use store::{Access, ApiAccess};
 
 use super::nodes;
@@ -57,9 +59,11 @@ struct NetworkKeys {
     public_ipv6: Option<Ipv6Addr>,
     bridge: Option<String>,
     ip_masq: Option<bool>,
+    ip_masq_except: Vec<String>,
     subnet_file: Option<PathBuf>,
     conflist: Option<PathBuf>,
     lease_seconds: Option<u64>,
+    ipam: Option<Map<String, Value>>,
 }
 
 /// What the role does.
@@ -99,6 +103,8 @@ pub struct Membership {
     pub bridge: IfName,
     /// Whether packets that leave the network get the node's address, in the conflist.
     pub ip_masq: bool,
+    /// Where packets keep the pod's address besides, in the conflist: networks of nodes.
+    pub ip_masq_except: Vec<IpNetwork>,
     /// Where `subnet.env` is written.
     pub subnet_file: PathBuf,
     /// Where the list of plugins is written.
@@ -109,6 +115,9 @@ pub struct Membership {
     pub has_names: bool,
     /// Whether Kubernetes assigns the node's subnet.
     pub assigned: bool,
+    /// The section `ipam` of the list of plugins, in a network that is one segment; `None` if this node
+    /// has no addresses for it.
+    pub ipam: Option<Value>,
 }
 
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
@@ -163,6 +172,15 @@ impl Settings {
     /// Has the pods of all networks get names.
     pub fn add_names(&mut self) {
         self.networks.iter_mut().for_each(|it| it.has_names = true);
+    }
+
+    /// Has the role `ipam`, which is reached at `socket` and has its journal in `data_dir`, give
+    /// addresses to the pods of networks that name no other plugin.
+    pub fn add_addresses(&mut self, socket: &Path, data_dir: &Path) {
+        let ipam = json!({"type": "cluster", "agent": socket, "dataDir": data_dir});
+        for network in &mut self.networks {
+            network.ipam.get_or_insert_with(|| ipam.clone());
+        }
     }
 }
 
@@ -255,6 +273,13 @@ fn membership(
             "{place}.prefix: {prefix:?} does not begin with a slash"
         ));
     }
+    let mut ip_masq_except = Vec::new();
+    for text in &keys.ip_masq_except {
+        match text.parse() {
+            Ok(network) => ip_masq_except.push(network),
+            Err(error) => faults.push(format!("{place}.ipMasqExcept: {text:?}: {error}")),
+        }
+    }
     let ttl = keys.lease_seconds.unwrap_or(TTL);
     // etcd grants nothing shorter than its own elections.
     if !(5..=31_536_000).contains(&ttl) {
@@ -280,11 +305,13 @@ fn membership(
         public_ipv6: keys.public_ipv6,
         bridge: bridge?,
         ip_masq: keys.ip_masq.unwrap_or(true),
+        ip_masq_except,
         subnet_file,
         conflist,
         ttl: Duration::from_secs(ttl),
         has_names: false,
         assigned,
+        ipam: keys.ipam.clone().map(Value::Object),
     };
     (faults.len() == before).then_some(network)
 }

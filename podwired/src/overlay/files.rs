@@ -19,6 +19,15 @@ const LARGEST: u64 = 1 << 20;
 /// # Errors
 /// Those of the file system.
 pub fn write(network: &Membership, config: &Config, subnet: Subnet, mtu: u32) -> Result<()> {
+    if config.backend.kind.has_subnets() {
+        write_env(network, config, subnet, mtu)?;
+    }
+    let list = conflist(network, config, subnet, mtu);
+    let list = format!("{list:#}\n");
+    replace(&network.conflist, list.as_bytes())
+}
+
+fn write_env(network: &Membership, config: &Config, subnet: Subnet, mtu: u32) -> Result<()> {
     // The bridge masquerades, pod by pod.
     let ip_masq = false;
     let env = SubnetEnv {
@@ -27,10 +36,7 @@ pub fn write(network: &Membership, config: &Config, subnet: Subnet, mtu: u32) ->
         ip_masq,
     };
     let env = flannel::subnet_env(config, &env);
-    replace(&network.subnet_file, env.as_bytes())?;
-    let list = conflist(network, config, subnet, mtu);
-    let list = format!("{list:#}\n");
-    replace(&network.conflist, list.as_bytes())
+    replace(&network.subnet_file, env.as_bytes())
 }
 
 /// The subnet that this node had, in the file that this or flanneld has left.
@@ -42,7 +48,6 @@ pub fn own_subnet(network: &Membership, config: &Config) -> Option<Subnet> {
 /// The list of plugins: a bridge that is the gateway of the node's pods, and published ports.
 fn conflist(network: &Membership, config: &Config, subnet: Subnet, mtu: u32) -> Value {
     let networks: Vec<String> = config.networks().map(|it| it.to_string()).collect();
-    let ranges = subnet.all().map(|it| json!([{"subnet": it.to_string()}]));
     let mut bridge = json!({
         "type": "bridge",
         "bridge": network.bridge.as_str(),
@@ -51,12 +56,28 @@ fn conflist(network: &Membership, config: &Config, subnet: Subnet, mtu: u32) -> 
         "forceAddress": true,
         "hairpinMode": true,
         "mtu": mtu,
-        "ipam": {"type": "host-local", "ranges": ranges.collect::<Vec<_>>()},
     });
+    if config.backend.kind.has_subnets() {
+        let ranges = subnet.all().map(|it| json!([{"subnet": it.to_string()}]));
+        bridge["ipam"] = json!({"type": "host-local", "ranges": ranges.collect::<Vec<_>>()});
+    } else {
+        // It connects the bridge with the agent's device.
+        bridge["type"] = json!("vxlan");
+        bridge["mode"] = json!("l2");
+        bridge["vni"] = json!(config.backend.vni);
+        bridge["port"] = json!(config.backend.port);
+        bridge["gbp"] = json!(config.backend.gbp);
+        if let Some(dev) = &network.dev {
+            bridge["dev"] = json!(dev.as_str());
+        }
+        bridge["ipam"] = addresses(network, &networks);
+    }
     if network.ip_masq {
         bridge["ipMasq"] = json!(true);
         // From pod to pod, addresses stay.
-        bridge["ipMasqExcept"] = json!(networks);
+        let nodes = network.ip_masq_except.iter().map(ToString::to_string);
+        let except: Vec<String> = networks.iter().cloned().chain(nodes).collect();
+        bridge["ipMasqExcept"] = json!(except);
     }
     let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}});
     let mut plugins = vec![bridge, portmap];
@@ -70,6 +91,17 @@ fn conflist(network: &Membership, config: &Config, subnet: Subnet, mtu: u32) -> 
         }));
     }
     json!({"cniVersion": "1.0.0", "name": network.name, "plugins": plugins})
+}
+
+/// Where pods of a segment get their addresses: each is in use once in all of it.
+fn addresses(network: &Membership, networks: &[String]) -> Value {
+    let mut ipam = network.ipam.clone().unwrap_or_default();
+    let has_ranges = ["ranges", "subnet"].iter().any(|it| ipam.get(it).is_some());
+    if ipam["type"] == "cluster" && !has_ranges {
+        let ranges = networks.iter().map(|it| json!([{"subnet": it}]));
+        ipam["ranges"] = ranges.collect();
+    }
+    ipam
 }
 
 /// Replaces a file that all may read by a rename, unless it has the content.

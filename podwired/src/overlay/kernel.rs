@@ -20,10 +20,10 @@ use flannel::{Backend, BackendType, Subnet};
 use ipnetwork::IpNetwork;
 use netlink::{Desired, Entry, Family, Monitor, Netlink, Peers, Seen};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use overlay::{Device, Network, Peer, Underlays, device, guard};
+use overlay::{Device, Mode, Network, Peer, Underlays, device, guard};
 use tokio::sync::{mpsc, oneshot};
 
-use kept::{Kept, Ready};
+use kept::Kept;
 
 /// How often everything is compared, in case a change was not reported.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -64,9 +64,10 @@ pub enum Direct {
 impl Wanted {
     /// The names of the network's devices.
     fn devices(&self) -> Vec<String> {
-        match self.direct {
-            Direct::Always => Vec::new(),
-            Direct::Near | Direct::Never => [Family::V4, Family::V6]
+        match (self.direct, self.network.mode) {
+            (Direct::Always, _) => Vec::new(),
+            (_, Mode::L2) => vec![self.network.device()],
+            (_, Mode::L3) => [Family::V4, Family::V6]
                 .map(|it| device_name(it, self.network.vni))
                 .into(),
         }
@@ -79,7 +80,7 @@ impl Direct {
         match backend.kind {
             BackendType::HostGw => Self::Always,
             BackendType::Vxlan if backend.direct_routing => Self::Near,
-            BackendType::Vxlan => Self::Never,
+            BackendType::Vxlan | BackendType::Segment => Self::Never,
         }
     }
 }
@@ -263,7 +264,7 @@ impl Thread {
                 }
                 Ok(Order::Change(id, changes)) => {
                     if let Some(kept) = self.kept.get_mut(&id) {
-                        kept.changes.extend(changes);
+                        kept.expect(changes);
                     }
                 }
                 Err(TryRecvError::Empty) => break true,
@@ -281,8 +282,7 @@ impl Thread {
     fn remove_others(&self, new: &[Id]) {
         let new: Vec<&Wanted> = new.iter().map(|id| &self.kept[id].wanted).collect();
         for link in self.host.list_links().unwrap_or_default() {
-            let is_agents = link.is_kind("vxlan") && link.name.starts_with("flannel");
-            if !is_agents {
+            if !link.is_kind("vxlan") {
                 continue;
             }
             let mut owners = new.iter().filter(|it| device::is_of(&link, &it.network));
@@ -349,12 +349,7 @@ impl Thread {
                 Err(error) => look.kept.looked(look.id, start, Err(error), &mut removed),
             }
         }
-        let desired = |it: &(Look<'_>, Ready)| Desired {
-            overlay: it.1.overlay,
-            entries: &it.1.entries,
-            is_new: it.1.is_new,
-        };
-        let all: Vec<Desired<'_>> = ready.iter().map(desired).collect();
+        let all: Vec<Desired<'_>> = ready.iter().map(|it| it.1.desired()).collect();
         let done = each(self.peers.reconcile_all(&all), ready.len());
         for ((look, ready), done) in ready.into_iter().zip(done) {
             let Look { id, kept, device } = look;
@@ -366,23 +361,29 @@ impl Thread {
 }
 
 /// Has the packet filter drop packets that come in by other interfaces than the underlay's, for the
-/// networks that have a device.
+/// networks that have a device; in mode `l2`, as the plugin does, also those from other hosts.
 fn guard_all(host: &Netlink, looks: &[Look<'_>]) -> Vec<Result<()>> {
-    let with_device = looks
-        .iter()
-        .filter(|it| it.kept.wanted.direct != Direct::Always);
-    let all: Vec<_> = with_device
+    let is_open = |it: &&Look<'_>| {
+        it.kept.wanted.direct != Direct::Always && it.kept.wanted.network.mode == Mode::L3
+    };
+    let open = looks.iter().filter(is_open);
+    let all: Vec<_> = open
         .map(|it| (&it.kept.wanted.network, &it.device))
         .collect();
-    if guard::ensure_all(host, &all).is_ok() {
-        return looks.iter().map(|_| Ok(())).collect();
-    }
-    // One of them may be to blame.
-    let alone = |it: &Look<'_>| match it.kept.wanted.direct {
-        Direct::Always => Ok(()),
-        _ => guard::ensure_all(host, &[(&it.kept.wanted.network, &it.device)]),
+    let opened = guard::ensure_all(host, &all);
+    let guarded = |it: &Look<'_>| {
+        let network = &it.kept.wanted.network;
+        if network.mode == Mode::L2 {
+            let peers: Vec<Peer> = it.kept.wanted.peers.values().cloned().collect();
+            return guard::ensure(host, network, &it.device, &peers);
+        }
+        match &opened {
+            // One of them may be to blame.
+            Err(_) if is_open(&it) => guard::ensure_all(host, &[(network, &it.device)]),
+            _ => Ok(()),
+        }
     };
-    looks.iter().map(alone).collect()
+    looks.iter().map(guarded).collect()
 }
 
 /// The result for each of `count`: what there is for all is the error of each.

@@ -62,7 +62,11 @@ impl<S: Store> Wish<'_, S> {
     /// # Errors
     /// The store fails, or no subnet is free.
     pub async fn take(&self, listing: &Listing) -> Result<Option<Held>, Error> {
-        let taken = leases(self.prefix, listing);
+        let kind = self.config.backend.kind;
+        let taken = leases(self.prefix, kind, listing);
+        if !kind.has_subnets() {
+            return self.take_place(&taken).await;
+        }
         if let Some((subnet, entry, lease)) = self.own(&taken) {
             return self.take_over(subnet, entry, lease.as_ref()).await;
         }
@@ -84,6 +88,27 @@ impl<S: Store> Wish<'_, S> {
                 subnet
             }
         };
+        self.create(subnet).await
+    }
+
+    /// Takes the key of this node's address, in a network without subnets.
+    async fn take_place(&self, taken: &[Taken]) -> Result<Option<Held>, Error> {
+        let place = Subnet::host(self.node.public_ip);
+        for (other, entry, lease) in taken {
+            let owner = lease.as_ref().and_then(|it| it.owner.as_ref());
+            if *other != place && owner == Some(&self.node.owner) {
+                // The node had another address.
+                self.store.delete(&entry.key, entry.revision).await?;
+            }
+        }
+        match taken.iter().find(|it| it.0 == place) {
+            Some((_, entry, lease)) => self.take_over(place, entry, lease.as_ref()).await,
+            None => self.create(place).await,
+        }
+    }
+
+    /// Writes a key that does not exist.
+    async fn create(&self, subnet: Subnet) -> Result<Option<Held>, Error> {
         let lease = self.store.grant(self.ttl).await?;
         let value = self.value(subnet, None);
         let held = self
@@ -143,7 +168,7 @@ impl<S: Store> Wish<'_, S> {
         expected: Expected,
         lease: Option<LeaseId>,
     ) -> Result<Option<Held>, Error> {
-        let key = key(self.prefix, &subnet);
+        let key = key(self.prefix, self.config.backend.kind, &subnet);
         let text = value.to_json();
         let done = self
             .store
@@ -184,26 +209,31 @@ impl<S: Store> Wish<'_, S> {
 /// A subnet that is leased: its key, and its value if that can be read.
 type Taken = (Subnet, Entry, Option<Lease>);
 
-fn leases(prefix: &str, listing: &Listing) -> Vec<Taken> {
+fn leases(prefix: &str, kind: BackendType, listing: &Listing) -> Vec<Taken> {
     let entries = listing.entries.iter();
     let leases = entries.filter_map(|entry| {
-        let subnet = subnet(prefix, &entry.key)?;
+        let subnet = subnet(prefix, kind, &entry.key)?;
         Some((subnet, entry.clone(), Lease::parse(&entry.value).ok()))
     });
     leases.collect()
 }
 
-/// The subnet that a key is about.
-pub fn subnet(prefix: &str, key: &str) -> Option<Subnet> {
-    key.strip_prefix(prefix)?
-        .strip_prefix("/subnets/")?
-        .parse()
-        .ok()
+/// The subnet that a key is about; [`Subnet::host`] in a network without subnets.
+pub fn subnet(prefix: &str, kind: BackendType, key: &str) -> Option<Subnet> {
+    if kind.has_subnets() {
+        let subnet = key.strip_prefix(&flannel::leases_prefix(prefix))?;
+        return subnet.parse().ok();
+    }
+    let address = key.strip_prefix(&flannel::nodes_prefix(prefix))?;
+    address.parse().ok().map(Subnet::host)
 }
 
 /// The key of a lease.
-pub fn key(prefix: &str, subnet: &Subnet) -> String {
-    format!("{}{subnet}", flannel::leases_prefix(prefix))
+pub fn key(prefix: &str, kind: BackendType, subnet: &Subnet) -> String {
+    match kind.has_subnets() {
+        true => format!("{}{subnet}", flannel::leases_prefix(prefix)),
+        false => format!("{}{}", flannel::nodes_prefix(prefix), subnet.v4.ip()),
+    }
 }
 
 /// What tells this node from others with its address, and this process from none: the boot, and the

@@ -106,6 +106,12 @@ impl<S: Store + 'static> Runner<S> {
         let prefix = format!("{}/", self.network.prefix);
         let listing = self.list(&prefix).await?;
         let config = self.config(&listing)?;
+        if !config.backend.kind.has_subnets() && self.network.ipam.is_none() {
+            bail!(
+                "addresses of a network {}: podwired lacks the role ipam, or the network the key ipam",
+                config.backend.kind.name()
+            );
+        }
         let node = self.node(&config).await?;
         let before = files::own_subnet(&self.network, &config);
         let before = self.status.borrow().subnet.or(before);
@@ -169,7 +175,7 @@ impl<S: Store + 'static> Runner<S> {
             bail!("the underlay has no IPv4 address");
         };
         let mut local6 = None;
-        if config.v6.is_some() {
+        if config.v6.is_some() && config.backend.kind.has_subnets() {
             let found = self
                 .kernel
                 .find(self.device(config, Family::V6, None)?)
@@ -219,7 +225,11 @@ impl<S: Store + 'static> Runner<S> {
     fn device(&self, config: &Config, family: Family, held: Option<&Held>) -> Result<Network> {
         let backend = &config.backend;
         let vni = backend.vni;
-        let name = device_name(family, vni);
+        let (mode, name) = match backend.kind.has_subnets() {
+            true => (Mode::L3, device_name(family, vni)),
+            // That of the plugin vxlan, which attaches the pods.
+            false => (Mode::L2, format!("vxlan.{vni}")),
+        };
         let overhead = if family == Family::V4 { 50 } else { 70 };
         let name = IfName::parse(&name).with_context(|| format!("device {name}"))?;
         let backing = held.and_then(|it| match family {
@@ -228,7 +238,7 @@ impl<S: Store + 'static> Runner<S> {
         });
         Ok(Network {
             name: self.network.name.clone(),
-            mode: Mode::L3,
+            mode,
             vni,
             port: backend.port,
             dev: self.network.dev.clone(),
@@ -236,7 +246,7 @@ impl<S: Store + 'static> Runner<S> {
             family: Some(family),
             group: None,
             ttl: 0,
-            learning: false,
+            learning: mode == Mode::L2,
             mtu: backend.mtu.map(|outer| outer.saturating_sub(overhead)),
             gbp: backend.gbp,
             udp_checksum: true,
@@ -267,15 +277,20 @@ impl<S: Store + 'static> Session<'_, S> {
             Task(spawn_local(keep))
         });
         let subnet = held.subnet;
-        log::info(format_args!(
-            "network {}: the subnet of this node is {subnet}, for {}",
-            runner.network.name, self.node.public_ip
-        ));
+        let (name, public_ip) = (&runner.network.name, self.node.public_ip);
+        let is_segment = !self.config.backend.kind.has_subnets();
+        match is_segment {
+            false => log::info(format_args!(
+                "network {name}: the subnet of this node is {subnet}, for {public_ip}"
+            )),
+            true => log::info(format_args!("network {name}: this node is {public_ip}")),
+        }
         let node = &self.node;
         let v6 = node.public_ipv6.map(|it| it.to_string());
         let public = [node.public_ip.to_string()].into_iter().chain(v6);
         runner.note(|status| {
             status.subnet = Some(subnet);
+            status.is_segment = is_segment;
             status.public = public.collect();
             status.contested = None;
             status
@@ -317,9 +332,20 @@ impl<S: Store + 'static> Session<'_, S> {
         self.count();
     }
 
+    fn own_key(&self) -> String {
+        let kind = self.config.backend.kind;
+        lease::key(&self.runner.network.prefix, kind, &self.held.subnet)
+    }
+
+    /// The subnet that a key is about.
+    fn subnet_of(&self, key: &str) -> Option<Subnet> {
+        let kind = self.config.backend.kind;
+        lease::subnet(&self.runner.network.prefix, kind, key)
+    }
+
     /// Notes the lease of another node. Returns its subnet.
     fn take(&mut self, entry: &Entry) -> Option<Subnet> {
-        let subnet = lease::subnet(&self.runner.network.prefix, &entry.key)?;
+        let subnet = self.subnet_of(&entry.key)?;
         if subnet == self.held.subnet {
             return None;
         }
@@ -422,7 +448,7 @@ impl<S: Store + 'static> Session<'_, S> {
             News::Listing(listing) => {
                 let name = &self.runner.network.name;
                 log::info(format_args!("network {name}: the store has been read anew"));
-                let key = lease::key(&self.runner.network.prefix, &self.held.subnet);
+                let key = self.own_key();
                 let Some(own) = listing.entries.iter().find(|it| it.key == key) else {
                     return Ok(Some(lost()));
                 };
@@ -455,7 +481,7 @@ impl<S: Store + 'static> Session<'_, S> {
     fn change(&mut self, events: Vec<Event>) -> Result<Option<String>> {
         let prefix = &self.runner.network.prefix;
         let config_key = flannel::config_key(prefix);
-        let own_key = lease::key(prefix, &self.held.subnet);
+        let own_key = self.own_key();
         let mut changed = BTreeMap::new();
         for event in events {
             match event {
@@ -472,7 +498,7 @@ impl<S: Store + 'static> Session<'_, S> {
                     }
                 }
                 Event::Delete { key } => {
-                    if let Some(subnet) = lease::subnet(&self.runner.network.prefix, &key) {
+                    if let Some(subnet) = self.subnet_of(&key) {
                         self.leases.remove(&subnet);
                         self.refuse(&subnet, None);
                         changed.insert(subnet, ());
@@ -501,6 +527,17 @@ impl<S: Store + 'static> Session<'_, S> {
             return;
         }
         let name = &self.runner.network.name;
+        if !self.config.backend.kind.has_subnets() {
+            let (node, verb) = (
+                subnet.v4.ip(),
+                if peer.is_some() {
+                    "is there"
+                } else {
+                    "is gone"
+                },
+            );
+            return log::info(format_args!("network {name}: node {node} {verb}"));
+        }
         match peer {
             Some(peer) => log::info(format_args!("network {name}: {subnet} is at {}", peer.vtep)),
             None => log::info(format_args!("network {name}: {subnet} is gone")),

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use flannel::{Annotations, Config, Lease, Subnet};
+use flannel::{Annotations, BackendType, Config, Lease, Subnet};
 use ipnetwork::IpNetwork;
 use networks::named::Moment;
 use serde_json::{Value, json};
@@ -147,7 +147,9 @@ impl Cluster {
             None => names.lease(&node.annotations)?,
         };
         let subnet = self.subnet(node)?;
-        Some((lease::key(&self.0.own.prefix, &subnet), text.into_bytes()))
+        // A cluster's nodes have subnets.
+        let key = lease::key(&self.0.own.prefix, BackendType::Vxlan, &subnet);
+        Some((key, text.into_bytes()))
     }
 
     /// The key is this node's, whatever it says.

@@ -33,7 +33,7 @@ pub fn peer(
         ),
     };
     let mac = backing.map(|it| it.mac);
-    let is_whole = mac.is_some() || kind == BackendType::HostGw;
+    let is_whole = mac.is_some() || kind != BackendType::Vxlan;
     let (Some(vtep), true, Some(subnet)) = (vtep, is_whole, subnet) else {
         return match family {
             Family::V4 => Err("it has no PublicIP, or no VtepMAC".into()),
@@ -43,6 +43,11 @@ pub fn peer(
     let vtep: std::net::IpAddr = vtep;
     if vtep.is_unspecified() || vtep.is_multicast() || vtep.is_loopback() {
         return Err(format!("{vtep} is no address of a node"));
+    }
+    if !kind.has_subnets() {
+        // Which pods are there is learned from their packets.
+        let (mac, subnets) = (None, Vec::new());
+        return Ok(Some(Peer { vtep, mac, subnets }));
     }
     Ok(Some(Peer {
         vtep,

@@ -20,8 +20,10 @@ pub struct Status {
     pub waits: Option<String>,
     /// Why the store does not answer, if it does not.
     pub store: Option<String>,
-    /// This node's subnet.
+    /// This node's subnet; in a network without subnets, what stands for the node.
     pub subnet: Option<Subnet>,
+    /// Whether nodes have subnets.
+    pub is_segment: bool,
     /// The address that other nodes send to.
     pub public: Vec<String>,
     /// Why another program is to blame for this node's key, if so.
@@ -72,7 +74,7 @@ impl Status {
             "ready": self.fault().is_none(),
             "waitsFor": self.waits,
             "store": {"answers": self.store.is_none(), "error": self.store},
-            "subnet": self.subnet.map(|it| it.all().map(|it| it.to_string()).collect::<Vec<_>>()),
+            "subnet": self.subnet.filter(|_| !self.is_segment).map(|it| it.all().map(|it| it.to_string()).collect::<Vec<_>>()),
             "publicAddresses": self.public,
             "contested": self.contested,
             "peers": {"wanted": self.nodes, "programmed": self.programmed()},

@@ -101,6 +101,35 @@ fn what_is_deleted_or_changed_comes_back() {
 }
 
 #[test]
+fn an_interface_that_goes_down_and_comes_back_leaves_the_network_as_it_was() {
+    let cluster = Cluster::new(2);
+    let etcd = cluster.etcd(&config());
+    let _agents = [1, 2].map(|node| cluster.ready(node, &cluster.conf(node, &etcd.url)));
+    let pods = [1, 2].map(|node| cluster.pod(node, "a"));
+    let (node, subnet) = (cluster.node(1), cluster.subnet(2));
+    let ip = format!("{subnet}.2");
+    pods[0].wait_until("the other pod answers", |pod| pod.ping(&ip, 1) == [true]);
+    let device = || node.link("flannel.1").expect("flannel.1")["ifindex"].clone();
+    let (before, index) = (entries(node, &subnet), device());
+    let (key, _) = cluster.lease_of(&address(1)).expect("the lease");
+    let written = version(&cluster, &key);
+    let looks = || {
+        let metrics = cluster.page(1, "metrics");
+        let line = metrics
+            .lines()
+            .find(|it| it.starts_with("podwired_overlay_passes_total"));
+        line.map(str::to_owned)
+    };
+    let first = looks();
+    node.sh("ip link set eth0 down");
+    cluster.wait("the agent has looked at it", || looks() != first);
+    node.sh("ip link set eth0 up; ip route replace default via 172.20.1.1");
+    pods[0].wait_until("traffic goes on", |pod| pod.ping(&ip, 1) == [true]);
+    assert_eq!((entries(node, &subnet), device()), (before, index));
+    assert_eq!(version(&cluster, &key), written);
+}
+
+#[test]
 fn a_new_address_of_a_node_is_published_and_the_others_follow() {
     let cluster = Cluster::new(2);
     let etcd = cluster.etcd(&config());

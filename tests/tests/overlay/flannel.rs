@@ -1,5 +1,6 @@
 //! Nodes of a network: podwired's and, by their entries, flanneld's.
 
+use sandbox::Netns;
 use serde_json::{Value, json};
 
 use sandbox::cluster::{
@@ -269,4 +270,64 @@ fn both_families() {
     }
     // What fits into both tunnels.
     assert_eq!(pods[0].link("eth0").expect("eth0")["mtu"], 1430);
+}
+
+#[test]
+fn packets_between_nodes_and_pods_keep_their_source() {
+    let cluster = Cluster::new(2);
+    let etcd = cluster.etcd(&config());
+    let nodes = [1, 2].map(|n| cluster.node(n));
+    let agents = [1, 2].map(|n| cluster.ready(n, &cluster.conf(n, &etcd.url)));
+    let pods = [1, 2].map(|n| cluster.pod(n, "a"));
+    let subnets = [1, 2].map(|n| cluster.subnet(n));
+    let ip = format!("{}.2", subnets[1]);
+    pods[0].wait_until("the other pod answers", |pod| pod.ping(&ip, 1) == [true]);
+    let own = format!("{}.2", subnets[0]);
+    let sees =
+        |at: &Netns, interface: &str, from: &Netns, to: &str, more: &[&str], source: &str| {
+            let capture = at.capture(interface, "icmp");
+            let argv = [&["ping", "-c", "1", "-W", "2"], more, &[to]].concat();
+            assert_eq!(from.run(&argv).code, 0, "{to}");
+            let line = format!("{source} > {to}");
+            at.wait_until(&line, |_| capture.output().contains(&line));
+        };
+    // The node's address inside the network, or the one that was chosen.
+    let inside = format!("{}.0", subnets[0]);
+    sees(&pods[1], "eth0", nodes[0], &ip, &[], &inside);
+    sees(
+        &pods[1],
+        "eth0",
+        nodes[0],
+        &ip,
+        &["-I", &address(1)],
+        &address(1),
+    );
+    sees(nodes[0], "cni0", &pods[0], &address(1), &[], &own);
+    sees(
+        nodes[1],
+        "flannel.1",
+        &pods[0],
+        &format!("{}.0", subnets[1]),
+        &[],
+        &own,
+    );
+    // The network's end: as with flannel.
+    sees(nodes[1], "eth0", &pods[0], &address(2), &[], &address(1));
+
+    let mut conf = cluster.conf(1, &etcd.url);
+    conf["overlay"]["networks"][0]["ipMasqExcept"] = json!(["172.20.0.0/16"]);
+    drop(agents);
+    let _agents = [
+        cluster.ready(1, &conf),
+        cluster.ready(2, &cluster.conf(2, &etcd.url)),
+    ];
+    let pod = cluster.pod(1, "b");
+    sees(
+        nodes[1],
+        "eth0",
+        &pod,
+        &address(2),
+        &[],
+        &format!("{}.3", subnets[0]),
+    );
 }

@@ -4,4 +4,5 @@ mod accidents;
 mod direct;
 mod flannel;
 mod names;
+mod segment;
 mod stores;

@@ -8,10 +8,10 @@ use anyhow::Result;
 use flannel::Subnet;
 use ipnetwork::IpNetwork;
 use netlink::{
-    AddressSpec, Entry, Family, Link, Mac, Netlink, Overlay, Peers, Reconciled, RouteFilter, Seen,
-    Segment,
+    AddressSpec, Desired, Entry, Family, Link, Mac, Netlink, Overlay, Peers, Reconciled,
+    RouteFilter, Seen, Segment,
 };
-use overlay::{Device, Peer, device};
+use overlay::{Device, Mode, Peer, device};
 use tokio::sync::mpsc;
 
 use super::{Direct, Id, PERIOD, RETRY, Removed, Report, SPACING, State, Wanted};
@@ -20,7 +20,7 @@ use super::{Direct, Id, PERIOD, RETRY, Removed, Report, SPACING, State, Wanted};
 pub struct Kept {
     pub wanted: Wanted,
     /// Changes of peers that have not been made.
-    pub changes: BTreeMap<Subnet, Option<Peer>>,
+    changes: BTreeMap<Subnet, Option<Peer>>,
     /// When everything is compared next.
     pub due: Instant,
     reports: mpsc::UnboundedSender<Report>,
@@ -41,12 +41,23 @@ pub struct Kept {
 
 /// A device that is there, and the entries that it is to have.
 pub struct Ready {
-    pub overlay: Overlay,
-    pub entries: Vec<Entry>,
+    overlay: Overlay,
+    entries: Vec<Entry>,
     /// Whether the device was just made.
-    pub is_new: bool,
+    is_new: bool,
     uplink: u32,
     refused: Refused,
+}
+
+impl Ready {
+    /// What the kernel is to have.
+    pub fn desired(&self) -> Desired<'_> {
+        Desired {
+            overlay: self.overlay,
+            entries: &self.entries,
+            is_new: self.is_new,
+        }
+    }
 }
 
 /// Entries that are refused, and why.
@@ -93,6 +104,14 @@ impl Kept {
         }
     }
 
+    /// Takes note of changes. In mode `l2` they concern the packet filter, too: all is looked at.
+    pub fn expect(&mut self, changes: Vec<(Subnet, Option<Peer>)>) {
+        self.changes.extend(changes);
+        if self.wanted.network.mode == Mode::L2 {
+            self.due = Instant::now();
+        }
+    }
+
     /// Takes the changes over without making them.
     pub fn take_changes(&mut self) {
         for (subnet, peer) in std::mem::take(&mut self.changes) {
@@ -115,8 +134,17 @@ impl Kept {
                 segment: None,
             },
             Direct::Near | Direct::Never => {
-                let link = device.ensure_link(host, network, None)?;
-                ensure_address(host, &link, self.wanted.address)?;
+                let bridge = match network.mode {
+                    // The plugin makes it for the first pod, and attaches the device.
+                    Mode::L2 => host.find_link(network.bridge.as_str())?,
+                    Mode::L3 => None,
+                };
+                let link = device.ensure_link(host, network, bridge.as_ref())?;
+                match network.mode {
+                    Mode::L2 => device.keep_from_plugin(host, &link)?,
+                    Mode::L3 => ensure_address(host, &link, self.wanted.address)?,
+                }
+                // Neighbours on the bridge are not the agent's.
                 device::overlay(network, &link, None)
             }
         };
