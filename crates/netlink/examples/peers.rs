@@ -1,6 +1,7 @@
 //! Measures a reconciliation: `peers NAME COUNT` adds COUNT peers of mode `l3` to the VXLAN device
-//! NAME, repeats that with nothing to change, then removes all. Prints the milliseconds of each.
-//! benches/vxlan runs it in a namespace of its own.
+//! NAME, repeats that with nothing to change, then removes all; `peers NAME COUNT fdb` does it with
+//! COUNT forwarding entries. Prints the milliseconds of each. `benches/fleet entries` runs it in a
+//! namespace of its own.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement")]
 
@@ -14,6 +15,7 @@ fn main() {
     let mut arguments = std::env::args().skip(1);
     let name = arguments.next().unwrap();
     let count: u32 = arguments.next().unwrap().parse().unwrap();
+    let forwarding_alone = arguments.next().is_some();
     let device = Netlink::open().unwrap().get_link(&name).unwrap().index;
     let overlay = Overlay {
         device,
@@ -21,7 +23,10 @@ fn main() {
         learns_peers: false,
         segment: None,
     };
-    let wanted: Vec<Entry> = (1..=count).flat_map(peer).collect();
+    let mut wanted: Vec<Entry> = (1..=count).flat_map(peer).collect();
+    if forwarding_alone {
+        wanted.retain(|it| matches!(it, Entry::Forward { .. }));
+    }
     let peers = Peers::open().unwrap();
     let run = |wanted: &[Entry]| {
         let start = Instant::now();
