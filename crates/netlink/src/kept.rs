@@ -50,7 +50,10 @@ impl Netlink {
         let addresses = self.dump(addresses_of(Family::V6, index), address, op)?;
         let mut routes = self.whole_routes(Family::V4, Some(index))?;
         routes.extend(self.whole_routes(Family::V6, Some(index))?);
-        routes.retain(|route| is_kept(route, index));
+        let mut routes: Vec<_> = routes
+            .into_iter()
+            .flat_map(|route| lost(route, index))
+            .collect();
         routes.sort_by_key(|route| (route.has_next_hop(), Reverse(route.scope())));
         Ok(Kept { addresses, routes })
     }
@@ -126,6 +129,19 @@ fn ip(message: &AddressMessage) -> Option<IpAddr> {
     read_address(RouteNetlinkMessage::NewAddress(message.clone())).map(|it| it.address.ip())
 }
 
+/// What is lost of a route: all of it, or the next hops on the link with `index`, if the kernel has joined
+/// it with routes of other links.
+fn lost(route: WholeRoute, index: u32) -> Vec<WholeRoute> {
+    let is_joined = route.links().any(|link| link != index);
+    let mut parts = if is_joined {
+        route.split()
+    } else {
+        vec![route]
+    };
+    parts.retain(|it| is_kept(it, index));
+    parts
+}
+
 /// Whether a route is lost, and nothing else brings it back: the kernel adds those of its own, and
 /// those that it learns from routers. `index` is that of the link.
 fn is_kept(route: &WholeRoute, index: u32) -> bool {
@@ -148,7 +164,7 @@ fn moved(route: &WholeRoute, main: u32) -> WholeRoute {
 #[cfg(test)]
 mod tests {
     use rtnetlink::packet_route::route::{
-        RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType,
+        RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteType,
     };
 
     use super::*;
@@ -176,6 +192,28 @@ mod tests {
         assert_eq!(moved(&main, MAIN_TABLE).table(), MAIN_TABLE);
         let other = route(vec![RouteAttribute::Oif(7), RouteAttribute::Table(1000)]);
         assert_eq!(moved(&kept(other).unwrap(), 10).table(), 1000);
+    }
+
+    #[test]
+    fn of_an_ipv6_route_that_is_joined_with_one_of_another_link_its_own_next_hop_is_kept() {
+        let default = |family: Family, links: [u32; 2]| {
+            let hops = links.map(|link| {
+                let mut hop = RouteNextHop::default();
+                hop.interface_index = link;
+                hop
+            });
+            let mut default = route(vec![RouteAttribute::MultiPath(hops.to_vec())]);
+            default.header.address_family = family.code();
+            let read = WholeRoute::read(RouteNetlinkMessage::NewRoute(default)).unwrap();
+            let lost = lost(read, 7);
+            lost.iter()
+                .map(|it| it.links().collect())
+                .collect::<Vec<Vec<u32>>>()
+        };
+        assert_eq!(default(Family::V6, [8, 7]), [[7]]);
+        assert_eq!(default(Family::V6, [7, 7]), [[7, 7]]);
+        assert!(default(Family::V6, [8, 9]).is_empty());
+        assert!(default(Family::V4, [8, 7]).is_empty());
     }
 
     #[test]

@@ -187,7 +187,7 @@ impl WholeRoute {
     /// The next hops of an IPv6 route as routes of their own. The kernel joins routes to one destination
     /// with one metric, such as the default routes of two interfaces, into a single one, but adds and
     /// removes each next hop alone (rt6_qualify_for_ecmp, ip6_route_del in net/ipv6/route.c).
-    fn split(self) -> Vec<Self> {
+    pub(crate) fn split(self) -> Vec<Self> {
         let several = |it: &RouteAttribute| matches!(it, RouteAttribute::MultiPath(_));
         let at = self.message.attributes.iter().position(several);
         let Some(at) = at.filter(|_| self.dst.is_ipv6() && !self.by_object) else {
