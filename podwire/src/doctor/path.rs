@@ -325,7 +325,7 @@ impl Walk<'_> {
 
     /// The packet filter: whether findings about it concern this attachment.
     fn rules(&mut self) {
-        let ids = ["PW002", "PW020"];
+        let ids = ["PW002", "PW007", "PW020"];
         let concerned = |it: &&Finding| {
             ids.contains(&it.check.id)
                 && (it.about == About::Node
