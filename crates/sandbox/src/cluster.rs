@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::{Netns, Running, Sandbox, Suite, underlay};
+use crate::{Netns, Running, Sandbox, Suite, etcd, underlay};
 
 /// The nodes, numbered from 1. The sandbox's own namespace is the router.
 pub struct Cluster {
@@ -51,7 +51,7 @@ impl Cluster {
 
     /// An etcd with one member, and flannel's configuration of a network.
     pub fn etcd(&self, config: &Value) -> Etcd {
-        let running = self.start_etcd("etcd", &[]);
+        let running = self.start_etcd("etcd");
         self.put(&format!("{PREFIX}/config"), &config.to_string());
         let url = ETCD.to_owned();
         Etcd {
@@ -61,26 +61,12 @@ impl Cluster {
     }
 
     /// Starts etcd, with its data in a directory of the sandbox, and waits until it serves.
-    pub fn start_etcd(&self, dir: &str, more: &[&str]) -> Running {
+    pub fn start_etcd(&self, dir: &str) -> Running {
         let data = self.path(dir).display().to_string();
-        let mut argv = vec!["etcd", "--data-dir", &data, "--log-level", "error"];
-        match more.is_empty() {
-            true => argv.extend([
-                "--listen-client-urls",
-                ETCD,
-                "--advertise-client-urls",
-                ETCD,
-                "--listen-peer-urls",
-                "http://127.0.0.1:2380",
-            ]),
-            false => argv.extend(more),
-        }
-        let running = self.sandbox.host().start(&argv);
-        if more.is_empty() {
-            self.wait("etcd serves", || {
-                self.try_etcdctl(&["endpoint", "health"]).is_some()
-            });
-        }
+        let running = etcd::alone(&self.sandbox.host(), &data, ETCD);
+        self.wait("etcd serves", || {
+            self.try_etcdctl(&["endpoint", "health"]).is_some()
+        });
         running
     }
 

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use sandbox::{Cni, Netns, Outcome, Running, Sandbox, Suite, conf};
+use sandbox::{Cni, Netns, Outcome, Running, Sandbox, Suite, conf, etcd};
 use serde_json::{Value, json};
 
 const ETCD: &str = "http://127.0.0.1:2379";
@@ -30,14 +30,7 @@ impl Cluster {
     pub fn with_etcd() -> Self {
         let sandbox = Sandbox::new();
         sandbox.host().sh("ip link set lo up");
-        let urls = [
-            "--listen-client-urls",
-            ETCD,
-            "--advertise-client-urls",
-            ETCD,
-        ];
-        let argv = ["etcd", "--data-dir", "/run/etcd", "--log-level", "error"];
-        let etcd = sandbox.host().start(&[&argv[..], &urls].concat());
+        let etcd = etcd::alone(&sandbox.host(), "/run/etcd", ETCD);
         let cluster = Self::of(sandbox, json!({"etcd": {"endpoints": [ETCD]}}), Some(etcd));
         cluster.wait("etcd serves", || {
             let health = [

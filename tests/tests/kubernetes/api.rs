@@ -48,7 +48,7 @@ impl Api {
             "cd {dir}; {CERTIFICATES}
             echo {ADMIN},admin,admin,system:masters >tokens"
         ));
-        let etcd = cluster.start_etcd("etcd", &[]);
+        let etcd = cluster.start_etcd("etcd");
         let mut api = Self {
             cluster,
             server: None,

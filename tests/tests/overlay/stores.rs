@@ -11,6 +11,7 @@ use serde_json::json;
 use sandbox::cluster::{
     Cluster, PREFIX, address, config, entries, has, is_gone, lease_key, programmed,
 };
+use sandbox::etcd;
 
 const MAC: &str = "be:9f:00:00:00:07";
 const OTHER_MAC: &str = "be:9f:00:00:00:08";
@@ -26,7 +27,7 @@ fn a_node_becomes_ready_last_and_says_what_it_waits_for() {
             .page(1, "readyz")
             .contains("the store does not answer")
     });
-    let etcd = cluster.start_etcd("etcd", &[]);
+    let etcd = cluster.start_etcd("etcd");
     cluster.wait("it says that there is no configuration", || {
         cluster
             .page(1, "readyz")
@@ -66,7 +67,7 @@ fn changes_that_were_compacted_while_the_store_was_away_are_not_missed() {
     let revision = shown["header"]["revision"].to_string();
     cluster.etcdctl(&["compact", &revision]);
     drop(etcd);
-    let _etcd = cluster.start_etcd("etcd", &[]);
+    let _etcd = cluster.start_etcd("etcd");
     node.sh("ip route del blackhole 172.20.0.1");
     cluster
         .sandbox
@@ -91,33 +92,12 @@ fn of_three_members_the_one_in_use_is_killed() {
     let cluster = Cluster::new(1);
     let host = cluster.sandbox.host();
     host.sh("ip address add 172.20.0.2/32 dev lo; ip address add 172.20.0.3/32 dev lo");
-    let all = "m1=http://172.20.0.1:2380,m2=http://172.20.0.2:2380,m3=http://172.20.0.3:2380";
+    let addresses = ["172.20.0.1", "172.20.0.2", "172.20.0.3"];
+    let quick = [("heartbeat-interval", "50"), ("election-timeout", "250")];
     let mut members: Vec<_> = (1..=3)
         .map(|n| {
-            let (client, peer) = (
-                format!("http://172.20.0.{n}:2379"),
-                format!("http://172.20.0.{n}:2380"),
-            );
-            let name = format!("m{n}");
-            let more = [
-                "--name",
-                &name,
-                "--listen-client-urls",
-                &client,
-                "--advertise-client-urls",
-                &client,
-                "--listen-peer-urls",
-                &peer,
-                "--initial-advertise-peer-urls",
-                &peer,
-                "--initial-cluster",
-                all,
-                "--heartbeat-interval",
-                "50",
-                "--election-timeout",
-                "250",
-            ];
-            cluster.start_etcd(&name, &more)
+            let data = cluster.path(&format!("m{n}")).display().to_string();
+            etcd::member(&host, &data, n, addresses, &quick, &[])
         })
         .collect();
     let put = |key: &str, value: &str| {
@@ -177,23 +157,19 @@ fn tls_with_certificates_of_both_sides() {
         .host()
         .sh(&format!("cd {}; {CERTIFICATES}", dir.display()));
     let url = "https://172.20.0.1:2379";
-    let _etcd = cluster.start_etcd(
-        "etcd",
+    let _etcd = etcd::start(
+        &cluster.sandbox.host(),
+        &file("etcd"),
         &[
-            "--listen-client-urls",
-            url,
-            "--advertise-client-urls",
-            url,
-            "--listen-peer-urls",
-            "http://127.0.0.1:2380",
-            "--cert-file",
-            &file("server.pem"),
-            "--key-file",
-            &file("server.key"),
-            "--trusted-ca-file",
-            &file("ca.pem"),
-            "--client-cert-auth",
+            ("listen-client-urls", url),
+            ("advertise-client-urls", url),
+            ("listen-peer-urls", "http://127.0.0.1:2380"),
+            ("cert-file", &file("server.pem")),
+            ("key-file", &file("server.key")),
+            ("trusted-ca-file", &file("ca.pem")),
+            ("client-cert-auth", "true"),
         ],
+        &[],
     );
     let tls = [
         "--cacert",
