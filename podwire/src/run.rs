@@ -99,7 +99,7 @@ impl Job {
         let other = shared.as_ref().and_then(|(_, record)| record.as_ref());
         let hostname = match (&plan.mode, other) {
             (_, Some(other)) => other.hostname.clone(),
-            (Mode::Host | Mode::Container(_), None) => node_name(),
+            (Mode::Host | Mode::Container(_), None) => cni::host::name().unwrap_or_default(),
             _ => plan.hostname.clone().unwrap_or_else(|| id[..12].to_owned()),
         };
         let hostname = match (&plan.mode, &plan.hostname) {
@@ -213,11 +213,6 @@ fn published(plan: &Plan, attacher: &Attacher) -> Result<Vec<Published>> {
     ports
         .map(|it| it.choose(&mut taken, &dynamic, start))
         .collect()
-}
-
-fn node_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
-    name.unwrap_or_default().trim().to_owned()
 }
 
 fn random<const N: usize>() -> Result<[u8; N]> {

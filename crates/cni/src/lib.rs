@@ -15,6 +15,7 @@ pub mod execute;
 pub mod faults;
 pub mod file;
 pub mod foreign;
+pub mod host;
 pub mod ipam;
 pub mod json;
 pub mod linked;

@@ -35,11 +35,10 @@ impl<'a> Read<'a> {
             report(error);
             Vec::new()
         });
-        let name = nix::unistd::gethostname().context("find the name of the node")?;
         Ok(Self {
             survey,
             rules,
-            name: name.to_string_lossy().into_owned(),
+            name: cni::host::name().context("find the name of the node")?,
         })
     }
 }

@@ -77,7 +77,8 @@ impl Settings {
                 "ipam.prefix: {prefix:?} does not begin with a slash"
             ));
         }
-        let node = conf.node.clone().unwrap_or_else(hostname);
+        let node = conf.node.clone();
+        let node = node.or_else(|| cni::host::name().ok()).unwrap_or_default();
         if node.is_empty() || node.contains(['/', '\n']) {
             faults.push(format!("ipam.node: {node:?} cannot be the name of a node"));
         }
@@ -111,12 +112,6 @@ impl Settings {
     }
 }
 
-/// The node's name, as uname(2) has it.
-fn hostname() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
-    name.unwrap_or_default().trim().to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,7 +126,7 @@ mod tests {
     fn the_store_is_enough() {
         let settings = settings(r#"{"etcd": {"endpoints": ["http://192.0.2.1:2379"]}}"#).unwrap();
         assert_eq!(settings.prefix, "/podwire/ipam");
-        assert_eq!(settings.node, hostname());
+        assert_eq!(settings.node, cni::host::name().unwrap());
         assert_eq!(settings.grace.as_secs(), 3600);
     }
 
