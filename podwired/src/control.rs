@@ -20,8 +20,8 @@ use tokio::sync::{Notify, Semaphore};
 use crate::conf::remove_socket;
 use crate::roles::{Ask, Running};
 
-/// The longest request, in bytes.
-const LONGEST: u64 = 64 * 1024;
+/// The longest request, in bytes: an ADD with some ten thousand ranges, as `exclude` leaves them.
+const LONGEST: u64 = 1024 * 1024;
 /// How many callers are served at once; others wait.
 const CALLERS: usize = 512;
 

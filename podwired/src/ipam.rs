@@ -5,16 +5,28 @@
 //! | which addresses of a block are free; what is on disk | `crates/pools` |
 //! | what the store says, and what its keys mean | [`view`] |
 //! | when this node may allocate at all: lease and fence | [`session`] |
-//! | how a node gets blocks and addresses, and gives them away | [`supply`] |
+//! | how a node gets addresses: which steps there are | [`supply`] |
+//! | a block that no node has; one of a node that is lost | [`claim`], [`takeover`] |
+//! | what a node wants of others; what it gives them | [`borrow`], [`lend`] |
+//! | what it does not need | [`give_back`] |
+//! | how all of that is written to the store | [`transaction`] |
+//! | which blocks are allocated from, as the store says | [`holdings`] |
 //! | what plugins and `podwire ipam` ask | [`desk`] |
 //!
 //! Why no address gets two owners: `docs/cluster-addresses.md`.
 
+mod borrow;
+mod claim;
 mod conf;
 mod desk;
+mod give_back;
+mod holdings;
+mod lend;
 mod session;
 mod status;
 mod supply;
+mod takeover;
+mod transaction;
 mod view;
 
 use std::cell::{Cell, RefCell};
@@ -24,17 +36,16 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use pools::{Block, Claim, Node, Owner, Time};
-use store::{Etcd, Expected, File, LeaseId, Revision, Transactions, Write};
+use pools::{Block, Node, Owner, Time};
+use store::{Etcd, File, LeaseId, Revision, Transactions};
 use tokio::sync::{Mutex, watch};
 use tokio::task::spawn_local;
 
-use crate::log;
 use crate::overlay::Source;
 use crate::roles::{Ask, Desk};
 
 pub use conf::{Conf, DATA_DIR, Settings};
-use view::{Seen, View};
+use view::View;
 
 /// How often what is idle is given back, and what DELs have left is released.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -132,7 +143,7 @@ async fn run<S: Transactions + 'static>(
 impl<S: Transactions + 'static> Role<S> {
     /// Until when this node may allocate, and vouches for what it has handed out.
     fn fence(&self) -> Time {
-        // The fault that the model check has to find (`tests/tests/cluster/model.rs`).
+        // The fault that the model check has to find (`tests/faults/src/cluster.rs`).
         match cfg!(feature = "unfenced") {
             true => Time(u64::MAX / 4),
             false => self.fence.get(),
@@ -161,131 +172,6 @@ impl<S: Transactions + 'static> Role<S> {
                 return None;
             }
             let _ = tokio::time::timeout(left, changed.changed()).await;
-        }
-    }
-
-    /// The value of this node's next claim of a block that had `before`.
-    fn claim(&self, before: Option<&Claim>) -> Claim {
-        let node = self.node.borrow();
-        Claim {
-            node: self.settings.node.clone(),
-            journal: node.journal().name().to_owned(),
-            boot: node.journal().boot().to_owned(),
-            epoch: before.map_or(0, |it| it.epoch) + 1,
-            lent: before.map(|it| it.lent.clone()).unwrap_or_default(),
-            used: 0,
-        }
-    }
-
-    /// Makes changes in the store, if all keys are as expected and this node's lease lives.
-    ///
-    /// # Errors
-    /// The store fails. The changes may have happened, or may still happen.
-    async fn commit(
-        &self,
-        expected: &[(&str, Expected)],
-        writes: &[Write<'_>],
-    ) -> Result<Option<Revision>, store::Error> {
-        let Some((session, _)) = self.session.get() else {
-            return Ok(None);
-        };
-        let own = self.view.borrow().node_key(&self.settings.node);
-        let mut all = vec![(own.as_str(), Expected::At(session))];
-        all.extend_from_slice(expected);
-        self.store.commit(&all, writes).await
-    }
-
-    /// Writes a claim of a block that was seen as `seen`. Returns whether it was still so.
-    async fn put_claim(
-        &self,
-        pool: &str,
-        block: Block,
-        seen: Option<Revision>,
-        claim: &Claim,
-    ) -> Result<bool, store::Error> {
-        let key = self.view.borrow().block_key(pool, block);
-        let value = serde_json::to_vec(claim).unwrap_or_default();
-        let expected = seen.map_or(Expected::Absent, Expected::At);
-        let put = [Write::Put(&key, &value, None)];
-        let done = self.commit(&[(&key, expected)], &put).await?;
-        Ok(done.is_some())
-    }
-
-    /// Brings the books in line with the store: blocks that it says are this node's are held, others
-    /// are not.
-    fn settle(&self) {
-        let (view, mut node) = (self.view.borrow(), self.node.borrow_mut());
-        let journal = node.journal().name().to_owned();
-        let is_own = |it: &Claim| it.node == self.settings.node && it.journal == journal;
-        let leaving = self.leaving.borrow();
-        for (pool, blocks) in &view.blocks {
-            for (block, seen) in blocks {
-                if is_own(&seen.value) && !leaving.contains(&(pool.clone(), *block)) {
-                    self.settle_own(&mut node, pool, *block, &seen.value);
-                }
-            }
-        }
-        let mut lost = Vec::new();
-        for (pool, book) in node.books() {
-            let claims = view.blocks.get(pool);
-            for (block, epoch) in book.blocks() {
-                let claim = claims.and_then(|it| it.get(&block));
-                let is_same = |it: &&Seen<Claim>| is_own(&it.value) && it.value.epoch == epoch;
-                if claim.filter(is_same).is_none() {
-                    lost.push((
-                        pool.to_owned(),
-                        block,
-                        claim.map(|it| it.value.node.clone()),
-                    ));
-                }
-            }
-        }
-        for (pool, block, by) in lost {
-            let book = node.book(&pool);
-            book.lose(block);
-            self.note_lost(&pool, block, by, &book.orphans(block));
-        }
-        self.faults
-            .borrow_mut()
-            .note_doubtful(&view, &node, &self.settings.node);
-    }
-
-    fn settle_own(&self, node: &mut Node, pool: &str, block: Block, claim: &Claim) {
-        let book = node.book(pool);
-        if !book.blocks_contain(block, claim.epoch) {
-            book.lose(block);
-            book.hold(block, claim.epoch, &claim.lent);
-            self.faults.borrow_mut().held(pool, block);
-            return;
-        }
-        // A lent address comes back when the node that had it takes it off the list.
-        let lending = self.lending.borrow();
-        for ip in &claim.lent {
-            if Block::single(*ip) != block && book.block_of(*ip) == Some(block) {
-                book.withdraw(*ip);
-            }
-        }
-        if book.withdrawn(block) == claim.lent.len() {
-            return;
-        }
-        for ip in block.addresses() {
-            let is_lent = claim.lent.contains(&ip) || lending.contains(&(pool.to_owned(), ip));
-            if !is_lent && book.block_of(ip) == Some(block) && book.is_withdrawn(ip) {
-                book.restore(ip, Time::now());
-            }
-        }
-    }
-
-    /// Says that pods of this node have addresses of a block that is another node's now.
-    fn note_lost(&self, pool: &str, block: Block, by: Option<String>, clashes: &[pools::Lease]) {
-        let by = by.unwrap_or_else(|| "no node".into());
-        let count = clashes.len();
-        log::warn(format_args!(
-            "ipam: block {block} of {pool} belongs to {by} now; {count} addresses of pods here are in it"
-        ));
-        if count > 0 {
-            let mut faults = self.faults.borrow_mut();
-            faults.clash(pool, block, &by, clashes);
         }
     }
 }

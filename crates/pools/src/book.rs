@@ -71,6 +71,14 @@ pub struct Wish<'a> {
     pub cool_down: Duration,
 }
 
+impl Wish<'_> {
+    /// Whether an address that has been free since `at` is not to be handed out yet. Zero: it was never
+    /// in use.
+    fn rests(&self, at: Time, now: Time) -> bool {
+        at.0 > 0 && at.after(self.cool_down) > now
+    }
+}
+
 /// Whether there is an address for a wish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Free {
@@ -89,6 +97,8 @@ struct Held {
     /// Released addresses in the order of their release, after those that were never in use, with
     /// the time of the release.
     free: VecDeque<(IpAddr, Time)>,
+    /// The time of the first of them, by which [`Book::open`] has this block.
+    first: Option<Time>,
     used: usize,
 }
 
@@ -96,8 +106,9 @@ struct Held {
 #[derive(Clone, Debug, Default)]
 pub struct Book {
     held: BTreeMap<Block, Held>,
-    /// Blocks with a free address.
-    open: BTreeSet<Block>,
+    /// Blocks with a free address, by the time since which their first one is free: the address that
+    /// has been free longest is found without looking at all of them.
+    open: BTreeSet<(Time, Block)>,
     /// The lengths of prefixes that occur.
     lengths: BTreeSet<Reverse<u8>>,
     leases: HashMap<IpAddr, Lease>,
@@ -108,9 +119,12 @@ pub struct Book {
 impl Book {
     /// The address that a wish gets: of those that do not rest, the one that has been free longest.
     pub fn find(&self, wish: &Wish, now: Time) -> Free {
-        let mut best: Option<(Time, IpAddr)> = None;
-        let mut resting: Option<Time> = None;
-        for block in &self.open {
+        let mut oldest: Option<(Time, IpAddr)> = None;
+        for (first, block) in &self.open {
+            // What the blocks from here on have is not older.
+            if oldest.is_some_and(|(at, _)| at <= *first) {
+                break;
+            }
             let span = block.span();
             if !wish.spans.iter().any(|it| it.overlaps(&span)) {
                 continue;
@@ -118,34 +132,30 @@ impl Book {
             let fits = |(ip, _): &&(IpAddr, Time)| {
                 wish.spans.iter().any(|it| it.contains(*ip)) && !wish.kept.contains(ip)
             };
-            let Some((ip, at)) = self.held[block].free.iter().find(fits) else {
-                continue;
-            };
-            let ready = match *at {
-                Time(0) => Time(0),
-                at => at.after(wish.cool_down),
-            };
-            if ready > now {
-                resting = Some(resting.map_or(ready, |it| it.min(ready)));
-            } else if best.is_none_or(|(before, _)| *at < before) {
-                best = Some((*at, *ip));
+            if let Some((ip, at)) = self.held[block].free.iter().find(fits)
+                && oldest.is_none_or(|(before, _)| *at < before)
+            {
+                oldest = Some((*at, *ip));
             }
         }
-        match (best, resting) {
-            (Some((_, ip)), _) => Free::Now(ip),
-            (None, Some(ready)) => Free::Resting(ready),
-            (None, None) => Free::Nothing,
+        match oldest {
+            Some((at, _)) if wish.rests(at, now) => Free::Resting(at.after(wish.cool_down)),
+            Some((_, ip)) => Free::Now(ip),
+            None => Free::Nothing,
         }
     }
 
     /// How many addresses a wish could get, at most `enough`.
     pub fn count(&self, wish: &Wish, now: Time, enough: usize) -> usize {
         let mut count = 0;
-        for block in &self.open {
+        for (first, block) in &self.open {
+            // So do all that follow.
+            if wish.rests(*first, now) {
+                break;
+            }
             for (ip, at) in &self.held[block].free {
                 let fits = wish.spans.iter().any(|it| it.contains(*ip));
-                let rests = at.0 > 0 && at.after(wish.cool_down) > now;
-                count += usize::from(fits && !rests && !wish.kept.contains(ip));
+                count += usize::from(fits && !wish.rests(*at, now) && !wish.kept.contains(ip));
                 if count >= enough {
                     return count;
                 }
@@ -182,6 +192,11 @@ impl Book {
         self.held.iter().map(|(block, held)| (*block, held.epoch))
     }
 
+    /// Whether a block is held.
+    pub fn holds(&self, block: Block) -> bool {
+        self.held.contains_key(&block)
+    }
+
     /// Whether a block is held with this epoch.
     pub fn blocks_contain(&self, block: Block, epoch: u64) -> bool {
         self.held.get(&block).is_some_and(|it| it.epoch == epoch)
@@ -206,10 +221,11 @@ impl Book {
 
     /// Whether nothing of a block is in use or rests, for a node that gives it away.
     pub fn is_idle(&self, block: Block, cool_down: Duration, now: Time) -> bool {
+        // The last one was released last.
         let rests = |(_, at): &(IpAddr, Time)| at.0 > 0 && at.after(cool_down) > now;
         self.held
             .get(&block)
-            .is_some_and(|it| it.used == 0 && !it.free.iter().any(rests))
+            .is_some_and(|it| it.used == 0 && !it.free.back().is_some_and(rests))
     }
 
     /// The blocks without a lease, longest free first as far as a book knows.
@@ -218,8 +234,9 @@ impl Book {
         self.held.iter().filter_map(empty)
     }
 
-    /// Begins to allocate from a block. Addresses that have a lease from before keep it.
+    /// Begins to allocate from a block, anew if it is held. Addresses that have a lease from before keep it.
     pub fn hold(&mut self, block: Block, epoch: u64, lent: &[IpAddr]) {
+        self.lose(block);
         let mut held = Held {
             epoch,
             ..Held::default()
@@ -241,8 +258,9 @@ impl Book {
 
     /// The leases of addresses of `block` for which no block of this node answers.
     pub fn orphans(&self, block: Block) -> Vec<Lease> {
-        let inside = |it: &&Lease| block.contains(it.ip) && self.block_of(it.ip).is_none();
-        self.leases.values().filter(inside).cloned().collect()
+        let leases = block.addresses().filter_map(|ip| self.leases.get(&ip));
+        let orphans = leases.filter(|it| self.block_of(it.ip).is_none());
+        orphans.cloned().collect()
     }
 
     /// Whether `ip` is in a block of this node, and neither free nor in use: another node has it.
@@ -252,8 +270,13 @@ impl Book {
 
     /// Stops to allocate from a block. Its leases stay.
     pub fn lose(&mut self, block: Block) {
-        self.open.remove(&block);
-        for (ip, at) in self.held.remove(&block).into_iter().flat_map(|it| it.free) {
+        let Some(held) = self.held.remove(&block) else {
+            return;
+        };
+        if let Some(first) = held.first {
+            self.open.remove(&(first, block));
+        }
+        for (ip, at) in held.free {
             if at.0 > 0 {
                 self.released.insert(ip, at);
             }
@@ -279,7 +302,8 @@ impl Book {
             && !self.leases.contains_key(&ip)
             && !held.free.iter().any(|(free, _)| *free == ip)
         {
-            held.free.push_back((ip, at));
+            let place = held.free.partition_point(|(_, it)| *it <= at);
+            held.free.insert(place, (ip, at));
         }
         self.note_open(block);
     }
@@ -328,11 +352,22 @@ impl Book {
         free.chain(self.released.iter().map(|(ip, at)| (*ip, *at)))
     }
 
+    /// Notes which address of a block is the first one that is free.
     fn note_open(&mut self, block: Block) {
-        match self.held.get(&block).is_some_and(|it| !it.free.is_empty()) {
-            true => self.open.insert(block),
-            false => self.open.remove(&block),
+        let Some(held) = self.held.get_mut(&block) else {
+            return;
         };
+        let first = held.free.front().map(|(_, at)| *at);
+        let before = std::mem::replace(&mut held.first, first);
+        if before == first {
+            return;
+        }
+        if let Some(before) = before {
+            self.open.remove(&(before, block));
+        }
+        if let Some(first) = first {
+            self.open.insert((first, block));
+        }
     }
 }
 
@@ -475,6 +510,28 @@ mod tests {
         pool.release(ip(6), 2);
         assert_eq!(pool.book.block_of(ip(6)), Some(Block::single(ip(6))));
         assert_eq!(pool.add(20), ip(6));
+    }
+
+    #[test]
+    fn of_several_blocks_the_address_that_has_been_free_longest_is_next() {
+        let mut pool = Pool::new();
+        for block in ["10.0.0.4/31", "10.0.0.8/31", "10.0.0.12/31"] {
+            pool.book.hold(block.parse().unwrap(), 1, &[]);
+        }
+        let all: Vec<IpAddr> = (0..6).map(|_| pool.add(1)).collect();
+        assert_eq!(all, [4, 5, 8, 9, 12, 13].map(ip));
+        for (last, seconds) in [(12, 2), (4, 3), (13, 4), (9, 5), (5, 6)] {
+            pool.release(ip(last), seconds);
+        }
+        // What could not be lent is where it was.
+        assert_eq!(pool.book.withdraw(ip(4)), Some(at(3)));
+        pool.book.restore(ip(4), at(3));
+        pool.kept.insert(ip(13));
+        let order: Vec<IpAddr> = (0..4).map(|_| pool.add(100)).collect();
+        assert_eq!(order, [12, 4, 9, 5].map(ip));
+        pool.kept.clear();
+        assert_eq!(pool.add(100), ip(13));
+        assert_eq!(pool.find(100), Free::Nothing);
     }
 
     #[test]

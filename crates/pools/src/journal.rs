@@ -162,13 +162,8 @@ impl Journal {
             return Ok(None);
         }
         let lock = lock_late(&self.dir)?;
-        let (content, _) =
-            file::read(&path, LONGEST).with_context(|| format!("read {}", path.display()))?;
-        let lines = content.split(|it| *it == b'\n');
         Ok(Some(LateReleases {
-            all: lines
-                .filter_map(|it| serde_json::from_slice(it).ok())
-                .collect(),
+            all: read_late(&path)?,
             path,
             _lock: lock,
         }))
@@ -194,25 +189,36 @@ impl LateReleases {
     }
 }
 
-/// Leaves a release for the agent that starts next.
+/// Leaves a release for the agent that starts next, if the journal has a lease to release: a line in
+/// one file, and not more of them than leases, however often a runtime repeats its DEL.
 ///
 /// # Errors
-/// The file cannot be written. A node without a journal has nothing to release.
+/// The file cannot be read or written.
 pub fn leave_release(dir: &Path, owner: &Owner) -> Result<()> {
-    if !dir.join(NAME).exists() {
+    let now = Time::now();
+    let newest = match leases_on_disk(dir, owner) {
+        Ok(leases) => leases.iter().map(|it| it.at).max(),
+        // The agent that can read the journal decides.
+        Err(_) => Some(now),
+    };
+    let Some(newest) = newest else {
         return Ok(());
-    }
+    };
     let path = dir.join(LATE);
     let late = Late {
         owner: owner.clone(),
-        at: Time::now(),
+        at: now,
     };
-    let mut line = serde_json::to_vec(&late)?;
-    line.push(b'\n');
+    // What a kill has cut off before it stays a line of its own.
+    let line = format!("\n{}\n", serde_json::to_string(&late)?);
     let _lock = lock_late(dir)?;
+    let known = read_late(&path)?;
+    if known.iter().any(|it| it.owner == *owner && it.at >= newest) {
+        return Ok(());
+    }
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_APPEND;
     let opened = file::open(&path, flags);
-    let written = opened.and_then(|(mut file, _)| file.write_all(&line));
+    let written = opened.and_then(|(mut file, _)| file.write_all(line.as_bytes()));
     written.with_context(|| format!("write {}", path.display()))
 }
 
@@ -220,24 +226,24 @@ pub fn leave_release(dir: &Path, owner: &Owner) -> Result<()> {
 ///
 /// # Errors
 /// The journal cannot be read.
-pub fn leases_on_disk(dir: &Path, owner: &Owner) -> Result<Vec<std::net::IpAddr>> {
+pub fn leases_on_disk(dir: &Path, owner: &Owner) -> Result<Vec<Lease>> {
     let Some((head, changes)) = read(&dir.join(NAME))? else {
         return Ok(Vec::new());
     };
     if head.boot != boot()? {
         return Ok(Vec::new());
     }
-    let mut ips = Vec::new();
+    let mut leases = Vec::new();
     for change in changes {
         match change {
-            Change::Lease { lease, .. } if lease.owner == *owner => {
-                ips.push((lease.ip, lease.sequence));
+            Change::Lease { lease, .. } if lease.owner == *owner => leases.push(lease),
+            Change::Release { ip, sequence, .. } => {
+                leases.retain(|it| (it.ip, it.sequence) != (ip, sequence));
             }
-            Change::Release { ip, sequence, .. } => ips.retain(|it| *it != (ip, sequence)),
-            _ => {}
+            Change::Lease { .. } => {}
         }
     }
-    Ok(ips.into_iter().map(|(ip, _)| ip).collect())
+    Ok(leases)
 }
 
 const NAME: &str = "journal";
@@ -261,6 +267,19 @@ fn lock_late(dir: &Path) -> Result<cni::lock::Lock> {
     let opened = file::open(&path, OFlag::O_RDWR | OFlag::O_CREAT);
     let (file, _) = opened.with_context(|| format!("open {}", path.display()))?;
     cni::lock::exclusive(file, &path)
+}
+
+/// What DELs have left so far. A line that a kill has cut off is that of a DEL that has not succeeded.
+fn read_late(path: &Path) -> Result<Vec<Late>> {
+    let content = match file::read(path, LONGEST) {
+        Ok((content, _)) => content,
+        Err(error) if file::is_absent(&error) => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    };
+    let lines = content.split(|it| *it == b'\n');
+    Ok(lines
+        .filter_map(|it| serde_json::from_slice(it).ok())
+        .collect())
 }
 
 fn fresh_name() -> io::Result<String> {
@@ -381,14 +400,32 @@ mod tests {
             container: id.into(),
             ifname: "eth0".into(),
         };
+        let lease = |id: &str, sequence| Change::Lease {
+            pool: "p".into(),
+            lease: Lease {
+                ip: "10.0.0.1".parse().unwrap(),
+                owner: owner(id),
+                sequence,
+                at: Time::now(),
+                namespace: None,
+                name: None,
+            },
+        };
         leave_release(dir.path(), &owner("a")).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-        let (journal, _) = Journal::open(dir.path()).unwrap();
+        let (mut journal, _) = Journal::open(dir.path()).unwrap();
+        journal.append(&lease("a", 1)).unwrap();
+        journal.append(&lease("b", 2)).unwrap();
+        // A runtime repeats DELs, also those of attachments that have nothing.
+        for id in ["a", "b", "a", "other", "b"] {
+            leave_release(dir.path(), &owner(id)).unwrap();
+        }
+        // The agent was back in between.
+        journal.append(&lease("a", 3)).unwrap();
         leave_release(dir.path(), &owner("a")).unwrap();
-        leave_release(dir.path(), &owner("b")).unwrap();
         let late = journal.late().unwrap().unwrap();
-        assert_eq!(late.all.len(), 2);
-        assert_eq!(late.all[1].owner, owner("b"));
+        let owners: Vec<&Owner> = late.all.iter().map(|it| &it.owner).collect();
+        assert_eq!(owners, [&owner("a"), &owner("b"), &owner("a")]);
         late.finish().unwrap();
         assert!(journal.late().unwrap().is_none());
     }

@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::Result;
 use names::Namespace;
 
+use crate::block::Block;
 use crate::book::{Book, Free, Lease, Owner, Wish};
 use crate::journal::{Change, Journal};
 use crate::time::Time;
@@ -99,6 +100,12 @@ impl Node {
             self.books.insert(pool.to_owned(), Book::default());
         }
         self.books.entry(pool.to_owned()).or_default()
+    }
+
+    /// Whether this node allocates from a block.
+    pub fn holds(&self, pool: &str, block: Block) -> bool {
+        let book = self.books.get(pool);
+        book.is_some_and(|it| it.holds(block))
     }
 
     /// All books.

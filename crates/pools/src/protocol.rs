@@ -60,6 +60,10 @@ pub struct Add {
     pub cool_down: u64,
     /// One address from each.
     pub sets: Vec<Set>,
+    /// When the caller waits no longer. An agent that was stopped in between may read this request after
+    /// the DEL that follows it: it hands out nothing then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Time>,
 }
 
 /// Addresses of which an ADD gets one.
@@ -192,6 +196,7 @@ mod tests {
             name: None,
             cool_down: 30,
             sets: vec![set],
+            deadline: None,
         });
         let own = r#"{"network":"web","container":"a","ifname":"eth0"}"#;
         for (request, line) in [

@@ -20,7 +20,9 @@ pub struct Conf {
     pub args: local::Args,
 }
 
-/// The object `ipam`. What host-local has, too, means the same.
+/// The object `ipam`. What host-local has, too, means the same, and is checked there
+/// ([`Conf::as_local`]). These keys are declared again, because keys match regardless of case, and
+/// serde compares those of a flattened struct as they are written.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Ipam {

@@ -7,18 +7,22 @@ pub mod conf;
 pub mod plan;
 
 use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 use cni::{Add, AddResult, Check, Code, Del, Gc, Plugin, Status, Undo, WithLabel};
 use names::Namespace;
-use pools::{Agent, Owner, PoolLease, Release, Reply, Request};
+use pools::{Agent, Owner, PoolLease, Release, Reply, Request, Time};
 
 pub use crate::conf::Conf;
 pub use crate::plan::Plan;
 
 /// Longer than the agent's own limit for an answer.
 const PATIENCE: Duration = Duration::from_secs(7);
+
+/// For what is only tried.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// The plugin.
 #[derive(Debug)]
@@ -41,10 +45,16 @@ impl Plugin for Cluster {
             name: plan.name(call)?,
             cool_down: plan.cool_down,
             sets: plan.sets.clone(),
+            deadline: Some(Time::now().after(PATIENCE)),
         });
-        let (leases, until) = match ask(&request.conf, &wanted)? {
-            Reply::Leased { leases, until } => (leases, until),
-            other => return Err(odd(&other)),
+        let begun = Time::now();
+        let (leases, until) = match ask(&request.conf, &wanted) {
+            Ok(Reply::Leased { leases, until }) => (leases, until),
+            Ok(other) => return Err(odd(&other)),
+            Err(error) => {
+                take_back(&request.conf, &request.attachment, begun);
+                return Err(error);
+            }
         };
         for lease in &leases {
             let (agent, release) = (Agent::at(request.conf.agent()), release_of(lease));
@@ -83,12 +93,15 @@ impl Plugin for Cluster {
         let call = &request.call;
         let plan = Plan::new(&request.conf, &call.network, call.version, &call.args)?;
         let owner = Owner::from(&request.attachment);
-        let held =
+        let held: Vec<IpAddr> =
             match Agent::at(request.conf.agent()).ask(&Request::Held(owner.clone()), PATIENCE) {
                 Ok(Reply::Leases(leases)) => leases.into_iter().map(|it| it.lease.ip).collect(),
                 Ok(other) => return Err(odd(&other)),
                 // CRI-O restarts pods whose CHECK fails, which would not help.
-                Err(_) => pools::leases_on_disk(&request.conf.data_dir(), &owner)?,
+                Err(_) => {
+                    let leases = pools::leases_on_disk(&request.conf.data_dir(), &owner)?;
+                    leases.into_iter().map(|it| it.ip).collect()
+                }
             };
         if held.is_empty() {
             let id = &owner.container;
@@ -151,6 +164,25 @@ impl Plugin for Cluster {
         }
         let ready = Agent::at(request.conf.agent()).ask(&Request::Ready {}, PATIENCE);
         ready.code(Code::NotAvailable).map(drop)
+    }
+}
+
+/// Releases what the agent has handed out since `begun`, where its answer was lost on the way. If that
+/// fails, too, it is left to DEL.
+fn take_back(conf: &Conf, attachment: &cni::Attachment, begun: Time) {
+    let agent = Agent::at(conf.agent());
+    let held = agent.ask(&Request::Held(attachment.into()), MOMENT);
+    let Ok(Reply::Leases(leases)) = held else {
+        return;
+    };
+    // An earlier ADD may have got the others.
+    for lease in leases.iter().filter(|it| it.lease.at >= begun) {
+        if let Err(error) = agent.ask(&release_of(lease), MOMENT) {
+            cni::log(format_args!(
+                "release address {}: {error:#}",
+                lease.lease.ip
+            ));
+        }
     }
 }
 

@@ -16,6 +16,9 @@ use super::supply::Short;
 /// How long an ADD waits for the store. The agent's own limit for an answer is five seconds.
 const PATIENCE: Duration = Duration::from_secs(4);
 
+/// Why an ADD gets nothing whose caller has given up.
+const TOO_LATE: &str = "the caller waits no longer";
+
 /// Codes of the CNI specification.
 const INVALID_CONFIG: u32 = 7;
 const TRY_AGAIN: u32 = 11;
@@ -107,11 +110,18 @@ impl<S: Transactions + 'static> Role<S> {
             return refused(Short::Now(why));
         }
         self.adding.borrow_mut().insert(add.owner.clone(), false);
+        let is_late = || add.deadline.is_some_and(|it| Time::now() >= it);
         let mut leases = Vec::new();
-        let mut failed = self.add_all(add, &mut leases).await.err();
+        let mut failed = match is_late() {
+            true => Some(Short::Now(TOO_LATE.into())),
+            false => self.add_all(add, &mut leases).await.err(),
+        };
         let is_over = self.adding.borrow_mut().remove(&add.owner).unwrap_or(true);
         if is_over && failed.is_none() {
             failed = Some(Short::Now("its DEL came before its end".into()));
+        }
+        if failed.is_none() && is_late() {
+            failed = Some(Short::Now(TOO_LATE.into()));
         }
         let until = self.fence();
         // What was handed out before may be another node's by now.

@@ -53,7 +53,7 @@ impl<S: Transactions + 'static> Role<S> {
         let mut watch = self.look().await?;
         self.adopt().await?;
         // What was adopted is seen by the watch, and held then.
-        self.settle();
+        self.settle_all();
         self.move_fence(begin);
         drop(readiness.send_replace(Ok(())));
         log::info(format_args!("ipam: ready as node {}", self.settings.node));
@@ -124,7 +124,7 @@ impl<S: Transactions + 'static> Role<S> {
             .collect()
         };
         for (pool, block, seen) in earlier {
-            let claim = self.claim(Some(&seen.value));
+            let claim = self.new_claim(Some(&seen.value));
             self.put_claim(&pool, block, Some(seen.revision), &claim)
                 .await?;
         }
@@ -168,7 +168,9 @@ impl<S: Transactions + 'static> Role<S> {
             match watch.next().await {
                 Ok(changes) => {
                     let mut view = self.view.borrow_mut();
-                    view.apply(changes.events, Time::now());
+                    let touched = view.apply(changes.events, Time::now());
+                    drop(view);
+                    self.settle(&touched);
                 }
                 Err(error) => {
                     log::debug(format_args!("ipam: watch: {error}"));
@@ -179,9 +181,9 @@ impl<S: Transactions + 'static> Role<S> {
                             Err(_) => sleep(PAUSE).await,
                         }
                     };
+                    self.settle_all();
                 }
             }
-            self.settle();
             self.note_change();
         }
     }

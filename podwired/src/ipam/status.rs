@@ -3,12 +3,11 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use pools::{Block, Lease, Node, Time};
+use pools::{Block, Lease, Time};
 use serde_json::{Value, json};
 use store::Transactions;
 
 use super::Role;
-use super::view::View;
 use crate::metrics::Page;
 
 /// What has happened since the start.
@@ -42,20 +41,17 @@ impl Faults {
         self.clashes.insert((pool.to_owned(), block), value);
     }
 
-    /// Looks for blocks of a journal that is gone.
-    pub fn note_doubtful(&mut self, view: &View, node: &Node, name: &str) {
-        let journal = node.journal();
-        let pools = view.blocks.iter();
-        let all = pools.flat_map(|(pool, blocks)| blocks.iter().map(move |it| (pool, it)));
-        self.doubtful = all
-            .filter(|(_, (_, seen))| {
-                let claim = &seen.value;
-                claim.node == name
-                    && claim.boot == journal.boot()
-                    && claim.journal != journal.name()
-            })
-            .map(|(pool, (block, _))| (pool.clone(), *block))
-            .collect();
+    /// A block is one of a journal that is gone, or not.
+    pub fn doubt(&mut self, pool: &str, block: Block, is_doubtful: bool) {
+        match is_doubtful {
+            true => self.doubtful.insert((pool.to_owned(), block)),
+            false => self.doubtful.remove(&(pool.to_owned(), block)),
+        };
+    }
+
+    /// What is doubtful is found anew.
+    pub fn forget_doubts(&mut self) {
+        self.doubtful.clear();
     }
 }
 

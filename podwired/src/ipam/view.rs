@@ -62,9 +62,14 @@ pub struct View {
     pub names: HashMap<(String, usize, String), Seen<IpAddr>>,
     /// The same addresses, by pool.
     pub kept: HashMap<String, Rc<HashSet<IpAddr>>>,
+    /// How many blocks each node has.
+    shares: HashMap<String, usize>,
     /// Since when this node has seen, without a gap, that a node with blocks has no lease.
     absent: HashMap<String, Time>,
 }
+
+/// A pool and a block of it, whose key has changed.
+pub type Touched = (String, Block);
 
 impl View {
     /// An empty one, of the keys that begin with `prefix`.
@@ -107,33 +112,51 @@ impl View {
     pub fn reset(&mut self, listing: Listing, now: Time) {
         *self = Self::new(&self.prefix);
         for entry in listing.entries {
-            self.put(entry);
+            self.put(entry, now);
         }
-        self.note_absent(now);
     }
 
-    /// Takes changes.
-    pub fn apply(&mut self, events: Vec<Event>, now: Time) {
-        for event in events {
-            match event {
-                Event::Put(entry) => self.put(entry),
-                Event::Delete { key } => self.delete(&key),
-            }
-        }
-        self.note_absent(now);
+    /// Takes changes. Returns the blocks among them: a caller looks at these, not at all there are.
+    pub fn apply(&mut self, events: Vec<Event>, now: Time) -> Vec<Touched> {
+        let touched = events.into_iter().map(|event| match event {
+            Event::Put(entry) => self.put(entry, now),
+            Event::Delete { key } => self.delete(&key, now),
+        });
+        touched.flatten().collect()
     }
 
-    fn note_absent(&mut self, now: Time) {
-        let claims = self.blocks.values().flat_map(BTreeMap::values);
-        let owners: HashSet<&String> = claims.map(|it| &it.value.node).collect();
-        let nodes = &self.nodes;
-        self.absent
-            .retain(|node, _| owners.contains(node) && !nodes.contains_key(node));
-        for owner in owners {
-            if !nodes.contains_key(owner) && !self.absent.contains_key(owner) {
-                self.absent.insert(owner.clone(), now);
-            }
+    /// Notes whether a node that has blocks has no lease.
+    fn note_absent(&mut self, node: &str, now: Time) {
+        if self.shares.contains_key(node) && !self.nodes.contains_key(node) {
+            self.absent.entry(node.to_owned()).or_insert(now);
+        } else {
+            self.absent.remove(node);
         }
+    }
+
+    /// A block has another owner.
+    fn note_owner(&mut self, before: Option<Seen<Claim>>, after: Option<String>, now: Time) {
+        let before = before.map(|it| it.value.node);
+        if before == after {
+            return;
+        }
+        if let Some(node) = after {
+            *self.shares.entry(node.clone()).or_default() += 1;
+            self.note_absent(&node, now);
+        }
+        if let Some(node) = before {
+            let share = self.shares.entry(node.clone()).or_default();
+            *share = share.saturating_sub(1);
+            if *share == 0 {
+                self.shares.remove(&node);
+            }
+            self.note_absent(&node, now);
+        }
+    }
+
+    /// Who has this block.
+    pub fn claim(&self, pool: &str, block: Block) -> Option<&Seen<Claim>> {
+        self.blocks.get(pool)?.get(&block)
     }
 
     /// Whether a node has been without a lease for this time.
@@ -161,7 +184,7 @@ impl View {
         next.is_none_or(|(next, _)| *next != block && !block.contains(next.span().0))
     }
 
-    fn put(&mut self, entry: Entry) {
+    fn put(&mut self, entry: Entry, now: Time) -> Option<Touched> {
         let revision = entry.revision;
         let parts = parts(&self.prefix, &entry.key);
         // A value that is none of ours is as if it were not there, except that its key is taken.
@@ -170,6 +193,7 @@ impl View {
                 if let Some(value) = parse(&entry.value) {
                     let seen = Seen { value, revision };
                     self.nodes.insert((*node).to_owned(), seen);
+                    self.note_absent(node, now);
                 }
             }
             Some(["pools", pool, family]) => {
@@ -179,11 +203,13 @@ impl View {
                 }
             }
             Some(["blocks", pool, block]) => {
-                let block = block.replace('-', "/").parse();
-                if let (Ok(block), Some(value)) = (block, parse(&entry.value)) {
-                    let blocks = self.blocks.entry((*pool).to_owned()).or_default();
-                    blocks.insert(block, Seen { value, revision });
-                }
+                let block: Block = block.replace('-', "/").parse().ok()?;
+                let value: Claim = parse(&entry.value)?;
+                let owner = value.node.clone();
+                let blocks = self.blocks.entry((*pool).to_owned()).or_default();
+                let before = blocks.insert(block, Seen { value, revision });
+                self.note_owner(before, Some(owner), now);
+                return Some(((*pool).to_owned(), block));
             }
             Some(["wants", pool, _]) => {
                 if let Some(value) = parse(&entry.value) {
@@ -206,24 +232,27 @@ impl View {
             }
             _ => {}
         }
+        None
     }
 
-    fn delete(&mut self, key: &str) {
+    fn delete(&mut self, key: &str, now: Time) -> Option<Touched> {
         match parts(&self.prefix, key).as_deref() {
-            Some(["nodes", node]) => drop(self.nodes.remove(*node)),
+            Some(["nodes", node]) => {
+                self.nodes.remove(*node);
+                self.note_absent(node, now);
+            }
             Some(["pools", pool, family]) => {
                 self.lengths.remove(&((*pool).to_owned(), *family == "4"));
             }
             Some(["blocks", pool, block]) => {
-                if let (Ok(block), Some(blocks)) =
-                    (block.replace('-', "/").parse(), self.blocks.get_mut(*pool))
-                {
-                    blocks.remove(&block);
-                }
+                let block: Block = block.replace('-', "/").parse().ok()?;
+                let before = self.blocks.get_mut(*pool)?.remove(&block);
+                self.note_owner(before, None, now);
+                return Some(((*pool).to_owned(), block));
             }
             Some(["wants", ..]) => drop(self.wants.remove(key)),
             Some(["names", pool, set, name]) => {
-                let Ok(set) = set.parse() else { return };
+                let set = set.parse().ok()?;
                 let key = ((*pool).to_owned(), set, (*name).to_owned());
                 if let Some(old) = self.names.remove(&key)
                     && let Some(kept) = self.kept.get_mut(*pool)
@@ -233,6 +262,7 @@ impl View {
             }
             _ => {}
         }
+        None
     }
 }
 

@@ -71,17 +71,20 @@ fn without_an_agent_add_says_so_and_del_is_done_later() {
         cluster.add(&conf, "a");
         let kept = cluster.add(&conf, "b");
         // As after a crash.
-        cluster
-            .sandbox
-            .host()
-            .sh(&format!("kill -9 {}", agent.id()));
         drop(agent);
-        cluster.del(&conf, "a");
+        // One line for each, however often a runtime repeats it.
+        for id in ["a", "a", "never", "a"] {
+            cluster.del(&conf, id);
+        }
+        let left = cluster.sandbox.dir().join("one/ipam/released");
+        let lines = || cluster.sandbox.read(&left).unwrap_or_default();
+        assert_eq!(lines().split_whitespace().count(), 1, "{}", lines());
         assert_eq!(cluster.cni("x").status(&conf).error().code, 50);
         let again = cluster.try_add(&conf, "c").error();
         assert_eq!(again.code, 11);
         let _agent = cluster.ready("one", json!({}));
         assert_eq!(cluster.status("one")["use"], json!({"testnet": 1}));
+        assert!(!left.exists());
         let all: Vec<_> = (0..20)
             .flat_map(|n| cluster.add(&conf, &format!("d{n}")))
             .collect();
@@ -194,6 +197,74 @@ fn requests_are_met_and_reserved_addresses_are_for_them_alone() {
             "{}",
             refused.msg
         );
+    });
+}
+
+#[test]
+fn what_users_of_whereabouts_report_does_not_happen() {
+    beyond_peer(WHY, || {
+        let cluster = Cluster::new();
+        let _agent = cluster.ready("one", json!({}));
+        // Of two interfaces of a pod, the DEL of one leaves the other's address.
+        let conf = cluster.conf("one", json!({}));
+        let add = |ifname: &str| cluster.cni("a").add(&conf, &cluster.pod, ifname).result();
+        let (first, second) = (add("net1"), add("net2"));
+        cluster.cni("a").del(&conf, &cluster.pod, "net1").silent();
+        let check = |ifname: &str, result: &Value| {
+            let conf = conf::with_prev(&conf, result);
+            let checked = cluster.cni("a").check(&conf, &cluster.pod, ifname);
+            checked.code() == 0
+        };
+        assert!(check("net2", &second) && !check("net1", &first));
+        // Both ends of a range are handed out.
+        let ends = json!({"pool": "ends", "rangeStart": "10.7.0.250", "rangeEnd": "10.7.0.252"});
+        let ends = cluster.conf("one", ends);
+        let mut all: Vec<_> = (0..3)
+            .flat_map(|n| cluster.add(&ends, &format!("e{n}")))
+            .collect();
+        all.sort();
+        assert_eq!(all, ["10.7.0.250/24", "10.7.0.251/24", "10.7.0.252/24"]);
+        // Thousands of excluded addresses.
+        let exclude: Vec<_> = (0..3_000).map(|n| format!("fd07::1:{:x}", 2 * n)).collect();
+        let range =
+            json!({"subnet": "fd07::/64", "rangeStart": "fd07::1:0", "rangeEnd": "fd07::1:1770"});
+        let holes =
+            json!({"pool": "holes", "subnet": null, "ranges": [[range]], "exclude": exclude});
+        let ip = cluster.add(&cluster.conf("one", holes), "h");
+        let last = ip[0].trim_end_matches("/64").rsplit(':').next();
+        let last = last.and_then(|it| u32::from_str_radix(it, 16).ok());
+        assert!(last.is_some_and(|it| it % 2 == 1), "{ip:?}");
+        // The end of a subnet with more than 2^64 addresses.
+        let range =
+            json!({"subnet": "fd08::/32", "rangeStart": "fd08:0:ffff:ffff:ffff:ffff:ffff:fff0"});
+        let far = json!({"pool": "far", "subnet": null, "ranges": [[range]]});
+        let ip = cluster.add(&cluster.conf("one", far), "f");
+        assert!(
+            ip[0].starts_with("fd08:0:ffff:ffff:ffff:ffff:ffff:fff"),
+            "{ip:?}"
+        );
+    });
+}
+
+#[test]
+fn a_journal_that_was_deleted_under_pods_is_noticed() {
+    beyond_peer(WHY, || {
+        let cluster = Cluster::with_etcd();
+        // Before the end of its lease it is taken for a second agent.
+        let quick = json!({"leaseSeconds": 5});
+        let agent = cluster.ready("one", quick.clone());
+        let conf = cluster.conf("one", json!({}));
+        let lost = cluster.add(&conf, "a");
+        drop(agent);
+        std::fs::remove_dir_all(cluster.sandbox.dir().join("one/ipam"))
+            .expect("remove the journal");
+        let _agent = cluster.ready("one", quick);
+        let state = cluster.status("one");
+        assert_eq!(state["doubtful"][0]["pool"], "testnet", "{state}");
+        let all: Vec<_> = (0..40)
+            .flat_map(|n| cluster.add(&conf, &format!("b{n}")))
+            .collect();
+        assert!(!all.contains(&lost[0]));
     });
 }
 

@@ -186,6 +186,7 @@ impl Import {
                 block: None,
                 requested: Some(ip),
             }],
+            deadline: None,
         };
         agent.ask(&Request::Add(add), PATIENCE).map(drop)
     }
