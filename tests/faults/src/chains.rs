@@ -116,6 +116,15 @@ pub fn all() -> Vec<Chain> {
             )
         },
         Chain {
+            agent: true,
+            program: Some("cluster"),
+            ..alone("cluster", clustered())
+        },
+        Chain {
+            agent: true,
+            ..alone("bridge, cluster", clustered())
+        },
+        Chain {
             in_pod: true,
             // A `lo` that is up: others may rely on it by now.
             keeps: true,
@@ -269,6 +278,13 @@ fn vxlan() -> Value {
     conf
 }
 
+/// A network whose addresses are unique in a cluster.
+fn clustered() -> Value {
+    let ranges = json!([[{"subnet": "10.1.0.0/24"}], [{"subnet": "fd01::/64"}]]);
+    let ipam = json!({"type": "cluster", "ranges": ranges, "coolDownSeconds": 0});
+    conf::with(&conf::bridge(&[]), json!({"ipam": ipam}))
+}
+
 /// A network whose addresses are those of the segment that `key` names the node's end of.
 fn leasing(kind: &str, key: &str, link: &str) -> Value {
     let mut conf = conf::plugin(kind);
@@ -315,6 +331,7 @@ fn alone(name: &'static str, victim: Value) -> Chain {
         in_pod: false,
         cold: false,
         dhcp: false,
+        agent: false,
         keeps: false,
     }
 }

@@ -5,11 +5,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use faults::cluster::Model;
 use faults::journal::Journal;
 use faults::storm::Storm;
 use faults::strike::{Deed, Strike};
 use faults::sweep::{Crew, Sweep, Tally, VERBS};
-use faults::{chains, commands, tracer};
+use faults::{chains, clock, commands, tracer};
 
 const USAGE: &str = "\
 usage: faults kill [CHAIN]...     kill plugins at each of their system calls
@@ -21,12 +22,16 @@ usage: faults kill [CHAIN]...     kill plugins at each of their system calls
        faults commands [COMMAND]...
                                   kill commands of podwire at each of their system calls
        faults storm SECONDS       200 attachments of four networks, by many at once
+       faults cluster OPERATIONS  addresses of five nodes with three members of etcd, and accidents
        faults chains              what CHAIN may be
        faults trace REPORT DEED POINT -- PROGRAM [ARGUMENT]...
+       faults clock FILE -- PROGRAM [ARGUMENT]...
+                                  the program's clock is wrong by the seconds in FILE
 FAULTS_AT_MOST=N    tries N points of each accident of each verb
 FAULTS_WORKERS=N    uses N nodes at once (2)
 FAULTS_JOURNAL=DIR  keeps there what has been done, and goes on from there
 FAULTS_SECONDS=N    begins no accident after so long; exit status 2 if there are any left
+FAULTS_SEED=N       where chance begins, for storm and cluster
 FAULTS_GLANCES=1    tells what a glance took for a difference
 ";
 
@@ -66,6 +71,11 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         }
         ["fail-daemon", names @ ..] => sweep("failed", &[Deed::FailDaemon { choice: 0 }], names),
         ["commands", names @ ..] => kill_commands(names),
+        ["clock", file, "--", ..] => {
+            let status = clock::run(file.as_ref(), &arguments[3..])?;
+            Ok(ExitCode::from(u8::try_from(status)?))
+        }
+        ["cluster", operations] => cluster(operations.parse().context("operations")?),
         ["storm", seconds] => storm(seconds.parse().context("seconds")?),
         ["chains"] => {
             let names: Vec<_> = chains::all().iter().map(|chain| chain.name).collect();
@@ -211,6 +221,25 @@ fn storm(seconds: u64) -> Result<ExitCode> {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    })
+}
+
+fn cluster(operations: usize) -> Result<ExitCode> {
+    let model = Model {
+        exe: std::env::current_exe()?.display().to_string(),
+        operations,
+        seed: number("FAULTS_SEED", std::process::id() as usize)? as u64,
+    };
+    let begun = Instant::now();
+    let outcome = model.run()?;
+    say(&format!(
+        "{outcome}{:.0} s, FAULTS_SEED={}",
+        begun.elapsed().as_secs_f64(),
+        model.seed
+    ));
+    Ok(match outcome.findings.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     })
 }
 

@@ -10,6 +10,7 @@ use anyhow::{Result, anyhow, bail};
 use sandbox::{BackEnd, Cni, Netns, Outcome, Sandbox, Snapshot, Suite, conf, container_id};
 use serde_json::{Value, json};
 
+use crate::agent::Agent;
 use crate::dhcp::Dhcp;
 use crate::glance::{But, Glance};
 
@@ -52,6 +53,8 @@ pub struct Chain {
     pub cold: bool,
     /// Addresses come from a DHCP server, by way of a daemon.
     pub dhcp: bool,
+    /// Addresses come from the agent, in which nothing may be left over.
+    pub agent: bool,
     /// An ADD that fails leaves what it has done to the pod, on purpose.
     pub keeps: bool,
 }
@@ -62,6 +65,8 @@ pub struct Node {
     chain: Chain,
     /// The server and the daemon, where the chain has them.
     pub dhcp: Option<Dhcp>,
+    /// The agent, where the chain has it.
+    agent: Option<Agent>,
     /// Has the accidents.
     pub victim: Netns,
     /// Comes after each, and must not notice.
@@ -110,6 +115,10 @@ impl Node {
             true => Some(Dhcp::start(&sandbox)?),
             false => None,
         };
+        let agent = match chain.agent {
+            true => Some(Agent::start(&sandbox)?),
+            false => None,
+        };
         sandbox.host().sh(chain.setup);
         let [victim, next, valid] = ["victim", "next", "valid"].map(|name| sandbox.pod(name));
         for pod in [&victim, &next, &valid] {
@@ -120,6 +129,7 @@ impl Node {
             sandbox,
             chain: chain.clone(),
             dhcp,
+            agent,
             victim,
             next,
             valid,
@@ -145,6 +155,9 @@ impl Node {
         let but = node.may_differ();
         node.baseline = node.allowing(&but);
         node.at_a_glance = Some((node.glance(&but)?, but));
+        if let Some(agent) = &mut node.agent {
+            agent.note();
+        }
         Ok(node)
     }
 
@@ -343,6 +356,9 @@ impl Node {
     /// A plugin's configuration for `pod`.
     fn shaped(&self, plugin: &Value, pod: &Netns, previous: Option<&Value>) -> Value {
         let mut conf = chained(plugin, previous);
+        if let Some(agent) = &self.agent {
+            conf = agent.named_in(&conf);
+        }
         // Every pod wants a port of its own.
         let number = ["victim", "next", "valid"]
             .iter()
@@ -426,7 +442,10 @@ impl Node {
         let valid = container_id(&self.valid);
         let list = [(valid.as_str(), IFNAME)];
         let attached = !self.valid_result.is_null();
-        let conf = conf::with(plugin, json!({"runtimeConfig": null}));
+        let mut conf = conf::with(plugin, json!({"runtimeConfig": null}));
+        if let Some(agent) = &self.agent {
+            conf = agent.named_in(&conf);
+        }
         conf::with_valid(&conf, if attached { &list } else { &[] })
     }
 
@@ -462,6 +481,9 @@ impl Node {
     /// # Errors
     /// With what is not, one a line.
     pub fn is_clean(&self) -> Result<()> {
+        if let Some(agent) = &self.agent {
+            agent.is_as_before()?;
+        }
         let mut looks = self.looks.get();
         let it_is_time = (looks.glances + 1).is_multiple_of(REGULAR);
         let same = self.looks_clean()?;

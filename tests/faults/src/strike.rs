@@ -18,6 +18,11 @@ pub enum Deed {
     KillDelegate,
     /// The DHCP daemon that the plugin asks is killed; the points are its calls alone, from its start to its end.
     KillDaemon,
+    /// All processes are paused before the call, for so many milliseconds.
+    Pause {
+        /// How many.
+        milliseconds: u64,
+    },
     /// The call fails, in its `choice`th way.
     Fail {
         /// Which of [`crate::calls::errors`].
@@ -74,6 +79,7 @@ impl Strike {
             Deed::KillPlugin => "kill-plugin".to_owned(),
             Deed::KillDelegate => "kill-delegate".to_owned(),
             Deed::KillDaemon => "kill-daemon".to_owned(),
+            Deed::Pause { milliseconds } => format!("pause-{milliseconds}"),
             Deed::Fail { choice } => format!("fail-{choice}"),
             Deed::FailDaemon { choice } => format!("fail-daemon-{choice}"),
         };
@@ -98,6 +104,11 @@ impl Strike {
             let deed = Deed::FailDaemon {
                 choice: choice.parse()?,
             };
+            return Ok(Self { deed, point, call });
+        }
+        if let Some(milliseconds) = deed.strip_prefix("pause-") {
+            let milliseconds = milliseconds.parse().context("milliseconds")?;
+            let deed = Deed::Pause { milliseconds };
             return Ok(Self { deed, point, call });
         }
         let deed = match (deed, deed.strip_prefix("fail-")) {

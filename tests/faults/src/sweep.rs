@@ -444,9 +444,10 @@ impl Scene<'_> {
         tally.points += 1;
         let answered = match point.strike.deed {
             Deed::KillChain | Deed::KillPlugin | Deed::Watch => false,
-            Deed::KillDelegate | Deed::KillDaemon | Deed::FailDaemon { .. } => {
-                self.answered(&outcome, None, tally)?
-            }
+            Deed::KillDelegate
+            | Deed::KillDaemon
+            | Deed::FailDaemon { .. }
+            | Deed::Pause { .. } => self.answered(&outcome, None, tally)?,
             Deed::Fail { .. } => self.answered(&outcome, Some((&struck, point.strike)), tally)?,
         };
         // DEL after a verb that failed finds no daemon, every other time.

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
@@ -187,6 +189,11 @@ impl Tracer {
                 }
             }
             Deed::KillDelegate => end(process),
+            Deed::Pause { milliseconds } => {
+                // Whoever makes a call meanwhile waits for us.
+                sleep(Duration::from_millis(milliseconds));
+                go_on(thread, None)?;
+            }
             Deed::Fail { choice } | Deed::FailDaemon { choice } => {
                 let Some(errno) = calls::errors(call).get(choice) else {
                     return go_on(thread, None);

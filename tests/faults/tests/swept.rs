@@ -10,13 +10,14 @@ use faults::sweep::{Crew, Sweep, Tally, VERBS, Verb};
 const FEW: usize = 3;
 
 /// One of every kind: the others differ in what is chosen underneath.
-const CHAINS: [&str; 6] = [
+const CHAINS: [&str; 7] = [
     "bridge",
     "portmap",
     "portmap of bridge and portmap, iptables",
     "macvlan",
     "macvlan, hostShim",
     "vxlan",
+    "cluster",
 ];
 
 fn swept(chain: Chain, verbs: &[Verb], deeds: &[Deed], few: usize) -> Tally {

@@ -3,6 +3,5 @@
 
 mod command;
 mod life;
-mod model;
 mod node;
 mod shared;
