@@ -116,7 +116,8 @@ impl Cluster {
     /// Reads the configuration's file. Returns it as an entry if it has changed.
     fn read_config(&self) -> Result<Option<Entry>, Error> {
         let file = &self.0.own.config_file;
-        let (text, _) = cni::file::read(file, cni::file::LONGEST)
+        // A mounted ConfigMap consists of symbolic links.
+        let text = cni::file::read_chosen(file, cni::file::LONGEST)
             .map_err(|error| Error::Refused(format!("read {}: {error}", file.display())))?;
         if *self.0.config.borrow() == text {
             return Ok(None);
