@@ -28,6 +28,7 @@ mod worker;
 
 pub mod cluster;
 pub mod conf;
+pub mod containerd;
 pub mod etcd;
 pub mod here;
 pub mod image;

@@ -152,7 +152,8 @@ impl RuntimeNode {
 
     /// Starts a daemon that lives as long as the node, and waits until `ready` succeeds.
     pub fn start(&mut self, argv: &[&str], ready: &[&str]) {
-        let log = self.path(&format!("{}.log", argv[0]));
+        let name = Path::new(argv[0]).file_name().unwrap_or_default();
+        let log = self.path(&format!("{}.log", name.display()));
         // An orphan from the start, the daemon belongs to the node's first process, which reaps it.
         let background = ["sh", "-c", "\"$@\" >\"$0\" 2>&1 &", &log];
         self.must(&[&background[..], argv].concat());

@@ -8,15 +8,38 @@ use sandbox::cluster::{Cluster, address};
 use serde_json::{Value, json};
 
 const SERVER: &str = "https://172.20.0.1:6443";
-const ADMIN: &str = "the-administrator";
+pub const ADMIN: &str = "the-administrator";
 
-/// An authority, the server's certificate, and a key for tokens of accounts.
-const CERTIFICATES: &str = "
+/// An authority, the certificate of a server at `$ip`, a key for tokens of accounts, and the administrator's token.
+pub const CERTIFICATES: &str = "
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.pem -days 1 -subj /CN=ca 2>/dev/null
 openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout server.key -out server.csr -subj /CN=server 2>/dev/null
-printf 'subjectAltName=IP:172.20.0.1\\n' >server.ext
+printf 'subjectAltName=IP:%s,IP:10.96.0.1\\n' $ip >server.ext
 openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 1 -extfile server.ext 2>/dev/null
-openssl genrsa -out accounts.key 2048 2>/dev/null";
+openssl genrsa -out accounts.key 2048 2>/dev/null
+echo the-administrator,admin,admin,system:masters >tokens";
+
+/// The arguments of an API server at `ip`, with the files of [`CERTIFICATES`] in `dir`.
+pub fn arguments(dir: &str, ip: &str, etcd: &str) -> Vec<String> {
+    let file = |name: &str| format!("{dir}/{name}");
+    vec![
+        format!("--etcd-servers={etcd}"),
+        format!("--bind-address={ip}"),
+        format!("--tls-cert-file={}", file("server.pem")),
+        format!("--tls-private-key-file={}", file("server.key")),
+        format!("--token-auth-file={}", file("tokens")),
+        "--authorization-mode=RBAC".to_owned(),
+        // Nodes have no name in a DNS.
+        "--kubelet-preferred-address-types=InternalIP".to_owned(),
+        "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
+        format!("--service-account-issuer=https://{ip}:6443"),
+        format!("--service-account-key-file={}", file("accounts.key")),
+        format!(
+            "--service-account-signing-key-file={}",
+            file("accounts.key")
+        ),
+    ]
+}
 
 /// A cluster with an API server. The manifest is applied; there are no nodes yet.
 pub struct Api {
@@ -44,10 +67,10 @@ impl Api {
         let dir = cluster.path("pki");
         std::fs::create_dir_all(&dir).expect("make a directory");
         let dir = dir.display();
-        cluster.sandbox.host().sh(&format!(
-            "cd {dir}; {CERTIFICATES}
-            echo {ADMIN},admin,admin,system:masters >tokens"
-        ));
+        cluster
+            .sandbox
+            .host()
+            .sh(&format!("cd {dir}; ip=172.20.0.1; {CERTIFICATES}"));
         let etcd = cluster.start_etcd("etcd");
         let mut api = Self {
             cluster,
@@ -60,23 +83,9 @@ impl Api {
     }
 
     pub fn start(&mut self) {
-        let file = |name: &str| self.cluster.path("pki").join(name).display().to_string();
-        let arguments = [
-            "--etcd-servers=http://172.20.0.1:2379".to_owned(),
-            "--bind-address=172.20.0.1".to_owned(),
-            format!("--tls-cert-file={}", file("server.pem")),
-            format!("--tls-private-key-file={}", file("server.key")),
-            format!("--token-auth-file={}", file("tokens")),
-            "--authorization-mode=RBAC".to_owned(),
-            "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
-            format!("--service-account-issuer={SERVER}"),
-            format!("--service-account-key-file={}", file("accounts.key")),
-            format!(
-                "--service-account-signing-key-file={}",
-                file("accounts.key")
-            ),
-            "--disable-admission-plugins=ServiceAccount".to_owned(),
-        ];
+        let dir = self.cluster.path("pki").display().to_string();
+        let mut arguments = arguments(&dir, "172.20.0.1", "http://172.20.0.1:2379");
+        arguments.push("--disable-admission-plugins=ServiceAccount".to_owned());
         let program = program("kube-apiserver");
         let argv = std::iter::once(program.as_str()).chain(arguments.iter().map(String::as_str));
         let argv: Vec<&str> = argv.collect();

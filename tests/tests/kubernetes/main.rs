@@ -3,6 +3,7 @@
 
 mod api;
 mod chart;
+mod node;
 
 use sandbox::cluster::{address, entries, has, is_gone, programmed};
 use serde_json::Value;

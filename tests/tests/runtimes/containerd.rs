@@ -2,40 +2,14 @@
 
 use std::time::Instant;
 
-use sandbox::image::{self, IMAGE};
+use sandbox::containerd::{self, socket};
+use sandbox::image::IMAGE;
 use sandbox::{OUTSIDE, RuntimeNode, conf};
 use serde_json::{Value, json};
 
 use crate::connect::Podwire;
 use crate::cri::Cri;
 use crate::{GATEWAY, SERVE, assert_published, example, fetch, network, network_with_ports};
-
-/// Everything that containerd owns lies in the node's directory. What it would ask of the machine is switched off: AppArmor
-/// profiles, and OOM scores, which take CAP_SYS_RESOURCE. The snapshotter `native` copies layers and so needs no overlay mounts.
-const CONFIG: &str = r#"
-version = 2
-root = "DIR/containerd"
-state = "DIR/state"
-disabled_plugins = ["io.containerd.internal.v1.opt"]
-
-[grpc]
-  address = "DIR/containerd.sock"
-
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "IMAGE"
-  disable_apparmor = true
-  restrict_oom_score_adj = true
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "native"
-  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-    runtime_type = "io.containerd.runc.v2"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-      Root = "DIR/runc"
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "PLUGINS"
-    conf_dir = "DIR/net.d"
-    max_conf_num = NETWORKS
-"#;
 
 /// A node on which containerd runs and knows the image and the network.
 fn node() -> RuntimeNode {
@@ -49,33 +23,13 @@ fn node_on(network: &Value) -> RuntimeNode {
 /// A node whose pods are attached to all of these networks.
 fn node_on_all(networks: &[&Value]) -> RuntimeNode {
     let mut node = RuntimeNode::new();
-    let dir = node.dir().display().to_string();
-    let config = CONFIG
-        .replace("DIR", &dir)
-        .replace("PLUGINS", &node.plugins())
-        .replace("NETWORKS", &networks.len().to_string());
-    let config = node.write("containerd.toml", config.replace("IMAGE", IMAGE));
     for (number, network) in networks.iter().enumerate() {
         let name = format!("net.d/1{number}-network.conflist");
         node.write(&name, network.to_string());
     }
-    let archive = image::archive(&node);
-    let socket = socket(&node);
-    node.start(
-        &["containerd", "--config", &config],
-        &["ctr", "--address", &socket, "version"],
-    );
-    // The CRI keeps its images apart from those of ctr.
-    for namespace in ["k8s.io", "default"] {
-        let client = ["ctr", "--address", &socket, "--namespace", namespace];
-        let import = ["images", "import", "--snapshotter", "native", &archive];
-        node.must(&[&client[..], &import].concat());
-    }
+    let plugins = node.plugins();
+    containerd::start(&mut node, &plugins, networks.len());
     node
-}
-
-fn socket(node: &RuntimeNode) -> String {
-    node.path("containerd.sock")
 }
 
 #[test]
