@@ -7,6 +7,11 @@
 //! (see [`deferred`]); we go on when the kernel reports that the link is gone (`RTM_DELLINK` to the
 //! group of links), or why it refused.
 //!
+//! The kernel reports the end of a bridge late: it waits for RCU before, and keeps the routing lock
+//! (`br_multicast_dev_del`, net/bridge/br_multicast.c). By then the name is free, and addresses and
+//! routes are gone. So of a bridge, we go on when its settings for IPv4 are gone (`RTM_DELNETCONF`),
+//! 15 ms earlier. Other changes of links wait for the lock during that time.
+//!
 //! The child shares our socket, so the answer to its request comes to us. If the child is killed
 //! before it has sent the request, we send it.
 //!
@@ -17,7 +22,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
 use nix::errno::Errno;
-use nix::libc::{self, NLMSG_ERROR, RTM_DELLINK, sock_filter};
+use nix::libc::{self, AF_INET, AF_UNSPEC, NLMSG_ERROR, RTM_DELLINK, sock_filter};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use transport::{DEADLINE, HEADER, Message, Refusal, Request, Route, wait_readable};
 
@@ -25,8 +30,34 @@ use crate::link::{IFINFO, link};
 use crate::request::unless_absent;
 use crate::{Error, Link, Netlink};
 
-/// linux/rtnetlink.h
-const RTNLGRP_LINK: u32 = 1;
+/// What the kernel says when a link is gone (linux/rtnetlink.h).
+#[derive(Clone, Copy)]
+struct Report {
+    /// To this group.
+    group: u32,
+    /// With this type.
+    kind: u16,
+    /// First in its body. A bridge reports the loss of a port, which still exists, with its own family.
+    family: u8,
+    /// Where in its body the link's index is.
+    index: usize,
+}
+
+/// `struct ifinfomsg`.
+const END_OF_LINK: Report = Report {
+    group: 1,
+    kind: RTM_DELLINK,
+    family: AF_UNSPEC as u8,
+    index: 4,
+};
+
+/// `struct netconfmsg`, padded, and as the first attribute `NETCONFA_IFINDEX` (linux/netconf.h).
+const END_OF_SETTINGS: Report = Report {
+    group: 24,
+    kind: 81,
+    family: AF_INET as u8,
+    index: 4 + 4,
+};
 
 impl Netlink {
     /// Deletes `link`, by its index, and returns as soon as it is gone:
@@ -37,7 +68,7 @@ impl Netlink {
     /// When the kernel refuses, or does not answer in time.
     pub fn remove(&self, link: &Link) -> Result<(), Error> {
         let op = || format!("delete link {}", link.name);
-        let removed = match self.delete_in_child(link.index) {
+        let removed = match self.delete_in_child(link) {
             Ok(true) => Ok(()),
             Ok(false) => {
                 let request = RouteNetlinkMessage::DelLink(self::link(link.index).build());
@@ -49,17 +80,22 @@ impl Netlink {
     }
 
     /// Returns false when there was no child, or it was killed too early.
-    fn delete_in_child(&self, index: u32) -> Result<bool, Refusal> {
+    fn delete_in_child(&self, link: &Link) -> Result<bool, Refusal> {
         let until = Instant::now() + DEADLINE;
         let deletion = Deletion {
-            index,
+            index: link.index,
             sequence: self.socket.next_sequence(),
+            report: match link.is_kind("bridge") {
+                true => END_OF_SETTINGS,
+                false => END_OF_LINK,
+            },
         };
+        let group = deletion.report.group;
         // Without the filter there is only more to read.
         let _ = self.socket.set_filter(&mut deletion.filter());
         let child = self
             .socket
-            .set_membership(RTNLGRP_LINK, true)
+            .set_membership(group, true)
             .ok()
             .and_then(|()| deferred::send(self.socket.as_fd(), deletion.request()));
         let deleted = match child {
@@ -67,7 +103,7 @@ impl Netlink {
             None => Ok(false),
         };
         // Other users of this socket want no events.
-        let _ = self.socket.set_membership(RTNLGRP_LINK, false);
+        let _ = self.socket.set_membership(group, false);
         let _ = self.socket.set_filter(&mut []);
         deleted
     }
@@ -120,6 +156,8 @@ struct Deletion {
     index: u32,
     /// The number of the request.
     sequence: u32,
+    /// How the kernel reports its end.
+    report: Report,
 }
 
 impl Deletion {
@@ -146,10 +184,10 @@ impl Deletion {
         [
             load(libc::BPF_H, 4),
             equal(half(NLMSG_ERROR as u16), 6, 0),
-            equal(half(RTM_DELLINK), 0, 4),
+            equal(half(self.report.kind), 0, 4),
             load(libc::BPF_B, HEADER as u32),
-            equal(0, 0, 2),
-            load(libc::BPF_W, HEADER as u32 + 4),
+            equal(self.report.family.into(), 0, 2),
+            load(libc::BPF_W, (HEADER + self.report.index) as u32),
             equal(u32::from_be(self.index), 1, 0),
             end(DROP),
             end(ACCEPT),
@@ -161,9 +199,11 @@ impl Deletion {
         if let Some(outcome) = message.outcome() {
             return (message.sequence == self.sequence).then_some(outcome);
         }
-        let (header, _) = message.parts::<IFINFO>(RTM_DELLINK)?;
-        // A bridge reports the loss of a port, which still exists, with its own family.
-        let gone = header[0] == 0 && header[4..8] == self.index.to_ne_bytes();
+        let report = self.report;
+        let index = message.body.get(report.index..)?.first_chunk()?;
+        let gone = message.kind == report.kind
+            && message.body[0] == report.family
+            && *index == self.index.to_ne_bytes();
         gone.then_some(Ok(()))
     }
 }
@@ -187,6 +227,7 @@ mod tests {
     const DELETION: Deletion = Deletion {
         index: 7,
         sequence: 1000,
+        report: END_OF_LINK,
     };
 
     fn read(kind: u16, sequence: u32, body: &[u8]) -> Option<Result<(), Refusal>> {
@@ -212,6 +253,30 @@ mod tests {
         assert_eq!(gone(0, 7), Some(Ok(())));
         assert_eq!(gone(0, 8), None);
         assert_eq!(gone(AF_BRIDGE, 7), None);
+    }
+
+    #[test]
+    fn a_bridge_is_gone_when_its_settings_are() {
+        let deletion = Deletion {
+            report: END_OF_SETTINGS,
+            ..DELETION
+        };
+        let read = |kind, index: u32| {
+            let mut body = [0; 12];
+            body[0] = AF_INET as u8;
+            body[8..].copy_from_slice(&index.to_ne_bytes());
+            let (flags, sequence) = (0, 0);
+            let body = &body;
+            deletion.read(Message {
+                kind,
+                flags,
+                sequence,
+                body,
+            })
+        };
+        assert_eq!(read(END_OF_SETTINGS.kind, 7), Some(Ok(())));
+        assert_eq!(read(END_OF_SETTINGS.kind, 8), None);
+        assert_eq!(read(END_OF_SETTINGS.kind - 1, 7), None);
     }
 
     #[test]

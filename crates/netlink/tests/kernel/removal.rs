@@ -50,6 +50,24 @@ fn a_port_has_left_its_bridge_and_the_node() {
 }
 
 #[test]
+fn a_bridge_is_gone_on_return_with_its_addresses_and_routes() {
+    enter();
+    let host = Netlink::open().unwrap();
+    for round in 0..10 {
+        run("ip link add cni0 type bridge");
+        run("ip link set cni0 up");
+        run("ip addr add 10.1.0.1/24 dev cni0");
+        run("ip addr add fd01::1/64 dev cni0 nodad");
+        host.delete_link("cni0").unwrap();
+        for shown in ["addr", "-4 route show table all", "-6 route show table all"] {
+            let left = run(&format!("ip {shown}"));
+            assert!(!left.contains("cni0"), "{round}: {left}");
+        }
+        assert!(!is_there("cni0"), "{round}");
+    }
+}
+
+#[test]
 fn the_kernels_refusal_is_reported() {
     enter();
     let error = Netlink::open().unwrap().delete_link("lo").unwrap_err();
