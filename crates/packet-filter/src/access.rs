@@ -191,19 +191,10 @@ impl Access {
     }
 
     /// The elements that stand for rules of iptables.
-    fn accepted(&self, family: Family) -> Vec<Element> {
-        if self.is_closed(family) {
-            return Vec::new();
-        }
+    fn accepted(&self) -> Vec<Element> {
         let comment = network_comment(&self.network);
         let element = |it: &String| ACCEPTED.element([Part::interface(it)], [], &comment);
         self.devices.iter().map(element).collect()
-    }
-
-    /// Whether nothing of a family leaves the network.
-    fn is_closed(&self, family: Family) -> bool {
-        let mode = self.mode(family);
-        matches!(mode, GatewayMode::Internal | GatewayMode::Isolated)
     }
 
     /// The keys that the network's elements may have.

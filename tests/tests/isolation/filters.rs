@@ -90,15 +90,15 @@ fn the_modes_are_the_same_where_iptables_drops_what_is_forwarded() {
     });
 }
 
+/// What is bridged passes FORWARD, too, while `bridge-nf-call-iptables` is on.
 #[test]
-fn an_internal_network_opens_no_policy() {
+fn pods_of_an_internal_network_reach_each_other_where_iptables_drops_what_is_forwarded() {
     beyond_peer(WHY, || {
-        let mut lab = Lab::with(
-            BackEnd::IptablesNft,
-            json!({"isGateway": true, "internal": true}),
-        );
+        let keys = json!({"isGateway": true, "internal": true});
+        let mut lab = Lab::with(BackEnd::IptablesNft, keys);
         lab.drop_forwarded();
-        let _pods = lab.pods(false);
-        assert!(!lab.rules().contains("podwire: gateway mode"));
+        lab.filter_bridged(true);
+        let pods = lab.pods(false);
+        modes::assert_passes(&lab, &pods, [modes::INTERNAL; 2], true);
     });
 }

@@ -35,7 +35,7 @@ pub const ROUTED: Passes = Passes {
     published: false,
     ..NAT
 };
-const INTERNAL: Passes = Passes {
+pub const INTERNAL: Passes = Passes {
     inward: [false; 3],
     published: false,
     outward: false,

@@ -3,7 +3,8 @@
 //!
 //! A rule of nf_tables that accepts does not end the chains of other tables. So iptables accepts
 //! what comes from the network's devices and what goes to them: two rules for each device and
-//! family. What must not pass is dropped by the rules of [`Access`]. A set has the devices with
+//! family. What must not pass is dropped by the rules of [`Access`]. An internal network has them,
+//! too: what its pods send each other is bridged, and passes FORWARD where br_netfilter is on. A set has the devices with
 //! such rules: an ADD looks there, and only the first one of a network executes iptables.
 
 use std::fs;
@@ -30,7 +31,7 @@ impl Nftables {
     /// the legacy variant are looked at only for the first pod of a network, as that takes a process.
     pub fn accept_forwarded(&self, wanted: &Access, is_first: bool) -> Result<()> {
         for (family, of, legacy) in FAMILIES {
-            if wanted.is_closed(family) || !self.may_drop(family, is_first.then_some(legacy))? {
+            if !self.may_drop(family, is_first.then_some(legacy))? {
                 continue;
             }
             if is_noted(&self.socket, wanted, family)? {
@@ -55,7 +56,7 @@ impl Nftables {
     /// Fails if a policy of iptables drops what is forwarded for the network.
     pub fn check_forwarded(&self, wanted: &Access) -> Result<()> {
         for (family, of, legacy) in FAMILIES {
-            if wanted.is_closed(family) || !self.may_drop(family, Some(legacy))? {
+            if !self.may_drop(family, Some(legacy))? {
                 continue;
             }
             let Some(program) = Iptables::new().programs.installed(of)? else {
@@ -77,7 +78,7 @@ impl Nftables {
         self.transact(|socket| {
             let mut changes = Transaction::new();
             for (family, ..) in FAMILIES {
-                for element in wanted.accepted(family) {
+                for element in wanted.accepted() {
                     let found = listing::element_at(socket, table(family), ACCEPTED, &element.key)?;
                     if let Some(found) = found {
                         changes.delete_element(table(family), found);
@@ -134,7 +135,7 @@ impl Nftables {
 }
 
 fn is_noted(socket: &Socket, wanted: &Access, family: Family) -> Result<bool> {
-    for element in wanted.accepted(family) {
+    for element in wanted.accepted() {
         if listing::element_at(socket, table(family), ACCEPTED, &element.key)?.as_ref()
             != Some(&element)
         {
@@ -149,7 +150,7 @@ fn note(socket: &Socket, wanted: &Access, family: Family) -> Result<Transaction,
     if !is_installed(socket, family)? {
         changes.extend(installation(family));
     }
-    for element in wanted.accepted(family) {
+    for element in wanted.accepted() {
         if let Some(found) = listing::element_at(socket, table(family), ACCEPTED, &element.key)? {
             changes.delete_element(table(family), found);
         }
