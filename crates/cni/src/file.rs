@@ -195,6 +195,13 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     file.write_all(content)
 }
 
+/// Whether `path` is that of the open file: it may have been renamed, removed or replaced since.
+pub fn is_at(file: &File, path: &Path) -> bool {
+    let (there, ours) = (std::fs::symlink_metadata(path), file.metadata());
+    let key = |it: Metadata| (it.dev(), it.ino());
+    matches!((there.map(key), ours.map(key)), (Ok(there), Ok(ours)) if there == ours)
+}
+
 /// Removes a file. Succeeds if it does not exist.
 ///
 /// # Errors

@@ -7,13 +7,13 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use cni::file::{self, LONGEST};
+use cni::file::{self, LONGEST, is_at};
 use cni::lock::Lock;
 use netns::NetNs;
 use networks::CachedAttachment;
@@ -45,6 +45,8 @@ pub struct Entry {
     pub gateway_priority: i64,
     /// The container's further names in the network.
     pub aliases: Vec<String>,
+    /// The lines of its /etc/hosts for the containers that it is linked to in the network.
+    pub hosts: Vec<String>,
 }
 
 /// How long plugins may take to end after the podwire that has started them was killed.
@@ -232,12 +234,6 @@ impl Entry {
             },
         }
     }
-}
-
-fn is_at(file: &File, path: &Path) -> bool {
-    let (there, ours) = (fs::symlink_metadata(path), file.metadata());
-    let key = |it: fs::Metadata| (it.dev(), it.ino());
-    matches!((there.map(key), ours.map(key)), (Ok(there), Ok(ours)) if there == ours)
 }
 
 fn read(path: &Path) -> Result<Entry> {

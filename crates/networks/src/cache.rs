@@ -3,7 +3,7 @@
 //! Source: `cachedInfo` in `libcni/api.go`.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -13,9 +13,11 @@ use base64::prelude::BASE64_STANDARD;
 use cni::AddResult;
 use cni::conf::ValidAttachment;
 use cni::env::{ContainerId, IfName};
-use cni::file::{self, LONGEST};
+use cni::file::{self, LONGEST, is_at};
 use cni::json::Json;
+use cni::lock;
 use cni::version::Version;
+use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -98,15 +100,22 @@ impl Cache {
             .mode(0o700)
             .create(&self.results)
             .with_context(|| format!("create {}", self.results.display()))?;
-        let write = || -> io::Result<()> {
-            // A NamedTempFile is readable by its owner only: 0600, as libcni's.
-            let mut temporary = tempfile::NamedTempFile::new_in(&self.results)?;
-            temporary.write_all(&document)?;
-            temporary.as_file().sync_all()?;
-            temporary.persist(&file)?;
-            Ok(())
+        let unfinished = self.unfinished(&attachment.file_name());
+        let write = || -> Result<bool> {
+            let (mut new, _) = file::open(&unfinished, OFlag::O_WRONLY | OFlag::O_CREAT)?;
+            let _alone = lock::exclusive(new.try_clone()?, &unfinished)?;
+            if !is_at(&new, &unfinished) {
+                // Another process has finished it.
+                return Ok(false);
+            }
+            new.set_len(0)?;
+            new.write_all(&document)?;
+            new.sync_all()?;
+            fs::rename(&unfinished, &file)?;
+            Ok(true)
         };
-        write().with_context(|| format!("write {}", file.display()))
+        while !write().with_context(|| format!("write {}", file.display()))? {}
+        Ok(())
     }
 
     /// Reads an attachment; `None` without a file. A file from before `cniCacheV1` has only
@@ -142,7 +151,11 @@ impl Cache {
     /// The file cannot be removed.
     pub fn remove(&self, owner: &cni::Attachment) -> Result<()> {
         let file = self.file(owner);
-        file::remove(&file).with_context(|| format!("remove {}", file.display()))
+        let (id, ifname) = (owner.container_id.as_str(), owner.ifname.as_str());
+        // What a killed process has left.
+        let unfinished = self.unfinished(&file_name(&owner.network, id, ifname));
+        let removed = file::remove(&unfinished).and_then(|()| file::remove(&file));
+        removed.with_context(|| format!("remove {}", file.display()))
     }
 
     /// The attachments to `network` in the order of the files' names, and the files that may
@@ -189,16 +202,29 @@ impl Cache {
         Ok(Contents::read(files))
     }
 
+    /// The files of attachments. Their names begin with that of a network, and so with no dot.
     fn files(&self) -> Result<Vec<PathBuf>> {
         let read = || {
-            fs::read_dir(&self.results)?
-                .map(|entry| Ok(entry?.path()))
-                .collect()
+            let mut files = Vec::new();
+            for entry in fs::read_dir(&self.results)? {
+                let entry = entry?;
+                if !entry.file_name().as_encoded_bytes().starts_with(b".") {
+                    files.push(entry.path());
+                }
+            }
+            Ok(files)
         };
         match read() {
             Err(error) if file::is_absent(&error) => Ok(Vec::new()),
             files => files.with_context(|| format!("read {}", self.results.display())),
         }
+    }
+
+    /// Where a file is until it is complete. There is one for each attachment, so that a DEL finds what
+    /// a killed process has left.
+    fn unfinished(&self, file_name: &str) -> PathBuf {
+        let name = cni::names::short(file_name);
+        self.results.join(format!(".podwire-{name}"))
     }
 
     fn file(&self, owner: &cni::Attachment) -> PathBuf {
@@ -548,6 +574,16 @@ mod tests {
         let mode = fs::metadata(node.file()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(fs::read_dir(&node.cache.results).unwrap().count(), 1);
+        // What a killed process has left is no attachment, and goes with its own.
+        let left = node.cache.unfinished(&attachment().file_name());
+        fs::write(&left, "{").unwrap();
+        assert!(node.cache.of_network("n").unwrap().unidentified.is_empty());
+        node.cache.put(&attachment()).unwrap();
+        assert!(!left.exists() && node.file().exists());
+        fs::write(&left, "{").unwrap();
+        let owner = attachment().attachment().unwrap();
+        node.cache.remove(&owner).unwrap();
+        assert_eq!(fs::read_dir(&node.cache.results).unwrap().count(), 0);
         let bare = CachedAttachment {
             netns: String::new(),
             cni_args: None,

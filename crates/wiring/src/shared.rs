@@ -239,7 +239,10 @@ pub fn collect(network: &str, valid: &[ValidAttachment]) -> Result<()> {
     let aliases = aliases(network, valid);
     match Users::find(network) {
         Ok(Some(users)) => users.retain(&aliases)?,
-        Ok(None) if !has_rules(network)? => return Ok(()),
+        Ok(None) if !has_rules(network)? => {
+            Users::tidy_above();
+            return Ok(());
+        }
         Ok(None) => {}
         Err(error) => ignore_unavailable(error)?,
     }

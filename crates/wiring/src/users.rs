@@ -13,7 +13,7 @@
 //! plugins have none.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -358,6 +358,16 @@ impl Users {
             if !matches!(dir.remove_dir(name), Ok(true)) {
                 return;
             }
+        }
+    }
+
+    /// Removes the directories above those of networks if they are empty: a killed call may have made
+    /// nothing else.
+    pub fn tidy_above() {
+        let all = Path::new(BASE).join(FIRST).join(SECOND);
+        let of_node = NetNs::current_name().map(|it| all.join(it));
+        for dir in of_node.into_iter().chain([all]) {
+            let _ = fs::remove_dir(dir);
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use sandbox::{Finished, Sandbox, Suite};
 
 use crate::calls;
@@ -87,6 +87,9 @@ pub const DEEDS: [Deed; 3] = [Deed::KillChain, Deed::KillPlugin, Deed::KillDeleg
 pub fn named(name: &str) -> Option<Command> {
     COMMANDS.into_iter().find(|it| it.name == name)
 }
+
+/// How much is told of what is left: of a file, its name.
+const LONGEST: usize = 150;
 
 /// How long what ends by itself may take: processes of a killed container.
 const MOMENT: Duration = Duration::from_secs(5);
@@ -313,11 +316,11 @@ impl Node {
             if now == *clean {
                 return Ok(());
             }
-            ensure!(
-                Instant::now() < deadline,
-                "left: {}",
-                clean.differences(&now).join("\n")
-            );
+            if Instant::now() >= deadline {
+                let mut left = clean.differences(&now);
+                left.iter_mut().for_each(|it| it.truncate(LONGEST));
+                bail!("left: {}", left.join("\n"));
+            }
             sleep(Duration::from_millis(5));
         }
     }
