@@ -105,8 +105,12 @@ fn find<'a>(command: &'a clap::Command, word: &OsString) -> Option<&'a clap::Com
     command.find_subcommand(word)
 }
 
-/// Whether the word after the option `word` is its value, in any command.
+/// Whether the word after the option `word` is its value, in any command. `-h` before the command asks
+/// for help; only `podwire run -h` is Docker's short form of --hostname.
 fn takes_value(command: &clap::Command, word: &OsString) -> bool {
+    if word == "-h" {
+        return false;
+    }
     let is_word = |arg: &clap::Arg| {
         let long = arg.get_long().map(|long| format!("--{long}"));
         let short = arg.get_short().map(|short| format!("-{short}"));

@@ -19,6 +19,7 @@ pub use addressing::Words;
 pub use attached::Attached;
 pub use creation::{Created, Request, create, default_bridge};
 pub use document::{Document, created, native, row, with_go_names};
+pub use options::HOST_BINDING;
 pub use pools::FILE as POOL_FILE;
 pub use removal::{Removal, complete};
 pub use update::{Changes, Places, update};

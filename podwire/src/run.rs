@@ -9,10 +9,11 @@
 
 pub mod files;
 mod front;
-mod links;
+pub mod links;
 pub mod mode;
 pub mod plan;
 pub mod ports;
+pub mod resolver;
 mod supervisor;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,8 @@ use anyhow::{Context, Result, bail};
 use containers::{Attacher, Container, Published, Record};
 use netns::NetNs;
 use networks::{NetworkList, PluginConf};
+
+use crate::network::HOST_BINDING;
 
 use self::links::Linked;
 use self::mode::{Endpoint, Mode};
@@ -91,6 +94,9 @@ impl Job {
             ));
             plan.publish.clear();
         }
+        if let Some(ip) = networks.iter().find_map(|(_, it)| host_binding(it)) {
+            plan.publish.iter_mut().for_each(|it| it.bind_to(ip));
+        }
         let ports = match published(&plan, &attacher) {
             // It may be that of a container whose podwire was killed.
             Err(_) if containers::sweep(&dirs.cache).is_ok() => published(&plan, &attacher)?,
@@ -112,6 +118,7 @@ impl Job {
                 hostname,
                 ports,
                 exposed: plan.expose.clone(),
+                dns: plan.dns.clone(),
                 command: plan.command.iter().map(text).collect(),
                 mode: match &plan.mode {
                     Mode::None => "none".into(),
@@ -145,10 +152,11 @@ impl Job {
     }
 }
 
-/// The environment of a command: the caller's, with the container's name.
-pub fn environment(hostname: &str) -> Vec<CString> {
+/// The environment of a command: the caller's, with the container's name, and what `--env` adds.
+pub fn environment(hostname: &str, added: &[(OsString, OsString)]) -> Vec<CString> {
     let mut all: BTreeMap<_, _> = std::env::vars_os().collect();
     all.insert("HOSTNAME".into(), hostname.into());
+    all.extend(added.iter().cloned());
     let pair = |(name, value): (OsString, OsString)| {
         let text = [name.into_vec(), value.into_vec()].join(&b'=');
         CString::new(text).ok()
@@ -161,6 +169,12 @@ fn has_no_ports(list: &NetworkList) -> bool {
     let is_internal = |it: &PluginConf| it.document.get("internal") == Some(&true.into());
     let mut plugins = list.plugins.iter();
     plugins.any(|it| is_internal(it) || ["macvlan", "ipvlan"].contains(&it.plugin.as_str()))
+}
+
+/// The node's address at which ports of the network are published that name none.
+fn host_binding(list: &NetworkList) -> Option<IpAddr> {
+    let ip: IpAddr = list.record().options.get(HOST_BINDING)?.parse().ok()?;
+    (!ip.is_unspecified()).then_some(ip)
 }
 
 /// Two words may be one network: its name and its id.
@@ -196,7 +210,7 @@ fn published(plan: &Plan, attacher: &Attacher) -> Result<Vec<Published>> {
     if plan.publish.is_empty() {
         return Ok(Vec::new());
     }
-    let mut taken = Taken::default();
+    let mut taken = Taken::new(ports::listens);
     for attachment in attacher.cache.oldest_first()?.attachments {
         ports::of(&attachment).iter().for_each(|it| taken.add(it));
     }

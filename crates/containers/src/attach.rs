@@ -48,6 +48,8 @@ pub struct Wanted {
     /// The containers that it reaches although the network keeps containers apart: arguments of the
     /// capability `links`.
     pub links: Vec<Value>,
+    /// The lines of its /etc/hosts for these containers.
+    pub hosts: Vec<String>,
     /// Its number for the choice of the default route.
     pub gateway_priority: i64,
 }
@@ -89,7 +91,7 @@ impl Attacher {
         let chain = Chain::new(list, self.plugin_dirs.clone());
         let added = chain.add(&attachment, &self.cache, OnFailure::RollBack);
         let failed = match added {
-            Err(cause) => wanted.in_dockers_words(Error::from_chain(&cause)),
+            Err(cause) => wanted.in_dockers_words(Error::from_chain(&cause), &list.name),
             Ok(answer) => {
                 let verdict = wanted
                     .compare(&answer.result, &list.name, ifname)
@@ -149,6 +151,7 @@ impl Attacher {
             conf_dir: self.conf_dir.clone(),
             gateway_priority: wanted.gateway_priority,
             aliases: wanted.aliases.clone(),
+            hosts: wanted.hosts.clone(),
         })?;
         Ok((attachment, held))
     }
@@ -292,8 +295,22 @@ impl Wanted {
     }
 
     /// The error of an ADD. An address that host-local does not give, as another container or the
-    /// gateway has it, is refused in Docker's words.
-    fn in_dockers_words(&self, mut error: Error) -> Error {
+    /// gateway has it, is refused in Docker's words; so is one of a network without free addresses.
+    fn in_dockers_words(&self, mut error: Error, network: &str) -> Error {
+        if let Some((_, ranges)) = error
+            .msg
+            .split_once("no IP addresses available in range set: ")
+        {
+            let family = if ranges.contains("::") {
+                "IPv6"
+            } else {
+                "IPv4"
+            };
+            error.msg = format!(
+                "no available {family} addresses on this network's address pools: {network}: {}",
+                error.msg
+            );
+        }
         let taken = ["is not available in range set", "is subnet's gateway"];
         if !self.ips.is_empty() && taken.iter().any(|it| error.msg.contains(it)) {
             error.msg = format!("Address already in use: {}", error.msg);

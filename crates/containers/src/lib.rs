@@ -16,7 +16,7 @@ mod sweep;
 
 pub use attach::{Attacher, Wanted};
 pub use gateway::choose as choose_gateway;
-pub use place::{Place, Published, Record};
+pub use place::{Place, Published, Record, Resolver};
 pub use running::{Init, Isolation, Started, not_executed};
 pub use runtimes::Container;
 pub use sweep::sweep;

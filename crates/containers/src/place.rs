@@ -53,8 +53,22 @@ pub struct Record {
     pub ports: Vec<Published>,
     /// The ports that it has without publishing them, such as `80/tcp`.
     pub exposed: Vec<String>,
+    /// What its resolver is to use.
+    pub dns: Resolver,
     /// The cache that has its attachments.
     pub cache_dir: PathBuf,
+}
+
+/// What `--dns…` says; what is empty is taken from the networks, or from the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Resolver {
+    /// The name servers.
+    pub servers: Vec<String>,
+    /// The domains to search; `.` alone means none.
+    pub search: Vec<String>,
+    /// Options.
+    pub options: Vec<String>,
 }
 
 /// A published port, in the form of the capability `portMappings`.

@@ -7,6 +7,7 @@
 //! | podman; a pod of the kubelet | `K8S_POD_NAME`, or `K8S_POD_NAMESPACE/K8S_POD_NAME` | the cache (`cniArgs`) |
 //! | nerdctl | name | /var/lib/nerdctl/*/names |
 //! | containerd's CRI | id of a container in a pod; a prefix | /run/containerd/io.containerd.runtime.v2.task (annotation `io.kubernetes.cri.sandbox-id`) |
+//! | CRI-O | the same | /run/containers/storage/*-containers (annotation `io.kubernetes.cri-o.SandboxID`, pkg/annotations of CRI-O) |
 //! | none | path of a network namespace | the path |
 //!
 //! A name wins over a prefix.
@@ -24,6 +25,8 @@ use crate::place::{self, Record};
 
 const NERDCTL: &str = "/var/lib/nerdctl";
 const CONTAINERD: &str = "/run/containerd/io.containerd.runtime.v2.task";
+/// Podman's containers are there, too; they have no such annotation.
+const CRIO: &str = "/run/containers/storage";
 
 /// A container that can be attached.
 #[derive(Clone, Debug, Default)]
@@ -168,7 +171,8 @@ impl Known {
         let named = named.map(|(id, _)| id);
         let kept = names_of_nerdctl(word)
             .into_iter()
-            .chain(pods_of_containerd(word));
+            .chain(pods_of_containerd(word))
+            .chain(pods_of_crio(word));
         let kept: Vec<_> = kept.filter(|it| self.0.contains_key(it)).collect();
         let prefixed =
             ids.filter(|it| it.starts_with(word) || without_namespace(it).starts_with(word));
@@ -235,21 +239,35 @@ fn names_of_nerdctl(name: &str) -> Vec<String> {
     namespaces.filter_map(id).collect()
 }
 
-/// The pods that have a container whose id begins with `word`.
+/// The pods of containerd that have a container whose id begins with `word`.
 fn pods_of_containerd(word: &str) -> Vec<String> {
     let namespaces = children(Path::new(CONTAINERD)).into_iter();
     let bundles = namespaces.flat_map(|it| children(&it));
-    let fits = |bundle: &PathBuf| {
-        let id = bundle.file_name().and_then(|it| it.to_str());
+    pods_of(bundles, word, "io.kubernetes.cri.sandbox-id")
+}
+
+/// The same of CRI-O. The name of the directory has that of the storage driver before it.
+fn pods_of_crio(word: &str) -> Vec<String> {
+    let dirs = children(Path::new(CRIO)).into_iter();
+    let dirs = dirs.filter(|it| it.to_string_lossy().ends_with("-containers"));
+    let containers = dirs.flat_map(|it| children(&it));
+    pods_of(containers, word, "io.kubernetes.cri-o.SandboxID")
+}
+
+/// The pods of the containers in these directories, as `annotation` in the container's
+/// configuration (OCI) says. The directory has the id of the container.
+fn pods_of(containers: impl Iterator<Item = PathBuf>, word: &str, annotation: &str) -> Vec<String> {
+    let fits = |dir: &PathBuf| {
+        let id = dir.file_name().and_then(|it| it.to_str());
         id.is_some_and(|it| it.starts_with(word))
     };
-    let pod = |bundle: PathBuf| {
-        let (text, _) = file::read(&bundle.join("config.json"), LONGEST).ok()?;
+    let pod = |dir: PathBuf| {
+        let read = |file| file::read(&dir.join(file), LONGEST).ok();
+        let (text, _) = read("config.json").or_else(|| read("userdata/config.json"))?;
         let spec: Value = serde_json::from_slice(&text).ok()?;
-        let pod = spec["annotations"]["io.kubernetes.cri.sandbox-id"].as_str()?;
-        Some(pod.to_owned())
+        Some(spec["annotations"][annotation].as_str()?.to_owned())
     };
-    bundles.filter(fits).filter_map(pod).collect()
+    containers.filter(fits).filter_map(pod).collect()
 }
 
 fn children(dir: &Path) -> Vec<PathBuf> {

@@ -12,7 +12,7 @@ use nix::sched::CloneFlags;
 
 use super::Verdict;
 use crate::output::Output;
-use crate::run;
+use crate::run::{self, plan};
 
 /// Run a further command in a container of podwire run.
 ///
@@ -27,6 +27,9 @@ pub struct Exec {
     /// Accepted as in docker exec: the command has podwire's terminal
     #[arg(short, long)]
     tty: bool,
+    /// A variable of its environment, beside those of podwire
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    env: Vec<OsString>,
     /// The container
     container: String,
     /// The command and its arguments
@@ -57,7 +60,7 @@ impl Exec {
         let command = command
             .collect::<Result<Vec<_>, _>>()
             .context("a NUL in the command")?;
-        let environment = run::environment(&record.hostname);
+        let environment = run::environment(&record.hostname, &plan::environment(&self.env)?);
         let here = std::env::current_dir();
         let joined = netns::join_process(process.as_fd());
         joined.with_context(|| format!("enter the namespaces of {}", record.name))?;

@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{ArgAction, Args};
+use containers::Resolver;
 use networks::NetworkList;
 use networks::named::{Catalogue, Kind};
 
@@ -13,7 +14,6 @@ use crate::RUN_FAILED;
 use crate::network;
 use crate::options::{CacheDir, ConfDir, PluginDirs};
 use crate::output::Output;
-use crate::run::files::Resolver;
 use crate::run::mode::{First, Mode};
 use crate::run::plan::{Asked, Plan};
 use crate::run::{self, Dirs};
@@ -30,7 +30,7 @@ use crate::run::{self, Dirs};
 /// as in docker, name=NAME,ip=10.1.0.5. Each network is an interface: eth0, eth1 and so on. --ip,
 /// --ip6, --mac-address and --network-alias are for the first one.
 #[derive(Debug, Args)]
-#[command(after_long_help = OUTCOME)]
+#[command(after_long_help = OUTCOME, disable_help_flag = true)]
 pub struct Run {
     /// Name of the container [default: the first digits of its id]
     #[arg(long)]
@@ -60,7 +60,7 @@ pub struct Run {
     #[arg(long, visible_alias = "net-alias", value_name = "NAME")]
     network_alias: Vec<String>,
     /// Its host name
-    #[arg(long, value_name = "NAME")]
+    #[arg(short = 'h', long, value_name = "NAME")]
     hostname: Option<String>,
     /// A name server
     #[arg(long, value_name = "ADDRESS")]
@@ -78,6 +78,9 @@ pub struct Run {
     /// the network keeps containers apart (--icc=false)
     #[arg(long, value_name = "CONTAINER")]
     link: Vec<String>,
+    /// A variable of its environment, beside those of podwire
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    env: Vec<OsString>,
     /// Run it in the background, and print its id
     #[arg(short, long)]
     detach: bool,
@@ -90,6 +93,15 @@ pub struct Run {
     /// Accepted as in docker run: the command has podwire's terminal
     #[arg(short, long)]
     tty: bool,
+    /// Accepted as in docker run: the command has podwire's capabilities
+    #[arg(long)]
+    privileged: bool,
+    /// Accepted as in docker run: the command has podwire's capabilities
+    #[arg(long, value_name = "CAPABILITY")]
+    cap_add: Vec<String>,
+    /// Print help
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
     #[command(flatten)]
     conf: ConfDir,
     #[command(flatten)]
@@ -146,6 +158,7 @@ impl Run {
             },
             hosts: &self.add_host,
             links: &self.link,
+            environment: &self.env,
             command: &self.command,
         })?;
         let dirs = Dirs {

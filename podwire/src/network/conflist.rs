@@ -310,10 +310,6 @@ impl Design {
             "--vni is only for -d vxlan",
         );
         fault(
-            on_segment && self.record.internal,
-            "--internal is for bridges: pods on a segment have its way out",
-        );
-        fault(
             on_segment && options.icc.is_some(),
             "--icc is for bridges: for macvlan there is -o mode=private",
         );

@@ -34,6 +34,8 @@ pub struct Request<'a> {
     pub routes: &'a [String],
     /// `--internal`
     pub internal: bool,
+    /// `--attachable`
+    pub attachable: bool,
     /// Whether containers find each other by name: not with `--no-dns`.
     pub has_names: bool,
     /// `--dns`
@@ -108,6 +110,7 @@ pub fn default_bridge(conf_dir: &Path, pools: &Path) -> Result<Network> {
         labels: &[],
         routes: &[],
         internal: false,
+        attachable: false,
         // As in Docker: only networks that users create have names.
         has_names: false,
         servers: &[],
@@ -183,6 +186,7 @@ impl Draft {
                 labels,
                 options: given,
                 internal: request.internal,
+                attachable: request.attachable,
                 ..Record::default()
             },
             routes: routes.into_iter().flatten().collect(),

@@ -141,7 +141,7 @@ impl<'a> Document<'a> {
             enable_ipv6,
             ipam: ipam(network, &subnets, &record.subnets),
             internal: is_internal(network),
-            attachable: false,
+            attachable: record.attachable,
             ingress: false,
             config_from: ConfigFrom::default(),
             config_only: false,

@@ -2,6 +2,7 @@
 //! nerdctl.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
@@ -92,6 +93,9 @@ pub struct Options {
 pub const MTU: RangeInclusive<u32> = 68..=65_535;
 
 const DOCKER: &str = "com.docker.network.";
+
+/// The option with the node's address at which `podwire run` publishes ports.
+pub const HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
 const MODES: [&str; 4] = ["nat", "nat-unprotected", "routed", "isolated"];
 
 impl Options {
@@ -136,6 +140,7 @@ impl Options {
                 self.mode_ipv4 = self.mode_ipv4.take().or(Some(mode.into()));
                 self.mode_ipv6 = self.mode_ipv6.take().or(Some(mode.into()));
             }
+            _ if key == HOST_BINDING => drop(address(value)?),
             "driver.mtu" | "mtu" => self.mtu = Some(number(value, MTU)?),
             "parent" => self.parent = Some(interface(value)?),
             "macvlan_mode" | "ipvlan_mode" | "mode" => self.mode = Some(value.to_owned()),
@@ -173,6 +178,10 @@ pub fn boolean(text: &str) -> Result<bool, String> {
 fn number(text: &str, range: RangeInclusive<u32>) -> Result<u32, String> {
     let number = text.parse().ok().filter(|it| range.contains(it));
     number.ok_or_else(|| format!("expected {} to {}", range.start(), range.end()))
+}
+
+fn address(text: &str) -> Result<Ipv4Addr, String> {
+    text.parse().map_err(|_| "expected an IPv4 address".into())
 }
 
 fn interface(name: &str) -> Result<String, String> {

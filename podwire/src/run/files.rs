@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail};
 use cni::result::{AddResult, Dns};
+use containers::Resolver;
 
 /// The names that every container has.
 const LOCAL: &str = "\
@@ -14,17 +15,6 @@ ff00::\tip6-mcastprefix
 ff02::1\tip6-allnodes
 ff02::2\tip6-allrouters
 ";
-
-/// What `--dns…` says; what is empty is taken from the networks, or from the node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Resolver {
-    /// The name servers.
-    pub servers: Vec<String>,
-    /// The domains to search; `.` alone means none.
-    pub search: Vec<String>,
-    /// Options.
-    pub options: Vec<String>,
-}
 
 /// An entry of `--add-host`: `NAME:ADDRESS` or `NAME=ADDRESS`.
 ///
@@ -56,17 +46,22 @@ pub fn name_of(hostname: &str) -> Option<String> {
     name.ok().map(|it| it.to_string())
 }
 
+/// The line for an address and its names.
+pub fn line(ip: IpAddr, names: &str) -> String {
+    format!("{ip}\t{names}\n")
+}
+
 /// The line for an address of the container.
 pub fn own_line(ip: IpAddr, hostname: &str) -> String {
     match hostname.split_once('.') {
-        Some((short, _)) => format!("{ip}\t{hostname} {short}\n"),
-        None => format!("{ip}\t{hostname}\n"),
+        Some((short, _)) => line(ip, &format!("{hostname} {short}")),
+        None => line(ip, hostname),
     }
 }
 
 /// /etc/hosts: `added` are the entries of `--add-host`, `own` the container's addresses.
 pub fn hosts(added: &[(String, IpAddr)], own: &[IpAddr], hostname: &str) -> String {
-    let added = added.iter().map(|(name, ip)| format!("{ip}\t{name}\n"));
+    let added = added.iter().map(|(name, ip)| line(*ip, name));
     let own = own.iter().map(|ip| own_line(*ip, hostname));
     LOCAL.to_owned() + &added.chain(own).collect::<String>()
 }

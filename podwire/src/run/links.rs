@@ -103,6 +103,14 @@ impl Linked {
         addresses.map(|ip| (self.names.clone(), ip)).collect()
     }
 
+    /// The same, of one network.
+    pub fn lines(&self, list: &NetworkList) -> Vec<String> {
+        let attachments = self.attachments.iter();
+        let shared = attachments.filter(|it| it.network_name == list.name);
+        let addresses = shared.flat_map(addresses);
+        addresses.map(|ip| files::line(ip, &self.names)).collect()
+    }
+
     /// The argument of the capability `links`: its attachment to a network that keeps containers
     /// apart.
     pub fn argument(&self, list: &NetworkList) -> Option<Value> {

@@ -141,7 +141,11 @@ impl Endpoint {
         Ok(endpoint)
     }
 
-    fn set(&mut self, key: &str, value: &str) -> Result<()> {
+    /// Sets one option.
+    ///
+    /// # Errors
+    /// There is no such option; the value is none of its values.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<()> {
         match key.to_lowercase().as_str() {
             "name" => self.network = value.to_owned(),
             "ip" | "ip6" => self.ips.push(address(key, value)?),

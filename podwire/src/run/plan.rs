@@ -1,13 +1,14 @@
 //! What a command line of `podwire run` asks for, without contradictions. No system calls.
 
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::net::IpAddr;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use anyhow::{Context, Result, bail};
 use cni::env::ContainerId;
+use containers::Resolver;
 
-use super::files::{self, Resolver};
+use super::files;
 use super::links::Link;
 use super::mode::Mode;
 use super::ports::{self, Publication};
@@ -38,6 +39,8 @@ pub struct Asked<'a> {
     pub hosts: &'a [String],
     /// `--link`.
     pub links: &'a [String],
+    /// `--env`.
+    pub environment: &'a [OsString],
     /// The command.
     pub command: &'a [OsString],
 }
@@ -61,6 +64,8 @@ pub struct Plan {
     pub hosts: Vec<(String, Option<IpAddr>)>,
     /// Other containers with a further name.
     pub links: Vec<Link>,
+    /// What the environment of the command has beside the caller's.
+    pub environment: Vec<(OsString, OsString)>,
     /// The command.
     pub command: Vec<CString>,
     /// What is ignored.
@@ -122,6 +127,7 @@ impl Plan {
             dns: asked.dns,
             hosts,
             links,
+            environment: environment(asked.environment)?,
             command: command(asked.command)?,
             warnings,
         })
@@ -172,6 +178,29 @@ fn hostname(text: &str) -> Result<String> {
         bail!("invalid hostname {text:?}");
     }
     Ok(text.to_owned())
+}
+
+/// Reads `NAME=VALUE`. A name alone is the caller's variable, which the command has anyway.
+///
+/// # Errors
+/// A name is empty.
+pub fn environment(words: &[OsString]) -> Result<Vec<(OsString, OsString)>> {
+    let mut all = Vec::new();
+    for word in words {
+        let bytes = word.as_bytes();
+        let end = bytes.iter().position(|it| *it == b'=');
+        let (name, value) = bytes.split_at(end.unwrap_or(bytes.len()));
+        if name.is_empty() {
+            bail!("invalid environment variable: {word:?}");
+        }
+        if let Some(value) = value.strip_prefix(b"=") {
+            all.push((
+                OsStr::from_bytes(name).into(),
+                OsStr::from_bytes(value).into(),
+            ));
+        }
+    }
+    Ok(all)
 }
 
 fn command(words: &[OsString]) -> Result<Vec<CString>> {
@@ -290,6 +319,18 @@ mod tests {
         assert!(Plan::new(asked(Mode::None, &[])).is_err());
         assert!(Plan::new(asked(Mode::None, &["".into()])).is_err());
         assert!(Plan::new(asked(Mode::None, &["a\0b".into()])).is_err());
+    }
+
+    #[test]
+    fn variables_have_names() {
+        let read = |words: &[&str]| {
+            let words: Vec<_> = words.iter().map(OsString::from).collect();
+            environment(&words)
+        };
+        let pair = |name: &str, value: &str| (name.into(), value.into());
+        let read_well = read(&["A=b=c", "D=", "HOME"]).unwrap();
+        assert_eq!(read_well, [pair("A", "b=c"), pair("D", "")]);
+        assert!(read(&["=x"]).is_err() && read(&[""]).is_err());
     }
 
     #[test]

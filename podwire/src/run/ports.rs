@@ -1,7 +1,8 @@
 //! Published and exposed ports, as `docker run -p` and `--expose` write them.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 use std::ops::RangeInclusive;
 
 use anyhow::{Context, Result, bail};
@@ -97,6 +98,11 @@ impl Publication {
             .collect())
     }
 
+    /// Publishes the port at an address of the node, if none was given.
+    pub fn bind_to(&mut self, ip: IpAddr) {
+        self.host_ip.get_or_insert(ip);
+    }
+
     /// Chooses the node's port: the first of its range that is not among `taken`, which the result
     /// is added to. Of the `dynamic` range, one from `start` on.
     ///
@@ -108,21 +114,26 @@ impl Publication {
         dynamic: &RangeInclusive<u16>,
         start: u16,
     ) -> Result<Published> {
-        let mut candidates: Box<dyn Iterator<Item = u16>> = match &self.host {
+        let candidates: Box<dyn Iterator<Item = u16>> = match &self.host {
             Some(host) => Box::new(host.clone()),
             None => Box::new((start..=*dynamic.end()).chain(*dynamic.start()..start)),
         };
-        let found = candidates.find(|port| taken.is_free(self.host_ip, *port, &self.protocol));
-        let ip = self
-            .host_ip
-            .map_or("0.0.0.0".to_owned(), |it| it.to_string());
-        let Some(port) = found else {
-            let first = self
-                .host
-                .as_ref()
-                .map_or(*dynamic.start(), |it| *it.start());
+        let (ip, protocol) = (self.host_ip, self.protocol.as_str());
+        let mut free = candidates
+            .filter(|port| taken.is_free(ip, *port, protocol))
+            .peekable();
+        let first_free = free.peek().copied();
+        let Some(port) = free.find(|port| !(taken.listens)(ip, *port, protocol)) else {
+            let ip = ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+            if let Some(port) = first_free {
+                bail!(
+                    "failed to bind host port for {ip}:{port}/{protocol}: address already in use"
+                );
+            }
+            let first = self.host.as_ref().unwrap_or(dynamic).start();
             bail!("Bind for {ip}:{first} failed: port is already allocated");
         };
+        drop(free);
         let published = Published {
             host_port: port,
             container_port: self.container,
@@ -134,25 +145,52 @@ impl Publication {
     }
 }
 
-/// The published ports of the node.
-#[derive(Debug, Default)]
-pub struct Taken(HashSet<(Option<IpAddr>, u16, String)>);
+/// The ports of the node that are not free.
+#[derive(Debug)]
+pub struct Taken {
+    published: HashSet<(Option<IpAddr>, u16, String)>,
+    /// Whether a process of the node listens there, which the published port would hide.
+    listens: fn(Option<IpAddr>, u16, &str) -> bool,
+}
 
 impl Taken {
+    /// Without published ports.
+    pub fn new(listens: fn(Option<IpAddr>, u16, &str) -> bool) -> Self {
+        Self {
+            published: HashSet::new(),
+            listens,
+        }
+    }
+
     /// Adds a port that is published.
     pub fn add(&mut self, port: &Published) {
         let ip = port.host_ip.parse::<IpAddr>().ok();
         let ip = ip.filter(|it| !it.is_unspecified());
-        self.0
+        self.published
             .insert((ip, port.host_port, port.protocol.to_lowercase()));
     }
 
     fn is_free(&self, ip: Option<IpAddr>, port: u16, protocol: &str) -> bool {
         let ip = ip.filter(|it| !it.is_unspecified());
         let overlaps = |other: &Option<IpAddr>| ip.is_none() || other.is_none() || *other == ip;
-        let mut all = self.0.iter();
+        let mut all = self.published.iter();
         !all.any(|(other, number, name)| *number == port && name == protocol && overlaps(other))
     }
+}
+
+/// Whether a process of the node listens at a port, and so nothing else can.
+pub fn listens(ip: Option<IpAddr>, port: u16, protocol: &str) -> bool {
+    // Of both families, where the node has IPv6.
+    let any: [IpAddr; 2] = [Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()];
+    let places = ip.map_or_else(|| any.to_vec(), |ip| vec![ip]);
+    places.into_iter().any(|ip| {
+        let bound = match protocol {
+            "tcp" => TcpListener::bind((ip, port)).map(drop),
+            "udp" => UdpSocket::bind((ip, port)).map(drop),
+            _ => Ok(()),
+        };
+        bound.is_err_and(|it| it.kind() == ErrorKind::AddrInUse)
+    })
 }
 
 /// Reads the ports of `--expose`: `80`, `80-90/udp`. Each with its protocol.
@@ -195,8 +233,11 @@ pub fn shown(port: &Published) -> String {
 mod tests {
     use super::*;
 
+    /// A port at which a process listens.
+    const LISTENER: u16 = 70;
+
     fn chosen(text: &str, taken: &[&str]) -> Result<Vec<String>> {
-        let mut all = Taken::default();
+        let mut all = Taken::new(|_, port, _| port == LISTENER);
         for text in taken {
             for port in Publication::parse(text)? {
                 port.choose(&mut all, &(1..=1), 1)?;
@@ -224,6 +265,7 @@ mod tests {
                 &["0.0.0.0:80->90/tcp", "0.0.0.0:81->91/tcp"],
             ),
             ("80-82:90", &["80:1"], &["0.0.0.0:81->90/tcp"]),
+            ("70-71:90", &[], &["0.0.0.0:71->90/tcp"]),
             ("80:80", &["80:80/udp"], &["0.0.0.0:80->80/tcp"]),
             (
                 "192.0.2.1:80:80",
@@ -241,6 +283,11 @@ mod tests {
         for (text, taken, expected) in [
             ("80:80", &["80:81"][..], allocated),
             ("80:80", &["127.0.0.1:80:80"], allocated),
+            (
+                "70:80",
+                &[],
+                "failed to bind host port for 0.0.0.0:70/tcp: address already in use",
+            ),
             (
                 "80-81:90-92",
                 &[],

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use cni::AddResult;
 use containers::processes::Child;
-use containers::{Init, Isolation, Place, Record, Started, Wanted};
+use containers::{Init, Isolation, Place, Record, Resolver, Started, Wanted};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -18,7 +18,7 @@ use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, setpgid, setsid};
 use serde::{Deserialize, Serialize};
 
 use super::mode::Mode;
-use super::{Job, files};
+use super::{Job, files, resolver};
 use crate::RUN_FAILED;
 
 /// The files that a container sees as its own.
@@ -191,7 +191,7 @@ fn isolation(job: &Job, place: &Place) -> Result<Isolation> {
         hostname: job.record.hostname.clone(),
         files,
         command: job.plan.command.clone(),
-        environment: super::environment(&job.record.hostname),
+        environment: super::environment(&job.record.hostname, &job.plan.environment),
     })
 }
 
@@ -237,7 +237,7 @@ fn attach(job: &Job, record: &Record) -> Result<Vec<AddResult>> {
             mac: endpoint.mac.clone(),
             aliases: endpoint.aliases.clone(),
             hostname: files::name_of(&record.hostname),
-            dns_servers: job.plan.dns.servers.clone(),
+            dns_servers: record.dns.servers.clone(),
             ports: if ports {
                 record.ports.clone()
             } else {
@@ -248,6 +248,7 @@ fn attach(job: &Job, record: &Record) -> Result<Vec<AddResult>> {
                 .iter()
                 .filter_map(|it| it.argument(list))
                 .collect(),
+            hosts: job.linked.iter().flat_map(|it| it.lines(list)).collect(),
             gateway_priority: endpoint.gateway_priority,
         };
         let what = || format!("connect to network {}", list.name);
@@ -286,13 +287,11 @@ fn write_files(job: &Job, place: &Place, results: &[AddResult]) -> Result<()> {
         }
         false => files::hosts(&added, &own, hostname),
     };
-    let resolver = match is_host && job.plan.dns == files::Resolver::default() {
+    let networks: Vec<_> = job.networks.iter().map(|(_, it)| it).collect();
+    let dns = &job.record.dns;
+    let resolver = match is_host && *dns == Resolver::default() {
         true => node("/etc/resolv.conf"),
-        false => files::resolv_conf(
-            &asked_of_node(job, results),
-            results,
-            &resolv_conf_of_node(),
-        ),
+        false => resolver::text(dns, &networks, results),
     };
     for (name, text) in [
         ("hosts", hosts),
@@ -304,29 +303,6 @@ fn write_files(job: &Job, place: &Place, results: &[AddResult]) -> Result<()> {
         fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
     }
     Ok(())
-}
-
-/// What `--dns…` asks for beside the networks. Where a network answers names, its resolver has got the
-/// servers of `--dns`, and asks them for the names that it does not know.
-fn asked_of_node(job: &Job, results: &[AddResult]) -> files::Resolver {
-    let mut networks = job.networks.iter().zip(results);
-    let takes_servers = networks.any(|((_, list), result)| {
-        list.has_capability("dns") && !result.dns.nameservers.is_empty()
-    });
-    let mut asked = job.plan.dns.clone();
-    if takes_servers {
-        asked.servers.clear();
-    }
-    asked
-}
-
-/// The node's name servers; with systemd-resolved those that it asks, because its own address is the
-/// node's loopback.
-fn resolv_conf_of_node() -> String {
-    let own = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let is_stub = own.lines().any(|it| it.trim() == "nameserver 127.0.0.53");
-    let behind = is_stub.then(|| fs::read_to_string("/run/systemd/resolve/resolv.conf").ok());
-    behind.flatten().unwrap_or(own)
 }
 
 /// Waits for the end of the container; kills it when the front is gone, and passes signals on.

@@ -43,6 +43,18 @@ const CREATE: &[Step] = &[
     ),
     ("network create auto", Output),
     (
+        "network create --attachable --subnet 10.77.0.0/29 --ip-range 10.77.0.4/31 tiny",
+        Output,
+    ),
+    (
+        "network create -o com.docker.network.bridge.host_binding_ipv4=127.0.0.1 --subnet 10.78.0.0/24 bound",
+        Output,
+    ),
+    (
+        "network create -o com.docker.network.bridge.host_binding_ipv4=x y",
+        Error("x"),
+    ),
+    (
         "network create web",
         Error("network with name web already exists"),
     ),
@@ -140,6 +152,7 @@ const LOOK: &[Step] = &[
       web db lab",
         Output,
     ),
+    ("network inspect -f '{{.Attachable}}' tiny", Output),
     ("network inspect -f '{{.ID}}' web", Output),
     ("network inspect -f '{{.Id}}' web", Output),
     (
@@ -312,7 +325,44 @@ const RUN: &[Step] = &[
         "run --rm --network web -p 8080:80 IMAGE true",
         Error("Bind for 0.0.0.0:8080 failed: port is already allocated"),
     ),
+    (
+        "node nc -l 8099 </dev/null >/dev/null 2>&1 & until ss -Hltn 'sport = :8099' | grep -q LISTEN; do sleep 0.02; done",
+        Status,
+    ),
+    (
+        "run --rm --network web -p 8099:80 IMAGE true",
+        Error("address already in use"),
+    ),
     ("run --rm --network lab -p 8081:80 IMAGE true", Status),
+    (
+        "run --rm --network none -h there -e A=b --privileged --cap-add NET_ADMIN IMAGE sh -c 'echo $A; hostname'",
+        Output,
+    ),
+    ("exec -e A=b aa sh -c 'echo $A'", Output),
+    (
+        "run -d --rm --name tt --network tiny IMAGE sleep 1000",
+        Output,
+    ),
+    (
+        "run -d --rm --name uu --network tiny IMAGE sleep 1000",
+        Output,
+    ),
+    (
+        "run --rm --network tiny IMAGE true",
+        Error("no available IPv4 addresses on this network's address pools: tiny"),
+    ),
+    ("stop -t 0 tt uu", Output),
+    (
+        "run -d --rm --name hh --network bound -p 8089:80 IMAGE busybox httpd -f -p 80 -h /bin",
+        Output,
+    ),
+    (
+        "node timeout 5 sh -c 'until nc -z 127.0.0.1 8089; do sleep 0.02; done'",
+        Status,
+    ),
+    ("node nc -z -w 1 10.78.0.1 8089", Status),
+    ("stop -t 0 hh", Output),
+    ("network rm tiny bound", Output),
     (
         "node timeout 5 sh -c 'until nc -z 127.0.0.1 8080; do sleep 0.02; done'",
         Status,

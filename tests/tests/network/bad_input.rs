@@ -31,7 +31,6 @@ const REFUSED: &[(&str, &str)] = &[
         "-d macvlan --parent nosuch n",
         "parent interface nosuch does not exist",
     ),
-    ("-d macvlan --internal n", "--internal is for bridges"),
     ("-d macvlan --icc=false n", "--icc is for bridges"),
     ("--ipam-driver nosuch n", "ipam driver \"nosuch\" not found"),
     ("--ipam-driver dhcp n", "--ipam-driver dhcp needs a segment"),

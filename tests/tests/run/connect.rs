@@ -1,6 +1,7 @@
 //! `podwire network connect` and `disconnect` on containers of `podwire run` and on namespaces.
 
 use sandbox::beyond_peer;
+use serde_json::json;
 
 use crate::{Node, WHY, fails};
 
@@ -169,6 +170,45 @@ fn a_namespace_is_connected_by_its_path_and_swept_when_it_is_gone() {
         node.must(&["ps"]);
         assert_eq!(pod.links(), ["lo"]);
         node.await_clean();
+    });
+}
+
+/// Debian 12 has no CRI-O. What it keeps is laid out as its documentation and sources have it: libcni's
+/// cache, and the configurations of containers in containers/storage.
+#[test]
+fn a_pod_of_crio_is_found_by_name_and_by_the_id_of_its_container() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        let (sandbox, host) = (&node.sandbox, node.host());
+        let blue = sandbox.pod("blue");
+        let (pod, container) = ("5a".repeat(32), "c7".repeat(32));
+        let args = format!(
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID={pod}"
+        );
+        let add = node.argv(&["add", "--container-id", &pod, "n", &blue.path()]);
+        host.sh(&format!("CNI_ARGS='{args}' {}", add.join(" ")));
+        let config = json!({"annotations": {
+            "io.container.manager": "cri-o",
+            "io.kubernetes.cri-o.SandboxID": pod,
+        }});
+        let dir = "/run/containers/storage/overlay-containers";
+        let file = format!("{dir}/{container}/userdata/config.json");
+        sandbox.write(file, config.to_string());
+        for word in [
+            "web",
+            "shop/web",
+            &pod,
+            &pod[..8],
+            &container,
+            &container[..8],
+        ] {
+            node.must(&["network", "connect", "m", word]);
+            assert_eq!(blue.links(), ["eth0", "eth1", "lo"], "{word}");
+            node.must(&["network", "disconnect", "m", word]);
+        }
+        let del = node.argv(&["del", "--container-id", &pod, "n", &blue.path()]);
+        host.sh(&del.join(" "));
+        node.assert_clean();
     });
 }
 

@@ -49,6 +49,36 @@ fn a_link_opens_the_exposed_ports_of_one_container_to_another() {
 }
 
 #[test]
+fn connect_links_a_running_container() {
+    beyond_peer(WHY, || {
+        let node = Node::new();
+        let subnet = ["--subnet", "10.5.0.0/24", "apart"];
+        node.must(&[&["network", "create", "--icc=false"], &subnet[..]].concat());
+        let db = run(&node, "db", "apart", &["--expose", "80"]);
+        let _server = db.serve(80);
+        let web = run(&node, "web", "n", &[]);
+        let link = ["network", "connect", "--link"];
+        let done = node.podwire(&[&link[..], &["web:x", "apart", "db"]].concat());
+        fails(&done, 1, "endpoint with name db already exists");
+        node.must(&[&link[..], &["db:sql", "apart", "web"]].concat());
+        assert!(web.ask("tcp", "10.5.0.2", 80).starts_with("db sees"));
+        let hosts = || node.must(&["exec", "web", "cat", "/etc/hosts"]);
+        assert!(hosts().contains("10.5.0.2\tsql "), "{}", hosts());
+        node.must(&["network", "disconnect", "apart", "web"]);
+        assert!(!hosts().contains("10.5.0."), "{}", hosts());
+        let links = node.host().sh("nft list set ip podwire_access links");
+        assert!(!links.contains("10.5.0.2"), "{links}");
+        // A namespace has no /etc/hosts of podwire, and the network n lets everyone through.
+        let pod = node.sandbox.pod("blue");
+        let done = node.podwire(&[&link[..], &["web:x", "n", &pod.path()]].concat());
+        fails(&done, 1, "a link without effect");
+        node.must(&["stop", "-t", "0", "db", "web"]);
+        node.must(&["network", "rm", "apart"]);
+        node.assert_clean();
+    });
+}
+
+#[test]
 fn a_link_needs_a_container_that_runs_in_the_network() {
     beyond_peer(WHY, || {
         let node = Node::new();

@@ -1,6 +1,8 @@
 //! Modes of networks that span hosts: pods of other hosts are pods of the network.
 
-use sandbox::{Netns, beyond_peer, conf};
+use std::thread;
+
+use sandbox::{NO_ANSWER, Netns, beyond_peer, conf, container_id};
 use serde_json::{Value, json};
 
 use crate::fleet::{Fleet, Underlay, addresses};
@@ -101,4 +103,56 @@ fn icc_false_keeps_pods_of_all_hosts_apart() {
         let n = neighbour(fleet, 1);
         assert!(answered(a, &addresses(&n)) && answered(&n, &addresses(a)));
     });
+}
+
+/// The answers of a server in `to` by TCP and UDP at each of its addresses; one is like the other.
+fn served(from: &Netns, to: &Netns, port: u16) -> bool {
+    let addresses = addresses(to);
+    let asked = addresses
+        .iter()
+        .flat_map(|ip| ["tcp", "udp"].map(|it| (it, ip)));
+    let answers = thread::scope(|scope| {
+        let asked = asked.map(|(protocol, ip)| {
+            let ip: &str = ip;
+            scope.spawn(move || from.ask(protocol, ip, port))
+        });
+        let asked: Vec<_> = asked.collect();
+        let answers = asked.into_iter().map(|it| it.join().expect("an answer"));
+        answers.collect::<Vec<_>>()
+    });
+    let heard = answers.iter().filter(|it| **it != NO_ANSWER).count();
+    assert!([0, answers.len()].contains(&heard), "{answers:?}");
+    heard > 0
+}
+
+#[test]
+fn a_link_leads_to_the_ports_of_one_pod_of_the_same_host() {
+    for (mode, make) in MODES {
+        eprintln!("{mode}");
+        beyond_peer(WHY, || {
+            let fleet = Fleet::new(2);
+            let apart = |host| {
+                let keys = json!({"isGateway": true, "isDefaultGateway": true, "icc": false});
+                conf::with(&make(&fleet, host, 5, Underlay::V4), keys)
+            };
+            let a = fleet.add(1, "a", &apart(1));
+            let link = json!({"containerID": container_id(&a), "addresses": addresses(&a),
+                "ports": ["80/tcp", "80/udp"]});
+            let linked = conf::with(&apart(1), json!({"links": [link]}));
+            let b = fleet.add(1, "b", &linked);
+            let (d, far) = (fleet.add(1, "d", &apart(1)), fleet.add(2, "c", &apart(2)));
+            let _servers = [&a, &b].map(|it| [80, 81].map(|port| it.serve(port)));
+            assert!(served(&b, &a, 80));
+            for (from, to, port) in [(&b, &a, 81), (&a, &b, 80), (&d, &a, 80), (&far, &a, 80)] {
+                assert!(!served(from, to, port), "{} {port}", from.name());
+            }
+            fleet.cni(1).del(&linked, &b, "eth0").silent();
+            fleet.cni(1).del(&apart(1), &a, "eth0").silent();
+            for family in ["ip", "ip6"] {
+                let nft = format!("nft list set {family} podwire_access links 2>/dev/null || :");
+                let links = fleet.host(1).sh(&nft);
+                assert!(!links.contains("elements"), "{links}");
+            }
+        });
+    }
 }

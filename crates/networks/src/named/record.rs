@@ -24,6 +24,9 @@ pub struct Record {
     /// Containers have no way out, and cannot be reached from outside.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub internal: bool,
+    /// Kept for `inspect`: the containers of every network may come and go.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub attachable: bool,
     /// The bridge was there before the network, and stays after it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub keeps_bridge: bool,

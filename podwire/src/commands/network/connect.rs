@@ -7,12 +7,14 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use cni::AddResult;
 use containers::{Attacher, Container, Record, Wanted};
+use networks::NetworkList;
 
 use crate::commands::{Verdict, run, sweep};
 use crate::options::{CacheDir, ConfDir, PluginDirs, derived_id};
 use crate::output::Output;
+use crate::run::links::{Link, Linked};
 use crate::run::mode::{Endpoint, First};
-use crate::run::{Dirs, files};
+use crate::run::{Dirs, files, resolver};
 
 /// Connect a running container to a network.
 ///
@@ -34,12 +36,19 @@ pub struct Connect {
     /// A further name in the network
     #[arg(long, value_name = "NAME")]
     alias: Vec<String>,
+    /// Another container of the network, with a further name: NAME[:ALIAS]. Its exposed ports are
+    /// reached although the network keeps containers apart (--icc=false)
+    #[arg(long, value_name = "CONTAINER")]
+    link: Vec<String>,
     /// Its MAC
     #[arg(long, value_name = "MAC")]
     mac_address: Option<String>,
     /// Name of the interface in the container [default: the next free eth]
     #[arg(long, value_name = "NAME")]
     ifname: Option<String>,
+    /// An option of the endpoint: com.docker.network.endpoint.ifname=NAME
+    #[arg(long, value_name = "KEY=VALUE")]
+    driver_opt: Vec<String>,
     /// The network with the highest number has the default route; the others have 0
     #[arg(
         long,
@@ -66,6 +75,7 @@ Exit status: 0 when connected, 1 when not, 2 for a wrong command line.
 Examples:
   podwire network connect mynet web
   podwire network connect --ip 10.5.0.7 --alias db mynet default/db-0
+  podwire network connect --link db:sql mynet web
   podwire network connect --ifname net1 mynet /run/netns/blue
 ";
 
@@ -100,6 +110,7 @@ impl Connect {
                 list.name
             );
         }
+        let linked = self.linked(&container, &list, &attacher)?;
         let wanted = Wanted {
             container_id: container.id.clone(),
             name: container.name.clone(),
@@ -109,9 +120,11 @@ impl Connect {
             mac: endpoint.mac,
             aliases: endpoint.aliases,
             hostname: (container.record.as_ref()).and_then(|it| files::name_of(&it.hostname)),
-            dns_servers: Vec::new(),
+            dns_servers: (container.record.as_ref())
+                .map_or_else(Vec::new, |it| it.dns.servers.clone()),
             ports: Vec::new(),
-            links: Vec::new(),
+            links: linked.iter().filter_map(|it| it.argument(&list)).collect(),
+            hosts: linked.iter().flat_map(|it| it.lines(&list)).collect(),
             gateway_priority: self.gw_priority,
         };
         let what = || format!("connect {} to network {}", container.shown(), list.name);
@@ -119,9 +132,32 @@ impl Connect {
         let (cache, journal) = (&attacher.cache, &attacher.journal);
         containers::choose_gateway(&container.netns, &container.id, cache, journal)?;
         if let Some(record) = &container.record {
-            add_hosts(record, &result)?;
+            add_hosts(record, &result, &wanted.hosts)?;
+            resolver::renew(record, cache)?;
         }
         Ok(Verdict::Good)
+    }
+
+    /// The containers that `--link` names.
+    fn linked(
+        &self,
+        container: &Container,
+        list: &NetworkList,
+        attacher: &Attacher,
+    ) -> Result<Vec<Linked>> {
+        let mut all = Vec::new();
+        for text in &self.link {
+            let linked = Link::parse(text)?.find(&[list], attacher)?;
+            if container.record.is_none() && linked.argument(list).is_none() {
+                let shown = container.shown();
+                bail!(
+                    "a link without effect: {text}: names are for containers of podwire run, which \
+                     {shown} is not, and ports for networks with --icc=false"
+                );
+            }
+            all.push(linked);
+        }
+        Ok(all)
     }
 
     fn endpoint(&self) -> Result<Endpoint> {
@@ -130,6 +166,9 @@ impl Connect {
             ifname: self.ifname.clone(),
             ..Endpoint::default()
         };
+        for option in &self.driver_opt {
+            endpoint.set("driver-opt", option)?;
+        }
         endpoint.complete(&First {
             ip: self.ip.as_deref(),
             ip6: self.ip6.as_deref(),
@@ -164,13 +203,11 @@ pub fn must_have_networks(record: &Record) -> Result<()> {
     }
 }
 
-/// Adds the new addresses to the container's /etc/hosts.
-fn add_hosts(record: &Record, result: &AddResult) -> Result<()> {
+/// Adds the new addresses, and those of linked containers, to the container's /etc/hosts.
+fn add_hosts(record: &Record, result: &AddResult, linked: &[String]) -> Result<()> {
     let own = files::addresses(std::slice::from_ref(result));
-    let lines: String = own
-        .iter()
-        .map(|it| files::own_line(*it, &record.hostname))
-        .collect();
+    let own = own.iter().map(|it| files::own_line(*it, &record.hostname));
+    let lines: String = linked.iter().cloned().chain(own).collect();
     let file = record.dir().join("hosts");
     let opened = OpenOptions::new().append(true).open(&file);
     let written = opened.and_then(|mut it| it.write_all(lines.as_bytes()));

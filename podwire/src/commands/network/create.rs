@@ -50,6 +50,9 @@ pub struct Create {
     /// Containers have no way out, and none leads to them
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     internal: Option<bool>,
+    /// Accepted as in docker: containers of every network may come and go
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    attachable: Option<bool>,
     /// Whether containers of the network reach each other
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     icc: Option<bool>,
@@ -110,6 +113,7 @@ impl Create {
             labels: &self.label,
             routes: &self.route,
             internal: self.internal == Some(true),
+            attachable: self.attachable == Some(true),
             has_names: !self.no_dns,
             servers: &self.dns,
             vni: self.vni,

@@ -12,7 +12,7 @@ use super::connect::must_have_networks;
 use crate::commands::{Verdict, sweep};
 use crate::options::{CacheDir, ConfDir, PluginDirs, derived_id};
 use crate::output::Output;
-use crate::run::files;
+use crate::run::{files, resolver};
 
 /// Disconnect a container from a network.
 ///
@@ -76,10 +76,15 @@ impl Disconnect {
             bail!("container {shown} is not connected to the network {network}");
         }
         for attachment in connected {
+            let recorded = attacher.journal.of_container(&container.id)?;
             let what = || format!("disconnect {} from network {network}", container.shown());
             attacher.detach(attachment).with_context(what)?;
             if let Some(record) = &container.record {
-                remove_hosts(record, attachment)?;
+                let mut recorded = recorded.into_iter();
+                let entry = recorded.find(|it| it.attachment.ifname == attachment.ifname);
+                let linked = entry.map(|it| it.hosts).unwrap_or_default();
+                remove_hosts(record, attachment, linked)?;
+                resolver::renew(record, &attacher.cache)?;
             }
         }
         if container.must_run().is_ok() {
@@ -90,14 +95,13 @@ impl Disconnect {
     }
 }
 
-/// Removes the addresses of an attachment from the container's /etc/hosts.
-fn remove_hosts(record: &Record, attachment: &CachedAttachment) -> Result<()> {
+/// Removes the addresses of an attachment from the container's /etc/hosts, and those of the
+/// containers that it was `linked` to.
+fn remove_hosts(record: &Record, attachment: &CachedAttachment, linked: Vec<String>) -> Result<()> {
     let result = attachment.add_result().ok().flatten().unwrap_or_default();
     let own = files::addresses(&[result]);
-    let lines: Vec<_> = own
-        .iter()
-        .map(|it| files::own_line(*it, &record.hostname))
-        .collect();
+    let own = own.iter().map(|it| files::own_line(*it, &record.hostname));
+    let lines: Vec<_> = own.chain(linked).collect();
     let file = record.dir().join("hosts");
     let text = fs::read_to_string(&file).unwrap_or_default();
     let kept = text
