@@ -43,7 +43,7 @@ const CREATE: &[Step] = &[
     ),
     ("network create auto", Output),
     (
-        "network create --attachable --subnet 10.77.0.0/29 --ip-range 10.77.0.4/31 tiny",
+        "network create --attachable --subnet 10.77.0.0/29 --ip-range 10.77.0.4/31 --gateway 10.77.0.1 tiny",
         Output,
     ),
     (
@@ -335,7 +335,7 @@ const RUN: &[Step] = &[
     ),
     ("run --rm --network lab -p 8081:80 IMAGE true", Status),
     (
-        "run --rm --network none -h there -e A=b --privileged --cap-add NET_ADMIN IMAGE sh -c 'echo $A; hostname'",
+        "run --rm --network none -h there -e A=b IMAGE sh -c 'echo $A; hostname'",
         Output,
     ),
     ("exec -e A=b aa sh -c 'echo $A'", Output),
