@@ -28,15 +28,16 @@ build: ## the binaries that ship, into bin/; bin/suite is all of them in one fil
 	cargo build --profile $(PROFILE) --locked $(PLUGINS:%=-p %) -p podwire -p podwired -p suite
 	$(BUILT)/podwire install --no-record --bin-dir $(BIN) --sbin-dir $(BIN)
 	@cp $(BUILT)/suite $(BIN)/.suite.new && mv -f $(BIN)/.suite.new $(BIN)/suite
+	$(if $(filter dev,$(PROFILE)),strip $(BIN)/*)
 
 # Contents of a package have no record of what was there before.
 PLACES = --root $(or $(DESTDIR),/) --bin-dir $(CNI_BIN_DIR) --sbin-dir $(SBIN_DIR) --unit-dir $(UNIT_DIR)
 
 install: build ## into DESTDIR: plugins to CNI_BIN_DIR, podwire and podwired to SBIN_DIR, units to UNIT_DIR; LAYOUT=one: as one file
-	bin/podwire install $(PLACES) $(if $(DESTDIR),--no-record) $(if $(LAYOUT),--layout $(LAYOUT))
+	$(PODWIRE_BIN)/podwire install $(PLACES) $(if $(DESTDIR),--no-record) $(if $(LAYOUT),--layout $(LAYOUT))
 
 uninstall: ## back to what was there before `make install`
-	bin/podwire uninstall $(PLACES)
+	$(PODWIRE_BIN)/podwire uninstall $(PLACES)
 
 # Only what it runs: all programs take twice as long.
 DEMO = bridge host-local portmap vxlan

@@ -54,7 +54,7 @@ fn what_is_installed_is_what_was_built() {
         };
         good(shell(
             &sandbox,
-            &format!("for file in $root/cni/*; do cmp $file bin/{file}; done"),
+            &format!("for file in $root/cni/*; do cmp $file $bin/{file}; done"),
         ));
     }
     let service = sandbox.read(there.join("units/cni-dhcp.service"));
@@ -90,7 +90,7 @@ fn an_install_meets_no_call_with_a_missing_or_unfinished_file() {
          done
          wait
          [ $calls -gt 4 ]
-         for file in $root/cni/*; do cmp $file bin/${file##*/}; done
+         for file in $root/cni/*; do cmp $file $bin/${file##*/}; done
          find $root -name '.*'";
     assert_eq!(good(shell(&sandbox, script)), "", "left behind");
 }
