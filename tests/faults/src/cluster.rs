@@ -151,7 +151,8 @@ impl Model {
                 sleep(Duration::from_millis(200 + numbers.below(400)));
                 if told.elapsed() > Duration::from_secs(60) {
                     told = Instant::now();
-                    eprintln!("{} operations left", left.load(Ordering::Relaxed));
+                    let left = left.load(Ordering::Relaxed).cast_signed();
+                    eprintln!("{} operations left", left.max(0));
                 }
             }
             run.fleet.await_peace();
