@@ -9,9 +9,10 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail};
 use cni::names;
+use ipnetwork::IpNetwork;
 use netlink::{
-    Entry, Family, Link, Netlink, Overlay, Peers, Reconciled, Route, RouteFilter, Vxlan,
-    VxlanDevice, VxlanPort, VxlanSpec, is_port_taken, sysctl,
+    Address, AddressSpec, Entry, Family, Link, Netlink, Overlay, Peers, Reconciled, Route,
+    RouteFilter, Vxlan, VxlanDevice, VxlanPort, VxlanSpec, is_port_taken, sysctl,
 };
 
 use crate::fault::fault;
@@ -390,6 +391,31 @@ pub fn overlay(network: &Network, device: &Link, bridge: Option<&Link>) -> Overl
         neighbours_on: bridge.map_or(device.index, |bridge| bridge.index),
         learns_peers: network.group.is_some(),
         segment: None,
+    }
+}
+
+/// Gives the device `address`, unless it is among those that are `present`:
+/// `ip address add ADDRESS dev DEVICE`.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn ensure_address(
+    host: &Netlink,
+    link: &Link,
+    present: &[Address],
+    address: IpNetwork,
+) -> Result<()> {
+    if present.iter().any(|it| it.address == address) {
+        return Ok(());
+    }
+    let spec = AddressSpec {
+        // No other host is on this link.
+        nodad: address.is_ipv6(),
+        ..address.into()
+    };
+    match host.add_address_to(link, &spec) {
+        Err(error) if error.is_exists() => Ok(()),
+        other => Ok(other?),
     }
 }
 

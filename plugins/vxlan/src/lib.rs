@@ -14,8 +14,8 @@ use cni::request::{Add, Check, Del, Gc, Status};
 use cni::result::AddResult;
 use cni::{Attachment, BestEffort, Code, Plugin, Undo, WithLabel};
 use ipnetwork::IpNetwork;
-use netlink::{AddressSpec, BridgeSpec, Family, Link, Netlink, PortSpec, sysctl};
-use overlay::{Device, Mode, gateway_mac, guard, unreached};
+use netlink::{BridgeSpec, Family, Link, Netlink, PortSpec, sysctl};
+use overlay::{Device, Mode, device, gateway_mac, guard, unreached};
 use packet_filter::node::Pod;
 use wiring::neighbours::{self, Neighbours};
 use wiring::result::Interfaces;
@@ -211,7 +211,8 @@ fn ensure_device(
     }
     if network.mode == Mode::L3 {
         for address in own.iter().filter_map(|it| plan::device_address(*it)) {
-            ensure_device_address(host, &link, address)?;
+            let present = host.list_addresses(link.index, Some(Family::of(address.ip())))?;
+            device::ensure_address(host, &link, &present, address)?;
         }
     }
     if let Some(done) = device.apply_peers(host, network, &link, bridge)? {
@@ -225,20 +226,4 @@ fn ensure_device(
         }
     }
     Ok(link)
-}
-
-fn ensure_device_address(host: &Netlink, link: &Link, address: IpNetwork) -> Result<()> {
-    let present = host.list_addresses(link.index, Some(Family::of(address.ip())))?;
-    if present.iter().any(|other| other.address == address) {
-        return Ok(());
-    }
-    let spec = AddressSpec {
-        // No other host is on this link.
-        nodad: address.is_ipv6(),
-        ..address.into()
-    };
-    match host.add_address_to(link, &spec) {
-        Err(error) if error.is_exists() => Ok(()),
-        other => Ok(other?),
-    }
 }

@@ -8,8 +8,8 @@ use anyhow::Result;
 use flannel::Subnet;
 use ipnetwork::IpNetwork;
 use netlink::{
-    AddressSpec, Desired, Entry, Family, Link, Mac, Netlink, Overlay, Peers, Reconciled,
-    RouteFilter, Seen, Segment,
+    Desired, Entry, Family, Link, Mac, Netlink, Overlay, Peers, Reconciled, RouteFilter, Seen,
+    Segment,
 };
 use overlay::{Device, Mode, Peer, device};
 use tokio::sync::mpsc;
@@ -347,18 +347,7 @@ fn ensure_address(host: &Netlink, link: &Link, address: IpNetwork) -> Result<()>
             host.delete_address(link.index, other.address)?;
         }
     }
-    if present.iter().any(|it| it.address == address) {
-        return Ok(());
-    }
-    let spec = AddressSpec {
-        // No other host is on this link.
-        nodad: address.is_ipv6(),
-        ..address.into()
-    };
-    match host.add_address_to(link, &spec) {
-        Err(error) if error.is_exists() => Ok(()),
-        other => Ok(other?),
-    }
+    device::ensure_address(host, link, &present, address)
 }
 
 fn texts(failed: Vec<(Entry, netlink::Error)>) -> Refused {
