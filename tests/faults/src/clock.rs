@@ -15,13 +15,15 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+
+use crate::tracer::spawn_stopped;
 
 /// Numbers of arch/x86/entry/syscalls/syscall_64.tbl.
 const CLOCK_GETTIME: u64 = 228;
@@ -89,14 +91,7 @@ fn start(argv: &[String]) -> Result<Pid> {
     // SAFETY: between fork and exec only async-signal-safe calls are allowed; the closure makes three
     // system calls and neither allocates nor takes a lock.
     unsafe { command.pre_exec(prepare) };
-    let child = command
-        .spawn()
-        .with_context(|| format!("start {program}"))?;
-    let pid = Pid::from_raw(child.id().try_into()?);
-    match waitpid(pid, None)? {
-        WaitStatus::Stopped(_, Signal::SIGTRAP) => {}
-        other => bail!("{program} did not stop at its start: {other:?}"),
-    }
+    let pid = spawn_stopped(&mut command)?;
     ptrace::setoptions(
         pid,
         Options::PTRACE_O_TRACESECCOMP

@@ -46,6 +46,22 @@ pub fn run(argv: &[String], strike: Strike) -> Result<Report> {
     Ok(tracer.report)
 }
 
+/// Starts a program that has itself traced, and waits until it stands before its first instruction.
+///
+/// # Errors
+/// When it cannot be started, or does not stop.
+pub(crate) fn spawn_stopped(command: &mut Command) -> Result<Pid> {
+    let program = command.get_program().display().to_string();
+    let child = command
+        .spawn()
+        .with_context(|| format!("start {program}"))?;
+    let pid = Pid::from_raw(child.id().try_into()?);
+    match waitpid(pid, None)? {
+        WaitStatus::Stopped(_, Signal::SIGTRAP) => Ok(pid),
+        other => bail!("{program} did not stop at its start: {other:?}"),
+    }
+}
+
 /// Starts the program; it stands before its first instruction.
 fn start(argv: &[String]) -> Result<Pid> {
     let (program, arguments) = argv.split_first().context("no program to trace")?;
@@ -55,14 +71,7 @@ fn start(argv: &[String]) -> Result<Pid> {
     // SAFETY: between fork and exec only async-signal-safe calls are allowed; the closure makes one ptrace system call
     // and neither allocates nor takes a lock.
     unsafe { command.pre_exec(traced) };
-    let child = command
-        .spawn()
-        .with_context(|| format!("start {program}"))?;
-    let pid = Pid::from_raw(child.id().try_into()?);
-    match waitpid(pid, None)? {
-        WaitStatus::Stopped(_, Signal::SIGTRAP) => {}
-        other => bail!("{program} did not stop at its start: {other:?}"),
-    }
+    let pid = spawn_stopped(&mut command)?;
     let follow = Options::PTRACE_O_TRACESYSGOOD
         | Options::PTRACE_O_TRACEFORK
         | Options::PTRACE_O_TRACEVFORK
