@@ -12,7 +12,7 @@ use super::{Examination, Node};
 pub const WATCHES: Check = Check {
     id: "PW054",
     severity: Severity::Warning,
-    title: "programs can hardly watch files any more (inotify)",
+    title: "instances or watches of inotify are nearly used up",
     why: "containerd and CRI-O watch the directory of configurations, and podwired the records of names. \
           Without a watch they do not start (\"too many open files\", \"no space left on device\"), or do \
           not see a change.",
@@ -20,9 +20,9 @@ pub const WATCHES: Check = Check {
 pub const BACKLOG: Check = Check {
     id: "PW055",
     severity: Severity::Warning,
-    title: "a bridge has as many ports as a CPU keeps packets (backlog)",
+    title: "a bridge has as many ports as the backlog of a CPU has room for packets",
     why: "A broadcast is copied to each port. Those copies that have no room in the backlog of the CPU are \
-          dropped: some pods do not hear who asks for their address.",
+          dropped: some pods miss questions for their address (ARP).",
 };
 pub const CLOCK: Check = Check {
     id: "PW056",
