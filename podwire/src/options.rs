@@ -40,6 +40,17 @@ pub struct CacheDir {
     cache_dir: PathBuf,
 }
 
+/// Where everything about attachments is.
+#[derive(Debug, Args)]
+pub struct Directories {
+    #[command(flatten)]
+    pub conf: ConfDir,
+    #[command(flatten)]
+    pub plugins: PluginDirs,
+    #[command(flatten)]
+    pub cache: CacheDir,
+}
+
 /// The interface of an attachment, and where everything about it is.
 #[derive(Debug, Args)]
 pub struct AttachmentOptions {
@@ -57,11 +68,7 @@ pub struct AttachmentOptions {
     #[arg(long, value_name = "ID")]
     container_id: Option<String>,
     #[command(flatten)]
-    pub conf: ConfDir,
-    #[command(flatten)]
-    pub plugins: PluginDirs,
-    #[command(flatten)]
-    pub cache: CacheDir,
+    pub dirs: Directories,
 }
 
 /// An attachment that exists, at least in the cache.

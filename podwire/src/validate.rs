@@ -115,9 +115,10 @@ impl Report {
         beside: Option<&Path>,
     ) -> Self {
         self.network = text(document.get("name").as_ref());
-        match is_list {
-            true => list::check(document, &mut self.findings, plugin_dirs, beside),
-            false => single(document, &mut self.findings, plugin_dirs),
+        if is_list {
+            list::check(document, &mut self.findings, plugin_dirs, beside)
+        } else {
+            single(document, &mut self.findings, plugin_dirs)
         }
         self
     }

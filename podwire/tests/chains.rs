@@ -423,9 +423,10 @@ fn validate_hints_at_runtimes_that_a_version_excludes() {
     let node = Node::new();
     let hint = |head: &str, file: &str| {
         let text = format!(r#"{{{head}, "name": "net", "type": "loopback"}}"#);
-        let text = match file.ends_with("list") {
-            true => format!(r#"{{{head}, "name": "net", "plugins": [{{"type": "loopback"}}]}}"#),
-            false => text,
+        let text = if file.ends_with("list") {
+            format!(r#"{{{head}, "name": "net", "plugins": [{{"type": "loopback"}}]}}"#)
+        } else {
+            text
         };
         let file = node.path(file);
         std::fs::write(&file, text).unwrap();

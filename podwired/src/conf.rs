@@ -111,9 +111,10 @@ impl Settings {
         if let Some(conf) = reading.value {
             settings.take(conf, on_demand, &mut faults);
         }
-        match faults.is_empty() {
-            true => Ok(settings),
-            false => Err(anyhow!(faults.join("; "))),
+        if faults.is_empty() {
+            Ok(settings)
+        } else {
+            Err(anyhow!(faults.join("; ")))
         }
     }
 
@@ -143,9 +144,10 @@ impl Settings {
             }
             keep("page", conf.places().map(|it| self.page = Some(it)));
         }
-        let resolver = match on_demand {
-            true => Some(conf.resolver.unwrap_or_default()),
-            false => conf.resolver,
+        let resolver = if on_demand {
+            Some(conf.resolver.unwrap_or_default())
+        } else {
+            conf.resolver
         };
         let overlay = conf.overlay.filter(|_| !on_demand);
         let overlay = overlay.map(|it| crate::overlay::Settings::new(&it));
@@ -198,9 +200,10 @@ impl Endpoint {
 }
 
 fn absolute(path: &Path) -> Result<()> {
-    match path.is_absolute() {
-        true => Ok(()),
-        false => bail!("{:?} is not an absolute path", path.display().to_string()),
+    if path.is_absolute() {
+        Ok(())
+    } else {
+        bail!("{:?} is not an absolute path", path.display().to_string())
     }
 }
 

@@ -197,9 +197,10 @@ fn with(mut answer: Answer, name: HeaderName, value: HeaderValue) -> Answer {
 }
 
 fn state_of(faults: &[String]) -> Answer {
-    match faults.is_empty() {
-        true => text(StatusCode::OK, "ok\n"),
-        false => text(StatusCode::SERVICE_UNAVAILABLE, faults.concat()),
+    if faults.is_empty() {
+        text(StatusCode::OK, "ok\n")
+    } else {
+        text(StatusCode::SERVICE_UNAVAILABLE, faults.concat())
     }
 }
 
@@ -223,9 +224,10 @@ async fn state(page: &NodePage, request: &Request) -> Answer {
         Err(why) => return text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     };
     let is_known = request.headers().get(header::IF_NONE_MATCH) == Some(&state.tag);
-    let answer = match is_known {
-        true => answer(StatusCode::NOT_MODIFIED, JSON, Bytes::new()),
-        false => answer(StatusCode::OK, JSON, state.text.clone()),
+    let answer = if is_known {
+        answer(StatusCode::NOT_MODIFIED, JSON, Bytes::new())
+    } else {
+        answer(StatusCode::OK, JSON, state.text.clone())
     };
     let answer = with(answer, header::ETAG, state.tag.clone());
     with(answer, header::AGE, reading.at.elapsed().as_secs().into())

@@ -85,8 +85,9 @@ fn write(level: Level, line: fmt::Arguments<'_>) {
         return;
     }
     let (word, priority) = level.words();
-    match JOURNAL.get_or_init(|| std::env::var_os("JOURNAL_STREAM").is_some()) {
-        true => cni::log(format_args!("<{priority}>{line}")),
-        false => cni::log(format_args!("podwired: {word}: {line}")),
+    if *JOURNAL.get_or_init(|| std::env::var_os("JOURNAL_STREAM").is_some()) {
+        cni::log(format_args!("<{priority}>{line}"))
+    } else {
+        cni::log(format_args!("podwired: {word}: {line}"))
     }
 }

@@ -114,9 +114,10 @@ async fn publish(statuses: Statuses, noted: Rc<Notify>, readiness: watch::Sender
             .iter()
             .filter_map(|it| it.borrow().fault())
             .collect();
-        let ready = match faults.is_empty() {
-            true => Ok(()),
-            false => Err(faults.join("; ")),
+        let ready = if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(faults.join("; "))
         };
         readiness.send_if_modified(|before| {
             let differs = *before != ready;

@@ -84,9 +84,10 @@ pub async fn serve(settings: Settings, mut desk: Desk) -> Result<()> {
 /// Tells the agent how it stands.
 fn report(service: &Service, desk: &Desk) {
     let failed = service.failed();
-    let readiness = match failed.is_empty() {
-        true => Ok(()),
-        false => Err(failed.join("; ")),
+    let readiness = if failed.is_empty() {
+        Ok(())
+    } else {
+        Err(failed.join("; "))
     };
     desk.readiness.send_if_modified(|it| {
         let is_new = *it != readiness;

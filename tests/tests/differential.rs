@@ -148,9 +148,10 @@ fn without(line: &str, key: &str) -> String {
     let mut words = line.split(' ');
     let mut kept = Vec::new();
     while let Some(word) = words.next() {
-        match word == key {
-            true => drop(words.next()),
-            false => kept.push(word),
+        if word == key {
+            _ = words.next()
+        } else {
+            kept.push(word)
         }
     }
     kept.join(" ")
@@ -542,9 +543,10 @@ fn routed(pod: &Netns) -> Vec<String> {
     let is_compared = |route: &&str| {
         let mut words = route.split(' ').skip_while(|it| *it != "table");
         let table = words.nth(1).unwrap_or("main");
-        let other = match route.contains(" pref ") {
-            true => "from 10.",
-            false => "from fd",
+        let other = if route.contains(" pref ") {
+            "from 10."
+        } else {
+            "from fd"
         };
         let by_itself = [
             "fe80::",

@@ -466,17 +466,19 @@ fn the_map_leads_somewhere() {
         let places = row.split('|').nth(2).expect("a second column");
         for name in places.split('`').skip(1).step_by(2) {
             // A bare file name lies beside the one before it.
-            let path = match name.contains('/') {
-                true => PathBuf::from(name),
-                false => dir.join(name),
+            let path = if name.contains('/') {
+                PathBuf::from(name)
+            } else {
+                dir.join(name)
             };
             assert!(
                 project(&path.display().to_string()).exists(),
                 "{row}: {name}"
             );
-            dir = match name.ends_with('/') {
-                true => path,
-                false => path.parent().map(Path::to_owned).unwrap_or_default(),
+            dir = if name.ends_with('/') {
+                path
+            } else {
+                path.parent().map(Path::to_owned).unwrap_or_default()
             };
             found += 1;
         }

@@ -187,9 +187,10 @@ fn the_result_of_each_version_has_what_that_version_knows() {
 }
 
 fn beyond_peer_if(beyond: bool, body: impl FnOnce()) {
-    match beyond {
-        true => beyond_peer("it reports no MTU", body),
-        false => body(),
+    if beyond {
+        beyond_peer("it reports no MTU", body)
+    } else {
+        body()
     }
 }
 
@@ -873,7 +874,7 @@ fn a_device_of_one_suite_is_returned_by_the_other() {
                 Suite::Peer => assert!(sandbox.host().link("dev0").is_some()),
             }
             assert_eq!(reservations(&sandbox), [""; 0]);
-            // A note that the other suite leaves harms nobody.
+            // A note that the other suite leaves does no harm.
             let again = sandbox.pod("b");
             cni(adds).add(&conf, &again, "net1").result();
             cni(Suite::Ours).del(&conf, &pod, "net1").silent();

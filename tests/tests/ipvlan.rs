@@ -267,7 +267,7 @@ fn without_a_master_it_is_on_the_default_route() {
     host.sh("ip addr add 10.1.0.1/24 dev eth1; ip route add default via 10.1.0.99");
     node.add(&conf);
     assert_eq!(node.pod.ping(MACHINE[0], 1), [true]);
-    // It may be gone by now (reference 8 #4).
+    // The default route that named the parent may be gone by the DEL (reference 8 #4).
     beyond_peer("its DEL needs the parent", || {
         host.sh("ip route del default");
         node.del(&conf);

@@ -242,9 +242,10 @@ fn only_root_reads_the_files_of_a_plugin() {
     let modes = modes(&sandbox.host(), "/var/lib/cni/networks");
     assert!(modes.len() > 6, "{modes:#?}");
     for line in modes {
-        let right = match line.starts_with("directory ") {
-            true => line.contains(" 700 "),
-            false => line.contains(" 600 "),
+        let right = if line.starts_with("directory ") {
+            line.contains(" 700 ")
+        } else {
+            line.contains(" 600 ")
         };
         assert!(right, "{line}");
     }

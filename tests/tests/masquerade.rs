@@ -494,9 +494,10 @@ fn del_finds_the_rules_that_add_made_in_another_back_end() {
                 node.cni()
                     .check(&conf::with_prev(&conf, &result), &pod, "eth0")
                     .silent();
-                let del = match netns {
-                    true => node.cni(),
-                    false => node.cni().netns(""),
+                let del = if netns {
+                    node.cni()
+                } else {
+                    node.cni().netns("")
                 };
                 del.del(&conf, &pod, "eth0").silent();
                 let rules = node.rules();

@@ -199,12 +199,11 @@ fn pods_without_masquerade_do_not_keep_the_rule_of_those_that_had_it() {
             let node = Node::new();
             let with = node.add(&network(0), "with");
             let without = node.add(&plain(&network(0)), "without");
-            match by_gc {
-                false => node.del(&plain(&network(0)), &with),
-                true => {
-                    node.sandbox.remove_pod(&with);
-                    node.gc(&plain(&network(0)), &[&without]);
-                }
+            if by_gc {
+                node.sandbox.remove_pod(&with);
+                node.gc(&plain(&network(0)), &[&without]);
+            } else {
+                node.del(&plain(&network(0)), &with)
             }
             node.assert_subnets(&[]);
             node.assert_seen(&without, false);

@@ -639,9 +639,10 @@ fn del_gives_rules_and_routes_back() {
         let conf = sbr(json!({}));
         for without_result in [false, true] {
             node.add(&conf);
-            let conf = match without_result {
-                true => conf::with(&conf, json!({"prevResult": null})),
-                false => conf.clone(),
+            let conf = if without_result {
+                conf::with(&conf, json!({"prevResult": null}))
+            } else {
+                conf.clone()
             };
             node.del(&conf);
             assert_eq!(node.state(), before, "without result: {without_result}");

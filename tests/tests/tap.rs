@@ -127,13 +127,12 @@ fn every_version_has_its_result() {
             let conf = conf::at(&addressed(json!({"owner": 0, "group": 0})), version);
             let result = add(&sandbox, &conf, &pod);
             assert_eq!(result["cniVersion"], version);
-            match version < "0.3.0" {
-                true => assert_eq!(result["ip4"]["ip"], "10.1.0.2/24"),
-                false => {
-                    assert_eq!(result["ips"][0]["address"], "10.1.0.2/24");
-                    assert_eq!(result["ips"][0]["interface"], 0);
-                    assert_eq!(result["interfaces"][0]["mac"], tap0(&pod).0["address"]);
-                }
+            if version < "0.3.0" {
+                assert_eq!(result["ip4"]["ip"], "10.1.0.2/24")
+            } else {
+                assert_eq!(result["ips"][0]["address"], "10.1.0.2/24");
+                assert_eq!(result["ips"][0]["interface"], 0);
+                assert_eq!(result["interfaces"][0]["mac"], tap0(&pod).0["address"]);
             }
             assert_eq!(pod.addresses("tap0"), ["10.1.0.2/24"]);
             del(&sandbox, &conf, &pod);
@@ -358,9 +357,10 @@ fn mac_and_mtu_are_set_with_and_without_an_owner() {
                 );
                 assert_eq!(result["interfaces"][0]["mac"], MAC);
             };
-            match is_owned {
-                true => beyond_peer("reference 8 #22: it ignores the MAC", body),
-                false => body(),
+            if is_owned {
+                beyond_peer("reference 8 #22: it ignores the MAC", body)
+            } else {
+                body()
             }
         }
     });

@@ -606,9 +606,10 @@ fn add(sandbox: &Sandbox, pod: &Netns, conf: &Value) -> (Made, String) {
             let error = added.error();
             let msg = format!("{} {}", error.msg, error.details);
             let about_the_node = ABOUT_THE_NODE.iter().any(|text| msg.contains(text));
-            match error.code == 7 && !about_the_node {
-                true => (Made::Refused, msg),
-                false => (Made::Failed, msg),
+            if error.code == 7 && !about_the_node {
+                (Made::Refused, msg)
+            } else {
+                (Made::Failed, msg)
             }
         }
     };

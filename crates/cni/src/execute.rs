@@ -200,9 +200,10 @@ fn exchange(
         if left.is_zero() {
             return Err(beyond(Beyond::Time(limits.time)));
         }
-        let left = match feed.is_held {
-            true => left.min(OUTPUT_PATIENCE),
-            false => left,
+        let left = if feed.is_held {
+            left.min(OUTPUT_PATIENCE)
+        } else {
+            left
         };
         wait_for_any(open, left)?;
     }

@@ -187,9 +187,12 @@ impl Config {
     /// Whether a node of the network can have these subnets.
     pub fn allows(&self, subnet: &Subnet) -> bool {
         let pools = std::iter::once(&self.v4).chain(&self.v6);
-        let fits = |(own, pool): (IpNetwork, &Pool)| match self.assigned {
-            true => pool.network.contains(own.ip()) && own.prefix() >= pool.network.prefix(),
-            false => own.prefix() == pool.length && (pool.min..=pool.max).contains(&own),
+        let fits = |(own, pool): (IpNetwork, &Pool)| {
+            if self.assigned {
+                pool.network.contains(own.ip()) && own.prefix() >= pool.network.prefix()
+            } else {
+                own.prefix() == pool.length && (pool.min..=pool.max).contains(&own)
+            }
         };
         if !self.backend.kind.has_subnets() {
             return *subnet == Subnet::host(subnet.v4.ip());
@@ -222,12 +225,13 @@ impl Keys {
             min: network,
             max: network,
         };
-        let v6 = match self.enable_ipv6 {
-            true => Some(whole(IpNetwork::V6(parsed(
+        let v6 = if self.enable_ipv6 {
+            Some(whole(IpNetwork::V6(parsed(
                 "IPv6Network",
                 &self.ipv6_network,
-            )?))),
-            false => None,
+            )?)))
+        } else {
+            None
         };
         Ok(Config {
             v4: whole(IpNetwork::V4(parsed("Network", &self.network)?)),

@@ -85,9 +85,10 @@ impl Netlink {
         let deletion = Deletion {
             index: link.index,
             sequence: self.socket.next_sequence(),
-            report: match link.is_kind("bridge") {
-                true => END_OF_SETTINGS,
-                false => END_OF_LINK,
+            report: if link.is_kind("bridge") {
+                END_OF_SETTINGS
+            } else {
+                END_OF_LINK
             },
         };
         let group = deletion.report.group;

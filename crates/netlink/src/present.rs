@@ -168,9 +168,10 @@ fn note_direct(present: &mut Present, segment: Segment, routes: &[Route]) {
             continue;
         };
         let entry = Entry::Direct { dst: route.dst, gw };
-        match route.protocol == OURS {
-            true => present.written.insert(entry),
-            false => present.others.insert(entry),
+        if route.protocol == OURS {
+            present.written.insert(entry)
+        } else {
+            present.others.insert(entry)
         };
     }
 }

@@ -316,13 +316,14 @@ impl Peers {
 impl Desired<'_> {
     /// The devices that may have entries already.
     fn with_entries(&self) -> Overlay {
-        match self.is_new {
-            true => Overlay {
+        if self.is_new {
+            Overlay {
                 device: 0,
                 neighbours_on: 0,
                 ..self.overlay
-            },
-            false => self.overlay,
+            }
+        } else {
+            self.overlay
         }
     }
 }

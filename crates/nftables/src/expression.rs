@@ -311,9 +311,7 @@ impl Program {
             Statement::EtherSource(mac) => self.mac(6, mac),
             Statement::EtherDestination(mac) => {
                 if self.family != Family::Bridge {
-                    // In the machine's byte order.
-                    self.meta(FIRST, libc::NFT_META_IIFTYPE);
-                    self.compare(EQ, &libc::ARPHRD_ETHER.to_ne_bytes());
+                    self.require_ethernet();
                 }
                 self.mac(0, mac);
             }
@@ -333,25 +331,37 @@ impl Program {
             Statement::NeighbourSolicitation => {
                 self.icmp_type(libc::IPPROTO_ICMPV6, ICMPV6_NEIGHBOUR_SOLICITATION);
             }
-            Statement::Masquerade { fully_random } => {
-                let mut flags = Attributes::new();
-                if *fully_random {
-                    flags = flags.u32(NFTA_MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY);
-                }
-                self.push("masq", &flags);
-            }
-            Statement::Trace => {
-                self.load(FIRST, &[1]);
-                let set = Attributes::new()
-                    .u32(NFTA_META_KEY, libc::NFT_META_NFTRACE as u32)
-                    .u32(NFTA_META_SREG, register(FIRST));
-                self.push("meta", &set);
-            }
+            Statement::Masquerade { fully_random } => self.masquerade(*fully_random),
+            Statement::Trace => self.trace(),
             Statement::Return => self.verdict(libc::NFT_RETURN, None),
             Statement::Drop => self.verdict(libc::NF_DROP, None),
             Statement::Jump(chain) => self.verdict(libc::NFT_JUMP, Some(chain)),
             Statement::Goto(chain) => self.verdict(libc::NFT_GOTO, Some(chain)),
         }
+    }
+
+    /// The packet came in on Ethernet.
+    fn require_ethernet(&mut self) {
+        self.meta(FIRST, libc::NFT_META_IIFTYPE);
+        // In the machine's byte order.
+        self.compare(libc::NFT_CMP_EQ, &libc::ARPHRD_ETHER.to_ne_bytes());
+    }
+
+    fn masquerade(&mut self, fully_random: bool) {
+        let mut flags = Attributes::new();
+        if fully_random {
+            flags = flags.u32(NFTA_MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY);
+        }
+        self.push("masq", &flags);
+    }
+
+    /// The kernel reports what the further rules do with the packet: `meta nftrace set 1`.
+    fn trace(&mut self) {
+        self.load(FIRST, &[1]);
+        let set = Attributes::new()
+            .u32(NFTA_META_KEY, libc::NFT_META_NFTRACE as u32)
+            .u32(NFTA_META_SREG, register(FIRST));
+        self.push("meta", &set);
     }
 
     /// Whether connection tracking has one of `bits` in `key` for the packet.

@@ -400,7 +400,7 @@ fn remove(
     Ok(changes)
 }
 
-/// What is to be done, in words; `None` if nothing is.
+/// A change of the rules, in words; `None` without a change.
 fn undone(changes: &Transaction) -> Option<String> {
     let first = changes.changes().first()?;
     Some(format!("not done: {}", first.describe()))

@@ -11,6 +11,7 @@ use ::nftables::Family;
 use anyhow::{Context, Result, bail};
 use cni::Attachment;
 use cni::conf::ValidAttachment;
+use cni::faults::Fault;
 
 pub use self::iptables::{Families, Iptables};
 pub use self::nftables::Nftables;
@@ -38,6 +39,37 @@ impl Kind {
             "nftables" => Ok(Some(Self::Nftables)),
             "iptables" => Ok(Some(Self::Iptables)),
             unknown => Err(unknown),
+        }
+    }
+
+    /// The back end that the key `backend` names, or the one that other `keys` need: the name of
+    /// each, and its back end if the configuration has it.
+    ///
+    /// # Errors
+    /// An unknown name; keys for two back ends, in the Go plugin's words.
+    pub fn of_keys(
+        named: Option<&str>,
+        keys: &[(&str, Option<Self>)],
+    ) -> Result<Option<Self>, Fault> {
+        let fault = |msg: String| Fault::new("backend", msg);
+        let named = Self::of_key(named);
+        let named = named.map_err(|name| fault(format!("unrecognized backend {name:?}")))?;
+        let options_of = |kind| {
+            let keys = keys.iter().filter(|(_, of)| *of == Some(kind));
+            let keys: Vec<_> = keys.map(|(key, _)| *key).collect();
+            (!keys.is_empty()).then(|| format!("{kind}-specific options [{}]", keys.join(" ")))
+        };
+        let (iptables, nftables) = (options_of(Self::Iptables), options_of(Self::Nftables));
+        match (named, iptables, nftables) {
+            (Some(name @ Self::Nftables), Some(other), _)
+            | (Some(name @ Self::Iptables), _, Some(other)) => Err(fault(format!(
+                "{name} backend was requested but configuration contains {other}"
+            ))),
+            (None, Some(iptables), Some(nftables)) => {
+                let msg = format!("configuration contains both {iptables} and {nftables}");
+                Err(Fault::new("", msg))
+            }
+            _ => Ok(named.or_else(|| keys.iter().find_map(|(_, kind)| *kind))),
         }
     }
 

@@ -264,7 +264,7 @@ impl<'a> ByBackend<'a> {
     }
 }
 
-/// What is to be done.
+/// The changes that the node's rules need.
 struct Plan {
     node: Node,
     /// What iptables adds.

@@ -89,9 +89,10 @@ impl FromStr for Block {
     fn from_str(text: &str) -> Result<Self, String> {
         let cidr: cni::Cidr = text.parse()?;
         let block = Self::of(cidr.ip(), cidr.prefix());
-        match block.base == cidr.ip() {
-            true => Ok(block),
-            false => Err(format!("{text} has host bits")),
+        if block.base == cidr.ip() {
+            Ok(block)
+        } else {
+            Err(format!("{text} has host bits"))
         }
     }
 }

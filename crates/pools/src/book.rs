@@ -1,4 +1,4 @@
-//! The addresses of one pool on one node: which are free, which are in use, and who has them.
+//! The addresses of one pool on one node: which are free, which are in use, and by which attachment.
 //! Nothing here reads a clock or a disk.
 
 use std::cmp::Reverse;
@@ -13,7 +13,7 @@ use crate::block::Block;
 use crate::span::Span;
 use crate::time::Time;
 
-/// An attachment: who has an address.
+/// The attachment that has an address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Owner {
     /// The network's name.
@@ -46,7 +46,7 @@ impl std::fmt::Display for Owner {
 pub struct Lease {
     /// The address.
     pub ip: IpAddr,
-    /// Who has it.
+    /// The attachment that has it.
     pub owner: Owner,
     /// The number of this allocation on the node: a release of an earlier one has another.
     pub sequence: u64,
@@ -242,12 +242,11 @@ impl Book {
             ..Held::default()
         };
         for ip in block.addresses().filter(|it| !lent.contains(it)) {
-            match self.leases.contains_key(&ip) {
-                true => held.used += 1,
-                false => {
-                    let at = self.released.remove(&ip).unwrap_or_default();
-                    held.free.push_back((ip, at));
-                }
+            if self.leases.contains_key(&ip) {
+                held.used += 1
+            } else {
+                let at = self.released.remove(&ip).unwrap_or_default();
+                held.free.push_back((ip, at));
             }
         }
         held.free.make_contiguous().sort_by_key(|(_, at)| *at);

@@ -140,9 +140,12 @@ impl Cni {
     /// VERSION, with the placeholders that libcni sends.
     pub fn version(self) -> Outcome {
         let conf = serde_json::json!({"cniVersion": crate::newest()});
-        let dummy = |cni: Self, name: &str| match cni.env.contains_key(name) {
-            true => cni,
-            false => cni.env(name, "dummy"),
+        let dummy = |cni: Self, name: &str| {
+            if cni.env.contains_key(name) {
+                cni
+            } else {
+                cni.env(name, "dummy")
+            }
         };
         let names = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"];
         names

@@ -168,9 +168,10 @@ impl Sandbox {
     pub fn copy_readable(&self, original: &Path, into: &str) -> PathBuf {
         let dir = self.dir().join(into);
         let (home, copy) = (self.dir().display(), dir.display());
-        let files = match original.is_dir() {
-            true => original.join("*"),
-            false => original.to_owned(),
+        let files = if original.is_dir() {
+            original.join("*")
+        } else {
+            original.to_owned()
         };
         self.host().sh(&format!(
             "mkdir -p {copy}; cp -L {} {copy}; chmod -R a+rX {home}",

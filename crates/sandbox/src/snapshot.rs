@@ -461,9 +461,10 @@ fn walk(dir: &Path, lines: &mut Vec<String>) {
             walk(&path, lines);
         } else if meta.is_file() {
             let content = fs::read(&path).unwrap_or_default();
-            let content = match path.ends_with("podwire/ipam/journal") {
-                true => leased(&content),
-                false => shown(&content),
+            let content = if path.ends_with("podwire/ipam/journal") {
+                leased(&content)
+            } else {
+                shown(&content)
             };
             lines.push(format!("file {} {mode:o} {content}", path.display()));
         } else {

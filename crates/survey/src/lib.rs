@@ -194,7 +194,7 @@ impl Survey {
             "/run/podwire/run",
             containers::place::running(),
         );
-        // podwire run may have been told another cache.
+        // podwire run may use another cache (--cache-dir).
         for record in containers
             .iter()
             .filter(|it| it.cache_dir != sources.cache_dir)

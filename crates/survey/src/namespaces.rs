@@ -182,9 +182,10 @@ fn describe(socket: &Netlink) -> Result<Namespace> {
     for address in socket.list_every_address()? {
         addresses.entry(address.index).or_default().push(address);
     }
-    let mut vlans: HashMap<_, _> = match filters {
-        true => socket.list_all_vlans()?.into_iter().collect(),
-        false => HashMap::new(),
+    let mut vlans: HashMap<_, _> = if filters {
+        socket.list_all_vlans()?.into_iter().collect()
+    } else {
+        HashMap::new()
     };
     let mut vxlans: HashMap<String, VxlanDevice> = HashMap::new();
     if has_vxlan {

@@ -336,11 +336,12 @@ impl Origin {
         if let Err(error) = pod.move_link(index, &NetNs::current()?, &self.name, &self.alias) {
             let _ = pod.rename(index, was);
             let _ = pod.set_up(index);
-            return match error.is_exists() {
-                true => Err(self.is_taken(was)),
-                false => Err(error
+            return if error.is_exists() {
+                Err(self.is_taken(was))
+            } else {
+                Err(error
                     .reword(format!("failed to move {was:?} to hostNS"))
-                    .into()),
+                    .into())
             };
         }
         self.restore_altnames(host, device)

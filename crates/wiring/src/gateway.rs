@@ -26,9 +26,12 @@ pub fn ensure(
     };
     // A pod with two gateways of one family on one bridge is an error, as in Go.
     let of_one_pod = clash(addresses).is_some();
-    let others = || match of_one_pod {
-        true => Vec::new(),
-        false => requested::written_subnets(call),
+    let others = || {
+        if of_one_pod {
+            Vec::new()
+        } else {
+            requested::written_subnets(call)
+        }
     };
     for address in addresses {
         ensure_address(host, link, *address, force, others).context(action)?;

@@ -56,7 +56,7 @@ pub struct Neighbours {
     table: Option<File>,
 }
 
-/// Who is behind the ports of a bridge.
+/// The neighbours behind the ports of a bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ports {
     /// Pods of this node alone.

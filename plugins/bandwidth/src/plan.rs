@@ -80,9 +80,10 @@ impl Plan {
             ..Limits::default()
         };
         let has_own = !own.shaped_subnets.is_empty() || !own.unshaped_subnets.is_empty();
-        let (lists, place) = match has_own {
-            true => (&own, ""),
-            false => (&runtime, "runtimeConfig.bandwidth."),
+        let (lists, place) = if has_own {
+            (&own, "")
+        } else {
+            (&runtime, "runtimeConfig.bandwidth.")
         };
         let (shaped, subnets) = subnets(lists, place, &mut checks);
         checks.finish(|| {

@@ -46,9 +46,10 @@ pub fn device(host: &Netlink, plan: &Plan) -> Result<Found> {
     }
     let device = interface(host, plan.selected.as_ref(), place.as_ref());
     let device = device.context("failed to find host device")?;
-    let pci = match pci.is_empty() && is_pci(&device.bus_id) {
-        true => device.bus_id.clone(),
-        false => pci,
+    let pci = if pci.is_empty() && is_pci(&device.bus_id) {
+        device.bus_id.clone()
+    } else {
+        pci
     };
     let device = Some(device);
     Ok(Found { device, pci })

@@ -105,9 +105,10 @@ fn left_to_a_program(request: &Add<Conf>, pci: String, undo: &mut Undo) -> Resul
 
 /// The address on the PCI bus, in results that can have it.
 fn pci_id(call: &Call, pci: String) -> String {
-    match call.version >= Version::V1_1_0 {
-        true => pci,
-        false => String::new(),
+    if call.version >= Version::V1_1_0 {
+        pci
+    } else {
+        String::new()
     }
 }
 

@@ -89,9 +89,10 @@ fn selected(conf: &Conf) -> Result<Option<Selected>, Fault> {
         })?;
         return Ok(Some(Selected::Address(parsed)));
     }
-    match path.is_empty() {
-        true => Ok(None),
-        false => kernel_path(path).map(|path| Some(Selected::Path(path))),
+    if path.is_empty() {
+        Ok(None)
+    } else {
+        kernel_path(path).map(|path| Some(Selected::Path(path)))
     }
 }
 
@@ -113,9 +114,10 @@ fn bus(conf: &Conf) -> Result<Option<Bus>, Fault> {
         let id = file_name("runtimeConfig.deviceID", runtime)?;
         return Ok(Some(Bus::Runtime(id)));
     }
-    match own.is_empty() {
-        true => Ok(None),
-        false => Ok(Some(Bus::Pci(file_name("pciBusID", own)?))),
+    if own.is_empty() {
+        Ok(None)
+    } else {
+        Ok(Some(Bus::Pci(file_name("pciBusID", own)?)))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use wiring::mac::{Args, Requested};
+use wiring::remains::Links;
 use wiring::shim::HostShim;
 
 /// The plugin's own keys.
@@ -33,6 +34,17 @@ pub struct Conf {
     pub runtime_config: Requested,
     /// What the configuration requests for this pod.
     pub args: Args,
+}
+
+impl Conf {
+    /// The links that DEL deletes in a pod.
+    pub(crate) fn links(&self) -> Links {
+        Links {
+            kind: crate::KIND,
+            parent_in_pod: self.link_in_container,
+            vlan_id: None,
+        }
+    }
 }
 
 #[cfg(test)]

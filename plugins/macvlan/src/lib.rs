@@ -10,7 +10,6 @@ use cni::linked::Linked;
 use cni::request::{Add, Check, Del, Gc, Status};
 use cni::result::AddResult;
 use cni::{BestEffort, Plugin, Undo, Version};
-use wiring::remains::Links;
 use wiring::result::{self, Interfaces};
 use wiring::{Addressing, Gateway, lease, parent, pod, remains, requested, shim};
 
@@ -19,15 +18,6 @@ pub use crate::plan::Plan;
 
 /// The kind of its links, as `ip link add … type KIND`.
 const KIND: &str = "macvlan";
-
-/// Its links in a pod.
-fn links(conf: &Conf) -> Links {
-    Links {
-        kind: KIND,
-        parent_in_pod: conf.link_in_container,
-        vlan_id: None,
-    }
-}
 
 /// The plugin.
 pub struct Macvlan;
@@ -88,7 +78,7 @@ impl Plugin for Macvlan {
             // The addresses stay reserved while they are routed to this pod.
             let shim = conf.host_shim.as_ref();
             let left = all.step("leave the shim", || shim::del(request, shim));
-            let deleted = all.step("delete the interface", || links(conf).delete(request));
+            let deleted = all.step("delete the interface", || conf.links().delete(request));
             left.and(deleted)
         });
         all.finish()

@@ -111,32 +111,13 @@ fn key(index: usize, member: &str) -> String {
 
 /// The back end that the configuration names, or the one that its keys are for.
 fn backend(conf: &Conf) -> Result<Option<Kind>, Fault> {
-    let fault = |msg: String| Fault::new("backend", msg);
-    let named = Kind::of_key(conf.backend.as_deref());
-    let named = named.map_err(|name| fault(format!("unrecognized backend {name:?}")))?;
     let chain = conf.external_set_mark_chain.as_ref();
     let keys = [
         ("externalSetMarkChain", chain.map(|_| Kind::Iptables)),
         ("conditionsV4", Kind::of_conditions(&conf.conditions_v4)),
         ("conditionsV6", Kind::of_conditions(&conf.conditions_v6)),
     ];
-    let options_of = |kind| {
-        let keys = keys.iter().filter(|(_, of)| *of == Some(kind));
-        let keys: Vec<_> = keys.map(|(key, _)| *key).collect();
-        (!keys.is_empty()).then(|| format!("{kind}-specific options [{}]", keys.join(" ")))
-    };
-    let (iptables, nftables) = (options_of(Kind::Iptables), options_of(Kind::Nftables));
-    match (named, iptables, nftables) {
-        (Some(name @ Kind::Nftables), Some(other), _)
-        | (Some(name @ Kind::Iptables), _, Some(other)) => Err(fault(format!(
-            "{name} backend was requested but configuration contains {other}"
-        ))),
-        (None, Some(iptables), Some(nftables)) => {
-            let msg = format!("configuration contains both {iptables} and {nftables}");
-            Err(Fault::new("", msg))
-        }
-        _ => Ok(named.or_else(|| keys.iter().find_map(|(_, kind)| *kind))),
-    }
+    Kind::of_keys(conf.backend.as_deref(), &keys)
 }
 
 fn mark(conf: &Conf) -> Result<Mark, Fault> {

@@ -1,4 +1,4 @@
-//! Decides from the keys, and from the addresses that IPAM assigned, what is to be done. Pure: no
+//! Decides from the keys and the addresses that IPAM assigned which kernel objects a pod gets. Pure: no
 //! system calls.
 
 use std::net::IpAddr;

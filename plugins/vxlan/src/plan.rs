@@ -1,4 +1,4 @@
-//! Decides from the keys what is to be done. Pure: no system calls.
+//! Decides from the keys which kernel objects a pod gets. Pure: no system calls.
 
 use std::net::IpAddr;
 

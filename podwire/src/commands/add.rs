@@ -57,14 +57,14 @@ impl Add {
     pub fn run(&self, output: &Output) -> Result<Verdict> {
         let options = &self.options;
         let attachment = options.attachment(&self.network, Some(&self.netns))?;
-        let list = NetworkList::load(&options.conf.conf_dir, &self.network)?;
+        let list = NetworkList::load(&options.dirs.conf.conf_dir, &self.network)?;
         let on_failure = if self.no_rollback {
             OnFailure::Leave
         } else {
             OnFailure::RollBack
         };
-        let chain = Chain::new(&list, options.plugins.all());
-        let answer = chain.add(&attachment, &options.cache.open(), on_failure)?;
+        let chain = Chain::new(&list, options.dirs.plugins.all());
+        let answer = chain.add(&attachment, &options.dirs.cache.open(), on_failure)?;
         if output.shows_results() {
             print(&table(&answer.result))?;
         } else {

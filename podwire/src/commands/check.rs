@@ -35,8 +35,8 @@ impl Check {
     pub fn run(&self, output: &Output) -> Result<Verdict> {
         let (network, options) = (&self.existing.network, &self.existing.options);
         let mut attachment = self.existing.attachment()?;
-        let list = NetworkList::load(&options.conf.conf_dir, network)?;
-        let cache = options.cache.open();
+        let list = NetworkList::load(&options.dirs.conf.conf_dir, network)?;
+        let cache = options.dirs.cache.open();
         // An unreadable file is an error of the CHECK itself, with libcni's text.
         let cached = cache.get(&attachment.owner).unwrap_or_default();
         attachment.complete(cached.as_ref());
@@ -46,7 +46,7 @@ impl Check {
                 "check {ifname} of {id} on {network}: the cache has no such attachment: name its NETNS"
             );
         }
-        let chain = Chain::new(&list, options.plugins.all());
+        let chain = Chain::new(&list, options.dirs.plugins.all());
         let checked = chain.check(&attachment, &cache)?;
         output.remark(&if checked {
             format!("{ifname} of {id} on {network} is as add left it")

@@ -40,7 +40,7 @@ impl Del {
         let (network, options) = (&self.existing.network, &self.existing.options);
         check_name(network)?;
         let mut attachment = self.existing.attachment()?;
-        let cache = options.cache.open();
+        let cache = options.dirs.cache.open();
         // A file that cannot be read must not keep the container attached.
         let cached = cache.get(&attachment.owner).unwrap_or_else(|error| {
             cni::log(format_args!(
@@ -49,9 +49,9 @@ impl Del {
             None
         });
         attachment.complete(cached.as_ref());
-        let list = NetworkList::load(&options.conf.conf_dir, network)
+        let list = NetworkList::load(&options.dirs.conf.conf_dir, network)
             .or_else(|error| cached_list(cached.as_ref(), error))?;
-        Chain::new(&list, options.plugins.all()).del(&attachment, &cache)?;
+        Chain::new(&list, options.dirs.plugins.all()).del(&attachment, &cache)?;
         let (ifname, id) = (&attachment.owner.ifname, &attachment.owner.container_id);
         output.remark(&format!("{ifname} of {id} is detached from {network}"))?;
         Ok(Verdict::Good)

@@ -11,7 +11,7 @@ use super::Verdict;
 use crate::command_line::Words;
 use crate::doctor::path::{Hop, State};
 use crate::doctor::{Examination, Finding, Remedy, Scope, Severity, report};
-use crate::options::{CacheDir, ConfDir, PluginDirs};
+use crate::options::{CacheDir, Directories};
 use crate::output::{Output, counted, print};
 
 /// Report what is wrong with the networks of this node.
@@ -38,11 +38,7 @@ pub struct Doctor {
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     #[command(flatten)]
-    conf: ConfDir,
-    #[command(flatten)]
-    plugins: PluginDirs,
-    #[command(flatten)]
-    cache: CacheDir,
+    dirs: Directories,
 }
 
 const OUTCOME: &str = "\
@@ -73,10 +69,10 @@ impl Doctor {
 
     fn examine(&self, output: &Output) -> Result<Verdict> {
         let sources = Sources {
-            conf_dir: self.conf.conf_dir.clone(),
-            cache_dir: self.cache.dir().to_owned(),
+            conf_dir: self.dirs.conf.conf_dir.clone(),
+            cache_dir: self.dirs.cache.dir().to_owned(),
         };
-        let dirs = self.plugins.all();
+        let dirs = self.dirs.plugins.all();
         let survey = Survey::take(&sources)?;
         let scope = self.scope(&survey)?;
         let (mut found, mut hops) = Examination::confirmed(&survey, &sources, &dirs, &scope)?;
@@ -97,9 +93,10 @@ impl Doctor {
         if let Some(file) = &self.report {
             report::write(file, &document, &survey)?;
         }
-        match output.is_json() {
-            true => output.print_json(&document)?,
-            false => print(&text(&found, &hops))?,
+        if output.is_json() {
+            output.print_json(&document)?
+        } else {
+            print(&text(&found, &hops))?
         }
         let left = found.findings.iter().any(|it| !it.fixed);
         Ok(match (left, found.unread.is_empty()) {
@@ -119,7 +116,7 @@ impl Doctor {
         if survey.attachments.iter().any(|it| it.network == *word) {
             return Ok(Scope::Network(word.clone()));
         }
-        let container = find_container(word, survey, &self.cache)?;
+        let container = find_container(word, survey, &self.dirs.cache)?;
         Ok(Scope::Container(container))
     }
 
@@ -144,10 +141,10 @@ impl Doctor {
     }
 
     fn carry_out(&self, words: &[String]) -> Result<()> {
-        let dirs = std::env::join_paths(self.plugins.all())?;
+        let dirs = std::env::join_paths(self.dirs.plugins.all())?;
         let options = [
-            ("--conf-dir", self.conf.conf_dir.as_os_str()),
-            ("--cache-dir", self.cache.dir().as_os_str()),
+            ("--conf-dir", self.dirs.conf.conf_dir.as_os_str()),
+            ("--cache-dir", self.dirs.cache.dir().as_os_str()),
             ("--plugin-dir", &dirs),
         ];
         // resync executes no plugin.

@@ -8,7 +8,7 @@ use networks::{Attachment, Cache, CachedAttachment, Chain, NetworkList, Unidenti
 use packet_filter::{Leftovers, Nftables};
 
 use super::Verdict;
-use crate::options::{CacheDir, ConfDir, PluginDirs, Unread};
+use crate::options::{Directories, Unread};
 use crate::output::{Output, counted};
 use crate::progress::Progress;
 use crate::unknown_owners::{self, UnknownOwners};
@@ -40,11 +40,7 @@ pub struct Gc {
     #[arg(long)]
     keep_cached: bool,
     #[command(flatten)]
-    conf: ConfDir,
-    #[command(flatten)]
-    plugins: PluginDirs,
-    #[command(flatten)]
-    cache: CacheDir,
+    dirs: Directories,
     #[command(flatten)]
     unread: Unread,
 }
@@ -61,13 +57,13 @@ Examples:
 impl Gc {
     pub fn run(&self, output: &Output) -> Result<Verdict> {
         let (network, keeps) = (&self.network, self.keep_cached);
-        let list = NetworkList::load(&self.conf.conf_dir, network)?;
+        let list = NetworkList::load(&self.dirs.conf.conf_dir, network)?;
         if list.disable_gc {
             output.remark(&format!("{network} has disableGC: nothing was done"))?;
             return Ok(Verdict::Good);
         }
-        let chain = Chain::new(&list, self.plugins.all());
-        let cache = self.cache.open();
+        let chain = Chain::new(&list, self.dirs.plugins.all());
+        let cache = self.dirs.cache.open();
         if keeps {
             cache.must_exist()?;
         }

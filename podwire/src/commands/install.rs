@@ -83,9 +83,12 @@ impl Install {
         dirs.truncate(if self.conf.is_some() { 2 } else { 1 });
         watch(&dirs, || {
             let done = self.places.install(&wanted);
-            let done = done.and_then(|changes| match changes.placed.is_empty() {
-                true => Ok(()),
-                false => report(&changes, output),
+            let done = done.and_then(|changes| {
+                if changes.placed.is_empty() {
+                    Ok(())
+                } else {
+                    report(&changes, output)
+                }
             });
             if let Err(error) = done {
                 output.report(&error);

@@ -244,9 +244,10 @@ fn release(agent: &Agent, network: &str, ips: &[IpAddr], output: &Output) -> Res
 
 impl Output {
     fn say(&self, document: &Value, line: &str) -> Result<Verdict> {
-        match self.is_json() {
-            true => self.print_json(document)?,
-            false => print(line)?,
+        if self.is_json() {
+            self.print_json(document)?
+        } else {
+            print(line)?
         }
         Ok(Verdict::Good)
     }

@@ -148,9 +148,10 @@ fn row(survey: &Survey, one: &Container<'_>, whole: bool) -> Value {
         .record
         .map(|it| it.command.join(" "))
         .unwrap_or_default();
-    let (id, command) = match whole {
-        true => (one.id.as_str(), command),
-        false => (one.short_id(), cut(&command)),
+    let (id, command) = if whole {
+        (one.id.as_str(), command)
+    } else {
+        (one.short_id(), cut(&command))
     };
     let is_gone = one.record.is_none() && all.iter().all(|it| matches!(it.home, Home::Gone(_)));
     json!({
@@ -265,9 +266,10 @@ impl Container<'_> {
             .collect();
         all.retain(|it| *it != OK);
         all.dedup();
-        match all.is_empty() {
-            true => OK.to_owned(),
-            false => all.join(","),
+        if all.is_empty() {
+            OK.to_owned()
+        } else {
+            all.join(",")
         }
     }
 }

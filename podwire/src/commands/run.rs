@@ -12,10 +12,10 @@ use networks::named::{Catalogue, Kind};
 use super::Verdict;
 use crate::RUN_FAILED;
 use crate::network;
-use crate::options::{CacheDir, ConfDir, PluginDirs};
+use crate::options::Directories;
 use crate::output::Output;
 use crate::run::mode::{First, Mode};
-use crate::run::plan::{Asked, Plan};
+use crate::run::plan::{Plan, RunOptions};
 use crate::run::{self, Dirs};
 
 /// Run a command in a network.
@@ -103,11 +103,7 @@ pub struct Run {
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,
     #[command(flatten)]
-    conf: ConfDir,
-    #[command(flatten)]
-    plugins: PluginDirs,
-    #[command(flatten)]
-    cache: CacheDir,
+    dirs: Directories,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true)]
     command: Vec<OsString>,
@@ -144,7 +140,7 @@ impl Run {
             mac: self.mac_address.as_deref(),
             aliases: &self.network_alias,
         };
-        let plan = Plan::new(Asked {
+        let plan = Plan::new(RunOptions {
             mode: Some(Mode::parse(&self.networks, &first)?),
             name: self.name.as_deref(),
             hostname: self.hostname.as_deref(),
@@ -162,9 +158,9 @@ impl Run {
             command: &self.command,
         })?;
         let dirs = Dirs {
-            conf: self.conf.conf_dir.clone(),
-            plugins: self.plugins.all(),
-            cache: self.cache.dir().to_owned(),
+            conf: self.dirs.conf.conf_dir.clone(),
+            plugins: self.dirs.plugins.all(),
+            cache: self.dirs.cache.dir().to_owned(),
         };
         run::run(plan, &dirs, self.detach, &|word| find(&dirs, word))
     }

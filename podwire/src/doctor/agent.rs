@@ -185,9 +185,10 @@ fn records() -> Result<Vec<Record>> {
 
 /// Where the pod of a record asks.
 fn servers(record: &Record) -> &[IpAddr] {
-    match record.asks.is_empty() {
-        true => &record.network.listen,
-        false => &record.asks,
+    if record.asks.is_empty() {
+        &record.network.listen
+    } else {
+        &record.asks
     }
 }
 

@@ -206,9 +206,10 @@ fn list(program: &'static str) -> Result<Vec<String>, String> {
     let lines = iptables
         .list_table("filter")
         .map_err(|error| error.to_string())?;
-    match lines.iter().any(|it| it.starts_with("-P ")) {
-        true => Ok(lines),
-        false => Err("it lists no chain".into()),
+    if lines.iter().any(|it| it.starts_with("-P ")) {
+        Ok(lines)
+    } else {
+        Err("it lists no chain".into())
     }
 }
 
@@ -242,9 +243,10 @@ fn accepted(
             let finding = Finding::new(&POLICY, About::Network(network.clone()), what);
             let finding = finding.shown_by(format!("{program} -S FORWARD"), "-P FORWARD DROP");
             // Docker keeps this chain for rules of the administrator.
-            let chain = match variant.lines.iter().any(|it| it == "-N DOCKER-USER") {
-                true => "DOCKER-USER",
-                false => "FORWARD",
+            let chain = if variant.lines.iter().any(|it| it == "-N DOCKER-USER") {
+                "DOCKER-USER"
+            } else {
+                "FORWARD"
             };
             found.add(finding.command(format!(
                 "{program} -I {chain} -i {interface} -j ACCEPT && {program} -I {chain} -o {interface} -j ACCEPT"

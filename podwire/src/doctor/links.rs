@@ -225,9 +225,10 @@ fn sizes(
         format!("mtu {}, mtu {}", outside.mtu, inside.mtu),
     );
     let smaller = inside.mtu.min(outside.mtu);
-    found.add(finding.command(match inside.mtu > outside.mtu {
-        true => format!("{ip} link set {} mtu {smaller}", quoted(&inside.name)),
-        false => format!("ip link set {} mtu {smaller}", quoted(&outside.name)),
+    found.add(finding.command(if inside.mtu > outside.mtu {
+        format!("{ip} link set {} mtu {smaller}", quoted(&inside.name))
+    } else {
+        format!("ip link set {} mtu {smaller}", quoted(&outside.name))
     }));
 }
 

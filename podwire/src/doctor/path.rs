@@ -44,9 +44,10 @@ pub enum State {
 }
 
 fn state(passes: bool) -> State {
-    match passes {
-        true => State::Passes,
-        false => State::Dropped,
+    if passes {
+        State::Passes
+    } else {
+        State::Dropped
     }
 }
 
@@ -231,9 +232,10 @@ impl Walk<'_> {
                 format!("default{via} dev {}", dev.unwrap_or_default())
             })
             .collect();
-        let (what, state) = match texts.is_empty() {
-            true => ("no default route".to_owned(), State::Dropped),
-            false => (texts.join(", "), State::Passes),
+        let (what, state) = if texts.is_empty() {
+            ("no default route".to_owned(), State::Dropped)
+        } else {
+            (texts.join(", "), State::Passes)
         };
         self.add("pod", what, state, format!("{ip} route"));
     }

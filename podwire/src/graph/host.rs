@@ -357,9 +357,10 @@ fn has_address(attachment: &Attachment, ip: IpAddr) -> bool {
 
 fn backend(rule: &Applied) -> &'static str {
     let programs = ["iptables ", "ip6tables "];
-    match programs.iter().any(|it| rule.table.starts_with(it)) {
-        true => "iptables",
-        false => "nftables",
+    if programs.iter().any(|it| rule.table.starts_with(it)) {
+        "iptables"
+    } else {
+        "nftables"
     }
 }
 

@@ -213,12 +213,13 @@ impl<'a> Picture<'a> {
         let names: BTreeSet<_> = anchors.iter().map(|it| visible(&it.name)).collect();
         let label = Label {
             node: Some(frame.clone()),
-            title: match linked {
-                true => format!("{count} pods with a link to the node each"),
-                false => format!(
+            title: if linked {
+                format!("{count} pods with a link to the node each")
+            } else {
+                format!(
                     "{count} pods on {}",
                     names.into_iter().collect::<Vec<_>>().join(", ")
-                ),
+                )
             },
             ..Label::default()
         };

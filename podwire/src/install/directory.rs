@@ -159,9 +159,10 @@ impl Directory {
     /// # Errors
     /// As [`Directory::open`].
     pub fn open_used(path: &Path) -> Result<Option<Self>> {
-        match path.join(STATE).is_dir() {
-            true => Self::open(path, true).map(Some),
-            false => Ok(None),
+        if path.join(STATE).is_dir() {
+            Self::open(path, true).map(Some)
+        } else {
+            Ok(None)
         }
     }
 
@@ -326,9 +327,10 @@ impl Directory {
     }
 
     fn record(&self) -> Result<Record> {
-        match self.keeps {
-            true => Record::read(&self.path),
-            false => Ok(Record::default()),
+        if self.keeps {
+            Record::read(&self.path)
+        } else {
+            Ok(Record::default())
         }
     }
 

@@ -191,9 +191,10 @@ impl Places {
 
 /// The plugins that a configuration names.
 fn types(file: &Path) -> Result<Vec<String>> {
-    let plugins = match file.extension().is_some_and(|it| it == "conflist") {
-        true => NetworkList::from_file(file)?.plugins,
-        false => vec![PluginConf::from_file(file)?],
+    let plugins = if file.extension().is_some_and(|it| it == "conflist") {
+        NetworkList::from_file(file)?.plugins
+    } else {
+        vec![PluginConf::from_file(file)?]
     };
     let mut types = Vec::new();
     for plugin in plugins {

@@ -83,9 +83,10 @@ impl Access {
             .get_mut("capabilities")
             .and_then(Value::as_object_mut);
         if let Some(capabilities) = capabilities {
-            match self.is_routed() {
-                true => capabilities.insert("portMappings".into(), true.into()),
-                false => capabilities.remove("portMappings"),
+            if self.is_routed() {
+                capabilities.insert("portMappings".into(), true.into())
+            } else {
+                capabilities.remove("portMappings")
             };
         }
     }

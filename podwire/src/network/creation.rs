@@ -218,9 +218,10 @@ impl Draft {
         let bridge = design.bridge();
         if let Some(requests) = &self.requests {
             let shares_segment = design.driver.shares_segment();
-            let others = match shares_segment {
-                true => taken::on_segment()?,
-                false => Vec::new(),
+            let others = if shares_segment {
+                taken::on_segment()?
+            } else {
+                Vec::new()
             };
             let node = Node {
                 name: &design.name,

@@ -36,7 +36,7 @@ pub enum Holder {
 pub struct Taken {
     /// The addresses.
     pub network: IpNetwork,
-    /// Who has them.
+    /// What uses them.
     pub holder: Holder,
 }
 

@@ -6,6 +6,8 @@
 
 mod access;
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -224,6 +226,7 @@ impl<'a> Edit<'a> {
         Ok(subnets)
     }
 
+    /// Changes the document, after all faults of the changes are known.
     fn apply(
         &mut self,
         changes: &Changes<'_>,
@@ -232,42 +235,14 @@ impl<'a> Edit<'a> {
     ) -> Result<()> {
         let mut faults = Vec::new();
         let labels = options::pairs(changes.labels, "label", &mut faults);
-        let driver = self.network.driver().to_owned();
-        let has_bridge = ["bridge", "vxlan"].contains(&driver.as_str());
-        if !has_bridge
-            && (changes.icc.is_some()
-                || changes.masquerade.is_some()
-                || changes.mtu.is_some()
-                || changes.touch_access())
-        {
-            faults.push(format!(
-                "only networks of a bridge can be changed live, and {} is of {driver}",
-                self.network.name
-            ));
-        }
-        let known = self
-            .network
-            .listed()
-            .map(|it| networks::named::subnets_of(&it.list));
-        let known = known.unwrap_or_default();
-        let ipv4 = known.iter().filter(|it| it.subnet.ip().is_ipv4()).count();
-        let more = subnets.iter().filter(|it| it.network.is_ipv4()).count();
-        if driver == "vxlan" && more > 0 && ipv4 + more > 1 {
-            faults.push("vxlan driver doesn't support multiple subnets of IPv4".to_owned());
-        }
-        let ipv6 = known.iter().any(|it| it.subnet.ip().is_ipv6());
-        if let Some(mtu) = changes.mtu {
-            let least = if ipv6 { 1280 } else { *MTU.start() };
-            if !(least..=*MTU.end()).contains(&mtu) {
-                faults.push(format!(
-                    "invalid MTU {mtu}: expected {least} to {}",
-                    MTU.end()
-                ));
-            }
-        }
+        let known = self.network.listed();
+        let known = known.map(|it| networks::named::subnets_of(&it.list));
+        let known: Vec<_> = known.unwrap_or_default();
+        let known: Vec<IpAddr> = known.iter().map(|it| it.subnet.ip()).collect();
+        faults.extend(self.faults(changes, subnets, &known));
         let has = |is_ipv4| {
-            let known = known.iter().map(|it| it.subnet.ip());
-            let mut ips = known.chain(subnets.iter().map(|it| it.network.ip()));
+            let added = subnets.iter().map(|it| it.network.ip());
+            let mut ips = known.iter().copied().chain(added);
             ips.any(|it| it.is_ipv4() == is_ipv4)
         };
         self.set_access(changes, [has(true), has(false)], attached, &mut faults);
@@ -278,11 +253,55 @@ impl<'a> Edit<'a> {
             plugin.insert("internal".into(), internal.into());
         }
         options::refuse(&faults)?;
+        self.set_record(changes, subnets, labels)?;
+        self.set_keys(changes);
+        for subnet in subnets {
+            self.done.push(format!("subnet {}", subnet.network));
+            self.add_ranges(subnet)?;
+        }
+        Ok(())
+    }
+
+    /// What of the changes the network's driver cannot have. `known` has an address of each subnet
+    /// that the network has already.
+    fn faults(&self, changes: &Changes<'_>, subnets: &[Subnet], known: &[IpAddr]) -> Vec<String> {
+        let mut faults = Vec::new();
+        let driver = self.network.driver();
+        let needs_bridge = changes.icc.is_some()
+            || changes.masquerade.is_some()
+            || changes.mtu.is_some()
+            || changes.touch_access();
+        if needs_bridge && !["bridge", "vxlan"].contains(&driver) {
+            faults.push(format!(
+                "only networks of a bridge can be changed live, and {} is of {driver}",
+                self.network.name
+            ));
+        }
+        let ipv4 = known.iter().filter(|it| it.is_ipv4()).count();
+        let more = subnets.iter().filter(|it| it.network.is_ipv4()).count();
+        if driver == "vxlan" && more > 0 && ipv4 + more > 1 {
+            faults.push("vxlan driver doesn't support multiple subnets of IPv4".to_owned());
+        }
+        let has_ipv6 = known.iter().any(IpAddr::is_ipv6);
+        let (least, most) = (if has_ipv6 { 1280 } else { *MTU.start() }, *MTU.end());
+        if let Some(mtu) = changes.mtu.filter(|it| !(least..=most).contains(it)) {
+            faults.push(format!("invalid MTU {mtu}: expected {least} to {most}"));
+        }
+        faults
+    }
+
+    /// Changes what podwire keeps about the network in its configuration: labels, options, subnets.
+    fn set_record(
+        &mut self,
+        changes: &Changes<'_>,
+        subnets: &[Subnet],
+        labels: BTreeMap<String, String>,
+    ) -> Result<()> {
         let mut record = self.listed.record.clone();
         record.internal = changes.internal.unwrap_or(record.internal);
-        record
-            .options
-            .extend(options::pairs(changes.options, "option", &mut faults));
+        // `with_options` has refused what is no pair.
+        let options = options::pairs(changes.options, "option", &mut Vec::new());
+        record.options.extend(options);
         for (key, value) in labels {
             self.done.push(format!("label {key}={value}"));
             record.labels.insert(key, value);
@@ -292,23 +311,23 @@ impl<'a> Edit<'a> {
                 self.done.push(format!("label {key} removed"));
             }
         }
-        record.subnets.extend(
-            subnets
-                .iter()
-                .map(Subnet::record)
-                .filter(|it| it.range.is_some() || !it.auxiliary_addresses.is_empty()),
-        );
+        let subnets = subnets.iter().map(Subnet::record);
+        // Of the others, the keys of host-local have everything.
+        let subnets = subnets.filter(|it| it.range.is_some() || !it.auxiliary_addresses.is_empty());
+        record.subnets.extend(subnets);
         self.document.insert(
             networks::named::Record::KEY.into(),
             serde_json::to_value(&record)?,
         );
+        Ok(())
+    }
+
+    /// Changes the keys of the network's first plugin.
+    fn set_keys(&mut self, changes: &Changes<'_>) {
+        let icc = changes.icc.map(Value::from);
         for (key, value, word) in [
             ("ipMasq", changes.masquerade.map(Value::from), "masquerade"),
-            (
-                "icc",
-                changes.icc.map(Value::from),
-                "containers reach each other",
-            ),
+            ("icc", icc, "containers reach each other"),
             ("mtu", changes.mtu.map(Value::from), "mtu"),
         ] {
             if let Some(value) = value {
@@ -316,11 +335,6 @@ impl<'a> Edit<'a> {
                 self.set(key, value);
             }
         }
-        for subnet in subnets {
-            self.done.push(format!("subnet {}", subnet.network));
-            self.add_ranges(subnet)?;
-        }
-        Ok(())
     }
 
     /// Changes the name servers of the network. Returns faults.

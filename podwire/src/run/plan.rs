@@ -20,7 +20,7 @@ const LONGEST_HOSTNAME: usize = 64;
 
 /// The options, as they were written.
 #[derive(Clone, Debug, Default)]
-pub struct Asked<'a> {
+pub struct RunOptions<'a> {
     /// Where the network comes from.
     pub mode: Option<Mode>,
     /// `--name`.
@@ -77,23 +77,23 @@ impl Plan {
     ///
     /// # Errors
     /// One is wrong, or has no meaning in this mode.
-    pub fn new(asked: Asked<'_>) -> Result<Self> {
-        let mode = asked.mode.clone().context("no mode")?;
+    pub fn new(options: RunOptions<'_>) -> Result<Self> {
+        let mode = options.mode.clone().context("no mode")?;
         if let Mode::Container(_) = mode {
-            check_shared(&asked)?;
+            check_shared(&options)?;
         }
-        if !asked.links.is_empty() && !matches!(mode, Mode::Networks(_)) {
+        if !options.links.is_empty() && !matches!(mode, Mode::Networks(_)) {
             bail!("links are only supported for user-defined networks");
         }
         let mut publish = Vec::new();
-        for text in asked.publish {
+        for text in options.publish {
             publish.extend(Publication::parse(text)?);
         }
         let mut expose = Vec::new();
-        for text in asked.expose {
+        for text in options.expose {
             expose.extend(ports::exposed(text)?);
         }
-        if asked.publish_all {
+        if options.publish_all {
             for port in &expose {
                 publish.extend(Publication::parse(port)?);
             }
@@ -106,53 +106,56 @@ impl Plan {
                 "WARNING: Published ports are discarded when using {name} network mode"
             ));
         }
-        let hosts = asked.hosts.iter().map(|it| files::added_host(it));
+        let hosts = options.hosts.iter().map(|it| files::added_host(it));
         let hosts = hosts.collect::<Result<_>>()?;
-        let links = asked.links.iter().map(|it| Link::parse(it));
+        let links = options.links.iter().map(|it| Link::parse(it));
         let links = links.collect::<Result<_>>()?;
-        for server in &asked.dns.servers {
+        for server in &options.dns.servers {
             let ip: Result<IpAddr, _> = server.parse();
             ip.with_context(|| format!("invalid IP address for --dns: {server:?}"))?;
         }
-        let mut words = asked.dns.search.iter().chain(&asked.dns.options);
+        let mut words = options.dns.search.iter().chain(&options.dns.options);
         if let Some(word) = words.find(|it| it.is_empty() || it.contains(char::is_whitespace)) {
             bail!("invalid --dns-search or --dns-option: {word:?}");
         }
         Ok(Self {
-            name: asked.name.map(name).transpose()?,
-            hostname: asked.hostname.map(hostname).transpose()?,
+            name: options.name.map(name).transpose()?,
+            hostname: options.hostname.map(hostname).transpose()?,
             mode,
             publish,
             expose,
-            dns: asked.dns,
+            dns: options.dns,
             hosts,
             links,
-            environment: environment(asked.environment)?,
-            command: command(asked.command)?,
+            environment: environment(options.environment)?,
+            command: command(options.command)?,
             warnings,
         })
     }
 }
 
 /// Fails for what belongs to the other container.
-fn check_shared(asked: &Asked<'_>) -> Result<()> {
+fn check_shared(options: &RunOptions<'_>) -> Result<()> {
     let conflicts = [
-        (asked.hostname.is_some(), "hostname and the network mode"),
-        (asked.dns != Resolver::default(), "dns and the network mode"),
+        (options.hostname.is_some(), "hostname and the network mode"),
         (
-            !asked.hosts.is_empty(),
+            options.dns != Resolver::default(),
+            "dns and the network mode",
+        ),
+        (
+            !options.hosts.is_empty(),
             "custom host-to-IP mapping and the network mode",
         ),
         (
-            !asked.publish.is_empty() || asked.publish_all,
+            !options.publish.is_empty() || options.publish_all,
             "port publishing and the container type network mode",
         ),
         (
-            !asked.expose.is_empty(),
+            !options.expose.is_empty(),
             "port exposing and the container type network mode",
         ),
         (
-            !asked.links.is_empty(),
+            !options.links.is_empty(),
             "container type network can't be used with links. This would result in undefined \
              behavior",
         ),
@@ -216,11 +219,11 @@ fn command(words: &[OsString]) -> Result<Vec<CString>> {
 mod tests {
     use super::*;
 
-    fn asked<'a>(mode: Mode, command: &'a [OsString]) -> Asked<'a> {
-        Asked {
+    fn options<'a>(mode: Mode, command: &'a [OsString]) -> RunOptions<'a> {
+        RunOptions {
             mode: Some(mode),
             command,
-            ..Asked::default()
+            ..RunOptions::default()
         }
     }
 
@@ -229,49 +232,49 @@ mod tests {
         let words = ["true".into()];
         let one = ["80".to_owned()];
         let host = ["a:1.2.3.4".to_owned()];
-        let shared = || asked(Mode::Container("web".into()), &words);
+        let shared = || options(Mode::Container("web".into()), &words);
         let with_dns = Resolver {
             servers: vec!["1.2.3.4".into()],
             ..Resolver::default()
         };
-        for (asked, expected) in [
+        for (options, expected) in [
             (
-                Asked {
+                RunOptions {
                     hostname: Some("x"),
                     ..shared()
                 },
                 "hostname and the network mode",
             ),
             (
-                Asked {
+                RunOptions {
                     dns: with_dns,
                     ..shared()
                 },
                 "dns and the network mode",
             ),
             (
-                Asked {
+                RunOptions {
                     hosts: &host,
                     ..shared()
                 },
                 "custom host-to-IP mapping and the network mode",
             ),
             (
-                Asked {
+                RunOptions {
                     publish: &one,
                     ..shared()
                 },
                 "port publishing and the container type network mode",
             ),
             (
-                Asked {
+                RunOptions {
                     expose: &one,
                     ..shared()
                 },
                 "port exposing and the container type network mode",
             ),
         ] {
-            let error = Plan::new(asked).unwrap_err().to_string();
+            let error = Plan::new(options).unwrap_err().to_string();
             assert_eq!(error, format!("conflicting options: {expected}"));
         }
     }
@@ -280,9 +283,9 @@ mod tests {
     fn ports_without_a_network_are_ignored_with_a_warning() {
         let (words, ports) = (["true".into()], ["80:80".to_owned()]);
         for (mode, name) in [(Mode::Host, "host"), (Mode::None, "none")] {
-            let plan = Plan::new(Asked {
+            let plan = Plan::new(RunOptions {
                 publish: &ports,
-                ..asked(mode, &words)
+                ..options(mode, &words)
             });
             let plan = plan.unwrap();
             let warning = "Published ports are discarded when using";
@@ -298,9 +301,9 @@ mod tests {
     fn names_and_commands_are_checked() {
         let words = ["true".into()];
         let named = |name| {
-            Plan::new(Asked {
+            Plan::new(RunOptions {
                 name: Some(name),
-                ..asked(Mode::None, &words)
+                ..options(Mode::None, &words)
             })
         };
         assert_eq!(named("a.b-c_1").unwrap().name.as_deref(), Some("a.b-c_1"));
@@ -310,15 +313,15 @@ mod tests {
             assert!(error.starts_with("Invalid container name"), "{error}");
         }
         for hostname in ["", "a b", "a\nb", &"x".repeat(65)] {
-            let plan = Plan::new(Asked {
+            let plan = Plan::new(RunOptions {
                 hostname: Some(hostname),
-                ..asked(Mode::None, &words)
+                ..options(Mode::None, &words)
             });
             assert!(plan.is_err(), "{hostname:?}");
         }
-        assert!(Plan::new(asked(Mode::None, &[])).is_err());
-        assert!(Plan::new(asked(Mode::None, &["".into()])).is_err());
-        assert!(Plan::new(asked(Mode::None, &["a\0b".into()])).is_err());
+        assert!(Plan::new(options(Mode::None, &[])).is_err());
+        assert!(Plan::new(options(Mode::None, &["".into()])).is_err());
+        assert!(Plan::new(options(Mode::None, &["a\0b".into()])).is_err());
     }
 
     #[test]
@@ -336,10 +339,10 @@ mod tests {
     #[test]
     fn exposed_ports_are_published_if_all_are() {
         let (words, expose) = (["true".into()], ["80-81/udp".to_owned()]);
-        let plan = Plan::new(Asked {
+        let plan = Plan::new(RunOptions {
             expose: &expose,
             publish_all: true,
-            ..asked(Mode::Networks(Vec::new()), &words)
+            ..options(Mode::Networks(Vec::new()), &words)
         });
         assert_eq!(plan.unwrap().publish.len(), 2);
     }

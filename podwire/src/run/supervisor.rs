@@ -280,18 +280,18 @@ fn write_files(job: &Job, place: &Place, results: &[AddResult]) -> Result<()> {
     let hostname = &job.record.hostname;
     let is_host = job.plan.mode == Mode::Host;
     let node = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let hosts = match is_host {
-        true => {
-            let lines = added.iter().map(|(name, ip)| format!("{ip}\t{name}\n"));
-            node("/etc/hosts") + &lines.collect::<String>()
-        }
-        false => files::hosts(&added, &own, hostname),
+    let hosts = if is_host {
+        let lines = added.iter().map(|(name, ip)| format!("{ip}\t{name}\n"));
+        node("/etc/hosts") + &lines.collect::<String>()
+    } else {
+        files::hosts(&added, &own, hostname)
     };
     let networks: Vec<_> = job.networks.iter().map(|(_, it)| it).collect();
     let dns = &job.record.dns;
-    let resolver = match is_host && *dns == Resolver::default() {
-        true => node("/etc/resolv.conf"),
-        false => resolver::text(dns, &networks, results),
+    let resolver = if is_host && *dns == Resolver::default() {
+        node("/etc/resolv.conf")
+    } else {
+        resolver::text(dns, &networks, results)
     };
     for (name, text) in [
         ("hosts", hosts),

@@ -26,13 +26,14 @@ pub struct Followed {
 }
 
 impl Followed {
-    /// Adds what rules of the node did. The questions of the pod are told apart by their first step.
+    /// Adds what rules of the node did. The first step shows whether it is a question of the pod.
     fn on_node(&mut self, heard: Vec<Step>, port: Option<u16>) {
         for step in heard {
             let asked = |it: &Step| it.packet == step.packet;
-            match step.is_question || self.questions.iter().any(asked) {
-                true => self.questions.push(step),
-                false => self.node.push(step),
+            if step.is_question || self.questions.iter().any(asked) {
+                self.questions.push(step)
+            } else {
+                self.node.push(step)
             }
         }
         keep_one(&mut self.node, port);

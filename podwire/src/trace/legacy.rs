@@ -27,9 +27,10 @@ impl Legacy {
     /// # Errors
     /// Another program has the log.
     pub fn open(is_ipv4: bool) -> anyhow::Result<Option<Self>> {
-        let (names, program) = match is_ipv4 {
-            true => ("/proc/net/ip_tables_names", "iptables-legacy"),
-            false => ("/proc/net/ip6_tables_names", "ip6tables-legacy"),
+        let (names, program) = if is_ipv4 {
+            ("/proc/net/ip_tables_names", "iptables-legacy")
+        } else {
+            ("/proc/net/ip6_tables_names", "ip6tables-legacy")
         };
         if fs::read_to_string(names).unwrap_or_default().is_empty() {
             return Ok(None);

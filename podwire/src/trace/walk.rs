@@ -186,13 +186,14 @@ impl Walk<'_> {
             return;
         };
         let is_pair = output.link.is_kind("veth");
-        let text = match is_pair {
-            true => format!("{pod_end} → {} on the node", host_end.link.name),
+        let text = if is_pair {
+            format!("{pod_end} → {} on the node", host_end.link.name)
+        } else {
             // The parent of a macvlan, for example.
-            false => format!(
+            format!(
                 "{pod_end} → out of {} on the node, beside its rules",
                 host_end.link.name
-            ),
+            )
         };
         self.hops.push(Hop::on(&name, "link", text));
         if !host_end.link.up {
@@ -313,9 +314,10 @@ impl Walk<'_> {
             let key = netlink::sysctl::interface_key("ipv4", name, "rp_filter");
             netlink::sysctl::read(&key).is_ok_and(|it| it != "0")
         };
-        match filters("all") || name.is_some_and(|it| filters(it)) {
-            true => "the source must not come in there (rp_filter)",
-            false => "the source is not one that a host has",
+        if filters("all") || name.is_some_and(|it| filters(it)) {
+            "the source must not come in there (rp_filter)"
+        } else {
+            "the source is not one that a host has"
         }
     }
 

@@ -262,9 +262,10 @@ fn membership(
     if keys.name.is_empty() {
         faults.push(format!("{place}.name: missing"));
     }
-    let default = match assigned {
-        true => flannel::ANNOTATIONS,
-        false => flannel::PREFIX,
+    let default = if assigned {
+        flannel::ANNOTATIONS
+    } else {
+        flannel::PREFIX
     };
     let prefix = keys.prefix.as_deref().unwrap_or(default);
     let prefix = prefix.trim_end_matches('/');

@@ -1,5 +1,5 @@
-//! What the store says, as a stream of news: changes after a list, whatever happens to connections in
-//! between, and whether this node's lease goes on.
+//! The events of a store, as one stream: changes after a list, whatever happens to connections in
+//! between, and whether this node keeps its lease.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 
 /// Something that has happened.
 #[derive(Debug)]
-pub enum News {
+pub enum FeedEvent {
     /// Keys have changed.
     Changes(Vec<Event>),
     /// The keys as they are now. What has changed before is not known.
@@ -48,24 +48,24 @@ pub async fn follow<S: Store>(
     store: Rc<S>,
     prefix: String,
     from: Revision,
-    news: UnboundedSender<News>,
+    events: UnboundedSender<FeedEvent>,
 ) {
     let mut seen = from - 1;
     let mut pause = Pause::new();
     loop {
         let before = seen;
-        let error = match watch(&*store, &prefix, &mut seen, &news).await {
+        let error = match watch(&*store, &prefix, &mut seen, &events).await {
             Error::Compacted => match store.list(&prefix).await {
                 Ok(listing) => {
                     seen = listing.revision;
-                    let _ = news.send(News::Listing(listing));
+                    let _ = events.send(FeedEvent::Listing(listing));
                     continue;
                 }
                 Err(error) => error,
             },
             error => error,
         };
-        let _ = news.send(News::Away(error));
+        let _ = events.send(FeedEvent::Away(error));
         if seen != before {
             pause = Pause::new();
         }
@@ -78,18 +78,18 @@ async fn watch<S: Store>(
     store: &S,
     prefix: &str,
     seen: &mut Revision,
-    news: &UnboundedSender<News>,
+    events: &UnboundedSender<FeedEvent>,
 ) -> Error {
     let mut watch = match store.watch(prefix, *seen + 1).await {
         Ok(watch) => watch,
         Err(error) => return error,
     };
-    let _ = news.send(News::Answers);
+    let _ = events.send(FeedEvent::Answers);
     loop {
         match watch.next().await {
             Ok(changes) => {
                 *seen = changes.revision;
-                let _ = news.send(News::Changes(changes.events));
+                let _ = events.send(FeedEvent::Changes(changes.events));
             }
             Err(error) => return error,
         }
@@ -101,7 +101,7 @@ pub async fn keep<S: Store>(
     store: Rc<S>,
     lease: LeaseId,
     ttl: Duration,
-    news: UnboundedSender<News>,
+    events: UnboundedSender<FeedEvent>,
 ) {
     let mut wait = ttl / 3;
     loop {
@@ -109,15 +109,15 @@ pub async fn keep<S: Store>(
         match store.renew(lease).await {
             Ok(Some(left)) => {
                 wait = left / 3;
-                let _ = news.send(News::Answers);
+                let _ = events.send(FeedEvent::Answers);
             }
             Ok(None) => {
-                let _ = news.send(News::LeaseEnded);
+                let _ = events.send(FeedEvent::LeaseEnded);
                 return;
             }
             Err(error) => {
                 wait = (ttl / 20).min(PAUSES.1);
-                let _ = news.send(News::Away(error));
+                let _ = events.send(FeedEvent::Away(error));
             }
         }
     }

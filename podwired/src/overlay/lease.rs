@@ -230,9 +230,10 @@ pub fn subnet(prefix: &str, kind: BackendType, key: &str) -> Option<Subnet> {
 
 /// The key of a lease.
 pub fn key(prefix: &str, kind: BackendType, subnet: &Subnet) -> String {
-    match kind.has_subnets() {
-        true => format!("{}{subnet}", flannel::leases_prefix(prefix)),
-        false => format!("{}{}", flannel::nodes_prefix(prefix), subnet.v4.ip()),
+    if kind.has_subnets() {
+        format!("{}{subnet}", flannel::leases_prefix(prefix))
+    } else {
+        format!("{}{}", flannel::nodes_prefix(prefix), subnet.v4.ip())
     }
 }
 

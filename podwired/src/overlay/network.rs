@@ -111,9 +111,10 @@ impl<S: Store + 'static> Runner<S> {
     }
 
     fn parse(&self, config: &[u8]) -> Result<Config, String> {
-        match self.network.assigned {
-            true => Config::parse_assigned(config),
-            false => Config::parse(config),
+        if self.network.assigned {
+            Config::parse_assigned(config)
+        } else {
+            Config::parse(config)
         }
     }
 
@@ -183,10 +184,11 @@ impl<S: Store + 'static> Runner<S> {
     fn device(&self, config: &Config, family: Family, held: Option<&Held>) -> Result<Network> {
         let backend = &config.backend;
         let vni = backend.vni;
-        let (mode, name) = match backend.kind.has_subnets() {
-            true => (Mode::L3, device_name(family, vni)),
+        let (mode, name) = if backend.kind.has_subnets() {
+            (Mode::L3, device_name(family, vni))
+        } else {
             // That of the plugin vxlan, which attaches the pods.
-            false => (Mode::L2, format!("vxlan.{vni}")),
+            (Mode::L2, format!("vxlan.{vni}"))
         };
         let overhead = if family == Family::V4 { 50 } else { 70 };
         let name = IfName::parse(&name).with_context(|| format!("device {name}"))?;

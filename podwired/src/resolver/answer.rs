@@ -30,7 +30,7 @@ pub enum Transport {
     Tcp,
 }
 
-/// What is to be done.
+/// What the resolver does with a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The answer is in the buffer.
@@ -369,7 +369,7 @@ fn response_to(message: &Message, code: ResponseCode) -> Message {
     response
 }
 
-/// Encodes a response. What does not fit is left out, and the client told that it is truncated.
+/// Encodes a response. What does not fit is left out, and the flag TC tells the client.
 fn write(response: &Message, limit: u16, out: &mut Vec<u8>) {
     if encode(response, limit, out) {
         return;

@@ -99,9 +99,10 @@ async fn over_tcp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
     let length = stream.read_u16().await?;
     let mut answer = vec![0; usize::from(length)];
     stream.read_exact(&mut answer).await?;
-    match is_answer(query, &answer) {
-        true => Ok(answer),
-        false => Err(io::Error::other("not an answer to the question")),
+    if is_answer(query, &answer) {
+        Ok(answer)
+    } else {
+        Err(io::Error::other("not an answer to the question"))
     }
 }
 

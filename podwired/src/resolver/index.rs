@@ -96,7 +96,7 @@ pub struct Hit<'a> {
     pub data: &'a [StaticData],
 }
 
-/// Who asks.
+/// The client that asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
     /// A container of networks.
@@ -439,9 +439,10 @@ impl Index {
         }
         // A container whose record is not written yet, or that has none.
         nets.extend(here.iter().filter(of_subnet));
-        match nets.is_empty() {
-            true => Client::Stranger,
-            false => Client::Member,
+        if nets.is_empty() {
+            Client::Stranger
+        } else {
+            Client::Member
         }
     }
 

@@ -226,10 +226,13 @@ impl Service {
         let (index, open) = (self.index.borrow(), self.open.borrow());
         let mut all = BTreeSet::new();
         for network in index.networks().map(|it| &it.about) {
-            match network.internal {
-                true => {}
-                false if network.servers.is_empty() => all.extend(self.node.borrow_mut().get()),
-                false => all.extend(network.servers.iter().map(|it| it.0)),
+            if network.internal {
+                continue;
+            }
+            if network.servers.is_empty() {
+                all.extend(self.node.borrow_mut().get());
+            } else {
+                all.extend(network.servers.iter().map(|it| it.0));
             }
         }
         all.retain(|it| !(it.port() == PORT && open.has(it.ip())));
@@ -349,9 +352,10 @@ impl Service {
         let start = Instant::now();
         let answer = ask(&forward.servers, packet, transport).await;
         let mut counters = self.counters.borrow_mut();
-        match answer.get(3).is_some_and(|it| it & 15 == SERVFAIL) {
-            true => counters.failed += 1,
-            false => counters.forwarded += 1,
+        if answer.get(3).is_some_and(|it| it & 15 == SERVFAIL) {
+            counters.failed += 1
+        } else {
+            counters.forwarded += 1
         }
         let micros = start.elapsed().as_micros() as u64;
         counters.forward_time.add(micros, 1);

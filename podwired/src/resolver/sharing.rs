@@ -18,7 +18,7 @@ use tokio::time::sleep;
 
 use super::service::Service;
 use crate::log;
-use crate::overlay::feed::{News, Pause, follow, keep};
+use crate::overlay::feed::{FeedEvent, Pause, follow, keep};
 use crate::overlay::{self, Source, owner};
 
 /// How long the names of a node that has ended stay. An agent that is replaced is back by then.
@@ -161,7 +161,7 @@ impl<S: Store + 'static> Sharing<S> {
         let files = entries.unwrap_or_default().into_iter();
         self.pending = files.map(|it| it.file().to_owned()).collect();
         self.pending.extend(self.own.keys().cloned());
-        let (sender, mut news) = unbounded_channel();
+        let (sender, mut events) = unbounded_channel();
         let (store, prefix) = (Rc::clone(&self.store), self.prefix.clone());
         let from = listing.revision + 1;
         let _tasks = Tasks(vec![
@@ -173,11 +173,11 @@ impl<S: Store + 'static> Sharing<S> {
             let _ = self.publish(lease).await;
             tokio::select! {
                 file = changed.recv() => self.pending.extend(file),
-                item = news.recv() => match item {
-                    Some(News::Changes(events)) => events.into_iter().for_each(|it| self.take(it)),
-                    Some(News::Listing(listing)) => self.take_all(&listing),
-                    Some(News::Answers | News::Away(_)) => {}
-                    Some(News::LeaseEnded) | None => return Ok(()),
+                item = events.recv() => match item {
+                    Some(FeedEvent::Changes(events)) => events.into_iter().for_each(|it| self.take(it)),
+                    Some(FeedEvent::Listing(listing)) => self.take_all(&listing),
+                    Some(FeedEvent::Answers | FeedEvent::Away(_)) => {}
+                    Some(FeedEvent::LeaseEnded) | None => return Ok(()),
                 },
                 () = sleep(RETRY), if !self.pending.is_empty() => {}
             }

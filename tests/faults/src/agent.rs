@@ -1,5 +1,5 @@
-//! An agent with the role `ipam`, for plugins that have accidents. What it knows of addresses tells whether
-//! one of them is left over.
+//! An agent with the role `ipam`, for the plugin under test. Its list of addresses shows whether a fault has
+//! left one assigned.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -74,12 +74,12 @@ impl Agent {
         state["state"]["use"].clone()
     }
 
-    /// Remembers what is in use.
+    /// Records the addresses in use.
     pub fn note(&mut self) {
         self.before = self.addresses();
     }
 
-    /// Whether the same is in use, at once or in a moment.
+    /// Waits until the same addresses are in use as recorded.
     ///
     /// # Errors
     /// When it is not.

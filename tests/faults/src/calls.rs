@@ -145,7 +145,7 @@ pub fn known(name: &str) -> Option<&'static str> {
     known.map(|(_, name)| *name)
 }
 
-/// How a call may fail on a machine that is short of something; empty for those that cannot.
+/// The errors with which a call may fail when a resource runs out; empty for calls that cannot fail.
 pub fn errors(call: &str) -> &'static [Errno] {
     use Errno::*;
     match call {
@@ -178,12 +178,12 @@ pub fn errors(call: &str) -> &'static [Errno] {
     }
 }
 
-/// Whether a program may end without a word because this call failed: memory that there is not cannot be done without.
+/// Whether a program may end without an error message because this call failed: it cannot go on without memory.
 pub fn is_memory(call: &str) -> bool {
     matches!(call, "mmap" | "mremap" | "brk" | "mprotect" | "munmap")
 }
 
-/// Whether the kernel's tables, a file or another process can be another after this call.
+/// Whether this call may change the kernel's tables, a file or another process.
 pub fn tells_others(call: &str) -> bool {
     let calls = [
         "sendto",
@@ -214,7 +214,7 @@ pub fn tells_others(call: &str) -> bool {
     calls.contains(&call)
 }
 
-/// Whether anybody but the process itself can see that this call was made.
+/// Whether another process can notice this call.
 pub fn leaves_a_mark(call: &str) -> bool {
     !matches!(
         call,

@@ -1,4 +1,4 @@
-//! What has accidents.
+//! The chains of plugins that the sweeps run.
 
 use sandbox::{BackEnd, conf};
 use serde_json::{Value, json};
@@ -41,7 +41,7 @@ pub fn all() -> Vec<Chain> {
         },
         Chain {
             in_pod: true,
-            // There is one device, which no other pod can have meanwhile.
+            // There is one device, so no second pod can be attached at the same time.
             cold: true,
             setup: "ip link add dev0 type veth peer name far0",
             // A veth would be deleted. It stands for hardware, which goes to the node under its name in the
@@ -148,7 +148,7 @@ pub fn all() -> Vec<Chain> {
 }
 
 /// Those whose kinds of links this kernel has. The others run in the virtual machine: `tests/vm/run
-/// target/…/faults SCRIPT`, where SCRIPT calls `/tests/100-faults` with the name of a chain.
+/// target/…/faults -- kill vlan`.
 pub fn here() -> Vec<Chain> {
     let runs_here = |chain: &Chain| {
         let plugin = chain.victim["type"].as_str().unwrap_or_default();
@@ -300,7 +300,7 @@ fn leased(chain: Chain) -> Chain {
     }
 }
 
-/// On a node with a wire, and nothing on it that changes by itself.
+/// On a node whose interface has a carrier and no other traffic.
 fn wired(chain: Chain) -> Chain {
     let setup = "sysctl -qw net.ipv6.conf.default.disable_ipv6=1
         ip link add wire type veth peer name far
@@ -350,7 +350,7 @@ fn published(name: &'static str, back_end: BackEnd) -> Chain {
     }
 }
 
-/// The list of most nodes without nf_tables, of which one plugin has the accidents.
+/// The usual list on nodes without nf_tables; faults are injected into one of its plugins.
 fn whole(name: &'static str, victim: usize) -> Chain {
     let back_end = BackEnd::IptablesNft;
     let list = [masqueraded(back_end.name()), portmap(back_end)];

@@ -178,7 +178,7 @@ fn answer(thread: Pid, file: &Path) -> Result<()> {
         TIME => seconds.cast_unsigned(),
         _ => 0,
     };
-    // No call at all.
+    // Number -1: the kernel executes no call.
     registers.orig_rax = u64::MAX;
     ptrace::setregs(thread, registers)?;
     Ok(())
@@ -186,7 +186,7 @@ fn answer(thread: Pid, file: &Path) -> Result<()> {
 
 fn go_on(thread: Pid, signal: Option<Signal>) -> Result<()> {
     match ptrace::cont(thread, signal) {
-        // It was killed meanwhile: waiting will tell.
+        // It was killed in the meantime: the next wait reports that.
         Err(Errno::ESRCH) => Ok(()),
         done => Ok(done?),
     }

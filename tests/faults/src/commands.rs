@@ -1,6 +1,5 @@
-//! Commands of `podwire` that are killed at their system calls: `podwire network` and `podwire run`.
-//! After each accident the same command is given again, or not; then the containers are stopped and
-//! `podwire network prune` leaves the node as it was.
+//! Kills `podwire network` and `podwire run` at their system calls. Every other time the same command
+//! runs again. Then the containers are stopped, and after `podwire network prune` the node must be as before.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,16 +14,16 @@ use crate::glance::{But, Glance};
 use crate::strike::{Deed, Report, Strike};
 use crate::sweep::{Crew, Tally};
 
-/// A command that has accidents.
+/// A command under test.
 #[derive(Clone, Copy, Debug)]
 pub struct Command {
     /// What it is called in findings.
     pub name: &'static str,
-    /// The commands before it, which have none.
+    /// The commands before it, which are not killed.
     before: &'static [&'static str],
     /// Its words.
     victim: &'static str,
-    /// What an error of the same command may say when it is given again: the work was done.
+    /// Errors that are allowed when the command runs again: the first run had already completed the work.
     done: &'static str,
 }
 
@@ -80,7 +79,7 @@ pub const COMMANDS: [Command; 7] = [
     },
 ];
 
-/// Who is killed: all of its processes at once, the first one alone, or the one that makes the call.
+/// Which processes are killed: all at once, only the first one, or the one that makes the call.
 pub const DEEDS: [Deed; 3] = [Deed::KillChain, Deed::KillPlugin, Deed::KillDelegate];
 
 /// The command of that name.
@@ -88,10 +87,10 @@ pub fn named(name: &str) -> Option<Command> {
     COMMANDS.into_iter().find(|it| it.name == name)
 }
 
-/// How much is told of what is left: of a file, its name.
+/// How much of a remaining object is reported: of a file, its name.
 const LONGEST: usize = 150;
 
-/// How long what ends by itself may take: processes of a killed container.
+/// How long processes of a killed container may take to end.
 const MOMENT: Duration = Duration::from_secs(5);
 
 /// A node on which a command is tried again and again.
@@ -126,7 +125,7 @@ impl Command {
         total.into_inner().context("a worker panicked")
     }
 
-    /// The points at which something may be another than at the point before.
+    /// The points before which a call may have changed something.
     fn points(&self, crew: &Crew, deed: Deed, at_most: usize) -> Result<Vec<usize>> {
         let node = Node::new(self)?;
         let watch = Strike {
@@ -144,7 +143,7 @@ impl Command {
             let differs = at == 0 || calls::leaves_a_mark(&report.calls[at - 1].name);
             let is_its_own = deed != Deed::KillDelegate || call.by_delegate;
             if differs && is_its_own {
-                // Only their calls are counted then.
+                // The point counts the calls of these processes alone.
                 points.push(if deed == Deed::KillDelegate {
                     delegates
                 } else {
@@ -221,11 +220,11 @@ impl Command {
 }
 
 impl Node {
-    /// A node on which everything was there once, and is gone.
+    /// A node after one run of everything: what the first run of all leaves is there already.
     fn new(command: &Command) -> Result<Self> {
         let sandbox = Sandbox::new();
         let host = sandbox.host();
-        // Links get no address of the kernel's making: it comes and goes when it pleases.
+        // The kernel assigns no link-local addresses: it does so at any time.
         host.sh("sysctl -qw net.ipv6.conf.default.addr_gen_mode=1");
         let mut node = Self {
             sandbox,

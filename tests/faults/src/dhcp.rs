@@ -52,7 +52,7 @@ impl Dhcp {
         Ok(dhcp)
     }
 
-    /// Another daemon, after whatever became of the one before.
+    /// Starts another daemon; the previous one may have ended or been killed.
     ///
     /// # Errors
     /// When it does not begin to listen.

@@ -1,8 +1,8 @@
-//! Whether a node is still as it was, in two milliseconds: the kernel's own answers to every question that there is,
-//! compared as bytes, without what changes by itself.
+//! Compares the state of a node before and after a fault in two milliseconds: the kernel's dumps, as bytes, without
+//! counters and timers.
 //!
-//! The leak check proper ([`sandbox::Snapshot`]) asks other people's tools and takes fifty times as long. It decides
-//! whenever a glance finds a difference; see [`crate::node::Node::is_clean`].
+//! The leak check ([`sandbox::Snapshot`]) uses independent tools and takes fifty times as long. It decides
+//! when a glance finds a difference; see [`crate::node::Node::is_clean`].
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -19,7 +19,7 @@ use sandbox::Sandbox;
 
 use self::Part::{Drop, Inside, Whole};
 
-/// What may differ.
+/// Allowed differences.
 #[derive(Clone, Debug, Default)]
 pub struct But {
     /// Links of the node, with all that is on them.
@@ -28,7 +28,7 @@ pub struct But {
     pub texts: Vec<String>,
 }
 
-/// What there was.
+/// The state of a node at one moment.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Glance(Vec<Vec<u8>>);
 
@@ -57,7 +57,7 @@ impl Glance {
         })
     }
 
-    /// What only one of both has, for those who wonder why a full look was needed.
+    /// The differences between two states, to explain why a leak check was needed.
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let only = |sign, a: &Self, b: &Self| -> Vec<String> {
             let only = a.0.iter().filter(|fact| b.0.binary_search(fact).is_err());
@@ -154,7 +154,7 @@ fn routing(facts: &mut Facts, but: &But) -> Result<()> {
         if excluded.contains(&number(head, 4)) {
             continue;
         }
-        // A link-local address is looked for duplicates at the kernel's leisure.
+        // The kernel ends duplicate address detection of a link-local address at any time.
         let by_itself = if head[3] == SCOPE_LINK {
             0x40 | 0x04
         } else {

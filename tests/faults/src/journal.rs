@@ -1,4 +1,4 @@
-//! What a sweep has to do and has done; kept on disk if the sweep is to be continued later.
+//! The points of a sweep and their results, on disk if the sweep is to be continued later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use crate::strike::Deed;
 use crate::sweep::{Crew, Point, Sweep, Tally, Verb};
 
-/// A sweep's points, and what came of those that have been played.
+/// The points of a sweep, and the results of those that have run.
 pub struct Journal {
     file: Option<PathBuf>,
-    /// All that there are.
+    /// All points.
     pub points: Vec<Point>,
     done: BTreeMap<usize, Tally>,
 }
@@ -36,9 +36,10 @@ impl Journal {
         };
         fs::create_dir_all(&dir)?;
         let file = dir.join(format!("{}.jsonl", name.replace([' ', ','], "-")));
-        let text = match file.exists() {
-            true => fs::read_to_string(&file)?,
-            false => String::new(),
+        let text = if file.exists() {
+            fs::read_to_string(&file)?
+        } else {
+            String::new()
         };
         let mut lines = text.lines();
         if let Some(plan) = lines.next() {
@@ -57,7 +58,7 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Begins with these points.
+    /// Sets the points, without results.
     ///
     /// # Errors
     /// When that cannot be written.
@@ -70,7 +71,7 @@ impl Journal {
         }
     }
 
-    /// Plays what has not been played.
+    /// Runs the points that have no result yet.
     ///
     /// # Errors
     /// When it cannot be written down.
@@ -98,12 +99,12 @@ impl Journal {
         Ok(())
     }
 
-    /// How many have not been played.
+    /// How many points have no result.
     pub fn left(&self) -> usize {
         self.points.len() - self.done.len()
     }
 
-    /// What came of all.
+    /// The sum of all results.
     pub fn total(&self) -> Tally {
         let mut total = Tally::default();
         self.done.values().for_each(|it| total.add(it.clone()));

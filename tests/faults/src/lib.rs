@@ -1,8 +1,8 @@
-//! Accidents, in every place where they can happen.
+//! Faults, injected at every system call.
 //!
-//! [`tracer`] runs a plugin under ptrace(2) and strikes at one of its system calls; [`sweep`] has one accident after
-//! the other and asks each time whether all is as before; [`chains`] are what has them. [`commands`] are those
-//! of `podwire`. [`storm`] is many at once. [`cluster`] is addresses of a whole cluster, in which everything happens.
+//! [`tracer`] runs a plugin under ptrace(2) and injects a fault at one of its system calls. [`sweep`] injects one fault
+//! after the other into the plugins of [`chains`] and compares the node before and after each. [`commands`] does so with
+//! commands of `podwire`. [`storm`] runs many attachments at once. [`cluster`] hands out addresses of a cluster under faults.
 
 pub mod agent;
 pub mod calls;

@@ -27,12 +27,12 @@ usage: faults kill [CHAIN]...     kill plugins at each of their system calls
        faults trace REPORT DEED POINT -- PROGRAM [ARGUMENT]...
        faults clock FILE -- PROGRAM [ARGUMENT]...
                                   the program's clock is wrong by the seconds in FILE
-FAULTS_AT_MOST=N    tries N points of each accident of each verb
+FAULTS_AT_MOST=N    tries N points of each fault of each verb
 FAULTS_WORKERS=N    uses N nodes at once (2)
 FAULTS_JOURNAL=DIR  keeps there what has been done, and goes on from there
-FAULTS_SECONDS=N    begins no accident after so long; exit status 2 if there are any left
-FAULTS_SEED=N       where chance begins, for storm and cluster
-FAULTS_GLANCES=1    tells what a glance took for a difference
+FAULTS_SECONDS=N    begins no point after so long; exit status 2 if there are any left
+FAULTS_SEED=N       the seed of random choices, for storm and cluster
+FAULTS_GLANCES=1    prints the differences that glances found
 ";
 
 fn main() -> ExitCode {
@@ -86,7 +86,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
     }
 }
 
-/// Those who sweep, as the environment says.
+/// The processes that sweep, by the variables of the environment.
 fn crew(exe: &str) -> Result<Crew<'_>> {
     // Findings are printed once, at the end.
     std::panic::set_hook(Box::new(|_| ()));
@@ -183,9 +183,10 @@ fn kill_commands(names: &[&str]) -> Result<ExitCode> {
         "findings": total.findings.len(),
     });
     say(&summary.to_string());
-    Ok(match total.findings.is_empty() {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
+    Ok(if total.findings.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     })
 }
 
@@ -237,9 +238,10 @@ fn cluster(operations: usize) -> Result<ExitCode> {
         begun.elapsed().as_secs_f64(),
         model.seed
     ));
-    Ok(match outcome.findings.is_empty() {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
+    Ok(if outcome.findings.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     })
 }
 

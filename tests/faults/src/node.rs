@@ -1,4 +1,4 @@
-//! A node with one network, on which one attachment after the other has an accident.
+//! A node with one network. Faults are injected into one attachment after the other.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -17,10 +17,10 @@ use crate::glance::{But, Glance};
 /// An IPAM plugin that is host-local, executed.
 pub const EXECUTED: &str = "executed";
 
-/// How long a glance waits for what is about to go.
+/// How long a glance waits for objects that a child is still deleting.
 const MOMENT: Duration = Duration::from_millis(250);
 
-/// Among so many glances that see nothing, one is made sure of by the leak check.
+/// One in so many glances without a difference is confirmed by the leak check.
 const REGULAR: usize = 25;
 
 /// The interface of every attachment.
@@ -29,13 +29,13 @@ pub const IFNAME: &str = "eth0";
 /// A plugin with what it needs before it.
 #[derive(Clone, Debug)]
 pub struct Chain {
-    /// What reports call it.
+    /// Its name in reports.
     pub name: &'static str,
-    /// What the node has before any of it, as a script.
+    /// A script that prepares the node.
     pub setup: &'static str,
     /// Plugins that have done their ADD before, and are not touched, unless the chain is `whole`.
     pub prefix: Vec<Value>,
-    /// The plugin that has the accidents, with its delegate.
+    /// The plugin into which faults are injected, with its delegate.
     pub victim: Value,
     /// Those after it in the list.
     pub suffix: Vec<Value>,
@@ -111,13 +111,15 @@ impl Node {
         sandbox
             .host()
             .sh("sysctl -qw net.ipv6.conf.default.addr_gen_mode=1");
-        let dhcp = match chain.dhcp {
-            true => Some(Dhcp::start(&sandbox)?),
-            false => None,
+        let dhcp = if chain.dhcp {
+            Some(Dhcp::start(&sandbox)?)
+        } else {
+            None
         };
-        let agent = match chain.agent {
-            true => Some(Agent::start(&sandbox)?),
-            false => None,
+        let agent = if chain.agent {
+            Some(Agent::start(&sandbox)?)
+        } else {
+            None
         };
         sandbox.host().sh(chain.setup);
         let [victim, next, valid] = ["victim", "next", "valid"].map(|name| sandbox.pod(name));
@@ -206,10 +208,11 @@ impl Node {
             "left on a node without accidents: {leases:?}"
         );
         texts.extend(leases);
-        let links = match self.chain.cold {
+        let links = if self.chain.cold {
             // A bridge that is made again has another MAC.
-            true => vec!["cni0"],
-            false => Vec::new(),
+            vec!["cni0"]
+        } else {
+            Vec::new()
         };
         But { links, texts }
     }
@@ -371,7 +374,7 @@ impl Node {
         conf
     }
 
-    /// A call of the plugin that has the accidents.
+    /// A call of the plugin under test.
     pub fn cni(&self) -> Cni {
         self.call(self.program_of(&self.chain.victim))
     }
@@ -395,7 +398,7 @@ impl Node {
              rm -rf /var/lib/cni /run/cni");
     }
 
-    /// Whether accidents happen to a node that has just been set up.
+    /// Whether each point gets a node that has just been set up.
     pub fn is_cold(&self) -> bool {
         self.chain.cold
     }
@@ -449,7 +452,7 @@ impl Node {
         conf::with_valid(&conf, if attached { &list } else { &[] })
     }
 
-    /// Another pod comes, is as it should be, and goes.
+    /// Adds, checks and deletes another pod.
     ///
     /// # Errors
     /// When it cannot.
@@ -468,7 +471,7 @@ impl Node {
         Ok(())
     }
 
-    /// Who was there before is still as it was.
+    /// The pods that existed all the time still pass CHECK.
     pub fn check_valid(&self) {
         if self.valid_result.is_null() {
             return;
@@ -476,10 +479,10 @@ impl Node {
         self.check_all(&self.valid, &self.valid_result);
     }
 
-    /// Whether all is as before the accident.
+    /// Compares the node with its state before the fault.
     ///
     /// # Errors
-    /// With what is not, one a line.
+    /// The differences, one a line.
     pub fn is_clean(&self) -> Result<()> {
         if let Some(agent) = &self.agent {
             agent.is_as_before()?;

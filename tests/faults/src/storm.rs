@@ -15,15 +15,15 @@ use serde_json::{Value, json};
 pub struct Storm {
     /// Attachments that may be there at once, over all networks.
     pub attachments: usize,
-    /// Runtimes at work.
+    /// Runtimes that work at the same time.
     pub workers: usize,
     /// How long.
     pub time: Duration,
-    /// Where chance begins.
+    /// The seed of the random choices.
     pub seed: u64,
 }
 
-/// What came of it.
+/// The results.
 #[derive(Debug, Default)]
 pub struct Weather {
     /// Operations that ended on their own, by verb: how long each took.
@@ -32,7 +32,7 @@ pub struct Weather {
     pub killed: usize,
     /// ADDs that failed with "try again later" (code 11).
     pub later: usize,
-    /// What should not be.
+    /// Failures, one text each.
     pub findings: Vec<String>,
 }
 
@@ -95,10 +95,10 @@ struct Storming<'a> {
 }
 
 impl Storm {
-    /// Lets it rage.
+    /// Runs the storm.
     ///
     /// # Errors
-    /// When the networks do not even work in calm.
+    /// When the networks do not work without load.
     pub fn run(&self) -> Result<Weather> {
         let sandbox = Sandbox::new();
         let host = sandbox.host();
@@ -410,7 +410,7 @@ impl Storming<'_> {
             .id(&slot.id);
         match patience {
             None => call,
-            // It kills the process group: the plugin and whom it has called.
+            // It kills the process group: the plugin and its delegates.
             Some(patience) => {
                 call.under(&["timeout", "-s", "KILL", &patience.as_secs_f64().to_string()])
             }

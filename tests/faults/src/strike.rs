@@ -1,20 +1,20 @@
-//! What a traced program is to suffer, and what is known of it afterwards.
+//! The fault that a traced program gets, and the report about it.
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::calls;
 
-/// What is done.
+/// The kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Deed {
     /// Nothing: calls are listed.
     Watch,
     /// The plugin, its delegates and their helpers are killed at once, as a runtime ends a process group or a node a unit.
     KillChain,
-    /// The plugin alone is killed: whom it has called goes on.
+    /// The plugin alone is killed: its delegates continue.
     KillPlugin,
-    /// Whom the plugin has called is killed; the points are its calls alone.
+    /// The plugin's delegate is killed; the points are the delegate's calls alone.
     KillDelegate,
     /// The DHCP daemon that the plugin asks is killed; the points are its calls alone, from its start to its end.
     KillDaemon,
@@ -36,7 +36,7 @@ pub enum Deed {
 }
 
 impl Deed {
-    /// Whether it is the daemon's accident.
+    /// Whether the fault is the daemon's.
     pub fn is_daemons(self) -> bool {
         matches!(self, Self::KillDaemon | Self::FailDaemon { .. })
     }
@@ -49,7 +49,7 @@ impl Deed {
         }
     }
 
-    /// The same accident with another error.
+    /// The same fault with another error.
     pub fn with(self, choice: usize) -> Self {
         match self {
             Self::Fail { .. } => Self::Fail { choice },
@@ -59,14 +59,14 @@ impl Deed {
     }
 }
 
-/// What is done, and at which call of all threads and processes together, from 1.
+/// A fault, and the call at which it is injected: its number among those of all threads and processes, from 1.
 #[derive(Clone, Copy, Debug)]
 pub struct Strike {
-    /// What.
+    /// The kind of fault.
     pub deed: Deed,
-    /// When.
+    /// The number of the call.
     pub point: usize,
-    /// Only calls of this name count: what another thread does meanwhile does not.
+    /// Only calls of this name are counted, so that other threads do not matter.
     pub call: Option<&'static str>,
 }
 
@@ -126,7 +126,7 @@ impl Strike {
     }
 }
 
-/// Where the strike hit.
+/// Where the fault was injected.
 #[derive(Clone, Debug, Default)]
 pub struct Struck {
     /// The program that was about to call.
@@ -137,7 +137,7 @@ pub struct Struck {
     pub errno: i32,
 }
 
-/// What the tracer saw.
+/// The tracer's report.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Exit status of the plugin; 128 and the signal where one ended it.
@@ -153,11 +153,11 @@ pub struct Report {
 /// A system call that was made.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// Who made it.
+    /// The program that made it.
     pub program: String,
     /// Its name.
     pub name: String,
-    /// Whether the plugin itself made it, or whom it called.
+    /// Whether the plugin itself made it, or its delegate.
     pub by_delegate: bool,
 }
 

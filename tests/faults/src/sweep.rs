@@ -1,4 +1,4 @@
-//! One accident at every point of a verb, and what is to be true afterwards.
+//! Injects one fault at every point of a verb, and checks what must be true afterwards.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use crate::calls;
 use crate::node::{Chain, IFNAME, Node};
 use crate::strike::{Call, Deed, Report, Strike, Struck};
 
-/// A verb that has accidents.
+/// A verb into which faults are injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verb {
     /// ADD
@@ -34,7 +34,7 @@ pub enum Verb {
 /// All of them.
 pub const VERBS: [Verb; 4] = [Verb::Add, Verb::Del, Verb::Check, Verb::Gc];
 
-/// What the runtime does after the accident.
+/// What the runtime does after the fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recovery {
     /// DEL as usual.
@@ -54,43 +54,43 @@ const RECOVERIES: [Recovery; 4] = [
     Recovery::Gc,
 ];
 
-/// Verbs of a chain, and what is done to them.
+/// A chain, its verbs, and the faults for them.
 #[derive(Clone)]
 pub struct Sweep {
     /// The chain.
     pub chain: Chain,
     /// The verbs.
     pub verbs: Vec<Verb>,
-    /// The accidents; the choices of [`Deed::Fail`] are gone through.
+    /// The kinds of fault; of [`Deed::Fail`], every error.
     pub deeds: Vec<Deed>,
-    /// Not more than so many points of each accident of each verb, spread over all.
+    /// At most so many points of each fault and verb, spread over all.
     pub at_most: Option<usize>,
 }
 
-/// Who does it.
+/// The processes that sweep.
 pub struct Crew<'a> {
-    /// The program that traces.
+    /// This program, which also traces.
     pub exe: &'a str,
-    /// On so many nodes at once.
+    /// The number of nodes at once.
     pub workers: usize,
-    /// No accident begins after this.
+    /// No point begins after this.
     pub until: Option<Instant>,
 }
 
-/// What came of sweeps.
+/// The results of sweeps.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
-    /// Accidents that happened.
+    /// Faults that were injected.
     pub points: usize,
-    /// Runs that ended before the accident could happen.
+    /// Runs that ended before the fault could be injected.
     pub missed: usize,
-    /// Failed calls that the plugin could do without.
+    /// Failed calls after which the verb succeeded.
     pub harmless: usize,
-    /// Plugins that ended without a word for want of memory, or before they began.
+    /// Plugins that ended without an error message because memory was short, or before `main`.
     pub aborted: usize,
-    /// Leak checks by other people's tools: a glance had found a difference, or it was time.
+    /// Leak checks with independent tools: after a glance with a difference, or after a number of glances.
     pub full_looks: usize,
-    /// What should not be: one text each.
+    /// Failures, one text each.
     pub findings: Vec<String>,
 }
 
@@ -134,14 +134,14 @@ impl Tally {
     }
 }
 
-/// One accident.
+/// One fault.
 #[derive(Clone, Copy, Debug)]
 pub struct Point {
-    /// Of which verb.
+    /// The verb.
     pub verb: Verb,
-    /// What happens, and when.
+    /// The fault, and its point.
     pub strike: Strike,
-    /// What the runtime does then.
+    /// What the runtime does afterwards.
     pub recovery: Recovery,
 }
 
@@ -172,10 +172,10 @@ impl Point {
 }
 
 impl Sweep {
-    /// Has all accidents.
+    /// Runs all points.
     ///
     /// # Errors
-    /// When a verb does not work without accidents.
+    /// When a verb does not work without faults.
     pub fn run(&self, crew: &Crew) -> Result<Tally> {
         let points = self.points(crew.exe)?;
         let total = Mutex::new(Tally::default());
@@ -185,7 +185,7 @@ impl Sweep {
         total.into_inner().context("a worker panicked")
     }
 
-    /// Has these accidents; `done` gets each one's number among them and what came of it.
+    /// Runs these points; `done` gets each one's number among them and its result.
     pub fn play(&self, crew: &Crew, points: &[Point], done: impl Fn(usize, Tally) + Sync) {
         let next = AtomicUsize::new(0);
         scope(|scope| {
@@ -195,10 +195,10 @@ impl Sweep {
         });
     }
 
-    /// Sees what calls the verbs make, and chooses among them.
+    /// Lists the calls of the verbs, and chooses points among them.
     ///
     /// # Errors
-    /// When a verb does not work without accidents.
+    /// When a verb does not work without faults.
     pub fn points(&self, exe: &str) -> Result<Vec<Point>> {
         let node = Node::new(&self.chain)?;
         let watch = Strike {
@@ -238,7 +238,7 @@ impl Sweep {
         Ok(points)
     }
 
-    /// From the first to the last, as evenly as whole numbers allow; never one error or one way to recover alone.
+    /// From the first to the last, evenly; always of several errors and ways to recover.
     fn spread(&self, all: &[Point]) -> Vec<Point> {
         let Some(limit) = self.at_most.filter(|limit| *limit < all.len()) else {
             return all.to_vec();
@@ -248,15 +248,16 @@ impl Sweep {
         chosen.collect()
     }
 
-    /// Every point; where the state of the machine is another than at the point before, in every way.
+    /// Every point; where the previous call may have changed the machine, with every way to recover.
     fn candidates(&self, verb: Verb, deed: Deed, calls: &[Call]) -> Vec<Point> {
         let recoveries = self.recoveries(verb, deed);
         let mut all = Vec::new();
         let mut delegates = 0;
-        // Before it has its leases, a daemon has neither changed nor promised anything.
-        let begin = match deed.is_daemons() {
-            true => calls.iter().position(|call| call.name == "flock"),
-            false => None,
+        // Before a daemon has loaded its leases, it has neither changed nor promised anything.
+        let begin = if deed.is_daemons() {
+            calls.iter().position(|call| call.name == "flock")
+        } else {
+            None
         };
         let fails = deed.choice().is_some();
         for (at, call) in calls.iter().enumerate().skip(begin.unwrap_or_default()) {
@@ -281,13 +282,14 @@ impl Sweep {
                 },
                 recovery: *recovery,
             };
-            let ways = match fails {
-                true => calls::errors(&call.name).len(),
-                false => 1,
+            let ways = if fails {
+                calls::errors(&call.name).len()
+            } else {
+                1
             };
-            // What a program of the system makes of its own troubles is its affair; that it dies is among the kills.
+            // How a program of the system handles failed calls is not tested; that it is killed is.
             let helper = HELPERS.contains(&call.program.as_str());
-            // Who is killed here finds what was there at the call before, unless that one changed something.
+            // A kill at this call equals one at the previous call, unless the previous call changed something.
             let differs = at == 0 || calls::leaves_a_mark(&calls[at - 1].name);
             if fails && helper {
                 continue;
@@ -297,7 +299,7 @@ impl Sweep {
             if at > 0 && is_reset(call) && is_reset(&calls[at - 1]) {
                 continue;
             }
-            // Of its hundreds of calls most are those of any program that starts: these are tried now and then, and all after which something may be another.
+            // Most of its hundreds of calls are those of any program that starts: a sample of these is tried, and all calls after one that may have changed something.
             let tells = at == 0 || calls::tells_others(&calls[at - 1].name);
             if helper && !tells && !at.is_multiple_of(SOME) {
                 continue;
@@ -316,9 +318,10 @@ impl Sweep {
     /// How the runtime recovers: after a call that only failed, it still has all its data.
     fn recoveries(&self, verb: Verb, deed: Deed) -> Vec<Recovery> {
         let knows_all = deed.choice().is_some() || deed == Deed::KillDelegate;
-        let all = match knows_all || verb == Verb::Check {
-            true => &RECOVERIES[..1],
-            false => &RECOVERIES,
+        let all = if knows_all || verb == Verb::Check {
+            &RECOVERIES[..1]
+        } else {
+            &RECOVERIES
         };
         let possible = |it: &&Recovery| !(self.chain.in_pod && **it == Recovery::DelElsewhere);
         all.iter().filter(possible).copied().collect()
@@ -364,7 +367,7 @@ impl Sweep {
         }
     }
 
-    /// One point; the node if it is as good as before.
+    /// Runs one point. Returns the node if it is as before.
     fn one(&self, exe: &str, node: Node, point: Point, tally: &mut Tally) -> Option<Node> {
         let mut at = None;
         let before = node.looks();
@@ -389,7 +392,7 @@ impl Sweep {
             at.map_or_else(String::new, |at| at.to_string()),
             point.recovery
         ));
-        // What is left would be found again and again: the next one gets another node.
+        // What is left would be found again at the next point, which therefore gets another node.
         None
     }
 }
@@ -410,23 +413,23 @@ fn text(panic: &(dyn Any + Send)) -> String {
         .unwrap_or_default()
 }
 
-/// A node, and the verb that has its accident there.
+/// A node, and the verb into which a fault is injected there.
 struct Scene<'a> {
     node: &'a Node,
     exe: &'a str,
     verb: Verb,
-    /// It is not the plugin's accident, but that of the daemon that it asks.
+    /// The fault is not the plugin's, but that of its daemon.
     of_daemon: bool,
 }
 
 impl Scene<'_> {
-    /// The whole story of one point.
+    /// Everything that happens at one point.
     fn play(&self, point: Point, tally: &mut Tally, at: &mut Option<Struck>) -> Result<()> {
         let (report, outcome) = self.accident(point.strike)?;
         *at = report.struck.clone();
         let no_memory = |struck: &Struck| calls::is_memory(&struck.call);
         let excused = outcome.code() == ABORTED && at.as_ref().is_some_and(no_memory);
-        // The standard library's own opinion of a directory that cannot be closed, which no kernel says.
+        // The standard library panics when a directory cannot be closed; no kernel reports that.
         let closedir = "unexpected error during closedir";
         let closedir = outcome.stderr().contains(closedir) || outcome.stdout().contains(closedir);
         let panicked = outcome.stderr().contains("panicked at");
@@ -510,7 +513,7 @@ impl Scene<'_> {
         }
     }
 
-    /// The service manager starts a daemon again that has had an accident.
+    /// The service manager restarts a daemon into which a fault was injected.
     fn revive(&self) -> Result<()> {
         match &self.node.dhcp {
             Some(dhcp) if self.of_daemon && !dhcp.listens() => dhcp.restart(),
@@ -518,7 +521,7 @@ impl Scene<'_> {
         }
     }
 
-    /// Attaches without an accident; the configuration as the runtime sends it from then on.
+    /// Attaches without a fault. Returns the configuration as the runtime sends it from then on.
     fn added(&self, conf: &Value) -> Value {
         let node = self.node;
         let added = node.cni().add(conf, &node.victim, IFNAME);
@@ -526,7 +529,7 @@ impl Scene<'_> {
         conf::with_prev(conf, &result)
     }
 
-    /// Whether the plugin lived to say how it went; what it says must be sound then.
+    /// Whether the plugin has answered; checks its answer.
     fn answered(
         &self,
         outcome: &Outcome,
@@ -560,7 +563,7 @@ impl Scene<'_> {
         Ok(true)
     }
 
-    /// What a verb that says it succeeded must have done.
+    /// Checks what a verb that has succeeded must have done.
     fn succeeded(&self, outcome: &Outcome, result: Option<&Value>) -> Result<()> {
         let node = self.node;
         match self.verb {
@@ -581,7 +584,7 @@ impl Scene<'_> {
         Ok(())
     }
 
-    /// The runtime goes on with its list if it may. Returns the result that it then remembers.
+    /// The runtime continues with its list if the plugin has succeeded. Returns the result that it stores.
     fn goes_on(&self, outcome: &Outcome) -> Option<Value> {
         let node = self.node;
         match (self.verb, outcome.code()) {
@@ -598,7 +601,7 @@ impl Scene<'_> {
         self.recover(self.goes_on(outcome).as_ref(), recovery)
     }
 
-    /// The runtime cleans up; then nothing is left and the next one can come.
+    /// The runtime cleans up. Then nothing must be left, and the next pod can be added.
     fn recover(&self, result: Option<&Value>, recovery: Recovery) -> Result<()> {
         let node = self.node;
         let conf = node.conf(&node.victim);
@@ -627,7 +630,7 @@ impl Scene<'_> {
     }
 }
 
-/// The code of what may pass.
+/// The error code for temporary failures.
 const TRY_AGAIN: u64 = 11;
 
 /// How a shell tells of SIGABRT, which a Rust program without memory ends with.
@@ -648,7 +651,7 @@ const HELPERS: [&str; 10] = [
     "modprobe",
 ];
 
-/// How often a point is tried again that was not met: of two threads or processes, now one and now the other comes first.
+/// How often a point that was not reached is tried again: the order of two threads or processes varies.
 const AGAIN: usize = 6;
 
 /// Of the calls of a system program that have no effect outside of it, one in this many is tried.
@@ -662,7 +665,7 @@ fn begins(strike: Strike) -> bool {
 /// Whether an error contains the kernel's error.
 fn names_cause(message: &str, struck: &Struck) -> bool {
     if HELPERS.contains(&struck.program.as_str()) {
-        // In its own words.
+        // The texts that replace the kernel's.
         return true;
     }
     let errno = Errno::from_raw(struck.errno);
@@ -673,7 +676,7 @@ fn names_cause(message: &str, struck: &Struck) -> bool {
             .next()
             .unwrap_or_default()
             .to_owned(),
-        // What cannot be looked at in one directory is looked for in the next.
+        // If one directory cannot be searched, the next one is.
         "failed to find plugin".to_owned(),
         errno.desc().to_lowercase(),
         format!("({})", struck.errno),
@@ -694,7 +697,7 @@ fn names_cause(message: &str, struck: &Struck) -> bool {
     texts.iter().any(|text| message.contains(text))
 }
 
-/// How often each text is among `findings`, its numbers aside.
+/// How often each text is among `findings`, without its numbers.
 pub fn grouped(findings: &[String]) -> BTreeMap<String, usize> {
     let mut groups = BTreeMap::new();
     for finding in findings {

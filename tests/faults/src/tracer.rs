@@ -1,8 +1,8 @@
-//! Runs a program under ptrace(2) with all its threads and children, and strikes at one of its system calls: kills, or
-//! lets the call fail.
+//! Runs a program under ptrace(2) with all its threads and children, and injects a fault at one of its system calls: kills
+//! processes, or makes the call fail.
 //!
-//! A process of its own (`faults trace …`) stands between the test and the plugin as strace would, so that it may wait for
-//! whatever there is to wait for. The plugin keeps the test's standard streams.
+//! A separate process (`faults trace …`) runs between the test and the plugin, as strace does, so that it can wait for every
+//! child. The plugin keeps the test's standard streams.
 
 // SAFETY of the one `unsafe`: see `start`.
 #![allow(unsafe_code)]
@@ -25,7 +25,7 @@ use nix::unistd::Pid;
 use crate::calls;
 use crate::strike::{Call, Deed, Report, Strike, Struck};
 
-/// Runs `argv` and strikes as `strike` says. Returns what there is to report; its status is the program's.
+/// Runs `argv` and injects the fault `strike`. Returns a report with the status of the program.
 ///
 /// # Errors
 /// When the program cannot be started or followed.
@@ -46,7 +46,7 @@ pub fn run(argv: &[String], strike: Strike) -> Result<Report> {
     Ok(tracer.report)
 }
 
-/// Starts a program that has itself traced, and waits until it stands before its first instruction.
+/// Starts a program under trace, and waits until it has stopped before its first instruction.
 ///
 /// # Errors
 /// When it cannot be started, or does not stop.
@@ -94,7 +94,7 @@ struct Tracer {
     /// What a thread's call is to return when it does.
     pending: HashMap<Pid, u64>,
     report: Report,
-    /// The strike has been made, or never will.
+    /// The fault was injected, or cannot be any more.
     over: bool,
 }
 
@@ -153,7 +153,7 @@ impl Tracer {
         go_on(thread, None)
     }
 
-    /// Counts a call; whether it is the one to strike at.
+    /// Counts a call. Returns whether it is the one for the fault.
     fn is_the_one(&mut self, thread: Pid, call: &str) -> bool {
         if self.over {
             return false;
@@ -199,7 +199,7 @@ impl Tracer {
             }
             Deed::KillDelegate => end(process),
             Deed::Pause { milliseconds } => {
-                // Whoever makes a call meanwhile waits for us.
+                // A thread that makes a call at this time waits for the tracer.
                 sleep(Duration::from_millis(milliseconds));
                 go_on(thread, None)?;
             }
@@ -216,7 +216,7 @@ impl Tracer {
         Ok(())
     }
 
-    /// Has the call that `thread` is about to make fail.
+    /// Makes the call that `thread` is about to make fail.
     fn refuse(&mut self, thread: Pid, call: &str, errno: Errno) -> Result<()> {
         // A close that fails has closed nevertheless (close(2)).
         if call != "close" {
@@ -225,7 +225,7 @@ impl Tracer {
             ptrace::setregs(thread, registers)?;
         }
         let value = match call {
-            // It returns where the break is now, which glibc takes for too little.
+            // It returns the current break, which glibc takes as a failure.
             "brk" => 0,
             _ => errno.negated(),
         };
@@ -270,7 +270,7 @@ fn end(process: Pid) {
 
 fn go_on(thread: Pid, signal: Option<Signal>) -> Result<()> {
     match ptrace::syscall(thread, signal) {
-        // It was killed meanwhile: waiting will tell.
+        // It was killed in the meantime: the next wait reports that.
         Err(Errno::ESRCH) => Ok(()),
         done => Ok(done?),
     }

@@ -405,15 +405,14 @@ fn an_interface_renamed_in_the_pod_goes_with_del_and_with_gc() {
         pod.sh("ip link set eth0 down; ip link set eth0 name lan0");
         let message = node.check(&pod, &result).expect_err("eth0 is gone");
         assert!(message.contains("eth0"), "{message}");
-        match gc {
-            true => {
-                _ = node
-                    .sandbox
-                    .cni("bridge")
-                    .gc(&conf::with_valid(&node.conf, &[]))
-                    .silent()
-            }
-            false => node.del(&pod),
+        if gc {
+            _ = node
+                .sandbox
+                .cni("bridge")
+                .gc(&conf::with_valid(&node.conf, &[]))
+                .silent()
+        } else {
+            node.del(&pod)
         }
         assert_eq!(pod.links(), ["lo"], "gc {gc}");
         assert_eq!(node.reserved(), []);
@@ -440,22 +439,19 @@ fn deleting_the_namespace_first_leaves_only_what_del_or_gc_remove() {
         let pod = node.sandbox.pod("gone");
         node.add(&pod);
         node.sandbox.remove_pod(&pod);
-        match gc {
-            true => {
-                _ = node
-                    .sandbox
-                    .cni("bridge")
-                    .gc(&conf::with_valid(&node.conf, &[]))
-                    .silent()
-            }
-            false => {
-                _ = node
-                    .sandbox
-                    .cni("bridge")
-                    .netns("")
-                    .del(&node.conf, &pod, "eth0")
-                    .silent()
-            }
+        if gc {
+            _ = node
+                .sandbox
+                .cni("bridge")
+                .gc(&conf::with_valid(&node.conf, &[]))
+                .silent()
+        } else {
+            _ = node
+                .sandbox
+                .cni("bridge")
+                .netns("")
+                .del(&node.conf, &pod, "eth0")
+                .silent()
         }
         snapshot.assert_unchanged();
     }

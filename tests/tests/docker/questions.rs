@@ -130,9 +130,10 @@ fn answers<S: Site>(mut site: S, server: Running) -> Vec<String> {
                 let said = answer(&site, &words, &containers);
                 let asked = name_asked(&words);
                 let leaks = |it: &Running| it.output().contains(&format!("] {asked} from "));
-                answers.push(match server.as_ref().is_some_and(leaks) {
-                    true => format!("{said}, asked outside"),
-                    false => said,
+                answers.push(if server.as_ref().is_some_and(leaks) {
+                    format!("{said}, asked outside")
+                } else {
+                    said
                 });
             }
             Lifetime(_, name) => {

@@ -271,9 +271,12 @@ fn a_note_that_cannot_be_removed_has_del_and_gc_called_again() {
             let each = "for f in $(find /run/podwire -type f -path '*masquerade-*'); do";
             let host = sandbox.host();
             host.sh(&format!("{each} mount --bind /etc/hostname $f; done"));
-            let call = || match gc {
-                false => bridge().del(&conf, &pod, "eth0"),
-                true => bridge().gc(&valid_none),
+            let call = || {
+                if gc {
+                    bridge().gc(&valid_none)
+                } else {
+                    bridge().del(&conf, &pod, "eth0")
+                }
             };
             let error = call().error();
             let message = error.msg + &error.details;

@@ -188,13 +188,10 @@ fn networks_and_containers_whose_joined_names_are_equal_keep_their_masquerade() 
                 }
                 let [(a, ..), (b, ..)] = &pods;
                 node.host().sh("rm -rf /run/podwire");
-                match by_gc {
-                    true => {
-                        node.cni("bridge").gc(&conf::with_valid(&one, &[])).silent();
-                    }
-                    false => {
-                        node.cni("bridge").id("1x").del(&one, a, "eth0").silent();
-                    }
+                if by_gc {
+                    node.cni("bridge").gc(&conf::with_valid(&one, &[])).silent();
+                } else {
+                    node.cni("bridge").id("1x").del(&one, a, "eth0").silent();
                 }
                 assert_masqueraded(&node, b);
                 node.cni("bridge").id("1x").del(&one, a, "eth0").silent();

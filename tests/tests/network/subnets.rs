@@ -52,7 +52,7 @@ fn the_nodes_routes_are_avoided() {
             &node.network(&["create", "--subnet", "10.208.0.0/24", "n"]),
             "10.208.0.0/24 overlaps with 10.208.0.0/25, which is on this node's interface lan",
         );
-        // A longer way is not the network's business, but it is said.
+        // A longer path is no fault of the network, but it is reported.
         let done = node.network(&["create", "--subnet", "10.208.2.0/24", "n"]);
         assert!(
             done.code == 0 && done.stderr.contains("warning: 10.208.2.0/24 overlaps with"),

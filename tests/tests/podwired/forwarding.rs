@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::WHY;
 use super::names_node::{Names, record};
 
-/// A server in Perl that fails as it is told to: it answers with a code, not at all, or first with
+/// A server in Perl that fails as its arguments say: it answers with a code, not at all, or first with
 /// what is no answer to the question.
 const FAILING: &str = r#"
 use IO::Socket::INET;

@@ -219,10 +219,11 @@ fn states(node: &Node) -> Vec<&'static str> {
     let has = node
         .host()
         .sh("modprobe -q br_netfilter || :; ls /proc/sys/net 2>/dev/null");
-    match has.lines().any(|name| name == "bridge") {
-        true => vec!["1", "0"],
+    if has.lines().any(|name| name == "bridge") {
+        vec!["1", "0"]
+    } else {
         // Without the module it is as with 0, for ever.
-        false => vec![""],
+        vec![""]
     }
 }
 

@@ -153,10 +153,7 @@ fn pods_of_the_go_plugins_are_deleted_by_ours_whatever_the_back_end() {
                 cni("portmap")
                     .check(&conf::with_prev(&ports, &result), &pod, "eth0")
                     .silent();
-                let path = match netns {
-                    true => pod.path(),
-                    false => String::new(),
-                };
+                let path = if netns { pod.path() } else { String::new() };
                 if !netns {
                     node.sandbox.remove_pod(&pod);
                 }

@@ -286,7 +286,7 @@ fn a_port_that_forwards_needs_no_route() {
     netlink.delete_multicast_route(&port).unwrap();
     assert_eq!(routes("veth1a2b3c4d"), serde_json::json!([]));
     assert_ne!(routes("cni0"), serde_json::json!([]));
-    // It may be gone already.
+    // To delete a route that is gone is no error.
     netlink.delete_multicast_route(&port).unwrap();
 }
 

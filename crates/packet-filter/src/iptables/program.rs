@@ -201,9 +201,10 @@ impl Program {
         let wait = self.lock_wait.to_string();
         let arguments = ["--noflush", "--wait", &wait];
         let text = transaction.to_string();
-        let output = match transaction.deletes() {
-            true => execute_deletion(&self.restore, &arguments, &text),
-            false => execute(&self.restore, &arguments, &text),
+        let output = if transaction.deletes() {
+            execute_deletion(&self.restore, &arguments, &text)
+        } else {
+            execute(&self.restore, &arguments, &text)
         };
         let output = output.map_err(|error| Refused { line: None, error })?;
         if output.status.success() {

@@ -43,7 +43,7 @@ pub(super) struct Import {
     sources: Vec<PathBuf>,
 }
 
-/// A pool of whereabouts, as far as it says who has what.
+/// A pool of whereabouts: its allocations.
 #[derive(Deserialize)]
 struct IpPool {
     spec: Spec,
@@ -75,9 +75,10 @@ impl Import {
     pub(super) fn run(&self, agent: &Agent, output: &Output) -> Result<Verdict> {
         let mut found: Vec<Found> = Vec::new();
         for source in &self.sources {
-            let read = match source.is_dir() {
-                true => self.host_local(source),
-                false => self.whereabouts(source),
+            let read = if source.is_dir() {
+                self.host_local(source)
+            } else {
+                self.whereabouts(source)
             };
             found.extend(read.with_context(|| format!("read {}", source.display()))?);
         }

@@ -10,7 +10,7 @@ use containers::{Attacher, Container, Record, Wanted};
 use networks::NetworkList;
 
 use crate::commands::{Verdict, run, sweep};
-use crate::options::{CacheDir, ConfDir, PluginDirs, derived_id};
+use crate::options::{Directories, derived_id};
 use crate::output::Output;
 use crate::run::links::{Link, Linked};
 use crate::run::mode::{Endpoint, First};
@@ -58,11 +58,7 @@ pub struct Connect {
     )]
     gw_priority: i64,
     #[command(flatten)]
-    conf: ConfDir,
-    #[command(flatten)]
-    plugins: PluginDirs,
-    #[command(flatten)]
-    cache: CacheDir,
+    dirs: Directories,
     /// Name or id of the network
     network: String,
     /// The container
@@ -81,11 +77,11 @@ Examples:
 
 impl Connect {
     pub fn run(&self, _: &Output) -> Result<Verdict> {
-        sweep(&self.cache);
+        sweep(&self.dirs.cache);
         let dirs = Dirs {
-            conf: self.conf.conf_dir.clone(),
-            plugins: self.plugins.all(),
-            cache: self.cache.dir().to_owned(),
+            conf: self.dirs.conf.conf_dir.clone(),
+            plugins: self.dirs.plugins.all(),
+            cache: self.dirs.cache.dir().to_owned(),
         };
         let attacher = Attacher::new(&dirs.cache, &dirs.conf, dirs.plugins.clone());
         let container = Container::find(&self.container, &attacher.cache, derived_id)?;

@@ -10,7 +10,7 @@ use networks::named::Catalogue;
 
 use super::connect::must_have_networks;
 use crate::commands::{Verdict, sweep};
-use crate::options::{CacheDir, ConfDir, PluginDirs, derived_id};
+use crate::options::{Directories, derived_id};
 use crate::output::Output;
 use crate::run::{files, resolver};
 
@@ -25,11 +25,7 @@ pub struct Disconnect {
     #[arg(short, long)]
     force: bool,
     #[command(flatten)]
-    conf: ConfDir,
-    #[command(flatten)]
-    plugins: PluginDirs,
-    #[command(flatten)]
-    cache: CacheDir,
+    dirs: Directories,
     /// Name or id of the network
     network: String,
     /// The container
@@ -45,9 +41,9 @@ Examples:
 
 impl Disconnect {
     pub fn run(&self, _: &Output) -> Result<Verdict> {
-        sweep(&self.cache);
-        let conf_dir = &self.conf.conf_dir;
-        let attacher = Attacher::new(self.cache.dir(), conf_dir, self.plugins.all());
+        sweep(&self.dirs.cache);
+        let conf_dir = &self.dirs.conf.conf_dir;
+        let attacher = Attacher::new(self.dirs.cache.dir(), conf_dir, self.dirs.plugins.all());
         let container = match Container::find(&self.container, &attacher.cache, derived_id) {
             Err(_) if self.force => return Ok(Verdict::Good),
             found => found?,

@@ -9,7 +9,7 @@ use networks::named::{Origin, Store};
 use crate::commands::{Verdict, sweep};
 use crate::network::filter::{Facts, Filter, PRUNE};
 use crate::network::{Attached, Removal, complete, created};
-use crate::options::{CacheDir, ConfDir, PluginDirs};
+use crate::options::Directories;
 use crate::output::{Output, print};
 use crate::progress::Progress;
 
@@ -27,11 +27,7 @@ pub struct Prune {
     #[arg(long, value_name = "KEY=VALUE")]
     filter: Vec<String>,
     #[command(flatten)]
-    conf: ConfDir,
-    #[command(flatten)]
-    plugins: PluginDirs,
-    #[command(flatten)]
-    cache: CacheDir,
+    dirs: Directories,
 }
 
 impl Prune {
@@ -40,14 +36,14 @@ impl Prune {
         if !self.force {
             confirm()?;
         }
-        sweep(&self.cache);
-        let store = Store::open(&self.conf.conf_dir)?;
+        sweep(&self.dirs.cache);
+        let store = Store::open(&self.dirs.conf.conf_dir)?;
         complete(&store)?;
-        let cache = self.cache.open();
+        let cache = self.dirs.cache.open();
         let removal = Removal {
             store: &store,
             cache: &cache,
-            plugin_dirs: self.plugins.all(),
+            plugin_dirs: self.dirs.plugins.all(),
         };
         let (mut removed, mut failed) = (Vec::new(), false);
         let networks = store.catalogue()?.networks;

@@ -6,7 +6,7 @@ use networks::named::{LookupError, Store};
 
 use crate::commands::{Verdict, sweep};
 use crate::network::{Removal, complete};
-use crate::options::{CacheDir, ConfDir, PluginDirs};
+use crate::options::Directories;
 use crate::output::{Output, print};
 
 /// Remove networks: their configurations, bridges, rules and reservations.
@@ -23,22 +23,18 @@ pub struct Rm {
     #[arg(short, long)]
     force: bool,
     #[command(flatten)]
-    conf: ConfDir,
-    #[command(flatten)]
-    plugins: PluginDirs,
-    #[command(flatten)]
-    cache: CacheDir,
+    dirs: Directories,
 }
 
 impl Rm {
     pub fn run(&self, _: &Output) -> Result<Verdict> {
-        sweep(&self.cache);
-        let store = Store::open(&self.conf.conf_dir)?;
+        sweep(&self.dirs.cache);
+        let store = Store::open(&self.dirs.conf.conf_dir)?;
         complete(&store)?;
         let removal = Removal {
             store: &store,
-            cache: &self.cache.open(),
-            plugin_dirs: self.plugins.all(),
+            cache: &self.dirs.cache.open(),
+            plugin_dirs: self.dirs.plugins.all(),
         };
         let mut all_removed = true;
         for word in &self.networks {

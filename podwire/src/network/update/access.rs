@@ -44,9 +44,10 @@ impl Edit<'_> {
         }
         let access = Access {
             // The modes of an internal network have no meaning, and come back with the way out.
-            modes: match access.internal {
-                true => [None, None],
-                false => access.modes.clone(),
+            modes: if access.internal {
+                [None, None]
+            } else {
+                access.modes.clone()
             },
             ..access
         };

@@ -14,7 +14,7 @@ use tokio::task::{JoinHandle, spawn_local};
 
 use super::Runner;
 use crate::log;
-use crate::overlay::feed::{self, News};
+use crate::overlay::feed::{self, FeedEvent};
 use crate::overlay::kernel::{Direct, Id, Report, Wanted};
 use crate::overlay::lease::{self, Held, Node};
 use crate::overlay::{files, peers};
@@ -37,7 +37,7 @@ struct Session<'a, S> {
     /// The keys of all leases as they are in the store, but for this node's.
     leases: BTreeMap<Subnet, Lease>,
     reports: UnboundedSender<Report>,
-    news: UnboundedSender<News>,
+    events: UnboundedSender<FeedEvent>,
     _follower: Task,
     keeper: Option<Task>,
 }
@@ -54,11 +54,11 @@ pub async fn follow<S: Store + 'static>(
     held: Held,
     listing: &Listing,
 ) -> Result<String> {
-    let (news, mut inbox) = unbounded_channel();
+    let (events, mut inbox) = unbounded_channel();
     let (reports, mut reported) = unbounded_channel();
     let prefix = format!("{}/", runner.network.prefix);
     let from = listing.revision + 1;
-    let follower = feed::follow(Rc::clone(&runner.store), prefix, from, news.clone());
+    let follower = feed::follow(Rc::clone(&runner.store), prefix, from, events.clone());
     let mut session = Session {
         runner,
         config,
@@ -66,7 +66,7 @@ pub async fn follow<S: Store + 'static>(
         held,
         leases: BTreeMap::new(),
         reports,
-        news,
+        events,
         _follower: Task(spawn_local(follower)),
         keeper: None,
     };
@@ -90,17 +90,18 @@ impl<S: Store + 'static> Session<'_, S> {
         let held = &self.held;
         self.keeper = held.lease.map(|lease| {
             let store = Rc::clone(&runner.store);
-            let keep = feed::keep(store, lease, runner.network.ttl, self.news.clone());
+            let keep = feed::keep(store, lease, runner.network.ttl, self.events.clone());
             Task(spawn_local(keep))
         });
         let subnet = held.subnet;
         let (name, public_ip) = (&runner.network.name, self.node.public_ip);
         let is_segment = !self.config.backend.kind.has_subnets();
-        match is_segment {
-            false => log::info(format_args!(
+        if is_segment {
+            log::info(format_args!("network {name}: this node is {public_ip}"))
+        } else {
+            log::info(format_args!(
                 "network {name}: the subnet of this node is {subnet}, for {public_ip}"
-            )),
-            true => log::info(format_args!("network {name}: this node is {public_ip}")),
+            ))
         }
         let node = &self.node;
         let v6 = node.public_ipv6.map(|it| it.to_string());
@@ -236,13 +237,13 @@ impl<S: Store + 'static> Session<'_, S> {
     /// Works until something fails. Returns what the next session is for.
     async fn go_on(
         &mut self,
-        inbox: &mut UnboundedReceiver<News>,
+        inbox: &mut UnboundedReceiver<FeedEvent>,
         reported: &mut UnboundedReceiver<Report>,
     ) -> Result<String> {
         loop {
             tokio::select! {
-                Some(news) = inbox.recv() => {
-                    if let Some(end) = self.hear(news)? {
+                Some(event) = inbox.recv() => {
+                    if let Some(end) = self.hear(event)? {
                         return Ok(end);
                     }
                 }
@@ -256,13 +257,13 @@ impl<S: Store + 'static> Session<'_, S> {
         }
     }
 
-    fn hear(&mut self, news: News) -> Result<Option<String>> {
-        match news {
-            News::Changes(events) => {
+    fn hear(&mut self, event: FeedEvent) -> Result<Option<String>> {
+        match event {
+            FeedEvent::Changes(events) => {
                 self.runner.note(|status| status.store = None);
                 self.change(events)
             }
-            News::Listing(listing) => {
+            FeedEvent::Listing(listing) => {
                 let name = &self.runner.network.name;
                 log::info(format_args!("network {name}: the store has been read anew"));
                 let key = self.own_key();
@@ -276,11 +277,11 @@ impl<S: Store + 'static> Session<'_, S> {
                 self.set(&listing);
                 Ok(None)
             }
-            News::Answers => {
+            FeedEvent::Answers => {
                 self.runner.note(|status| status.store = None);
                 Ok(None)
             }
-            News::Away(error) => {
+            FeedEvent::Away(error) => {
                 let text = error.to_string();
                 let is_new = self.runner.status.borrow().store.is_none();
                 if is_new {
@@ -290,7 +291,7 @@ impl<S: Store + 'static> Session<'_, S> {
                 self.runner.note(|status| status.store = Some(text));
                 Ok(None)
             }
-            News::LeaseEnded => Ok(Some(lost())),
+            FeedEvent::LeaseEnded => Ok(Some(lost())),
         }
     }
 
