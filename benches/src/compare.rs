@@ -26,9 +26,10 @@ pub fn compare(before: &Results, now: &Results) -> Option<Comparison> {
         let Some(was) = earlier.iter().find(|earlier| earlier.name == name) else {
             continue;
         };
-        match was.ratio.admits(ratio.median) {
-            true => agreed += 1,
-            false => others.push((name, was.ratio, ratio)),
+        if was.ratio.admits(ratio.median) {
+            agreed += 1
+        } else {
+            others.push((name, was.ratio, ratio))
         }
     }
     Some(Comparison {
@@ -78,6 +79,7 @@ mod tests {
             },
             curves: Vec::new(),
             earlier: None,
+            additions: Vec::new(),
         }
     }
 

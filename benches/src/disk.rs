@@ -74,7 +74,7 @@ impl Disk {
             "-q", "-F", "-t", "ext4", "-N", INODES, "-O", journal, &image,
         ];
         process::output("/usr/sbin/mke2fs", &make).context("make a file system")?;
-        // Nothing is to be done in the background.
+        // Without it, the kernel initialises inode tables in the background.
         let mount = ["-o", "loop,noinit_itable", &image, &at];
         process::output("/usr/bin/mount", &mount).context("mount a file system in a file")?;
         // Directories in one that is not the root take their inodes from the same block group.

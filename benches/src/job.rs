@@ -69,8 +69,10 @@ pub enum Kind {
         /// With [`PORTS`].
         ports: bool,
     },
-    /// ptp with host-local.
-    Ptp,
+    /// The named plugin with host-local; it needs nothing of the node.
+    Alone(&'static str),
+    /// The named plugin with host-local, its links on [`PARENT`].
+    OnParent(&'static str),
     /// The named plugin, after another one that has made the interface.
     Chained(&'static str),
     /// macvlan with host-local.
@@ -114,12 +116,21 @@ pub const TABLE: [Job; 18] = [
         "podman's list, two ports",
         Kind::Podman { ports: true },
     ),
-    job("ptp", "ptp + host-local", Kind::Ptp),
+    job("ptp", "ptp + host-local", Kind::Alone("ptp")),
     chained("bandwidth"),
     chained("tuning"),
     chained("sbr"),
     job("macvlan", "macvlan + host-local", Kind::Macvlan),
     job("vxlan", "vxlan + host-local", Kind::Vxlan),
+];
+
+/// Jobs with kinds of links that many kernels lack: measured on Debian's kernel in the virtual machine
+/// (`benches/vm`).
+pub const LINKS: [Job; 4] = [
+    job("vlan", "vlan + host-local", Kind::OnParent("vlan")),
+    job("ipvlan", "ipvlan + host-local", Kind::OnParent("ipvlan")),
+    job("dummy", "dummy + host-local", Kind::Alone("dummy")),
+    chained("vrf"),
 ];
 
 /// bridge without masquerade.
@@ -185,7 +196,7 @@ impl Job {
             Kind::Bridge { ports: false, .. } => vec!["bridge", "host-local"],
             Kind::Bridge { ports: true, .. } => vec!["bridge", "host-local", "portmap"],
             Kind::Podman { .. } => vec!["bridge", "host-local", "portmap", "firewall", "tuning"],
-            Kind::Ptp => vec!["ptp", "host-local"],
+            Kind::Alone(plugin) | Kind::OnParent(plugin) => vec![plugin, "host-local"],
             Kind::Chained(plugin) => vec![plugin],
             Kind::Macvlan => vec!["macvlan", "host-local"],
             Kind::Vxlan => vec!["vxlan", "host-local"],
@@ -208,7 +219,13 @@ impl Job {
                 list.extend(others);
                 list
             }
-            Kind::Ptp => vec![conf("ptp", json!({"ipam": ipam(state)}))],
+            Kind::Alone(plugin) => vec![conf(plugin, json!({"ipam": ipam(state)}))],
+            Kind::OnParent(plugin) => {
+                // Each reads its own of these keys.
+                let keys =
+                    json!({"master": PARENT, "vlanId": 100, "mode": "l2", "ipam": ipam(state)});
+                vec![conf(plugin, keys)]
+            }
             Kind::Chained(plugin) => vec![conf(plugin, chained_keys(plugin))],
             Kind::Macvlan => {
                 let keys = json!({"master": PARENT, "mode": "bridge", "ipam": ipam(state)});
@@ -245,6 +262,7 @@ fn chained_keys(plugin: &str) -> Value {
         "bandwidth" => json!({"ingressRate": 8_000_000, "ingressBurst": 8_000_000,
             "egressRate": 8_000_000, "egressBurst": 8_000_000}),
         "tuning" => json!({"sysctl": {"net.core.somaxconn": "500"}, "mtu": 1400}),
+        "vrf" => json!({"vrfname": "red"}),
         _ => json!({}),
     }
 }

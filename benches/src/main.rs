@@ -3,6 +3,8 @@
 //!
 //! ```text
 //! measure [--full | --smoke] [--out DIRECTORY] [--go DIRECTORY] [--only PART]...
+//! measure --job JOB... [--state DIRECTORY]
+//! measure --add FILE [--out DIRECTORY]
 //! ```
 //!
 //! `--full` measures the curves at more points and takes more rounds; `--smoke` takes so few that
@@ -10,7 +12,11 @@
 //! (`/usr/lib/cni`) are the directories of the two suites, `--go` that of another build of
 //! the Go plugins. `--only` measures one of the parts `calls`, `aged`, `storms`, `footprint`, `ports`,
 //! `addresses` and `pods`.
+//!
+//! `--job` measures only these jobs and prints their figures, with the state of plugins in `DIRECTORY`
+//! instead of a file system of its own; `--add` adds figures that such a run has printed to the page.
 
+mod apart;
 mod compare;
 mod connect;
 mod crowd;
@@ -42,38 +48,67 @@ use anyhow::{Context, Error, Result, bail, ensure};
 use crate::disk::Disk;
 use crate::effort::Effort;
 use crate::job::Job;
-use crate::results::{Curve, Earlier, Footprint, Machine, Results, Row};
+use crate::results::{Addition, Curve, Earlier, Footprint, Machine, Results, Row};
 use crate::side::{Programs, Side, Stage};
 
 fn main() -> Result<()> {
     let options = Options::parse()?;
     let earlier = read(&options.out.join("performance.json"))?;
-    // Outside of what is hidden: state of plugins belongs on a disk.
-    let work = tempfile::tempdir().context("make a directory for the run")?;
-    let mut programs = Programs {
+    let programs = programs(&options)?;
+    if let Some(file) = &options.add {
+        let mut results = earlier.context("there is no page yet: make bench")?;
+        apart::add(&mut results, apart::read(file)?, &programs)?;
+        return write(&options.out, &results, None);
+    }
+    run(&options, programs, earlier.as_ref())
+}
+
+/// Where the programs of the sides are. The state of plugins is yet nowhere.
+fn programs(options: &Options) -> Result<Programs> {
+    Ok(Programs {
         podwire: plugins("PODWIRE_BIN", "bin")?,
         go: plugins("PODWIRE_PEER", "/usr/lib/cni")?,
         other: options.other.clone(),
         floor: std::env::current_exe()?.with_file_name("floor"),
         state: PathBuf::new(),
-    };
+    })
+}
+
+fn run(options: &Options, mut programs: Programs, earlier: Option<&Results>) -> Result<()> {
+    // Outside of what is hidden: state of plugins belongs on a disk.
+    let work = tempfile::tempdir().context("make a directory for the run")?;
     let mut machine = machine::describe(&programs)?;
     // Hides the machine from this program and all that it starts. No thread has been started.
     sandbox::namespaces::enter().map_err(Error::msg)?;
     orphans::adopt()?;
     process::allow_many_files()?;
     let start = Instant::now();
-    let fresh = Disk::fresh(work.path())?;
-    programs.state.clone_from(&fresh.dir);
-    machine.state = fresh.describe();
+    let fresh = match &options.state {
+        Some(dir) => {
+            programs.state.clone_from(dir);
+            machine.state = dir.display().to_string();
+            None
+        }
+        None => {
+            let fresh = Disk::fresh(work.path())?;
+            programs.state.clone_from(&fresh.dir);
+            machine.state = fresh.describe();
+            Some(fresh)
+        }
+    };
     let run = Run {
         programs,
-        options: &options,
+        options,
         work: work.path(),
     };
-    let results = run.measure(machine, earlier.as_ref())?;
+    if !options.jobs.is_empty() {
+        let verbs = run.calls(&apart::named(&options.jobs)?, &run.programs)?;
+        return apart::print(&Addition { machine, verbs });
+    }
+    let results = run.measure(machine, earlier)?;
+    drop(fresh);
     eprintln!("measured in {} s", start.elapsed().as_secs());
-    write(&options.out, &results, earlier.as_ref())
+    write(&options.out, &results, earlier)
 }
 
 /// What the command line says.
@@ -84,7 +119,18 @@ struct Options {
     other: Option<PathBuf>,
     /// The parts to measure; all, if there are none.
     only: Vec<String>,
+    /// The jobs to measure instead of the parts.
+    jobs: Vec<String>,
+    /// The directory for the state of plugins; a new file system, if there is none.
+    state: Option<PathBuf>,
+    /// A file with figures to add to the page, without measuring.
+    add: Option<PathBuf>,
 }
+
+const USAGE: &str = "\
+usage: measure [--full | --smoke] [--out DIRECTORY] [--go DIRECTORY] [--only PART]...
+       measure --job JOB... [--state DIRECTORY]
+       measure --add FILE [--out DIRECTORY]";
 
 impl Options {
     fn parse() -> Result<Self> {
@@ -94,6 +140,9 @@ impl Options {
             out: PathBuf::from("docs"),
             other: None,
             only: Vec::new(),
+            jobs: Vec::new(),
+            state: None,
+            add: None,
         };
         let mut args = lexopt::Parser::from_env();
         while let Some(arg) = args.next()? {
@@ -112,9 +161,10 @@ impl Options {
                     ensure!(PARTS.contains(&part.as_str()), "no part is called {part}");
                     options.only.push(part);
                 }
-                _ => bail!(
-                    "usage: measure [--full | --smoke] [--out DIRECTORY] [--go DIRECTORY] [--only PART]..."
-                ),
+                Long("job") => options.jobs.push(args.value()?.string()?),
+                Long("state") => options.state = Some(args.value()?.into()),
+                Long("add") => options.add = Some(args.value()?.into()),
+                _ => bail!(USAGE),
             }
         }
         Ok(options)
@@ -148,6 +198,7 @@ struct Run<'a> {
 impl Run<'_> {
     fn measure(&self, machine: Machine, earlier: Option<&Results>) -> Result<Results> {
         let effort = &self.options.effort;
+        let earlier_page = earlier;
         let earlier = earlier
             .filter(|_| !effort.full)
             .and_then(last_full)
@@ -155,13 +206,14 @@ impl Run<'_> {
         let built = |job: &Job| !Stage::missing(Side::Podwire, *job, &self.programs);
         let (jobs, missing): (Vec<Job>, Vec<Job>) = job::TABLE.into_iter().partition(built);
         let mut results = Results {
-            machine,
             full: effort.full,
             missing: missing.iter().map(|job| job.title.to_owned()).collect(),
             verbs: Vec::new(),
             storms: Vec::new(),
             footprint: Footprint::default(),
             curves: Vec::new(),
+            additions: earlier_page.map_or_else(Vec::new, |it| it.additions_elsewhere(&machine)),
+            machine,
             earlier,
         };
         if self.has("calls") {
@@ -228,12 +280,13 @@ const CURVES: [(&str, Measure); 3] = [
 ];
 
 fn last_full(results: &Results) -> Option<Earlier> {
-    match results.full {
-        true => Some(Earlier {
+    if results.full {
+        Some(Earlier {
             machine: results.machine.clone(),
             curves: results.curves.clone(),
-        }),
-        false => results.earlier.clone(),
+        })
+    } else {
+        results.earlier.clone()
     }
 }
 

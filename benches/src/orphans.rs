@@ -1,5 +1,5 @@
-//! Processes that outlive the one that was measured: nothing may be left to
-//! somebody else's account, nor out of the bill.
+//! Processes that outlive the one that was measured. They count for the call that left them, and are
+//! over before the next one is measured.
 
 // SAFETY of each `unsafe`: see there. nix has no wait4.
 #![allow(unsafe_code)]
@@ -23,7 +23,7 @@ pub fn adopt() -> Result<()> {
 }
 
 /// Waits for all orphans, and returns the CPU time that they took. To be called
-/// when no child is running that somebody else waits for.
+/// when no child is running that another part of this program waits for.
 ///
 /// # Errors
 /// When one does not end.

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use crate::compare::Comparison;
 use crate::job::Verb;
 use crate::plot::thousands;
-use crate::results::{Curve, Footprint, Machine, Results, Row, Storm};
+use crate::results::{Addition, Curve, Footprint, Machine, Results, Row, Storm};
 use crate::side::Side;
 use crate::stats::{DRIFT, Ratio, Sample};
 use crate::targets::{self, Target, megabytes};
@@ -22,6 +22,9 @@ pub fn write(results: &Results, comparison: Option<&Comparison>) -> String {
     page.push_str(&machine(&results.machine));
     page.push_str(&promises(&targets::judge(results)));
     page.push_str(&verbs(&results.verbs));
+    for addition in &results.additions {
+        page.push_str(&apart(addition));
+    }
     page.push_str(&other(results));
     page.push_str(&missing(&results.missing));
     page.push_str(&storms(&results.storms));
@@ -136,12 +139,56 @@ fn verbs(rows: &[Row]) -> String {
 
 const BESIDE_VERBS: &str = "
 Each node has a rule that uses connection tracking, as nodes with a service proxy have, and no connection. While there is one, the kernel looks at its
-whole table of connections (0.7 ms) whenever a link goes, whoever deletes it, and when the first rule that uses connection tracking comes. The floor's DEL returns when the kernel reports the link gone and leaves the waits for RCU to a child, as podwire does;
+whole table of connections (0.7 ms) whenever any program deletes a link, and when the first rule that uses connection tracking comes. The floor's DEL returns when the kernel reports the link gone and leaves the waits for RCU to a child, as podwire does;
 `ip link delete` waits. `ip -batch` does the links, addresses and routes of the job, but no address on disk and no masquerade. vxlan has no
-Go plugin; its floor is that of bridge, with the overlay there already. podman's list is that of its default network, with iptables for firewall. bandwidth (both
-directions), tuning (a sysctl and the MTU) and sbr (one address) are measured alone: the interface that they change is made anew before each ADD, outside of the time. None of
-these has a floor.
+Go plugin; its floor is that of bridge, with the overlay there already. podman's list is that of its default network, with iptables for firewall. Its floor is that of bridge,
+then two programs that do nothing and one that executes iptables once. bandwidth (both directions), tuning (a sysctl and the MTU), sbr (one address) and vrf are measured alone: the interface
+that they change is made anew before each ADD, outside of the time. None of these has a floor.
 ";
+
+/// Jobs that were measured apart.
+fn apart(addition: &Addition) -> String {
+    let Machine {
+        date,
+        kernel,
+        cpus,
+        cpu,
+        state,
+        podwire,
+        go,
+        ..
+    } = &addition.machine;
+    let is_guest = cpu.contains("QEMU");
+    let (title, about) = if is_guest {
+        ("In the virtual machine", GUEST)
+    } else {
+        ("Measured since", "")
+    };
+    let mut text = format!(
+        "\n### {title}\n\n{kernel}, {cpus} CPUs, {cpu}; {date}; podwire {podwire}; Go plugins {go}; state of plugins on {state}.{about}\n\n\
+         | job | verb | podwire | Go | times faster | floor | podwire / floor |\n|---|---|---|---|---|---|---|\n"
+    );
+    for row in &addition.verbs {
+        let of = |side| row.times.get(&side).map_or_else(dash, three);
+        let go = row.refused.as_ref().map(|_| "fails".to_owned());
+        let floor = row.over_floor.map(|it| number(it.median));
+        let cells = [
+            row.title.clone(),
+            row.verb.name().to_owned(),
+            of(Side::Podwire),
+            go.unwrap_or_else(|| of(Side::Go)),
+            ratio(row.faster),
+            of(Side::Floor),
+            floor.unwrap_or_else(dash),
+        ];
+        line(&mut text, &cells);
+    }
+    text
+}
+
+const GUEST: &str = " The virtual machine of the tests (`benches/vm`) has Debian's kernel, with kinds of links that this one lacks. \
+Every instruction is emulated, so milliseconds mean little and only ratios count; programs suffer more from that than the kernel's waits. \
+Rounds are as above: both sides in turn, medians.";
 
 /// Single calls of the other build of the Go plugins.
 fn other(results: &Results) -> String {
@@ -339,6 +386,7 @@ fn not_faster(results: &Results) -> String {
         let _ = writeln!(text, "- {}: {}", named.name, ratio(Some(named.ratio)));
     }
     text.push_str(&starts(results));
+    text.push_str(&podman(results));
     text.push_str(&connections(results));
     text.push_str(&farthest(results));
     text
@@ -366,6 +414,29 @@ fn starts(results: &Results) -> String {
         number(floor),
         number(ours),
         number(loopback.median)
+    )
+}
+
+/// How many times faster than Go a suite of as many programs can be.
+fn podman(results: &Results) -> String {
+    let of = |verb| {
+        let row = results.row("podman", verb)?;
+        let median = |side| row.times.get(&side).map(|sample| sample.median);
+        let (go, floor) = (median(Side::Go)?, median(Side::Floor)?);
+        Some((
+            number(floor),
+            number(go / floor),
+            number(median(Side::Podwire)? / floor),
+        ))
+    };
+    let (Some(add), Some(del)) = (of(Verb::Add), of(Verb::Del)) else {
+        return String::new();
+    };
+    format!(
+        "\npodman's list is four programs, and one of them has to execute iptables, because its rules are in iptables' chains. The floor's four programs, of \
+         which two do nothing, take {} ms for ADD and {} ms for DEL. A suite of four programs is thus at most {} and {} times faster than the Go plugins; podwire takes \
+         {} and {} times as long as the floor.\n",
+        add.0, del.0, add.1, del.1, add.2, del.2
     )
 }
 

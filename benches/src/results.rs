@@ -28,6 +28,18 @@ pub struct Results {
     pub curves: Vec<Curve>,
     /// The curves of the last full run, if this one was quick and on the same machine.
     pub earlier: Option<Earlier>,
+    /// Jobs measured apart: on another kernel, or since.
+    #[serde(default)]
+    pub additions: Vec<Addition>,
+}
+
+/// Jobs that were measured apart from the rest of the page.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Addition {
+    /// Where and of what.
+    pub machine: Machine,
+    /// Their verbs.
+    pub verbs: Vec<Row>,
 }
 
 /// Curves of another run.
@@ -253,10 +265,26 @@ impl Results {
         all
     }
 
-    /// A row of the table.
+    /// A row of the table, or of what was measured apart.
     pub fn row(&self, job: &str, verb: Verb) -> Option<&Row> {
-        self.verbs
+        let apart = self.additions.iter().flat_map(|it| &it.verbs);
+        let mut rows = self.verbs.iter().chain(apart);
+        rows.find(|row| row.job == job && row.verb == verb)
+    }
+
+    /// Replaces the addition of a machine like that of `new`.
+    pub fn add(&mut self, new: Addition) {
+        self.additions
+            .retain(|it| !it.machine.is_like(&new.machine));
+        self.additions.push(new);
+    }
+
+    /// The additions of other kernels: a run on this one has not measured their jobs.
+    pub fn additions_elsewhere(&self, machine: &Machine) -> Vec<Addition> {
+        let elsewhere = self
+            .additions
             .iter()
-            .find(|row| row.job == job && row.verb == verb)
+            .filter(|it| !it.machine.is_like(machine));
+        elsewhere.cloned().collect()
     }
 }

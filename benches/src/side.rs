@@ -1,4 +1,4 @@
-//! Who is measured, and how each side does a job.
+//! The sides that are measured, and how each does a job.
 
 use std::fmt;
 use std::fs;
@@ -78,7 +78,7 @@ impl Programs {
 
 /// A side with a node of its own, ready for a job.
 pub struct Stage {
-    /// Whose it is.
+    /// The side.
     pub side: Side,
     /// Its node.
     pub node: Node,
@@ -131,7 +131,13 @@ impl Stage {
                 let has = |plugin| dir.is_some_and(|dir| dir.join(plugin).exists());
                 !job.plugins().into_iter().all(has)
             }
-            Side::Floor => matches!(job.kind, Kind::Podman { .. } | Kind::Ptp | Kind::Chained(_)),
+            Side::Floor => matches!(
+                job.kind,
+                Kind::Podman { ports: true }
+                    | Kind::Alone(_)
+                    | Kind::OnParent(_)
+                    | Kind::Chained(_)
+            ),
             Side::Batch => !matches!(job.kind, Kind::Bridge { ports: false, .. } | Kind::Macvlan),
         }
     }
@@ -139,17 +145,20 @@ impl Stage {
     fn prepare(&self) -> Result<()> {
         self.rules(NODE_RULES)?;
         match self.job.kind {
-            Kind::Macvlan => self.uplink(),
+            Kind::Macvlan | Kind::OnParent(_) => self.uplink(),
             Kind::Vxlan => {
                 self.uplink()?;
                 self.bridge()
             }
             Kind::Bridge { .. } => self.bridge(),
+            Kind::Podman { .. } => {
+                self.bridge()?;
+                self.accepted()
+            }
             Kind::Start(_)
             | Kind::Loopback
             | Kind::HostLocal
-            | Kind::Podman { .. }
-            | Kind::Ptp
+            | Kind::Alone(_)
             | Kind::Chained(_) => Ok(()),
         }
     }
@@ -177,6 +186,15 @@ impl Stage {
         self.rules(FLOOR_RULES)
     }
 
+    /// The firewall plugins make their chain; the floor finds one.
+    fn accepted(&self) -> Result<()> {
+        if self.programs.plugins(self.side).is_some() {
+            return Ok(());
+        }
+        let chain = || process::output("/usr/sbin/iptables", &["-N", "CNI-FORWARD"]).map(drop);
+        self.node.run(chain)
+    }
+
     fn rules(&self, rules: &'static str) -> Result<()> {
         let load = || process::feed("/usr/sbin/nft", &["-f", "-"], rules.to_owned());
         self.node.run(load)
@@ -199,6 +217,7 @@ impl Stage {
     pub fn steps(&self, verb: Verb) -> usize {
         match (self.side, verb) {
             (Side::Podwire | Side::Go | Side::Other, _) => self.list.len(),
+            (Side::Floor, _) if matches!(self.job.kind, Kind::Podman { .. }) => self.list.len(),
             (Side::Batch, Verb::Add) => 2,
             (Side::Floor, _) | (Side::Batch, Verb::Del) => 1,
             (Side::Batch, Verb::Check | Verb::Version) => 0,
@@ -298,7 +317,7 @@ impl Stage {
     pub fn call(&self, verb: Verb, step: usize, pod: &Attachment) -> Result<Call> {
         match self.side {
             Side::Podwire | Side::Go | Side::Other => self.plugin(verb, &self.list[step], pod),
-            Side::Floor => Ok(self.floor(verb, pod)),
+            Side::Floor => Ok(self.floor_of(verb, step, pod)),
             Side::Batch => self.batch(verb, step, pod),
         }
     }
@@ -348,13 +367,29 @@ impl Stage {
         self.list = job.list(&self.state.display().to_string());
     }
 
+    /// The call of the floor's program for one plugin of the list.
+    fn floor_of(&self, verb: Verb, step: usize, pod: &Attachment) -> Call {
+        let address = pod.address();
+        let args = match (self.job.kind, self.list[step]["type"].as_str()) {
+            (Kind::Podman { .. }, Some("firewall")) => vec![verb.word(), "firewall", &address],
+            // Without ports and settings, portmap and tuning have nothing to do.
+            (Kind::Podman { .. }, Some("portmap" | "tuning")) => vec!["nothing"],
+            _ => return self.floor(verb, pod),
+        };
+        Call::new(&self.programs.floor, &args)
+    }
+
     /// The call of the floor's program.
     pub fn floor(&self, verb: Verb, pod: &Attachment) -> Call {
         let mut args = vec![verb.word().to_owned()];
         let file = self.reservation(pod);
         let (netns, address, host) = (pod.pod.path(), pod.address(), pod.host_end());
         let more = match self.job.kind {
-            Kind::Start(_) | Kind::Podman { .. } | Kind::Ptp | Kind::Chained(_) => vec![],
+            Kind::Start(_) | Kind::Alone(_) | Kind::OnParent(_) | Kind::Chained(_) => vec![],
+            Kind::Podman { .. } => {
+                let masquerade = "masquerade".into();
+                vec!["bridge".into(), netns, address, file, host, masquerade]
+            }
             Kind::Loopback => vec!["loopback".into(), netns],
             Kind::HostLocal => vec!["address".into(), file],
             Kind::Macvlan => vec!["macvlan".into(), netns, address, file, PARENT.into()],
@@ -407,9 +442,10 @@ impl Stage {
         let file = self.state.join("batch");
         fs::write(&file, lines).with_context(|| format!("write {}", file.display()))?;
         let file = file.display().to_string();
-        let args = match inside {
-            false => vec!["-batch", &file],
-            true => vec!["-n", &netns, "-batch", &file],
+        let args = if inside {
+            vec!["-n", &netns, "-batch", &file]
+        } else {
+            vec!["-batch", &file]
         };
         Ok(Call::new("/usr/bin/ip", &args))
     }

@@ -82,17 +82,16 @@ fn blow(stage: &Stage, pods: &mut [Attachment], verb: Verb, seen: &mut Seen) -> 
     seen.cpu.push(millis(cpu));
     for (pod, done) in pods.iter_mut().zip(done) {
         seen.pods.push(millis(done.elapsed));
-        match done.succeeded {
-            true => stage.keep_result(verb, pod, &done.stdout)?,
-            false => {
-                seen.failed += 1;
-                eprintln!(
-                    "{} of {} failed: {}",
-                    verb.name(),
-                    stage.side,
-                    done.printed()
-                );
-            }
+        if done.succeeded {
+            stage.keep_result(verb, pod, &done.stdout)?
+        } else {
+            seen.failed += 1;
+            eprintln!(
+                "{} of {} failed: {}",
+                verb.name(),
+                stage.side,
+                done.printed()
+            );
         }
     }
     calm();

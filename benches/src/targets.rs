@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 /// At least so many times faster than the Go plugins, by job and verb.
-const VERBS: [(&str, Verb, f64); 17] = [
+const VERBS: [(&str, Verb, f64); 19] = [
     ("bridge-masq", Verb::Add, 8.0),
     ("bridge-masq-aged", Verb::Add, 8.0),
     ("bridge-masq", Verb::Del, 25.0),
@@ -38,6 +38,8 @@ const VERBS: [(&str, Verb, f64); 17] = [
     ("tuning", Verb::Del, 2.5),
     ("sbr", Verb::Add, 2.5),
     ("sbr", Verb::Del, 2.5),
+    ("vlan", Verb::Add, 2.5),
+    ("vlan", Verb::Del, 2.5),
 ];
 
 /// The same beside many others, by curve.

@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io::{Write, stdout};
 use std::net::Ipv4Addr;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -134,6 +135,28 @@ pub fn macvlan(verb: &str, netns: &str, held: Held<'_>, parent: &str) -> Result<
         }
     }
     answer(held.address)
+}
+
+/// The rules of an address in iptables' chain CNI-FORWARD, which is there: one process.
+pub fn firewall(verb: &str, address: &str) -> Result<()> {
+    let own = format!("CNI-FORWARD -s {address}/32 -j ACCEPT");
+    let answers =
+        format!("CNI-FORWARD -d {address}/32 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT");
+    if verb == "check" {
+        let mut check = Command::new("/usr/sbin/iptables");
+        let status = check.arg("-C").args(own.split(' ')).status()?;
+        ensure!(status.success(), "no rule");
+        return answer(address);
+    }
+    let option = if verb == "add" { "-A" } else { "-D" };
+    let mut restore = Command::new("/usr/sbin/iptables-restore");
+    let mut child = restore.arg("--noflush").stdin(Stdio::piped()).spawn()?;
+    let mut stdin = child.stdin.take().context("no pipe")?;
+    let text = format!("*filter\n{option} {answers}\n{option} {own}\nCOMMIT\n");
+    stdin.write_all(text.as_bytes())?;
+    drop(stdin);
+    ensure!(child.wait()?.success(), "iptables refused the rules");
+    answer(address)
 }
 
 impl Held<'_> {

@@ -6,12 +6,13 @@
 //! floor add|check|del address FILE
 //! floor add|check|del bridge NETNS ADDRESS FILE HOSTEND [masquerade] [PORT…]
 //! floor add|check|del macvlan NETNS ADDRESS FILE PARENT
+//! floor add|check|del firewall ADDRESS
 //! floor forget-connections
 //! floor peak PROGRAM [ARGUMENT…]
 //! ```
 //!
 //! It parses, validates, allocates and undoes nothing, and knows its kernel:
-//! nobody who does the job can be much faster. `peak` runs a program and prints
+//! no program that does the job can be much faster. `firewall` executes iptables, whose chains are the job. `peak` runs a program and prints
 //! the most memory it held; it is here because a child's count starts at its
 //! parent's, so the parent must be small.
 
@@ -49,6 +50,7 @@ fn run(words: &[&str]) -> Result<()> {
         [verb, "macvlan", netns, address, file, parent] => {
             jobs::macvlan(verb, netns, jobs::Held { address, file }, parent)
         }
+        [verb, "firewall", address] => jobs::firewall(verb, address),
         [verb, "bridge", netns, address, file, host, more @ ..] => {
             // First, because the job itself ends inside the pod.
             outside(verb, address, more)?;

@@ -87,7 +87,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// One for links, addresses and routes, in the thread's namespace; told of
+    /// One for links, addresses and routes, in the thread's namespace; notified of
     /// changes of the groups (`RTMGRP_*`).
     pub fn route(groups: u32) -> Result<Self> {
         Self::open(SockProtocol::NetlinkRoute, groups)
