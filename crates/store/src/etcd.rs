@@ -59,6 +59,8 @@ impl Etcd {
 }
 
 impl Transactions for Etcd {
+    const IS_ATOMIC: bool = true;
+
     async fn commit(
         &self,
         expected: &[(&str, Expected)],

@@ -103,6 +103,8 @@ impl File {
 }
 
 impl Transactions for File {
+    const IS_ATOMIC: bool = true;
+
     /// The revision is that of the first value that is put; zero without one.
     async fn commit(
         &self,

@@ -1,5 +1,6 @@
-//! A store of keys that many nodes share: one interface, [`Store`], over [`Etcd`] and [`File`]; and the
-//! [`Nodes`] of a Kubernetes cluster, which an implementation of it can be made of.
+//! A store of keys that many nodes share: one interface, [`Store`], over [`Etcd`], [`Records`] of a
+//! Kubernetes cluster, and [`File`]; and the [`Nodes`] of such a cluster, which an implementation of it can
+//! be made of.
 //!
 //! Keys and values are bytes; what they mean is the caller's. A change has a revision, which
 //! counts the changes of the whole store, so a list and a watch from the next revision together
@@ -16,7 +17,9 @@ use std::time::Duration;
 
 pub use etcd::{Access, Etcd};
 pub use file::File;
-pub use kubernetes::{ApiAccess, Merge, Node, NodeEvent, NodeWatch, Nodes};
+pub use kubernetes::{
+    ApiAccess, Merge, Node, NodeEvent, NodeWatch, Nodes, Place, RecordWatch, Records,
+};
 
 /// The number of a change, over the whole store.
 pub type Revision = i64;
@@ -147,8 +150,26 @@ pub enum Write<'a> {
     Delete(&'a str),
 }
 
+/// A node that has a key, for [`Transactions::look_after`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its name.
+    pub name: String,
+    /// Its key, which lives as long as its lease.
+    pub key: String,
+    /// The revision of the key's last change.
+    pub revision: Revision,
+}
+
 /// A store that changes several keys at once. Not every store can.
 pub trait Transactions: Store {
+    /// Whether all keys of a commit change at one moment, and a lease ends by itself, with its keys. If not,
+    /// - the first change of a commit is atomic with the condition on its key, and decides. Conditions on
+    ///   other keys are looked at before it, and the other changes follow it, as far as possible;
+    /// - a lease is granted to one agent of a node at a time; it and its keys stay until other nodes end
+    ///   them ([`Self::look_after`]).
+    const IS_ATOMIC: bool;
+
     /// Makes all changes if every key is as expected, and none otherwise. No key is in two of the
     /// changes. Returns the revision of the changes; `None` if a key was not as expected. After
     /// [`Error::Unavailable`] they may have happened.
@@ -157,6 +178,18 @@ pub trait Transactions: Store {
         expected: &[(&str, Expected)],
         writes: &[Write<'_>],
     ) -> impl Future<Output = Result<Option<Revision>, Error>>;
+
+    /// Ends leases and keys of nodes that have not renewed them for as long as they last, at least `ttl`,
+    /// and are no nodes of the cluster any more. To be called several times in a lease: the first of
+    /// `members` that lives ends it. Nothing for a store that does this itself.
+    fn look_after(
+        &self,
+        members: &[Member],
+        ttl: Duration,
+    ) -> impl Future<Output = Result<(), Error>> {
+        let _ = (members, ttl);
+        async { Ok(()) }
+    }
 }
 
 /// A stream of changes.

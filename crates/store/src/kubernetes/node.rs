@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::unavailable;
+use super::api;
 use crate::{Error, Revision};
 
 /// A node of the cluster.
@@ -74,14 +74,9 @@ struct Condition {
 }
 
 impl Metadata {
-    /// The API calls it a text. It is etcd's revision, and since Kubernetes 1.35 its documents promise
-    /// a number that grows.
+    /// The revision of the object, or of the list.
     pub fn revision(&self) -> Result<Revision, Error> {
-        let number = self.resource_version.parse();
-        number.map_err(|_| {
-            let text = &self.resource_version;
-            unavailable(format!("resourceVersion {text:?} is no number"))
-        })
+        api::revision(&self.resource_version)
     }
 }
 
