@@ -35,16 +35,15 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use pools::{Block, Node, Owner, Time};
-use store::{Etcd, File, LeaseId, Revision, Transactions};
+use store::{Etcd, File, LeaseId, Place, Records, Revision, Transactions};
 use tokio::sync::{Mutex, watch};
 use tokio::task::spawn_local;
 
-use crate::overlay::Source;
 use crate::roles::{Ask, Desk};
 
-pub use conf::{Conf, DATA_DIR, Settings};
+pub use conf::{Conf, DATA_DIR, Settings, Source};
 use view::View;
 
 /// How often what is idle is given back, and what DELs have left is released.
@@ -82,20 +81,30 @@ struct Role<S> {
 /// # Errors
 /// The journal cannot be read, or another agent has it.
 pub async fn serve(settings: Settings, desk: Desk) -> Result<()> {
+    let node = Node::open(&settings.data_dir)?;
     match settings.source.clone() {
-        Source::Etcd(access) => run(settings, Etcd::new(access)?, desk).await,
-        Source::File(path) => run(settings, File::new(path), desk).await,
-        // No key of this role names it.
-        Source::Kubernetes(..) => bail!("nodes of Kubernetes cannot hold blocks of addresses"),
+        Source::Etcd(access) => run(settings, Etcd::new(access)?, node, desk).await,
+        Source::File(path) => run(settings, File::new(path), node, desk).await,
+        Source::Kubernetes(access, namespace) => {
+            let journal = node.journal();
+            let place = Place {
+                prefix: settings.prefix.clone(),
+                namespace,
+                node: settings.node.clone(),
+                key: View::new(&settings.prefix).node_key(&settings.node),
+                identity: format!("{}/{}", journal.name(), journal.boot()),
+            };
+            run(settings, Records::new(access, place)?, node, desk).await
+        }
     }
 }
 
 async fn run<S: Transactions + 'static>(
     settings: Settings,
     store: S,
+    mut node: Node,
     mut desk: Desk,
 ) -> Result<()> {
-    let mut node = Node::open(&settings.data_dir)?;
     node.release_late()?;
     let role = Rc::new(Role {
         view: RefCell::new(View::new(&settings.prefix)),
@@ -118,6 +127,7 @@ async fn run<S: Transactions + 'static>(
         spawn_local(Rc::clone(&role).keep_session(desk.readiness.clone())),
         spawn_local(Rc::clone(&role).sweep()),
         spawn_local(Rc::clone(&role).serve_wants()),
+        spawn_local(Rc::clone(&role).look_after_others()),
     ];
     desk.started();
     desk.idle.send_replace(false);

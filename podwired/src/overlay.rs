@@ -33,7 +33,7 @@ use tokio::task::spawn_local;
 use crate::log;
 use crate::roles::{Ask, Desk, Readiness};
 
-pub use conf::{Conf, EtcdKeys, Settings, Source};
+pub use conf::{Conf, EtcdKeys, Settings, Source, node_name};
 use kernel::Kernel;
 pub use lease::owner;
 use network::Runner;

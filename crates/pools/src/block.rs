@@ -184,12 +184,65 @@ pub struct Claim {
     pub boot: String,
     /// One more each time that the block gets another owner or journal.
     pub epoch: u64,
-    /// Single addresses that belong to other nodes: each has a key of its own.
+    /// Single addresses that belong to other nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub lent: Vec<IpAddr>,
+    pub lent: Vec<Lent>,
     /// For people: how many addresses were in use a while ago.
     #[serde(default)]
     pub used: usize,
+}
+
+/// A single address that another node has. It is in the value of the block around it, so that one change of
+/// one key decides who has what of a block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lent {
+    /// The address.
+    pub ip: IpAddr,
+    /// The node that may hand it out.
+    pub node: String,
+    /// That node's journal.
+    pub journal: String,
+    /// Its boot.
+    pub boot: String,
+    /// One more each time that the address gets another owner or journal.
+    pub epoch: u64,
+}
+
+impl Claim {
+    /// The addresses of the block that other nodes have.
+    pub fn lent_addresses(&self) -> Vec<IpAddr> {
+        self.lent.iter().map(|it| it.ip).collect()
+    }
+
+    /// The same claim with a single address as `claim` says; without `claim` it is of the block again.
+    #[must_use]
+    pub fn with_single(&self, ip: IpAddr, claim: Option<&Self>) -> Self {
+        let mut whole = self.clone();
+        whole.lent.retain(|it| it.ip != ip);
+        whole.lent.extend(claim.map(|it| Lent {
+            ip,
+            node: it.node.clone(),
+            journal: it.journal.clone(),
+            boot: it.boot.clone(),
+            epoch: it.epoch,
+        }));
+        whole
+    }
+}
+
+impl From<&Lent> for Claim {
+    /// The claim of the single address.
+    fn from(lent: &Lent) -> Self {
+        Self {
+            node: lent.node.clone(),
+            journal: lent.journal.clone(),
+            boot: lent.boot.clone(),
+            epoch: lent.epoch,
+            lent: Vec::new(),
+            // Nothing else is known of it.
+            used: 1,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ mod protocol;
 mod span;
 mod time;
 
-pub use block::{Block, Claim, candidates, usual_prefix};
+pub use block::{Block, Claim, Lent, candidates, usual_prefix};
 pub use book::{Book, Free, Lease, Owner, Wish};
 pub use fence::die_at;
 pub use journal::{Journal, is_journal, leases_on_disk, leave_release};

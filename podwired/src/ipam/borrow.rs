@@ -69,6 +69,7 @@ impl<S: Transactions + 'static> Role<S> {
             spans,
             ip,
             refused: None,
+            giver: None,
         };
         let number = self.wants.get() + 1;
         self.wants.set(number);

@@ -9,6 +9,7 @@ use tokio::task::spawn_local;
 
 use super::Role;
 use super::supply::Short;
+use super::transaction::Change;
 
 impl<S: Transactions + 'static> Role<S> {
     /// The length of the prefix of a pool's blocks. The first ADD of a pool decides it.
@@ -56,8 +57,13 @@ impl<S: Transactions + 'static> Role<S> {
         block: Block,
         deadline: Time,
     ) -> Result<bool, Short> {
-        let claim = self.new_claim(None);
-        let is_claimed = self.put_claim(pool, block, None, &claim).await?;
+        let claim = Change {
+            pool,
+            block,
+            seen: None,
+            claim: Some(self.new_claim(None)),
+        };
+        let is_claimed = self.change(&claim, None, None).await?.is_some();
         // Ours, or that of the faster node.
         let appeared = || self.view.borrow().claim(pool, block).map(drop);
         if self.session.get().is_none() || self.wait_for(deadline, appeared).await.is_none() {

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
+use store::{Access, ApiAccess};
 
-use crate::overlay::{EtcdKeys, Source};
+use crate::overlay::{EtcdKeys, node_name};
 
 /// The key `ipam`, as it is written.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -13,6 +14,8 @@ use crate::overlay::{EtcdKeys, Source};
 pub struct Conf {
     /// How etcd is reached.
     etcd: Option<EtcdKeys>,
+    /// Instead of etcd: custom resources of a Kubernetes cluster.
+    kubernetes: Option<KubernetesKeys>,
     /// Instead of etcd: a file with keys and values, for tests.
     file: Option<PathBuf>,
     /// What all keys in the store begin with.
@@ -25,6 +28,25 @@ pub struct Conf {
     grace_seconds: Option<u64>,
     /// Where the journal is.
     data_dir: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct KubernetesKeys {
+    kubeconfig: Option<PathBuf>,
+    node_name: Option<String>,
+    namespace: Option<String>,
+}
+
+/// Where blocks are claimed.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// In etcd.
+    Etcd(Access),
+    /// In custom resources of a cluster; leases are in this namespace.
+    Kubernetes(ApiAccess, String),
+    /// In a file.
+    File(PathBuf),
 }
 
 /// What the role does.
@@ -45,6 +67,8 @@ pub struct Settings {
 }
 
 const PREFIX: &str = "/podwire/ipam";
+/// Where `deploy/kubernetes/podwired.yaml` puts the agent.
+const NAMESPACE: &str = "podwire";
 const LEASE: u64 = 30;
 /// An agent that cannot start is mended within this time, and its pods live meanwhile.
 const GRACE: u64 = 3600;
@@ -59,15 +83,16 @@ impl Settings {
     /// All faults, each with its key.
     pub fn new(conf: &Conf) -> Result<Self, Vec<String>> {
         let mut faults = Vec::new();
-        let source = match (&conf.etcd, &conf.file) {
-            (Some(etcd), None) => Some(Source::Etcd(etcd.access())),
-            (None, Some(file)) => Some(Source::File(file.clone())),
-            (None, None) => {
-                faults.push("ipam.etcd: missing".into());
+        let source = match (&conf.etcd, &conf.kubernetes, &conf.file) {
+            (Some(etcd), None, None) => Some(Source::Etcd(etcd.access())),
+            (None, Some(keys), None) => cluster(keys, &mut faults),
+            (None, None, Some(file)) => Some(Source::File(file.clone())),
+            (None, None, None) => {
+                faults.push("ipam.etcd: missing, and so is ipam.kubernetes".into());
                 None
             }
-            (Some(_), Some(_)) => {
-                faults.push("ipam.file: there is etcd, too".into());
+            _ => {
+                faults.push("ipam: etcd, kubernetes and file: more than one of them".into());
                 None
             }
         };
@@ -77,7 +102,20 @@ impl Settings {
                 "ipam.prefix: {prefix:?} does not begin with a slash"
             ));
         }
-        let node = conf.node.clone();
+        let node = match &conf.kubernetes {
+            // In the cluster it is looked up whether the node is there.
+            Some(_) if conf.node.is_some() => {
+                faults.push("ipam.node: ipam.kubernetes.nodeName is the name of this node".into());
+                conf.node.clone()
+            }
+            Some(keys) => {
+                let key = "ipam.kubernetes.nodeName";
+                // Without one, there is a fault already.
+                let name = node_name(keys.node_name.as_deref(), key, &mut faults);
+                Some(name.unwrap_or_else(|| "unknown".into()))
+            }
+            None => conf.node.clone(),
+        };
         let node = node.or_else(|| cni::host::name().ok()).unwrap_or_default();
         if node.is_empty() || node.contains(['/', '\n']) {
             faults.push(format!("ipam.node: {node:?} cannot be the name of a node"));
@@ -110,6 +148,21 @@ impl Settings {
             _ => Err(faults),
         }
     }
+}
+
+/// The custom resources of the cluster that this node is in.
+fn cluster(keys: &KubernetesKeys, faults: &mut Vec<String>) -> Option<Source> {
+    let namespace = keys.namespace.as_deref().unwrap_or(NAMESPACE);
+    let is_plain = |it: u8| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-';
+    if namespace.is_empty() || !namespace.bytes().all(is_plain) {
+        let why = format!("{namespace:?} cannot be the name of a namespace");
+        faults.push(format!("ipam.kubernetes.namespace: {why}"));
+        return None;
+    }
+    let access = ApiAccess {
+        kubeconfig: keys.kubeconfig.clone(),
+    };
+    Some(Source::Kubernetes(access, namespace.to_owned()))
 }
 
 #[cfg(test)]
@@ -147,6 +200,31 @@ mod tests {
         let expected = expected.map(|it| format!("ipam.{it}"));
         assert_eq!(keys.collect::<Vec<_>>(), expected);
         let both = settings(r#"{"etcd": {}, "file": "/x"}"#).unwrap_err();
-        assert_eq!(both, ["ipam.file: there is etcd, too"]);
+        assert_eq!(
+            both,
+            ["ipam: etcd, kubernetes and file: more than one of them"]
+        );
+    }
+
+    #[test]
+    fn a_cluster_names_the_node() {
+        let named = settings(r#"{"kubernetes": {"nodeName": "a.b"}}"#).unwrap();
+        assert_eq!(named.node, "a.b");
+        let Source::Kubernetes(access, namespace) = named.source else {
+            panic!("{:?}", named.source);
+        };
+        assert_eq!((access.kubeconfig, namespace.as_str()), (None, "podwire"));
+        let text = r#"{"node": "a", "kubernetes": {"nodeName": "b", "namespace": "x/y"}}"#;
+        let faults = settings(text).unwrap_err();
+        let keys: Vec<_> = faults
+            .iter()
+            .filter_map(|it| it.split(": ").next())
+            .collect();
+        assert_eq!(keys, ["ipam.kubernetes.namespace", "ipam.node"]);
+        let odd = settings(r#"{"kubernetes": {"nodeName": "a/b"}}"#).unwrap_err();
+        assert_eq!(
+            odd,
+            [r#"ipam.kubernetes.nodeName: "a/b" is no name of a node"#]
+        );
     }
 }

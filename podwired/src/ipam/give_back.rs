@@ -3,22 +3,28 @@
 use std::rc::Rc;
 
 use pools::{Block, Claim, Time};
-use store::{Error, Expected, Revision, Transactions, Write};
+use store::Transactions;
 use tokio::time::sleep;
 
-use super::view::Seen;
+use super::transaction::Change;
 use super::{Role, SWEEP};
 use crate::log;
 
 /// For how many idle blocks of a pool one sweep asks the store.
 const GIVEN_BACK_AT_ONCE: usize = 64;
-/// How often the number of used addresses is written to the store, for people.
+/// How often the number of used addresses is written to the store, for people: in seconds.
 const SUMMARY: u32 = 10;
+/// The same for an API server, which other programs use, too: each write is an event for each node.
+const SUMMARY_OF_RECORDS: u32 = 60;
 
 impl<S: Transactions + 'static> Role<S> {
     /// Now and then: what is idle goes back, what DELs have left is released.
     pub(super) async fn sweep(self: Rc<Self>) {
         let mut turn = 0_u32;
+        let summary = match S::IS_ATOMIC {
+            true => SUMMARY,
+            false => SUMMARY_OF_RECORDS,
+        };
         loop {
             sleep(SWEEP).await;
             turn = turn.wrapping_add(1);
@@ -30,17 +36,17 @@ impl<S: Transactions + 'static> Role<S> {
             if !self.is_fenced_in() {
                 continue;
             }
-            for (pool, block, seen) in self.idle_blocks() {
-                self.give_back(&pool, block, &seen).await;
+            for (pool, block) in self.idle_blocks() {
+                self.give_back(&pool, block).await;
             }
-            if turn.is_multiple_of(SUMMARY) {
+            if turn.is_multiple_of(summary) {
                 self.write_summaries().await;
             }
         }
     }
 
     /// Blocks that this node does not need. One stays in reserve.
-    fn idle_blocks(&self) -> Vec<(String, Block, Seen<Claim>)> {
+    fn idle_blocks(&self) -> Vec<(String, Block)> {
         let (view, node, now) = (self.view.borrow(), self.node.borrow(), Time::now());
         let mut all = Vec::new();
         for (pool, book) in node.books() {
@@ -57,7 +63,7 @@ impl<S: Transactions + 'static> Role<S> {
                 } else if let Some(seen) = view.claim(pool, block)
                     && seen.value.lent.is_empty()
                 {
-                    all.push((pool.to_owned(), block, seen.clone()));
+                    all.push((pool.to_owned(), block));
                 }
             }
         }
@@ -66,7 +72,11 @@ impl<S: Transactions + 'static> Role<S> {
     }
 
     /// Gives a block back, unless it has been used since.
-    async fn give_back(&self, pool: &str, block: Block, seen: &Seen<Claim>) {
+    async fn give_back(&self, pool: &str, block: Block) {
+        // The one before may have changed it: single addresses of one block share a key.
+        let Some(seen) = self.own_claim(pool, block) else {
+            return;
+        };
         let mark = (pool.to_owned(), block);
         {
             let mut node = self.node.borrow_mut();
@@ -76,43 +86,16 @@ impl<S: Transactions + 'static> Role<S> {
             node.book(pool).lose(block);
         }
         self.leaving.borrow_mut().insert(mark.clone());
-        let done = self.delete_claim(pool, block, seen).await;
-        self.resolve(pool, block, seen, done).await;
+        let change = Change {
+            pool,
+            block,
+            seen: Some(&seen),
+            claim: None,
+        };
+        let done = self.change(&change, None, None).await;
+        self.resolve(pool, block, &seen, done).await;
         self.leaving.borrow_mut().remove(&mark);
         self.settle_block(pool, block);
-    }
-
-    /// Deletes a claim. That of a single address also leaves the list of the block around it.
-    async fn delete_claim(
-        &self,
-        pool: &str,
-        block: Block,
-        seen: &Seen<Claim>,
-    ) -> Result<Option<Revision>, Error> {
-        let (key, around) = {
-            let view = self.view.borrow();
-            let ip = block.span().0;
-            let length = view.lengths.get(&(pool.to_owned(), ip.is_ipv4()));
-            let around = length
-                .map(|it| Block::of(ip, *it))
-                .filter(|it| *it != block);
-            let around = around.and_then(|around| {
-                let seen = view.claim(pool, around)?.clone();
-                Some((view.block_key(pool, around), seen))
-            });
-            (view.block_key(pool, block), around)
-        };
-        let mut expected = vec![(key.as_str(), Expected::At(seen.revision))];
-        let mut writes = vec![Write::Delete(&key)];
-        let value;
-        if let Some((around_key, around)) = &around {
-            let mut claim = around.value.clone();
-            claim.lent.retain(|it| *it != block.span().0);
-            value = serde_json::to_vec(&claim).unwrap_or_default();
-            expected.push((around_key, Expected::At(around.revision)));
-            writes.push(Write::Put(around_key, &value, None));
-        }
-        self.commit(&expected, &writes).await
     }
 
     /// Writes how many addresses of each block are in use.
@@ -124,17 +107,26 @@ impl<S: Transactions + 'static> Role<S> {
             all.filter_map(|(pool, book, (block, _))| {
                 let seen = view.claim(pool, block)?;
                 let used = book.used(block);
+                if view.around(pool, block).is_some() {
+                    return None;
+                }
                 (seen.value.used != used).then(|| (pool.to_owned(), block, seen.clone(), used))
             })
             .take(GIVEN_BACK_AT_ONCE)
             .collect()
         };
         for (pool, block, seen, used) in differing {
-            let claim = Claim { used, ..seen.value };
+            let change = Change {
+                pool: &pool,
+                block,
+                seen: Some(&seen),
+                claim: Some(Claim {
+                    used,
+                    ..seen.value.clone()
+                }),
+            };
             // It is only for people.
-            let _ = self
-                .put_claim(&pool, block, Some(seen.revision), &claim)
-                .await;
+            let _ = self.change(&change, None, None).await;
         }
     }
 }

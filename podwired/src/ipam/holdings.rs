@@ -55,24 +55,24 @@ impl<S: Transactions + 'static> Role<S> {
 
     /// Holds a block that is this node's, without what is lent.
     fn settle_own(&self, node: &mut Node, pool: &str, block: Block, claim: &Claim) {
-        let book = node.book(pool);
+        let (book, lent) = (node.book(pool), claim.lent_addresses());
         if !book.blocks_contain(block, claim.epoch) {
-            book.hold(block, claim.epoch, &claim.lent);
+            book.hold(block, claim.epoch, &lent);
             self.faults.borrow_mut().held(pool, block);
             return;
         }
         // A lent address comes back when the node that had it takes it off the list.
         let lending = self.lending.borrow();
-        for ip in &claim.lent {
+        for ip in &lent {
             if Block::single(*ip) != block && book.block_of(*ip) == Some(block) {
                 book.withdraw(*ip);
             }
         }
-        if book.withdrawn(block) == claim.lent.len() {
+        if book.withdrawn(block) == lent.len() {
             return;
         }
         for ip in block.addresses() {
-            let is_lent = claim.lent.contains(&ip) || lending.contains(&(pool.to_owned(), ip));
+            let is_lent = lent.contains(&ip) || lending.contains(&(pool.to_owned(), ip));
             if !is_lent && book.block_of(ip) == Some(block) && book.is_withdrawn(ip) {
                 book.restore(ip, Time::now());
             }

@@ -8,6 +8,7 @@ use pools::{Block, Claim, Free, Span, Time, Wish};
 use store::{Expected, Transactions, Write};
 
 use super::Role;
+use super::transaction::Change;
 use super::view::{Seen, Want};
 
 /// What a node gives another one.
@@ -26,7 +27,12 @@ impl<S: Transactions + 'static> Role<S> {
             let wants: Vec<(String, String, Seen<Want>)> = {
                 let view = self.view.borrow();
                 let others = view.wants.iter().filter(|(_, (_, seen))| {
-                    seen.value.node != self.settings.node && seen.value.refused.is_none()
+                    let want = &seen.value;
+                    let is_open = want.refused.is_none() && want.giver.is_none();
+                    // One that has been left over is of no use to a node that is away.
+                    is_open
+                        && want.node != self.settings.node
+                        && view.nodes.contains_key(&want.node)
                 });
                 others
                     .map(|(key, (pool, seen))| (key.clone(), pool.clone(), seen.clone()))
@@ -44,27 +50,55 @@ impl<S: Transactions + 'static> Role<S> {
     }
 
     async fn serve_want(&self, key: &str, pool: &str, want: &Seen<Want>) {
-        let gift = match want.value.ip {
-            Some(ip) => self.gift_of(pool, ip),
-            None => self.any_gift(pool, &want.value.spans),
+        let gift = self.gift(pool, &want.value);
+        if S::IS_ATOMIC || want.value.ip.is_some() || matches!(gift, Gift::Nothing) {
+            return self.give(gift, key, pool, want).await;
+        }
+        // All who have an address to spare would give one: the first that says so does.
+        let giver = Some(self.settings.node.clone());
+        let Some(want) = self.answer_want(key, want, |it| it.giver = giver).await else {
+            return;
         };
+        let gift = self.gift(pool, &want.value);
+        self.give(gift, key, pool, &want).await;
+        // It is gone, unless nothing was given: then it is for others.
+        let _ = self.answer_want(key, &want, |it| it.giver = None).await;
+    }
+
+    fn gift(&self, pool: &str, want: &Want) -> Gift {
+        match want.ip {
+            Some(ip) => self.gift_of(pool, ip),
+            None => self.any_gift(pool, &want.spans),
+        }
+    }
+
+    async fn give(&self, gift: Gift, key: &str, pool: &str, want: &Seen<Want>) {
         match gift {
             Gift::Block(block) => self.hand_over(key, pool, block, want).await,
             Gift::Single(ip) => self.lend(key, pool, ip, want).await,
             Gift::Refused(why) => {
-                let refused = Want {
-                    refused: Some(why),
-                    ..want.value.clone()
-                };
-                let value = serde_json::to_vec(&refused).unwrap_or_default();
-                let put = [Write::Put(key, &value, None)];
+                let refused = |it: &mut Want| it.refused = Some(why);
                 // It may be gone.
-                let _ = self
-                    .commit(&[(key, Expected::At(want.revision))], &put)
-                    .await;
+                let _ = self.answer_want(key, want, refused).await;
             }
             Gift::Nothing => {}
         }
+    }
+
+    /// Changes a want that is as it was seen. Returns it as it is then.
+    async fn answer_want(
+        &self,
+        key: &str,
+        want: &Seen<Want>,
+        change: impl FnOnce(&mut Want),
+    ) -> Option<Seen<Want>> {
+        let mut value = want.value.clone();
+        change(&mut value);
+        let bytes = serde_json::to_vec(&value).unwrap_or_default();
+        let expected = [(key, Expected::At(want.revision))];
+        let put = [Write::Put(key, &bytes, None)];
+        let revision = self.commit(&expected, &put).await.ok()??;
+        Some(Seen { value, revision })
     }
 
     /// What this node can give so that another one gets `ip`.
@@ -135,14 +169,14 @@ impl<S: Transactions + 'static> Role<S> {
             epoch: seen.value.epoch + 1,
             ..seen.value.clone()
         };
-        let key = self.view.borrow().block_key(pool, block);
-        let value = serde_json::to_vec(&claim).unwrap_or_default();
-        let expected = [
-            (key.as_str(), Expected::At(seen.revision)),
-            (want_key, Expected::At(want.revision)),
-        ];
-        let writes = [Write::Put(&key, &value, None), Write::Delete(want_key)];
-        let done = self.commit(&expected, &writes).await;
+        let change = Change {
+            pool,
+            block,
+            seen: Some(&seen),
+            claim: Some(claim),
+        };
+        let want = Some((want_key, want.revision));
+        let done = self.change(&change, None, want).await;
         self.resolve(pool, block, &seen, done).await;
         self.leaving.borrow_mut().remove(&mark);
         self.settle_block(pool, block);
@@ -157,8 +191,6 @@ impl<S: Transactions + 'static> Role<S> {
         let mark = (pool.to_owned(), ip);
         self.lending.borrow_mut().insert(mark.clone());
         let free_since = self.node.borrow_mut().book(pool).withdraw(ip);
-        let mut around = seen.value.clone();
-        around.lent.push(ip);
         let single = Claim {
             node: want.value.node.clone(),
             journal: want.value.journal.clone(),
@@ -167,29 +199,19 @@ impl<S: Transactions + 'static> Role<S> {
             lent: Vec::new(),
             used: 0,
         };
-        let (key, single_key) = {
-            let view = self.view.borrow();
-            let single = view.block_key(pool, Block::single(ip));
-            (view.block_key(pool, block), single)
+        let change = Change {
+            pool,
+            block,
+            seen: Some(&seen),
+            claim: Some(seen.value.with_single(ip, Some(&single))),
         };
-        let around = serde_json::to_vec(&around).unwrap_or_default();
-        let single = serde_json::to_vec(&single).unwrap_or_default();
-        let expected = [
-            (key.as_str(), Expected::At(seen.revision)),
-            (single_key.as_str(), Expected::Absent),
-            (want_key, Expected::At(want.revision)),
-        ];
-        let writes = [
-            Write::Put(&key, &around, None),
-            Write::Put(&single_key, &single, None),
-            Write::Delete(want_key),
-        ];
-        let done = self.commit(&expected, &writes).await;
+        let want = Some((want_key, want.revision));
+        let done = self.change(&change, None, want).await;
         self.resolve(pool, block, &seen, done).await;
         self.lending.borrow_mut().remove(&mark);
         let is_lent = self
             .own_claim(pool, block)
-            .is_none_or(|it| it.value.lent.contains(&ip));
+            .is_none_or(|it| it.value.lent_addresses().contains(&ip));
         if let Some(at) = free_since.filter(|_| !is_lent) {
             self.node.borrow_mut().book(pool).restore(ip, at);
         }

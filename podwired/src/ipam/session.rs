@@ -1,21 +1,24 @@
 //! The session: this node's key in the store lives as long as its lease, and the fence ends before it.
 //!
-//! A block of a node is taken over only in a transaction that finds that node's key absent. So blocks
-//! that were seen as this node's *after* its key was made are its own as long as the key lives. The
-//! fence is a time on this node's clock before the store can end the lease: it is counted from the
-//! moment *before* the request that renewed it.
+//! A block of a node is taken over only if that node's key is absent. So blocks that were seen as this
+//! node's *after* its key was made are its own as long as the key lives. Where the store cannot look at
+//! two keys at one moment, each block is changed after the key: a take-over that was decided before
+//! finds another revision. The fence is a time on this node's clock before the lease can end: it is
+//! counted from the moment *before* the request that renewed it.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use pools::Time;
-use store::{Expected, LeaseId, Transactions, Watch};
+use pools::{Claim, Time};
+use store::{Expected, LeaseId, Member, Revision, Transactions, Watch, Write};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::Role;
-use super::view::Alive;
+use super::transaction::Change;
+use super::view::{Alive, Touched};
 use crate::log;
 use crate::roles::Readiness;
 
@@ -50,21 +53,35 @@ impl<S: Transactions + 'static> Role<S> {
         let lease = self.store.grant(self.settings.lease).await?;
         let revision = self.announce(lease).await?;
         self.session.set(Some((revision, lease)));
-        let mut watch = self.look().await?;
-        self.adopt().await?;
-        // What was adopted is seen by the watch, and held then.
-        self.settle_all();
-        self.move_fence(begin);
-        drop(readiness.send_replace(Ok(())));
-        log::info(format_args!("ipam: ready as node {}", self.settings.node));
+        let renewed = Cell::new(begin);
         tokio::select! {
-            ended = self.renew(lease) => ended,
-            ended = self.follow(&mut watch, revision) => ended,
+            ended = self.renew(lease, &renewed) => ended,
+            ended = self.use_session(revision, &renewed, readiness) => ended,
         }
     }
 
+    /// Allocates, as soon as the blocks are confirmed, until this node's key is gone.
+    async fn use_session(
+        &self,
+        revision: Revision,
+        renewed: &Cell<Time>,
+        readiness: &watch::Sender<Readiness>,
+    ) -> Result<&'static str> {
+        let mut watch = self.look().await?;
+        let wants = self.view.borrow().own_wants(&self.settings.node);
+        self.delete_wants(&wants).await;
+        self.confirm(!S::IS_ATOMIC).await?;
+        self.await_confirmed(&mut watch, revision).await?;
+        // What was adopted is seen by the watch, and held then.
+        self.settle_all();
+        self.move_fence(renewed.get());
+        drop(readiness.send_replace(Ok(())));
+        log::info(format_args!("ipam: ready as node {}", self.settings.node));
+        self.follow(&mut watch, revision).await
+    }
+
     /// Makes this node's key. A key of this journal is that of the agent before this one.
-    async fn announce(&self, lease: LeaseId) -> Result<i64> {
+    async fn announce(&self, lease: LeaseId) -> Result<Revision> {
         let key = self.view.borrow().node_key(&self.settings.node);
         let own = {
             let node = self.node.borrow();
@@ -75,6 +92,8 @@ impl<S: Transactions + 'static> Role<S> {
         };
         let expected = match self.store.get(&key).await? {
             None => Expected::Absent,
+            // Such a store grants a lease only when the one before has ended.
+            Some(entry) if !S::IS_ATOMIC => Expected::At(entry.revision),
             Some(entry) => {
                 let found: Alive = serde_json::from_slice(&entry.value)
                     .with_context(|| format!("key {key}: not the key of a node"))?;
@@ -110,43 +129,125 @@ impl<S: Transactions + 'static> Role<S> {
         Ok(watch)
     }
 
-    /// Takes the blocks of this node's earlier boots: its pods have ended.
-    async fn adopt(&self) -> Result<(), store::Error> {
-        let earlier: Vec<_> = {
-            let (view, node) = (self.view.borrow(), self.node.borrow());
-            let boot = node.journal().boot();
-            let pools = view.blocks.iter();
-            let all = pools.flat_map(|(pool, blocks)| blocks.iter().map(move |it| (pool, it)));
-            all.filter(|(_, (_, seen))| {
-                seen.value.node == self.settings.node && seen.value.boot != boot
-            })
-            .map(|(pool, (block, seen))| (pool.clone(), *block, seen.clone()))
-            .collect()
-        };
-        for (pool, block, seen) in earlier {
-            let claim = self.new_claim(Some(&seen.value));
-            self.put_claim(&pool, block, Some(seen.revision), &claim)
-                .await?;
+    /// Takes the blocks and single addresses of this node's earlier boots: its pods have ended. With `all`,
+    /// the others are written anew, too, so that none has the revision from before.
+    async fn confirm(&self, all: bool) -> Result<(), store::Error> {
+        let parts = self.view.borrow().parts_of(&self.settings.node);
+        for (pool, block, seen) in parts {
+            let claim = self.adopted(&seen.value);
+            if !all && claim == seen.value {
+                continue;
+            }
+            let change = Change {
+                pool: &pool,
+                block,
+                seen: Some(&seen),
+                claim: Some(claim),
+            };
+            // If another one was faster, the view will show it.
+            self.change(&change, None, None).await?;
         }
         Ok(())
     }
 
+    /// A claim in which what was this node's in an earlier boot is that of this one.
+    fn adopted(&self, claim: &Claim) -> Claim {
+        let boot = self.node.borrow().journal().boot().to_owned();
+        let is_earlier = |it: &Claim| it.node == self.settings.node && it.boot != boot;
+        let mut adopted = match is_earlier(claim) {
+            true => self.new_claim(Some(claim)),
+            false => claim.clone(),
+        };
+        for lent in &claim.lent {
+            let single = Claim::from(lent);
+            if is_earlier(&single) {
+                let single = self.new_claim(Some(&single));
+                adopted = adopted.with_single(lent.ip, Some(&single));
+            }
+        }
+        adopted
+    }
+
+    /// Follows the watch until it has shown all blocks of this node as they were after its key was made.
+    async fn await_confirmed(
+        &self,
+        watch: &mut S::Watch,
+        revision: Revision,
+    ) -> Result<(), store::Error> {
+        let is_old = || {
+            let view = self.view.borrow();
+            !S::IS_ATOMIC && view.has_older(&self.settings.node, revision)
+        };
+        while is_old() {
+            let changes = watch.next().await?;
+            self.view.borrow_mut().apply(changes.events, Time::now());
+            self.note_change();
+        }
+        Ok(())
+    }
+
+    /// Has nodes that are lost ended, as long as the role runs, where the store does not do that.
+    pub(super) async fn look_after_others(self: Rc<Self>) {
+        while !S::IS_ATOMIC {
+            sleep(self.settings.lease / 3).await;
+            if !self.is_fenced_in() {
+                continue;
+            }
+            let (members, wants) = {
+                let view = self.view.borrow();
+                let ring = view.ring(&self.settings.node).into_iter();
+                let member = |name: &str| Member {
+                    name: name.to_owned(),
+                    key: view.node_key(name),
+                    revision: view.nodes[name].revision,
+                };
+                let wants = view.left_wants(&self.settings.node);
+                (ring.map(member).collect::<Vec<_>>(), wants)
+            };
+            let done = self.store.look_after(&members, self.settings.lease);
+            if let Err(error) = done.await {
+                log::debug(format_args!("ipam: look after other nodes: {error}"));
+            }
+            self.delete_wants(&wants).await;
+        }
+    }
+
+    /// Deletes wants that are still as they were seen.
+    async fn delete_wants(&self, wants: &[(String, Revision)]) {
+        for (key, revision) in wants {
+            let expected = [(key.as_str(), Expected::At(*revision))];
+            let _ = self.commit(&expected, &[Write::Delete(key)]).await;
+        }
+    }
+
     fn move_fence(&self, from: Time) {
-        // A tenth for clocks that differ in speed, far more than any does.
-        self.fence.set(from.after(self.settings.lease / 10 * 9));
+        self.fence.set(self.fence_from(from));
         self.note_change();
     }
 
-    async fn renew(&self, lease: LeaseId) -> Result<&'static str> {
+    fn fence_from(&self, renewed: Time) -> Time {
+        // A tenth for clocks that differ in speed, far more than any does.
+        renewed.after(self.settings.lease / 10 * 9)
+    }
+
+    /// Renews the lease until it ends. The fence follows as soon as there is one.
+    async fn renew(&self, lease: LeaseId, renewed: &Cell<Time>) -> Result<&'static str> {
         loop {
             sleep(self.settings.lease / 3).await;
             loop {
                 let begin = Time::now();
                 match self.store.renew(lease).await {
-                    Ok(Some(left)) if left >= self.settings.lease => self.move_fence(begin),
+                    Ok(Some(left)) if left >= self.settings.lease => {
+                        renewed.set(begin);
+                        if self.fence.get() > Time(0) {
+                            self.move_fence(begin);
+                        }
+                    }
                     Ok(Some(_)) => return Ok("the store has shortened this node's lease"),
                     Ok(None) => return Ok("this node's lease has ended"),
-                    Err(error) if Time::now() >= self.fence.get() => return Err(error.into()),
+                    Err(error) if Time::now() >= self.fence_from(renewed.get()) => {
+                        return Err(error.into());
+                    }
                     Err(error) => {
                         log::debug(format_args!("ipam: renew the lease: {error}"));
                         sleep(PAUSE).await;
@@ -159,7 +260,7 @@ impl<S: Transactions + 'static> Role<S> {
     }
 
     /// Takes changes until this node's key is gone.
-    async fn follow(&self, watch: &mut S::Watch, revision: i64) -> Result<&'static str> {
+    async fn follow(&self, watch: &mut S::Watch, revision: Revision) -> Result<&'static str> {
         loop {
             let own = self.view.borrow().nodes.get(&self.settings.node).cloned();
             if own.is_none_or(|it| it.revision != revision) {
@@ -171,6 +272,10 @@ impl<S: Transactions + 'static> Role<S> {
                     let touched = view.apply(changes.events, Time::now());
                     drop(view);
                     self.settle(&touched);
+                    // A claim that was on its way for very long.
+                    if !S::IS_ATOMIC && self.is_of_earlier_boot(&touched) {
+                        self.confirm(false).await?;
+                    }
                 }
                 Err(error) => {
                     log::debug(format_args!("ipam: watch: {error}"));
@@ -186,5 +291,14 @@ impl<S: Transactions + 'static> Role<S> {
             }
             self.note_change();
         }
+    }
+
+    fn is_of_earlier_boot(&self, touched: &[Touched]) -> bool {
+        let (view, node) = (self.view.borrow(), self.node.borrow());
+        touched.iter().any(|(pool, block)| {
+            let claim = view.claim(pool, *block).map(|it| &it.value);
+            claim
+                .is_some_and(|it| it.node == self.settings.node && it.boot != node.journal().boot())
+        })
     }
 }

@@ -70,7 +70,7 @@ impl<S: Transactions + 'static> Role<S> {
                     "block": block,
                     "node": claim.node,
                     "epoch": claim.epoch,
-                    "lent": claim.lent,
+                    "lent": claim.lent_addresses(),
                     "used": held.map_or(claim.used, |it| it.used(*block)),
                     "free": held.map(|it| it.free(*block)),
                     "held": held.is_some(),

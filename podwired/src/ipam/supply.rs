@@ -1,14 +1,16 @@
 //! Where an ADD gets an address that this node does not have: a block that no node has, one of a node
 //! that is lost, or what another node gives.
 //!
+//! A single address is an entry in the value of the block around it: its steps are changes of that block.
+//!
 //! | step | transaction, always with this node's key as it is | where |
 //! |---|---|---|
 //! | claim | the block's key is absent → this node's | [`claim`](super::claim) |
 //! | take over | the block as seen, its node's key absent → this node's, the next epoch | [`takeover`](super::takeover) |
 //! | want | → a want, as long as this node's lease lives | [`borrow`](super::borrow) |
-//! | lend | the block as seen, the single address absent, the want as seen → the address is the other node's | [`lend`](super::lend) |
+//! | lend | the block as seen, the want as seen → the address is the other node's | [`lend`](super::lend) |
 //! | hand over | the block as seen, the want as seen → the other node's, the next epoch | [`lend`](super::lend) |
-//! | give back | the block as seen, nothing lent → absent; a single address: off the list of its block, too | [`give_back`](super::give_back) |
+//! | give back | the block as seen, nothing lent → absent; a single address → off the list of its block | [`give_back`](super::give_back) |
 
 use std::net::IpAddr;
 use std::rc::Rc;

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use pools::{Block, Claim, Span, Time};
-use store::{Expected, Transactions, Write};
+use store::{Expected, Transactions};
 
 use super::Role;
 use super::supply::Short;
+use super::transaction::Change;
 use super::view::Seen;
 use crate::log;
 
@@ -40,18 +41,16 @@ impl<S: Transactions + 'static> Role<S> {
         deadline: Time,
     ) -> Result<bool, Short> {
         let claim = self.new_claim(Some(&seen.value));
-        let (key, theirs) = {
-            let view = self.view.borrow();
-            (view.block_key(pool, block), view.node_key(&seen.value.node))
+        let epoch = claim.epoch;
+        let theirs = self.view.borrow().node_key(&seen.value.node);
+        let change = Change {
+            pool,
+            block,
+            seen: Some(seen),
+            claim: Some(claim),
         };
-        let value = serde_json::to_vec(&claim).unwrap_or_default();
-        let expected = [
-            (key.as_str(), Expected::At(seen.revision)),
-            (theirs.as_str(), Expected::Absent),
-        ];
-        let done = self
-            .commit(&expected, &[Write::Put(&key, &value, None)])
-            .await?;
+        let absent = (theirs.as_str(), Expected::Absent);
+        let done = self.change(&change, Some(absent), None).await?;
         if done.is_none() {
             return Ok(false);
         }
@@ -66,7 +65,7 @@ impl<S: Transactions + 'static> Role<S> {
             self.node
                 .borrow_mut()
                 .book(pool)
-                .blocks_contain(block, claim.epoch)
+                .blocks_contain(block, epoch)
                 .then_some(())
         };
         self.wait_for(deadline, appeared).await;
@@ -76,7 +75,12 @@ impl<S: Transactions + 'static> Role<S> {
     /// Takes all blocks of a node that is gone for good. Returns how many.
     pub(super) async fn forget(&self, gone: &str) -> Result<usize, Short> {
         if self.view.borrow().nodes.contains_key(gone) {
-            return Err(Short::Never(format!("node {gone} lives: it has a lease")));
+            let more = match S::IS_ATOMIC {
+                true => "",
+                false => "; the others end it when the cluster has no such Node any more",
+            };
+            let why = format!("node {gone} lives: it has a lease{more}");
+            return Err(Short::Never(why));
         }
         let blocks: Vec<_> = {
             let view = self.view.borrow();

@@ -1,4 +1,5 @@
-//! Transactions of this node: each one requires that its own key in the store is as it made it.
+//! Transactions of this node: each one requires that its own key in the store is as it made it. All that is
+//! decided of a block's addresses is in the value of one key, so one change decides it in every store.
 
 use std::time::Duration;
 
@@ -7,6 +8,16 @@ use store::{Error, Expected, Revision, Transactions, Write};
 
 use super::Role;
 use super::view::Seen;
+
+/// A change of who has a block or a single address.
+pub(super) struct Change<'a> {
+    pub pool: &'a str,
+    pub block: Block,
+    /// How it was seen; `None`: no node had it.
+    pub seen: Option<&'a Seen<Claim>>,
+    /// What it becomes; `None`: no node has it. A single address is of the block around it then.
+    pub claim: Option<Claim>,
+}
 
 impl<S: Transactions + 'static> Role<S> {
     /// The value of this node's next claim of a block that had `before`.
@@ -40,20 +51,50 @@ impl<S: Transactions + 'static> Role<S> {
         self.store.commit(&all, writes).await
     }
 
-    /// Writes a claim of a block that was seen as `seen`. Returns whether it was still so.
-    pub(super) async fn put_claim(
+    /// Changes who has a block, if it still is as it was seen; a change of a want that belongs to it is made
+    /// with it. Returns whether it was.
+    ///
+    /// # Errors
+    /// Those of [`Self::commit`].
+    pub(super) async fn change(
         &self,
-        pool: &str,
-        block: Block,
-        seen: Option<Revision>,
-        claim: &Claim,
-    ) -> Result<bool, Error> {
-        let key = self.view.borrow().block_key(pool, block);
-        let value = serde_json::to_vec(claim).unwrap_or_default();
-        let expected = seen.map_or(Expected::Absent, Expected::At);
-        let put = [Write::Put(&key, &value, None)];
-        let done = self.commit(&[(&key, expected)], &put).await?;
-        Ok(done.is_some())
+        change: &Change<'_>,
+        required: Option<(&str, Expected)>,
+        want: Option<(&str, Revision)>,
+    ) -> Result<Option<Revision>, Error> {
+        let Some((key, claim)) = self.key_of(change) else {
+            return Ok(None);
+        };
+        let value = claim.map(|it| serde_json::to_vec(&it).unwrap_or_default());
+        let expected = change.seen.map(|it| Expected::At(it.revision));
+        let mut all = vec![(key.as_str(), expected.unwrap_or(Expected::Absent))];
+        all.extend(required);
+        let mut writes = vec![match &value {
+            Some(value) => Write::Put(&key, value, None),
+            None => Write::Delete(&key),
+        }];
+        if let Some((want, revision)) = want {
+            all.push((want, Expected::At(revision)));
+            writes.push(Write::Delete(want));
+        }
+        self.commit(&all, &writes).await
+    }
+
+    /// The key that a change writes, with its new value. Of a single address that is the block around it;
+    /// `None` if that has changed since.
+    fn key_of(&self, change: &Change<'_>) -> Option<(String, Option<Claim>)> {
+        let (view, block) = (self.view.borrow(), change.block);
+        let Some(around) = view.around(change.pool, block) else {
+            return Some((view.block_key(change.pool, block), change.claim.clone()));
+        };
+        let whole = view.claim(change.pool, around)?;
+        if Some(whole.revision) != change.seen.map(|it| it.revision) {
+            return None;
+        }
+        let whole = whole
+            .value
+            .with_single(block.span().0, change.claim.as_ref());
+        Some((view.block_key(change.pool, around), Some(whole)))
     }
 
     /// The claim of a block that is this node's.
@@ -92,10 +133,14 @@ impl<S: Transactions + 'static> Role<S> {
             let mut again = seen.value.clone();
             // Another value: the store of a file has no other revision of the same one.
             again.used = again.used.wrapping_add(1);
+            let again = Change {
+                pool,
+                block,
+                seen: Some(seen),
+                claim: Some(again),
+            };
             // If it was changed already, the view shows it soon.
-            let _ = self
-                .put_claim(pool, block, Some(seen.revision), &again)
-                .await;
+            let _ = self.change(&again, None, None).await;
         }
     }
 }

@@ -35,6 +35,9 @@ pub struct Want {
     /// Why the owner does not give it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
+    /// The node that is about to give something: the others leave it to that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub giver: Option<String>,
 }
 
 /// A value with the revision of its last change.
@@ -54,7 +57,7 @@ pub struct View {
     pub nodes: HashMap<String, Seen<Alive>>,
     /// The length of prefixes of blocks, of each pool and family.
     pub lengths: HashMap<(String, bool), u8>,
-    /// Who has which block.
+    /// Who has which block, and which single address of another node's block.
     pub blocks: HashMap<String, BTreeMap<Block, Seen<Claim>>>,
     /// What nodes want, by key.
     pub wants: BTreeMap<String, (String, Seen<Want>)>,
@@ -122,7 +125,7 @@ impl View {
             Event::Put(entry) => self.put(entry, now),
             Event::Delete { key } => self.delete(&key, now),
         });
-        touched.flatten().collect()
+        touched.flatten().flatten().collect()
     }
 
     /// Notes whether a node that has blocks has no lease.
@@ -152,6 +155,104 @@ impl View {
             }
             self.note_absent(&node, now);
         }
+    }
+
+    /// A block has another value, or none. Single addresses that it lends are blocks of their own, with its
+    /// revision.
+    fn set_block(
+        &mut self,
+        pool: &str,
+        block: Block,
+        after: Option<Seen<Claim>>,
+        now: Time,
+    ) -> Vec<Touched> {
+        let before = self.claim(pool, block).cloned();
+        let singles = |seen: &Option<Seen<Claim>>| {
+            let lent = seen.iter().flat_map(|it| &it.value.lent);
+            let all = lent.filter(|it| Block::single(it.ip) != block && block.contains(it.ip));
+            let all = all.map(|it| (Block::single(it.ip), Claim::from(it)));
+            all.collect::<BTreeMap<_, _>>()
+        };
+        let (gone, lent) = (singles(&before), singles(&after));
+        let mut changes = vec![(block, after.clone())];
+        let gone = gone.into_keys().filter(|it| !lent.contains_key(it));
+        changes.extend(gone.map(|it| (it, None)));
+        let revision = after.map_or(0, |it| it.revision);
+        let lent = lent.iter().map(|(block, value)| {
+            let value = value.clone();
+            (*block, Some(Seen { value, revision }))
+        });
+        changes.extend(lent);
+        let mut touched = Vec::new();
+        for (block, after) in changes {
+            let owner = after.as_ref().map(|it| it.value.node.clone());
+            let blocks = self.blocks.entry(pool.to_owned()).or_default();
+            let before = match after {
+                Some(seen) => blocks.insert(block, seen),
+                None => blocks.remove(&block),
+            };
+            self.note_owner(before, owner, now);
+            touched.push((pool.to_owned(), block));
+        }
+        touched
+    }
+
+    /// The block whose value has this single address; `None` for a block that has a key itself.
+    pub fn around(&self, pool: &str, block: Block) -> Option<Block> {
+        let ip = block.span().0;
+        let length = self.lengths.get(&(pool.to_owned(), ip.is_ipv4()))?;
+        Some(Block::of(ip, *length)).filter(|it| *it != block)
+    }
+
+    /// The blocks in which this node has a part: the block, or a single address of it.
+    pub fn parts_of(&self, node: &str) -> Vec<(String, Block, Seen<Claim>)> {
+        let mut all = Vec::new();
+        for (pool, blocks) in &self.blocks {
+            for (block, seen) in blocks {
+                let claim = &seen.value;
+                let has_part = claim.node == node || claim.lent.iter().any(|it| it.node == node);
+                if has_part && self.around(pool, *block).is_none() {
+                    all.push((pool.clone(), *block, seen.clone()));
+                }
+            }
+        }
+        all
+    }
+
+    /// Whether a block or a single address of this node was last changed before a revision.
+    pub fn has_older(&self, node: &str, than: Revision) -> bool {
+        let mut all = self.blocks.values().flat_map(BTreeMap::values);
+        all.any(|it| it.value.node == node && it.revision < than)
+    }
+
+    /// The keys of wants of nodes that do not live, for which `node` is responsible: it is before them in
+    /// the ring.
+    pub fn left_wants(&self, node: &str) -> Vec<(String, Revision)> {
+        let is_left = |want: &Want| {
+            !self.nodes.contains_key(&want.node) && self.ring(&want.node).last() == Some(&node)
+        };
+        self.wants_if(is_left)
+    }
+
+    /// The keys of wants of this node.
+    pub fn own_wants(&self, node: &str) -> Vec<(String, Revision)> {
+        self.wants_if(|it| it.node == node)
+    }
+
+    fn wants_if(&self, is_meant: impl Fn(&Want) -> bool) -> Vec<(String, Revision)> {
+        let all = self.wants.iter();
+        let meant = all.filter(|(_, (_, seen))| is_meant(&seen.value));
+        meant
+            .map(|(key, (_, seen))| (key.clone(), seen.revision))
+            .collect()
+    }
+
+    /// The names of nodes that live, after `node`, as if they stood in a ring.
+    pub fn ring(&self, node: &str) -> Vec<&str> {
+        let mut all: Vec<&str> = self.nodes.keys().map(String::as_str).collect();
+        all.retain(|it| *it != node);
+        all.sort_unstable_by_key(|it| (*it < node, *it));
+        all
     }
 
     /// Who has this block.
@@ -184,7 +285,7 @@ impl View {
         next.is_none_or(|(next, _)| *next != block && !block.contains(next.span().0))
     }
 
-    fn put(&mut self, entry: Entry, now: Time) -> Option<Touched> {
+    fn put(&mut self, entry: Entry, now: Time) -> Option<Vec<Touched>> {
         let revision = entry.revision;
         let parts = parts(&self.prefix, &entry.key);
         // A value that is none of ours is as if it were not there, except that its key is taken.
@@ -205,11 +306,9 @@ impl View {
             Some(["blocks", pool, block]) => {
                 let block: Block = block.replace('-', "/").parse().ok()?;
                 let value: Claim = parse(&entry.value)?;
-                let owner = value.node.clone();
-                let blocks = self.blocks.entry((*pool).to_owned()).or_default();
-                let before = blocks.insert(block, Seen { value, revision });
-                self.note_owner(before, Some(owner), now);
-                return Some(((*pool).to_owned(), block));
+                let seen = Some(Seen { value, revision });
+                let pool = (*pool).to_owned();
+                return Some(self.set_block(&pool, block, seen, now));
             }
             Some(["wants", pool, _]) => {
                 if let Some(value) = parse(&entry.value) {
@@ -235,7 +334,7 @@ impl View {
         None
     }
 
-    fn delete(&mut self, key: &str, now: Time) -> Option<Touched> {
+    fn delete(&mut self, key: &str, now: Time) -> Option<Vec<Touched>> {
         match parts(&self.prefix, key).as_deref() {
             Some(["nodes", node]) => {
                 self.nodes.remove(*node);
@@ -246,9 +345,7 @@ impl View {
             }
             Some(["blocks", pool, block]) => {
                 let block: Block = block.replace('-', "/").parse().ok()?;
-                let before = self.blocks.get_mut(*pool)?.remove(&block);
-                self.note_owner(before, None, now);
-                return Some(((*pool).to_owned(), block));
+                return Some(self.set_block(pool, block, None, now));
             }
             Some(["wants", ..]) => drop(self.wants.remove(key)),
             Some(["names", pool, set, name]) => {
@@ -278,6 +375,8 @@ fn parse<T: serde::de::DeserializeOwned>(value: &[u8]) -> Option<T> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn put(key: &str, value: &str) -> Event {
@@ -330,21 +429,45 @@ mod tests {
     #[test]
     fn a_single_address_is_found_before_its_block() {
         let mut view = View::new("/p");
-        let events = ["/p/blocks/web/10.0.0.0-28", "/p/blocks/web/10.0.0.5-32"];
-        let mut events: Vec<_> = events.into_iter().map(|it| put(it, CLAIM)).collect();
-        events.push(put("/p/pools/web/4", "28"));
-        view.apply(events, Time(1));
-        let block = |ip: &str| {
+        let key = "/p/blocks/web/10.0.0.0-28";
+        let around = json!({"node": "a", "journal": "j", "boot": "b", "epoch": 1, "lent": [
+            {"ip": "10.0.0.5", "node": "other", "journal": "k", "boot": "c", "epoch": 1},
+        ]});
+        let events = vec![put(key, &around.to_string()), put("/p/pools/web/4", "28")];
+        let touched = view.apply(events, Time(1));
+        assert_eq!(touched.len(), 2);
+        let (single, seen) = view.block_of("web", "10.0.0.5".parse().unwrap()).unwrap();
+        assert_eq!((seen.value.node.as_str(), seen.revision), ("other", 7));
+        let whole: Block = "10.0.0.0/28".parse().unwrap();
+        assert_eq!(view.around("web", single), Some(whole));
+        assert_eq!(view.around("web", whole), None);
+        let grace = Duration::from_secs(1);
+        let late = Time(1).after(grace);
+        assert!(view.is_lost("other", grace, late));
+        let block = |view: &View, ip: &str| {
             let found = view.block_of("web", ip.parse().unwrap());
             found.map(|(block, _)| block.to_string())
         };
-        assert_eq!(block("10.0.0.5").as_deref(), Some("10.0.0.5/32"));
-        assert_eq!(block("10.0.0.6").as_deref(), Some("10.0.0.0/28"));
-        assert_eq!(block("10.0.1.6"), None);
+        assert_eq!(block(&view, "10.0.0.5").as_deref(), Some("10.0.0.5/32"));
+        assert_eq!(block(&view, "10.0.0.6").as_deref(), Some("10.0.0.0/28"));
+        assert_eq!(block(&view, "10.0.1.6"), None);
+        view.apply(vec![put(key, CLAIM)], Time(1));
+        assert_eq!(block(&view, "10.0.0.5").as_deref(), Some("10.0.0.0/28"));
+        assert!(!view.is_lost("other", grace, late));
         // What is no claim of ours does not disturb.
         view.apply(
             vec![put("/p/blocks/web/x", "5"), put("/p/y", "{}")],
             Time(1),
         );
+    }
+
+    #[test]
+    fn the_ring_begins_after_a_node() {
+        let mut view = View::new("/p");
+        let keys = ["d", "a", "c", "b"].map(|it| format!("/p/nodes/{it}"));
+        view.apply(keys.iter().map(|it| put(it, ALIVE)).collect(), Time(1));
+        assert_eq!(view.ring("b"), ["c", "d", "a"]);
+        // A node that is not there.
+        assert_eq!(view.ring("bb"), ["c", "d", "a", "b"]);
     }
 }

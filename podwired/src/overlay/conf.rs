@@ -199,24 +199,29 @@ impl EtcdKeys {
     }
 }
 
+/// The name of this node in its cluster: the value of `key`, or what a DaemonSet says.
+pub fn node_name(given: Option<&str>, key: &str, faults: &mut Vec<String>) -> Option<String> {
+    let given = given.map(str::to_owned);
+    let node = given.or_else(|| std::env::var(NODE_NAME).ok());
+    let Some(node) = node.filter(|it| !it.is_empty()) else {
+        faults.push(format!("{key}: missing, and {NODE_NAME} is not set"));
+        return None;
+    };
+    let is_plain = |it: u8| it.is_ascii_alphanumeric() || b"-.".contains(&it);
+    if !node.bytes().all(is_plain) {
+        faults.push(format!("{key}: {node:?} is no name of a node"));
+    }
+    Some(node)
+}
+
 /// The cluster that this node is in. It assigns one subnet to each node, so there is one network.
 fn cluster(
     keys: &KubernetesKeys,
     networks: &[NetworkKeys],
     faults: &mut Vec<String>,
 ) -> Option<Source> {
-    let given = keys.node_name.clone();
-    let node = given.or_else(|| std::env::var(NODE_NAME).ok());
-    let node = node.filter(|it| !it.is_empty());
-    if node.is_none() {
-        let why = format!("overlay.kubernetes.nodeName: missing, and {NODE_NAME} is not set");
-        faults.push(why);
-    }
-    let is_plain = |it: u8| it.is_ascii_alphanumeric() || b"-.".contains(&it);
-    if let Some(odd) = node.as_ref().filter(|it| !it.bytes().all(is_plain)) {
-        let why = format!("overlay.kubernetes.nodeName: {odd:?} is no name of a node");
-        faults.push(why);
-    }
+    let key = "overlay.kubernetes.nodeName";
+    let node = node_name(keys.node_name.as_deref(), key, faults);
     if networks.len() > 1 {
         let why = "overlay.networks[1]: a cluster assigns one subnet to a node, for one network";
         faults.push(why.into());
