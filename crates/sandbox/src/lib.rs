@@ -32,6 +32,7 @@ pub mod containerd;
 pub mod etcd;
 pub mod here;
 pub mod image;
+pub mod kubernetes;
 pub mod namespaces;
 pub mod normal;
 pub mod underlay;

@@ -5,60 +5,16 @@ use std::time::{Duration, Instant};
 
 use sandbox::Running;
 use sandbox::cluster::{Cluster, address};
+use sandbox::kubernetes::{self, ADMIN, CERTIFICATES, arguments, program};
 use serde_json::{Value, json};
 
 const SERVER: &str = "https://172.20.0.1:6443";
-pub const ADMIN: &str = "the-administrator";
-
-/// An authority, the certificate of a server at `$ip`, a key for tokens of accounts, and the administrator's token.
-pub const CERTIFICATES: &str = "
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.pem -days 1 -subj /CN=ca 2>/dev/null
-openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout server.key -out server.csr -subj /CN=server 2>/dev/null
-printf 'subjectAltName=IP:%s,IP:10.96.0.1\\n' $ip >server.ext
-openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 1 -extfile server.ext 2>/dev/null
-openssl genrsa -out accounts.key 2048 2>/dev/null
-echo the-administrator,admin,admin,system:masters >tokens";
-
-/// The arguments of an API server at `ip`, with the files of [`CERTIFICATES`] in `dir`.
-pub fn arguments(dir: &str, ip: &str, etcd: &str) -> Vec<String> {
-    let file = |name: &str| format!("{dir}/{name}");
-    vec![
-        format!("--etcd-servers={etcd}"),
-        format!("--bind-address={ip}"),
-        format!("--tls-cert-file={}", file("server.pem")),
-        format!("--tls-private-key-file={}", file("server.key")),
-        format!("--token-auth-file={}", file("tokens")),
-        "--authorization-mode=RBAC".to_owned(),
-        // Nodes have no name in a DNS.
-        "--kubelet-preferred-address-types=InternalIP".to_owned(),
-        "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
-        format!("--service-account-issuer=https://{ip}:6443"),
-        format!("--service-account-key-file={}", file("accounts.key")),
-        format!(
-            "--service-account-signing-key-file={}",
-            file("accounts.key")
-        ),
-    ]
-}
 
 /// A cluster with an API server. The manifest is applied; there are no nodes yet.
 pub struct Api {
     pub cluster: Cluster,
     pub server: Option<Running>,
     _etcd: Running,
-}
-
-/// A program that `make test-kubernetes` has built, in `$KUBERNETES_PROGRAMS` or `target/kubernetes`.
-pub fn program(name: &str) -> String {
-    let given = std::env::var_os("KUBERNETES_PROGRAMS").map(PathBuf::from);
-    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/kubernetes");
-    let program = given.unwrap_or_else(|| built.into()).join(name);
-    assert!(
-        program.exists(),
-        "{}: make test-kubernetes builds it",
-        program.display()
-    );
-    program.display().to_string()
 }
 
 impl Api {
@@ -186,6 +142,14 @@ impl Api {
             .write(self.cluster.path("token"), token);
     }
 
+    /// Writes a kubeconfig of the account that the manifest makes, whose token is in a file.
+    pub fn kubeconfig(&self) -> PathBuf {
+        let kubeconfig = self.cluster.path("kubeconfig");
+        let text = kubernetes::kubeconfig(SERVER, "pki/ca.pem", "tokenFile: token");
+        self.cluster.sandbox.write(&kubeconfig, text);
+        kubeconfig
+    }
+
     /// The configuration of podwired on a node: the manifest's, with the places of this sandbox.
     pub fn conf(&self, node: usize) -> Value {
         let map = self.kubectl(&[
@@ -203,18 +167,7 @@ impl Api {
         self.cluster
             .sandbox
             .write(&config_file, data("net-conf.json"));
-        let kubeconfig = self.cluster.path("kubeconfig");
-        let text = format!(
-            "
-apiVersion: v1
-kind: Config
-current-context: here
-contexts: [{{name: here, context: {{cluster: c, user: u}}}}]
-clusters: [{{name: c, cluster: {{server: '{SERVER}', certificate-authority: pki/ca.pem}}}}]
-users: [{{name: u, user: {{tokenFile: token}}}}]
-"
-        );
-        self.cluster.sandbox.write(&kubeconfig, text);
+        let kubeconfig = self.kubeconfig();
         let mut conf: Value = serde_json::from_str(&data("podwired.json")).expect("JSON");
         let places = self.cluster.conf(node, "");
         for key in ["socket", "endpoint"] {

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
+use sandbox::kubernetes::program;
 use serde_json::{Value, json};
 
-use crate::api::{Api, program};
+use crate::api::Api;
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/helm/podwire");
 const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kubernetes");
@@ -51,45 +52,55 @@ fn the_chart_s_defaults_are_the_manifests() {
         &render("podwire", &json!({"agent": {"enabled": true}})),
     );
     let mut chart = accepted(&api, &file);
-    let plain = [("podwire", "podwire.yaml"), ("podwired", "podwired.yaml")];
-    for (name, file) in plain {
-        let plain = accepted(&api, &format!("{MANIFESTS}/{file}"));
-        for (key, object) in &plain {
-            if key.starts_with("Namespace ") {
-                continue;
-            }
-            let mut rendered = chart
-                .remove(key)
-                .unwrap_or_else(|| panic!("{key}: not in the chart"));
-            if key.starts_with("DaemonSet ") {
-                let template = &mut rendered["spec"]["template"]["metadata"];
-                template
-                    .as_object_mut()
-                    .expect("metadata")
-                    .remove("annotations");
-            }
-            for part in [
-                "spec",
-                "rules",
-                "roleRef",
-                "subjects",
-                "automountServiceAccountToken",
-            ] {
-                assert_eq!(rendered[part], object[part], "{part} of {key}");
-            }
-            if key.starts_with("ConfigMap ") {
-                let documents = |object: &Value| -> Vec<Value> {
-                    let data = object["data"].as_object().expect("data").values();
-                    data.map(|text| {
-                        serde_json::from_str(text.as_str().expect("text")).expect("JSON")
-                    })
-                    .collect()
-                };
-                assert_eq!(documents(&rendered), documents(object), "{name}");
-            }
-        }
+    for name in ["podwire", "podwired"] {
+        take_all(&api, &mut chart, name);
     }
     assert!(chart.is_empty(), "only in the chart: {:?}", chart.keys());
+    let agent = json!({"enabled": true, "ipam": {"enabled": true}});
+    let file = written(&api, &render("podwire", &json!({"agent": agent})));
+    let mut chart = accepted(&api, &file);
+    take_all(&api, &mut chart, "ipam");
+    let map = chart["ConfigMap podwired"]["data"]["podwired.json"].as_str();
+    let conf: Value = serde_json::from_str(map.expect("text")).expect("JSON");
+    assert_eq!(conf["ipam"]["kubernetes"], json!({"namespace": "podwire"}));
+}
+
+/// Compares the objects of a manifest with those of the chart, and takes them out of these.
+fn take_all(api: &Api, chart: &mut BTreeMap<String, Value>, name: &str) {
+    let file = format!("{name}.yaml");
+    let plain = accepted(api, &format!("{MANIFESTS}/{file}"));
+    for (key, object) in &plain {
+        if key.starts_with("Namespace ") {
+            continue;
+        }
+        let mut rendered = chart
+            .remove(key)
+            .unwrap_or_else(|| panic!("{key}: not in the chart"));
+        if key.starts_with("DaemonSet ") {
+            let template = &mut rendered["spec"]["template"]["metadata"];
+            template
+                .as_object_mut()
+                .expect("metadata")
+                .remove("annotations");
+        }
+        for part in [
+            "spec",
+            "rules",
+            "roleRef",
+            "subjects",
+            "automountServiceAccountToken",
+        ] {
+            assert_eq!(rendered[part], object[part], "{part} of {key}");
+        }
+        if key.starts_with("ConfigMap ") {
+            let documents = |object: &Value| -> Vec<Value> {
+                let data = object["data"].as_object().expect("data").values();
+                data.map(|text| serde_json::from_str(text.as_str().expect("text")).expect("JSON"))
+                    .collect()
+            };
+            assert_eq!(documents(&rendered), documents(object), "{name}");
+        }
+    }
 }
 
 #[test]
@@ -109,6 +120,7 @@ fn each_value_of_the_chart_arrives() {
         "agent": {
             "enabled": true, "endpoint": "127.0.0.1:9999", "network": "net", "podCIDR": "",
             "podCIDRv6": "fd00::/48", "backend": {"Type": "host-gw"},
+            "ipam": {"enabled": true, "graceSeconds": 77},
             "resources": {"limits": {"memory": "88Mi"}},
         },
     });
@@ -158,5 +170,11 @@ fn each_value_of_the_chart_arrives() {
     assert_eq!(data("ConfigMap podwired", "net-conf.json"), network);
     let agent = data("ConfigMap podwired", "podwired.json");
     assert_eq!(agent["endpoint"], "127.0.0.1:9999");
+    let ipam = json!({"kubernetes": {"namespace": "kube-system"}, "graceSeconds": 77});
+    assert_eq!(agent["ipam"], ipam);
+    assert_eq!(
+        all["Role podwired-ipam"]["metadata"]["namespace"],
+        "kube-system"
+    );
     assert_eq!(agent["overlay"]["networks"][0]["name"], "net");
 }

@@ -1,9 +1,11 @@
-//! The overlay role of podwired with the nodes of a Kubernetes cluster as its store: a real API server,
-//! with the account and the configuration of `deploy/kubernetes/podwired.yaml`.
+//! The roles of podwired on a Kubernetes cluster: a real API server, with the account and the configuration
+//! of `deploy/kubernetes/`. Here the overlay, whose store are the nodes; `addresses` are in custom resources.
 
+mod addresses;
 mod api;
 mod chart;
 mod node;
+mod records;
 
 use sandbox::cluster::{address, entries, has, is_gone, programmed};
 use serde_json::Value;

@@ -6,10 +6,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use sandbox::image::IMAGE;
+use sandbox::kubernetes::{ADMIN, CERTIFICATES, arguments, program};
 use sandbox::{NODE, Netns, OUTSIDE, RuntimeNode, containerd};
 use serde_json::{Value, json};
-
-use crate::api::{ADMIN, CERTIFICATES, arguments, program};
 
 const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kubernetes");
 const IMAGE_BUILDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/image");
