@@ -25,6 +25,7 @@ use serde_json::{Value, json};
 
 use crate::strike::{Deed, Strike};
 use book::{Attachment, Book};
+pub use fleet::Shared;
 use fleet::{Fleet, NODES, Node, Start};
 
 /// Most of them wait for a node that is away.
@@ -79,6 +80,8 @@ const POOLS: [Pool; 2] = [
 pub struct Model {
     /// The program `faults`, which traces.
     pub exe: String,
+    /// What the nodes have their blocks in.
+    pub shared: Shared,
     /// ADDs and DELs.
     pub operations: usize,
     /// Where chance begins.
@@ -125,7 +128,7 @@ impl Model {
     /// When the nodes do not begin.
     pub fn run(&self) -> Result<Outcome> {
         let run = Run {
-            fleet: Fleet::new(&self.exe)?,
+            fleet: Fleet::new(&self.exe, self.shared)?,
             book: Book::new(NODES),
             is_long: self.operations >= LONG_RUN,
         };

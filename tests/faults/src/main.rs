@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use faults::cluster::Model;
+use faults::cluster::{Model, Shared};
 use faults::journal::Journal;
 use faults::storm::Storm;
 use faults::strike::{Deed, Strike};
@@ -32,6 +32,8 @@ FAULTS_WORKERS=N    uses N nodes at once (2)
 FAULTS_JOURNAL=DIR  keeps there what has been done, and goes on from there
 FAULTS_SECONDS=N    begins no point after so long; exit status 2 if there are any left
 FAULTS_SEED=N       the seed of random choices, for storm and cluster
+FAULTS_STORE=kubernetes
+                    cluster has its blocks in custom resources (make test-kubernetes builds the API server)
 FAULTS_GLANCES=1    prints the differences that glances found
 ";
 
@@ -228,6 +230,11 @@ fn storm(seconds: u64) -> Result<ExitCode> {
 fn cluster(operations: usize) -> Result<ExitCode> {
     let model = Model {
         exe: std::env::current_exe()?.display().to_string(),
+        shared: match std::env::var("FAULTS_STORE").as_deref() {
+            Ok("kubernetes") => Shared::Kubernetes,
+            Ok("etcd") | Err(_) => Shared::Etcd,
+            Ok(other) => bail!("FAULTS_STORE={other}: neither etcd nor kubernetes"),
+        },
         operations,
         seed: number("FAULTS_SEED", std::process::id() as usize)? as u64,
     };

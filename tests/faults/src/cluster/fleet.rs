@@ -1,4 +1,5 @@
-//! Five nodes and three members of etcd, and the wires between them.
+//! Five nodes, three members of etcd, with or without an API server of Kubernetes before them, and the wires
+//! between them.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -10,7 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use sandbox::{Cni, Netns, Running, Sandbox, Suite, conf, etcd, underlay};
+use sandbox::{Cni, Netns, Running, Sandbox, Suite, conf, etcd, kubernetes, underlay};
 use serde_json::{Value, json};
 
 use super::{PATIENCE, Pool};
@@ -22,6 +23,13 @@ pub(super) const NODES: usize = 5;
 pub(super) const MEMBERS: usize = 3;
 /// Their numbers among the machines begin after this.
 const MEMBERS_AFTER: usize = 10;
+/// The number of the machine with the API server.
+const API: usize = 20;
+
+const MANIFEST: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../deploy/kubernetes/ipam.yaml"
+);
 
 /// How long the store believes in a node, in seconds.
 const LEASE: u64 = 5;
@@ -32,6 +40,16 @@ pub(super) const GRACE: u64 = 20;
 pub(super) const SHORT: u64 = 6_000;
 /// Longer than every take-over.
 pub(super) const LONG: u64 = 30_000;
+
+/// What the nodes have their blocks in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shared {
+    /// In the members of etcd.
+    Etcd,
+    /// In custom resources of an API server, which has its objects in these members. No node is a Node of
+    /// that cluster: it is lost when its lease and the grace are over, as with etcd.
+    Kubernetes,
+}
 
 /// A node.
 pub(super) struct Node {
@@ -63,6 +81,8 @@ pub(super) struct Fleet {
     sandbox: Sandbox,
     pub nodes: Vec<Node>,
     members: Vec<Running>,
+    shared: Shared,
+    _api: Option<Running>,
     /// The namespace of all pods.
     pub pods: Netns,
     ids: AtomicU64,
@@ -118,14 +138,16 @@ impl Fleet {
     ///
     /// # Errors
     /// When one does not become ready.
-    pub fn new(exe: &str) -> Result<Self> {
+    pub fn new(exe: &str, shared: Shared) -> Result<Self> {
         let sandbox = Sandbox::new();
         underlay::router(&sandbox);
         let pods = sandbox.pod("pods");
         let mut fleet = Self {
             exe: exe.to_owned(),
-            nodes: (1..=NODES).map(|n| node(&sandbox, n)).collect(),
+            nodes: (1..=NODES).map(|n| node(&sandbox, n, shared)).collect(),
             members: Vec::new(),
+            shared,
+            _api: None,
             pods,
             sandbox,
             ids: AtomicU64::new(0),
@@ -134,6 +156,9 @@ impl Fleet {
             under_way: AtomicUsize::new(0),
         };
         fleet.members = (1..=MEMBERS).map(|n| fleet.start_member(n)).collect();
+        if shared == Shared::Kubernetes {
+            fleet._api = Some(fleet.start_api()?);
+        }
         for node in &fleet.nodes {
             fleet.boot(node);
             fleet.start(node, Start::Plain);
@@ -165,6 +190,55 @@ impl Fleet {
         let clock = self.clock(number);
         let under = [self.exe.as_str(), "clock", &clock, "--"];
         etcd::member(&netns, &data, n, addresses, &[], &under)
+    }
+
+    /// Starts the API server, and has it know the resource.
+    fn start_api(&self) -> Result<Running> {
+        let (netns, ip) = (underlay::host(&self.sandbox, "api", API), address(API));
+        let dir = self.sandbox.dir().join("pki");
+        std::fs::create_dir(&dir)?;
+        let dir = dir.display();
+        netns.sh(&format!("cd {dir}; ip={ip}; {}", kubernetes::CERTIFICATES));
+        let members: Vec<_> = (1..=MEMBERS).map(endpoint).collect();
+        let program = kubernetes::program("kube-apiserver");
+        let arguments = kubernetes::arguments(&dir.to_string(), &ip, &members.join(","));
+        let rest = arguments.iter().map(String::as_str);
+        let argv: Vec<&str> = std::iter::once(program.as_str()).chain(rest).collect();
+        let running = netns.start(&argv);
+        let config = self.sandbox.dir().join("kubeconfig");
+        let (token, server) = (kubernetes::ADMIN, server());
+        let text = kubernetes::kubeconfig(&server, "pki/ca.pem", &format!("token: {token}"));
+        std::fs::write(&config, text)?;
+        let ca = format!("--certificate-authority={dir}/ca.pem");
+        let common = [
+            "kubectl",
+            "--server",
+            &server,
+            "--token",
+            token,
+            &ca,
+            "--cache-dir=/run/kubectl",
+        ];
+        let resource = "crd/ipamrecords.podwire.dev";
+        for words in [
+            &["get", "--raw", "/readyz"][..],
+            &["create", "namespace", "podwire"],
+            &["apply", "-f", MANIFEST],
+            &["wait", "--for=condition=established", resource],
+        ] {
+            let argv = [&common[..], words].concat();
+            let deadline = Instant::now() + Duration::from_secs(120);
+            loop {
+                let done = netns.run(&argv);
+                if done.code == 0 {
+                    break;
+                }
+                let (why, said) = (done.stderr, running.output());
+                ensure!(Instant::now() < deadline, "{words:?}: {why}{said}");
+                sleep(Duration::from_millis(200));
+            }
+        }
+        Ok(running)
     }
 
     /// The process of the tracer of a member.
@@ -272,7 +346,11 @@ impl Fleet {
             nodes.chain(members).map(address).collect::<Vec<_>>()
         };
         let mut script = String::new();
-        for a in &machines(nodes, members[0]) {
+        let mut here = machines(nodes, members[0]);
+        if self.shared == Shared::Kubernetes {
+            here.push(address(API));
+        }
+        for a in &here {
             for b in &machines(others, members[1]) {
                 for (from, to) in [(a, b), (b, a)] {
                     script += &format!("ip rule add pref {number} from {from} to {to} blackhole\n");
@@ -348,26 +426,36 @@ fn address(machine: usize) -> String {
     format!("172.20.{machine}.2")
 }
 
-fn node(sandbox: &Sandbox, n: usize) -> Node {
+fn endpoint(member: usize) -> String {
+    format!("http://{}:2379", address(member + MEMBERS_AFTER))
+}
+
+fn server() -> String {
+    format!("https://{}:6443", address(API))
+}
+
+fn node(sandbox: &Sandbox, n: usize, shared: Shared) -> Node {
     let name = format!("node{n}");
     let netns = underlay::host(sandbox, &name, n);
     let dir = sandbox.dir().join(&name);
     std::fs::create_dir(&dir).expect("make a directory");
-    let endpoints: Vec<_> = (0..MEMBERS)
-        .map(|m| {
-            format!(
-                "http://{}:2379",
-                address((m + n) % MEMBERS + 1 + MEMBERS_AFTER)
-            )
-        })
-        .collect();
-    let document = json!({
-        "socket": dir.join("agent.sock"),
-        "ipam": {
-            "etcd": {"endpoints": endpoints}, "node": name, "dataDir": dir.join("ipam"),
-            "leaseSeconds": LEASE, "graceSeconds": GRACE,
-        },
+    let mut ipam = json!({
+        "dataDir": dir.join("ipam"), "leaseSeconds": LEASE, "graceSeconds": GRACE,
     });
+    match shared {
+        Shared::Etcd => {
+            let endpoints: Vec<_> = (0..MEMBERS)
+                .map(|m| endpoint((m + n) % MEMBERS + 1))
+                .collect();
+            ipam["etcd"] = json!({"endpoints": endpoints});
+            ipam["node"] = name.as_str().into();
+        }
+        Shared::Kubernetes => {
+            let kubeconfig = sandbox.dir().join("kubeconfig");
+            ipam["kubernetes"] = json!({"kubeconfig": kubeconfig, "nodeName": name});
+        }
+    }
+    let document = json!({"socket": dir.join("agent.sock"), "ipam": ipam});
     std::fs::write(dir.join("podwired.json"), document.to_string()).expect("write a configuration");
     Node {
         name,
