@@ -221,10 +221,10 @@ mod tests {
             .filter_map(|it| it.split(": ").next())
             .collect();
         assert_eq!(keys, ["ipam.kubernetes.namespace", "ipam.node"]);
-        let odd = settings(r#"{"kubernetes": {"nodeName": "a/b"}}"#).unwrap_err();
+        let odd = settings(r#"{"kubernetes": {"nodeName": "a b"}}"#).unwrap_err();
         assert_eq!(
             odd,
-            [r#"ipam.kubernetes.nodeName: "a/b" is no name of a node"#]
+            [r#"ipam.kubernetes.nodeName: "a b" is no name of a node"#]
         );
     }
 }

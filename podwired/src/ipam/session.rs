@@ -188,7 +188,10 @@ impl<S: Transactions + 'static> Role<S> {
 
     /// Has nodes that are lost ended, as long as the role runs, where the store does not do that.
     pub(super) async fn look_after_others(self: Rc<Self>) {
-        while !S::IS_ATOMIC {
+        if S::IS_ATOMIC {
+            return;
+        }
+        loop {
             sleep(self.settings.lease / 3).await;
             if !self.is_fenced_in() {
                 continue;
@@ -268,9 +271,10 @@ impl<S: Transactions + 'static> Role<S> {
             }
             match watch.next().await {
                 Ok(changes) => {
-                    let mut view = self.view.borrow_mut();
-                    let touched = view.apply(changes.events, Time::now());
-                    drop(view);
+                    let touched = {
+                        let mut view = self.view.borrow_mut();
+                        view.apply(changes.events, Time::now())
+                    };
                     self.settle(&touched);
                     // A claim that was on its way for very long.
                     if !S::IS_ATOMIC && self.is_of_earlier_boot(&touched) {

@@ -81,7 +81,8 @@ pub(super) struct Fleet {
     sandbox: Sandbox,
     pub nodes: Vec<Node>,
     members: Vec<Running>,
-    shared: Shared,
+    /// What the nodes have their blocks in.
+    pub shared: Shared,
     _api: Option<Running>,
     /// The namespace of all pods.
     pub pods: Netns,
