@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tonic::Streaming;
 
-use self::members::Members;
+use self::members::{Answered, Members};
 use self::messages as api;
 use crate::{
     Changes, Entry, Error, Event, Expected, LeaseId, Listing, Revision, Store, Transactions, Watch,
@@ -82,10 +82,17 @@ impl Transactions for Etcd {
             compare: compare.collect(),
             success: success.collect(),
         };
-        let done: api::TxnResponse = self
+        let done: Answered<api::TxnResponse> = self
             .members
-            .call("/etcdserverpb.KV/Txn", &request, PATIENCE)
+            .ask("/etcdserverpb.KV/Txn", &request, PATIENCE)
             .await?;
+        // The keys may differ because the request to the member before has changed them.
+        if done.is_repeated && !done.answer.succeeded {
+            return Err(Error::Unavailable(
+                "a member was lost after a transaction was sent to it".into(),
+            ));
+        }
+        let done = done.answer;
         Ok(done.succeeded.then(|| revision(done.header.as_ref())))
     }
 }

@@ -51,6 +51,14 @@ pub(super) struct Members {
     token: RefCell<Option<String>>,
 }
 
+/// An answer.
+#[derive(Debug)]
+pub(super) struct Answered<A> {
+    pub answer: A,
+    /// Another member was asked before and gave no answer. It may have done the same request.
+    pub is_repeated: bool,
+}
+
 impl Members {
     pub fn new(access: Access) -> Result<Self> {
         if access.endpoints.is_empty() {
@@ -77,7 +85,7 @@ impl Members {
         &self.access.endpoints[self.current.get()]
     }
 
-    /// A request with one answer. Asks each member at most once.
+    /// A request with one answer, which may be done twice without harm.
     pub async fn call<Q, A>(
         &self,
         path: &'static str,
@@ -88,11 +96,33 @@ impl Members {
         Q: Message + Clone + 'static,
         A: Message + Default + 'static,
     {
+        let answered = self.ask(path, message, patience).await?;
+        Ok(answered.answer)
+    }
+
+    /// A request with one answer. Asks each member at most once.
+    pub async fn ask<Q, A>(
+        &self,
+        path: &'static str,
+        message: &Q,
+        patience: Duration,
+    ) -> Result<Answered<A>, Error>
+    where
+        Q: Message + Clone + 'static,
+        A: Message + Default + 'static,
+    {
+        let members = self.access.endpoints.len();
         let mut renewed = false;
-        let mut left = self.access.endpoints.len();
+        let mut left = members;
         loop {
-            let error = match self.call_once(path, message, patience).await {
-                Ok(answer) => return Ok(answer),
+            let error = match self.ask_one(path, message, patience).await {
+                Ok(answer) => {
+                    let is_repeated = left < members;
+                    return Ok(Answered {
+                        answer,
+                        is_repeated,
+                    });
+                }
                 Err(status) => {
                     // A token expires, and a restarted member does not know it.
                     if status.code() == Code::Unauthenticated && !renewed {
@@ -164,7 +194,7 @@ impl Members {
         error
     }
 
-    async fn call_once<Q, A>(
+    async fn ask_one<Q, A>(
         &self,
         path: &'static str,
         message: &Q,
