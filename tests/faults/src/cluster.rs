@@ -52,26 +52,27 @@ struct Pool {
     last: &'static str,
     /// How many addresses there are.
     capacity: usize,
-    /// How many the workers use at most: the small pool is nearly full, so that nodes borrow.
-    used: u64,
+    /// How many the workers use at once: the pool is nearly full, so that nodes borrow addresses and
+    /// take over the blocks of lost nodes.
+    used: usize,
 }
 
 const POOLS: [Pool; 2] = [
     Pool {
         name: "small",
-        subnet: "10.8.0.0/24",
+        subnet: "10.8.0.0/25",
         first: "10.8.0.2",
-        last: "10.8.0.254",
-        capacity: 253,
-        used: 235,
+        last: "10.8.0.126",
+        capacity: 125,
+        used: 115,
     },
     Pool {
         name: "big",
-        subnet: "10.9.0.0/22",
+        subnet: "10.9.0.0/24",
         first: "10.9.0.2",
-        last: "10.9.3.254",
-        capacity: 1021,
-        used: 800,
+        last: "10.9.0.254",
+        capacity: 253,
+        used: 235,
     },
 ];
 
@@ -190,9 +191,8 @@ impl Run {
     fn operation(&self, numbers: &mut Numbers) {
         let pool = usize::from(numbers.below(4) > 0);
         let index = self.choose_node(numbers);
-        let limit = POOLS[pool].used;
-        let used = self.book.used(pool) as u64;
-        let adds = numbers.below(limit) >= used / 2 + numbers.below(limit / 2);
+        let is_full = self.book.used(pool) >= POOLS[pool].used;
+        let adds = !is_full && numbers.below(4) > 0;
         match (adds, numbers.below(10)) {
             (true, 0) => self.add_by_plugin(index, pool, numbers),
             (true, _) => self.add(index, pool),
@@ -201,14 +201,12 @@ impl Run {
         }
     }
 
-    /// Mostly one that is well: the others make their callers wait.
+    /// A node with an accident makes its callers wait, so half of them choose again. The others find
+    /// out whether such a node hands out what is another node's by now.
     fn choose_node(&self, numbers: &mut Numbers) -> usize {
-        let mut index = numbers.below(NODES as u64) as usize;
-        for _ in 0..3 {
-            if !self.fleet.nodes[index].is_hurt() {
-                break;
-            }
-            index = numbers.below(NODES as u64) as usize;
+        let index = numbers.below(NODES as u64) as usize;
+        if self.fleet.nodes[index].is_hurt() && numbers.below(2) == 0 {
+            return numbers.below(NODES as u64) as usize;
         }
         index
     }

@@ -22,8 +22,14 @@ impl Run {
         numbers: &mut Numbers,
         scope: &'scope Scope<'scope, 'env>,
     ) {
-        let (kind, length) = (numbers.below(15), numbers.below(self.longest()));
+        if self.fleet.is_calm.load(Ordering::SeqCst) {
+            return;
+        }
+        let (kind, length) = (numbers.below(13), numbers.below(self.longest()));
         let index = numbers.below(NODES as u64) as usize;
+        if self.is_long && numbers.below(30) == 0 {
+            return self.hurt(index, scope, move || self.long_accident(index, length));
+        }
         match kind {
             0 => self.set_clock(numbers),
             1 => self.stop_member(length, numbers, scope),
@@ -43,12 +49,7 @@ impl Run {
                     self.pause_at_call(index, point, length)
                 });
             }
-            12 => self.hurt(index, scope, move || self.start_anew(index, length)),
-            13 if self.is_long => self.hurt(index, scope, move || self.cut_for_long(index, length)),
-            14 if self.is_long => {
-                self.hurt(index, scope, move || self.stop_for_long(index, length));
-            }
-            _ => {}
+            _ => self.hurt(index, scope, move || self.start_anew(index, length)),
         }
     }
 
@@ -151,6 +152,17 @@ impl Run {
         self.fleet.set_wire(index, "down");
         sleep(Duration::from_millis(length));
         self.fleet.set_wire(index, "up");
+    }
+
+    /// One after which the blocks of the node are others'.
+    fn long_accident(&self, index: usize, length: u64) {
+        self.fleet.is_calm.store(true, Ordering::SeqCst);
+        if length.is_multiple_of(2) {
+            self.cut_for_long(index, length);
+        } else {
+            self.stop_for_long(index, length);
+        }
+        self.fleet.is_calm.store(false, Ordering::SeqCst);
     }
 
     fn cut_for_long(&self, index: usize, length: u64) {

@@ -38,8 +38,8 @@ pub(super) const GRACE: u64 = 20;
 /// Of accidents that a node survives, in milliseconds: several in a row are shorter than lease and
 /// grace.
 pub(super) const SHORT: u64 = 6_000;
-/// Longer than every take-over.
-pub(super) const LONG: u64 = 30_000;
+/// Of accidents that are longer than lease and grace, so that other nodes take over.
+pub(super) const LONG: u64 = 45_000;
 
 /// What the nodes have their blocks in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +90,9 @@ pub(super) struct Fleet {
     accidents: Mutex<BTreeMap<&'static str, usize>>,
     /// Accidents of the network or of members that are under way.
     pub store_is_hurt: AtomicBool,
+    /// No other accident begins: a long one is under way. A node takes over after a grace that it has
+    /// watched without a gap, and every accident of its own is a gap.
+    pub is_calm: AtomicBool,
     /// Accidents that are under way, all together.
     pub under_way: AtomicUsize,
 }
@@ -154,6 +157,7 @@ impl Fleet {
             ids: AtomicU64::new(0),
             accidents: Mutex::default(),
             store_is_hurt: AtomicBool::new(false),
+            is_calm: AtomicBool::new(false),
             under_way: AtomicUsize::new(0),
         };
         fleet.members = (1..=MEMBERS).map(|n| fleet.start_member(n)).collect();
