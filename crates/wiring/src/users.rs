@@ -317,8 +317,8 @@ impl Users {
     /// The network's directory cannot be read.
     pub fn used(&self) -> Result<Vec<String>> {
         let is_used = |what: &String| {
-            let names = self.dir.open(what).and_then(|dir| dir.entries());
-            !names.is_ok_and(|names| names.is_empty())
+            let is_empty = self.dir.open(what).and_then(|dir| dir.is_empty());
+            !is_empty.unwrap_or(false)
         };
         Ok(self.uses()?.into_iter().filter(is_used).collect())
     }
@@ -401,14 +401,25 @@ impl Directory {
 
     /// The names in it.
     fn entries(&self) -> Result<Vec<String>, Errno> {
-        let mut names = Vec::new();
-        for entry in nix::dir::Dir::from_fd(self.open(".")?.0)?.iter() {
-            let name = entry?.file_name().to_string_lossy().into_owned();
-            if name != "." && name != ".." {
-                names.push(name);
-            }
-        }
-        Ok(names)
+        self.map_entries(|names| names.collect())
+    }
+
+    /// Whether nothing is in it. Of many names only the first ones are read.
+    fn is_empty(&self) -> Result<bool, Errno> {
+        self.map_entries(|names| names.next().transpose().map(|first| first.is_none()))
+    }
+
+    fn map_entries<T>(
+        &self,
+        map: impl FnOnce(&mut dyn Iterator<Item = Result<String, Errno>>) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let mut dir = nix::dir::Dir::from_fd(self.open(".")?.0)?;
+        let names = dir.iter().map(|entry| {
+            let entry = entry?;
+            Ok(entry.file_name().to_string_lossy().into_owned())
+        });
+        let is_above = |name: &Result<String, Errno>| matches!(name.as_deref(), Ok("." | ".."));
+        map(&mut names.filter(|name| !is_above(name)))
     }
 
     /// False if it is missing or has entries.
