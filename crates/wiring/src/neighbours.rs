@@ -56,13 +56,13 @@ pub struct Neighbours {
     table: Option<File>,
 }
 
-/// The neighbours behind the ports of a bridge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ports {
-    /// Pods of this node alone.
-    OnlyPods,
-    /// Perhaps other machines.
-    Others,
+/// The ports of a bridge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ports {
+    /// Whether only pods of this node are behind them; false if that is unknown.
+    pub only_pods: bool,
+    /// How many there are; 0 if that is unknown.
+    pub count: usize,
 }
 
 /// Whether a new pod is announced, and what is recorded when that is done.
@@ -157,14 +157,14 @@ impl Neighbours {
     /// on: other machines may give the addresses of pods to each other.
     pub fn look_at_ports(&mut self, host: &Netlink, bridge: &Link) -> Ports {
         let Some(table) = &self.table else {
-            return Ports::Others;
+            return Ports::default();
         };
-        if has_only_pods(host, table, bridge).unwrap_or(false) {
-            return Ports::OnlyPods;
+        let ports = ports_of(host, table, bridge).unwrap_or_default();
+        if !ports.only_pods {
+            self.table = None;
+            self.forget();
         }
-        self.table = None;
-        self.forget();
-        Ports::Others
+        ports
     }
 
     /// Records that a pod is about to use `ips` with the end `pair` of a veth pair, and decides
@@ -345,9 +345,10 @@ fn is_only_ours(call: &Call) -> bool {
     linked::was_called() && !cni::foreign::is_noted(&call.network)
 }
 
-/// Whether all ports of `bridge` but the new one, `port`, are pods' ports.
-fn has_only_pods(host: &Netlink, table: &File, bridge: &Link) -> Result<bool> {
+/// Looks at the ports of `bridge`, and notes those of pods in `table`.
+fn ports_of(host: &Netlink, table: &File, bridge: &Link) -> Result<Ports> {
     let ports = host.port_indexes(bridge)?;
+    let count = ports.iter().filter(|index| **index != 0).count();
     let mut known = [0; PORTS_BYTES];
     table.read_exact_at(&mut known, PORTS)?;
     let known = known.as_chunks::<4>().0;
@@ -358,12 +359,18 @@ fn has_only_pods(host: &Netlink, table: &File, bridge: &Link) -> Result<bool> {
         // A pod that was just deleted is no other machine.
         let link = host.find_link_by_index(*index)?;
         if link.is_some_and(|link| !is_pods(&link)) {
-            return Ok(false);
+            return Ok(Ports {
+                only_pods: false,
+                count,
+            });
         }
         let at = PORTS + 4 * u64::try_from(number)?;
         table.write_all_at(&index.to_ne_bytes(), at)?;
     }
-    Ok(true)
+    Ok(Ports {
+        only_pods: true,
+        count,
+    })
 }
 
 /// Whether the link has a name as bridge plugins give to the host end of a pod's veth pair.

@@ -9,7 +9,7 @@ use cni::lock::{self, Lock};
 use cni::request::Add;
 use cni::result::{IpConfig, Route};
 use cni::{BestEffort, Call, delegate};
-use netlink::{Configured, Dad, InterfaceAddress, Layer3, Netlink, RouteSpec};
+use netlink::{Configured, Dad, InterfaceAddress, Layer3, Netlink, RouteSpec, sysctl};
 use netns::NetNs;
 
 use crate::Addressing;
@@ -20,6 +20,13 @@ use crate::Addressing;
 /// `failed to open netns "…"`: it does not exist, or is a plain file.
 pub fn open_netns(path: &NetnsPath) -> Result<NetNs> {
     NetNs::open(path.as_path()).with_context(|| format!("failed to open netns {:?}", path.as_str()))
+}
+
+/// Prepares for a node with this number of pods. Call it before their settings are written.
+pub fn expect(pods: usize) {
+    if pods >= sysctl::MANY_PODS {
+        sysctl::use_own_proc();
+    }
 }
 
 /// Locks the pod's namespace, for a plugin that chooses what is free in it. The lock is on the

@@ -13,7 +13,7 @@ use cni::result::AddResult;
 use cni::{Attachment, BestEffort, Call, Code, Plugin, Undo, WithLabel};
 use netlink::{BridgeSpec, Link, Netlink, PortSpec};
 use packet_filter::node::Pod;
-use wiring::neighbours::{self, Neighbours, Ports};
+use wiring::neighbours::{self, Neighbours};
 use wiring::result::Interfaces;
 use wiring::{Addressing, Gateway, gateway, lease, mac, pod, port, requested, rules};
 
@@ -54,9 +54,10 @@ impl Plugin for Bridge {
             rules::add_access(attachment, &access, Some(plan.bridge.as_str()), undo)?;
         }
         let ports = neighbours.look_at_ports(&host, &bridge);
+        pod::expect(ports.count);
         // With a querier, the first report of a pod is what its neighbours' solicitations need.
         let joins_last =
-            plan.may_join_last() && !needs_interface && !bridge.querier && ports == Ports::OnlyPods;
+            plan.may_join_last() && !needs_interface && !bridge.querier && ports.only_pods;
         let properties = (mac_of(request, &plan, addressing.as_ref()), mtu);
         let master = (!joins_last).then_some(&bridge);
         let mut pair = port::add_veth(&host, master, request, &netns, properties, undo)?;

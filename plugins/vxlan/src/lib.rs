@@ -56,6 +56,8 @@ impl Plugin for Vxlan {
             rules::add_access(attachment, &access, None, undo)?;
         }
         let overlay = ensure_device(&host, &plan, &device, &bridge, &own)?;
+        let ports = neighbours.look_at_ports(&host, &bridge);
+        pod::expect(ports.count);
         let mac = || mac::of_pod(call, addressing.as_ref()?);
         let properties = (plan.mac.or_else(mac), Some(device.spec.mtu));
         let pair = port::add_veth(&host, Some(&bridge), request, &netns, properties, undo)?;
@@ -75,7 +77,6 @@ impl Plugin for Vxlan {
             Some(addressing) => (&addressing.gateways[..], &addressing.ips[..]),
             None => Default::default(),
         };
-        neighbours.look_at_ports(&host, &bridge);
         let announcement = neighbours.attach(call, &pair, ips);
         let configured = announcement.configure(pod, addressing.as_ref())?;
         let action = "failed to set bridge addr";

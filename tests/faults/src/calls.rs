@@ -167,7 +167,7 @@ pub fn errors(call: &str) -> &'static [Errno] {
         "pipe" | "pipe2" | "dup" | "dup2" | "fcntl" => &[EMFILE],
         "setns" => &[EPERM, ENOMEM],
         "timer_create" => &[EAGAIN],
-        "unshare" | "ioctl" => &[EPERM],
+        "unshare" | "ioctl" | "fsopen" | "fsconfig" | "fsmount" => &[EPERM],
         "mkdir" | "mkdirat" | "rename" | "renameat" => &[ENOSPC, EACCES],
         "link" | "linkat" | "symlink" => &[ENOSPC, EPERM],
         "unlink" | "unlinkat" | "rmdir" => &[EIO, EBUSY],

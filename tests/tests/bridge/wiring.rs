@@ -1,9 +1,9 @@
 //! The veth pair, the bridge, and how long they live.
 
-use sandbox::{Netns, Sandbox, conf, newest};
+use sandbox::{Netns, Sandbox, beyond_peer, conf, newest};
 use serde_json::json;
 
-use crate::{add, attached, bridge, del, dual, has_flag, host_veth};
+use crate::{add, attached, bridge, del, dual, has_flag, host_veth, name};
 
 #[test]
 fn add_wires_the_pod_to_the_bridge_and_says_how() {
@@ -170,6 +170,43 @@ fn an_unlabelled_host_veth_is_deleted_unless_it_is_in_use() {
     ));
     gone_for_the_runtime();
     assert!(host.link(name).is_some());
+}
+
+/// Makes as many ports of `cni0` as a node with many pods has.
+fn make_ports(host: &Netns) {
+    host.sh("for i in $(seq 64); do
+            n=$(printf %08x $i)
+            echo link add veth$n master cni0 type veth peer name p$n
+         done | ip -batch -");
+}
+
+#[test]
+fn among_many_pods_settings_are_written_in_an_instance_of_proc_that_is_adds_own() {
+    beyond_peer("the instance of all, where a look-up takes 1 ms", || {
+        let (sandbox, _first, _) = attached(&bridge(json!({})));
+        make_ports(&sandbox.host());
+        let trace = sandbox.dir().join("trace").display().to_string();
+        let strace = ["strace", "-o", &trace, "-e"];
+        let calls = "trace=fsmount,openat";
+        // Rootless runtimes get no instance.
+        for (id, calls) in [("own", calls), ("refused", "inject=fsopen:error=EPERM")] {
+            let (pod, strace) = (sandbox.pod(id), [&strace[..], &[calls]].concat());
+            let cni = sandbox.cni("bridge").id(id).under(&strace);
+            let result = cni.add(&bridge(json!({})), &pod, "eth0").result();
+            let accept_ra = format!("net/ipv6/conf/{}/accept_ra", name(&result, 1));
+            assert_eq!(sandbox.host().sysctl(&accept_ra), "0", "{id}");
+            let accept_dad = "net/ipv6/conf/eth0/accept_dad";
+            assert_eq!(pod.sysctl(accept_dad), "0", "{id}");
+            let text = std::fs::read_to_string(&trace).expect("the trace");
+            let expected = match id {
+                "own" => [("fsmount(", true), ("\"/proc/sys/net", false)],
+                _ => [("INJECTED", true), ("fsmount(", false)],
+            };
+            for (call, made) in expected {
+                assert_eq!(text.contains(call), made, "{call} in {text}");
+            }
+        }
+    });
 }
 
 #[test]
