@@ -131,18 +131,21 @@ pub fn hold(stage: &Stage, others: Range<usize>) -> Result<()> {
     Ok(())
 }
 
-/// Wires others in the range, and returns them. Podwire and the floor do it themselves. For the Go
+/// Wires others in the range, and returns them: all with masquerade but the last one. In a network that
+/// masquerades, the first pod without is a change of its configuration, for which podwire looks at all
+/// rules of the network; that is not what is measured. Podwire and the floor do it themselves. For the Go
 /// plugins, which would take minutes, the floor's program makes the links, and what else they leave
 /// for each pod is copied: the file of its address, its rules of masquerade.
 ///
 /// # Errors
 /// When a plugin fails.
 pub fn wire(stage: &mut Stage, others: Range<usize>) -> Result<Vec<Attachment>> {
-    stage.turn_to(MASQUERADED);
     let mut crowd = Vec::new();
     let is_go = matches!(stage.side, Side::Go | Side::Other);
     for other in others.clone() {
         let mut pod = stage.pod(FIRST + other)?;
+        let is_last = other + 1 == others.end && other != others.start;
+        stage.turn_to(if is_last { BRIDGED } else { MASQUERADED });
         if is_go && other != others.start {
             // Its rule is not on this node.
             stage.turn_to(BRIDGED);

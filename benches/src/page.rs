@@ -388,6 +388,7 @@ fn not_faster(results: &Results) -> String {
     text.push_str(&starts(results));
     text.push_str(&podman(results));
     text.push_str(&connections(results));
+    text.push_str(&among_pods(results));
     text.push_str(&farthest(results));
     text
 }
@@ -468,6 +469,42 @@ fn connections(results: &Results) -> String {
         ours.1,
         go.1
     )
+}
+
+/// What no plugin can avoid among many pods: the kernel's work for one more port, which is the floor's.
+fn among_pods(results: &Results) -> String {
+    let mut text = String::new();
+    let keys = ["pods-bridge-add", "pods-bridge-masq-add"];
+    for curve in results
+        .curves
+        .iter()
+        .filter(|it| keys.contains(&it.key.as_str()))
+    {
+        let points = curve.lines.first().map_or(&[][..], |line| &line.points);
+        for (count, _) in points.iter().filter(|(count, _)| *count > 0) {
+            text.extend(ceiling(curve, *count));
+        }
+    }
+    if text.is_empty() {
+        return text;
+    }
+    let first = "No plugin can do better than the floor, which itself slows down among many pods:";
+    format!("\n{first}\n\n{text}")
+}
+
+fn ceiling(curve: &Curve, count: usize) -> Option<String> {
+    let floor = curve.median(Side::Floor, count)?;
+    let go = curve.median(Side::Go, count)? / floor;
+    let ours = curve.faster(count)?.median;
+    Some(format!(
+        "- {}, {} {}: the floor takes {} times as long as at none, and is {} times faster than Go, podwire {} times\n",
+        curve.title,
+        thousands(count),
+        curve.among,
+        number(curve.growth(Side::Floor, count)?),
+        number(go),
+        number(ours)
+    ))
 }
 
 fn farthest(results: &Results) -> String {

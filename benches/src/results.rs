@@ -212,12 +212,16 @@ impl Curve {
         all.find(|(count, _)| *count == at).map(|(_, ratio)| *ratio)
     }
 
-    /// How many times as long podwire takes at a point as at none.
-    pub fn growth(&self, at: usize) -> Option<f64> {
-        let mut lines = self.lines.iter();
-        let points = &lines.find(|line| line.side == Side::Podwire)?.points;
-        let of = |count| points.iter().find(|(at, _)| *at == count);
-        Some(of(at)?.1.median / of(0)?.1.median)
+    /// How many times as long a side takes at a point as at none.
+    pub fn growth(&self, side: Side, at: usize) -> Option<f64> {
+        Some(self.median(side, at)? / self.median(side, 0)?)
+    }
+
+    /// How long a side takes at a point.
+    pub fn median(&self, side: Side, at: usize) -> Option<f64> {
+        let line = self.lines.iter().find(|line| line.side == side)?;
+        let point = line.points.iter().find(|(count, _)| *count == at)?;
+        Some(point.1.median)
     }
 
     /// Whether there is something to draw.

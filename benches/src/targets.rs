@@ -114,7 +114,7 @@ pub fn judge(results: &Results) -> Vec<Target> {
         targets.push(at_most(beside(key, count), most, "the floor", found));
     }
     for (key, count, most) in GROWTHS {
-        let found = curve(key).and_then(|it| it.growth(count));
+        let found = curve(key).and_then(|it| it.growth(Side::Podwire, count));
         targets.push(at_most(beside(key, count), most, "that at none", found));
     }
     let storm = |pods, verb| {
