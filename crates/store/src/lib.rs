@@ -179,6 +179,13 @@ pub trait Transactions: Store {
         writes: &[Write<'_>],
     ) -> impl Future<Output = Result<Option<Revision>, Error>>;
 
+    /// The revision of the key that a lease just granted goes on with: this process had both, and neither has
+    /// ended since. `None` if the key is to be made, or made anew.
+    fn continued(&self, lease: LeaseId) -> Option<Revision> {
+        let _ = lease;
+        None
+    }
+
     /// Ends leases and keys of nodes that have not renewed them for as long as they last, at least `ttl`,
     /// and are no nodes of the cluster any more. To be called several times in a lease: the first of
     /// `members` that lives ends it. Nothing for a store that does this itself.

@@ -21,9 +21,10 @@ impl<S: Transactions + 'static> Role<S> {
     /// Now and then: what is idle goes back, what DELs have left is released.
     pub(super) async fn sweep(self: Rc<Self>) {
         let mut turn = 0_u32;
-        let summary = match S::IS_ATOMIC {
-            true => SUMMARY,
-            false => SUMMARY_OF_RECORDS,
+        let summary = if S::IS_ATOMIC {
+            SUMMARY
+        } else {
+            SUMMARY_OF_RECORDS
         };
         loop {
             sleep(SWEEP).await;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use pools::{Claim, Time};
-use store::{Expected, LeaseId, Member, Revision, Transactions, Watch, Write};
+use store::{Entry, Expected, LeaseId, Member, Revision, Transactions, Watch, Write};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
@@ -70,7 +70,7 @@ impl<S: Transactions + 'static> Role<S> {
         let mut watch = self.look().await?;
         let wants = self.view.borrow().own_wants(&self.settings.node);
         self.delete_wants(&wants).await;
-        self.confirm(!S::IS_ATOMIC).await?;
+        self.confirm(revision).await?;
         self.await_confirmed(&mut watch, revision).await?;
         // What was adopted is seen by the watch, and held then.
         self.settle_all();
@@ -92,6 +92,8 @@ impl<S: Transactions + 'static> Role<S> {
         };
         let expected = match self.store.get(&key).await? {
             None => Expected::Absent,
+            // Neither the key nor the lease has ended since: no block was taken over.
+            Some(entry) if self.goes_on(&entry, &own, lease) => return Ok(entry.revision),
             // Such a store grants a lease only when the one before has ended.
             Some(entry) if !S::IS_ATOMIC => Expected::At(entry.revision),
             Some(entry) => {
@@ -118,6 +120,12 @@ impl<S: Transactions + 'static> Role<S> {
         put.ok_or_else(|| anyhow!("key {key}: another agent was faster"))
     }
 
+    /// Whether this node's key is that of a session which has not ended.
+    fn goes_on(&self, entry: &Entry, own: &Alive, lease: LeaseId) -> bool {
+        let found: Option<Alive> = serde_json::from_slice(&entry.value).ok();
+        self.store.continued(lease) == Some(entry.revision) && found.as_ref() == Some(own)
+    }
+
     /// Reads all keys, and watches them from then on.
     async fn look(&self) -> Result<S::Watch, store::Error> {
         let prefix = format!("{}/", self.settings.prefix);
@@ -129,13 +137,14 @@ impl<S: Transactions + 'static> Role<S> {
         Ok(watch)
     }
 
-    /// Takes the blocks and single addresses of this node's earlier boots: its pods have ended. With `all`,
-    /// the others are written anew, too, so that none has the revision from before.
-    async fn confirm(&self, all: bool) -> Result<(), store::Error> {
+    /// Takes the blocks and single addresses of this node's earlier boots: its pods have ended. What was last
+    /// changed before the revision `than` is written anew, too, where the store is not atomic.
+    async fn confirm(&self, than: Revision) -> Result<(), store::Error> {
         let parts = self.view.borrow().parts_of(&self.settings.node);
         for (pool, block, seen) in parts {
             let claim = self.adopted(&seen.value);
-            if !all && claim == seen.value {
+            let is_older = !S::IS_ATOMIC && seen.revision < than;
+            if !is_older && claim == seen.value {
                 continue;
             }
             let change = Change {
@@ -154,9 +163,10 @@ impl<S: Transactions + 'static> Role<S> {
     fn adopted(&self, claim: &Claim) -> Claim {
         let boot = self.node.borrow().journal().boot().to_owned();
         let is_earlier = |it: &Claim| it.node == self.settings.node && it.boot != boot;
-        let mut adopted = match is_earlier(claim) {
-            true => self.new_claim(Some(claim)),
-            false => claim.clone(),
+        let mut adopted = if is_earlier(claim) {
+            self.new_claim(Some(claim))
+        } else {
+            claim.clone()
         };
         for lent in &claim.lent {
             let single = Claim::from(lent);
@@ -278,7 +288,7 @@ impl<S: Transactions + 'static> Role<S> {
                     self.settle(&touched);
                     // A claim that was on its way for very long.
                     if !S::IS_ATOMIC && self.is_of_earlier_boot(&touched) {
-                        self.confirm(false).await?;
+                        self.confirm(0).await?;
                     }
                 }
                 Err(error) => {

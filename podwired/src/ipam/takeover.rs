@@ -75,9 +75,10 @@ impl<S: Transactions + 'static> Role<S> {
     /// Takes all blocks of a node that is gone for good. Returns how many.
     pub(super) async fn forget(&self, gone: &str) -> Result<usize, Short> {
         if self.view.borrow().nodes.contains_key(gone) {
-            let more = match S::IS_ATOMIC {
-                true => "",
-                false => "; the others end it when the cluster has no such Node any more",
+            let more = if S::IS_ATOMIC {
+                ""
+            } else {
+                "; the others end it when the cluster has no such Node any more"
             };
             let why = format!("node {gone} lives: it has a lease{more}");
             return Err(Short::Never(why));

@@ -12,6 +12,8 @@ use store::{
 use crate::addresses::{Addresses, name};
 
 const TTL: Duration = Duration::from_secs(1);
+/// More than come in one answer.
+const KEYS: usize = 510;
 const BLOCK: &str = "/p/blocks/web/10.0.0.0-26";
 
 /// Runs a story with the kubeconfig of the account, beside the API server.
@@ -114,6 +116,8 @@ fn a_take_over_that_comes_late_finds_another_revision() {
         assert_eq!(one.renew(lease).await, Ok(None));
 
         // The node comes back, and changes its blocks before it uses them.
+        let returned = one.grant(TTL).await.expect("a lease");
+        assert_eq!(one.continued(returned), None);
         let (_, back) = begin(&one, 1).await;
         let touched = put(&one, BLOCK, "1", Expected::At(seen)).await;
         let touched = touched.expect("its own block");
@@ -146,9 +150,15 @@ fn one_agent_at_a_time_has_the_lease_of_a_node() {
     let it = Addresses::new(1);
     tell(&it, async |kubeconfig| {
         let one = client(&kubeconfig, 1, "a/b");
-        let (lease, _) = begin(&one, 1).await;
-        // The same agent, started again: the one before has ended.
+        let (lease, own) = begin(&one, 1).await;
+        assert_eq!(one.renew(lease).await, Ok(Some(TTL)));
+        // Its key goes on with its next lease.
+        let lease = one.grant(TTL).await.expect("a lease");
+        assert_eq!(one.continued(lease), Some(own));
+        // The same agent, started again: the one before has ended, but its writes may be on their way.
         let again = client(&kubeconfig, 1, "a/b");
+        let next = again.grant(TTL).await.expect("a lease");
+        assert_eq!(again.continued(next), None);
         let (second, _) = begin(&again, 1).await;
         assert_eq!(one.renew(lease).await, Ok(None));
         assert_eq!(again.renew(second).await, Ok(Some(TTL)));
@@ -162,10 +172,14 @@ fn one_agent_at_a_time_has_the_lease_of_a_node() {
             assert!(other.grant(TTL).await.is_err());
         }
         let deadline = Instant::now() + Duration::from_secs(60);
-        while other.grant(TTL).await.is_err() {
-            assert!(Instant::now() < deadline, "the lease never ends");
+        let third = loop {
+            match other.grant(TTL).await {
+                Ok(lease) => break lease,
+                Err(_) => assert!(Instant::now() < deadline, "the lease never ends"),
+            }
             tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        };
+        assert_eq!(other.continued(third), None);
         assert_eq!(again.renew(second).await, Ok(None));
     });
 }
@@ -181,15 +195,13 @@ fn keys_are_listed_and_watched_in_one_order() {
             .watch("/p/", empty.revision + 1)
             .await
             .expect("a watch");
-        // More than come in one answer.
-        for n in 0..620 {
+        for n in 0..KEYS {
             let name = format!("/p/names/web/0/Default/Pod_{n}");
             let done = put(&store, &name, "\"10.0.0.1\"", Expected::Absent).await;
             assert!(done.is_some());
-            assert_eq!(put(&store, &name, "1", Expected::Absent).await, None);
         }
         let all = store.list("/p/").await.expect("an answer");
-        assert_eq!(all.entries.len(), 620);
+        assert_eq!(all.entries.len(), KEYS);
         assert!(
             store
                 .list("/p/nodes/")
@@ -199,7 +211,7 @@ fn keys_are_listed_and_watched_in_one_order() {
                 .is_empty()
         );
         let (mut seen, mut last) = (Vec::new(), empty.revision);
-        while seen.len() < 620 {
+        while seen.len() < KEYS {
             let changes = watch.next().await.expect("changes");
             for event in changes.events {
                 let Event::Put(entry) = event else {
@@ -213,6 +225,7 @@ fn keys_are_listed_and_watched_in_one_order() {
         let first = &seen[0];
         assert_eq!(first.key, "/p/names/web/0/Default/Pod_0");
         assert_eq!(store.get(&first.key).await, Ok(Some(first.clone())));
+        assert_eq!(put(&store, &first.key, "1", Expected::Absent).await, None);
         assert_eq!(store.delete(&first.key, last).await, Ok(false));
         assert_eq!(store.delete(&first.key, first.revision).await, Ok(true));
         assert_eq!(store.delete(&first.key, first.revision).await, Ok(false));

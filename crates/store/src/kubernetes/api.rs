@@ -270,9 +270,10 @@ struct Status {
 impl Status {
     fn error(self, otherwise: StatusCode) -> Error {
         let status = StatusCode::from_u16(self.code).unwrap_or(otherwise);
-        let why = match self.message.is_empty() {
-            true => status.to_string(),
-            false => self.message,
+        let why = if self.message.is_empty() {
+            status.to_string()
+        } else {
+            self.message
         };
         match status {
             StatusCode::GONE => Error::Compacted,

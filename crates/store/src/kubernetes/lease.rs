@@ -4,22 +4,34 @@
 //! The server does not end a lease. Another node does: one that has seen it without a change for as
 //! long as it lasts deletes it, if it is still as it was seen. From then on it cannot be renewed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::Revision;
+
 /// Counts renewals, so that each changes the object.
 const RENEWALS: &str = "podwire.dev/renewals";
+/// The revision of the node's key: it has been there since, if this object has.
+const KEY: &str = "podwire.dev/key";
 
 /// A lease as the API has it.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Lease {
-    pub metadata: Version,
+    pub metadata: Metadata,
     #[serde(default)]
     pub spec: Spec,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Metadata {
+    #[serde(flatten)]
+    pub version: Version,
+    annotations: BTreeMap<String, String>,
 }
 
 /// Which object it is, and which state of it.
@@ -42,6 +54,11 @@ impl Lease {
         self.spec.holder_identity.as_deref().unwrap_or_default()
     }
 
+    /// The revision of the node's key when the lease was last written; `None` if there was none yet.
+    pub fn key(&self) -> Option<Revision> {
+        self.metadata.annotations.get(KEY)?.parse().ok()
+    }
+
     pub fn lasts(&self) -> Duration {
         Duration::from_secs(self.spec.lease_duration_seconds.unwrap_or_default())
     }
@@ -60,6 +77,7 @@ pub(super) struct Wanted<'a> {
     pub holder: &'a str,
     pub ttl: Duration,
     pub renewals: u64,
+    pub key: Option<Revision>,
 }
 
 impl Wanted<'_> {
@@ -71,6 +89,9 @@ impl Wanted<'_> {
             "namespace": self.namespace,
             "annotations": {RENEWALS: self.renewals.to_string()},
         });
+        if let Some(key) = self.key {
+            metadata["annotations"][KEY] = key.to_string().into();
+        }
         if let Some(version) = replaced {
             metadata["uid"] = version.uid.as_str().into();
             metadata["resourceVersion"] = version.resource_version.as_str().into();

@@ -165,6 +165,7 @@ impl Records {
             holder: &held.holder,
             ttl: held.ttl,
             renewals: held.renewals,
+            key: held.record,
         };
         let object = wanted.object(replaced);
         let content = Some(Content::json(&object));
@@ -177,7 +178,7 @@ impl Records {
             }
         };
         Ok(match done {
-            Changed::Done(lease) => Some(lease.metadata),
+            Changed::Done(lease) => Some(lease.metadata.version),
             Changed::Otherwise => None,
         })
     }
@@ -188,7 +189,7 @@ impl Records {
 
     /// Which lease this node may replace: none; one of this agent's own; one that its holder has not
     /// renewed for as long as it lasts.
-    async fn replaceable(&self, ttl: Duration) -> Result<Option<Version>, Error> {
+    async fn replaceable(&self, ttl: Duration) -> Result<Option<Lease>, Error> {
         let asked = Moment::now();
         let found = self.read_lease(&self.place.key).await?;
         let answered = Moment::now();
@@ -197,20 +198,28 @@ impl Records {
         };
         let holder = found.holder().rsplit_once('/').map(|(holder, _)| holder);
         if holder == Some(&self.place.identity) {
-            return Ok(Some(found.metadata));
+            return Ok(Some(found));
         }
-        let (node, state) = (&self.place.node, &found.metadata.resource_version);
+        let (node, state) = (&self.place.node, &found.metadata.version.resource_version);
         let idle = {
             let mut observed = self.observed.borrow_mut();
             observed.note(&self.place.key, state, asked, answered)
         };
         if idle >= found.lasts().max(ttl) {
-            return Ok(Some(found.metadata));
+            return Ok(Some(found));
         }
         Err(Error::Refused(format!(
             "another agent is node {node} already, or this machine has just been started again: \
              waiting for the end of its lease"
         )))
+    }
+
+    /// The revision of this node's key, if a lease is that of this process, and names it. Of a process before
+    /// this one, writes may still be on their way.
+    fn own_key(&self, lease: &Lease) -> Option<Revision> {
+        let held = self.lease.borrow();
+        let is_own = held.as_ref().is_some_and(|it| it.holder == lease.holder());
+        lease.key().filter(|_| is_own)
     }
 
     /// Whether a node is an object of the cluster.
@@ -225,7 +234,7 @@ impl Records {
         let asked = Moment::now();
         let lease = self.read_lease(&member.key).await?;
         let answered = Moment::now();
-        let version = lease.as_ref().map(|it| &it.metadata);
+        let version = lease.as_ref().map(|it| &it.metadata.version);
         let state = format!(
             "{}/{}",
             version.map_or("", |it| &it.resource_version),
@@ -325,8 +334,9 @@ impl Store for Records {
             holder: format!("{}/{token}", self.place.identity),
             ttl,
             renewals: 0,
-            record: None,
+            record: replaced.as_ref().and_then(|it| self.own_key(it)),
         };
+        let replaced = replaced.map(|it| it.metadata.version);
         let written = self.write_lease(&held, replaced.as_ref()).await?;
         held.version = written.ok_or_else(|| {
             Error::Unavailable("this node's lease has changed meanwhile".to_owned())
@@ -352,7 +362,8 @@ impl Store for Records {
                 return Ok(None);
             };
             held.renewals += 1;
-            written = self.write_lease(&held, Some(&found.metadata)).await?;
+            let seen = found.metadata.version;
+            written = self.write_lease(&held, Some(&seen)).await?;
         }
         let Some(version) = written.filter(|it| *it != before) else {
             return Err(Error::Unavailable("the lease has changed meanwhile".into()));
@@ -425,6 +436,11 @@ impl Transactions for Records {
         Ok(done)
     }
 
+    fn continued(&self, lease: LeaseId) -> Option<Revision> {
+        let held = self.lease.borrow();
+        held.as_ref().filter(|it| it.id == lease)?.record
+    }
+
     async fn look_after(&self, members: &[Member], ttl: Duration) -> Result<(), Error> {
         for member in members {
             // The one behind a node that lives is looked at by that node.
@@ -472,9 +488,12 @@ impl Watch for RecordWatch {
             let is_deleted = event.kind == "DELETED";
             let entry = record.entry(&self.prefix)?;
             let wanted = entry.filter(|it| it.key.starts_with(&self.keys));
-            changes.extend(wanted.map(|entry| match is_deleted {
-                true => Event::Delete { key: entry.key },
-                false => Event::Put(entry),
+            changes.extend(wanted.map(|entry| {
+                if is_deleted {
+                    Event::Delete { key: entry.key }
+                } else {
+                    Event::Put(entry)
+                }
             }));
         }
         Ok(Changes {
