@@ -17,8 +17,10 @@ use super::access::ApiAccess;
 use crate::connection::{self, chain};
 use crate::{Error, Revision};
 
-/// How long one request may take, but for a watch.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a request about one object may take: one is the renewal of a lease.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A list may be megabytes over a slow line. A watch may stay open for longer than that.
+const PATIENCE_OF_LISTS: Duration = Duration::from_secs(20);
 /// What an answer may have.
 const LARGEST: usize = 64 << 20;
 /// The server ends a watch after so many seconds, so that each begins with a new token.
@@ -93,7 +95,7 @@ impl Api {
                 status => Err(refusal(status, answer.into_body()).await),
             }
         };
-        within(asking).await
+        self.within(PATIENCE_OF_LISTS, asking).await
     }
 
     /// An object; `None` if there is none.
@@ -130,7 +132,7 @@ impl Api {
                 status => Err(refusal(status, answer.into_body()).await),
             }
         };
-        within(changing).await
+        self.within(PATIENCE, changing).await
     }
 
     /// The changes of the objects at `path` after `revision`.
@@ -149,9 +151,24 @@ impl Api {
             }
         };
         Ok(Events {
-            body: within(opening).await?,
+            body: self.within(PATIENCE_OF_LISTS, opening).await?,
             line: Vec::new(),
         })
+    }
+
+    /// Waits for an answer; one that does not come is not waited for on the same connection again.
+    async fn within<T>(
+        &self,
+        patience: Duration,
+        future: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        match timeout(patience, future).await {
+            Ok(done) => done,
+            Err(_) => {
+                self.reconnect();
+                Err(unavailable("no answer".into()))
+            }
+        }
     }
 
     /// Sends a request, and returns the answer to it, whatever that is.
@@ -327,13 +344,6 @@ async fn content(mut body: Body) -> Result<Vec<u8>, Error> {
         }
     }
     Ok(content)
-}
-
-async fn within<T>(future: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    match timeout(PATIENCE, future).await {
-        Ok(done) => done,
-        Err(_) => Err(unavailable("no answer".into())),
-    }
 }
 
 fn unavailable(why: String) -> Error {
