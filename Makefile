@@ -19,7 +19,7 @@ test demo: PROFILE = dev
 export PODWIRE_BIN ?= $(BIN)
 
 .DEFAULT_GOAL := help
-.PHONY: help build install uninstall demo test lint unit black-box test-vm test-kubernetes fuzz faults storm bench packages test-packages release clean
+.PHONY: help build install uninstall demo test lint unit black-box test-vm test-kubernetes fuzz faults storm bench packages test-packages book deny reproduce release clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -109,9 +109,19 @@ packages: build ## what is shipped, into target/packages: Debian packages, image
 	packaging/image target/packages
 	bin/schema > target/packages/cni.schema.json
 
-test-packages: packages ## the Debian package in a bare Debian, the image, the manifests (downloads Debian once)
+test-packages: packages ## the Debian package in a bare Debian, the image, the manifests, README's two commands (downloads Debian once; FULL=1: make test whole there)
 	tests/packages shipping
 	tests/shipping
+	FULL=$(FULL) tests/bare
+
+book: ## the documents as a book, into target/book/html (with mdbook: cargo install mdbook --locked)
+	packaging/book target/book
+
+deny: ## licences, sources and duplicates of all crates; advisories where their database can be fetched (with cargo-deny: cargo install cargo-deny --locked)
+	packaging/deny
+
+reproduce: ## builds what ships twice, in two places, and compares the bytes (20 minutes)
+	packaging/reproduce
 
 release: ## everything of the release VERSION, into target/release-VERSION (SIGN=COMMAND signs the checksums)
 	packaging/release target/release-$(VERSION) $(VERSION)

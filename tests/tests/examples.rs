@@ -454,6 +454,30 @@ fn an_example_is_tried_as_its_page_says() {
     });
 }
 
+/// The list of docs/files.md is a network, and its pools are what subnets come from.
+#[test]
+fn the_files_of_the_page_are_understood() {
+    beyond_peer(WHY, || {
+        let sandbox = Sandbox::new();
+        let snapshot = sandbox.snapshot();
+        let page = std::fs::read_to_string(project("docs/files.md")).expect("the page");
+        let mut examples = page.split("```json\n").skip(1);
+        let mut next = || examples.next().and_then(|it| it.split("```").next());
+        let dir = sandbox.dir().display().to_string();
+        sandbox.write(format!("{dir}/pods.conflist"), next().expect("a list"));
+        sandbox.write(format!("{dir}/pools.json"), next().expect("pools"));
+        let made = "podwire network create --conf-dir $D/net.d --pools $D/pools.json x";
+        let script = format!(
+            "D={dir}; podwire validate $D/pods.conflist; mkdir $D/net.d; {made}
+             podwire network inspect --conf-dir $D/net.d --format '{{{{(index .IPAM.Config 0).Subnet}}}}' x
+             podwire network rm --conf-dir $D/net.d x"
+        );
+        let printed = good(shell(&sandbox.host(), "", &script));
+        assert!(printed.contains("10.208.0.0/24"), "{printed}");
+        snapshot.assert_unchanged();
+    });
+}
+
 /// The map is of this tree: every path that it names is there.
 #[test]
 fn the_map_leads_somewhere() {

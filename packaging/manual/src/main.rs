@@ -1,5 +1,8 @@
-//! `manual DIR` writes a manual page (section 1) for podwire and each of its commands into DIR, from the
-//! description that `podwire COMMAND --help` prints.
+//! `manual DIR DATE` writes the manual pages of podwire into DIR: `man1` has a page for podwire and each of its commands, from the
+//! description that `podwire COMMAND --help` prints; `man5` (plugins, files) and `man8` (the agent) are made of the project's documents.
+
+mod markdown;
+mod page;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,29 +11,83 @@ use anyhow::{Context, Result};
 use clap_mangen::Man;
 
 fn main() -> Result<()> {
-    let dir = std::env::args_os().nth(1).map(PathBuf::from);
-    let dir = dir.context("usage: manual DIR")?;
-    fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+    let mut words = std::env::args_os().skip(1);
+    let dir = words.next().map(PathBuf::from);
+    let date = words.next().and_then(|it| it.into_string().ok());
+    let (dir, date) = dir.zip(date).context("usage: manual DIR YYYY-MM-DD")?;
+    // It runs in the project that it was built in, or in a copy of it.
+    write_all(Path::new("."), &dir, &date)
+}
+
+/// `date` is that of the sources, so the same sources make the same pages.
+fn write_all(project: &Path, dir: &Path, date: &str) -> Result<()> {
     let mut command = podwire::description().disable_help_subcommand(true);
     command.build();
-    write(&command, "podwire", &dir)
+    commands(&command, "podwire", (dir, date))?;
+    let pages = page::all(project)?;
+    for page in &pages {
+        let text = page.render(project, &pages, date)?;
+        let section = format!("man{}", page.section);
+        write(&dir.join(section), &page.file(), text.as_bytes())?;
+    }
+    Ok(())
 }
 
 /// Writes the page of a command, and those of its commands: `podwire-network-create.1`.
-fn write(command: &clap::Command, name: &str, dir: &Path) -> Result<()> {
+fn commands(command: &clap::Command, name: &str, (dir, date): (&Path, &str)) -> Result<()> {
     for command in command.get_subcommands().filter(|it| !it.is_hide_set()) {
-        write(command, &format!("{name}-{}", command.get_name()), dir)?;
+        commands(
+            command,
+            &format!("{name}-{}", command.get_name()),
+            (dir, date),
+        )?;
     }
     let version = env!("CARGO_PKG_VERSION");
     let page = Man::new(command.clone())
         .title(name.to_uppercase())
         .section("1")
-        // No date: the same sources make the same page.
-        .date("")
+        .date(date)
         .source(format!("podwire {version}"))
         .manual("podwire");
     let mut text = Vec::new();
     page.render(&mut text)?;
-    let file = dir.join(format!("{name}.1"));
+    write(&dir.join("man1"), &format!("{name}.1"), &text)
+}
+
+fn write(dir: &Path, name: &str, text: &[u8]) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    let file = dir.join(name);
     fs::write(&file, text).with_context(|| format!("write {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// mandoc has opinions on style as well; a warning is a fault.
+    #[test]
+    fn every_page_is_rendered_without_a_warning() {
+        let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let dir = tempfile::tempdir().unwrap();
+        write_all(&project, dir.path(), "2026-11-29").unwrap();
+        for (section, least) in [("man1", 40), ("man5", 20), ("man8", 1)] {
+            let pages: Vec<_> = fs::read_dir(dir.path().join(section))
+                .unwrap()
+                .map(|it| it.unwrap().path())
+                .collect();
+            assert!(pages.len() >= least, "{section}: {pages:?}");
+            let mut lint = Command::new("mandoc");
+            let done = lint.args(["-K", "utf-8", "-T", "lint", "-W", "warning"]);
+            let done = done.args(pages).output().unwrap();
+            let said = String::from_utf8_lossy(&done.stdout);
+            // clap_mangen's line breaks beside vertical space: what is shown is right.
+            let faults = said
+                .lines()
+                .filter(|it| !it.contains("skipping paragraph macro: br "));
+            assert_eq!(faults.collect::<Vec<_>>(), [""; 0]);
+            assert!(said.is_empty() || !done.status.success(), "{done:?}");
+        }
+    }
 }

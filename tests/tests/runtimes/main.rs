@@ -8,6 +8,7 @@ mod connect;
 mod containerd;
 mod cri;
 mod podman;
+mod start;
 
 use sandbox::{NODE, Netns, RuntimeNode, conf};
 use serde_json::{Value, json};
