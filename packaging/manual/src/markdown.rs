@@ -4,11 +4,12 @@
 use pulldown_cmark::{Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 use roff::{Inline, Roff, bold, italic, roman};
 
-/// Appends `text` to `page`. Returns where its links lead.
+/// Appends `text` to `page`, below a heading. Returns where its links lead.
 pub fn append(page: &mut Roff, text: &str) -> Vec<String> {
     let mut writer = Writer {
         page,
         line: Vec::new(),
+        below_heading: true,
         strong: false,
         emphasis: false,
         image: false,
@@ -29,6 +30,8 @@ struct Writer<'a> {
     page: &'a mut Roff,
     /// What is written since the last paragraph, item or cell.
     line: Vec<Inline>,
+    /// A heading begins the paragraph that follows it.
+    below_heading: bool,
     strong: bool,
     emphasis: bool,
     image: bool,
@@ -80,6 +83,7 @@ impl Writer<'_> {
             Tag::CodeBlock(_) => {
                 self.code = true;
                 self.paragraph();
+                self.below_heading = false;
                 self.page.control("EX", []);
             }
             _ => {}
@@ -131,6 +135,7 @@ impl Writer<'_> {
             HeadingLevel::H1 | HeadingLevel::H2 => section(self.page, &words),
             _ => drop(self.page.control("SS", [argument(&words).as_str()])),
         }
+        self.below_heading = true;
     }
 
     /// Ends a paragraph, if anything was written.
@@ -139,10 +144,12 @@ impl Writer<'_> {
             return;
         }
         match self.item {
-            Item::None => self.page.control("PP", []),
-            Item::Begins => self.mark(),
-            Item::Continues => self.page.control("IP", []),
-        };
+            Item::None if self.below_heading => {}
+            Item::None => drop(self.page.control("PP", [])),
+            Item::Begins => drop(self.mark()),
+            Item::Continues => drop(self.page.control("IP", [])),
+        }
+        self.below_heading = false;
         if self.item == Item::Begins {
             self.item = Item::Continues;
         }
@@ -187,6 +194,7 @@ impl Writer<'_> {
 
     /// The first cell, then what the others say under their headings; the last needs none.
     fn row(&mut self) {
+        self.below_heading = false;
         let mut cells = std::mem::take(&mut self.cells).into_iter();
         self.page.control("TP", []);
         let tag = cells.next().unwrap_or_default();
@@ -255,7 +263,7 @@ mod tests {
     fn headings_paragraphs_and_fonts() {
         assert_eq!(
             rendered("## Keys of `a`\n\nOne **two**\nand `.x`.\n"),
-            ".SH \"KEYS OF A\"\n.PP\nOne \\fBtwo\\fR and \\fB.x\\fR.\n"
+            ".SH \"KEYS OF A\"\nOne \\fBtwo\\fR and \\fB.x\\fR.\n"
         );
     }
 
@@ -293,7 +301,7 @@ mod tests {
     fn links_are_words_and_are_returned() {
         let mut page = Roff::new();
         let links = append(&mut page, "[words](../a.md#b) ![picture](c.png)\n");
-        assert_eq!(page.to_roff(), ".PP\nwords \n");
+        assert_eq!(page.to_roff(), "words \n");
         assert_eq!(links, ["../a.md#b"]);
     }
 }
