@@ -130,6 +130,7 @@ fn links_between_pages_lead_somewhere() {
 /// The same links, in the tree that mdBook gets. mdBook itself takes minutes to build: a stand-in in its place shows that
 /// it is called with that tree.
 #[test]
+#[allow(clippy::disallowed_methods)] // a script of this project
 fn the_book_is_a_whole_tree() {
     let dir = tempfile::tempdir().expect("a directory");
     let program = dir.path().join("mdbook");

@@ -68,6 +68,7 @@ mod tests {
 
     /// mandoc has opinions on style as well; a warning is a fault.
     #[test]
+    #[allow(clippy::disallowed_methods)] // mandoc is no plugin
     fn every_page_is_rendered_without_a_warning() {
         let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let dir = tempfile::tempdir().unwrap();
