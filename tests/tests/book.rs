@@ -152,6 +152,8 @@ fn the_book_is_a_whole_tree() {
     files(&book.join("src"), &[".md"], &mut copied);
     assert_eq!(copied.len(), pages().len());
     for page in copied {
+        // mdBook would not find it under that name.
+        assert!(!page.ends_with("README.md"), "{}", page.display());
         for (target, _) in links(&page) {
             assert!(
                 target.exists(),
