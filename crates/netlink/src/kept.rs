@@ -26,7 +26,7 @@ use crate::{
     route::LOCAL_TABLE,
 };
 
-/// How long to wait for the IPv6 addresses. If duplicate address detection is on, it takes one to
+/// How long to wait for the IPv6 addresses that routes need. Duplicate address detection takes one to
 /// two seconds.
 const SETTLE: Duration = Duration::from_secs(3);
 
@@ -73,7 +73,7 @@ impl Netlink {
             }
         }
         if link.up && has_carrier(&self.await_carrier(link.index)?) {
-            self.settle_on(link.index, &kept.addresses)?;
+            self.settle_on(link.index, kept.awaited())?;
         }
         for route in &kept.routes {
             self.append_whole_route(&moved(route, main))?;
@@ -81,9 +81,8 @@ impl Netlink {
         Ok(())
     }
 
-    /// Waits until the addresses are usable: before that, a route cannot have one as its source.
-    fn settle_on(&self, index: u32, addresses: &[AddressMessage]) -> Result<(), Error> {
-        let mut awaited: Vec<IpAddr> = addresses.iter().filter_map(ip).collect();
+    /// Waits until the addresses are usable.
+    fn settle_on(&self, index: u32, mut awaited: Vec<IpAddr>) -> Result<(), Error> {
         let until = Instant::now() + SETTLE;
         loop {
             let present = self.list_addresses(index, Some(Family::V6))?;
@@ -98,6 +97,29 @@ impl Netlink {
             sleep(Duration::from_millis(1));
         }
     }
+}
+
+impl Kept {
+    /// The addresses to wait for: a route cannot have one as its source before it is usable, and those
+    /// that were usable are so again in a moment. The kernel repeats the detection of duplicates for a
+    /// link-local address, which takes more than a second: the others do not wait for that.
+    fn awaited(&self) -> Vec<IpAddr> {
+        let is_source = |ip: &IpAddr| self.routes.iter().any(|it| it.src == Some(*ip));
+        let addresses = self.addresses.iter();
+        let awaited = addresses.filter_map(|it| {
+            let ip = ip(it)?;
+            let is_quick =
+                has_no_dad(it) && !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+            (is_quick || is_source(&ip)).then_some(ip)
+        });
+        awaited.collect()
+    }
+}
+
+fn has_no_dad(address: &AddressMessage) -> bool {
+    let mut attributes = address.attributes.iter();
+    attributes
+        .any(|it| matches!(it, AddressAttribute::Flags(all) if all.contains(AddressFlags::Nodad)))
 }
 
 /// An address of the link with `index`, as the kernel accepts it. Temporary addresses (RFC 8981)
