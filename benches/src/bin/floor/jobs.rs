@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::{self, File};
-use std::io::{Write, stdout};
+use std::io::{Read, Write, stdout};
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -150,12 +150,24 @@ pub fn firewall(verb: &str, address: &str) -> Result<()> {
     }
     let option = if verb == "add" { "-A" } else { "-D" };
     let mut restore = Command::new("/usr/sbin/iptables-restore");
-    let mut child = restore.arg("--noflush").stdin(Stdio::piped()).spawn()?;
-    let mut stdin = child.stdin.take().context("no pipe")?;
-    let text = format!("*filter\n{option} {answers}\n{option} {own}\nCOMMIT\n");
-    stdin.write_all(text.as_bytes())?;
-    drop(stdin);
-    ensure!(child.wait()?.success(), "iptables refused the rules");
+    restore.args(["--noflush", "--verbose"]);
+    restore.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = restore.spawn()?;
+    let mut input = child.stdin.take().context("no pipe")?;
+    let mut output = child.stdout.take().context("no pipe")?;
+    // It prints the comment when the rules are committed. At its end it waits for RCU after a deletion:
+    // that is left to it.
+    let text = format!(
+        "*filter\n{option} {answers}\n{option} {own}\nCOMMIT\n#{:5000}\n",
+        ""
+    );
+    input.write_all(text.as_bytes())?;
+    if verb == "add" {
+        drop(input);
+        ensure!(child.wait()?.success(), "iptables refused the rules");
+    } else {
+        ensure!(output.read(&mut [0])? > 0, "iptables refused the rules");
+    }
     answer(address)
 }
 
