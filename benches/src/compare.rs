@@ -1,10 +1,12 @@
 //! Whether a run agrees with the one before it.
 
+use serde::{Deserialize, Serialize};
+
 use crate::results::{Machine, Named, Results};
 use crate::stats::Ratio;
 
 /// A run beside the one before.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Comparison {
     /// Where the earlier one was measured.
     pub with: Machine,
@@ -80,6 +82,7 @@ mod tests {
             curves: Vec::new(),
             earlier: None,
             additions: Vec::new(),
+            comparison: None,
         }
     }
 

@@ -58,7 +58,7 @@ fn main() -> Result<()> {
     if let Some(file) = &options.add {
         let mut results = earlier.context("there is no page yet: make bench")?;
         apart::add(&mut results, apart::read(file)?, &programs)?;
-        return write(&options.out, &results, None);
+        return write(&options.out, &results);
     }
     run(&options, programs, earlier.as_ref())
 }
@@ -105,10 +105,11 @@ fn run(options: &Options, mut programs: Programs, earlier: Option<&Results>) -> 
         let verbs = run.calls(&apart::named(&options.jobs)?, &run.programs)?;
         return apart::print(&Addition { machine, verbs });
     }
-    let results = run.measure(machine, earlier)?;
+    let mut results = run.measure(machine, earlier)?;
+    results.comparison = earlier.and_then(|earlier| compare::compare(earlier, &results));
     drop(fresh);
     eprintln!("measured in {} s", start.elapsed().as_secs());
-    write(&options.out, &results, earlier)
+    write(&options.out, &results)
 }
 
 /// What the command line says.
@@ -215,6 +216,7 @@ impl Run<'_> {
             additions: earlier_page.map_or_else(Vec::new, |it| it.additions_elsewhere(&machine)),
             machine,
             earlier,
+            comparison: None,
         };
         if self.has("calls") {
             results.verbs.extend(self.calls(&jobs, &self.programs)?);
@@ -305,15 +307,14 @@ fn read(file: &Path) -> Result<Option<Results>> {
     }
 }
 
-fn write(out: &Path, results: &Results, earlier: Option<&Results>) -> Result<()> {
+fn write(out: &Path, results: &Results) -> Result<()> {
     let pictures = out.join(page::PICTURES);
     fs::create_dir_all(&pictures).with_context(|| format!("make {}", pictures.display()))?;
     for curve in results.curves.iter().filter(|curve| curve.is_drawn()) {
         let file = pictures.join(format!("{}.svg", curve.key));
         plot::draw(curve, &results.machine, &file)?;
     }
-    let comparison = earlier.and_then(|earlier| compare::compare(earlier, results));
-    let page = page::write(results, comparison.as_ref());
+    let page = page::write(results);
     fs::write(out.join("performance.md"), &page).context("write the page")?;
     let mut json = serde_json::to_string_pretty(results)?;
     json.push('\n');

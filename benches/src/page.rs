@@ -17,7 +17,7 @@ pub const PICTURES: &str = "performance";
 const FASTER: f64 = 1.1;
 
 /// Writes the whole page.
-pub fn write(results: &Results, comparison: Option<&Comparison>) -> String {
+pub fn write(results: &Results) -> String {
     let mut page = String::from(INTRODUCTION);
     page.push_str(&machine(&results.machine));
     page.push_str(&promises(&targets::judge(results)));
@@ -31,7 +31,7 @@ pub fn write(results: &Results, comparison: Option<&Comparison>) -> String {
     page.push_str(&curves(results));
     page.push_str(&footprint(&results.footprint));
     page.push_str(&not_faster(results));
-    page.push_str(&agreement(comparison));
+    page.push_str(&agreement(results.comparison.as_ref()));
     page.push_str(&repeat());
     page
 }

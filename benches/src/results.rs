@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::compare::Comparison;
 use crate::job::Verb;
 use crate::side::Side;
 use crate::stats::{Ratio, Sample};
@@ -31,6 +32,9 @@ pub struct Results {
     /// Jobs measured apart: on another kernel, or since.
     #[serde(default)]
     pub additions: Vec<Addition>,
+    /// Whether it agrees with the run before it, on the same machine.
+    #[serde(default)]
+    pub comparison: Option<Comparison>,
 }
 
 /// Jobs that were measured apart from the rest of the page.
