@@ -156,7 +156,7 @@ pub fn firewall(verb: &str, address: &str) -> Result<()> {
     let mut input = child.stdin.take().context("no pipe")?;
     let mut output = child.stdout.take().context("no pipe")?;
     // It prints the comment when the rules are committed. At its end it waits for RCU after a deletion:
-    // that is left to it.
+    // that is left to it, but it holds the lock of nf_tables, for which the deletion of a link waits.
     let text = format!(
         "*filter\n{option} {answers}\n{option} {own}\nCOMMIT\n#{:5000}\n",
         ""
