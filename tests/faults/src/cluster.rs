@@ -7,7 +7,8 @@
 //! ever has two owners, none is lost, none is left over.
 //!
 //! The store takes a node that has no lease for [`fleet::GRACE`] to be gone with its pods. So does this
-//! model: it ends the pods of a node that it stops for longer, and nothing else lasts so long.
+//! model: it ends the pods of a node that it stops for longer, and of one that a busy machine keeps from
+//! being ready for about as long.
 
 mod accidents;
 mod book;
@@ -102,6 +103,8 @@ pub struct Outcome {
     pub accidents: BTreeMap<&'static str, usize>,
     /// Addresses with two owners, addresses that are lost or left over.
     pub findings: Vec<String>,
+    /// What agents have said of these addresses.
+    pub evidence: Vec<String>,
 }
 
 impl fmt::Display for Outcome {
@@ -118,7 +121,10 @@ impl fmt::Display for Outcome {
         }
         self.findings
             .iter()
-            .try_for_each(|it| writeln!(f, "FOUND: {it}"))
+            .try_for_each(|it| writeln!(f, "FOUND: {it}"))?;
+        self.evidence
+            .iter()
+            .try_for_each(|it| writeln!(f, "  {it}"))
     }
 }
 
@@ -148,6 +154,9 @@ impl Model {
                 })
                 .collect();
             scope.spawn(move || run.fleet.manage_services(is_over));
+            for index in 0..NODES {
+                scope.spawn(move || run.end_pods_of_slow_node(index, is_over));
+            }
             let mut numbers = Numbers::new(self.seed + 42);
             let mut told = Instant::now();
             while workers.iter().any(|it| !it.is_finished()) {
@@ -165,9 +174,12 @@ impl Model {
         if run.book.findings().is_empty() {
             run.settle();
         }
+        let outcome = run.book.outcome();
+        let said = |ip: &String| run.fleet.said_of(ip);
         Ok(Outcome {
             accidents: run.fleet.accidents(),
-            ..run.book.outcome()
+            evidence: outcome.evidence.iter().flat_map(said).collect(),
+            ..outcome
         })
     }
 }
@@ -184,6 +196,24 @@ impl Run {
         match self.is_long {
             true => fleet::SHORT,
             false => fleet::SHORT / 4,
+        }
+    }
+
+    /// Other nodes take the blocks of a node over that has not been ready for lease and grace.
+    fn end_pods_of_slow_node(&self, index: usize, is_over: &AtomicBool) {
+        let node = &self.fleet.nodes[index];
+        let mut not_ready_since = None;
+        while !is_over.load(Ordering::Relaxed) {
+            let asked = Instant::now();
+            if node.is_ready() {
+                not_ready_since = None;
+            } else if not_ready_since.get_or_insert(asked).elapsed() > fleet::AWAY {
+                self.fleet
+                    .note("pods of a node ended that was not ready for almost the grace");
+                self.book.end_pods(index, false);
+                not_ready_since = None;
+            }
+            sleep(Duration::from_millis(500));
         }
     }
 
@@ -224,13 +254,15 @@ impl Run {
             "sets": [{"spans": [[first, last]]}],
             "deadline": boottime() + PATIENCE.as_nanos() as u64,
         }});
+        let begun = boottime();
         let answer = node.ask(&request).unwrap_or_default();
         let leased = &answer["leased"];
         let ip = leased["leases"][0]["ip"].as_str();
         // What the plugin does not print before the fence, it does not print at all.
         let until = leased["until"].as_u64().unwrap_or_default();
         let is_in_time = boottime() + 20_000_000 < until;
-        let attachment = Attachment::new(pool, id, ip.filter(|_| is_in_time));
+        let ip = ip.filter(|_| is_in_time);
+        let attachment = Attachment::new(pool, id, ip, format!("by socket, {}", since(begun)));
         self.book.added(index, life, &node.name, attachment);
     }
 
@@ -240,6 +272,7 @@ impl Run {
         let life = self.book.life(index);
         let id = self.fleet.next_id();
         let (cni, report) = self.plugin(node, &id, numbers);
+        let begun = boottime();
         let outcome = cni.add(
             &self.fleet.conf(node, &POOLS[pool]),
             &self.fleet.pods,
@@ -251,8 +284,8 @@ impl Run {
             .as_ref()
             .and_then(|it| it["ips"][0]["address"].as_str());
         let ip = ip.and_then(|it| it.split('/').next());
-        self.book
-            .added(index, life, &node.name, Attachment::new(pool, id, ip));
+        let attachment = Attachment::new(pool, id, ip, format!("by plugin, {}", since(begun)));
+        self.book.added(index, life, &node.name, attachment);
     }
 
     fn del(&self, index: usize, numbers: &mut Numbers) {
@@ -385,6 +418,12 @@ impl Run {
 
 fn owner(network: &str, id: &str) -> Value {
     json!({"network": network, "container": id, "ifname": "eth0"})
+}
+
+/// From when to when an ADD lasted, in seconds.
+fn since(begun: u64) -> String {
+    let seconds = |at: u64| at as f64 / 1e9;
+    format!("{:.2} to {:.2}", seconds(begun), seconds(boottime()))
 }
 
 /// CLOCK_BOOTTIME in nanoseconds, to a hundredth of a second.

@@ -12,12 +12,14 @@ pub(super) struct Attachment {
     pub id: String,
     /// Its address; without one its ADD has failed, and a DEL is due.
     ip: Option<String>,
+    /// How its ADD came, and when.
+    how: String,
 }
 
 impl Attachment {
-    pub fn new(pool: usize, id: String, ip: Option<&str>) -> Self {
+    pub fn new(pool: usize, id: String, ip: Option<&str>, how: String) -> Self {
         let ip = ip.map(str::to_owned);
-        Self { pool, id, ip }
+        Self { pool, id, ip, how }
     }
 }
 
@@ -88,13 +90,14 @@ impl Book {
             Some(ip) => {
                 pages.outcome.added += 1;
                 let pool = attachment.pool;
-                let whom = format!("{name} {}", attachment.id);
+                let whom = format!("{name} {} ({})", attachment.id, attachment.how);
                 match pages.owners.insert((pool, ip.clone()), whom.clone()) {
                     None => pages.used[pool] += 1,
                     Some(other) => {
                         let pool = POOLS[pool].name;
                         let finding = format!("{pool} {ip}: {other} and {whom}");
                         pages.outcome.findings.push(finding);
+                        pages.outcome.evidence.push(ip);
                     }
                 }
             }

@@ -38,6 +38,8 @@ pub(super) const GRACE: u64 = 20;
 /// Of accidents that a node survives, in milliseconds: several in a row are shorter than lease and
 /// grace.
 pub(super) const SHORT: u64 = 6_000;
+/// A node that is not ready for so long may be lost soon.
+pub(super) const AWAY: Duration = Duration::from_secs(LEASE + GRACE - 7);
 /// Of accidents that are longer than lease and grace, so that other nodes take over.
 pub(super) const LONG: u64 = 45_000;
 
@@ -113,7 +115,8 @@ impl Node {
         serde_json::from_str(&answer).ok()
     }
 
-    fn is_ready(&self) -> bool {
+    /// Whether an ADD could succeed now.
+    pub fn is_ready(&self) -> bool {
         let answer = self.ask(&json!({"ready": {}}));
         answer.is_some_and(|it| it.get("done").is_some())
     }
@@ -403,6 +406,24 @@ impl Fleet {
     pub fn note(&self, what: &'static str) {
         let mut accidents = self.accidents.lock().expect("accidents");
         *accidents.entry(what).or_default() += 1;
+    }
+
+    /// The lines about an address that agents have printed.
+    pub fn said_of(&self, ip: &str) -> Vec<String> {
+        let outputs = std::fs::read_dir(self.sandbox.dir()).into_iter().flatten();
+        let texts = outputs
+            .flatten()
+            .filter(|it| it.file_name().to_string_lossy().starts_with("started-"))
+            .filter_map(|it| std::fs::read_to_string(it.path()).ok());
+        let is_about = |line: &&str| line.split([' ', '/']).any(|it| it == ip);
+        texts
+            .flat_map(|it| {
+                it.lines()
+                    .filter(is_about)
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>()
+            })
+            .collect()
     }
 
     /// How often each accident has happened.
