@@ -100,6 +100,9 @@ struct Held {
     /// The time of the first of them, by which [`Book::open`] has this block.
     first: Option<Time>,
     used: usize,
+    /// Addresses that other nodes have, or that are blocks of their own here. A lease of one of them is of
+    /// a time before that.
+    lent: BTreeSet<IpAddr>,
 }
 
 /// The addresses of one pool on this node.
@@ -202,11 +205,10 @@ impl Book {
         self.held.get(&block).is_some_and(|it| it.epoch == epoch)
     }
 
-    /// How many addresses of a block are neither free nor in use here: other nodes have them.
-    pub fn withdrawn(&self, block: Block) -> usize {
-        let size = block.span().count() as usize;
-        let here = |it: &Held| it.used + it.free.len();
-        self.held.get(&block).map_or(0, |it| size - here(it))
+    /// The addresses of a block that are lent.
+    pub fn lent(&self, block: Block) -> impl Iterator<Item = IpAddr> {
+        let held = self.held.get(&block);
+        held.into_iter().flat_map(|it| it.lent.iter().copied())
     }
 
     /// How many addresses of a block are in use here.
@@ -239,6 +241,7 @@ impl Book {
         self.lose(block);
         let mut held = Held {
             epoch,
+            lent: lent.iter().copied().collect(),
             ..Held::default()
         };
         for ip in block.addresses().filter(|it| !lent.contains(it)) {
@@ -258,13 +261,13 @@ impl Book {
     /// The leases of addresses of `block` for which no block of this node answers.
     pub fn orphans(&self, block: Block) -> Vec<Lease> {
         let leases = block.addresses().filter_map(|ip| self.leases.get(&ip));
-        let orphans = leases.filter(|it| self.block_of(it.ip).is_none());
-        orphans.cloned().collect()
+        leases.filter(|it| !self.is_here(it.ip)).cloned().collect()
     }
 
-    /// Whether `ip` is in a block of this node, and neither free nor in use: another node has it.
-    pub fn is_withdrawn(&self, ip: IpAddr) -> bool {
-        self.block_of(ip).is_some() && !self.leases.contains_key(&ip) && !self.is_free(ip)
+    /// Whether `ip` is this node's to hand out: in a block of it, and not lent.
+    fn is_here(&self, ip: IpAddr) -> bool {
+        let held = self.block_of(ip).and_then(|it| self.held.get(&it));
+        held.is_some_and(|it| !it.lent.contains(&ip))
     }
 
     /// Stops to allocate from a block. Its leases stay.
@@ -282,9 +285,35 @@ impl Book {
         }
     }
 
-    /// Takes a free address out of the book: it is lent, or about to be.
-    pub fn withdraw(&mut self, ip: IpAddr) -> Option<Time> {
-        let block = self.block_of(ip)?;
+    /// Takes an address out of a block: it is lent, or about to be. Returns since when it was free.
+    pub fn withdraw(&mut self, block: Block, ip: IpAddr) -> Option<Time> {
+        let at = self.take_free(block, ip);
+        let held = self.held.get_mut(&block)?;
+        if held.lent.insert(ip) && at.is_none() && self.leases.contains_key(&ip) {
+            held.used = held.used.saturating_sub(1);
+        }
+        at
+    }
+
+    /// Gives a lent address back to its block, as free since `at` or as in use.
+    pub fn restore(&mut self, block: Block, ip: IpAddr, at: Time) {
+        let Some(held) = self.held.get_mut(&block) else {
+            return;
+        };
+        if !held.lent.remove(&ip) {
+            return;
+        }
+        self.released.remove(&ip);
+        if self.leases.contains_key(&ip) {
+            held.used += 1;
+        } else {
+            let place = held.free.partition_point(|(_, it)| *it <= at);
+            held.free.insert(place, (ip, at));
+        }
+        self.note_open(block);
+    }
+
+    fn take_free(&mut self, block: Block, ip: IpAddr) -> Option<Time> {
         let held = self.held.get_mut(&block)?;
         let index = held.free.iter().position(|(free, _)| *free == ip)?;
         let (_, at) = held.free.remove(index)?;
@@ -292,25 +321,10 @@ impl Book {
         Some(at)
     }
 
-    /// Gives a withdrawn address back, as free since `at`.
-    pub fn restore(&mut self, ip: IpAddr, at: Time) {
-        let Some(block) = self.block_of(ip) else {
-            return;
-        };
-        if let Some(held) = self.held.get_mut(&block)
-            && !self.leases.contains_key(&ip)
-            && !held.free.iter().any(|(free, _)| *free == ip)
-        {
-            let place = held.free.partition_point(|(_, it)| *it <= at);
-            held.free.insert(place, (ip, at));
-        }
-        self.note_open(block);
-    }
-
     /// Notes that an address is in use.
     pub fn lend_to_pod(&mut self, lease: Lease) {
-        self.withdraw(lease.ip);
         if let Some(block) = self.block_of(lease.ip)
+            && self.take_free(block, lease.ip).is_some()
             && let Some(held) = self.held.get_mut(&block)
         {
             held.used += 1;
@@ -324,7 +338,8 @@ impl Book {
             return None;
         }
         let lease = self.leases.remove(&ip);
-        match self.block_of(ip) {
+        // The block around an address that another node has by now does not get it back.
+        match self.block_of(ip).filter(|_| self.is_here(ip)) {
             Some(block) => {
                 if let Some(held) = self.held.get_mut(&block) {
                     held.used = held.used.saturating_sub(1);
@@ -512,6 +527,35 @@ mod tests {
     }
 
     #[test]
+    fn a_late_release_does_not_give_an_address_to_its_block_that_another_node_has_by_now() {
+        let mut pool = Pool::new();
+        let block: Block = "10.0.0.4/30".parse().unwrap();
+        let single = Block::single(ip(6));
+        pool.book.hold(single, 1, &[]);
+        assert_eq!(pool.add(1), ip(6));
+        pool.book.hold(block, 1, &[ip(6)]);
+        // Another node takes the single address over, and the pod of this one ends after that.
+        pool.book.lose(single);
+        assert_eq!(pool.book.orphans(single).len(), 1);
+        pool.release(ip(6), 2);
+        assert_eq!(pool.book.used(block), 0);
+        assert_eq!(
+            [pool.add(20), pool.add(20), pool.add(20)],
+            [4, 5, 7].map(ip)
+        );
+        assert_eq!(pool.find(100), Free::Nothing);
+        // The other node gives it back.
+        pool.book.restore(block, ip(6), at(30));
+        assert_eq!(pool.add(50), ip(6));
+        assert_eq!(pool.book.used(block), 4);
+        // An address that is lent under a pod is in use again when it comes back.
+        pool.book.withdraw(block, ip(6));
+        assert_eq!(pool.book.used(block), 3);
+        pool.book.restore(block, ip(6), at(60));
+        assert_eq!((pool.book.used(block), pool.find(100)), (4, Free::Nothing));
+    }
+
+    #[test]
     fn of_several_blocks_the_address_that_has_been_free_longest_is_next() {
         let mut pool = Pool::new();
         for block in ["10.0.0.4/31", "10.0.0.8/31", "10.0.0.12/31"] {
@@ -523,8 +567,9 @@ mod tests {
             pool.release(ip(last), seconds);
         }
         // What could not be lent is where it was.
-        assert_eq!(pool.book.withdraw(ip(4)), Some(at(3)));
-        pool.book.restore(ip(4), at(3));
+        let block = pool.book.block_of(ip(4)).expect("a block");
+        assert_eq!(pool.book.withdraw(block, ip(4)), Some(at(3)));
+        pool.book.restore(block, ip(4), at(3));
         pool.kept.insert(ip(13));
         let order: Vec<IpAddr> = (0..4).map(|_| pool.add(100)).collect();
         assert_eq!(order, [12, 4, 9, 5].map(ip));

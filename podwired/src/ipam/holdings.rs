@@ -61,21 +61,17 @@ impl<S: Transactions + 'static> Role<S> {
             self.faults.borrow_mut().held(pool, block);
             return;
         }
+        for ip in &lent {
+            book.withdraw(block, *ip);
+        }
         // A lent address comes back when the node that had it takes it off the list.
         let lending = self.lending.borrow();
-        for ip in &lent {
-            if Block::single(*ip) != block && book.block_of(*ip) == Some(block) {
-                book.withdraw(*ip);
-            }
-        }
-        if book.withdrawn(block) == lent.len() {
-            return;
-        }
-        for ip in block.addresses() {
-            let is_lent = lent.contains(&ip) || lending.contains(&(pool.to_owned(), ip));
-            if !is_lent && book.block_of(ip) == Some(block) && book.is_withdrawn(ip) {
-                book.restore(ip, Time::now());
-            }
+        let back: Vec<_> = book
+            .lent(block)
+            .filter(|ip| !lent.contains(ip) && !lending.contains(&(pool.to_owned(), *ip)))
+            .collect();
+        for ip in back {
+            book.restore(block, ip, Time::now());
         }
     }
 

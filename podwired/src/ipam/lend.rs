@@ -139,7 +139,7 @@ impl<S: Transactions + 'static> Role<S> {
                 && book.is_idle(*block, cool_down, now)
                 && !kept.iter().any(|it| block.contains(*it))
                 // A block that lacks what it has lent is given in parts.
-                && book.withdrawn(*block) == 0
+                && book.lent(*block).next().is_none()
         };
         let idle = book.empty_blocks().find(is_gift);
         if let Some(block) = idle {
@@ -190,7 +190,7 @@ impl<S: Transactions + 'static> Role<S> {
         };
         let mark = (pool.to_owned(), ip);
         self.lending.borrow_mut().insert(mark.clone());
-        let free_since = self.node.borrow_mut().book(pool).withdraw(ip);
+        let free_since = self.node.borrow_mut().book(pool).withdraw(block, ip);
         let single = Claim {
             node: want.value.node.clone(),
             journal: want.value.journal.clone(),
@@ -213,7 +213,7 @@ impl<S: Transactions + 'static> Role<S> {
             .own_claim(pool, block)
             .is_none_or(|it| it.value.lent_addresses().contains(&ip));
         if let Some(at) = free_since.filter(|_| !is_lent) {
-            self.node.borrow_mut().book(pool).restore(ip, at);
+            self.node.borrow_mut().book(pool).restore(block, ip, at);
         }
         self.settle_block(pool, block);
     }
