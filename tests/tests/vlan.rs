@@ -160,11 +160,12 @@ fn the_mtu_is_at_most_the_parents() {
     sandbox.wire();
     let pod = sandbox.pod("a");
     let snapshot = sandbox.snapshot();
-    for mtu in [1501, -100] {
-        let error = sandbox
-            .cni("vlan")
-            .add(&vlan(json!({"mtu": mtu})), &pod, "eth0")
-            .error();
+    // The MTU is looked at before a namespace that is not there, as by the Go plugin.
+    let pairs = [1501, -100].map(|mtu| [(mtu, pod.path()), (mtu, "/run/netns/absent".into())]);
+    for (mtu, netns) in pairs.concat() {
+        let cni = sandbox.cni("vlan").netns(&netns);
+        let conf = vlan(json!({"mtu": mtu}));
+        let error = cni.add(&conf, &pod, "eth0").error();
         assert_eq!(
             error.msg,
             format!("invalid MTU {mtu}, must be [0, master MTU(1500)]")

@@ -93,6 +93,17 @@ impl ParentSpec {
         Ok(parent)
     }
 
+    /// Looks the parent up on the node; `None` if it is in a container.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be one of links of `kind`.
+    pub fn on_node(&self, kind: &str) -> Result<Option<Parent>> {
+        if self.in_container {
+            return Ok(None);
+        }
+        self.find(&Netlink::open()?, kind).map(Some)
+    }
+
     /// STATUS: whether an ADD would find its parent, and could make a link of `kind` on it. A
     /// parent without a carrier is fine, as its cable may be plugged in later, unless
     /// `detect_conflicts` probes the segment.

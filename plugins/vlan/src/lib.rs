@@ -29,7 +29,11 @@ impl Plugin for Vlan {
 
     fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {
         let plan = Plan::new(&request.conf, request.call.has_ipam())?;
-        let netns = pod::open_netns(&request.netns)?;
+        let netns = pod::open_netns(&request.netns).or_else(|error| {
+            // As the Go plugin, which opens the namespace after that.
+            find_on_node(&plan)?;
+            Err(error)
+        })?;
         let socket = plan.parent.socket(&netns)?;
         let parent = plan.parent.find(&socket, KIND)?;
         socket.add_link(&plan.spec(&request.attachment, &parent)?, &netns, undo)?;
@@ -70,6 +74,15 @@ impl Plugin for Vlan {
         }
         delegate::ipam_status(&request.call)
     }
+}
+
+/// Fails if the node has no parent for the plan, or one with a smaller MTU. A parent in a container is
+/// not looked for.
+fn find_on_node(plan: &Plan) -> Result<()> {
+    if let Some(parent) = plan.parent.on_node(KIND)? {
+        parent::mtu_on(plan.mtu, parent.link.mtu)?;
+    }
+    Ok(())
 }
 
 /// Its link in a pod.
