@@ -135,6 +135,11 @@ impl RuntimeNode {
         self.sandbox.host().run(&self.inside(argv))
     }
 
+    /// As [`RuntimeNode::run`], with a time limit of its own.
+    pub fn run_for(&self, argv: &[&str], limit: Duration) -> Finished {
+        self.sandbox.host().run_for(&self.inside(argv), limit)
+    }
+
     /// Runs a program on the node that must succeed, and returns what it printed.
     #[track_caller]
     pub fn must(&self, argv: &[&str]) -> String {

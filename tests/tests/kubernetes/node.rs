@@ -188,7 +188,8 @@ impl Node {
             ],
             arguments,
         ];
-        let done = self.node.run(&argv.concat());
+        // kubectl waits for rollouts and deletions, which kubelet takes its time for.
+        let done = self.node.run_for(&argv.concat(), PATIENCE);
         if done.code == 0 {
             Ok(done.stdout)
         } else {
