@@ -30,7 +30,7 @@ impl Plugin for Vlan {
     fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {
         let plan = Plan::new(&request.conf, request.call.has_ipam())?;
         let netns = pod::open_netns(&request.netns).or_else(|error| {
-            // As the Go plugin, which opens the namespace after that.
+            // The Go plugin looks at the parent first. So its fault is the one to report.
             find_on_node(&plan)?;
             Err(error)
         })?;
