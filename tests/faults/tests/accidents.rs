@@ -44,6 +44,12 @@ impl Node {
             .silent();
     }
 
+    /// GC, of which no attachment is valid.
+    fn collect(&self) {
+        let conf = conf::with_valid(&self.conf, &[]);
+        self.sandbox.cni("bridge").gc(&conf).silent();
+    }
+
     fn check(&self, pod: &Netns, result: &Value) -> Result<(), String> {
         let conf = conf::with_prev(&self.conf, result);
         let outcome = self.sandbox.cni("bridge").check(&conf, pod, "eth0");
@@ -406,13 +412,9 @@ fn an_interface_renamed_in_the_pod_goes_with_del_and_with_gc() {
         let message = node.check(&pod, &result).expect_err("eth0 is gone");
         assert!(message.contains("eth0"), "{message}");
         if gc {
-            _ = node
-                .sandbox
-                .cni("bridge")
-                .gc(&conf::with_valid(&node.conf, &[]))
-                .silent()
+            node.collect();
         } else {
-            node.del(&pod)
+            node.del(&pod);
         }
         assert_eq!(pod.links(), ["lo"], "gc {gc}");
         assert_eq!(node.reserved(), []);
@@ -440,18 +442,10 @@ fn deleting_the_namespace_first_leaves_only_what_del_or_gc_remove() {
         node.add(&pod);
         node.sandbox.remove_pod(&pod);
         if gc {
-            _ = node
-                .sandbox
-                .cni("bridge")
-                .gc(&conf::with_valid(&node.conf, &[]))
-                .silent()
+            node.collect();
         } else {
-            _ = node
-                .sandbox
-                .cni("bridge")
-                .netns("")
-                .del(&node.conf, &pod, "eth0")
-                .silent()
+            let cni = node.sandbox.cni("bridge").netns("");
+            cni.del(&node.conf, &pod, "eth0").silent();
         }
         snapshot.assert_unchanged();
     }
