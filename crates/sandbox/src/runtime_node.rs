@@ -22,6 +22,7 @@ const INIT: &str = "
     read -r pid rest </proc/self/stat
     mount -t proc proc /proc
     mount -t tmpfs tmpfs /dev/shm
+    mkdir -p /run/netns
     mount --bind /run/netns /run/netns
     mount --make-shared /run/netns
     echo pid $pid
