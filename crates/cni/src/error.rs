@@ -264,6 +264,17 @@ mod tests {
     }
 
     #[test]
+    fn texts_are_those_of_glibc_with_every_c_library() {
+        for (errno, text) in [
+            (16, "device or resource busy"),
+            (17, "file exists"),
+            (101, "network is unreachable"),
+        ] {
+            assert_eq!(reason(&std::io::Error::from_raw_os_error(errno)), text);
+        }
+    }
+
+    #[test]
     fn code_details_and_context_are_kept() {
         let failed: anyhow::Result<()> =
             Err(Code::InvalidConfig.err("vlan 5000").details("a").into());

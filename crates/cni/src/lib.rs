@@ -11,6 +11,8 @@ pub mod conf;
 pub mod delegate;
 pub mod env;
 mod error;
+#[cfg(target_env = "musl")]
+mod error_text;
 pub mod execute;
 pub mod faults;
 pub mod file;
