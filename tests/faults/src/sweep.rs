@@ -200,6 +200,10 @@ impl Sweep {
     /// # Errors
     /// When a verb does not work without faults.
     pub fn points(&self, exe: &str) -> Result<Vec<Point>> {
+        caught(|| self.list(exe)).with_context(|| format!("{}, without a fault", self.chain.name))
+    }
+
+    fn list(&self, exe: &str) -> Result<Vec<Point>> {
         let node = Node::new(&self.chain)?;
         let watch = Strike {
             deed: Deed::Watch,
@@ -222,11 +226,7 @@ impl Sweep {
                     of_daemon,
                 };
                 let (report, outcome) = scene.accident(watch)?;
-                ensure!(
-                    outcome.code() == 0,
-                    "{}, {verb:?} fails without an accident: {outcome}",
-                    self.chain.name
-                );
+                ensure!(outcome.code() == 0, "{verb:?} fails: {outcome}");
                 scene.revive()?;
                 scene.after(&outcome, Recovery::Del)?;
                 for deed in deeds {
@@ -343,7 +343,7 @@ impl Sweep {
             let mut tally = Tally::default();
             let ready = match node.take() {
                 Some(node) => Ok(node),
-                None => Node::new(&self.chain),
+                None => caught(|| Node::new(&self.chain)),
             };
             match ready {
                 Ok(ready) => {
@@ -377,9 +377,7 @@ impl Sweep {
             verb: point.verb,
             of_daemon: point.strike.deed.is_daemons(),
         };
-        let mut body = || scene.play(point, tally, &mut at);
-        let done = catch_unwind(AssertUnwindSafe(&mut body))
-            .unwrap_or_else(|panic| Err(anyhow::Error::msg(text(&*panic))));
+        let done = caught(|| scene.play(point, tally, &mut at));
         tally.full_looks = node.looks().full() - before.full();
         let Err(error) = done else {
             return Some(node);
@@ -405,6 +403,12 @@ impl std::fmt::Display for Struck {
             errno => write!(f, " = {:?}", Errno::from_raw(errno)),
         }
     }
+}
+
+/// The failed checks of `body` are panics: as an error, with their text.
+fn caught<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(body))
+        .unwrap_or_else(|panic| Err(anyhow::Error::msg(text(&*panic))))
 }
 
 fn text(panic: &(dyn Any + Send)) -> String {
