@@ -46,6 +46,7 @@ func failure(failed error, stdout []byte, stderr string) error {
 	return errors.New(printed.Msg)
 }
 
-func cmdAdd(args *skel.CmdArgs) error   { return execute("ADD", args) }
-func cmdDel(args *skel.CmdArgs) error   { return execute("DEL", args) }
-func cmdCheck(args *skel.CmdArgs) error { return execute("CHECK", args) }
+func cmdAdd(args *skel.CmdArgs) error    { return execute("ADD", args) }
+func cmdDel(args *skel.CmdArgs) error    { return execute("DEL", args) }
+func cmdCheck(args *skel.CmdArgs) error  { return execute("CHECK", args) }
+func cmdStatus(args *skel.CmdArgs) error { return execute("STATUS", args) }
