@@ -318,6 +318,46 @@ fn an_add_after_a_del_of_the_limits_alone_succeeds() {
 }
 
 #[test]
+fn an_add_after_one_that_was_killed_before_its_filter_succeeds() {
+    beyond_peer("create ingress qdisc: file exists", || {
+        let sandbox = Sandbox::new();
+        let (pod, result) = linked(&sandbox, "a");
+        let veth = host_veth(&result);
+        sandbox
+            .host()
+            .sh(&format!("tc qdisc add dev {veth} ingress"));
+        let conf = chained(&result, both(8_000_000, 80_000));
+        let checked = conf::with_prev(&conf, &add(&sandbox, &conf, &pod));
+        sandbox
+            .cni("bandwidth")
+            .check(&checked, &pod, "eth0")
+            .silent();
+    });
+}
+
+#[test]
+fn gc_deletes_the_ifb_of_an_add_that_was_killed_before_its_alias() {
+    beyond_peer("it has no GC", || {
+        let (sandbox, _pod, _, result) = limited(both(8_000_000, 80_000));
+        let host = sandbox.host();
+        let ifb = result["interfaces"][2]["name"].as_str().expect("an ifb");
+        host.sh(&format!(
+            "ip link set {ifb} down && ip link set {ifb} alias ''
+            ip link add bwpother type ifb"
+        ));
+        let collect = |network: &str| {
+            let own = conf::with(&conf::plugin("bandwidth"), json!({"name": network}));
+            let none = conf::with_valid(&own, &[]);
+            sandbox.cni("bandwidth").gc(&none).silent();
+        };
+        collect("other");
+        assert_eq!(ifbs(&host).len(), 2);
+        collect(conf::NETWORK);
+        assert_eq!(ifbs(&host), ["bwpother"]);
+    });
+}
+
+#[test]
 fn two_interfaces_of_a_container_have_limits_of_their_own() {
     beyond_peer("adding link: file exists", || {
         let sandbox = Sandbox::new();
@@ -610,7 +650,10 @@ fn a_failure_leaves_nothing_and_other_qdiscs_stay() {
         let sandbox = Sandbox::new();
         let (pod, result) = linked(&sandbox, "a");
         let (host, veth) = (sandbox.host(), host_veth(&result));
-        host.sh(&format!("tc qdisc add dev {veth} ingress"));
+        host.sh(&format!(
+            "tc qdisc add dev {veth} ingress
+            tc filter add dev {veth} parent ffff: protocol ip u32 match u32 0 0 flowid 1:1"
+        ));
         let snapshot = sandbox.snapshot();
         let conf = chained(&result, both(8000, 80));
         let error = sandbox.cni("bandwidth").add(&conf, &pod, "eth0").error();

@@ -13,6 +13,12 @@ pub fn prefixed(length: usize, prefix: &str, text: &str) -> String {
     prefix.chars().chain(hex).take(length).collect()
 }
 
+/// The first octets of the SHA-512 of `text`.
+pub fn octets<const N: usize>(text: &str) -> [u8; N] {
+    let digest = Sha512::digest(text.as_bytes());
+    std::array::from_fn(|at| digest[at])
+}
+
 /// `text`, or a hash of it if it is longer than 120 bytes: two of them fit into an alias
 /// (255 bytes, IFALIASZ in linux/if.h), and one into a file name. A hash starts with `#`,
 /// which names and ids cannot contain.
@@ -37,6 +43,7 @@ mod tests {
         );
         assert_eq!(prefixed(15, "bwp", owner), "bwpac32b8ee4dcc");
         assert_eq!(prefixed(16, "", "mynet"), "d23676b4f2d9fe04");
+        assert_eq!(octets("mynet"), [0xd2, 0x36, 0x76, 0xb4]);
         assert_eq!(
             prefixed(16, "", "eth0:aaaabbbbccccdddd"),
             "a64ba18ca6ffe108"

@@ -71,6 +71,23 @@ impl Netlink {
         Ok(filters.entries.into_iter().next())
     }
 
+    /// Whether a link has an ingress qdisc without filters, which changes nothing: `tc qdisc show dev LINK
+    /// ingress` and `tc filter show dev LINK parent ffff:`. A clsact is none.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn filters_nothing(&self, link: u32) -> Result<bool, Error> {
+        let qdisc = self.find_ingress_qdisc(link)?;
+        if qdisc.is_none_or(|it| it.kind != "ingress") {
+            return Ok(false);
+        }
+        let message = tcmsg(link, 0, INGRESS_HANDLE, 0).to_vec();
+        let request = Request::new(libc::RTM_GETTFILTER, 0, message);
+        let filters = self.socket.dump(&request, |_| Some(()));
+        let filters = filters.map_err(|it| Error::refused("list filters", it))?;
+        Ok(filters.entries.is_empty())
+    }
+
     /// Has a shaper by htb shape the packets from or to `subnet`, or exclude them: `tc filter add
     /// dev LINK parent 1: prio P protocol ip u32 match ip dst SUBNET flowid 1:30`.
     ///

@@ -2,18 +2,40 @@
 //! has received, so that it can be limited.
 //!
 //! Its name is that of the Go plugin, which does not contain the pod's interface. Its alias names
-//! the attachment. If another interface of the container on the same network has an ifb of that
+//! the attachment; the kernel cannot set that when it creates a link, but it can set the MAC address,
+//! which names the network. If another interface of the container on the same network has an ifb of that
 //! name, this one gets another derived name.
 
 use anyhow::{Context, Result};
 use cni::{Attachment, names};
 use netlink::{Link, Mac, Netlink};
 
+/// What the names of all ifbs begin with.
+const PREFIX: &str = "bwp";
+
 /// The names to try, in this order.
 fn names(owner: &Attachment) -> [String; 2] {
     let (network, id) = (&owner.network, &owner.container_id);
-    let name = |text: &str| names::prefixed(15, "bwp", text);
+    let name = |text: &str| names::prefixed(15, PREFIX, text);
     [name(&format!("{network}{id}")), name(&owner.to_string())]
+}
+
+/// The address of the ifb of an attachment: four octets of the network, two of the attachment.
+fn mac(owner: &Attachment) -> Mac {
+    let [a, b, c, d]: [u8; 4] = names::octets(&owner.network);
+    let [e, f]: [u8; 2] = names::octets(&owner.to_string());
+    Mac::local([a, b, c, d, e, f])
+}
+
+/// Whether `link` is an ifb of an ADD on `network` that was killed before the ifb got its alias.
+pub fn is_unfinished(link: &Link, network: &str) -> bool {
+    let [a, b, c, d]: [u8; 4] = names::octets(network);
+    let has_network = |mac: Mac| mac.0[..4] == Mac::local([a, b, c, d, 0, 0]).0[..4];
+    link.is_kind("ifb")
+        && link.name.starts_with(PREFIX)
+        && link.alias.is_none()
+        && !link.up
+        && link.mac.is_some_and(has_network)
 }
 
 /// Finds the ifb of an attachment. One without an alias is the Go plugin's, or that of an ADD that
@@ -40,7 +62,7 @@ pub fn find(host: &Netlink, owner: &Attachment) -> Result<Option<Link>> {
 /// `adding link: file exists`: other links have its names; what the kernel refuses.
 pub fn add(host: &Netlink, owner: &Attachment, mtu: u32) -> Result<Link> {
     let [name, other] = names(owner);
-    let mac = Mac::random()?;
+    let mac = mac(owner);
     let link = match host.add_ifb(&name, mac, mtu) {
         Err(error) if error.is_exists() => host.add_ifb(&other, mac, mtu)?,
         added => added?,
@@ -60,5 +82,28 @@ mod tests {
         let [first, second] = names(&owner);
         assert_eq!(first, "bwpac32b8ee4dcc");
         assert!(second != first && second.len() == 15);
+    }
+
+    #[test]
+    fn without_an_alias_the_address_tells_the_network() {
+        let owner = Attachment::parse("mynet", "aaaabbbbccccdddd", "eth0").unwrap();
+        let made = Link {
+            name: names(&owner)[0].clone(),
+            kind: Some("ifb".to_owned()),
+            mac: Some(mac(&owner)),
+            ..Link::default()
+        };
+        assert!(is_unfinished(&made, "mynet"));
+        assert!(!is_unfinished(&made, "other"));
+        let up = Link {
+            up: true,
+            ..made.clone()
+        };
+        assert!(!is_unfinished(&up, "mynet"));
+        let named = Link {
+            alias: Some(owner.alias()),
+            ..made
+        };
+        assert!(!is_unfinished(&named, "mynet"));
     }
 }

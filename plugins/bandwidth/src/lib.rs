@@ -79,11 +79,10 @@ impl Plugin for Bandwidth {
         let host = Netlink::open()?;
         let mut all = BestEffort::new();
         for link in host.list_links()?.iter().filter(|it| it.is_kind("ifb")) {
-            if let Some(alias) = &link.alias
-                && alias.starts_with(&prefix)
-                && !used.contains(alias)
-            {
-                all.step(alias, || Ok(host.remove(link)?));
+            let unused = |alias: &String| alias.starts_with(&prefix) && !used.contains(alias);
+            let unfinished = ifb::is_unfinished(link, &request.call.network);
+            if unfinished || link.alias.as_ref().is_some_and(unused) {
+                all.step(&link.name, || Ok(host.remove(link)?));
             }
         }
         all.finish()
@@ -110,13 +109,14 @@ fn shape(host: &Netlink, link: &Link, plan: &Plan, limit: &Limit, remote: Side) 
 }
 
 /// Has `ifb` send what `veth` receives. After a DEL, the filter of the earlier ADD redirects to a
-/// link that is gone.
+/// link that is gone; if that ADD was killed, there may be no filter.
 fn redirect(host: &Netlink, veth: &Link, ifb: &Link) -> Result<()> {
     match host.add_ingress_qdisc(veth.index) {
         Err(error) if error.is_exists() && leads_nowhere(host, veth)? => {
             host.delete_ingress_qdisc(veth.index)?;
             host.add_ingress_qdisc(veth.index)?;
         }
+        Err(error) if error.is_exists() && host.filters_nothing(veth.index)? => {}
         added => added?,
     }
     Ok(host.add_redirect(veth.index, ifb.index)?)
