@@ -66,8 +66,8 @@ fn commit() -> String {
 
 /// What the plugins in a directory call themselves: without `CNI_COMMAND` they say it.
 fn version(dir: &Path) -> Result<String> {
-    let said = process::run(Call::new(dir.join("bridge"), &[]))?;
-    let line = said.stderr.lines().next().unwrap_or_default().to_owned();
+    let done = process::run(Call::new(dir.join("bridge"), &[]))?;
+    let line = done.stderr.lines().next().unwrap_or_default().to_owned();
     Ok(format!("{line} in {}", dir.display()))
 }
 

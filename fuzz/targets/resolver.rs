@@ -51,15 +51,15 @@ fn packet(input: &[u8]) {
         0 => Transport::Udp,
         _ => Transport::Tcp,
     };
-    let asked = if choice & 16 == 0 {
+    let local = if choice & 16 == 0 {
         "10.1.0.1"
     } else {
         "10.2.0.1"
     };
-    let [asked, from]: [IpAddr; 2] = [asked, source].map(|it| it.parse().expect("an address"));
+    let [local, from]: [IpAddr; 2] = [local, source].map(|it| it.parse().expect("an address"));
     let mut out = Vec::new();
     let verdict = INDEX.with(|index| {
-        Answerer::default().answer(index, (asked, from), packet, transport, &mut out)
+        Answerer::default().answer(index, (local, from), packet, transport, &mut out)
     });
     let is_served = !["192.0.2.1", "10.1.0.1"].contains(&source);
     match verdict {

@@ -35,8 +35,8 @@ fn no_input_of_a_corpus_crashes_its_target_or_holds_it_up() {
     let until = Instant::now() + LIMIT;
     for (name, child) in running {
         let ended = finish(child, until);
-        let said = fs::read_to_string(memory.path().join(name)).unwrap_or_default();
-        let last: Vec<_> = said.lines().rev().take(6).collect();
+        let log = fs::read_to_string(memory.path().join(name)).unwrap_or_default();
+        let last: Vec<_> = log.lines().rev().take(6).collect();
         assert_eq!(ended, Ok(()), "{name}, last line first: {last:#?}");
     }
 }

@@ -10,6 +10,7 @@ use cni::env::{ContainerId, IfName};
 use cni::names;
 use networks::{Attachment, Cache};
 use serde_json::{Map, Value};
+use survey::{Sources, Survey};
 
 use crate::command_line::CommandLine;
 
@@ -38,6 +39,15 @@ pub struct CacheDir {
     #[arg(long, value_name = "DIR")]
     #[arg(default_value = "/var/lib/cni", value_parser = path_or("/var/lib/cni"))]
     cache_dir: PathBuf,
+}
+
+/// Where a survey of the node reads.
+#[derive(Debug, Args)]
+pub struct SurveyDirs {
+    #[command(flatten)]
+    conf: ConfDir,
+    #[command(flatten)]
+    pub cache: CacheDir,
 }
 
 /// Where everything about attachments is.
@@ -117,6 +127,19 @@ fn path_or(default: &'static str) -> impl TypedValueParser<Value = PathBuf> {
 pub fn directories(list: &OsStr) -> Vec<PathBuf> {
     let dirs = std::env::split_paths(list);
     dirs.filter(|dir| !dir.as_os_str().is_empty()).collect()
+}
+
+impl SurveyDirs {
+    /// Looks at the node.
+    ///
+    /// # Errors
+    /// As [`Survey::take`].
+    pub fn survey(&self) -> Result<Survey> {
+        Survey::take(&Sources {
+            conf_dir: self.conf.conf_dir.clone(),
+            cache_dir: self.cache.dir().to_owned(),
+        })
+    }
 }
 
 impl PluginDirs {

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Less work is done before anyone reads a bar.
+/// Less work is done before a bar can be read.
 const MANY: usize = 50;
 
 /// The bar of one loop. It vanishes when it is dropped.

@@ -109,7 +109,7 @@ impl Job {
             _ => plan.hostname.clone().unwrap_or_else(|| id[..12].to_owned()),
         };
         let hostname = match (&plan.mode, &plan.hostname) {
-            (Mode::Host, Some(asked)) => asked.clone(),
+            (Mode::Host, Some(requested)) => requested.clone(),
             _ => hostname,
         };
         let text = |it: &CString| it.to_string_lossy().into_owned();

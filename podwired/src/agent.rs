@@ -14,7 +14,7 @@ use crate::conf::{Endpoint, Settings, remove_socket};
 use crate::control::{Control, listen};
 use crate::instance::{Instance, close_output};
 use crate::page::Page;
-use crate::roles::{Ask, Ended};
+use crate::roles::{Ended, Query};
 use crate::{endpoint, log, readiness, roles};
 
 /// How long an agent that was started on demand stays without work: a pod that is replaced finds it.
@@ -159,7 +159,7 @@ impl Agent<'_> {
         }
         drop(listener);
         for role in &self.control.roles {
-            if !role.ask(Ask::IsIdle).await.unwrap_or(true) {
+            if !role.ask(Query::IsIdle).await.unwrap_or(true) {
                 return false;
             }
         }

@@ -18,7 +18,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::conf::remove_socket;
-use crate::roles::{Ask, Running};
+use crate::roles::{Query, Running};
 
 /// The longest request, in bytes: an ADD with some ten thousand ranges, as `exclude` leaves them.
 const LONGEST: u64 = 1024 * 1024;
@@ -90,7 +90,7 @@ impl Control {
                 let role = role.with_context(|| {
                     format!("request {subject}: no role that runs here has this subject")
                 })?;
-                role.ask(|reply| Ask::Request(body, reply)).await
+                role.ask(|reply| Query::Request(body, reply)).await
             }
         }
     }
@@ -98,7 +98,7 @@ impl Control {
     async fn status(&self) -> Value {
         let mut roles = Map::new();
         for role in &self.roles {
-            let mut status = match role.ask(Ask::Status).await {
+            let mut status = match role.ask(Query::Status).await {
                 Ok(status) => status,
                 Err(error) => json!({"error": error.to_string()}),
             };

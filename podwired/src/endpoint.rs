@@ -26,7 +26,7 @@ use crate::conf::Endpoint;
 use crate::control::{Control, listen};
 use crate::metrics::Page;
 use crate::page::Page as NodePage;
-use crate::roles::Ask;
+use crate::roles::Query;
 
 /// The longest head of a request, in bytes.
 const LONGEST: usize = 8 * 1024;
@@ -236,7 +236,7 @@ async fn state(page: &NodePage, request: &Request) -> Answer {
 async fn health(control: &Control) -> Vec<String> {
     let mut faults = Vec::new();
     for role in &control.roles {
-        if let Err(error) = role.ask(Ask::Status).await {
+        if let Err(error) = role.ask(Query::Status).await {
             faults.push(format!("{error}\n"));
         }
     }
@@ -272,7 +272,7 @@ async fn metrics(control: &Control) -> String {
         page.single("process_resident_memory_bytes", "gauge", help, bytes);
     }
     for role in &control.roles {
-        if let Ok(own) = role.ask(Ask::Metrics).await {
+        if let Ok(own) = role.ask(Query::Metrics).await {
             page.append(&own);
         }
     }

@@ -69,10 +69,10 @@ impl Instance {
 fn give_way(mut stream: UnixStream) -> Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut answer = String::new();
-    let asked = stream
+    let answered = stream
         .write_all(b"{\"giveWay\":{}}\n")
         .and_then(|()| BufReader::new(&stream).read_line(&mut answer));
-    match asked {
+    match answered {
         Ok(_) if answer.contains("\"error\"") => bail!("another agent runs: {}", answer.trim()),
         // It may have ended meanwhile.
         _ => Ok(()),

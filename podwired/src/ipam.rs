@@ -11,14 +11,14 @@
 //! | what it does not need | [`give_back`] |
 //! | how all of that is written to the store | [`transaction`] |
 //! | which blocks are allocated from, as the store says | [`holdings`] |
-//! | what plugins and `podwire ipam` ask | [`desk`] |
+//! | what plugins and `podwire ipam` ask | [`calls`] |
 //!
 //! Why no address gets two owners: `docs/cluster-addresses.md`.
 
 mod borrow;
+mod calls;
 mod claim;
 mod conf;
-mod desk;
 mod give_back;
 mod holdings;
 mod lend;
@@ -41,7 +41,7 @@ use store::{Etcd, File, LeaseId, Place, Records, Revision, Transactions};
 use tokio::sync::{Mutex, watch};
 use tokio::task::spawn_local;
 
-use crate::roles::{Ask, Desk};
+use crate::roles::{Channels, Query};
 
 pub use conf::{Conf, DATA_DIR, Settings, Source};
 use view::View;
@@ -68,7 +68,7 @@ struct Role<S> {
     obtaining: RefCell<HashMap<String, Rc<Mutex<()>>>>,
     /// The attachments for which an ADD is on its way; true: their DEL has come.
     adding: RefCell<HashMap<Owner, bool>>,
-    /// How long addresses of a pool rest, as its last ADD said.
+    /// How long addresses of a pool rest, as its last ADD requested.
     cool_downs: RefCell<HashMap<String, Duration>>,
     /// What is wrong, by subject.
     faults: RefCell<status::Faults>,
@@ -76,15 +76,15 @@ struct Role<S> {
     wants: Cell<u64>,
 }
 
-/// Serves until the desk's asks end. All leases stay.
+/// Serves until the channel of its queries ends. All leases stay.
 ///
 /// # Errors
 /// The journal cannot be read, or another agent has it.
-pub async fn serve(settings: Settings, desk: Desk) -> Result<()> {
+pub async fn serve(settings: Settings, channels: Channels) -> Result<()> {
     let node = Node::open(&settings.data_dir)?;
     match settings.source.clone() {
-        Source::Etcd(access) => run(settings, Etcd::new(access)?, node, desk).await,
-        Source::File(path) => run(settings, File::new(path), node, desk).await,
+        Source::Etcd(access) => run(settings, Etcd::new(access)?, node, channels).await,
+        Source::File(path) => run(settings, File::new(path), node, channels).await,
         Source::Kubernetes(access, namespace) => {
             let journal = node.journal();
             let place = Place {
@@ -94,7 +94,7 @@ pub async fn serve(settings: Settings, desk: Desk) -> Result<()> {
                 key: View::new(&settings.prefix).node_key(&settings.node),
                 identity: format!("{}/{}", journal.name(), journal.boot()),
             };
-            run(settings, Records::new(access, place)?, node, desk).await
+            run(settings, Records::new(access, place)?, node, channels).await
         }
     }
 }
@@ -103,7 +103,7 @@ async fn run<S: Transactions + 'static>(
     settings: Settings,
     store: S,
     mut node: Node,
-    mut desk: Desk,
+    mut channels: Channels,
 ) -> Result<()> {
     node.release_late()?;
     let role = Rc::new(Role {
@@ -124,16 +124,16 @@ async fn run<S: Transactions + 'static>(
         wants: Cell::default(),
     });
     let tasks = [
-        spawn_local(Rc::clone(&role).keep_session(desk.readiness.clone())),
+        spawn_local(Rc::clone(&role).keep_session(channels.readiness.clone())),
         spawn_local(Rc::clone(&role).sweep()),
         spawn_local(Rc::clone(&role).serve_wants()),
         spawn_local(Rc::clone(&role).look_after_others()),
     ];
-    desk.started();
-    desk.idle.send_replace(false);
-    while let Some(ask) = desk.asks.recv().await {
+    channels.started();
+    channels.idle.send_replace(false);
+    while let Some(ask) = channels.queries.recv().await {
         match ask {
-            Ask::Request(request, reply) => {
+            Query::Request(request, reply) => {
                 let role = Rc::clone(&role);
                 spawn_local(async move {
                     if let Err(unread) = reply.send(role.answer(request).await) {
@@ -141,9 +141,9 @@ async fn run<S: Transactions + 'static>(
                     }
                 });
             }
-            Ask::Status(reply) => drop(reply.send(role.status())),
-            Ask::Metrics(reply) => drop(reply.send(role.metrics())),
-            Ask::IsIdle(reply) => drop(reply.send(false)),
+            Query::Status(reply) => drop(reply.send(role.status())),
+            Query::Metrics(reply) => drop(reply.send(role.metrics())),
+            Query::IsIdle(reply) => drop(reply.send(false)),
         }
     }
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
@@ -165,7 +165,7 @@ impl<S: Transactions + 'static> Role<S> {
         Time::now() < self.fence()
     }
 
-    /// Tells all who wait that something has changed.
+    /// Wakes all tasks that wait for a change.
     fn note_change(&self) {
         self.changed.send_modify(|it| *it += 1);
     }

@@ -31,7 +31,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::spawn_local;
 
 use crate::log;
-use crate::roles::{Ask, Desk, Readiness};
+use crate::roles::{Channels, Query, Readiness};
 
 pub use conf::{Conf, EtcdKeys, Settings, Source, node_name};
 use kernel::Kernel;
@@ -42,34 +42,39 @@ use status::Status;
 
 type Statuses = Vec<Rc<RefCell<Status>>>;
 
-/// Serves until the desk's asks end. The networks stay as they are then.
+/// Serves until the channel of its queries ends. The networks stay as they are then.
 ///
 /// # Errors
 /// The kernel refuses its sockets, or files of the configuration cannot be read.
-pub async fn serve(settings: Settings, desk: Desk) -> Result<()> {
+pub async fn serve(settings: Settings, channels: Channels) -> Result<()> {
     let kernel = Kernel::start()?;
     match &settings.source {
         Source::Etcd(access) => {
             let store = Rc::new(Etcd::new(access.clone())?);
-            run(settings, store, kernel, desk).await;
+            run(settings, store, kernel, channels).await;
         }
         Source::Kubernetes(access, membership) => {
             let cluster = Cluster::new(Nodes::new(access.clone())?, membership.clone());
-            spawn_local(cluster.clone().announce(desk.readiness.subscribe()));
-            run(settings, Rc::new(cluster), kernel, desk).await;
+            spawn_local(cluster.clone().announce(channels.readiness.subscribe()));
+            run(settings, Rc::new(cluster), kernel, channels).await;
         }
         Source::File(path) => {
             let store = Rc::new(File::new(path.clone()));
-            run(settings, store, kernel, desk).await;
+            run(settings, store, kernel, channels).await;
         }
     }
     Ok(())
 }
 
-async fn run<S: Store + 'static>(settings: Settings, store: Rc<S>, kernel: Kernel, mut desk: Desk) {
+async fn run<S: Store + 'static>(
+    settings: Settings,
+    store: Rc<S>,
+    kernel: Kernel,
+    mut channels: Channels,
+) {
     let statuses: Statuses = settings.networks.iter().map(begin).collect();
     let noted = Rc::new(Notify::new());
-    let readiness = desk.readiness.clone();
+    let readiness = channels.readiness.clone();
     let mut tasks = vec![spawn_local(publish(
         statuses.clone(),
         Rc::clone(&noted),
@@ -86,17 +91,17 @@ async fn run<S: Store + 'static>(settings: Settings, store: Rc<S>, kernel: Kerne
         };
         tasks.push(spawn_local(runner.run()));
     }
-    desk.started();
-    desk.idle.send_replace(false);
-    while let Some(ask) = desk.asks.recv().await {
+    channels.started();
+    channels.idle.send_replace(false);
+    while let Some(ask) = channels.queries.recv().await {
         match ask {
-            Ask::Request(_, reply) | Ask::Status(reply) => drop(reply.send(json(&statuses))),
-            Ask::Metrics(reply) => {
+            Query::Request(_, reply) | Query::Status(reply) => drop(reply.send(json(&statuses))),
+            Query::Metrics(reply) => {
                 let all: Vec<_> = statuses.iter().map(|it| it.borrow()).collect();
                 let all: Vec<&Status> = all.iter().map(|it| &**it).collect();
                 let _ = reply.send(status::metrics(&all));
             }
-            Ask::IsIdle(reply) => drop(reply.send(false)),
+            Query::IsIdle(reply) => drop(reply.send(false)),
         }
     }
     tasks.iter().for_each(tokio::task::JoinHandle::abort);

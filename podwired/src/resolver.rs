@@ -2,7 +2,7 @@
 //!
 //! [`records`] is what plugins have written, [`index`] the same in memory. [`answer`] decides, without
 //! a socket, what a client gets. [`service`] has the sockets of each network's gateway addresses,
-//! [`forward`] asks other servers, and [`sharing`] has the names of other nodes. Everything is on one thread, so a question sees a record as a whole or
+//! [`forward`] queries other servers, and [`sharing`] has the names of other nodes. Everything is on one thread, so a question sees a record as a whole or
 //! not at all, and an acknowledged change is seen by every later question.
 
 pub mod answer;
@@ -30,7 +30,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::metrics::Page;
-use crate::roles::{Ask, Desk};
+use crate::roles::{Channels, Query};
 use records::Records;
 use service::Service;
 use sharing::Shared;
@@ -50,21 +50,21 @@ pub struct Settings {
     pub shared: Option<Shared>,
 }
 
-/// Serves until the desk's asks end.
+/// Serves until the channel of its queries ends.
 ///
 /// # Errors
 /// The records, or files of the configuration, cannot be read.
-pub async fn serve(settings: Settings, mut desk: Desk) -> Result<()> {
+pub async fn serve(settings: Settings, mut channels: Channels) -> Result<()> {
     let service = Service::new();
     let mut records = Records::open(Rc::clone(&service))?;
     let _sharing = sharing::start(settings.shared, &service)?;
-    report(&service, &desk);
-    desk.started();
+    report(&service, &channels);
+    channels.started();
     let mut sweep = interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            ask = desk.asks.recv() => match ask {
+            ask = channels.queries.recv() => match ask {
                 Some(ask) => handle(&service, &mut records, ask),
                 None => {
                     service.settle().await;
@@ -77,19 +77,19 @@ pub async fn serve(settings: Settings, mut desk: Desk) -> Result<()> {
                 service.listen(true);
             }
         }
-        report(&service, &desk);
+        report(&service, &channels);
     }
 }
 
 /// Tells the agent how it stands.
-fn report(service: &Service, desk: &Desk) {
+fn report(service: &Service, channels: &Channels) {
     let failed = service.failed();
     let readiness = if failed.is_empty() {
         Ok(())
     } else {
         Err(failed.join("; "))
     };
-    desk.readiness.send_if_modified(|it| {
+    channels.readiness.send_if_modified(|it| {
         let is_new = *it != readiness;
         if is_new {
             *it = readiness;
@@ -97,13 +97,14 @@ fn report(service: &Service, desk: &Desk) {
         is_new
     });
     let idle = service.index.borrow().is_empty();
-    desk.idle
+    channels
+        .idle
         .send_if_modified(|it| std::mem::replace(it, idle) != idle);
 }
 
-fn handle(service: &Rc<Service>, records: &mut Records, ask: Ask) {
+fn handle(service: &Rc<Service>, records: &mut Records, ask: Query) {
     match ask {
-        Ask::Request(value, reply) => {
+        Query::Request(value, reply) => {
             let answer = match serde_json::from_value(value) {
                 Ok(request) => carry_out(service, records, request),
                 Err(error) => Reply::Error(format!("request names: {error}")),
@@ -111,9 +112,9 @@ fn handle(service: &Rc<Service>, records: &mut Records, ask: Ask) {
             let answer = serde_json::to_value(answer);
             let _ = reply.send(answer.unwrap_or_else(|it| json!({"error": it.to_string()})));
         }
-        Ask::Status(reply) => drop(reply.send(status(service, records))),
-        Ask::Metrics(reply) => drop(reply.send(metrics(service))),
-        Ask::IsIdle(reply) => drop(reply.send(records.is_idle())),
+        Query::Status(reply) => drop(reply.send(status(service, records))),
+        Query::Metrics(reply) => drop(reply.send(metrics(service))),
+        Query::IsIdle(reply) => drop(reply.send(records.is_idle())),
     }
 }
 

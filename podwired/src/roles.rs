@@ -1,7 +1,7 @@
-//! The roles of the agent: the one place where a role is named, started and asked.
+//! The roles of the agent: the one place where a role is named, started and queried.
 //!
-//! A role is an async function that gets its settings and a [`Desk`]. It runs on a thread of its
-//! own until the desk's asks end.
+//! A role is an async function that gets its settings and its [`Channels`]. It runs on a thread of its
+//! own until the channel of its queries ends.
 
 use std::sync::{Mutex, PoisonError};
 use std::thread::Builder;
@@ -46,18 +46,18 @@ impl Role {
         }
     }
 
-    async fn serve(self, desk: Desk) -> Result<()> {
+    async fn serve(self, channels: Channels) -> Result<()> {
         match self {
-            Self::Resolver(settings) => crate::resolver::serve(settings, desk).await,
-            Self::Overlay(settings) => crate::overlay::serve(settings, desk).await,
-            Self::Ipam(settings) => crate::ipam::serve(settings, desk).await,
+            Self::Resolver(settings) => crate::resolver::serve(settings, channels).await,
+            Self::Overlay(settings) => crate::overlay::serve(settings, channels).await,
+            Self::Ipam(settings) => crate::ipam::serve(settings, channels).await,
         }
     }
 }
 
-/// What a role is asked. An answer without a receiver is dropped.
+/// A request to a role. An answer without a receiver is dropped.
 #[derive(Debug)]
-pub enum Ask {
+pub enum Query {
     /// A request of the agent's socket: what stands at the role's [`Role::subject`].
     Request(Value, oneshot::Sender<Value>),
     /// What `{"status":{}}` shows of the role.
@@ -72,9 +72,9 @@ pub enum Ask {
 pub type Readiness = Result<(), String>;
 
 /// What a role gets of the agent.
-pub struct Desk {
-    /// What it is asked; its end is that of the role.
-    pub asks: mpsc::Receiver<Ask>,
+pub struct Channels {
+    /// Requests to it; their end is that of the role.
+    pub queries: mpsc::Receiver<Query>,
     /// Whether the role does what it is for.
     pub readiness: watch::Sender<Readiness>,
     /// Whether it has nothing to do at the moment.
@@ -82,7 +82,7 @@ pub struct Desk {
     started: Option<oneshot::Sender<()>>,
 }
 
-impl Desk {
+impl Channels {
     /// The role serves from now on. An agent has started once all of its roles have.
     pub fn started(&mut self) {
         if let Some(started) = self.started.take() {
@@ -97,12 +97,12 @@ pub struct Running {
     pub name: &'static str,
     /// [`Role::subject`].
     pub subject: &'static str,
-    /// [`Desk::readiness`].
+    /// [`Channels::readiness`].
     pub readiness: watch::Receiver<Readiness>,
-    /// [`Desk::idle`].
+    /// [`Channels::idle`].
     pub idle: watch::Receiver<bool>,
     /// `None` once the role is to end.
-    asks: Mutex<Option<mpsc::Sender<Ask>>>,
+    queries: Mutex<Option<mpsc::Sender<Query>>>,
 }
 
 /// How a role has ended.
@@ -113,14 +113,14 @@ pub type Ended = oneshot::Receiver<Result<()>>;
 /// # Errors
 /// What the role failed with.
 pub async fn start(role: Role) -> Result<(Running, Ended)> {
-    let (ask, asks) = mpsc::channel(256);
+    let (ask, queries) = mpsc::channel(256);
     let (ready, readiness) = watch::channel(Err("starting".to_owned()));
     let (busy, idle) = watch::channel(false);
     let (started, has_started) = oneshot::channel();
     let (end, mut ended) = oneshot::channel();
     let (name, subject) = (role.name(), role.subject());
-    let desk = Desk {
-        asks,
+    let channels = Channels {
+        queries,
         readiness: ready,
         idle: busy,
         started: Some(started),
@@ -132,7 +132,7 @@ pub async fn start(role: Role) -> Result<(Running, Ended)> {
         let result = match runtime {
             Ok(runtime) => {
                 let local = tokio::task::LocalSet::new();
-                local.block_on(&runtime, role.serve(desk))
+                local.block_on(&runtime, role.serve(channels))
             }
             Err(error) => Err(error.into()),
         };
@@ -153,7 +153,7 @@ pub async fn start(role: Role) -> Result<(Running, Ended)> {
         subject,
         readiness,
         idle,
-        asks: Mutex::new(Some(ask)),
+        queries: Mutex::new(Some(ask)),
     };
     Ok((running, ended))
 }
@@ -163,15 +163,15 @@ impl Running {
     ///
     /// # Errors
     /// It does not answer in time, or has ended.
-    pub async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T> {
+    pub async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Query) -> Result<T> {
         let (reply, answer) = oneshot::channel();
-        let asks = self.asks.lock();
-        let asks = asks.unwrap_or_else(PoisonError::into_inner).clone();
-        let asked = async {
-            asks?.send(ask(reply)).await.ok()?;
+        let queries = self.queries.lock();
+        let queries = queries.unwrap_or_else(PoisonError::into_inner).clone();
+        let answered = async {
+            queries?.send(ask(reply)).await.ok()?;
             answer.await.ok()
         };
-        match tokio::time::timeout(PATIENCE, asked).await {
+        match tokio::time::timeout(PATIENCE, answered).await {
             Ok(Some(answer)) => Ok(answer),
             Ok(None) => Err(anyhow!("the role {} has ended", self.name)),
             Err(_) => Err(anyhow!("the role {} does not answer", self.name)),
@@ -180,7 +180,7 @@ impl Running {
 
     /// Has the role end.
     pub fn end(&self) {
-        let mut asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
-        asks.take();
+        let mut queries = self.queries.lock().unwrap_or_else(PoisonError::into_inner);
+        queries.take();
     }
 }

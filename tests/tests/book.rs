@@ -146,8 +146,8 @@ fn the_book_is_a_whole_tree() {
     let mut command = Command::new(project().join("packaging/book"));
     let done = command.arg(&book).env("PATH", path).output().expect("bash");
     assert!(done.status.success(), "{done:?}");
-    let said = String::from_utf8_lossy(&done.stdout).into_owned();
-    assert_eq!(said.trim(), format!("build {}", book.display()));
+    let output = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert_eq!(output.trim(), format!("build {}", book.display()));
     let mut copied = Vec::new();
     files(&book.join("src"), &[".md"], &mut copied);
     assert_eq!(copied.len(), pages().len());

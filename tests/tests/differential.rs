@@ -41,12 +41,12 @@ const KNOWN: &[Known] = &[
     Known {
         line: "file /var/lib/cni/networks/testnet/",
         words: &[],
-        why: "plugins before v1.5 let everybody read reservations; names and content are compared apart",
+        why: "plugins before v1.5 let all users read reservations; names and content are compared separately",
     },
     Known {
         line: "dir /var/lib/cni/networks",
         words: &[],
-        why: "ours lets only root see who has which address",
+        why: "ours lets only root see which container has which address",
     },
     Known {
         line: " /var/lib/cni/networks/.podwire",
@@ -56,7 +56,7 @@ const KNOWN: &[Known] = &[
     Known {
         line: " /run/podwire",
         words: &[],
-        why: "our notes: who uses the rules of a network, which MAC neighbours may remember",
+        why: "our notes: which attachments use the rules of a network, which MAC neighbours may remember",
     },
     Known {
         line: "link ifname VETH",

@@ -115,23 +115,28 @@ fn ptp_gives_a_link_to_the_node_and_a_way_out() {
 #[test]
 fn bandwidth_limits_what_the_runtime_asks_for() {
     beyond_peer(WHY, || {
-        let asked =
+        let requested =
             r#"CAP_ARGS='{"bandwidth": {"ingressRate": 10000000, "ingressBurst": 2147483647}}'"#;
-        lives("example-bandwidth", "ex-bandwidth", asked, |sandbox, _| {
-            let host = sandbox.host();
-            let veth = host.links().into_iter().find(|it| it.starts_with("veth"));
-            let veth = veth.expect("a veth");
-            let classes = host.sh(&format!("tc class show dev {veth}"));
-            assert!(classes.contains("rate 10Mbit"), "{classes}");
-        });
+        lives(
+            "example-bandwidth",
+            "ex-bandwidth",
+            requested,
+            |sandbox, _| {
+                let host = sandbox.host();
+                let veth = host.links().into_iter().find(|it| it.starts_with("veth"));
+                let veth = veth.expect("a veth");
+                let classes = host.sh(&format!("tc class show dev {veth}"));
+                assert!(classes.contains("rate 10Mbit"), "{classes}");
+            },
+        );
     });
 }
 
 #[test]
 fn dnsname_records_the_names_of_the_pod() {
     beyond_peer(WHY, || {
-        let asked = r#"CAP_ARGS='{"aliases": {"example-names": ["web"]}}'"#;
-        lives("example-names", "ex-names", asked, |sandbox, _| {
+        let requested = r#"CAP_ARGS='{"aliases": {"example-names": ["web"]}}'"#;
+        lives("example-names", "ex-names", requested, |sandbox, _| {
             let listed = good(shell(&sandbox.host(), "", "podwire names example-names"));
             assert!(listed.contains("10.210.74.2  web,"), "{listed}");
         });

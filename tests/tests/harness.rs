@@ -211,7 +211,7 @@ fn every_namespace_goes_with_its_sandbox() {
     assert!(!before.is_empty());
     drop(sandbox);
     // Some kernels give the number to the next namespace, which another test may have
-    // made by now: only who was there counts. Who was killed is there until it has run.
+    // made by now: only processes of that time count. A killed process exists until it has run.
     let left = || {
         let mut left = inside();
         left.retain(|it| before.contains(it));

@@ -101,13 +101,13 @@ fn one_file_is_all_plugins_and_a_pod_lives_by_it() {
         let sandbox = Sandbox::new();
         let pod = sandbox.pod("blue");
         let script = format!(
-            "install --layout one --sbin-dir /opt/cni/bin --conf netconf-examples/10-bridge.conflist >$root/said
+            "install --layout one --sbin-dir /opt/cni/bin --conf netconf-examples/10-bridge.conflist >$root/output
              dir=$root/opt/cni/bin
              rm -f $dir/podwired
              [ $(stat -c %h $dir/bridge) = $(ls $dir | wc -l) ]
              [ $(du -k --apparent-size $bin/suite | cut -f1) -ge $(($(du -k --apparent-size $dir | cut -f1) - 100)) ]
              export CNI_PATH=$dir NETCONFPATH=$root/etc/cni/net.d
-             for verb in status add check del; do $dir/podwire $verb example-bridge {0} >$root/said; done
+             for verb in status add check del; do $dir/podwire $verb example-bridge {0} >$root/output; done
              $dir/podwire version | grep -c '(podwire '",
             pod.path()
         );
@@ -179,7 +179,7 @@ fn a_faulty_configuration_stops_the_install_before_anything_is_placed() {
         let script = "
             cd $root
             plugins() { echo '{\"cniVersion\": \"1.0.0\", \"name\": \"n\", \"plugins\": ['$1']}' > 10-n.conflist; }
-            refused() { ! install \"$@\" 2>said; cat said; [ ! -e opt ] && [ ! -e etc ]; }
+            refused() { ! install \"$@\" 2>output; cat output; [ ! -e opt ] && [ ! -e etc ]; }
             plugins '{\"type\": \"bridge\", \"mtu\": true}'
             refused --conf 10-n.conflist
             plugins '{\"type\": \"calico\"}'
@@ -191,8 +191,8 @@ fn a_faulty_configuration_stops_the_install_before_anything_is_placed() {
             refused --conf n.txt
             refused --plugins brigde
             refused --bin-dir bin";
-        let said = good(shell(&sandbox, script));
-        let lines: Vec<&str> = said.lines().collect();
+        let output = good(shell(&sandbox, script));
+        let lines: Vec<&str> = output.lines().collect();
         let expected = [
             "10-n.conflist: plugins[0].mtu: invalid type: boolean `true`, expected an integer or \"auto\"; podwire validate 10-n.conflist prints every fault",
             "10-n.conflist: the plugin calico is neither installed nor in /opt/cni/bin",
@@ -202,7 +202,7 @@ fn a_faulty_configuration_stops_the_install_before_anything_is_placed() {
             "no plugin brigde; there are ",
             "bin is not an absolute path",
         ];
-        assert_eq!(lines.len(), expected.len(), "{said}");
+        assert_eq!(lines.len(), expected.len(), "{output}");
         for (line, expected) in lines.iter().zip(expected) {
             assert!(line.contains(expected), "{line}\n{expected}");
         }

@@ -1,5 +1,5 @@
 //! Masquerade (`ipMasq` of bridge) seen from outside, with every back end: whose address
-//! a server outside sees, what stays in the packet filters, and who takes it away.
+//! a server outside sees, what stays in the packet filters, and which verb removes it.
 
 use std::collections::BTreeSet;
 use std::ops::Deref;
@@ -77,7 +77,7 @@ fn each(back_ends: &[BackEnd], test: impl Fn(&Node)) {
 }
 
 /// The rules that are particular to a network or a pod: neither the tables and chains that
-/// all share, nor the policies of those that exist as soon as anybody asks.
+/// all share, nor the policies of those that exist as soon as a program lists them.
 fn particular(rules: &str) -> Vec<&str> {
     let about =
         |line: &&str| line.contains("10.1.0.") || line.contains("fd01:") || line.contains("CNI-");

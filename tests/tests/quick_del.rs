@@ -22,7 +22,7 @@ fn the_namespace_can_be_unmounted_at_once() {
         let pod = sandbox.pod(&format!("p{number}"));
         sandbox.cni("bridge").add(&conf, &pod, "eth0").result();
         sandbox.cni("bridge").del(&conf, &pod, "eth0").silent();
-        // Not a lazy one: it is refused while anybody has the file open.
+        // Not a lazy one: it is refused while a process has the file open.
         let path = pod.path();
         sandbox.host().sh(&format!("umount {path} && rm {path}"));
         sandbox.cni("bridge").del(&conf, &pod, "eth0").silent();

@@ -186,7 +186,7 @@ impl Node {
         assert_eq!(pod.ask("tcp", OUTSIDE[0], 7000), seen);
     }
 
-    /// All rules, in an order that does not depend on who came first.
+    /// All rules, in an order that does not depend on the order of ADDs.
     fn rules(&self) -> Vec<String> {
         let rules = self.host().rules();
         let lines = rules.lines().map(|line| line.trim().to_owned());

@@ -1,4 +1,4 @@
-//! tap: what each key does, who may open the device, that no interface is taken over, and what stays after DEL, GC and a
+//! tap: what each key does, which users may open the device, that no interface is taken over, and what stays after DEL, GC and a
 //! failure (nothing).
 
 use std::time::Duration;
@@ -310,8 +310,8 @@ fn owner_and_group_may_open_it_and_others_may_not() {
                 (&user, &group),
                 "{keys}: {data}"
             );
-            let is_anybodys = keys == json!({});
-            assert_eq!(open_as(&pod, 54322, 1), is_anybodys, "{keys}");
+            let is_open_to_all = keys == json!({});
+            assert_eq!(open_as(&pod, 54322, 1), is_open_to_all, "{keys}");
             assert!(open_as(&pod, 54321, 1), "{keys}");
         }
     });

@@ -1,7 +1,7 @@
-//! Addresses as configurations and results write them.
+//! Addresses as configurations and results write them, their networks, and their numbers.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
@@ -21,6 +21,11 @@ impl Cidr {
     /// The length of the prefix in bits.
     pub fn prefix(self) -> u8 {
         self.0.prefix()
+    }
+
+    /// Its network: the same without host bits.
+    pub fn network(self) -> Self {
+        Self(network_of(self.0))
     }
 
     /// Whether this is 0.0.0.0/0 or ::/0.
@@ -95,6 +100,44 @@ impl<'de> Deserialize<'de> for Cidrs {
             }
         }
         deserializer.deserialize_any(OneOrMore)
+    }
+}
+
+/// The network of an address: the same without host bits.
+pub fn network_of(address: IpNetwork) -> IpNetwork {
+    // The prefix is valid, as it is that of a network already.
+    IpNetwork::new(address.network(), address.prefix()).unwrap_or(address)
+}
+
+/// Whether an address is alone in its network: /32, or /128.
+pub fn is_single(address: IpNetwork) -> bool {
+    u32::from(address.prefix()) == width(address.ip())
+}
+
+/// Whether this is a link-local address of IPv6: it means nothing without an interface.
+pub fn is_link_local_v6(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
+/// How many bits an address has.
+pub fn width(ip: IpAddr) -> u32 {
+    if ip.is_ipv4() { 32 } else { 128 }
+}
+
+/// An address as a number.
+pub fn number(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(ip) => ip.to_bits().into(),
+        IpAddr::V6(ip) => ip.to_bits(),
+    }
+}
+
+/// The address with this number, of the family of `like`.
+pub fn numbered(number: u128, like: IpAddr) -> IpAddr {
+    match like {
+        // Numbers of IPv4 addresses have 32 bits, so nothing is lost.
+        IpAddr::V4(_) => Ipv4Addr::from_bits(number as u32).into(),
+        IpAddr::V6(_) => Ipv6Addr::from_bits(number).into(),
     }
 }
 

@@ -55,14 +55,14 @@ impl Limits {
 
 /// A limit that a program exceeded; it was killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Beyond {
+pub enum Exceeded {
     /// It ran too long; it may be faster the next time.
     Time(Duration),
     /// It printed too much.
     Output(usize),
 }
 
-impl fmt::Display for Beyond {
+impl fmt::Display for Exceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Time(limit) => write!(f, "killed: no end after {} s", limit.as_secs()),
@@ -71,9 +71,9 @@ impl fmt::Display for Beyond {
     }
 }
 
-impl std::error::Error for Beyond {}
+impl std::error::Error for Exceeded {}
 
-impl Beyond {
+impl Exceeded {
     /// The limit that `error` reports, if it does.
     fn of(error: &io::Error) -> Option<Self> {
         error.get_ref()?.downcast_ref().copied()
@@ -84,8 +84,10 @@ impl Beyond {
 /// code 11: the program may be faster the next time.
 pub fn failure(program: &Path, error: io::Error) -> anyhow::Error {
     let what = format!("execute {}", program.display());
-    match Beyond::of(&error) {
-        Some(beyond @ Beyond::Time(_)) => Code::TryAgain.err(format!("{what}: {beyond}")).into(),
+    match Exceeded::of(&error) {
+        Some(exceeded @ Exceeded::Time(_)) => {
+            Code::TryAgain.err(format!("{what}: {exceeded}")).into()
+        }
         _ => anyhow::Error::from(error).context(what),
     }
 }
@@ -95,7 +97,7 @@ pub fn failure(program: &Path, error: io::Error) -> anyhow::Error {
 /// is killed with its group.
 ///
 /// # Errors
-/// [`Beyond`] a limit; a broken stream. The program has ended in any case: a roll-back must
+/// [`Exceeded`] a limit; a broken stream. The program has ended in any case: a roll-back must
 /// not run before the program's last action.
 pub fn finish(child: Child, stdin: &[u8], limits: Limits) -> io::Result<Output> {
     finish_within(child, stdin, limits, None)
@@ -141,13 +143,13 @@ fn communicate(
     let [stdout, stderr] = exchange(child, stdin, deadline, limits, at_output)?;
     let ended = wait_until(child, deadline)?;
     Ok(Output {
-        status: ended.ok_or_else(|| beyond(Beyond::Time(limits.time)))?,
+        status: ended.ok_or_else(|| exceeded(Exceeded::Time(limits.time)))?,
         stdout,
         stderr,
     })
 }
 
-fn beyond(limit: Beyond) -> io::Error {
+fn exceeded(limit: Exceeded) -> io::Error {
     io::Error::other(limit)
 }
 
@@ -198,7 +200,7 @@ fn exchange(
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(beyond(Beyond::Time(limits.time)));
+            return Err(exceeded(Exceeded::Time(limits.time)));
         }
         let left = if feed.is_held {
             left.min(OUTPUT_PATIENCE)
@@ -292,7 +294,7 @@ impl Stream {
                 Err(error) => return Err(error),
             }
             if self.content.len() > limit {
-                return Err(beyond(Beyond::Output(limit)));
+                return Err(exceeded(Exceeded::Output(limit)));
             }
         }
         Ok(())
@@ -322,12 +324,12 @@ mod tests {
         command.spawn().unwrap()
     }
 
-    fn beyond_what(script: &str) -> Option<Beyond> {
+    fn exceeded_by(script: &str) -> Option<Exceeded> {
         let limits = Limits {
             time: Duration::from_secs(2),
             output: 100_000,
         };
-        Beyond::of(&finish(shell(script), b"{}", limits).unwrap_err())
+        Exceeded::of(&finish(shell(script), b"{}", limits).unwrap_err())
     }
 
     #[test]
@@ -347,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_program_that_hangs_is_killed_with_what_it_has_started() {
-        let time = Some(Beyond::Time(Duration::from_secs(2)));
+        let time = Some(Exceeded::Time(Duration::from_secs(2)));
         let dir = tempfile::tempdir().unwrap();
         let left = dir.path().join("left");
         for script in [
@@ -359,7 +361,7 @@ mod tests {
             "trap '' TERM HUP INT; while :; do sleep 1; done",
         ] {
             let script = format!("echo $$ > {}; {script}", left.display());
-            assert_eq!(beyond_what(&script), time, "{script}");
+            assert_eq!(exceeded_by(&script), time, "{script}");
             let group: i32 = std::fs::read_to_string(&left)
                 .unwrap()
                 .trim()
@@ -394,10 +396,10 @@ mod tests {
 
     #[test]
     fn output_has_a_limit_on_either_stream() {
-        let output = Some(Beyond::Output(100_000));
-        assert_eq!(beyond_what("yes"), output);
-        assert_eq!(beyond_what("yes >&2"), output);
-        assert_eq!(beyond_what("head -c 100001 /dev/zero; sleep 1000"), output);
+        let output = Some(Exceeded::Output(100_000));
+        assert_eq!(exceeded_by("yes"), output);
+        assert_eq!(exceeded_by("yes >&2"), output);
+        assert_eq!(exceeded_by("head -c 100001 /dev/zero; sleep 1000"), output);
     }
 
     #[test]

@@ -144,6 +144,19 @@ impl Checks {
         }
     }
 
+    /// The items of the list `key`, as `read` makes them of each, which gets its key: `servers[0]`.
+    /// One with a fault is left out after that was kept.
+    pub fn each<K, T, F: Into<Faults>>(
+        &mut self,
+        key: &str,
+        list: &[K],
+        read: impl Fn(&str, &K) -> Result<T, F>,
+    ) -> Vec<T> {
+        let items = list.iter().enumerate();
+        let items = items.filter_map(|(at, item)| self.take(read(&format!("{key}[{at}]"), item)));
+        items.collect()
+    }
+
     /// The value that `build` makes of all checked values, or the faults that were kept.
     ///
     /// # Panics
@@ -168,6 +181,18 @@ mod tests {
         let mut checks = Checks::default();
         let (one, other) = (checks.take(one), checks.take(other));
         checks.finish(|| Some(one? + other?))
+    }
+
+    #[test]
+    fn each_item_has_its_key() {
+        let mut checks = Checks::default();
+        let read = |key: &str, item: &i64| match item {
+            0 => Err(Fault::new(key, "zero")),
+            item => Ok(*item),
+        };
+        assert_eq!(checks.each("list", &[1, 0, 3], read), [1, 3]);
+        let faults = checks.finish(|| Some(())).unwrap_err();
+        assert_eq!(faults.first(), &Fault::new("list[1]", "zero"));
     }
 
     #[test]

@@ -221,7 +221,7 @@ mod tests {
     use std::path::PathBuf;
 
     /// One object of each foreign kind, with the text of its error.
-    fn foreign_things(dir: &Path) -> Vec<(PathBuf, &'static str)> {
+    fn foreign_objects(dir: &Path) -> Vec<(PathBuf, &'static str)> {
         let at = |name: &str| dir.join(name);
         nix::unistd::mkfifo(&at("pipe"), Mode::S_IRWXU).unwrap();
         std::fs::create_dir(at("directory")).unwrap();
@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn foreign_objects_are_named_and_not_read() {
         let dir = tempfile::tempdir().unwrap();
-        for (path, text) in foreign_things(dir.path()) {
+        for (path, text) in foreign_objects(dir.path()) {
             let error = read(&path, 100).unwrap_err();
             assert_eq!(error.to_string(), text, "{}", path.display());
             assert!(is_foreign(&error));
@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn foreign_objects_are_not_written_to() {
         let dir = tempfile::tempdir().unwrap();
-        let things = foreign_things(dir.path());
+        let objects = foreign_objects(dir.path());
         // So that opening the pipe for writing succeeds.
         let reader = File::from(
             nix::fcntl::open(
@@ -273,7 +273,7 @@ mod tests {
             )
             .unwrap(),
         );
-        for (path, _) in things.iter().filter(|(path, _)| !path.ends_with("sparse")) {
+        for (path, _) in objects.iter().filter(|(path, _)| !path.ends_with("sparse")) {
             assert!(is_foreign(&overwrite(path, b"x").unwrap_err()), "{path:?}");
         }
         drop(reader);
@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn a_chosen_path_may_be_a_link_or_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let things = foreign_things(dir.path());
+        let objects = foreign_objects(dir.path());
         let link = dir.path().join("link");
         assert_eq!(read_chosen(&link, 100).unwrap(), b"precious");
         assert_eq!(read_chosen(Path::new("/dev/null"), 100).unwrap(), b"");
@@ -320,7 +320,7 @@ mod tests {
         let proc = read_chosen(Path::new("/proc/self/status"), 100_000).unwrap();
         assert!(!proc.is_empty());
         assert!(read_chosen(Path::new("/proc/self/status"), 10).is_err());
-        for (path, _) in things {
+        for (path, _) in objects {
             let is_link = path.ends_with("link") || path.ends_with("dangling");
             assert!(is_link || is_foreign(&read_chosen(&path, 100).unwrap_err()));
         }

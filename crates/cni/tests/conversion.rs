@@ -71,7 +71,7 @@ fn through(result: &AddResult, version: Version) -> AddResult {
     AddResult::decode(&document, version).expect("a result")
 }
 
-/// What is left of a result at `version`; none where it cannot be said at all.
+/// What is left of a result at `version`; none where that version cannot express it.
 fn expected(result: &AddResult, version: Version) -> Option<AddResult> {
     let mut result = result.clone();
     if version >= Version::V1_0_0 {

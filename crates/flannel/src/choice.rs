@@ -1,8 +1,7 @@
 //! Which subnets a node may take.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
-use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use cni::address::{number, numbered, width};
+use ipnetwork::IpNetwork;
 
 use crate::{Config, Pool, Subnet};
 
@@ -36,8 +35,7 @@ pub fn free_subnets(config: &Config, taken: &[Subnet], most: usize) -> Vec<Subne
 /// Goes once through the sorted leases and the pool together.
 fn free(pool: &Pool, taken: &mut [IpNetwork], most: usize) -> Vec<IpNetwork> {
     taken.sort_unstable();
-    let bits = if pool.network.is_ipv4() { 32 } else { 128 };
-    let step = 1u128 << (bits - pool.length);
+    let step = 1u128 << (width(pool.network.ip()) - u32::from(pool.length));
     let last = number(pool.max.network());
     let mut at = number(pool.min.network());
     let mut found = Vec::new();
@@ -59,29 +57,13 @@ fn free(pool: &Pool, taken: &mut [IpNetwork], most: usize) -> Vec<IpNetwork> {
     found
 }
 
-fn number(ip: IpAddr) -> u128 {
-    match ip {
-        IpAddr::V4(ip) => u32::from(ip).into(),
-        IpAddr::V6(ip) => ip.into(),
-    }
-}
-
 /// The last address.
 fn end(network: &IpNetwork) -> u128 {
     number(network.broadcast())
 }
 
 fn subnet(pool: &Pool, at: u128) -> Option<IpNetwork> {
-    match pool.network {
-        IpNetwork::V4(_) => {
-            let ip = Ipv4Addr::from(at as u32);
-            Ipv4Network::new(ip, pool.length).ok().map(IpNetwork::V4)
-        }
-        IpNetwork::V6(_) => {
-            let ip = Ipv6Addr::from(at);
-            Ipv6Network::new(ip, pool.length).ok().map(IpNetwork::V6)
-        }
-    }
+    IpNetwork::new(numbered(at, pool.network.ip()), pool.length).ok()
 }
 
 #[cfg(test)]

@@ -139,7 +139,7 @@ impl Netlink {
     /// `ip [-4|-6] address show dev LINK`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked; a link that is gone has no addresses.
+    /// When the kernel cannot be queried; a link that is gone has no addresses.
     pub fn list_addresses(
         &self,
         index: u32,
@@ -167,7 +167,7 @@ impl Netlink {
     /// request: `ip -4|-6 address show scope global`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn list_all_addresses(&self, family: Family) -> Result<Vec<(u32, IpNetwork)>, Error> {
         let address = |message| {
             let address = read_address(message).filter(|it| !it.local_scope)?;
@@ -179,7 +179,7 @@ impl Netlink {
     /// The addresses of all links, whatever their scope, IPv4 first: `ip address show`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn list_every_address(&self) -> Result<Vec<Address>, Error> {
         let mut all = Vec::new();
         for family in [Family::V4, Family::V6] {

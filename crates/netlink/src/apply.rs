@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use cni::address::is_single;
 use ipnetwork::IpNetwork;
 use netns::NetNs;
 use nix::{errno::Errno, net::if_::if_nametoindex};
@@ -527,7 +528,7 @@ impl Netlink {
     /// look.
     ///
     /// # Errors
-    /// The link is gone; the kernel cannot be asked.
+    /// The link is gone; the kernel cannot be queried.
     pub fn await_carrier(&self, index: u32) -> Result<Link, Error> {
         let mut link = self.get_link_by_index(index)?;
         for pause in CARRIER_PAUSES {
@@ -564,8 +565,7 @@ impl Netlink {
                 bail!("Failed to match addr {address} on interface {name}");
             }
             // The address of a single host comes without a route to its network.
-            let alone = address.prefix() == if address.is_ipv4() { 32 } else { 128 };
-            if !alone && !self.has_network_route(address)? {
+            if !is_single(address) && !self.has_network_route(address)? {
                 let gateway = go_address(expected.gateway);
                 bail!("Failed to find Gateway {gateway} for interface {name}");
             }

@@ -81,7 +81,7 @@ impl Netlink {
     /// `bridge vlan show dev PORT`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn list_port_vlans(&self, port: u32) -> Result<Vec<PortVlan>, Error> {
         let op = || format!("list vlans of port {port}");
         let all = self.vlans(|index| index == port, op)?;
@@ -92,7 +92,7 @@ impl Netlink {
     /// `bridge vlan show`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn list_all_vlans(&self) -> Result<Vec<(u32, Vec<PortVlan>)>, Error> {
         self.vlans(|_| true, || "list vlans".into())
     }

@@ -52,7 +52,7 @@ impl Netlink {
     /// The counters of all links: `ip -s link show`. Not for the hot path.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn list_counters(&self) -> Result<Vec<Counters>, Error> {
         let message = LinkMessageBuilder::<LinkUnspec>::default().build();
         let request = RouteNetlinkMessage::GetLink(message);

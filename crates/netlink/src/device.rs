@@ -68,7 +68,7 @@ impl Netlink {
     /// The device called `name`, which may be an alternative name: `ip link show dev NAME`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked; an absent device is no error.
+    /// When the kernel cannot be queried; an absent device is no error.
     pub fn find_device(&self, name: &str) -> Result<Option<Device>, Error> {
         let message = LinkUnspec::new_with_name(name);
         self.look_up(message, Device::read, || format!("find link {name}"))
@@ -77,7 +77,7 @@ impl Netlink {
     /// Every link of the namespace: `ip -d link show`. Not for the hot path.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn list_devices(&self) -> Result<Vec<Device>, Error> {
         let message = without_statistics(LinkMessageBuilder::default()).build();
         let request = RouteNetlinkMessage::GetLink(message);

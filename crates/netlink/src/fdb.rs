@@ -95,7 +95,7 @@ impl Netlink {
     /// `dst`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn list_vteps(&self, device: u32) -> Result<Vec<Vtep>, Error> {
         let vtep = |message| {
             let listed = read(message, device).filter(|it| it.table == Table::Device)?;
@@ -115,7 +115,7 @@ impl Netlink {
     /// br BRIDGE`. Kernels before 5.0 report none.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn find_fdb_entry(&self, bridge: u32, mac: Mac) -> Result<Option<FdbEntry>, Error> {
         let mut message = entry(0, mac);
         let master = NeighbourAttribute::Controller(bridge);

@@ -62,7 +62,7 @@ impl Netlink {
     /// LINK parent ffff:`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn find_redirect(&self, link: u32) -> Result<Option<u32>, Error> {
         let message = tcmsg(link, 0, INGRESS_HANDLE, 0).to_vec();
         let request = Request::new(libc::RTM_GETTFILTER, 0, message);

@@ -66,7 +66,7 @@ impl Netlink {
     /// `None` when there is no such link, or it is of another kind.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn ipvlan_mode(&self, name: &str) -> Result<Option<String>, Error> {
         let message = LinkUnspec::new_with_name(name);
         let read = |message: Message<'_>| decode(message).map(|it| mode_of(&it));

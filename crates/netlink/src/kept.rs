@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use cni::address::is_link_local_v6;
 use rtnetlink::{
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
@@ -43,7 +44,7 @@ impl Netlink {
     /// all dev LINK`, `ip -6 route show table all dev LINK`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn keep(&self, index: u32) -> Result<Kept, Error> {
         let op = || format!("list addresses of {}", self.name_of(index));
         let address = |message| address_of(message, index);
@@ -108,8 +109,7 @@ impl Kept {
         let addresses = self.addresses.iter();
         let awaited = addresses.filter_map(|it| {
             let ip = ip(it)?;
-            let is_quick =
-                has_no_dad(it) && !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+            let is_quick = has_no_dad(it) && !is_link_local_v6(ip);
             (is_quick || is_source(&ip)).then_some(ip)
         });
         awaited.collect()

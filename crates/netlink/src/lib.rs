@@ -62,7 +62,7 @@ pub use kept::Kept;
 pub use link::{Link, OperState, Port};
 pub use mac::{HardwareAddress, InvalidMac, Mac};
 pub use macvlan::{Macvlan, MacvlanMode};
-pub use monitor::{Monitor, Seen};
+pub use monitor::{Event, Monitor};
 pub use neighbour::Neighbour;
 pub use packet::PacketSocket;
 pub use parent::Parent;

@@ -73,7 +73,7 @@ pub struct Link {
     pub vrf_table: Option<u32>,
     /// For a vlan, its VLAN id.
     pub vlan_id: Option<u16>,
-    /// For a bridge, whether it sends multicast queries, and so learns who wants which group.
+    /// For a bridge, whether it sends multicast queries, and so learns which port wants which group.
     pub querier: bool,
     /// For a port of a bridge, how it forwards.
     pub port: Option<Port>,
@@ -144,7 +144,7 @@ impl Netlink {
     /// The link called `name`, if there is one: `ip link show dev NAME`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked; an absent link is no error.
+    /// When the kernel cannot be queried; an absent link is no error.
     pub fn find_link(&self, name: &str) -> Result<Option<Link>, Error> {
         let message = LinkUnspec::new_with_name(name);
         self.look_up(message, Link::read, || format!("find link {name}"))
@@ -162,7 +162,7 @@ impl Netlink {
     /// `ip link show netnsid ID` with the index.
     ///
     /// # Errors
-    /// When the kernel cannot be asked; `EPERM` when its namespace may not be queried.
+    /// When the kernel cannot be queried; `EPERM` when its namespace may not be queried.
     pub fn find_peer(&self, end: &Link) -> Result<Option<Link>, Error> {
         let Some(index) = end.link.filter(|_| end.is_kind("veth")) else {
             return Ok(None);
@@ -189,7 +189,7 @@ impl Netlink {
     /// Every link of the namespace: `ip link show`. Not for the hot path.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn list_links(&self) -> Result<Vec<Link>, Error> {
         self.list(LinkMessageBuilder::default())
     }
@@ -197,7 +197,7 @@ impl Netlink {
     /// Every port of a bridge or bond: `ip link show master BRIDGE`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn list_ports(&self, master: u32) -> Result<Vec<Link>, Error> {
         let mut ports = self.list(LinkMessageBuilder::default().controller(master))?;
         // Old kernels may not filter.
@@ -358,7 +358,7 @@ impl Netlink {
     /// list-id target-nsid`. `None` where it has none, because no link connects the two.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn id_of(&self, netns: &NetNs) -> Result<Option<i32>, Error> {
         let mut message = NsidMessage::default();
         let fd = netns.as_fd().as_raw_fd();

@@ -14,7 +14,7 @@ use crate::Error;
 
 /// A change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Seen {
+pub enum Event {
     /// The link with this index is new, gone, or has another property.
     Link(u32),
     /// An address of the link with this index came or went.
@@ -75,20 +75,20 @@ impl Monitor {
     }
 
     /// Passes the changes that have been reported to `hear`. Does not wait.
-    pub fn read(&mut self, mut hear: impl FnMut(Seen)) {
+    pub fn read(&mut self, mut hear: impl FnMut(Event)) {
         let links = &mut self.links;
         loop {
             match self.socket.try_receive(|message| {
-                if let Some(seen) = seen(message)
-                    && is_news(links, message)
+                if let Some(event) = event(message)
+                    && is_change(links, message)
                 {
-                    hear(seen);
+                    hear(event);
                 }
             }) {
                 Ok(true) => {}
                 Ok(false) => return,
-                Err(Errno::ENOBUFS) => hear(Seen::Overrun),
-                Err(_) => return hear(Seen::Overrun),
+                Err(Errno::ENOBUFS) => hear(Event::Overrun),
+                Err(_) => return hear(Event::Overrun),
             }
         }
     }
@@ -114,7 +114,7 @@ const PROPERTIES: [u16; 8] = [
 
 /// Whether a report is not the repetition of an earlier one. The kernel repeats itself: for each VXLAN
 /// device that is made on an interface, it reports the interface.
-fn is_news(links: &mut HashMap<(u32, u8), u64>, message: Message<'_>) -> bool {
+fn is_change(links: &mut HashMap<(u32, u8), u64>, message: Message<'_>) -> bool {
     if ![libc::RTM_NEWLINK, libc::RTM_DELLINK].contains(&message.kind) {
         return true;
     }
@@ -142,15 +142,15 @@ fn number(bytes: Option<&[u8]>) -> Option<u32> {
     Some(u32::from_ne_bytes(*bytes))
 }
 
-fn seen(message: Message<'_>) -> Option<Seen> {
+fn event(message: Message<'_>) -> Option<Event> {
     let index = || number(message.body.get(INDEX..));
     Some(match message.kind {
-        libc::RTM_NEWLINK | libc::RTM_DELLINK => Seen::Link(index()?),
-        libc::RTM_NEWADDR | libc::RTM_DELADDR => Seen::Address(index()?),
-        libc::RTM_DELNEIGH => Seen::EntryGone(index()?),
+        libc::RTM_NEWLINK | libc::RTM_DELLINK => Event::Link(index()?),
+        libc::RTM_NEWADDR | libc::RTM_DELADDR => Event::Address(index()?),
+        libc::RTM_DELNEIGH => Event::EntryGone(index()?),
         libc::RTM_DELROUTE => {
             let attributes = message.body.get(RTMSG..)?;
-            Seen::RouteGone(number(find(attributes, libc::RTA_OIF))?)
+            Event::RouteGone(number(find(attributes, libc::RTA_OIF))?)
         }
         _ => return None,
     })

@@ -113,7 +113,7 @@ impl Netlink {
     /// before 5.0 report nothing.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn find_neighbour(&self, device: u32, ip: IpAddr) -> Result<Option<Neighbour>, Error> {
         let request = RouteNetlinkMessage::GetNeighbour(key(device, ip));
         let op = || format!("find the neighbour {ip}");

@@ -39,7 +39,7 @@ impl Netlink {
     /// The link called `name` as a possible parent: `ip link show dev NAME`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked; an absent link is no error.
+    /// When the kernel cannot be queried; an absent link is no error.
     pub fn find_parent(&self, name: &str) -> Result<Option<Parent>, Error> {
         let message = LinkUnspec::new_with_name(name);
         self.look_up(message, Parent::read, || format!("find link {name}"))
@@ -48,7 +48,7 @@ impl Netlink {
     /// Every link of the namespace as a possible parent: `ip link show`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn list_parents(&self) -> Result<Vec<Parent>, Error> {
         let message = without_statistics(LinkMessageBuilder::default()).build();
         let request = RouteNetlinkMessage::GetLink(message);

@@ -35,7 +35,7 @@ const ALL_BITS: u8 = 128;
 /// permanent`, `ip route show dev …`.
 ///
 /// # Errors
-/// When the kernel cannot be asked.
+/// When the kernel cannot be queried.
 pub(crate) fn present(netlink: &Netlink, overlays: &[Overlay]) -> Result<Vec<Present>, Error> {
     let mut all = vec![Present::default(); overlays.len()];
     read_direct(netlink, overlays, &mut all)?;

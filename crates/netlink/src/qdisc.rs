@@ -167,7 +167,7 @@ impl Netlink {
     /// kernel's default.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn find_root_qdisc(&self, link: u32) -> Result<Option<Qdisc>, Error> {
         self.find_qdisc(link, ROOT)
     }
@@ -175,7 +175,7 @@ impl Netlink {
     /// The qdisc that a link receives through: `tc qdisc show dev LINK ingress`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn find_ingress_qdisc(&self, link: u32) -> Result<Option<Qdisc>, Error> {
         self.find_qdisc(link, INGRESS)
     }
@@ -206,7 +206,7 @@ impl Netlink {
     /// [`Rate::limit`] is 0.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn find_shaped_class(&self, link: u32) -> Result<Option<Rate>, Error> {
         let message = tcmsg(link, SHAPED_CLASS, SHAPER, 0);
         self.get_tc(libc::RTM_GETTCLASS, message, read_class)

@@ -157,7 +157,7 @@ impl Peers {
     /// `ip route show dev …`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn present(&self, overlay: Overlay) -> Result<Present, Error> {
         let all = present(&self.netlink, &[overlay])?;
         Ok(all.into_iter().next().unwrap_or_default())
@@ -168,7 +168,7 @@ impl Peers {
     /// is not interrupted.
     ///
     /// # Errors
-    /// When the kernel cannot be asked. Entries that it refuses are in [`Reconciled::failed`].
+    /// When the kernel cannot be queried. Entries that it refuses are in [`Reconciled::failed`].
     pub fn reconcile(&self, overlay: Overlay, wanted: &[Entry]) -> Result<Reconciled, Error> {
         let desired = Desired {
             overlay,

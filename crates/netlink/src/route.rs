@@ -181,7 +181,7 @@ impl Netlink {
     /// The unicast routes that match: `ip route show table T dev LINK`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked; a table that does not exist has no routes.
+    /// When the kernel cannot be queried; a table that does not exist has no routes.
     pub fn list_routes(&self, filter: RouteFilter) -> Result<Vec<Route>, Error> {
         let mut message = RouteMessage::default();
         message.header.address_family = filter.family.code();
@@ -245,7 +245,7 @@ impl Netlink {
     /// `local`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn is_local(&self, ip: IpAddr) -> Result<bool, Error> {
         self.is_local_way(ip, None)
     }
@@ -317,7 +317,7 @@ impl Netlink {
     /// default`, `ip nexthop show`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked; an absent default route is no error.
+    /// When the kernel cannot be queried; an absent default route is no error.
     pub fn ways_out(&self, family: Family) -> Result<Vec<WayOut>, Error> {
         let mut routes = self.list_routes(RouteFilter::main(family))?;
         routes.retain(|route| route.dst.prefix() == 0);
@@ -370,7 +370,7 @@ impl Netlink {
     /// The outgoing link of the first default route, IPv4 before IPv6: `ip route show default`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked; an absent default route is no error.
+    /// When the kernel cannot be queried; an absent default route is no error.
     pub fn default_route_link(&self) -> Result<Option<Link>, Error> {
         for family in [Family::V4, Family::V6] {
             if let Some(first) = self.ways_out(family)?.into_iter().next() {

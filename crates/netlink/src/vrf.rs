@@ -33,7 +33,7 @@ impl Netlink {
     /// `links`: `ip route show table all`, `ip rule`, for both families.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn find_free_table(&self, links: &[Link]) -> Result<u32, Error> {
         let mut used: Vec<u32> = links.iter().filter_map(|link| link.vrf_table).collect();
         for family in [Family::V4, Family::V6] {

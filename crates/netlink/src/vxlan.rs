@@ -152,7 +152,7 @@ impl Netlink {
     /// such link: `ip -d link show dev NAME`, one request.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn find_vxlan(&self, name: &str) -> Result<Option<(Link, Option<Vxlan>)>, Error> {
         let found = |message: Message<'_>| {
             let vxlan = decode(message).and_then(read).map(|it| it.vxlan);
@@ -165,7 +165,7 @@ impl Netlink {
     /// Every VXLAN device of the namespace: `ip -d link show type vxlan`.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn list_vxlans(&self) -> Result<Vec<VxlanDevice>, Error> {
         let message = LinkMessageBuilder::new_with_info_kind(InfoKind::Vxlan);
         let request = RouteNetlinkMessage::GetLink(without_statistics(message).build());

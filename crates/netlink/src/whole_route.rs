@@ -240,7 +240,7 @@ impl Netlink {
     /// several next hops is listed once for each ([`WholeRoute::split`]).
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn list_whole_routes(&self, family: Family) -> Result<Vec<WholeRoute>, Error> {
         let routes = self.whole_routes(family, None)?;
         Ok(routes.into_iter().flat_map(WholeRoute::split).collect())

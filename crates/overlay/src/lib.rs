@@ -1,6 +1,6 @@
 //! A VXLAN network on this node, without its pods: its keys ([`Conf`]), what they mean
 //! ([`Network`]), the node's address and interface for it ([`Underlay`]), its device
-//! ([`device`]), its peers ([`Peer`]) and who may send its packets ([`guard`]).
+//! ([`device`]), its peers ([`Peer`]) and which hosts may send its packets ([`guard`]).
 //!
 //! There are no CNI verbs here. The plugin `vxlan` uses this crate for a pod's ADD, and `podwire
 //! peers` for changes by hand.

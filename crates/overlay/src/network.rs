@@ -73,11 +73,10 @@ impl Network {
         let mac = checks.take(peer::mac(&conf.mac).map_err(|why| fault("mac", why)));
         let bridge = checks.take(bridge(&conf.bridge, name));
         checks.take(check_group(conf.group, mode));
-        let mut peers = Vec::new();
-        for (index, keys) in conf.peers.iter().enumerate().filter(|_| mode.is_some()) {
-            let mode = mode.unwrap_or(Mode::L3);
-            peers.extend(checks.take(Peer::new(keys, mode, &format!("peers[{index}]"))));
-        }
+        let peers = mode.map(|mode| {
+            let read = |key: &str, keys: &_| Peer::new(keys, mode, key);
+            checks.each("peers", &conf.peers, read)
+        });
         let mut network = checks.finish(|| {
             Some(Self {
                 name: name.to_owned(),
@@ -95,7 +94,7 @@ impl Network {
                 udp_checksum: conf.udp_checksum,
                 mac: mac?,
                 bridge: bridge?,
-                peers,
+                peers: peers?,
                 kept_as: None,
             })
         })?;

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use anyhow::Result;
+use cni::address::{is_link_local_v6, is_single, network_of};
 use cni::faults::{Checks, Faults};
 use ipnetwork::IpNetwork;
 use netlink::{Entry, FLOOD, Mac, Present};
@@ -41,7 +42,7 @@ impl Peer {
             checks.add(fault("vtep", why));
         }
         let mac = checks.take(mac(&keys.mac).map_err(|why| fault("mac", why)));
-        let subnets: Vec<IpNetwork> = keys.subnet.0.iter().map(|it| network(it.0)).collect();
+        let subnets: Vec<IpNetwork> = keys.subnet.0.iter().map(|it| network_of(it.0)).collect();
         match mode {
             Mode::L3 if subnets.is_empty() => {
                 let why = "missing: in mode l3 a peer is where a subnet is".to_owned();
@@ -54,7 +55,7 @@ impl Peer {
                 }
             }
             Mode::L2 => {
-                for wide in subnets.iter().filter(|it| !is_host(**it)) {
+                for wide in subnets.iter().filter(|it| !is_single(**it)) {
                     let why = format!("{wide} is no single address: in mode l2 nothing is routed");
                     checks.add(fault("subnet", why));
                 }
@@ -89,25 +90,16 @@ pub(crate) fn mac(text: &str) -> Result<Option<Mac>, String> {
     wiring::mac::parse(text).map(Some)
 }
 
-/// Clears the host bits.
-fn network(address: IpNetwork) -> IpNetwork {
-    IpNetwork::new(address.network(), address.prefix()).unwrap_or(address)
-}
-
 /// Whether the address can be the next hop of a route. A subnet's first address stands for the peer.
 /// The kernel refuses other addresses, or does not treat them as a next hop.
 fn is_routed(ip: IpAddr) -> bool {
-    is_of_host(ip) && !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+    is_of_host(ip) && !is_link_local_v6(ip)
 }
 
 /// Whether a host can have the address and be reached there.
 pub(crate) fn is_of_host(ip: IpAddr) -> bool {
     let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
     !(ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || is_broadcast)
-}
-
-pub(crate) fn is_host(subnet: IpNetwork) -> bool {
-    subnet.prefix() == if subnet.is_ipv4() { 32 } else { 128 }
 }
 
 /// The kernel's entries to reach all of `peers`. With `floods`, each peer receives the frames with

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
+use cni::address::is_single;
 use cni::faults::{Checks, Fault};
 use ipnetwork::IpNetwork;
 use netlink::Mac;
@@ -10,7 +11,7 @@ use netlink::Mac;
 use crate::fault::fault;
 use crate::mac::vtep_mac;
 use crate::mode::Mode;
-use crate::peer::{Peer, is_host};
+use crate::peer::Peer;
 
 /// Checks that no MAC, VTEP or subnet occurs twice.
 pub(crate) fn check_together(mode: Mode, vni: u32, peers: &[Peer], checks: &mut Checks) {
@@ -106,7 +107,7 @@ fn check_subnets(peers: &[Peer]) -> Result<(), Fault> {
 }
 
 fn overlapping(index: usize, subnet: IpNetwork, first: usize, other: IpNetwork) -> Fault {
-    let what = if is_host(subnet) { "is" } else { "overlaps" };
+    let what = if is_single(subnet) { "is" } else { "overlaps" };
     let why = format!("{subnet} {what} {other} of peers[{first}]");
     fault(&format!("peers[{index}].subnet"), why)
 }

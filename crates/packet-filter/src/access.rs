@@ -1,10 +1,10 @@
-//! Access to networks that this node forwards for: who reaches their pods, and whom their pods
-//! reach. The modes are those of Docker's bridge networks.
+//! Access to networks that this node forwards for: which hosts reach their pods, and which hosts their
+//! pods reach. The modes are those of Docker's bridge networks.
 //!
 //! There is a table for each family, with the same few rules for any number of networks and pods.
 //! A network is elements of sets: its devices, by mode, and the pairs of its devices. A packet of a
 //! connection that was let through before passes first. Packets that were redirected pass where
-//! ports may be published: they are published for everybody. A packet to a pod's own address was
+//! ports may be published: they are published to all. A packet to a pod's own address was
 //! not redirected, so it does not pass, not even to a published port.
 //!
 //! A rule here can only drop: what other tables drop stays dropped, but for the policy of iptables
@@ -40,8 +40,9 @@ const INTERNAL: Set = Set::new("internal_devices", &[Type::Interface]);
 const ISOLATED: Set = Set::new("isolated_devices", &[Type::Interface]);
 /// Pairs of devices of one network.
 const WITHIN: Set = Set::new("within", &[Type::Interface, Type::Interface]);
-/// Pairs of devices of one network whose pods may not talk to each other.
-const APART: Set = Set::new("apart", &[Type::Interface, Type::Interface]);
+/// Pairs of devices of one network whose pods are isolated from each other. Nodes have the set by this
+/// name since it exists.
+const ISOLATED_PODS: Set = Set::new("apart", &[Type::Interface, Type::Interface]);
 /// Devices for which iptables accepts what its policy would drop.
 const ACCEPTED: Set = Set::new("accepted_devices", &[Type::Interface]);
 /// Opened ports of pods.
@@ -51,7 +52,15 @@ const OPENED: Set = Set::new("opened_ports", &[Type::Address, Type::Protocol, Ty
 const OF_PODS: [Set; 3] = [OPENED, LINKS, LINKED];
 
 /// The sets that have the elements of networks.
-const OF_NETWORKS: [Set; 7] = [NAT, ROUTED, INTERNAL, ISOLATED, WITHIN, APART, ACCEPTED];
+const OF_NETWORKS: [Set; 7] = [
+    NAT,
+    ROUTED,
+    INTERNAL,
+    ISOLATED,
+    WITHIN,
+    ISOLATED_PODS,
+    ACCEPTED,
+];
 
 const FAMILIES: [Family; 2] = [Family::Ip, Family::Ip6];
 
@@ -80,7 +89,7 @@ pub struct Access {
     /// The mode of IPv4, and that of IPv6.
     pub modes: [GatewayMode; 2],
     /// Whether the node forwards nothing between pods of the network but to published ports.
-    pub apart: bool,
+    pub isolates_pods: bool,
 }
 
 /// The ports of a pod that are opened where the mode is [`GatewayMode::Routed`].
@@ -121,7 +130,7 @@ impl Nftables {
         Ok(false)
     }
 
-    /// Opens the network to everybody again; with the last network, the tables are deleted.
+    /// Lifts the restrictions of the network; with the last network, the tables are deleted.
     pub fn remove_access(&self, network: &str) -> Result<()> {
         self.drop_forwarded(network)?;
         let comment = network_comment(network);
@@ -170,8 +179,8 @@ impl Access {
             GatewayMode::Internal => &[INTERNAL],
             GatewayMode::Isolated => &[INTERNAL, ISOLATED],
         };
-        let pairs = if self.apart {
-            Some(APART)
+        let pairs = if self.isolates_pods {
+            Some(ISOLATED_PODS)
         } else {
             (mode != GatewayMode::NatUnprotected).then_some(WITHIN)
         };
@@ -206,7 +215,7 @@ impl Access {
             all.extend(sets.map(|set| (set, vec![part(one)])));
             for other in &self.devices {
                 let pair = vec![part(one), part(other)];
-                all.extend([WITHIN, APART].map(|set| (set, pair.clone())));
+                all.extend([WITHIN, ISOLATED_PODS].map(|set| (set, pair.clone())));
             }
         }
         all
@@ -253,7 +262,7 @@ fn chains() -> [(Chain, Vec<Rule>); 5] {
         pass(Statement::Established),
         pass(is_pair(WITHIN)),
         pass(Statement::In(linked, LINKS.name)),
-        judge(is_pair(APART), "to_published"),
+        judge(is_pair(ISOLATED_PODS), "to_published"),
         drop(is_in(from, INTERNAL)),
         drop(is_in(to, INTERNAL)),
         judge(is_in(to, NAT), "to_published"),
@@ -281,7 +290,7 @@ fn chains() -> [(Chain, Vec<Rule>); 5] {
                 // Linked pods reach each other only through the node.
                 Rule::new([
                     Statement::RedirectAdvice,
-                    Statement::In(vec![to, to], APART.name),
+                    Statement::In(vec![to, to], ISOLATED_PODS.name),
                     Statement::Drop,
                 ]),
             ],
@@ -438,7 +447,7 @@ mod tests {
             network: "mynet".into(),
             devices: vec!["cni0".into()],
             modes,
-            apart: false,
+            isolates_pods: false,
         }
     }
 
@@ -507,7 +516,7 @@ add rule ip6 podwire_access output icmpv6 type nd-redirect oifname . oifname @ap
         let open = access([GatewayMode::NatUnprotected; 2]);
         assert!(texts(&open, Family::Ip).is_empty());
         let apart = Access {
-            apart: true,
+            isolates_pods: true,
             ..open
         };
         assert_eq!(texts(&apart, Family::Ip), ["apart \"cni0\" . \"cni0\""]);

@@ -17,7 +17,7 @@ pub use self::iptables::{Families, Iptables};
 pub use self::nftables::Nftables;
 pub(crate) use self::nftables::{complete, network_comment};
 use crate::masquerade::Masquerade;
-use crate::ports::{HostPorts, Notice, UdpPort, Which};
+use crate::ports::{Connections, HostPorts, Notice, UdpPort};
 
 /// Which back end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,6 +198,6 @@ pub(crate) fn delete_stray_connections(published: &HostPorts) {
     if !ports.is_empty()
         && let Ok(nfnetlink) = Nftables::open()
     {
-        nfnetlink.delete_connections(&ports, Which::Elsewhere);
+        nfnetlink.delete_connections(&ports, Connections::Elsewhere);
     }
 }

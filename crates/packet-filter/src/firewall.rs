@@ -44,7 +44,7 @@ pub struct Ingress {
     pub bridge: String,
     /// Neither can pods behind the same bridge, as far as the node forwards between them.
     pub isolated: bool,
-    /// Whether published ports can be reached nevertheless: they are published for everybody.
+    /// Whether published ports can be reached nevertheless: they are published to all.
     pub published: bool,
 }
 

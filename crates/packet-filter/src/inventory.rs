@@ -38,7 +38,7 @@ pub enum Subject {
     Masquerade,
     /// Pods of a network do not reach each other through the node.
     Isolation,
-    /// Who reaches a network, and whom it reaches.
+    /// Access to and from a network.
     Access,
     /// A port of a pod that is opened.
     OpenPort,

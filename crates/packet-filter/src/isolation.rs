@@ -3,11 +3,12 @@
 //!
 //! The bridge itself lets no frame pass from one isolated port to another, but a pod that sends to
 //! its gateway's MAC has the node forward the packet. One rule for each subnet of a network drops
-//! it. Packets to a published port pass: it is published for everybody. Frames that the bridge
+//! it. Packets to a published port pass: it is published to all. Frames that the bridge
 //! forwards itself, between ports that may talk, pass these rules too where `br_netfilter` hands
 //! them over: they were sent to the MAC of a pod, not to the gateway's.
 
 use anyhow::Result;
+use cni::address::network_of;
 use ipnetwork::IpNetwork;
 use nftables::listing::{self, in_chain};
 use nftables::{
@@ -174,8 +175,7 @@ pub fn inventory(socket: &Socket, subnets: &[IpNetwork]) -> Result<Vec<Applied>,
     let applied = own.map(|rule| {
         let gateway = rule.interface();
         let is_here = |subnet: &&IpNetwork| {
-            let subnet = IpNetwork::new(subnet.network(), subnet.prefix());
-            let place = gateway.clone().zip(subnet.ok());
+            let place = gateway.clone().zip(Some(network_of(**subnet)));
             place.is_some_and(|place| is_at(rule, &place))
         };
         let mut applied = Applied::new(Subject::Isolation, TABLE, &rule.comment);

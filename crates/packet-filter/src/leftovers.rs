@@ -12,8 +12,8 @@ use nftables::Family;
 
 use crate::backend::{Backend, Families, Iptables, Kind, Nftables, open};
 use crate::masquerade::{Masquerade, iptables as masquerade};
-use crate::ports::{HostPorts, UdpPort, Which, iptables as ports};
-use crate::spoof_check::IsAnothers;
+use crate::ports::{Connections, HostPorts, UdpPort, iptables as ports};
+use crate::spoof_check::IsOfOther;
 
 /// Whether the pod is masqueraded, by whatever back end.
 ///
@@ -115,16 +115,16 @@ impl Leftovers {
         if !gone.is_empty()
             && let Some(nfnetlink) = nftables.or_else(|| Nftables::open().ok())
         {
-            nfnetlink.delete_connections(&gone, Which::ToPod);
+            nfnetlink.delete_connections(&gone, Connections::ToPod);
         }
         all.finish()
     }
 
     /// Removes the spoof check of one interface; without nf_tables there is none. What belongs to
     /// the veth of another attachment stays.
-    pub fn remove_spoof_check(owner: &Attachment, is_anothers: IsAnothers<'_>) -> Result<()> {
+    pub fn remove_spoof_check(owner: &Attachment, is_of_other: IsOfOther<'_>) -> Result<()> {
         let nftables = Nftables::find()?.map(Nftables::closed_later);
-        nftables.map_or(Ok(()), |it| it.remove_spoof_check(owner, is_anothers))
+        nftables.map_or(Ok(()), |it| it.remove_spoof_check(owner, is_of_other))
     }
 
     /// Removes the masquerade of attachments to `network` that are not `valid`.
@@ -155,7 +155,7 @@ fn collect(what: &str, step: impl Fn(&dyn Backend) -> Result<()>) -> Result<()> 
     all.finish()
 }
 
-/// nf_tables, where the kernel has it. That it cannot be asked is a failure: it may hold rules.
+/// nf_tables, where the kernel has it. That it cannot be queried is a failure: it may hold rules.
 fn look(all: &mut BestEffort) -> Option<Nftables> {
     all.step("look for nf_tables", Nftables::find).flatten()
 }

@@ -5,6 +5,7 @@ pub(crate) mod iptables;
 pub(crate) mod nftables;
 
 use cni::Attachment;
+use cni::address::{is_single, network_of};
 use ipnetwork::IpNetwork;
 
 /// The masquerade that an attachment wants.
@@ -33,22 +34,12 @@ impl Masquerade {
     /// The subnets of the pod, each once. An address without a subnet (/32, /128) has none.
     pub fn subnets(&self) -> Vec<IpNetwork> {
         let mut subnets = Vec::new();
-        for address in self.addresses.iter().filter(|it| !is_single(it)) {
-            let subnet = subnet(*address);
+        for address in self.addresses.iter().filter(|it| !is_single(**it)) {
+            let subnet = network_of(*address);
             if !subnets.contains(&subnet) {
                 subnets.push(subnet);
             }
         }
         subnets
     }
-}
-
-/// Whether an address is alone in its network.
-fn is_single(address: &IpNetwork) -> bool {
-    address.prefix() == if address.is_ipv4() { 32 } else { 128 }
-}
-
-/// The subnet of an address. The prefix is valid, as it is one of a network already.
-pub(crate) fn subnet(address: IpNetwork) -> IpNetwork {
-    IpNetwork::new(address.network(), address.prefix()).unwrap_or(address)
 }

@@ -20,7 +20,7 @@ pub use self::admission::ReservedPorts;
 pub(crate) use self::go::Rules as GoRules;
 pub use self::owner::{PortOwner, PublishedPort};
 pub use self::udp::local_addresses;
-pub(crate) use self::udp::{UdpPort, Which, delete_connections};
+pub(crate) use self::udp::{Connections, UdpPort, delete_connections};
 
 /// A port of the node that leads to one of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,7 +53,7 @@ impl Mapping {
     }
 }
 
-/// Which connections get the node's address on the way to the pod.
+/// Connections connections get the node's address on the way to the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Snat {
     /// None.
@@ -100,7 +100,7 @@ pub struct HostPorts {
     pub pod_v6: Option<Ipv6Network>,
     /// In the order of the configuration.
     pub mappings: Vec<Mapping>,
-    /// Which connections get the node's address.
+    /// Connections connections get the node's address.
     pub snat: Snat,
     /// How iptables marks them.
     pub mark: Mark,

@@ -3,31 +3,15 @@
 //! A rule of nf_tables that accepts does not end the chains of other tables, so iptables accepts what
 //! pods of a network ask the node: two rules for each device and family, with the last pod removed.
 
-use std::fs;
-
 use anyhow::{Context, Result};
-use nftables::{Family, listing};
+use nftables::Family;
 
-use crate::backend::iptables::settle;
+use crate::backend::iptables::{delete_rules, settle};
 use crate::backend::{Iptables, Nftables};
+use crate::iptables::policy::{self, FAMILIES};
 use crate::iptables::table::{self as tables, FILTER, word};
 
 const INPUT: &str = "INPUT";
-
-/// Each family as nf_tables and as iptables name it, and where the kernel lists the tables of the
-/// legacy variant.
-const FAMILIES: [(Family, tables::Family, &str); 2] = [
-    (
-        Family::Ip,
-        tables::Family::V4,
-        "/proc/thread-self/net/ip_tables_names",
-    ),
-    (
-        Family::Ip6,
-        tables::Family::V6,
-        "/proc/thread-self/net/ip6_tables_names",
-    ),
-];
 
 /// Has iptables accept questions for names from a device of the node, where its policy is to drop; to
 /// repeat it does no harm. Whether there are rules now.
@@ -36,8 +20,8 @@ const FAMILIES: [(Family, tables::Family, &str); 2] = [
 /// What iptables refuses.
 pub fn accept_questions(device: &str) -> Result<bool> {
     let mut accepted = false;
-    for (family, of, legacy) in FAMILIES {
-        if !may_drop(family, legacy)? {
+    for (family, of) in FAMILIES {
+        if !may_drop(family, of)? {
             continue;
         }
         let Some(program) = Iptables::new().programs.installed(of)? else {
@@ -68,37 +52,28 @@ pub fn accept_questions(device: &str) -> Result<bool> {
 /// What iptables refuses.
 pub fn forget_questions(device: &str) -> Result<()> {
     let rules = rules(device)?;
-    for (family, of, legacy) in FAMILIES {
-        if !may_drop(family, legacy)? {
+    for (family, of) in FAMILIES {
+        if !may_drop(family, of)? {
             continue;
         }
         let Some(program) = Iptables::new().programs.installed(of)? else {
             continue;
         };
         let _lock = program.lock()?;
-        settle(&program, || {
-            let found = program.chain(FILTER, INPUT)?.unwrap_or_default();
-            let mut removal = tables::Transaction::new(FILTER);
-            let own = found.rules(INPUT).iter().filter(|it| rules.contains(it));
-            own.for_each(|rule| removal.delete(INPUT, rule));
-            Ok(removal)
-        })
-        .context("remove the rules for questions")?;
+        delete_rules(&program, INPUT, |it| rules.contains(it))
+            .context("remove the rules for questions")?;
     }
     Ok(())
 }
 
-/// Whether iptables may drop what no rule accepts: the nft variant's chain says so, or the legacy
-/// variant has a table.
-fn may_drop(family: Family, legacy: &str) -> Result<bool> {
+/// Whether iptables may drop what no rule accepts: by the policy of the nft variant, or in the legacy
+/// variant.
+fn may_drop(family: Family, of: tables::Family) -> Result<bool> {
     // To try the family out would be a transaction, for which every other one waits.
-    if let Some(nftables) = Nftables::find()?
-        && listing::chain_drops(&nftables.socket, family, FILTER, INPUT)?
-    {
-        return Ok(true);
-    }
-    let names = fs::read_to_string(legacy).unwrap_or_default();
-    Ok(names.lines().any(|name| name == FILTER))
+    Ok(match Nftables::find()? {
+        Some(nftables) if policy::drops_in_nft(&nftables.socket, family, INPUT)? => true,
+        _ => policy::is_legacy_in_use(of),
+    })
 }
 
 fn rules(device: &str) -> Result<[String; 2]> {

@@ -3,7 +3,7 @@
 //!
 //! A node forwards between any two of its interfaces, so pods of two networks with different VNIs
 //! would reach each other through their gateways. Two sets and one rule prevent that, however many
-//! networks there are. Packets to a published port pass: it is published for everybody.
+//! networks there are. Packets to a published port pass: it is published to all.
 
 use anyhow::Result;
 use nftables::listing::{self, has_in_order};

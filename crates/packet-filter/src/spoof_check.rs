@@ -35,7 +35,7 @@ pub struct SpoofCheck {
 }
 
 /// Whether a host veth, by its name, certainly belongs to another attachment.
-pub type IsAnothers<'a> = &'a dyn Fn(&str) -> bool;
+pub type IsOfOther<'a> = &'a dyn Fn(&str) -> bool;
 
 impl Nftables {
     /// Drops what `wanted`'s veth sends with another MAC; to repeat it does no harm. Entries for
@@ -43,24 +43,20 @@ impl Nftables {
     pub fn ensure_spoof_check(
         &self,
         wanted: &SpoofCheck,
-        is_anothers: IsAnothers<'_>,
+        is_of_other: IsOfOther<'_>,
     ) -> Result<()> {
         self.transact(|socket| {
             let found = listing::rules(socket, TABLE)?;
-            Ok(additions(&found, wanted, is_anothers))
+            Ok(additions(&found, wanted, is_of_other))
         })
     }
 
     /// Removes the check of `owner`, found by its names; not what belongs to the veth of another
     /// attachment.
-    pub fn remove_spoof_check(
-        &self,
-        owner: &Attachment,
-        is_anothers: IsAnothers<'_>,
-    ) -> Result<()> {
+    pub fn remove_spoof_check(&self, owner: &Attachment, is_of_other: IsOfOther<'_>) -> Result<()> {
         self.transact(|socket| {
             let found = listing::rules(socket, TABLE)?;
-            Ok(removals(&found, owner, is_anothers))
+            Ok(removals(&found, owner, is_of_other))
         })
     }
 
@@ -234,7 +230,7 @@ impl Layout {
 }
 
 /// Changes that make the kernel check as `wanted`; none if it does.
-fn additions(found: &[Listed], wanted: &SpoofCheck, is_anothers: IsAnothers<'_>) -> Transaction {
+fn additions(found: &[Listed], wanted: &SpoofCheck, is_of_other: IsOfOther<'_>) -> Transaction {
     let names = Names::of(&wanted.owner);
     let comment = names.comment.clone();
     let layout = Layout::new(wanted, names);
@@ -243,7 +239,7 @@ fn additions(found: &[Listed], wanted: &SpoofCheck, is_anothers: IsAnothers<'_>)
     let mut entered = false;
     let is_old = |it: &&Listed| {
         it.comment == fitting(&comment)
-            && belongs_to(it, &wanted.owner, is_anothers)
+            && belongs_to(it, &wanted.owner, is_of_other)
             // The first correct entry stays.
             && (!it.is(&layout.enter) || std::mem::replace(&mut entered, true))
     };
@@ -282,13 +278,13 @@ fn additions(found: &[Listed], wanted: &SpoofCheck, is_anothers: IsAnothers<'_>)
 
 /// Whether an entry with the comment of `owner` belongs to it. The Go plugin's veths have random
 /// names.
-fn belongs_to(entry: &Listed, owner: &Attachment, is_anothers: IsAnothers<'_>) -> bool {
-    has_veth_of(entry, owner) || !entry.interface().is_some_and(|veth| is_anothers(&veth))
+fn belongs_to(entry: &Listed, owner: &Attachment, is_of_other: IsOfOther<'_>) -> bool {
+    has_veth_of(entry, owner) || !entry.interface().is_some_and(|veth| is_of_other(&veth))
 }
 
-fn removals(found: &[Listed], owner: &Attachment, is_anothers: IsAnothers<'_>) -> Transaction {
+fn removals(found: &[Listed], owner: &Attachment, is_of_other: IsOfOther<'_>) -> Transaction {
     let own = Names::of(owner);
-    let mut changes = removals_of(found, owner, &own, is_anothers);
+    let mut changes = removals_of(found, owner, &own, is_of_other);
     let of_go = Names::of_go(owner);
     if of_go != own {
         // Of an earlier release; the name may be another attachment's by now.
@@ -301,11 +297,11 @@ fn removals_of(
     found: &[Listed],
     owner: &Attachment,
     names: &Names,
-    is_anothers: IsAnothers<'_>,
+    is_of_other: IsOfOther<'_>,
 ) -> Transaction {
     let entries = in_chain(found, PREROUTING).filter(|it| it.comment == fitting(&names.comment));
     let (own, others): (Vec<_>, Vec<_>) =
-        entries.partition(|it| belongs_to(it, owner, is_anothers));
+        entries.partition(|it| belongs_to(it, owner, is_of_other));
     let mut changes = Transaction::new();
     own.iter().for_each(|it| changes.delete_rule(it));
     let is_own_name = *names == Names::of(owner);

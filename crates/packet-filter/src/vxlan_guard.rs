@@ -64,12 +64,8 @@ pub struct VxlanGuard {
 }
 
 impl Nftables {
-    /// Drops VXLAN packets that `wanted` does not allow; to repeat it does no harm.
-    pub fn ensure_vxlan_guard(&self, wanted: &VxlanGuard) -> Result<()> {
-        self.ensure_vxlan_guards(std::slice::from_ref(wanted))
-    }
-
-    /// The same for several networks in one transaction.
+    /// Drops VXLAN packets that `wanted`, one for each network, does not allow; to repeat it does no
+    /// harm.
     pub fn ensure_vxlan_guards(&self, wanted: &[VxlanGuard]) -> Result<()> {
         self.transact(|socket| add(socket, wanted))
     }

@@ -4,9 +4,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use cni::address::{number, numbered, width};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::span::{Span, address, number};
+use crate::span::Span;
 
 /// The largest block by default: 64 addresses.
 const USUAL_BITS: u32 = 6;
@@ -37,7 +38,7 @@ impl Block {
             host => number(ip) >> host << host,
         };
         Self {
-            base: address(base, ip),
+            base: numbered(base, ip),
             prefix,
         }
     }
@@ -61,13 +62,13 @@ impl Block {
     pub fn span(self) -> Span {
         let host = width(self.base) - u32::from(self.prefix);
         let last = number(self.base) | 1u128.checked_shl(host).map_or(u128::MAX, |it| it - 1);
-        Span(self.base, address(last, self.base))
+        Span(self.base, numbered(last, self.base))
     }
 
     /// Its addresses one by one.
     pub fn addresses(self) -> impl Iterator<Item = IpAddr> {
         let Span(first, last) = self.span();
-        (number(first)..=number(last)).map(move |it| address(it, first))
+        (number(first)..=number(last)).map(move |it| numbered(it, first))
     }
 
     /// Whether it has `ip`.
@@ -110,10 +111,6 @@ impl<'de> Deserialize<'de> for Block {
     }
 }
 
-fn width(ip: IpAddr) -> u32 {
-    if ip.is_ipv4() { 32 } else { 128 }
-}
-
 /// The length of the prefix of blocks, for a pool with these addresses: /26 and /122, longer for a
 /// small pool.
 pub fn usual_prefix(spans: &[Span]) -> u8 {
@@ -140,7 +137,7 @@ pub fn candidates(spans: &[Span], prefix: u8, seed: u64) -> impl Iterator<Item =
             if index < *count {
                 let host = width(*like) - u32::from(prefix);
                 let base = (first + index).checked_shl(host).unwrap_or(0);
-                return Some(Block::of(address(base, *like), prefix));
+                return Some(Block::of(numbered(base, *like), prefix));
             }
             index -= count;
         }
@@ -193,7 +190,7 @@ pub struct Claim {
 }
 
 /// A single address that another node has. It is in the value of the block around it, so that one change of
-/// one key decides who has what of a block.
+/// one key decides which node has which address of a block.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lent {
     /// The address.

@@ -62,7 +62,7 @@ pub struct Lease {
 
 /// What an ADD wants of a pool.
 #[derive(Clone, Copy, Debug)]
-pub struct Wish<'a> {
+pub struct Criteria<'a> {
     /// The addresses that it may get.
     pub spans: &'a [Span],
     /// Addresses that follow names: none of them is for this ADD.
@@ -71,7 +71,7 @@ pub struct Wish<'a> {
     pub cool_down: Duration,
 }
 
-impl Wish<'_> {
+impl Criteria<'_> {
     /// Whether an address that has been free since `at` is not to be handed out yet. Zero: it was never
     /// in use.
     fn rests(&self, at: Time, now: Time) -> bool {
@@ -79,7 +79,7 @@ impl Wish<'_> {
     }
 }
 
-/// Whether there is an address for a wish.
+/// Whether there is an address for a criteria.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Free {
     /// This one.
@@ -120,8 +120,8 @@ pub struct Book {
 }
 
 impl Book {
-    /// The address that a wish gets: of those that do not rest, the one that has been free longest.
-    pub fn find(&self, wish: &Wish, now: Time) -> Free {
+    /// The address that a criteria gets: of those that do not rest, the one that has been free longest.
+    pub fn find(&self, criteria: &Criteria, now: Time) -> Free {
         let mut oldest: Option<(Time, IpAddr)> = None;
         for (first, block) in &self.open {
             // What the blocks from here on have is not older.
@@ -129,11 +129,11 @@ impl Book {
                 break;
             }
             let span = block.span();
-            if !wish.spans.iter().any(|it| it.overlaps(&span)) {
+            if !criteria.spans.iter().any(|it| it.overlaps(&span)) {
                 continue;
             }
             let fits = |(ip, _): &&(IpAddr, Time)| {
-                wish.spans.iter().any(|it| it.contains(*ip)) && !wish.kept.contains(ip)
+                criteria.spans.iter().any(|it| it.contains(*ip)) && !criteria.kept.contains(ip)
             };
             if let Some((ip, at)) = self.held[block].free.iter().find(fits)
                 && oldest.is_none_or(|(before, _)| *at < before)
@@ -142,23 +142,24 @@ impl Book {
             }
         }
         match oldest {
-            Some((at, _)) if wish.rests(at, now) => Free::Resting(at.after(wish.cool_down)),
+            Some((at, _)) if criteria.rests(at, now) => Free::Resting(at.after(criteria.cool_down)),
             Some((_, ip)) => Free::Now(ip),
             None => Free::Nothing,
         }
     }
 
-    /// How many addresses a wish could get, at most `enough`.
-    pub fn count(&self, wish: &Wish, now: Time, enough: usize) -> usize {
+    /// How many addresses a criteria could get, at most `enough`.
+    pub fn count(&self, criteria: &Criteria, now: Time, enough: usize) -> usize {
         let mut count = 0;
         for (first, block) in &self.open {
             // So do all that follow.
-            if wish.rests(*first, now) {
+            if criteria.rests(*first, now) {
                 break;
             }
             for (ip, at) in &self.held[block].free {
-                let fits = wish.spans.iter().any(|it| it.contains(*ip));
-                count += usize::from(fits && !wish.rests(*at, now) && !wish.kept.contains(ip));
+                let fits = criteria.spans.iter().any(|it| it.contains(*ip));
+                count +=
+                    usize::from(fits && !criteria.rests(*at, now) && !criteria.kept.contains(ip));
                 if count >= enough {
                     return count;
                 }
@@ -421,12 +422,12 @@ mod tests {
         }
 
         fn find(&self, seconds: u64) -> Free {
-            let wish = Wish {
+            let criteria = Criteria {
                 spans: &self.spans,
                 kept: &self.kept,
                 cool_down: COOL,
             };
-            self.book.find(&wish, at(seconds))
+            self.book.find(&criteria, at(seconds))
         }
 
         fn add(&mut self, seconds: u64) -> IpAddr {

@@ -57,7 +57,7 @@ struct Head {
 
 /// What a DEL leaves for an agent that is away.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Late {
+pub struct LateRelease {
     /// Whose addresses are free.
     pub owner: Owner,
     /// When the DEL was: later leases of that owner stay.
@@ -174,7 +174,7 @@ impl Journal {
 #[derive(Debug)]
 pub struct LateReleases {
     /// In their order.
-    pub all: Vec<Late>,
+    pub all: Vec<LateRelease>,
     path: PathBuf,
     _lock: cni::lock::Lock,
 }
@@ -205,7 +205,7 @@ pub fn leave_release(dir: &Path, owner: &Owner) -> Result<()> {
         return Ok(());
     };
     let path = dir.join(LATE);
-    let late = Late {
+    let late = LateRelease {
         owner: owner.clone(),
         at: now,
     };
@@ -270,7 +270,7 @@ fn lock_late(dir: &Path) -> Result<cni::lock::Lock> {
 }
 
 /// What DELs have left so far. A line that a kill has cut off is that of a DEL that has not succeeded.
-fn read_late(path: &Path) -> Result<Vec<Late>> {
+fn read_late(path: &Path) -> Result<Vec<LateRelease>> {
     let content = match file::read(path, LONGEST) {
         Ok((content, _)) => content,
         Err(error) if file::is_absent(&error) => return Ok(Vec::new()),

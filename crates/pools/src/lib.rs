@@ -15,10 +15,10 @@ mod span;
 mod time;
 
 pub use block::{Block, Claim, Lent, candidates, usual_prefix};
-pub use book::{Book, Free, Lease, Owner, Wish};
+pub use book::{Book, Criteria, Free, Lease, Owner};
 pub use fence::die_at;
 pub use journal::{Journal, is_journal, leases_on_disk, leave_release};
-pub use node::{For, Found, Node};
+pub use node::{Found, Node, Recipient};
 pub use protocol::{Add, Agent, PoolLease, Release, Reply, Request, Set};
 pub use span::Span;
 pub use time::{Time, boot};

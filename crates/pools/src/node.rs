@@ -8,13 +8,13 @@ use anyhow::Result;
 use names::Namespace;
 
 use crate::block::Block;
-use crate::book::{Book, Free, Lease, Owner, Wish};
+use crate::book::{Book, Criteria, Free, Lease, Owner};
 use crate::journal::{Change, Journal};
 use crate::time::Time;
 
-/// For whom an address is.
+/// What an address is allocated for.
 #[derive(Clone, Debug, PartialEq)]
-pub struct For {
+pub struct Recipient {
     /// The attachment.
     pub owner: Owner,
     /// The pod's namespace.
@@ -113,13 +113,19 @@ impl Node {
         self.books.iter().map(|(pool, book)| (pool.as_str(), book))
     }
 
-    /// Hands out an address, if one is free for the wish.
+    /// Hands out an address, if one is free for the criteria.
     ///
     /// # Errors
     /// Those of the journal.
-    pub fn allocate(&mut self, pool: &str, wish: &Wish, whom: &For, now: Time) -> Result<Found> {
-        match self.book(pool).find(wish, now) {
-            Free::Now(ip) => Ok(Found::Lease(self.take(pool, ip, whom, now)?)),
+    pub fn allocate(
+        &mut self,
+        pool: &str,
+        criteria: &Criteria,
+        recipient: &Recipient,
+        now: Time,
+    ) -> Result<Found> {
+        match self.book(pool).find(criteria, now) {
+            Free::Now(ip) => Ok(Found::Lease(self.take(pool, ip, recipient, now)?)),
             Free::Resting(until) => Ok(Found::Resting(until)),
             Free::Nothing => Ok(Found::Nothing),
         }
@@ -129,14 +135,20 @@ impl Node {
     ///
     /// # Errors
     /// Those of the journal.
-    pub fn take(&mut self, pool: &str, ip: IpAddr, whom: &For, now: Time) -> Result<Lease> {
+    pub fn take(
+        &mut self,
+        pool: &str,
+        ip: IpAddr,
+        recipient: &Recipient,
+        now: Time,
+    ) -> Result<Lease> {
         let lease = Lease {
             ip,
-            owner: whom.owner.clone(),
+            owner: recipient.owner.clone(),
             sequence: self.sequence + 1,
             at: now,
-            namespace: whom.namespace.clone(),
-            name: whom.name.clone(),
+            namespace: recipient.namespace.clone(),
+            name: recipient.name.clone(),
         };
         self.journal.append(&Change::Lease {
             pool: pool.to_owned(),
@@ -248,8 +260,8 @@ mod tests {
     use std::collections::HashSet;
     use std::time::Duration;
 
-    fn whom(id: &str) -> For {
-        For {
+    fn recipient(id: &str) -> Recipient {
+        Recipient {
             owner: Owner {
                 network: "n".into(),
                 container: id.into(),
@@ -265,12 +277,15 @@ mod tests {
             "10.0.0.1".parse().unwrap(),
             "10.0.0.254".parse().unwrap(),
         )];
-        let wish = Wish {
+        let criteria = Criteria {
             spans: &spans,
             kept: &HashSet::new(),
             cool_down: Duration::ZERO,
         };
-        match node.allocate("p", &wish, &whom(id), Time::now()).unwrap() {
+        match node
+            .allocate("p", &criteria, &recipient(id), Time::now())
+            .unwrap()
+        {
             Found::Lease(lease) => Some(lease.ip),
             _ => None,
         }
@@ -284,7 +299,7 @@ mod tests {
         node.book("p").hold(block, 4, &[]);
         let first = allocate(&mut node, "a").unwrap();
         allocate(&mut node, "b").unwrap();
-        let (_, lease) = node.held_by(&whom("b").owner).remove(0);
+        let (_, lease) = node.held_by(&recipient("b").owner).remove(0);
         assert!(
             !node
                 .release("p", lease.ip, lease.sequence + 1, Time::now())
@@ -298,7 +313,7 @@ mod tests {
         let mut node = Node::open(dir.path()).unwrap();
         assert_eq!(allocate(&mut node, "c"), None);
         node.book("p").hold(block, 4, &[]);
-        assert_eq!(node.held_by(&whom("a").owner)[0].1.ip, first);
+        assert_eq!(node.held_by(&recipient("a").owner)[0].1.ip, first);
         assert_ne!(allocate(&mut node, "c").unwrap(), first);
     }
 
@@ -308,10 +323,10 @@ mod tests {
         let mut node = Node::open(dir.path()).unwrap();
         node.book("p").hold("10.0.0.8/30".parse().unwrap(), 1, &[]);
         allocate(&mut node, "a");
-        crate::journal::leave_release(dir.path(), &whom("a").owner).unwrap();
+        crate::journal::leave_release(dir.path(), &recipient("a").owner).unwrap();
         allocate(&mut node, "a");
         assert_eq!(node.release_late().unwrap(), 1);
-        assert_eq!(node.held_by(&whom("a").owner).len(), 1);
+        assert_eq!(node.held_by(&recipient("a").owner).len(), 1);
     }
 
     #[test]
@@ -322,7 +337,7 @@ mod tests {
         allocate(&mut node, "stays");
         for _ in 0..6_000 {
             allocate(&mut node, "a").unwrap();
-            let (_, lease) = node.held_by(&whom("a").owner).remove(0);
+            let (_, lease) = node.held_by(&recipient("a").owner).remove(0);
             node.release("p", lease.ip, lease.sequence, Time::now())
                 .unwrap();
         }
@@ -330,7 +345,7 @@ mod tests {
         assert!(length < 1_000_000, "{length}");
         drop(node);
         let node = Node::open(dir.path()).unwrap();
-        assert_eq!(node.held_by(&whom("stays").owner).len(), 1);
-        assert!(node.held_by(&whom("a").owner).is_empty());
+        assert_eq!(node.held_by(&recipient("stays").owner).len(), 1);
+        assert!(node.held_by(&recipient("a").owner).is_empty());
     }
 }

@@ -17,7 +17,7 @@ use crate::book::{Lease, Owner};
 use crate::span::Span;
 use crate::time::Time;
 
-/// What the role is asked.
+/// A request to the role.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Request {
@@ -48,7 +48,7 @@ pub enum Request {
 pub struct Add {
     /// The pool.
     pub pool: String,
-    /// For whom.
+    /// What it is for.
     pub owner: Owner,
     /// The pod's namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -135,7 +135,7 @@ enum Line<T> {
     Ipam(T),
 }
 
-/// The agent, for those who need addresses.
+/// The agent, for programs that need addresses.
 #[derive(Clone, Debug)]
 pub struct Agent(Socket);
 

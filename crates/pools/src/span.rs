@@ -1,8 +1,9 @@
 //! Runs of addresses.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
+use cni::address::{number, numbered};
 use serde::{Deserialize, Serialize};
 
 /// Addresses of one family from the first to the last, both included.
@@ -32,10 +33,10 @@ impl Span {
         }
         let mut left = Vec::new();
         if self.0 < hole.0 {
-            left.push(Self(self.0, address(number(hole.0) - 1, self.0)));
+            left.push(Self(self.0, numbered(number(hole.0) - 1, self.0)));
         }
         if hole.1 < self.1 {
-            left.push(Self(address(number(hole.1) + 1, self.0), self.1));
+            left.push(Self(numbered(number(hole.1) + 1, self.0), self.1));
         }
         left
     }
@@ -44,23 +45,6 @@ impl Span {
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.0, self.1)
-    }
-}
-
-/// The address as a number.
-pub(crate) fn number(ip: IpAddr) -> u128 {
-    match ip {
-        IpAddr::V4(ip) => ip.to_bits().into(),
-        IpAddr::V6(ip) => ip.to_bits(),
-    }
-}
-
-/// The address with that number, of the family of `like`.
-pub(crate) fn address(number: u128, like: IpAddr) -> IpAddr {
-    match like {
-        // Numbers of IPv4 addresses have 32 bits, so nothing is lost.
-        IpAddr::V4(_) => Ipv4Addr::from_bits(number as u32).into(),
-        IpAddr::V6(_) => Ipv6Addr::from_bits(number).into(),
     }
 }
 

@@ -128,7 +128,7 @@ pub(crate) fn finish(mut child: Child, run: Run) -> Result<Finished, String> {
 
 fn kill_group(child: &mut Child) {
     // The group is the child's own (see `prepare`), and the child has not been
-    // waited for, so the id cannot have been taken by anybody else.
+    // waited for, so the id cannot have been taken by another process.
     if let Ok(id) = i32::try_from(child.id()) {
         let _ = killpg(Pid::from_raw(id), Signal::SIGKILL);
     }

@@ -35,7 +35,7 @@ struct Allowed {
 /// Namespace or `node` → facts.
 type State = BTreeMap<String, BTreeSet<Fact>>;
 
-/// One thing that is there.
+/// One object that exists.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Fact {
     /// The link it belongs to and vanishes with; empty if none.

@@ -124,8 +124,8 @@ impl Netns {
         let server = self.start(&["perl", "-e", SERVE, self.name(), &port]);
         let deadline = Instant::now() + in_time(Duration::from_secs(5));
         while !server.output().contains("ready") {
-            let said = server.output();
-            assert!(Instant::now() < deadline, "no server on {port}: {said}");
+            let output = server.output();
+            assert!(Instant::now() < deadline, "no server on {port}: {output}");
             std::thread::sleep(Duration::from_millis(5));
         }
         server

@@ -36,7 +36,7 @@ fn start_etcd(dir: &std::path::Path) -> Member {
 }
 
 /// Carries all requests, and all answers until `is_lossy` is set. From then on it loses them, and after a
-/// while the connection: by then etcd has done what it was asked.
+/// while the connection: by then etcd has executed the request.
 fn open_lossy_way(is_lossy: &Arc<AtomicBool>) {
     let listener = TcpListener::bind(LOSSY).expect("listen");
     let is_lossy = Arc::clone(is_lossy);
@@ -98,7 +98,7 @@ fn a_transaction_that_may_have_happened_is_not_said_to_have_failed() {
         is_lossy.store(true, Ordering::SeqCst);
         let put = [Change::Put(KEY, b"first", None)];
         let done = etcd.commit(&[(KEY, Expected::Absent)], &put).await;
-        // The member that was asked second finds the key that the first one has made.
+        // The second member finds the key that the first one has made.
         assert_eq!(etcd.endpoint(), format!("http://{ETCD}"));
         assert!(matches!(done, Err(Error::Unavailable(_))), "{done:?}");
         let entry = etcd.get(KEY).await.expect("an answer").expect("the key");

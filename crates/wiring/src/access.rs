@@ -1,4 +1,4 @@
-//! The keys that say who reaches a network's pods, and whom they reach: `gatewayModeIPv4`,
+//! The keys that restrict access to and from a network's pods: `gatewayModeIPv4`,
 //! `gatewayModeIPv6`, `internal`, `icc`, `links`, and the ports that a runtime publishes.
 
 use std::net::IpAddr;
@@ -104,13 +104,13 @@ impl AccessKeys<'_> {
 /// The keys of the modes.
 const MODES: [&str; 2] = ["gatewayModeIPv4", "gatewayModeIPv6"];
 
-/// Who reaches the pods, and whom they reach.
+/// Access to and from the pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reachability {
     /// The modes of IPv4 and IPv6; `None` if no key restricts anything.
     modes: Option<[GatewayMode; 2]>,
     /// Whether pods of the network do not reach each other (`icc` false).
-    pub apart: bool,
+    pub isolates_pods: bool,
     /// The published ports.
     ports: Vec<(Protocol, u16)>,
     links: Vec<LinkTo>,
@@ -143,15 +143,9 @@ impl Reachability {
             let msg = "icc: true contradicts portIsolation";
             checks.add(Fault::new("icc", msg));
         }
-        let ports = keys.port_mappings.iter().enumerate();
-        let ports = ports.filter_map(|(index, it)| checks.take(port(index, it)));
-        let ports = ports.collect();
-        let mut links = Vec::new();
-        for (place, of_place) in ["links", "runtimeConfig.links"].into_iter().zip(keys.links) {
-            for (index, it) in of_place.iter().enumerate() {
-                links.extend(checks.take(link(&format!("{place}[{index}]"), it)));
-            }
-        }
+        let ports = checks.each("runtimeConfig.portMappings", keys.port_mappings, port);
+        let mut links = checks.each("links", keys.links[0], link);
+        links.extend(checks.each("runtimeConfig.links", keys.links[1], link));
         checks.finish(|| {
             let [v4, v6] = modes;
             let modes = [v4?, v6?];
@@ -159,7 +153,7 @@ impl Reachability {
             let modes = modes.map(|it| it.unwrap_or(GatewayMode::NatUnprotected));
             Some(Self {
                 modes: is_restricted.then_some(modes),
-                apart: keys.icc == Some(false),
+                isolates_pods: keys.icc == Some(false),
                 ports,
                 links,
             })
@@ -172,7 +166,7 @@ impl Reachability {
 
     /// Whether nf_tables is needed.
     pub fn needs_nftables(&self) -> bool {
-        self.modes.is_some() || self.apart
+        self.modes.is_some() || self.isolates_pods
     }
 
     /// Whether ports may be opened.
@@ -189,7 +183,7 @@ impl Reachability {
 
     /// Whether there are links, which lead through the node.
     pub fn has_links(&self) -> bool {
-        self.apart && !self.links.is_empty()
+        self.isolates_pods && !self.links.is_empty()
     }
 
     /// The families in which the network has no way out.
@@ -203,14 +197,19 @@ impl Reachability {
         self.modes().map(|it| it != GatewayMode::Isolated)
     }
 
-    /// The rules of the network with these devices; `None` if nothing is restricted. `apart`:
+    /// The rules of the network with these devices; `None` if nothing is restricted. `isolates_pods`:
     /// whether nothing is forwarded between its pods.
-    pub fn access(&self, network: &str, devices: Vec<String>, apart: bool) -> Option<Access> {
-        (self.modes.is_some() || apart).then(|| Access {
+    pub fn access(
+        &self,
+        network: &str,
+        devices: Vec<String>,
+        isolates_pods: bool,
+    ) -> Option<Access> {
+        (self.modes.is_some() || isolates_pods).then(|| Access {
             network: network.to_owned(),
             devices,
             modes: self.modes(),
-            apart,
+            isolates_pods,
         })
     }
 
@@ -274,8 +273,8 @@ fn mode(keys: &AccessKeys<'_>, family: usize) -> Result<Option<GatewayMode>, Fau
     }
 }
 
-fn port(index: usize, mapping: &PortMapping) -> Result<(Protocol, u16), Fault> {
-    let key = |member| format!("runtimeConfig.portMappings[{index}].{member}");
+fn port(place: &str, mapping: &PortMapping) -> Result<(Protocol, u16), Fault> {
+    let key = |member| format!("{place}.{member}");
     let port = u16::try_from(mapping.container_port).ok();
     let port = port.filter(|it| *it != 0).ok_or_else(|| {
         let msg = format!("Invalid container port number: {}", mapping.container_port);

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cni::Cidr;
+use cni::address::{number, numbered};
 use cni::result::{AddResult, Dns, IpConfig, Route};
 use ipnetwork::IpNetwork;
 
@@ -23,7 +24,7 @@ pub enum Gateway {
 }
 
 /// The addresses, routes and DNS settings of a pod, and the addresses of its gateway.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Addressing {
     /// The pod's addresses, with their gateways.
     pub ips: Vec<IpConfig>,
@@ -115,10 +116,8 @@ impl Addressing {
 
 /// The first address of a subnet after the network address.
 fn first_host(address: Cidr) -> IpAddr {
-    match address.0.network() {
-        IpAddr::V4(network) => IpAddr::V4(Ipv4Addr::from_bits(network.to_bits().wrapping_add(1))),
-        IpAddr::V6(network) => IpAddr::V6(Ipv6Addr::from_bits(network.to_bits().wrapping_add(1))),
-    }
+    let network = address.0.network();
+    numbered(number(network).wrapping_add(1), network)
 }
 
 #[cfg(test)]

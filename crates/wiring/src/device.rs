@@ -243,7 +243,7 @@ impl Origin {
 
     fn find_in(&self, pod: &Netlink) -> Result<Option<Device>> {
         let devices = pod.list_devices()?;
-        // Asked after the list, for which the kernel gives out ids.
+        // Queried after the list, for which the kernel gives out ids.
         let node = pod.id_of(&NetNs::current()?)?;
         Ok(self.pick(&devices, Place::Pod(node)).cloned())
     }
@@ -317,13 +317,7 @@ impl Origin {
             }
             return Err(self.is_taken(was));
         }
-        for altname in device
-            .altnames
-            .iter()
-            .filter(|it| !self.altnames.contains(it))
-        {
-            pod.delete_altname(index, altname)?;
-        }
+        self.delete_altnames(pod, device)?;
         // Kernels before 6.2 rename no interface that is up.
         pod.set_down(index)?;
         if *was != self.name
@@ -358,14 +352,17 @@ impl Origin {
             host.rename(index, &self.name)?;
         }
         host.set_alias(index, &self.alias)?;
-        for altname in device
-            .altnames
-            .iter()
-            .filter(|it| !self.altnames.contains(it))
-        {
-            host.delete_altname(index, altname)?;
-        }
+        self.delete_altnames(host, device)?;
         self.restore_altnames(host, device)
+    }
+
+    /// Takes from the device the further names that it did not have on the node before.
+    fn delete_altnames(&self, netlink: &Netlink, device: &Device) -> Result<()> {
+        let further = device.altnames.iter();
+        for altname in further.filter(|it| !self.altnames.contains(it)) {
+            netlink.delete_altname(device.link.index, altname)?;
+        }
+        Ok(())
     }
 
     /// The pod can delete alternative names. Another link may have them now, so that a failure is

@@ -11,9 +11,26 @@ use cni::request::Add;
 use cni::{AddResult, Code, Undo, delegate};
 use netns::NetNs;
 
-/// How often IPAM is asked. A probe finds a conflict within milliseconds, so this many fit into
+use crate::{Addressing, Gateway};
+
+/// How often IPAM is called. A probe finds a conflict within milliseconds, so this many fit into
 /// the timeout of any runtime. More conflicts than this are no coincidence.
 const TRIES: usize = 16;
+
+/// The addresses and routes of a pod whose network has no gateway on this node, as [`acquire`] gets
+/// them.
+///
+/// # Errors
+/// As [`acquire`].
+pub fn addressing<C>(
+    request: &Add<C>,
+    netns: &NetNs,
+    detect_conflicts: bool,
+    undo: &mut Undo,
+) -> Result<Option<Addressing>> {
+    let lease = acquire(request, netns, detect_conflicts, undo)?;
+    Ok(lease.map(|lease| Addressing::new(lease, Gateway::None)))
+}
 
 /// Gets addresses from the IPAM plugin; `None` without `ipam`. Releasing them is pushed on `undo`.
 ///

@@ -39,7 +39,7 @@ pub struct Args {
 ///
 /// # Errors
 /// Code 7, or 4 for CNI_ARGS: as [`parse`].
-pub fn asked_for(
+pub fn requested(
     runtime: &Requested,
     args: &Args,
     from_cni_args: Option<String>,

@@ -1,6 +1,7 @@
 //! The keys that begin with `ipMasq`.
 
 use cni::Attachment;
+use cni::address::network_of;
 use cni::faults::{Checks, Fault, Faults};
 use cni::result::IpConfig;
 use ipnetwork::IpNetwork;
@@ -50,9 +51,7 @@ impl Masquerading {
             Fault::new("ipMasqBackend", unknown)
         });
         let backend = checks.take(backend);
-        let except = keys.except.iter().enumerate();
-        let except = except.filter_map(|(index, text)| checks.take(exception(index, text)));
-        let except = except.collect();
+        let except = checks.each("ipMasqExcept", keys.except, exception);
         let families = families(keys.families, &mut checks);
         let wanted = checks.finish(|| {
             Some(Self {
@@ -93,18 +92,16 @@ impl Masquerading {
 }
 
 /// A destination that is not masqueraded. Host bits are cleared, as iptables lists it so.
-fn exception(index: usize, text: &str) -> Result<IpNetwork, Fault> {
-    let fault = |why: String| {
-        let key = format!("ipMasqExcept[{index}]");
-        Fault::new(key, format!("ipMasqExcept: {text:?} {why}"))
-    };
-    let not_a_network = |error| fault(format!("is not a network: {error}"));
-    let network: IpNetwork = text.parse().map_err(not_a_network)?;
+fn exception(key: &str, text: &String) -> Result<IpNetwork, Fault> {
+    let fault = |why: String| Fault::new(key, format!("ipMasqExcept: {text:?} {why}"));
+    let network: IpNetwork = text
+        .parse()
+        .map_err(|error| fault(format!("is not a network: {error}")))?;
     if network.prefix() == 0 {
         let why = "is every destination: use ipMasqFamilies".to_owned();
         return Err(fault(why));
     }
-    IpNetwork::new(network.network(), network.prefix()).map_err(not_a_network)
+    Ok(network_of(network))
 }
 
 /// Both families, unless the key names some.

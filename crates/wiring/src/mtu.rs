@@ -33,7 +33,8 @@ impl Mtu {
     pub fn checked(self) -> Result<Self, Fault> {
         match self {
             Self::Bytes(bytes) if !RANGE.contains(&bytes) => {
-                let msg = format!("invalid MTU {bytes}, must be [68, 65535]");
+                let (low, high) = (RANGE.start(), RANGE.end());
+                let msg = format!("invalid MTU {bytes}, must be [{low}, {high}]");
                 Err(Fault::new("mtu", msg))
             }
             mtu => Ok(mtu),

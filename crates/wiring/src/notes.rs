@@ -29,7 +29,7 @@ impl Notes {
         }
     }
 
-    /// Notes `content` about `owner`, who uses `what`. Where nothing can be written, nothing is
+    /// Notes `content` about `owner`, which uses `what`. Where nothing can be written, nothing is
     /// noted.
     ///
     /// # Errors

@@ -59,6 +59,14 @@ impl fmt::Display for Master {
 }
 
 impl ParentSpec {
+    /// The parent that these two keys mean.
+    pub fn new(master: &str, in_container: bool) -> Self {
+        Self {
+            master: Master::new(master),
+            in_container,
+        }
+    }
+
     /// A socket in the namespace of the parent.
     ///
     /// # Errors

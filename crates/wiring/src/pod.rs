@@ -48,6 +48,15 @@ pub fn enter<C>(request: &Add<C>, netns: &NetNs, enabledad: bool) -> Result<netl
     netlink::enter(netns, interface(request, enabledad))
 }
 
+/// The settings of a link in the pod that has no end on the node: its alias names the attachment, for
+/// DEL and GC.
+pub fn marked<C>(request: &Add<C>) -> netlink::Interface {
+    netlink::Interface {
+        alias: Some(request.attachment.alias()),
+        ..interface(request, false)
+    }
+}
+
 /// The settings of the pod's interface that most plugins use. Without `enabledad` its IPv6
 /// addresses are usable at once: duplicate address detection would delay each ADD by one to two
 /// seconds.

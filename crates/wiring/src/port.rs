@@ -177,7 +177,7 @@ pub fn container_interface(pair: &VethPair) -> Interface {
 }
 
 /// The packet filter rules that a port may have, by the keys of its configuration.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct ConfiguredRules<'a> {
     /// Masquerade (`ipMasq`).
     pub masquerade: bool,

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
+use cni::address::network_of;
 use cni::delegate::ipam_needs_interface;
 use cni::json::Json;
 use cni::request::alias_prefix;
@@ -28,8 +29,8 @@ const SHORTEST_V6: u8 = 32;
 /// rather than the operator, may choose the pod's subnet.
 pub fn asks_for_addresses(call: &Call, runtime: &Requested, args: &Args) -> bool {
     // Another key of CNI_ARGS that ends in `IP` only causes an unnecessary check.
-    let asked = runtime.ips.is_some() || args.cni.ips.is_some() || call.args.contains("IP=");
-    call.has_ipam() && (asked || ipam_needs_interface(call))
+    let is_requested = runtime.ips.is_some() || args.cni.ips.is_some() || call.args.contains("IP=");
+    call.has_ipam() && (is_requested || ipam_needs_interface(call))
 }
 
 /// Refuses `gateways`, the addresses to add to `interface` of the host, if a requested address led
@@ -63,7 +64,7 @@ pub fn refuse_capture(
             let text = format!("{interface:?} already has an IP address different from {gateway}");
             return Err(refused(text));
         }
-        let subnet = subnet(*gateway);
+        let subnet = network_of(*gateway);
         let begin = format!("its address makes {interface:?} the pod's gateway of {subnet}");
         if let Some(shortest) = too_short(*gateway, &written) {
             return Err(refused(format!("{begin}: at least /{shortest} is allowed")));
@@ -175,7 +176,7 @@ impl Node {
                 node.own.push(address);
             } else if !is_link_local(address.ip()) {
                 node.needs.push(address.ip());
-                node.segments.push(subnet(address));
+                node.segments.push(network_of(address));
             }
         }
         let routes = host.list_routes(RouteFilter {
@@ -196,10 +197,6 @@ fn is_link_local(ip: IpAddr) -> bool {
         IpAddr::V4(ip) => ip.is_link_local(),
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
     }
-}
-
-fn subnet(address: IpNetwork) -> IpNetwork {
-    IpNetwork::new(address.network(), address.prefix()).unwrap_or(address)
 }
 
 fn covers(written: IpNetwork, address: IpNetwork) -> bool {

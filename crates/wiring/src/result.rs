@@ -2,6 +2,7 @@
 
 use cni::Call;
 use cni::env::NetnsPath;
+use cni::request::Add;
 use cni::result::{AddResult, Interface};
 use netlink::Link;
 
@@ -56,6 +57,12 @@ impl Interfaces {
         }
         result.for_version(call.version)
     }
+}
+
+/// The result of an attachment that is one interface, `link`, and nothing on the node.
+pub fn of_pod<C>(request: &Add<C>, link: &Link, addressing: Option<Addressing>) -> AddResult {
+    let interfaces = Interfaces::default().pod(interface(link), &request.netns);
+    interfaces.result(addressing, &request.call)
 }
 
 /// A link as a result shows it.

@@ -6,10 +6,10 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
+use cni::address::network_of;
 use cni::conf::ValidAttachment;
 use cni::result::{AddResult, IpConfig};
 use cni::{Attachment, Call, Code, Undo, WithLabel};
-use ipnetwork::IpNetwork;
 use netlink::{Link, Mac, Netlink, VethPair};
 use packet_filter::node::{Pod, Wanted};
 use packet_filter::{
@@ -163,7 +163,7 @@ fn reported_addresses(call: &Call) -> Option<Vec<IpAddr>> {
 pub fn isolation(network: &str, gateway: &Link, ips: &[IpConfig]) -> Option<Isolation> {
     let mut subnets = Vec::new();
     for address in ips.iter().map(|ip| ip.address.0) {
-        let subnet = IpNetwork::new(address.network(), address.prefix()).ok()?;
+        let subnet = network_of(address);
         if !subnets.contains(&subnet) {
             subnets.push(subnet);
         }

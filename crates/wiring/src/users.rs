@@ -458,13 +458,13 @@ impl Directory {
 /// The error of a directory that was not opened: [`Unavailable`] if it is not ours. In a user
 /// namespace, the machine's `/run` is another user's.
 fn refusal(above: impl AsFd, name: &str, errno: Errno) -> anyhow::Error {
-    let is_anothers = || {
+    let is_of_other = || {
         let found = fstatat(above, name, AtFlags::AT_SYMLINK_NOFOLLOW);
         found.is_ok_and(|it| it.st_uid != geteuid().as_raw())
     };
     match errno {
         Errno::ENOTDIR | Errno::ELOOP => Unavailable(errno.to_string()).into(),
-        Errno::EACCES if is_anothers() => Unavailable(errno.to_string()).into(),
+        Errno::EACCES if is_of_other() => Unavailable(errno.to_string()).into(),
         errno => errno.into(),
     }
 }

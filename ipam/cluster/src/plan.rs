@@ -1,4 +1,4 @@
-//! From keys to what the agent is asked.
+//! From keys to the request to the agent.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -155,19 +155,10 @@ fn left(set: &RangeSet, holes: [&[Span]; 2]) -> Vec<Span> {
 }
 
 fn spans(key: &str, texts: &[String], checks: &mut Checks) -> Vec<Span> {
-    let mut all = Vec::new();
-    for (index, text) in texts.iter().enumerate() {
-        match span(text) {
-            Some(span) => all.push(span),
-            None => {
-                let key = format!("ipam.{key}[{index}]");
-                let msg =
-                    format!("{key}: {text:?} is neither an address, nor a subnet, nor a range a-b");
-                checks.add(Fault::new(key.as_str(), msg));
-            }
-        }
-    }
-    all
+    checks.each(&format!("ipam.{key}"), texts, |key, text| {
+        let why = "is neither an address, nor a subnet, nor a range a-b";
+        span(text).ok_or_else(|| Fault::new(key, format!("{key}: {text:?} {why}")))
+    })
 }
 
 /// `10.1.0.9`, `10.1.0.0/28` or `10.1.0.5-10.1.0.9`.

@@ -471,13 +471,13 @@ impl Lease {
             .suppressed
             .read(reply)
             .map_err(|fault| format!("grant of {}: {fault}", reply.address))?;
-        let asked = match &self.state {
+        let requested = match &self.state {
             State::Requesting { offer, .. } => Some((offer.address.ip(), Some(offer.server))),
             State::Rebooting { .. } => self.preferred.map(|address| (address, None)),
             // A server may move the pod to another address when it renews.
             _ => None,
         };
-        let other = asked.is_some_and(|(address, server)| {
+        let other = requested.is_some_and(|(address, server)| {
             address != terms.address.ip() || server.is_some_and(|server| server != terms.server)
         });
         if other {

@@ -175,20 +175,14 @@ fn requested(keys: &[Request], suppressed: &[u8], checks: &mut Checks) -> Vec<u8
 }
 
 fn suppressed(names: &[String], checks: &mut Checks) -> Vec<u8> {
-    let mut all = Vec::new();
-    for (index, name) in names.iter().enumerate() {
-        let key = format!("ipam.suppress[{index}]");
-        let kind = number(key.as_str(), name);
-        let Some(kind) = checks.take(kind) else {
-            continue;
-        };
+    checks.each("ipam.suppress", names, |key, name| {
+        let kind = number(key, name)?;
         if is_ours(kind) || matches!(kind, option::SUBNET_MASK | option::LEASE_TIME) {
             let msg = format!("option {name:?} cannot be suppressed: there is no lease without it");
-            checks.add(Fault::new(key, msg));
+            return Err(Fault::new(key, msg));
         }
-        all.push(kind);
-    }
-    all
+        Ok(kind)
+    })
 }
 
 /// The names that dhcp-options(5) and the Go plugin have, or a number.

@@ -44,9 +44,9 @@ pub struct Terms {
     pub server: Ipv4Addr,
     /// The lease time in seconds, or [`FOREVER`].
     pub lease: u32,
-    /// T1 in seconds: when that server is asked to renew it.
+    /// T1 in seconds: when that server gets a request to renew it.
     pub renew: u32,
-    /// T2 in seconds: when any server is asked.
+    /// T2 in seconds: when any server gets one.
     pub rebind: u32,
 }
 

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 
 use anyhow::Result;
 use cni::Cidr;
+use cni::address::{number, numbered, width};
 use cni::faults::{Checks, Fault, Faults};
 
 use crate::conf::RangeKeys;
@@ -48,9 +49,9 @@ impl Range {
             let why = format!("no interface can have an address of {subnet}");
             return Err(("subnet", why));
         }
-        let first = address(number(network) + 1, network);
+        let first = numbered(number(network) + 1, network);
         // IPv6 has no broadcast address.
-        let last = address(number(last) - u128::from(last.is_ipv4()), network);
+        let last = numbered(number(last) - u128::from(last.is_ipv4()), network);
 
         let inside = |ip: IpAddr| same_family(ip, network) && subnet.0.contains(ip);
         let outside = |key, what, ip| Err((key, format!("{what} {ip} not in network {subnet}")));
@@ -116,7 +117,7 @@ impl Range {
 
     /// The addresses of `span` without the gateway.
     fn addresses(&self, span: RangeInclusive<u128>) -> impl Iterator<Item = IpAddr> {
-        span.map(|number| address(number, self.start))
+        span.map(|number| numbered(number, self.start))
             .filter(|ip| *ip != self.gateway)
     }
 }
@@ -245,26 +246,6 @@ fn check_together(ranges: &[Range], checks: &mut Checks) {
 
 fn same_family(one: IpAddr, other: IpAddr) -> bool {
     one.is_ipv4() == other.is_ipv4()
-}
-
-fn width(ip: IpAddr) -> u32 {
-    if ip.is_ipv4() { 32 } else { 128 }
-}
-
-fn number(ip: IpAddr) -> u128 {
-    match ip {
-        IpAddr::V4(ip) => ip.to_bits().into(),
-        IpAddr::V6(ip) => ip.to_bits(),
-    }
-}
-
-/// The address with that number, of the family of `like`.
-fn address(number: u128, like: IpAddr) -> IpAddr {
-    match like {
-        // Numbers of IPv4 addresses have 32 bits, so nothing is lost.
-        IpAddr::V4(_) => std::net::Ipv4Addr::from_bits(number as u32).into(),
-        IpAddr::V6(_) => std::net::Ipv6Addr::from_bits(number).into(),
-    }
 }
 
 #[cfg(test)]

@@ -90,17 +90,14 @@ fn configured(keys: &[conf::Address], checks: &mut Checks) -> Vec<Address> {
 
 /// What is requested in place of the configured addresses; a request cannot name gateways.
 fn overriding(key: &str, ips: &[String], checks: &mut Checks) -> Vec<Address> {
-    let mut all = Vec::new();
-    for (index, text) in ips.iter().enumerate() {
-        let Ok(cidr) = text.parse() else {
+    checks.each(key, ips, |key, text| {
+        let cidr = text.parse().map_err(|_| {
             let msg = format!("an entry in the 'ips' field is NOT in CIDR notation, got: '{text}'");
-            checks.add(Fault::new(format!("{key}[{index}]"), msg));
-            continue;
-        };
+            Fault::new(key, msg)
+        })?;
         let gateway = None;
-        all.push(Address { cidr, gateway });
-    }
-    all
+        Ok::<_, Fault>(Address { cidr, gateway })
+    })
 }
 
 /// `IP` and `GATEWAY` of `CNI_ARGS`: a gateway is that of every address in whose subnet it lies.

@@ -82,13 +82,13 @@ mod tests {
             let mut lint = Command::new("mandoc");
             let done = lint.args(["-K", "utf-8", "-T", "lint", "-W", "warning"]);
             let done = done.args(pages).output().unwrap();
-            let said = String::from_utf8_lossy(&done.stdout);
+            let output = String::from_utf8_lossy(&done.stdout);
             // clap_mangen's line breaks beside vertical space: what is shown is right.
-            let faults = said
+            let faults = output
                 .lines()
                 .filter(|it| !it.contains("skipping paragraph macro: br "));
             assert_eq!(faults.collect::<Vec<_>>(), [""; 0]);
-            assert!(said.is_empty() || !done.status.success(), "{done:?}");
+            assert!(output.is_empty() || !done.status.success(), "{done:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Pages that are made of the project's documents: what is said of a key or a file stands once.
+//! Pages that are made of the project's documents: each key and file is described once.
 
 use std::fs;
 use std::path::{Path, PathBuf};

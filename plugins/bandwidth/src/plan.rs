@@ -192,15 +192,12 @@ fn subnets(lists: &Limits, place: &str, checks: &mut Checks) -> (Shaped, Vec<IpN
         (false, _) => (Shaped::Only, "shapedSubnets", shaped),
         (true, false) => (Shaped::Unless, "unshapedSubnets", unshaped),
     };
-    let parsed = list.iter().enumerate().filter_map(|(index, text)| {
-        let fault = |_| {
-            let key = format!("{place}{key}[{index}]");
-            let why = format!("invalid CIDR address: {text}");
-            Fault::new(key, format!("bad subnet {text:?} provided, details {why}"))
-        };
-        checks.take(text.parse::<Cidr>().map(|it| it.0).map_err(fault))
+    let subnets = checks.each(&format!("{place}{key}"), list, |key, text| {
+        let subnet = text.parse::<Cidr>().map(|it| it.0);
+        let msg = |why| format!("bad subnet {text:?} provided, details {why}");
+        subnet.map_err(|why| Fault::new(key, msg(why)))
     });
-    (kind, parsed.collect())
+    (kind, subnets)
 }
 
 #[cfg(test)]

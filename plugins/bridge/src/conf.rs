@@ -75,7 +75,7 @@ fn default_bridge() -> String {
 }
 
 impl Conf {
-    /// The keys that say who reaches the pods, and whom they reach.
+    /// The keys that restrict access to and from the pods.
     pub fn access(&self) -> AccessKeys<'_> {
         AccessKeys {
             modes: [&self.gateway_mode_ipv4, &self.gateway_mode_ipv6].map(Option::as_deref),

@@ -30,7 +30,7 @@ pub struct Plan {
     pub hairpin: bool,
     /// Whether the port exchanges frames only with ports that are not isolated.
     pub isolated: bool,
-    /// Who reaches the pods, and whom they reach.
+    /// Access to and from the pods.
     pub reachability: Reachability,
     /// Whether pods that do not reach each other may be linked. Then they are kept apart by the table
     /// that has the links.
@@ -103,7 +103,7 @@ impl Plan {
         let mtu = checks.take(conf.mtu.checked());
         let action = |_: &str| "failed to make veth pair".to_owned();
         let requested = conf.runtime_config.requested();
-        let mac = mac::asked_for(&requested, &conf.args, args_mac, "", action);
+        let mac = mac::requested(&requested, &conf.args, args_mac, "", action);
         let mac = checks.take(mac);
         let vlans = vlans(conf, &mut checks);
         let masquerade = checks.take(Masquerading::parse(&MasqueradeKeys {
@@ -131,14 +131,14 @@ impl Plan {
         checks.finish(|| {
             let reachability = reachability?;
             let masquerade = masquerade?.filter(|_| has_ipam);
-            let linkable = reachability.apart && conf.links.is_some();
+            let linkable = reachability.isolates_pods && conf.links.is_some();
             Some(Self {
                 linkable,
                 bridge: bridge?,
                 mtu: mtu?,
                 promisc: conf.promisc_mode,
                 hairpin: conf.hairpin_mode,
-                isolated: conf.port_isolation || reachability.apart,
+                isolated: conf.port_isolation || reachability.isolates_pods,
                 enabledad: conf.enabledad,
                 detect_conflicts: conf.detect_conflicts,
                 bring_up: !conf.disable_container_interface,

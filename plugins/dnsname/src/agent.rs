@@ -1,4 +1,4 @@
-//! The resolver of `podwired`: is asked to read a record, and started where it does not run.
+//! The resolver of `podwired`: gets requests to read a record, and is started where it does not run.
 
 use std::io::Read;
 use std::net::IpAddr;
@@ -27,7 +27,7 @@ const START: Duration = Duration::from_secs(10);
 
 /// Why a pod's names are not answered.
 #[derive(Debug)]
-pub enum Silence {
+pub enum Unanswered {
     /// There is no podwired on the node.
     None(anyhow::Error),
     /// It does not answer now.
@@ -39,19 +39,19 @@ pub enum Silence {
 ///
 /// # Errors
 /// The names are not answered.
-pub fn announce(entry: &Entry, may_start: bool) -> Result<Vec<IpAddr>, Silence> {
+pub fn announce(entry: &Entry, may_start: bool) -> Result<Vec<IpAddr>, Unanswered> {
     match ask(entry) {
         Err(error) if may_start && error.is::<Unreachable>() => {
             let Some(program) = find() else {
                 let usual = USUAL.join(" nor in ");
                 let looked =
                     format!("{PROGRAM} is neither beside the plugin, nor in PATH, nor in {usual}");
-                return Err(Silence::None(error.context(looked)));
+                return Err(Unanswered::None(error.context(looked)));
             };
-            start(&program).map_err(Silence::Now)?;
-            ask(entry).map_err(Silence::Now)
+            start(&program).map_err(Unanswered::Now)?;
+            ask(entry).map_err(Unanswered::Now)
         }
-        asked => asked.map_err(Silence::Now),
+        answer => answer.map_err(Unanswered::Now),
     }
 }
 
@@ -62,7 +62,7 @@ pub fn announce(entry: &Entry, may_start: bool) -> Result<Vec<IpAddr>, Silence> 
 pub fn forget(entry: &Entry) -> Result<()> {
     match ask(entry) {
         Err(error) if error.is::<Unreachable>() => Ok(()),
-        asked => asked.map(drop),
+        answer => answer.map(drop),
     }
 }
 

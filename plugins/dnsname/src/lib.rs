@@ -18,7 +18,7 @@ use cni::{AddResult, Attachment, Call, Plugin, Undo};
 use names::{Directory, Entry, Name, Namespace};
 use nix::errno::Errno;
 
-use crate::agent::Silence;
+use crate::agent::Unanswered;
 pub use crate::conf::Conf;
 pub use crate::plan::Plan;
 use crate::plan::{addresses, gateways};
@@ -153,13 +153,13 @@ fn answering(owner: &Attachment, entry: &Entry, plan: &Plan, listen: Vec<IpAddr>
                 .to_owned()
         }
         Ok(_) => "the resolver has no port 53 in the network".to_owned(),
-        Err(Silence::Now(error)) => {
+        Err(Unanswered::Now(error)) => {
             cni::log(format_args!(
                 "{owner}: names are not answered yet: {error:#}"
             ));
             return listen;
         }
-        Err(Silence::None(error)) => format!("{error:#}"),
+        Err(Unanswered::None(error)) => format!("{error:#}"),
     };
     cni::log(format_args!("{owner}: names are not answered: {why}"));
     Vec::new()

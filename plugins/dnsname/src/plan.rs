@@ -4,10 +4,10 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use cni::address::is_link_local_v6;
 use cni::faults::{Checks, Fault, Faults};
 use cni::result::IpConfig;
-use cni::{AddResult, Attachment, Cidr};
-use ipnetwork::IpNetwork;
+use cni::{AddResult, Attachment};
 use names::{Name, Namespace, Network, Record, Server};
 
 use crate::conf::Conf;
@@ -38,12 +38,9 @@ impl Plan {
         let domain = Some(conf.domain_name.as_str()).filter(|it| !it.is_empty());
         let domain = domain.map(|text| host_name("domainName", text));
         let domain = checks.take(domain.transpose());
-        let servers = all(&mut checks, "servers", &conf.servers);
-        let listen = all(&mut checks, "listen", &conf.listen);
-        let records = conf.records.iter().enumerate();
-        let records =
-            records.map(|(index, keys)| records::read(&format!("records[{index}]"), keys));
-        let records = collect(&mut checks, records);
+        let servers = checks.each("servers", &conf.servers, item);
+        let listen = checks.each("listen", &conf.listen, item);
+        let records = checks.each("records", &conf.records, records::read);
         let starts_resolver = checks.take(match conf.resolver.as_str() {
             "" | "on-demand" => Ok(true),
             "service" => Ok(false),
@@ -54,28 +51,24 @@ impl Plan {
         });
         let aliases = conf.runtime_config.aliases.get(name);
         let aliases = aliases.map(Vec::as_slice).unwrap_or_default();
-        let aliases = all(
-            &mut checks,
-            &format!("runtimeConfig.aliases.{name}"),
-            aliases,
-        );
+        let aliases = checks.each(&format!("runtimeConfig.aliases.{name}"), aliases, item);
         let own = &conf.runtime_config.dns.servers;
-        let own = all(&mut checks, "runtimeConfig.dns.servers", own);
+        let own = checks.each("runtimeConfig.dns.servers", own, item);
         checks.finish(|| {
             Some(Self {
                 starts_resolver: starts_resolver?,
-                listen: listen?,
+                listen,
                 network: Network {
                     name: name.to_owned(),
                     domain: domain?,
                     ttl: conf.ttl,
-                    servers: servers?,
+                    servers,
                     internal: conf.internal,
-                    records: records?,
+                    records,
                     ..Network::default()
                 },
-                aliases: aliases?,
-                servers: own?,
+                aliases,
+                servers: own,
             })
         })
     }
@@ -115,9 +108,7 @@ impl Plan {
     ) -> Record {
         let network = Network {
             bridge: node_interface(result).unwrap_or_default(),
-            subnets: pod_ips(result)
-                .filter_map(|ip| subnet(ip.address))
-                .collect(),
+            subnets: pod_ips(result).map(|ip| ip.address.network()).collect(),
             listen,
             ..self.network.clone()
         };
@@ -159,13 +150,9 @@ pub fn addresses(result: &AddResult) -> Vec<IpAddr> {
 /// The gateways of the pod's addresses, each once. A link-local one is no address for
 /// resolv.conf(5), as it means nothing without an interface.
 pub fn gateways(result: &AddResult) -> Vec<IpAddr> {
-    let is_link_local = |gateway: &IpAddr| match gateway {
-        IpAddr::V6(gateway) => gateway.is_unicast_link_local(),
-        IpAddr::V4(_) => false,
-    };
     let mut gateways = Vec::new();
     for gateway in pod_ips(result).filter_map(|ip| ip.gateway) {
-        if !gateways.contains(&gateway) && !is_link_local(&gateway) {
+        if !gateways.contains(&gateway) && !is_link_local_v6(gateway) {
             gateways.push(gateway);
         }
     }
@@ -187,12 +174,6 @@ fn node_interface(result: &AddResult) -> Option<String> {
     first.map(|it| it.name.clone())
 }
 
-fn subnet(address: Cidr) -> Option<Cidr> {
-    IpNetwork::new(address.0.network(), address.prefix())
-        .ok()
-        .map(Cidr)
-}
-
 /// A fault in the value of a key.
 pub fn fault(key: &str, why: impl std::fmt::Display) -> Fault {
     Fault::new(key, format!("{key}: {why}"))
@@ -211,25 +192,10 @@ pub fn host_name(key: &str, text: &str) -> Result<Name, Fault> {
     }
 }
 
-/// Reads each item of a list; `None` if one is wrong.
-fn all<T: FromStr>(checks: &mut Checks, key: &str, texts: &[String]) -> Option<Vec<T>>
-where
-    T::Err: std::fmt::Display,
-{
-    let items = texts.iter().enumerate().map(|(index, text)| {
-        let key = format!("{key}[{index}]");
-        text.parse()
-            .map_err(|why| fault(&key, format!("{text:?}: {why}")))
-    });
-    collect(checks, items)
-}
-
-fn collect<T>(
-    checks: &mut Checks,
-    items: impl Iterator<Item = Result<T, Fault>>,
-) -> Option<Vec<T>> {
-    let items: Vec<_> = items.map(|item| checks.take(item)).collect();
-    items.into_iter().collect()
+/// Reads an item of a list of texts.
+fn item<T: FromStr<Err: std::fmt::Display>>(key: &str, text: &String) -> Result<T, Fault> {
+    text.parse()
+        .map_err(|why| fault(key, format!("{text:?}: {why}")))
 }
 
 #[cfg(test)]

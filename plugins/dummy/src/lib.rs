@@ -10,8 +10,7 @@ use cni::{Plugin, Undo};
 use netlink::{LinkKind, LinkSpec, Mac, Netlink};
 use serde::Deserialize;
 use wiring::remains::Links;
-use wiring::result::{self, Interfaces};
-use wiring::{Addressing, Gateway, check, lease, pod};
+use wiring::{check, lease, pod, result};
 
 /// Its links in a pod: `ip link … type dummy`.
 const LINKS: Links = Links {
@@ -45,20 +44,16 @@ impl Plugin for Dummy {
         };
         Netlink::open_in(&netns)?.add_link(&spec, &netns, undo)?;
         let interface = netlink::Interface {
-            alias: Some(request.attachment.alias()),
             // There are no neighbours.
             notify: false,
-            ..pod::interface(request, false)
+            ..pod::marked(request)
         };
         let pod = netlink::enter(&netns, interface)?;
         pod.mark()?;
-        let lease = lease::acquire(request, &netns, false, undo)?;
-        let addressing = lease.map(|lease| Addressing::new(lease, Gateway::None));
+        let addressing = lease::addressing(request, &netns, false, undo)?;
         let configured = pod::configure(pod, addressing.as_ref())?;
         configured.await_addresses();
-        let interface = result::interface(&configured.link);
-        let interfaces = Interfaces::default().pod(interface, &request.netns);
-        Ok(interfaces.result(addressing, &request.call))
+        Ok(result::of_pod(request, &configured.link, addressing))
     }
 
     fn del(request: &Del<Conf>) -> Result<()> {

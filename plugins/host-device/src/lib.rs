@@ -35,8 +35,7 @@ impl Plugin for HostDevice {
         };
         device::take(request, &host, &device, &netns, undo)?;
         let pod = pod::enter(request, &netns, false)?;
-        let lease = lease::acquire(request, &netns, false, undo)?;
-        let addressing = lease.map(|lease| Addressing::new(lease, Gateway::None));
+        let addressing = lease::addressing(request, &netns, false, undo)?;
         let configured = pod::configure(pod, addressing.as_ref())?;
         pod::announce(&configured);
         let interface = Interface {

@@ -16,8 +16,7 @@ use cni::{Code, Plugin, Undo};
 use netlink::{Dad, Netlink, Parent};
 use wiring::parent::{self, Master};
 use wiring::remains::Links;
-use wiring::result::{self, Interfaces};
-use wiring::{Addressing, Gateway, pod};
+use wiring::{Addressing, Gateway, pod, result};
 
 pub use crate::conf::Conf;
 pub use crate::plan::Plan;
@@ -50,10 +49,9 @@ impl Plugin for Ipvlan {
         let added = socket.add_link(&plan.spec(owner, &parent), &netns, undo);
         added.map_err(|error| parent::create_refused(error, KIND, &parent, INVALID))?;
         let interface = netlink::Interface {
-            alias: Some(owner.alias()),
             dad: Dad::Off,
             notify: true,
-            ..pod::interface(request, false)
+            ..pod::marked(request)
         };
         let mut pod = netlink::enter(&netns, interface)?;
         // Its neighbours see no port that has to forward first, and its MAC cannot be set again.
@@ -67,9 +65,7 @@ impl Plugin for Ipvlan {
         let configured = pod::configure(pod, Some(&addressing))?;
         configured.await_addresses();
 
-        let interface = result::interface(&configured.link);
-        let interfaces = Interfaces::default().pod(interface, &request.netns);
-        Ok(interfaces.result(Some(addressing), call))
+        Ok(result::of_pod(request, &configured.link, Some(addressing)))
     }
 
     fn del(request: &Del<Conf>) -> Result<()> {

@@ -4,14 +4,11 @@ use anyhow::Result;
 use cni::faults::{Checks, Fault, Faults};
 use cni::{AddResult, Attachment, Code, Error};
 use netlink::{IpvlanMode, LinkKind, LinkSpec, Parent};
+use wiring::mtu::RANGE;
 use wiring::parent::{Master, ParentSpec};
 use wiring::remains;
 
 use crate::conf::Conf;
-
-/// The smallest MTU of an interface with IPv4 (RFC 791), and the largest of an Ethernet interface
-/// (ETH_MAX_MTU in if_ether.h).
-const MTUS: std::ops::RangeInclusive<i64> = 68..=65535;
 
 /// A configuration without contradictions.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,10 +33,7 @@ impl Plan {
         let mtu = checks.take(mtu(conf.mtu));
         checks.finish(|| {
             Some(Self {
-                parent: ParentSpec {
-                    master: Master::new(&conf.master),
-                    in_container: conf.link_in_container,
-                },
+                parent: ParentSpec::new(&conf.master, conf.link_in_container),
                 mode: mode?,
                 mtu: mtu?,
             })
@@ -87,8 +81,8 @@ fn mode(text: &str) -> Result<IpvlanMode, Fault> {
 }
 
 fn mtu(mtu: i64) -> Result<Option<u32>, Fault> {
-    if mtu != 0 && !MTUS.contains(&mtu) {
-        let (low, high) = (MTUS.start(), MTUS.end());
+    if mtu != 0 && !RANGE.contains(&mtu) {
+        let (low, high) = (RANGE.start(), RANGE.end());
         let msg = format!("invalid MTU {mtu}, must be 0 or [{low}, {high}]");
         return Err(Fault::new("mtu", msg));
     }

@@ -10,8 +10,7 @@ use cni::linked::Linked;
 use cni::request::{Add, Check, Del, Gc, Status};
 use cni::result::AddResult;
 use cni::{BestEffort, Plugin, Undo, Version};
-use wiring::result::{self, Interfaces};
-use wiring::{Addressing, Gateway, lease, parent, pod, remains, requested, shim};
+use wiring::{lease, parent, pod, remains, requested, result, shim};
 
 pub use crate::conf::Conf;
 pub use crate::plan::Plan;
@@ -42,17 +41,15 @@ impl Plugin for Macvlan {
         let added = socket.add_link(&spec, &netns, undo);
         added.map_err(|error| parent::create_refused(error, KIND, &parent, plan.why_invalid()))?;
         let interface = netlink::Interface {
-            alias: Some(owner.alias()),
             accept_ra: plan.accept_ra,
-            ..pod::interface(request, false)
+            ..pod::marked(request)
         };
         let pod = netlink::enter(&netns, interface)?;
-        // Before IPAM is asked: the detection of conflicts also finds addresses of the shim.
+        // Before IPAM is called: the detection of conflicts also finds addresses of the shim.
         let shim = plan.shim.as_ref();
         let shim = shim.map(|shim| shim.join(owner, &parent.link, undo));
         let shim = shim.transpose()?;
-        let lease = lease::acquire(request, &netns, plan.detect_conflicts, undo)?;
-        let addressing = lease.map(|lease| Addressing::new(lease, Gateway::None));
+        let addressing = lease::addressing(request, &netns, plan.detect_conflicts, undo)?;
         if let (Some(shim), Some(addressing)) = (&shim, &addressing) {
             let requested = requested::asks_for_addresses(call, &conf.runtime_config, &conf.args);
             shim.add_routes(request, addressing, requested, undo)?;
@@ -66,9 +63,7 @@ impl Plugin for Macvlan {
             // plugin leaves the link, which works, until DEL; its test suite looks for it.
             undo.forget();
         }
-        let interface = result::interface(&configured.link);
-        let interfaces = Interfaces::default().pod(interface, &request.netns);
-        Ok(interfaces.result(addressing, call))
+        Ok(result::of_pod(request, &configured.link, addressing))
     }
 
     fn del(request: &Del<Conf>) -> Result<()> {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use cni::Attachment;
 use cni::faults::{Checks, Fault, Faults};
 use netlink::{AcceptRa, LinkKind, LinkSpec, Mac, MacvlanMode, Parent};
-use wiring::parent::{self, Master, ParentSpec};
+use wiring::parent::{self, ParentSpec};
 use wiring::shim::Shim;
 use wiring::{mac, remains};
 
@@ -41,7 +41,7 @@ impl Plan {
         let mode = checks.take(mode(&conf.mode));
         let action = |text: &str| format!("invalid args {text} for MAC addr");
         let (runtime, args, own) = (&conf.runtime_config, &conf.args, &conf.mac);
-        let mac = checks.take(mac::asked_for(runtime, args, args_mac, own, action));
+        let mac = checks.take(mac::requested(runtime, args, args_mac, own, action));
         if matches!(mac, Some(Some(_))) && mode == Some(MacvlanMode::Passthru) {
             // The kernel would ignore it, and the result would have a MAC that the pod has not.
             let msg = "mode passthru has the MAC of the parent: no other can be requested";
@@ -51,10 +51,7 @@ impl Plan {
         let shim = checks.take(shim(conf, mode));
         checks.finish(|| {
             Some(Self {
-                parent: ParentSpec {
-                    master: Master::new(&conf.master),
-                    in_container: conf.link_in_container,
-                },
+                parent: ParentSpec::new(&conf.master, conf.link_in_container),
                 mode: mode?,
                 mac: mac?,
                 mtu: conf.mtu,

@@ -33,11 +33,7 @@ impl Conf {
     pub fn rules(&self) -> ConfiguredRules<'_> {
         ConfiguredRules {
             masquerade: self.ip_masq,
-            isolation: false,
-            open_ports: false,
-            links: false,
-            bridge: None,
-            spoof_check: false,
+            ..ConfiguredRules::default()
         }
     }
 }

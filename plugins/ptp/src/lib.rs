@@ -13,7 +13,7 @@ use cni::result::AddResult;
 use cni::{BestEffort, Code, Plugin, Undo, WithLabel};
 use netlink::{AddressSpec, Family, Link, Netlink};
 use wiring::result::Interfaces;
-use wiring::{Addressing, Gateway, gateway, lease, pod, port, requested, rules};
+use wiring::{gateway, lease, pod, port, requested, rules};
 
 pub use crate::conf::Conf;
 pub use crate::plan::{Ends, Plan};
@@ -40,8 +40,7 @@ impl Plugin for Ptp {
         };
         let pod = netlink::enter(&netns, interface)?;
 
-        let lease = lease::acquire(request, &netns, false, undo)?.unwrap_or_default();
-        let addressing = Addressing::new(lease, Gateway::None);
+        let addressing = lease::addressing(request, &netns, false, undo)?.unwrap_or_default();
         let ends = Ends::new(&addressing.ips)?;
         if requested::asks_for_addresses(call, &conf.runtime_config, &conf.args) {
             requested::refuse_point_to_point(call, &host, &addressing.ips)?;

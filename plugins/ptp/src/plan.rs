@@ -3,11 +3,11 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Context, Result};
-use cni::Attachment;
-use cni::Code;
+use anyhow::Result;
+use cni::address::{is_single, network_of};
 use cni::faults::{Checks, Fault, Faults};
 use cni::result::IpConfig;
+use cni::{Attachment, Code};
 use ipnetwork::IpNetwork;
 use netlink::{Mac, RouteSpec};
 use packet_filter::node::Pod;
@@ -43,7 +43,7 @@ impl Plan {
             checks.add(Fault::new("ipam", "no plugin name provided"));
         }
         let action = |_: &str| "failed to make veth pair".to_owned();
-        let mac = mac::asked_for(&conf.runtime_config, &conf.args, None, "", action);
+        let mac = mac::requested(&conf.runtime_config, &conf.args, None, "", action);
         let (mac, mtu) = (checks.take(mac), checks.take(conf.mtu.checked()));
         let masquerade = checks.take(Masquerading::parse(&MasqueradeKeys {
             wanted: conf.ip_masq,
@@ -95,13 +95,13 @@ impl Ends {
         };
         for ip in ips {
             let gateway = ip.gateway.ok_or_else(|| no_gateway(ip))?;
-            ends.add(ip.address.0, gateway).context("invalid address")?;
+            ends.add(ip.address.0, gateway);
         }
         Ok(ends)
     }
 
     /// Two addresses of one subnet share the routes of the first.
-    fn add(&mut self, address: IpNetwork, gateway: IpAddr) -> Result<()> {
+    fn add(&mut self, address: IpNetwork, gateway: IpAddr) {
         let host = RouteSpec {
             scope: Some(SCOPE_HOST),
             ..RouteSpec::to(address.ip().into())
@@ -115,16 +115,14 @@ impl Ends {
                 ..RouteSpec::to(gateway.into())
             });
         }
-        let subnet = IpNetwork::new(address.network(), address.prefix())?;
-        let is_alone = subnet == IpNetwork::from(address.ip());
-        if !is_alone && !self.pod_routes.iter().any(|it| it.dst == subnet) {
+        let subnet = network_of(address);
+        if !is_single(address) && !self.pod_routes.iter().any(|it| it.dst == subnet) {
             self.pod_routes.push(RouteSpec {
                 gw: Some(gateway),
                 src: Some(address.ip()),
                 ..RouteSpec::to(subnet)
             });
         }
-        Ok(())
     }
 
     /// What the pod's end gets: `addressing` without routes of IPAM that are there already, which

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
+use cni::address::{is_link_local_v6, network_of};
 use ipnetwork::IpNetwork;
 use netlink::{Family, MAIN_TABLE, RouteSpec, Rule, WholeRoute};
 
@@ -166,12 +167,12 @@ pub fn left(plan: &Plan, sources: &[Source], pod: &Pod) -> Vec<Left> {
         if sources.is_empty() {
             continue;
         }
-        for route in pod.main(family).filter(|it| !is_link_local(it.dst.ip())) {
+        for route in pod.main(family).filter(|it| !is_link_local_v6(it.dst.ip())) {
             if !plan.source_hints || route.gw.is_some() {
                 left.push((route.clone(), None));
             } else if route.src.is_none() {
                 let mut networks = sources.iter().map(|it| it.address);
-                let hint = networks.find(|it| network(*it) == Some(route.dst));
+                let hint = networks.find(|it| network_of(*it) == route.dst);
                 left.extend(hint.map(|it| {
                     let hinted = route.with_src(it.ip()).with_protocol(ORIGIN);
                     (route.clone(), Some(hinted))
@@ -180,14 +181,6 @@ pub fn left(plan: &Plan, sources: &[Source], pod: &Pod) -> Vec<Left> {
         }
     }
     left
-}
-
-fn network(address: IpNetwork) -> Option<IpNetwork> {
-    IpNetwork::new(address.network(), address.prefix()).ok()
-}
-
-fn is_link_local(ip: IpAddr) -> bool {
-    matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
 /// What DEL does.

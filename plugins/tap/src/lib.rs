@@ -13,8 +13,7 @@ use netlink::{Link, Netlink};
 use netns::NetNs;
 use wiring::check::{self, Expected};
 use wiring::remains::Links;
-use wiring::result::{self, Interfaces};
-use wiring::{Addressing, Gateway, lease, pod};
+use wiring::{lease, pod, result};
 
 pub use crate::conf::Conf;
 pub use crate::plan::Plan;
@@ -40,15 +39,10 @@ impl Plugin for Tap {
         let plan = Plan::new(&request.conf, mac)?;
         let netns = pod::open_netns(&request.netns)?;
         let tap = create(&plan, owner, &netns, undo)?;
-        let interface = netlink::Interface {
-            alias: Some(owner.alias()),
-            ..pod::interface(request, false)
-        };
-        let pod = netlink::enter(&netns, interface)?;
+        let pod = netlink::enter(&netns, pod::marked(request))?;
         pod.mark()?;
         prepare(&plan, owner.ifname.as_str(), &netns)?;
-        let lease = lease::acquire(request, &netns, false, undo)?;
-        let addressing = lease.map(|lease| Addressing::new(lease, Gateway::None));
+        let addressing = lease::addressing(request, &netns, false, undo)?;
         let configured = pod::configure(pod, addressing.as_ref())?;
         pod::announce(&configured);
         if let Some(tap) = tap {
@@ -61,9 +55,7 @@ impl Plugin for Tap {
             // plugin leaves the device until DEL.
             undo.forget();
         }
-        let interface = result::interface(&configured.link);
-        let interfaces = Interfaces::default().pod(interface, &request.netns);
-        Ok(interfaces.result(addressing, call))
+        Ok(result::of_pod(request, &configured.link, addressing))
     }
 
     fn del(request: &Del<Conf>) -> Result<()> {

@@ -37,7 +37,7 @@ impl Plan {
         let mut checks = Checks::default();
         let action = |text: &str| format!("invalid args {text} for MAC addr");
         let (runtime, args) = (&conf.runtime_config, &conf.args);
-        let mac = mac::asked_for(runtime, args, args_mac, &conf.mac, action);
+        let mac = mac::requested(runtime, args, args_mac, &conf.mac, action);
         let mac = checks.take(mac);
         let mtu = checks.take(mtu(conf.mtu));
         let label = checks.take(label(&conf.selinux_context));

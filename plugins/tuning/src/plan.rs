@@ -55,7 +55,7 @@ impl Plan {
         let mut checks = Checks::default();
         let own = checks.take(sysctls("sysctl", &conf.sysctl));
         let over = checks.take(sysctls("args.cni.sysctl", &args.sysctl));
-        let mac = checks.take(asked_for_mac(conf, args_mac));
+        let mac = checks.take(requested_mac(conf, args_mac));
         let mtu = match args.mtu {
             Some(mtu) => checks.take(mtu_of("args.cni.mtu", mtu)),
             None => checks.take(mtu_of("mtu", conf.mtu)),
@@ -218,7 +218,7 @@ fn merge(mut own: Vec<Sysctl>, over: Vec<Sysctl>) -> Vec<Sysctl> {
 }
 
 /// As in the Go plugin, `args` takes precedence over the runtime, also with an empty text.
-fn asked_for_mac(conf: &Conf, args_mac: Option<String>) -> Result<Option<Mac>, Fault> {
+fn requested_mac(conf: &Conf, args_mac: Option<String>) -> Result<Option<Mac>, Fault> {
     let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
     let sources = [
         ("args.cni.mac", conf.args.cni.mac.clone()),

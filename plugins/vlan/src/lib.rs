@@ -10,8 +10,7 @@ use cni::request::{Add, Check, Del, Gc, Status};
 use cni::result::AddResult;
 use cni::{Plugin, Undo, delegate};
 use wiring::remains::Links;
-use wiring::result::{self, Interfaces};
-use wiring::{Addressing, Gateway, lease, parent, pod};
+use wiring::{lease, parent, pod, result};
 
 pub use crate::conf::Conf;
 pub use crate::plan::Plan;
@@ -37,19 +36,12 @@ impl Plugin for Vlan {
         let socket = plan.parent.socket(&netns)?;
         let parent = plan.parent.find(&socket, KIND)?;
         socket.add_link(&plan.spec(&request.attachment, &parent)?, &netns, undo)?;
-        let interface = netlink::Interface {
-            alias: Some(request.attachment.alias()),
-            ..pod::interface(request, false)
-        };
-        let pod = netlink::enter(&netns, interface)?;
+        let pod = netlink::enter(&netns, pod::marked(request))?;
         pod.mark()?;
-        let lease = lease::acquire(request, &netns, plan.detect_conflicts, undo)?;
-        let addressing = lease.map(|lease| Addressing::new(lease, Gateway::None));
+        let addressing = lease::addressing(request, &netns, plan.detect_conflicts, undo)?;
         let configured = pod::configure(pod, addressing.as_ref())?;
         pod::announce(&configured);
-        let interface = result::interface(&configured.link);
-        let interfaces = Interfaces::default().pod(interface, &request.netns);
-        Ok(interfaces.result(addressing, &request.call))
+        Ok(result::of_pod(request, &configured.link, addressing))
     }
 
     fn del(request: &Del<Conf>) -> Result<()> {

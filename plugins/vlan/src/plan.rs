@@ -4,7 +4,7 @@ use anyhow::Result;
 use cni::Attachment;
 use cni::faults::{Checks, Fault, Faults};
 use netlink::{LinkKind, LinkSpec, Parent};
-use wiring::parent::{self, Master, ParentSpec};
+use wiring::parent::{self, ParentSpec};
 use wiring::remains;
 
 use crate::conf::Conf;
@@ -43,10 +43,7 @@ impl Plan {
         }
         checks.finish(|| {
             Some(Self {
-                parent: ParentSpec {
-                    master: Master::new(&conf.master),
-                    in_container: conf.link_in_container,
-                },
+                parent: ParentSpec::new(&conf.master, conf.link_in_container),
                 id: id?,
                 mtu: conf.mtu,
                 detect_conflicts: conf.detect_conflicts,

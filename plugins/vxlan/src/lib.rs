@@ -64,7 +64,7 @@ impl Plugin for Vxlan {
         let port = PortSpec {
             bridge: bridge.index,
             hairpin: plan.hairpin,
-            isolated: plan.reachability.apart,
+            isolated: plan.reachability.isolates_pods,
             up: true,
             alias: None,
         };
@@ -206,12 +206,12 @@ fn ensure_device(
     let network = &plan.network;
     let bridge = (network.mode == Mode::L2).then_some(bridge);
     let link = device.ensure(host, network, bridge)?;
-    if let Some(bridge) = bridge.filter(|_| plan.reachability.apart) {
+    if let Some(bridge) = bridge.filter(|_| plan.reachability.isolates_pods) {
         // Nor do the pods reach those of other hosts.
         host.isolate_port(&link, bridge.index)?;
     }
     if network.mode == Mode::L3 {
-        for address in own.iter().filter_map(|it| plan::device_address(*it)) {
+        for address in own.iter().map(|it| plan::device_address(*it)) {
             let present = host.list_addresses(link.index, Some(Family::of(address.ip())))?;
             device::ensure_address(host, &link, &present, address)?;
         }

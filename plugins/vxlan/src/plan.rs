@@ -23,7 +23,7 @@ pub struct Plan {
     pub mac: Option<Mac>,
     /// Whether the port may send frames back to where they came from.
     pub hairpin: bool,
-    /// Who reaches the pods, and whom they reach.
+    /// Access to and from the pods.
     pub reachability: Reachability,
     /// Whether the kernel detects duplicates of the pod's IPv6 addresses.
     pub enabledad: bool,
@@ -79,7 +79,7 @@ impl Plan {
         }
         let action = |_: &str| "failed to make veth pair".to_owned();
         let requested = conf.runtime_config.requested();
-        let mac = mac::asked_for(&requested, &conf.args, args_mac, "", action);
+        let mac = mac::requested(&requested, &conf.args, args_mac, "", action);
         let mac = checks.take(mac);
         checks.finish(|| {
             let (network, reachability) = (network?, reachability?);
@@ -132,8 +132,9 @@ impl Plan {
 
     /// The access to the network; `None` if nothing restricts it.
     pub fn access(&self) -> Option<Access> {
-        let (name, apart) = (&self.network.name, self.reachability.apart);
-        self.reachability.access(name, self.devices(), apart)
+        let (name, isolates_pods) = (&self.network.name, self.reachability.isolates_pods);
+        self.reachability
+            .access(name, self.devices(), isolates_pods)
     }
 
     /// The packet filter rules of an attachment with the addresses `ips`, but for its spoof check.
@@ -188,18 +189,15 @@ fn check_gateway(reachability: &Reachability, checks: &mut Checks) {
 
 /// The subnets of this node, as IPAM returned them.
 pub fn own_subnets(addresses: impl Iterator<Item = Cidr>) -> Vec<IpNetwork> {
-    let mut own: Vec<IpNetwork> = addresses
-        .filter_map(|it| IpNetwork::new(it.0.network(), it.prefix()).ok())
-        .collect();
+    let mut own: Vec<IpNetwork> = addresses.map(|it| it.network().0).collect();
     own.dedup();
     own
 }
 
 /// The address of the VXLAN device in mode `l3`, which stands for this node: the first of its
 /// subnet, as flannel has it, with the prefix of a single address.
-pub fn device_address(subnet: IpNetwork) -> Option<IpNetwork> {
-    let bits = if subnet.is_ipv4() { 32 } else { 128 };
-    IpNetwork::new(subnet.network(), bits).ok()
+pub fn device_address(subnet: IpNetwork) -> IpNetwork {
+    subnet.network().into()
 }
 
 #[cfg(test)]
@@ -274,7 +272,7 @@ mod tests {
         let plan = plan(r#"{"vni": 5, "bridge": "vx0", "icc": false}"#, true).unwrap();
         let access = plan.access().unwrap();
         assert_eq!(access.devices, ["vx0", "vxlan.5"]);
-        assert!(access.apart);
+        assert!(access.isolates_pods);
     }
 
     #[test]
@@ -290,7 +288,7 @@ mod tests {
 
     #[test]
     fn the_device_has_the_first_address_of_the_subnet() {
-        let of = |text: &str| device_address(text.parse().unwrap()).unwrap().to_string();
+        let of = |text: &str| device_address(text.parse().unwrap()).to_string();
         assert_eq!(of("10.5.3.7/24"), "10.5.3.0/32");
         assert_eq!(of("fd00:5:3::9/64"), "fd00:5:3::/128");
     }

@@ -2,13 +2,12 @@
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use survey::{Sources, Survey};
 
 use super::Verdict;
 use crate::graph::host::{self, Read};
 use crate::graph::svg::{self, Colours};
 use crate::graph::{Graph, View, dot, page, picture, selection, text, user};
-use crate::options::{CacheDir, ConfDir};
+use crate::options::SurveyDirs;
 use crate::output::{Output, print};
 
 /// Draw what is attached to what.
@@ -31,9 +30,7 @@ pub struct Draw {
     #[arg(long, value_enum, default_value_t = Colours::Auto, hide_possible_values = true, value_name = "COLOURS")]
     colours: Colours,
     #[command(flatten)]
-    conf: ConfDir,
-    #[command(flatten)]
-    cache: CacheDir,
+    dirs: SurveyDirs,
 }
 
 const OUTCOME: &str = "\
@@ -61,10 +58,7 @@ enum Form {
 
 impl Draw {
     pub fn run(&self, output: &Output) -> Result<Verdict> {
-        let survey = Survey::take(&Sources {
-            conf_dir: self.conf.conf_dir.clone(),
-            cache_dir: self.cache.dir().to_owned(),
-        })?;
+        let survey = self.dirs.survey()?;
         for unread in &survey.unread {
             cni::log(format_args!("podwire: {unread}"));
         }

@@ -4,12 +4,12 @@ use anyhow::{Result, bail};
 use clap::Args;
 use netlink::Link;
 use serde_json::{Value, json};
-use survey::{Attachment, Home, Interface, OtherEnd, Sources, Survey};
+use survey::{Attachment, Home, Interface, OtherEnd, Survey};
 
 use super::Verdict;
 use super::doctor::find_container;
 use crate::network::format;
-use crate::options::{CacheDir, ConfDir};
+use crate::options::SurveyDirs;
 use crate::output::{Output, print};
 
 /// Print everything about pods.
@@ -28,9 +28,7 @@ pub struct Inspect {
     #[arg(short, long, value_name = "TEMPLATE")]
     format: Option<String>,
     #[command(flatten)]
-    conf: ConfDir,
-    #[command(flatten)]
-    cache: CacheDir,
+    dirs: SurveyDirs,
 }
 
 const OUTCOME: &str = "\
@@ -44,13 +42,12 @@ Examples:
 
 impl Inspect {
     pub fn run(&self, _output: &Output) -> Result<Verdict> {
-        let survey = Survey::take(&Sources {
-            conf_dir: self.conf.conf_dir.clone(),
-            cache_dir: self.cache.dir().to_owned(),
-        })?;
+        let survey = self.dirs.survey()?;
         let (mut found, mut all) = (Vec::new(), true);
         for word in &self.pod {
-            match find_container(word, &survey, &self.cache).and_then(|id| document(&survey, &id)) {
+            match find_container(word, &survey, &self.dirs.cache)
+                .and_then(|id| document(&survey, &id))
+            {
                 Ok(document) => found.push(document),
                 Err(error) => {
                     cni::log(format_args!("podwire: {error:#}"));

@@ -45,7 +45,7 @@ Examples:
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List pools, their blocks and who has them
+    /// List pools, their blocks and which node has them
     Show,
     /// Look for clashes, and for addresses of pods that are gone
     ///

@@ -6,11 +6,11 @@ use anyhow::{Result, bail};
 use clap::Args;
 use containers::{Published, Record};
 use serde_json::{Value, json};
-use survey::{Attachment, Home, Sources, Survey};
+use survey::{Attachment, Home, Survey};
 
 use super::Verdict;
 use crate::network::format::{self, Columns};
-use crate::options::{CacheDir, ConfDir};
+use crate::options::SurveyDirs;
 use crate::output::{Output, print};
 use crate::run::ports as published;
 
@@ -44,9 +44,7 @@ pub struct Ps {
     #[arg(short, long)]
     all: bool,
     #[command(flatten)]
-    conf: ConfDir,
-    #[command(flatten)]
-    cache: CacheDir,
+    dirs: SurveyDirs,
 }
 
 const OUTCOME: &str = "\
@@ -62,11 +60,8 @@ Examples:
 
 impl Ps {
     pub fn run(&self, output: &Output) -> Result<Verdict> {
-        super::sweep(&self.cache);
-        let survey = Survey::take(&Sources {
-            conf_dir: self.conf.conf_dir.clone(),
-            cache_dir: self.cache.dir().to_owned(),
-        })?;
+        super::sweep(&self.dirs.cache);
+        let survey = self.dirs.survey()?;
         let network = self.network(&survey)?;
         let rows = rows(&survey, network.as_deref(), self.no_trunc)?;
         if output.is_json() {

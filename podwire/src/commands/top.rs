@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use survey::{Sources, Survey};
 
 use super::Verdict;
-use crate::options::{CacheDir, ConfDir};
+use crate::options::SurveyDirs;
 use crate::output::{Output, print};
 use crate::top::{Activity, Sample, connections};
 
@@ -28,9 +27,7 @@ pub struct Top {
     #[arg(long)]
     once: bool,
     #[command(flatten)]
-    conf: ConfDir,
-    #[command(flatten)]
-    cache: CacheDir,
+    dirs: SurveyDirs,
 }
 
 const OUTCOME: &str = "\
@@ -55,10 +52,10 @@ impl Top {
         }
         let live = std::io::stdout().is_terminal() && !output.is_json() && !self.once;
         let interval = Duration::from_secs_f64(self.interval);
-        let mut before = Sample::take(&self.survey()?)?;
+        let mut before = Sample::take(&self.dirs.survey()?)?;
         loop {
             sleep(interval);
-            let survey = self.survey()?;
+            let survey = self.dirs.survey()?;
             let after = Sample::take(&survey)?;
             let activity = Activity::between(&survey, [&before, &after], &connections()?);
             if output.is_json() {
@@ -75,12 +72,5 @@ impl Top {
             }
             before = after;
         }
-    }
-
-    fn survey(&self) -> Result<Survey> {
-        Survey::take(&Sources {
-            conf_dir: self.conf.conf_dir.clone(),
-            cache_dir: self.cache.dir().to_owned(),
-        })
     }
 }

@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use survey::{Sources, Survey};
 
 use super::Verdict;
-use crate::options::{CacheDir, ConfDir};
+use crate::options::SurveyDirs;
 use crate::output::{Output, print};
 use crate::trace::{self, Origin, Target};
 
@@ -33,9 +32,7 @@ pub struct Trace {
     #[arg(long, value_name = "SECONDS", default_value_t = 1)]
     wait: u64,
     #[command(flatten)]
-    conf: ConfDir,
-    #[command(flatten)]
-    cache: CacheDir,
+    dirs: SurveyDirs,
 }
 
 const OUTCOME: &str = "\
@@ -59,11 +56,8 @@ impl Trace {
         if self.wait > 60 {
             bail!("--wait {}: at most 60 seconds", self.wait);
         }
-        let survey = Survey::take(&Sources {
-            conf_dir: self.conf.conf_dir.clone(),
-            cache_dir: self.cache.dir().to_owned(),
-        })?;
-        let mut origin = Origin::find(&self.pod, &survey, &self.cache.open())?;
+        let survey = self.dirs.survey()?;
+        let mut origin = Origin::find(&self.pod, &survey, &self.dirs.cache.open())?;
         let target = Target::parse(&self.destination, &survey, &origin)?;
         if let Some(source) = self.source.filter(|it| it.is_ipv4() != target.ip.is_ipv4()) {
             bail!("--source {source}: it is not of the family of {target}");

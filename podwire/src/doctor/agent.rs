@@ -127,7 +127,7 @@ fn still_silent(servers: &[SocketAddr]) -> Result<Vec<SocketAddr>> {
         let _ = socket.connect(server).and_then(|()| socket.send(&question));
         Ok((*server, socket))
     };
-    let asked: Vec<_> = servers.iter().map(ask).collect::<Result<_>>()?;
+    let queried: Vec<_> = servers.iter().map(ask).collect::<Result<_>>()?;
     let until = Instant::now() + UPSTREAM_PATIENCE;
     let has_answered = |socket: &UdpSocket| {
         let left = until.saturating_duration_since(Instant::now());
@@ -138,7 +138,7 @@ fn still_silent(servers: &[SocketAddr]) -> Result<Vec<SocketAddr>> {
             .and_then(|()| socket.recv(&mut answer));
         heard.is_ok() && answer[..2] == question[..2]
     };
-    let silent = asked.iter().filter(|(_, socket)| !has_answered(socket));
+    let silent = queried.iter().filter(|(_, socket)| !has_answered(socket));
     Ok(silent.map(|(server, _)| *server).collect())
 }
 
@@ -245,11 +245,11 @@ fn answers(server: IpAddr, name: &str) -> Result<bool> {
     socket.set_read_timeout(Some(PATIENCE))?;
     let question = question(name);
     for _ in 0..ATTEMPTS {
-        let asked = socket
+        let sent = socket
             .connect((server, 53))
             .and_then(|()| socket.send(&question));
         let mut answer = [0; 512];
-        if asked.is_ok() && socket.recv(&mut answer).is_ok() && answer[..2] == question[..2] {
+        if sent.is_ok() && socket.recv(&mut answer).is_ok() && answer[..2] == question[..2] {
             // NOERROR. Another server has REFUSED or NXDOMAIN for it.
             return Ok(answer[3] & 0xf == 0);
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 
+use cni::address::is_single;
 use ipnetwork::IpNetwork;
 use netlink::Link;
 use networks::named::Listed;
@@ -234,10 +235,9 @@ fn outside(
         Holder::Network { .. } => {}
         Holder::Route { interface, .. } => {
             let link = node.survey.node().named(interface).map(|it| &it.link);
-            let is_host =
-                i64::from(other.network.prefix()) == if other.network.is_ipv4() { 32 } else { 128 };
-            let is_ours =
-                link.is_some_and(|it| is_of_pods(node, it) || is_host && it.is_kind("veth"));
+            let is_of_pod =
+                |it| is_of_pods(node, it) || is_single(other.network) && it.is_kind("veth");
+            let is_ours = link.is_some_and(is_of_pod);
             let is_ours = is_ours || interface == "lo";
             if is_ours || !overlap(network, other.network) || uses_parent(node, name, interface) {
                 return;

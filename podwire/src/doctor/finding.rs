@@ -110,6 +110,12 @@ impl Finding {
         self
     }
 
+    /// With a DEL of the attachment as remedy.
+    #[must_use]
+    pub fn delete(self, network: &str, container_id: &str, ifname: &str) -> Self {
+        self.ours(&["del", "--container-id", container_id, "-i", ifname, network])
+    }
+
     /// With a command as remedy.
     #[must_use]
     pub fn command(mut self, command: impl Into<String>) -> Self {

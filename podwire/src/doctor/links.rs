@@ -165,14 +165,11 @@ fn lost(
         format!("{ip} link show dev {}", quoted(&attachment.ifname)),
         format!("Device \"{}\" does not exist.", attachment.ifname),
     );
-    found.add(finding.ours(&[
-        "del",
-        "--container-id",
-        &attachment.container_id,
-        "-i",
-        &attachment.ifname,
+    found.add(finding.delete(
         &attachment.network,
-    ]));
+        &attachment.container_id,
+        &attachment.ifname,
+    ));
 }
 
 fn port(

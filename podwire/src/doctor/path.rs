@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use ipnetwork::IpNetwork;
 use netlink::{MAIN_TABLE, Route, sysctl};
 use serde::Serialize;
 use survey::{Attachment, Home, Interface, Namespace};
@@ -97,12 +96,8 @@ pub fn check(node: &Node<'_>, found: &mut Examination) {
 
 fn remedy(attached: &Attached, ip: IpAddr, device: &str) -> String {
     let given = attached.result.ips.iter().find(|it| it.address.ip() == ip);
-    let subnet = given.map(|it| it.address.0);
-    let network = match links::bridge_of(attached) {
-        Some(_) => subnet.and_then(|it| IpNetwork::new(it.network(), it.prefix()).ok()),
-        None => None,
-    };
-    let network = network.unwrap_or(ip.into());
+    let subnet = given.filter(|_| links::bridge_of(attached).is_some());
+    let network = subnet.map_or(ip.into(), |it| it.address.network().0);
     format!("ip route replace {network} dev {device}")
 }
 

@@ -161,14 +161,11 @@ fn gone(attachment: &Attachment, found: &mut Examination) {
         format!("stat -L {}", quoted(path)),
         "No such file or directory",
     );
-    found.add(finding.ours(&[
-        "del",
-        "--container-id",
-        &attachment.container_id,
-        "-i",
-        &attachment.ifname,
+    found.add(finding.delete(
         &attachment.network,
-    ]));
+        &attachment.container_id,
+        &attachment.ifname,
+    ));
 }
 
 fn uncached(node: &Node<'_>, attachment: &Attachment, found: &mut Examination) {
@@ -291,14 +288,7 @@ fn stray_ports(node: &Node<'_>, found: &mut Examination) {
             Some(it) if node.survey.catalogue.named(&it.network).is_some() => {
                 finding.ours(&["gc", "--keep-cached", &it.network])
             }
-            Some(it) => finding.ours(&[
-                "del",
-                "--container-id",
-                it.container_id.as_str(),
-                "-i",
-                it.ifname.as_str(),
-                &it.network,
-            ]),
+            Some(it) => finding.delete(&it.network, it.container_id.as_str(), it.ifname.as_str()),
             None => finding.advice("podwire gc --keep-cached NETWORK, with the pod's network"),
         });
     }

@@ -1,6 +1,6 @@
 //! Which boxes a picture has, in which band, and which lines: of a graph, a plan for the layout.
 //!
-//! Pods that are attached to the same things share a frame where they are many. A rule and a
+//! Pods that are attached to the same objects share a frame where they are many. A rule and a
 //! published port are a line of text in the box that they are about.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -11,7 +11,7 @@ use super::layout::{Band, Group, Item, Joined, Member, Plan, Row};
 use super::model::{Graph, Index, Kind, Link, Node, View};
 use super::scene::{Label, Look, Scene, Stroke, visible};
 
-/// So many pods that are attached to the same things are shown one by one.
+/// So many pods that are attached to the same objects are shown one by one.
 const FEW: usize = 10;
 /// So many peers of a VXLAN device are shown; the others are a number.
 const PEERS: usize = 40;

@@ -1,7 +1,7 @@
 //! What the rules of the packet filters are about.
 
 use anyhow::Result;
-use ipnetwork::IpNetwork;
+use cni::address::{is_single, network_of};
 use packet_filter::{Applied, Iptables, Nftables};
 use survey::Survey;
 
@@ -23,14 +23,12 @@ fn in_nftables(survey: &Survey) -> Result<Vec<Applied>> {
         .attachments
         .iter()
         .filter_map(|it| it.result.as_ref());
-    let addresses = results.flat_map(|it| &it.ips).map(|it| it.address);
-    let addresses = addresses.filter_map(|it| IpNetwork::new(it.ip(), it.prefix()).ok());
+    let addresses = results.flat_map(|it| &it.ips).map(|it| it.address.0);
     let gateways = survey.node().interfaces.iter().flat_map(|it| &it.addresses);
     let all = addresses.chain(gateways.map(|it| it.address));
     // A rule of one pod alone names it.
-    let subnets = all.filter(|it| usize::from(it.prefix()) < if it.is_ipv4() { 32 } else { 128 });
-    let subnets = subnets.filter_map(|it| IpNetwork::new(it.network(), it.prefix()).ok());
-    let mut subnets: Vec<_> = subnets.collect();
+    let subnets = all.filter(|it| !is_single(*it));
+    let mut subnets: Vec<_> = subnets.map(network_of).collect();
     subnets.sort();
     subnets.dedup();
     nftables.inventory(&subnets)

@@ -129,8 +129,8 @@ fn ports(graph: &mut Graph, survey: &Survey, pod: &str, attachment: &Attachment)
     let mut mappings = BTreeSet::new();
     let kernel = survey.published.iter().filter(|it| it.owner == label);
     mappings.extend(kernel.map(|it| any_family(it.mapping)));
-    let asked = attachment.cached.iter().flat_map(crate::run::ports::of);
-    let asked = asked.filter_map(|it| {
+    let requested = attachment.cached.iter().flat_map(crate::run::ports::of);
+    let requested = requested.filter_map(|it| {
         Some(Mapping {
             host_ip: it.host_ip.parse().ok(),
             host_port: it.host_port,
@@ -138,7 +138,7 @@ fn ports(graph: &mut Graph, survey: &Survey, pod: &str, attachment: &Attachment)
             protocol: Protocol::parse(&it.protocol)?,
         })
     });
-    mappings.extend(asked.map(any_family));
+    mappings.extend(requested.map(any_family));
     for mapping in mappings {
         let shown = mapping.host_ip.map(|it| it.to_string()).unwrap_or_default();
         let id = format!("port:{shown}:{}", mapping.published_port());

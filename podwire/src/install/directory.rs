@@ -54,7 +54,7 @@ impl Item {
         Ok(names.iter().map(item).collect())
     }
 
-    /// A file that everyone may read.
+    /// A file that all users may read.
     pub fn text(name: &str, text: Vec<u8>) -> Self {
         Self {
             name: name.to_owned(),

@@ -44,7 +44,7 @@ pub struct Design {
 /// The gateway mode in which published ports are opened.
 pub const ROUTED: &str = "routed";
 
-/// The keys that say who reaches the containers from elsewhere, and whom they reach.
+/// The keys that restrict access to and from the containers.
 #[derive(Clone, Debug)]
 pub struct Access {
     /// Containers have no way out, and none leads to them.
@@ -201,7 +201,7 @@ impl Design {
         }
     }
 
-    /// Who reaches the containers, and how they reach others.
+    /// Access to and from the containers.
     fn add_access(&self, plugin: &mut Value) {
         plugin["capabilities"]["links"] = true.into();
         plugin["links"] = json!([]);

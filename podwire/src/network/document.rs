@@ -381,7 +381,7 @@ pub fn with_host_local(listed: &Listed) -> Vec<Json> {
 /// What `inspect --native` prints: the configuration, and what the kernel has of the network.
 ///
 /// # Errors
-/// The kernel cannot be asked.
+/// The kernel cannot be queried.
 pub fn native(network: &Network, attached: &Attached) -> Result<Value> {
     let attachments = attached
         .alive

@@ -48,7 +48,7 @@ pub fn renew(network: &str, document: &mut Map<String, Value>) -> Result<()> {
         record.network.servers.clone_from(&servers);
         record.network.internal = internal;
         directory.write(&entry, &record)?;
-        tell(&entry)?;
+        notify(&entry)?;
     }
     Ok(())
 }
@@ -59,16 +59,18 @@ pub fn renew(network: &str, document: &mut Map<String, Value>) -> Result<()> {
 /// As [`renew`].
 pub fn forget(network: &str) -> Result<()> {
     for entry in Directory::default().retain(network, &[])? {
-        tell(&entry)?;
+        notify(&entry)?;
     }
     Ok(())
 }
 
 /// Has the resolver read a record that was written or removed. Without a resolver, the next one reads
 /// it.
-fn tell(entry: &Entry) -> Result<()> {
+fn notify(entry: &Entry) -> Result<()> {
     match Resolver::default().ask(&Request::Read(entry.clone()), PATIENCE) {
         Err(error) if error.is::<Unreachable>() => Ok(()),
-        told => told.map(drop).with_context(|| format!("names of {entry}")),
+        answer => answer
+            .map(drop)
+            .with_context(|| format!("names of {entry}")),
     }
 }

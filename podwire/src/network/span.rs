@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use cni::address::number;
 use ipnetwork::IpNetwork;
 
 /// The addresses from the first to the last one, both included.
@@ -106,13 +107,6 @@ impl Span {
             });
         }
         left
-    }
-}
-
-fn number(ip: IpAddr) -> u128 {
-    match ip {
-        IpAddr::V4(ip) => u32::from(ip).into(),
-        IpAddr::V6(ip) => ip.into(),
     }
 }
 

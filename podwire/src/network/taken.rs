@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use cni::address::is_link_local_v6;
 use ipnetwork::IpNetwork;
 use netlink::{Family, Netlink, RouteFilter};
 use networks::named::{Catalogue, subnets_of};
@@ -77,7 +78,7 @@ const BEHIND_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 /// All of them: of the networks first, then of the routes, then of the name servers.
 ///
 /// # Errors
-/// The kernel cannot be asked for its routes.
+/// The kernel cannot be queried for its routes.
 pub fn taken(catalogue: &Catalogue) -> Result<Vec<Taken>> {
     let mut all = of_networks(catalogue);
     all.extend(of_routes(&Netlink::open()?)?);
@@ -91,7 +92,7 @@ pub fn taken(catalogue: &Catalogue) -> Result<Vec<Taken>> {
 /// name servers. Each with what it is.
 ///
 /// # Errors
-/// The kernel cannot be asked for them.
+/// The kernel cannot be queried for them.
 pub fn on_segment() -> Result<Vec<(&'static str, IpAddr)>> {
     let host = Netlink::open()?;
     let mut all = Vec::new();
@@ -137,9 +138,7 @@ fn of_routes(host: &Netlink) -> Result<Vec<Taken>> {
         };
         for route in host.list_routes(filter)? {
             let ip = route.dst.ip();
-            let is_local =
-                ip.is_multicast() || matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-            if route.dst.prefix() == 0 || is_local {
+            if route.dst.prefix() == 0 || ip.is_multicast() || is_link_local_v6(ip) {
                 continue;
             }
             let link = match route.oif {

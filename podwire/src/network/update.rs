@@ -90,12 +90,12 @@ impl Changes<'_> {
         })
     }
 
-    /// Whether it changes which questions are asked where.
+    /// Whether it changes which server gets which questions.
     fn touch_names(&self) -> bool {
         self.internal.is_some() || !self.servers.is_empty() || !self.remove_servers.is_empty()
     }
 
-    /// Whether it changes who reaches the containers from elsewhere, and whom they reach.
+    /// Whether it changes the access to or from the containers.
     fn touch_access(&self) -> bool {
         self.internal.is_some() || self.modes.iter().any(Option::is_some)
     }

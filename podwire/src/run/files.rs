@@ -74,7 +74,7 @@ pub fn addresses(results: &[AddResult]) -> Vec<IpAddr> {
 
 /// /etc/resolv.conf: of what was asked for, of what the networks have returned, and of the node's
 /// file, the first that has a value.
-pub fn resolv_conf(asked: &Resolver, results: &[AddResult], node: &str) -> String {
+pub fn resolv_conf(requested: &Resolver, results: &[AddResult], node: &str) -> String {
     let of_networks = |values: fn(&Dns) -> &Vec<String>| -> Vec<String> {
         let all = results.iter().flat_map(|it| values(&it.dns));
         all.cloned().collect()
@@ -86,8 +86,8 @@ pub fn resolv_conf(asked: &Resolver, results: &[AddResult], node: &str) -> Strin
         });
         values.flatten().collect()
     };
-    let first = |asked: &[String], networks: Vec<String>, node: Vec<String>| -> Vec<String> {
-        let all = [asked.to_vec(), networks, node];
+    let first = |requested: &[String], networks: Vec<String>, node: Vec<String>| -> Vec<String> {
+        let all = [requested.to_vec(), networks, node];
         all.into_iter()
             .find(|it| !it.is_empty())
             .unwrap_or_default()
@@ -95,16 +95,20 @@ pub fn resolv_conf(asked: &Resolver, results: &[AddResult], node: &str) -> Strin
     let mut reachable = of_node("nameserver");
     // The node's loopback is not the container's.
     reachable.retain(|it| it.parse::<IpAddr>().is_ok_and(|it| !it.is_loopback()));
-    let servers = first(&asked.servers, of_networks(|it| &it.nameservers), reachable);
+    let servers = first(
+        &requested.servers,
+        of_networks(|it| &it.nameservers),
+        reachable,
+    );
     let mut domains = of_networks(|it| &it.search);
     if domains.is_empty() {
         let own = results.iter().map(|it| it.dns.domain.clone());
         domains = own.filter(|it| !it.is_empty()).collect();
     }
-    let mut search = first(&asked.search, domains, of_node("search"));
+    let mut search = first(&requested.search, domains, of_node("search"));
     search.retain(|it| it != ".");
     let options = first(
-        &asked.options,
+        &requested.options,
         of_networks(|it| &it.options),
         of_node("options"),
     );
@@ -162,13 +166,13 @@ mod tests {
             resolv_conf(&none, std::slice::from_ref(&network), node),
             "nameserver 10.1.0.1\nsearch n\noptions edns0\n"
         );
-        let asked = Resolver {
+        let requested = Resolver {
             servers: vec!["1.2.3.4".into()],
             search: vec![".".into()],
             options: vec!["ndots:2".into()],
         };
         assert_eq!(
-            resolv_conf(&asked, &[network], node),
+            resolv_conf(&requested, &[network], node),
             "nameserver 1.2.3.4\noptions ndots:2\n"
         );
         let alone = resolv_conf(&none, &[], "nameserver 127.0.0.1\nnameserver ::1\n");

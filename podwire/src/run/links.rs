@@ -115,10 +115,10 @@ impl Linked {
     /// apart.
     pub fn argument(&self, list: &NetworkList) -> Option<Value> {
         let mut plugins = list.plugins.iter();
-        let is_apart = plugins.any(|it| it.document.get("icc") == Some(&false.into()));
+        let isolates_pods = plugins.any(|it| it.document.get("icc") == Some(&false.into()));
         let mut attachments = self.attachments.iter();
         let attachment = attachments.find(|it| it.network_name == list.name)?;
-        (is_apart && !self.ports.is_empty()).then(|| {
+        (isolates_pods && !self.ports.is_empty()).then(|| {
             json!({
                 "containerID": attachment.container_id,
                 "ifName": attachment.ifname,

@@ -10,9 +10,9 @@ use networks::{Cache, NetworkList};
 use super::files;
 
 /// The text for a container that is attached to these networks with these results.
-pub fn text(asked: &Resolver, networks: &[&NetworkList], results: &[AddResult]) -> String {
-    let asked = asked_of_node(asked, networks, results);
-    files::resolv_conf(&asked, results, &resolv_conf_of_node())
+pub fn text(requested: &Resolver, networks: &[&NetworkList], results: &[AddResult]) -> String {
+    let requested = beside_networks(requested, networks, results);
+    files::resolv_conf(&requested, results, &resolv_conf_of_node())
 }
 
 /// Writes the file again after `podwire network connect` or `disconnect`.
@@ -36,15 +36,19 @@ pub fn renew(record: &Record, cache: &Cache) -> Result<()> {
 
 /// What `--dns…` asks for beside the networks. Where a network answers names, its resolver has got the
 /// servers of `--dns`, and asks them for the names that it does not know.
-fn asked_of_node(asked: &Resolver, networks: &[&NetworkList], results: &[AddResult]) -> Resolver {
+fn beside_networks(
+    requested: &Resolver,
+    networks: &[&NetworkList],
+    results: &[AddResult],
+) -> Resolver {
     let mut networks = networks.iter().zip(results);
     let takes_servers = networks
         .any(|(list, result)| list.has_capability("dns") && !result.dns.nameservers.is_empty());
-    let mut asked = asked.clone();
+    let mut requested = requested.clone();
     if takes_servers {
-        asked.servers.clear();
+        requested.servers.clear();
     }
-    asked
+    requested
 }
 
 /// The node's name servers; with systemd-resolved those that it asks, because its own address is the

@@ -29,8 +29,8 @@ impl Followed {
     /// Adds what rules of the node did. The first step shows whether it is a question of the pod.
     fn on_node(&mut self, heard: Vec<Step>, port: Option<u16>) {
         for step in heard {
-            let asked = |it: &Step| it.packet == step.packet;
-            if step.is_question || self.questions.iter().any(asked) {
+            let is_followed = |it: &Step| it.packet == step.packet;
+            if step.is_question || self.questions.iter().any(is_followed) {
                 self.questions.push(step)
             } else {
                 self.node.push(step)

@@ -26,7 +26,7 @@ pub const NODE: &str = "node";
 /// Follows a packet from `origin` to `target`. An answer is waited for no longer than `patience`.
 ///
 /// # Errors
-/// The kernel cannot be asked. That a packet does not arrive is a result.
+/// The kernel cannot be queried. That a packet does not arrive is a result.
 pub fn trace(
     survey: &Survey,
     origin: &Origin,

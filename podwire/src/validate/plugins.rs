@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use cni::Cidr;
+use cni::address::is_link_local_v6;
 use cni::env::IfName;
 use cni::faults::{Fault, Faults};
 use host_device::plan::NO_DEVICE;
@@ -135,13 +136,25 @@ fn macvlan(subject: &mut Subject<'_>) {
         return;
     };
     without_ipam(subject, &[("detectConflicts", keys.detect_conflicts)]);
-    if !keys.mac.is_empty() {
-        let reason = "is that of every pod: two on one parent cannot have the same";
-        subject.warning("mac", reason);
-    }
+    shared_mac(subject, &keys.mac, "parent");
     check_master(subject, &keys.master);
     subject.take(macvlan::Plan::new(&keys, None));
     check_mtu_of_parent(subject, keys.mtu);
+}
+
+/// Reports a MAC of the configuration, which is that of every pod.
+fn shared_mac(subject: &mut Subject<'_>, mac: &str, place: &str) {
+    if !mac.is_empty() {
+        let reason = format!("is that of every pod: two on one {place} cannot have the same");
+        subject.warning("mac", reason);
+    }
+}
+
+/// Reports a chained plugin that no other plugin comes before, with the text of its ADD.
+fn needs_result(subject: &mut Subject<'_>, reason: &str) {
+    if subject.is_first() {
+        subject.error("", reason);
+    }
 }
 
 fn vlan(subject: &mut Subject<'_>) {
@@ -241,9 +254,7 @@ fn vrf(subject: &mut Subject<'_>) {
     let Some(keys) = subject.keys::<vrf::Conf>() else {
         return;
     };
-    if subject.is_first() {
-        subject.error("", "missing prevResult from earlier plugin");
-    }
+    needs_result(subject, "missing prevResult from earlier plugin");
     if (253..=255).contains(&keys.table) {
         let reason = "a table of every namespace: default (253), main (254) or local (255)";
         subject.warning("table", reason);
@@ -255,10 +266,7 @@ fn tap(subject: &mut Subject<'_>) {
     let Some(keys) = subject.keys::<tap::Conf>() else {
         return;
     };
-    if !keys.mac.is_empty() {
-        let reason = "is that of every pod: two on one segment cannot have the same";
-        subject.warning("mac", reason);
-    }
+    shared_mac(subject, &keys.mac, "segment");
     subject.take(tap::Plan::new(&keys, None));
 }
 
@@ -293,9 +301,7 @@ fn portmap(subject: &mut Subject<'_>) {
     let Some(keys) = subject.keys::<portmap::Conf>() else {
         return;
     };
-    if subject.is_first() {
-        subject.error("", "must be called as chained plugin");
-    }
+    needs_result(subject, "must be called as chained plugin");
     if keys.masq_all && keys.snat == Some(false) {
         subject.warning("masqAll", "has no effect when snat is false");
     }
@@ -318,9 +324,7 @@ fn firewall(subject: &mut Subject<'_>) {
     let Some(keys) = subject.keys::<firewall::Conf>() else {
         return;
     };
-    if subject.is_first() {
-        subject.error("", "missing prevResult from earlier plugin");
-    }
+    needs_result(subject, "missing prevResult from earlier plugin");
     if !keys.backend.is_empty() && FirewallBackend::named(&keys.backend).is_none() {
         let reason = format!("{:?} is none: the plugin chooses", keys.backend);
         subject.warning("backend", reason);
@@ -336,14 +340,9 @@ fn tuning(subject: &mut Subject<'_>) {
     let Some(keys) = subject.keys::<tuning::Conf>() else {
         return;
     };
-    if subject.is_first() {
-        let reason = "Required prevResult missing: it must come after another plugin";
-        subject.error("", reason);
-    }
-    if !keys.mac.is_empty() {
-        let reason = "is that of every pod: two on one segment cannot have the same";
-        subject.warning("mac", reason);
-    }
+    let reason = "Required prevResult missing: it must come after another plugin";
+    needs_result(subject, reason);
+    shared_mac(subject, &keys.mac, "segment");
     relative_path(subject, "dataDir", &keys.data_dir);
     subject.take(tuning::Plan::new(&keys, None));
 }
@@ -352,9 +351,7 @@ fn sbr(subject: &mut Subject<'_>) {
     let Some(keys) = subject.keys::<sbr::Conf>() else {
         return;
     };
-    if subject.is_first() {
-        subject.error("", "This plugin must be called as chained plugin");
-    }
+    needs_result(subject, "This plugin must be called as chained plugin");
     if keys.table.is_some() {
         for (key, is_set) in [
             ("gateways", !keys.gateways.is_empty()),
@@ -372,9 +369,7 @@ fn bandwidth(subject: &mut Subject<'_>) {
     let Some(keys) = subject.keys::<bandwidth::Conf>() else {
         return;
     };
-    if subject.is_first() {
-        subject.error("", "must be called as chained plugin");
-    }
+    needs_result(subject, "must be called as chained plugin");
     // Runtimes pass limits to the plugins that declare the capability.
     let has_limits = keys.own_limits().is_some() || keys.runtime_config.bandwidth.is_some();
     if !has_limits && !subject.has_capability("bandwidth") {
@@ -524,8 +519,7 @@ fn fixed(subject: &mut Subject<'_>) {
 fn far_gateway(subject: &mut Subject<'_>, key: &str, subnet: Cidr, gateway: Option<IpAddr>) {
     let Some(gateway) = gateway else { return };
     let same_family = gateway.is_ipv4() == subnet.ip().is_ipv4();
-    let is_link_local = matches!(gateway, IpAddr::V6(ip) if ip.is_unicast_link_local());
-    if !same_family || !subnet.0.contains(gateway) && !is_link_local {
+    if !same_family || !subnet.0.contains(gateway) && !is_link_local_v6(gateway) {
         let reason = format!("{gateway} is not in {subnet}: containers cannot reach it directly");
         subject.warning(&format!("{key}.gateway"), reason);
     }

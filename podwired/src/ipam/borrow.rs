@@ -2,18 +2,18 @@
 
 use std::net::IpAddr;
 
-use pools::{Free, Span, Time, Wish};
+use pools::{Criteria, Free, Span, Time};
 use store::{Expected, Transactions, Write};
 
 use super::Role;
-use super::supply::Short;
+use super::supply::Shortage;
 use super::view::Want;
 
 /// What this node wants.
 #[derive(Clone, Copy)]
 pub(super) enum Wanted<'a> {
     /// Any address.
-    Any(&'a Wish<'a>),
+    Any(&'a Criteria<'a>),
     /// This one.
     This(IpAddr),
 }
@@ -35,7 +35,7 @@ impl<S: Transactions + 'static> Role<S> {
         pool: &str,
         wanted: Wanted<'_>,
         deadline: Time,
-    ) -> Result<(), Short> {
+    ) -> Result<(), Shortage> {
         let key = self.post_want(pool, wanted).await?;
         let mut was_seen = false;
         let answer = || self.answer_to(pool, &key, wanted, &mut was_seen);
@@ -48,17 +48,17 @@ impl<S: Transactions + 'static> Role<S> {
                 Ok(())
             }
             Some(Answer::Needless) => Ok(()),
-            Some(Answer::Refused(why)) => Err(Short::Now(why)),
-            None => Err(Short::Now(
+            Some(Answer::Refused(why)) => Err(Shortage::Now(why)),
+            None => Err(Shortage::Now(
                 "all blocks are claimed, and no other node has an address to lend".into(),
             )),
         }
     }
 
     /// Writes a want, which goes with this node's lease. Returns its key.
-    async fn post_want(&self, pool: &str, wanted: Wanted<'_>) -> Result<String, Short> {
+    async fn post_want(&self, pool: &str, wanted: Wanted<'_>) -> Result<String, Shortage> {
         let (spans, ip) = match wanted {
-            Wanted::Any(wish) => (wish.spans.to_vec(), None),
+            Wanted::Any(criteria) => (criteria.spans.to_vec(), None),
             Wanted::This(ip) => (vec![Span(ip, ip)], Some(ip)),
         };
         let own = self.new_claim(None);
@@ -81,11 +81,11 @@ impl<S: Transactions + 'static> Role<S> {
         let posted = self.commit(&[(&key, Expected::Absent)], &put).await?;
         match posted {
             Some(_) => Ok(key),
-            None => Err(Short::Now("this node's lease has ended".into())),
+            None => Err(Shortage::Now("this node's lease has ended".into())),
         }
     }
 
-    /// What has become of a want so far. Who gives something deletes its key.
+    /// What has become of a want so far. The node that gives something deletes its key.
     fn answer_to(
         &self,
         pool: &str,
@@ -93,8 +93,12 @@ impl<S: Transactions + 'static> Role<S> {
         wanted: Wanted<'_>,
         was_seen: &mut bool,
     ) -> Option<Answer> {
-        if let Wanted::Any(wish) = wanted
-            && let Free::Now(_) = self.node.borrow_mut().book(pool).find(wish, Time::now())
+        if let Wanted::Any(criteria) = wanted
+            && let Free::Now(_) = self
+                .node
+                .borrow_mut()
+                .book(pool)
+                .find(criteria, Time::now())
         {
             return Some(Answer::Needless);
         }

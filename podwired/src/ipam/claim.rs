@@ -3,19 +3,19 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use pools::{Block, Set, Span, Time, Wish, candidates, usual_prefix};
+use pools::{Block, Criteria, Set, Span, Time, candidates, usual_prefix};
 use store::{Expected, Transactions, Write};
 use tokio::task::spawn_local;
 
 use super::Role;
-use super::supply::Short;
+use super::supply::Shortage;
 use super::transaction::Change;
 
 impl<S: Transactions + 'static> Role<S> {
     /// The length of the prefix of a pool's blocks. The first ADD of a pool decides it.
-    pub(super) async fn length(&self, pool: &str, set: &Set) -> Result<u8, Short> {
+    pub(super) async fn length(&self, pool: &str, set: &Set) -> Result<u8, Shortage> {
         let Some(Span(first, _)) = set.spans.first() else {
-            return Err(Short::Never("no address is left in the ranges".into()));
+            return Err(Shortage::Never("no address is left in the ranges".into()));
         };
         let is_ipv4 = first.is_ipv4();
         let key = (pool.to_owned(), is_ipv4);
@@ -30,9 +30,9 @@ impl<S: Transactions + 'static> Role<S> {
             let deadline = Time::now().after(Duration::from_secs(2));
             length = self.wait_for(deadline, || found(&self.view.borrow())).await;
         }
-        let length = length.ok_or_else(|| Short::Now("the store is slow".into()))?;
+        let length = length.ok_or_else(|| Shortage::Now("the store is slow".into()))?;
         match set.block.filter(|it| *it != length) {
-            Some(wanted) => Err(Short::Never(format!(
+            Some(wanted) => Err(Shortage::Never(format!(
                 "blockSize: /{wanted}, but pool {pool} has blocks of /{length} in the store"
             ))),
             None => Ok(length),
@@ -56,7 +56,7 @@ impl<S: Transactions + 'static> Role<S> {
         pool: &str,
         block: Block,
         deadline: Time,
-    ) -> Result<bool, Short> {
+    ) -> Result<bool, Shortage> {
         let claim = Change {
             pool,
             block,
@@ -67,7 +67,7 @@ impl<S: Transactions + 'static> Role<S> {
         // Ours, or that of the faster node.
         let appeared = || self.view.borrow().claim(pool, block).map(drop);
         if self.session.get().is_none() || self.wait_for(deadline, appeared).await.is_none() {
-            return Err(Short::Now(format!(
+            return Err(Shortage::Now(format!(
                 "block {block} of the store is not seen in time"
             )));
         }
@@ -82,14 +82,14 @@ impl<S: Transactions + 'static> Role<S> {
         let is_scarce = {
             let (view, mut node) = (self.view.borrow(), self.node.borrow_mut());
             let nothing = Rc::default();
-            let wish = Wish {
+            let criteria = Criteria {
                 spans: &set.spans,
                 kept: view.kept.get(pool).unwrap_or(&nothing),
                 cool_down: self.cool_down(pool),
             };
             let half = Block::of(set.spans[0].0, length).addresses().count() / 2;
             let enough = half.max(1);
-            node.book(pool).count(&wish, Time::now(), enough) < enough
+            node.book(pool).count(&criteria, Time::now(), enough) < enough
         };
         if !is_scarce {
             return;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use pools::{Block, Claim, Free, Span, Time, Wish};
+use pools::{Block, Claim, Criteria, Free, Span, Time};
 use store::{Expected, Transactions, Write};
 
 use super::Role;
@@ -12,7 +12,7 @@ use super::transaction::Change;
 use super::view::{Seen, Want};
 
 /// What a node gives another one.
-enum Gift {
+enum Loan {
     Block(Block),
     Single(IpAddr),
     Refused(String),
@@ -50,38 +50,38 @@ impl<S: Transactions + 'static> Role<S> {
     }
 
     async fn serve_want(&self, key: &str, pool: &str, want: &Seen<Want>) {
-        let gift = self.gift(pool, &want.value);
-        if S::IS_ATOMIC || want.value.ip.is_some() || matches!(gift, Gift::Nothing) {
-            return self.give(gift, key, pool, want).await;
+        let loan = self.loan(pool, &want.value);
+        if S::IS_ATOMIC || want.value.ip.is_some() || matches!(loan, Loan::Nothing) {
+            return self.give(loan, key, pool, want).await;
         }
-        // All who have an address to spare would give one: the first that says so does.
+        // All nodes with a spare address would give one: the first that says so does.
         let giver = Some(self.settings.node.clone());
         let Some(want) = self.answer_want(key, want, |it| it.giver = giver).await else {
             return;
         };
-        let gift = self.gift(pool, &want.value);
-        self.give(gift, key, pool, &want).await;
+        let loan = self.loan(pool, &want.value);
+        self.give(loan, key, pool, &want).await;
         // It is gone, unless nothing was given: then it is for others.
         let _ = self.answer_want(key, &want, |it| it.giver = None).await;
     }
 
-    fn gift(&self, pool: &str, want: &Want) -> Gift {
+    fn loan(&self, pool: &str, want: &Want) -> Loan {
         match want.ip {
-            Some(ip) => self.gift_of(pool, ip),
-            None => self.any_gift(pool, &want.spans),
+            Some(ip) => self.loan_of(pool, ip),
+            None => self.any_loan(pool, &want.spans),
         }
     }
 
-    async fn give(&self, gift: Gift, key: &str, pool: &str, want: &Seen<Want>) {
-        match gift {
-            Gift::Block(block) => self.hand_over(key, pool, block, want).await,
-            Gift::Single(ip) => self.lend(key, pool, ip, want).await,
-            Gift::Refused(why) => {
+    async fn give(&self, loan: Loan, key: &str, pool: &str, want: &Seen<Want>) {
+        match loan {
+            Loan::Block(block) => self.hand_over(key, pool, block, want).await,
+            Loan::Single(ip) => self.lend(key, pool, ip, want).await,
+            Loan::Refused(why) => {
                 let refused = |it: &mut Want| it.refused = Some(why);
                 // It may be gone.
                 let _ = self.answer_want(key, want, refused).await;
             }
-            Gift::Nothing => {}
+            Loan::Nothing => {}
         }
     }
 
@@ -102,32 +102,32 @@ impl<S: Transactions + 'static> Role<S> {
     }
 
     /// What this node can give so that another one gets `ip`.
-    fn gift_of(&self, pool: &str, ip: IpAddr) -> Gift {
+    fn loan_of(&self, pool: &str, ip: IpAddr) -> Loan {
         let mut node = self.node.borrow_mut();
         let book = node.book(pool);
         match book.block_of(ip) {
-            None => Gift::Nothing,
+            None => Loan::Nothing,
             Some(block) if book.is_free(ip) => match block.is_single() {
-                true => Gift::Block(block),
-                false => Gift::Single(ip),
+                true => Loan::Block(block),
+                false => Loan::Single(ip),
             },
             Some(_) => match book.lease(ip) {
                 Some(lease) => {
                     let node = &self.settings.node;
-                    Gift::Refused(format!("{ip} is in use by {} on {node}", lease.owner))
+                    Loan::Refused(format!("{ip} is in use by {} on {node}", lease.owner))
                 }
-                None => Gift::Nothing,
+                None => Loan::Nothing,
             },
         }
     }
 
     /// What this node can give of its own addresses: a block that is idle, or a single one.
-    fn any_gift(&self, pool: &str, spans: &[Span]) -> Gift {
+    fn any_loan(&self, pool: &str, spans: &[Span]) -> Loan {
         let (view, mut node) = (self.view.borrow(), self.node.borrow_mut());
         let (cool_down, now) = (self.cool_down(pool), Time::now());
         let nothing = Rc::default();
         let kept: &Rc<HashSet<IpAddr>> = view.kept.get(pool).unwrap_or(&nothing);
-        let wish = Wish {
+        let criteria = Criteria {
             spans,
             kept,
             cool_down,
@@ -143,14 +143,14 @@ impl<S: Transactions + 'static> Role<S> {
         };
         let idle = book.empty_blocks().find(is_gift);
         if let Some(block) = idle {
-            return Gift::Block(block);
+            return Loan::Block(block);
         }
-        match book.find(&wish, now) {
+        match book.find(&criteria, now) {
             Free::Now(ip) => match book.block_of(ip) {
-                Some(block) if block.is_single() => Gift::Block(block),
-                _ => Gift::Single(ip),
+                Some(block) if block.is_single() => Loan::Block(block),
+                _ => Loan::Single(ip),
             },
-            _ => Gift::Nothing,
+            _ => Loan::Nothing,
         }
     }
 

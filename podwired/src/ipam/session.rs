@@ -28,7 +28,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 impl<S: Transactions + 'static> Role<S> {
     /// Has a session as long as the store grants one.
     pub(super) async fn keep_session(self: Rc<Self>, readiness: watch::Sender<Readiness>) {
-        let mut said = String::new();
+        let mut reported = String::new();
         loop {
             let ended = self.session(&readiness).await;
             self.fence.set(Time(0));
@@ -38,9 +38,9 @@ impl<S: Transactions + 'static> Role<S> {
                 Ok(why) => why.to_owned(),
                 Err(error) => format!("{error:#}"),
             };
-            if why != said {
+            if why != reported {
                 log::warn(format_args!("ipam: no addresses: {why}"));
-                said.clone_from(&why);
+                reported.clone_from(&why);
             }
             drop(readiness.send_replace(Err(why)));
             sleep(PAUSE).await;

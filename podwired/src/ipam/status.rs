@@ -133,7 +133,7 @@ impl<S: Transactions + 'static> Role<S> {
         page.single(
             name,
             "gauge",
-            "For how long this node may allocate unless its lease is renewed.",
+            "Recipient how long this node may allocate unless its lease is renewed.",
             left,
         );
         let counters = &self.counters;

@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use pools::{Block, Time, Wish};
+use pools::{Block, Criteria, Time};
 use store::{Error, Transactions};
 
 use super::Role;
@@ -24,14 +24,14 @@ use super::borrow::Wanted;
 
 /// Why there is no address.
 #[derive(Clone, Debug)]
-pub(super) enum Short {
+pub(super) enum Shortage {
     /// It may pass.
     Now(String),
     /// The request is wrong.
     Never(String),
 }
 
-impl From<Error> for Short {
+impl From<Error> for Shortage {
     fn from(error: Error) -> Self {
         Self::Now(error.to_string())
     }
@@ -41,24 +41,25 @@ impl From<Error> for Short {
 const COOL_DOWN: Duration = Duration::from_secs(30);
 
 impl<S: Transactions + 'static> Role<S> {
-    /// Gets at least one more address for `wish` from the store.
+    /// Gets at least one more address for `criteria` from the store.
     pub(super) async fn obtain(
         &self,
         pool: &str,
-        wish: &Wish<'_>,
+        criteria: &Criteria<'_>,
         length: u8,
         deadline: Time,
-    ) -> Result<(), Short> {
-        while let Some(block) = self.unclaimed(pool, wish.spans, length) {
+    ) -> Result<(), Shortage> {
+        while let Some(block) = self.unclaimed(pool, criteria.spans, length) {
             if self.claim_block(pool, block, deadline).await? {
                 return Ok(());
             }
         }
-        if let Some((block, seen)) = self.lost_block(pool, wish.spans) {
+        if let Some((block, seen)) = self.lost_block(pool, criteria.spans) {
             self.take_over(pool, block, &seen, deadline).await?;
             return Ok(());
         }
-        self.borrow_address(pool, Wanted::Any(wish), deadline).await
+        self.borrow_address(pool, Wanted::Any(criteria), deadline)
+            .await
     }
 
     /// Makes this address one of this node's.
@@ -68,7 +69,7 @@ impl<S: Transactions + 'static> Role<S> {
         ip: IpAddr,
         length: u8,
         deadline: Time,
-    ) -> Result<(), Short> {
+    ) -> Result<(), Shortage> {
         let found = {
             let view = self.view.borrow();
             let found = view.block_of(pool, ip);
@@ -89,7 +90,7 @@ impl<S: Transactions + 'static> Role<S> {
         }
     }
 
-    /// The lock of those who get more addresses for a pool.
+    /// The lock of the tasks that get more addresses for a pool.
     pub(super) fn obtaining(&self, pool: &str) -> Rc<tokio::sync::Mutex<()>> {
         let mut all = self.obtaining.borrow_mut();
         Rc::clone(all.entry(pool.to_owned()).or_default())

@@ -6,7 +6,7 @@ use pools::{Block, Claim, Span, Time};
 use store::{Expected, Transactions};
 
 use super::Role;
-use super::supply::Short;
+use super::supply::Shortage;
 use super::transaction::Change;
 use super::view::Seen;
 use crate::log;
@@ -18,7 +18,7 @@ impl<S: Transactions + 'static> Role<S> {
         view.is_lost(&claim.node, self.settings.grace, now)
     }
 
-    /// A block of a node that is lost; empty ones first, as its node last said.
+    /// A block of a node that is lost; empty ones first, as its node last wrote.
     pub(super) fn lost_block(&self, pool: &str, spans: &[Span]) -> Option<(Block, Seen<Claim>)> {
         let (view, now) = (self.view.borrow(), Time::now());
         let blocks = view.blocks.get(pool)?;
@@ -39,7 +39,7 @@ impl<S: Transactions + 'static> Role<S> {
         block: Block,
         seen: &Seen<Claim>,
         deadline: Time,
-    ) -> Result<bool, Short> {
+    ) -> Result<bool, Shortage> {
         let claim = self.new_claim(Some(&seen.value));
         let epoch = claim.epoch;
         let theirs = self.view.borrow().node_key(&seen.value.node);
@@ -73,7 +73,7 @@ impl<S: Transactions + 'static> Role<S> {
     }
 
     /// Takes all blocks of a node that is gone for good. Returns how many.
-    pub(super) async fn forget(&self, gone: &str) -> Result<usize, Short> {
+    pub(super) async fn forget(&self, gone: &str) -> Result<usize, Shortage> {
         if self.view.borrow().nodes.contains_key(gone) {
             let more = if S::IS_ATOMIC {
                 ""
@@ -81,7 +81,7 @@ impl<S: Transactions + 'static> Role<S> {
                 "; the others end it when the cluster has no such Node any more"
             };
             let why = format!("node {gone} lives: it has a lease{more}");
-            return Err(Short::Never(why));
+            return Err(Shortage::Never(why));
         }
         let blocks: Vec<_> = {
             let view = self.view.borrow();

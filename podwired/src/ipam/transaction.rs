@@ -9,7 +9,7 @@ use store::{Error, Expected, Revision, Transactions, Write};
 use super::Role;
 use super::view::Seen;
 
-/// A change of who has a block or a single address.
+/// A change of the node that has a block or a single address.
 pub(super) struct Change<'a> {
     pub pool: &'a str,
     pub block: Block,
@@ -51,7 +51,7 @@ impl<S: Transactions + 'static> Role<S> {
         self.store.commit(&all, writes).await
     }
 
-    /// Changes who has a block, if it still is as it was seen; a change of a want that belongs to it is made
+    /// Changes the node that has a block, if its key still is as it was seen; a change of a want that belongs to it is made
     /// with it. Returns whether it was.
     ///
     /// # Errors

@@ -57,7 +57,7 @@ pub struct View {
     pub nodes: HashMap<String, Seen<Alive>>,
     /// The length of prefixes of blocks, of each pool and family.
     pub lengths: HashMap<(String, bool), u8>,
-    /// Who has which block, and which single address of another node's block.
+    /// Which node has which block, and which single address of another node's block.
     pub blocks: HashMap<String, BTreeMap<Block, Seen<Claim>>>,
     /// What nodes want, by key.
     pub wants: BTreeMap<String, (String, Seen<Want>)>,
@@ -255,7 +255,7 @@ impl View {
         all
     }
 
-    /// Who has this block.
+    /// The node that has this block.
     pub fn claim(&self, pool: &str, block: Block) -> Option<&Seen<Claim>> {
         self.blocks.get(pool)?.get(&block)
     }

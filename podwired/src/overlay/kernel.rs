@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use flannel::{Backend, BackendType, Subnet};
 use ipnetwork::IpNetwork;
-use netlink::{Desired, Entry, Family, Monitor, Netlink, Peers, Seen};
+use netlink::{Desired, Entry, Event, Family, Monitor, Netlink, Peers};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use overlay::{Device, Mode, Network, Peer, Underlays, device, guard};
 use tokio::sync::{mpsc, oneshot};
@@ -296,14 +296,14 @@ impl Thread {
     /// Reads what the kernel has reported, but for the entries that were just removed from here.
     fn hear(&mut self, mut own: Removed) {
         let kept = &mut self.kept;
-        self.monitor.read(|seen| {
-            if let Seen::EntryGone(device) | Seen::RouteGone(device) = seen
+        self.monitor.read(|event| {
+            if let Event::EntryGone(device) | Event::RouteGone(device) = event
                 && let Some(left) = own.get_mut(&device).filter(|left| **left > 0)
             {
                 *left -= 1;
                 return;
             }
-            kept.values_mut().for_each(|it| it.hear(seen));
+            kept.values_mut().for_each(|it| it.hear(event));
         });
     }
 

@@ -36,7 +36,7 @@ pub struct Held {
 }
 
 /// A network's place in the store, and this node's wishes.
-pub struct Wish<'a, S> {
+pub struct LeaseSpec<'a, S> {
     /// The store.
     pub store: &'a S,
     /// The prefix of the network.
@@ -51,7 +51,7 @@ pub struct Wish<'a, S> {
     pub before: Option<Subnet>,
 }
 
-impl<S: Store> Wish<'_, S> {
+impl<S: Store> LeaseSpec<'_, S> {
     /// Takes a subnet, as the `listing` allows; `None` if another node was faster, so that the list
     /// is out of date.
     ///

@@ -1,6 +1,6 @@
 //! One network of this node, from the store to the kernel.
 //!
-//! A session begins with a list of everything and a lease, and goes on with news. It ends when
+//! A session begins with a list of everything and a lease, and goes on with events. It ends when
 //! something fails that it cannot repair, and begins anew; the kernel keeps what it has meanwhile.
 
 mod session;
@@ -21,7 +21,7 @@ use super::conf::Membership;
 use super::feed::Pause;
 use super::files;
 use super::kernel::{Kernel, device_name};
-use super::lease::{self, Held, Node, Wish};
+use super::lease::{self, Held, LeaseSpec, Node};
 use super::status::Status;
 use crate::log;
 
@@ -163,7 +163,7 @@ impl<S: Store + 'static> Runner<S> {
         before: Option<Subnet>,
         mut listing: Listing,
     ) -> Result<(Held, Listing)> {
-        let wish = Wish {
+        let spec = LeaseSpec {
             store: &*self.store,
             prefix: &self.network.prefix,
             config,
@@ -172,7 +172,7 @@ impl<S: Store + 'static> Runner<S> {
             before,
         };
         for _ in 0..ATTEMPTS {
-            if let Some(held) = wish.take(&listing).await? {
+            if let Some(held) = spec.take(&listing).await? {
                 return Ok((held, listing));
             }
             listing = self.list(&format!("{}/", self.network.prefix)).await?;

@@ -79,11 +79,11 @@ struct Question<'a> {
 }
 
 impl Answerer {
-    /// Answers `packet`, which came from `source` to the address `asked`, into `out`.
+    /// Answers `packet`, which came from `source` to the address `local`, into `out`.
     pub fn answer(
         &mut self,
         index: &Index,
-        (asked, source): (IpAddr, IpAddr),
+        (local, source): (IpAddr, IpAddr),
         packet: &[u8],
         transport: Transport,
         out: &mut Vec<u8>,
@@ -123,7 +123,7 @@ impl Answerer {
         if let Some(code) = fault {
             return refuse(&message, code, Kind::Malformed, out);
         }
-        let client = index.client(asked, source, &mut self.nets);
+        let client = index.client(local, source, &mut self.nets);
         let is_transfer = matches!(question.kind, RecordType::AXFR | RecordType::IXFR);
         if client == Client::Stranger || query.query_class() != DNSClass::IN || is_transfer {
             return refuse(&message, ResponseCode::Refused, Kind::Refused, out);
@@ -353,17 +353,17 @@ fn reply(
 }
 
 fn response_to(message: &Message, code: ResponseCode) -> Message {
-    let asked = &message.metadata;
-    let mut response = Message::new(asked.id, MessageType::Response, asked.op_code);
-    response.metadata.recursion_desired = asked.recursion_desired;
-    response.metadata.checking_disabled = asked.checking_disabled;
+    let query = &message.metadata;
+    let mut response = Message::new(query.id, MessageType::Response, query.op_code);
+    response.metadata.recursion_desired = query.recursion_desired;
+    response.metadata.checking_disabled = query.checking_disabled;
     response.metadata.recursion_available = true;
     response.metadata.response_code = code;
     response.queries = message.queries.iter().take(1).cloned().collect();
-    response.edns = message.edns.as_ref().map(|asked| {
+    response.edns = message.edns.as_ref().map(|requested| {
         let mut edns = Edns::new();
         edns.set_max_payload(UDP_LIMIT);
-        edns.set_dnssec_ok(asked.flags().dnssec_ok);
+        edns.set_dnssec_ok(requested.flags().dnssec_ok);
         edns
     });
     response

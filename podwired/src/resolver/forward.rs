@@ -1,4 +1,4 @@
-//! Questions for other servers: asked in order, the next one where one fails, and each answer checked
+//! Queries to other servers: sent in order, the next one where one fails, and each answer checked
 //! to be one to the question.
 
 use std::io;
@@ -22,16 +22,16 @@ const REFUSED: u8 = 5;
 ///
 /// Returns the first answer that is no failure, with the client's id. SERVFAIL if all fail.
 pub async fn ask(servers: &[SocketAddr], query: &[u8], transport: Transport) -> Vec<u8> {
-    let mut asked = query.to_vec();
+    let mut forwarded = query.to_vec();
     // Another id than the client's: it knows that one, and could answer itself.
     let id = random_id();
-    set_id(&mut asked, id);
+    set_id(&mut forwarded, id);
     let start = Instant::now();
     for (number, server) in (1..).zip(servers) {
         let share = PATIENCE * number / servers.len().max(1) as u32;
         let answered = match transport {
-            Transport::Udp => timeout_at(start + share, over_udp(*server, &asked)).await,
-            Transport::Tcp => timeout_at(start + share, over_tcp(*server, &asked)).await,
+            Transport::Udp => timeout_at(start + share, over_udp(*server, &forwarded)).await,
+            Transport::Tcp => timeout_at(start + share, over_tcp(*server, &forwarded)).await,
         };
         if let Ok(Ok(mut answer)) = answered
             && answer

@@ -19,7 +19,7 @@ struct State {
     clients: HashMap<IpAddr, usize>,
 }
 
-/// One thing that is being done, until it is dropped.
+/// A task in progress, until it is dropped.
 #[derive(Debug)]
 pub struct Pass {
     gate: Rc<Gate>,

@@ -8,7 +8,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use cni::Cidr;
-use ipnetwork::IpNetwork;
 use names::{Elsewhere, Entry, Name, Namespace, Network, Record, Static, StaticData};
 
 /// A network's place in the index.
@@ -167,10 +166,9 @@ impl Index {
             gateways.filter_map(|gateway| {
                 let mut subnets = net.about.subnets.iter();
                 let subnet = subnets.find(|it| it.0.contains(*gateway) && it.prefix() <= 30)?;
-                let lowest = IpNetwork::new(subnet.0.network(), subnet.prefix()).ok()?;
                 Some(Spare {
                     gateway: *gateway,
-                    address: Cidr(lowest),
+                    address: subnet.network(),
                     bridge: net.about.bridge.clone(),
                     is_used: net.uses_spare,
                 })
@@ -403,11 +401,11 @@ impl Index {
         }
     }
 
-    /// Who sends from `source` to the address `asked`. `nets` becomes the networks whose names it
-    /// sees: those that are served at `asked` come first.
-    pub fn client(&self, asked: IpAddr, source: IpAddr, nets: &mut Vec<NetId>) -> Client {
+    /// The client that sends from `source` to the address `local`. `nets` becomes the networks whose names it
+    /// sees: those that are served at `local` come first.
+    pub fn client(&self, local: IpAddr, source: IpAddr, nets: &mut Vec<NetId>) -> Client {
         nets.clear();
-        let Some(here) = self.listening.get(&asked) else {
+        let Some(here) = self.listening.get(&local) else {
             return Client::Stranger;
         };
         // Networks with the same gateway are one segment, as after a change of its name.

@@ -52,7 +52,7 @@ pub struct Service {
     node: RefCell<NodeServers>,
     open: RefCell<Open>,
     firewall: RefCell<Option<Firewall>>,
-    /// By the directories of networks that span nodes: who tells the others of a record.
+    /// By the directories of networks that span nodes: what sends records to the others.
     pub shared: RefCell<HashMap<String, UnboundedSender<String>>>,
 }
 
@@ -191,7 +191,7 @@ impl Service {
         Ok(())
     }
 
-    /// Answers on these sockets what is asked at `address`.
+    /// Answers on these sockets the queries to `address`.
     fn serve_on(self: &Rc<Self>, sockets: Sockets, address: IpAddr) -> anyhow::Result<Tasks> {
         let Sockets { udp, tcp } = sockets;
         let udp = watched(udp)?;
@@ -283,7 +283,7 @@ impl Service {
     fn datagram(
         self: &Rc<Self>,
         later: &Rc<UdpSocket>,
-        asked: IpAddr,
+        local: IpAddr,
         (packet, from): (&[u8], SocketAddr),
         out: &mut Vec<u8>,
     ) -> bool {
@@ -291,7 +291,7 @@ impl Service {
         if from.port() == PORT || from.port() == 0 {
             return false;
         }
-        match self.decide(asked, from, packet, Transport::Udp, out) {
+        match self.decide(local, from, packet, Transport::Udp, out) {
             Decision::Send => true,
             Decision::Nothing => false,
             Decision::Ask(forward, pass) => {
@@ -309,7 +309,7 @@ impl Service {
 
     fn decide(
         &self,
-        asked: IpAddr,
+        local: IpAddr,
         from: SocketAddr,
         packet: &[u8],
         transport: Transport,
@@ -319,7 +319,7 @@ impl Service {
         let verdict = {
             let index = self.index.borrow();
             let mut answerer = self.answerer.borrow_mut();
-            answerer.answer(&index, (asked, source), packet, transport, out)
+            answerer.answer(&index, (local, source), packet, transport, out)
         };
         match verdict {
             Verdict::Reply(kind) => {
@@ -383,7 +383,7 @@ impl Service {
     /// Answers the questions of a connection, one after the other (RFC 7766).
     async fn connection(
         self: &Rc<Self>,
-        asked: IpAddr,
+        local: IpAddr,
         from: SocketAddr,
         mut stream: TcpStream,
     ) -> std::io::Result<()> {
@@ -393,7 +393,7 @@ impl Service {
             packet.resize(usize::from(length), 0);
             timeout(IDLE, stream.read_exact(&mut packet)).await??;
             let start = Instant::now();
-            match self.decide(asked, from, &packet, Transport::Tcp, &mut out) {
+            match self.decide(local, from, &packet, Transport::Tcp, &mut out) {
                 Decision::Send => {}
                 Decision::Nothing => return Ok(()),
                 Decision::Ask(forward, _pass) => {

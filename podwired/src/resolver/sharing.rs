@@ -132,7 +132,7 @@ struct Sharing<S> {
 impl<S: Store + 'static> Sharing<S> {
     async fn run(mut self, mut changed: UnboundedReceiver<String>) {
         let mut pause = Pause::new();
-        let mut said = String::new();
+        let mut reported = String::new();
         loop {
             let why = match self.session(&mut changed).await {
                 Ok(()) => {
@@ -141,9 +141,9 @@ impl<S: Store + 'static> Sharing<S> {
                 }
                 Err(error) => error.to_string(),
             };
-            if said != why {
+            if reported != why {
                 log::warn(format_args!("names of {} across hosts: {why}", self.name));
-                said = why;
+                reported = why;
             }
             pause.wait().await;
         }

@@ -1,5 +1,5 @@
 //! Addresses of a whole cluster, in which everything happens: five nodes and three members of etcd, each
-//! on a wire of its own, and a book outside of them that says who owns which address.
+//! on a wire of its own, and a book outside of them of which pod owns which address.
 //!
 //! Nodes are cut off, stopped, killed at any system call, paused at one, started anew; the network falls
 //! apart; members of etcd stop; clocks are set ([`accidents`]). Meanwhile runtimes add and delete at
@@ -103,7 +103,7 @@ pub struct Outcome {
     pub accidents: BTreeMap<&'static str, usize>,
     /// Addresses with two owners, addresses that are lost or left over.
     pub findings: Vec<String>,
-    /// What agents have said of these addresses.
+    /// What agents have logged about these addresses.
     pub evidence: Vec<String>,
 }
 
@@ -158,12 +158,12 @@ impl Model {
                 scope.spawn(move || run.end_pods_of_slow_node(index, is_over));
             }
             let mut numbers = Numbers::new(self.seed + 42);
-            let mut told = Instant::now();
+            let mut reported = Instant::now();
             while workers.iter().any(|it| !it.is_finished()) {
                 run.accident(&mut numbers, scope);
                 sleep(Duration::from_millis(200 + numbers.below(400)));
-                if told.elapsed() > Duration::from_secs(60) {
-                    told = Instant::now();
+                if reported.elapsed() > Duration::from_secs(60) {
+                    reported = Instant::now();
                     let left = left.load(Ordering::Relaxed).cast_signed();
                     eprintln!("{} operations left", left.max(0));
                 }
@@ -175,10 +175,10 @@ impl Model {
             run.settle();
         }
         let outcome = run.book.outcome();
-        let said = |ip: &String| run.fleet.said_of(ip);
+        let log = |ip: &String| run.fleet.log_of(ip);
         Ok(Outcome {
             accidents: run.fleet.accidents(),
-            evidence: outcome.evidence.iter().flat_map(said).collect(),
+            evidence: outcome.evidence.iter().flat_map(log).collect(),
             ..outcome
         })
     }
@@ -204,10 +204,10 @@ impl Run {
         let node = &self.fleet.nodes[index];
         let mut not_ready_since = None;
         while !is_over.load(Ordering::Relaxed) {
-            let asked = Instant::now();
+            let now = Instant::now();
             if node.is_ready() {
                 not_ready_since = None;
-            } else if not_ready_since.get_or_insert(asked).elapsed() > fleet::AWAY {
+            } else if not_ready_since.get_or_insert(now).elapsed() > fleet::AWAY {
                 self.fleet
                     .note("pods of a node ended that was not ready for almost the grace");
                 self.book.end_pods(index, false);

@@ -41,7 +41,7 @@ pub struct Chain {
     pub suffix: Vec<Value>,
     /// As a runtime has it: all are added and deleted together, and what is before the victim comes and goes with it.
     pub whole: bool,
-    /// Its binary, where that is not the `type`: an IPAM plugin gets the configuration of who calls it.
+    /// Its binary, where that is not the `type`: an IPAM plugin gets the configuration of its caller.
     pub program: Option<&'static str>,
     /// Which programs are called iptables, where that matters.
     pub back_end: Option<BackEnd>,

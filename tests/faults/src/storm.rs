@@ -217,7 +217,7 @@ impl Storming<'_> {
                 continue;
             };
             let network = &self.networks[slot.network];
-            // Not waiting for it: who collects waits for this slot.
+            // Not waiting for it: the collector waits for this slot.
             let Ok(_busy) = network.quiet.try_read() else {
                 continue;
             };

@@ -59,7 +59,7 @@ impl Node {
         }
     }
 
-    /// Who holds which address, as the files say.
+    /// Which pod holds which address, as the files have it.
     fn reserved(&self) -> Vec<(String, String)> {
         let names = self.sandbox.list(conf::STATE).into_iter();
         let addresses = names.filter(|name| name.parse::<std::net::IpAddr>().is_ok());

@@ -148,10 +148,10 @@ fn requests_are_met_and_reserved_addresses_are_for_them_alone() {
         let keys = json!({"subnet": "10.7.0.0/28", "exclude": ["10.7.0.2-10.7.0.5"], "reserved": ["10.7.0.14"]});
         let conf = cluster.conf("one", keys);
         let request = |id: &str, ip: &str| cluster.cni(id).args(&format!("IP={ip}"));
-        let asked = request("a", "10.7.0.9")
+        let requested = request("a", "10.7.0.9")
             .add(&conf, &cluster.pod, "eth0")
             .result();
-        assert_eq!(addresses(&asked), ["10.7.0.9/28"]);
+        assert_eq!(addresses(&requested), ["10.7.0.9/28"]);
         let taken = request("b", "10.7.0.9")
             .add(&conf, &cluster.pod, "eth0")
             .error();

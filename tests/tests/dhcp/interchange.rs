@@ -52,7 +52,7 @@ fn both_daemons_give_a_pod_the_same_address() {
         address(&result)
     };
     let go = add(Suite::Peer);
-    // Another hardware address: only the client identifier says who it is.
+    // Another hardware address: only the client identifier identifies it.
     pod.sh("ip link set eth0 address 02:00:00:00:77:77");
     assert_eq!(add(Suite::Ours), go);
 }

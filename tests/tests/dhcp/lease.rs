@@ -173,7 +173,7 @@ fn the_configuration_leaves_out_the_router_and_has_its_own_routes_and_dns() {
             result["dns"],
             json!({"nameservers": ["9.9.9.9"], "domain": "lan.example", "options": ["ndots:2"]})
         );
-        // One who wants all of it, and a default route of its own.
+        // A client that wants all of it, and a default route of its own.
         let default = json!({"dst": "0.0.0.0/0", "gw": "10.77.0.8"});
         let with_default = conf::with(&lan(), json!({"ipam": {"routes": [default]}}));
         bridge().add(&with_default, &other, "eth0").result();

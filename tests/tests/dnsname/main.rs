@@ -97,12 +97,12 @@ fn without_a_resolver_add_succeeds_and_says_so() {
             .cni("dnsname")
             .add(&chained(&result, json!({})), &pod, "eth0");
         answer.result();
-        let said = answer.stderr();
+        let log = answer.stderr();
         assert!(
-            said.contains(
+            log.contains(
                 "names are not answered yet: connect to the resolver at /run/podwire/podwired.sock"
             ),
-            "{said}"
+            "{log}"
         );
     });
 }

@@ -136,13 +136,13 @@ fn where_a_server_of_the_node_has_port_53_pods_ask_at_another_address() {
             let servers = answer.result()["dns"]["nameservers"].clone();
             (pod, conf, servers, answer.stderr().to_owned())
         };
-        let (front, front_conf, servers, said) = attach("front");
+        let (front, front_conf, servers, log) = attach("front");
         assert_eq!(servers, json!(["10.1.0.0"]));
         assert!(
-            said.contains(
+            log.contains(
                 "names are answered at 10.1.0.0, as another server of the node has port 53"
             ),
-            "{said}"
+            "{log}"
         );
         let (db, db_conf, ..) = attach("db");
         for words in ["db", "+tcp db", "db.testnet"] {
@@ -222,11 +222,11 @@ fn pods_on_macvlan_ask_at_the_shim_of_the_node() {
             let servers = answer.result()["dns"]["nameservers"].clone();
             (pod, conf, servers, answer.stderr().to_owned())
         };
-        let (alone, alone_conf, servers, said) = attach("alone", json!({}));
+        let (alone, alone_conf, servers, log) = attach("alone", json!({}));
         assert_eq!(servers, Value::Null);
         assert!(
-            said.contains("the node has no address in the network: the key listen"),
-            "{said}"
+            log.contains("the node has no address in the network: the key listen"),
+            "{log}"
         );
         sandbox
             .cni("dnsname")
@@ -234,8 +234,8 @@ fn pods_on_macvlan_ask_at_the_shim_of_the_node() {
             .silent();
 
         let listen = json!({"listen": ["10.1.0.250"]});
-        let (front, _, servers, said) = attach("front", listen.clone());
-        assert_eq!((servers, said.as_str()), (json!(["10.1.0.250"]), ""));
+        let (front, _, servers, log) = attach("front", listen.clone());
+        assert_eq!((servers, log.as_str()), (json!(["10.1.0.250"]), ""));
         let (db, ..) = attach("db", listen);
         let [at_front, at_db] = [&front, &db].map(|pod| {
             let address = pod.addresses("eth0").remove(0);

@@ -1,5 +1,5 @@
-//! The same commands with Docker and with podwire, on a node for each: exit status, output, and who
-//! reaches whom. What differs on purpose is a row of the table "Differences from Docker" in
+//! The same commands with Docker and with podwire, on a node for each: exit status, output, and which
+//! container reaches which. What differs on purpose is a row of the table "Differences from Docker" in
 //! docs/networks.md.
 //!
 //! Debian package: docker.io.

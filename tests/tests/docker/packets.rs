@@ -1,4 +1,4 @@
-//! Who reaches whom, with Docker and with podwire: the packets of a container, of its neighbours, of
+//! Which container reaches which, with Docker and with podwire: the packets of a container, of its neighbours, of
 //! the node and of a machine outside.
 
 use std::fmt::{self, Display, Formatter};
@@ -41,7 +41,7 @@ const C: [&str; 2] = ["10.72.0.2", "fd72::2"];
 const GATEWAY: [&str; 2] = ["10.71.0.1", "fd71::1"];
 const V: [&str; 2] = ["192.0.2.70", "2001:db8::70"];
 
-/// By whom, of which address of each family, and of which port. 0 stands for a ping.
+/// From where, to which address of each family, and of which port. 0 stands for a ping.
 type Questions = [(
     &'static [&'static str],
     &'static [&'static str],
@@ -75,7 +75,7 @@ const QUESTIONS: &Questions = &[
     (&["yy"], &OUTSIDE, &[80]),
 ];
 
-/// Those that are asked again while bridged packets do not pass the rules of IP.
+/// Those that are repeated while bridged packets do not pass the rules of IP.
 const AGAIN: &Questions = &[
     (&["outside"], &A, &[80, 81]),
     (&["outside", "bb", "cc"], &NODE, &[8080]),
@@ -117,7 +117,7 @@ impl Display for Question {
 }
 
 impl Question {
-    /// The name of who answers; of the machine outside also whom it sees.
+    /// The name of the one that answers; of the machine outside also the address that it sees.
     fn ask(self, from: &Netns) -> String {
         let (to, port) = (self.to, self.port);
         match self.protocol {
@@ -220,8 +220,8 @@ impl<E: Engine> Lab<E> {
                     let (question, from) = (*it, self.at(it.from));
                     scope.spawn(move || question.ask(&from))
                 };
-                let asked: Vec<_> = some.iter().map(ask).collect();
-                let heard = asked.into_iter().map(|it| it.join().expect("an answer"));
+                let sent: Vec<_> = some.iter().map(ask).collect();
+                let heard = sent.into_iter().map(|it| it.join().expect("an answer"));
                 answers.extend(heard);
             });
         }

@@ -127,13 +127,13 @@ fn answers<S: Site>(mut site: S, server: Running) -> Vec<String> {
             }
             Ask(_, words) => {
                 let words: Vec<_> = words.iter().map(|it| word::<S>(it, &containers)).collect();
-                let said = answer(&site, &words, &containers);
-                let asked = name_asked(&words);
-                let leaks = |it: &Running| it.output().contains(&format!("] {asked} from "));
+                let found = answer(&site, &words, &containers);
+                let queried = name_queried(&words);
+                let leaks = |it: &Running| it.output().contains(&format!("] {queried} from "));
                 answers.push(if server.as_ref().is_some_and(leaks) {
-                    format!("{said}, asked outside")
+                    format!("{found}, asked outside")
                 } else {
-                    said
+                    found
                 });
             }
             Lifetime(_, name) => {
@@ -167,7 +167,7 @@ fn word<S: Site>(word: &str, containers: &[Container]) -> String {
 }
 
 /// The name in the question that dig(1) sends.
-fn name_asked(words: &[String]) -> String {
+fn name_queried(words: &[String]) -> String {
     match words {
         [option, address] if option == "-x" => {
             let octets: Vec<_> = address.rsplit('.').collect();

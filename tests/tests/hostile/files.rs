@@ -240,8 +240,8 @@ fn a_lock_that_is_held_too_long_is_named_with_its_holder() {
                 .id("a")
                 .limit(Duration::from_secs(100));
             let error = outcome.attachment(verb, &conf, &node.pod, "eth0").error();
-            let who = format!("lock {lock}: process {} has held it", holder.id());
-            assert!(error.msg.contains(&who), "{verb}: {}", error.msg);
+            let holder_text = format!("lock {lock}: process {} has held it", holder.id());
+            assert!(error.msg.contains(&holder_text), "{verb}: {}", error.msg);
             assert_eq!(error.code, 11, "{verb}");
         };
         std::thread::scope(|scope| {

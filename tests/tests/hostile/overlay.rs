@@ -1,4 +1,4 @@
-//! VXLAN packets from those who are not in the network: a pod of another network, a
+//! VXLAN packets from hosts that are not in the network: a pod of another network, a
 //! neighbour of the node.
 
 use sandbox::{Cni, Netns, Running, Suite, beyond_peer, conf};
@@ -62,10 +62,10 @@ for (@parts) {
 }
 "#;
 
-/// One who sends.
+/// A sender.
 struct Attack<'a> {
     from: &'a Netns,
-    /// Whom the packet is for.
+    /// The destination of the packet.
     to: String,
     source: Option<String>,
     split: bool,
@@ -356,7 +356,7 @@ fn no_host_but_the_peers_is_in_a_vxlan_network() {
     });
 }
 
-/// Who may be a member is not known then: another program may write the device's entries.
+/// Which hosts are members is not known then: another program may write the device's entries.
 #[test]
 fn without_a_list_of_peers_pods_are_kept_out_and_hosts_are_heard() {
     beyond_peer(WHY, || {

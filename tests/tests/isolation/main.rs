@@ -1,4 +1,4 @@
-//! Who reaches the pods of a network, and whom they reach: `gatewayModeIPv4`, `gatewayModeIPv6`,
+//! Access to and from the pods of a network: `gatewayModeIPv4`, `gatewayModeIPv6`,
 //! `internal`, `icc`, `links`.
 
 mod filters;

@@ -1,4 +1,4 @@
-//! `podwire trace` on each row of the isolation matrix, in both families: who reaches whom, and what
+//! `podwire trace` on each row of the isolation matrix, in both families: which pod reaches which, and what
 //! drops the packet otherwise.
 
 use sandbox::{NODE, Netns, OUTSIDE, beyond_peer, conf};

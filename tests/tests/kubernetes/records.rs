@@ -1,4 +1,4 @@
-//! Two clients of one store of custom resources, in the orders that decide who has a block: a take-over that
+//! Two clients of one store of custom resources, in the orders that decide which node has a block: a take-over that
 //! comes late, a node that comes back, a renewal that comes after the end.
 
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! What the resolver answers, to whom.
+//! What the resolver answers to which client.
 
 use serde_json::{Value, json};
 

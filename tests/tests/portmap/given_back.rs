@@ -14,7 +14,7 @@ fn of_all_and_of_one() -> [Value; 3] {
     [port(9044, 80, "tcp"), port(9044, 80, "udp"), one]
 }
 
-/// Who answers at each of [`of_all_and_of_one`]; panics unless it is one pod.
+/// The pod that answers at each of [`of_all_and_of_one`]; panics unless it is one pod.
 #[track_caller]
 fn holder(node: &Node) -> String {
     let targets = [

@@ -32,7 +32,7 @@ fn add_again_does_not_duplicate() {
         let rules = node.host().rules();
         let again = node.publish(&pod, &mappings);
         again.result();
-        assert_eq!(again.stderr(), "", "nothing was anybody else's");
+        assert_eq!(again.stderr(), "", "nothing was taken from another pod");
         node.assert_rules(&rules);
     });
 }

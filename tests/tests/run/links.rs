@@ -68,7 +68,7 @@ fn connect_links_a_running_container() {
         assert!(!hosts().contains("10.5.0."), "{}", hosts());
         let links = node.host().sh("nft list set ip podwire_access links");
         assert!(!links.contains("10.5.0.2"), "{links}");
-        // A namespace has no /etc/hosts of podwire, and the network n lets everyone through.
+        // A namespace has no /etc/hosts of podwire, and the network n isolates no pods.
         let pod = node.sandbox.pod("blue");
         let done = node.podwire(&[&link[..], &["web:x", "n", &pod.path()]].concat());
         fails(&done, 1, "a link without effect");

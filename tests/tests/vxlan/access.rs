@@ -108,16 +108,16 @@ fn icc_false_keeps_pods_of_all_hosts_apart() {
 /// The answers of a server in `to` by TCP and UDP at each of its addresses; one is like the other.
 fn served(from: &Netns, to: &Netns, port: u16) -> bool {
     let addresses = addresses(to);
-    let asked = addresses
+    let queries = addresses
         .iter()
         .flat_map(|ip| ["tcp", "udp"].map(|it| (it, ip)));
     let answers = thread::scope(|scope| {
-        let asked = asked.map(|(protocol, ip)| {
+        let queries = queries.map(|(protocol, ip)| {
             let ip: &str = ip;
             scope.spawn(move || from.ask(protocol, ip, port))
         });
-        let asked: Vec<_> = asked.collect();
-        let answers = asked.into_iter().map(|it| it.join().expect("an answer"));
+        let queries: Vec<_> = queries.collect();
+        let answers = queries.into_iter().map(|it| it.join().expect("an answer"));
         answers.collect::<Vec<_>>()
     });
     let heard = answers.iter().filter(|it| **it != NO_ANSWER).count();

@@ -1,4 +1,4 @@
-//! Who reaches whom.
+//! Which pods reach which.
 
 use std::thread;
 
@@ -480,18 +480,18 @@ fn an_address_that_moves_to_another_host_of_its_segment_is_reached_at_once() {
                 json!([[{"subnet": "10.5.0.0/16"}], [{"subnet": "fd00:5::/64"}]]);
             conf
         };
-        let asked = |host: usize, ips: [String; 2]| {
+        let requesting = |host: usize, ips: [String; 2]| {
             conf::with(&conf(host), json!({"runtimeConfig": {"ips": ips}}))
         };
         let sibling = |host: usize| {
             let ips = [format!("10.5.0.{host}0"), format!("fd00:5::{host}0")];
-            fleet.add(host, "sibling", &asked(host, ips))
+            fleet.add(host, "sibling", &requesting(host, ips))
         };
         let siblings: Vec<Netns> = (1..=3).map(sibling).collect();
         let ips = || ["10.5.0.99".to_owned(), "fd00:5::99".to_owned()];
         let requested = json!({"runtimeConfig": {"mac": "02:00:00:00:00:99"}});
         for (turn, host) in [1, 2, 1, 3, 2].into_iter().enumerate() {
-            let mut conf = asked(host, ips());
+            let mut conf = requesting(host, ips());
             if turn == 3 {
                 conf = conf::with(&conf, requested.clone());
             }

@@ -48,7 +48,7 @@ pub fn publish(address: Ipv4Addr, ports: &[u16]) -> Result<()> {
 /// `nft delete element ip floor ports { tcp . PORT, … }`
 pub fn unpublish(address: Ipv4Addr, ports: &[u16]) -> Result<()> {
     let socket = commit(elements(DELETE_ELEMENT, ACK, Some(address), ports))?;
-    // Who closes it waits for RCU: the child that is about to delete the link has a copy.
+    // Closing it waits for RCU: the child that is about to delete the link has a copy.
     std::mem::forget(socket);
     Ok(())
 }

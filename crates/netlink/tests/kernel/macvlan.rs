@@ -214,9 +214,9 @@ fn of_two_that_probe_at_once_one_gets_it_at_most() {
         ..spec()
     };
     add(&other, &twin, &mut Undo::new()).unwrap();
-    let asked = std::thread::spawn(move || conflict(&other, &["fd00:1::9", "10.1.0.9"]));
+    let other_probe = std::thread::spawn(move || conflict(&other, &["fd00:1::9", "10.1.0.9"]));
     let found = conflict(&pod, &["fd00:1::9", "10.1.0.9"]);
-    assert!(found.is_some() || asked.join().unwrap().is_some());
+    assert!(found.is_some() || other_probe.join().unwrap().is_some());
 }
 
 #[test]

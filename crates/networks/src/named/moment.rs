@@ -74,15 +74,15 @@ impl fmt::Display for Moment {
 
 /// A text that is no moment.
 #[derive(Debug, PartialEq, Eq)]
-pub struct NoMoment;
+pub struct InvalidMoment;
 
 impl FromStr for Moment {
-    type Err = NoMoment;
+    type Err = InvalidMoment;
 
     /// Reads RFC 3339 and its shorter forms: without a fraction, a zone (then UTC), seconds, or a
     /// time of the day.
-    fn from_str(text: &str) -> Result<Self, NoMoment> {
-        read(text).ok_or(NoMoment)
+    fn from_str(text: &str) -> Result<Self, InvalidMoment> {
+        read(text).ok_or(InvalidMoment)
     }
 }
 
@@ -195,7 +195,7 @@ mod tests {
             "10m",
             "2023-11-20T1:2:3:4",
         ] {
-            assert_eq!(text.parse::<Moment>(), Err(NoMoment), "{text}");
+            assert_eq!(text.parse::<Moment>(), Err(InvalidMoment), "{text}");
         }
     }
 

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 
 use cni::Cidr;
 use cni::json::Json;
-use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -82,8 +81,7 @@ fn add(
     gateway: Option<IpAddr>,
     limits: Option<[Option<IpAddr>; 2]>,
 ) {
-    let network = IpNetwork::new(cidr.0.network(), cidr.prefix());
-    let subnet = network.map_or(cidr, Cidr);
+    let subnet = cidr.network();
     match all.iter_mut().find(|it| it.subnet == subnet) {
         Some(known) => {
             known.gateway = known.gateway.or(gateway);

@@ -7,31 +7,25 @@
 //! too: what its pods send each other is bridged, and passes FORWARD where br_netfilter is on. A set has the devices with
 //! such rules: an ADD looks there, and only the first one of a network executes iptables.
 
-use std::fs;
-
 use anyhow::{Context, Result, bail};
 use nftables::{Family, Part, Socket, Transaction, listing};
 
 use super::{ACCEPTED, Access, installation, is_installed, table};
-use crate::backend::iptables::settle;
+use crate::backend::iptables::{delete_rules, settle};
 use crate::backend::{Iptables, Nftables, network_comment};
+use crate::iptables::policy::{self, FAMILIES};
 use crate::iptables::table::{self as tables, FILTER, Listing, word};
 
 const FORWARD: &str = "FORWARD";
-
-/// Each family as nf_tables and as iptables name it, and where the kernel lists the tables of the
-/// legacy variant.
-const FAMILIES: [(Family, tables::Family, &str); 2] = [
-    (Family::Ip, tables::Family::V4, "ip_tables_names"),
-    (Family::Ip6, tables::Family::V6, "ip6_tables_names"),
-];
 
 impl Nftables {
     /// Has iptables accept what is forwarded for the network, where its policy is to drop. Tables of
     /// the legacy variant are looked at only for the first pod of a network, as that takes a process.
     pub fn accept_forwarded(&self, wanted: &Access, is_first: bool) -> Result<()> {
-        for (family, of, legacy) in FAMILIES {
-            if !self.may_drop(family, is_first.then_some(legacy))? {
+        for (family, of) in FAMILIES {
+            let may_drop = policy::drops_in_nft(&self.socket, family, FORWARD)?
+                || is_first && policy::is_legacy_in_use(of);
+            if !may_drop {
                 continue;
             }
             if is_noted(&self.socket, wanted, family)? {
@@ -55,8 +49,10 @@ impl Nftables {
 
     /// Fails if a policy of iptables drops what is forwarded for the network.
     pub fn check_forwarded(&self, wanted: &Access) -> Result<()> {
-        for (family, of, legacy) in FAMILIES {
-            if !self.may_drop(family, Some(legacy))? {
+        for (family, of) in FAMILIES {
+            let may_drop = policy::drops_in_nft(&self.socket, family, FORWARD)?
+                || policy::is_legacy_in_use(of);
+            if !may_drop {
                 continue;
             }
             let Some(program) = Iptables::new().programs.installed(of)? else {
@@ -93,7 +89,7 @@ impl Nftables {
     /// Removes the rules of the network's devices from iptables.
     pub(super) fn drop_forwarded(&self, network: &str) -> Result<()> {
         let comment = network_comment(network);
-        for (family, of, _) in FAMILIES {
+        for (family, of) in FAMILIES {
             let noted =
                 listing::elements(&self.socket, table(family), &[ACCEPTED], |it| it == comment)?;
             let Some(program) = Iptables::new()
@@ -110,27 +106,10 @@ impl Nftables {
                 }
             }
             let _lock = program.lock()?;
-            settle(&program, || {
-                let found = program.chain(FILTER, FORWARD)?.unwrap_or_default();
-                let mut removal = tables::Transaction::new(FILTER);
-                let own = found.rules(FORWARD).iter().filter(|it| rules.contains(it));
-                own.for_each(|rule| removal.delete(FORWARD, rule));
-                Ok(removal)
-            })
-            .context("remove the network's rules from iptables")?;
+            delete_rules(&program, FORWARD, |it| rules.contains(it))
+                .context("remove the network's rules from iptables")?;
         }
         Ok(())
-    }
-
-    /// Whether iptables may drop what no rule accepts: the nft variant's chain says so, or the
-    /// legacy variant has a table, if its list is given.
-    fn may_drop(&self, family: Family, legacy: Option<&str>) -> Result<bool> {
-        if listing::chain_drops(&self.socket, family, FILTER, FORWARD)? {
-            return Ok(true);
-        }
-        let names =
-            legacy.and_then(|it| fs::read_to_string(format!("/proc/thread-self/net/{it}")).ok());
-        Ok(names.is_some_and(|it| it.lines().any(|name| name == FILTER)))
     }
 }
 

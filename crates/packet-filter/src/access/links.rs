@@ -2,7 +2,7 @@
 //! pods apart.
 //!
 //! Each link is an element of two sets. The rule looks into [`LINKS`], whose elements belong to the
-//! pod that begins connections; those of [`LINKED`] say to whom the other end belongs. So a link is
+//! pod that begins connections; those of [`LINKED`] name the owner of the other end. So a link is
 //! found by either end, and both elements go with the first.
 
 use std::net::IpAddr;
@@ -18,7 +18,7 @@ use crate::ports::layout::{is_of_network, owner, owner_comment};
 
 const KEY: &[Type] = &[Type::Address, Type::Address, Type::Protocol, Type::Port];
 
-/// Who reaches which port of whom.
+/// Which pod reaches which port of which other pod.
 pub(super) const LINKS: Set = Set::new("links", KEY);
 /// The same keys, with the owner of the address that is reached.
 pub(super) const LINKED: Set = Set::new("linked", KEY);

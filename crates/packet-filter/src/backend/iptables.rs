@@ -14,7 +14,7 @@ use cni::{Attachment, BestEffort, Error};
 
 use crate::backend::{Backend, Kind};
 use crate::iptables::program::{Program, Programs, Refused, is_forbidden};
-use crate::iptables::table::{FAMILIES, Family, Listing, NAT, RAW, Transaction};
+use crate::iptables::table::{FAMILIES, FILTER, Family, Listing, NAT, RAW, Transaction};
 use crate::masquerade::Masquerade;
 use crate::masquerade::iptables::{self as masquerade, POSTROUTING};
 use crate::ports::iptables::{self as ports, ENTRIES, Known, OLD_ENTRIES};
@@ -418,6 +418,24 @@ pub(crate) fn settle(program: &Program, decide: impl Fn() -> Result<Transaction>
             Err(_) => attempt += 1,
         }
     }
+}
+
+/// Deletes the rules of `chain` in the table filter that are `own`.
+///
+/// # Errors
+/// What iptables refuses.
+pub(crate) fn delete_rules(
+    program: &Program,
+    chain: &str,
+    own: impl Fn(&String) -> bool,
+) -> Result<()> {
+    settle(program, || {
+        let found = program.chain(FILTER, chain)?.unwrap_or_default();
+        let mut removal = Transaction::new(FILTER);
+        let rules = found.rules(chain).iter().filter(|it| own(it));
+        rules.for_each(|rule| removal.delete(chain, rule));
+        Ok(removal)
+    })
 }
 
 /// Whether a transaction that assumes something about the table could be made.

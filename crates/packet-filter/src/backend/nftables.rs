@@ -12,7 +12,9 @@ use nftables::{
 
 use crate::backend::{Backend, Kind};
 use crate::masquerade::{Masquerade, nftables as masquerade};
-use crate::ports::{HostPorts, Notice, UdpPort, Which, delete_connections, nftables as ports};
+use crate::ports::{
+    Connections, HostPorts, Notice, UdpPort, delete_connections, nftables as ports,
+};
 
 /// The back end, for the network namespace in which it was opened. Each subject's methods are in
 /// its own module. They fail with what the kernel refuses; `check_*` also with what is missing.
@@ -99,8 +101,8 @@ impl Nftables {
     }
 
     /// Deletes tracked connections to published UDP ports. A failure is logged.
-    pub(crate) fn delete_connections(&self, published: &[UdpPort], which: Which) {
-        delete_connections(&self.socket, published, which);
+    pub(crate) fn delete_connections(&self, published: &[UdpPort], connections: Connections) {
+        delete_connections(&self.socket, published, connections);
     }
 
     /// Reads, decides and writes; again where another program has written in between.
@@ -193,7 +195,7 @@ impl Backend for Nftables {
 
     fn unpublish(&self, owner: &Attachment) -> Result<()> {
         let gone = self.remove_ports_of(owner, None)?;
-        self.delete_connections(&gone, Which::ToPod);
+        self.delete_connections(&gone, Connections::ToPod);
         Ok(())
     }
 
@@ -203,7 +205,7 @@ impl Backend for Nftables {
 
     fn collect_published(&self, network: &str, valid: &[ValidAttachment]) -> Result<()> {
         let gone = ports::collect(&self.socket, network, valid)?;
-        self.delete_connections(&gone, Which::ToPod);
+        self.delete_connections(&gone, Connections::ToPod);
         Ok(())
     }
 }

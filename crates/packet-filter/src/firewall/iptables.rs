@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 
 use super::{Firewall, Ingress};
 use crate::backend::Iptables;
-use crate::backend::iptables::{committed, settle};
+use crate::backend::iptables::{committed, delete_rules, settle};
 use crate::iptables::table::{FAMILIES, FILTER, Family, Listing, Transaction, option, words};
 
 const FORWARD: &str = "FORWARD";
@@ -112,13 +112,7 @@ impl Iptables {
     /// What iptables refuses.
     pub fn isolate_published_ports(&self) -> Result<()> {
         self.clean("remove the exception for published ports", |program, _| {
-            settle(program, || {
-                let mut removal = Transaction::new(FILTER);
-                let found = program.chain(FILTER, STAGE_1)?.unwrap_or_default();
-                let own = found.rules(STAGE_1).iter().filter(|it| *it == PUBLISHED);
-                own.for_each(|rule| removal.delete(STAGE_1, rule));
-                Ok(removal)
-            })
+            delete_rules(program, STAGE_1, |it| it == PUBLISHED)
         })
     }
 
@@ -135,14 +129,7 @@ impl Iptables {
             if addresses.is_empty() || committed(program, &quick)? {
                 return Ok(());
             }
-            settle(program, || {
-                let found = program.chain(FILTER, ACCEPTED)?.unwrap_or_default();
-                let mut removal = Transaction::new(FILTER);
-                let found = found.rules(ACCEPTED).iter();
-                let own = found.filter(|rule| rules.contains(rule));
-                own.for_each(|rule| removal.delete(ACCEPTED, rule));
-                Ok(removal)
-            })
+            delete_rules(program, ACCEPTED, |it| rules.contains(it))
         })
     }
 

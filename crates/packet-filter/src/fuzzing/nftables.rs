@@ -10,7 +10,7 @@ use nftables::{Family, Socket, listing};
 use crate::backend::Nftables;
 use crate::fuzzing;
 use crate::masquerade::nftables as masquerade;
-use crate::ports::{UdpPort, Which, delete_connections, nftables as ports};
+use crate::ports::{Connections, UdpPort, delete_connections, nftables as ports};
 use crate::spoof_check::SpoofCheck;
 
 /// Does the operation that the first byte of `input` selects, over a socket on which the rest waits
@@ -46,7 +46,7 @@ pub fn answered(input: &[u8]) {
         12 => drop(listing::has_tables(socket, Family::Ip)),
         13 => drop(listing::has_chain(socket, Family::Ip6, "nat", "c")),
         14 => drop(socket.generation()),
-        _ => delete_connections(socket, &UdpPort::all(&published), Which::ToPod),
+        _ => delete_connections(socket, &UdpPort::all(&published), Connections::ToPod),
     }
 }
 

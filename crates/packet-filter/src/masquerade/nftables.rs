@@ -13,6 +13,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
+use cni::address::{is_single, network_of};
 use cni::conf::ValidAttachment;
 use cni::{Attachment, names};
 use ipnetwork::IpNetwork;
@@ -23,7 +24,7 @@ use nftables::{
 
 use crate::backend::Nftables;
 use crate::inventory::{Applied, Subject};
-use crate::masquerade::{Masquerade, is_single, subnet};
+use crate::masquerade::Masquerade;
 
 const TABLE: Table = Table::commented(
     Family::Inet,
@@ -95,7 +96,7 @@ fn of_subnets<'a>(found: &'a [Listed], network: &str) -> impl Iterator<Item = &'
 
 /// How every rule for the subnet of `address` begins.
 fn leaving(address: IpNetwork) -> Rule {
-    let subnet = subnet(address);
+    let subnet = network_of(address);
     Rule::new([
         Statement::Address(Side::Source, subnet),
         Statement::AddressNot(Side::Destination, subnet),
@@ -270,7 +271,7 @@ fn rule(wanted: &Masquerade, address: IpNetwork, fully_random: bool) -> Rule {
         rule.statements.push(elsewhere);
     }
     rule.statements.push(Statement::Masquerade { fully_random });
-    rule.comment(if is_single(&address) {
+    rule.comment(if is_single(address) {
         // Such an address is the pod's alone: DEL removes the rule, as the Go plugins' DEL would.
         pod_comment(&wanted.owner)
     } else {
@@ -282,7 +283,7 @@ fn rule(wanted: &Masquerade, address: IpNetwork, fully_random: bool) -> Rule {
 fn pod_rule(address: IpNetwork, fully_random: bool) -> Rule {
     Rule::new([
         Statement::Address(Side::Source, address.ip().into()),
-        Statement::AddressNot(Side::Destination, subnet(address)),
+        Statement::AddressNot(Side::Destination, network_of(address)),
         Statement::Masquerade { fully_random },
     ])
 }
@@ -320,7 +321,7 @@ fn remove_where(socket: &Socket, is_stale: impl Fn(&str) -> bool) -> Result<Tran
 
 /// What the rules are about, for people.
 pub fn inventory(socket: &Socket, subnets: &[IpNetwork]) -> Result<Vec<Applied>, Error> {
-    let mut subnets: Vec<_> = subnets.iter().map(|it| subnet(*it)).collect();
+    let mut subnets: Vec<_> = subnets.iter().map(|it| network_of(*it)).collect();
     subnets.sort();
     subnets.dedup();
     let known: Vec<_> = subnets.iter().map(|it| (*it, leaving(*it))).collect();

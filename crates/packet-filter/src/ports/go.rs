@@ -87,11 +87,11 @@ impl Rules {
         for (family, found) in &self.0 {
             let rules = all.iter().flat_map(|wanted| self.of(wanted));
             let own: Vec<_> = rules.filter(|(of, _)| of == family).collect();
-            let is_anothers = |it: &Listed| {
+            let is_of_other = |it: &Listed| {
                 let mut own = own.iter();
                 !it.comment.is_empty() && !own.any(|(_, own)| own.handle == it.handle)
             };
-            if !own.is_empty() && !found.iter().any(is_anothers) {
+            if !own.is_empty() && !found.iter().any(is_of_other) {
                 changes.delete_table(table(*family));
             } else {
                 own.into_iter().for_each(|(_, it)| changes.delete_rule(it));

@@ -21,7 +21,7 @@ use super::layout::{
     is_of_network, localhost_guard, neighbour_element, neighbour_rule, owner, owner_comment,
     record, record_key, table,
 };
-use super::udp::{UdpPort, Which, delete_connections};
+use super::udp::{Connections, UdpPort, delete_connections};
 use super::{conditional, go};
 use crate::ports::{HostPorts, Mapping, Notice, PublishedPort};
 
@@ -41,7 +41,7 @@ pub fn publish(socket: &Socket, wanted: &HostPorts) -> Result<Vec<Notice>> {
     for family in families(wanted) {
         conditional::publish(socket, family, wanted)?;
     }
-    delete_connections(socket, &UdpPort::all(wanted), Which::Elsewhere);
+    delete_connections(socket, &UdpPort::all(wanted), Connections::Elsewhere);
     Ok(notices)
 }
 
@@ -66,7 +66,7 @@ pub struct Additions {
     pub changes: Transaction,
     /// Ports that another owner has.
     pub notices: Vec<Notice>,
-    /// Owners for whom something changes.
+    /// Owners with a change.
     pub owners: HashSet<String>,
 }
 
@@ -103,7 +103,7 @@ pub fn completion(socket: &Socket, all: &[&HostPorts]) -> Result<Transaction, Er
 struct Plan {
     changes: Transaction,
     notices: Vec<Notice>,
-    /// Owners for whom an element is created.
+    /// Owners with a new element.
     owners: HashSet<String>,
     /// Rules are added, which all pods need.
     has_rules: bool,

@@ -7,7 +7,7 @@ use anyhow::Result;
 use cni::Attachment;
 
 use super::layout::{is_of_network, owner};
-use super::{Mapping, Which, nftables};
+use super::{Connections, Mapping, nftables};
 use crate::backend::Nftables;
 
 /// The owner of published ports.
@@ -81,7 +81,7 @@ impl Nftables {
     pub fn remove_ports(&self, owners: &[PortOwner]) -> Result<()> {
         let names: HashSet<_> = owners.iter().map(|it| it.name.as_str()).collect();
         let gone = nftables::remove_all(&self.socket, &|name| names.contains(name))?;
-        self.delete_connections(&gone, Which::ToPod);
+        self.delete_connections(&gone, Connections::ToPod);
         Ok(())
     }
 }

@@ -23,9 +23,9 @@ pub struct UdpPort {
     to: SocketAddr,
 }
 
-/// Which connections to a published port.
+/// The connections to a published port that are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Which {
+pub enum Connections {
     /// Those that lead to the pod.
     ToPod,
     /// Those that lead elsewhere.
@@ -67,16 +67,16 @@ impl UdpPort {
         (self.to.is_ipv4(), self.port)
     }
 
-    fn has(&self, connection: &Connection, which: Which, local: &Local) -> bool {
+    fn has(&self, connection: &Connection, connections: Connections, local: &Local) -> bool {
         let destination = connection.destination.ip();
         let to_pod = connection.answers_from == self.to;
         connection.protocol == Protocol::Udp.number()
             && connection.destination.port() == self.port
-            && match which {
+            && match connections {
                 // The address may have left the node before the pod did.
-                Which::ToPod => to_pod,
+                Connections::ToPod => to_pod,
                 // A `hostIP` may be another machine's: its connections only pass through.
-                Which::Elsewhere => {
+                Connections::Elsewhere => {
                     let applies = self.host_ip.is_none_or(|ip| ip == destination);
                     !to_pod && applies && local.has(destination)
                 }
@@ -87,13 +87,13 @@ impl UdpPort {
 /// Deletes tracked connections to published ports, but only to addresses of the node: others may
 /// have the same port elsewhere. A failure is logged and is no error: the ports are published, or
 /// are not any more.
-pub fn delete_connections(socket: &Socket, published: &[UdpPort], which: Which) {
-    if let Err(error) = try_delete(socket, published, which) {
+pub fn delete_connections(socket: &Socket, published: &[UdpPort], connections: Connections) {
+    if let Err(error) = try_delete(socket, published, connections) {
         cni::log(format_args!("{error:#}"));
     }
 }
 
-fn try_delete(socket: &Socket, published: &[UdpPort], which: Which) -> Result<()> {
+fn try_delete(socket: &Socket, published: &[UdpPort], connections: Connections) -> Result<()> {
     if published.is_empty() {
         return Ok(());
     }
@@ -107,7 +107,7 @@ fn try_delete(socket: &Socket, published: &[UdpPort], which: Which) -> Result<()
         for connection in conntrack::list_udp(socket, ipv4, port)? {
             if published
                 .iter()
-                .any(|it| it.has(&connection, which, &local))
+                .any(|it| it.has(&connection, connections, &local))
             {
                 conntrack::delete(socket, &connection)?;
             }
@@ -175,10 +175,10 @@ mod tests {
     fn connections_of_others_to_the_same_port_elsewhere_stay() {
         let local = Local(vec!["192.0.2.1".parse().unwrap()]);
         let dns = connection("203.0.113.53:53", "203.0.113.53:53");
-        assert!(!published(None).has(&dns, Which::Elsewhere, &local));
-        assert!(!published(None).has(&dns, Which::ToPod, &local));
+        assert!(!published(None).has(&dns, Connections::Elsewhere, &local));
+        assert!(!published(None).has(&dns, Connections::ToPod, &local));
         // Nor do those to an address of another machine that a mapping names.
-        assert!(!published(Some("203.0.113.53")).has(&dns, Which::Elsewhere, &local));
+        assert!(!published(Some("203.0.113.53")).has(&dns, Connections::Elsewhere, &local));
     }
 
     #[test]
@@ -189,11 +189,11 @@ mod tests {
         let other_pod = connection("127.0.0.1:53", "10.22.0.9:53");
         let now = connection("192.0.2.1:53", "10.22.0.2:5353");
         let all = published(None);
-        assert!(all.has(&before, Which::Elsewhere, &local));
-        assert!(all.has(&other_pod, Which::Elsewhere, &local));
-        assert!(!all.has(&now, Which::Elsewhere, &local));
-        assert!(!published(Some("192.0.2.2")).has(&before, Which::Elsewhere, &local));
-        assert!(published(Some("192.0.2.1")).has(&before, Which::Elsewhere, &local));
+        assert!(all.has(&before, Connections::Elsewhere, &local));
+        assert!(all.has(&other_pod, Connections::Elsewhere, &local));
+        assert!(!all.has(&now, Connections::Elsewhere, &local));
+        assert!(!published(Some("192.0.2.2")).has(&before, Connections::Elsewhere, &local));
+        assert!(published(Some("192.0.2.1")).has(&before, Connections::Elsewhere, &local));
     }
 
     #[test]
@@ -201,7 +201,7 @@ mod tests {
         let now = connection("192.0.2.1:53", "10.22.0.2:5353");
         let other = connection("192.0.2.1:53", "10.22.0.9:53");
         let none = Local(Vec::new());
-        assert!(published(None).has(&now, Which::ToPod, &none));
-        assert!(!published(None).has(&other, Which::ToPod, &none));
+        assert!(published(None).has(&now, Connections::ToPod, &none));
+        assert!(!published(None).has(&other, Connections::ToPod, &none));
     }
 }

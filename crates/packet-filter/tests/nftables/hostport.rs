@@ -200,7 +200,7 @@ fn sort_elements(ruleset: &str) -> String {
     lines.collect()
 }
 
-/// Every way to the port, and whom the pod sees.
+/// Every way to the port, and the source that the pod sees.
 #[test]
 fn a_port_is_reached_from_everywhere() {
     let node = Node::new();

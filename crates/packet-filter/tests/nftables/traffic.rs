@@ -1,4 +1,4 @@
-//! Servers that say who they are and whom they see, and clients.
+//! Servers that answer with their name and the source that they see, and clients.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};

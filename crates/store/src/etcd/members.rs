@@ -55,7 +55,7 @@ pub(super) struct Members {
 #[derive(Debug)]
 pub(super) struct Answered<A> {
     pub answer: A,
-    /// Another member was asked before and gave no answer. It may have done the same request.
+    /// Another member got the request before and gave no answer. It may have done the same request.
     pub is_repeated: bool,
 }
 

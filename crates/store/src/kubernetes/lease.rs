@@ -1,5 +1,5 @@
-//! A node's sign of life: an object of coordination.k8s.io, which is written anew in time. Nobody
-//! watches these objects: each node looks at one other.
+//! A node's sign of life: an object of coordination.k8s.io, which is rewritten in time. There is no
+//! watch on these objects: each node reads one other.
 //!
 //! The server does not end a lease. Another node does: one that has seen it without a change for as
 //! long as it lasts deletes it, if it is still as it was seen. From then on it cannot be renewed.
@@ -140,9 +140,9 @@ pub(super) struct Observations(HashMap<String, (String, Moment)>);
 impl Observations {
     /// Notes that a lease was `state` between two moments, and returns for how long it has certainly been
     /// so: from the end of the first look to the beginning of this one.
-    pub fn note(&mut self, name: &str, state: &str, asked: Moment, answered: Moment) -> Duration {
+    pub fn note(&mut self, name: &str, state: &str, sent: Moment, answered: Moment) -> Duration {
         match self.0.get(name) {
-            Some((before, since)) if before == state => asked.0.saturating_sub(since.0),
+            Some((before, since)) if before == state => sent.0.saturating_sub(since.0),
             _ => {
                 self.0.insert(name.to_owned(), (state.to_owned(), answered));
                 Duration::ZERO

@@ -190,7 +190,7 @@ impl Records {
     /// Which lease this node may replace: none; one of this agent's own; one that its holder has not
     /// renewed for as long as it lasts.
     async fn replaceable(&self, ttl: Duration) -> Result<Option<Lease>, Error> {
-        let asked = Moment::now();
+        let sent = Moment::now();
         let found = self.read_lease(&self.place.key).await?;
         let answered = Moment::now();
         let Some(found) = found else {
@@ -203,7 +203,7 @@ impl Records {
         let (node, state) = (&self.place.node, &found.metadata.version.resource_version);
         let idle = {
             let mut observed = self.observed.borrow_mut();
-            observed.note(&self.place.key, state, asked, answered)
+            observed.note(&self.place.key, state, sent, answered)
         };
         if idle >= found.lasts().max(ttl) {
             return Ok(Some(found));
@@ -231,7 +231,7 @@ impl Records {
     /// Ends the lease and the key of a node that is lost. Returns whether the node has given no sign of
     /// life for as long as its lease lasts.
     async fn look_at(&self, member: &Member, ttl: Duration) -> Result<bool, Error> {
-        let asked = Moment::now();
+        let sent = Moment::now();
         let lease = self.read_lease(&member.key).await?;
         let answered = Moment::now();
         let version = lease.as_ref().map(|it| &it.metadata.version);
@@ -242,7 +242,7 @@ impl Records {
         );
         let idle = {
             let mut observed = self.observed.borrow_mut();
-            observed.note(&member.key, &state, asked, answered)
+            observed.note(&member.key, &state, sent, answered)
         };
         let lasts = lease.as_ref().map(Lease::lasts).unwrap_or_default();
         if idle < lasts.max(ttl) {

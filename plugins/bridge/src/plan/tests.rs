@@ -172,5 +172,5 @@ fn icc_false_isolates_the_port() {
     assert!(!open.isolated && !open.reachability.needs_nftables());
     // Where pods may be linked, the table that has the links keeps them apart.
     let linkable = plan(r#"{"icc": false, "links": []}"#).unwrap();
-    assert!(linkable.isolated && linkable.access("n").unwrap().apart);
+    assert!(linkable.isolated && linkable.access("n").unwrap().isolates_pods);
 }

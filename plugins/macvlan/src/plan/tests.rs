@@ -1,5 +1,6 @@
 use super::*;
 use cni::json::Json;
+use wiring::parent::Master;
 
 fn plan_with(text: &str, args_mac: Option<&str>) -> Result<Plan, String> {
     let conf: Conf = Json::parse(text.as_bytes()).unwrap().decode().unwrap();

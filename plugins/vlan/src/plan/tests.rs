@@ -1,6 +1,7 @@
 use super::*;
 use cni::json::Json;
 use netlink::Link;
+use wiring::parent::Master;
 
 fn new(text: &str, has_ipam: bool) -> Result<Plan, Faults> {
     let conf: Conf = Json::parse(text.as_bytes()).unwrap().decode().unwrap();

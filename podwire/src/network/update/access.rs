@@ -1,4 +1,4 @@
-//! Who reaches the containers from elsewhere, and whom they reach: `--internal` and the gateway modes
+//! Access to and from the containers: `--internal` and the gateway modes
 //! of a network that containers are attached to.
 
 use networks::CachedAttachment;

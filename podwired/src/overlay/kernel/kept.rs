@@ -8,7 +8,7 @@ use anyhow::Result;
 use flannel::Subnet;
 use ipnetwork::IpNetwork;
 use netlink::{
-    Desired, Entry, Family, Link, Mac, Netlink, Overlay, Peers, Reconciled, RouteFilter, Seen,
+    Desired, Entry, Event, Family, Link, Mac, Netlink, Overlay, Peers, Reconciled, RouteFilter,
     Segment,
 };
 use overlay::{Device, Mode, Peer, device};
@@ -82,25 +82,27 @@ impl Kept {
     }
 
     /// Takes note of what the kernel reports.
-    pub fn hear(&mut self, seen: Seen) {
-        if self.concerns(seen) {
+    pub fn hear(&mut self, event: Event) {
+        if self.concerns(event) {
             self.due = self.due.min(self.rested);
         }
     }
 
-    fn concerns(&self, seen: Seen) -> bool {
+    fn concerns(&self, event: Event) -> bool {
         let Some((overlay, uplink)) = self.device else {
             // An interface or an address is missing: this may be it.
-            return !matches!(seen, Seen::EntryGone(_) | Seen::RouteGone(_));
+            return !matches!(event, Event::EntryGone(_) | Event::RouteGone(_));
         };
-        match seen {
-            Seen::Link(index) | Seen::Address(index) => index == overlay.device || index == uplink,
-            Seen::EntryGone(index) => index == overlay.device,
-            Seen::RouteGone(index) => {
+        match event {
+            Event::Link(index) | Event::Address(index) => {
+                index == overlay.device || index == uplink
+            }
+            Event::EntryGone(index) => index == overlay.device,
+            Event::RouteGone(index) => {
                 let is_direct = self.wanted.direct != Direct::Never;
                 index == overlay.device || (index == uplink && is_direct)
             }
-            Seen::Overrun => true,
+            Event::Overrun => true,
         }
     }
 

@@ -132,8 +132,7 @@ impl<S: Store + 'static> Session<'_, S> {
                 let peer = self.peer(subnet, lease, family)?;
                 Some((*subnet, peer))
             });
-            let host = if subnet.is_ipv4() { 32 } else { 128 };
-            let address = IpNetwork::new(subnet.network(), host).unwrap_or(subnet);
+            let address = IpNetwork::from(subnet.network());
             let all = self
                 .config
                 .networks()

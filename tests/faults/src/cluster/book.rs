@@ -1,4 +1,4 @@
-//! Who owns which address: from the moment in which an ADD has succeeded until its DEL begins.
+//! Which pod owns which address: from the moment in which an ADD has succeeded until its DEL begins.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
@@ -90,12 +90,12 @@ impl Book {
             Some(ip) => {
                 pages.outcome.added += 1;
                 let pool = attachment.pool;
-                let whom = format!("{name} {} ({})", attachment.id, attachment.how);
-                match pages.owners.insert((pool, ip.clone()), whom.clone()) {
+                let holder = format!("{name} {} ({})", attachment.id, attachment.how);
+                match pages.owners.insert((pool, ip.clone()), holder.clone()) {
                     None => pages.used[pool] += 1,
                     Some(other) => {
                         let pool = POOLS[pool].name;
-                        let finding = format!("{pool} {ip}: {other} and {whom}");
+                        let finding = format!("{pool} {ip}: {other} and {holder}");
                         pages.outcome.findings.push(finding);
                         pages.outcome.evidence.push(ip);
                     }

@@ -241,8 +241,8 @@ impl Fleet {
                 if done.code == 0 {
                     break;
                 }
-                let (why, said) = (done.stderr, running.output());
-                ensure!(Instant::now() < deadline, "{words:?}: {why}{said}");
+                let (why, log) = (done.stderr, running.output());
+                ensure!(Instant::now() < deadline, "{words:?}: {why}{log}");
                 sleep(Duration::from_millis(200));
             }
         }
@@ -409,7 +409,7 @@ impl Fleet {
     }
 
     /// The lines about an address that agents have printed.
-    pub fn said_of(&self, ip: &str) -> Vec<String> {
+    pub fn log_of(&self, ip: &str) -> Vec<String> {
         let outputs = std::fs::read_dir(self.sandbox.dir()).into_iter().flatten();
         let texts = outputs
             .flatten()

@@ -6,12 +6,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Result;
-use pools::{Add, For, Found, Lease, PoolLease, Reply, Request, Set, Time, Wish};
+use pools::{Add, Criteria, Found, Lease, PoolLease, Recipient, Reply, Request, Set, Time};
 use serde_json::{Value, json};
 use store::{Expected, Transactions, Write};
 
 use super::Role;
-use super::supply::Short;
+use super::supply::Shortage;
 
 /// How long an ADD waits for the store. The agent's own limit for an answer is five seconds.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -82,7 +82,7 @@ impl<S: Transactions + 'static> Role<S> {
             Request::Show {} => Reply::State(self.status()),
             Request::Forget { node } => match self.forget(&node).await {
                 Ok(count) => Reply::State(json!({"blocks": count})),
-                Err(short) => refused(short),
+                Err(shortage) => refused(shortage),
             },
         }
     }
@@ -107,39 +107,39 @@ impl<S: Transactions + 'static> Role<S> {
     async fn add(self: &Rc<Self>, add: &Add) -> Reply {
         if self.adding.borrow().contains_key(&add.owner) {
             let why = format!("another ADD of {} is on its way", add.owner);
-            return refused(Short::Now(why));
+            return refused(Shortage::Now(why));
         }
         self.adding.borrow_mut().insert(add.owner.clone(), false);
         let is_late = || add.deadline.is_some_and(|it| Time::now() >= it);
         let mut leases = Vec::new();
         let mut failed = match is_late() {
-            true => Some(Short::Now(TOO_LATE.into())),
+            true => Some(Shortage::Now(TOO_LATE.into())),
             false => self.add_all(add, &mut leases).await.err(),
         };
         let is_over = self.adding.borrow_mut().remove(&add.owner).unwrap_or(true);
         if is_over && failed.is_none() {
-            failed = Some(Short::Now("its DEL came before its end".into()));
+            failed = Some(Shortage::Now("its DEL came before its end".into()));
         }
         if failed.is_none() && is_late() {
-            failed = Some(Short::Now(TOO_LATE.into()));
+            failed = Some(Shortage::Now(TOO_LATE.into()));
         }
         let until = self.fence();
         // What was handed out before may be another node's by now.
         if failed.is_none() && !self.is_fenced_in() {
-            failed = Some(Short::Now(self.why_fenced_out()));
+            failed = Some(Shortage::Now(self.why_fenced_out()));
         }
         if failed.is_none() && !self.are_held(&leases) {
-            failed = Some(Short::Now(
+            failed = Some(Shortage::Now(
                 "the block of its address was lost meanwhile".into(),
             ));
         }
-        let Some(short) = failed else {
+        let Some(shortage) = failed else {
             let leases = leases.into_iter().map(pool_lease).collect();
             return Reply::Leased { leases, until };
         };
         self.counters.refused.set(self.counters.refused.get() + 1);
         match self.release(&leases) {
-            Ok(()) => refused(short),
+            Ok(()) => refused(shortage),
             Err(error) => failure(&error),
         }
     }
@@ -154,7 +154,7 @@ impl<S: Transactions + 'static> Role<S> {
         self: &Rc<Self>,
         add: &Add,
         leases: &mut Vec<(String, Lease)>,
-    ) -> Result<(), Short> {
+    ) -> Result<(), Shortage> {
         let deadline = Time::now().after(PATIENCE);
         let cool_down = Duration::from_secs(add.cool_down);
         self.cool_downs
@@ -166,7 +166,7 @@ impl<S: Transactions + 'static> Role<S> {
             let earlier = held.iter().find(|it| it.0 == add.pool && is_of_set(&it.1));
             if let Some((_, lease)) = earlier.filter(|it| !leases.contains(it)) {
                 let (ip, container) = (lease.ip, &add.owner.container);
-                return Err(Short::Never(format!(
+                return Err(Shortage::Never(format!(
                     "{ip} has been allocated to {container}, duplicate allocation is not allowed"
                 )));
             }
@@ -182,10 +182,10 @@ impl<S: Transactions + 'static> Role<S> {
         number: usize,
         set: &Set,
         deadline: Time,
-    ) -> Result<Lease, Short> {
+    ) -> Result<Lease, Shortage> {
         let is_in = || self.is_fenced_in().then_some(());
         if self.wait_for(deadline, is_in).await.is_none() {
-            return Err(Short::Now(self.why_fenced_out()));
+            return Err(Shortage::Now(self.why_fenced_out()));
         }
         let length = self.length(&add.pool, set).await?;
         let name = add
@@ -197,23 +197,23 @@ impl<S: Transactions + 'static> Role<S> {
             view.names.get(it).map(|it| it.value)
         });
         let named = named.filter(|ip| set.spans.iter().any(|it| it.contains(*ip)));
-        let whom = For {
+        let recipient = Recipient {
             owner: add.owner.clone(),
             namespace: add.namespace.clone(),
             name: add.name.clone(),
         };
         if let Some(ip) = set.requested.or(named) {
             let may_be_kept = named == Some(ip);
-            let lease = self.add_ip(add, &whom, (ip, length, may_be_kept), deadline);
+            let lease = self.add_ip(add, &recipient, (ip, length, may_be_kept), deadline);
             return lease.await;
         }
-        let lease = self.add_any(add, &whom, set, length, deadline).await?;
+        let lease = self.add_any(add, &recipient, set, length, deadline).await?;
         self.keep_reserve(&add.pool, set, length);
         if let Some(name) = name
-            && let Err(short) = self.keep_for(&name, lease.ip, deadline).await
+            && let Err(shortage) = self.keep_for(&name, lease.ip, deadline).await
         {
             self.release(&[(add.pool.clone(), lease)]).map_err(broken)?;
-            return Err(short);
+            return Err(shortage);
         }
         Ok(lease)
     }
@@ -222,27 +222,27 @@ impl<S: Transactions + 'static> Role<S> {
     async fn add_any(
         &self,
         add: &Add,
-        whom: &For,
+        recipient: &Recipient,
         set: &Set,
         length: u8,
         deadline: Time,
-    ) -> Result<Lease, Short> {
+    ) -> Result<Lease, Shortage> {
         let lock = self.obtaining(&add.pool);
         let mut one = None;
-        let mut short = Short::Now("other ADDs wait for addresses, too".into());
+        let mut shortage = Shortage::Now("other ADDs wait for addresses, too".into());
         loop {
             let kept = self.kept(&add.pool);
-            let wish = Wish {
+            let criteria = Criteria {
                 spans: &set.spans,
                 kept: &kept,
                 cool_down: Duration::from_secs(add.cool_down),
             };
             if !self.is_fenced_in() {
-                return Err(Short::Now(self.why_fenced_out()));
+                return Err(Shortage::Now(self.why_fenced_out()));
             }
             let found = {
                 let mut node = self.node.borrow_mut();
-                node.allocate(&add.pool, &wish, whom, Time::now())
+                node.allocate(&add.pool, &criteria, recipient, Time::now())
             };
             let resting = match found.map_err(broken)? {
                 Found::Lease(lease) => return Ok(lease),
@@ -251,19 +251,19 @@ impl<S: Transactions + 'static> Role<S> {
             };
             let left = deadline.since(Time::now());
             if left.is_zero() {
-                return Err(exhausted(set, resting, &short));
+                return Err(exhausted(set, resting, &shortage));
             }
             if one.is_none() {
                 // Another one may get an address for this one, too.
                 one = tokio::time::timeout(left, lock.lock()).await.ok();
                 continue;
             }
-            if let Err(why) = self.obtain(&add.pool, &wish, length, deadline).await {
-                short = why;
-                if let Short::Never(_) = short {
-                    return Err(short);
+            if let Err(why) = self.obtain(&add.pool, &criteria, length, deadline).await {
+                shortage = why;
+                if let Shortage::Never(_) = shortage {
+                    return Err(shortage);
                 }
-                return Err(exhausted(set, resting, &short));
+                return Err(exhausted(set, resting, &shortage));
             }
         }
     }
@@ -281,21 +281,22 @@ impl<S: Transactions + 'static> Role<S> {
     async fn add_ip(
         &self,
         add: &Add,
-        whom: &For,
+        recipient: &Recipient,
         (ip, length, may_be_kept): (IpAddr, u8, bool),
         deadline: Time,
-    ) -> Result<Lease, Short> {
-        let not_available =
-            |why: String| Short::Now(format!("requested IP address {ip} is not available: {why}"));
+    ) -> Result<Lease, Shortage> {
+        let not_available = |why: String| {
+            Shortage::Now(format!("requested IP address {ip} is not available: {why}"))
+        };
         if !may_be_kept && self.kept(&add.pool).contains(&ip) {
             return Err(not_available("it is kept for a name".into()));
         }
-        if let Some(lease) = self.take_own(add, whom, ip)? {
+        if let Some(lease) = self.take_own(add, recipient, ip)? {
             return Ok(lease);
         }
         let obtained = self.obtain_ip(&add.pool, ip, length, deadline).await;
-        obtained.map_err(|short| match short {
-            Short::Now(why) => not_available(why),
+        obtained.map_err(|shortage| match shortage {
+            Shortage::Now(why) => not_available(why),
             never => never,
         })?;
         // The watch tells of it, and the book follows.
@@ -305,25 +306,30 @@ impl<S: Transactions + 'static> Role<S> {
         };
         let soon = Time::now().after(Duration::from_secs(1));
         self.wait_for(deadline.min(soon), is_free).await;
-        let taken = self.take_own(add, whom, ip)?;
+        let taken = self.take_own(add, recipient, ip)?;
         taken.ok_or_else(|| not_available("another node has it".into()))
     }
 
     /// Hands out this address if it is free on this node; `None` if it is not this node's.
-    fn take_own(&self, add: &Add, whom: &For, ip: IpAddr) -> Result<Option<Lease>, Short> {
+    fn take_own(
+        &self,
+        add: &Add,
+        recipient: &Recipient,
+        ip: IpAddr,
+    ) -> Result<Option<Lease>, Shortage> {
         if !self.is_fenced_in() {
-            return Err(Short::Now(self.why_fenced_out()));
+            return Err(Shortage::Now(self.why_fenced_out()));
         }
         let mut node = self.node.borrow_mut();
         if let Some(lease) = node.book(&add.pool).lease(ip) {
             let owner = &lease.owner;
             let why = format!("requested IP address {ip} is not available: {owner} has it");
-            return Err(Short::Now(why));
+            return Err(Shortage::Now(why));
         }
         if !node.book(&add.pool).is_free(ip) {
             return Ok(None);
         }
-        let taken = node.take(&add.pool, ip, whom, Time::now());
+        let taken = node.take(&add.pool, ip, recipient, Time::now());
         taken.map(Some).map_err(broken)
     }
 
@@ -333,7 +339,7 @@ impl<S: Transactions + 'static> Role<S> {
         name: &(String, usize, String),
         ip: IpAddr,
         deadline: Time,
-    ) -> Result<(), Short> {
+    ) -> Result<(), Shortage> {
         let (key, before) = {
             let view = self.view.borrow();
             let before = view.names.get(name).map(|it| it.revision);
@@ -349,13 +355,16 @@ impl<S: Transactions + 'static> Role<S> {
         };
         match done.is_some() && self.wait_for(deadline, seen).await.is_some() {
             true => Ok(()),
-            false => Err(Short::Now(format!("another pod is named {}, too", name.2))),
+            false => Err(Shortage::Now(format!(
+                "another pod is named {}, too",
+                name.2
+            ))),
         }
     }
 }
 
 /// Why there is no address of a set.
-fn exhausted(set: &Set, resting: Option<Time>, short: &Short) -> Short {
+fn exhausted(set: &Set, resting: Option<Time>, shortage: &Shortage) -> Shortage {
     let spans: Vec<_> = set.spans.iter().map(ToString::to_string).collect();
     let mut why = format!(
         "no IP addresses available in range set: {}",
@@ -365,25 +374,25 @@ fn exhausted(set: &Set, resting: Option<Time>, short: &Short) -> Short {
         let seconds = until.since(Time::now()).as_secs_f64();
         why += &format!("; the next of this node's own rests for {seconds:.1} s after its release");
     }
-    let (Short::Now(more) | Short::Never(more)) = short;
-    Short::Now(format!("{why}: {more}"))
+    let (Shortage::Now(more) | Shortage::Never(more)) = shortage;
+    Shortage::Now(format!("{why}: {more}"))
 }
 
 fn pool_lease((pool, lease): (String, Lease)) -> PoolLease {
     PoolLease { pool, lease }
 }
 
-fn refused(short: Short) -> Reply {
-    let (code, why) = match short {
-        Short::Now(why) => (TRY_AGAIN, why),
-        Short::Never(why) if why.starts_with("blockSize") => (INVALID_CONFIG, why),
-        Short::Never(why) => (INTERNAL, why),
+fn refused(shortage: Shortage) -> Reply {
+    let (code, why) = match shortage {
+        Shortage::Now(why) => (TRY_AGAIN, why),
+        Shortage::Never(why) if why.starts_with("blockSize") => (INVALID_CONFIG, why),
+        Shortage::Never(why) => (INTERNAL, why),
     };
     Reply::Refused { code, why }
 }
 
-fn broken(error: anyhow::Error) -> Short {
-    Short::Never(format!("{error:#}"))
+fn broken(error: anyhow::Error) -> Shortage {
+    Shortage::Never(format!("{error:#}"))
 }
 
 fn failure(error: &anyhow::Error) -> Reply {
