@@ -172,7 +172,7 @@ fn del_finds_the_interface_whatever_the_pod_has_changed_of_it() {
 }
 
 #[test]
-fn gc_takes_what_nobody_claims() {
+fn gc_takes_what_is_not_claimed() {
     beyond_peer("it has no GC", || {
         let sandbox = Sandbox::new();
         let pods = ["a", "b"].map(|name| sandbox.pod(name));

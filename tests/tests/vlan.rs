@@ -424,7 +424,7 @@ fn disguise(name: &str) -> String {
 }
 
 #[test]
-fn gc_takes_what_nobody_claims() {
+fn gc_takes_what_is_not_claimed() {
     beyond_peer("it has no GC", || {
         let sandbox = Sandbox::new();
         sandbox.wire();

@@ -75,7 +75,7 @@ impl Netlink {
     /// ingress` and `tc filter show dev LINK parent ffff:`. A clsact is none.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn filters_nothing(&self, link: u32) -> Result<bool, Error> {
         let qdisc = self.find_ingress_qdisc(link)?;
         if qdisc.is_none_or(|it| it.kind != "ingress") {
