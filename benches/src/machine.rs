@@ -28,7 +28,7 @@ pub fn describe(programs: &Programs) -> Result<Machine> {
         cpus: std::thread::available_parallelism()?.get(),
         cpu: cpu.trim_matches([' ', '\t', ':']).to_owned(),
         state: String::new(),
-        podwire: format!("{} ({})", env!("CARGO_PKG_VERSION"), commit()),
+        podwire: format!("{} ({}), {C_LIBRARY}", env!("CARGO_PKG_VERSION"), commit()),
         go: peer(&programs.go),
         other: programs.other.as_deref().map(version).transpose()?,
         programs: vec![
@@ -42,6 +42,13 @@ pub fn describe(programs: &Programs) -> Result<Machine> {
 fn printed(program: &str, args: &[&str]) -> Result<String> {
     Ok(process::output(program, args)?.trim().to_owned())
 }
+
+/// What `make build` links with on this machine: this program is built for the same target.
+const C_LIBRARY: &str = if cfg!(target_env = "musl") {
+    "musl"
+} else {
+    "glibc"
+};
 
 /// The commit that is checked out, and whether anything that ships was changed since.
 fn commit() -> String {

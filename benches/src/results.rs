@@ -68,7 +68,7 @@ pub struct Machine {
     pub cpu: String,
     /// The file systems that plugins kept their state on.
     pub state: String,
-    /// podwire's version, and the commit it was built from.
+    /// podwire's version, the commit it was built from, and its C library.
     pub podwire: String,
     /// The peer's.
     pub go: String,
