@@ -3,7 +3,7 @@
 //!
 //! - Cost: this page. The DHCP daemon has a fixed address here, as the plugins have
 //!   (`ipam/dhcp/build.rs`).
-//! - Gain: about 8 MB on disk and in the page cache instead of 50. A plugin starts as
+//! - Gain: about 8 MB on disk and in the page cache instead of 48. A plugin starts as
 //!   quickly, within 5 %: `benches/src/bin/startup.rs` compares both.
 
 // SAFETY: `link_section` only chooses the section of a constant. The section holds whole ELF
