@@ -164,7 +164,9 @@ fn long_work_shows_a_bar_on_a_terminal_alone() {
         let piped = node.execute(&["podwire", "resync", "--dry-run"], &Value::Null);
         assert_eq!(piped.code, 0, "{piped:?}");
         assert!(!piped.stderr.contains(['\r', '\x1b']), "{piped:?}");
-        let terminal = ["script", "-qec", "podwire resync --dry-run", "/dev/null"];
+        // A bar needs a terminal that can move its cursor, whatever the tests were started on.
+        let command = "TERM=linux podwire resync --dry-run";
+        let terminal = ["script", "-qec", command, "/dev/null"];
         let shown = node.execute(&terminal, &Value::Null);
         assert!(shown.stdout.contains("/61"), "{shown:?}");
     });
