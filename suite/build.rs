@@ -4,7 +4,9 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    if std::env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|env| env == "musl") {
+    let features = std::env::var("CARGO_CFG_TARGET_FEATURE").unwrap_or_default();
+    let musl = std::env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|env| env == "musl");
+    if musl && features.split(',').any(|feature| feature == "crt-static") {
         // musl's start of a position-independent program reads the list _DYNAMIC, to apply
         // relocations. There are none: __environ is empty at that time, and ends the list.
         for arg in [
