@@ -64,15 +64,12 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be queried.
     pub fn find_redirect(&self, link: u32) -> Result<Option<u32>, Error> {
-        let message = tcmsg(link, 0, INGRESS_HANDLE, 0).to_vec();
-        let request = Request::new(libc::RTM_GETTFILTER, 0, message);
-        let filters = self.socket.dump(&request, read_redirect);
-        let filters = filters.map_err(|it| Error::refused("list filters", it))?;
-        Ok(filters.entries.into_iter().next())
+        let redirects = self.list_ingress_filters(link, read_redirect)?;
+        Ok(redirects.into_iter().next())
     }
 
-    /// Whether a link has an ingress qdisc without filters, which changes nothing: `tc qdisc show dev LINK
-    /// ingress` and `tc filter show dev LINK parent ffff:`. A clsact is none.
+    /// Whether a link has a qdisc of kind `ingress` (not `clsact`) without filters, which changes nothing: `tc
+    /// qdisc show dev LINK ingress` and `tc filter show dev LINK parent ffff:`.
     ///
     /// # Errors
     /// When the kernel cannot be queried.
@@ -81,11 +78,20 @@ impl Netlink {
         if qdisc.is_none_or(|it| it.kind != "ingress") {
             return Ok(false);
         }
+        Ok(self.list_ingress_filters(link, |_| Some(()))?.is_empty())
+    }
+
+    /// What `read` makes of the filters of what a link receives.
+    fn list_ingress_filters<T>(
+        &self,
+        link: u32,
+        read: impl Fn(Message<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
         let message = tcmsg(link, 0, INGRESS_HANDLE, 0).to_vec();
         let request = Request::new(libc::RTM_GETTFILTER, 0, message);
-        let filters = self.socket.dump(&request, |_| Some(()));
+        let filters = self.socket.dump(&request, read);
         let filters = filters.map_err(|it| Error::refused("list filters", it))?;
-        Ok(filters.entries.is_empty())
+        Ok(filters.entries)
     }
 
     /// Has a shaper by htb shape the packets from or to `subnet`, or exclude them: `tc filter add
