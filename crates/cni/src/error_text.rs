@@ -1,9 +1,9 @@
 //! The texts of error numbers, for programs that are linked with musl.
 //!
 //! musl has texts of its own: "Resource busy" for EBUSY. Users, and tools that read
-//! messages, know those of glibc, which the Go plugins print as well. std and nix ask the
-//! C library by this function, so its name is taken here, once for all programs.
-//! Cost: this file. A test compares a text, so a std that asks otherwise is noticed.
+//! messages, know those of glibc, which the Go plugins print as well. `std::io::Error` gets
+//! its text from the C library's `__xpg_strerror_r`. This file defines that function in the
+//! place of musl's, for all programs. A test in `error.rs` fails if std no longer calls it.
 #![allow(unsafe_code, reason = "a function with the C library's name and types")]
 
 use std::ffi::CStr;

@@ -79,7 +79,7 @@ impl Criteria<'_> {
     }
 }
 
-/// Whether there is an address for a criteria.
+/// Whether an address meets the criteria.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Free {
     /// This one.
@@ -120,7 +120,7 @@ pub struct Book {
 }
 
 impl Book {
-    /// The address that a criteria gets: of those that do not rest, the one that has been free longest.
+    /// The address for the criteria: of those that meet them and do not rest, the one that has been free longest.
     pub fn find(&self, criteria: &Criteria, now: Time) -> Free {
         let mut oldest: Option<(Time, IpAddr)> = None;
         for (first, block) in &self.open {
@@ -148,7 +148,7 @@ impl Book {
         }
     }
 
-    /// How many addresses a criteria could get, at most `enough`.
+    /// How many addresses meet the criteria and do not rest, at most `enough`.
     pub fn count(&self, criteria: &Criteria, now: Time, enough: usize) -> usize {
         let mut count = 0;
         for (first, block) in &self.open {
