@@ -120,24 +120,31 @@ fn assert_rate((rate, first): (f64, f64), limit: f64) {
 
 #[test]
 fn both_directions_have_the_rate_from_the_first_second_on() {
+    const LIMIT: f64 = 20e6;
     beyond_peer("the burst of a runtime lets everything through", || {
         // At the same time, on a node each: the acknowledgements of one would be part of the other.
         std::thread::scope(|scope| {
             let transfers = [true, false].map(|to_pod| {
                 scope.spawn(move || {
-                    let (sandbox, pod, _, _) = limited(annotated(20_000_000));
+                    let (sandbox, pod, _, _) = limited(annotated(LIMIT as u64));
                     let host = sandbox.host();
-                    if to_pod {
-                        transfer(&host, &pod, POD, 10)
-                    } else {
-                        transfer(&pod, &host, NODE, 10)
-                    }
+                    let measure = || {
+                        if to_pod {
+                            transfer(&host, &pod, POD, 10)
+                        } else {
+                            transfer(&pod, &host, NODE, 10)
+                        }
+                    };
+                    // Other programs can make a transfer slower, but not faster than its limit.
+                    let mut attempts = (0..2).map(|_| measure());
+                    let in_time = attempts.find(|(rate, _)| *rate > 0.95 * LIMIT);
+                    in_time.unwrap_or_else(measure)
                 })
             });
             for measured in transfers {
                 let measured = measured.join().expect("a transfer");
                 println!("{measured:?} bits per second, bits in the first second");
-                assert_rate(measured, 20e6);
+                assert_rate(measured, LIMIT);
             }
         });
     });
