@@ -93,28 +93,14 @@ impl Journal {
         let path = self.dir.join(entry.attachment.file_name());
         self.make()?;
         let document = serde_json::to_vec(entry)?;
-        let write = || -> io::Result<Option<Held>> {
-            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
-            let (mut file, _) = file::open(&path, flags)?;
-            // A sweep may have found the empty file first.
-            if flock(&file, FlockArg::LockExclusiveNonblock).is_err() || !is_at(&file, &path) {
-                return Ok(None);
-            }
-            file.write_all(&document)?;
-            Ok(Some(Held {
-                path: path.clone(),
-                lock: file,
-            }))
-        };
+        let deadline = Instant::now() + PATIENCE;
         loop {
-            match write() {
-                Ok(Some(held)) => return Ok(held),
-                Ok(None) => {}
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    bail!("{} is attached already", entry.attachment.label());
-                }
-                Err(error) => {
-                    return Err(error).with_context(|| format!("write {}", path.display()));
+            let begun = begin_at(&path, &document);
+            match begun.with_context(|| format!("write {}", path.display()))? {
+                Begun::Held(held) => return Ok(held),
+                Begun::Swept if Instant::now() < deadline => sleep(Duration::from_millis(1)),
+                Begun::Swept | Begun::Recorded => {
+                    bail!("{} is attached already", entry.attachment.label())
                 }
             }
         }
@@ -177,6 +163,32 @@ impl Journal {
         let path = self.dir.join(attachment.file_name());
         file::remove(&path).with_context(|| format!("remove {}", path.display()))
     }
+}
+
+/// What came of the attempt to make a record.
+enum Begun {
+    Held(Held),
+    /// Another attachment has it.
+    Recorded,
+    /// A sweep removes a file without content at this moment: it may have found ours between its
+    /// creation and its lock, or that of a process that was killed there.
+    Swept,
+}
+
+/// Makes and locks the record at `path`. Only content makes a file a record, and the caller has the
+/// lock of the journal: an empty one is of no other process that begins.
+fn begin_at(path: &Path, document: &[u8]) -> io::Result<Begun> {
+    let (mut file, _) = file::open(path, OFlag::O_WRONLY | OFlag::O_CREAT)?;
+    let locked = flock(&file, FlockArg::LockExclusiveNonblock);
+    if file.metadata()?.len() > 0 {
+        return Ok(Begun::Recorded);
+    }
+    if locked.is_err() || !is_at(&file, path) {
+        return Ok(Begun::Swept);
+    }
+    file.write_all(document)?;
+    let path = path.to_owned();
+    Ok(Begun::Held(Held { path, lock: file }))
 }
 
 /// The order of interfaces: eth2 precedes eth10.
@@ -294,6 +306,24 @@ mod tests {
         let (_, read) = journal.take(file).unwrap().unwrap();
         assert_eq!(read, None);
         assert!(entry().is_gone());
+    }
+
+    #[test]
+    fn a_sweep_that_finds_a_record_before_its_content_does_not_refuse_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::in_dir(dir.path());
+        drop(journal.begin(&entry()).unwrap());
+        let path = journal.files().unwrap().remove(0);
+        fs::write(&path, "").unwrap();
+        let (swept, _) = journal.take(&path).unwrap().unwrap();
+        let begun = std::thread::scope(|scope| {
+            let begun = scope.spawn(|| journal.begin(&entry()));
+            sleep(Duration::from_millis(100));
+            swept.remove().unwrap();
+            begun.join().unwrap()
+        });
+        assert!(is_at(&begun.unwrap().lock, &path));
+        assert_eq!(journal.of_container("c").unwrap(), [entry()]);
     }
 
     #[test]
