@@ -7,6 +7,8 @@
 //! back a failed ADD.
 
 pub mod address;
+#[cfg(target_env = "musl")]
+mod allocator;
 pub mod conf;
 pub mod delegate;
 pub mod env;
