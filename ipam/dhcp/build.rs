@@ -5,8 +5,7 @@
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     let features = std::env::var("CARGO_CFG_TARGET_FEATURE").unwrap_or_default();
-    let gnu = std::env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|env| env == "gnu");
-    if gnu && features.split(',').any(|feature| feature == "crt-static") {
+    if features.split(',').any(|feature| feature == "crt-static") {
         // The last of `-no-pie` and `-static-pie` wins.
         println!("cargo::rustc-link-arg-bins=-static-pie");
     }

@@ -169,12 +169,15 @@ fn the_daemon_refuses_what_is_not_there() {
     );
 }
 
-/// `ET_DYN` of elf(5): the program has no fixed address. With glibc, the plugins, which live
-/// for milliseconds, have one.
+/// `e_type` of elf(5): `ET_EXEC` (2) has a fixed address, `ET_DYN` (3) none.
+fn elf_type(name: &str) -> u16 {
+    let program = std::fs::read(Suite::Ours.dir().join(name)).expect("a program");
+    u16::from_le_bytes([program[16], program[17]])
+}
+
 #[test]
-fn the_daemon_is_position_independent() {
+fn the_daemon_is_position_independent_and_plugins_have_a_fixed_address() {
     beyond_peer("the Go daemon has a fixed address", || {
-        let program = std::fs::read(Suite::Ours.dir().join("dhcp")).expect("a program");
-        assert_eq!(u16::from_le_bytes([program[16], program[17]]), 3);
+        assert_eq!(["dhcp", "bridge", "loopback"].map(elf_type), [3, 2, 2]);
     });
 }
