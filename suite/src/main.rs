@@ -3,8 +3,8 @@
 //!
 //! - Cost: this page. The DHCP daemon has a fixed address here, as the plugins have
 //!   (`ipam/dhcp/build.rs`).
-//! - Gain: about 8 MB on disk and in the page cache instead of 48. A plugin starts as
-//!   quickly, within 5 %: `benches/src/bin/startup.rs` compares both.
+//! - Gain: about 8 MB on disk and in the page cache instead of 48. A plugin starts nearly as
+//!   quickly (`start.ld`): `benches/src/bin/startup.rs` compares both.
 
 // SAFETY: `link_section` only chooses the section of a constant. The section holds whole ELF
 // notes, and the constant is one.
