@@ -88,7 +88,8 @@ pub fn send(socket: BorrowedFd<'_>, request: [u8; REQUEST]) -> Option<Sending> {
 }
 
 /// Starts a child that holds a copy of `socket` until the objects that were deleted over it are
-/// freed, and then closes it without a wait. Without a child, the caller's close waits.
+/// freed, and then closes it without a wait. Without a child, the caller's close waits. Another
+/// descriptor whose close waits for RCU, such as that of a mount, can take the place of a socket.
 pub fn close(socket: BorrowedFd<'_>) {
     let task = if has_membarrier() {
         Task::HoldForRcu
