@@ -33,9 +33,10 @@ pub struct Plan {
 
 /// After so many new pods it is waited for [`SOLICITATIONS`].
 const MANY: usize = 100;
-/// A pod solicits routers when it is new, and about 4, 12, 28 and 60 seconds later (RFC 7559); a bridge
-/// copies the frames to all ports. So there is time to measure after the fourth.
-const SOLICITATIONS: Duration = Duration::from_secs(31);
+/// A pod solicits routers when it is new, and about 4, 12, 28, 60 and 124 seconds later (RFC 7559); a
+/// bridge copies the frames to all ports. The sides get their pods one after the other, in some 20
+/// seconds: after this time the youngest pod is past its fifth, and the oldest is long before its sixth.
+const SOLICITATIONS: Duration = Duration::from_secs(62);
 
 /// A side with the pod that is measured, and others.
 struct Among {
