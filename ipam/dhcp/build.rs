@@ -4,8 +4,10 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    let features = std::env::var("CARGO_CFG_TARGET_FEATURE").unwrap_or_default();
-    if features.split(',').any(|feature| feature == "crt-static") {
+    let of_target = |what| std::env::var(format!("CARGO_CFG_TARGET_{what}")).unwrap_or_default();
+    let is_static = of_target("FEATURE").split(',').any(|it| it == "crt-static");
+    // With musl, Rust has the start of such a program for x86-64 alone.
+    if is_static && (of_target("ENV") != "musl" || of_target("ARCH") == "x86_64") {
         // The last of `-no-pie` and `-static-pie` wins.
         println!("cargo::rustc-link-arg-bins=-static-pie");
     }

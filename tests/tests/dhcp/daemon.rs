@@ -178,6 +178,8 @@ fn elf_type(name: &str) -> u16 {
 #[test]
 fn the_daemon_is_position_independent_and_plugins_have_a_fixed_address() {
     beyond_peer("the Go daemon has a fixed address", || {
-        assert_eq!(["dhcp", "bridge", "loopback"].map(elf_type), [3, 2, 2]);
+        let cannot = cfg!(all(target_env = "musl", not(target_arch = "x86_64")));
+        let found = ["dhcp", "bridge", "loopback"].map(elf_type);
+        assert_eq!(found, [if cannot { 2 } else { 3 }, 2, 2]);
     });
 }
