@@ -16,7 +16,8 @@ const IMAGE_BUILDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/i
 /// The name of the image in the manifests.
 const PODWIRE: &str = "ghcr.io/podwire/podwire";
 
-/// The namespaces of its cgroups are the test's, so kubelet makes none, and enforces nothing.
+/// The namespaces of its cgroups are the test's, so kubelet makes none, and enforces nothing. How full
+/// the machine's disk is does not matter: kubelet would remove the test's images.
 const KUBELET: &str = r#"
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -29,6 +30,7 @@ nodeStatusUpdateFrequency: 1s
 syncFrequency: 1s
 authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
 authorization: {mode: AlwaysAllow}
+imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: "1Mi", nodefs.available: "0%", nodefs.inodesFree: "0%", imagefs.available: "0%"}
 "#;
 
