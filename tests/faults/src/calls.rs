@@ -1,6 +1,7 @@
 //! System calls of this machine by name, and how each of them may fail.
 
 use nix::errno::Errno;
+use nix::libc;
 
 /// Numbers of arch/x86/entry/syscalls/syscall_64.tbl, as far as plugins and what they execute use them.
 const NAMES: &[(u64, &str)] = &[
@@ -133,9 +134,14 @@ const NAMES: &[(u64, &str)] = &[
     (439, "faccessat2"),
 ];
 
-/// The name of a call; its number where we have no name.
-pub fn name(number: u64) -> String {
-    let known = NAMES.iter().find(|(it, _)| *it == number);
+/// The name of a call with this second argument; its number where we have no name. fcntl(2) has one
+/// where it copies a descriptor. With other commands it reads or sets flags, which cannot fail: musl's
+/// fdopendir(3) would take a failure for another one.
+pub fn name(number: u64, second: u64) -> String {
+    let copies = [libc::F_DUPFD, libc::F_DUPFD_CLOEXEC].map(|it| it as u64);
+    let is_named =
+        |(it, name): &&(u64, &str)| *it == number && (*name != "fcntl" || copies.contains(&second));
+    let known = NAMES.iter().find(is_named);
     known.map_or_else(|| number.to_string(), |(_, name)| (*name).to_owned())
 }
 

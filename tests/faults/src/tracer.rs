@@ -145,7 +145,7 @@ impl Tracer {
             registers.rax = value;
             ptrace::setregs(thread, registers)?;
         } else if at_entry {
-            let call = calls::name(registers.orig_rax);
+            let call = calls::name(registers.orig_rax, registers.rsi);
             if self.is_the_one(thread, &call) {
                 return self.hit(thread, &call);
             }
