@@ -99,9 +99,8 @@ impl Journal {
             match begun.with_context(|| format!("write {}", path.display()))? {
                 Begun::Held(held) => return Ok(held),
                 Begun::Swept if Instant::now() < deadline => sleep(Duration::from_millis(1)),
-                Begun::Swept | Begun::Recorded => {
-                    bail!("{} is attached already", entry.attachment.label())
-                }
+                Begun::Swept => bail!("lock {}: another podwire holds it", path.display()),
+                Begun::Recorded => bail!("{} is attached already", entry.attachment.label()),
             }
         }
     }
