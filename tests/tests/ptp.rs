@@ -254,6 +254,22 @@ fn a_gateway_outside_of_the_subnet_and_two_addresses_of_one_subnet_work() {
     });
 }
 
+/// The configuration that CRI-O shipped for bridge has such a route (cri-o#6289).
+#[test]
+fn the_destination_of_an_ipv6_route_may_have_host_bits() {
+    beyond_peer("ADD fails: the route exists", || {
+        let routes = json!({"ipam": {"routes": [{"dst": "0.0.0.0/0"}, {"dst": "fd01::1/64"}]}});
+        let conf = conf::with(&conf::ptp(&[V4, V6]), routes);
+        let (sandbox, pod, result) = attached(&conf);
+        assert_eq!(result["routes"][1], json!({"dst": "fd01::1/64"}));
+        let checked = conf::with_prev(&conf, &result);
+        sandbox.cni("ptp").check(&checked, &pod, "eth0").silent();
+        pod.sh("ip -6 route del fd01::/64");
+        let error = sandbox.cni("ptp").check(&checked, &pod, "eth0").error();
+        assert!(error.msg.contains("fd01::"), "{}", error.msg);
+    });
+}
+
 #[test]
 fn the_name_of_the_interface_is_taken() {
     beyond_peer("plugins before v1.2 have another text", || {

@@ -4,11 +4,13 @@ use std::fs::File;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
+use cni::address::network_of;
 use cni::env::NetnsPath;
 use cni::lock::{self, Lock};
 use cni::request::Add;
 use cni::result::{IpConfig, Route};
 use cni::{BestEffort, Call, delegate};
+use ipnetwork::IpNetwork;
 use netlink::{Configured, Dad, InterfaceAddress, Layer3, Netlink, RouteSpec, sysctl};
 use netns::NetNs;
 
@@ -118,9 +120,15 @@ pub(crate) fn interface_address(ip: &IpConfig) -> InterfaceAddress {
     }
 }
 
-/// A route of a result as netlink has it. The kernel chooses what is 0 or absent.
+/// A route of a result as netlink has it. The kernel chooses what is 0 or absent. It masks the
+/// destinations of IPv6 (`rtm_to_fib6_config` and `ipv6_addr_prefix`, net/ipv6/route.c), and refuses
+/// those of IPv4 that have host bits.
 pub fn route_spec(route: &Route) -> RouteSpec {
     let set = |value: u32| Some(value).filter(|value| *value != 0);
+    let dst = match route.dst.0 {
+        IpNetwork::V6(_) => network_of(route.dst.0),
+        IpNetwork::V4(_) => route.dst.0,
+    };
     RouteSpec {
         gw: route.gw,
         priority: set(route.priority),
@@ -128,7 +136,7 @@ pub fn route_spec(route: &Route) -> RouteSpec {
         scope: route.scope,
         mtu: set(route.mtu),
         advmss: set(route.advmss),
-        ..RouteSpec::to(route.dst.0)
+        ..RouteSpec::to(dst)
     }
 }
 

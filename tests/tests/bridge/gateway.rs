@@ -136,6 +136,22 @@ fn check_looks_for_a_route_in_its_own_table() {
     );
 }
 
+/// As in the configuration that CRI-O shipped; it calls CHECK right after ADD (cri-o#6289).
+#[test]
+fn check_knows_an_ipv6_route_whose_destination_has_host_bits() {
+    beyond_peer("CHECK compares the host bits", || {
+        let conf = dual(json!({"ipam": {"routes": [{"dst": "fd09::1/64"}]}}));
+        let (sandbox, pod, result) = attached(&conf);
+        let check = || {
+            let checked = conf::with_prev(&conf, &result);
+            sandbox.cni("bridge").check(&checked, &pod, "eth0")
+        };
+        check().silent();
+        pod.sh("ip -6 route del fd09::/64");
+        check().error();
+    });
+}
+
 #[test]
 fn an_address_that_another_machine_has_is_left_to_it() {
     beyond_peer("detectConflicts is ours (pains 19)", || {
