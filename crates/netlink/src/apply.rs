@@ -413,18 +413,16 @@ impl Configuration<'_> {
         for route in self.layer3.prefix_routes.iter().flatten() {
             self.add_route(route)?;
         }
-        let mut defaults: Vec<RouteSpec> = Vec::new();
+        let mut added: Vec<RouteSpec> = Vec::new();
         for route in &self.layer3.routes {
             let route = self.with_gateway(route);
-            if route.is_default() {
-                // A default route of IPAM that gets its gateway here, and the plugin's own one
-                // with the same gateway, are the same route for the kernel.
-                if defaults.iter().any(|other| is_same(other, &route)) {
-                    continue;
-                }
-                defaults.push(route.clone());
+            // The result may have it twice: listed so by IPAM, or as a default route that gets its
+            // gateway here, and the plugin's own one.
+            if added.iter().any(|other| is_same(other, &route)) {
+                continue;
             }
             self.add_route(&route)?;
+            added.push(route);
         }
         Ok(())
     }

@@ -136,6 +136,23 @@ fn check_looks_for_a_route_in_its_own_table() {
     );
 }
 
+#[test]
+fn a_route_that_is_listed_twice_is_added_once() {
+    beyond_peer("since v1.0 the second one is refused", || {
+        let routes = json!({"ipam": {"routes": [
+            {"dst": "10.9.0.0/16"},
+            {"dst": "10.9.0.0/16", "gw": "10.1.0.1"},
+            {"dst": "fd09::/64"},
+            {"dst": "fd09::1/64"},
+            {"dst": "10.9.0.0/16", "gw": "10.1.0.7", "priority": 9},
+        ]}});
+        let (_sandbox, pod, result) = attached(&dual(routes.clone()));
+        assert_eq!(pod.routes_to("-4", "10.9.0.0/16").len(), 2);
+        assert_eq!(pod.routes_to("-6", "fd09::/64").len(), 1);
+        assert_eq!(result["routes"], routes["ipam"]["routes"]);
+    });
+}
+
 /// As in the configuration that CRI-O shipped; it calls CHECK right after ADD (cri-o#6289).
 #[test]
 fn check_knows_an_ipv6_route_whose_destination_has_host_bits() {

@@ -323,27 +323,33 @@ fn routes_to_the_networks_are_replaced() {
 }
 
 #[test]
-fn a_repeated_default_route_is_added_once() {
-    let mut wanted = dual_stack(2);
-    wanted.routes.push(RouteSpec {
+fn a_repeated_route_is_added_once() {
+    let through = |dst: &str| RouteSpec {
         gw: Some("10.1.0.1".parse().unwrap()),
-        ..route("0.0.0.0/0")
-    });
-    let (_pod, configured) = one_pod(&wanted);
-    configured.unwrap();
-    let seen = json("ip -n pod -j route show default");
-    assert_eq!(seen.as_array().unwrap().len(), 1);
+        ..route(dst)
+    };
+    for dst in ["0.0.0.0/0", "10.9.0.0/16"] {
+        let mut wanted = dual_stack(2);
+        wanted.routes = vec![route(dst), through(dst), route(dst)];
+        let (_pod, configured) = one_pod(&wanted);
+        configured.unwrap();
+        let seen = json(&format!("ip -n pod -j route show {dst}"));
+        assert_eq!(seen.as_array().unwrap().len(), 1, "{seen}");
+    }
 }
 
 #[test]
-fn another_repeated_route_fails_as_in_go() {
+fn a_route_that_the_kernel_refuses_fails_as_in_go() {
     let mut wanted = dual_stack(2);
-    wanted.routes = vec![route("10.9.0.0/16"), route("10.9.0.0/16")];
+    wanted.routes = vec![RouteSpec {
+        gw: Some("192.0.2.1".parse().unwrap()),
+        ..route("10.9.0.0/16")
+    }];
     let (_pod, configured) = one_pod(&wanted);
     assert_eq!(
         configured.unwrap_err().to_string(),
-        "failed to add route '{10.9.0.0 ffff0000} via 10.1.0.1 dev eth0 metric 0 \
-         (Scope: universe, Table: 0)': file exists"
+        "failed to add route '{10.9.0.0 ffff0000} via 192.0.2.1 dev eth0 metric 0 \
+         (Scope: universe, Table: 0)': network is unreachable"
     );
 }
 
