@@ -154,9 +154,10 @@ impl<S: Transactions + 'static> Role<S> {
     /// Until when this node may allocate, and vouches for what it has handed out.
     fn fence(&self) -> Time {
         // The fault that the model check has to find (`tests/faults/src/cluster.rs`).
-        match cfg!(feature = "unfenced") {
-            true => Time(u64::MAX / 4),
-            false => self.fence.get(),
+        if cfg!(feature = "unfenced") {
+            Time(u64::MAX / 4)
+        } else {
+            self.fence.get()
         }
     }
 

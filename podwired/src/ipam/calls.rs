@@ -72,12 +72,10 @@ impl<S: Transactions + 'static> Role<S> {
                 let released = node.release(&it.pool, it.ip, it.sequence, Time::now());
                 done(released.map(drop))
             }
-            Request::Ready {} => match self.is_fenced_in() {
-                true => Reply::Done {},
-                false => Reply::Refused {
-                    code: NOT_AVAILABLE,
-                    why: self.why_fenced_out(),
-                },
+            Request::Ready {} if self.is_fenced_in() => Reply::Done {},
+            Request::Ready {} => Reply::Refused {
+                code: NOT_AVAILABLE,
+                why: self.why_fenced_out(),
             },
             Request::Show {} => Reply::State(self.status()),
             Request::Forget { node } => match self.forget(&node).await {
@@ -112,9 +110,10 @@ impl<S: Transactions + 'static> Role<S> {
         self.adding.borrow_mut().insert(add.owner.clone(), false);
         let is_late = || add.deadline.is_some_and(|it| Time::now() >= it);
         let mut leases = Vec::new();
-        let mut failed = match is_late() {
-            true => Some(Shortage::Now(TOO_LATE.into())),
-            false => self.add_all(add, &mut leases).await.err(),
+        let mut failed = if is_late() {
+            Some(Shortage::Now(TOO_LATE.into()))
+        } else {
+            self.add_all(add, &mut leases).await.err()
         };
         let is_over = self.adding.borrow_mut().remove(&add.owner).unwrap_or(true);
         if is_over && failed.is_none() {
@@ -353,13 +352,11 @@ impl<S: Transactions + 'static> Role<S> {
             let view = self.view.borrow();
             (view.names.get(name)?.value == ip).then_some(())
         };
-        match done.is_some() && self.wait_for(deadline, seen).await.is_some() {
-            true => Ok(()),
-            false => Err(Shortage::Now(format!(
-                "another pod is named {}, too",
-                name.2
-            ))),
+        if done.is_some() && self.wait_for(deadline, seen).await.is_some() {
+            return Ok(());
         }
+        let why = format!("another pod is named {}, too", name.2);
+        Err(Shortage::Now(why))
     }
 }
 

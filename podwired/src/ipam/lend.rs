@@ -107,10 +107,8 @@ impl<S: Transactions + 'static> Role<S> {
         let book = node.book(pool);
         match book.block_of(ip) {
             None => Loan::Nothing,
-            Some(block) if book.is_free(ip) => match block.is_single() {
-                true => Loan::Block(block),
-                false => Loan::Single(ip),
-            },
+            Some(block) if book.is_free(ip) && block.is_single() => Loan::Block(block),
+            Some(_) if book.is_free(ip) => Loan::Single(ip),
             Some(_) => match book.lease(ip) {
                 Some(lease) => {
                     let node = &self.settings.node;

@@ -43,10 +43,12 @@ impl Faults {
 
     /// A block is one of a journal that is gone, or not.
     pub fn doubt(&mut self, pool: &str, block: Block, is_doubtful: bool) {
-        match is_doubtful {
-            true => self.doubtful.insert((pool.to_owned(), block)),
-            false => self.doubtful.remove(&(pool.to_owned(), block)),
-        };
+        let key = (pool.to_owned(), block);
+        if is_doubtful {
+            self.doubtful.insert(key);
+        } else {
+            self.doubtful.remove(&key);
+        }
     }
 
     /// What is doubtful is found anew.

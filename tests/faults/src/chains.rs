@@ -8,6 +8,12 @@ use crate::node::{Chain, EXECUTED};
 
 /// Every chain there is.
 pub fn all() -> Vec<Chain> {
+    let all = [veth_pairs(), links_in_pods(), chained(), addresses()];
+    all.into_iter().flatten().collect()
+}
+
+/// Plugins that make a veth pair.
+fn veth_pairs() -> Vec<Chain> {
     vec![
         alone("bridge", bridge()),
         alone("bridge, IPAM executed", executed(bridge())),
@@ -31,6 +37,13 @@ pub fn all() -> Vec<Chain> {
             BackEnd::IptablesNft,
             alone("ptp, iptables", ptp("iptables")),
         ),
+        wired(alone("vxlan", vxlan())),
+    ]
+}
+
+/// Plugins whose link has no end on the node.
+fn links_in_pods() -> Vec<Chain> {
+    vec![
         Chain {
             in_pod: true,
             ..wired(alone("macvlan", macvlan()))
@@ -73,7 +86,18 @@ pub fn all() -> Vec<Chain> {
             in_pod: true,
             ..alone("dummy", dummy())
         },
-        wired(alone("vxlan", vxlan())),
+        Chain {
+            in_pod: true,
+            // A `lo` that is up: others may rely on it by now.
+            keeps: true,
+            ..alone("loopback", conf::loopback())
+        },
+    ]
+}
+
+/// Plugins that run after another one.
+fn chained() -> Vec<Chain> {
+    vec![
         published("portmap", BackEnd::Nftables),
         published("portmap, iptables", BackEnd::IptablesNft),
         whole("bridge of bridge and portmap, iptables", 0),
@@ -108,6 +132,12 @@ pub fn all() -> Vec<Chain> {
             prefix: vec![conf::bridge(&["10.1.0.0/24", "fd01::/64"])],
             ..alone("dnsname", dnsname())
         },
+    ]
+}
+
+/// IPAM plugins, alone and under another plugin.
+fn addresses() -> Vec<Chain> {
+    vec![
         Chain {
             program: Some("host-local"),
             ..alone(
@@ -123,12 +153,6 @@ pub fn all() -> Vec<Chain> {
         Chain {
             agent: true,
             ..alone("bridge, cluster", clustered())
-        },
-        Chain {
-            in_pod: true,
-            // A `lo` that is up: others may rely on it by now.
-            keeps: true,
-            ..alone("loopback", conf::loopback())
         },
         Chain {
             // A MAC of its own: the kernel's choice changes with the bridge's ports.

@@ -193,9 +193,10 @@ struct Run {
 impl Run {
     /// Of accidents that a node survives, in milliseconds.
     fn longest(&self) -> u64 {
-        match self.is_long {
-            true => fleet::SHORT,
-            false => fleet::SHORT / 4,
+        if self.is_long {
+            fleet::SHORT
+        } else {
+            fleet::SHORT / 4
         }
     }
 

@@ -123,12 +123,21 @@ impl Facts {
 
 /// Links, addresses, routes, rules, neighbours and forwarding entries (linux/rtnetlink.h).
 fn routing(facts: &mut Facts, but: &But) -> Result<()> {
-    const LINK: u16 = 18;
-    const ADDRESS: u16 = 22;
-    const ROUTE: u16 = 26;
-    const NEIGHBOUR: u16 = 30;
-    const RULE: u16 = 34;
     let mut netlink = Netlink::open(SockProtocol::NetlinkRoute)?;
+    let excluded = links(&mut netlink, facts, but)?;
+    addresses(&mut netlink, facts, &excluded)?;
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        routes(&mut netlink, facts, &excluded, libc_family(family))?;
+    }
+    for family in [0, libc_family(AddressFamily::Bridge)] {
+        neighbours(&mut netlink, facts, &excluded, family)?;
+    }
+    Ok(())
+}
+
+/// Returns the indexes of the links that `but` excludes.
+fn links(netlink: &mut Netlink, facts: &mut Facts, but: &But) -> Result<Vec<u32>> {
+    const LINK: u16 = 18;
     // struct ifinfomsg; IFLA_EXT_MASK: RTEXT_FILTER_SKIP_STATS.
     let mut request = vec![0; 16];
     attribute(29, &8_u32.to_ne_bytes(), &mut request);
@@ -148,6 +157,11 @@ fn routing(facts: &mut Facts, but: &But) -> Result<()> {
         pick(attributes, link, &mut kept);
         facts.add(b"link", &kept);
     }
+    Ok(excluded)
+}
+
+fn addresses(netlink: &mut Netlink, facts: &mut Facts, excluded: &[u32]) -> Result<()> {
+    const ADDRESS: u16 = 22;
     for message in netlink.dump(ADDRESS, &[0; 8])? {
         // struct ifaddrmsg: family, prefixlen, flags, scope, index.
         let (head, attributes) = split(&message, 8)?;
@@ -171,53 +185,64 @@ fn routing(facts: &mut Facts, but: &But) -> Result<()> {
         }
         facts.add(b"addr", &kept);
     }
-    for family in [
-        libc_family(AddressFamily::Inet),
-        libc_family(AddressFamily::Inet6),
-    ] {
-        for message in netlink.dump(ROUTE, &of_family(family, 12))? {
-            // struct rtmsg: type at 7; RTN_LOCAL, RTN_ANYCAST.
-            let (head, attributes) = split(&message, 12)?;
-            let to_us = head[7] == 2 || head[7] == 4;
-            if to_us && find(attributes, 1).starts_with(&[0xfe, 0x80])
-                || excluded
-                    .iter()
-                    .any(|it| find(attributes, 4) == it.to_ne_bytes())
-            {
-                continue;
+    Ok(())
+}
+
+/// Routes and rules of a family.
+fn routes(netlink: &mut Netlink, facts: &mut Facts, excluded: &[u32], family: u8) -> Result<()> {
+    const ROUTE: u16 = 26;
+    const RULE: u16 = 34;
+    for message in netlink.dump(ROUTE, &of_family(family, 12))? {
+        // struct rtmsg: type at 7; RTN_LOCAL, RTN_ANYCAST.
+        let (head, attributes) = split(&message, 12)?;
+        let to_us = head[7] == 2 || head[7] == 4;
+        if to_us && find(attributes, 1).starts_with(&[0xfe, 0x80])
+            || excluded
+                .iter()
+                .any(|it| find(attributes, 4) == it.to_ne_bytes())
+        {
+            continue;
+        }
+        let mut kept = head.to_vec();
+        // RTA_CACHEINFO, RTA_EXPIRES
+        let by_itself = |kind| {
+            if [12, 23].contains(&kind) {
+                Drop
+            } else {
+                Whole
             }
-            let mut kept = head.to_vec();
-            // RTA_CACHEINFO, RTA_EXPIRES
-            let by_itself = |kind| {
-                if [12, 23].contains(&kind) {
-                    Drop
-                } else {
-                    Whole
-                }
-            };
-            pick(attributes, by_itself, &mut kept);
-            facts.add(b"route", &kept);
-        }
-        for message in netlink.dump(RULE, &of_family(family, 12))? {
-            facts.add(b"rule", &message);
-        }
+        };
+        pick(attributes, by_itself, &mut kept);
+        facts.add(b"route", &kept);
     }
-    for family in [0, libc_family(AddressFamily::Bridge)] {
-        for message in netlink.dump(NEIGHBOUR, &of_family(family, 12))? {
-            // struct ndmsg: family, index at 4, state at 8; NUD_PERMANENT.
-            let (head, attributes) = split(&message, 12)?;
-            let group = find(attributes, 2);
-            let joined = group.starts_with(&[0x33, 0x33]) || group.starts_with(&[1, 0, 0x5e]);
-            let is_bridge = head[0] == libc_family(AddressFamily::Bridge);
-            if head[8] & 0x80 == 0 || is_bridge && joined || excluded.contains(&number(head, 4)) {
-                continue;
-            }
-            let mut kept = head.to_vec();
-            // NDA_CACHEINFO, NDA_PROBES
-            let by_itself = |kind| if [3, 4].contains(&kind) { Drop } else { Whole };
-            pick(attributes, by_itself, &mut kept);
-            facts.add(b"neigh", &kept);
+    for message in netlink.dump(RULE, &of_family(family, 12))? {
+        facts.add(b"rule", &message);
+    }
+    Ok(())
+}
+
+/// Neighbours; of the bridge family, forwarding entries.
+fn neighbours(
+    netlink: &mut Netlink,
+    facts: &mut Facts,
+    excluded: &[u32],
+    family: u8,
+) -> Result<()> {
+    const NEIGHBOUR: u16 = 30;
+    for message in netlink.dump(NEIGHBOUR, &of_family(family, 12))? {
+        // struct ndmsg: family, index at 4, state at 8; NUD_PERMANENT.
+        let (head, attributes) = split(&message, 12)?;
+        let group = find(attributes, 2);
+        let joined = group.starts_with(&[0x33, 0x33]) || group.starts_with(&[1, 0, 0x5e]);
+        let is_bridge = head[0] == libc_family(AddressFamily::Bridge);
+        if head[8] & 0x80 == 0 || is_bridge && joined || excluded.contains(&number(head, 4)) {
+            continue;
         }
+        let mut kept = head.to_vec();
+        // NDA_CACHEINFO, NDA_PROBES
+        let by_itself = |kind| if [3, 4].contains(&kind) { Drop } else { Whole };
+        pick(attributes, by_itself, &mut kept);
+        facts.add(b"neigh", &kept);
     }
     Ok(())
 }

@@ -94,9 +94,10 @@ fn in_cluster(environment: impl Fn(&str) -> Option<String>) -> Result<Place> {
             "kubeconfig: missing, and KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set: this is no pod of a cluster"
         );
     };
-    let host = match host.contains(':') {
-        true => format!("[{host}]"),
-        false => host,
+    let host = if host.contains(':') {
+        format!("[{host}]")
+    } else {
+        host
     };
     let file = |name: &str| Pem::File(Path::new(ACCOUNT).join(name));
     Ok(Place {

@@ -201,9 +201,10 @@ impl Run {
         let node = &self.fleet.nodes[index];
         node.kill();
         sleep(Duration::from_millis(length / 2));
-        let how = match length.is_multiple_of(2) {
-            true => Start::WithClock,
-            false => Start::Plain,
+        let how = if length.is_multiple_of(2) {
+            Start::WithClock
+        } else {
+            Start::Plain
         };
         self.fleet.start(node, how);
     }
