@@ -1,14 +1,13 @@
 //! Finds out a plugin's suite and release, and the versions that it supports.
 
 use std::ffi::OsString;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use cni::delegate::Delegate;
 use cni::env::{Environment, Verb};
-use cni::execute::Limits;
+use cni::execute::{self, Limits};
 use cni::version::Version;
 use cni::{Error, SUITE};
 use serde::Deserialize;
@@ -81,16 +80,10 @@ fn is_of_go_suite(executable: &Path) -> bool {
 /// output; others print their name and release on standard error.
 #[allow(clippy::disallowed_methods)] // no verb, hence no delegate
 fn introduce(executable: &Path) -> std::io::Result<std::process::Output> {
-    let child = Command::new(executable)
-        .arg("--version")
-        .env_clear()
-        .envs(inherited())
-        .process_group(0)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    cni::execute::finish(child, b"", Limits::PLUGIN)
+    let mut command = Command::new(executable);
+    command.arg("--version").env_clear().envs(inherited());
+    let child = execute::start(&mut command)?;
+    execute::finish(child, b"", Limits::PLUGIN)
 }
 
 fn inherited() -> impl Iterator<Item = (OsString, OsString)> {

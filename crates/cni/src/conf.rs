@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Code, Error};
 use crate::json::{DecodeError, Json};
+use crate::request::Attachment;
 use crate::result::Dns;
 
 /// The keys of the specification, section "Plugin configuration objects".
@@ -83,6 +84,13 @@ pub struct ValidAttachment {
     pub container_id: String,
     /// `CNI_IFNAME` of its ADD.
     pub ifname: String,
+}
+
+impl ValidAttachment {
+    /// The attachment to `network`; `None` if its id or name is malformed.
+    pub fn owner(&self, network: &str) -> Option<Attachment> {
+        Attachment::parse(network, &self.container_id, &self.ifname)
+    }
 }
 
 /// The key that is checked before the verb.

@@ -1,9 +1,8 @@
 //! Executes another plugin (specification, section "Plugin Delegation").
 
 use std::io::{ErrorKind, Write};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::rc::Rc;
 use std::thread::sleep;
 use std::time::Duration;
@@ -204,7 +203,7 @@ impl Delegate {
     fn spawn(&self, verb: Verb) -> std::io::Result<std::process::Child> {
         let mut tries = 5;
         loop {
-            match self.command(verb).spawn() {
+            match execute::start(&mut self.command(verb)) {
                 Err(error) if error.kind() == ErrorKind::ExecutableFileBusy && tries > 0 => {
                     tries -= 1;
                     sleep(Duration::from_secs(1));
@@ -220,13 +219,7 @@ impl Delegate {
         command
             .env_clear()
             .envs(self.env.iter())
-            .env("CNI_COMMAND", verb.as_str())
-            // A plugin that hangs is killed together with its children. Ctrl-C on a terminal
-            // does not reach the group: the plugin then finds its output closed and rolls back.
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+            .env("CNI_COMMAND", verb.as_str());
         command
     }
 }

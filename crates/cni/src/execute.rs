@@ -4,8 +4,9 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Output};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -92,9 +93,25 @@ pub fn failure(program: &Path, error: io::Error) -> anyhow::Error {
     }
 }
 
-/// Writes `stdin` to a program, reads its output and waits for its end. The program must lead
-/// a process group of its own, and its streams must be pipes. A program that exceeds a limit
-/// is killed with its group.
+/// Starts a program for [`finish`]: its streams are pipes, and it leads a process group of its own,
+/// so that it can be killed together with its children.
+///
+/// Ctrl-C on a terminal does not reach the group. A plugin then finds its output closed, and rolls
+/// back.
+///
+/// # Errors
+/// As execve(2).
+pub fn start(command: &mut Command) -> io::Result<Child> {
+    command
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+}
+
+/// Writes `stdin` to a program of [`start`], reads its output and waits for its end. A program that
+/// exceeds a limit is killed with its group.
 ///
 /// # Errors
 /// [`Exceeded`] a limit; a broken stream. The program has ended in any case: a roll-back must
@@ -309,19 +326,10 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::process::CommandExt;
-    use std::process::{Command, Stdio};
 
     #[expect(clippy::disallowed_methods, reason = "a program of one line of shell")]
     fn shell(script: &str) -> Child {
-        let mut command = Command::new("sh");
-        command
-            .args(["-c", script])
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command.spawn().unwrap()
+        start(Command::new("sh").args(["-c", script])).unwrap()
     }
 
     fn exceeded_by(script: &str) -> Option<Exceeded> {

@@ -40,6 +40,14 @@ pub enum Json {
     Object(Vec<(String, Json)>),
 }
 
+/// Reads the `T` that a JSON text describes, by the rules at the head of this module.
+///
+/// # Errors
+/// The text is not JSON, or the first fault in it.
+pub fn read<T: DeserializeOwned>(text: impl AsRef<[u8]>) -> anyhow::Result<T> {
+    Ok(Json::parse(text.as_ref())?.decode()?)
+}
+
 impl Json {
     /// Parses one document; anything but white space after it is an error.
     pub fn parse(text: &[u8]) -> Result<Self, serde_json::Error> {

@@ -50,6 +50,13 @@ pub struct Interface {
     pub pci_id: String,
 }
 
+impl Interface {
+    /// Whether it is on the host, not in a container.
+    pub fn is_on_host(&self) -> bool {
+        self.sandbox.is_empty()
+    }
+}
+
 /// An address of a result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct IpConfig {
@@ -199,13 +206,28 @@ struct Stamp {
 }
 
 impl AddResult {
-    /// The addresses of the pod's interface `ifname`, and those without an interface. As in the
-    /// Go plugins, an index that no interface has counts as none.
+    /// The interfaces on the host, in the order of the result.
+    pub fn on_host(&self) -> impl DoubleEndedIterator<Item = &Interface> {
+        self.interfaces.iter().filter(|it| it.is_on_host())
+    }
+
+    /// The interfaces in the container, in the order of the result.
+    pub fn in_container(&self) -> impl DoubleEndedIterator<Item = &Interface> {
+        self.interfaces.iter().filter(|it| !it.is_on_host())
+    }
+
+    /// The interface that has the address `ip`. As in the Go plugins, an index that no interface
+    /// has counts as none.
+    pub fn interface_of(&self, ip: &IpConfig) -> Option<&Interface> {
+        let index = usize::try_from(ip.interface?).ok()?;
+        self.interfaces.get(index)
+    }
+
+    /// The addresses of the container's interface `ifname`, and those without an interface.
     pub fn ips_of(&self, ifname: &str) -> impl Iterator<Item = &IpConfig> {
         self.ips.iter().filter(move |ip| {
-            let index = ip.interface.and_then(|index| usize::try_from(index).ok());
-            let interface = index.and_then(|index| self.interfaces.get(index));
-            interface.is_none_or(|it| it.name == ifname && !it.sandbox.is_empty())
+            let interface = self.interface_of(ip);
+            interface.is_none_or(|it| it.name == ifname && !it.is_on_host())
         })
     }
 

@@ -30,6 +30,11 @@ impl Version {
     /// The newest one. Results are kept in its form.
     pub const LATEST: Self = Self::V1_1_0;
 
+    /// This version and all later ones.
+    pub const fn and_later(self) -> &'static [Self] {
+        Self::ALL.split_at(self as usize).1
+    }
+
     /// As it is written in a configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -94,6 +99,9 @@ mod tests {
             assert!(version.family().contains(version));
         }
         assert_eq!(Version::parse(""), Some(Version::V0_1_0));
+        assert_eq!(Version::V0_1_0.and_later(), Version::ALL);
+        let newest = [Version::V1_0_0, Version::V1_1_0];
+        assert_eq!(Version::V1_0_0.and_later(), newest);
         assert_eq!(Version::parse("1.0"), None);
     }
 

@@ -324,8 +324,7 @@ impl Wanted {
         if let Some(ip) = self.ips.iter().find(|it| !given.contains(it)) {
             bail!("network {network} gives no requested address: {ip} is not in the result");
         }
-        let mut interfaces = result.interfaces.iter();
-        let inside = interfaces.find(|it| it.name == ifname && !it.sandbox.is_empty());
+        let inside = result.in_container().find(|it| it.name == ifname);
         match (&self.mac, inside) {
             (Some(mac), Some(inside)) if !inside.mac.eq_ignore_ascii_case(mac) => {
                 let other = &inside.mac;

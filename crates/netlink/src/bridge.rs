@@ -42,7 +42,7 @@ pub struct BridgeSpec {
 }
 
 /// The settings of a host veth as a port of a bridge.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortSpec {
     /// The index of the bridge.
     pub bridge: u32,

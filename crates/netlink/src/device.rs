@@ -8,12 +8,12 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use netns::NetNs;
 use nix::libc;
-use rtnetlink::{LinkMessageBuilder, LinkUnspec, packet_route::RouteNetlinkMessage};
+use rtnetlink::LinkMessageBuilder;
 use transport::{Attributes, Message, Protocol, Request, Route, attributes, find};
 
 use crate::{
     Error, HardwareAddress, Link, Netlink,
-    link::{IFINFO, link, without_statistics},
+    link::{IFINFO, link},
     request::unless_absent,
 };
 
@@ -70,8 +70,7 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be queried; an absent device is no error.
     pub fn find_device(&self, name: &str) -> Result<Option<Device>, Error> {
-        let message = LinkUnspec::new_with_name(name);
-        self.look_up(message, Device::read, || format!("find link {name}"))
+        self.find_as(name, Device::read)
     }
 
     /// Every link of the namespace: `ip -d link show`. Not for the hot path.
@@ -79,9 +78,7 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be queried.
     pub fn list_devices(&self) -> Result<Vec<Device>, Error> {
-        let message = without_statistics(LinkMessageBuilder::default()).build();
-        let request = RouteNetlinkMessage::GetLink(message);
-        self.dump_undecoded(request, Device::read, || "list links".into())
+        self.list_as(LinkMessageBuilder::default(), Device::read)
     }
 
     /// Moves a link to `netns`, where it gets `name` and `alias`: `ip link set OLD netns NETNS name

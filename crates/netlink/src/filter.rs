@@ -38,13 +38,48 @@ pub enum Side {
 }
 
 impl Netlink {
-    /// Has another link send all packets that a link with an ingress qdisc receives: `tc filter add
-    /// dev LINK parent ffff: prio 1 protocol all u32 match u32 0 0 flowid 1:1 action mirred egress
-    /// redirect dev TO`.
+    /// Redirects all packets that a link receives to another link, which sends them: `tc qdisc add
+    /// dev LINK ingress; tc filter add dev LINK parent ffff: prio 1 protocol all u32 match u32 0 0
+    /// flowid 1:1 action mirred egress redirect dev TO`. Replaces a redirect to a link that is gone,
+    /// and uses an ingress qdisc without filters, which a killed call has left.
+    ///
+    /// # Errors
+    /// `EEXIST` when the link has an ingress qdisc with other filters; what the kernel refuses.
+    pub fn redirect(&self, link: u32, to: u32) -> Result<(), Error> {
+        match self.add_ingress_qdisc(link) {
+            Err(error) if error.is_exists() && self.leads_nowhere(link)? => {
+                self.delete_ingress_qdisc(link)?;
+                self.add_ingress_qdisc(link)?;
+            }
+            Err(error) if error.is_exists() && self.filters_nothing(link)? => {}
+            added => added?,
+        }
+        self.add_redirect(link, to)
+    }
+
+    /// Whether packets that a link receives are redirected to a link that is gone.
+    fn leads_nowhere(&self, link: u32) -> Result<bool, Error> {
+        Ok(match self.find_redirect(link)? {
+            None => false,
+            // The kernel shows no index of a link that is gone.
+            Some(0) => true,
+            Some(index) => self.find_link_by_index(index)?.is_none(),
+        })
+    }
+
+    /// Removes the redirect from a link to another, if there is one, with its qdisc: `tc qdisc del
+    /// dev LINK ingress`.
     ///
     /// # Errors
     /// What the kernel refuses.
-    pub fn add_redirect(&self, link: u32, to: u32) -> Result<(), Error> {
+    pub fn remove_redirect(&self, link: u32, to: u32) -> Result<(), Error> {
+        if self.find_redirect(link)? == Some(to) {
+            self.delete_ingress_qdisc(link)?;
+        }
+        Ok(())
+    }
+
+    fn add_redirect(&self, link: u32, to: u32) -> Result<(), Error> {
         let mirred = [0, 0, TC_ACT_STOLEN, 0, 0, TCA_EGRESS_REDIR, to];
         let mirred = mirred.map(u32::to_ne_bytes).concat();
         let parameters = Attributes::<Route>::new().bytes(TCA_MIRRED_PARMS, &mirred);
@@ -68,12 +103,9 @@ impl Netlink {
         Ok(redirects.into_iter().next())
     }
 
-    /// Whether a link has a qdisc of kind `ingress` (not `clsact`) without filters, which changes nothing: `tc
-    /// qdisc show dev LINK ingress` and `tc filter show dev LINK parent ffff:`.
-    ///
-    /// # Errors
-    /// When the kernel cannot be queried.
-    pub fn filters_nothing(&self, link: u32) -> Result<bool, Error> {
+    /// Whether a link has a qdisc of kind `ingress` (not `clsact`) without filters, which changes
+    /// nothing: `tc qdisc show dev LINK ingress` and `tc filter show dev LINK parent ffff:`.
+    fn filters_nothing(&self, link: u32) -> Result<bool, Error> {
         let qdisc = self.find_ingress_qdisc(link)?;
         if qdisc.is_none_or(|it| it.kind != "ingress") {
             return Ok(false);

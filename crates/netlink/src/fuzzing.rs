@@ -6,8 +6,8 @@ use transport::messages;
 
 use crate::request::decode;
 use crate::{
-    Link, Parent, Qdisc, address, bridge_vlan, fdb, filter, ipvlan, kept, macvlan, neighbour,
-    qdisc, route, rule, vxlan, whole_route::WholeRoute,
+    Link, Parent, address, bridge_vlan, fdb, filter, ipvlan, kept, macvlan, neighbour, qdisc,
+    route, rule, vxlan, whole_route::WholeRoute,
 };
 
 /// Reads each message of a datagram in every way in which this crate reads answers.
@@ -17,7 +17,7 @@ pub fn answered(datagram: &[u8]) {
             message.outcome(),
             Link::read(message),
             Parent::read(message),
-            Qdisc::read(message),
+            qdisc::Qdisc::read(message),
             qdisc::read_class(message),
             filter::read_redirect(message),
         );

@@ -3,15 +3,10 @@
 
 use std::{fmt, str::FromStr};
 
-use rtnetlink::{
-    LinkUnspec,
-    packet_route::{
-        RouteNetlinkMessage,
-        link::{InfoData, InfoIpVlan, IpVlanMode},
-    },
+use rtnetlink::packet_route::{
+    RouteNetlinkMessage,
+    link::{InfoData, InfoIpVlan, IpVlanMode},
 };
-
-use transport::Message;
 
 use crate::{Error, Netlink, link::data, request::decode};
 
@@ -68,9 +63,7 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be queried.
     pub fn ipvlan_mode(&self, name: &str) -> Result<Option<String>, Error> {
-        let message = LinkUnspec::new_with_name(name);
-        let read = |message: Message<'_>| decode(message).map(|it| mode_of(&it));
-        let mode = self.look_up(message, read, || format!("find link {name}"))?;
+        let mode = self.find_as(name, |message| decode(message).map(|it| mode_of(&it)))?;
         Ok(mode.flatten())
     }
 }

@@ -68,7 +68,7 @@ pub use packet::PacketSocket;
 pub use parent::Parent;
 pub use present::Present;
 pub use probe::{Conflict, find_conflict};
-pub use qdisc::{Qdisc, Queue, Rate, Shaped};
+pub use qdisc::{Queue, Rate, Shaped};
 pub use reconcile::{Desired, Entry, Overlay, Peers, Reconciled, Segment};
 pub use request::Netlink;
 pub use route::{Decision, MAIN_TABLE, Route, RouteFilter, RouteSpec, WayOut};

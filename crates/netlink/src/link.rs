@@ -146,8 +146,7 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be queried; an absent link is no error.
     pub fn find_link(&self, name: &str) -> Result<Option<Link>, Error> {
-        let message = LinkUnspec::new_with_name(name);
-        self.look_up(message, Link::read, || format!("find link {name}"))
+        self.find_as(name, Link::read)
     }
 
     /// The link with `index`, if there is one.
@@ -191,7 +190,7 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be queried.
     pub fn list_links(&self) -> Result<Vec<Link>, Error> {
-        self.list(LinkMessageBuilder::default())
+        self.list_as(LinkMessageBuilder::default(), Link::read)
     }
 
     /// Every port of a bridge or bond: `ip link show master BRIDGE`.
@@ -199,15 +198,11 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be queried.
     pub fn list_ports(&self, master: u32) -> Result<Vec<Link>, Error> {
-        let mut ports = self.list(LinkMessageBuilder::default().controller(master))?;
+        let of_master = LinkMessageBuilder::default().controller(master);
+        let mut ports = self.list_as(of_master, Link::read)?;
         // Old kernels may not filter.
         ports.retain(|link| link.master == Some(master));
         Ok(ports)
-    }
-
-    fn list(&self, message: LinkMessageBuilder<LinkUnspec>) -> Result<Vec<Link>, Error> {
-        let request = RouteNetlinkMessage::GetLink(without_statistics(message).build());
-        self.dump_undecoded(request, Link::read, || "list links".into())
     }
 
     /// Brings a link up: `ip link set NAME up`.
@@ -389,6 +384,26 @@ impl Netlink {
             Ok(Some(link)) => link.name,
             _ => format!("link {index}"),
         }
+    }
+
+    /// Requests all links that match `message`, and returns what `read` makes of each description.
+    pub(crate) fn list_as<T>(
+        &self,
+        message: LinkMessageBuilder<LinkUnspec>,
+        read: impl Fn(Message<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
+        let request = RouteNetlinkMessage::GetLink(without_statistics(message).build());
+        self.dump_undecoded(request, read, || "list links".into())
+    }
+
+    /// Requests the link called `name`, and returns what `read` makes of its description.
+    pub(crate) fn find_as<T>(
+        &self,
+        name: &str,
+        read: impl Fn(Message<'_>) -> Option<T>,
+    ) -> Result<Option<T>, Error> {
+        let message = LinkUnspec::new_with_name(name);
+        self.look_up(message, read, || format!("find link {name}"))
     }
 
     /// Requests one link and returns what `read` makes of its description.

@@ -2,12 +2,9 @@
 
 use std::{fmt, str::FromStr};
 
-use rtnetlink::{
-    LinkUnspec,
-    packet_route::{
-        RouteNetlinkMessage,
-        link::{InfoData, InfoMacVlan, MacVlanMode},
-    },
+use rtnetlink::packet_route::{
+    RouteNetlinkMessage,
+    link::{InfoData, InfoMacVlan, MacVlanMode},
 };
 
 use crate::{Error, Link, Netlink, link::data, request::decode};
@@ -78,16 +75,12 @@ impl Netlink {
     /// # Errors
     /// `find link NAME: Link not found` when there is no link of that name.
     pub fn get_macvlan(&self, name: &str) -> Result<Option<Macvlan>, Error> {
-        let op = || format!("find link {name}");
-        let found = self.look_up(
-            LinkUnspec::new_with_name(name),
-            |message| {
-                let mode = decode(message).and_then(|it| mode_of(&it));
-                Some((Link::read(message)?, mode))
-            },
-            op,
-        )?;
-        let (link, mode) = found.ok_or_else(|| Error::no_link(op()))?;
+        let found = self.find_as(name, |message| {
+            let mode = decode(message).and_then(|it| mode_of(&it));
+            Some((Link::read(message)?, mode))
+        })?;
+        let missing = || Error::no_link(format!("find link {name}"));
+        let (link, mode) = found.ok_or_else(missing)?;
         Ok(mode.map(|mode| Macvlan { link, mode }))
     }
 }

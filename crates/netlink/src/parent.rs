@@ -1,13 +1,10 @@
 //! Links as parents of others: of macvlans, for example.
 
 use nix::libc;
-use rtnetlink::{LinkMessageBuilder, LinkUnspec, packet_route::RouteNetlinkMessage};
+use rtnetlink::LinkMessageBuilder;
 use transport::{Message, Protocol, Route, find};
 
-use crate::{
-    Error, Link, Netlink,
-    link::{IFINFO, without_statistics},
-};
+use crate::{Error, Link, Netlink, link::IFINFO};
 
 /// A link, looked at as a parent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,8 +38,7 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be queried; an absent link is no error.
     pub fn find_parent(&self, name: &str) -> Result<Option<Parent>, Error> {
-        let message = LinkUnspec::new_with_name(name);
-        self.look_up(message, Parent::read, || format!("find link {name}"))
+        self.find_as(name, Parent::read)
     }
 
     /// Every link of the namespace as a possible parent: `ip link show`.
@@ -50,8 +46,6 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be queried.
     pub fn list_parents(&self) -> Result<Vec<Parent>, Error> {
-        let message = without_statistics(LinkMessageBuilder::default()).build();
-        let request = RouteNetlinkMessage::GetLink(message);
-        self.dump_undecoded(request, Parent::read, || "list links".into())
+        self.list_as(LinkMessageBuilder::default(), Parent::read)
     }
 }

@@ -81,18 +81,17 @@ pub enum Queue {
 
 /// A qdisc that a link has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Qdisc {
+pub(crate) struct Qdisc {
     /// The word of `tc qdisc add … KIND`.
     pub kind: String,
-    /// Its handle.
-    pub handle: u32,
+    handle: u32,
     /// Of a tbf: its limit.
-    pub rate: Option<Rate>,
+    rate: Option<Rate>,
 }
 
 impl Qdisc {
     /// Whether [`Netlink::add_shaper`], or the Go plugin, may have added it.
-    pub fn is_shaper(&self) -> bool {
+    fn is_shaper(&self) -> bool {
         self.handle == SHAPER && matches!(self.kind.as_str(), "tbf" | "htb")
     }
 }
@@ -157,7 +156,7 @@ impl Netlink {
     ///
     /// # Errors
     /// `EEXIST` when the link has one.
-    pub fn add_ingress_qdisc(&self, link: u32) -> Result<(), Error> {
+    pub(crate) fn add_ingress_qdisc(&self, link: u32) -> Result<(), Error> {
         let message = tcmsg(link, INGRESS_HANDLE, INGRESS, 0);
         self.add_tc(libc::RTM_NEWQDISC, message, "ingress", None)
             .map_err(|errno| Error::new("create ingress qdisc", errno))
@@ -168,15 +167,34 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel cannot be queried.
-    pub fn find_root_qdisc(&self, link: u32) -> Result<Option<Qdisc>, Error> {
-        self.find_qdisc(link, ROOT)
+    pub fn find_shaper(&self, link: u32, shaped: Shaped) -> Result<Option<Rate>, Error> {
+        let qdisc = self.find_qdisc(link, ROOT)?;
+        let Some(qdisc) = qdisc.filter(Qdisc::is_shaper) else {
+            return Ok(None);
+        };
+        match shaped {
+            Shaped::All => Ok(qdisc.rate),
+            Shaped::Only | Shaped::Unless => self.find_shaped_class(link),
+        }
+    }
+
+    /// Removes a link's shaper, if it has one: `tc qdisc del dev LINK root`. Other qdiscs stay.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn remove_shaper(&self, link: u32) -> Result<(), Error> {
+        let qdisc = self.find_qdisc(link, ROOT)?;
+        if qdisc.is_some_and(|it| it.is_shaper()) {
+            self.delete_qdisc(tcmsg(link, 0, ROOT, 0))?;
+        }
+        Ok(())
     }
 
     /// The qdisc that a link receives through: `tc qdisc show dev LINK ingress`.
     ///
     /// # Errors
     /// When the kernel cannot be queried.
-    pub fn find_ingress_qdisc(&self, link: u32) -> Result<Option<Qdisc>, Error> {
+    pub(crate) fn find_ingress_qdisc(&self, link: u32) -> Result<Option<Qdisc>, Error> {
         self.find_qdisc(link, INGRESS)
     }
 
@@ -202,23 +220,10 @@ impl Netlink {
         }
     }
 
-    /// The limit of the shaped class of an htb: `tc class show dev LINK classid 1:30`. Its
-    /// [`Rate::limit`] is 0.
-    ///
-    /// # Errors
-    /// When the kernel cannot be queried.
-    pub fn find_shaped_class(&self, link: u32) -> Result<Option<Rate>, Error> {
+    fn find_shaped_class(&self, link: u32) -> Result<Option<Rate>, Error> {
         let message = tcmsg(link, SHAPED_CLASS, SHAPER, 0);
         self.get_tc(libc::RTM_GETTCLASS, message, read_class)
             .map_err(|refusal| Error::refused("find class", refusal))
-    }
-
-    /// Gives a link its default qdisc: `tc qdisc del dev LINK root`.
-    ///
-    /// # Errors
-    /// What the kernel refuses; it is no error if the link has it.
-    pub fn delete_root_qdisc(&self, link: u32) -> Result<(), Error> {
-        self.delete_qdisc(tcmsg(link, 0, ROOT, 0))
     }
 
     /// Removes the qdisc that a link receives through, with its filters: `tc qdisc del dev LINK
@@ -226,7 +231,7 @@ impl Netlink {
     ///
     /// # Errors
     /// What the kernel refuses; it is no error if there is none.
-    pub fn delete_ingress_qdisc(&self, link: u32) -> Result<(), Error> {
+    pub(crate) fn delete_ingress_qdisc(&self, link: u32) -> Result<(), Error> {
         self.delete_qdisc(tcmsg(link, 0, INGRESS, 0))
     }
 

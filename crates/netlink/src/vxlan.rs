@@ -158,8 +158,7 @@ impl Netlink {
             let vxlan = decode(message).and_then(read).map(|it| it.vxlan);
             Link::read(message).map(|link| (link, vxlan))
         };
-        let message = LinkUnspec::new_with_name(name);
-        self.look_up(message, found, || format!("find link {name}"))
+        self.find_as(name, found)
     }
 
     /// Every VXLAN device of the namespace: `ip -d link show type vxlan`.

@@ -359,9 +359,9 @@ impl CachedAttachment {
         if !self.netns.is_empty() {
             return Some(self.netns.clone());
         }
-        let mut interfaces = self.add_result().ok()??.interfaces.into_iter();
-        let inside = interfaces.find(|it| it.name == self.ifname && !it.sandbox.is_empty());
-        inside.map(|it| it.sandbox)
+        let result = self.add_result().ok()??;
+        let inside = result.in_container().find(|it| it.name == self.ifname);
+        inside.map(|it| it.sandbox.clone())
     }
 
     /// `network/container/interface`, for messages.

@@ -328,10 +328,10 @@ fn check_group(group: Option<IpAddr>, mode: Option<Mode>) -> Result<(), Fault> {
 mod tests {
     use super::*;
     use cni::Error;
-    use cni::json::Json;
+    use cni::json;
 
     fn network(text: &str) -> Result<Network, Faults> {
-        let conf: Conf = Json::parse(text.as_bytes()).unwrap().decode().unwrap();
+        let conf: Conf = json::read(text).unwrap();
         Network::new(&conf, "mynet")
     }
 

@@ -226,11 +226,11 @@ impl fmt::Display for Peer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cni::json::Json;
+    use cni::json;
     use nix::errno::Errno::EINVAL;
 
     fn peer(mode: Mode, text: &str) -> Result<Peer, String> {
-        let keys: PeerKeys = Json::parse(text.as_bytes()).unwrap().decode().unwrap();
+        let keys: PeerKeys = json::read(text).unwrap();
         Peer::new(&keys, mode, "peers[3]").map_err(|faults| faults.first().error.msg.clone())
     }
 

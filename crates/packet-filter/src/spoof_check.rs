@@ -63,8 +63,7 @@ impl Nftables {
     /// Removes the checks of ports of `network` that are not `valid`, though the port itself is
     /// gone. Those of the Go plugin, whose host veths have random names, are not found.
     pub fn collect_spoof_checks(&self, network: &str, valid: &[ValidAttachment]) -> Result<()> {
-        let owner = |it: &ValidAttachment| Attachment::parse(network, &it.container_id, &it.ifname);
-        let alive: Vec<_> = valid.iter().filter_map(owner).collect();
+        let alive: Vec<_> = valid.iter().filter_map(|it| it.owner(network)).collect();
         self.transact(|socket| {
             let found = listing::rules(socket, TABLE)?;
             Ok(collection(&found, network, &alive))

@@ -127,8 +127,7 @@ fn assign_by_results(survey: &mut Survey, outside: &mut [Option<u32>]) {
         else {
             continue;
         };
-        let on_node = result.interfaces.iter().filter(|it| it.sandbox.is_empty());
-        let index = on_node.filter_map(|it| names.get(it.name.as_str())).find(|index| {
+        let index = result.on_host().filter_map(|it| names.get(it.name.as_str())).find(|index| {
             let interface = survey.namespaces[0].at(**index);
             let end = interface.and_then(|it| it.other_end);
             matches!(end, Some(crate::OtherEnd::At(place)) if place.namespace == *home && *home != 0)

@@ -12,6 +12,7 @@ use ipnetwork::IpNetwork;
 use packet_filter::{Access, GatewayMode, Linked, Links, OpenPorts, Protocol};
 use serde::Deserialize;
 
+use crate::Gateway;
 use crate::mac::Requested;
 
 /// `runtimeConfig` of a plugin whose node is the pods' gateway.
@@ -184,6 +185,18 @@ impl Reachability {
     /// Whether there are links, which lead through the node.
     pub fn has_links(&self) -> bool {
         self.isolates_pods && !self.links.is_empty()
+    }
+
+    /// Checks that the node is the pods' `gateway` if there are links, because they lead through it.
+    ///
+    /// # Errors
+    /// Code 7: it is not.
+    pub fn check_links(&self, gateway: Gateway) -> Result<(), Fault> {
+        if self.has_links() && gateway == Gateway::None {
+            let msg = "links: they lead through the node, which is no gateway of the network";
+            return Err(Fault::new("links", msg));
+        }
+        Ok(())
     }
 
     /// The families in which the network has no way out.

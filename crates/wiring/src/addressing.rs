@@ -123,10 +123,10 @@ fn first_host(address: Cidr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cni::json::Json;
+    use cni::json;
 
     fn lease(text: &str) -> AddResult {
-        Json::parse(text.as_bytes()).unwrap().decode().unwrap()
+        json::read(text).unwrap()
     }
 
     fn gateway(default_route: bool) -> Gateway {

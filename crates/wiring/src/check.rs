@@ -31,8 +31,11 @@ pub fn port<C>(
     let (host, pod) = (Netlink::open()?, Netlink::open_in(netns)?);
     let bridge = bridge(&host, name, previous)?;
     let recorded = container(request, previous)?;
-    let missing = not_found(&recorded.name);
-    let container = container_link(&pod, recorded, "veth", missing)?;
+    let expected = Expected {
+        missing: Some(not_found(&recorded.name)),
+        ..Expected::of("veth")
+    };
+    let container = expected.find(&pod, recorded)?;
     let alias = request.attachment.alias();
     let is_ours = |link: &Link| {
         let marked = link.alias.as_ref().is_none_or(|of| *of == alias);
@@ -62,9 +65,9 @@ fn not_found(name: &str) -> String {
 /// The MAC is only compared if it is pinned, as podwire does: another bridge's MAC changes with its
 /// ports.
 fn bridge(host: &Netlink, name: &str, previous: &AddResult) -> Result<Link> {
-    let mut interfaces = previous.interfaces.iter();
-    let recorded = interfaces
-        .find(|interface| interface.name == name && interface.sandbox.is_empty())
+    let recorded = previous
+        .on_host()
+        .find(|interface| interface.name == name)
         .with_context(|| format!("CNI created bridge {name} was not found"))?;
     let bridge = host.find_link(name)?;
     let bridge = bridge.with_context(|| not_found(name))?;
@@ -77,24 +80,7 @@ fn bridge(host: &Netlink, name: &str, previous: &AddResult) -> Result<Link> {
     Ok(bridge)
 }
 
-/// The pod's link of `kind`, which `recorded` of the result describes. `missing` is the error if it
-/// does not exist.
-pub(crate) fn container_link(
-    pod: &Netlink,
-    recorded: &Interface,
-    kind: &str,
-    missing: String,
-) -> Result<Link> {
-    Expected {
-        kind,
-        shown_kind: kind,
-        prefix: "",
-        missing,
-    }
-    .find(pod, recorded)
-}
-
-/// The pod's link, as CHECK expects it, with the words of the Go plugin about other links.
+/// The link that CHECK expects in the pod, with parts of the Go plugin's error texts.
 #[derive(Clone, Debug)]
 pub struct Expected<'a> {
     /// The word of `ip link … type`.
@@ -103,18 +89,31 @@ pub struct Expected<'a> {
     pub shown_kind: &'a str,
     /// The beginning of the error about another MAC.
     pub prefix: &'a str,
-    /// The error if there is no link.
-    pub missing: String,
+    /// The error if there is no link, if it is not the usual one.
+    pub missing: Option<String>,
 }
 
-impl Expected<'_> {
+impl<'a> Expected<'a> {
+    /// A link of `kind`, with the usual errors: `Container Interface name in prevResult: …`.
+    pub fn of(kind: &'a str) -> Self {
+        Self {
+            kind,
+            shown_kind: kind,
+            prefix: "",
+            missing: None,
+        }
+    }
+
     /// The link that `recorded` of the result describes.
     ///
     /// # Errors
     /// It is missing, of another kind, or has another MAC.
     pub fn find(self, pod: &Netlink, recorded: &Interface) -> Result<Link> {
-        let name = &recorded.name;
-        let link = pod.find_link(name)?.context(self.missing)?;
+        let (name, prefix) = (&recorded.name, self.prefix);
+        let missing = self.missing.unwrap_or_else(|| {
+            format!("{prefix}Container Interface name in prevResult: {name} not found")
+        });
+        let link = pod.find_link(name)?.context(missing)?;
         if link.name != *name {
             // An alternative name (altname): a pod can give one to any link.
             let is = link.name;
@@ -124,7 +123,7 @@ impl Expected<'_> {
             let kind = self.shown_kind;
             bail!("Error: Container interface {name} not of type {kind}");
         }
-        check_mac(&link, recorded, self.prefix, " container Mac")?;
+        check_mac(&link, recorded, prefix, " container Mac")?;
         Ok(link)
     }
 }
@@ -142,8 +141,7 @@ pub fn host_end<C>(
     netns: &NetNs,
 ) -> Result<Link> {
     let alias = request.attachment.alias();
-    let on_host = |it: &&Interface| it.sandbox.is_empty();
-    for candidate in previous.interfaces.iter().filter(on_host) {
+    for candidate in previous.on_host() {
         if let Some(link) = host.find_link(&candidate.name)?
             && link.alias.as_ref().is_none_or(|of| *of == alias)
             && port::is_peer(host, &link, container, netns)?
@@ -162,8 +160,7 @@ fn host_veth(
     bridge: &Link,
     is_ours: impl Fn(&Link) -> Result<bool>,
 ) -> Result<()> {
-    let is_candidate = |it: &&Interface| it.sandbox.is_empty() && it.name != bridge.name;
-    for candidate in previous.interfaces.iter().filter(is_candidate) {
+    for candidate in previous.on_host().filter(|it| it.name != bridge.name) {
         if let Some(link) = host.find_link(&candidate.name)?
             && link.master == Some(bridge.index)
             && is_ours(&link)?

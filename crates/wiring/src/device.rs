@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cni::env::IfName;
-use cni::json::Json;
+use cni::json;
 use cni::request::{Add, Del, Gc};
 use cni::{Attachment, Code, SystemError, Undo};
 use netlink::{Device, HardwareAddress, Netlink};
@@ -18,8 +18,8 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::notes::Notes;
+use crate::alias::has_mark;
 use crate::pod;
-use crate::remains::has_mark;
 
 /// What an attachment uses that has a device.
 const DEVICE: &str = "device";
@@ -114,7 +114,7 @@ pub fn take<C>(
     let (back, from, forgotten) = (origin.clone(), netns.clone(), owner.clone());
     undo.push(format!("return {name}"), move || {
         back.undo(&from)?;
-        self::notes(&forgotten.network).remove(&forgotten, |_| Ok(()))
+        self::notes(&forgotten.network).forget(&forgotten)
     });
     // Before the device moves: a DEL after a kill finds it by the note.
     notes.add(DEVICE, owner, &serde_json::to_string(&origin)?)?;
@@ -141,7 +141,7 @@ pub fn give_back<C>(request: &Del<C>, hint: Option<&Hint>) -> Result<()> {
             give_back_unnoted(owner, netns.as_ref(), hint)
         })?,
     }
-    notes.remove(owner, |_| Ok(()))
+    notes.forget(owner)
 }
 
 /// GC: returns the devices of attachments that are not valid.
@@ -189,8 +189,8 @@ impl Origin {
     }
 
     fn parse(note: &str) -> Option<Self> {
-        let origin: Self = Json::parse(note.as_bytes()).ok()?.decode().ok()?;
-        // What another program wrote is no name to give to a link.
+        let origin: Self = json::read(note).ok()?;
+        // Another program may have written the file: a link must be able to have the name.
         IfName::parse(&origin.name).is_ok().then_some(origin)
     }
 

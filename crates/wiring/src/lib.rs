@@ -24,6 +24,7 @@
 pub mod access;
 mod addressing;
 pub mod check;
+pub mod alias;
 pub mod device;
 pub mod gateway;
 pub mod lease;

@@ -53,9 +53,22 @@ pub fn requested(
         (CNI_ARGS, &from_cni_args),
         ("mac", own),
     ];
-    let Some((key, text)) = sources.into_iter().find(|(_, text)| !text.is_empty()) else {
+    first(&sources, action)
+}
+
+/// The MAC of the first of `sources` that has a text: pairs of a key and its text. `action`, made of
+/// that text, begins the error.
+///
+/// # Errors
+/// As [`requested`].
+pub fn first(
+    sources: &[(&str, &str)],
+    action: impl Fn(&str) -> String,
+) -> Result<Option<Mac>, Fault> {
+    let Some((key, text)) = sources.iter().find(|(_, text)| !text.is_empty()) else {
         return Ok(None);
     };
+    let key = *key;
     let code = if key == CNI_ARGS {
         Code::InvalidEnvironment
     } else {

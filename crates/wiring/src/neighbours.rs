@@ -299,11 +299,7 @@ pub fn detach<C>(host: &Netlink, request: &Del<C>, port: Option<&Link>) {
     // Runtimes pass no result before CNI 0.4.0.
     let previous = previous.unwrap_or_default();
     let ips = || previous.ips.iter().map(|ip| ip.address.ip());
-    let (on_host, in_pod): (Vec<_>, Vec<_>) = {
-        let all = previous.interfaces.iter();
-        all.partition(|it| it.sandbox.is_empty())
-    };
-    let recorded = in_pod.iter().filter(|it| it.name == ifname);
+    let recorded = previous.in_container().filter(|it| it.name == ifname);
     let mut macs: Vec<Option<Mac>> = recorded.map(|it| it.mac.parse().ok()).collect();
     macs.extend(port.map(|port| peer_mac(host, port)));
     let derived = mac::of_addresses(&call.network, ips());
@@ -314,7 +310,7 @@ pub fn detach<C>(host: &Netlink, request: &Del<C>, port: Option<&Link>) {
     if macs.iter().all(|mac| mac.is_some_and(is_derived)) {
         return;
     }
-    let mut bridges: Vec<String> = on_host.iter().map(|it| it.name.clone()).collect();
+    let mut bridges: Vec<String> = previous.on_host().map(|it| it.name.clone()).collect();
     bridges.extend(port.and_then(|port| bridge_of(host, port)));
     for bridge in bridges {
         Neighbours::of(Path::new(DIRECTORY), &bridge).record(ips(), &macs);

@@ -8,7 +8,7 @@ use anyhow::Result;
 use cni::Attachment;
 use cni::conf::ValidAttachment;
 
-use crate::port::aliases;
+use crate::alias;
 use crate::shared::ignore_unavailable;
 use crate::users::Users;
 
@@ -48,6 +48,14 @@ impl Notes {
         uses.iter().find_map(|what| users.content(what, owner))
     }
 
+    /// DEL: forgets `owner`, whose uses need no cleaning.
+    ///
+    /// # Errors
+    /// As [`Notes::remove`].
+    pub fn forget(&self, owner: &Attachment) -> Result<()> {
+        self.remove(owner, |_| Ok(()))
+    }
+
     /// DEL: forgets `owner`, then calls `unused` with each use that no attachment to any network
     /// has any more.
     ///
@@ -68,7 +76,7 @@ impl Notes {
         mut clean: impl FnMut(&str) -> Result<()>,
         unused: impl FnMut(&str) -> Result<()>,
     ) -> Result<()> {
-        let kept = aliases(&self.network, valid);
+        let kept = alias::of_valid(&self.network, valid);
         self.change(unused, |users, used| {
             for what in used {
                 let [_, others] = users.contents(what, &kept)?;

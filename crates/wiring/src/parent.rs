@@ -13,7 +13,6 @@ use netlink::{Link, Netlink, Parent};
 use netns::NetNs;
 use nix::errno::Errno;
 
-use crate::check;
 use pattern::Patterns;
 
 /// The keys `master` and `linkInContainer`: which interface is the parent.
@@ -322,16 +321,6 @@ pub fn mtu_on(mtu: i64, parent_mtu: u32) -> Result<Option<u32>, Fault> {
             Err(Fault::new("mtu", msg))
         }
     }
-}
-
-/// CHECK: the pod's link of `kind`, which `recorded` of the result describes.
-///
-/// # Errors
-/// It does not exist, is of another kind or has another MAC.
-pub fn check_link(pod: &Netlink, recorded: &Interface, kind: &str) -> Result<Link> {
-    let name = &recorded.name;
-    let missing = format!("container Interface name in prevResult: {name} not found");
-    check::container_link(pod, recorded, kind, missing)
 }
 
 /// CHECK: the MTU of `link`. Without the key `mtu` it is that of the result, or the current one of

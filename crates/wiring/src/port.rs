@@ -3,14 +3,14 @@
 
 use anyhow::{Context, Result, bail};
 use cni::conf::ValidAttachment;
-use cni::env::{ContainerId, IfName, NetnsPath};
-use cni::request::{Add, Del, Gc, alias_prefix};
+use cni::env::NetnsPath;
+use cni::request::{Add, Del, Gc};
 use cni::result::{AddResult, Interface};
 use cni::{Attachment, BestEffort, Call, Code, Undo, WithLabel, delegate};
 use netlink::{Link, Mac, Netlink, PortSpec, VethPair, VethSpec, sysctl};
 use netns::NetNs;
 
-use crate::{links, neighbours, pod, rules, shared};
+use crate::{alias, links, neighbours, pod, rules, shared};
 
 /// How many names are tried for the host end. Two attachments of a node get the same name once
 /// in four billion.
@@ -306,8 +306,7 @@ fn find_unmarked_veth(
 ) -> Result<Option<Link>> {
     let previous = call.prev_result_hint().unwrap_or_default();
     let netns = pod::find_netns(netns)?;
-    let on_host = |it: &&Interface| it.sandbox.is_empty();
-    for recorded in previous.interfaces.iter().filter(on_host) {
+    for recorded in previous.on_host() {
         let Some(link) = host.find_link(&recorded.name)?.filter(is_unmarked_veth) else {
             continue;
         };
@@ -366,11 +365,7 @@ pub fn host_end(host: &Netlink, ifname: &str, netns: &NetNs, previous: &AddResul
     let index = container.link.unwrap_or_default();
     let link = host.find_link_by_index(index)?;
     let link = link.with_context(|| format!("veth peer with index {index} is not in host ns"))?;
-    let mut on_host = previous
-        .interfaces
-        .iter()
-        .filter(|it| it.sandbox.is_empty());
-    let listed = on_host.any(|it| it.name == link.name);
+    let listed = previous.on_host().any(|it| it.name == link.name);
     if !listed || !is_peer(host, &link, &container, netns)? {
         bail!("no veth peer of container interface found in host ns");
     }
@@ -387,30 +382,15 @@ fn ends_in(host: &Netlink, link: &Link, netns: Option<&NetNs>) -> Result<bool> {
 
 /// Deletes each host veth of `network` whose attachment is not in `valid`.
 fn delete_stale_veths(network: &str, valid: &[ValidAttachment]) -> Result<()> {
-    let (prefix, used) = (alias_prefix(network), aliases(network, valid));
+    let is_stale = alias::stale(network, valid);
     let host = Netlink::open()?;
     let mut all = BestEffort::new();
-    for link in host.list_links()?.iter().filter(|it| it.is_kind("veth")) {
-        if let Some(alias) = &link.alias
-            && alias.starts_with(&prefix)
-            && !used.contains(alias)
-        {
-            neighbours::collect(&host, network, link);
-            all.step(alias, || Ok(host.remove(link)?));
+    for link in host.list_links()? {
+        if link.is_kind("veth") && is_stale(&link) {
+            neighbours::collect(&host, network, &link);
+            let alias = link.alias.as_deref().unwrap_or_default();
+            all.step(alias, || Ok(host.remove(&link)?));
         }
     }
     all.finish()
-}
-
-/// The aliases of valid attachments, without those whose id or name is malformed.
-pub fn aliases(network: &str, valid: &[ValidAttachment]) -> Vec<String> {
-    let alias = |valid: &ValidAttachment| {
-        let attachment = Attachment {
-            network: network.to_owned(),
-            container_id: ContainerId::parse(&valid.container_id).ok()?,
-            ifname: IfName::parse(&valid.ifname).ok()?,
-        };
-        Some(attachment.alias())
-    };
-    valid.iter().filter_map(alias).collect()
 }

@@ -9,19 +9,17 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use cni::request::{Del, Gc, alias_prefix};
+use cni::request::{Del, Gc};
 use cni::{Attachment, BestEffort, delegate};
 use netlink::{Link, Mac, Netlink};
 use netns::NetNs;
 
+use crate::alias::{self, has_mark};
 use crate::parent::is_of_kind;
-use crate::{pod, port};
+use crate::pod;
 
 /// The directory where all runtimes keep their network namespaces.
 const NAMESPACES: &str = "/run/netns";
-
-/// The start of every alias that podwire sets.
-const MARK: &str = "podwire:";
 
 /// How often DEL lists the links of the pod, which can make new ones as long as it has one.
 const ROUNDS: usize = 16;
@@ -117,8 +115,7 @@ impl Search {
         let attachment = &request.attachment;
         let name = attachment.ifname.to_string();
         let recorded: Option<Mac> = request.call.prev_result_hint().and_then(|previous| {
-            let mut interfaces = previous.interfaces.iter();
-            let recorded = interfaces.rfind(|it| it.name == name && !it.sandbox.is_empty())?;
+            let recorded = previous.in_container().rfind(|it| it.name == name)?;
             recorded.mac.parse().ok()
         });
         Self {
@@ -181,25 +178,13 @@ fn has_mac_of_parent(kind: &str) -> bool {
     matches!(kind, "vlan" | "ipvlan")
 }
 
-/// Whether the alias says that the link belongs to an attachment.
-pub(crate) fn has_mark(link: &Link) -> bool {
-    let alias = link.alias.as_deref();
-    alias.is_some_and(|alias| alias.starts_with(MARK))
-}
-
 /// GC: deletes the links of `kind` of attachments that are not valid, in all namespaces under
 /// `/run/netns`. In other places, they are deleted with their namespace.
 ///
 /// # Errors
 /// What the kernel refuses.
 pub fn collect<C>(request: &Gc<C>, kind: &str) -> Result<()> {
-    let network = &request.call.network;
-    let prefix = alias_prefix(network);
-    let used = port::aliases(network, &request.valid);
-    let is_stale = |link: &Link| {
-        let alias = link.alias.as_ref();
-        link.is_kind(kind) && alias.is_some_and(|it| it.starts_with(&prefix) && !used.contains(it))
-    };
+    let is_stale = alias::stale(&request.call.network, &request.valid);
     let mut all = BestEffort::new();
     let entries = std::fs::read_dir(NAMESPACES).into_iter().flatten();
     for entry in entries.flatten() {
@@ -207,7 +192,7 @@ pub fn collect<C>(request: &Gc<C>, kind: &str) -> Result<()> {
         let Some((pod, links)) = list_links(&entry.path()) else {
             continue;
         };
-        for link in links.iter().filter(|link| is_stale(link)) {
+        for link in links.iter().filter(|it| it.is_kind(kind) && is_stale(it)) {
             all.step(&link.name, || Ok(pod.remove(link)?));
         }
     }

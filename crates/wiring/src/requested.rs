@@ -7,12 +7,12 @@ use anyhow::Result;
 use cni::address::network_of;
 use cni::delegate::ipam_needs_interface;
 use cni::json::Json;
-use cni::request::alias_prefix;
 use cni::result::IpConfig;
 use cni::{Attachment, Call, Code};
 use ipnetwork::IpNetwork;
 use netlink::{Family, Link, Mac, Netlink, RouteFilter};
 
+use crate::alias;
 use crate::gateway::conflicts;
 use crate::mac::{Args, Requested};
 
@@ -116,9 +116,8 @@ pub fn refuse_host_routes(
 /// Code 7, with the address.
 pub fn refuse_point_to_point(call: &Call, host: &Netlink, ips: &[IpConfig]) -> Result<()> {
     let written = written_subnets(call);
-    let prefix = alias_prefix(&call.network);
     let mut links = host.list_links()?;
-    links.retain(|it| it.alias.as_ref().is_some_and(|it| it.starts_with(&prefix)));
+    links.retain(|it| alias::is_of_network(it, &call.network));
     for ip in ips {
         let address = ip.address.ip();
         let is_network = |index| links.iter().any(|it| it.index == index);

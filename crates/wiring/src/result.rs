@@ -1,9 +1,9 @@
 //! Builds the result of an ADD.
 
-use cni::Call;
 use cni::env::NetnsPath;
 use cni::request::Add;
 use cni::result::{AddResult, Interface};
+use cni::{Call, Undo, Version};
 use netlink::Link;
 
 use crate::Addressing;
@@ -61,8 +61,26 @@ impl Interfaces {
 
 /// The result of an attachment that is one interface, `link`, and nothing on the node.
 pub fn of_pod<C>(request: &Add<C>, link: &Link, addressing: Option<Addressing>) -> AddResult {
-    let interfaces = Interfaces::default().pod(interface(link), &request.netns);
+    of_interface(request, interface(link), addressing)
+}
+
+/// The same, with the pod's interface as the result is to show it.
+pub fn of_interface<C>(
+    request: &Add<C>,
+    interface: Interface,
+    addressing: Option<Addressing>,
+) -> AddResult {
+    let interfaces = Interfaces::default().pod(interface, &request.netns);
     interfaces.result(addressing, &request.call)
+}
+
+/// Keeps the link of an ADD that is about to fail, because versions before 0.3.0 have no result
+/// without an address. As with the Go plugins, whose test suite looks for it, the link works, and
+/// stays until DEL.
+pub fn leave_to_del<C>(request: &Add<C>, addressing: Option<&Addressing>, undo: &mut Undo) {
+    if addressing.is_none() && request.call.version < Version::V0_3_0 {
+        undo.forget();
+    }
 }
 
 /// A link as a result shows it.

@@ -289,9 +289,7 @@ pub fn add_spoof_check(owner: &Attachment, pair: &VethPair, undo: &mut Undo) -> 
 pub fn spoof_check(owner: &Attachment, result: &AddResult) -> Result<SpoofCheck> {
     let pair = result.interfaces.windows(2).find(|pair| {
         let [host, container] = [&pair[0], &pair[1]];
-        host.sandbox.is_empty()
-            && container.name == owner.ifname.as_str()
-            && !container.sandbox.is_empty()
+        host.is_on_host() && !container.is_on_host() && container.name == owner.ifname.as_str()
     });
     let pair = pair.context("no interface of the pod in the result of ADD")?;
     let mac: Mac = pair[1].mac.parse().context("MAC in the result of ADD")?;

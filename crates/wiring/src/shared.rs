@@ -10,14 +10,12 @@ use std::net::IpAddr;
 use anyhow::Result;
 use cni::Attachment;
 use cni::conf::ValidAttachment;
-use cni::request::alias_prefix;
 use ipnetwork::IpNetwork;
 use netlink::Netlink;
 use packet_filter::{Isolation, Masquerade, Nftables, Place};
 
-use crate::port::aliases;
 use crate::users::{Unavailable, Users};
-use crate::{links, rules};
+use crate::{alias, links, rules};
 
 /// Prefix of the use of a rule that masquerades a subnet.
 const MASQUERADE: &str = "masquerade-";
@@ -236,7 +234,7 @@ pub fn drop_unused(network: &str, bridge: Option<&str>) -> Result<()> {
 /// # Errors
 /// What the kernel refuses.
 pub fn collect(network: &str, valid: &[ValidAttachment]) -> Result<()> {
-    let aliases = aliases(network, valid);
+    let aliases = alias::of_valid(network, valid);
     match Users::find(network) {
         Ok(Some(users)) => users.retain(&aliases)?,
         Ok(None) if !has_rules(network)? => {
@@ -340,13 +338,11 @@ fn has_unknown(
     let links = Netlink::open()?.list_links()?;
     let bridge = links.iter().find(|it| Some(it.name.as_str()) == bridge);
     let bridge = bridge.map(|it| it.index);
-    let prefix = alias_prefix(network);
     Ok(links.iter().filter(|it| it.is_kind("veth")).any(|it| {
-        let alias = it.alias.as_deref().unwrap_or_default();
-        if alias.starts_with(&prefix) {
-            return !is_known(alias);
+        if alias::is_of_network(it, network) {
+            return !it.alias.as_deref().is_some_and(&is_known);
         }
-        bridge.is_some() && it.master == bridge && !alias.starts_with("podwire:")
+        bridge.is_some() && it.master == bridge && !alias::has_mark(it)
     }))
 }
 

@@ -23,7 +23,7 @@ use netlink::{
 use serde::Deserialize;
 
 use crate::users::Users;
-use crate::{Addressing, gateway, port, requested, shared};
+use crate::{Addressing, alias, gateway, requested, shared};
 
 /// The prefix of a use in [`Users`]; the name of the shim follows.
 const USE: &str = "shim-";
@@ -362,7 +362,7 @@ pub fn gc<C>(request: &Gc<C>, configured: Option<&HostShim>) -> Result<()> {
         Err(error) => return shared::ignore_unavailable(error),
     };
     let names = shims(&users, configured.map(|keys| keys.name.as_str()))?;
-    let aliases = port::aliases(network, &request.valid);
+    let aliases = alias::of_valid(network, &request.valid);
     // The addresses of an attachment without a record are unknown.
     let has_unknown = aliases.iter().any(|alias| !users.knows(alias));
     let host = Netlink::open()?;

@@ -201,11 +201,11 @@ pub fn resolv_conf(plan: &Plan) -> Option<&PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cni::json::Json;
+    use cni::json;
 
     fn plan(ipam: &str, args: &str) -> Result<Plan, Vec<String>> {
         let document = format!(r#"{{"ipam": {ipam}}}"#);
-        let conf = Json::parse(document.as_bytes()).unwrap().decode().unwrap();
+        let conf = json::read(document).unwrap();
         let plan = Plan::new(&conf, "net", Version::V1_1_0, args);
         plan.map_err(|it| it.into_iter().map(|it| it.error.msg).collect())
     }

@@ -232,12 +232,12 @@ mod tests {
     use super::*;
 
     use cni::Error;
-    use cni::json::Json;
+    use cni::json::{self, Json};
 
     use crate::conf::SOCKET;
 
     fn read(document: &str, args: &str) -> Result<Plan, Faults> {
-        let conf = Json::parse(document.as_bytes()).unwrap().decode().unwrap();
+        let conf = json::read(document).unwrap();
         Plan::new(&conf, args)
     }
 

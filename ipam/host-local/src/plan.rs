@@ -182,10 +182,10 @@ fn check_together(
 mod tests {
     use super::*;
 
-    use cni::json::Json;
+    use cni::json::{self, Json};
 
     fn read_at(version: Version, args: &str, document: &str) -> Result<Plan, Faults> {
-        let conf = Json::parse(document.as_bytes()).unwrap().decode().unwrap();
+        let conf = json::read(document).unwrap();
         Plan::new(&conf, version, args)
     }
 

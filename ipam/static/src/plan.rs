@@ -141,10 +141,10 @@ fn list(value: &Option<String>) -> impl Iterator<Item = &str> {
 mod tests {
     use super::*;
 
-    use cni::json::Json;
+    use cni::json;
 
     fn plan(document: &str, args: &str) -> Result<Plan, Faults> {
-        let conf = Json::parse(document.as_bytes()).unwrap().decode().unwrap();
+        let conf = json::read(document).unwrap();
         Plan::new(&conf, Version::V0_2_0, args)
     }
 

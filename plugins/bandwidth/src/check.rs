@@ -18,9 +18,7 @@ pub fn attachment(request: &Check<Conf>, plan: &Plan) -> Result<()> {
     let host = Netlink::open()?;
     let ifname = request.attachment.ifname.as_str();
     let veth = port::host_end(&host, ifname, &netns, &previous)?;
-    let requested = request.conf.own_limits();
-    let requested = requested.or_else(|| request.conf.runtime_config.bandwidth.clone());
-    let requested = requested.unwrap_or_default();
+    let requested = request.conf.limits();
     if let Some(limit) = &plan.to_pod {
         let burst = requested.ingress_burst;
         shaper(&host, &veth, plan.shaped, &numbers(limit, veth.mtu, burst))?;
@@ -49,13 +47,7 @@ fn numbers(limit: &Limit, mtu: u32, requested_burst: u64) -> [Rate; 2] {
 
 /// Whether the link has a shaper with one of `wanted`.
 fn shaper(host: &Netlink, link: &Link, shaped: Shaped, wanted: &[Rate; 2]) -> Result<()> {
-    let qdisc = host.find_root_qdisc(link.index)?;
-    let qdisc = qdisc.filter(|it| it.is_shaper());
-    let qdisc = qdisc.context("Failed to find qdisc")?;
-    let found = match shaped {
-        Shaped::All => qdisc.rate,
-        Shaped::Only | Shaped::Unless => host.find_shaped_class(link.index)?,
-    };
+    let found = host.find_shaper(link.index, shaped)?;
     let found = found.context("Failed to find qdisc")?;
     let is = |same: fn(&Rate, &Rate) -> bool| wanted.iter().any(|it| same(it, &found));
     if !is(|it, found| it.bytes == found.bytes) {

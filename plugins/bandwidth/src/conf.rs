@@ -60,6 +60,12 @@ pub struct Limits {
 }
 
 impl Conf {
+    /// The requested limits: those of the configuration, otherwise those of the runtime.
+    pub fn limits(&self) -> Limits {
+        let runtime = || self.runtime_config.bandwidth.clone();
+        self.own_limits().or_else(runtime).unwrap_or_default()
+    }
+
     /// The limits of the configuration, if it has any. They replace all of the runtime's.
     pub fn own_limits(&self) -> Option<Limits> {
         let numbers = [
@@ -83,16 +89,11 @@ impl Conf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cni::json::Json;
-
-    fn decode(text: &str) -> Result<Conf, String> {
-        let document = Json::parse(text.as_bytes()).unwrap();
-        document.decode().map_err(|error| error.to_string())
-    }
+    use cni::json::read;
 
     #[test]
     fn limits_are_read_as_containerd_sends_them() {
-        let conf = decode(
+        let conf: Conf = read(
             r#"{"runtimeConfig": {"bandWidth": {"IngressRate": 8000, "IngressBurst": 4294967295,
                 "EgressRate": 0, "EgressBurst": 0}}}"#,
         )
@@ -108,7 +109,7 @@ mod tests {
 
     #[test]
     fn one_own_key_makes_the_limits_those_of_the_configuration() {
-        let conf = decode(r#"{"IngressRate": 0, "egressBurst": null}"#).unwrap();
+        let conf: Conf = read(r#"{"IngressRate": 0, "egressBurst": null}"#).unwrap();
         assert_eq!(conf.own_limits(), Some(Limits::default()));
     }
 
@@ -124,7 +125,7 @@ mod tests {
             r#"{"fqCodel": "no"}"#,
             r#"{"runtimeConfig": {"bandwidth": []}}"#,
         ] {
-            assert!(decode(text).is_err(), "{text}");
+            assert!(read::<Conf>(text).is_err(), "{text}");
         }
     }
 }

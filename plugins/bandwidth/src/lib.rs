@@ -10,10 +10,10 @@ mod ifb;
 pub mod plan;
 
 use anyhow::{Context, Result};
-use cni::request::{Add, Check, Del, Gc, Status, alias_prefix};
+use cni::request::{Add, Check, Del, Gc, Status};
 use cni::{AddResult, Attachment, BestEffort, Plugin, Undo, Version};
 use netlink::{Link, Netlink, Side};
-use wiring::{pod, port, result};
+use wiring::{alias, pod, port, result};
 
 pub use crate::conf::Conf;
 use crate::plan::Limit;
@@ -25,13 +25,7 @@ pub struct Bandwidth;
 impl Plugin for Bandwidth {
     const NAME: &'static str = "bandwidth";
     // Results before 0.3.0 have no interfaces.
-    const VERSIONS: &'static [Version] = &[
-        Version::V0_3_0,
-        Version::V0_3_1,
-        Version::V0_4_0,
-        Version::V1_0_0,
-        Version::V1_1_0,
-    ];
+    const VERSIONS: &'static [Version] = Version::V0_3_0.and_later();
     type Conf = Conf;
 
     fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {
@@ -52,7 +46,7 @@ impl Plugin for Bandwidth {
         if let Some(limit) = &plan.from_pod {
             let ifb = ifb::add(&host, owner, veth.mtu)?;
             shape(&host, &ifb, &plan, limit, Side::Destination)?;
-            redirect(&host, &veth, &ifb)?;
+            host.redirect(veth.index, ifb.index)?;
             result.interfaces.push(result::interface(&ifb));
         }
         Ok(result.for_version(call.version))
@@ -72,16 +66,12 @@ impl Plugin for Bandwidth {
     }
 
     fn gc(request: &Gc<Conf>) -> Result<()> {
-        let (prefix, used) = (
-            alias_prefix(&request.call.network),
-            port::aliases(&request.call.network, &request.valid),
-        );
+        let network = &request.call.network;
+        let is_stale = alias::stale(network, &request.valid);
         let host = Netlink::open()?;
         let mut all = BestEffort::new();
         for link in host.list_links()?.iter().filter(|it| it.is_kind("ifb")) {
-            let unused = |alias: &String| alias.starts_with(&prefix) && !used.contains(alias);
-            let unfinished = ifb::is_unfinished(link, &request.call.network);
-            if unfinished || link.alias.as_ref().is_some_and(unused) {
+            if ifb::is_unfinished(link, network) || is_stale(link) {
                 all.step(&link.name, || Ok(host.remove(link)?));
             }
         }
@@ -108,42 +98,12 @@ fn shape(host: &Netlink, link: &Link, plan: &Plan, limit: &Limit, remote: Side) 
     Ok(())
 }
 
-/// Has `ifb` send what `veth` receives. After a DEL, the filter of the earlier ADD redirects to a
-/// link that is gone; if that ADD was killed, there may be no filter.
-fn redirect(host: &Netlink, veth: &Link, ifb: &Link) -> Result<()> {
-    match host.add_ingress_qdisc(veth.index) {
-        Err(error) if error.is_exists() && leads_nowhere(host, veth)? => {
-            host.delete_ingress_qdisc(veth.index)?;
-            host.add_ingress_qdisc(veth.index)?;
-        }
-        Err(error) if error.is_exists() && host.filters_nothing(veth.index)? => {}
-        added => added?,
-    }
-    Ok(host.add_redirect(veth.index, ifb.index)?)
-}
-
-fn leads_nowhere(host: &Netlink, veth: &Link) -> Result<bool> {
-    Ok(match host.find_redirect(veth.index)? {
-        None => false,
-        // The kernel shows no index of a link that is gone.
-        Some(0) => true,
-        Some(index) => host.find_link_by_index(index)?.is_none(),
-    })
-}
-
 /// Removes the limits of an attachment: another ADD replaces them. The qdiscs of other programs
 /// stay.
 fn remove_limits(host: &Netlink, veth: &Link, owner: &Attachment) -> Result<()> {
-    if host
-        .find_root_qdisc(veth.index)?
-        .is_some_and(|it| it.is_shaper())
-    {
-        host.delete_root_qdisc(veth.index)?;
-    }
+    host.remove_shaper(veth.index)?;
     if let Some(ifb) = ifb::find(host, owner)? {
-        if host.find_redirect(veth.index)? == Some(ifb.index) {
-            host.delete_ingress_qdisc(veth.index)?;
-        }
+        host.remove_redirect(veth.index, ifb.index)?;
         host.remove(&ifb)?;
     }
     Ok(())

@@ -5,7 +5,7 @@ use cni::faults::{Checks, Fault, Faults};
 use ipnetwork::IpNetwork;
 use netlink::{Queue, Rate, Shaped};
 
-use crate::conf::{Conf, Limits};
+use crate::conf::Conf;
 
 /// How long packets may wait, in microseconds: the queue has what the rate sends in that time.
 const LATENCY: u64 = 25_000;
@@ -27,6 +27,9 @@ const PACKETS: u64 = 10;
 /// The lowest rate with a queue for each flow, in bits per second. Below, one packet takes longer
 /// than a tenth of the time in which fq_codel reacts.
 const LEAST_FOR_FLOWS: u64 = 1_000_000;
+
+/// The path to the runtime's limits.
+const OF_RUNTIME: &str = "runtimeConfig.bandwidth.";
 
 /// A configuration without contradictions.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,14 +61,10 @@ impl Plan {
     /// # Errors
     /// Code 7, each fault with its key.
     pub fn new(conf: &Conf) -> Result<Self, Faults> {
-        let runtime = conf.runtime_config.bandwidth.clone().unwrap_or_default();
-        let (limits, place, bound) = match conf.own_limits() {
-            Some(own) => (own, "", false),
-            None => (
-                runtime.clone(),
-                "runtimeConfig.bandwidth.",
-                conf.bound_burst,
-            ),
+        let limits = conf.limits();
+        let (place, bound) = match conf.own_limits() {
+            Some(_) => ("", false),
+            None => (OF_RUNTIME, conf.bound_burst),
         };
         let mut checks = Checks::default();
         let mut limit = |direction: &str, rate, burst| {
@@ -74,16 +73,13 @@ impl Plan {
         };
         let to_pod = limit("ingress", limits.ingress_rate, limits.ingress_burst);
         let from_pod = limit("egress", limits.egress_rate, limits.egress_burst);
-        let own = Limits {
-            shaped_subnets: conf.shaped_subnets.clone(),
-            unshaped_subnets: conf.unshaped_subnets.clone(),
-            ..Limits::default()
-        };
-        let has_own = !own.shaped_subnets.is_empty() || !own.unshaped_subnets.is_empty();
-        let (lists, place) = if has_own {
-            (&own, "")
-        } else {
-            (&runtime, "runtimeConfig.bandwidth.")
+        let own = [&conf.shaped_subnets, &conf.unshaped_subnets];
+        let (lists, place) = match &conf.runtime_config.bandwidth {
+            Some(runtime) if own.iter().all(|list| list.is_empty()) => (
+                [&runtime.shaped_subnets, &runtime.unshaped_subnets],
+                OF_RUNTIME,
+            ),
+            _ => (own, ""),
         };
         let (shaped, subnets) = subnets(lists, place, &mut checks);
         checks.finish(|| {
@@ -180,8 +176,11 @@ fn limit(key: &str, rate: u64, burst: u64, bound: bool) -> Result<Option<Limit>,
     }
 }
 
-fn subnets(lists: &Limits, place: &str, checks: &mut Checks) -> (Shaped, Vec<IpNetwork>) {
-    let (shaped, unshaped) = (&lists.shaped_subnets, &lists.unshaped_subnets);
+fn subnets(
+    [shaped, unshaped]: [&Vec<String>; 2],
+    place: &str,
+    checks: &mut Checks,
+) -> (Shaped, Vec<IpNetwork>) {
     if !shaped.is_empty() && !unshaped.is_empty() {
         let msg = "unshapedSubnets and shapedSubnets cannot be both specified, one of them should \
                    be discarded";

@@ -121,16 +121,11 @@ pub struct TrunkItem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cni::json::Json;
-
-    fn decode(text: &str) -> Result<Conf, String> {
-        let document = Json::parse(text.as_bytes()).unwrap();
-        document.decode().map_err(|error| error.to_string())
-    }
+    use cni::json::read;
 
     #[test]
     fn keys_match_in_any_case() {
-        let conf = decode(
+        let conf: Conf = read(
             r#"{"Bridge": "br1", "ISGATEWAY": true, "vlantrunk": [{"minid": 3, "MaxID": 4}],
                 "runtimeConfig": {"Mac": "02:00:00:00:00:01"}, "enableDAD": true}"#,
         )
@@ -143,18 +138,21 @@ mod tests {
 
     #[test]
     fn without_keys_the_bridge_is_cni0() {
-        let conf = decode(r#"{"bridge": null}"#).unwrap();
+        let conf: Conf = read(r#"{"bridge": null}"#).unwrap();
         assert_eq!((conf.bridge.as_str(), conf.mtu), ("cni0", Mtu::Unset));
     }
 
     #[test]
     fn mtu_is_a_number_or_auto() {
-        assert_eq!(decode(r#"{"mtu": 9000}"#).unwrap().mtu, Mtu::Bytes(9000));
-        assert_eq!(decode(r#"{"mtu": "auto"}"#).unwrap().mtu, Mtu::Auto);
         assert_eq!(
-            decode(r#"{"mtu": "big"}"#).unwrap_err(),
+            read::<Conf>(r#"{"mtu": 9000}"#).unwrap().mtu,
+            Mtu::Bytes(9000)
+        );
+        assert_eq!(read::<Conf>(r#"{"mtu": "auto"}"#).unwrap().mtu, Mtu::Auto);
+        assert_eq!(
+            read::<Conf>(r#"{"mtu": "big"}"#).unwrap_err().to_string(),
             "mtu: invalid value: string \"big\", expected an integer or \"auto\""
         );
-        assert!(decode(r#"{"mtu": 1.5}"#).is_err());
+        assert!(read::<Conf>(r#"{"mtu": 1.5}"#).is_err());
     }
 }

@@ -190,12 +190,8 @@ fn mac_of(
     plan: &Plan,
     addressing: Option<&Addressing>,
 ) -> Option<netlink::Mac> {
-    let derived = || mac::of_pod(&request.call, addressing?);
-    plan.mac.or(if plan.detect_conflicts {
-        None
-    } else {
-        derived()
-    })
+    let addressing = addressing.filter(|_| !plan.detect_conflicts);
+    plan.mac.or_else(|| mac::of_pod(&request.call, addressing?))
 }
 
 fn ensure_bridge(host: &Netlink, plan: &Plan, mtu: Option<u32>) -> Result<(Link, Neighbours)> {
@@ -234,7 +230,7 @@ fn attach(
         hairpin: plan.hairpin,
         isolated: plan.isolated,
         up: !vlans_first,
-        alias: None,
+        ..PortSpec::default()
     };
     port::attach(host, veth, port, attachment)?;
     if vlans_first {

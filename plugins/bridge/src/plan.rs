@@ -119,14 +119,13 @@ impl Plan {
         let vlan_gateway = bridge.as_ref().zip(vlan);
         let vlan_gateway = vlan_gateway.map(|(bridge, vlan)| vlan_gateway_name(bridge, vlan));
         let vlan_gateway = checks.take(vlan_gateway.transpose());
-        let has_links = reachability.as_ref().is_some_and(Reachability::has_links);
-        if has_links && gateway == Gateway::None {
-            let msg = "links: they lead through the node, which is no gateway of the network";
-            checks.add(Fault::new("links", msg));
-        }
-        if has_links && conf.links.is_none() {
-            let msg = "runtimeConfig.links: the configuration of the network needs the key links";
-            checks.add(Fault::new("runtimeConfig.links", msg));
+        if let Some(reachability) = &reachability {
+            checks.take(reachability.check_links(gateway));
+            if reachability.has_links() && conf.links.is_none() {
+                let key = "runtimeConfig.links";
+                let msg = format!("{key}: the configuration of the network needs the key links");
+                checks.add(Fault::new(key, msg));
+            }
         }
         checks.finish(|| {
             let reachability = reachability?;

@@ -90,10 +90,7 @@ fn add_gateway_interface(
     let port = host.get_link(&pair.container.name)?;
     let spec = PortSpec {
         bridge: bridge.index,
-        hairpin: false,
-        isolated: false,
-        up: false,
-        alias: None,
+        ..PortSpec::default()
     };
     host.attach_port(&port, &spec)?;
     let access = Vlans {

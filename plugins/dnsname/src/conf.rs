@@ -50,16 +50,11 @@ pub struct Dns {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cni::json::Json;
-
-    fn decode(text: &str) -> Result<Conf, String> {
-        let document = Json::parse(text.as_bytes()).unwrap();
-        document.decode().map_err(|error| error.to_string())
-    }
+    use cni::json::read;
 
     #[test]
     fn keys_are_read_as_podman_writes_them() {
-        let conf = decode(
+        let conf: Conf = read(
             r#"{"type": "dnsname", "domainName": "dns.podman", "capabilities": {"aliases": true},
                 "runtimeConfig": {"aliases": {"web": ["0123456789ab", "db"]}}}"#,
         )
@@ -85,7 +80,7 @@ mod tests {
             r#"{"runtimeConfig": {"aliases": {"web": "db"}}}"#,
             r#"{"runtimeConfig": {"dns": []}}"#,
         ] {
-            assert!(decode(text).is_err(), "{text}");
+            assert!(read::<Conf>(text).is_err(), "{text}");
         }
     }
 }

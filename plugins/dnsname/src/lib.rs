@@ -92,8 +92,7 @@ impl Plugin for Dnsname {
 
     fn gc(request: &Gc<Conf>) -> Result<()> {
         let network = &request.call.network;
-        let valid = request.valid.iter();
-        let valid = valid.filter_map(|it| Attachment::parse(network, &it.container_id, &it.ifname));
+        let valid = request.valid.iter().filter_map(|it| it.owner(network));
         let valid: Vec<_> = valid.collect();
         for entry in Directory::default().retain(network, &valid)? {
             tell_forgotten(&entry);

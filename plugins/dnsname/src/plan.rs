@@ -162,16 +162,14 @@ pub fn gateways(result: &AddResult) -> Vec<IpAddr> {
 /// Results before 0.3.0 have no interfaces: all their addresses are the pod's.
 fn pod_ips(result: &AddResult) -> impl Iterator<Item = &IpConfig> {
     result.ips.iter().filter(|ip| {
-        let index = ip.interface.and_then(|index| usize::try_from(index).ok());
-        let interface = index.and_then(|index| result.interfaces.get(index));
-        interface.is_none_or(|it| !it.sandbox.is_empty())
+        let interface = result.interface_of(ip);
+        interface.is_none_or(|it| !it.is_on_host())
     })
 }
 
 /// The interface of the node that comes first: the bridge, or the node's end of a veth pair.
 fn node_interface(result: &AddResult) -> Option<String> {
-    let first = result.interfaces.iter().find(|it| it.sandbox.is_empty());
-    first.map(|it| it.name.clone())
+    result.on_host().next().map(|it| it.name.clone())
 }
 
 /// A fault in the value of a key.

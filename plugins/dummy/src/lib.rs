@@ -69,13 +69,7 @@ impl Plugin for Dummy {
         let recorded = check::container(request, &previous)?;
         let pod = Netlink::open_in(&netns)?;
         let name = &recorded.name;
-        let expected = check::Expected {
-            kind: LINKS.kind,
-            shown_kind: LINKS.kind,
-            prefix: "",
-            missing: format!("Container Interface name in prevResult: {name} not found"),
-        };
-        if !expected.find(&pod, recorded)?.up {
+        if !check::Expected::of(LINKS.kind).find(&pod, recorded)?.up {
             bail!("Interface {name} is down");
         }
         check::layer_3(&pod, name, &previous)

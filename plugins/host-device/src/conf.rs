@@ -37,16 +37,11 @@ pub struct RuntimeConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cni::json::Json;
-
-    fn decode(text: &str) -> Result<Conf, String> {
-        let document = Json::parse(text.as_bytes()).unwrap();
-        document.decode().map_err(|error| error.to_string())
-    }
+    use cni::json::read;
 
     #[test]
     fn keys_match_in_any_case() {
-        let conf = decode(
+        let conf: Conf = read(
             r#"{"Device": "eth1", "HWADDR": "x", "kernelPath": "/sys/devices/x", "pcibusid": "y",
                 "dpdkMode": true, "RuntimeConfig": {"deviceId": "z"}}"#,
         )
@@ -66,7 +61,7 @@ mod tests {
             r#"{"DPDKMode": "yes"}"#,
             r#"{"runtimeConfig": {"deviceID": 7}}"#,
         ] {
-            assert!(decode(text).is_err(), "{text}");
+            assert!(read::<Conf>(text).is_err(), "{text}");
         }
     }
 }

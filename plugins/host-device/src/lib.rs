@@ -11,8 +11,7 @@ use cni::request::{Add, Check, Del, Gc, Status};
 use cni::result::{AddResult, Interface};
 use cni::{BestEffort, Call, Plugin, Undo, Version, delegate};
 use netlink::{HardwareAddress, Netlink};
-use wiring::result::{self, Interfaces};
-use wiring::{Addressing, Gateway, check, device, lease, pod};
+use wiring::{check, device, lease, pod, result};
 
 pub use crate::conf::Conf;
 pub use crate::plan::Plan;
@@ -31,7 +30,14 @@ impl Plugin for HostDevice {
         let host = Netlink::open()?;
         let found = find::device(&host, &plan)?;
         let Some(device) = found.device else {
-            return left_to_a_program(request, found.pci, undo);
+            // A program uses the device: only the result has the pod's addresses.
+            let addressing = lease::addressing(request, &netns, false, undo)?;
+            let interface = Interface {
+                name: request.attachment.ifname.to_string(),
+                pci_id: pci_id(&request.call, found.pci),
+                ..Interface::default()
+            };
+            return Ok(result::of_interface(request, interface, addressing));
         };
         device::take(request, &host, &device, &netns, undo)?;
         let pod = pod::enter(request, &netns, false)?;
@@ -44,8 +50,7 @@ impl Plugin for HostDevice {
             pci_id: pci_id(&request.call, found.pci),
             ..result::interface(&configured.link)
         };
-        let interfaces = Interfaces::default().pod(interface, &request.netns);
-        Ok(interfaces.result(addressing, &request.call))
+        Ok(result::of_interface(request, interface, addressing))
     }
 
     /// The addresses are released also if the device cannot be returned, as it has lost them then.
@@ -87,19 +92,6 @@ impl Plugin for HostDevice {
             _ => delegate::ipam_status(&request.call),
         }
     }
-}
-
-/// A device without an interface: the pod has its addresses in the result alone.
-fn left_to_a_program(request: &Add<Conf>, pci: String, undo: &mut Undo) -> Result<AddResult> {
-    let lease = delegate::ipam_add(&request.call, undo)?;
-    let addressing = lease.map(|lease| Addressing::new(lease, Gateway::None));
-    let interface = Interface {
-        name: request.attachment.ifname.to_string(),
-        pci_id: pci_id(&request.call, pci),
-        ..Interface::default()
-    };
-    let interfaces = Interfaces::default().pod(interface, &request.netns);
-    Ok(interfaces.result(addressing, &request.call))
 }
 
 /// The address on the PCI bus, in results that can have it.

@@ -15,13 +15,7 @@ pub fn attachment(request: &Check<Conf>, plan: &Plan, netns: &NetNs) -> Result<(
     let recorded = check::container(request, &previous)?;
     let pod = Netlink::open_in(netns)?;
     let name = &recorded.name;
-    let expected = Expected {
-        kind: KIND,
-        shown_kind: KIND,
-        prefix: "",
-        missing: format!("Container Interface name in prevResult: {name} not found"),
-    };
-    let link = expected.find(&pod, recorded)?;
+    let link = Expected::of(KIND).find(&pod, recorded)?;
     let wanted = plan.mode.to_string();
     match pod.ipvlan_mode(name)? {
         Some(is) if is != wanted => {

@@ -20,17 +20,12 @@ pub struct Conf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cni::json::Json;
-
-    fn decode(text: &str) -> Result<Conf, String> {
-        let document = Json::parse(text.as_bytes()).unwrap();
-        document.decode().map_err(|error| error.to_string())
-    }
+    use cni::json::read;
 
     #[test]
     fn keys_match_in_any_case() {
         let text = r#"{"Master": "eth1", "MODE": "l3", "Mtu": 1400, "linkincontainer": true}"#;
-        let conf = decode(text).unwrap();
+        let conf: Conf = read(text).unwrap();
         assert_eq!((conf.master.as_str(), conf.mode.as_str()), ("eth1", "l3"));
         assert!(conf.mtu == 1400 && conf.link_in_container);
     }
@@ -43,7 +38,7 @@ mod tests {
             r#"{"mtu": "1500"}"#,
             r#"{"linkInContainer": "yes"}"#,
         ] {
-            assert!(decode(text).is_err(), "{text}");
+            assert!(read::<Conf>(text).is_err(), "{text}");
         }
     }
 }

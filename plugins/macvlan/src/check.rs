@@ -4,7 +4,8 @@ use anyhow::{Result, bail};
 use cni::request::Check;
 use netlink::{Link, Netlink};
 use netns::NetNs;
-use wiring::{check, parent};
+use wiring::check::{self, Expected};
+use wiring::parent;
 
 use crate::{Conf, KIND, Plan};
 
@@ -16,12 +17,20 @@ pub fn attachment(request: &Check<Conf>, plan: &Plan, netns: &NetNs) -> Result<(
     let previous = request.call.required_prev_result(missing)?;
     let recorded = check::container(request, &previous)?;
     let pod = Netlink::open_in(netns)?;
-    let link = parent::check_link(&pod, recorded, KIND)?;
+    let name = &recorded.name;
+    let expected = Expected {
+        // With a lower-case c, as the Go plugin.
+        missing: Some(format!(
+            "container Interface name in prevResult: {name} not found"
+        )),
+        ..Expected::of(KIND)
+    };
+    let link = expected.find(&pod, recorded)?;
     check_mode(&pod, &link, plan)?;
     let parent = plan.parent.check(&link, netns)?;
     parent::check_mtu(&link, plan.mtu, recorded, &parent)?;
     check_accept_ra(&link, plan)?;
-    check::layer_3(&pod, &link.name, &previous)
+    check::layer_3(&pod, name, &previous)
 }
 
 fn check_mode(pod: &Netlink, link: &Link, plan: &Plan) -> Result<()> {

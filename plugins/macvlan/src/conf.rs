@@ -50,16 +50,11 @@ impl Conf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cni::json::Json;
-
-    fn decode(text: &str) -> Result<Conf, String> {
-        let document = Json::parse(text.as_bytes()).unwrap();
-        document.decode().map_err(|error| error.to_string())
-    }
+    use cni::json::read;
 
     #[test]
     fn keys_match_in_any_case() {
-        let conf = decode(
+        let conf: Conf = read(
             r#"{"Master": "eth1", "LINKINCONTAINER": true, "bcQueueLen": 7, "detectconflicts": true,
                 "RuntimeConfig": {"Mac": "02:00:00:00:00:01"}, "args": {"cni": {"mac": "x"}}}"#,
         )
@@ -78,7 +73,7 @@ mod tests {
             r#"{"bcqueuelen": -1}"#,
             r#"{"linkInContainer": "yes"}"#,
         ] {
-            assert!(decode(text).is_err(), "{text}");
+            assert!(read::<Conf>(text).is_err(), "{text}");
         }
     }
 }

@@ -9,7 +9,7 @@ use cni::delegate;
 use cni::linked::Linked;
 use cni::request::{Add, Check, Del, Gc, Status};
 use cni::result::AddResult;
-use cni::{BestEffort, Plugin, Undo, Version};
+use cni::{BestEffort, Plugin, Undo};
 use wiring::{lease, parent, pod, remains, requested, result, shim};
 
 pub use crate::conf::Conf;
@@ -57,12 +57,7 @@ impl Plugin for Macvlan {
         let configured = pod::configure(pod, addressing.as_ref());
         let configured = configured.map_err(|error| parent::set_up_refused(error, &parent))?;
         pod::announce(&configured);
-
-        if addressing.is_none() && call.version < Version::V0_3_0 {
-            // These versions have no result without an address, so ADD is about to fail. The Go
-            // plugin leaves the link, which works, until DEL; its test suite looks for it.
-            undo.forget();
-        }
+        result::leave_to_del(request, addressing.as_ref(), undo);
         Ok(result::of_pod(request, &configured.link, addressing))
     }
 

@@ -21,10 +21,9 @@ pub fn attachment(request: &Check<Conf>, netns: &NetNs) -> Result<AddResult> {
     let (host, pod) = (Netlink::open()?, Netlink::open_in(netns)?);
     let name = &recorded.name;
     let expected = check::Expected {
-        kind: "veth",
         shown_kind: "veth/p2p",
         prefix: "ptp: ",
-        missing: format!("ptp: Container Interface name in prevResult: {name} not found"),
+        ..check::Expected::of("veth")
     };
     let container = expected.find(&pod, recorded)?;
     check::layer_3(&pod, name, &previous)?;

@@ -41,16 +41,11 @@ impl Conf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cni::json::Json;
-
-    fn decode(text: &str) -> Result<Conf, String> {
-        let document = Json::parse(text.as_bytes()).unwrap();
-        document.decode().map_err(|error| error.to_string())
-    }
+    use cni::json::read;
 
     #[test]
     fn keys_match_in_any_case() {
-        let conf = decode(
+        let conf: Conf = read(
             r#"{"IPMasq": true, "ipmasqbackend": "iptables", "MTU": 1400,
                 "RuntimeConfig": {"IPs": ["10.1.0.9/24"]}}"#,
         )
@@ -69,7 +64,7 @@ mod tests {
             r#"{"mtu": 1.5}"#,
             r#"{"ipMasqExcept": "10.0.0.0/8"}"#,
         ] {
-            assert!(decode(text).is_err(), "{text}");
+            assert!(read::<Conf>(text).is_err(), "{text}");
         }
     }
 }

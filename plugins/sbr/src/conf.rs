@@ -19,20 +19,17 @@ pub struct Conf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cni::json::Json;
-
-    fn decode(text: &str) -> Result<Conf, String> {
-        let document = Json::parse(text.as_bytes()).unwrap();
-        document.decode().map_err(|error| error.to_string())
-    }
+    use cni::json::read;
 
     #[test]
     fn keys_match_in_any_case_and_null_is_absent() {
         let conf =
-            decode(r#"{"Table": 7, "GATEWAYS": ["10.0.0.1"], "addsourcehints": true}"#).unwrap();
+            read::<Conf>(r#"{"Table": 7, "GATEWAYS": ["10.0.0.1"], "addsourcehints": true}"#)
+                .unwrap();
         assert_eq!((conf.table, conf.add_source_hints), (Some(7), true));
         assert_eq!(conf.gateways, ["10.0.0.1"]);
-        let conf = decode(r#"{"table": null, "gateways": null, "addSourceHints": null}"#).unwrap();
+        let conf: Conf =
+            read(r#"{"table": null, "gateways": null, "addSourceHints": null}"#).unwrap();
         assert_eq!((conf.table, conf.gateways.len()), (None, 0));
     }
 
@@ -45,7 +42,7 @@ mod tests {
             r#"{"gateways": [1]}"#,
             r#"{"addSourceHints": "yes"}"#,
         ] {
-            assert!(decode(text).is_err(), "{text}");
+            assert!(read::<Conf>(text).is_err(), "{text}");
         }
     }
 }

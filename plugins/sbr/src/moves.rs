@@ -39,9 +39,21 @@ impl Pod {
         self.routes.iter().filter(|it| it.oif == Some(self.index))
     }
 
+    /// The routes of the interface in `table`.
+    fn own_in(&self, table: u32) -> impl Iterator<Item = &WholeRoute> {
+        self.own().filter(move |it| it.table() == table)
+    }
+
+    /// The routes of the interface in the main table.
     fn main(&self, family: Family) -> impl Iterator<Item = &WholeRoute> {
-        let own = self.own().filter(|it| it.table() == MAIN_TABLE);
+        let own = self.own_in(MAIN_TABLE);
         own.filter(move |it| Family::of(it.dst.ip()) == family)
+    }
+
+    /// The rules that name `table`; all rules without one.
+    fn rules_of(&self, table: Option<u32>) -> impl Iterator<Item = &Rule> {
+        let names = move |it: &&Rule| table.is_none_or(|table| it.table == table);
+        self.rules.iter().filter(names)
     }
 
     /// The table of an earlier ADD for `ip`.
@@ -199,9 +211,8 @@ pub struct Restored {
 /// The rules for `addresses`, of `table` if the configuration names it, go. Otherwise the routes of
 /// the interface go back from their tables to the main table.
 pub fn restored(addresses: &[IpAddr], table: Option<u32>, pod: &Pod) -> Restored {
-    let of_table = |it: &&Rule| table.is_none_or(|table| it.table == table);
-    let rules = pod.rules.iter().filter(of_table);
-    let ours = rules.filter(|it| it.from.is_some_and(|ip| addresses.contains(&ip)));
+    let is_ours = |it: &&Rule| it.from.is_some_and(|ip| addresses.contains(&ip));
+    let ours = pod.rules_of(table).filter(is_ours);
     let rules: Vec<_> = ours.take(MOST).cloned().collect();
     if table.is_some() || rules.is_empty() {
         return Restored {
@@ -213,9 +224,7 @@ pub fn restored(addresses: &[IpAddr], table: Option<u32>, pod: &Pod) -> Restored
     let moved =
         |it: &&WholeRoute| tables.contains(&it.table()) && !KERNEL_TABLES.contains(&it.table());
     let is_made = |it: &&WholeRoute| it.protocol() == ORIGIN;
-    let hints = pod
-        .own()
-        .filter(|it| it.table() == MAIN_TABLE && is_made(it));
+    let hints = pod.own_in(MAIN_TABLE).filter(is_made);
     let moved: Vec<_> = pod.own().filter(moved).take(MOST).collect();
     let mut back: Vec<_> = moved
         .iter()
@@ -253,13 +262,12 @@ fn joins_another(route: &WholeRoute, pod: &Pod) -> bool {
 pub fn check(plan: &Plan, sources: &[Source], pod: &Pod) -> Result<(), String> {
     for source in sources {
         let from = source.address.ip();
-        let of_table = |it: &&Rule| plan.table.is_none_or(|table| it.table == table);
-        let mut rules = pod.rules.iter().filter(of_table);
+        let mut rules = pod.rules_of(plan.table);
         let Some(rule) = rules.find(|it| it.from == Some(from)) else {
             return Err(format!("rule for packets from {from} not found"));
         };
         let table = rule.table;
-        let mut routes = pod.own().filter(|it| it.table() == table);
+        let mut routes = pod.own_in(table);
         let is_default =
             |it: &WholeRoute| it.is_default() && Family::of(it.dst.ip()) == source.family();
         if plan.table.is_none() && source.has_gateway && !routes.any(is_default) {

@@ -68,11 +68,10 @@ impl Plan {
     /// # Errors
     /// Code 7: there is none.
     pub fn sources(&self, previous: &AddResult, ifname: &str) -> Result<Vec<Source>, Error> {
-        let interface = |ip: &IpConfig| {
-            let index = usize::try_from(ip.interface?).ok()?;
-            previous.interfaces.get(index)
+        let belongs = |ip: &&IpConfig| {
+            let interface = previous.interface_of(ip);
+            interface.is_none_or(|it| it.name == ifname)
         };
-        let belongs = |ip: &&IpConfig| interface(ip).is_none_or(|it| it.name == ifname);
         let ips: Vec<_> = previous.ips.iter().filter(belongs).collect();
         if ips.is_empty() {
             let msg = format!("No IP addresses supplied on interface: {ifname}");

@@ -30,16 +30,11 @@ pub struct Conf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cni::json::Json;
-
-    fn decode(text: &str) -> Result<Conf, String> {
-        let document = Json::parse(text.as_bytes()).unwrap();
-        document.decode().map_err(|error| error.to_string())
-    }
+    use cni::json::read;
 
     #[test]
     fn keys_match_in_any_case() {
-        let conf = decode(
+        let conf: Conf = read(
             r#"{"multiqueue": true, "MTU": 1400, "Owner": 0, "GROUP": 107, "SelinuxContext": "a:b:c:s0",
                 "bridge": "br1", "RuntimeConfig": {"Mac": "02:00:00:00:00:01"}, "args": {"cni": {"mac": "x"}}}"#,
         )
@@ -57,7 +52,7 @@ mod tests {
 
     #[test]
     fn nobody_is_not_root() {
-        let conf = decode(r#"{"owner": null}"#).unwrap();
+        let conf: Conf = read(r#"{"owner": null}"#).unwrap();
         assert_eq!((conf.owner, conf.group), (None, None));
     }
 
@@ -72,7 +67,7 @@ mod tests {
             r#"{"bridge": true}"#,
             r#"{"selinuxContext": []}"#,
         ] {
-            assert!(decode(text).is_err(), "{text}");
+            assert!(read::<Conf>(text).is_err(), "{text}");
         }
     }
 }

@@ -6,8 +6,9 @@
 //! it (`process transition`), but not to change the label of a running process.
 
 use std::fs;
+use std::io;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command};
 
 use anyhow::{Result, anyhow, bail};
 use cni::execute::{self, Limits};
@@ -44,7 +45,7 @@ pub fn create(spec: &TapSpec, label: &str, netns: &NetNs) -> Result<()> {
             let reason = cni::reason(&error);
             anyhow!("failed set socket label: {label:?}: {reason}")
         })?;
-        let started = command(&arguments).spawn();
+        let started = start(&arguments);
         // Nothing else is executed with it.
         fs::write(EXEC, "")?;
         let output = started.and_then(|child| execute::finish(child, b"", Limits::PLUGIN));
@@ -77,16 +78,8 @@ fn arguments(spec: &TapSpec) -> Vec<String> {
     clippy::disallowed_methods,
     reason = "the kernel takes the label from the process, and changing our own needs another right"
 )]
-fn command(arguments: &[String]) -> Command {
-    use std::os::unix::process::CommandExt;
-    let mut command = Command::new("ip");
-    command
-        .args(arguments)
-        .process_group(0)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
+fn start(arguments: &[String]) -> io::Result<Child> {
+    execute::start(Command::new("ip").args(arguments))
 }
 
 #[cfg(test)]

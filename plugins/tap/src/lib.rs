@@ -50,11 +50,7 @@ impl Plugin for Tap {
             push_delete(owner, &netns, undo);
             tap.keep()?;
         }
-        if addressing.is_none() && call.version < cni::Version::V0_3_0 {
-            // These versions have no result without an address, so ADD is about to fail. The Go
-            // plugin leaves the device until DEL.
-            undo.forget();
-        }
+        result::leave_to_del(request, addressing.as_ref(), undo);
         Ok(result::of_pod(request, &configured.link, addressing))
     }
 
@@ -71,10 +67,9 @@ impl Plugin for Tap {
         let recorded = check::container(request, &previous)?;
         let pod = Netlink::open_in(&netns)?;
         let expected = Expected {
-            kind: LINKS.kind,
             shown_kind: "tap",
-            prefix: "",
-            missing: format!("Cannot find container link {}", recorded.name),
+            missing: Some(format!("Cannot find container link {}", recorded.name)),
+            ..Expected::of(LINKS.kind)
         };
         let link = expected.find(&pod, recorded)?;
         check_keys(&plan, &pod, &link)?;

@@ -6,8 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use cni::json::Json;
-use cni::{Attachment, SystemError, file, names};
+use cni::{Attachment, SystemError, file, json, names};
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{PrettyFormatter, Serializer};
 
@@ -86,8 +85,7 @@ impl Backup {
                 return Err(SystemError::io(op, &error).into());
             }
         };
-        let document = Json::parse(&content).ok();
-        let members: Option<Members> = document.and_then(|it| it.decode().ok());
+        let members = json::read::<Members>(&content).ok();
         Ok(members.map(|members| Attributes {
             mac: members.mac.parse().ok(),
             promisc: members.promisc,

@@ -92,16 +92,11 @@ impl<'de> Deserialize<'de> for Sysctls {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cni::json::Json;
-
-    fn decode(text: &str) -> Result<Conf, String> {
-        let document = Json::parse(text.as_bytes()).unwrap();
-        document.decode().map_err(|error| error.to_string())
-    }
+    use cni::json::read;
 
     #[test]
     fn settings_keep_their_order_and_their_duplicates() {
-        let conf = decode(r#"{"SysCtl": {"net.b": "1", "net.a": "2", "net.b": "3"}}"#).unwrap();
+        let conf: Conf = read(r#"{"SysCtl": {"net.b": "1", "net.a": "2", "net.b": "3"}}"#).unwrap();
         let expected = [("net.b", "1"), ("net.a", "2"), ("net.b", "3")];
         let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned()));
         assert_eq!(conf.sysctl.0, expected);
@@ -109,11 +104,11 @@ mod tests {
 
     #[test]
     fn absent_and_null_differ_from_false_and_zero() {
-        let conf = decode(r#"{"allmulti": false, "txQLen": 0, "args": {"cni": {"mac": ""}}}"#);
-        let conf = conf.unwrap();
+        let conf = r#"{"allmulti": false, "txQLen": 0, "args": {"cni": {"mac": ""}}}"#;
+        let conf: Conf = read(conf).unwrap();
         assert_eq!((conf.allmulti, conf.tx_q_len), (Some(false), Some(0)));
         assert_eq!(conf.args.cni.mac.as_deref(), Some(""));
-        let conf = decode(r#"{"allmulti": null, "txQLen": null, "args": null}"#).unwrap();
+        let conf: Conf = read(r#"{"allmulti": null, "txQLen": null, "args": null}"#).unwrap();
         assert_eq!((conf.allmulti, conf.tx_q_len), (None, None));
         assert_eq!(conf.args.cni.mac, None);
     }
@@ -128,7 +123,7 @@ mod tests {
             r#"{"txQLen": 1.5}"#,
             r#"{"args": {"cni": {"allmulti": 1}}}"#,
         ] {
-            assert!(decode(text).is_err(), "{text}");
+            assert!(read::<Conf>(text).is_err(), "{text}");
         }
     }
 }

@@ -14,6 +14,7 @@ use cni::{AddResult, Attachment, Plugin, Undo};
 use netlink::{Link, Netlink, sysctl};
 use netns::NetNs;
 use wiring::notes::Notes;
+use wiring::pod;
 
 use crate::backup::Backup;
 pub use crate::conf::Conf;
@@ -48,14 +49,13 @@ impl Plugin for Tuning {
     fn del(request: &Del<Conf>) -> Result<()> {
         let owner = &request.attachment;
         let backup = Backup::of(owner, &request.conf.data_dir);
-        if let (Some(original), Some(path)) = (backup.read()?, &request.netns) {
-            match NetNs::open(path.as_path()) {
-                Err(error) if netns::is_gone(&error) => {}
-                netns => restore(&netns?, owner.ifname.as_str(), &original)?,
-            }
+        if let Some(original) = backup.read()? {
+            pod::in_netns(request.netns.as_ref(), |pod| {
+                restore(pod, owner.ifname.as_str(), &original)
+            })?;
         }
         backup.remove()?;
-        notes(&owner.network).remove(owner, |_| Ok(()))
+        notes(&owner.network).forget(owner)
     }
 
     fn check(request: &Check<Conf>) -> Result<()> {
@@ -96,7 +96,7 @@ fn note(owner: &Attachment, backup: &Backup, undo: &mut Undo) -> Result<()> {
     if backup.read()?.is_none() {
         let owner = owner.clone();
         undo.push("forget the original attributes", move || {
-            notes(&owner.network).remove(&owner, |_| Ok(()))
+            notes(&owner.network).forget(&owner)
         });
     }
     notes(&owner.network).add(FILE, owner, &backup.path().to_string_lossy())
@@ -168,10 +168,10 @@ fn set_attributes(
     // A second ADD finds what the first one has set.
     let kept = backup.read()?;
     let original = kept.clone().unwrap_or_default().or(current.clone());
-    let (netns, name, file) = (netns.clone(), ifname.to_owned(), backup.clone());
+    let (back, name, file) = (pod.clone(), ifname.to_owned(), backup.clone());
     let is_new = kept.as_ref() != Some(&original);
     undo.push("give the interface its attributes back", move || {
-        restore(&netns, &name, &current)?;
+        restore(&back, &name, &current)?;
         match kept {
             Some(kept) => file.write(&kept),
             None => file.remove(),
@@ -184,13 +184,12 @@ fn set_attributes(
 }
 
 /// Gives the interface `ifname` the attributes `original`, if it still exists. What the kernel
-/// refuses for good is logged: the pod can change its interface so that it does.
-fn restore(netns: &NetNs, ifname: &str, original: &Attributes) -> Result<()> {
-    let pod = Netlink::open_in(netns)?;
+/// refuses for good is only logged, because the pod can cause that.
+fn restore(pod: &Netlink, ifname: &str, original: &Attributes) -> Result<()> {
     let Some(link) = pod.find_link(ifname)? else {
         return Ok(());
     };
-    match set(&pod, &link, original) {
+    match set(pod, &link, original) {
         Err(error) if error.is_for_good() => {
             cni::log(format_args!(
                 "give {ifname} its original attributes: {error}"

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use cni::faults::{CNI_ARGS, Checks, Fault, Faults};
-use cni::{AddResult, Code, Version};
+use cni::{AddResult, Version};
 use netlink::{Link, Mac};
 use wiring::mac;
 
@@ -56,14 +56,14 @@ impl Plan {
         let own = checks.take(sysctls("sysctl", &conf.sysctl));
         let over = checks.take(sysctls("args.cni.sysctl", &args.sysctl));
         let mac = checks.take(requested_mac(conf, args_mac));
-        let mtu = match args.mtu {
-            Some(mtu) => checks.take(mtu_of("args.cni.mtu", mtu)),
-            None => checks.take(mtu_of("mtu", conf.mtu)),
-        };
-        let length = match args.tx_q_len {
-            Some(_) => checks.take(length("args.cni.txQLen", args.tx_q_len)),
-            None => checks.take(length("txQLen", conf.tx_q_len)),
-        };
+        let mtu = checks.take(match args.mtu {
+            Some(mtu) => mtu_of("args.cni.mtu", mtu),
+            None => mtu_of("mtu", conf.mtu),
+        });
+        let length = checks.take(match args.tx_q_len {
+            Some(_) => length("args.cni.txQLen", args.tx_q_len),
+            None => length("txQLen", conf.tx_q_len),
+        });
         checks.finish(|| {
             Some(Self {
                 sysctls: merge(own?, over?),
@@ -126,32 +126,24 @@ impl Attributes {
     /// `Error: Tuning configured …`
     pub fn compare(&self, link: &Link) -> Result<(), String> {
         let name = &link.name;
-        let differs = |what: &str, wanted: String, is: String| {
-            let text = format!("Error: Tuning {what} is {wanted}, current value is {is}");
-            Err(text)
-        };
         let configured = |what: &str| format!("configured {what} of {name}");
-        if let Some(mac) = self.mac.filter(|mac| Some(*mac) != link.mac) {
-            let is = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
-            return differs(&configured("Ethernet"), mac.to_string(), is);
-        }
-        if self.promisc == Some(true) && !link.promisc {
-            let what = format!("link {name} configured promisc");
-            return differs(&what, "true".into(), "0".into());
-        }
-        if let Some(mtu) = self.mtu.filter(|mtu| *mtu != link.mtu) {
-            return differs(&configured("MTU"), mtu.to_string(), link.mtu.to_string());
-        }
-        if let Some(on) = self.allmulti.filter(|on| *on != link.allmulti) {
-            let what = configured("all-multicast mode");
-            return differs(&what, on.to_string(), link.allmulti.to_string());
-        }
+        let mac = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
+        compare(&configured("Ethernet"), self.mac, mac)?;
+        let promisc = self.promisc.filter(|on| *on);
+        let is = if link.promisc { "true" } else { "0" };
+        compare(&format!("link {name} configured promisc"), promisc, is)?;
+        compare(&configured("MTU"), self.mtu, link.mtu)?;
+        compare(
+            &configured("all-multicast mode"),
+            self.allmulti,
+            link.allmulti,
+        )?;
         let length = self.tx_queue_len;
-        if let Some(length) = length.filter(|length| *length != link.tx_queue_len) {
-            let what = configured("Transmit Queue Length");
-            return differs(&what, length.to_string(), link.tx_queue_len.to_string());
-        }
-        Ok(())
+        compare(
+            &configured("Transmit Queue Length"),
+            length,
+            link.tx_queue_len,
+        )
     }
 
     /// `result` with the new MAC and MTU of the interface `ifname`; versions before 1.1.0 have no
@@ -170,8 +162,19 @@ impl Attributes {
     }
 }
 
-/// The path below /proc/sys. As with sysctl(8), a name whose first separator is a slash may have dots in
-/// its parts: interfaces have some in their names. In any other, every dot is a slash.
+/// Compares the attribute `what` with its current value, if the configuration sets it.
+fn compare<T: ToString>(what: &str, wanted: Option<T>, is: impl ToString) -> Result<(), String> {
+    let (wanted, is) = (wanted.map(|it| it.to_string()), is.to_string());
+    match wanted {
+        Some(wanted) if wanted != is => Err(format!(
+            "Error: Tuning {what} is {wanted}, current value is {is}"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The path below /proc/sys. As with sysctl(8), if the first separator is a slash, dots are part of
+/// the names between slashes, as in names of interfaces. Otherwise dots are separators, too.
 fn path_of(name: &str) -> String {
     let separators = ['.', '/'];
     let by_slashes = name
@@ -219,26 +222,16 @@ fn merge(mut own: Vec<Sysctl>, over: Vec<Sysctl>) -> Vec<Sysctl> {
 
 /// As in the Go plugin, `args` takes precedence over the runtime, also with an empty text.
 fn requested_mac(conf: &Conf, args_mac: Option<String>) -> Result<Option<Mac>, Fault> {
-    let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+    let action = |text: &str| format!("invalid args {text} for MAC addr");
+    if let Some(text) = &conf.args.cni.mac {
+        return mac::first(&[("args.cni.mac", text)], action);
+    }
     let sources = [
-        ("args.cni.mac", conf.args.cni.mac.clone()),
-        ("runtimeConfig.mac", some(&conf.runtime_config.mac)),
-        (CNI_ARGS, args_mac.filter(|text| !text.is_empty())),
-        ("mac", some(&conf.mac)),
+        ("runtimeConfig.mac", conf.runtime_config.mac.as_str()),
+        (CNI_ARGS, &args_mac.unwrap_or_default()),
+        ("mac", &conf.mac),
     ];
-    let first = sources
-        .into_iter()
-        .find_map(|(key, text)| Some((key, text?)));
-    let Some((key, text)) = first.filter(|(_, text)| !text.is_empty()) else {
-        return Ok(None);
-    };
-    let code = match key {
-        CNI_ARGS => Code::InvalidEnvironment,
-        _ => Code::InvalidConfig,
-    };
-    let msg = |why| format!("invalid args {text} for MAC addr: {why}");
-    let mac = mac::parse(&text).map_err(|why| Fault::at(key, code.err(msg(why))));
-    mac.map(Some)
+    mac::first(&sources, action)
 }
 
 fn mtu_of(key: &str, mtu: i64) -> Result<Option<u32>, Fault> {

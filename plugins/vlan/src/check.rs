@@ -4,7 +4,8 @@ use anyhow::{Result, bail};
 use cni::request::Check;
 use netlink::Netlink;
 use netns::NetNs;
-use wiring::{check, parent};
+use wiring::check::{self, Expected};
+use wiring::parent;
 
 use crate::{Conf, KIND, Plan};
 
@@ -16,11 +17,9 @@ pub fn attachment(request: &Check<Conf>, plan: &Plan, netns: &NetNs) -> Result<(
     let recorded = check::container(request, &previous)?;
     let pod = Netlink::open_in(netns)?;
     let name = &recorded.name;
-    let expected = check::Expected {
-        kind: KIND,
-        shown_kind: KIND,
+    let expected = Expected {
         prefix: "vlan: ",
-        missing: format!("vlan: Container Interface name in prevResult: {name} not found"),
+        ..Expected::of(KIND)
     };
     let link = expected.find(&pod, recorded)?;
     if let Some(id) = link.vlan_id.filter(|id| *id != plan.id) {

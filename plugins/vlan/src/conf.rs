@@ -21,16 +21,11 @@ pub struct Conf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cni::json::Json;
-
-    fn decode(text: &str) -> Result<Conf, String> {
-        let document = Json::parse(text.as_bytes()).unwrap();
-        document.decode().map_err(|error| error.to_string())
-    }
+    use cni::json::read;
 
     #[test]
     fn keys_match_in_any_case() {
-        let conf = decode(
+        let conf: Conf = read(
             r#"{"Master": "eth1", "VLANID": 5, "Mtu": 1400, "linkincontainer": true,
                 "detectconflicts": true}"#,
         )
@@ -51,7 +46,7 @@ mod tests {
             r#"{"mtu": "auto"}"#,
             r#"{"linkInContainer": "yes"}"#,
         ] {
-            assert!(decode(text).is_err(), "{text}");
+            assert!(read::<Conf>(text).is_err(), "{text}");
         }
     }
 }

@@ -15,16 +15,11 @@ pub struct Conf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cni::json::Json;
-
-    fn decode(text: &str) -> Result<Conf, String> {
-        let document = Json::parse(text.as_bytes()).unwrap();
-        document.decode().map_err(|error| error.to_string())
-    }
+    use cni::json::read;
 
     #[test]
     fn keys_match_in_any_case() {
-        let conf = decode(r#"{"vrfName": "blue", "Table": 7}"#).unwrap();
+        let conf: Conf = read(r#"{"vrfName": "blue", "Table": 7}"#).unwrap();
         assert_eq!((conf.vrfname.as_str(), conf.table), ("blue", 7));
     }
 
@@ -36,7 +31,7 @@ mod tests {
             r#"{"table": "main"}"#,
             r#"{"table": 4294967296}"#,
         ] {
-            assert!(decode(text).is_err(), "{text}");
+            assert!(read::<Conf>(text).is_err(), "{text}");
         }
     }
 }

@@ -24,12 +24,7 @@ const NO_RESULT: &str = "missing prevResult from earlier plugin";
 impl Plugin for Vrf {
     const NAME: &'static str = "vrf";
     // As the Go plugin.
-    const VERSIONS: &'static [Version] = &[
-        Version::V0_3_1,
-        Version::V0_4_0,
-        Version::V1_0_0,
-        Version::V1_1_0,
-    ];
+    const VERSIONS: &'static [Version] = Version::V0_3_1.and_later();
     type Conf = Conf;
 
     fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {

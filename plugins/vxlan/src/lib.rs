@@ -66,7 +66,7 @@ impl Plugin for Vxlan {
             hairpin: plan.hairpin,
             isolated: plan.reachability.isolates_pods,
             up: true,
-            alias: None,
+            ..PortSpec::default()
         };
         port::attach(&host, &pair.host, port, attachment)?;
         if plan.spoof_check {

@@ -6,12 +6,11 @@
 use std::fs::File;
 
 use anyhow::{Context, Result};
-use cni::request::alias_prefix;
 use netlink::{Link, Netlink};
 use nix::fcntl::{Flock, FlockArg};
 use overlay::{Conf, Network, device};
 use packet_filter::Nftables;
-use wiring::neighbours;
+use wiring::{alias, neighbours};
 
 /// Prevents the removal of device and bridge while it exists. An ADD holds it from before it
 /// looks for them until the pod is attached.
@@ -57,8 +56,7 @@ pub fn remove_if_empty(conf: &Conf, network: &str) -> Result<()> {
 }
 
 fn is_a_pods(link: &Link, network: &str) -> bool {
-    let alias = link.alias.as_deref().unwrap_or_default();
-    link.is_kind("veth") && alias.starts_with(&alias_prefix(network))
+    link.is_kind("veth") && alias::is_of_network(link, network)
 }
 
 fn lock(how: FlockArg) -> Result<Flock<File>> {

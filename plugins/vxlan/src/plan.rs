@@ -70,12 +70,8 @@ impl Plan {
         {
             check_gateway(reachability, &mut checks);
         }
-        if let (Some(reachability), Some(mode)) = (&reachability, mode)
-            && reachability.has_links()
-            && gateway(conf, mode, reachability) == Gateway::None
-        {
-            let msg = "links: they lead through the node, which is no gateway of the network";
-            checks.add(Fault::new("links", msg));
+        if let (Some(reachability), Some(mode)) = (&reachability, mode) {
+            checks.take(reachability.check_links(gateway(conf, mode, reachability)));
         }
         let action = |_: &str| "failed to make veth pair".to_owned();
         let requested = conf.runtime_config.requested();
@@ -204,10 +200,10 @@ pub fn device_address(subnet: IpNetwork) -> IpNetwork {
 mod tests {
     use super::*;
     use cni::Error;
-    use cni::json::Json;
+    use cni::json;
 
     fn plan(text: &str, has_ipam: bool) -> Result<Plan, Faults> {
-        let conf: Conf = Json::parse(text.as_bytes()).unwrap().decode().unwrap();
+        let conf: Conf = json::read(text).unwrap();
         Plan::new(&conf, "mynet", has_ipam, None)
     }
 

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anyhow::Result;
 use clap::Args;
 use cni::AddResult;
-use cni::result::{Interface, Route};
+use cni::result::{Interface, IpConfig, Route};
 use networks::{Chain, NetworkList, OnFailure};
 
 use super::Verdict;
@@ -82,18 +82,17 @@ fn table(result: &AddResult) -> String {
         .interfaces
         .iter()
         .enumerate()
-        .partition(|(_, interface)| !interface.sandbox.is_empty());
+        .partition(|(_, interface)| !interface.is_on_host());
     for (index, interface) in inside {
         rows.extend(interface_rows(interface));
         let index = i64::try_from(index).ok();
-        rows.extend(address_rows(result, |of| of == index));
+        rows.extend(address_rows(result, |ip| ip.interface == index));
     }
-    let container_has = |index: Option<i64>| {
-        let index = index.and_then(|index| usize::try_from(index).ok());
-        let interface = index.and_then(|index| result.interfaces.get(index));
-        interface.is_some_and(|interface| !interface.sandbox.is_empty())
+    let is_elsewhere = |ip: &IpConfig| {
+        let interface = result.interface_of(ip);
+        interface.is_none_or(Interface::is_on_host)
     };
-    rows.extend(address_rows(result, |index| !container_has(index)));
+    rows.extend(address_rows(result, is_elsewhere));
     rows.extend(result.routes.iter().map(route_row));
     let dns = &result.dns;
     for (what, values) in [
@@ -137,10 +136,10 @@ fn interface_rows(interface: &Interface) -> Vec<(&'static str, String)> {
 
 fn address_rows(
     result: &AddResult,
-    wanted: impl Fn(Option<i64>) -> bool,
+    wanted: impl Fn(&IpConfig) -> bool,
 ) -> Vec<(&'static str, String)> {
     let mut rows = Vec::new();
-    for ip in result.ips.iter().filter(|ip| wanted(ip.interface)) {
+    for ip in result.ips.iter().filter(|ip| wanted(ip)) {
         rows.push(("address", ip.address.to_string()));
         if let Some(gateway) = ip.gateway {
             rows.push(("gateway", gateway.to_string()));

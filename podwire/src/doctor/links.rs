@@ -237,7 +237,7 @@ fn pod_addresses(attachment: &Attachment, inside: &Interface, ip: &str, found: &
     let at = result
         .interfaces
         .iter()
-        .position(|it| it.name == attachment.ifname && !it.sandbox.is_empty());
+        .position(|it| it.name == attachment.ifname && !it.is_on_host());
     let Some(at) = at else { return };
     for given in result
         .ips

@@ -296,12 +296,12 @@ fn container(attachment: &CachedAttachment) -> (String, String, Container) {
             .next()
             .map_or_else(String::new, |it| it.address.to_string())
     };
-    let mut in_pod = result.interfaces.iter().filter(|it| !it.sandbox.is_empty());
+    let in_pod = result.in_container().next();
     let hash = Sha256::digest(attachment.label());
     let container = Container {
         name: attached::name(attachment),
         endpoint_id: hash.iter().map(|byte| format!("{byte:02x}")).collect(),
-        mac_address: in_pod.next().map(|it| it.mac.clone()).unwrap_or_default(),
+        mac_address: in_pod.map(|it| it.mac.clone()).unwrap_or_default(),
         ipv4_address: address(true),
         ipv6_address: address(false),
     };

@@ -11,7 +11,6 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use cni::request::alias_prefix;
 use containers::journal::Journal;
 use netlink::{Link, Netlink, PortSpec};
 use netns::NetNs;
@@ -19,7 +18,7 @@ use networks::named::{Kind, Listed, Network, Origin, Store};
 use networks::{Cache, CachedAttachment, NetworkList};
 use packet_filter::node;
 use serde_json::{Map, Value, json};
-use wiring::shared;
+use wiring::{alias, shared};
 
 use super::addressing::{Node, Requests, Subnet, Words};
 use super::options::{self, MTU, Options};
@@ -447,12 +446,7 @@ impl Links {
             Some(bridge) => host.list_ports(bridge.index)?,
             None => Vec::new(),
         };
-        let prefix = alias_prefix(network);
-        ports.retain(|it| {
-            it.alias
-                .as_deref()
-                .is_some_and(|alias| alias.starts_with(&prefix))
-        });
+        ports.retain(|it| alias::is_of_network(it, network));
         Ok(Self { bridge, ports })
     }
 
@@ -496,8 +490,7 @@ impl Links {
                 bridge: bridge.index,
                 hairpin: port.port.as_ref().is_some_and(|it| it.hairpin),
                 isolated,
-                up: false,
-                alias: None,
+                ..PortSpec::default()
             };
             host.attach_port(port, &spec)?;
         }

@@ -168,10 +168,10 @@ fn cluster(keys: &KubernetesKeys, faults: &mut Vec<String>) -> Option<Source> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cni::json::Json;
+    use cni::json;
 
     fn settings(text: &str) -> Result<Settings, Vec<String>> {
-        let conf: Conf = Json::parse(text.as_bytes()).unwrap().decode().unwrap();
+        let conf: Conf = json::read(text).unwrap();
         Settings::new(&conf)
     }
 

@@ -343,10 +343,9 @@ fn clashes(others: &[Membership], one: &Membership, place: &str, faults: &mut Ve
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cni::json::Json;
 
     fn settings(text: &str) -> Result<Settings, Vec<String>> {
-        let conf: Conf = Json::parse(text.as_bytes()).unwrap().decode().unwrap();
+        let conf: Conf = cni::json::read(text).unwrap();
         Settings::new(&conf)
     }
 

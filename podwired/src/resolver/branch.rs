@@ -74,10 +74,9 @@ impl Branch {
         inside.set_up(pair.container.index)?;
         let port = PortSpec {
             bridge: bridge.index,
-            hairpin: false,
-            isolated: false,
             up: true,
             alias: Some(format!("podwired: names at {}", spare.address.ip())),
+            ..PortSpec::default()
         };
         host.attach_port(&pair.host, &port)?;
         Ok(branch)

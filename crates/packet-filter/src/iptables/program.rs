@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -320,7 +320,7 @@ fn failed_line(message: &str) -> Option<usize> {
 
 fn execute(program: &Path, arguments: &[&str], input: &str) -> Result<Output> {
     let run = || {
-        let child = command(program, arguments).spawn()?;
+        let child = start(program, arguments)?;
         execute::finish(child, input.as_bytes(), Limits::LISTING)
     };
     run().map_err(|error| execute::failure(program, error))
@@ -345,7 +345,7 @@ fn execute_deletion(program: &Path, arguments: &[&str], text: &str) -> Result<Ou
         }
     };
     let run = || {
-        let child = command(program, &arguments).spawn()?;
+        let child = start(program, &arguments)?;
         execute::finish_at_output(child, text.as_bytes(), Limits::LISTING, keep_sockets)
     };
     run().map_err(|error| execute::failure(program, error))
@@ -359,14 +359,8 @@ const OUTPUT_BUFFER: usize = 5000;
     clippy::disallowed_methods,
     reason = "the kernel's interface to legacy iptables is this program"
 )]
-fn command(program: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
+fn start(program: &Path, arguments: &[&str]) -> io::Result<Child> {
+    execute::start(Command::new(program).args(arguments))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use cni::execute::{self, Limits};
@@ -162,12 +162,7 @@ pub fn printed(arguments: &[&str]) -> Result<String> {
     reason = "conditions are in nft's language, which only nft reads and writes"
 )]
 fn run(arguments: &[&str], script: &str) -> Result<String> {
-    let nft = Command::new("nft")
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
+    let nft = execute::start(Command::new("nft").args(arguments))
         .context("execute nft, which conditions need")?;
     let output = execute::finish(nft, script.as_bytes(), Limits::PLUGIN)
         .map_err(|error| execute::failure(Path::new("nft"), error))?;

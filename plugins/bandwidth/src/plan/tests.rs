@@ -1,8 +1,8 @@
 use super::*;
-use cni::json::Json;
+use cni::json;
 
 fn plan(text: &str) -> Result<Plan, Vec<(String, String)>> {
-    let conf: Conf = Json::parse(text.as_bytes()).unwrap().decode().unwrap();
+    let conf: Conf = json::read(text).unwrap();
     let pairs = |faults: Faults| {
         faults
             .into_iter()

@@ -1,9 +1,9 @@
 use super::*;
 use cni::Error;
-use cni::json::Json;
+use cni::json;
 
 fn conf(text: &str) -> Conf {
-    Json::parse(text.as_bytes()).unwrap().decode().unwrap()
+    json::read(text).unwrap()
 }
 
 fn plan(text: &str) -> Result<Plan, Faults> {
@@ -149,7 +149,7 @@ fn an_isolated_bridge_has_no_address_and_its_pods_have_no_default_route() {
     let text = r#"{"isGateway": true, "internal": true, "gatewayModeIPv6": "isolated"}"#;
     let lease = r#"{"ips": [{"address": "10.1.0.2/24"}, {"address": "fd00::2/64"}],
         "routes": [{"dst": "0.0.0.0/0"}, {"dst": "10.2.0.0/24"}, {"dst": "::/0"}]}"#;
-    let lease = Json::parse(lease.as_bytes()).unwrap().decode().unwrap();
+    let lease = json::read(lease).unwrap();
     let addressing = plan(text).unwrap().addressing(lease);
     let gateways: Vec<_> = addressing
         .gateways

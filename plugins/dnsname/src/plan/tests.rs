@@ -5,7 +5,7 @@ use super::*;
 
 fn conf(document: serde_json::Value) -> Conf {
     let text = document.to_string();
-    Json::parse(text.as_bytes()).unwrap().decode().unwrap()
+    cni::json::read(text).unwrap()
 }
 
 fn plan(document: serde_json::Value) -> Plan {

@@ -1,9 +1,9 @@
 use super::*;
-use cni::json::Json;
+use cni::json;
 use wiring::parent::Master;
 
 fn plan_with(text: &str, args_mac: Option<&str>) -> Result<Plan, String> {
-    let conf: Conf = Json::parse(text.as_bytes()).unwrap().decode().unwrap();
+    let conf: Conf = json::read(text).unwrap();
     Plan::new(&conf, args_mac.map(str::to_owned)).map_err(|faults| faults.first().error.msg.clone())
 }
 
@@ -136,7 +136,7 @@ fn a_shim_is_on_the_node_and_bridges() {
 fn every_fault_has_its_key() {
     let conf = r#"{"mode": "x", "mac": "x", "acceptRA": "x", "linkInContainer": true,
         "hostShim": {"address": ["10.1.0.0/24"]}}"#;
-    let conf: Conf = Json::parse(conf.as_bytes()).unwrap().decode().unwrap();
+    let conf: Conf = json::read(conf).unwrap();
     let keys = Plan::new(&conf, None).unwrap_err().into_iter();
     let expected = [
         "mode",

@@ -1,15 +1,15 @@
 use super::*;
-use cni::json::Json;
+use cni::json;
 use cni::result::AddResult;
 use wiring::Gateway;
 
 fn lease(text: &str) -> Addressing {
-    let lease: AddResult = Json::parse(text.as_bytes()).unwrap().decode().unwrap();
+    let lease: AddResult = json::read(text).unwrap();
     Addressing::new(lease, Gateway::None)
 }
 
 fn conf(text: &str) -> Conf {
-    Json::parse(text.as_bytes()).unwrap().decode().unwrap()
+    json::read(text).unwrap()
 }
 
 fn shown(routes: &[RouteSpec]) -> Vec<String> {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::conf::Conf;
-use cni::json::Json;
+use cni::json::{self, Json};
 use cni::{AddResult, Version};
 
 const NET1: u32 = 3;
@@ -64,7 +64,7 @@ fn pod(routes: &[&str]) -> Pod {
 }
 
 fn sources(keys: &str, previous: &str) -> (Plan, Vec<Source>) {
-    let conf: Conf = Json::parse(keys.as_bytes()).unwrap().decode().unwrap();
+    let conf: Conf = json::read(keys).unwrap();
     let plan = Plan::new(&conf).unwrap();
     let document = Json::parse(previous.as_bytes()).unwrap();
     let previous = AddResult::decode(&document, Version::V1_0_0).unwrap();

@@ -1,9 +1,9 @@
 use super::*;
 use cni::Version;
-use cni::json::Json;
+use cni::json::{self, Json};
 
 fn plan(text: &str) -> Result<Plan, Vec<String>> {
-    let conf: Conf = Json::parse(text.as_bytes()).unwrap().decode().unwrap();
+    let conf: Conf = json::read(text).unwrap();
     let faults = Plan::new(&conf);
     faults.map_err(|all| {
         all.into_iter()

@@ -1,9 +1,9 @@
 use super::*;
-use cni::json::Json;
+use cni::json;
 use cni::result::Interface;
 
 fn plan_with(text: &str, args_mac: Option<&str>) -> Result<Plan, Faults> {
-    let conf: Conf = Json::parse(text.as_bytes()).unwrap().decode().unwrap();
+    let conf: Conf = json::read(text).unwrap();
     Plan::new(&conf, args_mac.map(str::to_owned))
 }
 

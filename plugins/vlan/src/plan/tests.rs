@@ -1,10 +1,10 @@
 use super::*;
-use cni::json::Json;
+use cni::json;
 use netlink::Link;
 use wiring::parent::Master;
 
 fn new(text: &str, has_ipam: bool) -> Result<Plan, Faults> {
-    let conf: Conf = Json::parse(text.as_bytes()).unwrap().decode().unwrap();
+    let conf: Conf = json::read(text).unwrap();
     Plan::new(&conf, has_ipam)
 }
 
