@@ -1,5 +1,5 @@
-//! Jobs that are measured apart from the rest: on Debian's kernel in the virtual machine
-//! (`benches/vm`), or again after a change.
+//! Jobs that are measured separately: on Debian's kernel in the virtual machine (`benches/vm`), or
+//! again after a change.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::machine;
 use crate::results::{Addition, Machine, Results};
 use crate::side::Programs;
 
-/// What stands before the figures in the output, which on a console has other lines, too.
+/// The prefix of the line with the figures. On a console, the output has other lines, too.
 const MARK: &str = "figures: ";
 
 /// The jobs with these keys.
@@ -38,7 +38,7 @@ pub fn print(addition: &Addition) -> Result<()> {
 /// The figures in a file with the output of a run.
 ///
 /// # Errors
-/// It has none, or those of another version.
+/// It has no figures, or figures of another version.
 pub fn read(file: &Path) -> Result<Addition> {
     let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
     let mut lines = text.lines();
@@ -47,8 +47,8 @@ pub fn read(file: &Path) -> Result<Addition> {
     Ok(serde_json::from_str(figures)?)
 }
 
-/// Adds what was measured to the results. A guest knows neither the commit nor the packages that its
-/// programs come from: these are as here.
+/// Adds what was measured to the results. A guest does not know the commit and the packages of its
+/// programs: they are those of this machine.
 ///
 /// # Errors
 /// A program that describes this machine cannot be executed.

@@ -5,14 +5,14 @@ use serde::{Deserialize, Serialize};
 use crate::results::{Machine, Named, Results};
 use crate::stats::Ratio;
 
-/// A run beside the one before.
+/// The comparison of a run with the one before.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Comparison {
-    /// Where the earlier one was measured.
+    /// Where and when the earlier run was measured.
     pub with: Machine,
     /// How many ratios fell into the spread that the earlier run stated.
     pub agreed: usize,
-    /// Those that did not: before, and now.
+    /// The ratios that did not: before, and now.
     pub others: Vec<(String, Ratio, Ratio)>,
 }
 

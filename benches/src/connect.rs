@@ -16,7 +16,7 @@ use crate::results::{Curve, Line};
 use crate::side::{Attachment, Side, Stage};
 use crate::stats::{Ratio, Sample, median};
 
-/// Connections through one mapping before it is another's turn.
+/// How many connections go through one mapping before the next one is measured.
 const TURN: usize = 50;
 /// The port that is published before all others.
 const FIRST: u16 = 18_080;
@@ -41,7 +41,8 @@ pub struct Wire {
 pub type Times = BTreeMap<(Side, &'static str), Vec<Vec<f64>>>;
 
 impl Wire {
-    /// Wires a pod that serves, publishes it first of all, and lays a cable to a neighbour.
+    /// Attaches a pod with a server, publishes it before all others, and connects a neighbour to
+    /// the node.
     ///
     /// # Errors
     /// When a plugin or `ip` fails.
@@ -154,7 +155,7 @@ fn targets(side: Side, wire: &Wire) -> Result<Vec<(&'static str, SocketAddr)>> {
     Ok(targets)
 }
 
-/// Publishes a port behind all that are there, or removes it.
+/// Publishes a port behind all existing ones, or removes it.
 fn latecomer(stage: &Stage, wire: &mut Wire, verb: Verb) -> Result<()> {
     wire.pod.rename(LATECOMER);
     let call = stage.plugin(verb, &portmap(&[LAST]), &wire.pod)?;

@@ -1,4 +1,4 @@
-//! Others on the node: published ports, addresses and pods that are there already.
+//! The load on a node: published ports, addresses and pods that exist already ("others").
 
 use std::fs;
 use std::ops::Range;
@@ -10,14 +10,14 @@ use crate::process;
 use crate::side::{Attachment, Side, Stage};
 use crate::table::settle;
 
-/// Where the numbers of others begin: no pod that is measured has one of them.
+/// The first number of others: the pods that are measured have lower ones.
 const FIRST: usize = 1_000_000;
-/// Where their ports begin.
+/// The first port of others.
 const PORT: usize = 20_000;
 
-/// Publishes the ports of others in the range, a port for each. Whose portmap it
-/// is, its own rules are what is there: podwire makes them itself, the Go plugin
-/// makes one, of which copies are loaded (five thousand ADDs take it an hour).
+/// Publishes a port for each of the others in the range, by the rules of the suite that is
+/// measured: podwire adds them itself; the Go plugin adds one, of which copies are loaded, because
+/// five thousand ADDs take it an hour.
 ///
 /// # Errors
 /// When a plugin or iptables-restore fails.
@@ -68,8 +68,9 @@ fn one_port(stage: &Stage, pod: &mut Attachment, other: usize) -> Result<()> {
     Ok(())
 }
 
-/// Loads the rules that the Go plugin made for the first of some pods for all the others, with their
-/// words in place of its own; the first word is the id. The chain of each begins with `prefix`.
+/// Loads the rules that the Go plugin made for the first of some pods for all the others, with
+/// their values in place of its own; the first value is the id. The chain of each begins with
+/// `prefix`.
 fn copy_rules(
     stage: &Stage,
     prefix: &str,
@@ -115,14 +116,14 @@ fn copy_rules(
 /// # Errors
 /// When a file cannot be written.
 pub fn hold(stage: &Stage, others: Range<usize>) -> Result<()> {
-    // The floor looks at no file but its own.
+    // The floor reads no other file than its own.
     if stage.side == Side::Floor {
         return Ok(());
     }
     let dir = stage.reservations();
     fs::create_dir_all(&dir)?;
     for other in others {
-        // Above what is handed out meanwhile.
+        // Above the addresses that are allocated meanwhile.
         let [_, b, c, d] = u32::try_from(other)?.to_be_bytes();
         let file = dir.join(format!("10.{}.{c}.{d}", 100 + b));
         fs::write(&file, format!("held-{other}\r\neth0"))
@@ -131,11 +132,12 @@ pub fn hold(stage: &Stage, others: Range<usize>) -> Result<()> {
     Ok(())
 }
 
-/// Wires others in the range, and returns them: all with masquerade but the last one. In a network that
-/// masquerades, the first pod without is a change of its configuration, for which podwire looks at all
-/// rules of the network; that is not what is measured. Podwire and the floor do it themselves. For the Go
-/// plugins, which would take minutes, the floor's program makes the links, and what else they leave
-/// for each pod is copied: the file of its address, its rules of masquerade.
+/// Attaches the others in the range, and returns them: all with masquerade except the last one. In
+/// a network that masquerades, the first pod without masquerade is a change of the configuration,
+/// for which podwire reads all rules of the network; this is not to be measured. Podwire and the
+/// floor attach the pods themselves. The Go plugins would take minutes, so the floor's program
+/// makes the links, and the other objects of each pod are copied: the file of its address, and its
+/// masquerade rules.
 ///
 /// # Errors
 /// When a plugin fails.

@@ -1,4 +1,4 @@
-//! What a verb costs among more and more others.
+//! The cost of a verb beside more and more others.
 
 use std::collections::BTreeMap;
 use std::thread::sleep;
@@ -16,7 +16,7 @@ use crate::table::{millis, settle};
 
 const SIDES: [Side; 4] = [Side::Podwire, Side::Go, Side::Other, Side::Floor];
 
-/// How far and how often.
+/// The counts of others, and the number of repetitions.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Published ports of others.
@@ -31,7 +31,7 @@ pub struct Plan {
     pub connections: usize,
 }
 
-/// After so many new pods it is waited for [`SOLICITATIONS`].
+/// After this number of new pods, the run waits for [`SOLICITATIONS`].
 const MANY: usize = 100;
 /// A pod solicits routers when it is new, and about 4, 12, 28, 60 and 124 seconds later (RFC 7559); a
 /// bridge copies the frames to all ports. The sides get their pods one after the other, in some 20
@@ -79,7 +79,7 @@ pub fn published(programs: &Programs, plan: &Plan) -> Result<Vec<Curve>> {
             .filter_map(|(side, wire)| Some((stage(*side)?, wire)))
             .collect();
         connections.push((*count, connect::measure(&mut pairs, plan.connections)?));
-        // When a link goes, the kernel looks at all connections that it tracks.
+        // When a link is deleted, the kernel looks at all connections that it tracks.
         for side in &all {
             side.stage.forget_connections()?;
         }
@@ -132,7 +132,7 @@ pub fn held(programs: &Programs, plan: &Plan) -> Result<Vec<Curve>> {
 /// When a plugin fails.
 pub fn wired(programs: &Programs, plan: &Plan) -> Result<Vec<Curve>> {
     const JOBS: [Job; 2] = [BRIDGED, MASQUERADED];
-    // The others are there with masquerade; a pod without does not meet their rules.
+    // The others have masquerade; their rules do not matter to a pod without.
     let mut all = among_others(MASQUERADED, programs)?;
     let mut times = JOBS.map(|_| Vec::new());
     for count in &plan.pods {

@@ -1,9 +1,9 @@
 //! File systems of the run, for the state of plugins: each an ext4 in a file.
 //!
-//! How long a file takes to create is the file system's own, and differs a hundredfold. Without a
-//! journal, ext4 does not use an inode again for some minutes after its file was removed, and each
-//! creation looks at all of these (`recently_deleted` in fs/ext4/ialloc.c). So there is one that is
-//! fresh, and one on which many files were removed a moment ago.
+//! The time to create a file depends on the file system, and differs by a factor of a hundred.
+//! Without a journal, ext4 does not use an inode again for some minutes after its file was removed,
+//! and each creation looks at all of these (`recently_deleted` in fs/ext4/ialloc.c). So there is a
+//! fresh file system, and one from which many files were removed a moment ago.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -16,11 +16,11 @@ use nix::mount::{MntFlags, umount2};
 use crate::process;
 use crate::stats::median;
 
-/// Bytes of each; only what is written takes room.
+/// The size of each in bytes; only written blocks use space.
 const SIZE: u64 = 4 << 30;
 /// Enough for all files that the curves make.
 const INODES: &str = "400000";
-/// Files that are removed where it is aged.
+/// How many files are removed from the aged one.
 const REMOVED: usize = 8_000;
 /// Files of which each creation is timed.
 const CREATED: usize = 101;
@@ -31,7 +31,7 @@ pub struct Disk {
     pub dir: PathBuf,
     mounted: PathBuf,
     what: &'static str,
-    /// What a creation takes, microseconds.
+    /// The time to create a file, in microseconds.
     creation: f64,
 }
 
@@ -102,7 +102,7 @@ impl Disk {
         median(&times).context("no file was created")
     }
 
-    /// What it is and what a creation takes, for the page.
+    /// Its description with the time to create a file, for the page.
     pub fn describe(&self) -> String {
         format!(
             "{} (a file takes {:.0} µs to create)",

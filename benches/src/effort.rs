@@ -3,7 +3,7 @@
 use crate::curves::Plan;
 use crate::job::{BRIDGED, Job, MASQUERADED};
 
-/// How often and how far.
+/// The repetitions, and the counts of others.
 #[derive(Clone, Debug)]
 pub struct Effort {
     /// Whether the curves are drawn.
@@ -39,7 +39,7 @@ impl Effort {
         }
     }
 
-    /// All of it.
+    /// A full run.
     pub fn full() -> Self {
         Self {
             full: true,
@@ -59,7 +59,7 @@ impl Effort {
         }
     }
 
-    /// That it runs, and nothing about speed.
+    /// Shows that the program runs, and nothing about speed.
     pub fn smoke() -> Self {
         Self {
             full: true,

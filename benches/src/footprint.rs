@@ -1,4 +1,4 @@
-//! What the suites take: disk, memory, system calls, programs.
+//! The resources that the suites use: disk, memory, system calls, programs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -70,10 +70,10 @@ fn costs(job: Job, programs: &Programs) -> Result<Vec<Cost>> {
     Ok(costs)
 }
 
-/// What a round of verbs is looked at for.
+/// What is recorded in a round of verbs.
 #[derive(Clone, Copy)]
 enum Look {
-    /// Nothing: what only the first pod of a node costs is not what is asked for.
+    /// Nothing: the extra cost of the first pod of a node is not measured.
     Warm,
     /// System calls and programs.
     Trace,

@@ -11,20 +11,20 @@ pub const CNI_VERSION: &str = "1.0.0";
 pub const BRIDGE: &str = "cni0";
 /// The parent of macvlan and of the overlay.
 pub const PARENT: &str = "uplink";
-/// What is published where a job publishes.
+/// The ports that a job with ports publishes.
 pub const PORTS: [u16; 2] = [8080, 8443];
 
-/// What a runtime asks of a plugin.
+/// A request of a runtime to a plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Verb {
-    /// Says which versions it speaks: a start and an end, nothing between.
+    /// VERSION: hardly more than the start and the end of the process.
     Version,
-    /// Wires a pod.
+    /// ADD.
     Add,
-    /// Looks whether it still is.
+    /// CHECK.
     Check,
-    /// Undoes it.
+    /// DEL.
     Del,
 }
 
@@ -179,7 +179,7 @@ const fn bridge(key: &'static str, title: &'static str, masquerade: bool, ports:
 }
 
 impl Job {
-    /// What can be asked in this job.
+    /// The verbs of this job.
     pub fn verbs(&self) -> &'static [Verb] {
         match self.kind {
             Kind::Start(_) => &[Verb::Version],
@@ -256,7 +256,7 @@ pub fn portmap(ports: &[u16]) -> Value {
     )
 }
 
-/// What is asked of a chained plugin.
+/// The keys of a chained plugin.
 fn chained_keys(plugin: &str) -> Value {
     match plugin {
         "bandwidth" => json!({"ingressRate": 8_000_000, "ingressBurst": 8_000_000,

@@ -1,4 +1,4 @@
-//! Where it is measured, and of what.
+//! The machine and the programs that are measured.
 
 use std::fs;
 use std::path::Path;
@@ -10,10 +10,10 @@ use crate::process::{self, Call};
 use crate::results::Machine;
 use crate::side::Programs;
 
-/// Asks the kernel and the programs.
+/// Queries the kernel and the programs.
 ///
 /// # Errors
-/// When one that must be there does not answer.
+/// When a program that must exist cannot be executed.
 pub fn describe(programs: &Programs) -> Result<Machine> {
     let uname = uname().context("ask for the kernel's name")?;
     let kernel = [uname.sysname(), uname.release(), uname.machine()];
@@ -71,7 +71,8 @@ fn commit() -> String {
     }
 }
 
-/// What the plugins in a directory call themselves: without `CNI_COMMAND` they say it.
+/// The name and version that the plugins in a directory print when they are executed without
+/// `CNI_COMMAND`.
 fn version(dir: &Path) -> Result<String> {
     let done = process::run(Call::new(dir.join("bridge"), &[]))?;
     let line = done.stderr.lines().next().unwrap_or_default().to_owned();

@@ -7,10 +7,10 @@
 //! measure --add FILE [--out DIRECTORY]
 //! ```
 //!
-//! `--full` measures the curves at more points and takes more rounds; `--smoke` takes so few that
-//! it only shows that the program runs. `$PODWIRE_BIN` (`bin`) and `$PODWIRE_PEER`
-//! (`/usr/lib/cni`) are the directories of the two suites, `--go` that of another build of
-//! the Go plugins. `--only` measures one of the parts `calls`, `aged`, `storms`, `footprint`, `ports`,
+//! `--full` measures the curves at more points and takes more rounds; `--smoke` takes so few rounds
+//! that it only shows that the program runs. `$PODWIRE_BIN` (`bin`) and `$PODWIRE_PEER`
+//! (`/usr/lib/cni`) are the directories of the two suites, `--go` that of another build of the Go
+//! plugins. `--only` measures one of the parts `calls`, `aged`, `storms`, `footprint`, `ports`,
 //! `addresses` and `pods`.
 //!
 //! `--job` measures only these jobs and prints their figures, with the state of plugins in `DIRECTORY`
@@ -63,7 +63,7 @@ fn main() -> Result<()> {
     run(&options, programs, earlier.as_ref())
 }
 
-/// Where the programs of the sides are. The state of plugins is yet nowhere.
+/// The programs of the sides. The directory for the state of plugins is set later.
 fn programs(options: &Options) -> Result<Programs> {
     Ok(Programs {
         podwire: plugins("PODWIRE_BIN", "bin")?,
@@ -78,7 +78,8 @@ fn run(options: &Options, mut programs: Programs, earlier: Option<&Results>) -> 
     // Outside of what is hidden: state of plugins belongs on a disk.
     let work = tempfile::tempdir().context("make a directory for the run")?;
     let mut machine = machine::describe(&programs)?;
-    // Hides the machine from this program and all that it starts. No thread has been started.
+    // Hides the machine's files from this program and all programs that it starts. No thread has
+    // been started.
     sandbox::namespaces::enter().map_err(Error::msg)?;
     orphans::adopt()?;
     process::allow_many_files()?;
@@ -112,7 +113,7 @@ fn run(options: &Options, mut programs: Programs, earlier: Option<&Results>) -> 
     write(&options.out, &results)
 }
 
-/// What the command line says.
+/// The options of the command line.
 struct Options {
     effort: Effort,
     out: PathBuf,
@@ -189,7 +190,7 @@ const PARTS: [&str; 7] = [
     "pods",
 ];
 
-/// What a run is made with.
+/// The settings of a run.
 struct Run<'a> {
     programs: Programs,
     options: &'a Options,
@@ -292,7 +293,7 @@ fn last_full(results: &Results) -> Option<Earlier> {
     }
 }
 
-/// Results of an earlier run; none are there before the first.
+/// Results of an earlier run; `None` before the first one.
 fn read(file: &Path) -> Result<Option<Results>> {
     if !file.exists() {
         return Ok(None);

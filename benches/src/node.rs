@@ -1,7 +1,7 @@
-//! Private nodes and pods: network namespaces of this run, nothing of the machine.
+//! Private nodes and pods: network namespaces of this run, without the machine's own interfaces.
 //!
-//! Each contender gets a node of its own, so that what one leaves behind (five
-//! thousand iptables chains, say) does not slow the other.
+//! Each side has a node of its own, so that the rules of one (five thousand iptables chains, for
+//! example) do not slow the other.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -13,11 +13,11 @@ use sandbox::{Worker, namespaces};
 
 use crate::process;
 
-/// Where namespaces are shown, as runtimes do it.
+/// The directory of network namespaces, as of runtimes.
 const NETNS: &str = "/run/netns";
 
-/// A network namespace that plays a node: a thread that lives in it. Whatever it
-/// starts is born inside.
+/// A network namespace that plays a node: a thread that lives in it. All processes that it starts
+/// run inside.
 pub struct Node {
     name: String,
     worker: Worker,
@@ -41,7 +41,7 @@ impl Node {
     /// Runs `f` in the node, and returns what it returned.
     ///
     /// # Errors
-    /// Those of `f`.
+    /// As `f`.
     pub fn run<T: Send + 'static>(
         &self,
         f: impl FnOnce() -> Result<T> + Send + 'static,
@@ -81,7 +81,7 @@ impl Node {
     }
 }
 
-/// A pod's network namespace; it goes when this does.
+/// A pod's network namespace; it is deleted when this is dropped.
 #[derive(Debug)]
 pub struct Pod {
     path: PathBuf,

@@ -1,5 +1,5 @@
-//! Processes that outlive the one that was measured. They count for the call that left them, and are
-//! over before the next one is measured.
+//! Processes that outlive the one that was measured. Their time counts for the call that left them,
+//! and the next call is measured after their end.
 
 // SAFETY of each `unsafe`: see there. nix has no wait4.
 #![allow(unsafe_code)]
@@ -14,7 +14,7 @@ use nix::libc;
 /// What a child may still have to do when its parent has answered.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 
-/// From now on, children of children that end become ours.
+/// From now on, orphans of our children become our children.
 ///
 /// # Errors
 /// When the kernel refuses.

@@ -11,9 +11,9 @@ use crate::side::Side;
 use crate::stats::{DRIFT, Ratio, Sample};
 use crate::targets::{self, Target, megabytes};
 
-/// Where pictures are, from the page.
+/// The directory of pictures, relative to the page.
 pub const PICTURES: &str = "performance";
-/// From this on something counts as faster.
+/// From this ratio on, a verb counts as faster.
 const FASTER: f64 = 1.1;
 
 /// Writes the whole page.
@@ -146,7 +146,7 @@ then two programs that do nothing and one that executes iptables once. bandwidth
 that they change is made anew before each ADD, outside of the time. None of these has a floor.
 ";
 
-/// Jobs that were measured apart.
+/// Jobs that were measured separately.
 fn apart(addition: &Addition) -> String {
     let Machine {
         date,
@@ -393,7 +393,7 @@ fn not_faster(results: &Results) -> String {
     text
 }
 
-/// What no plugin can avoid: being a process.
+/// The cost that no plugin can avoid: to be a process.
 fn starts(results: &Results) -> String {
     let median = |side| {
         let row = results.row("start-bridge", Verb::Version)?;
@@ -442,7 +442,7 @@ fn podman(results: &Results) -> String {
     )
 }
 
-/// What is the kernel's own among few mappings.
+/// The kernel's own time among few mappings.
 fn connections(results: &Results) -> String {
     let of = |curves: &[Curve], side, what: &str| {
         let curve = curves.iter().find(|curve| curve.key == "connect")?;
@@ -472,7 +472,8 @@ fn connections(results: &Results) -> String {
     )
 }
 
-/// What no plugin can avoid among many pods: the kernel's work for one more port, which is the floor's.
+/// The cost that no plugin can avoid among many pods: the kernel's work for one more port, which
+/// the floor has, too.
 fn among_pods(results: &Results) -> String {
     let mut text = String::new();
     let keys = ["pods-bridge-add", "pods-bridge-masq-add"];
@@ -598,7 +599,7 @@ fn ratio(ratio: Option<Ratio>) -> String {
     })
 }
 
-/// With as many digits as say something.
+/// With as many digits as are significant.
 fn number(value: f64) -> String {
     match value.abs() {
         large if large >= 99.5 => format!("{value:.0}"),

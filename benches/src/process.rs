@@ -1,11 +1,10 @@
-//! Start a program and measure it, at the same cost for every suite.
+//! Starts a program and measures it, at the same cost for every suite.
 //!
-//! The child is born by posix_spawn (vfork underneath), which copies nothing of
-//! this program; it reads its standard input from a file in memory and writes
-//! into another, so no process waits for a pipe. The clock runs from before the
-//! spawn until the child was seen to have ended.
+//! The child is started by posix_spawn (by vfork), which copies nothing of this program; it reads
+//! its standard input from a file in memory and writes into another, so no process waits for a
+//! pipe. The clock runs from before the spawn until the child was seen to have ended.
 
-// The driver is where programs are started; plugins themselves may not.
+// This program has to start programs; plugins may not.
 #![allow(clippy::disallowed_methods)]
 // SAFETY of each `unsafe`: see there. nix has neither pidfd_open nor wait4, and rlimits only with
 // a feature that nothing else needs.
@@ -23,10 +22,10 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-/// No call that is measured takes a tenth of it; one that hangs ends the run.
+/// No measured call takes a tenth of it; a call that hangs ends the run.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 
-/// A program to run: all that it is given.
+/// A program to run, with all its input.
 #[derive(Clone, Debug)]
 pub struct Call {
     /// The program.
@@ -35,7 +34,7 @@ pub struct Call {
     pub args: Vec<String>,
     /// Its whole environment.
     pub env: Vec<(String, String)>,
-    /// What it reads.
+    /// Its standard input.
     pub stdin: String,
 }
 
@@ -61,7 +60,7 @@ impl Call {
     }
 }
 
-/// What became of a call.
+/// The outcome of a call.
 #[derive(Debug)]
 pub struct Done {
     /// From the spawn to the end.
@@ -150,7 +149,7 @@ pub fn storm(calls: Vec<Call>) -> Result<(Vec<Done>, Duration)> {
     Ok((done.into_iter().map(|(_, done)| done).collect(), total))
 }
 
-/// Lets this program have as many files open as it may: a storm has some for each pod.
+/// Raises this program's limit of open files as far as permitted: a storm needs some for each pod.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -181,7 +180,7 @@ fn first_ended(running: &[Started]) -> Result<usize> {
     Ok(ended.unwrap_or_default())
 }
 
-/// All that can be done before the clock runs.
+/// Everything that can be prepared before the time is taken.
 struct Ready {
     call: Call,
     command: Command,

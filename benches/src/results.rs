@@ -1,5 +1,5 @@
-//! What a run found, as it is kept in `docs/performance.json`: the page is
-//! written from it, and the next run compares itself with it.
+//! The results of a run, as `docs/performance.json` has them: the page is written from it, and the
+//! next run compares itself with it.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::job::Verb;
 use crate::side::Side;
 use crate::stats::{Ratio, Sample};
 
-/// Everything.
+/// All results.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Results {
     /// Where and of what.
@@ -29,15 +29,15 @@ pub struct Results {
     pub curves: Vec<Curve>,
     /// The curves of the last full run, if this one was quick and on the same machine.
     pub earlier: Option<Earlier>,
-    /// Jobs measured apart: on another kernel, or since.
+    /// Jobs measured separately: on another kernel, or later.
     #[serde(default)]
     pub additions: Vec<Addition>,
-    /// Whether it agrees with the run before it, on the same machine.
+    /// The comparison with the run before it, on the same machine.
     #[serde(default)]
     pub comparison: Option<Comparison>,
 }
 
-/// Jobs that were measured apart from the rest of the page.
+/// Jobs that were measured separately from the rest of the page.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Addition {
     /// Where and of what.
@@ -51,11 +51,11 @@ pub struct Addition {
 pub struct Earlier {
     /// Where and of what.
     pub machine: Machine,
-    /// What they were.
+    /// The curves.
     pub curves: Vec<Curve>,
 }
 
-/// Where it was measured, and what.
+/// The machine and the programs that were measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// The day.
@@ -70,9 +70,9 @@ pub struct Machine {
     pub state: String,
     /// podwire's version, the commit it was built from, and its C library.
     pub podwire: String,
-    /// The peer's.
+    /// The version of the peer.
     pub go: String,
-    /// That of the other build of the peer.
+    /// The version of the other build of the peer.
     #[serde(default)]
     pub other: Option<String>,
     /// The programs that the peer executes, and iproute2.
@@ -121,19 +121,19 @@ pub struct Storm {
     pub verb: Verb,
     /// What it was for each side.
     pub sides: BTreeMap<Side, Weather>,
-    /// How many times faster than Go, all together.
+    /// How many times faster than Go, for all pods together.
     pub faster: Option<Ratio>,
     /// How many times faster than the other build of Go.
     #[serde(default)]
     pub than_other: Option<Ratio>,
 }
 
-/// A storm as one side lived through it.
+/// A storm on one side.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Weather {
     /// From the first start to the last end, milliseconds.
     pub total: Sample,
-    /// The same to the end of what outlives the answers, milliseconds, median.
+    /// The same until the end of the processes that outlive the answers, milliseconds, median.
     pub settled: f64,
     /// Of single pods, milliseconds.
     pub pod: Sample,
@@ -145,7 +145,7 @@ pub struct Weather {
     pub failed: usize,
 }
 
-/// What it takes to have and to run the suites.
+/// The resources that the suites use.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Footprint {
     /// Bytes of each installed program of podwire, and of the peer's of the same name.
@@ -169,7 +169,7 @@ pub struct Cost {
     pub programs: BTreeMap<Side, usize>,
 }
 
-/// Something among more and more others.
+/// The time of a job beside more and more others.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Curve {
     /// Its name, which is that of its picture.
@@ -191,7 +191,7 @@ pub struct Line {
     pub side: Side,
     /// What, where a side has more than one line.
     pub what: String,
-    /// Among how many, how long.
+    /// The number of others, and the time beside them.
     pub points: Vec<(usize, Sample)>,
     /// How many times faster podwire was in the same, at the same points.
     pub faster: Vec<(usize, Ratio)>,
@@ -273,7 +273,7 @@ impl Results {
         all
     }
 
-    /// A row of the table, or of what was measured apart.
+    /// A row of the table, or of a separate measurement.
     pub fn row(&self, job: &str, verb: Verb) -> Option<&Row> {
         let apart = self.additions.iter().flat_map(|it| &it.verbs);
         let mut rows = self.verbs.iter().chain(apart);

@@ -24,7 +24,7 @@ pub enum Side {
     Go,
     /// Another build of the Go plugins, if one is named.
     Other,
-    /// The least: `src/bin/floor`.
+    /// The floor: `src/bin/floor`.
     Floor,
     /// iproute2, with all commands in a file.
     Batch,
@@ -121,7 +121,7 @@ impl Stage {
         Ok(Some(stage))
     }
 
-    /// Whether the side cannot do the job: a plugin is not there, or has no counterpart.
+    /// Whether the side cannot do the job: a plugin is missing, or has no counterpart.
     pub fn missing(side: Side, job: Job, programs: &Programs) -> bool {
         match side {
             // No Go suite has the overlay: ours is compared with our bridge.
@@ -230,8 +230,8 @@ impl Stage {
         matches!(self.side, Side::Go | Side::Other) && verb == Verb::Check
     }
 
-    /// Does a verb for a pod as a runtime does, and says how long each program took.
-    /// `None` when this side has no such verb.
+    /// Executes a verb for a pod as a runtime does, and returns the time of each program. `None`
+    /// when this side has no such verb.
     ///
     /// # Errors
     /// When a program fails.
@@ -241,11 +241,11 @@ impl Stage {
         Ok((!times.is_empty()).then_some(times))
     }
 
-    /// Has `run` run the programs of a verb, each with what the one before it
-    /// printed, and returns what became of them, in the order of the list.
+    /// Runs the programs of a verb by `run`, each with the output of the one before it, and returns
+    /// their outcomes, in the order of the list.
     ///
     /// # Errors
-    /// What `run` says; when a result is no JSON.
+    /// As `run`; when a result is not JSON.
     pub fn drive(
         &self,
         verb: Verb,
@@ -299,7 +299,7 @@ impl Stage {
         }))
     }
 
-    /// Remembers what ADD printed: the next plugin of the list and the other verbs get it.
+    /// Keeps the output of ADD: the next plugin of the list and the other verbs get it.
     ///
     /// # Errors
     /// When it is no JSON.
@@ -361,7 +361,7 @@ impl Stage {
         self.node.run(move || process::run(call).map(drop))
     }
 
-    /// Has it do another job from now on.
+    /// Gives the stage another job.
     pub fn turn_to(&mut self, job: Job) {
         self.job = job;
         self.list = job.list(&self.state.display().to_string());
@@ -410,8 +410,8 @@ impl Stage {
         Call::new(&self.programs.floor, &args)
     }
 
-    /// The same in words of iproute2; what needs another program (addresses on
-    /// disk, masquerade) is left out.
+    /// The same as commands of iproute2. Parts that need another program (addresses on disk,
+    /// masquerade) are left out.
     fn batch(&self, verb: Verb, step: usize, pod: &Attachment) -> Result<Call> {
         let (netns, host) = (pod.name(), pod.host_end());
         let address = format!(
@@ -459,8 +459,8 @@ impl Stage {
         self.state.join(NETWORK)
     }
 
-    /// A result as bridge would have made it, of a pod that is not there: for
-    /// what only looks at addresses.
+    /// A result like that of bridge, of a pod that does not exist: for plugins that only read the
+    /// addresses.
     pub fn pretend(&self, pod: &mut Attachment) {
         pod.result = Some(serde_json::json!({
             "cniVersion": CNI_VERSION,
@@ -471,7 +471,7 @@ impl Stage {
 }
 
 impl Attachment {
-    /// Another container in the same namespace: the crowd has no need of its own.
+    /// Another container in the same namespace: others need no namespace of their own.
     pub fn rename(&mut self, number: usize) {
         self.number = number;
         self.id = format!("{number:064x}");
@@ -482,12 +482,12 @@ impl Attachment {
         &self.id
     }
 
-    /// Where its namespace is shown.
+    /// The path of its namespace.
     pub fn netns(&self) -> String {
         self.pod.path()
     }
 
-    /// The address that the floor gives it: by number, no allocator asked.
+    /// The address that the floor gives it: by its number, without an allocator.
     pub fn address(&self) -> String {
         let [_, b, c, d] = u32::try_from(self.number + 2).unwrap_or(2).to_be_bytes();
         format!("10.{b}.{c}.{d}")
@@ -509,11 +509,12 @@ impl Attachment {
     }
 }
 
-/// What each node has: a rule that uses connection tracking, as every service proxy and firewall has,
-/// and no connection. Without the former, the first rule of masquerade makes the kernel begin to
-/// track. While there is a connection, the kernel looks at its whole table of them (262,144
-/// buckets, 0.7 ms) then (`nf_ct_netns_do_get`) and when a link goes (`masq_device_event`). The
-/// IGMP report of a bridge would be one, and comes when it likes.
+/// The rules of each node. One uses connection tracking, as every service proxy and firewall does.
+/// The others keep IGMP from being tracked, so that no connection exists. Without the first, the
+/// first rule of masquerade makes the kernel begin to track. While there is a connection, the
+/// kernel looks at its whole table of them (262,144 buckets, 0.7 ms) then (`nf_ct_netns_do_get`)
+/// and when a link is deleted (`masq_device_event`). The IGMP report of a bridge would be a
+/// connection, and comes at any time.
 const NODE_RULES: &str = "table ip node {
     chain prerouting {
         type filter hook prerouting priority raw
@@ -532,7 +533,7 @@ table inet node {
 }
 ";
 
-/// What the floor finds: one rule for all pods, one map for all ports.
+/// The rules that exist for the floor: one rule for all pods, one map for all ports.
 const FLOOR_RULES: &str = "table ip floor {
     map ports {
         type inet_proto . inet_service : ipv4_addr . inet_service

@@ -1,4 +1,4 @@
-//! Numbers out of many measurements.
+//! Statistics of many measurements.
 
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +27,7 @@ impl Sample {
     }
 }
 
-/// How often one thing is another: the median of the pairs and how far they scatter.
+/// The ratio of two times: the median of the pairs, and their spread.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ratio {
     /// The median of the ratios of the pairs.
@@ -38,8 +38,8 @@ pub struct Ratio {
     pub high: f64,
 }
 
-/// What machines drift between two runs, as a part of the ratio: the spread is
-/// never stated narrower.
+/// How much machines drift between two runs, as a part of the ratio. The stated spread is never
+/// narrower.
 pub const DRIFT: f64 = 0.15;
 
 impl Ratio {

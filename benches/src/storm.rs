@@ -17,7 +17,7 @@ use crate::trace;
 const SIDES: [Side; 4] = [Side::Podwire, Side::Go, Side::Other, Side::Floor];
 const VERBS: [Verb; 2] = [Verb::Add, Verb::Del];
 
-/// What was seen of a verb on one side.
+/// The measurements of a verb on one side.
 #[derive(Default)]
 struct Seen {
     totals: Vec<f64>,
@@ -31,8 +31,8 @@ struct Seen {
 /// Pods of the largest storm in which programs are counted: strace slows them all.
 const COUNTED: usize = 50;
 
-/// Measures storms of `pods` pods, `rounds` on each side, in pairs, and where they are few, one
-/// more in which only programs are counted.
+/// Measures storms of `pods` pods, `rounds` on each side, in pairs. If there are few pods, one more
+/// storm counts the programs.
 ///
 /// # Errors
 /// When a side cannot be prepared, or a program hangs.

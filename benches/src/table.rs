@@ -20,12 +20,12 @@ const SIDES: [Side; 5] = [
     Side::Batch,
 ];
 
-/// What the rounds showed.
+/// The measurements of the rounds.
 #[derive(Default)]
 struct Seen {
     /// Milliseconds by verb and side, one for each round.
     times: BTreeMap<(Verb, Side), Vec<f64>>,
-    /// What the peer refused, and its words.
+    /// The verbs that the peer refused, with its errors.
     refused: BTreeMap<Verb, String>,
 }
 
@@ -79,8 +79,8 @@ fn one_round(job: Job, stages: &mut [(Stage, Attachment)], seen: &mut Seen) -> R
     Ok(())
 }
 
-/// Waits until the work that a call left to others is over, so that the next one
-/// does not pay for it. (Storms do not wait.)
+/// Waits for the end of the work that a call has left to other processes, so that it does not slow
+/// the next call. (Storms do not wait.)
 ///
 /// # Errors
 /// When the orphans cannot be waited for.

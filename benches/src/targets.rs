@@ -13,7 +13,7 @@ pub struct Target {
     pub what: String,
     /// The promise in figures.
     pub promised: String,
-    /// What was found; `None` when it was not measured.
+    /// The figure that was measured; `None` if it was not measured.
     pub found: Option<String>,
     /// Whether it holds.
     pub met: bool,
@@ -80,7 +80,7 @@ const STORMS: [(usize, Verb, f64); 4] = [
 /// The storm in which CPU time is compared with the floor's, and how many times that it may be.
 const CPU: (usize, f64) = (500, 1.6);
 
-/// Bytes that a program may take, on average of the installed suite.
+/// The size that a program may have, in bytes, on average of the installed suite.
 const SIZE: u64 = 2_800_000;
 
 /// At most so many times the floor, on the aged file system.
@@ -193,7 +193,7 @@ fn moonshots(results: &Results) -> Vec<Target> {
     judged.collect()
 }
 
-/// Of bytes.
+/// Converts bytes.
 pub fn megabytes(bytes: u64) -> f64 {
     // Sizes of programs fit an f64 exactly.
     #[allow(clippy::cast_precision_loss)]

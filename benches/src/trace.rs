@@ -1,4 +1,4 @@
-//! strace: what a call asks of the kernel, and which programs it executes.
+//! strace: how many system calls a call makes, and which programs it executes.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::process::Call;
 
 const STRACE: &str = "/usr/bin/strace";
 
-/// What a trace tells, of all processes and threads together.
+/// The counts of a trace, of all processes and threads together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Trace {
     /// System calls.

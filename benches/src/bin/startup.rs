@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
 
-/// What one call took.
+/// The cost of one call.
 struct Taken {
     micros: f64,
     faults: i64,

@@ -121,8 +121,8 @@ pub fn finish(child: Child, stdin: &[u8], limits: Limits) -> io::Result<Output> 
 }
 
 /// The same for a program that prints something when its work is done, and ends after its input. In
-/// between, calls `at_output` with its process id: the program still has what it has opened. One that
-/// prints nothing ends 50 ms later.
+/// between, calls `at_output` with its process id, while the program still has its files open. The
+/// input of a program that prints nothing ends after 50 ms.
 ///
 /// # Errors
 /// As [`finish`].

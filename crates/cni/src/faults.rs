@@ -11,10 +11,10 @@ pub const CNI_ARGS: &str = "";
 /// A value that contradicts another, or that its key cannot have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// The path of the key as the JSON document has it: `vlanTrunk[0].minID`. Empty if
-    /// the fault is of the configuration as a whole, or of no key of it ([`CNI_ARGS`]).
+    /// The path of the key as the JSON document has it: `vlanTrunk[0].minID`. Empty if the fault
+    /// concerns the configuration as a whole, or none of its keys ([`CNI_ARGS`]).
     pub key: String,
-    /// What ADD answers.
+    /// The error that ADD reports.
     pub error: Error,
 }
 
@@ -34,7 +34,7 @@ impl Fault {
 }
 
 impl From<Error> for Fault {
-    /// Of no key of the configuration.
+    /// A fault that concerns no key of the configuration.
     fn from(error: Error) -> Self {
         Self::at("", error)
     }
@@ -144,8 +144,8 @@ impl Checks {
         }
     }
 
-    /// The items of the list `key`, as `read` makes them of each, which gets its key: `servers[0]`.
-    /// One with a fault is left out after that was kept.
+    /// Reads each item of the list `key`: `read` gets the key of the item, such as `servers[0]`,
+    /// and its value. Faults are kept, and their items are left out.
     pub fn each<K, T, F: Into<Faults>>(
         &mut self,
         key: &str,

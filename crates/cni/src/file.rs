@@ -175,11 +175,11 @@ pub fn overwrite(path: &Path, content: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Creates `path` with `content` and removes what is there before, except a directory. ext4
-/// does not write such a file to the disk when it is closed.
+/// Creates `path` with `content`, and removes what was there before, except a directory. ext4 does
+/// not write such a file to the disk when it is closed.
 ///
 /// # Errors
-/// Those of unlink(2), open(2) and write(2).
+/// As unlink(2), open(2) and write(2).
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let create = || {
         let mut options = OpenOptions::new();
@@ -205,7 +205,7 @@ pub fn is_at(file: &File, path: &Path) -> bool {
 /// Removes a file. Succeeds if it does not exist.
 ///
 /// # Errors
-/// Those of unlink(2).
+/// As unlink(2).
 pub fn remove(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if !is_absent(&error) => Err(error),

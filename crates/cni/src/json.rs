@@ -115,7 +115,7 @@ impl Json {
         }
     }
 
-    /// What an error says was found, where the value should be something else.
+    /// The value as an error describes it, if another one was expected.
     pub fn unexpected(&self) -> Unexpected<'_> {
         match self {
             Self::Null => Unexpected::Unit,
@@ -157,7 +157,7 @@ pub enum Stray {
         /// The keys that the object may have.
         known: Vec<&'static str>,
     },
-    /// The key is there before, perhaps in another case.
+    /// The object has the key before, perhaps in another case.
     Repeated {
         /// The path to the later member.
         path: String,
@@ -235,8 +235,9 @@ fn join(path: &str, key: &str) -> String {
     }
 }
 
-/// Go decodes each occurrence of a key over what the earlier ones left. `fields` are all keys that
-/// are read: one of them may differ from `key` in its case alone, and gets what has its own case.
+/// The value of `key`: as Go does, it merges each occurrence of the key into the earlier ones.
+/// `fields` are all keys that are read: two of them may differ only in case, and each gets the
+/// members in its own case.
 fn collect(members: &[(String, Json)], key: &str, fields: &[&str]) -> Option<Json> {
     let mut value = None;
     for (name, next) in members {
@@ -256,7 +257,7 @@ fn collect(members: &[(String, Json)], key: &str, fields: &[&str]) -> Option<Jso
     value
 }
 
-/// Why a document could not be read as what it should be, and where.
+/// Why a document could not be decoded, and at which path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecodeError {
     path: String,
@@ -409,7 +410,7 @@ impl<'de> Visitor<'de> for JsonVisitor {
     }
 }
 
-/// What [`Json::decode_all`] leaves out, and what it learns.
+/// The faulty values that [`Json::decode_all`] skips, and the keys that it finds.
 #[derive(Default)]
 struct Survey {
     skipped: RefCell<BTreeSet<String>>,

@@ -8,7 +8,7 @@
 //! - Cost: this file, `serve` in `run.rs`, the note in host-local's `main.rs`, and its `build.rs`.
 //! - Gain: one process less. An ADD of bridge takes 11.8 ms instead of 17.7 ms (median of 60 on
 //!   a busy machine).
-//! - The one door: [`Linked::find`], called by `delegate`. To switch it off, for one plugin
+//! - The only entry point: [`Linked::find`], called by `delegate`. To switch it off, for one plugin
 //!   remove its const `LINKED`; in a test, put a wrapper script into `CNI_PATH`, as
 //!   `tests/tests/linked.rs` does to compare both.
 

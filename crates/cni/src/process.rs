@@ -85,7 +85,7 @@ pub fn log(line: fmt::Arguments<'_>) {
 /// Waits for the end of `child` until `deadline`; `None` if it still runs then.
 ///
 /// # Errors
-/// Those of wait(2).
+/// As wait(2).
 pub fn wait_until(child: &mut Child, deadline: Instant) -> std::io::Result<Option<ExitStatus>> {
     let ended = pidfd(child);
     let mut nap = Duration::from_micros(50);

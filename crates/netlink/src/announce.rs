@@ -16,7 +16,7 @@ use crate::{Error, Link, Netlink};
 
 impl Netlink {
     /// Makes the kernel announce every address of `link`, by gratuitous ARP and unsolicited
-    /// neighbour advertisement: `ip link set LINK address MAC`, with the address that it has.
+    /// neighbour advertisement: `ip link set LINK address MAC`, with its present address.
     ///
     /// The kernel takes this for a change, and announces it where the settings `arp_notify` and
     /// `ndisc_notify` of the link are on. A packet socket could send the same, but closing one

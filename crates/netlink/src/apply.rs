@@ -69,7 +69,7 @@ impl AcceptRa {
     }
 }
 
-/// What an interface in a pod gets.
+/// The addresses and routes that an interface in a pod gets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layer3 {
     /// Its addresses, in the order of the result.
@@ -234,7 +234,7 @@ impl Pod {
     }
 }
 
-/// What was opened and read in the namespace.
+/// The objects that were opened and read in the namespace.
 #[derive(Debug)]
 struct Inside {
     socket: Socket<Route>,
@@ -295,7 +295,7 @@ fn prepare_ipv6(
         other => other?,
     }
     enable_ipv6(name).context("enable IPv6")?;
-    // Without it, a pod that sets its interface down and up loses its addresses.
+    // Without this setting, a pod that sets its interface down and up loses its addresses.
     match set("keep_addr_on_down") {
         Err(error) if error.is_forbidden() => cni::log(format_args!("{error}")),
         Err(error) if error.is_not_found() => return Err(error).context(without_ipv6(name)),
@@ -571,8 +571,8 @@ impl Netlink {
         Ok(())
     }
 
-    /// On any link: ptp routes the network through another one. In any table: the link may be in a
-    /// VRF, and the plugin sbr moves routes.
+    /// The route may be on any link, as ptp routes the network through another one, and in any
+    /// table, as the link may be in a VRF and sbr moves routes.
     fn has_network_route(&self, address: IpNetwork) -> Result<bool, Error> {
         let routes = self.list_routes(RouteFilter {
             table: None,

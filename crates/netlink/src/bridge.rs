@@ -80,9 +80,9 @@ impl Netlink {
         self.ensure_bridge_from(found, spec, |_| ())
     }
 
-    /// The same for a bridge that was `found`, or not. If this call creates it, `created` gets the
-    /// bridge before it is up; a bridge that another program creates at the same time does not
-    /// count.
+    /// The same with the result of [`Netlink::find_bridge`], `found`. If this call creates the
+    /// bridge, it passes it to `created` before it is up; not so if another program creates it at
+    /// the same time.
     ///
     /// # Errors
     /// As [`Netlink::ensure_bridge`].
@@ -97,8 +97,8 @@ impl Netlink {
             Some(link) => link,
             None => expect_bridge(self.create_bridge(spec, created)?)?,
         };
-        // Before it is up, so that no advertisement arrives earlier. Without IPv6 there is no
-        // such setting, and no need for it.
+        // Before it is up, so that no advertisement arrives earlier. Without IPv6 the setting does
+        // not exist and is not needed.
         if found.accept_ra.is_some_and(|accepted| accepted != 0) {
             let accept_ra = sysctl::interface_key("ipv6", name, "accept_ra");
             let _ = sysctl::write(&accept_ra, "0");
@@ -169,7 +169,7 @@ impl Netlink {
         }
     }
 
-    /// Sets the address that the bridge has, so that it stays; a random one if it has none, as
+    /// Sets the present address of the bridge, so that it stays; a random one if it has none, as
     /// after its last port left. A failure does not fail an ADD.
     fn pin_mac(&self, bridge: &Link) {
         let fresh = || Mac::random().ok();
@@ -337,9 +337,9 @@ impl Netlink {
     /// Deletes the route to IPv6 multicast groups that each link has, if a port still has it:
     /// `ip -6 route del multicast ff00::/8 dev PORT table local`.
     ///
-    /// The kernel adds it when the link gets its carrier. A port does not use it, and at each change
-    /// of a link the kernel walks over all routes of the node, while it holds the routing lock: with
-    /// 900 such routes for 0.3 ms of an ADD.
+    /// The kernel adds it when the link gets its carrier. A port does not use it. At each change of
+    /// a link the kernel walks over all routes of the node, while it holds the routing lock: 900
+    /// such routes take 0.3 ms of an ADD.
     ///
     /// # Errors
     /// When the kernel refuses.

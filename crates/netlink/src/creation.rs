@@ -1,6 +1,6 @@
 //! Creates links, in a pod and beside their parents, and undoes it.
 //!
-//! A kind of link that a plugin moves into a pod is a variant of [`LinkKind`], with what makes it
+//! A kind of link that a plugin makes in a pod is a variant of [`LinkKind`], with the properties of
 //! that kind. Name, temporary name, parent, MAC, MTU and undo are the same for all.
 
 use std::{
@@ -45,7 +45,7 @@ pub struct LinkSpec {
     pub kind: LinkKind,
 }
 
-/// What makes a link one of its kind.
+/// The kind of a link, with the properties that only this kind has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkKind {
     /// Another hardware address on its parent.
@@ -193,8 +193,9 @@ impl Netlink {
         .map_err(|error| error.reword(format!("failed to create {kind}")))
     }
 
-    /// Whether the kernel can make links of a kind, after it has looked for a module: `ip link add type
-    /// KIND`. For a namespace that is thrown away: some kinds need no more than that, and are made.
+    /// Whether the kernel can make links of a kind, after it has looked for a module: `ip link add
+    /// type KIND`. For a namespace that is deleted afterwards: some kinds need no further
+    /// attributes, so that a link is made.
     ///
     /// # Errors
     /// `EPERM` without CAP_NET_ADMIN.
@@ -254,8 +255,8 @@ fn rename_failed(error: Error, spec: &LinkSpec) -> Error {
     ))
 }
 
-/// Pushes the deletion of a link that is about to be created. Without `mac`, only the name and
-/// the kind tell it from others. Nothing is deleted if the result is set to false.
+/// Pushes the deletion of a link that is about to be created. Without `mac`, only name and kind
+/// distinguish it from other links. Nothing is deleted if the returned flag is set to false.
 fn push_delete(
     undo: &mut Undo,
     netns: &NetNs,

@@ -9,8 +9,8 @@
 //!
 //! The kernel reports the end of a bridge late: it waits for RCU before, and keeps the routing lock
 //! (`br_multicast_dev_del`, net/bridge/br_multicast.c). By then the name is free, and addresses and
-//! routes are gone. So of a bridge, we go on when its settings for IPv4 are gone (`RTM_DELNETCONF`),
-//! 15 ms earlier. Other changes of links wait for the lock during that time.
+//! routes are gone. So for a bridge, we go on when its settings for IPv4 are gone
+//! (`RTM_DELNETCONF`), 15 ms earlier. Other changes of links wait for the lock during that time.
 //!
 //! The child shares our socket, so the answer to its request comes to us. If the child is killed
 //! before it has sent the request, we send it.
@@ -30,16 +30,17 @@ use crate::link::{IFINFO, link};
 use crate::request::unless_absent;
 use crate::{Error, Link, Netlink};
 
-/// What the kernel says when a link is gone (linux/rtnetlink.h).
+/// How the kernel reports the end of a link (linux/rtnetlink.h).
 #[derive(Clone, Copy)]
 struct Report {
-    /// To this group.
+    /// The multicast group of the report.
     group: u32,
-    /// With this type.
+    /// Its message type.
     kind: u16,
-    /// First in its body. A bridge reports the loss of a port, which still exists, with its own family.
+    /// The address family, the first byte of its body. A bridge reports the loss of a port, which
+    /// still exists, with the family of bridges.
     family: u8,
-    /// Where in its body the link's index is.
+    /// The offset of the link's index in its body.
     index: usize,
 }
 
@@ -79,7 +80,7 @@ impl Netlink {
         unless_absent(removed)
     }
 
-    /// Returns false when there was no child, or it was killed too early.
+    /// Returns false if there was no child, or if it was killed before it sent the request.
     fn delete_in_child(&self, link: &Link) -> Result<bool, Refusal> {
         let until = Instant::now() + DEADLINE;
         let deletion = Deletion {
@@ -92,7 +93,7 @@ impl Netlink {
             },
         };
         let group = deletion.report.group;
-        // Without the filter there is only more to read.
+        // Without the filter there are only more messages to read.
         let _ = self.socket.set_filter(&mut deletion.filter());
         let child = self
             .socket
@@ -143,7 +144,7 @@ impl Netlink {
                 }
             }
             if child_ended {
-                // The answer to its request would have arrived before its end.
+                // The answer to the child's request would have arrived before the child ended.
                 return Ok(false);
             }
         }
@@ -176,7 +177,7 @@ impl Deletion {
     fn filter(self) -> [sock_filter; 9] {
         const ACCEPT: u32 = u32::MAX;
         const DROP: u32 = 0;
-        // It loads numbers as big-endian on every machine.
+        // A filter loads numbers as big-endian on every machine.
         let half = |value: u16| u32::from(u16::from_be(value));
         let load = |size: u32, at: u32| statement(libc::BPF_LD | size | libc::BPF_ABS, at, 0, 0);
         let equal =
@@ -195,7 +196,7 @@ impl Deletion {
         ]
     }
 
-    /// What a message says about the deletion: it is done, or refused.
+    /// The outcome of the deletion, if the message reports it: done or refused.
     fn read(self, message: Message<'_>) -> Option<Result<(), Refusal>> {
         if let Some(outcome) = message.outcome() {
             return (message.sequence == self.sequence).then_some(outcome);

@@ -1,8 +1,8 @@
 //! Devices that move from one network namespace to another.
 //!
-//! A process in a pod with CAP_NET_ADMIN can change most of what a device there shows: name,
-//! alternative names, alias, addresses, index. It cannot change what kind of link it is, the address
-//! and the bus of hardware, and the namespace of the other end or the parent.
+//! A process in a pod with CAP_NET_ADMIN can change most properties of a device there: name,
+//! alternative names, alias, addresses, index. It cannot change the kind of a link, the permanent
+//! address and the bus of hardware, and the namespace of the other end or of the parent.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -21,14 +21,14 @@ use crate::{
 const RTM_NEWLINKPROP: u16 = 108;
 const RTM_DELLINKPROP: u16 = 109;
 
-/// A link, looked at as something that moves between namespaces.
+/// A link with the properties by which it is known in another namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Device {
     /// The link.
     pub link: Link,
     /// Its hardware address, of any length.
     pub address: HardwareAddress,
-    /// The hardware address that the hardware has; empty for links that are no hardware.
+    /// The permanent address of the hardware; empty for links that are no hardware.
     pub permanent: HardwareAddress,
     /// The name of the device on its bus, such as `0000:00:1f.6`; empty for links that are no
     /// hardware, and before Linux 5.14.
@@ -57,8 +57,8 @@ impl Device {
         })
     }
 
-    /// Whether it is hardware. The kernel returns hardware to the first namespace when the namespace
-    /// where it is ends, and deletes other links.
+    /// Whether it is hardware. When a namespace ends, the kernel moves its hardware to the first
+    /// namespace, and deletes its other links.
     pub fn is_hardware(&self) -> bool {
         self.link.kind.is_none() && !self.loopback
     }
@@ -104,7 +104,7 @@ impl Netlink {
         })
     }
 
-    /// Gives a link a further name: `ip link property add dev LINK altname NAME`.
+    /// Adds an alternative name to a link: `ip link property add dev LINK altname NAME`.
     ///
     /// # Errors
     /// `EEXIST` when there is a link of that name.
@@ -114,8 +114,8 @@ impl Netlink {
             .map_err(|refusal| Error::refused(format!("add the altname {name}"), refusal))
     }
 
-    /// Takes a further name from a link: `ip link property del dev LINK altname NAME`. It may be
-    /// absent.
+    /// Deletes an alternative name of a link: `ip link property del dev LINK altname NAME`. It may
+    /// be absent.
     ///
     /// # Errors
     /// When the kernel refuses.

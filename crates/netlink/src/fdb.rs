@@ -17,9 +17,9 @@ pub const FLOOD: Mac = Mac([0; 6]);
 /// The table of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Table {
-    /// That of the VXLAN device: which VTEP has the address (`self`).
+    /// The table of the VXLAN device: which VTEP has the address (`self`).
     Device,
-    /// That of the bridge: which port has the address (`master`).
+    /// The table of the bridge: which port has the address (`master`).
     Bridge,
 }
 

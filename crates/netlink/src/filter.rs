@@ -93,8 +93,8 @@ impl Netlink {
         self.add_filter(link, INGRESS_HANDLE, (1, ETH_P_ALL), &options)
     }
 
-    /// The link that sends what a link receives ([`Netlink::add_redirect`]): `tc filter show dev
-    /// LINK parent ffff:`.
+    /// The link to which packets that a link receives are redirected ([`Netlink::redirect`]): `tc
+    /// filter show dev LINK parent ffff:`.
     ///
     /// # Errors
     /// When the kernel cannot be queried.
@@ -113,7 +113,7 @@ impl Netlink {
         Ok(self.list_ingress_filters(link, |_| Some(()))?.is_empty())
     }
 
-    /// What `read` makes of the filters of what a link receives.
+    /// Requests the filters of received packets, and returns what `read` makes of each.
     fn list_ingress_filters<T>(
         &self,
         link: u32,
@@ -126,7 +126,7 @@ impl Netlink {
         Ok(filters.entries)
     }
 
-    /// Has a shaper by htb shape the packets from or to `subnet`, or exclude them: `tc filter add
+    /// Makes an htb shaper shape the packets from or to `subnet`, or not shape them: `tc filter add
     /// dev LINK parent 1: prio P protocol ip u32 match ip dst SUBNET flowid 1:30`.
     ///
     /// # Errors

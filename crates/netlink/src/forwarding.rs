@@ -55,7 +55,7 @@ impl Netlink {
     /// Checks whether [`Netlink::enable_forwarding`] would succeed, and changes nothing.
     ///
     /// # Errors
-    /// As it.
+    /// As [`Netlink::enable_forwarding`].
     pub fn may_enable_forwarding(&self, family: Family) -> Result<(), Error> {
         if self.forwards(family) == Some(true) {
             return Ok(());

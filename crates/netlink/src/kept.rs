@@ -1,9 +1,10 @@
-//! What a link loses when it comes into a VRF or leaves one, and gets back.
+//! The addresses and routes that a link loses when it joins or leaves a VRF, and how it gets them
+//! back.
 //!
-//! The kernel takes the link down and up then. It removes the link's routes from all tables, and
+//! The kernel then takes the link down and up. It removes the link's routes from all tables, and
 //! its IPv6 addresses unless `keep_addr_on_down` is set (`cycle_netdev` in drivers/net/vrf.c;
-//! `NETDEV_CHANGEUPPER` in net/ipv4/fib_frontend.c and net/ipv6/addrconf.c). What follows from the
-//! addresses, and from router advertisements, it adds again itself.
+//! `NETDEV_CHANGEUPPER` in net/ipv4/fib_frontend.c and net/ipv6/addrconf.c). It restores the routes
+//! that it derives from the addresses and from router advertisements.
 
 use std::cmp::Reverse;
 use std::net::IpAddr;
@@ -35,13 +36,13 @@ const SETTLE: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug, Default)]
 pub struct Kept {
     addresses: Vec<AddressMessage>,
-    /// Those on the link first: they lead to the next hops of the others.
+    /// Routes on the link come first: they lead to the next hops of the others.
     routes: Vec<WholeRoute>,
 }
 
 impl Netlink {
-    /// What the link with `index` would lose: `ip -6 address show dev LINK`, `ip route show table
-    /// all dev LINK`, `ip -6 route show table all dev LINK`.
+    /// The addresses and routes that the link with `index` would lose: `ip -6 address show dev
+    /// LINK`, `ip route show table all dev LINK`, `ip -6 route show table all dev LINK`.
     ///
     /// # Errors
     /// When the kernel cannot be queried.
@@ -59,8 +60,8 @@ impl Netlink {
         Ok(Kept { addresses, routes })
     }
 
-    /// Gives `link` back what it has lost of `kept`. Its routes of the main table come into the
-    /// table `main`.
+    /// Restores the part of `kept` that `link` has lost. Its routes of the main table are added to
+    /// the table `main`.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -101,9 +102,10 @@ impl Netlink {
 }
 
 impl Kept {
-    /// The addresses to wait for: a route cannot have one as its source before it is usable, and those
-    /// that were usable are so again in a moment. The kernel repeats the detection of duplicates for a
-    /// link-local address, which takes more than a second: the others do not wait for that.
+    /// The addresses to wait for: those that a route has as its source, which must be usable
+    /// before, and those that become usable in a moment, without detection of duplicates. The
+    /// kernel repeats the detection for link-local addresses, which takes more than a second, so
+    /// these are not awaited unless a route has them.
     fn awaited(&self) -> Vec<IpAddr> {
         let is_source = |ip: &IpAddr| self.routes.iter().any(|it| it.src == Some(*ip));
         let addresses = self.addresses.iter();
@@ -140,7 +142,7 @@ pub(crate) fn address_of(message: RouteNetlinkMessage, index: u32) -> Option<Add
     if read.index != index || flags.contains(AddressFlags::Secondary) {
         return None;
     }
-    // It has been checked already.
+    // The kernel has checked the address for duplicates before.
     flags.set(AddressFlags::Nodad, !read.tentative && !read.dad_failed);
     flags.remove(AddressFlags::Tentative | AddressFlags::Dadfailed);
     message.attributes.push(AddressAttribute::Flags(flags));
@@ -151,8 +153,8 @@ fn ip(message: &AddressMessage) -> Option<IpAddr> {
     read_address(RouteNetlinkMessage::NewAddress(message.clone())).map(|it| it.address.ip())
 }
 
-/// What is lost of a route: all of it, or the next hops on the link with `index`, if the kernel has joined
-/// it with routes of other links.
+/// The part of a route that is lost: all of it, or only the next hops on the link with `index`, if
+/// the kernel has joined it with routes of other links.
 fn lost(route: WholeRoute, index: u32) -> Vec<WholeRoute> {
     let is_joined = route.links().any(|link| link != index);
     let mut parts = if is_joined {
@@ -164,7 +166,7 @@ fn lost(route: WholeRoute, index: u32) -> Vec<WholeRoute> {
     parts
 }
 
-/// Whether a route is lost, and nothing else brings it back: the kernel adds those of its own, and
+/// Whether a route is lost and must be restored: the kernel itself restores its own routes and
 /// those that it learns from routers. `index` is that of the link.
 fn is_kept(route: &WholeRoute, index: u32) -> bool {
     let adds_itself = [RouteProtocol::Kernel, RouteProtocol::Ra].map(u8::from);

@@ -55,7 +55,7 @@ pub struct Link {
     pub link: Option<u32>,
     /// The id (in this namespace) of the namespace of [`Link::link`], if that is another one.
     pub link_netnsid: Option<i32>,
-    /// Whether it was set up (`IFF_UP`); whether it carries packets is [`Link::operstate`].
+    /// Whether it was set up (`IFF_UP`). [`Link::operstate`] shows whether it carries packets.
     pub up: bool,
     /// The operational state of RFC 2863.
     pub operstate: OperState,
@@ -83,7 +83,7 @@ pub struct Link {
     pub accept_ra: Option<u32>,
 }
 
-/// What a bridge does with one of its ports.
+/// The settings of a bridge port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Port {
     /// Frames may leave through the port they came in by.
@@ -423,7 +423,7 @@ impl Netlink {
     }
 }
 
-/// What is special to the kind of a link, if `of_kind` finds the kind.
+/// The attributes of the kind of a link, if `of_kind` accepts the kind.
 pub(crate) fn data<T>(
     message: &RouteNetlinkMessage,
     of_kind: impl Fn(&InfoData) -> Option<&T>,

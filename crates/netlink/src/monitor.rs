@@ -1,5 +1,5 @@
-//! What the kernel reports of changes that other programs make to links, addresses, and to the
-//! entries of an overlay's device.
+//! The kernel's reports of changes to links, to addresses, and to the entries of an overlay's
+//! device.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -23,7 +23,7 @@ pub enum Event {
     EntryGone(u32),
     /// A route through the link with this index is gone.
     RouteGone(u32),
-    /// The kernel had more to report than it could keep: look at everything.
+    /// The kernel has dropped reports: look at everything.
     Overrun,
 }
 
@@ -31,15 +31,15 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Monitor {
     socket: Socket<Route>,
-    /// Of each link by index and family of the message, a hash of its properties as they were last
-    /// reported.
+    /// A hash of the properties of each link as they were last reported, by index and family of the
+    /// message.
     links: HashMap<(u32, u8), u64>,
 }
 
 /// linux/rtnetlink.h: links, neighbours, addresses and routes.
 const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
 
-/// New neighbours and routes are left out: a reconciliation makes them by the thousand, and would
+/// New neighbours and routes are not received: a reconciliation adds thousands of them, and would
 /// wake its own program for each.
 const HEARD: [u16; 6] = [
     libc::RTM_NEWLINK,
@@ -70,7 +70,7 @@ impl Monitor {
 
     /// Waits for the next change, until `until`, or until `other` can be read.
     pub fn wait(&self, other: BorrowedFd<'_>, until: Instant) {
-        // A failure shows when the socket is read.
+        // A failure is found when the socket is read.
         let _ = wait_readable([self.socket.as_fd(), other], until);
     }
 
@@ -100,7 +100,8 @@ const INDEX: usize = 4;
 const FLAGS: usize = 12;
 const IFINFOMSG: usize = 16;
 const RTMSG: usize = 12;
-/// The properties of a link that matter: others, as its counters, differ in every report.
+/// The properties of a link that are compared: others, such as its counters, differ in every
+/// report.
 const PROPERTIES: [u16; 8] = [
     libc::IFLA_ADDRESS,
     libc::IFLA_IFNAME,

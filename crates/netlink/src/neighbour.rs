@@ -1,4 +1,4 @@
-//! Neighbour entries: permanent ones are written, any is looked up.
+//! Neighbour entries: writes permanent ones, and looks up any.
 
 use std::net::IpAddr;
 
@@ -50,8 +50,8 @@ pub(crate) fn request(device: u32, family: Family) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetNeighbour(message)
 }
 
-/// A permanent neighbour of `device`, or of any if that is 0, with the index of its device. Those that
-/// the kernel resolved itself are left out.
+/// A permanent neighbour of `device`, or of any if that is 0, with the index of its device. Entries
+/// that the kernel resolved itself are left out.
 pub(crate) fn read(message: RouteNetlinkMessage, device: u32) -> Option<(u32, IpAddr, Mac)> {
     let RouteNetlinkMessage::NewNeighbour(message) = message else {
         return None;
@@ -75,18 +75,18 @@ pub(crate) fn read(message: RouteNetlinkMessage, device: u32) -> Option<(u32, Ip
     Some((device, ip?, mac?))
 }
 
-/// What a namespace knows of a neighbour.
+/// A neighbour as a namespace knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Neighbour {
     /// Its hardware address, if it is known.
     pub mac: Option<Mac>,
-    /// nud's word: `reachable`, `stale`, `failed`, `incomplete` …
+    /// The word of ip(8) for its state: `reachable`, `stale`, `failed`, `incomplete` …
     pub state: &'static str,
 }
 
 impl Netlink {
-    /// Has this namespace answer neighbours on the link with index `device` who ask for `ip`:
-    /// `ip neighbour replace proxy IP dev DEVICE`.
+    /// Makes this namespace answer solicitations for `ip` on the link with index `device`: `ip
+    /// neighbour replace proxy IP dev DEVICE`.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -97,7 +97,7 @@ impl Netlink {
         })
     }
 
-    /// No longer answers for `ip`: `ip neighbour del proxy IP dev DEVICE`.
+    /// Ends these answers for `ip`: `ip neighbour del proxy IP dev DEVICE`.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -109,8 +109,8 @@ impl Netlink {
         }
     }
 
-    /// What is known of `ip` on the link with index `device`: `ip neighbour get IP dev DEVICE`. Kernels
-    /// before 5.0 report nothing.
+    /// The neighbour `ip` on the link with index `device`: `ip neighbour get IP dev DEVICE`.
+    /// Kernels before 5.0 report nothing.
     ///
     /// # Errors
     /// When the kernel cannot be queried.

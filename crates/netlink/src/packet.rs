@@ -1,7 +1,7 @@
 //! A packet socket: sends and receives whole frames on one link (packet(7)).
 //!
-//! To close one takes an RCU wait of some ten milliseconds (`packet_release`,
-//! net/packet/af_packet.c), so it is not for the hot path.
+//! Closing one waits for RCU, some ten milliseconds (`packet_release`, net/packet/af_packet.c), so
+//! it is not for the hot path.
 
 // SAFETY of the two `unsafe`: each is one system call that nix lacks, with a structure of libc that
 // outlives the call, and its true size.

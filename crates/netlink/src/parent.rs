@@ -6,7 +6,7 @@ use transport::{Message, Protocol, Route, find};
 
 use crate::{Error, Link, Netlink, link::IFINFO};
 
-/// A link, looked at as a parent.
+/// A link with the properties that matter for a parent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parent {
     /// The link.

@@ -1,5 +1,5 @@
-//! The ports of a bridge by their numbers, at a cost that hardly grows with them: a list over
-//! netlink describes each port in full, 2 ms for 1,000 ports.
+//! The ports of a bridge by their numbers, at a cost that hardly depends on their count. A list
+//! over netlink describes each port in full: 2 ms for 1,000 ports.
 
 // SAFETY of the `unsafe`: one system call that nix lacks. The kernel reads `request` and the four
 // words that it points to, and writes at most `MOST` numbers to the array that the second word

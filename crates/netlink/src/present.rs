@@ -1,5 +1,5 @@
-//! The kernel's entries for the peers of overlays. Of one overlay the kernel is asked for the entries of
-//! its device alone. Of several, all entries are read once: the kernel goes through all of them in
+//! The kernel's entries for the peers of overlays. For one overlay, only the entries of its device
+//! are requested. For several, all entries are read once: the kernel goes through all of them in
 //! either case.
 
 use std::collections::{HashMap, HashSet};
@@ -18,7 +18,7 @@ pub struct Present {
     pub written: HashSet<Entry>,
     /// Forwarding entries that the device has learned from received packets.
     pub learned: HashSet<Entry>,
-    /// Direct routes of other programs, as flanneld, which do what ours would.
+    /// Direct routes of other programs, such as flanneld, which have the same effect as ours.
     pub others: HashSet<Entry>,
 }
 
@@ -31,7 +31,7 @@ const BY_PROGRAMS: [u8; 2] = [3, 4];
 /// The prefix length of an IPv6 host.
 const ALL_BITS: u8 = 128;
 
-/// What is there for each of `overlays`: `bridge fdb show brport …`, `ip neighbour show dev … nud
+/// The entries of each of `overlays`: `bridge fdb show brport …`, `ip neighbour show dev … nud
 /// permanent`, `ip route show dev …`.
 ///
 /// # Errors
@@ -68,7 +68,7 @@ pub(crate) fn present(netlink: &Netlink, overlays: &[Overlay]) -> Result<Vec<Pre
     Ok(all)
 }
 
-/// Which of the overlays have a device. 0 is none.
+/// The overlays by the index of their device. 0 is no device.
 struct Places(HashMap<u32, Vec<usize>>);
 
 impl Places {
@@ -109,7 +109,7 @@ fn note_forwarding(present: &mut Present, listed: &Listed) {
     let mac = listed.mac;
     let entry = match (listed.table, listed.vtep) {
         (Table::Bridge, _) => Entry::Behind { mac },
-        // The group of the device itself.
+        // The multicast group that the device itself uses.
         (Table::Device, Some(vtep)) if vtep.is_multicast() => return,
         (Table::Device, Some(vtep)) => Entry::Forward { mac, vtep },
         (Table::Device, None) => return,

@@ -163,7 +163,7 @@ impl<'a> Prober<'a> {
         socket: &PacketSocket,
         parse: fn(&[u8]) -> Option<Claim>,
     ) -> anyhow::Result<Option<Conflict>> {
-        // Longer frames are cut: what counts is at their beginning.
+        // Longer frames are cut: only their beginning is read.
         let mut buffer = [0; 128];
         for _ in 0..256 {
             let Some(frame) = socket.receive(&mut buffer)? else {

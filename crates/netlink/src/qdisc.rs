@@ -1,4 +1,5 @@
-//! Queueing disciplines and classes of traffic control: how fast a link sends, and what waits.
+//! Queueing disciplines and classes of traffic control: how fast a link sends, and how packets
+//! wait.
 //!
 //! Built by hand: rtnetlink knows neither tbf nor htb.
 
@@ -55,7 +56,7 @@ pub struct Rate {
     pub limit: u32,
 }
 
-/// What is shaped.
+/// Which packets are shaped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shaped {
     /// Everything, by a tbf.
@@ -66,7 +67,7 @@ pub enum Shaped {
     Only,
 }
 
-/// What waits under a shaper.
+/// The queue under a shaper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Queue {
     /// One queue: [`Rate::limit`] bytes.
@@ -162,8 +163,8 @@ impl Netlink {
             .map_err(|errno| Error::new("create ingress qdisc", errno))
     }
 
-    /// The qdisc that a link sends through: `tc qdisc show dev LINK root`. `None` for the
-    /// kernel's default.
+    /// The limit of a link's shaper, if it has one: `tc qdisc show dev LINK root`. Under an htb it is
+    /// that of the shaped class (`tc class show dev LINK classid 1:30`), whose [`Rate::limit`] is 0.
     ///
     /// # Errors
     /// When the kernel cannot be queried.
@@ -302,8 +303,8 @@ fn tbf(rate: &Rate) -> Vec<u8> {
     options.as_bytes().to_vec()
 }
 
-/// `struct tc_htb_glob`: version, divisor of rates, default class, and two that are not used. What
-/// has no class is not shaped.
+/// `struct tc_htb_glob`: version, divisor of rates, default class, and two that are not used.
+/// Packets without a class are not shaped.
 fn htb(shaped: Shaped) -> Vec<u8> {
     let default = match shaped {
         Shaped::Only => 0,
@@ -354,8 +355,8 @@ pub(crate) fn read_class(message: Message<'_>) -> Option<Rate> {
     Some(Rate { limit: 0, ..rate })
 }
 
-/// Reads the parameters of a tbf, or of a class of an htb. `places` are those of the buffer and of
-/// the limit in their structures.
+/// Reads the parameters of a tbf, or of a class of an htb. `places` are the offsets of the buffer
+/// and of the limit in their structures.
 fn read_rate(rest: &[u8], kinds: [u16; 2], places: [usize; 2]) -> Option<Rate> {
     let parameters = find_in(rest, &[TCA_OPTIONS, kinds[0]])?;
     let number = |at: usize| Route::u32(parameters.get(at..at + 4)?);

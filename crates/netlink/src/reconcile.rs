@@ -59,8 +59,8 @@ pub enum Entry {
         /// The peer's address inside the overlay.
         gw: IpAddr,
     },
-    /// The route to a peer's address inside the overlay: `ip -6 route add IP dev …`. Callers do
-    /// not ask for it: it is added for an IPv6 [`Entry::Route`] where the kernel needs it.
+    /// The route to a peer's address inside the overlay: `ip -6 route add IP dev …`. Callers do not
+    /// request it: it is added for an IPv6 [`Entry::Route`] if the kernel needs it.
     OnLink {
         /// The peer's address.
         ip: IpAddr,
@@ -88,13 +88,13 @@ impl std::fmt::Display for Entry {
     }
 }
 
-/// The interface below an overlay, whose routes of ours to the overlay's subnets are those of
+/// The interface below an overlay. Our routes on it to the overlay's subnets are those of
 /// [`Entry::Direct`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// The index of the interface.
     pub device: u32,
-    /// What the subnets are in: other overlays may use the same interface.
+    /// The network that contains the overlay's subnets: other overlays may use the same interface.
     pub network: IpNetwork,
 }
 
@@ -126,7 +126,7 @@ pub struct Reconciled {
     pub failed: Vec<(Entry, Error)>,
 }
 
-/// An overlay, and what is wanted on its devices.
+/// An overlay, and the entries that its devices are to have.
 #[derive(Clone, Copy, Debug)]
 pub struct Desired<'a> {
     /// Its devices.
@@ -216,10 +216,10 @@ impl Peers {
         Ok(results)
     }
 
-    /// Changes the entries `before`, which exist, to `after`, without reading the kernel's. What
-    /// another program has changed meanwhile is left to the next [`Peers::reconcile`].
+    /// Changes the entries `before`, which exist, to `after`, without reading the kernel's entries.
+    /// The next [`Peers::reconcile`] corrects changes of other programs.
     ///
-    /// The cost is that of the changes, whatever number of other peers there is.
+    /// The cost depends on the number of changes, not on the number of other peers.
     ///
     /// # Errors
     /// The socket fails. Entries that the kernel refuses are in [`Reconciled::failed`].

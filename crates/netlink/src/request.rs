@@ -86,8 +86,8 @@ impl Netlink {
         Ok(created)
     }
 
-    /// Carries out all changes, in order, each whether or not others fail. Returns why those that
-    /// failed did, by their place in `changes`.
+    /// Carries out all changes, in order, even if some fail. Returns the place in `changes` of each
+    /// that failed, and the reason.
     ///
     /// # Errors
     /// The socket fails; some changes may have been made then.
@@ -117,8 +117,8 @@ impl Netlink {
             .map_err(|refusal| Error::refused(op(), refusal))
     }
 
-    /// Requests all objects that match `message`, and returns what `read` finds in each. What
-    /// rtnetlink does not understand is left out.
+    /// Requests all objects that match `message`, and returns what `read` finds in each. Objects
+    /// that rtnetlink cannot parse are left out.
     pub(crate) fn dump<T, I: IntoIterator<Item = T>>(
         &self,
         message: RouteNetlinkMessage,
@@ -129,7 +129,7 @@ impl Netlink {
         self.dump_undecoded(message, read, op)
     }
 
-    /// The same, with the answers as they are.
+    /// The same, with answers that rtnetlink has not parsed.
     pub(crate) fn dump_undecoded<T, I: IntoIterator<Item = T>>(
         &self,
         message: RouteNetlinkMessage,
@@ -185,8 +185,8 @@ impl AddressMonitor {
         Ok(Self(socket))
     }
 
-    /// Waits for the next change, or until `until`. What has changed does not matter: the caller
-    /// looks for itself.
+    /// Waits for the next change, or until `until`. It does not report the change: the caller
+    /// queries the addresses.
     pub(crate) fn wait(&self, until: Instant) {
         use std::os::fd::AsFd;
         if wait_readable([self.0.as_fd()], until).is_ok() {

@@ -139,8 +139,8 @@ impl RouteFilter {
 }
 
 /// How long to wait for the kernel's worker. With ten times the load that the machine can carry, it
-/// took some 20 ms; longer while others hold the routing lock. To go on without it loses the pod's
-/// first packets.
+/// took some 20 ms; longer while others hold the routing lock. If we do not wait for it, the pod's
+/// first packets are lost.
 const LOCAL: Duration = Duration::from_secs(1);
 
 impl Netlink {
@@ -473,7 +473,7 @@ pub(crate) fn route_message(oif: u32, route: &RouteSpec) -> RouteMessage {
     }
     let attributes = &mut message.attributes;
     if !route.is_default() {
-        // With the bits outside the prefix, which the kernel refuses for IPv4.
+        // Bits outside the prefix are kept: the kernel refuses them for IPv4.
         attributes.push(RouteAttribute::Destination(route.dst.ip().into()));
     }
     attributes.push(RouteAttribute::Oif(oif));

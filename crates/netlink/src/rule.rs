@@ -20,9 +20,9 @@ use crate::{
 pub struct Rule {
     /// The table.
     pub table: u32,
-    /// The lower, the earlier.
+    /// Rules with a lower number come first.
     pub priority: u32,
-    /// The one address whose packets it selects; `None` if it selects by anything else.
+    /// The source address, if that is all that it selects packets by; otherwise `None`.
     pub from: Option<IpAddr>,
 }
 

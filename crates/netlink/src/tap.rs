@@ -25,9 +25,9 @@ pub struct TapSpec {
     pub name: String,
     /// Several queues, each of which a thread of the program can serve.
     pub multi_queue: bool,
-    /// The user who may open it; `None` for none but a privileged one.
+    /// The user who may open it; `None`: only a privileged user.
     pub owner: Option<u32>,
-    /// The group whose members may open it; `None` for none.
+    /// The group whose members may open it; `None`: no group.
     pub group: Option<u32>,
     /// A header of four bytes before each frame, until a program chooses.
     pub packet_information: bool,
@@ -39,7 +39,7 @@ impl TapSpec {
     fn flags(&self) -> libc::c_int {
         let flag = |on, flag| if on { flag } else { 0 };
         libc::IFF_TAP
-            // Otherwise it is another caller's, if that exists.
+            // Otherwise the call would attach to an existing device of another program.
             | libc::IFF_TUN_EXCL
             | flag(self.multi_queue, libc::IFF_MULTI_QUEUE)
             | flag(!self.packet_information, libc::IFF_NO_PI)
@@ -47,8 +47,8 @@ impl TapSpec {
     }
 }
 
-/// A tap device that exists as long as the value, until [`Tap::keep`]: it goes with a caller that is
-/// killed. It has a carrier meanwhile.
+/// A tap device that the kernel deletes with this value, unless [`Tap::keep`] is called: a caller
+/// that is killed leaves none. It has a carrier meanwhile.
 #[derive(Debug)]
 pub struct Tap {
     file: File,

@@ -94,7 +94,7 @@ impl Netlink {
         Ok(VethPair { host, container })
     }
 
-    /// The MAC tells our pair from a link that had the name before.
+    /// The MAC distinguishes our pair from a link that had the name before.
     fn push_delete(&self, spec: &VethSpec, undo: &mut Undo) {
         let (netlink, name, mac) = (self.clone(), spec.host_name.clone(), spec.host_mac);
         undo.push(format!("delete veth {name}"), move || {

@@ -29,8 +29,8 @@ impl Netlink {
         }
     }
 
-    /// The lowest table of the namespace that neither has a route nor a rule, nor is that of one of
-    /// `links`: `ip route show table all`, `ip rule`, for both families.
+    /// The lowest table of the namespace that has no route, no rule, and no VRF among `links`: `ip
+    /// route show table all`, `ip rule`, for both families.
     ///
     /// # Errors
     /// When the kernel cannot be queried.
@@ -53,8 +53,8 @@ impl Netlink {
         Ok((1..u32::MAX).find(is_free).unwrap_or(u32::MAX))
     }
 
-    /// Moves `link` into a VRF: `ip link set LINK master VRF`. It keeps what it has: `kept`, its
-    /// routes of the main table become routes of the VRF.
+    /// Moves `link` into a VRF: `ip link set LINK master VRF`. It keeps the addresses and routes
+    /// `kept`: its routes of the main table become routes of the VRF.
     ///
     /// # Errors
     /// When the kernel refuses; the link may be in the VRF then, without some of its routes.

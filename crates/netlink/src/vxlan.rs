@@ -41,7 +41,8 @@ pub struct Vxlan {
     pub link: Option<u32>,
     /// The destination of frames for which there is no entry: a multicast group in the underlay.
     pub group: Option<IpAddr>,
-    /// The hop limit of packets in the underlay; 0 stands for that of the node, for a group for 1.
+    /// The hop limit of packets in the underlay; 0 stands for the node's default, and for 1 with a
+    /// multicast group.
     pub ttl: u8,
     /// Whether it learns from received packets which address is behind which VTEP.
     pub learning: bool,

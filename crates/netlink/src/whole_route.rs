@@ -1,5 +1,5 @@
-//! Routes with everything that the kernel knows of them: to copy them into another table, and to
-//! remove exactly these.
+//! Routes with all their attributes, to copy them into another table and to remove exactly these
+//! routes.
 
 use std::net::IpAddr;
 
@@ -29,11 +29,12 @@ const TICKS: u32 = 100;
 pub struct WholeRoute {
     /// The destination.
     pub dst: IpNetwork,
-    /// The next hop, if the destination is not on the link; of IPv4 routes it may be of IPv6.
+    /// The next hop, if the destination is not on the link; that of an IPv4 route may be an IPv6
+    /// address.
     pub gw: Option<IpAddr>,
     /// The source address of packets, if the route has one.
     pub src: Option<IpAddr>,
-    /// The index of the outgoing link; none of a route with several.
+    /// The index of the outgoing link; `None` for a route with several.
     pub oif: Option<u32>,
     /// The metric.
     pub priority: Option<u32>,
@@ -110,8 +111,8 @@ impl WholeRoute {
         route
     }
 
-    /// Whether it is for packets to somewhere else, and does not expire: neither local, nor
-    /// unreachable, nor from a router advertisement.
+    /// Whether it is a unicast route that does not expire: neither local, nor unreachable, nor from
+    /// a router advertisement.
     pub(crate) fn is_lasting(&self) -> bool {
         let expires = |it: &RouteAttribute| matches!(it, RouteAttribute::Expires(_));
         self.message.header.kind == RouteType::Unicast
@@ -126,8 +127,8 @@ impl WholeRoute {
         })
     }
 
-    /// How far its destinations are, as in /etc/iproute2/rt_scopes: those on the link have the
-    /// higher number.
+    /// Its scope, as in /etc/iproute2/rt_scopes: that of destinations on the link has a higher
+    /// number.
     pub(crate) fn scope(&self) -> u8 {
         self.message.header.scope.into()
     }
@@ -218,8 +219,8 @@ impl WholeRoute {
     }
 }
 
-/// Removes what the kernel shows of the moment, and the number of a next hop that it also spells
-/// out: it takes one of the two.
+/// Removes what the kernel shows but does not accept: its present state, and the id of a next hop
+/// object whose next hop it also shows.
 fn keep_what_can_be_set(message: &mut RouteMessage) {
     message.header.flags &= RouteFlags::Onlink;
     message.attributes.retain(|it| {
@@ -285,7 +286,7 @@ impl Netlink {
     pub fn delete_whole_route(&self, route: &WholeRoute) -> Result<(), Error> {
         let mut message = route.message.clone();
         if route.dst.is_ipv6() {
-            // It shows next hops that it has joined with the origin of the first.
+            // The kernel shows joined next hops with the origin of the first one.
             message.header.protocol = RouteProtocol::Unspec;
         }
         let request = RouteNetlinkMessage::DelRoute(message);

@@ -75,14 +75,14 @@ pub struct Conf {
     pub enabledad: bool,
     /// The last pod's DEL removes device and bridge.
     pub remove_when_empty: bool,
-    /// What the node forwards to the pods and from them: `nat`, `nat-unprotected`, `routed`,
+    /// What the node forwards to and from the pods, for IPv4: `nat`, `nat-unprotected`, `routed`,
     /// `isolated`.
     #[serde(rename = "gatewayModeIPv4")]
     pub gateway_mode_ipv4: Option<String>,
-    /// The same of IPv6.
+    /// The same for IPv6.
     #[serde(rename = "gatewayModeIPv6")]
     pub gateway_mode_ipv6: Option<String>,
-    /// The network has no way out and none in.
+    /// Packets neither leave the network nor enter it.
     pub internal: bool,
     /// Whether pods of the network reach each other.
     pub icc: Option<bool>,

@@ -1,14 +1,14 @@
-//! Access to networks that this node forwards for: which hosts reach their pods, and which hosts their
-//! pods reach. The modes are those of Docker's bridge networks.
+//! Access to networks for which this node forwards: which hosts reach their pods, and which hosts
+//! their pods reach. The modes are those of Docker's bridge networks.
 //!
-//! There is a table for each family, with the same few rules for any number of networks and pods.
-//! A network is elements of sets: its devices, by mode, and the pairs of its devices. A packet of a
-//! connection that was let through before passes first. Packets that were redirected pass where
-//! ports may be published: they are published to all. A packet to a pod's own address was
-//! not redirected, so it does not pass, not even to a published port.
+//! There is a table for each family, with the same few rules for any number of networks and pods. A
+//! network consists of elements of sets: its devices, by mode, and the pairs of its devices. A
+//! packet of a connection that was let through before passes first. Packets that were redirected
+//! pass where ports may be published: they are published to all. A packet to a pod's own address
+//! was not redirected, so it does not pass, not even to a published port.
 //!
-//! A rule here can only drop: what other tables drop stays dropped, but for the policy of iptables
-//! ([`forwarding`]).
+//! A rule here can only drop. Packets that other tables drop stay dropped, except those that the
+//! policy of iptables would drop ([`forwarding`]).
 
 mod forwarding;
 mod links;
@@ -30,13 +30,13 @@ use crate::backend::{Nftables, complete, network_comment};
 use crate::inventory::{Applied, Subject};
 use crate::ports::layout::{is_of_network, owner, owner_comment};
 
-/// Devices of networks whose pods are reached from elsewhere only through published ports.
+/// Devices of networks whose pods are reached from other networks only through published ports.
 const NAT: Set = Set::new("nat_devices", &[Type::Interface]);
 /// The same for ports that are opened.
 const ROUTED: Set = Set::new("routed_devices", &[Type::Interface]);
 /// Devices of networks without a way out or in.
 const INTERNAL: Set = Set::new("internal_devices", &[Type::Interface]);
-/// Those of them that do not reach this node, either.
+/// The devices of these whose networks do not reach this node, either.
 const ISOLATED: Set = Set::new("isolated_devices", &[Type::Interface]);
 /// Pairs of devices of one network.
 const WITHIN: Set = Set::new("within", &[Type::Interface, Type::Interface]);
@@ -64,7 +64,7 @@ const OF_NETWORKS: [Set; 7] = [
 
 const FAMILIES: [Family; 2] = [Family::Ip, Family::Ip6];
 
-/// What the node forwards from elsewhere to the pods of a network, and from them to elsewhere.
+/// What the node forwards between a network's pods and hosts outside of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GatewayMode {
     /// To published ports; everything from them.
@@ -88,7 +88,7 @@ pub struct Access {
     pub devices: Vec<String>,
     /// The mode of IPv4, and that of IPv6.
     pub modes: [GatewayMode; 2],
-    /// Whether the node forwards nothing between pods of the network but to published ports.
+    /// Whether the node forwards nothing between pods of the network, except to published ports.
     pub isolates_pods: bool,
 }
 
@@ -104,8 +104,7 @@ pub struct OpenPorts {
 }
 
 impl Nftables {
-    /// Allows the access that is `wanted`, and nothing that the network was allowed before; to
-    /// repeat it does no harm.
+    /// Allows exactly the access that is `wanted`, whatever was allowed before. It can be repeated.
     pub fn ensure_access(&self, wanted: &Access) -> Result<()> {
         self.transact(|socket| add(socket, wanted))
     }
@@ -137,7 +136,7 @@ impl Nftables {
         self.transact(|socket| remove(socket, &OF_NETWORKS, &|it| it == comment))
     }
 
-    /// Opens the ports; to repeat it does no harm.
+    /// Opens the ports. It can be repeated.
     pub fn open_ports(&self, wanted: &OpenPorts) -> Result<()> {
         self.transact(|socket| open(socket, wanted))
     }
@@ -316,7 +315,7 @@ fn installation(family: Family) -> Transaction {
     changes
 }
 
-/// Changes that allow what is `wanted` and nothing more; none if that is so.
+/// Changes that allow exactly what is `wanted`; none if that is the case already.
 pub fn add(socket: &Socket, wanted: &Access) -> Result<Transaction, Error> {
     let mut all = Transaction::new();
     for family in FAMILIES {
@@ -356,7 +355,7 @@ pub fn link(socket: &Socket, wanted: &Links) -> Result<Transaction, Error> {
     ensure_elements(socket, |it| wanted.elements(it))
 }
 
-/// Changes that add the elements of pods that are `wanted` in each family; none if they are there.
+/// Changes that add the elements of pods that are `wanted` in each family; none if they exist.
 fn ensure_elements(
     socket: &Socket,
     wanted: impl Fn(Family) -> Vec<Element>,
@@ -372,7 +371,7 @@ fn ensure_elements(
             if found.as_ref() == Some(&element) {
                 continue;
             }
-            // Of a pod that had the address before.
+            // The element belongs to a pod that had the address before.
             if let Some(found) = found {
                 changes.delete_element(table(family), found);
             }
@@ -415,7 +414,7 @@ fn undone(changes: &Transaction) -> Option<String> {
     Some(format!("not done: {}", first.describe()))
 }
 
-/// What the elements are about, for people.
+/// The effect of the elements, for people.
 pub fn inventory(socket: &Socket) -> Result<Vec<Applied>, Error> {
     let mut all = Vec::new();
     for family in FAMILIES {

@@ -92,33 +92,34 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What each back end does. Every method is one transaction for each table, and knows the rules of
-/// the Go plugins as well as ours. It fails with what the back end refuses; `check_*` also with what is
-/// missing.
+/// The operations of a back end. Every method is one transaction for each table, and handles the
+/// rules of the Go plugins as well as ours. It fails if the back end refuses; `check_*` also if
+/// something is missing.
 pub trait Backend {
-    /// Which one it is.
+    /// Which back end it is.
     fn kind(&self) -> Kind;
 
-    /// Masquerades; to repeat it does no harm. Returns whether there are rules for other subnets of
-    /// the network, which may be stale.
+    /// Masquerades. It can be repeated. Returns whether there are rules for other subnets of the
+    /// network, which may be stale.
     fn masquerade(&self, wanted: &Masquerade) -> Result<bool>;
 
     /// Removes the masquerade of this pod alone, found by owner.
     ///
-    /// `addresses` are those of this interface where they are known. In iptables, two interfaces of a
-    /// container on one network share a chain that does not name them. With addresses, only this
-    /// interface's jumps to it are removed, and the chain with the last jump; without any, all of the
-    /// container's on this network.
+    /// `addresses` are those of this interface where they are known. In iptables, two interfaces of
+    /// a container on one network share a chain that does not name them. With addresses, only the
+    /// jumps of this interface are removed, and the chain with the last jump; without any, all
+    /// jumps of the container on this network.
     fn remove_masquerade(&self, owner: &Attachment, addresses: &[IpAddr]) -> Result<()>;
 
     /// Fails unless the pod is masqueraded.
     fn check_masquerade(&self, wanted: &Masquerade) -> Result<()>;
 
-    /// Removes the masquerade of pods of `network` that are not `valid`; if none is valid, that of
-    /// the network itself.
+    /// Removes the masquerade of pods of `network` that are not `valid`; if none is valid, also the
+    /// masquerade of the network itself.
     fn collect_masquerade(&self, network: &str, valid: &[ValidAttachment]) -> Result<()>;
 
-    /// Publishes ports; the newest mapping of a port wins. Returns what others have lost.
+    /// Publishes ports; the newest mapping of a port wins. Returns the mappings that others have
+    /// lost.
     fn publish(&self, wanted: &HostPorts) -> Result<Vec<Notice>>;
 
     /// Removes the mappings of this owner, and no other's.
@@ -135,7 +136,7 @@ pub trait Backend {
 /// otherwise iptables.
 ///
 /// # Errors
-/// The one that is forced, or both, cannot be used here.
+/// The back end that is forced, or both, cannot be used here.
 pub fn open(forced: Option<Kind>) -> Result<Box<dyn Backend>> {
     if forced != Some(Kind::Iptables) {
         let found = Nftables::find_usable(Family::Ip).context("nftables is not usable")?;
@@ -159,7 +160,7 @@ pub fn open(forced: Option<Kind>) -> Result<Box<dyn Backend>> {
 pub struct Published {
     /// The back end that has the rules.
     pub by: Kind,
-    /// What others have lost.
+    /// The mappings that others have lost.
     pub taken: Vec<Notice>,
 }
 

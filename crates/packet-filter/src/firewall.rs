@@ -1,5 +1,5 @@
-//! The firewall of pods: that the node forwards their packets where another program's policy is to
-//! drop, and which other pods of the node may reach them.
+//! The firewall of pods: lets the node forward their packets although another program's policy is
+//! to drop, and restricts which other pods of the node reach them.
 //!
 //! In iptables these are the chains of the Go plugin. In nftables only the second part exists: a
 //! rule that accepts ends no chain of another table, so there is nothing to write for the first.
@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::backend::{Iptables, Kind, Nftables};
 
-/// What lets the packets of pods through.
+/// The program or packet filter that lets the packets of pods through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "programs")]
 pub enum FirewallBackend {
@@ -24,12 +24,12 @@ pub enum FirewallBackend {
     Firewalld,
 }
 
-/// What an attachment wants.
+/// The firewall rules that an attachment wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Firewall {
     /// All addresses of the result.
     pub addresses: Vec<IpAddr>,
-    /// The zone of firewalld whose sources they become.
+    /// The zone of firewalld that gets them as sources.
     pub zone: String,
     /// The chain of iptables for the administrator's own rules, which come first.
     pub admin_chain: String,
@@ -37,12 +37,13 @@ pub struct Firewall {
     pub ingress: Option<Ingress>,
 }
 
-/// That pods behind a bridge cannot be reached from behind other such bridges.
+/// The policy that pods behind a bridge cannot be reached from behind other such bridges.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ingress {
     /// The bridge.
     pub bridge: String,
-    /// Neither can pods behind the same bridge, as far as the node forwards between them.
+    /// Whether pods behind the same bridge do not reach each other either, as far as the node
+    /// forwards between them.
     pub isolated: bool,
     /// Whether published ports can be reached nevertheless: they are published to all.
     pub published: bool,
@@ -64,8 +65,8 @@ impl FirewallBackend {
         }
     }
 
-    /// The back end where no configuration names one. As in the Go plugin firewalld if it runs, else
-    /// iptables; nftables where that is not installed.
+    /// The back end if the configuration names none. As in the Go plugin, firewalld if it runs,
+    /// else iptables; nftables if iptables is not installed.
     ///
     /// # Errors
     /// A directory of `PATH` cannot be searched.
@@ -79,8 +80,8 @@ impl FirewallBackend {
         })
     }
 
-    /// What has the ingress policies. With firewalld that is iptables, as in the Go plugin, or nftables
-    /// where that is not installed.
+    /// The packet filter that has the ingress policies. With firewalld it is iptables, as in the Go
+    /// plugin, or nftables if iptables is not installed.
     ///
     /// # Errors
     /// A directory of `PATH` cannot be searched.
@@ -96,7 +97,7 @@ impl FirewallBackend {
     /// Fails unless it can be used.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The reason why it cannot be used.
     pub fn try_out(self) -> Result<()> {
         match self {
             Self::Iptables => Iptables::new().try_out_filter(),
@@ -125,7 +126,7 @@ impl FirewallBackend {
 }
 
 impl Firewall {
-    /// Adds the rules of an attachment, which are `perhaps` there.
+    /// Adds the rules of an attachment. `perhaps`: some of them may exist.
     ///
     /// # Errors
     /// What the back end refuses.
@@ -142,7 +143,7 @@ impl Firewall {
         }
     }
 
-    /// Fails unless the rules of an attachment are there.
+    /// Fails unless the rules of an attachment exist.
     ///
     /// # Errors
     /// What is missing.

@@ -1,6 +1,6 @@
-//! What rules are about, for people: each rule, or element of a set, that belongs to a network or a
-//! pod. The few rules that are the same on every node are left out. Ports that nf_tables publishes are
-//! listed elsewhere (`Nftables::published_ports`).
+//! The effect of rules, for people: each rule, or element of a set, that belongs to a network or a
+//! pod. The few rules that are the same on every node are left out. Ports that nf_tables publishes
+//! are listed elsewhere (`Nftables::published_ports`).
 
 mod iptables;
 
@@ -14,15 +14,15 @@ use crate::{access, isolation, masquerade, separation, spoof_check, vxlan_guard}
 /// A rule, or an element of a set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
-    /// What it does.
+    /// Its effect.
     pub subject: Subject,
     /// Its table: `inet podwire_isolation`, or of iptables `iptables nat`.
     pub table: String,
     /// The network that its comment names; a long name is hashed there.
     pub network: Option<String>,
-    /// The devices that it is about, by name.
+    /// The names of its devices.
     pub devices: Vec<String>,
-    /// The subnet that it is about, or for a link the address that is reached.
+    /// Its subnet, or for a link the address that is reached.
     pub subnet: Option<IpNetwork>,
     /// Its comment as it is.
     pub comment: String,
@@ -31,7 +31,7 @@ pub struct Applied {
     pub element: String,
 }
 
-/// What a rule does.
+/// The effect of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// Packets from a subnet get the node's address.
@@ -54,12 +54,12 @@ pub enum Subject {
     PublishedPort,
     /// The plugin firewall lets packets of a pod through.
     Firewall,
-    /// Questions for names are let in.
+    /// DNS queries are accepted.
     Names,
 }
 
 impl Subject {
-    /// What it does, in two or three words.
+    /// Its effect, in two or three words.
     pub fn words(self) -> &'static str {
         match self {
             Self::Masquerade => "masquerade",
@@ -78,7 +78,7 @@ impl Subject {
 }
 
 impl Applied {
-    /// Something with this comment, without a device.
+    /// An entry with this comment, without a device.
     pub(crate) fn new(subject: Subject, table: impl ToString, comment: &str) -> Self {
         Self {
             subject,
@@ -116,7 +116,7 @@ fn network_in(comment: &str) -> Option<String> {
 }
 
 impl Nftables {
-    /// What podwire's rules are about. `subnets` are those that may be masqueraded: a rule is
+    /// The effect of podwire's rules. `subnets` are the subnets that may be masqueraded: a rule is
     /// compared with each, not decoded.
     ///
     /// # Errors

@@ -1,9 +1,9 @@
-//! Isolation of pods behind a bridge that is their gateway: what the node would forward from the
-//! bridge back to it, between pods of the network, is dropped.
+//! Isolation of pods behind a bridge that is their gateway: drops packets between pods of the
+//! network that the node would forward from the bridge back to it.
 //!
-//! The bridge itself lets no frame pass from one isolated port to another, but a pod that sends to
-//! its gateway's MAC has the node forward the packet. One rule for each subnet of a network drops
-//! it. Packets to a published port pass: it is published to all. Frames that the bridge
+//! The bridge itself lets no frame pass from one isolated port to another, but the node forwards a
+//! packet that a pod sends to the MAC of its gateway. One rule for each subnet of a network drops
+//! such packets. Packets to a published port pass: it is published to all. Frames that the bridge
 //! forwards itself, between ports that may talk, pass these rules too where `br_netfilter` hands
 //! them over: they were sent to the MAC of a pod, not to the gateway's.
 
@@ -38,7 +38,7 @@ pub struct Isolation {
 pub type Place = (String, IpNetwork);
 
 impl Isolation {
-    /// Where its rules apply.
+    /// The places where its rules apply.
     pub fn places(&self) -> Vec<Place> {
         let place = |subnet: &IpNetwork| (self.gateway.clone(), *subnet);
         self.subnets.iter().map(place).collect()
@@ -53,13 +53,13 @@ impl Isolation {
 }
 
 impl Nftables {
-    /// Keeps pods behind isolated ports from each other where the node forwards; to repeat it does
-    /// no harm.
+    /// Drops packets between pods behind isolated ports that the node would forward. It can be
+    /// repeated.
     pub fn ensure_isolation(&self, wanted: &Isolation) -> Result<()> {
         self.transact(|socket| Ok(additions(&listing::rules(socket, TABLE)?, &[wanted])))
     }
 
-    /// Fails if something of what isolates a network's pods is missing.
+    /// Fails if a rule that isolates the network's pods is missing.
     pub fn check_isolation(&self, wanted: &Isolation) -> Result<()> {
         complete(missing(&listing::rules(&self.socket, TABLE)?, wanted))
     }
@@ -81,7 +81,7 @@ impl Nftables {
     }
 }
 
-/// How every rule for a place begins.
+/// The conditions that begin every rule for a place.
 fn conditions((gateway, subnet): &Place) -> Rule {
     Rule::new([
         Statement::Interface(gateway.clone()),
@@ -95,7 +95,7 @@ fn published() -> Rule {
     Rule::new([Statement::Redirected, Statement::Return])
 }
 
-/// Changes that isolate as all of these want; none if that is so.
+/// Changes that add the rules of all of these; none if they exist.
 fn additions(found: &[Listed], all: &[&Isolation]) -> Transaction {
     let mut changes = Transaction::new();
     if all.iter().all(|it| missing(found, it).is_none()) {
@@ -105,7 +105,7 @@ fn additions(found: &[Listed], all: &[&Isolation]) -> Transaction {
         changes.add_table(TABLE);
         let chain = Chain::hooked(FORWARD, "filter", Point::Forward, 0);
         changes.add_chain(TABLE, chain);
-        // Before the rules that are there.
+        // Before the existing rules.
         changes.insert_rule(TABLE, FORWARD, published());
     }
     for wanted in all {
@@ -134,7 +134,7 @@ fn stale(found: &[Listed], network: &str, kept: &[Place]) -> Transaction {
     changes
 }
 
-/// What is missing, in words; `None` if nothing is.
+/// What is missing, as a text; `None` if nothing is.
 fn missing(found: &[Listed], wanted: &Isolation) -> Option<String> {
     if !begins_with_published(found) {
         return Some(format!(
@@ -151,7 +151,7 @@ fn missing(found: &[Listed], wanted: &Isolation) -> Option<String> {
     ))
 }
 
-/// Whether published ports come before everything of ours.
+/// Whether the rule for published ports comes before all our rules.
 fn begins_with_published(found: &[Listed]) -> bool {
     let is_published = |it: &Listed| it.does(&published());
     let first =
@@ -168,7 +168,7 @@ fn is_at(rule: &Listed, place: &Place) -> bool {
     rule.begins(&conditions(place))
 }
 
-/// What the rules are about, for people.
+/// The effect of the rules, for people.
 pub fn inventory(socket: &Socket, subnets: &[IpNetwork]) -> Result<Vec<Applied>, Error> {
     let found = listing::rules(socket, TABLE)?;
     let own = in_chain(&found, FORWARD).filter(|it| it.comment.starts_with("net: "));

@@ -1,5 +1,5 @@
-//! What the back end that is not chosen now, or the Go plugins, may have left: at ADD the
-//! configuration may have named another back end, or another suite may have run.
+//! Rules that the Go plugins, or the back end that is not chosen now, may have left: at ADD another
+//! suite may have run, or the configuration may have named another back end.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -15,7 +15,7 @@ use crate::masquerade::{Masquerade, iptables as masquerade};
 use crate::ports::{Connections, HostPorts, UdpPort, iptables as ports};
 use crate::spoof_check::IsOfOther;
 
-/// Whether the pod is masqueraded, by whatever back end.
+/// Whether the pod is masqueraded, by either back end.
 ///
 /// # Errors
 /// What is missing in the back end that is chosen now.
@@ -24,7 +24,7 @@ pub fn check_masquerade(wanted: &Masquerade, forced: Option<Kind>) -> Result<()>
     check(forced, &[chain], |backend| backend.check_masquerade(wanted))
 }
 
-/// Whether the ports are published, by whatever back end.
+/// Whether the ports are published, by either back end.
 ///
 /// # Errors
 /// As [`check_masquerade`].
@@ -56,16 +56,16 @@ fn check(
     }
 }
 
-/// Removes what an owner has left, in both back ends. Methods fail with what a back end refuses.
+/// Removes the rules of an owner from both back ends. Methods fail if a back end refuses.
 pub struct Leftovers;
 
 impl Leftovers {
     /// Removes the masquerade of one interface from both back ends.
     ///
-    /// In iptables, interfaces of a container on one network share a chain, and only an address
-    /// tells whose jump is whose. `addresses` are those of this interface; none, if they are not
-    /// known and no other interface uses the chain; `None`, if they are not known and another
-    /// interface lives: then everything stays until its DEL, or GC.
+    /// In iptables, interfaces of a container on one network share a chain, and only its address
+    /// shows to which interface a jump belongs. `addresses` are those of this interface. They are
+    /// empty if they are unknown and no other interface uses the chain, and `None` if they are
+    /// unknown and another interface exists: then everything stays until its DEL, or GC.
     pub fn remove_masquerade(
         owner: &Attachment,
         addresses: impl FnOnce() -> Result<Option<Vec<IpAddr>>>,
@@ -120,8 +120,8 @@ impl Leftovers {
         all.finish()
     }
 
-    /// Removes the spoof check of one interface; without nf_tables there is none. What belongs to
-    /// the veth of another attachment stays.
+    /// Removes the spoof check of one interface; without nf_tables there is none. Entries for the
+    /// veth of another attachment stay.
     pub fn remove_spoof_check(owner: &Attachment, is_of_other: IsOfOther<'_>) -> Result<()> {
         let nftables = Nftables::find()?.map(Nftables::closed_later);
         nftables.map_or(Ok(()), |it| it.remove_spoof_check(owner, is_of_other))
@@ -147,7 +147,7 @@ fn collect(what: &str, step: impl Fn(&dyn Backend) -> Result<()>) -> Result<()> 
     if let Some(nftables) = find(&mut all) {
         all.step(what, || step(&nftables));
     }
-    // Where there is no nat table, programs would only make one to find it empty.
+    // If there is no nat table, the programs would create one only to find it empty.
     all.step(what, || match iptables_hint()? {
         Hint::Nothing => Ok(()),
         hint => step(&Iptables::new().guessed(hint == Hint::Unreadable)),
@@ -155,7 +155,8 @@ fn collect(what: &str, step: impl Fn(&dyn Backend) -> Result<()>) -> Result<()> 
     all.finish()
 }
 
-/// nf_tables, where the kernel has it. That it cannot be queried is a failure: it may hold rules.
+/// nf_tables, if the kernel has it. It is a failure if it cannot be queried, because it may have
+/// rules.
 fn look(all: &mut BestEffort) -> Option<Nftables> {
     all.step("look for nf_tables", Nftables::find).flatten()
 }
@@ -165,11 +166,11 @@ fn find(all: &mut BestEffort) -> Option<Nftables> {
     look(all).map(Nftables::closed_later)
 }
 
-/// What is known of an owner's chains in iptables without a program.
+/// What is known about an owner's chains in iptables without executing a program.
 struct IptablesChains {
-    /// The families in which nf_tables has one: the nft variant made it, or an older suite with it.
+    /// The families in which nf_tables has such a chain, made by the nft variant.
     known: Families,
-    /// Whether the legacy variant has anything at all: more cannot be known without a program.
+    /// Whether the legacy variant has any table: more cannot be known without a program.
     legacy: Hint,
 }
 
@@ -193,8 +194,8 @@ impl IptablesChains {
         self.known.any() || self.legacy != Hint::Nothing
     }
 
-    /// Has the programs remove what they see. They must see `chain` where it is known to be: they may
-    /// be missing by now, or be of the other variant.
+    /// Has the programs remove the rules that they see. They must see `chain` if it is known to
+    /// exist: they may have been removed, or be of the other variant.
     fn remove(
         &self,
         nftables: &Option<Nftables>,
@@ -225,12 +226,12 @@ fn has_chain(nftables: &Option<Nftables>, family: Family, chain: &str) -> Result
     }
 }
 
-/// What the kernel tells about iptables' nat tables without a program.
+/// What the kernel shows of iptables' nat tables without a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hint {
     /// There is no nat table, so nothing is in it.
     Nothing,
-    /// The kernel does not let us read it: only a program can tell.
+    /// We are not permitted to read it: only a program can.
     Unreadable,
     /// There is a nat table.
     Something,

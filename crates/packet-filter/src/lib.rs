@@ -1,10 +1,10 @@
-//! What podwire filters and translates on a node: masquerade, published ports, the MAC spoof check,
-//! separation of networks, isolation of pods, access to networks, the firewall of pods, the VXLAN
-//! guard. One module for each.
+//! The rules by which podwire filters and translates packets on a node: masquerade, published
+//! ports, the MAC spoof check, separation of networks, isolation of pods, access to networks, the
+//! firewall of pods, the VXLAN guard. One module for each.
 //!
-//! Rules are data. [`Masquerade`], [`HostPorts`] and the others say what an attachment wants; a
-//! [`Backend`] makes rules of it, also as data, and writes them in one transaction. Every rule names
-//! its owner, so that it is found again with nothing else known.
+//! Rules are data. [`Masquerade`], [`HostPorts`] and the others describe the rules that an
+//! attachment wants; a [`Backend`] derives its rules from them, also as data, and writes them in
+//! one transaction. Every rule names its owner, so that it can be found by the owner alone.
 
 mod access;
 mod backend;

@@ -1,5 +1,5 @@
-//! Masquerade: what leaves the subnets of a pod gets the node's address. Multicast, and what stays
-//! inside a subnet, does not.
+//! Masquerade: packets that leave the subnets of a pod get the node's address. Multicast, and
+//! packets inside a subnet, do not.
 
 pub(crate) mod iptables;
 pub(crate) mod nftables;
@@ -20,8 +20,8 @@ pub struct Masquerade {
     pub random_fully: bool,
     /// Destinations that are not masqueraded.
     pub except: Vec<IpNetwork>,
-    /// The device of an overlay: what leaves by it is not masqueraded, because the network's pods
-    /// on other nodes are behind it.
+    /// The device of an overlay. Packets that leave by it are not masqueraded, because the
+    /// network's pods on other nodes are behind it.
     pub not_through: Option<String>,
 }
 

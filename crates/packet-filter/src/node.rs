@@ -1,9 +1,10 @@
 //! The rules of all pods of a node at once: `resync` restores what was flushed, `adopt` takes over the
 //! rules of the Go plugins, `release` gives them back.
 //!
-//! Each is one transaction of nf_tables and one of each family's iptables. New rules come first and
-//! old ones go last, so that a pod is never without. Live connections are in the kernel's connection
-//! tracking, which nothing here touches, except UDP ones that lead to the wrong place.
+//! Each is one transaction of nf_tables and one of each family's iptables. New rules are added
+//! before old ones are removed, so that a pod always has rules. Live connections are in the
+//! kernel's connection tracking, which nothing here touches, except UDP ones that lead to the wrong
+//! place.
 
 mod firewall;
 mod ruleset;
@@ -31,7 +32,7 @@ use crate::separation::Separation;
 use crate::spoof_check::SpoofCheck;
 use crate::vxlan_guard::VxlanGuard;
 
-/// What an attachment wants of the packet filter.
+/// The packet filter rules that an attachment wants.
 #[derive(Clone, Debug)]
 pub struct Pod {
     /// The attachment.
@@ -83,14 +84,14 @@ pub struct Wanted<T> {
     pub backend: Option<Kind>,
 }
 
-/// What was done, or would be.
+/// The changes that were made, or would be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// A line for each object: `masquerade of mynet/c1/eth0`.
     pub done: Vec<String>,
-    /// What stays although one might expect otherwise, and why.
+    /// Rules that stay unexpectedly, and why.
     pub left: Vec<String>,
-    /// What is different from now on, as intended.
+    /// Intended changes of behaviour from now on.
     pub notes: Vec<String>,
     /// The transactions, as nft and iptables-restore would read them; only of a dry run.
     pub transactions: Vec<String>,
@@ -171,7 +172,7 @@ fn carry_out(dry: bool, plan: impl Fn() -> Result<Plan>) -> Result<Report> {
     Ok(report)
 }
 
-/// What is there on the node.
+/// The present rules of the node.
 struct Node {
     /// `None` where the kernel has no nf_tables.
     ruleset: Option<Ruleset>,

@@ -53,18 +53,18 @@ impl Mapping {
     }
 }
 
-/// Connections connections get the node's address on the way to the pod.
+/// Which connections get the node's address on the way to the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Snat {
-    /// None.
+    /// No connections.
     Off,
-    /// Those of the pod to itself, of pods on its bridge, and from 127.0.0.1.
+    /// Connections of the pod to itself, of pods on its bridge, and from 127.0.0.1.
     Hairpin,
-    /// All.
+    /// All connections.
     All,
 }
 
-/// How iptables marks what is to be masqueraded.
+/// How iptables marks connections to masquerade.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mark {
     /// By a bit of the packet's mark, 0 to 31, in a chain of podwire.
@@ -100,7 +100,7 @@ pub struct HostPorts {
     pub pod_v6: Option<Ipv6Network>,
     /// In the order of the configuration.
     pub mappings: Vec<Mapping>,
-    /// Connections connections get the node's address.
+    /// Which connections get the node's address.
     pub snat: Snat,
     /// How iptables marks them.
     pub mark: Mark,

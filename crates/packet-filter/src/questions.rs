@@ -1,7 +1,8 @@
-//! Questions for names, on a node where the policy of iptables' chain INPUT is to drop.
+//! DNS queries of pods, on a node where the policy of iptables' chain INPUT is to drop.
 //!
-//! A rule of nf_tables that accepts does not end the chains of other tables, so iptables accepts what
-//! pods of a network ask the node: two rules for each device and family, with the last pod removed.
+//! A rule of nf_tables that accepts does not end the chains of other tables, so iptables accepts
+//! the DNS queries of a network's pods to the node: two rules for each device and family, which are
+//! removed with the last pod.
 
 use anyhow::{Context, Result};
 use nftables::Family;
@@ -13,8 +14,8 @@ use crate::iptables::table::{self as tables, FILTER, word};
 
 const INPUT: &str = "INPUT";
 
-/// Has iptables accept questions for names from a device of the node, where its policy is to drop; to
-/// repeat it does no harm. Whether there are rules now.
+/// Makes iptables accept DNS queries from a device of the node, if its policy is to drop. It can be
+/// repeated. Returns whether there are rules now.
 ///
 /// # Errors
 /// What iptables refuses.

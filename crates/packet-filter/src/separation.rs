@@ -2,8 +2,8 @@
 //! network leaves by a device of the same network, or by one of no network.
 //!
 //! A node forwards between any two of its interfaces, so pods of two networks with different VNIs
-//! would reach each other through their gateways. Two sets and one rule prevent that, however many
-//! networks there are. Packets to a published port pass: it is published to all.
+//! would reach each other through their gateways. Two sets and one rule prevent that, for any
+//! number of networks. Packets to a published port pass: it is published to all.
 
 use anyhow::Result;
 use nftables::listing::{self, has_in_order};
@@ -29,8 +29,8 @@ pub struct Separation {
 }
 
 impl Nftables {
-    /// Keeps what is forwarded of a network from other separated networks; to repeat it does no
-    /// harm.
+    /// Drops packets that would be forwarded from a network to other separated networks. It can be
+    /// repeated.
     pub fn ensure_separation(&self, wanted: &Separation) -> Result<()> {
         self.transact(|socket| add(socket, wanted))
     }
@@ -61,7 +61,7 @@ struct Layout {
 
 const LAYOUT: Layout = layout("members", "pairs");
 
-/// That of podwire 2.0.0 and earlier. `devices` is a word of nft's language: nft printed the
+/// The layout of podwire 2.0.0 and earlier. `devices` is a word of nft's language: nft printed the
 /// elements as empty texts, so that a saved rule set could not be loaded again.
 const OLD_LAYOUT: Layout = layout("devices", "inside");
 
@@ -139,8 +139,8 @@ pub fn add(socket: &Socket, wanted: &Separation) -> Result<Transaction, Error> {
     Ok(changes)
 }
 
-/// What follows new rules where there were those of an earlier release: its elements in our sets,
-/// without those of `wanted`, which are there already; its sets are deleted.
+/// Changes that follow new rules if an earlier release had rules: they add its elements to our
+/// sets, except those of `wanted`, which are added already, and delete its sets.
 fn replacement(old: Vec<Element>, wanted: &Separation) -> Transaction {
     let own = network_comment(&wanted.network);
     let mut changes = Transaction::new();
@@ -170,7 +170,7 @@ fn remove(socket: &Socket, network: &str) -> Result<Transaction, Error> {
     Ok(changes)
 }
 
-/// What is missing, in words; `None` if nothing is.
+/// What is missing, as a text; `None` if nothing is.
 fn missing(socket: &Socket, wanted: &Separation) -> Result<Option<String>, Error> {
     let layout = if OLD_LAYOUT.is_installed(socket)? {
         OLD_LAYOUT
@@ -200,7 +200,7 @@ fn additions(installed: bool, missing: Vec<Element>) -> Transaction {
     changes
 }
 
-/// What the elements are about, for people.
+/// The effect of the elements, for people.
 pub fn inventory(socket: &Socket) -> Result<Vec<Applied>, Error> {
     let sets = [LAYOUT.sets(), OLD_LAYOUT.sets()].concat();
     let found = listing::elements(socket, TABLE, &sets, |_| true)?;

@@ -38,8 +38,8 @@ pub struct SpoofCheck {
 pub type IsOfOther<'a> = &'a dyn Fn(&str) -> bool;
 
 impl Nftables {
-    /// Drops what `wanted`'s veth sends with another MAC; to repeat it does no harm. Entries for
-    /// veths of other attachments stay.
+    /// Drops frames that the veth of `wanted` sends with another MAC. It can be repeated. Entries
+    /// for veths of other attachments stay.
     pub fn ensure_spoof_check(
         &self,
         wanted: &SpoofCheck,
@@ -51,7 +51,7 @@ impl Nftables {
         })
     }
 
-    /// Removes the check of `owner`, found by its names; not what belongs to the veth of another
+    /// Removes the check of `owner`, found by its names, except entries for the veth of another
     /// attachment.
     pub fn remove_spoof_check(&self, owner: &Attachment, is_of_other: IsOfOther<'_>) -> Result<()> {
         self.transact(|socket| {
@@ -61,7 +61,7 @@ impl Nftables {
     }
 
     /// Removes the checks of ports of `network` that are not `valid`, though the port itself is
-    /// gone. Those of the Go plugin, whose host veths have random names, are not found.
+    /// gone. Checks of the Go plugin, whose host veths have random names, are not found.
     pub fn collect_spoof_checks(&self, network: &str, valid: &[ValidAttachment]) -> Result<()> {
         let alive: Vec<_> = valid.iter().filter_map(|it| it.owner(network)).collect();
         self.transact(|socket| {
@@ -105,7 +105,7 @@ impl Names {
         }
     }
 
-    /// Those of the Go plugin, and of earlier releases of podwire.
+    /// The names of the Go plugin, and of earlier releases of podwire.
     fn of_go(owner: &Attachment) -> Self {
         Self::with_id(&format!("{}-{}", owner.container_id, owner.ifname))
     }
@@ -125,8 +125,8 @@ impl Names {
     }
 }
 
-/// How the ids of hashed names begin for all ports of a network. No joined name begins so: it has
-/// a dash.
+/// The beginning of the ids of hashed names for all ports of a network. No joined name begins like
+/// this, because it has a dash.
 fn hashed_prefix(network: &str) -> String {
     format!("podwire_{}_", names::prefixed(16, "", network))
 }
@@ -155,7 +155,7 @@ fn collection(found: &[Listed], network: &str, alive: &[Attachment]) -> Transact
     changes
 }
 
-/// A hashed name tells its network, and can be compared with the name of a known attachment.
+/// A hashed name contains its network, and can be compared with the name of a known attachment.
 fn collect_hashed(found: &[Listed], network: &str, alive: &[Attachment]) -> Transaction {
     let begin = format!("{COMMENT}{}", hashed_prefix(network));
     let alive: HashSet<_> = alive.iter().map(|it| Names::hashed(it).comment).collect();
@@ -248,8 +248,8 @@ fn additions(found: &[Listed], wanted: &SpoofCheck, is_of_other: IsOfOther<'_>) 
     if layout.is_complete(found) && old.is_empty() {
         return changes;
     }
-    // To name a chain again that is there makes the close of the socket wait some 10 ms for RCU,
-    // because the kernel takes it for an update of the chain.
+    // If an existing chain is named again, the kernel takes that for an update, and closing the
+    // socket waits some 10 ms for RCU.
     if in_chain(found, PREROUTING).next().is_none() {
         changes.add_table(TABLE);
         let chain = Chain::hooked(PREROUTING, "filter", Point::Prerouting, -300);
@@ -319,7 +319,7 @@ fn delete_chains(changes: &mut Transaction, found: &[Listed], names: &Names) {
     }
 }
 
-/// What the rules are about, for people: those that lead from a port to its check.
+/// The effect of the rules, for people: those that lead from a port to its check.
 pub fn inventory(socket: &Socket) -> Result<Vec<Applied>, Error> {
     let found = listing::rules(socket, TABLE)?;
     let own = in_chain(&found, PREROUTING).filter(|it| it.comment.starts_with(COMMENT));

@@ -15,7 +15,8 @@
 //! fragment of a packet may be too short to have a VNI. No program sends such fragments, and without
 //! the first there is no packet: they are dropped.
 //!
-//! All of it is sets, so a packet costs the same among any number of networks and peers.
+//! All of this is in sets, so the cost of a packet does not depend on the number of networks and
+//! peers.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -64,14 +65,13 @@ pub struct VxlanGuard {
 }
 
 impl Nftables {
-    /// Drops VXLAN packets that `wanted`, one for each network, does not allow; to repeat it does no
-    /// harm.
+    /// Drops VXLAN packets that `wanted`, one for each network, does not allow. It can be repeated.
     pub fn ensure_vxlan_guards(&self, wanted: &[VxlanGuard]) -> Result<()> {
         self.transact(|socket| add(socket, wanted))
     }
 
-    /// Whether the network is guarded, as far as one lookup tells: all elements of a network are
-    /// written in one transaction.
+    /// Whether the network is guarded, by one lookup: all elements of a network are written in one
+    /// transaction.
     pub fn has_vxlan_guard(&self, wanted: &VxlanGuard) -> Result<bool> {
         let found = listing::element_at(&self.socket, wanted.table(), NETWORKS, &wanted.key())?;
         Ok(found.is_some_and(|it| it.comment == network_comment(&wanted.network)))
@@ -118,8 +118,8 @@ fn port_element(port: Part) -> Element {
     PORTS.element([port], [], "")
 }
 
-/// Changes that make the kernel drop what is not `wanted`, and remove what it had for these networks
-/// before; none if nothing differs.
+/// Changes that make the kernel drop packets that are not `wanted`, and remove other elements of
+/// these networks; none if nothing differs.
 pub fn add(socket: &Socket, wanted: &[VxlanGuard]) -> Result<Transaction, Error> {
     let mut changes = Transaction::new();
     for family in FAMILIES {
@@ -136,7 +136,7 @@ pub fn add(socket: &Socket, wanted: &[VxlanGuard]) -> Result<Transaction, Error>
     Ok(changes)
 }
 
-/// Changes that remove what is there for the network; with the last network, everything.
+/// Changes that remove the elements of the network; with the last network, everything.
 pub fn remove(socket: &Socket, network: &str) -> Result<Transaction, Error> {
     let mut changes = Transaction::new();
     for family in FAMILIES {
@@ -145,7 +145,7 @@ pub fn remove(socket: &Socket, network: &str) -> Result<Transaction, Error> {
     Ok(changes)
 }
 
-/// What is missing, in words; `None` if nothing is.
+/// What is missing, as a text; `None` if nothing is.
 fn missing(socket: &Socket, wanted: &VxlanGuard) -> Result<Option<String>, Error> {
     let table = wanted.table();
     if !is_installed(socket, table)? {
@@ -196,11 +196,11 @@ fn remove_from(socket: &Socket, table: Table, network: &str) -> Result<Transacti
     Ok(changes)
 }
 
-/// What is to change.
+/// The changes to make.
 struct Difference {
-    /// The elements that are wanted and not there.
+    /// The elements that are wanted and missing.
     missing: Vec<Element>,
-    /// Those that are there for the wanted networks, and not wanted.
+    /// Existing elements of the wanted networks that are not wanted.
     stale: Vec<Element>,
     /// The keys of all networks afterwards.
     staying: Vec<Vec<Part>>,
@@ -325,7 +325,7 @@ fn additions(table: Table, installed: bool, missing: Vec<Element>) -> Transactio
     changes
 }
 
-/// What the elements are about, for people: the networks that are guarded.
+/// The effect of the elements, for people: the networks that are guarded.
 pub fn inventory(socket: &Socket) -> Result<Vec<Applied>, Error> {
     let mut all = Vec::new();
     for family in FAMILIES {

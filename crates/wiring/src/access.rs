@@ -40,8 +40,8 @@ impl RuntimeConfig {
     }
 }
 
-/// One entry of `portMappings`. What it says of the node is for portmap: a port that is opened is
-/// not translated.
+/// One entry of `portMappings`. Only portmap uses the port and the address of the node: an opened
+/// port is not translated.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct PortMapping {
@@ -96,7 +96,7 @@ pub struct AccessKeys<'a> {
 }
 
 impl AccessKeys<'_> {
-    /// Whether any restricts something, be it legal or not.
+    /// Whether any key restricts access, also with an invalid value.
     pub fn restrict(&self) -> bool {
         self.internal || self.icc == Some(false) || self.modes.iter().any(Option::is_some)
     }
@@ -117,7 +117,7 @@ pub struct Reachability {
     links: Vec<LinkTo>,
 }
 
-/// A pod that is reached, without its network.
+/// A pod of the same network that this one reaches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct LinkTo {
     container_id: ContainerId,
@@ -130,8 +130,8 @@ impl Reachability {
     /// Reads the keys.
     ///
     /// # Errors
-    /// Code 7, each fault with its key: an unknown mode; keys that contradict each other; a port or
-    /// protocol that is none.
+    /// Code 7, each fault with its key: an unknown mode; keys that contradict each other; an invalid
+    /// port or protocol.
     pub fn parse(keys: &AccessKeys<'_>) -> Result<Self, Faults> {
         let mut checks = Checks::default();
         let modes = [0, 1].map(|family| checks.take(mode(keys, family)));

@@ -85,9 +85,9 @@ fn bridge(host: &Netlink, name: &str, previous: &AddResult) -> Result<Link> {
 pub struct Expected<'a> {
     /// The word of `ip link … type`.
     pub kind: &'a str,
-    /// The kind in the error about another one.
+    /// The kind as the error about a wrong kind shows it.
     pub shown_kind: &'a str,
-    /// The beginning of the error about another MAC.
+    /// The beginning of the errors about a wrong MAC and a missing link.
     pub prefix: &'a str,
     /// The error if there is no link, if it is not the usual one.
     pub missing: Option<String>,

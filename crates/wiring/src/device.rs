@@ -1,9 +1,10 @@
 //! A device of the node in a pod: ADD takes it there, DEL and GC return it under its own name.
 //!
-//! The pod controls its namespace, so that it can give the device another name and alias, and other
-//! links those of the device. So ADD notes what the device is before it moves it, and DEL returns the
-//! link that the note describes. The alias has the name, too: there the Go plugin reads it. DEL reads
-//! it for a pod without a note: of the Go plugin, or of a node that has lost `/run`.
+//! The pod controls its namespace: it can change the name and the alias of the device, and give
+//! them to another link. So ADD notes the device's properties before it moves the device, and DEL
+//! returns the link that the note describes. ADD also sets the alias to the name, as the Go plugin
+//! does. DEL reads the alias if there is no note: the Go plugin attached the pod, or the node has
+//! lost `/run`.
 
 use std::time::{Duration, Instant};
 
@@ -17,14 +18,14 @@ use netns::NetNs;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::notes::Notes;
 use crate::alias::has_mark;
+use crate::notes::Notes;
 use crate::pod;
 
-/// What an attachment uses that has a device.
+/// The use that an attachment with a device notes.
 const DEVICE: &str = "device";
 
-/// The name of the notes.
+/// The plugin to which the notes belong.
 const PLUGIN: &str = "host-device";
 
 /// How long DEL waits for hardware whose namespace has ended: the kernel returns it a moment later.
@@ -43,20 +44,20 @@ struct Origin {
     kind: Option<String>,
     /// The index of a veth's peer, or of a parent.
     link: Option<u32>,
-    /// Whether that was in another namespace than the node's.
+    /// Whether that link was in another namespace than the node's.
     link_elsewhere: bool,
     permanent: String,
     bus_id: String,
-    /// Its name and its namespace as the runtime named them.
+    /// `CNI_IFNAME` and `CNI_NETNS` of the ADD.
     ifname: String,
     netns: String,
 }
 
-/// Where a device is looked for.
+/// Where to look for a device.
 #[derive(Clone, Copy, Debug)]
 enum Place {
     Node,
-    /// A pod, with the id that the node's namespace has there.
+    /// A pod, and the id of the node's namespace in it.
     Pod(Option<i32>),
 }
 
@@ -67,12 +68,12 @@ pub struct Hint {
     pub name: String,
     /// Its hardware address.
     pub address: Option<HardwareAddress>,
-    /// The name that the interface at its place on a bus has on the node now, or empty.
+    /// The present name on the node of the interface at its place on a bus, or empty.
     pub present: String,
 }
 
-/// Moves `device` from the node of the socket `host` into the pod, as `CNI_IFNAME`. It is down. Its
-/// return is pushed on `undo`.
+/// Moves `device` from the node (the socket `host`) into the pod, where it is down and has the name
+/// `CNI_IFNAME`. Its return is pushed on `undo`.
 ///
 /// # Errors
 /// `failed to move link …`: the pod has an interface of that name, or the kernel cannot move the
@@ -125,8 +126,8 @@ pub fn take<C>(
 }
 
 /// DEL: returns the device of the attachment to the node, under its own name, whatever the pod has
-/// made of it. It is down, as after a DEL of the Go plugin. A pod without a note has a device if there
-/// is a `hint`.
+/// changed. The device is down then, as after a DEL of the Go plugin. `hint` describes the device
+/// if there is no note; without both, nothing is returned.
 ///
 /// # Errors
 /// `failed to move "net1" to hostNS: file exists`, code 11: the node has another interface with the
@@ -169,7 +170,7 @@ impl Origin {
         let link = &device.link;
         Self {
             name: link.name.clone(),
-            // Its own name is what an early version of the Go plugin has left.
+            // An early version of the Go plugin leaves the device's own name as its alias.
             alias: link
                 .alias
                 .clone()
@@ -194,7 +195,7 @@ impl Origin {
         IfName::parse(&origin.name).is_ok().then_some(origin)
     }
 
-    /// Whether `device` can be this one, by what a pod cannot change.
+    /// Whether `device` can be this one, judged by properties that a pod cannot change.
     fn is_same(&self, device: &Device, place: Place) -> bool {
         let link = &device.link;
         let both = |one: &str, other: &str| !one.is_empty() && !other.is_empty();
@@ -204,8 +205,7 @@ impl Origin {
         } else {
             self.permanent == permanent
         };
-        // Neither the other end of a veth nor the parent of a vlan can be chosen in a pod, if it is
-        // outside.
+        // A pod can make no link whose other end (veth) or parent (vlan) is outside of the pod.
         let is_outside = match place {
             Place::Node => link.link_netnsid.is_some() == self.link_elsewhere,
             Place::Pod(_) if self.link_elsewhere => link.link_netnsid.is_some(),
@@ -243,7 +243,7 @@ impl Origin {
 
     fn find_in(&self, pod: &Netlink) -> Result<Option<Device>> {
         let devices = pod.list_devices()?;
-        // Queried after the list, for which the kernel gives out ids.
+        // Queried after the list: the kernel assigns ids to namespaces when it lists links.
         let node = pod.id_of(&NetNs::current()?)?;
         Ok(self.pick(&devices, Place::Pod(node)).cloned())
     }
@@ -258,7 +258,8 @@ impl Origin {
         }
     }
 
-    /// Returns the device from `netns`, or from where the kernel has put it when its namespace ended.
+    /// Returns the device from `netns`, or restores it on the node, to which the kernel moves it
+    /// when its namespace ends.
     fn give_back(&self, netns: Option<&NetNs>) -> Result<()> {
         let host = Netlink::open()?;
         if let Some(device) = self.find_at_home(&host)? {
@@ -277,7 +278,7 @@ impl Origin {
         }
     }
 
-    /// The device, on the node under its own name: it never left, or it is back.
+    /// Finds the device on the node under its own name: it never left, or has been returned.
     fn find_at_home(&self, host: &Netlink) -> Result<Option<Device>> {
         let device = host.find_device(&self.name)?;
         Ok(device.filter(|it| {
@@ -286,7 +287,7 @@ impl Origin {
         }))
     }
 
-    /// The device, on the node under a name that the pod gave it.
+    /// Finds the device on the node under a name that the pod gave it.
     fn find_returned(&self, host: &Netlink, vanished: bool) -> Result<Option<Device>> {
         let is_awaited = vanished && self.kind.is_none();
         let until = Instant::now() + RETURN;
@@ -311,7 +312,7 @@ impl Origin {
     fn move_home(&self, host: &Netlink, pod: &Netlink, device: &Device) -> Result<()> {
         let (index, was) = (device.link.index, &device.link.name);
         if host.find_link(&self.name)?.is_some() {
-            // They are released now, and must not answer any more.
+            // The addresses are released now, so the device must not answer for them.
             for it in pod.list_addresses(index, None)? {
                 pod.delete_address(index, it.address)?;
             }
@@ -322,7 +323,8 @@ impl Origin {
         pod.set_down(index)?;
         if *was != self.name
             && let Err(error) = pod.rename(index, &self.name)
-            // Another interface of the pod has the name; then the node sees the pod's for a moment.
+            // Another interface of the pod has the name: the node then sees the device's name in
+            // the pod for a moment.
             && !error.is_exists()
         {
             return Err(error.into());
@@ -341,7 +343,7 @@ impl Origin {
         self.restore_altnames(host, device)
     }
 
-    /// Gives the device its name, where the kernel has put it under another one.
+    /// Gives the device its own name on the node, where the kernel has put it under another one.
     fn rename(&self, host: &Netlink, device: &Device) -> Result<()> {
         let index = device.link.index;
         if device.link.name != self.name {
@@ -356,7 +358,7 @@ impl Origin {
         self.restore_altnames(host, device)
     }
 
-    /// Takes from the device the further names that it did not have on the node before.
+    /// Deletes the alternative names that the device did not have on the node before.
     fn delete_altnames(&self, netlink: &Netlink, device: &Device) -> Result<()> {
         let further = device.altnames.iter();
         for altname in further.filter(|it| !self.altnames.contains(it)) {
@@ -365,8 +367,8 @@ impl Origin {
         Ok(())
     }
 
-    /// The pod can delete alternative names. Another link may have them now, so that a failure is
-    /// only logged.
+    /// The pod can delete alternative names. Another link may have them now, so a failure is only
+    /// logged.
     fn restore_altnames(&self, host: &Netlink, device: &Device) -> Result<()> {
         let Some(link) = host.find_link(&self.name)? else {
             return Ok(());
@@ -413,7 +415,8 @@ impl Origin {
     fn unnoted(host: &Netlink, device: &Device) -> Result<Self> {
         let mut altnames = device.altnames.clone();
         let mut failed = None;
-        // Which of them the pod has added is unknown.
+        // It is unknown which of them the pod has added: only those that another link has are
+        // dropped.
         altnames.retain(|it| match host.find_link(it) {
             Ok(other) => other.is_none_or(|other| other.index == device.link.index),
             Err(error) => {
@@ -462,14 +465,14 @@ impl Hint {
     }
 }
 
-/// The alias, if an interface can have that name.
+/// The alias, if it is a valid name of an interface.
 fn alias_as_name(device: &Device) -> Option<&String> {
     let alias = device.link.alias.as_ref()?;
     IfName::parse(alias).is_ok().then_some(alias)
 }
 
-/// Whether the alias names an original name, and the pod cannot have made the link for itself: what
-/// moves to the node must not lead into the pod.
+/// Whether the alias has the name on the node, and the link came from there. A link that the pod
+/// made could lead into the pod, so it must not move to the node.
 fn is_from_outside(device: &Device) -> bool {
     let link = &device.link;
     let leads_inside = link.link.is_some() && link.link_netnsid.is_none() || link.is_kind("tun");

@@ -71,8 +71,8 @@ pub fn missing(host: &Netlink, link: &Link, addresses: &[IpNetwork]) -> Result<M
     })
 }
 
-/// The address of `link` that conflicts with `address` and is none of `wanted`, gateways of other
-/// subnets.
+/// The address of `link` that conflicts with `address`, and is not one of `wanted`, the gateways of
+/// other subnets.
 ///
 /// # Errors
 /// What the kernel refuses.
@@ -142,8 +142,9 @@ fn ipv6_is_disabled(host: &Netlink, interface: Option<&str>) -> Result<bool> {
     Ok(sysctl::read(&key).is_ok_and(|value| value == "1"))
 }
 
-/// Makes sure that `link` has `address`. A conflicting address is replaced with `force`, else it
-/// is an error; unless it is in another one of `subnets`, which are asked for only then.
+/// Makes sure that `link` has `address`. With `force`, it replaces a conflicting address; without
+/// it, a conflict is an error. An address in another one of `subnets` is no conflict; `subnets` is
+/// called only if necessary.
 ///
 /// # Errors
 /// `"cni0" already has an IP address different from 10.1.0.1/24`; what the kernel refuses.
@@ -188,8 +189,8 @@ pub fn ensure_address(
     }
 }
 
-/// Whether two addresses are in different ones of a network's subnets: pods get addresses of the
-/// second one when the first one is full.
+/// Whether two addresses are in different subnets of a network: pods get addresses of the second
+/// one when the first one is full.
 fn are_neighbours(other: IpNetwork, address: IpNetwork, subnets: &[IpNetwork]) -> bool {
     let of = |address: IpNetwork| {
         let is_its = |it: &&IpNetwork| it.prefix() == address.prefix() && it.contains(address.ip());
@@ -214,7 +215,7 @@ pub fn clash(addresses: &[IpNetwork]) -> Option<(IpNetwork, IpNetwork)> {
 pub(crate) fn conflicts(other: IpNetwork, address: IpNetwork) -> bool {
     match address {
         IpNetwork::V4(_) => true,
-        // Every interface has one already, and may have more.
+        // Every interface has a link-local address already, and may have more.
         IpNetwork::V6(address) if address.ip().is_unicast_link_local() => false,
         IpNetwork::V6(_) => other.contains(address.ip()) || address.contains(other.ip()),
     }

@@ -13,8 +13,8 @@ use netns::NetNs;
 
 use crate::{Addressing, Gateway};
 
-/// How often IPAM is called. A probe finds a conflict within milliseconds, so this many fit into
-/// the timeout of any runtime. More conflicts than this are no coincidence.
+/// How many times IPAM is called. A probe finds a conflict within milliseconds, so this many fit
+/// into the timeout of any runtime. More conflicts than this are no coincidence.
 const TRIES: usize = 16;
 
 /// The addresses and routes of a pod whose network has no gateway on this node, as [`acquire`] gets
@@ -35,7 +35,7 @@ pub fn addressing<C>(
 /// Gets addresses from the IPAM plugin; `None` without `ipam`. Releasing them is pushed on `undo`.
 ///
 /// With `detect_conflicts`, addresses that another host on the segment uses are released, and
-/// IPAM is asked for others. The pod's interface must exist; it is up afterwards.
+/// others are requested from IPAM. The pod's interface must exist; it is up afterwards.
 ///
 /// # Errors
 /// Code 11 if IPAM returns the same addresses again (they are fixed), or addresses in conflict

@@ -3,6 +3,7 @@
 //!
 //! - [`lease`]: addresses from IPAM, probed for conflicts on the segment;
 //! - [`Addressing`]: the pod's addresses and routes, decided from the lease;
+//! - [`mod@alias`]: which attachment a link belongs to;
 //! - [`pod`]: its namespace and interface: configure, announce, delete;
 //! - [`port`]: a veth pair that makes the pod a port of a bridge;
 //! - [`parent`]: the interface that a pod's link is made on; [`remains`]: DEL and GC of such links;
@@ -23,8 +24,8 @@
 
 pub mod access;
 mod addressing;
-pub mod check;
 pub mod alias;
+pub mod check;
 pub mod device;
 pub mod gateway;
 pub mod lease;

@@ -1,8 +1,9 @@
 //! Links between pods of a network that keeps its pods apart (`links` beside `icc` false).
 //!
 //! The ports of such pods are isolated on the bridge, so a linked pod reaches the other one only
-//! through the node, which forwards the packet back to the bridge. The node answers for the other
-//! end's address; nothing is changed in the pods, which could change it back.
+//! through the node, which forwards the packet back to the bridge. The node answers ARP requests
+//! and neighbour solicitations for the other pod's address. Nothing is changed in the pods, which
+//! could undo it.
 
 use std::net::IpAddr;
 
@@ -36,7 +37,8 @@ pub(crate) fn add(wanted: &Links, undo: &mut Undo) -> Result<()> {
     Ok(())
 }
 
-/// Answers the pods that ask the gateway's segment for an address behind it.
+/// Has the node answer ARP requests and neighbour solicitations for `ip` on the segment of its
+/// gateway.
 fn answer_for(host: &Netlink, ip: IpAddr) -> Result<()> {
     let gateway = host.route_link(ip)?;
     let name = &gateway.name;
@@ -85,12 +87,12 @@ fn remove_old(
     if old()?.is_empty() {
         return Ok(());
     }
-    // An ADD may need an answer that seems to be needed no more.
+    // A concurrent ADD may need such an answer again, so look once more under the lock.
     let _alone = shared::alone(network)?;
     let old = old()?;
     let host = Netlink::open()?;
     for ip in old.addresses.iter().filter(|it| it.is_ipv6()) {
-        // Without a route the gateway is gone, and its answers with it.
+        // Without a route, the gateway and its proxy entries are gone.
         if let Ok(Link { index, .. }) = host.route_link(*ip) {
             host.delete_proxy(index, *ip)?;
         }

@@ -7,12 +7,12 @@ use anyhow::{Context, Result};
 use netlink::{Netlink, sysctl};
 use packet_filter::{HostPorts, Kind};
 
-/// ADD: lets packets from 127.0.0.1 leave for the pod, if its published ports want that.
+/// ADD: lets packets from 127.0.0.1 leave for the pod, if its published ports need that.
 ///
 /// The kernel drops such packets unless the interface that they leave by has `route_localnet`
 /// (Documentation/networking/ip-sysctl.rst). That also accepts packets of neighbours to 127.0.0.0/8
-/// of the node, so the back end drops these first. Where that, the route or the setting is not
-/// possible, the reason is logged, and all other ways to the pod work.
+/// of the node, so the back end drops these first. If that rule, the route or the setting is not
+/// possible, the reason is logged: all other ways to the pod work.
 ///
 /// # Errors
 /// What the kernel refuses otherwise.

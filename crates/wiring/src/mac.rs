@@ -25,7 +25,7 @@ pub struct Requested {
     pub ips: Option<Json>,
 }
 
-/// `args`: by convention its keys name their readers.
+/// `args`: by convention, each key names the programs that read its value.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Args {

@@ -91,7 +91,8 @@ impl Masquerading {
     }
 }
 
-/// A destination that is not masqueraded. Host bits are cleared, as iptables lists it so.
+/// A destination that is not masqueraded. Host bits are cleared, because iptables lists networks
+/// without them.
 fn exception(key: &str, text: &String) -> Result<IpNetwork, Fault> {
     let fault = |why: String| Fault::new(key, format!("ipMasqExcept: {text:?} {why}"));
     let network: IpNetwork = text

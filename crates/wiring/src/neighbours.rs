@@ -6,14 +6,15 @@
 //! address that comes back usually has the MAC that it had. Then nothing is announced.
 //!
 //! The table of a bridge is a file in `/run/podwire/neighbours` with the name of the bridge. Only
-//! the ADD that creates the bridge creates it, so no pod was there before. All that this module
-//! does not know is a reason to announce: a bridge without a table (of another program, of an
-//! earlier release, of an ADD that was killed), an address that had another MAC, an IPAM plugin
-//! or another program that gives addresses to pods of others, and a port that is no pod's: what
-//! is behind it learns from frames where a MAC is, and may know the address from another node.
+//! the ADD that creates the bridge creates it, so no pod was there before. In every other case the
+//! pod is announced: the bridge has no table (another program, an earlier release or a killed ADD
+//! created it), the address had another MAC, another IPAM plugin or program may have given the
+//! address to a pod, or a port is not a pod's: machines behind it may know the address from another
+//! node.
 //!
 //! - Cost: this file and `crates/netlink/src/ports.rs`; 0.02 ms of an ADD.
-//! - The doors: [`Neighbours::look_at_ports`], then [`Neighbours::attach`]. To switch it off, remove the file of the bridge.
+//! - Entry points: [`Neighbours::look_at_ports`], then [`Neighbours::attach`]. To switch it off,
+//!   remove the file of the bridge.
 
 use std::fs::File;
 use std::io;
@@ -40,7 +41,7 @@ const DIRECTORY: &str = "/run/podwire/neighbours";
 const FORMAT: &[u8; 8] = b"podwire1";
 const HEADER: usize = 8 + 4 + 6;
 
-/// Then come the indexes of the ports that are known to be pods', by port number.
+/// Then come the indexes of the ports that are known to belong to pods, by port number.
 const PORTS: u64 = 4096;
 const PORTS_BYTES: usize = MOST * 4;
 
@@ -83,7 +84,7 @@ enum Slot {
     Unused,
     /// This MAC.
     Mac(Mac),
-    /// One of several.
+    /// One of several MACs.
     Unknown,
 }
 
@@ -219,7 +220,7 @@ impl Neighbours {
         Ok(())
     }
 
-    /// Nothing is known from now on.
+    /// Removes the table: nothing is known from now on.
     fn forget(&self) {
         if let Err(error) = file::remove(&self.path) {
             cni::log(format_args!("remove {}: {error}", self.path.display()));
@@ -352,7 +353,7 @@ fn ports_of(host: &Netlink, table: &File, bridge: &Link) -> Result<Ports> {
         if *index == 0 || index.to_ne_bytes() == *known {
             continue;
         }
-        // A pod that was just deleted is no other machine.
+        // A port that was just deleted belonged to a pod.
         let link = host.find_link_by_index(*index)?;
         if link.is_some_and(|link| !is_pods(&link)) {
             return Ok(Ports {

@@ -1,8 +1,8 @@
-//! Notes of a chained plugin: what an attachment has on the node where its names do not tell. A DEL
-//! or GC that gets no result finds it there.
+//! Notes of a chained plugin: what an attachment uses on the node, unless that follows from its
+//! names. A DEL or GC without a result reads them.
 //!
-//! They are files as those of [`Users`], in a directory of the plugin beside the network's; they
-//! are lost with `/run`, and pods of the Go plugins have none.
+//! They are files like those of [`Users`], in a directory of the plugin beside the directory of the
+//! network. They are lost with `/run`, and pods of the Go plugins have none.
 
 use anyhow::Result;
 use cni::Attachment;
@@ -21,7 +21,7 @@ pub struct Notes {
 }
 
 impl Notes {
-    /// Those of `plugin`.
+    /// The notes of `plugin` about attachments to `network`.
     pub fn of(plugin: &str, network: &str) -> Self {
         Self {
             network: network.to_owned(),
@@ -41,7 +41,7 @@ impl Notes {
         }
     }
 
-    /// What is noted about `owner`, whatever it uses.
+    /// The content of a note about `owner`, for whichever use.
     pub fn find(&self, owner: &Attachment) -> Option<String> {
         let users = Users::find(&self.directory).ok()??;
         let uses = users.used().ok()?;
@@ -81,7 +81,7 @@ impl Notes {
             for what in used {
                 let [_, others] = users.contents(what, &kept)?;
                 for content in others {
-                    // What it is about would stay for ever.
+                    // If a note cannot be read, it stays: what it describes would never be removed.
                     clean(&content?)?;
                 }
             }

@@ -58,7 +58,7 @@ impl fmt::Display for Master {
 }
 
 impl ParentSpec {
-    /// The parent that these two keys mean.
+    /// The parent that these two keys select.
     pub fn new(master: &str, in_container: bool) -> Self {
         Self {
             master: Master::new(master),
@@ -103,7 +103,7 @@ impl ParentSpec {
     /// Looks the parent up on the node; `None` if it is in a container.
     ///
     /// # Errors
-    /// There is none, or it cannot be one of links of `kind`.
+    /// There is none, or it cannot be the parent of links of `kind`.
     pub fn on_node(&self, kind: &str) -> Result<Option<Parent>> {
         if self.in_container {
             return Ok(None);
@@ -140,8 +140,8 @@ impl ParentSpec {
         Ok(Some(parent))
     }
 
-    /// CHECK: whether the pod's `link` is on the parent that the configuration means. Where it
-    /// names none, the default route may have moved since the ADD.
+    /// CHECK: whether the pod's `link` is on the parent that the configuration selects. If it names
+    /// none, the default route may have moved since the ADD.
     ///
     /// Returns the parent.
     ///
@@ -244,7 +244,7 @@ pub(crate) fn is_of_kind(link: &Link, kind: &str) -> bool {
     link.is_kind(kind) || link.is_kind(tap)
 }
 
-/// Whether it is down and has lost its carrier by that. An interface without a wire (a dummy, a
+/// Whether it is down, and has no carrier for that reason. An interface without a wire (a dummy, a
 /// bridge) may be set up later.
 fn is_down(parent: &Parent) -> bool {
     !parent.link.up && !parent.carrier

@@ -166,7 +166,7 @@ pub fn delete_and_release(
 /// if the namespace is gone.
 ///
 /// # Errors
-/// Those of `act`; the namespace exists and cannot be opened.
+/// As `act`; the namespace exists and cannot be opened.
 pub fn in_netns<T: Default>(
     netns: Option<&NetnsPath>,
     act: impl FnOnce(&Netlink) -> Result<T>,

@@ -17,7 +17,7 @@ use crate::{alias, links, neighbours, pod, rules, shared};
 const NAMES: u32 = 10;
 
 /// Adds the veth pair of `request`, with the host end as a port of `bridge`, if there is one, from
-/// the start. The kernel chooses what is `None`: an MTU of 1500 bytes. A MAC is random.
+/// the start. Without an MTU the kernel chooses 1500 bytes; without a MAC it is random.
 ///
 /// # Errors
 /// Code 11: the bridge is full; what the kernel refuses, as [`Netlink::add_veth`].
@@ -103,9 +103,9 @@ pub fn attach(host: &Netlink, veth: &Link, port: PortSpec, attachment: &Attachme
 
 /// Brings up a host end that joins its bridge later ([`join`]), and sets its alias.
 ///
-/// When the pod's end comes up, its kernel sends router solicitations and multicast reports, which a
-/// bridge copies to every port, while all other changes of links wait: 4 ms of an ADD beside 900
-/// pods. A port that joins its bridge after that saves them.
+/// When the pod's end comes up, its kernel sends router solicitations and multicast reports, which
+/// a bridge copies to every port, while all other changes of links wait: 4 ms of an ADD beside 900
+/// pods. A port that joins its bridge after that saves this time.
 ///
 /// # Errors
 /// What the kernel refuses, as [`Netlink::prepare_port`].
@@ -187,7 +187,7 @@ pub struct ConfiguredRules<'a> {
     pub open_ports: bool,
     /// Links to other pods.
     pub links: bool,
-    /// The bridge where pods of the Go plugins may be that use the same network.
+    /// The bridge, whose ports may be pods of the Go plugins on the same network.
     pub bridge: Option<&'a str>,
     /// A spoof check (`macspoofchk`).
     pub spoof_check: bool,

@@ -29,7 +29,7 @@ pub fn temporary_name(attachment: &Attachment) -> String {
     attachment.host_veth(0)
 }
 
-/// Which links of a pod are those of a plugin.
+/// The links that a plugin makes in pods.
 #[derive(Clone, Copy, Debug)]
 pub struct Links {
     /// The word of `ip link … type`.
@@ -41,7 +41,7 @@ pub struct Links {
 }
 
 impl Links {
-    /// DEL of an attachment that is such a link and addresses, and nothing else.
+    /// DEL of an attachment that consists of such a link and addresses.
     ///
     /// # Errors
     /// What the kernel or the IPAM plugin refuses.
@@ -82,7 +82,7 @@ impl Links {
                 for link in &links {
                     pod.remove(link)?;
                 }
-                // The pod may have made another one on the last.
+                // The pod may have made another link on top of the last one.
                 links = pod.list_links()?;
             }
             let kind = self.kind;
@@ -106,7 +106,7 @@ struct Search {
     temporary: String,
     /// Whether the runtime passes the result of ADD.
     was_added: bool,
-    /// From that result, unless all links on the parent have the same.
+    /// The MAC in that result, unless all links on the parent have the same one.
     mac: Option<Mac>,
 }
 
@@ -128,8 +128,8 @@ impl Search {
         }
     }
 
-    /// The parents on which links without an alias are deleted, too, by the first list of all links
-    /// of the pod. A link that the pod makes on one of ours is on the same parent, and an ADD of
+    /// The parents on which links without an alias are deleted, too, found in the first list of the
+    /// pod's links. A link that the pod makes on top of ours has the same parent, and an ADD of
     /// podwire leaves no link without an alias.
     fn parents(&self, links: &[Link]) -> Vec<ParentId> {
         let own: Vec<_> = links.iter().filter(|link| self.is_own(link)).collect();

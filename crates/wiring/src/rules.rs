@@ -18,8 +18,9 @@ use packet_filter::{
 
 use crate::{Masquerading, shared};
 
-/// ADD: makes what is `wanted`, but for the spoof check and the access to the network, which have to
-/// be there before the pod's interface is up. `bridge` is where pods of the Go plugins may be that use the same rules.
+/// ADD: adds the rules that are `wanted`, except for the spoof check and the access to the network,
+/// which must exist before the pod's interface is up. Ports of `bridge` may be pods of the Go
+/// plugins that use the same rules.
 ///
 /// # Errors
 /// No back end works; what the kernel or iptables refuses.
@@ -42,8 +43,8 @@ pub fn add(wanted: &Pod, bridge: Option<&str>, undo: &mut Undo) -> Result<()> {
     }
 }
 
-/// CHECK: whether what is `wanted` is there, in either back end. Links are not compared: one whose other
-/// end is gone is gone, too.
+/// CHECK: whether the rules that are `wanted` exist, in either back end. Links are not compared: a
+/// link ends when the pod at its other end is deleted.
 ///
 /// # Errors
 /// What is missing.
@@ -136,12 +137,12 @@ pub(crate) fn remove_masquerade(owner: &Attachment, call: &Call) -> Result<()> {
     })
 }
 
-/// Whether the container has another interface on the network: the alias of its host veth says
-/// so. Host veths of the Go plugins have no alias.
+/// Whether the container has another interface on the network, by the alias of its host veth. Host
+/// veths of the Go plugins have no alias.
 fn has_sibling(owner: &Attachment) -> Result<bool> {
     let (own, ifname) = (owner.alias(), owner.ifname.as_str());
     let Some(container) = own.strip_suffix(ifname) else {
-        // The names are so long that the alias is a hash: there may be one.
+        // The alias is a hash, because the names are long: there may be such an interface.
         return Ok(true);
     };
     let links = Netlink::open()?.list_links()?;

@@ -1,9 +1,9 @@
-//! Rules that all attachments of a network share: for a subnet, one that masquerades it and one
-//! that isolates its pods from each other; those about the access to the network. The first attachment that needs a rule adds it, and
-//! the last one removes it.
+//! Rules that all attachments of a network share: for each subnet one that masquerades it and one
+//! that isolates its pods from each other, and the rules about the access to the network. The first
+//! attachment that needs a rule adds it, and the last one removes it.
 //!
-//! [`Users`] has the attachments that need a rule. As it may be incomplete, the kernel is asked for
-//! attachments that are not in it before a rule is removed. If there is one, the rule stays.
+//! [`Users`] has the attachments that need a rule. As it may be incomplete, a rule is only removed
+//! if the kernel has no attachment that is not in it.
 
 use std::net::IpAddr;
 
@@ -151,7 +151,7 @@ fn note(owner: &Attachment, uses: &[String], content: &str) -> Result<bool> {
 /// # Errors
 /// What the kernel refuses.
 pub fn hand_over(network: &str, these: &[&Attachment]) -> Result<()> {
-    // DEL of the Go plugins would leave them.
+    // DEL of the Go plugins would not remove them.
     for attachment in these.iter().filter(|it| has_open_ports(it)) {
         rules::close_ports(attachment)?;
     }
@@ -306,8 +306,8 @@ fn remove_unused(network: &str, has_unknown: impl FnOnce(&Users) -> Result<bool>
     Ok(())
 }
 
-/// Accepts [`Unavailable`]: where no file of ours can be, none is left, and the rules stay. Other
-/// errors are returned, so that the runtime calls again.
+/// Accepts [`Unavailable`]: where no file of ours can exist, there is none to remove, and the rules
+/// stay. Other errors are returned, so that the runtime repeats the call.
 ///
 /// # Errors
 /// `error`, if it is another.

@@ -62,7 +62,7 @@ impl fmt::Display for Unavailable {
 impl std::error::Error for Unavailable {}
 
 impl Users {
-    /// For an ADD: creates the directory, with a lock that keeps out calls that remove rules.
+    /// For an ADD: creates the directory, with a lock that excludes calls that remove rules.
     ///
     /// # Errors
     /// The directory cannot be written: [`Unavailable`] if it can never be; code 11 if another
@@ -71,7 +71,7 @@ impl Users {
         Self::locked(network, lock::shared)
     }
 
-    /// To remove rules: creates the directory, with a lock that keeps out all other calls.
+    /// To remove rules: creates the directory, with a lock that excludes all other calls.
     ///
     /// # Errors
     /// As [`Users::open_shared`].
@@ -126,7 +126,7 @@ impl Users {
         Ok(found.then_some(users))
     }
 
-    /// The directory that has those of the networks.
+    /// Opens the directory that contains the directories of the networks.
     fn open_node(make: bool) -> Result<Option<Self>> {
         let dir = match Directory::open_at(AT_FDCWD, BASE) {
             Ok(dir) => dir,

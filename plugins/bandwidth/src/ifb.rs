@@ -1,16 +1,17 @@
 //! The ifb of an attachment: a link of the node that sends what the host end of the pod's veth pair
 //! has received, so that it can be limited.
 //!
-//! Its name is that of the Go plugin, which does not contain the pod's interface. Its alias names
-//! the attachment; the kernel cannot set that when it creates a link, but it can set the MAC address,
-//! which names the network. If another interface of the container on the same network has an ifb of that
-//! name, this one gets another derived name.
+//! It has the name that the Go plugin gives it, which does not depend on the pod's interface. Its
+//! alias names the attachment. The kernel cannot set an alias when it creates a link, but it can
+//! set the MAC address, which is derived from the network and the attachment. If another interface
+//! of the container on the same network has an ifb of that name, this one gets another derived
+//! name.
 
 use anyhow::{Context, Result};
 use cni::{Attachment, names};
 use netlink::{Link, Mac, Netlink};
 
-/// What the names of all ifbs begin with.
+/// The beginning of the names of all ifbs.
 const PREFIX: &str = "bwp";
 
 /// The names to try, in this order.
@@ -38,8 +39,8 @@ pub fn is_unfinished(link: &Link, network: &str) -> bool {
         && link.mac.is_some_and(has_network)
 }
 
-/// Finds the ifb of an attachment. One without an alias is the Go plugin's, or that of an ADD that
-/// was killed.
+/// Finds the ifb of an attachment. An ifb without an alias was made by the Go plugin, or by an ADD
+/// that was killed.
 ///
 /// # Errors
 /// What the kernel refuses.

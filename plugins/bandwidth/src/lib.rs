@@ -52,7 +52,7 @@ impl Plugin for Bandwidth {
         Ok(result.for_version(call.version))
     }
 
-    /// The limits on the host end go with it.
+    /// The limits on the host end end with that link.
     fn del(request: &Del<Conf>) -> Result<()> {
         let host = Netlink::open()?;
         match ifb::find(&host, &request.attachment)? {
@@ -84,7 +84,7 @@ impl Plugin for Bandwidth {
     }
 }
 
-/// Limits what `link` sends. `remote` is the side of the packets where the pod is not.
+/// Limits what `link` sends. `remote` is the address of the packets that is not the pod's.
 fn shape(host: &Netlink, link: &Link, plan: &Plan, limit: &Limit, remote: Side) -> Result<()> {
     let queue = plan.queue(limit, link.mtu);
     let on = || format!("limit {}", link.name);

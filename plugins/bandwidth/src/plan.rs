@@ -7,7 +7,7 @@ use netlink::{Queue, Rate, Shaped};
 
 use crate::conf::Conf;
 
-/// How long packets may wait, in microseconds: the queue has what the rate sends in that time.
+/// How long packets may wait, in microseconds: the queue holds what the rate sends in that time.
 const LATENCY: u64 = 25_000;
 
 /// The smallest burst of a runtime that stands for "no limit", in bits: containerd, CRI-O and
@@ -98,13 +98,13 @@ impl Plan {
         self.to_pod.is_none() && self.from_pod.is_none()
     }
 
-    /// What waits under `limit`, on a link with `mtu`.
+    /// The queue under `limit`, on a link with `mtu`.
     pub fn queue(&self, limit: &Limit, mtu: u32) -> Queue {
         if !self.fq_codel || limit.rate < LEAST_FOR_FLOWS {
             return Queue::Fifo;
         }
-        // Packets wait 5 ms, fq_codel's default, or as long as one takes to send, and half as long
-        // again.
+        // 5 ms is fq_codel's default. On a slow link it is 1.5 times as long as one packet takes to
+        // send.
         let packet = u64::from(mtu) * 8 * 1_000_000 / limit.rate;
         let target = (packet * 3 / 2).max(5_000);
         Queue::FqCodel {
@@ -114,8 +114,8 @@ impl Plan {
 }
 
 impl Limit {
-    /// The numbers for the kernel, on a link with `mtu`. Those of a burst that is requested are
-    /// those of the Go plugin.
+    /// The numbers for the kernel, on a link with `mtu`. For a requested burst they are those of
+    /// the Go plugin.
     pub fn numbers(&self, mtu: u32) -> Rate {
         let (rate, packet) = (self.rate / 8, u64::from(mtu) + HEADERS);
         let waiting = rate.saturating_mul(LATENCY) / 1_000_000;

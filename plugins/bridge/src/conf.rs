@@ -51,14 +51,14 @@ pub struct Conf {
     pub disable_container_interface: bool,
     /// Let the port exchange frames only with ports that are not isolated.
     pub port_isolation: bool,
-    /// What the node forwards to the pods and from them: `nat`, `nat-unprotected`, `routed`,
+    /// What the node forwards to and from the pods, for IPv4: `nat`, `nat-unprotected`, `routed`,
     /// `isolated`.
     #[serde(rename = "gatewayModeIPv4")]
     pub gateway_mode_ipv4: Option<String>,
-    /// The same of IPv6.
+    /// The same for IPv6.
     #[serde(rename = "gatewayModeIPv6")]
     pub gateway_mode_ipv6: Option<String>,
-    /// The network has no way out and none in.
+    /// Packets neither leave the network nor enter it.
     pub internal: bool,
     /// Whether pods of the network reach each other.
     pub icc: Option<bool>,

@@ -35,7 +35,7 @@ impl Plugin for Bridge {
         let netns = pod::open_netns(&request.netns)?;
         let host = Netlink::open()?;
 
-        // Without a spoof check a pod can send with any MAC, so a refusal would prevent nothing.
+        // Without a spoof check a pod can send with any MAC, so it would not help to refuse one.
         if let Some(mac) = plan.mac.filter(|_| plan.spoof_check) {
             requested::refuse_taken_mac(&host, plan.bridge.as_str(), mac, attachment)?;
         }
@@ -55,7 +55,8 @@ impl Plugin for Bridge {
         }
         let ports = neighbours.look_at_ports(&host, &bridge);
         pod::expect(ports.count);
-        // With a querier, the first report of a pod is what its neighbours' solicitations need.
+        // With a querier, the bridge forwards neighbour solicitations to the pod only after it has
+        // seen the pod's first multicast report.
         let joins_last =
             plan.may_join_last() && !needs_interface && !bridge.querier && ports.only_pods;
         let properties = (mac_of(request, &plan, addressing.as_ref()), mtu);
@@ -141,8 +142,8 @@ impl Plugin for Bridge {
     }
 }
 
-/// What the attachment whose ADD returned `result` wants of the packet filter. Asks the kernel
-/// for the MAC of an isolated pod's gateway.
+/// The packet filter rules of the attachment whose ADD returned `result`. Queries the kernel for
+/// the gateway of an isolated pod.
 ///
 /// # Errors
 /// What the kernel refuses; a result without the interfaces of the attachment.

@@ -32,8 +32,8 @@ pub struct Plan {
     pub isolated: bool,
     /// Access to and from the pods.
     pub reachability: Reachability,
-    /// Whether pods that do not reach each other may be linked. Then they are kept apart by the table
-    /// that has the links.
+    /// Whether pods that do not reach each other may be linked. Then the nf_tables table that has
+    /// the links separates them.
     pub linkable: bool,
     /// Whether the kernel detects duplicates of the pod's IPv6 addresses.
     pub enabledad: bool,
@@ -45,7 +45,7 @@ pub struct Plan {
     pub mac: Option<Mac>,
     /// The VLANs of the port.
     pub vlans: Vlans,
-    /// What the bridge is to the pods.
+    /// The role of the bridge for the pods.
     pub gateway: Gateway,
     /// The interface that is the gateway of an access VLAN, instead of the bridge: the bridge
     /// itself is only in its own VLAN. `None` without addresses.
@@ -179,8 +179,8 @@ impl Plan {
         self.reachability.access(name, devices, self.linkable)
     }
 
-    /// The packet filter rules of an attachment with the addresses `ips`, but for its spoof
-    /// check. `gateway` is the link that is the pods' gateway.
+    /// The packet filter rules of an attachment with the addresses `ips`, except its spoof check.
+    /// `gateway` is the link that is the pods' gateway.
     pub fn rules(&self, owner: &Attachment, ips: &[IpConfig], gateway: Option<&Link>) -> Pod {
         let gateway = gateway.filter(|_| self.isolated && !self.linkable);
         Pod {

@@ -44,7 +44,7 @@ fn port_vlans(vlans: &Vlans) -> Vec<PortVlan> {
 
 /// Ensures the interface `name` with the gateway's address of the pods' VLAN: one end of a veth
 /// pair on the host whose other end is a port of `bridge` in that VLAN. All pods of the VLAN share
-/// it, so it stays. An incomplete one is undone.
+/// it, so it stays. If it cannot be completed, it is deleted.
 ///
 /// # Errors
 /// What the kernel refuses.

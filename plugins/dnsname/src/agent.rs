@@ -1,4 +1,4 @@
-//! The resolver of `podwired`: gets requests to read a record, and is started where it does not run.
+//! The resolver of `podwired`: has it read records, and starts it if it does not run.
 
 use std::io::Read;
 use std::net::IpAddr;
@@ -12,10 +12,11 @@ use names::{Entry, Reply, Request, Resolver, Unreachable};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// The program that has the resolver.
+/// The program that contains the resolver.
 const PROGRAM: &str = "podwired";
 
-/// Where administrators and packages install daemons (hier(7)). They are in no runtime's PATH for sure.
+/// Where administrators and packages install daemons (hier(7)). A runtime's PATH need not have
+/// them.
 const USUAL: [&str; 2] = ["/usr/local/sbin", "/usr/sbin"];
 
 /// How long an answer of a resolver may take. It needs a fraction of a millisecond; a node under
@@ -34,8 +35,8 @@ pub enum Unanswered {
     Now(anyhow::Error),
 }
 
-/// Has the resolver read a record, and returns where it answers for the network. Starts podwired
-/// where `may_start` and no resolver listens.
+/// Has the resolver read a record, and returns the addresses at which it answers for the network.
+/// If no resolver listens, starts podwired if `may_start`.
 ///
 /// # Errors
 /// The names are not answered.
@@ -73,7 +74,7 @@ fn ask(entry: &Entry) -> Result<Vec<IpAddr>> {
     }
 }
 
-/// The suite is usually in one directory.
+/// Finds podwired. The programs of the suite are usually in one directory.
 fn find() -> Option<PathBuf> {
     let beside = std::env::current_exe().ok();
     let beside = beside.as_deref().and_then(Path::parent).map(Path::to_owned);
@@ -86,8 +87,8 @@ fn find() -> Option<PathBuf> {
     directories.find_map(|it| Some(it.join(PROGRAM)).filter(|it| it.is_file()))
 }
 
-/// Executes podwired, and returns when its socket accepts, or that of one that another plugin has
-/// started. It leaves our session and lives on.
+/// Executes podwired, and returns when its socket accepts connections, or that of a podwired that
+/// another plugin has started. The process leaves our session and outlives us.
 #[expect(
     clippy::disallowed_methods,
     reason = "podwired is no plugin: it has to outlive this process"
@@ -96,7 +97,8 @@ fn start(program: &Path) -> Result<()> {
     let describe = || format!("start {}", program.display());
     let mut command = Command::new(program);
     command.arg("--on-demand");
-    // Nothing of the pod's ADD is for it, and the runtime waits for the end of our streams.
+    // It must not inherit the variables of the ADD, nor our streams: the runtime waits for their
+    // end.
     command.env_clear().current_dir("/");
     command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
     command
@@ -107,14 +109,14 @@ fn start(program: &Path) -> Result<()> {
     if let Some(stdout) = child.stdout.take() {
         await_end(stdout).with_context(describe)?;
     }
-    // Only one that has failed has ended by now.
+    // If it ended with an error, it failed to start.
     match child.try_wait().with_context(describe)? {
         Some(status) if !status.success() => bail!("{}: it ended with {status}", describe()),
         _ => Ok(()),
     }
 }
 
-/// podwired closes its standard output when its socket accepts.
+/// podwired closes its standard output when its socket accepts connections.
 fn await_end(mut stdout: ChildStdout) -> Result<()> {
     let deadline = Instant::now() + START;
     loop {

@@ -17,11 +17,11 @@ pub struct Conf {
     pub ttl: u32,
     /// The name servers for unknown names, instead of the node's.
     pub servers: Vec<String>,
-    /// The addresses of the node where pods ask, instead of their gateways.
+    /// The addresses of the node to which pods send queries, instead of their gateways.
     pub listen: Vec<String>,
-    /// Names that no pod has.
+    /// Further names, which belong to no pod.
     pub records: Vec<RecordKeys>,
-    /// Whether unknown names are asked for nowhere.
+    /// Whether unknown names are not forwarded to any server.
     pub internal: bool,
     /// `on-demand`, or empty: ADD starts podwired. `service`: something else does.
     pub resolver: String,

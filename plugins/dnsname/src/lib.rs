@@ -54,7 +54,7 @@ impl Plugin for Dnsname {
                  the gateway",
                 at.join(", ")
             ));
-            // After a restart, the resolver has to answer there as well.
+            // The resolver has to answer there also after a restart.
             record.asks.clone_from(&servers);
             Directory::default().write(&entry, &record)?;
         }
@@ -100,8 +100,8 @@ impl Plugin for Dnsname {
         Ok(())
     }
 
-    /// A node whose resolver is away is ready: ADD succeeds, and runtimes take any other answer
-    /// for a node where no pod can start.
+    /// A node without a resolver is ready, as ADD succeeds. If STATUS failed, runtimes would start
+    /// no pod on the node.
     fn status(request: &Status<Conf>) -> Result<()> {
         Plan::new(&request.conf, &request.call.network)?;
         Ok(())
@@ -114,7 +114,7 @@ fn names_of(plan: &Plan, call: &Call, owner: &Attachment) -> Result<Vec<Name>> {
     Ok(plan.names(pod.as_deref(), owner.container_id.as_str()))
 }
 
-/// The addresses of the node where the pod can ask.
+/// The addresses of the node to which the pod can send queries.
 fn listening(plan: &Plan, result: &AddResult) -> Result<Vec<IpAddr>> {
     if !plan.listen.is_empty() {
         return Ok(plan.listen.clone());
@@ -128,8 +128,8 @@ fn listening(plan: &Plan, result: &AddResult) -> Result<Vec<IpAddr>> {
     Ok(own)
 }
 
-/// Whether an address is the node's own: only then a socket can have it. One request for any number
-/// of addresses, where a list of them grows.
+/// Whether an address is the node's own: only then can a socket be bound to it. That is one system
+/// call for any number of addresses of the node.
 fn is_of_node(address: IpAddr) -> io::Result<bool> {
     match UdpSocket::bind((address, 0)) {
         Ok(_) => Ok(true),
@@ -141,8 +141,8 @@ fn is_of_node(address: IpAddr) -> io::Result<bool> {
     }
 }
 
-/// The addresses where the resolver answers the pod. A resolver that is away for a moment will
-/// answer at the network's addresses; where there is none, the pod must not depend on it.
+/// The addresses at which the resolver answers the pod. A resolver that does not answer now will
+/// answer at the addresses of the network; without a resolver, the pod must not depend on one.
 fn answering(owner: &Attachment, entry: &Entry, plan: &Plan, listen: Vec<IpAddr>) -> Vec<IpAddr> {
     let why = match agent::announce(entry, plan.starts_resolver) {
         Ok(servers) if !servers.is_empty() => return servers,
@@ -171,7 +171,7 @@ fn forget(entry: &Entry) -> Result<()> {
     Ok(())
 }
 
-/// The resolver also looks at the files itself: a DEL does not fail because it hangs.
+/// The resolver also looks at the files itself, so a DEL does not fail if the resolver hangs.
 fn tell_forgotten(entry: &Entry) {
     if let Err(error) = agent::forget(entry) {
         cni::log(format_args!("{entry}: {error:#}"));

@@ -21,7 +21,7 @@ const SHORT_ID: usize = 12;
 pub struct Plan {
     /// Whether ADD starts podwired where it does not run.
     pub starts_resolver: bool,
-    /// The addresses of the node where pods ask; empty: their gateways.
+    /// The addresses of the node to which pods send queries; empty: their gateways.
     pub listen: Vec<IpAddr>,
     network: Network,
     aliases: Vec<Name>,
@@ -74,10 +74,10 @@ impl Plan {
     }
 
     /// The names of a container that its runtime calls `pod`: that name, the aliases, the short id.
-    /// One that no resolver can answer is left out: it is not this plugin's to refuse.
+    /// A name that is not valid in DNS is left out, as it is valid for the runtime.
     pub fn names(&self, pod: Option<&str>, container_id: &str) -> Vec<Name> {
         let is_digest = container_id.bytes().all(|it| it.is_ascii_hexdigit());
-        // Some runtimes have their users choose ids: these are names as they are.
+        // Some runtimes let their users choose ids, which are names without a change.
         let short = container_id.get(..SHORT_ID).filter(|_| is_digest);
         let short = short.unwrap_or(container_id);
         let is_host = |name: &Name| name.wildcard().is_none();
@@ -97,7 +97,7 @@ impl Plan {
         names
     }
 
-    /// What is recorded of an attachment with `result`, where pods ask at `listen`.
+    /// The record of an attachment with `result`, whose pods send queries to `listen`.
     pub fn record(
         &self,
         owner: &Attachment,
@@ -124,7 +124,7 @@ impl Plan {
         }
     }
 
-    /// The result of ADD: pods ask at `servers` first, then those that were there before.
+    /// The result of ADD: pods use `servers` first, then the name servers of the previous result.
     pub fn answer(&self, mut result: AddResult, servers: &[IpAddr]) -> AddResult {
         let before = std::mem::take(&mut result.dns.nameservers);
         let ours = servers.iter().map(IpAddr::to_string);
@@ -147,8 +147,8 @@ pub fn addresses(result: &AddResult) -> Vec<IpAddr> {
     pod_ips(result).map(|ip| ip.address.ip()).collect()
 }
 
-/// The gateways of the pod's addresses, each once. A link-local one is no address for
-/// resolv.conf(5), as it means nothing without an interface.
+/// The gateways of the pod's addresses, each once. A link-local one does not fit into
+/// resolv.conf(5), because it needs an interface.
 pub fn gateways(result: &AddResult) -> Vec<IpAddr> {
     let mut gateways = Vec::new();
     for gateway in pod_ips(result).filter_map(|ip| ip.gateway) {
@@ -180,7 +180,7 @@ pub fn fault(key: &str, why: impl std::fmt::Display) -> Fault {
 /// A name that is no wildcard, as the value of a key.
 ///
 /// # Errors
-/// The text is none.
+/// The text is not a name, or it is a wildcard.
 pub fn host_name(key: &str, text: &str) -> Result<Name, Fault> {
     let invalid = |why: &dyn std::fmt::Display| fault(key, format!("invalid name {text:?}: {why}"));
     let name: Name = text.parse().map_err(|why: names::Fault| invalid(&why))?;

@@ -1,4 +1,4 @@
-//! Records of the configuration: names that no pod has. Their keys, and what is checked of them.
+//! Records of the configuration, whose names belong to no pod: their keys and checks.
 
 use cni::faults::Fault;
 use names::{Service, Static, StaticData};
@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::plan::{fault, host_name};
 
-/// A name that no pod has. It has one of the members after the name.
+/// A name that belongs to no pod, with exactly one of the members below it.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct RecordKeys {
@@ -77,7 +77,7 @@ fn service(key: &str, keys: &ServiceKeys) -> Result<Service, Fault> {
     })
 }
 
-/// Reads each item of the list `member` of the record at `key`, which has some.
+/// Reads each item of the list `member` of the record at `key`. It must not be empty.
 fn items<K, T>(
     key: &str,
     member: &str,

@@ -16,8 +16,8 @@ pub struct Conf {
     /// The address of the device on the PCI bus: `0000:00:1f.6`.
     #[serde(rename = "pciBusID")]
     pub pci_bus_id: String,
-    /// The device has no interface, as its driver belongs to a program (DPDK). The driver tells
-    /// that of a device on the PCI bus, whatever this is.
+    /// The device has no interface, as its driver belongs to a program (DPDK). For a device on the
+    /// PCI bus, the driver decides that, and this key is ignored.
     #[serde(rename = "DPDKMode")]
     pub dpdk_mode: bool,
     /// What the runtime requests for this pod.

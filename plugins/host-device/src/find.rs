@@ -25,7 +25,7 @@ enum Place {
 /// A device of the node.
 #[derive(Debug)]
 pub struct Found {
-    /// Its interface; `None` if it is left to a program.
+    /// Its interface; `None` if a program uses it.
     pub device: Option<Device>,
     /// Its address on the PCI bus; empty if it has none.
     pub pci: String,
@@ -55,8 +55,8 @@ pub fn device(host: &Netlink, plan: &Plan) -> Result<Found> {
     Ok(Found { device, pci })
 }
 
-/// Whether the device is left to a program. A driver that is not known is not such a one: DEL must
-/// work when the device is gone.
+/// Whether a program uses the device. False if the driver cannot be read: DEL must work when the
+/// device is gone.
 pub fn is_left_to_a_program(plan: &Plan) -> bool {
     match plan.bus.as_ref().map(place) {
         Some(Ok(Place::Pci(id))) => is_userspace(plan, &id).unwrap_or_default(),
@@ -64,8 +64,8 @@ pub fn is_left_to_a_program(plan: &Plan) -> bool {
     }
 }
 
-/// The name that the interface at the place of the device has on the node now; empty if the
-/// configuration names no place, or there is none.
+/// The present name on the node of the interface at the place of the device; empty if the
+/// configuration names no place, or no interface is there.
 pub fn present_name(plan: &Plan) -> String {
     let directory = match (&plan.selected, &plan.bus) {
         (Some(Selected::Path(path)), _) => Ok(path.join("net")),
@@ -116,8 +116,8 @@ fn named(host: &Netlink, name: &str) -> Result<Device> {
     host.find_device(name)?.context("Link not found")
 }
 
-/// The interface with this hardware address. A vlan or macvlan may have that of its parent, so that
-/// hardware comes first.
+/// The interface with this hardware address. A vlan or macvlan may have the address of its parent,
+/// so hardware comes first.
 fn with_address(host: &Netlink, address: &HardwareAddress) -> Result<Device> {
     let mut devices = host.list_devices()?;
     devices.retain(|it| it.address == *address);
@@ -137,7 +137,7 @@ fn directory(place: &Place) -> Result<PathBuf> {
     if own.symlink_metadata().is_ok() {
         return Ok(own);
     }
-    // A virtio device is a bus of its own in between.
+    // The interface of a virtio device is one directory below: virtio is a bus of its own.
     let entries = names(&device).unwrap_or_default().into_iter();
     let virtio = entries.filter(|it| it.starts_with("virtio"));
     virtio
@@ -153,7 +153,7 @@ fn first_in(directory: &Path) -> Result<String> {
         let reason = cni::reason(&error);
         anyhow!("failed to read directory {path}: {reason}")
     })?;
-    // Empty if another pod has the interface: sysfs shows those of the node.
+    // It is empty if a pod has the interface: sysfs shows only the interfaces of the node.
     let first = names.into_iter().next();
     first.with_context(|| format!("failed to find network device in path {path}"))
 }

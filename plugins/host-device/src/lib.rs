@@ -45,7 +45,7 @@ impl Plugin for HostDevice {
         let configured = pod::configure(pod, addressing.as_ref())?;
         pod::announce(&configured);
         let interface = Interface {
-            // Of any length.
+            // Hardware addresses can have any length.
             mac: device.address.to_string(),
             pci_id: pci_id(&request.call, found.pci),
             ..result::interface(&configured.link)
@@ -53,7 +53,8 @@ impl Plugin for HostDevice {
         Ok(result::of_interface(request, interface, addressing))
     }
 
-    /// The addresses are released also if the device cannot be returned, as it has lost them then.
+    /// The addresses are released even if the device cannot be returned: they are removed from it
+    /// then.
     fn del(request: &Del<Conf>) -> Result<()> {
         let mut all = BestEffort::new();
         pod::delete_and_release(&request.call, &mut all, |all| {
@@ -84,8 +85,8 @@ impl Plugin for HostDevice {
         all.finish()
     }
 
-    /// It does not look for the device: while a pod has it, the node is as it should be. Which one is
-    /// meant, the runtime may say at ADD.
+    /// Does not look for the device: a node is ready while a pod has it, and the runtime may select
+    /// the device at ADD only.
     fn status(request: &Status<Conf>) -> Result<()> {
         match Plan::new(&request.conf) {
             Err(faults) if faults.first().error.msg != plan::NO_DEVICE => Err(faults.into()),
@@ -105,7 +106,7 @@ fn pci_id(call: &Call, pci: String) -> String {
 
 fn give_back(request: &Del<Conf>) -> Result<()> {
     let mut hint = request.conf.hint();
-    // A device may have got its driver after ADD, so that the note of an ADD comes first.
+    // The device may have got another driver after ADD, so a note has precedence over this.
     let mut is_interface = true;
     if let Ok(plan) = Plan::new(&request.conf) {
         is_interface = !find::is_left_to_a_program(&plan);

@@ -1,4 +1,4 @@
-//! Decides from the keys which device is meant. Pure: no system calls.
+//! Decides from the keys which device is selected. Pure: no system calls.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -65,7 +65,7 @@ impl Plan {
 }
 
 impl Conf {
-    /// What DEL knows of the device of a pod without a note. Values with a fault are none.
+    /// What DEL knows of the device of a pod without a note. Invalid values are left out.
     pub fn hint(&self) -> Hint {
         Hint {
             name: self.device.clone(),

@@ -23,7 +23,7 @@ pub fn attachment(request: &Check<Conf>, plan: &Plan, netns: &NetNs) -> Result<(
         }
         _ => {}
     }
-    // Without the key `master`, that of a previous plugin is not known here.
+    // Without the key `master`, the parent is that of a previous plugin, which CHECK does not know.
     let parent = plan.parent.check(&link, netns)?;
     let wanted = plan.mtu.unwrap_or(recorded.mtu);
     // The kernel gives the links of a parent its MTU when that changes (ipvlan_device_event).

@@ -6,8 +6,8 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Conf {
-    /// The parent: a name, or patterns of names. Empty for the interface of the previous result,
-    /// without one for that with the default route.
+    /// The parent: a name, or patterns of names. If it is empty, the interface of the previous
+    /// result; without a result, the interface with the default route.
     pub master: String,
     /// Where packets are routed; empty for l2.
     pub mode: String,

@@ -37,7 +37,7 @@ impl Plugin for Ipvlan {
         let previous = call.prev_result()?;
         let mut plan = Plan::new(&request.conf)?;
         plan.chain(previous.as_ref())?;
-        // It needs addresses: without any, no packet finds it.
+        // The kernel delivers packets to an ipvlan by its addresses, so it needs some.
         let given = previous.filter(|it| !it.ips.is_empty());
         if !call.has_ipam() && given.is_none() {
             return Err(Code::InvalidConfig.err("no plugin name provided").into());
@@ -54,7 +54,7 @@ impl Plugin for Ipvlan {
             ..pod::marked(request)
         };
         let mut pod = netlink::enter(&netns, interface)?;
-        // Its neighbours see no port that has to forward first, and its MAC cannot be set again.
+        // There is no bridge port that has to forward first, and no MAC to set.
         pod.announce_early();
         pod.mark()?;
         let lease = match delegate::ipam_add(call, undo)? {

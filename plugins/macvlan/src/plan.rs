@@ -43,7 +43,7 @@ impl Plan {
         let (runtime, args, own) = (&conf.runtime_config, &conf.args, &conf.mac);
         let mac = checks.take(mac::requested(runtime, args, args_mac, own, action));
         if matches!(mac, Some(Some(_))) && mode == Some(MacvlanMode::Passthru) {
-            // The kernel would ignore it, and the result would have a MAC that the pod has not.
+            // The kernel would ignore it, and the result would have another MAC than the pod.
             let msg = "mode passthru has the MAC of the parent: no other can be requested";
             checks.add(Fault::new("mode", msg));
         }

@@ -125,8 +125,8 @@ impl Ends {
         }
     }
 
-    /// What the pod's end gets: `addressing` without routes of IPAM that are there already, which
-    /// the kernel would refuse.
+    /// The addresses and routes of the pod's end: `addressing` without routes of IPAM that exist
+    /// already, which the kernel would refuse.
     pub fn without_own_routes(&self, mut addressing: Addressing) -> Addressing {
         let gateways = &self.gateways;
         addressing.routes.retain(|route| {

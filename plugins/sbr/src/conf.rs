@@ -6,8 +6,8 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Conf {
-    /// The table of the rules, whose routes another program adds; absent: the plugin chooses tables,
-    /// and moves the routes of the interface there.
+    /// The table that the rules name, to which another program adds routes. If it is absent, the
+    /// plugin chooses tables, and moves the routes of the interface there.
     pub table: Option<i64>,
     /// The routers of the interface, in place of those of the result: at most one of each family.
     pub gateways: Vec<String>,

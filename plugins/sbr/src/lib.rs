@@ -48,14 +48,14 @@ impl Plugin for Sbr {
         for table in moves::tables(&sources, &pod) {
             fill(&netlink, &table, undo)?;
         }
-        // Not before all tables have their routes: an error leaves the pod as it was.
+        // Only when all tables have their routes, so that an error leaves the pod as it was.
         for left in moves::left(&plan, &sources, &pod) {
             leave(&netlink, left, undo)?;
         }
         Ok(previous)
     }
 
-    /// Needs no lock, which the pod could hold: it chooses no table.
+    /// Takes no lock, because the pod could hold it. It needs none, as it chooses no table.
     fn del(request: &Del<Conf>) -> Result<()> {
         wiring::pod::in_netns(request.netns.as_ref(), |netlink| {
             let ifname = request.attachment.ifname.as_str();
@@ -90,7 +90,7 @@ impl Plugin for Sbr {
         moves::check(&plan, &sources, &pod).map_err(anyhow::Error::msg)
     }
 
-    /// Rules and routes are in namespaces, which GC does not know, and end with them.
+    /// Rules and routes end with their namespaces, which GC does not know.
     fn gc(_request: &Gc<Conf>) -> Result<()> {
         Ok(())
     }
@@ -103,7 +103,7 @@ impl Plugin for Sbr {
     }
 }
 
-/// What the kernel has in the pod.
+/// Reads the rules and routes of the pod.
 fn read(netlink: &Netlink, index: u32) -> Result<Pod> {
     let mut routes = netlink.list_whole_routes(Family::V4)?;
     routes.extend(netlink.list_whole_routes(Family::V6)?);
@@ -115,7 +115,7 @@ fn read(netlink: &Netlink, index: u32) -> Result<Pod> {
     })
 }
 
-/// Adds the rule first: by it, DEL finds what a killed ADD has left in the table.
+/// Adds the rule first: DEL finds the table of a killed ADD by it.
 fn fill(netlink: &Netlink, table: &Table, undo: &mut Undo) -> Result<()> {
     let from = table.from;
     if !table.has_rule {
@@ -153,8 +153,8 @@ fn leave(netlink: &Netlink, (route, hinted): Left, undo: &mut Undo) -> Result<()
     hinted.map_or(Ok(()), |hinted| add(netlink, &hinted, undo))
 }
 
-/// Gives the routes back first, and removes the rules last: if it is killed, another DEL finds what
-/// is left. A route that the kernel refuses for good is logged: the pod can bring that about.
+/// Gives the routes back first, and removes the rules last: if it is killed, another DEL finds the
+/// rest. A route that the kernel refuses for good is only logged, because the pod can cause that.
 fn restore(netlink: &Netlink, restored: &Restored) -> Result<()> {
     for route in &restored.hints {
         netlink.delete_whole_route(route)?;

@@ -22,7 +22,7 @@ pub const ORIGIN: u8 = 115;
 /// How many rules, and how many routes, DEL gives back: a pod may add any number.
 const MOST: usize = 1000;
 
-/// What the kernel has in the pod.
+/// The rules and routes of the pod.
 #[derive(Clone, Debug)]
 pub struct Pod {
     /// The index of the interface.
@@ -85,7 +85,7 @@ pub struct Table {
     pub routes: Vec<WholeRoute>,
 }
 
-/// The tables with nothing but rules, because the configuration names the table.
+/// The tables if the configuration names one: they get rules and no routes.
 pub fn rules_only(number: u32, sources: &[Source], rules: &[Rule]) -> Vec<Table> {
     let table = |source: &Source| {
         let from = source.address.ip();
@@ -161,13 +161,14 @@ fn routes_of(source: &Source, sources: &[Source], pod: &Pod) -> Vec<WholeRoute> 
     routes
 }
 
-/// Whether packets of `address` use `route`. A route that names no address is for all.
+/// Whether packets of `address` use `route`. A route without a source address or next hop is for
+/// all addresses.
 fn is_for(route: &WholeRoute, address: IpNetwork, networks: &[IpNetwork]) -> bool {
     let named = route.src.or(route.gw);
     named.is_none_or(|ip| is_reached_from(ip, address, networks))
 }
 
-/// A route that leaves the main table, and the one that takes its place.
+/// A route that leaves the main table, and the route that replaces it there.
 pub type Left = (WholeRoute, Option<WholeRoute>);
 
 /// The routes of the interface that leave the main table. Link-local destinations stay: programs
@@ -195,7 +196,7 @@ pub fn left(plan: &Plan, sources: &[Source], pod: &Pod) -> Vec<Left> {
     left
 }
 
-/// What DEL does.
+/// The changes that DEL makes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Restored {
     /// Routes of the main table that are in the way of those to add.
@@ -204,12 +205,13 @@ pub struct Restored {
     pub back: Vec<WholeRoute>,
     /// Routes of other tables to remove.
     pub removed: Vec<WholeRoute>,
-    /// Rules to remove at last: by them another DEL finds the routes.
+    /// Rules to remove at last: if DEL is killed, another one finds the routes by them.
     pub rules: Vec<Rule>,
 }
 
-/// The rules for `addresses`, of `table` if the configuration names it, go. Otherwise the routes of
-/// the interface go back from their tables to the main table.
+/// DEL removes the rules for `addresses`. If the configuration names a `table`, that is all, and
+/// only for rules of that table. Otherwise it moves the routes of the interface from their tables
+/// back to the main table.
 pub fn restored(addresses: &[IpAddr], table: Option<u32>, pod: &Pod) -> Restored {
     let is_ours = |it: &&Rule| it.from.is_some_and(|ip| addresses.contains(&ip));
     let ours = pod.rules_of(table).filter(is_ours);

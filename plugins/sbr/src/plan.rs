@@ -27,9 +27,9 @@ pub struct Plan {
 pub struct Source {
     /// The address with the prefix of its network.
     pub address: IpNetwork,
-    /// The way to everything else, if one is known.
+    /// The default route, if one is known.
     pub default: Option<RouteSpec>,
-    /// Whether `default` goes before the default routes that the interface has.
+    /// Whether `default` has precedence over the default routes of the interface.
     pub overrides: bool,
     /// Whether the configuration or the address names a router.
     pub has_gateway: bool,

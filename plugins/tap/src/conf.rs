@@ -13,13 +13,13 @@ pub struct Conf {
     pub mtu: i64,
     /// The device's MAC; empty for a random one.
     pub mac: String,
-    /// The user who may open the device; absent for none but a privileged one.
+    /// The user who may open the device; if it is absent, only a privileged user.
     pub owner: Option<u32>,
-    /// The group whose members may open the device; absent for none.
+    /// The group whose members may open the device; absent: no group.
     pub group: Option<u32>,
     /// The SELinux label of the device; empty for that of the plugin.
     pub selinux_context: String,
-    /// A bridge in the pod that the device becomes a port of; empty for none.
+    /// A bridge in the pod; the device becomes its port. Empty for none.
     pub bridge: String,
     /// What the runtime requests for this pod.
     pub runtime_config: Requested,

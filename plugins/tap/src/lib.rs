@@ -90,8 +90,8 @@ impl Plugin for Tap {
     }
 }
 
-/// Creates the device. It goes with the returned value, until that is kept; with a label, it stays
-/// at once.
+/// Creates the device. The kernel deletes it with the returned value, unless that is kept. With a
+/// label it stays from the start.
 fn create(
     plan: &Plan,
     owner: &Attachment,
@@ -123,7 +123,8 @@ fn create_refused(error: anyhow::Error, ifname: &str) -> anyhow::Error {
     }
 }
 
-/// Pushes the deletion of the device by its name: it is ours, as no link had that before.
+/// Pushes the deletion of the device by its name: no other link had the name before, so the device
+/// is ours.
 fn push_delete(owner: &Attachment, netns: &NetNs, undo: &mut Undo) {
     let (name, netns) = (owner.ifname.to_string(), netns.clone());
     undo.push(format!("delete tap {name}"), move || {
@@ -131,7 +132,7 @@ fn push_delete(owner: &Attachment, netns: &NetNs, undo: &mut Undo) {
     });
 }
 
-/// Sets what the keys say: `ip link set NAME mtu MTU address MAC master BRIDGE`.
+/// Sets what the keys request: `ip link set NAME mtu MTU address MAC master BRIDGE`.
 fn prepare(plan: &Plan, ifname: &str, netns: &NetNs) -> Result<()> {
     let pod = Netlink::open_in(netns)?;
     let index = pod.get_link(ifname)?.index;

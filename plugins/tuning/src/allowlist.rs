@@ -1,4 +1,4 @@
-//! Which settings the node's administrator lets configurations change.
+//! The kernel settings that the node's administrator allows configurations to change.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ const LONGEST: u64 = 1024 * 1024;
 /// Whether the file allows all `sysctls`.
 ///
 /// # Errors
-/// Code 7 for one that it does not allow; the file cannot be read, or has an invalid expression.
+/// Code 7: a setting that it does not allow; the file cannot be read, or has an invalid expression.
 pub fn permit(sysctls: &[Sysctl]) -> Result<()> {
     if sysctls.is_empty() {
         return Ok(());

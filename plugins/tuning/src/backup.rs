@@ -72,7 +72,7 @@ impl Backup {
         &self.0
     }
 
-    /// What the file has; `None` if there is no file, or not a valid one.
+    /// The attributes in the file; `None` if there is no file, or not a valid one.
     ///
     /// # Errors
     /// The file is there, but cannot be read.
@@ -95,8 +95,8 @@ impl Backup {
         }))
     }
 
-    /// Writes `attributes`. They are short enough to be written at once, so a kill leaves no
-    /// mixture.
+    /// Writes `attributes`. They are short enough for one write(2), so a kill leaves either the old
+    /// or the new content.
     ///
     /// # Errors
     /// The directory cannot be made, or the file cannot be written.
@@ -114,7 +114,7 @@ impl Backup {
     /// system has no file of ours.
     ///
     /// # Errors
-    /// Those of unlink(2).
+    /// As unlink(2).
     pub fn remove(&self) -> Result<()> {
         match file::remove(&self.0) {
             Err(error)

@@ -37,7 +37,7 @@ pub struct RuntimeConfig {
     pub mac: String,
 }
 
-/// `args`: by convention its keys name their readers.
+/// `args`: by convention, each key names the programs that read its value.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Args {

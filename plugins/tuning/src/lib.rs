@@ -84,14 +84,14 @@ impl Plugin for Tuning {
     }
 }
 
-/// What an attachment uses whose original attributes are in a file.
+/// The use that an attachment notes if a file has its original attributes.
 const FILE: &str = "file";
 
 fn notes(network: &str) -> Notes {
     Notes::of(Tuning::NAME, network)
 }
 
-/// Notes where the file of `owner` is, for a GC that knows no directory.
+/// Notes the path of the file of `owner` for GC, which does not know the directory.
 fn note(owner: &Attachment, backup: &Backup, undo: &mut Undo) -> Result<()> {
     if backup.read()?.is_none() {
         let owner = owner.clone();
@@ -137,7 +137,7 @@ fn check_sysctls(netns: &NetNs, sysctls: &[Sysctl], ifname: &str) -> Result<()> 
         for sysctl in sysctls {
             let path = sysctl.path(ifname);
             match sysctl::read(&path) {
-                // A setting that can only be written.
+                // This setting can only be written.
                 Err(error) if error.is_forbidden() => {}
                 current => {
                     let (wanted, current) = (&sysctl.value, current?);
@@ -165,7 +165,7 @@ fn set_attributes(
     let link = pod.get_link(ifname);
     let link = link.map_err(|error| error.reword(format!("failed to get {ifname:?}")))?;
     let current = wanted.of(&link);
-    // A second ADD finds what the first one has set.
+    // At a second ADD, the interface has the attributes that the first one set.
     let kept = backup.read()?;
     let original = kept.clone().unwrap_or_default().or(current.clone());
     let (back, name, file) = (pod.clone(), ifname.to_owned(), backup.clone());

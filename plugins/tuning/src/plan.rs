@@ -9,7 +9,7 @@ use wiring::mac;
 
 use crate::conf::{Conf, Sysctls};
 
-/// What a key of `sysctl` has in the place of the pod's interface.
+/// Stands for the name of the pod's interface in a key of `sysctl`.
 const PLACEHOLDER: &str = "IFNAME";
 
 /// A configuration without contradictions.
@@ -17,7 +17,7 @@ const PLACEHOLDER: &str = "IFNAME";
 pub struct Plan {
     /// Settings of the pod's namespace, in the order of the configuration.
     pub sysctls: Vec<Sysctl>,
-    /// What the pod's interface shall have.
+    /// The attributes that the pod's interface gets.
     pub link: Attributes,
 }
 
@@ -98,7 +98,7 @@ impl Attributes {
         *self == Self::default()
     }
 
-    /// The attributes that `self` has, as `link` has them.
+    /// The values that `link` has for the attributes that `self` sets.
     pub fn of(&self, link: &Link) -> Self {
         Self {
             mac: self.mac.and(link.mac),
@@ -109,7 +109,7 @@ impl Attributes {
         }
     }
 
-    /// These attributes, and of `others` those that these have not.
+    /// These attributes, and those of `others` that these do not set.
     pub fn or(self, others: Self) -> Self {
         Self {
             mac: self.mac.or(others.mac),
@@ -120,10 +120,10 @@ impl Attributes {
         }
     }
 
-    /// The first attribute that `link` has otherwise, in the words of the Go plugin.
+    /// Compares the attributes with those of `link`.
     ///
     /// # Errors
-    /// `Error: Tuning configured …`
+    /// The first difference, in the words of the Go plugin: `Error: Tuning configured …`
     pub fn compare(&self, link: &Link) -> Result<(), String> {
         let name = &link.name;
         let configured = |what: &str| format!("configured {what} of {name}");
@@ -220,7 +220,7 @@ fn merge(mut own: Vec<Sysctl>, over: Vec<Sysctl>) -> Vec<Sysctl> {
     own
 }
 
-/// As in the Go plugin, `args` takes precedence over the runtime, also with an empty text.
+/// As in the Go plugin, `args` has precedence over the runtime, even with an empty text.
 fn requested_mac(conf: &Conf, args_mac: Option<String>) -> Result<Option<Mac>, Fault> {
     let action = |text: &str| format!("invalid args {text} for MAC addr");
     if let Some(text) = &conf.args.cni.mac {
@@ -238,7 +238,8 @@ fn mtu_of(key: &str, mtu: i64) -> Result<Option<u32>, Fault> {
     if mtu == 0 {
         return Ok(None);
     }
-    // The upper limit is the device's. Below this one, the kernel takes IPv4 off the interface.
+    // The upper limit depends on the device. Below this one, the kernel disables IPv4 on the
+    // interface.
     let least = u32::try_from(*wiring::mtu::RANGE.start()).unwrap_or_default();
     match u32::try_from(mtu) {
         Ok(mtu) if (least..=i32::MAX as u32).contains(&mtu) => Ok(Some(mtu)),

@@ -29,7 +29,7 @@ impl Plugin for Vlan {
     fn add(request: &Add<Conf>, undo: &mut Undo) -> Result<AddResult> {
         let plan = Plan::new(&request.conf, request.call.has_ipam())?;
         let netns = pod::open_netns(&request.netns).or_else(|error| {
-            // The Go plugin looks at the parent first. So its fault is the one to report.
+            // The Go plugin checks the parent first, so this fault is reported first.
             find_on_node(&plan)?;
             Err(error)
         })?;
@@ -68,8 +68,8 @@ impl Plugin for Vlan {
     }
 }
 
-/// Fails if the node has no parent for the plan, or one with a smaller MTU. A parent in a container is
-/// not looked for.
+/// Fails if the node has no parent for the plan, or one with a smaller MTU. It does not look for a
+/// parent in a container.
 fn find_on_node(plan: &Plan) -> Result<()> {
     if let Some(parent) = plan.parent.on_node(KIND)? {
         parent::mtu_on(plan.mtu, parent.link.mtu)?;

@@ -35,8 +35,8 @@ impl Plugin for Vrf {
         Ok(result.for_version(call.version))
     }
 
-    /// Another ADD or DEL in the same pod may be busy with the same VRF. A process of the pod can
-    /// hold the lock, too, and must not keep its pod from being deleted.
+    /// Another ADD or DEL in the same pod may change the same VRF. A process of the pod can hold
+    /// the lock, too, so DEL goes on without the lock if it must.
     fn del(request: &Del<Conf>) -> Result<()> {
         let Some(netns) = pod::find_netns(request.netns.as_ref())? else {
             return Ok(());
@@ -44,7 +44,7 @@ impl Plugin for Vrf {
         let _lock = pod::lock(&netns).map_err(|error| cni::log(format_args!("{error:#}")));
         let pod = Netlink::open_in(&netns)?;
         let links = pod.list_links()?;
-        // A link of another kind is not ours: ADD has failed.
+        // A link of another kind is not ours, and was the reason for ADD to fail.
         let is_vrf = |it: &&Link| it.name == request.conf.vrfname && it.vrf_table.is_some();
         let Some(vrf) = links.iter().find(is_vrf) else {
             return Ok(());
@@ -87,7 +87,7 @@ impl Plugin for Vrf {
 /// Moves the pod's interface into the VRF, which is created if necessary.
 fn attach(request: &Add<Conf>, plan: &Plan, undo: &mut Undo) -> Result<()> {
     let netns = pod::open_netns(&request.netns)?;
-    // From the choice of a table until the VRF has a member.
+    // Held from the choice of a table until the VRF has a member.
     let _lock = pod::lock(&netns)?;
     let pod = Netlink::open_in(&netns)?;
     let links = pod.list_links()?;

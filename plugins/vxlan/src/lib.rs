@@ -41,7 +41,7 @@ impl Plugin for Vxlan {
         let _lock = occupancy::lock_for_add(plan.remove_when_empty)?;
         let device = Device::find(&host, &plan.network)?;
 
-        // Without a spoof check a pod can send with any MAC, so a refusal would prevent nothing.
+        // Without a spoof check a pod can send with any MAC, so it would not help to refuse one.
         if let Some(mac) = plan.mac.filter(|_| plan.spoof_check) {
             requested::refuse_taken_mac(&host, plan.network.bridge.as_str(), mac, attachment)?;
         }
@@ -141,8 +141,8 @@ impl Plugin for Vxlan {
     }
 }
 
-/// What the attachment whose ADD returned `result` wants of the packet filter, but for the
-/// network's guard ([`guard::present`]).
+/// The packet filter rules of the attachment whose ADD returned `result`, except the network's
+/// guard ([`guard::present`]).
 ///
 /// # Errors
 /// A result without the interfaces of the attachment.
@@ -207,7 +207,7 @@ fn ensure_device(
     let bridge = (network.mode == Mode::L2).then_some(bridge);
     let link = device.ensure(host, network, bridge)?;
     if let Some(bridge) = bridge.filter(|_| plan.reachability.isolates_pods) {
-        // Nor do the pods reach those of other hosts.
+        // Otherwise the pods would reach those of other hosts.
         host.isolate_port(&link, bridge.index)?;
     }
     if network.mode == Mode::L3 {

@@ -21,7 +21,7 @@ pub fn lock_for_add(remove_when_empty: bool) -> Result<Option<Flock<File>>> {
 
 /// Removes the network's device and bridge if no pod is attached.
 pub fn remove_if_empty(conf: &Conf, network: &str) -> Result<()> {
-    // A configuration that ADD refuses never had a pod.
+    // ADD refuses such a configuration, so it never had a pod.
     let Ok(network) = Network::new(conf, network) else {
         return Ok(());
     };

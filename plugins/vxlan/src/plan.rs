@@ -17,7 +17,7 @@ use wiring::{Addressing, Gateway, MasqueradeKeys, Masquerading, Reachability, ma
 pub struct Plan {
     /// What all pods share.
     pub network: Network,
-    /// What the bridge is to the pods.
+    /// The role of the bridge for the pods.
     pub gateway: Gateway,
     /// The requested MAC.
     pub mac: Option<Mac>,
@@ -133,7 +133,7 @@ impl Plan {
             .access(name, self.devices(), isolates_pods)
     }
 
-    /// The packet filter rules of an attachment with the addresses `ips`, but for its spoof check.
+    /// The packet filter rules of an attachment with the addresses `ips`, except its spoof check.
     pub fn rules(&self, owner: &Attachment, ips: &[IpConfig]) -> Pod {
         // Where the node forwards, networks would reach each other through it.
         let forwards = self.gateway != Gateway::None;

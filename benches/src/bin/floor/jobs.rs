@@ -67,7 +67,7 @@ pub fn loopback(verb: &str, netns: &str) -> Result<()> {
     answer("lo")
 }
 
-/// A file that is there or not.
+/// A file that exists or not.
 pub fn address(verb: &str, file: &str) -> Result<()> {
     let held = Held { address: "", file };
     match verb {
@@ -137,7 +137,7 @@ pub fn macvlan(verb: &str, netns: &str, held: Held<'_>, parent: &str) -> Result<
     answer(held.address)
 }
 
-/// The rules of an address in iptables' chain CNI-FORWARD, which is there: one process.
+/// The rules of an address in iptables' chain CNI-FORWARD, which exists: one process.
 pub fn firewall(verb: &str, address: &str) -> Result<()> {
     let own = format!("CNI-FORWARD -s {address}/32 -j ACCEPT");
     let answers =
@@ -287,11 +287,11 @@ fn all(kind: u16) -> Message {
     )
 }
 
-/// `ip link delete NAME`, by a child that waits for the kernel's RCU barrier;
-/// this program leaves when the kernel reports the link gone.
+/// `ip link delete NAME`, by a child that waits for the kernel's RCU barrier; this program ends
+/// when the kernel reports that the link is gone.
 fn delete_and_leave(name: &str) -> Result<()> {
     let mut events = Socket::route(RTMGRP_LINK)?;
-    // Not the same socket: others' changes would come between question and answer.
+    // Another socket: changes by others would come between request and answer.
     let mut own = Socket::route(0)?;
     let index = index_of(&mut own, name)?;
     // SAFETY: this program has one thread, so the child may go on like its parent.
@@ -316,7 +316,7 @@ fn wait_until_gone(events: &mut Socket, index: i32) -> Result<()> {
     }
 }
 
-/// When hundreds of links go at once, the socket overflows and no longer tells all.
+/// When hundreds of links are deleted at once, the socket overflows and drops events.
 fn ask_until_gone(index: i32) -> Result<()> {
     let mut own = Socket::route(0)?;
     while own
@@ -328,7 +328,7 @@ fn ask_until_gone(index: i32) -> Result<()> {
     Ok(())
 }
 
-/// A bridge also reports its port gone by this message, in its own family.
+/// A bridge also reports the loss of a port by this message, with its own family.
 fn gone(kind: u16, body: &[u8], index: i32) -> Option<()> {
     let is = body.first() == Some(&0) && body.get(4..8) == Some(&index.to_ne_bytes());
     (kind == RTM_DELLINK && is).then_some(())

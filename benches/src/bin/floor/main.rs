@@ -11,10 +11,10 @@
 //! floor peak PROGRAM [ARGUMENT…]
 //! ```
 //!
-//! It parses, validates, allocates and undoes nothing, and knows its kernel:
-//! no program that does the job can be much faster. `firewall` executes iptables, whose chains are the job. `peak` runs a program and prints
-//! the most memory it held; it is here because a child's count starts at its
-//! parent's, so the parent must be small.
+//! It parses, validates, allocates and undoes nothing, and relies on the present kernel: no program
+//! that does the job can be much faster. `firewall` executes iptables, because the job is to change
+//! its chains. `peak` runs a program and prints the most memory that it had; it is here because the
+//! count of a child starts at that of its parent, so the parent must be small.
 
 // A benchmark, never installed: one thread that ends inside the pod.
 #![allow(clippy::disallowed_methods)]
@@ -60,7 +60,7 @@ fn run(words: &[&str]) -> Result<()> {
     }
 }
 
-/// Masquerade and published ports, which are rules of the node.
+/// Masquerade and published ports, which are rules on the node.
 fn outside(verb: &str, address: &str, words: &[&str]) -> Result<()> {
     let ports: Vec<u16> = words.iter().filter_map(|word| word.parse().ok()).collect();
     if words.contains(&"masquerade") && verb != "del" {

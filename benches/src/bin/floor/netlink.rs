@@ -11,9 +11,9 @@ use nix::sys::socket::{
 
 /// `NLM_F_REQUEST`, on every request.
 pub const REQUEST: u16 = 1;
-/// `NLM_F_ACK`: answer, also when all went well.
+/// `NLM_F_ACK`: acknowledge success, too.
 pub const ACK: u16 = 4;
-/// `NLM_F_ROOT | NLM_F_MATCH`: tell all.
+/// `NLM_F_ROOT | NLM_F_MATCH`: list all.
 pub const DUMP: u16 = 0x300;
 /// `NLM_F_CREATE | NLM_F_EXCL`.
 pub const CREATE: u16 = 0x600;
@@ -48,7 +48,7 @@ impl Message {
         self.attribute(kind, &bytes)
     }
 
-    /// Appends an attribute that is attributes: what `fill` appends.
+    /// Appends an attribute that contains the attributes that `fill` appends.
     pub fn nest(mut self, kind: u16, fill: impl FnOnce(Self) -> Self) -> Self {
         let start = self.0.len();
         self.push(kind, &[]);
@@ -118,7 +118,7 @@ impl Socket {
     /// until that returns an answer.
     ///
     /// # Errors
-    /// The kernel's refusal, or what `each` says.
+    /// The kernel's refusal, or the error of `each`.
     pub fn receive<T>(
         &mut self,
         mut each: impl FnMut(u16, &[u8]) -> Option<T>,
@@ -158,7 +158,7 @@ impl Socket {
         self.wait(|_, body| read(body))
     }
 
-    /// Sends a dump request and counts what comes.
+    /// Sends a dump request and counts the objects.
     ///
     /// # Errors
     /// The kernel's refusal.

@@ -31,7 +31,7 @@ const IP: [u8; 4] = [2, 0, 0, 0];
 const TCP: u8 = 6;
 const CONTAINER_PORT: u16 = 80;
 
-/// Whether the masquerade rule, one for all pods, is there.
+/// Whether the masquerade rule exists, which is one for all pods.
 pub fn rule_is_there() -> Result<()> {
     let request = Message::new(GET_RULE, DUMP, &IP)
         .text(NFTA_RULE_TABLE, "floor")

@@ -2,10 +2,11 @@
 //! sets it.
 //!
 //! A rule of nf_tables that accepts does not end the chains of other tables. So iptables accepts
-//! what comes from the network's devices and what goes to them: two rules for each device and
-//! family. What must not pass is dropped by the rules of [`Access`]. An internal network has them,
-//! too: what its pods send each other is bridged, and passes FORWARD where br_netfilter is on. A set has the devices with
-//! such rules: an ADD looks there, and only the first one of a network executes iptables.
+//! packets from and to the network's devices, by two rules for each device and family. The rules of
+//! [`Access`] drop the packets that must not pass. An internal network has the two rules, too:
+//! packets between its pods are bridged, and pass FORWARD if br_netfilter is on. A set contains the
+//! devices with such rules. An ADD looks there, so that only the first one of a network executes
+//! iptables.
 
 use anyhow::{Context, Result, bail};
 use nftables::{Family, Part, Socket, Transaction, listing};
@@ -19,8 +20,9 @@ use crate::iptables::table::{self as tables, FILTER, Listing, word};
 const FORWARD: &str = "FORWARD";
 
 impl Nftables {
-    /// Has iptables accept what is forwarded for the network, where its policy is to drop. Tables of
-    /// the legacy variant are looked at only for the first pod of a network, as that takes a process.
+    /// Makes iptables accept packets that are forwarded for the network, if its policy is to drop.
+    /// Tables of the legacy variant are read only for the first pod of a network, because that
+    /// takes a process.
     pub fn accept_forwarded(&self, wanted: &Access, is_first: bool) -> Result<()> {
         for (family, of) in FAMILIES {
             let may_drop = policy::drops_in_nft(&self.socket, family, FORWARD)?
@@ -38,7 +40,7 @@ impl Nftables {
             if !program.table(FILTER)?.drops(FORWARD) {
                 continue;
             }
-            // First the note: after a kill in between, DEL still knows that there may be rules.
+            // Note it first: after a kill in between, DEL knows that there may be rules.
             self.transact(|socket| note(socket, wanted, family))?;
             let _lock = program.lock()?;
             settle(&program, || missing(wanted, &program.table(FILTER)?))
@@ -47,7 +49,7 @@ impl Nftables {
         Ok(())
     }
 
-    /// Fails if a policy of iptables drops what is forwarded for the network.
+    /// Fails if a policy of iptables drops packets that are forwarded for the network.
     pub fn check_forwarded(&self, wanted: &Access) -> Result<()> {
         for (family, of) in FAMILIES {
             let may_drop = policy::drops_in_nft(&self.socket, family, FORWARD)?

@@ -1,9 +1,9 @@
-//! Links: a pod reaches some ports of another pod of its network, although the network keeps its
-//! pods apart.
+//! Links: a pod reaches some ports of another pod of its network, although the pods of the network
+//! do not reach each other.
 //!
-//! Each link is an element of two sets. The rule looks into [`LINKS`], whose elements belong to the
-//! pod that begins connections; those of [`LINKED`] name the owner of the other end. So a link is
-//! found by either end, and both elements go with the first.
+//! Each link is an element of two sets. The rule looks up [`LINKS`], whose elements belong to the
+//! pod that opens connections. The elements of [`LINKED`] name the owner of the other end. So a
+//! link is found by either end, and both elements are removed with the first end that is deleted.
 
 use std::net::IpAddr;
 
@@ -45,7 +45,7 @@ pub struct Linked {
     pub ports: Vec<(Protocol, u16)>,
 }
 
-/// Links one end of which is gone.
+/// Links of which one end is gone.
 #[derive(Debug)]
 pub struct OldLinks {
     elements: Vec<(Family, Element)>,
@@ -54,7 +54,7 @@ pub struct OldLinks {
 }
 
 impl Nftables {
-    /// Lets the pod reach the others; to repeat it does no harm.
+    /// Lets the pod reach the others. It can be repeated.
     pub fn link(&self, wanted: &Links) -> Result<()> {
         self.transact(|socket| super::link(socket, wanted))
     }
@@ -123,7 +123,7 @@ impl OldLinks {
 }
 
 impl Links {
-    /// Only the links to some of the pods.
+    /// The links to those pods that are `wanted`.
     pub(crate) fn to_those(&self, wanted: impl Fn(&Linked) -> bool) -> Self {
         let mut links = self.clone();
         links.to.retain(wanted);

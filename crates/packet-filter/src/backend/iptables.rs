@@ -1,5 +1,5 @@
-//! iptables as a back end: the chains, comments and rules of the Go plugins, so that a node switches
-//! from them and back under running pods.
+//! iptables as a back end: the chains, comments and rules of the Go plugins, so that a node can
+//! switch to podwire and back while pods run.
 //!
 //! The subjects' modules decide and write text. A change is one `iptables-restore --noflush`, and
 //! before it at most one or two chains are read.
@@ -31,14 +31,14 @@ pub struct Iptables {
 /// Families of iptables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Families {
-    /// That of `iptables`.
+    /// The family of `iptables`.
     pub v4: bool,
-    /// That of `ip6tables`.
+    /// The family of `ip6tables`.
     pub v6: bool,
 }
 
 impl Families {
-    /// Whether it is any at all.
+    /// Whether it is at least one.
     pub fn any(self) -> bool {
         self.v4 || self.v6
     }
@@ -55,7 +55,7 @@ impl Families {
 /// some seconds.
 const LOCK_WAIT: u32 = 20;
 
-/// A transaction is decided again when the table has changed since it was read.
+/// How many times a transaction is decided, if the table has changed since it was read.
 const ATTEMPTS: u32 = 3;
 
 impl Default for Iptables {
@@ -86,16 +86,16 @@ impl Iptables {
         }
     }
 
-    /// What is to be removed is known to be in these families, so their programs must be installed.
-    /// In other families there can be nothing where they are not.
+    /// The rules to remove are known to exist in these families, so their programs must be
+    /// installed. Other families have no rules if their programs are not installed.
     pub fn needed_in(mut self, known: Families) -> Self {
         self.needed = known;
         self
     }
 
-    /// It is not known whether there is anything to be removed, because the kernel does not tell
-    /// without a program. Then it is no failure that a program may not read the table: what removes
-    /// rules could not have made them. It is logged.
+    /// It is unknown whether there are rules to remove, because only the programs can read the
+    /// table. Then it is logged, and no failure, if a program is not permitted to read the table:
+    /// it could not have added rules either.
     pub fn guessed(mut self, guessed: bool) -> Self {
         self.guessed = guessed;
         self
@@ -144,8 +144,8 @@ impl Iptables {
         Ok(self.programs.of(family)?.chain(NAT, chain)?.is_some())
     }
 
-    /// Drops packets from outside to 127.0.0.0/8 of the node, or from there; to repeat it does no
-    /// harm. One process where the rules are there.
+    /// Drops packets from outside that have an address of 127.0.0.0/8 as destination or source. It
+    /// can be repeated. One process if the rules exist.
     ///
     /// # Errors
     /// The table raw cannot be used.
@@ -201,7 +201,8 @@ impl Iptables {
         effort.finish()
     }
 
-    /// `done`, or the default where a program may not read what is only guessed to be there.
+    /// `done`, or the default if a program is not permitted to read a table whose rules are only
+    /// guessed.
     pub(crate) fn unless_forbidden<T: Default>(&self, done: Result<T>, what: &str) -> Result<T> {
         match done {
             Err(error) if self.guessed && is_forbidden(&error) => {
@@ -398,7 +399,7 @@ fn unpublish(program: &Program, owner: &Attachment) -> Result<()> {
     })
 }
 
-/// The rules of some chains; none of those that do not exist.
+/// The rules of some chains; a chain that does not exist has none.
 fn read(program: &Program, chains: &[&str]) -> Result<Listing> {
     let mut listing = Listing::default();
     for chain in chains {

@@ -17,7 +17,7 @@ use crate::ports::{
 };
 
 /// The back end, for the network namespace in which it was opened. Each subject's methods are in
-/// its own module. They fail with what the kernel refuses; `check_*` also with what is missing.
+/// its own module. They fail if the kernel refuses; `check_*` also if something is missing.
 #[derive(Debug)]
 pub struct Nftables {
     pub(crate) socket: Socket,
@@ -65,26 +65,26 @@ impl Nftables {
         Self { socket }
     }
 
-    /// Whether there is a table of this name, of whatever program.
+    /// Whether any program has made a table of this name.
     pub fn has_table(&self, family: Family, table: &str) -> Result<bool> {
         let found = unless_absent(listing::has_table(&self.socket, family, table))?;
         Ok(found.unwrap_or(false))
     }
 
-    /// Whether a table of whatever program has a chain of this name.
+    /// Whether any program has made a chain of this name.
     pub fn has_chain(&self, family: Family, table: &str, chain: &str) -> Result<bool> {
         let found = unless_absent(listing::has_chain(&self.socket, family, table, chain))?;
         Ok(found.unwrap_or(false))
     }
 
-    /// The chains of whatever program that drop what is forwarded and no rule accepts: the family, table
-    /// and chain of each.
+    /// The chains of any program whose policy drops forwarded packets: the family, table and name
+    /// of each.
     pub fn dropping_forwarded(&self) -> Result<Vec<(Family, String, String)>> {
         let found = unless_absent(listing::dropping_forwarded(&self.socket))?;
         Ok(found.unwrap_or_default())
     }
 
-    /// Closes 127.0.0.0/8 of the node to packets from outside; to repeat it does no harm.
+    /// Closes 127.0.0.0/8 of the node to packets from outside. It can be repeated.
     pub fn close_localhost(&self) -> Result<()> {
         self.transact(ports::close_localhost)
     }
@@ -105,7 +105,7 @@ impl Nftables {
         delete_connections(&self.socket, published, connections);
     }
 
-    /// Reads, decides and writes; again where another program has written in between.
+    /// Reads, decides and writes. Repeats that if another program has written in between.
     pub(crate) fn transact(
         &self,
         decide: impl Fn(&Socket) -> Result<Transaction, Error>,
@@ -118,7 +118,7 @@ impl Nftables {
     }
 }
 
-/// Fails with what a kernel says that does not have nat in `family`.
+/// Fails with the error of a kernel that does not have nat in `family`.
 fn try_out(socket: &Socket, family: Family) -> Result<(), Error> {
     // A table of the family shows that it can be used, and one of both families shows it for IPv4.
     // A trial that is dropped waits for RCU.
@@ -138,7 +138,7 @@ fn try_out(socket: &Socket, family: Family) -> Result<(), Error> {
     trial.check(socket)
 }
 
-/// `None` where the kernel does not have what was requested, and so has nothing in it.
+/// `None` if the kernel does not support the requested objects, and so has none.
 fn unless_absent<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
     match result {
         Err(error) if is_absent(&error) => Ok(None),
@@ -147,12 +147,12 @@ fn unless_absent<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
 }
 
 /// The comment of a network's rules and elements. A long name is hashed, so that two networks never
-/// have one comment.
+/// have the same comment.
 pub(crate) fn network_comment(network: &str) -> String {
     format!("net: {}", names::short(network))
 }
 
-/// Fails with what is missing, if anything is.
+/// Fails with the text `missing`, if there is one.
 pub(crate) fn complete(missing: Option<String>) -> Result<()> {
     match missing {
         Some(missing) => bail!(missing),

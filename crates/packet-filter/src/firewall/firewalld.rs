@@ -29,7 +29,7 @@ const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
 /// How long a function may take: firewalld needs some seconds to reload.
 const PATIENCE: Duration = Duration::from_secs(25);
 
-/// What firewalld answers if the address is a source of the zone already.
+/// The answer of firewalld if the address is a source of the zone already.
 const ALREADY_SET: &str = "ZONE_ALREADY_SET";
 
 /// Whether firewalld runs; any failure means that it does not. One system call on a node without
@@ -48,7 +48,7 @@ pub fn is_of_this_network() -> bool {
             .map_or(true, |map| map.split_whitespace().eq(initial))
 }
 
-/// Makes the addresses sources of `zone`, those that are none yet.
+/// Adds the addresses to the sources of `zone`, except those that are sources already.
 ///
 /// # Errors
 /// firewalld does not run, or refuses; code 11: it does not answer.
@@ -68,8 +68,8 @@ pub fn add(zone: &str, addresses: &[IpAddr]) -> Result<()> {
     })
 }
 
-/// Removes the addresses from the sources of `zone`. That there are none is no failure, nor that
-/// firewalld does not run: then it has no sources.
+/// Removes the addresses from the sources of `zone`. It is no failure if they are not sources, or
+/// if firewalld does not run and so has none.
 ///
 /// # Errors
 /// The connection is lost; code 11: firewalld does not answer.
@@ -80,7 +80,7 @@ pub fn remove(zone: &str, addresses: &[IpAddr]) -> Result<()> {
         };
         for source in addresses.iter().map(source) {
             match firewalld.call("removeSource", zone, &source).await {
-                // An answer: it is no source.
+                // firewalld has answered: the address is no source.
                 Err(Error::MethodError(..) | Error::FDO(_)) => {}
                 done => drop(done.map_err(plain)?),
             }
@@ -89,7 +89,7 @@ pub fn remove(zone: &str, addresses: &[IpAddr]) -> Result<()> {
     })
 }
 
-/// Those of `addresses` that are no sources of `zone`.
+/// The `addresses` that are not sources of `zone`.
 ///
 /// # Errors
 /// firewalld does not run; code 11: it does not answer.
@@ -194,14 +194,14 @@ fn source(ip: &IpAddr) -> String {
     IpNetwork::from(*ip).to_string()
 }
 
-/// The error without the words that zbus puts around it.
+/// The error without the context that zbus adds.
 fn plain(error: Error) -> anyhow::Error {
     let io = |error: &io::Error| anyhow!(cni::reason(error));
     match error {
         Error::Connection(error, _) => io(&error),
         Error::InputOutput(error) => io(&error),
         Error::MethodError(_, Some(text), _) => anyhow!(text),
-        // Its source is itself.
+        // zbus returns the error itself as its source.
         error => anyhow!(error.to_string()),
     }
 }

@@ -41,13 +41,13 @@ impl Iptables {
     /// Fails unless the table filter can be used.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The reason why it cannot be used.
     pub fn try_out_filter(&self) -> Result<()> {
         self.programs.of(Family::V4)?.try_out(FILTER)
     }
 
-    /// Adds the rules of an attachment: one process for each family, unless something that all
-    /// pods share is missing, or the rules are `perhaps` there.
+    /// Adds the rules of an attachment: one process for each family, unless a rule that all pods
+    /// share is missing, or the rules may exist (`perhaps`).
     ///
     /// # Errors
     /// What iptables refuses.
@@ -99,7 +99,7 @@ impl Iptables {
         self.programs.of(family)?.table(FILTER)
     }
 
-    /// Adds what is missing of many attachments' rules.
+    /// Adds the missing rules of many attachments.
     pub(crate) fn add_many(&self, rules: &Many, family: Family) -> Result<()> {
         let program = self.programs.of(family)?;
         let _lock = program.lock()?;
@@ -116,7 +116,7 @@ impl Iptables {
         })
     }
 
-    /// Removes the rules of these addresses: one process for each family where they are there.
+    /// Removes the rules of these addresses: one process for each family if they exist.
     ///
     /// # Errors
     /// What iptables refuses.
@@ -145,7 +145,7 @@ impl Iptables {
         })
     }
 
-    /// Fails unless the rules of an attachment are there.
+    /// Fails unless the rules of an attachment exist.
     ///
     /// # Errors
     /// `expected rule […] not found`
@@ -155,7 +155,7 @@ impl Iptables {
         self.check_rules(wanted, &shared, own)
     }
 
-    /// Fails unless the rules of the ingress policy are there.
+    /// Fails unless the rules of the ingress policy exist.
     ///
     /// # Errors
     /// `expected … rule […] not found`
@@ -198,7 +198,8 @@ pub(crate) struct Many {
 }
 
 impl Many {
-    /// Those of `all`: of each its policy, and what accepts its packets if that is true.
+    /// The rules of `all`: for each its policy and, if its flag is true, the rules that accept its
+    /// packets.
     pub(crate) fn of(all: &[(&Firewall, bool)], family: Family) -> Self {
         let mut many = Self::default();
         for (wanted, accepts) in all {
@@ -229,13 +230,13 @@ impl Many {
         self.shared.is_empty()
     }
 
-    /// Adds what is not in the table.
+    /// Adds the rules that are not in the table.
     pub(crate) fn missing(&self, found: &Listing) -> Transaction {
         complete(&self.shared, &self.addresses, found)
     }
 }
 
-/// Whether the rule is there, perhaps with the comment of earlier Go plugins.
+/// Whether the rule exists, perhaps with the comment of earlier Go plugins.
 fn has(found: &Listing, chain: &str, rule: &str) -> bool {
     found.rules(chain).iter().any(|it| is(it, rule))
 }
@@ -320,7 +321,7 @@ fn end() -> String {
     commented("", POLICIES, "RETURN")
 }
 
-/// For a node on which everything that pods share is there; fails otherwise.
+/// For a node that has all shared rules; the transaction fails otherwise.
 fn quick(shared: &[Rule], addresses: &[IpAddr]) -> Transaction {
     let mut transaction = Transaction::new(FILTER);
     shared
@@ -332,7 +333,7 @@ fn quick(shared: &[Rule], addresses: &[IpAddr]) -> Transaction {
     transaction
 }
 
-/// Adds what is missing in the whole table, chains included.
+/// Adds everything that the whole table lacks, chains included.
 fn complete(shared: &[Rule], addresses: &[IpAddr], found: &Listing) -> Transaction {
     let mut transaction = Transaction::new(FILTER);
     let targets = shared.iter().filter_map(|(_, rule)| option(rule, "-j"));
@@ -413,7 +414,7 @@ fn without_bridge(bridge: &str, found: &Listing) -> Transaction {
     transaction
 }
 
-/// What ADD and the last DEL do with a table like `found`.
+/// The transactions of ADD and of the last DEL for a table like `found`.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn transactions(wanted: &Firewall, found: &Listing) -> [Transaction; 3] {
     let shared = [accepting(wanted), policy(wanted)].concat();
@@ -425,10 +426,10 @@ pub(crate) fn transactions(wanted: &Firewall, found: &Listing) -> [Transaction; 
     ]
 }
 
-/// The name of a chain that a configuration has.
+/// Checks the name of a chain in a configuration.
 ///
 /// # Errors
-/// It cannot be one: the limit of iptables, and its characters.
+/// iptables allows no such name: it is too long, or has other characters.
 pub fn chain_name(text: &str) -> Result<&str> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:+".contains(c);
     let fits = (1..=28).contains(&text.len()) && text.chars().all(plain) && !text.starts_with('-');

@@ -1,4 +1,4 @@
-//! The ingress policies in nftables: two sets and one rule, however many pods and bridges there are.
+//! The ingress policies in nftables: two sets and one rule, for any number of pods and bridges.
 
 use anyhow::Result;
 use nftables::listing::{self, has_in_order};
@@ -16,16 +16,16 @@ const FORWARD: &str = "forward";
 const MEMBERS: Set = Set::new("members", &[Type::Interface]);
 /// The comment of every element: without one, it is not listed.
 const COMMENT: &str = "bridge";
-/// Pairs of a bridge with itself, of those whose pods may reach each other.
+/// Pairs of a bridge with itself, for each bridge whose pods may reach each other.
 const WITHIN: Set = Set::new("within", &[Type::Interface, Type::Interface]);
 
 impl Nftables {
-    /// Applies the policy; to repeat it does no harm.
+    /// Applies the policy. It can be repeated.
     pub fn ensure_ingress(&self, wanted: &Ingress) -> Result<()> {
         self.transact(|socket| add(socket, wanted))
     }
 
-    /// What [`Nftables::ensure_ingress`] would do.
+    /// The changes of [`Nftables::ensure_ingress`].
     pub(crate) fn ingress_additions(&self, wanted: &Ingress) -> Result<Transaction> {
         Ok(add(&self.socket, wanted)?)
     }

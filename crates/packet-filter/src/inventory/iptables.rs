@@ -1,4 +1,4 @@
-//! What rules of iptables are about, ours and those of the Go plugins: those of the variant in PATH.
+//! The effect of iptables' rules, ours and those of the Go plugins, in the variant that PATH has.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ use crate::iptables::table::{FAMILIES, FILTER, Family, NAT, option};
 
 impl Iptables {
     /// The rules of the tables nat and filter that belong to a network or a pod. A table that the
-    /// kernel does not have is not read: that would make it.
+    /// kernel does not have is not read, because reading would create it.
     ///
     /// # Errors
     /// A program that is installed cannot list a table.
@@ -50,8 +50,8 @@ fn is_there(nftables: Option<&Nftables>, family: Family, table: &str) -> Result<
     Ok(names.lines().any(|it| it == table) || of_nft.unwrap_or(false))
 }
 
-/// A rule that leads to what belongs to a network or a pod: the chains of one pod alone, to which
-/// such a rule jumps, are left out.
+/// A rule that belongs to a network or a pod. Rules in the chain of a single pod, to which such a
+/// rule jumps, are left out.
 fn applied(chain: &str, rule: &str) -> Option<Applied> {
     let comment = option(rule, "--comment").unwrap_or_default();
     let target = option(rule, "-j").unwrap_or_default();

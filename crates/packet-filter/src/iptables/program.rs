@@ -1,5 +1,5 @@
 //! The only file that executes iptables: finds the programs, passes text to them and from them, and
-//! tells a held lock from a refusal. It knows no rule, and works with any table.
+//! distinguishes a held lock from a refusal. It knows no rule, and works with any table.
 
 use std::fs::File;
 use std::io;
@@ -18,7 +18,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::table::{Family, Listing, Transaction};
 
-/// Where the programs are searched, and how long they wait.
+/// Where to search the programs, and how long they wait.
 #[derive(Clone, Debug)]
 pub struct Programs {
     /// Directories, the first one wins.
@@ -28,15 +28,15 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// The programs of a family; fails with the name of the one that is missing.
+    /// The programs of a family; fails with the name of a program that is missing.
     pub fn of(&self, family: Family) -> Result<Program> {
         self.search(family)?.map_err(|missing| {
             anyhow!("find {missing}: not installed (searched PATH, /usr/sbin and /sbin)")
         })
     }
 
-    /// The programs of a family; `None` if one of them is in none of the directories.
-    /// That a directory cannot be searched is a failure: they may be there.
+    /// The programs of a family; `None` if one of them is in none of the directories. It is a
+    /// failure if a directory cannot be searched, as it may have them.
     pub fn installed(&self, family: Family) -> Result<Option<Program>> {
         Ok(self.search(family)?.ok())
     }
@@ -70,7 +70,8 @@ impl Programs {
                 Ok(meta) if meta.is_file() => return Ok(Some(file)),
                 Ok(_) => {}
                 Err(error) if is_nowhere(&error) => {}
-                // As in execvp(3): the next one may do, but it is not certain that there is none.
+                // As in execvp(3): the next directory may have the program, but if none has it,
+                // this one may.
                 Err(error) => unknown = unknown.or(Some((file, error))),
             }
         }
@@ -125,7 +126,7 @@ impl Program {
 
     /// Fails unless a table can be read: the program runs, and the kernel has the table.
     pub fn try_out(&self, table: &str) -> Result<()> {
-        // OUTPUT and a number: one rule at most, however many there are.
+        // OUTPUT and a number: lists one rule at most.
         let output = self.list(table, &["OUTPUT", "1"])?;
         if !output.status.success() {
             return Err(self.failure(&self.list, &output));
@@ -188,7 +189,7 @@ impl Program {
         }
     }
 
-    /// Whether [`Program::lock`] of both is the same lock.
+    /// Whether [`Program::lock`] takes the same lock for both.
     pub fn is_locked_with(&self, other: &Self) -> bool {
         self.restore.canonicalize().ok() == other.restore.canonicalize().ok()
     }
@@ -334,7 +335,7 @@ fn execute(program: &Path, arguments: &[&str], input: &str) -> Result<Output> {
 /// transaction is committed, and the socket is still open. The comment is longer than the buffer of
 /// its output, which it would print at its end otherwise.
 ///
-/// Price: 80 lines, here, in `cni::execute` and in `deferred`. Gain: a DEL of firewall takes 5 ms
+/// Cost: 80 lines, here, in `cni::execute` and in `deferred`. Gain: a DEL of firewall takes 5 ms
 /// instead of 14 on Linux 6.18.
 fn execute_deletion(program: &Path, arguments: &[&str], text: &str) -> Result<Output> {
     let arguments = [arguments, &["--verbose"]].concat();
@@ -351,7 +352,7 @@ fn execute_deletion(program: &Path, arguments: &[&str], text: &str) -> Result<Ou
     run().map_err(|error| execute::failure(program, error))
 }
 
-/// More than the C library holds back of the output into a pipe, and less than the longest line that
+/// More than the C library buffers of the output into a pipe, and less than the longest line that
 /// the program reads (10,240 bytes).
 const OUTPUT_BUFFER: usize = 5000;
 

@@ -46,7 +46,7 @@ impl Family {
     }
 }
 
-/// Both.
+/// Both families.
 pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// The rules of some chains of a table, as they are in the kernel.
@@ -104,7 +104,7 @@ impl Listing {
         self.rules.get(chain).map(Vec::as_slice)
     }
 
-    /// The same, with nothing in a chain that does not exist.
+    /// The same; a chain that does not exist has no rules.
     pub fn rules(&self, chain: &str) -> &[String] {
         self.chain(chain).unwrap_or_default()
     }
@@ -218,7 +218,7 @@ impl Transaction {
         self.lines.extend(more.lines);
     }
 
-    /// Adds a chain; all fails if it exists.
+    /// Adds a chain; the transaction fails if it exists.
     pub fn create(&mut self, chain: &str) {
         self.lines.push(format!("-N {chain}"));
     }
@@ -238,12 +238,12 @@ impl Transaction {
         self.lines.push(format!("-I {chain} {rule}"));
     }
 
-    /// All fails unless the rule exists.
+    /// The transaction fails unless the rule exists.
     pub fn require(&mut self, chain: &str, rule: &str) {
         self.lines.push(format!("-C {chain} {rule}"));
     }
 
-    /// Deletes one such rule; all fails if there is none.
+    /// Deletes one such rule; the transaction fails if there is none.
     pub fn delete(&mut self, chain: &str, rule: &str) {
         self.lines.push(format!("-D {chain} {rule}"));
     }

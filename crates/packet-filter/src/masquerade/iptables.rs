@@ -19,7 +19,7 @@ pub struct Rules {
     jumps: Vec<(IpAddr, String)>,
     accepts: Vec<String>,
     masquerade: String,
-    /// As it is in every rule, without quotes.
+    /// The comment in every rule, without quotes.
     comment: String,
 }
 
@@ -189,7 +189,7 @@ fn ends(rule: &str) -> bool {
     rule.contains(" -j ACCEPT") || rule.contains(" -j MASQUERADE")
 }
 
-/// Removes what the whole table has for pods of `network` that are not `valid`.
+/// Removes the rules of the whole table for pods of `network` that are not `valid`.
 pub fn collect(network: &str, valid: &[ValidAttachment], listing: &Listing) -> Transaction {
     let begin = format!("name: {network:?} id: \"");
     let valid: Vec<_> = valid

@@ -167,7 +167,7 @@ fn is_stale(comment: &str, network: &str, alive: &HashSet<String>) -> bool {
 }
 
 /// What `found` lacks of `wanted`, in words; `None` if nothing is missing. The rules of the Go
-/// plugins are as good as ours.
+/// plugins count as well.
 pub fn missing(found: &[Listed], wanted: &Masquerade) -> Option<String> {
     let pod = pod_prefix_of(&wanted.owner);
     for address in &wanted.addresses {
@@ -217,8 +217,8 @@ pub fn additions(found: &[Listed], all: &[&Masquerade]) -> Transaction {
         }
     }
     if leads_to_checks(found) {
-        // Table and chains are there. To name them again makes the close of the socket wait some
-        // 10 ms for RCU, because the kernel takes it for an update of the chain.
+        // Table and chains exist. To name them again makes the close of the socket wait some 10 ms
+        // for RCU, because the kernel takes it for an update of the chain.
         return rules;
     }
     let mut all = base(false);
@@ -319,7 +319,7 @@ fn remove_where(socket: &Socket, is_stale: impl Fn(&str) -> bool) -> Result<Tran
     Ok(removal(found.iter().filter(|it| is_stale(&it.comment))))
 }
 
-/// What the rules are about, for people.
+/// The effect of the rules, for people.
 pub fn inventory(socket: &Socket, subnets: &[IpNetwork]) -> Result<Vec<Applied>, Error> {
     let mut subnets: Vec<_> = subnets.iter().map(|it| network_of(*it)).collect();
     subnets.sort();

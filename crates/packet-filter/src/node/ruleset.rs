@@ -1,5 +1,5 @@
-//! The nf_tables rules of all pods of a node: what is there, and one transaction with all changes.
-//! Methods fail with what the kernel refuses; to add, also where a condition is not valid.
+//! The nf_tables rules of all pods of a node: the present ones, and one transaction with all
+//! changes. Methods fail if the kernel refuses; those that add, also if a condition is not valid.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::ports::{GoRules, HostPorts, Notice, conditional, layout, nftables as 
 use crate::separation::{self, Separation};
 use crate::vxlan_guard::{self, VxlanGuard};
 
-/// What is there, and what is to be changed.
+/// The present rules, and the changes to make.
 pub struct Ruleset {
     pub nftables: Nftables,
     generation: u32,
@@ -24,13 +24,13 @@ pub struct Ruleset {
     go: GoRules,
     /// The owners of published ports.
     owners: HashSet<String>,
-    /// What nft has to do first.
+    /// The script that nft has to execute first.
     script: String,
     changes: Transaction,
 }
 
 impl Ruleset {
-    /// Reads what is there.
+    /// Reads the present rules.
     pub fn read(nftables: Nftables) -> Result<Self> {
         let socket = &nftables.socket;
         Ok(Self {

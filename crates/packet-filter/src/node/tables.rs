@@ -1,5 +1,5 @@
-//! The nat tables of iptables for all pods of a node: what is there, and one transaction for each
-//! family with all changes. Methods fail where a name or a condition cannot be part of a rule.
+//! The nat tables of iptables for all pods of a node: the present rules, and one transaction for
+//! each family with all changes. Methods fail if a name or a condition cannot be part of a rule.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -17,7 +17,7 @@ use crate::masquerade::{Masquerade, iptables as masquerade};
 use crate::ports::HostPorts;
 use crate::ports::iptables::{self as ports, Found};
 
-/// What is in both tables. Until it is dropped, no other process of podwire decides on them.
+/// The rules of both tables. Until it is dropped, no other process of podwire decides on them.
 pub struct Tables {
     iptables: Iptables,
     of: Vec<Table>,
@@ -45,8 +45,8 @@ impl fmt::Display for Changes {
 }
 
 impl Tables {
-    /// Reads the tables of the families that are installed. With `is_none` they are taken for empty:
-    /// to read them would create them.
+    /// Reads the tables of the families that are installed. With `is_none` they count as empty:
+    /// reading would create them.
     pub fn read(iptables: &Iptables, is_none: bool) -> Result<Self> {
         let mut of = Vec::<Table>::new();
         for family in FAMILIES {
@@ -184,7 +184,7 @@ impl Tables {
         Ok(all)
     }
 
-    /// Changes that remove what is there of these.
+    /// Changes that remove the present rules of these.
     pub fn removals(&self, gone: &Rules<'_>) -> Vec<Changes> {
         let mut all = Vec::new();
         for table in &self.of {

@@ -16,9 +16,9 @@ use crate::ports::{HostPorts, Mapping, Mark, Notice, Protocol, Snat};
 pub const ENTRIES: &str = "CNI-HOSTPORT-DNAT";
 /// Plugins before 0.7 had a second chain for each pod, entered from here.
 pub const OLD_ENTRIES: &str = "CNI-HOSTPORT-SNAT";
-/// Marks what is to be masqueraded.
+/// Marks packets to masquerade.
 const SET_MARK: &str = "CNI-HOSTPORT-SETMARK";
-/// Masquerades what is marked.
+/// Masquerades marked packets.
 const MASQUERADE: &str = "CNI-HOSTPORT-MASQ";
 /// The ports of one `-m multiport` (XT_MULTI_PORTS).
 const PORTS: usize = 15;
@@ -172,7 +172,7 @@ pub fn publish_all(all: &[Rules], listing: &Listing) -> Transaction {
     transaction
 }
 
-/// Removes what `listing` has of the ports of these pods.
+/// Removes the rules of `listing` for the ports of these pods.
 pub fn remove_all(all: &[&HostPorts], listing: &Listing) -> Transaction {
     let mut transaction = Transaction::new(NAT);
     let mut gone = Vec::new();
@@ -191,13 +191,13 @@ pub fn remove_all(all: &[&HostPorts], listing: &Listing) -> Transaction {
     transaction
 }
 
-/// How a listing has a rule of [`Rules::check`].
+/// How a rule of [`Rules::check`] was found in a listing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     /// The same text.
     Same,
-    /// The same text but for the conditions, which iptables prints in its own way: only the program
-    /// can compare them.
+    /// The same text except for the conditions, which iptables prints in its own form: only the
+    /// program can compare them.
     Similar,
     /// No such rule.
     Missing,
@@ -212,7 +212,7 @@ pub fn find(listing: &Listing, chain: &str, rule: &str) -> Found {
     let Some(target) = option(rule, "-j").filter(|_| chain == ENTRIES) else {
         return Found::Missing;
     };
-    // Few of thousands lead there: only those are split into words.
+    // Few of thousands of rules lead there: only these are split into words.
     let parts = |rule: &str| ["-p", "--dports"].map(|it| option(rule, it));
     let there = rules.iter().filter(|found| jumps_to(found, &target));
     let there = there.filter(|found| parts(found) == parts(rule));
@@ -269,7 +269,7 @@ fn delete_jumps(transaction: &mut Transaction, entries: &str, chain: &str, listi
     }
 }
 
-/// Removes what the whole table has for pods of `network` that are not `valid`.
+/// Removes the rules of the whole table for pods of `network` that are not `valid`.
 pub fn collect(network: &str, valid: &[ValidAttachment], listing: &Listing) -> Transaction {
     let begin = format!("dnat name: {network:?} id: \"");
     let valid: Vec<_> = valid

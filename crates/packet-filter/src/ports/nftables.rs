@@ -62,7 +62,7 @@ enum Conflict {
 
 /// The result of [`additions`].
 pub struct Additions {
-    /// After them, all is there.
+    /// The changes after which all ports are published.
     pub changes: Transaction,
     /// Ports that another owner has.
     pub notices: Vec<Notice>,
@@ -512,7 +512,7 @@ fn pod_of(element: &Element) -> Option<IpAddr> {
     }
 }
 
-/// Fails with what is missing; the rules of the Go plugins are as good as ours.
+/// Fails with what is missing; the rules of the Go plugins count as well.
 pub fn check(socket: &Socket, wanted: &HostPorts) -> Result<()> {
     for family in families(wanted) {
         if let Err(missing) = check_family(socket, wanted, family)

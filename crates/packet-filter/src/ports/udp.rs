@@ -23,12 +23,12 @@ pub struct UdpPort {
     to: SocketAddr,
 }
 
-/// The connections to a published port that are meant.
+/// Which connections to a published port are deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connections {
-    /// Those that lead to the pod.
+    /// Connections that lead to the pod.
     ToPod,
-    /// Those that lead elsewhere.
+    /// Connections that lead elsewhere.
     Elsewhere,
 }
 
