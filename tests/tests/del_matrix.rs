@@ -78,11 +78,7 @@ fn cell(plugin: &str, column: Found, added: bool) {
             .del(&conf, &pod, "eth0")
             .silent();
     }
-    assert_eq!(
-        reservations(&sandbox),
-        [] as [&str; 0],
-        "{plugin}, {column:?}"
-    );
+    assert_eq!(sandbox.reserved(), [] as [&str; 0], "{plugin}, {column:?}");
     let rules = sandbox.host().rules();
     assert!(
         !rules.contains(&container_id(&pod)),
@@ -96,13 +92,6 @@ fn cell(plugin: &str, column: Found, added: bool) {
     {
         assert!(pod.link("x").is_none(), "{plugin}");
     }
-}
-
-fn reservations(sandbox: &Sandbox) -> Vec<String> {
-    let names = sandbox.list(conf::STATE).into_iter();
-    names
-        .filter(|name| name.parse::<std::net::IpAddr>().is_ok())
-        .collect()
 }
 
 /// Cells of one row. Without a server, dhcp has no lease to delete: `dhcp/release.rs` has some.
@@ -266,7 +255,7 @@ fn del_needs_no_previous_result_and_ignores_a_foreign_one() {
         let conf = prev.map_or(conf.clone(), |prev| conf::with_prev(&conf, &prev));
         sandbox.cni("bridge").del(&conf, &pod, "eth0").silent();
         assert!(pod.link("eth0").is_none());
-        assert!(reservations(&sandbox).is_empty());
+        assert!(sandbox.reserved().is_empty());
     }
 }
 
@@ -283,7 +272,7 @@ fn del_succeeds_when_the_bridge_is_gone() {
         .cni("bridge")
         .del(&conf_of("bridge"), &pod, "eth0")
         .silent();
-    assert!(pod.link("eth0").is_none() && reservations(&sandbox).is_empty());
+    assert!(pod.link("eth0").is_none() && sandbox.reserved().is_empty());
 }
 
 #[test]
@@ -296,7 +285,7 @@ fn del_of_one_interface_leaves_the_others() {
     }
     sandbox.cni("bridge").del(&conf, &pod, "eth0").silent();
     assert_eq!(pod.links(), ["lo", "net1"]);
-    assert_eq!(reservations(&sandbox), ["10.1.0.3"]);
+    assert_eq!(sandbox.reserved(), ["10.1.0.3"]);
 }
 
 #[test]

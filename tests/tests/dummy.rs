@@ -26,12 +26,6 @@ fn attached() -> (Sandbox, Netns, Value) {
     (sandbox, pod, result)
 }
 
-fn reserved(sandbox: &Sandbox) -> Vec<String> {
-    let mut names = sandbox.list(conf::STATE);
-    names.retain(|name| name.parse::<std::net::IpAddr>().is_ok());
-    names
-}
-
 #[test]
 fn a_pod_gets_addresses_and_del_takes_them_back() {
     let sandbox = Sandbox::new();
@@ -163,7 +157,7 @@ fn del_finds_the_interface_whatever_the_pod_has_changed_of_it() {
             };
             del(&sandbox, &conf, &pod);
             assert_eq!(
-                (pod.links(), reserved(&sandbox)),
+                (pod.links(), sandbox.reserved()),
                 (vec!["lo".to_owned(), "own".to_owned()], vec![]),
                 "{script}"
             );
@@ -190,7 +184,7 @@ fn gc_takes_what_is_not_claimed() {
             (pods[0].links().join(" "), pods[1].links().join(" ")),
             ("lo own".into(), "eth0 lo".into())
         );
-        assert_eq!(reserved(&sandbox), ["10.1.0.3", "fd01::3"]);
+        assert_eq!(sandbox.reserved(), ["10.1.0.3", "fd01::3"]);
     });
 }
 

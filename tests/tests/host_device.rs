@@ -55,12 +55,6 @@ fn assert_at_home(sandbox: &Sandbox) {
     }
 }
 
-/// The addresses that are reserved.
-fn reservations(sandbox: &Sandbox) -> Vec<String> {
-    let names = sandbox.list(conf::STATE).into_iter();
-    names.filter(|it| it.starts_with("10.")).collect()
-}
-
 /// The notes about attachments.
 fn notes(sandbox: &Sandbox) -> String {
     sandbox
@@ -123,7 +117,7 @@ fn a_second_del_finds_nothing_to_do() {
             del(&sandbox, &addressed(), &pod);
         }
         assert_at_home(&sandbox);
-        assert_eq!(reservations(&sandbox), [""; 0]);
+        assert_eq!(sandbox.reserved(), [""; 0]);
         assert_eq!(notes(&sandbox), "");
     });
 }
@@ -229,7 +223,7 @@ fn an_add_that_fails_returns_the_device_as_it_was() {
         assert_eq!(link["ifalias"], "uplink");
         assert!(link["flags"].as_array().unwrap().contains(&json!("UP")));
         assert_eq!(link["altnames"], json!(["lan-port"]));
-        assert_eq!(reservations(&sandbox), [""; 0]);
+        assert_eq!(sandbox.reserved(), [""; 0]);
         snapshot.allow_host_local(conf::NETWORK).assert_unchanged();
     });
 }
@@ -280,7 +274,7 @@ fn del_returns_a_device_that_the_pod_has_disguised() {
             let link = sandbox.host().link("dev0").expect(disguise);
             assert_eq!(link["link"], "far0", "{disguise}: {link}");
             assert_eq!(link["ifalias"], Value::Null, "{disguise}");
-            assert_eq!(reservations(&sandbox), [""; 0], "{disguise}");
+            assert_eq!(sandbox.reserved(), [""; 0], "{disguise}");
         }
     });
 }
@@ -341,7 +335,7 @@ fn a_taken_name_keeps_the_device_in_the_pod_until_it_is_free() {
     let link = pod.link("net1").expect("net1");
     assert!(link["flags"].as_array().unwrap().contains(&json!("UP")));
     // The address is another pod's from now on.
-    assert_eq!(reservations(&sandbox), [""; 0]);
+    assert_eq!(sandbox.reserved(), [""; 0]);
     beyond_peer("the released address is still in use", || {
         assert_eq!(pod.addresses("net1"), [""; 0]);
         assert_eq!(error.code, 11);
@@ -408,7 +402,7 @@ fn a_device_that_the_kernel_returned_gets_its_name_back() {
                 let link = sandbox.host().link("dev0").expect("dev0");
                 assert_eq!(link["link"], "far0");
                 assert_eq!(link["ifalias"], Value::Null);
-                assert_eq!(reservations(&sandbox), [""; 0]);
+                assert_eq!(sandbox.reserved(), [""; 0]);
                 assert_eq!(notes(&sandbox), "");
             }
         }
@@ -424,7 +418,7 @@ fn after_a_reboot_the_address_is_released() {
         sandbox.reboot();
         let cni = sandbox.cni("host-device").netns("");
         cni.del(&addressed(), &pod, "net1").silent();
-        assert_eq!(reservations(&sandbox), [""; 0]);
+        assert_eq!(sandbox.reserved(), [""; 0]);
     });
 }
 
@@ -446,13 +440,13 @@ fn gc_returns_the_devices_of_dead_pods_and_leaves_the_others() {
         }
         assert_at_home(&sandbox);
         assert!(live.link("net1").is_some() && dead.links() == ["lo"]);
-        assert_eq!(reservations(&sandbox), ["10.1.0.3"]);
+        assert_eq!(sandbox.reserved(), ["10.1.0.3"]);
         // GC knows the namespaces where devices are, and those that have ended.
         vanish(&sandbox, &live, "net1");
         let none = conf::with_valid(&conf::at(&dev1, "1.1.0"), &[]);
         sandbox.cni("host-device").gc(&none).silent();
         assert!(sandbox.host().link("dev1").is_some());
-        assert_eq!(reservations(&sandbox), [""; 0]);
+        assert_eq!(sandbox.reserved(), [""; 0]);
     });
 }
 
@@ -561,7 +555,7 @@ fn of_two_adds_at_once_one_gets_the_device() {
         let (winner, loser) = (&pods[winners[0]], &pods[1 - winners[0]]);
         assert!(winner.link("net1").is_some() && loser.links() == ["lo"]);
         beyond_peer_if(true, || {
-            assert_eq!(reservations(&sandbox).len(), 1);
+            assert_eq!(sandbox.reserved().len(), 1);
             del(&sandbox, &addressed(), loser);
             assert!(winner.link("net1").is_some());
             del(&sandbox, &addressed(), winner);
@@ -796,14 +790,14 @@ fn a_device_of_a_program_has_addresses_and_no_interface() {
             assert_eq!(result["interfaces"], json!([interface]));
             assert_eq!(result["ips"][0]["interface"], 0);
             assert_eq!(pod.links(), ["lo"]);
-            assert_eq!(reservations(&sandbox).len(), 1);
+            assert_eq!(sandbox.reserved().len(), 1);
             let checked = conf::with_prev(&conf, &result);
             sandbox
                 .cni("host-device")
                 .check(&checked, &pod, "net1")
                 .silent();
             del(&sandbox, &conf, &pod);
-            assert_eq!(reservations(&sandbox), [""; 0]);
+            assert_eq!(sandbox.reserved(), [""; 0]);
             let alone = conf::with(&conf, json!({"ipam": null}));
             let result = add(&sandbox, &alone, &pod);
             assert_eq!(result["interfaces"], json!([interface]));
@@ -831,7 +825,7 @@ fn del_needs_no_device_on_the_bus() {
         sandbox.host().sh("umount /sys/bus");
         del(&sandbox, &conf, &pod);
         assert_at_home(&sandbox);
-        assert_eq!(reservations(&sandbox), [""; 0]);
+        assert_eq!(sandbox.reserved(), [""; 0]);
     });
 }
 
@@ -873,7 +867,7 @@ fn a_device_of_one_suite_is_returned_by_the_other() {
                 // Old versions leave the alias.
                 Suite::Peer => assert!(sandbox.host().link("dev0").is_some()),
             }
-            assert_eq!(reservations(&sandbox), [""; 0]);
+            assert_eq!(sandbox.reserved(), [""; 0]);
             // A note that the other suite leaves does no harm.
             let again = sandbox.pod("b");
             cni(adds).add(&conf, &again, "net1").result();

@@ -60,10 +60,7 @@ impl Node {
 
     /// Addresses with a reservation file, sorted.
     fn reserved(&self) -> Vec<String> {
-        let names = self.sandbox.list(STATE).into_iter();
-        names
-            .filter(|name| name.parse::<std::net::IpAddr>().is_ok())
-            .collect()
+        self.sandbox.reserved()
     }
 
     fn file(&self, name: &str) -> Option<String> {

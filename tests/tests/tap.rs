@@ -37,11 +37,6 @@ fn tap0(pod: &Netns) -> (Value, Value) {
     (link, info["info_data"].clone())
 }
 
-fn reservations(sandbox: &Sandbox) -> Vec<String> {
-    let names = sandbox.list(conf::STATE).into_iter();
-    names.filter(|it| it.starts_with("10.")).collect()
-}
-
 /// Opens the device of the pod as a user, and prints its name; an error if that is not permitted.
 fn open_as(pod: &Netns, user: u32, queues: usize) -> bool {
     // TUNSETIFF with IFF_TAP | IFF_NO_PI, and IFF_MULTI_QUEUE for several.
@@ -137,7 +132,7 @@ fn every_version_has_its_result() {
             assert_eq!(pod.addresses("tap0"), ["10.1.0.2/24"]);
             del(&sandbox, &conf, &pod);
             assert_eq!(pod.links(), ["lo"]);
-            assert_eq!(reservations(&sandbox), [""; 0]);
+            assert_eq!(sandbox.reserved(), [""; 0]);
         }
     });
 }
@@ -169,7 +164,7 @@ fn del_in_any_state() {
             .netns("")
             .del(&conf, &pod, "tap0")
             .silent();
-        assert_eq!(reservations(&sandbox), [""; 0]);
+        assert_eq!(sandbox.reserved(), [""; 0]);
         beyond_peer("it deletes what has the name", || {
             let pod = sandbox.pod("b");
             add(&sandbox, &conf, &pod);
@@ -196,7 +191,7 @@ fn gc_deletes_devices_of_dead_pods() {
         sandbox.cni("tap").gc(&valid).silent();
         assert_eq!(dead.links(), ["lo"]);
         assert_eq!(live.links(), ["lo", "tap0"]);
-        assert_eq!(reservations(&sandbox), ["10.1.0.3"]);
+        assert_eq!(sandbox.reserved(), ["10.1.0.3"]);
     });
 }
 
@@ -228,7 +223,7 @@ fn a_failed_add_leaves_nothing() {
             let error = sandbox.cni("tap").add(&conf, &pod, "tap0").error();
             assert!(error.msg.contains(text), "{error:?}");
             assert_eq!(pod.links(), ["lo"], "{text}");
-            assert_eq!(reservations(&sandbox), [""; 0], "{text}");
+            assert_eq!(sandbox.reserved(), [""; 0], "{text}");
         }
         snapshot.allow_host_local(conf::NETWORK).assert_unchanged();
     });
@@ -447,7 +442,7 @@ fn bad_values_are_refused_before_anything_is_made() {
             assert!(error.msg.contains(text), "{error:?}");
         }
         assert_eq!(pod.links(), ["lo"]);
-        assert_eq!(reservations(&sandbox), [""; 0]);
+        assert_eq!(sandbox.reserved(), [""; 0]);
     });
 }
 

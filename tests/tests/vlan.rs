@@ -71,16 +71,10 @@ fn reaches(from: &Netns, to: [&str; 2]) {
     }
 }
 
-fn reserved(sandbox: &Sandbox) -> Vec<String> {
-    let mut names = sandbox.list(conf::STATE);
-    names.retain(|name| name.parse::<std::net::IpAddr>().is_ok());
-    names
-}
-
 #[track_caller]
 fn assert_gone(sandbox: &Sandbox, pod: &Netns) {
     assert_eq!(pod.links(), ["lo"]);
-    assert_eq!(reserved(sandbox), [""; 0]);
+    assert_eq!(sandbox.reserved(), [""; 0]);
 }
 
 #[test]
@@ -440,7 +434,7 @@ fn gc_takes_what_is_not_claimed() {
         sandbox.cni("vlan").gc(&conf).silent();
         assert_eq!(pods[0].links(), ["lo"]);
         assert_eq!(pods[1].links(), ["eth0", "lo"]);
-        assert_eq!(reserved(&sandbox), ["10.1.0.3", "fd01::3"]);
+        assert_eq!(sandbox.reserved(), ["10.1.0.3", "fd01::3"]);
     });
 }
 

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +16,7 @@ use nix::unistd::{Pid, gettid};
 use tempfile::TempDir;
 
 use crate::cni::Cni;
+use crate::conf;
 use crate::fake::FakePlugin;
 use crate::namespaces;
 use crate::netns::Netns;
@@ -191,6 +193,13 @@ impl Sandbox {
             names.sort();
             names
         })
+    }
+
+    /// Addresses that host-local has given out in the network of [`conf`], sorted as text.
+    pub fn reserved(&self) -> Vec<String> {
+        let mut names = self.list(conf::STATE);
+        names.retain(|name| name.parse::<IpAddr>().is_ok());
+        names
     }
 
     /// The line that puts a shell into the sandbox, while the test still runs.

@@ -61,8 +61,7 @@ impl Node {
 
     /// Which pod holds which address, as the files have it.
     fn reserved(&self) -> Vec<(String, String)> {
-        let names = self.sandbox.list(conf::STATE).into_iter();
-        let addresses = names.filter(|name| name.parse::<std::net::IpAddr>().is_ok());
+        let addresses = self.sandbox.reserved().into_iter();
         let owner = |name: &String| self.sandbox.read(format!("{}/{name}", conf::STATE));
         addresses
             .map(|name| (owner(&name).unwrap_or_default(), name))

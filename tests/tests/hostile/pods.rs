@@ -13,13 +13,6 @@ const FORGED_PEER: &str = "
     ip link set x up
     ip link add p index $peer type veth peer name eth0";
 
-fn reservations(sandbox: &Sandbox) -> Vec<String> {
-    let names = sandbox.list(conf::STATE).into_iter();
-    names
-        .filter(|name| name.parse::<std::net::IpAddr>().is_ok())
-        .collect()
-}
-
 /// Host veths: none is left when the pod has no way to the bridge any more.
 fn ports(host: &Netns) -> Vec<String> {
     let mut links = host.links();
@@ -56,7 +49,7 @@ fn is_cut_off(script: &str) {
         for _ in 0..2 {
             sandbox.cni(plugin).del(&conf, pod, "eth0").silent();
             assert_eq!(ports(&sandbox.host()), [""; 0], "{plugin}: {script}");
-            assert_eq!(reservations(sandbox), [""; 0], "{plugin}: {script}");
+            assert_eq!(sandbox.reserved(), [""; 0], "{plugin}: {script}");
         }
     });
 }
@@ -105,7 +98,7 @@ fn del_takes_no_link_that_is_the_pods_own() {
             pod.sh("ip link del eth0; ip link add eth0 type bridge");
             sandbox.cni(plugin).del(conf, pod, "eth0").silent();
             assert!(pod.link("eth0").is_some());
-            assert_eq!(reservations(sandbox), [""; 0]);
+            assert_eq!(sandbox.reserved(), [""; 0]);
         });
     });
 }
@@ -127,9 +120,9 @@ fn addresses_are_kept_while_the_pod_can_use_them() {
             let call = sandbox.cni(plugin).under(&powerless);
             call.del(&conf, &pod, "eth0").error();
             assert!(pod.link("eth0").is_some());
-            assert_eq!(reservations(&sandbox), ["10.1.0.2", "fd01::2"], "{plugin}");
+            assert_eq!(sandbox.reserved(), ["10.1.0.2", "fd01::2"], "{plugin}");
             sandbox.cni(plugin).del(&conf, &pod, "eth0").silent();
-            assert_eq!(reservations(&sandbox), [""; 0]);
+            assert_eq!(sandbox.reserved(), [""; 0]);
         }
     });
 }
@@ -148,7 +141,7 @@ fn names_by_the_hundred_do_not_hold_up_del() {
     pod.sh(names);
     sandbox.cni("macvlan").del(&conf, &pod, "eth0").silent();
     assert_eq!(pod.links(), ["lo"]);
-    assert_eq!(reservations(&sandbox), [""; 0]);
+    assert_eq!(sandbox.reserved(), [""; 0]);
 }
 
 #[test]
@@ -164,7 +157,7 @@ fn links_by_the_thousand_do_not_hold_up_del() {
         pod.sh(links);
         sandbox.cni(plugin).del(&conf, &pod, "eth0").silent();
         assert!(pod.link("eth0").is_none());
-        assert_eq!(reservations(&sandbox), [""; 0]);
+        assert_eq!(sandbox.reserved(), [""; 0]);
     }
 }
 
@@ -303,7 +296,7 @@ fn a_macvlan_is_known_whatever_the_pod_calls_it() {
             for _ in 0..2 {
                 sandbox.cni("macvlan").del(&conf, &pod, "eth0").silent();
                 assert_eq!(macvlans(&pod), [""; 0], "{script}");
-                assert_eq!(reservations(&sandbox), [""; 0]);
+                assert_eq!(sandbox.reserved(), [""; 0]);
             }
         }
     });
