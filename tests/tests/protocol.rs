@@ -367,6 +367,7 @@ fn unknown_keys_are_ignored_and_null_is_the_default() {
     conf["mtu"] = Value::Null;
     conf["hairpinMode"] = Value::Null;
     conf["runtimeConfig"] = Value::Null;
+    conf["capabilities"] = json!({"ips": null, "mac": true});
     sandbox.cni("bridge").add(&conf, &pod, "eth0").result();
     assert_eq!(pod.link("eth0").expect("eth0")["mtu"], 1500);
 }

@@ -496,6 +496,14 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         }
     }
 
+    /// A null is left out of a struct before; in a map (`capabilities`) it is false.
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        match self.json {
+            Json::Null => visitor.visit_bool(false),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         match self.json {
             Json::Null => visitor.visit_none(),
@@ -527,7 +535,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
     }
 
     serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes
+        i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes
         byte_buf unit unit_struct seq tuple tuple_struct map identifier ignored_any
     }
 }
@@ -698,6 +706,17 @@ mod tests {
                 b: Some(true)
             }
         );
+    }
+
+    #[test]
+    fn null_in_a_map_of_switches_is_off() {
+        let decode = |text: &str| {
+            let document = Json::parse(text.as_bytes()).unwrap();
+            document.decode::<std::collections::BTreeMap<String, bool>>()
+        };
+        let switches = decode(r#"{"ips": null, "mac": true}"#).unwrap();
+        assert_eq!((switches["ips"], switches["mac"]), (false, true));
+        assert!(decode(r#"{"ips": "true"}"#).is_err());
     }
 
     #[test]
