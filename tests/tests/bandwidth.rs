@@ -651,25 +651,39 @@ fn check_notices_that_the_pod_sends_past_its_limit() {
     });
 }
 
+/// calico#7698: Calico with eBPF.
 #[test]
 fn a_failure_leaves_nothing_and_other_qdiscs_stay() {
     beyond_peer("its ifb stays", || {
-        let sandbox = Sandbox::new();
-        let (pod, result) = linked(&sandbox, "a");
-        let (host, veth) = (sandbox.host(), host_veth(&result));
-        host.sh(&format!(
-            "tc qdisc add dev {veth} ingress
-            tc filter add dev {veth} parent ffff: protocol ip u32 match u32 0 0 flowid 1:1"
-        ));
-        let snapshot = sandbox.snapshot();
-        let conf = chained(&result, both(8000, 80));
-        let error = sandbox.cni("bandwidth").add(&conf, &pod, "eth0").error();
-        assert_eq!(error.msg, "create ingress qdisc: file exists (17)");
-        assert_eq!(ifbs(&host), [""; 0]);
-        let left = qdiscs(&host, &veth);
-        assert!(left.iter().any(|it| it.contains("ingress")), "{left:?}");
-        assert!(!left.iter().any(|it| it.contains("tbf")), "{left:?}");
-        snapshot.assert_unchanged();
+        for (kind, filter) in [
+            (
+                "ingress",
+                "parent ffff: protocol ip u32 match u32 0 0 flowid 1:1",
+            ),
+            ("clsact", "ingress protocol ip u32 match u32 0 0 flowid 1:1"),
+        ] {
+            let sandbox = Sandbox::new();
+            let (pod, result) = linked(&sandbox, "a");
+            let (host, veth) = (sandbox.host(), host_veth(&result));
+            host.sh(&format!(
+                "tc qdisc add dev {veth} {kind}
+                tc filter add dev {veth} {filter}"
+            ));
+            let snapshot = sandbox.snapshot();
+            let conf = chained(&result, both(8000, 80));
+            let error = sandbox.cni("bandwidth").add(&conf, &pod, "eth0").error();
+            assert_eq!(error.msg, "create ingress qdisc: file exists (17)");
+            let why = format!("tc qdisc show dev {veth} ingress");
+            assert!(error.details.contains(&why), "{}", error.details);
+            assert_eq!(ifbs(&host), [""; 0]);
+            let left = qdiscs(&host, &veth);
+            assert!(left.iter().any(|it| it.contains(kind)), "{left:?}");
+            assert!(!left.iter().any(|it| it.contains("tbf")), "{left:?}");
+            snapshot.assert_unchanged();
+            // What the pod receives is not affected.
+            let conf = chained(&result, json!({"ingressRate": 8000, "ingressBurst": 80}));
+            add(&sandbox, &conf, &pod);
+        }
     });
 }
 

@@ -11,7 +11,7 @@ pub mod plan;
 
 use anyhow::{Context, Result};
 use cni::request::{Add, Check, Del, Gc, Status};
-use cni::{AddResult, Attachment, BestEffort, Plugin, Undo, Version};
+use cni::{AddResult, Attachment, BestEffort, Plugin, Undo, Version, WithLabel};
 use netlink::{Link, Netlink, Side};
 use wiring::{alias, pod, port, result};
 
@@ -46,7 +46,7 @@ impl Plugin for Bandwidth {
         if let Some(limit) = &plan.from_pod {
             let ifb = ifb::add(&host, owner, veth.mtu)?;
             shape(&host, &ifb, &plan, limit, Side::Destination)?;
-            host.redirect(veth.index, ifb.index)?;
+            redirect(&host, &veth, &ifb)?;
             result.interfaces.push(result::interface(&ifb));
         }
         Ok(result.for_version(call.version))
@@ -96,6 +96,19 @@ fn shape(host: &Netlink, link: &Link, plan: &Plan, limit: &Limit, remote: Side) 
             .with_context(on)?;
     }
     Ok(())
+}
+
+/// Has `ifb` send what `veth` receives. The kernel runs no other filter on a packet that an ifb has
+/// sent, so those of a program such as Calico with eBPF would be skipped.
+fn redirect(host: &Netlink, veth: &Link, ifb: &Link) -> Result<()> {
+    match host.redirect(veth.index, ifb.index) {
+        Err(error) if error.is_exists() => Err(error).details(format!(
+            "another program filters what the pod sends (tc qdisc show dev {} ingress): only what \
+             it receives can be limited (ingressRate)",
+            veth.name
+        )),
+        done => Ok(done?),
+    }
 }
 
 /// Removes the limits of an attachment: another ADD replaces them. The qdiscs of other programs
