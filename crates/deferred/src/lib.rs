@@ -11,12 +11,12 @@
 //! copy would cost more than everything else that a plugin does. If the plugin is killed, the
 //! child goes on. If the child is killed, the kernel closes what it held.
 //!
-//! Price: this file, and some 150 lines of `crates/netlink/src/deletion.rs`. Gain, measured on
+//! The cost is this file, and some 150 lines of `crates/netlink/src/deletion.rs`. The gain, measured on
 //! Linux 6.18 as the median of 20: a DEL of bridge takes 10 ms instead of 22, with masquerade and
 //! spoof check 11 ms instead of 53.
 //!
-//! Switch: with the environment variable `PODWIRE_NO_DEFER` set, and where there can be no child (no
-//! process left, a kernel before 5.9), the caller makes the call itself, and waits.
+//! If the environment variable `PODWIRE_NO_DEFER` is set, or if no child can be started (the limit of
+//! processes is reached, the kernel is older than 5.9), the caller makes the call itself, and waits.
 
 #![allow(
     unsafe_code,

@@ -12,13 +12,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::Record;
 
-/// Only root writes here. A boot clears it.
+/// The directory of the records, which only root can write. A boot clears it.
 const PATH: &str = "/run/podwire/names";
 
-/// The limit for a record in bytes. A network with many static names has long ones.
+/// The limit for a record in bytes. The records of a network with many static names are long.
 const LONGEST: u64 = 1024 * 1024;
 
-/// How often a directory is created that other calls remove at the same time.
+/// How many times a directory is created that other calls remove at the same time.
 const ATTEMPTS: u32 = 100;
 
 /// The file of one attachment: its directory and its name there.
@@ -127,7 +127,7 @@ impl Directory {
         self.0.join(&entry.network).join(format!(".{}", entry.file))
     }
 
-    /// Writes a record, in the place of an earlier one of the same attachment.
+    /// Writes a record, and replaces an earlier one of the same attachment.
     ///
     /// # Errors
     /// The file cannot be written. Code 11: other calls remove the directory again and again.
@@ -160,7 +160,7 @@ impl Directory {
     /// Reads a record; `None` if there is none.
     ///
     /// # Errors
-    /// There is something else than a record, or it cannot be read.
+    /// The file is not a record, or cannot be read.
     pub fn read(&self, entry: &Entry) -> Result<Option<Record>> {
         let path = self.path_of(entry);
         let describe = || format!("read {}", path.display());
@@ -173,8 +173,8 @@ impl Directory {
         }
     }
 
-    /// Removes a record, what a killed ADD has left of one, and the network's directory with its last
-    /// record. Whether there was a record.
+    /// Removes a record, the draft that a killed ADD has left, and the network's directory with its last
+    /// record. Returns whether there was a record.
     ///
     /// # Errors
     /// The file cannot be removed.
@@ -187,7 +187,7 @@ impl Directory {
         };
         remove(&self.draft_of(entry))?;
         let was_there = remove(&self.path_of(entry))?;
-        // Refused as long as there are others.
+        // The kernel refuses this as long as there are other records.
         let _ = fs::remove_dir(self.0.join(&entry.network));
         Ok(was_there)
     }
@@ -213,7 +213,7 @@ impl Directory {
         Ok(files.into_iter().map(entry).collect())
     }
 
-    /// Removes all records of the network `name` but those of `valid`. Returns those that it removed.
+    /// Removes all records of the network `name` except those of `valid`. Returns the removed ones.
     ///
     /// # Errors
     /// The directory cannot be read; the first file that cannot be removed, after all others.
@@ -222,7 +222,7 @@ impl Directory {
         let kept: Vec<_> = valid.iter().map(Entry::of).collect();
         let mut all = cni::BestEffort::new();
         let mut removed = Vec::new();
-        // A killed ADD may have left a draft alone.
+        // A killed ADD may have left a draft without a record.
         let drafts = drafts_in(&self.0.join(&directory))?;
         for file in names_in(&self.0.join(&directory))?
             .into_iter()
@@ -243,7 +243,8 @@ impl Directory {
     }
 }
 
-/// Nothing is there, or something of another program is where a directory of ours would be.
+/// Whether the error means that nothing exists at the path, or that another program has something in
+/// place of our directory.
 fn is_nothing(error: &io::Error) -> bool {
     file::is_absent(error) || error.kind() == ErrorKind::NotADirectory
 }

@@ -33,7 +33,7 @@ impl Name {
     }
 }
 
-/// Why a text is no name.
+/// The reason why a text is not a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault(&'static str);
 

@@ -1,4 +1,4 @@
-//! The lines on the resolver's socket; the crate's documentation has their meaning.
+//! The lines on the resolver's socket; the documentation of the crate explains them.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Entry, Name};
 
-/// What a client asks the role `names` for.
+/// A request of a client to the role `names`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Request {
@@ -44,17 +44,17 @@ impl FromStr for Request {
     }
 }
 
-/// What the resolver answers.
+/// An answer of the resolver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Reply {
-    /// To [`Request::Read`]: the addresses where the record's network is served.
+    /// The answer to [`Request::Read`]: the addresses where the record's network is served.
     Servers(Vec<IpAddr>),
-    /// To [`Request::Resolve`].
+    /// The answer to [`Request::Resolve`].
     Found(Vec<Found>),
-    /// To [`Request::Elsewhere`].
+    /// The answer to [`Request::Elsewhere`].
     Elsewhere(Vec<Elsewhere>),
-    /// Why the request failed.
+    /// The reason why the request failed.
     Error(String),
 }
 

@@ -29,12 +29,12 @@ pub struct Record {
     pub names: Vec<Name>,
     /// The container's addresses in this network.
     pub addresses: Vec<IpAddr>,
-    /// The servers that are asked for unknown names of this container, in order. Without any, those
-    /// of the network.
+    /// The servers that are asked for unknown names of this container, in order. If there are none, the
+    /// servers of the network are asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub servers: Vec<Server>,
-    /// Where the container asks, if that is not where the network has its servers: another server of
-    /// the node had the port.
+    /// The addresses that the container asks, if they are not [`Network::listen`]: another server of
+    /// the node has the port there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub asks: Vec<IpAddr>,
 }
@@ -55,23 +55,24 @@ pub struct Network {
     /// `<name>.<domain>` is a name of the container, too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domain: Option<Name>,
-    /// The addresses of the node where the containers ask: their gateways. Empty where the node has
-    /// no address in the network.
+    /// The addresses of the node that the containers ask: their gateways. Empty if the node has no
+    /// address in the network.
     pub listen: Vec<IpAddr>,
     /// The interface of the node that has these addresses, usually a bridge; empty if unknown.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub bridge: String,
     /// The subnets of the containers' addresses.
     pub subnets: Vec<Cidr>,
-    /// For how long a client may remember an answer, in seconds.
+    /// How long a client may keep an answer, in seconds.
     pub ttl: u32,
-    /// The servers that are asked for unknown names, in order. Without any, those of the node.
+    /// The servers that are asked for unknown names, in order. If there are none, the servers of the node
+    /// are asked.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub servers: Vec<Server>,
-    /// Unknown names are not asked for outside.
+    /// Whether unknown names are not forwarded to other servers.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub internal: bool,
-    /// Names that no container has, and wildcards.
+    /// Static names of the configuration, which belong to no container, and wildcards.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub records: Vec<Static>,
 }
@@ -81,7 +82,7 @@ pub struct Network {
 pub struct Static {
     /// The name, relative to the network: `<name>.<network>` and `<name>.<domain>` are answered, too.
     pub name: Name,
-    /// What is known of it.
+    /// The records of the name.
     #[serde(flatten)]
     pub data: StaticData,
 }
@@ -103,7 +104,7 @@ pub enum StaticData {
 /// Where a service is offered (RFC 2782).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
-    /// The lowest is tried first.
+    /// The priority: clients try the lowest first.
     #[serde(default)]
     pub priority: u16,
     /// The share among services of the same priority.
@@ -120,7 +121,7 @@ pub struct Service {
 pub struct Server(pub SocketAddr);
 
 impl Server {
-    /// Where name servers listen (RFC 1035, section 4.2).
+    /// The port of name servers (RFC 1035, section 4.2).
     const PORT: u16 = 53;
 }
 
@@ -194,8 +195,8 @@ impl Namespace {
         found.is_ok_and(|it| (it.dev(), it.ino()) == (self.device, self.inode))
     }
 
-    /// Whether the path leads to another object or to none. False where it cannot be determined: the
-    /// calling process is in another mount namespace, or may not look.
+    /// Whether the path leads to another object or to none. False if that cannot be determined: the
+    /// calling process is in another mount namespace, or has no permission.
     pub fn is_gone(&self) -> bool {
         match std::fs::metadata(&self.path) {
             Ok(found) if (found.dev(), found.ino()) == (self.device, self.inode) => false,

@@ -4,8 +4,8 @@
 //! back in its own namespace when the closure ends, by an early `?` or a panic, too. A thread that
 //! cannot return, after several attempts, ends the process.
 //!
-//! Enter only for what has no other way: sysctls, and opening sockets. A socket that was opened
-//! inside works from outside.
+//! Enter a namespace only where there is no other way: for sysctls, and to open sockets. A socket that
+//! was opened inside works from outside.
 
 mod error;
 mod system;
@@ -50,8 +50,8 @@ impl NetNs {
     /// Opens the namespace at `path`, usually `/run/netns/…` or `/proc/…/ns/net`.
     ///
     /// # Errors
-    /// One for which [`is_gone`] holds if there is nothing at the path, or no network
-    /// namespace; any other if the path cannot be examined or opened.
+    /// If nothing or no network namespace is at the path, an error for which [`is_gone`] holds; if the
+    /// path cannot be examined or opened, any other error.
     ///
     /// ```
     /// use std::path::Path;
@@ -109,7 +109,7 @@ impl NetNs {
         }
     }
 
-    /// Whether both are the same namespace, whatever their paths: device and inode identify it
+    /// Whether both are the same namespace, even if their paths differ: device and inode identify it
     /// (namespaces(7)).
     ///
     /// # Errors
@@ -239,14 +239,15 @@ impl Return {
 
 impl Drop for Return {
     fn drop(&mut self) {
-        // It was allowed a moment ago, so the kernel lacks memory at most, and that may pass.
+        // The same call succeeded a moment ago, so only a lack of memory can be the cause, and that may
+        // end.
         for _ in 0..ATTEMPTS {
             if self.0.move_thread_in().is_ok() {
                 return;
             }
             thread::sleep(PAUSE);
         }
-        // All that the caller does next belongs to its own namespace.
+        // What the caller does next must happen in its own namespace.
         std::process::abort();
     }
 }

@@ -1,4 +1,4 @@
-//! Connections that the kernel tracks (ctnetlink): UDP ones to a port are listed and deleted.
+//! Connections that the kernel tracks (ctnetlink): lists and deletes them.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -94,8 +94,8 @@ fn end(tuple: &[u8], [v4, v6]: [u16; 2], port: u16) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, port))
 }
 
-/// The UDP connections to `port`, whatever the address: `conntrack -L -p udp --orig-port-dst
-/// PORT`. Kernels before 5.8 do not filter: then there are others among them.
+/// The UDP connections to `port` of any address: `conntrack -L -p udp --orig-port-dst PORT`. Kernels
+/// before 5.8 do not filter: the result then contains other connections.
 ///
 /// # Errors
 /// What the kernel refuses.
@@ -124,7 +124,7 @@ pub fn list(socket: &Socket, ipv4: bool) -> Result<Vec<Connection>, Error> {
         .map_err(|refusal| Error::refused("list connections", refusal))
 }
 
-/// Deletes a connection: `conntrack -D`. One that is gone is no error.
+/// Deletes a connection: `conntrack -D`. A connection that no longer exists is no error.
 ///
 /// # Errors
 /// The kernel refuses.

@@ -201,7 +201,7 @@ pub fn compile(family: Family, statements: &[Statement]) -> Vec<Attributes> {
 }
 
 /// Whether `found`, the expressions of a rule as the kernel lists them, begins with those of
-/// `wanted`; with `whole`, has no others. The kernel adds attributes (defaults), and leaves out
+/// `wanted`; with `whole`, it must have no others. The kernel adds attributes (defaults), and omits
 /// none.
 pub fn matches(wanted: &[Attributes], found: &[u8], whole: bool) -> bool {
     let mut found = attributes(found).map(|(_, expression)| expression);
@@ -226,12 +226,12 @@ fn is(wanted: &Attributes, found: &[u8]) -> bool {
     covers(wanted.as_bytes(), found) && (!masquerade || flags(wanted.as_bytes()) == flags(found))
 }
 
-/// Whether each attribute of `wanted` is in `found` with the same value; nested ones may have more
-/// there.
+/// Whether each attribute of `wanted` is in `found` with the same value; a nested attribute may contain
+/// more in `found`.
 fn covers(wanted: &[u8], found: &[u8]) -> bool {
     const NLA_F_NESTED: u16 = 0x8000;
     flagged_attributes(wanted).all(|(kind, wanted)| {
-        // The kernel does not flag all that it nests; we do.
+        // The kernel does not set the flag of every nested attribute; we do.
         find(found, kind & !NLA_F_NESTED).is_some_and(|found| {
             if kind & NLA_F_NESTED != 0 {
                 covers(wanted, found)
@@ -402,7 +402,7 @@ impl Program {
         }
     }
 
-    /// In a table of both, a rule about an address is for packets of its family.
+    /// In a table of both families, a rule about an address is for packets of that address's family.
     fn require(&mut self, family: Family) {
         if self.family == Family::Inet && self.compared != Some(family) {
             self.meta(FIRST, libc::NFT_META_NFPROTO);

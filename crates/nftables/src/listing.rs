@@ -1,5 +1,5 @@
-//! What the kernel has: tables, chains, rules and elements, read over netlink. Where a table, a
-//! chain or a set is not there, it has nothing in it.
+//! What the kernel has: tables, chains, rules and elements, read over netlink. A table, a chain or a
+//! set that does not exist counts as empty.
 
 use nix::errno::Errno;
 use nix::libc;
@@ -14,7 +14,7 @@ use crate::transaction::{Rule, Table};
 use crate::userdata::{comment, fitting};
 use crate::{Attributes, Request};
 
-/// A rule that is there.
+/// A rule that the kernel has.
 #[derive(Clone, Debug)]
 pub struct Listed {
     /// The table that it is in.
@@ -58,7 +58,7 @@ impl Listed {
         })
     }
 
-    /// Whether it is `rule` to the letter, comment included.
+    /// Whether it equals `rule`, comment included.
     pub fn is(&self, rule: &Rule) -> bool {
         let comment = rule.comment.as_deref().unwrap_or_default();
         self.comment == fitting(comment) && self.does(rule)
@@ -133,7 +133,7 @@ fn read_rules(socket: &Socket, table: Table, which: &Attributes) -> Result<Vec<L
         .map_err(|refusal| Error::refused(format!("list rules of table {table}"), refusal))
 }
 
-/// Whether there is any table of `family`, whatever program made it: `nft list tables FAMILY`.
+/// Whether there is a table of `family`, made by any program: `nft list tables FAMILY`.
 ///
 /// # Errors
 /// The kernel refuses, or does not have the family.
@@ -145,7 +145,7 @@ pub fn has_tables(socket: &Socket, family: Family) -> Result<bool, Error> {
     Ok(!found.is_empty())
 }
 
-/// Whether there is a table called `table`, whatever program made it: `nft list table FAMILY TABLE`.
+/// Whether there is a table called `table`, made by any program: `nft list table FAMILY TABLE`.
 ///
 /// # Errors
 /// As [`has_tables`].

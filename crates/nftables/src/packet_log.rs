@@ -29,8 +29,8 @@ const COPIED: u32 = 128;
 /// The program of the kernel that passes the log to a socket.
 const LOGGER: &str = "nfnetlink_log";
 
-/// The log of a namespace: closed, it is as before. If the process is killed, `net.netfilter.nf_log.2`
-/// keeps the value `nfnetlink_log`: TRACE then logs nowhere, and LOG as ever.
+/// The log of a namespace. Its drop restores the sysctl. If the process is killed,
+/// `net.netfilter.nf_log.2` keeps the value `nfnetlink_log`: TRACE then logs nowhere, and LOG as before.
 #[derive(Debug)]
 pub struct PacketLog {
     socket: Socket,
@@ -58,7 +58,7 @@ impl PacketLog {
     /// Opens the log of this thread's namespace for IPv4 or IPv6.
     ///
     /// # Errors
-    /// `EBUSY` when another program has the log, as ulogd.
+    /// `EBUSY` when another program, such as ulogd, has the log.
     pub fn open(is_ipv4: bool) -> Result<Self, Error> {
         let failed = |errno| Error::new("have the kernel log what iptables-legacy does", errno);
         let family = if is_ipv4 {
@@ -129,7 +129,7 @@ impl Matched {
         let prefix = find(attributes, NFULA_PREFIX).and_then(text)?;
         let mut words = prefix.strip_prefix("TRACE: ")?.trim().splitn(2, ':');
         let (table, rest) = (words.next()?, words.next()?);
-        // A name of a chain may have a colon.
+        // The name of a chain may contain a colon.
         let mut words = rest.rsplitn(3, ':');
         let (number, kind, chain) = (words.next()?, words.next()?, words.next()?);
         let rule = match kind {

@@ -12,7 +12,7 @@ use crate::family::{Family, Protocol};
 use crate::nfta::*;
 use crate::userdata::{self, comment, comment_data};
 
-/// What a set's keys and a map's values are made of.
+/// The types that a set's keys and a map's values consist of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
     /// An address of the table's family.
@@ -39,8 +39,8 @@ struct Facts {
     bytes: usize,
     /// nft's expression for such a value of a packet.
     expression: &'static str,
-    /// The same as nft's user data has it (`NFTNL_UDATA_SET_TYPEOF_*`, libnftnl's udata.h): the
-    /// kind of the expression, then its parts.
+    /// The same expression in nft's user data (`NFTNL_UDATA_SET_TYPEOF_*`, libnftnl's udata.h): its
+    /// kind, then its parts.
     user_data: (u32, &'static [u32]),
 }
 
@@ -60,7 +60,7 @@ impl Type {
             Self::Protocol => ("inet_proto", 12, 1, "meta l4proto", (META, L4PROTO)),
             Self::Port => ("inet_service", 13, 2, "udp dport", (PAYLOAD, &[6, 2][..])),
             Self::Interface => ("ifname", 41, 16, "iifname", (META, IIFNAME)),
-            // Of no protocol: after the transport header (3), from bit 96, 24 bits.
+            // The field belongs to no protocol of nft: 24 bits from bit 96 of the transport header (3).
             Self::Vni => (
                 "integer",
                 4,
@@ -79,7 +79,7 @@ impl Type {
         }
     }
 
-    /// A value of this type; `None` if it is none that this crate writes.
+    /// A value of this type; `None` if this crate does not write such values.
     fn decode(self, bytes: &[u8]) -> Option<Part> {
         Some(match self {
             Self::Address => Part::Address(match bytes.len() {
@@ -95,7 +95,7 @@ impl Type {
     }
 }
 
-/// How many bytes each of `types` takes in a key or a value. One alone is as long as it is; of
+/// How many bytes each of `types` takes in a key or a value. A single type has its own length; with
 /// several, each begins at a register of four bytes.
 fn lengths(types: &[Type], family: Family) -> impl Iterator<Item = usize> {
     let is_alone = types.len() == 1;
@@ -110,9 +110,9 @@ fn lengths(types: &[Type], family: Family) -> impl Iterator<Item = usize> {
 pub struct Set {
     /// Its name.
     pub name: &'static str,
-    /// What its keys are made of.
+    /// The types that its keys consist of.
     pub key: &'static [Type],
-    /// What its values are made of; nothing for a set.
+    /// The types that its values consist of; empty for a set.
     pub value: &'static [Type],
 }
 
@@ -127,7 +127,7 @@ impl Set {
         Self { name, key, value }
     }
 
-    /// An element of it; nft prints `comment`, unless it is empty.
+    /// An element of the set; nft prints `comment`, unless it is empty.
     pub fn element(
         self,
         key: impl Into<Vec<Part>>,
@@ -147,12 +147,12 @@ impl Set {
         if self.value.is_empty() { "set" } else { "map" }
     }
 
-    /// Whether a part of its key has no type of its own.
+    /// Whether nft has no name for the type of a part of the key.
     fn is_typeof(&self) -> bool {
         self.key.contains(&Type::Vni)
     }
 
-    /// What nft writes between the braces of its definition.
+    /// The text between the braces of the set's definition in nft's syntax.
     pub fn definition(&self, family: Family) -> String {
         let join = |types: &[Type], word: fn(Facts) -> &'static str| {
             let words: Vec<_> = types.iter().map(|it| word(it.facts(family))).collect();
@@ -169,9 +169,9 @@ impl Set {
         }
     }
 
-    /// What nft has to know to print the elements.
+    /// The user data from which nft knows how to print the elements.
     fn user_data(&self, family: Family) -> Vec<u8> {
-        // nft's number for the order of the bytes of a key; of several parts, each has its own.
+        // nft's number for the byte order of a key. If the key has several parts, each has its own order.
         let key_order = match self.key {
             [Type::Interface | Type::Number] => 1,
             [_] => 2,
@@ -199,7 +199,7 @@ impl Set {
         data
     }
 
-    /// Its content for `NFT_MSG_NEWSET`; `id` names it within a batch.
+    /// The attributes of the set for `NFT_MSG_NEWSET`; `id` identifies it within a batch.
     pub(crate) fn attributes(&self, family: Family, table: &str, id: u32) -> Attributes {
         // Concatenated types: six bits each.
         let kind = |types: &[Type]| {
@@ -271,7 +271,7 @@ pub struct Element {
     pub set: Set,
     /// Its key.
     pub key: Vec<Part>,
-    /// Its value; nothing in a set.
+    /// Its value; empty in a set.
     pub value: Vec<Part>,
     /// Its comment; empty for none.
     pub comment: String,
@@ -283,7 +283,7 @@ impl Element {
         join(&self.key)
     }
 
-    /// All of it, as nft prints it.
+    /// The element, as nft prints it.
     pub fn text(&self) -> String {
         let mut text = self.key_text();
         if !self.comment.is_empty() {
@@ -295,7 +295,7 @@ impl Element {
         text
     }
 
-    /// A request about it: whole to create it, otherwise its key alone.
+    /// The attributes of a request about the element: all if `whole`, to create it; otherwise its key.
     pub(crate) fn attributes(&self, table: &str, whole: bool) -> Attributes {
         let value = |parts: &[Part]| data(&encode(parts));
         let mut it = Attributes::new().nest(NFTA_SET_ELEM_KEY, &value(&self.key));
@@ -312,7 +312,8 @@ impl Element {
             .nest(NFTA_SET_ELEM_LIST_ELEMENTS, &list)
     }
 
-    /// An element of `set` as the kernel lists it; `None` if it is none that this crate writes.
+    /// Reads an element of `set` as the kernel lists it; `None` if this crate does not write such
+    /// elements.
     pub(crate) fn read(family: Family, set: Set, element: &[u8]) -> Option<Self> {
         let decode = |types: &[Type], kind| match types {
             [] => Some(Vec::new()),

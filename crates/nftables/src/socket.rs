@@ -12,8 +12,8 @@ use transport::{Backoff, Error, Netfilter, Protocol, Refusal, find};
 use crate::nfta::{NFNL_BATCH_GENID, NFTA_GEN_ID};
 use crate::{Attributes, Family, Request};
 
-/// How long to try again while others change what is being read, and how often at least: the
-/// first attempt on a node may take seconds, with modules to load.
+/// How long a request is repeated while other programs change what it reads, and how often at least:
+/// the first attempt on a node may take seconds, because the kernel loads modules.
 const PATIENCE: Duration = Duration::from_secs(5);
 const ATTEMPTS: usize = 10;
 
@@ -26,9 +26,9 @@ pub fn request(message: i32, flags: i32, family: Family, attributes: &Attributes
 /// A batch that the kernel refused as a whole.
 #[derive(Debug)]
 pub struct Refused {
-    /// The first request that failed; `None` if it was the batch itself.
+    /// The index of the first request that failed; `None` if the batch itself failed.
     pub request: Option<usize>,
-    /// Why.
+    /// The kernel's error.
     pub refusal: Refusal,
 }
 
@@ -36,9 +36,11 @@ pub struct Refused {
 #[derive(Debug)]
 pub struct Socket {
     inner: transport::Socket<Netfilter>,
-    /// Something was deleted over it, or over another socket a moment ago: a child closes it.
+    /// Something was deleted over this socket, or over another one a moment ago: a child process
+    /// closes this socket.
     deleted: Cell<bool>,
-    /// Something may have been deleted over another socket a moment ago: the next child closes it.
+    /// Something may have been deleted over another socket a moment ago: the next child process closes
+    /// this socket.
     deleted_elsewhere: bool,
 }
 
@@ -52,8 +54,8 @@ impl Drop for Socket {
     fn drop(&mut self) {
         // After a deletion, the close of any netfilter socket waits some ten milliseconds for RCU.
         // It holds the lock that every commit and every deletion of an interface need
-        // (`nft_rcv_nl_event`, net/netfilter/nf_tables_api.c). Once RCU is through, it does not
-        // wait. So a child process closes the socket then.
+        // (`nft_rcv_nl_event`, net/netfilter/nf_tables_api.c). After the grace period
+        // of RCU, a close does not wait. So a child process closes the socket then.
         if self.deleted.get() {
             deferred::close(self.inner.as_fd());
         } else if self.deleted_elsewhere
@@ -65,7 +67,7 @@ impl Drop for Socket {
 }
 
 impl Socket {
-    /// Opens one. That needs no privilege, but all requests do.
+    /// Opens a socket. That needs no privilege, but all requests do.
     ///
     /// # Errors
     /// The kernel has no nfnetlink.
@@ -86,16 +88,16 @@ impl Socket {
         }
     }
 
-    /// The same socket, closed by a child process if there is one anyway: for a program that runs
-    /// a moment after another one may have deleted something.
+    /// The same socket. A child process closes it if the program starts one anyway: for a program that
+    /// runs a moment after another program may have deleted something.
     pub fn closed_later(self) -> Self {
         let mut socket = self;
         socket.deleted_elsewhere = true;
         socket
     }
 
-    /// The same socket, closed by a child process: for a program that often runs right after another
-    /// one that deleted something, and that has no child otherwise.
+    /// The same socket. A child process closes it: for a program that often runs right after another
+    /// program that deleted something, and that starts no child process otherwise.
     pub fn closed_by_child(self) -> Self {
         self.deleted.set(true);
         self
@@ -123,15 +125,15 @@ impl Socket {
         self.inner.set_membership(group, true)
     }
 
-    /// Makes room for the reports of a packet that passes thousands of rules.
+    /// Enlarges the receive buffer for the reports of a packet that passes thousands of rules.
     pub(crate) fn make_room(&self) {
         const BYTES: usize = 16 * 1024 * 1024;
-        // Where it is forbidden, the usual room has to do.
+        // Without the privilege, the buffer keeps its usual size.
         let _ = setsockopt(&self.inner, sockopt::RcvBufForce, &BYTES);
     }
 
-    /// Passes the messages that have come, of nf_tables' type `message`, to `hear`: family and
-    /// attributes. Does not wait.
+    /// Passes family and attributes of each received message of nf_tables' type `message` to `hear`.
+    /// Does not wait.
     ///
     /// # Errors
     /// `ENOBUFS` when the kernel has dropped messages; others when the socket fails.
@@ -140,10 +142,10 @@ impl Socket {
         self.heard_of(kind, hear)
     }
 
-    /// As [`Self::heard`], of another subsystem of nfnetlink.
+    /// As [`Self::heard`], for messages of any subsystem of nfnetlink.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Self::heard`].
     pub(crate) fn heard_of(&self, kind: u16, mut hear: impl FnMut(u8, &[u8])) -> Result<(), Errno> {
         let mut hear = |it: transport::Message<'_>| {
             if it.kind == kind
@@ -156,7 +158,7 @@ impl Socket {
         Ok(())
     }
 
-    /// What `read` finds in the attributes of the answers to a question.
+    /// What `read` finds in the attributes of each answer to `request`.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -171,8 +173,8 @@ impl Socket {
         Ok(all)
     }
 
-    /// What `read` finds in the attributes of each entry of a list. Much may be there and little
-    /// be wanted: to keep it all would take longer than to look.
+    /// What `read` finds in the attributes of each entry of a list. Entries that `read` does not want
+    /// are not kept: there may be many.
     ///
     /// # Errors
     /// The kernel refuses; `EINTR` when others changed the list in each attempt.
@@ -189,8 +191,8 @@ impl Socket {
         Ok(found.entries)
     }
 
-    /// Carries out all of `requests` or none; none also where the rule set is not the one with
-    /// number `generation` any more (`ERESTART`). `deletes` says whether one deletes anything.
+    /// Carries out all of `requests` or none. Carries out none (`ERESTART`) if the rule set no longer
+    /// has the number `generation`. `deletes` says whether a request deletes anything.
     ///
     /// # Errors
     /// The first request that the kernel refuses.
@@ -257,11 +259,11 @@ fn edge(kind: i32, attributes: &Attributes) -> Request {
     Request::netfilter(kind as u16, 0, header, attributes)
 }
 
-/// Reads, decides and writes: again where another program changed the rule set in between
-/// (`ERESTART`).
+/// Runs `attempt`, which reads, decides and writes. Repeats it if another program changed the rule set
+/// in between (`ERESTART`).
 ///
 /// # Errors
-/// Those of `attempt`.
+/// As `attempt`.
 pub fn retry<T>(mut attempt: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let mut backoff = Backoff::new(ATTEMPTS, PATIENCE);
     loop {
@@ -276,8 +278,8 @@ pub fn retry<T>(mut attempt: impl FnMut() -> anyhow::Result<T>) -> anyhow::Resul
     }
 }
 
-/// Whether a kernel answers so that does not have what was requested: no nfnetlink, no
-/// nf_tables, no such family.
+/// Whether the kernel lacks what was requested, as the error shows: it has no nfnetlink, no nf_tables,
+/// or not this family.
 pub fn is_absent(error: &Error) -> bool {
     matches!(
         error.errno(),

@@ -1,8 +1,8 @@
-//! Follows one packet through all rules of nf_tables, those of iptables' nft variant among them: the
-//! kernel reports each rule that applies to it (`nft monitor trace`).
+//! Follows one packet through all rules of nf_tables, including those of iptables' nft variant: the
+//! kernel reports each rule that applies to the packet (`nft monitor trace`).
 //!
-//! The packet is chosen by a rule in a table of our own, which comes before all others. The table
-//! belongs to the socket: the kernel deletes it when that is closed, however the process ends.
+//! A rule in a table of our own, which comes before all others, selects the packet. The table belongs
+//! to the socket: the kernel deletes it when the socket is closed, also when the process is killed.
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -24,14 +24,14 @@ const NAME: &str = "podwire_trace";
 /// Which packets to follow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// From this address.
+    /// Packets from this address.
     pub source: IpAddr,
-    /// To this address.
+    /// Packets to this address.
     pub destination: IpAddr,
-    /// To this port.
+    /// Packets to this port.
     pub port: Option<(Protocol, u16)>,
-    /// The port of a bridge that they come in by. The sender's questions for neighbours (ARP, neighbour
-    /// solicitations) are followed there, too: without an answer, no packet comes.
+    /// The port of a bridge on which the packets arrive. The sender's questions for neighbours (ARP,
+    /// neighbour solicitations) are followed there, too: without an answer, no packet follows.
     pub bridge_port: Option<String>,
 }
 
@@ -83,28 +83,28 @@ pub struct Step {
     pub ports: Option<[u16; 2]>,
     /// Whether the packet is a question for a neighbour, also of the first step only.
     pub is_question: bool,
-    /// The index of the interface that the packet came in by.
+    /// The index of the interface on which the packet arrived.
     pub input: Option<u32>,
-    /// The index of the interface that it leaves by.
+    /// The index of the interface through which it leaves.
     pub output: Option<u32>,
 }
 
 /// What happens to a packet after a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The next rule is looked at.
+    /// The kernel goes on with the next rule.
     Continue,
-    /// This table lets it through.
+    /// This table accepts it.
     Accept,
     /// It is dropped.
     Drop,
-    /// It goes to a program.
+    /// It is passed to a program.
     Queue,
-    /// Back to the chain that led here.
+    /// It goes back to the chain that led here.
     Return,
-    /// On in another chain.
+    /// It enters this chain.
     Enter(String),
-    /// Something newer.
+    /// A verdict that this crate does not know.
     Other(u32),
 }
 
@@ -115,12 +115,12 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Begins to follow the packets that are `wanted` at `point`, in the namespace of `socket`: those
-    /// of IP, and in `prerouting` also frames in bridges.
+    /// Begins to follow the packets that are `wanted` at `point`, in the namespace of `socket`: IP
+    /// packets, and in `prerouting` also frames in bridges.
     ///
     /// # Errors
-    /// `EPERM` or `EBUSY` when another trace is running, `EOPNOTSUPP` before Linux 5.12; others of
-    /// the kernel.
+    /// `EPERM` or `EBUSY` when another trace is running, `EOPNOTSUPP` before Linux 5.12; other errors
+    /// of the kernel.
     pub fn start(socket: Socket, point: Point, wanted: &Wanted) -> Result<Self, Error> {
         socket
             .join(NFNLGRP_NFTRACE)
@@ -141,7 +141,7 @@ impl Trace {
         begin(Family::Inet)?;
         if point == Point::Prerouting {
             match begin(Family::Bridge) {
-                // A kernel without rules for bridges.
+                // The kernel has no rules for bridges.
                 Err(error) if is_absent(&error) => {}
                 begun => begun?,
             }
@@ -204,7 +204,7 @@ impl Step {
 }
 
 impl Verdict {
-    /// Those of chains are negative numbers.
+    /// The codes that lead to a chain are negative numbers.
     fn of(code: u32, chain: Option<&str>) -> Self {
         match code as i32 {
             libc::NF_DROP => Self::Drop,
@@ -213,7 +213,7 @@ impl Verdict {
             libc::NFT_CONTINUE => Self::Continue,
             libc::NFT_RETURN => Self::Return,
             libc::NFT_JUMP | libc::NFT_GOTO => Self::Enter(chain.unwrap_or_default().to_owned()),
-            // NF_DROP_REASON and NF_QUEUE_NR have more in the upper half.
+            // NF_DROP_REASON and NF_QUEUE_NR use the upper half for a further number.
             code if code > 0 && code & 0xff == libc::NF_QUEUE => Self::Queue,
             code => Self::Other(code as u32),
         }

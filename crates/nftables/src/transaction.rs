@@ -1,5 +1,5 @@
-//! Changes of the rule set as data. Tests compare them as nft's text; the kernel gets them in
-//! one batch and makes all of them or none.
+//! Changes of the rule set as data. Tests compare them as nft's text. The kernel gets them in one
+//! batch, and makes all of them or none.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -23,7 +23,7 @@ pub struct Table {
     pub family: Family,
     /// Its name.
     pub name: &'static str,
-    /// For the reader; empty for none. Kernels before 5.10 do not keep it.
+    /// A comment for readers; empty for none. Kernels before 5.10 do not keep it.
     pub comment: &'static str,
     /// Whether the kernel deletes it with the socket that made it. No other program can change it.
     pub owned: bool,
@@ -81,7 +81,7 @@ pub enum Point {
 }
 
 impl Point {
-    /// `NF_INET_*` (those of bridges, `NF_BR_*`, are the same), and nft's name.
+    /// `NF_INET_*` (the numbers of bridges, `NF_BR_*`, are the same), and nft's name.
     fn hook(self) -> (i32, &'static str) {
         match self {
             Self::Prerouting => (libc::NF_INET_PRE_ROUTING, "prerouting"),
@@ -98,9 +98,9 @@ impl Point {
 pub struct Chain {
     /// Its name.
     pub name: Cow<'static, str>,
-    /// `None` for one that only other chains lead to.
+    /// `None` for a chain that only other chains lead to.
     hook: Option<Hook>,
-    /// For the reader; empty for none.
+    /// A comment for readers; empty for none.
     comment: &'static str,
 }
 
@@ -114,8 +114,8 @@ impl Chain {
         }
     }
 
-    /// A chain of `kind` (`nat`, `filter`) that packets enter at `point`; those of a lower
-    /// priority come first.
+    /// A chain of `kind` (`nat`, `filter`) that packets enter at `point`; a chain with a lower
+    /// `priority` comes first.
     pub fn hooked(
         name: impl Into<Cow<'static, str>>,
         kind: &'static str,
@@ -132,12 +132,12 @@ impl Chain {
         }
     }
 
-    /// With a comment.
+    /// The same chain with a comment.
     pub fn comment(self, comment: &'static str) -> Self {
         Self { comment, ..self }
     }
 
-    /// What nft writes after its name.
+    /// The text after the chain's name in nft's syntax.
     fn definition(&self) -> String {
         let mut parts = String::new();
         if let Some(hook) = self.hook {
@@ -160,7 +160,7 @@ impl Chain {
 pub struct Rule {
     /// Conditions, then the action.
     pub statements: Vec<Statement>,
-    /// What it is for, or whose it is.
+    /// The purpose of the rule, or its owner.
     pub comment: Option<String>,
 }
 
@@ -173,7 +173,7 @@ impl Rule {
         }
     }
 
-    /// With a comment.
+    /// The same rule with a comment.
     pub fn comment(self, comment: impl Into<String>) -> Self {
         Self {
             comment: Some(comment.into()),
@@ -181,7 +181,7 @@ impl Rule {
         }
     }
 
-    /// As nft prints it in a table of `family`.
+    /// The rule as nft prints it in a table of `family`.
     pub fn text(&self, family: Family) -> String {
         let mut words: Vec<_> = self.statements.iter().map(|it| it.text(family)).collect();
         if let Some(comment) = &self.comment {
@@ -201,11 +201,11 @@ pub struct Change {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verb {
-    /// Nothing happens where it is there. A rule is added after those of its chain.
+    /// Does nothing if the object exists. Adds a rule after the other rules of its chain.
     Add,
-    /// A rule, before those of its chain.
+    /// Adds a rule before the other rules of its chain.
     Insert,
-    /// Fails where it is there.
+    /// Fails if the object exists.
     Create,
     Delete,
     Flush,
@@ -239,7 +239,7 @@ impl Verb {
 }
 
 impl Change {
-    /// The text of an error about it: `add rule to chain inet t c`.
+    /// The change in the text of an error: `add rule to chain inet t c`.
     pub fn describe(&self) -> String {
         let table = self.table;
         match &self.object {
@@ -256,7 +256,7 @@ impl Change {
         }
     }
 
-    /// The line that makes nft do it; without the definition of what is added, if not `whole`.
+    /// The change as a line of nft's syntax; the definition of what is added only if `whole`.
     fn command(&self, whole: bool) -> String {
         let (verb, table) = (self.verb.name(), self.table);
         let (noun, object) = match &self.object {
@@ -373,7 +373,7 @@ fn commented(it: Attributes, kind: u16, comment: &str) -> Attributes {
 pub struct Transaction(Vec<Change>);
 
 impl Transaction {
-    /// Without a change.
+    /// A transaction without changes.
     pub fn new() -> Self {
         Self::default()
     }
@@ -386,7 +386,7 @@ impl Transaction {
         });
     }
 
-    /// Adds a table, where there is none of its name.
+    /// Adds a table, unless there is one of its name.
     pub fn add_table(&mut self, table: Table) {
         self.push(Verb::Add, table, Object::Table);
     }
@@ -396,17 +396,17 @@ impl Transaction {
         self.push(Verb::Delete, table, Object::Table);
     }
 
-    /// Adds a chain, where there is none of its name.
+    /// Adds a chain, unless there is one of its name.
     pub fn add_chain(&mut self, table: Table, chain: Chain) {
         self.push(Verb::Add, table, Object::Chain(chain));
     }
 
-    /// Deletes a chain with its rules; nothing may lead to it any more.
+    /// Deletes a chain with its rules; no rule may lead to it any more.
     pub fn delete_chain(&mut self, table: Table, chain: impl Into<Cow<'static, str>>) {
         self.push(Verb::Delete, table, Object::Chain(Chain::new(chain)));
     }
 
-    /// Gives a chain these rules and no others; adds it where it is not there.
+    /// Gives a chain these rules and no others; adds the chain if it does not exist.
     pub fn fill_chain(
         &mut self,
         table: Table,
@@ -418,7 +418,7 @@ impl Transaction {
         self.refill_chain(table, name, rules);
     }
 
-    /// Gives a chain that is there these rules and no others.
+    /// Gives an existing chain these rules and no others.
     pub fn refill_chain(
         &mut self,
         table: Table,
@@ -432,7 +432,7 @@ impl Transaction {
         }
     }
 
-    /// Adds a set or map, where there is none of its name.
+    /// Adds a set or map, unless there is one of its name.
     pub fn add_set(&mut self, table: Table, set: Set) {
         self.push(Verb::Add, table, Object::Set(set));
     }
@@ -442,23 +442,23 @@ impl Transaction {
         self.push(Verb::Delete, table, Object::Set(set));
     }
 
-    /// Adds a rule after those of its chain.
+    /// Adds a rule after the other rules of its chain.
     pub fn add_rule(&mut self, table: Table, chain: impl Into<Cow<'static, str>>, rule: Rule) {
         self.push(Verb::Add, table, Object::Rule(chain.into(), rule));
     }
 
-    /// Adds a rule before those of its chain.
+    /// Adds a rule before the other rules of its chain.
     pub fn insert_rule(&mut self, table: Table, chain: impl Into<Cow<'static, str>>, rule: Rule) {
         self.push(Verb::Insert, table, Object::Rule(chain.into(), rule));
     }
 
-    /// Deletes a rule that is there.
+    /// Deletes an existing rule.
     pub fn delete_rule(&mut self, rule: &Listed) {
         let object = Object::Handle(rule.chain.clone(), rule.handle);
         self.push(Verb::Delete, rule.table, object);
     }
 
-    /// Adds an element; fails where another has its key.
+    /// Adds an element; fails if another element has its key.
     pub fn create_element(&mut self, table: Table, element: Element) {
         self.push(Verb::Create, table, Object::Element(element));
     }
@@ -468,17 +468,17 @@ impl Transaction {
         self.push(Verb::Delete, table, Object::Element(element));
     }
 
-    /// Makes the changes of `more` after these.
+    /// Appends the changes of `more`.
     pub fn extend(&mut self, more: Self) {
         self.0.extend(more.0);
     }
 
-    /// Its changes.
+    /// The changes, in their order.
     pub fn changes(&self) -> &[Change] {
         &self.0
     }
 
-    /// Whether nothing is changed.
+    /// Whether it has no changes.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -489,8 +489,8 @@ impl Transaction {
         self.0.iter().any(|it| deletes(it) && it.table == table)
     }
 
-    /// Sends it to the kernel. With a `generation`, fails with `ERESTART` where the rule set is
-    /// another by now.
+    /// Sends the transaction to the kernel. With a `generation`, fails with `ERESTART` if the rule set
+    /// has another number by now.
     ///
     /// # Errors
     /// The change that the kernel refuses.
@@ -507,10 +507,10 @@ impl Transaction {
         })
     }
 
-    /// Whether the kernel would take it: `nft --check`.
+    /// Checks whether the kernel would accept the transaction: `nft --check`.
     ///
     /// # Errors
-    /// Why it would not.
+    /// The reason why it would not.
     pub fn check(&self, socket: &Socket) -> Result<(), Error> {
         let checked = socket.check(self.requests());
         checked.map_err(|it| Error::refused("try nf_tables", it.refusal))
@@ -523,7 +523,7 @@ impl Transaction {
 }
 
 impl fmt::Display for Transaction {
-    /// What `nft -f -` would read.
+    /// The text for `nft -f -`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0
             .iter()

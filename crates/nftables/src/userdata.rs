@@ -9,10 +9,10 @@ pub const SET_KEYBYTEORDER: u8 = 0;
 pub const SET_DATABYTEORDER: u8 = 1;
 pub const SET_KEY_TYPEOF: u8 = 3;
 
-/// nft takes no longer comment.
+/// The longest comment that nft accepts.
 pub const COMMENT_LENGTH: usize = 128;
 
-/// As much of a comment as is kept.
+/// The part of a comment that is kept.
 pub fn fitting(comment: &str) -> &str {
     let mut end = comment.len().min(COMMENT_LENGTH);
     while !comment.is_char_boundary(end) {

@@ -37,7 +37,7 @@ pub struct Device {
     pub link: Option<Link>,
     /// Its properties, if it exists.
     found: Option<Vxlan>,
-    /// It exists and is useless: the node no longer has its address.
+    /// Whether it exists and cannot be used: the node no longer has its address.
     obsolete: bool,
     /// Its alias after the configuration's peers were applied.
     applied: String,
@@ -56,7 +56,7 @@ impl Device {
         Self::find_on(host, network, &mut Underlays::default())
     }
 
-    /// The same, with what is known of the underlay from other networks.
+    /// As [`Device::find`], with the underlays that are known from other networks.
     ///
     /// # Errors
     /// As [`Device::find`].
@@ -136,7 +136,7 @@ impl Device {
         Ok(link)
     }
 
-    /// The same, where the packets of other hosts are dropped already.
+    /// As [`Device::ensure`], if rules already drop the packets of other hosts.
     ///
     /// # Errors
     /// As [`Device::ensure`].
@@ -175,8 +175,8 @@ impl Device {
         Ok(link)
     }
 
-    /// Has the plugin leave the peers as they are: its configuration's list, which is empty, counts as
-    /// applied.
+    /// Makes the plugin leave the peers as they are: the configuration's list, which is empty, counts
+    /// as applied.
     ///
     /// # Errors
     /// What the kernel refuses.
@@ -342,8 +342,8 @@ impl Device {
         Ok(())
     }
 
-    /// Why no packet leaves through the underlay although ADD succeeds, if so. Not part of STATUS:
-    /// runtimes take a node out of service for any error of STATUS.
+    /// The reason why no packet leaves through the underlay although ADD succeeds, if there is one. It
+    /// is not part of STATUS: runtimes take a node out of service for any error of STATUS.
     pub fn trouble(&self) -> Option<String> {
         underlay::trouble(&self.uplink)
     }
@@ -419,8 +419,8 @@ pub fn ensure_address(
     }
 }
 
-/// Neighbour suppression is only on if neighbours are configured: it keeps the announcements of
-/// pods on their host.
+/// The device as a port of `bridge`. Neighbour suppression keeps the announcements of pods on their
+/// host, so it is enabled only if neighbours are configured.
 fn port(bridge: &Link, peers: &[Peer]) -> VxlanPort {
     VxlanPort {
         bridge: bridge.index,
@@ -553,8 +553,9 @@ fn compare(network: &Network, found: &Vxlan, wanted: &Vxlan) -> Result<()> {
     Err(fault("vni", why).into())
 }
 
-/// Why such a device could not be created or brought up, if so: another device has the VNI on its
-/// port; one that is up parses packets of the port differently; another program has the port.
+/// The reason why such a device could not be created or brought up, if there is one: another device has
+/// the VNI on its port; a device that is up parses packets of the port differently; another program has
+/// the port.
 fn taken(host: &Netlink, wanted: &VxlanSpec) -> Result<Option<anyhow::Error>> {
     let (vni, port, family) = (wanted.vxlan.vni, wanted.vxlan.port, wanted.vxlan.family());
     let receiving = wanted.vxlan.receiving();

@@ -13,15 +13,15 @@ use crate::mode::Mode;
 use crate::network::Network;
 use crate::peer::{self, Peer};
 
-/// The guard for `peers`, all that the kernel has.
+/// The guard for `peers`, which are all peers that the kernel has.
 fn wanted(
     host: &Netlink,
     network: &Network,
     device: &Device,
     peers: &[Peer],
 ) -> Result<VxlanGuard> {
-    // A group has members that are in no list. Without any peer, another program may write the
-    // device's entries.
+    // A multicast group has members that are in no list. Without a peer, another program may write
+    // the device's entries.
     let known = network.group.is_none() && !peers.is_empty();
     let hosts: BTreeSet<IpAddr> = peers.iter().map(|peer| peer.vtep).collect();
     Ok(VxlanGuard {
@@ -61,7 +61,7 @@ pub(crate) fn known_peers(
     Ok(peer::peers(network.mode, &present))
 }
 
-/// Drops packets that are not from `peers`. Without nf_tables, logs that.
+/// Drops packets that are not from `peers`. If the kernel has no nf_tables, logs that.
 ///
 /// # Errors
 /// What nf_tables refuses.
@@ -69,8 +69,8 @@ pub fn ensure(host: &Netlink, network: &Network, device: &Device, peers: &[Peer]
     install(&[wanted(host, network, device, peers)?])
 }
 
-/// Drops packets that come in by other interfaces than the devices' uplinks, for those networks that
-/// have no such rules yet.
+/// Drops packets that arrive on other interfaces than the devices' uplinks, for the networks that have
+/// no such rules yet.
 ///
 /// # Errors
 /// As [`ensure`]; then nothing has changed.

@@ -57,7 +57,8 @@ pub struct Network {
 }
 
 impl Network {
-    /// Checks all keys; compares them with each other only if each is valid. `name` is the network's.
+    /// Checks all keys; compares them with each other only if each is valid. `name` is the name of the
+    /// network.
     ///
     /// # Errors
     /// Code 7, each fault with its key.
@@ -139,7 +140,7 @@ impl Network {
         checks.finish(|| Some(()))
     }
 
-    /// Why this network and another cannot be on the same node, if so: the key and the reason.
+    /// The key and the reason why this network and another cannot be on the same node, if there is one.
     pub fn clash(&self, other: &Self) -> Option<(&'static str, String)> {
         let name = &other.name;
         if self.vni == other.vni {

@@ -199,7 +199,7 @@ pub fn peers(mode: Mode, present: &Present) -> Vec<Peer> {
             subnets,
         });
     }
-    // A flooding entry is no peer of its own if the host has known pods.
+    // A flooding entry is not a peer of its own if the host has known pods.
     let named: BTreeSet<IpAddr> = all
         .iter()
         .filter(|it| it.mac.is_some())

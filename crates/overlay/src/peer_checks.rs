@@ -77,7 +77,7 @@ pub(crate) fn check_captures(
     Ok(())
 }
 
-/// Fails for subnets that overlap: those are neighbours when sorted by their first address.
+/// Fails for subnets that overlap: sorted by their first address, such subnets are neighbours.
 fn check_subnets(peers: &[Peer]) -> Result<(), Fault> {
     let mut all: BTreeMap<(IpAddr, u8), usize> = BTreeMap::new();
     for (index, peer) in peers.iter().enumerate() {

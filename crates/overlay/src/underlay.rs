@@ -16,16 +16,16 @@ use crate::network::{Network, text};
 pub struct Underlay {
     /// The source address of packets.
     pub local: IpAddr,
-    /// The interface that they leave by. If the address is on `lo`, as where hosts announce their
-    /// addresses to routers, the interface of a default route.
+    /// The interface through which they leave. If the address is on `lo`, because the hosts announce
+    /// their addresses to routers, the interface of a default route.
     pub link: Link,
     /// Whether the device is bound to that interface.
     pub bound: bool,
 }
 
 impl Underlay {
-    /// Looks up what the configuration names. The defaults are the interface with the default
-    /// route and its first address.
+    /// Looks up the interface and address that the configuration names. The defaults are the interface
+    /// with the default route and its first address.
     ///
     /// # Errors
     /// Code 7, with the key at fault; what the kernel refuses.
@@ -106,19 +106,19 @@ impl Underlay {
     }
 }
 
-/// What was looked up for the networks of one look at the node: a thousand of them may have the same
-/// keys, and each look reads all routes.
+/// Underlays that were looked up for the networks of a node. A thousand networks may have the same
+/// keys, and each look-up reads all routes.
 #[derive(Debug, Default)]
 pub struct Underlays(HashMap<Keys, Underlay>);
 
-/// The keys that decide.
+/// The keys that determine an underlay.
 type Keys = (Option<IfName>, Option<IpAddr>, Option<Family>);
 
 impl Underlays {
-    /// As [`Underlay::find`].
+    /// As [`Underlay::find`], but looks up the same keys once.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Underlay::find`].
     pub(crate) fn find(&mut self, host: &Netlink, network: &Network) -> Result<Underlay> {
         let keys = (network.dev.clone(), network.local, network.family);
         if let Some(found) = self.0.get(&keys) {
@@ -143,7 +143,7 @@ pub(crate) fn overhead(local: IpAddr) -> u32 {
     if local.is_ipv4() { 50 } else { 70 }
 }
 
-/// Why no packet can leave through `link`, if so.
+/// The reason why no packet can leave through `link`, if there is one.
 pub(crate) fn trouble(link: &Link) -> Option<String> {
     let name = &link.name;
     if !link.up {

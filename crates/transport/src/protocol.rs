@@ -1,4 +1,4 @@
-//! In what the two netlink protocols differ.
+//! The differences between the two netlink protocols.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ pub trait Protocol {
     /// Whether to ask the kernel to apply the filters of a dump request
     /// (`NETLINK_GET_STRICT_CHK`, Linux 4.20). Older kernels ignore most of them.
     const STRICT_DUMPS: bool;
-    /// How often a dump is requested at least, if each is interrupted by a change.
+    /// How many times a dump is requested at least, while changes interrupt it.
     const DUMP_ATTEMPTS: usize;
-    /// For how long it is requested again at least.
+    /// How long it is requested again at least.
     const DUMP_PATIENCE: Duration;
 
     /// Numbers as attributes hold them.
@@ -52,7 +52,7 @@ pub enum Netfilter {}
 impl Protocol for Netfilter {
     const NUMBER: SockProtocol = SockProtocol::NetlinkNetFilter;
     const STRICT_DUMPS: bool = false;
-    // The first attempt on a node may take seconds, with modules to load.
+    // The first attempt on a node may take seconds, because the kernel loads modules.
     const DUMP_ATTEMPTS: usize = 10;
     const DUMP_PATIENCE: Duration = Duration::from_secs(5);
 

@@ -19,8 +19,8 @@ use crate::protocol::Protocol;
 use crate::system::{attach_filter, receive, set_option};
 use crate::{Backoff, Error, Refusal, wait_readable};
 
-/// How long one request may take. The kernel answers within microseconds, but requests wait
-/// for those of others: for the routing lock, for commits of nf_tables.
+/// How long one request may take. The kernel answers within microseconds, but a request waits for the
+/// requests of other programs: for the routing lock, for commits of nf_tables.
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Bytes of the longest datagram that can be read. The kernel makes none above 32 KiB unless
@@ -32,7 +32,7 @@ const DATAGRAM: usize = 256 * 1024;
 pub struct Socket<P> {
     fd: OwnedFd,
     sequence: Cell<u32>,
-    /// What datagrams are read into.
+    /// The buffer into which datagrams are read.
     buffer: Cell<Vec<u8>>,
     /// Whether it has an address: the kernel gives it one with the first request.
     bound: Cell<bool>,
@@ -74,7 +74,7 @@ impl<P: Protocol> Socket<P> {
         let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, P::NUMBER)
             .map_err(|errno| Error::new("open a netlink socket", errno))?;
         let socket = Self::over(fd);
-        // Have the kernel explain its errors. Before 4.12 it cannot.
+        // The kernel explains its errors, since 4.12.
         let _ = socket.set_option(libc::NETLINK_EXT_ACK, 1);
         Ok(socket)
     }
@@ -174,9 +174,9 @@ impl<P: Protocol> Socket<P> {
     /// Sends `requests` as one datagram, which the kernel carries out in order before the send
     /// returns. Returns the errors, with the index of the request that each is about.
     ///
-    /// Only the request `acknowledged` asks for an acknowledgement: one for each would overflow
-    /// the receive buffer. Errors come unasked, and all of them come before that
-    /// acknowledgement; `is_final` names the errors after which it does not come.
+    /// Only the request `acknowledged` requests an acknowledgement: one for each request would overflow
+    /// the receive buffer. The kernel reports errors in any case, and all of them before that
+    /// acknowledgement; `is_final` selects the errors after which it does not come.
     ///
     /// # Errors
     /// The socket fails. Some requests may have been carried out then.
@@ -217,7 +217,7 @@ impl<P: Protocol> Socket<P> {
         Ok(refused)
     }
 
-    /// Takes the number of the next request, for one that is sent by other means.
+    /// Takes the number of the next request, for a request that is sent by other means.
     pub fn next_sequence(&self) -> u32 {
         let sequence = self.sequence.get();
         // Not 0: see `over`.
@@ -264,7 +264,7 @@ impl<P: Protocol> Socket<P> {
         buffer.reserve(DATAGRAM);
         let received = receive(self.as_fd(), &mut buffer);
         match received {
-            // Other processes can send, too: only the kernel is believed.
+            // Other processes can send, too: only messages of the kernel are read.
             Ok(0) => messages(&buffer).for_each(hear),
             Ok(_) | Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => {
@@ -338,7 +338,7 @@ impl<P: Protocol> Socket<P> {
         let until = Instant::now() + DEADLINE;
         let mut done = false;
         loop {
-            // Most answers are there before the send has returned.
+            // Most answers have arrived before the send returns.
             if !self.try_receive(|message| done = done || is_last(message))? {
                 wait_readable([self.as_fd()], until)?;
                 continue;
@@ -346,7 +346,7 @@ impl<P: Protocol> Socket<P> {
             if done {
                 return Ok(());
             }
-            // There may be many messages, and never the last.
+            // There may be many messages, and the last may never come.
             if Instant::now() >= until {
                 return Err(Errno::ETIMEDOUT);
             }

@@ -1,4 +1,4 @@
-//! Waiting: for a descriptor that can be read, and between two attempts.
+//! Waits for a descriptor that can be read, and between two attempts.
 
 use std::os::fd::BorrowedFd;
 use std::thread::sleep;
@@ -30,7 +30,8 @@ pub fn wait_readable<const N: usize>(
     }
 }
 
-/// How often, and for how long, to try what fails because others change the same objects.
+/// How often, and how long, to repeat an attempt that fails because other programs change the same
+/// objects.
 #[derive(Debug)]
 pub struct Backoff {
     attempts: usize,
@@ -48,7 +49,7 @@ impl Backoff {
         }
     }
 
-    /// Called after a failed attempt: pauses and returns true if another may follow.
+    /// To be called after a failed attempt: pauses and returns true if another attempt may follow.
     pub fn again(&mut self) -> bool {
         self.attempts = self.attempts.saturating_sub(1);
         let again = self.attempts > 0 || Instant::now() < self.until;
