@@ -3,8 +3,6 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// The network of all jobs.
-pub const NETWORK: &str = "measured";
 /// The CNI version spoken: the newest that both suites know.
 pub const CNI_VERSION: &str = "1.0.0";
 /// The bridge of all jobs.
@@ -203,7 +201,7 @@ impl Job {
         }
     }
 
-    /// The list of plugins with their configurations, as libcni would call them.
+    /// The list of plugins with their configurations, as libcni would call them, but for the name of the network.
     /// Addresses are kept under `state`.
     pub fn list(&self, state: &str) -> Vec<Value> {
         match self.kind {
@@ -268,7 +266,7 @@ fn chained_keys(plugin: &str) -> Value {
 }
 
 fn conf(plugin: &str, keys: Value) -> Value {
-    let mut conf = json!({"cniVersion": CNI_VERSION, "name": NETWORK, "type": plugin});
+    let mut conf = json!({"cniVersion": CNI_VERSION, "type": plugin});
     if let (Some(conf), Value::Object(keys)) = (conf.as_object_mut(), keys) {
         conf.extend(keys);
     }

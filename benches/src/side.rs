@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::job::{BRIDGE, CNI_VERSION, Job, Kind, NETWORK, PARENT, PORTS, Verb};
+use crate::job::{BRIDGE, CNI_VERSION, Job, Kind, PARENT, PORTS, Verb};
 use crate::node::{Node, Pod};
 use crate::process::{self, Call, Done};
 
@@ -86,6 +86,7 @@ pub struct Stage {
     pub job: Job,
     programs: Programs,
     state: PathBuf,
+    network: String,
     list: Vec<Value>,
 }
 
@@ -115,6 +116,8 @@ impl Stage {
             job,
             programs: programs.clone(),
             list: job.list(&state.display().to_string()),
+            // Each job has its own: podwire remembers of a network whether other programs gave addresses in it.
+            network: format!("measured-{}", job.key),
             state,
         };
         stage.prepare()?;
@@ -332,6 +335,7 @@ impl Stage {
             .plugins(self.side)
             .context("no plugins here")?;
         let mut conf = conf.clone();
+        conf["name"] = json!(self.network);
         if let Some(result) = &pod.result {
             conf["prevResult"] = result.clone();
         }
@@ -456,7 +460,7 @@ impl Stage {
 
     /// The directory of host-local's reservations in this stage.
     pub fn reservations(&self) -> PathBuf {
-        self.state.join(NETWORK)
+        self.state.join(&self.network)
     }
 
     /// A result like that of bridge, of a pod that does not exist: for plugins that only read the
