@@ -13,6 +13,7 @@
 //! [`Json::decode_all`] reads by the same rules, but does not stop at the first
 //! fault, and reports which keys the type has.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -98,7 +99,7 @@ impl Json {
     /// The value of `key`, found as a struct field would be; `None` also for null.
     pub fn get(&self, key: &str) -> Option<Self> {
         match self {
-            Self::Object(members) => collect(members, key, &[]),
+            Self::Object(members) => collect(members, key, &[]).map(Cow::into_owned),
             _ => None,
         }
     }
@@ -237,21 +238,24 @@ fn join(path: &str, key: &str) -> String {
 
 /// The value of `key`: as Go does, it merges each occurrence of the key into the earlier ones.
 /// `fields` are all keys that are read: two of them may differ only in case, and each gets the
-/// members in its own case.
-fn collect(members: &[(String, Json)], key: &str, fields: &[&str]) -> Option<Json> {
-    let mut value = None;
+/// members in its own case. Only objects that are merged are copied.
+fn collect<'a>(members: &'a [(String, Json)], key: &str, fields: &[&str]) -> Option<Cow<'a, Json>> {
+    let mut value: Option<Cow<'a, Json>> = None;
     for (name, next) in members {
-        let is_anothers = name != key && fields.contains(&name.as_str());
-        if !name.eq_ignore_ascii_case(key) || is_anothers {
+        // In this order: most names differ from the key, and there are many fields.
+        if !name.eq_ignore_ascii_case(key) || (name != key && fields.contains(&name.as_str())) {
             continue;
         }
         value = match (value, next) {
             (value, Json::Null) => value,
-            (Some(Json::Object(mut before)), Json::Object(after)) => {
-                before.extend(after.iter().cloned());
-                Some(Json::Object(before))
+            (Some(before), Json::Object(after)) if matches!(*before, Json::Object(_)) => {
+                let mut before = before.into_owned();
+                if let Json::Object(members) = &mut before {
+                    members.extend(after.iter().cloned());
+                }
+                Some(Cow::Owned(before))
             }
-            (_, next) => Some(next.clone()),
+            (_, next) => Some(Cow::Borrowed(next)),
         };
     }
     value
@@ -623,7 +627,7 @@ struct Fields<'a> {
     fields: &'static [&'static str],
     next: std::slice::Iter<'static, &'static str>,
     at: Option<At<'a>>,
-    current: Option<(&'static str, Json, Option<At<'a>>)>,
+    current: Option<(&'static str, Cow<'a, Json>, Option<At<'a>>)>,
 }
 
 impl<'de> de::MapAccess<'de> for Fields<'_> {
