@@ -25,6 +25,7 @@ pub mod json;
 pub mod linked;
 pub mod lock;
 pub mod names;
+pub mod own_netns;
 mod privilege;
 pub mod process;
 pub mod request;

@@ -1,11 +1,11 @@
 //! The life of a plugin's process: environment and standard input in, one verb
 //! done, exactly one JSON document (or none) out.
 
+use std::fs::{File, Metadata};
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::process::{ExitCode, ExitStatus, Output};
 use std::rc::Rc;
 
@@ -19,6 +19,7 @@ use crate::error::{Code, Error, WithLabel, reason};
 use crate::file::LONGEST;
 use crate::json::Json;
 use crate::linked::{self, Linked};
+use crate::own_netns;
 use crate::process::{self, Stdout};
 use crate::request::{Add, Attachment, Call, Check, Del, Gc, Status};
 use crate::result::{AddResult, pretty};
@@ -398,12 +399,13 @@ fn refuse_verb(verb: Verb, text: &str, since: Version, supported: &[Version]) ->
 /// Refuses `CNI_NETNS` if it is the plugin's own namespace: ADD and DEL would change the
 /// node's own interfaces.
 fn refuse_own_namespace(netns: Option<&NetnsPath>) -> Result<(), Error> {
-    let identity = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino()));
-    let Some(theirs) = netns.and_then(|netns| identity(netns.as_path()).ok()) else {
+    let Some(theirs) = netns.and_then(|netns| std::fs::metadata(netns.as_path()).ok()) else {
         return Ok(());
     };
-    match identity(Path::new("/proc/self/ns/net")) {
-        Ok(ours) if ours == theirs => Err(Code::InvalidNetns
+    let ours = own_netns::open().and_then(|fd| File::from(fd).metadata());
+    let identity = |file: &Metadata| (file.dev(), file.ino());
+    match ours {
+        Ok(ours) if identity(&ours) == identity(&theirs) => Err(Code::InvalidNetns
             .err("plugin's netns and netns from CNI_NETNS should not be the same")),
         _ => Ok(()),
     }

@@ -20,6 +20,7 @@ use std::{
 };
 
 use anyhow::Context;
+use cni::own_netns;
 use nix::{
     errno::Errno,
     sched::{CloneFlags, unshare},
@@ -71,10 +72,7 @@ impl NetNs {
         if found != NSFS_MAGIC && found != PROC_SUPER_MAGIC {
             return Err(magic(path, found.0 as u64));
         }
-        let file = File::open(path).map_err(|error| {
-            let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-            failed("open", path, errno)
-        })?;
+        let file = File::open(path).map_err(|error| unopened(path, &error))?;
         if system::is_network(file.as_fd()) == Some(false) {
             return Err(other_kind("open", path));
         }
@@ -87,10 +85,16 @@ impl NetNs {
     /// The namespace of the calling thread.
     ///
     /// # Errors
-    /// As [`NetNs::open`], when /proc is not mounted.
+    /// When /proc is not mounted, and the kernel does not tell it otherwise ([`own_netns::open`]).
     pub fn current() -> Result<Self, Error> {
-        // Not /proc/self, which is the main thread: it may be in another namespace.
-        Self::open(Path::new("/proc/thread-self/ns/net"))
+        let path = PathBuf::from(own_netns::PATH);
+        match own_netns::open() {
+            Ok(fd) => Ok(Self {
+                fd: Arc::new(fd),
+                path,
+            }),
+            Err(error) => Err(unopened(&path, &error)),
+        }
     }
 
     /// A new namespace, with nothing but a loopback interface that is down. It ends with the value, and
@@ -207,6 +211,11 @@ impl NetNs {
         let stat = fstat(self.fd.as_fd()).map_err(|errno| failed("examine", &self.path, errno))?;
         Ok((stat.st_dev, stat.st_ino))
     }
+}
+
+fn unopened(path: &Path, error: &std::io::Error) -> Error {
+    let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+    failed("open", path, errno)
 }
 
 /// Moves the calling process for good into the network, mount and UTS namespace of another one, and

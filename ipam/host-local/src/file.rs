@@ -88,11 +88,19 @@ pub fn create(path: &Path, content: &str) -> io::Result<Option<File>> {
 /// The file gets its name when it is complete, so a kill before that leaves nothing.
 fn create_nameless(path: &Path, content: &str) -> io::Result<File> {
     let file = nameless(path.parent().unwrap_or(Path::new(".")), content)?;
-    // AT_EMPTY_PATH would need a capability (open(2), O_TMPFILE).
+    match linkat(&file, "", AT_FDCWD, path, AtFlags::AT_EMPTY_PATH) {
+        Err(Errno::ENOENT) => link_by_proc(&file, path)?,
+        linked => linked?,
+    }
+    Ok(file)
+}
+
+/// For a process without CAP_DAC_READ_SEARCH, which AT_EMPTY_PATH needs (open(2), O_TMPFILE). It costs more:
+/// the kernel creates what /proc shows of this process.
+fn link_by_proc(file: &File, path: &Path) -> nix::Result<()> {
     let name = format!("/proc/self/fd/{}", file.as_raw_fd());
     let follow = AtFlags::AT_SYMLINK_FOLLOW;
-    linkat(AT_FDCWD, name.as_str(), AT_FDCWD, path, follow)?;
-    Ok(file)
+    linkat(AT_FDCWD, name.as_str(), AT_FDCWD, path, follow)
 }
 
 /// A file in `dir` without a name: it disappears when it is closed, unless it gets one.

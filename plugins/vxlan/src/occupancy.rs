@@ -6,6 +6,7 @@
 use std::fs::File;
 
 use anyhow::{Context, Result};
+use cni::own_netns;
 use netlink::{Link, Netlink};
 use nix::fcntl::{Flock, FlockArg};
 use overlay::{Conf, Network, device};
@@ -60,9 +61,9 @@ fn is_a_pods(link: &Link, network: &str) -> bool {
 }
 
 fn lock(how: FlockArg) -> Result<Flock<File>> {
-    let path = "/proc/thread-self/ns/net";
-    let file = File::open(path).with_context(|| format!("open {path}"))?;
-    Flock::lock(file, how)
+    let path = own_netns::PATH;
+    let netns = own_netns::open().with_context(|| format!("open {path}"))?;
+    Flock::lock(File::from(netns), how)
         .map_err(|(_, errno)| errno)
         .with_context(|| format!("lock {path}"))
 }

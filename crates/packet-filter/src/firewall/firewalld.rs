@@ -35,8 +35,12 @@ const ALREADY_SET: &str = "ZONE_ALREADY_SET";
 /// Whether firewalld runs; any failure means that it does not. One system call on a node without
 /// D-Bus.
 pub fn is_running() -> bool {
-    let has_bus = named_addresses().is_some() || Path::new(SYSTEM_BUS).exists();
-    has_bus && within(PATIENCE, async { Ok(Firewalld::find().await.is_ok()) }).unwrap_or(false)
+    has_bus() && within(PATIENCE, async { Ok(Firewalld::find().await.is_ok()) }).unwrap_or(false)
+}
+
+/// Whether D-Bus may run. Cheaper than what follows, and false on most nodes.
+pub fn has_bus() -> bool {
+    named_addresses().is_some() || Path::new(SYSTEM_BUS).exists()
 }
 
 /// Whether firewalld, if it runs, is that of this network. Rootless runtimes are in a user namespace
