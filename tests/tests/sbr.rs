@@ -237,6 +237,22 @@ fn a_link_local_gateway_is_kept() {
 }
 
 #[test]
+fn a_gateway_may_be_in_no_network_of_the_interface() {
+    beyond_peer("the kernel refuses the gateway", || {
+        let node = Node::new();
+        node.pod.sh("ip address add 203.0.113.5/32 dev net1");
+        let mut single = previous();
+        single["ips"] =
+            json!([{"address": "203.0.113.5/32", "gateway": "198.51.100.1", "interface": 1}]);
+        node.add(&sbr_after(json!({}), &single));
+        assert!(
+            node.table("-4", "100")
+                .contains(&"default via 198.51.100.1".to_owned())
+        );
+    });
+}
+
+#[test]
 fn the_default_route_of_the_interface_moves() {
     let node = Node::new();
     node.pod

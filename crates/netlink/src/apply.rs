@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use cni::address::is_single;
+use cni::address::{is_link_local_v6, is_single};
 use ipnetwork::IpNetwork;
 use netns::NetNs;
 use nix::{errno::Errno, net::if_::if_nametoindex};
@@ -434,10 +434,23 @@ impl Configuration<'_> {
 
     fn with_gateway(&self, route: &RouteSpec) -> RouteSpec {
         let gateways = self.layer3.addresses.iter().filter_map(|it| it.gateway);
+        let gw = route.gw.or_else(|| first_of_family(gateways, route.dst));
         RouteSpec {
-            gw: route.gw.or_else(|| first_of_family(gateways, route.dst)),
+            gw,
+            onlink: gw.is_some_and(|gw| self.is_outside(gw)),
             ..route.clone()
         }
+    }
+
+    /// Whether `gw` is the gateway of an address, but in none of the networks: some providers route
+    /// single addresses (/32) so. The kernel has to be told that it is on the link.
+    fn is_outside(&self, gw: IpAddr) -> bool {
+        let addresses = &self.layer3.addresses;
+        let has_own_routes = self.layer3.prefix_routes.is_some();
+        !has_own_routes
+            && !is_link_local_v6(gw)
+            && addresses.iter().any(|it| it.gateway == Some(gw))
+            && !addresses.iter().any(|it| it.address.contains(gw))
     }
 
     /// The text of the Go plugins.

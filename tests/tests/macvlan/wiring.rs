@@ -29,6 +29,39 @@ fn add_puts_the_pod_on_the_wire_and_says_how() {
     assert_eq!(it.sandbox.host().links(), ["eth1", "lo"]);
 }
 
+/// cni#598: providers route single addresses to a gateway of another subnet.
+#[test]
+fn the_gateway_of_a_single_address_is_on_the_link() {
+    beyond_peer("the kernel refuses the default route", || {
+        let addresses = json!([
+            {"address": "203.0.113.5/32", "gateway": "198.51.100.1"},
+            {"address": "2001:db8:5::5/128", "gateway": "2001:db8::1"},
+        ]);
+        let conf = l2(json!({"ipam": {
+            "type": "static",
+            "addresses": addresses,
+            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+        }}));
+        let sandbox = Sandbox::new();
+        let segment = sandbox.segment();
+        segment.machine.sh(
+            "ip addr add 198.51.100.1/32 dev eth1; ip route add 203.0.113.5 dev eth1
+             ip addr add 2001:db8::1/128 dev eth1 nodad; ip route add 2001:db8:5::5 dev eth1",
+        );
+        let pod = sandbox.pod("a");
+        let result = add(&sandbox, &conf, &pod);
+        for (family, gateway) in [("-4", "198.51.100.1"), ("-6", "2001:db8::1")] {
+            assert_eq!(pod.routes_to(family, "default")[0]["gateway"], gateway);
+            assert!(pod.ping(gateway, 3).contains(&true), "{gateway}");
+        }
+        let checked = conf::with_prev(&conf, &result);
+        sandbox
+            .cni("macvlan")
+            .check(&checked, &pod, "eth0")
+            .silent();
+    });
+}
+
 #[test]
 fn the_result_has_the_mtu_where_the_version_has_a_place_for_it() {
     beyond_peer("reference 1.8: no plugin sets it", || {
