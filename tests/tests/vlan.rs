@@ -269,6 +269,8 @@ fn a_vlan_of_a_parent_has_one_owner_at_a_time() {
     );
     assert!(error.msg.contains("file exists"), "{}", error.msg);
     if !sandbox::testing_the_peer() {
+        let why = "VLAN 5 of \"eth1\" is in use, by the node or another pod";
+        assert!(error.details.contains(why), "{}", error.details);
         snapshot.assert_unchanged();
     }
     // Another VLAN is free, and the same one once the first pod has left it.

@@ -8,7 +8,9 @@ use anyhow::Result;
 use cni::linked::Linked;
 use cni::request::{Add, Check, Del, Gc, Status};
 use cni::result::AddResult;
-use cni::{Plugin, Undo, delegate};
+use cni::{Plugin, Undo, WithLabel, delegate};
+use netlink::{Netlink, Parent};
+use netns::NetNs;
 use wiring::remains::Links;
 use wiring::{lease, parent, pod, result};
 
@@ -35,7 +37,9 @@ impl Plugin for Vlan {
         })?;
         let socket = plan.parent.socket(&netns)?;
         let parent = plan.parent.find(&socket, KIND)?;
-        socket.add_link(&plan.spec(&request.attachment, &parent)?, &netns, undo)?;
+        let spec = plan.spec(&request.attachment, &parent)?;
+        let added = socket.add_link(&spec, &netns, undo);
+        added.or_else(|error| explain(error, (&netns, &spec.name), &plan, &parent))?;
         let pod = netlink::enter(&netns, pod::marked(request))?;
         pod.mark()?;
         let addressing = lease::addressing(request, &netns, plan.detect_conflicts, undo)?;
@@ -66,6 +70,26 @@ impl Plugin for Vlan {
         }
         delegate::ipam_status(&request.call)
     }
+}
+
+/// Adds to `error` why the kernel refuses the VLAN, unless the pod has an interface with the name: the
+/// node, or another pod, has this VLAN of the parent.
+fn explain(
+    error: anyhow::Error,
+    (netns, ifname): (&NetNs, &str),
+    plan: &Plan,
+    parent: &Parent,
+) -> Result<()> {
+    let refusal = error.downcast_ref::<netlink::Error>();
+    let exists = refusal.is_some_and(netlink::Error::is_exists);
+    if !exists || Netlink::open_in(netns)?.find_link(ifname)?.is_some() {
+        return Err(error);
+    }
+    let (id, name) = (plan.id, &parent.link.name);
+    Err(error).details(format!(
+        "VLAN {id} of {name:?} is in use, by the node or another pod, and can be used once: for several \
+         pods, make it on the node, and use it as master of macvlan or as a port of a bridge"
+    ))
 }
 
 /// Fails if the node has no parent for the plan, or one with a smaller MTU. It does not look for a
