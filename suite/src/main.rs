@@ -13,8 +13,10 @@
     reason = "the section of the note can be chosen in no other way"
 )]
 
+use std::borrow::Cow;
 use std::env::ArgsOs;
 use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -25,31 +27,42 @@ use std::process::{Command, ExitCode};
 static NOTE: cni::linked::Note = cni::linked::Note::new(host_local::BUILD);
 
 /// A program: its name and its `main`.
-type Program = (&'static str, fn() -> ExitCode);
+type Program = (Name, fn() -> ExitCode);
+
+/// A name, with zeroes behind it. It stands in the table itself: texts lie all over the constants of the file, and the kernel
+/// maps 64 kB at a page fault, so to compare with some of them takes as long as all else here.
+type Name = [u8; 16];
+
+const fn named(text: &str) -> Name {
+    let mut name = [0; 16];
+    let (to, _) = name.split_at_mut(text.len());
+    to.copy_from_slice(text.as_bytes());
+    name
+}
 
 const PROGRAMS: &[Program] = &[
-    ("bandwidth", cni::run::<bandwidth::Bandwidth>),
-    ("bridge", cni::run::<bridge::Bridge>),
-    ("cluster", cni::run::<cluster::Cluster>),
-    ("dhcp", dhcp::main),
-    ("dnsname", cni::run::<dnsname::Dnsname>),
-    ("dummy", cni::run::<dummy::Dummy>),
-    ("firewall", cni::run::<firewall::Firewall>),
-    ("host-device", cni::run::<host_device::HostDevice>),
-    ("host-local", cni::run::<host_local::HostLocal>),
-    ("ipvlan", cni::run::<ipvlan::Ipvlan>),
-    ("loopback", cni::run::<loopback::Loopback>),
-    ("macvlan", cni::run::<macvlan::Macvlan>),
-    ("podwire", podwire::main),
-    ("portmap", cni::run::<portmap::Portmap>),
-    ("ptp", cni::run::<ptp::Ptp>),
-    ("sbr", cni::run::<sbr::Sbr>),
-    ("static", cni::run::<static_ipam::Static>),
-    ("tap", cni::run::<tap::Tap>),
-    ("tuning", cni::run::<tuning::Tuning>),
-    ("vlan", cni::run::<vlan::Vlan>),
-    ("vrf", cni::run::<vrf::Vrf>),
-    ("vxlan", cni::run::<vxlan::Vxlan>),
+    (named("bandwidth"), cni::run::<bandwidth::Bandwidth>),
+    (named("bridge"), cni::run::<bridge::Bridge>),
+    (named("cluster"), cni::run::<cluster::Cluster>),
+    (named("dhcp"), dhcp::main),
+    (named("dnsname"), cni::run::<dnsname::Dnsname>),
+    (named("dummy"), cni::run::<dummy::Dummy>),
+    (named("firewall"), cni::run::<firewall::Firewall>),
+    (named("host-device"), cni::run::<host_device::HostDevice>),
+    (named("host-local"), cni::run::<host_local::HostLocal>),
+    (named("ipvlan"), cni::run::<ipvlan::Ipvlan>),
+    (named("loopback"), cni::run::<loopback::Loopback>),
+    (named("macvlan"), cni::run::<macvlan::Macvlan>),
+    (named("podwire"), podwire::main),
+    (named("portmap"), cni::run::<portmap::Portmap>),
+    (named("ptp"), cni::run::<ptp::Ptp>),
+    (named("sbr"), cni::run::<sbr::Sbr>),
+    (named("static"), cni::run::<static_ipam::Static>),
+    (named("tap"), cni::run::<tap::Tap>),
+    (named("tuning"), cni::run::<tuning::Tuning>),
+    (named("vlan"), cni::run::<vlan::Vlan>),
+    (named("vrf"), cni::run::<vrf::Vrf>),
+    (named("vxlan"), cni::run::<vxlan::Vxlan>),
 ];
 
 fn main() -> ExitCode {
@@ -64,7 +77,9 @@ fn main() -> ExitCode {
 
 /// The program whose name ends the path.
 fn find(path: &OsStr) -> Option<&'static Program> {
-    let name = Path::new(path).file_name()?;
+    let text = Path::new(path).file_name()?.as_bytes();
+    let mut name = Name::default();
+    name.get_mut(..text.len())?.copy_from_slice(text);
     PROGRAMS.iter().find(|(it, _)| name == *it)
 }
 
@@ -72,11 +87,16 @@ fn named_by_file() -> Option<&'static Program> {
     find(std::env::current_exe().ok()?.as_os_str())
 }
 
+fn text(name: &Name) -> Cow<'_, str> {
+    let end = name.iter().position(|byte| *byte == 0);
+    String::from_utf8_lossy(&name[..end.unwrap_or(name.len())])
+}
+
 /// Called as `suite`: the next word is the name of the program, the rest are its arguments.
 #[allow(clippy::disallowed_methods)] // executes itself
 fn execute(mut words: ArgsOs) -> ExitCode {
     let Some((name, _)) = words.next().as_deref().and_then(find) else {
-        let names: Vec<_> = PROGRAMS.iter().map(|(name, _)| *name).collect();
+        let names: Vec<_> = PROGRAMS.iter().map(|(name, _)| text(name)).collect();
         let names = names.join(", ");
         cni::log(format_args!(
             "suite: expected the name of a program: {names}"
@@ -84,7 +104,8 @@ fn execute(mut words: ArgsOs) -> ExitCode {
         return ExitCode::from(2);
     };
     let mut program = Command::new("/proc/self/exe");
-    let error = program.arg0(name).args(words).exec();
+    let name = text(name);
+    let error = program.arg0(&*name).args(words).exec();
     cni::log(format_args!("suite: execute {name}: {error}"));
     ExitCode::FAILURE
 }
