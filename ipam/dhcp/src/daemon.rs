@@ -127,7 +127,12 @@ impl Daemon {
     /// Goes on with the leases of the previous daemon.
     fn restore(&mut self) -> Result<()> {
         let (now, wall_clock) = (now(), wall_clock());
-        for (number, record) in self.io.store.load()?.into_iter().enumerate() {
+        let leases = self.io.store.load()?;
+        for (path, error) in &leases.unread {
+            let (path, why) = (path.display(), cni::reason(error));
+            cni::log(format_args!("lease {path} is not restored: {why}"));
+        }
+        for (number, record) in leases.records.into_iter().enumerate() {
             let due = now + STAGGER * number as Millis;
             let Record { owner, place, .. } = record;
             let held = record.grant.as_ref().map(|grant| Held {

@@ -59,13 +59,14 @@ pub fn collect(socket: &str, network: &str, in_use: impl Fn(&Owner) -> bool) -> 
     let Some(store) = open(socket)? else {
         return Ok(());
     };
-    for record in store.load()? {
+    let leases = store.load()?;
+    for record in &leases.records {
         if record.owner.network == network && !in_use(&record.owner) {
-            release_at_server(&record, None);
+            release_at_server(record, None);
             store.remove(&record.owner)?;
         }
     }
-    Ok(())
+    leases.ensure_all_read()
 }
 
 /// Sends one packet. A failure is only logged: the server frees the address when the lease

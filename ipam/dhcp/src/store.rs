@@ -92,6 +92,33 @@ pub struct Grant {
     pub server_mac: [u8; 6],
 }
 
+/// What is on disk.
+#[derive(Debug, Default)]
+pub struct Leases {
+    /// The leases.
+    pub records: Vec<Record>,
+    /// The files that cannot be read, and why.
+    pub unread: Vec<(PathBuf, io::Error)>,
+}
+
+impl Leases {
+    /// Fails if the kernel refused to read a file, such as when too many are open: it may have a lease. A link, a pipe
+    /// or a file that is too long has none.
+    ///
+    /// # Errors
+    /// `read lease /…/x.json: permission denied`
+    pub fn ensure_all_read(&self) -> Result<()> {
+        let refused = |(path, error): &&(PathBuf, io::Error)| {
+            let is_file = fs::symlink_metadata(path).is_ok_and(|it| it.is_file());
+            is_file && error.raw_os_error().is_some()
+        };
+        match self.unread.iter().find(refused) {
+            Some((path, error)) => bail!("read lease {}: {}", path.display(), reason(error)),
+            None => Ok(()),
+        }
+    }
+}
+
 /// The directory of one daemon's leases, locked by one process at a time.
 #[derive(Debug)]
 pub struct Store {
@@ -161,16 +188,16 @@ impl Store {
         }
     }
 
-    /// Every lease on disk. A file that cannot be read is logged and stays for the next
-    /// daemon; one that cannot be parsed is logged and removed.
+    /// Every lease on disk. A file that cannot be read stays for the next daemon; one that cannot be
+    /// parsed is logged and removed. A directory is not a lease.
     ///
     /// # Errors
     /// When the directory cannot be listed: that must not look like a node without leases.
-    pub fn load(&self) -> Result<Vec<Record>> {
+    pub fn load(&self) -> Result<Leases> {
         let unknown = |error: io::Error| {
             anyhow::anyhow!("list leases in {}: {}", self.dir.display(), reason(&error))
         };
-        let mut records = Vec::new();
+        let mut leases = Leases::default();
         for entry in fs::read_dir(&self.dir).map_err(unknown)? {
             let entry = entry.map_err(unknown)?;
             if !entry.file_name().to_string_lossy().ends_with(SUFFIX) {
@@ -179,18 +206,15 @@ impl Store {
             let path = entry.path();
             let shown = path.display();
             match file::read(&path, MAX_SIZE).map(|(text, _)| serde_json::from_slice(&text)) {
-                Ok(Ok(record)) => records.push(record),
+                Ok(Ok(record)) => leases.records.push(record),
                 Ok(Err(error)) => {
                     cni::log(format_args!("drop lease {shown}: parse: {error}"));
                     let _ = fs::remove_file(&path);
                 }
-                Err(error) => {
-                    let why = reason(&error);
-                    cni::log(format_args!("lease {shown} is not restored: {why}"));
-                }
+                Err(error) => leases.unread.push((path, error)),
             }
         }
-        Ok(records)
+        Ok(leases)
     }
 
     /// Writes a lease in place of its earlier file. After a kill at any moment there is the
@@ -311,6 +335,7 @@ mod tests {
         let mut ids: Vec<_> = store
             .load()
             .unwrap()
+            .records
             .into_iter()
             .map(|it| it.owner.container_id)
             .collect();
@@ -334,11 +359,31 @@ mod tests {
         let store = Store::open(&dir).unwrap().unwrap();
         let owner = record("a").owner;
         fs::create_dir(dir.join(owner.file_name())).unwrap();
-        assert_eq!(store.load().unwrap(), []);
+        assert_eq!(store.load().unwrap().records, []);
+        store.load().unwrap().ensure_all_read().unwrap();
         store.remove(&owner).unwrap();
         assert!(dir.join(owner.file_name()).exists());
         fs::remove_dir_all(&dir).unwrap();
         assert!(store.load().is_err());
+    }
+
+    #[test]
+    fn only_a_file_that_the_kernel_refuses_to_read_may_have_a_lease() {
+        let place = tempfile::tempdir().unwrap();
+        let store = Store::open(&place.path().join("dhcp/x")).unwrap().unwrap();
+        store.save(&record("a")).unwrap();
+        std::os::unix::fs::symlink("/dev/null", store.dir.join("b.json")).unwrap();
+        let mut leases = store.load().unwrap();
+        assert_eq!(leases.records, [record("a")]);
+        assert_eq!(leases.unread.len(), 1);
+        leases.ensure_all_read().unwrap();
+        // Root can read every file.
+        let file = store.dir.join(record("a").owner.file_name());
+        let refused = io::Error::from_raw_os_error(nix::libc::EMFILE);
+        leases.unread.push((file.clone(), refused));
+        let error = leases.ensure_all_read().unwrap_err().to_string();
+        let expected = format!("read lease {}: too many open files", file.display());
+        assert_eq!(error, expected);
     }
 
     #[test]

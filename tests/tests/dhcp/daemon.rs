@@ -52,6 +52,27 @@ fn an_odd_file_in_the_place_of_a_lease_is_reported_and_blocks_no_call() {
 }
 
 #[test]
+fn an_add_fails_if_its_lease_cannot_be_saved_and_leaves_nothing() {
+    beyond_peer(WHY, || {
+        let wire = Wire::new();
+        let server = wire.dnsmasq(&[]);
+        let _daemon = wire.daemon(&[]);
+        let pod = wire.sandbox.pod("a");
+        wire.host().sh(&format!(
+            "mount -t tmpfs -o size=4k full {STATE} && head -c 4096 /dev/zero > {STATE}/fill"
+        ));
+        let error = wire.sandbox.cni("bridge").add(&lan(), &pod, "eth0").error();
+        assert!(error.msg.contains("write lease"), "{error:?}");
+        assert!(error.msg.contains("no space left on device"), "{error:?}");
+        Wire::await_log(&server, "DHCPRELEASE");
+        assert_eq!(wire.sandbox.list(STATE), ["fill"]);
+        wire.host().sh(&format!("umount {STATE}"));
+        wire.add(&pod);
+        wire.del(&pod);
+    });
+}
+
+#[test]
 fn a_signal_ends_it_and_releases_nothing() {
     beyond_peer(WHY, || {
         let wire = Wire::new();

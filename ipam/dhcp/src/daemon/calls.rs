@@ -15,7 +15,7 @@ use crate::lease::Identity;
 use crate::plan::Plan;
 use crate::pod::{self, Interface};
 use crate::rpc::{self, Answer, Arguments, Header, NO_METHOD};
-use crate::store::{Owner, Place};
+use crate::store::{Owner, Place, Record};
 
 impl Daemon {
     pub fn on_call(&mut self, connection: u32, call: Call) {
@@ -108,10 +108,7 @@ impl Daemon {
         };
         self.io.refuse_waiting(&mut entry, "the lease is released");
         entry.log(format_args!("releasing lease"));
-        if let Some(step) = entry.lease.release() {
-            let sent = self.io.try_to_send(&mut entry, &step).map(drop);
-            entry.log_failure("release DHCP lease", sent);
-        }
+        self.io.give_back(&mut entry);
         self.io.drop_lease(entry)
     }
 
@@ -130,6 +127,14 @@ impl Daemon {
         let of_network = self.table.owners().filter(|it| it.network == owner.network);
         let stale: Vec<_> = of_network.filter(|it| !in_use(it)).cloned().collect();
         let released: Vec<_> = stale.iter().map(|owner| self.release(owner)).collect();
+        let leases = self.io.store.load()?;
+        for Record { owner: it, .. } in &leases.records {
+            // This daemon could not restore it.
+            if it.network == owner.network && !in_use(it) && self.table.find(it).is_none() {
+                self.io.store.remove(it)?;
+            }
+        }
+        leases.ensure_all_read()?;
         released.into_iter().collect()
     }
 
@@ -172,7 +177,15 @@ impl Io {
         self.answer_all(entry, &Err(anyhow!(why)));
     }
 
-    fn answer_all(&mut self, entry: &mut Entry, answer: &Answer) {
+    /// Releases the lease at its server, if one is held.
+    pub fn give_back(&mut self, entry: &mut Entry) {
+        if let Some(step) = entry.lease.release() {
+            let sent = self.try_to_send(entry, &step).map(drop);
+            entry.log_failure("release DHCP lease", sent);
+        }
+    }
+
+    pub fn answer_all(&mut self, entry: &mut Entry, answer: &Answer) {
         for (connection, header) in std::mem::take(&mut entry.waiting) {
             self.answer(connection, &header, answer);
         }

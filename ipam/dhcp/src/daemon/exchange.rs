@@ -107,7 +107,8 @@ impl Io {
                 Step::Lose(why) => {
                     entry.log(format_args!("{why}; acquiring another address"));
                     entry.withdraw();
-                    self.save(entry);
+                    let saved = self.save(entry);
+                    entry.log_failure("save the lease", saved);
                 }
                 Step::GiveUp => {
                     self.refuse_waiting(entry, NO_MORE_TRIES);
@@ -186,10 +187,23 @@ impl Io {
         if entry.delivered {
             entry.apply(terms);
         }
-        self.save(entry);
+        match self.save(entry) {
+            Err(error) if !entry.delivered => self.refuse_unsaved(entry, error),
+            saved => entry.log_failure("save the lease", saved),
+        }
     }
 
-    fn save(&mut self, entry: &Entry) {
+    /// A daemon that is started later would not know the lease, and not renew it. So ADD fails, as that of
+    /// host-local does on a full disk.
+    fn refuse_unsaved(&mut self, entry: &mut Entry, error: anyhow::Error) {
+        entry.log(format_args!("failed to save the lease: {error:#}"));
+        self.answer_all(entry, &Err(error));
+        self.give_back(entry);
+        entry.failed = true;
+    }
+
+    /// Saves the lease as it is now.
+    fn save(&mut self, entry: &Entry) -> Result<()> {
         let grant = entry.lease.held().map(|held| Grant {
             terms: held.terms.clone(),
             since: wall_clock().saturating_sub(now().saturating_sub(held.since) / 1000),
@@ -202,6 +216,6 @@ impl Io {
             priority: entry.priority,
             grant,
         };
-        entry.log_failure("save the lease", self.store.save(&record));
+        self.store.save(&record)
     }
 }
