@@ -210,6 +210,31 @@ fn among_many_pods_settings_are_written_in_an_instance_of_proc_that_is_adds_own(
 }
 
 #[test]
+fn add_looks_up_no_process_in_proc() {
+    beyond_peer("its own, for each namespace: 0.2 ms", || {
+        let conf = bridge(json!({"ipMasq": true}));
+        let (sandbox, _first, _) = attached(&conf);
+        let trace = sandbox.dir().join("trace").display().to_string();
+        // Without CAP_DAC_READ_SEARCH the reservation gets its name by /proc.
+        for (id, calls, expected) in [
+            ("all", "trace=%file", false),
+            ("less", "inject=linkat:error=ENOENT:when=1", true),
+        ] {
+            let strace = ["strace", "-f", "-o", &trace, "-e", calls];
+            let (pod, cni) = (sandbox.pod(id), sandbox.cni("bridge").id(id));
+            cni.under(&strace).add(&conf, &pod, "eth0").result();
+            let text = std::fs::read_to_string(&trace).expect("the trace");
+            assert!(text.contains("exited with 0"), "{text}");
+            // glibc reads /proc/self/maps before main.
+            let looks = ["self/ns", "self/fd", "thread-self"]
+                .iter()
+                .any(|it| text.contains(&format!("/proc/{it}")));
+            assert_eq!(looks, expected, "{id}: {text}");
+        }
+    });
+}
+
+#[test]
 fn router_advertisements_are_refused_on_bridge_and_host_veth() {
     let (sandbox, _, _) = attached(&bridge(json!({})));
     let veth = host_veth(&sandbox)["ifname"]
