@@ -130,11 +130,12 @@ fn of_plugin(folder: &str, shape: &Shape) -> Result<Value> {
     let path = path.join("README.md");
     let readme = std::fs::read_to_string(&path);
     let readme = readme.with_context(|| format!("read {}", path.display()))?;
-    let keys = match folder.starts_with("ipam/") {
-        true => shape
+    let keys = if folder.starts_with("ipam/") {
+        shape
             .part("ipam")
-            .context("the configuration has no ipam")?,
-        false => shape,
+            .context("the configuration has no ipam")?
+    } else {
+        shape
     };
     // Runtimes write runtimeConfig; `args` has other plugins' members, too.
     let mut definition = object(keys, &["runtimeConfig", "args"]);
