@@ -126,16 +126,16 @@ impl Daemon {
         };
         let of_network = self.table.owners().filter(|it| it.network == owner.network);
         let stale: Vec<_> = of_network.filter(|it| !in_use(it)).cloned().collect();
-        let released: Vec<_> = stale.iter().map(|owner| self.release(owner)).collect();
+        let mut done: Vec<_> = stale.iter().map(|owner| self.release(owner)).collect();
         let leases = self.io.store.load()?;
         for Record { owner: it, .. } in &leases.records {
-            // This daemon could not restore it.
+            // The daemon could not read this file when it started. The server frees the address at the end of the lease.
             if it.network == owner.network && !in_use(it) && self.table.find(it).is_none() {
-                self.io.store.remove(it)?;
+                done.push(self.io.store.remove(it));
             }
         }
-        leases.ensure_all_read()?;
-        released.into_iter().collect()
+        done.push(leases.ensure_all_read());
+        done.into_iter().collect()
     }
 
     /// Drops a lease that was not granted or has ended.

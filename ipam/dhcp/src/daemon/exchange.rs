@@ -193,8 +193,8 @@ impl Io {
         }
     }
 
-    /// A daemon that is started later would not know the lease, and not renew it. So ADD fails, as that of
-    /// host-local does on a full disk.
+    /// Lets ADD fail, and releases a lease that is not on disk: after a restart, the daemon would not know
+    /// it, and would not renew it.
     fn refuse_unsaved(&mut self, entry: &mut Entry, error: anyhow::Error) {
         entry.log(format_args!("failed to save the lease: {error:#}"));
         self.answer_all(entry, &Err(error));
