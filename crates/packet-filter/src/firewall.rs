@@ -71,7 +71,7 @@ impl FirewallBackend {
     /// # Errors
     /// A directory of `PATH` cannot be searched.
     pub fn choose() -> Result<Self> {
-        if firewalld::has_bus() && firewalld::is_of_this_network() && firewalld::is_running() {
+        if firewalld::is_running_here() {
             return Ok(Self::Firewalld);
         }
         Ok(match Self::Firewalld.of_policies()? {

@@ -35,17 +35,25 @@ const ALREADY_SET: &str = "ZONE_ALREADY_SET";
 /// Whether firewalld runs; any failure means that it does not. One system call on a node without
 /// D-Bus.
 pub fn is_running() -> bool {
-    has_bus() && within(PATIENCE, async { Ok(Firewalld::find().await.is_ok()) }).unwrap_or(false)
+    has_bus() && answers()
 }
 
-/// Whether D-Bus may run. Cheaper than what follows, and false on most nodes.
-pub fn has_bus() -> bool {
+/// Whether firewalld runs and manages the network of this process.
+pub fn is_running_here() -> bool {
+    has_bus() && is_of_this_network() && answers()
+}
+
+fn has_bus() -> bool {
     named_addresses().is_some() || Path::new(SYSTEM_BUS).exists()
 }
 
-/// Whether firewalld, if it runs, is that of this network. Rootless runtimes are in a user namespace
-/// with a network of its own; firewalld has the node's network, and refuses their user.
-pub fn is_of_this_network() -> bool {
+fn answers() -> bool {
+    within(PATIENCE, async { Ok(Firewalld::find().await.is_ok()) }).unwrap_or(false)
+}
+
+/// Whether firewalld, if it runs, manages the network of this process. Rootless runtimes are in a user
+/// namespace with a network of its own; firewalld has the node's network, and refuses their user.
+fn is_of_this_network() -> bool {
     let initial = ["0", "0", "4294967295"];
     named_addresses().is_some()
         || fs::read_to_string("/proc/self/uid_map")
