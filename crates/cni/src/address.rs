@@ -119,6 +119,12 @@ pub fn is_link_local_v6(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
+/// Whether the kernel must be told that the gateway `gw` is on the link (`ip route … onlink`), because
+/// none of the interface's `networks` contains it: some providers route single addresses (/32) so.
+pub fn needs_onlink(gw: IpAddr, mut networks: impl Iterator<Item = IpNetwork>) -> bool {
+    !is_link_local_v6(gw) && !networks.any(|network| network.contains(gw))
+}
+
 /// How many bits an address has.
 pub fn width(ip: IpAddr) -> u32 {
     if ip.is_ipv4() { 32 } else { 128 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use cni::address::{is_link_local_v6, is_single};
+use cni::address::{is_single, needs_onlink};
 use ipnetwork::IpNetwork;
 use netns::NetNs;
 use nix::{errno::Errno, net::if_::if_nametoindex};
@@ -437,20 +437,18 @@ impl Configuration<'_> {
         let gw = route.gw.or_else(|| first_of_family(gateways, route.dst));
         RouteSpec {
             gw,
-            onlink: gw.is_some_and(|gw| self.is_outside(gw)),
+            onlink: gw.is_some_and(|gw| self.needs_onlink(gw)),
             ..route.clone()
         }
     }
 
-    /// Whether `gw` is the gateway of an address, but in none of the networks: some providers route
-    /// single addresses (/32) so. The kernel has to be told that it is on the link.
-    fn is_outside(&self, gw: IpAddr) -> bool {
+    /// Whether `gw` is the gateway of an address that the kernel does not reach by the prefixes.
+    fn needs_onlink(&self, gw: IpAddr) -> bool {
         let addresses = &self.layer3.addresses;
         let has_own_routes = self.layer3.prefix_routes.is_some();
         !has_own_routes
-            && !is_link_local_v6(gw)
             && addresses.iter().any(|it| it.gateway == Some(gw))
-            && !addresses.iter().any(|it| it.address.contains(gw))
+            && needs_onlink(gw, addresses.iter().map(|it| it.address))
     }
 
     /// The text of the Go plugins.

@@ -50,7 +50,7 @@ impl Pod {
         own.filter(move |it| Family::of(it.dst.ip()) == family)
     }
 
-    /// The rules that name `table`; all rules without one.
+    /// The rules for `table`, or all rules if it is `None`.
     fn rules_of(&self, table: Option<u32>) -> impl Iterator<Item = &Rule> {
         let names = move |it: &&Rule| table.is_none_or(|table| it.table == table);
         self.rules.iter().filter(names)

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use cni::address::is_link_local_v6;
+use cni::address::needs_onlink;
 use cni::faults::{Checks, Fault, Faults};
 use cni::result::IpConfig;
 use cni::{AddResult, Code, Error};
@@ -112,7 +112,9 @@ impl Plan {
             address,
             default: default.map(|spec| RouteSpec {
                 onlink: spec.gw == ip.gateway
-                    && spec.gw.is_some_and(|gw| is_outside(gw, &networks)),
+                    && spec
+                        .gw
+                        .is_some_and(|gw| needs_onlink(gw, networks.iter().copied())),
                 ..spec
             }),
             overrides: own.is_some(),
@@ -126,12 +128,6 @@ impl Plan {
 /// none of the interface's `networks`, as a link-local router.
 pub fn is_reached_from(gw: IpAddr, address: IpNetwork, networks: &[IpNetwork]) -> bool {
     address.contains(gw) || !networks.iter().any(|network| network.contains(gw))
-}
-
-/// Whether the kernel has to be told that the gateway of an address is on the link, because none of
-/// the interface's `networks` contains it: some providers route single addresses (/32) so.
-fn is_outside(gw: IpAddr, networks: &[IpNetwork]) -> bool {
-    !is_link_local_v6(gw) && !networks.iter().any(|network| network.contains(gw))
 }
 
 fn table(number: i64) -> Result<u32, Fault> {
