@@ -201,7 +201,7 @@ impl Job {
         }
     }
 
-    /// The list of plugins with their configurations, as libcni would call them, but for the name of the network.
+    /// The list of plugins with their configurations, as libcni would call them, without the name of the network.
     /// Addresses are kept under `state`.
     pub fn list(&self, state: &str) -> Vec<Value> {
         match self.kind {

@@ -29,8 +29,8 @@ static NOTE: cni::linked::Note = cni::linked::Note::new(host_local::BUILD);
 /// A program: its name and its `main`.
 type Program = (Name, fn() -> ExitCode);
 
-/// A name, with zeroes behind it. It stands in the table itself: texts lie all over the constants of the file, and the kernel
-/// maps 64 kB at a page fault, so to compare with some of them takes as long as all else here.
+/// A name, filled up with zeroes. It is a part of the table, not a reference: referenced texts are spread over the constants of
+/// the file, and the first access to each 64 kB of them is a page fault.
 type Name = [u8; 16];
 
 const fn named(text: &str) -> Name {

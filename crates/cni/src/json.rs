@@ -500,7 +500,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         }
     }
 
-    /// A null is left out of a struct before; in a map (`capabilities`) it is false.
+    /// In a map such as `capabilities`, null is false, as in Go. A struct skips its members that are null.
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         match self.json {
             Json::Null => visitor.visit_bool(false),

@@ -1,6 +1,6 @@
 //! The network namespace of the calling thread.
 
-// SAFETY of each `unsafe`: see there. nix has no wrapper of the request.
+// SAFETY: at each `unsafe`. nix has no wrapper of the request.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -16,11 +16,12 @@ pub const PATH: &str = "/proc/thread-self/ns/net";
 
 /// Opens the namespace of the calling thread.
 ///
-/// A socket knows its namespace. For [`PATH`], the kernel creates what /proc shows of a new process, and
-/// removes it when the process ends: 0.02 ms, a tenth of a small plugin's time.
+/// A socket knows its namespace. At the first look-up of [`PATH`], the kernel creates the files of the
+/// process in /proc, and removes them when the process ends. Without such look-ups an ADD of bridge
+/// takes 0.2 ms less.
 ///
 /// # Errors
-/// Those of open(2), when /proc is not mounted either.
+/// As open(2), if the kernel refuses the request and /proc is not mounted.
 pub fn open() -> io::Result<OwnedFd> {
     // Without CAP_NET_ADMIN the kernel refuses; Linux before 4.10 does not know the request.
     of_a_socket().or_else(|_| File::open(PATH).map(Into::into))

@@ -85,7 +85,7 @@ impl NetNs {
     /// The namespace of the calling thread.
     ///
     /// # Errors
-    /// When /proc is not mounted, and the kernel does not tell it otherwise ([`own_netns::open`]).
+    /// As [`own_netns::open`].
     pub fn current() -> Result<Self, Error> {
         let path = PathBuf::from(own_netns::PATH);
         match own_netns::open() {
