@@ -54,6 +54,8 @@ pub trait Plugin {
 /// The whole `main` of plugin `P`.
 pub fn run<P: Plugin>() -> ExitCode {
     process::start();
+    #[cfg(target_env = "musl")]
+    crate::allocator::own_arena();
     let env = Environment::of_process();
     if matches!(env.command(), Ok(None)) && std::env::args_os().nth(1).is_some_and(is_version) {
         // Without a command, plugins print the banner of the Go plugins, and tools compare

@@ -6,6 +6,8 @@ use std::marker::PhantomData;
 use crate::protocol::Protocol;
 
 const NLA_HEADER: usize = 4;
+/// Bytes to reserve at least: a list of numbers is seldom longer.
+const USUAL: usize = 48;
 const NLA_F_NESTED: u16 = 0x8000;
 /// The two highest bits of a type are flags.
 const NLA_TYPE_MASK: u16 = 0x3fff;
@@ -42,18 +44,26 @@ impl<P: Protocol> Attributes<P> {
     }
 
     /// Appends `value` as it is.
-    pub fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
-        let length = (NLA_HEADER + value.len()) as u16;
-        self.bytes.extend(length.to_ne_bytes());
-        self.bytes.extend(kind.to_ne_bytes());
-        self.bytes.extend(value);
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
-        self
+    pub fn bytes(self, kind: u16, value: &[u8]) -> Self {
+        self.append(kind, value, 0)
     }
 
     /// Appends a text with the zero byte that ends it.
     pub fn text(self, kind: u16, value: &str) -> Self {
-        self.bytes(kind, &[value.as_bytes(), &[0]].concat())
+        self.append(kind, value.as_bytes(), 1)
+    }
+
+    /// Appends `value` and `zeros` zero bytes, which count as part of it.
+    fn append(mut self, kind: u16, value: &[u8], zeros: usize) -> Self {
+        let length = NLA_HEADER + value.len() + zeros;
+        let end = self.bytes.len() + length.next_multiple_of(4);
+        self.bytes.reserve(length.max(USUAL));
+        let [l0, l1] = (length as u16).to_ne_bytes();
+        let [k0, k1] = kind.to_ne_bytes();
+        self.bytes.extend_from_slice(&[l0, l1, k0, k1]);
+        self.bytes.extend_from_slice(value);
+        self.bytes.resize(end, 0);
+        self
     }
 
     /// Appends a number.

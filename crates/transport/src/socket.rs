@@ -27,13 +27,17 @@ pub const DEADLINE: Duration = Duration::from_secs(10);
 /// one message needs it: a link may have 64 KiB of alternative names.
 const DATAGRAM: usize = 256 * 1024;
 
+thread_local! {
+    /// The buffer into which datagrams are read: one for all sockets, as a plugin opens three, and to
+    /// map one takes longer than to read an answer.
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
 /// A netlink socket. It belongs to the network namespace in which it was opened, wherever it
 /// is used. Requests need privileges, opening does not.
 pub struct Socket<P> {
     fd: OwnedFd,
     sequence: Cell<u32>,
-    /// The buffer into which datagrams are read.
-    buffer: Cell<Vec<u8>>,
     /// Whether it has an address: the kernel gives it one with the first request.
     bound: Cell<bool>,
     /// Whether `NETLINK_GET_STRICT_CHK` was set.
@@ -96,7 +100,6 @@ impl<P: Protocol> Socket<P> {
             fd,
             // 0 is the number of the kernel's own messages.
             sequence: Cell::new(1),
-            buffer: Cell::default(),
             bound: Cell::default(),
             strict: Cell::default(),
             capped: Cell::default(),
@@ -259,7 +262,7 @@ impl<P: Protocol> Socket<P> {
     /// # Errors
     /// `ENOBUFS` when the kernel has dropped messages; others when the socket fails.
     pub fn try_receive(&self, hear: impl FnMut(Message<'_>)) -> Result<bool, Errno> {
-        let mut buffer = self.buffer.take();
+        let mut buffer = BUFFER.take();
         buffer.clear();
         buffer.reserve(DATAGRAM);
         let received = receive(self.as_fd(), &mut buffer);
@@ -268,14 +271,14 @@ impl<P: Protocol> Socket<P> {
             Ok(0) => messages(&buffer).for_each(hear),
             Ok(_) | Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => {
-                self.buffer.set(buffer);
+                BUFFER.set(buffer);
                 return Ok(false);
             }
             Err(errno) => return Err(errno),
         }
         // The other end of a pair of sockets is closed: nothing more will come.
         let closed = buffer.is_empty() && received == Ok(0);
-        self.buffer.set(buffer);
+        BUFFER.set(buffer);
         if closed {
             Err(Errno::EBADMSG)
         } else {
