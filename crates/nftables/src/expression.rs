@@ -116,8 +116,16 @@ pub enum Statement {
         /// Source ports are drawn at random.
         fully_random: bool,
     },
+    /// `xt match "comment"`: a comment as iptables writes it.
+    IptablesComment(String),
+    /// `xt match "conntrack"`: what [`Statement::Established`] compares, as iptables writes it.
+    IptablesEstablished,
+    /// `counter`, as iptables gives one to each rule.
+    Counter,
     /// `meta nftrace set 1`: from here on, the kernel reports what each rule does with the packet.
     Trace,
+    /// `accept`
+    Accept,
     /// `return`
     Return,
     /// `drop`
@@ -162,7 +170,11 @@ impl Statement {
             Self::RedirectTo(to) => format!("dnat to {to}"),
             Self::Masquerade { fully_random: true } => "masquerade fully-random".into(),
             Self::Masquerade { .. } => "masquerade".into(),
+            Self::IptablesComment(_) => "xt match \"comment\"".into(),
+            Self::IptablesEstablished => "xt match \"conntrack\"".into(),
+            Self::Counter => "counter".into(),
             Self::Trace => "meta nftrace set 1".into(),
+            Self::Accept => "accept".into(),
             Self::Return => "return".into(),
             Self::Drop => "drop".into(),
             Self::Jump(chain) => format!("jump {chain}"),
@@ -332,7 +344,11 @@ impl Program {
                 self.icmp_type(libc::IPPROTO_ICMPV6, ICMPV6_NEIGHBOUR_SOLICITATION);
             }
             Statement::Masquerade { fully_random } => self.masquerade(*fully_random),
+            Statement::IptablesComment(text) => self.iptables_comment(text),
+            Statement::IptablesEstablished => self.iptables_established(),
+            Statement::Counter => self.push("counter", &Attributes::new()),
             Statement::Trace => self.trace(),
+            Statement::Accept => self.verdict(libc::NF_ACCEPT, None),
             Statement::Return => self.verdict(libc::NFT_RETURN, None),
             Statement::Drop => self.verdict(libc::NF_DROP, None),
             Statement::Jump(chain) => self.verdict(libc::NFT_JUMP, Some(chain)),
@@ -353,6 +369,36 @@ impl Program {
             flags = flags.u32(NFTA_MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY);
         }
         self.push("masq", &flags);
+    }
+
+    /// `struct xt_comment_info` (linux/netfilter/xt_comment.h).
+    fn iptables_comment(&mut self, text: &str) {
+        let mut info = [0; XT_MAX_COMMENT_LEN];
+        let length = text.len().min(info.len() - 1);
+        info[..length].copy_from_slice(&text.as_bytes()[..length]);
+        self.iptables_match("comment", 0, &info);
+    }
+
+    /// `struct xt_conntrack_mtinfo3` (linux/netfilter/xt_conntrack.h), for
+    /// `--ctstate RELATED,ESTABLISHED`.
+    fn iptables_established(&mut self) {
+        const MATCH_FLAGS: usize = 146;
+        const STATE_MASK: usize = 150;
+        let mut info = [0; 168];
+        info[MATCH_FLAGS..][..2].copy_from_slice(&XT_CONNTRACK_STATE.to_ne_bytes());
+        // Its bits are those of nf_tables.
+        let states = (CT_ESTABLISHED | CT_RELATED) as u16;
+        info[STATE_MASK..][..2].copy_from_slice(&states.to_ne_bytes());
+        self.iptables_match("conntrack", 3, &info);
+    }
+
+    /// A match of iptables with the revision and the form of its `info`.
+    fn iptables_match(&mut self, name: &str, revision: u32, info: &[u8]) {
+        let attributes = Attributes::new()
+            .text(NFTA_MATCH_NAME, name)
+            .u32(NFTA_MATCH_REV, revision)
+            .bytes(NFTA_MATCH_INFO, info);
+        self.push("match", &attributes);
     }
 
     /// The kernel reports what the further rules do with the packet: `meta nftrace set 1`.

@@ -126,6 +126,23 @@ pub fn chain_rules(socket: &Socket, table: Table, chain: &str) -> Result<Vec<Lis
     Ok(rules)
 }
 
+/// The first rules of a chain, about eight of it, however many it has: for the price of one answer. It
+/// is the last request over this socket.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn first_rules(socket: &Socket, table: Table, chain: &str) -> Result<Vec<Listed>, Error> {
+    let which = Attributes::new()
+        .text(NFTA_RULE_TABLE, table.name)
+        .text(NFTA_RULE_CHAIN, chain);
+    let request = request(table.family, libc::NFT_MSG_GETRULE, &which);
+    let found = socket.begin_dump(&request, |answer| Listed::read(table, answer));
+    let mut rules = none_where_absent(found)
+        .map_err(|refusal| Error::refused(format!("list chain {table} {chain}"), refusal))?;
+    rules.retain(|it| it.chain == chain);
+    Ok(rules)
+}
+
 fn read_rules(socket: &Socket, table: Table, which: &Attributes) -> Result<Vec<Listed>, Error> {
     let request = request(table.family, libc::NFT_MSG_GETRULE, which);
     let found = socket.dump(&request, |answer| Listed::read(table, answer));

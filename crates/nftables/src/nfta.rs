@@ -82,6 +82,9 @@ pub const NFTA_NAT_FAMILY: u16 = 2;
 pub const NFTA_NAT_REG_ADDR_MIN: u16 = 3;
 pub const NFTA_NAT_REG_PROTO_MIN: u16 = 5;
 pub const NFTA_MASQ_FLAGS: u16 = 1;
+pub const NFTA_MATCH_NAME: u16 = 1;
+pub const NFTA_MATCH_REV: u16 = 2;
+pub const NFTA_MATCH_INFO: u16 = 3;
 
 pub const NFT_LOOKUP_F_INV: u32 = 1;
 pub const NFT_FIB_RESULT_OIF: u32 = 1;
@@ -90,6 +93,10 @@ pub const NFTA_FIB_F_SADDR: u32 = 1;
 pub const NFTA_FIB_F_DADDR: u32 = 1 << 1;
 pub const NFTA_FIB_F_IIF: u32 = 1 << 3;
 pub const NFTA_FIB_F_PRESENT: u32 = 1 << 5;
+/// linux/netfilter/xt_comment.h
+pub const XT_MAX_COMMENT_LEN: usize = 256;
+/// linux/netfilter/xt_conntrack.h
+pub const XT_CONNTRACK_STATE: u16 = 1;
 /// linux/netfilter/nf_nat.h
 pub const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
 /// linux/netfilter/nf_conntrack_common.h

@@ -191,6 +191,20 @@ impl Socket {
         Ok(found.entries)
     }
 
+    /// Sends the last request over this socket, for a list, and returns what `read` makes of the entries
+    /// in its first datagram.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn begin_dump<T, I: IntoIterator<Item = T>>(
+        &self,
+        request: &Request,
+        read: impl Fn(&[u8]) -> I,
+    ) -> Result<Vec<T>, Refusal> {
+        let read = |it: transport::Message<'_>| read(it.netfilter_attributes());
+        self.inner.begin_dump(request, read)
+    }
+
     /// Carries out all of `requests` or none. Carries out none (`ERESTART`) if the rule set no longer
     /// has the number `generation`. `deletes` says whether a request deletes anything.
     ///

@@ -174,6 +174,29 @@ impl<P: Protocol> Socket<P> {
         }
     }
 
+    /// Sends a request for a list and returns what `pick` finds in its first datagram: some kilobytes,
+    /// however long the list is. It is the last request over this socket, which has the rest to read.
+    ///
+    /// # Errors
+    /// The kernel refuses; `ETIMEDOUT`.
+    pub fn begin_dump<T, I: IntoIterator<Item = T>>(
+        &self,
+        request: &Request<P>,
+        pick: impl Fn(Message<'_>) -> I,
+    ) -> Result<Vec<T>, Refusal> {
+        self.send_one(request, libc::NLM_F_REQUEST | libc::NLM_F_DUMP)?;
+        let (mut entries, mut result) = (Vec::new(), Ok(()));
+        // What is in the datagram after the first message is passed on, too.
+        let until = Instant::now() + DEADLINE;
+        while !self.try_receive(|message| match message.outcome() {
+            Some(outcome) => result = outcome,
+            None => entries.extend(pick(message)),
+        })? {
+            wait_readable([self.as_fd()], until)?;
+        }
+        result.map(|()| entries)
+    }
+
     /// Sends `requests` as one datagram, which the kernel carries out in order before the send
     /// returns. Returns the errors, with the index of the request that each is about.
     ///

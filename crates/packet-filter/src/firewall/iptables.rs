@@ -1,6 +1,8 @@
 //! The chains of the Go plugin in iptables' table filter, to the letter: `CNI-FORWARD` with the
 //! rules of each address, and `CNI-ISOLATION-STAGE-1` and `-2` with the rules of each bridge.
 
+mod without_program;
+
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, anyhow};
@@ -46,8 +48,8 @@ impl Iptables {
         self.programs.of(Family::V4)?.try_out(FILTER)
     }
 
-    /// Adds the rules of an attachment: one process for each family, unless a rule that all pods
-    /// share is missing, or the rules may exist (`perhaps`).
+    /// Adds the rules of an attachment: no process or one for each family, unless a rule that all
+    /// pods share is missing, or the rules may exist (`perhaps`).
     ///
     /// # Errors
     /// What iptables refuses.
@@ -59,7 +61,10 @@ impl Iptables {
             }
             let program = self.programs.of(family)?;
             let shared = [accepting(wanted), policy(wanted)].concat();
-            if !perhaps && program.is_exact() && committed(&program, &quick(&shared, &addresses))? {
+            if !perhaps
+                && (without_program::add(&program, family, &shared, &addresses)
+                    || program.is_exact() && committed(&program, &quick(&shared, &addresses))?)
+            {
                 continue;
             }
             let _lock = program.lock()?;

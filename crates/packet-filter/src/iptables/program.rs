@@ -194,6 +194,11 @@ impl Program {
         self.restore.canonicalize().ok() == other.restore.canonicalize().ok()
     }
 
+    /// Whether it is the nft variant, whose rules are in nf_tables.
+    pub fn is_nft(&self) -> bool {
+        is_nft(&self.restore)
+    }
+
     /// Makes all changes or none: `iptables-restore --noflush`.
     pub fn commit(&self, transaction: &Transaction) -> Result<(), Refused> {
         if transaction.is_empty() {

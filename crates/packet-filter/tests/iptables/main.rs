@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 
 mod failing;
+mod firewall;
 mod go;
 mod host;
 mod hostport;
