@@ -126,8 +126,8 @@ pub fn chain_rules(socket: &Socket, table: Table, chain: &str) -> Result<Vec<Lis
     Ok(rules)
 }
 
-/// The first rules of a chain, about eight of it, however many it has: for the price of one answer. It
-/// is the last request over this socket.
+/// The first rules of a chain, about eight, in one answer of the kernel. It is the last request over
+/// this socket.
 ///
 /// # Errors
 /// What the kernel refuses.

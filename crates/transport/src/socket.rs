@@ -186,7 +186,6 @@ impl<P: Protocol> Socket<P> {
     ) -> Result<Vec<T>, Refusal> {
         self.send_one(request, libc::NLM_F_REQUEST | libc::NLM_F_DUMP)?;
         let (mut entries, mut result) = (Vec::new(), Ok(()));
-        // What is in the datagram after the first message is passed on, too.
         let until = Instant::now() + DEADLINE;
         while !self.try_receive(|message| match message.outcome() {
             Some(outcome) => result = outcome,

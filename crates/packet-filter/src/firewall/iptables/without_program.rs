@@ -1,8 +1,8 @@
 //! The rules of an address, written as the nft variant of iptables writes them, without executing it.
 //!
 //! - Cost: this file, and 70 lines of the crate nftables.
-//! - Gain: an ADD of firewall takes 0.4 ms instead of 2.8, and among 200 pods instead of 4: the program
-//!   takes 1.5 ms to start, and reads all rules of a chain for a single `-C`.
+//! - Gain: an ADD of firewall takes 0.6 ms instead of 2.7: the program takes 1.4 ms to start, and for a
+//!   single `-C` it reads all rules of a chain, 1.2 ms for those of 200 pods.
 //! - The one door: [`add`]. Where it does nothing, the program is executed.
 //! - To switch it off in a test: put scripts that execute the programs before them in `PATH`.
 
