@@ -31,8 +31,9 @@ const SIZE: usize = 192 * 1024;
 /// Bytes of the longest block in the arena: a few longer ones would fill it.
 const LONGEST: usize = 8 * 1024;
 
-/// The alignment of every block, at least.
-const ALIGN: usize = 8;
+/// The alignment of every block, at least: that of malloc(3). The library that unwinds a panic relies on
+/// it, whatever the layout of the block says.
+const ALIGN: usize = 16;
 
 #[repr(align(4096))]
 struct Arena(UnsafeCell<[u8; SIZE]>);
@@ -135,7 +136,7 @@ unsafe impl GlobalAlloc for Allocator {
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
+    use std::{panic, thread};
 
     use super::*;
 
@@ -181,12 +182,19 @@ mod tests {
         let zeroed = vec![0u8; 64];
         assert!(is_in_arena(&zeroed) && zeroed.iter().all(|it| *it == 0));
         assert!(!is_in_arena(&*Box::new([0u8; LONGEST + 1])), "a long block");
-        USED.set(SIZE - 10);
-        assert!(!is_in_arena(&*Box::new([6u8; 11])), "no place");
+        USED.set(SIZE - ALIGN);
+        assert!(!is_in_arena(&*Box::new([6u8; ALIGN + 1])), "no place");
         let mut end = vec![7u8; 2];
         assert!(is_in_arena(&end));
         end.extend([8; 100]);
         assert!(!is_in_arena(&end) && end[..3] == [7, 7, 8]);
+        // The exception of a panic has its place after a block of any length.
+        for length in 1..32 {
+            USED.set(4096);
+            let before = vec![9u8; length];
+            let unwound = panic::catch_unwind(|| panic::resume_unwind(Box::new(length)));
+            assert!(unwound.is_err() && begin(&before) == Some(4096));
+        }
         USED.set(NOT_OURS);
     }
 }
