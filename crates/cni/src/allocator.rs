@@ -25,11 +25,15 @@ static ALLOCATOR: Allocator = Allocator;
 
 struct Allocator;
 
-/// Bytes of the arena. An ADD of bridge takes 60,000; the kernel provides the pages that are used.
-const SIZE: usize = 192 * 1024;
+/// Bytes of the arena. An ADD of bridge uses 60,000, and a buffer for answers of the kernel, of which it
+/// uses a page; the kernel provides the pages that are used.
+const SIZE: usize = 512 * 1024;
 
-/// Bytes of the longest block in the arena: a few longer ones would fill it.
-const LONGEST: usize = 8 * 1024;
+/// Bytes of the longest block in the arena: the buffer for answers of the kernel.
+const LONGEST: usize = 256 * 1024;
+
+/// Bytes of the longest block in the arena that is filled with zeros.
+const LONGEST_OF_ZEROS: usize = 8 * 1024;
 
 /// The alignment of every block, at least: that of malloc(3). The library that unwinds a panic relies on
 /// it, whatever the layout of the block says.
@@ -95,7 +99,8 @@ unsafe impl GlobalAlloc for Allocator {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        let Some(block) = take(layout) else {
+        let is_short = layout.size() <= LONGEST_OF_ZEROS;
+        let Some(block) = is_short.then(|| take(layout)).flatten() else {
             // SAFETY: as above. Pages that the kernel has just provided are not written.
             return unsafe { GlobalDlmalloc.alloc_zeroed(layout) };
         };
@@ -181,7 +186,9 @@ mod tests {
         drop(next);
         let zeroed = vec![0u8; 64];
         assert!(is_in_arena(&zeroed) && zeroed.iter().all(|it| *it == 0));
-        assert!(!is_in_arena(&*Box::new([0u8; LONGEST + 1])), "a long block");
+        assert!(!is_in_arena(&vec![0u8; LONGEST_OF_ZEROS + 1]));
+        assert!(is_in_arena(&vec![1u8; LONGEST_OF_ZEROS + 1]));
+        assert!(!is_in_arena(&vec![1u8; LONGEST + 1]), "a long block");
         USED.set(SIZE - ALIGN);
         assert!(!is_in_arena(&*Box::new([6u8; ALIGN + 1])), "no place");
         let mut end = vec![7u8; 2];

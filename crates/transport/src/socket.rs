@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use netns::NetNs;
@@ -27,10 +28,12 @@ pub const DEADLINE: Duration = Duration::from_secs(10);
 /// one message needs it: a link may have 64 KiB of alternative names.
 const DATAGRAM: usize = 256 * 1024;
 
-thread_local! {
-    /// The buffer into which datagrams are read: one for all sockets, as a plugin opens three, and to
-    /// map one takes longer than to read an answer.
-    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+/// The buffer into which datagrams are read: one for all sockets, as a plugin opens three, and the
+/// kernel has to provide its pages. A thread that finds it in use makes another one.
+static BUFFER: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+fn shared_buffer() -> MutexGuard<'static, Vec<u8>> {
+    BUFFER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A netlink socket. It belongs to the network namespace in which it was opened, wherever it
@@ -284,7 +287,7 @@ impl<P: Protocol> Socket<P> {
     /// # Errors
     /// `ENOBUFS` when the kernel has dropped messages; others when the socket fails.
     pub fn try_receive(&self, hear: impl FnMut(Message<'_>)) -> Result<bool, Errno> {
-        let mut buffer = BUFFER.take();
+        let mut buffer = std::mem::take(&mut *shared_buffer());
         buffer.clear();
         buffer.reserve(DATAGRAM);
         let received = receive(self.as_fd(), &mut buffer);
@@ -293,14 +296,14 @@ impl<P: Protocol> Socket<P> {
             Ok(0) => messages(&buffer).for_each(hear),
             Ok(_) | Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => {
-                BUFFER.set(buffer);
+                *shared_buffer() = buffer;
                 return Ok(false);
             }
             Err(errno) => return Err(errno),
         }
         // The other end of a pair of sockets is closed: nothing more will come.
         let closed = buffer.is_empty() && received == Ok(0);
-        BUFFER.set(buffer);
+        *shared_buffer() = buffer;
         if closed {
             Err(Errno::EBADMSG)
         } else {
