@@ -175,12 +175,13 @@ impl Stage {
         self.node.ip(&format!("link set {PARENT} up"))
     }
 
-    /// Plugins make their bridge; the floor finds one.
+    /// Plugins make their bridge; the floor finds one, as podwire makes it.
     fn bridge(&self) -> Result<()> {
         if self.programs.plugins(self.side).is_some() {
             return Ok(());
         }
-        self.node.ip(&format!("link add {BRIDGE} type bridge"))?;
+        self.node
+            .ip(&format!("link add {BRIDGE} type bridge mcast_snooping 0"))?;
         self.node
             .ip(&format!("address add 10.0.0.1/8 dev {BRIDGE}"))?;
         self.node.ip(&format!("link set {BRIDGE} up"))?;

@@ -62,7 +62,7 @@ const PORT_PAUSES: [u64; 10] = [0, 1, 2, 4, 8, 16, 32, 64, 500, 2000];
 
 impl Netlink {
     /// Creates such a bridge unless it exists, brings it up and returns it:
-    /// `ip link add NAME type bridge; ip link set NAME up; ip link set NAME address MAC`.
+    /// `ip link add NAME type bridge mcast_snooping 0; ip link set NAME up; ip link set NAME address MAC`.
     ///
     /// Its hardware address is pinned. A bridge without an address of its own takes that of
     /// its lowest port, and changes it as pods come and go, while the pods remember the old one
@@ -145,10 +145,14 @@ impl Netlink {
         created: impl FnOnce(&Link),
     ) -> anyhow::Result<Link> {
         let name = &spec.name;
-        let mut message = new_link(Some(InfoKind::Bridge), name, None, spec.mtu);
+        // Without a querier, multicast goes to all ports with snooping, too. But the kernel then starts
+        // a timer for every port whenever one comes or goes (`br_port_state_selection`).
+        let mut settings = vec![InfoBridge::MulticastSnooping(false)];
         if spec.vlan_filtering {
-            message = message.set_info_data(vlan_filtering(true));
+            settings.push(InfoBridge::VlanFiltering(true));
         }
+        let message = new_link(Some(InfoKind::Bridge), name, None, spec.mtu)
+            .set_info_data(InfoData::Bridge(settings));
         let request = RouteNetlinkMessage::NewLink(message.build());
         let added = self.change(request, NLM_F_CREATE | NLM_F_EXCL, || {
             format!("add bridge {name}")
@@ -202,7 +206,7 @@ impl Netlink {
     pub fn set_vlan_filtering(&self, bridge: u32, on: bool) -> Result<(), Error> {
         let message = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Bridge)
             .index(bridge)
-            .set_info_data(vlan_filtering(on))
+            .set_info_data(InfoData::Bridge(vec![InfoBridge::VlanFiltering(on)]))
             .build();
         // Settings of a kind of link are changed by RTM_NEWLINK.
         self.change(RouteNetlinkMessage::NewLink(message), 0, || {
@@ -397,8 +401,4 @@ impl Link {
         let is_this = read("ifindex")? == self.index.to_string();
         is_this.then(|| how == "3")
     }
-}
-
-fn vlan_filtering(on: bool) -> InfoData {
-    InfoData::Bridge(vec![InfoBridge::VlanFiltering(on)])
 }

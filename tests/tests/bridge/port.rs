@@ -119,3 +119,25 @@ fn a_port_joins_the_bridge_last_unless_something_would_be_missed() {
         assert!(!joins_last(&sandbox, json!({}), "h"));
     });
 }
+
+#[test]
+fn multicast_reaches_the_pods_of_a_new_bridge_which_does_not_snoop() {
+    let sandbox = Sandbox::new();
+    let (a, b) = (sandbox.pod("a"), sandbox.pod("b"));
+    for pod in [&a, &b] {
+        add(&sandbox, &bridge(json!({})), pod);
+        pod.sh("ip route add 239.0.0.0/8 dev eth0");
+    }
+    b.sh("sysctl -qw net.ipv4.icmp_echo_ignore_broadcasts=0; ip address add 239.1.2.3/32 dev eth0 autojoin");
+    assert_eq!(a.ping("239.1.2.3", 1), [true]);
+    let snoops = || {
+        sandbox.host().link("cni0").expect("cni0")["linkinfo"]["info_data"]["mcast_snooping"]
+            .clone()
+    };
+    beyond_peer("the kernel's default is on", || assert_eq!(snoops(), 0));
+    sandbox
+        .host()
+        .sh("ip link set cni0 type bridge mcast_snooping 1");
+    add(&sandbox, &bridge(json!({})), &sandbox.pod("c"));
+    assert_eq!(snoops(), 1, "what an operator sets stays");
+}
