@@ -12,7 +12,7 @@ use crate::job::{ADDRESS, BRIDGED, Job, MASQUERADED, PUBLISHED, Verb};
 use crate::results::{Curve, Line};
 use crate::side::{Attachment, Programs, Side, Stage};
 use crate::stats::{Ratio, Sample};
-use crate::table::{millis, settle};
+use crate::table::{millis, next_order, settle};
 
 const SIDES: [Side; 4] = [Side::Podwire, Side::Go, Side::Other, Side::Floor];
 
@@ -27,6 +27,8 @@ pub struct Plan {
     pub pods: Vec<usize>,
     /// Rounds at each count.
     pub rounds: usize,
+    /// The same beside other pods, where a round takes less time and the times differ more.
+    pub pod_rounds: usize,
     /// TCP connections at each count.
     pub connections: usize,
 }
@@ -149,7 +151,7 @@ pub fn wired(programs: &Programs, plan: &Plan) -> Result<Vec<Curve>> {
             for side in &mut all {
                 side.stage.turn_to(*job);
             }
-            times.push((*count, rounds(&mut all, plan.rounds)?));
+            times.push((*count, rounds(&mut all, plan.pod_rounds)?));
         }
     }
     let one = |job: &Job, verb: Verb, times: &[_]| {
@@ -204,7 +206,7 @@ fn rounds(all: &mut [Among], rounds: usize) -> Result<Times> {
                 }
             }
         }
-        all.rotate_left(1);
+        next_order(all, round);
     }
     Ok(times)
 }

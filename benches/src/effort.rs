@@ -27,13 +27,14 @@ impl Effort {
             rounds: 40,
             storms: storms(
                 &[MASQUERADED],
-                &[(1, 9), (10, 5), (50, 3), (200, 1), (500, 1)],
+                &[(1, 9), (10, 5), (50, 3), (200, 1), (500, 3)],
             ),
             curves: Plan {
                 ports: vec![0, 5_000],
                 addresses: vec![0, 50_000],
                 pods: vec![0, 250, 1_000],
                 rounds: 15,
+                pod_rounds: 45,
                 connections: 500,
             },
         }
@@ -54,6 +55,7 @@ impl Effort {
                 addresses: vec![0, 100, 1_000, 5_000, 10_000, 20_000, 50_000],
                 pods: vec![0, 50, 100, 250, 500, 1_000],
                 rounds: 15,
+                pod_rounds: 45,
                 connections: 1_000,
             },
         }
@@ -71,6 +73,7 @@ impl Effort {
                 addresses: vec![0, 2, 4],
                 pods: vec![0, 1, 2],
                 rounds: 1,
+                pod_rounds: 1,
                 connections: 2,
             },
         }

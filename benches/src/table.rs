@@ -47,14 +47,22 @@ pub fn measure(job: Job, programs: &Programs, warmup: usize, rounds: usize) -> R
             seen = Seen::default();
         }
         one_round(job, &mut stages, &mut seen).with_context(|| format!("measure {}", job.title))?;
-        // No side always comes after Go.
-        stages.rotate_left(1);
+        next_order(&mut stages, round);
     }
     Ok(job
         .verbs()
         .iter()
         .map(|verb| row(job, *verb, &seen))
         .collect())
+}
+
+/// The order of the sides after `round`: none always comes after the same other one, whose work the
+/// machine may not have finished.
+pub fn next_order<T>(sides: &mut [T], round: usize) {
+    sides.rotate_left(1);
+    if !round.is_multiple_of(2) {
+        sides.reverse();
+    }
 }
 
 fn one_round(job: Job, stages: &mut [(Stage, Attachment)], seen: &mut Seen) -> Result<()> {
