@@ -370,7 +370,8 @@ fn ports_of(host: &Netlink, table: &File, bridge: &Link) -> Result<Ports> {
     })
 }
 
-/// Whether bridge plugins give such a name to the host end of a pod's veth pair.
+/// Whether bridge plugins give such a name to the host end of a pod's veth pair. The kind of the link
+/// is not compared: only netlink has it, and a query waits for the changes of all other links.
 fn is_pods(name: &str) -> bool {
     let digits = name.strip_prefix("veth").unwrap_or_default();
     let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
