@@ -8,7 +8,9 @@ fn main() {
     let is_static = of_target("FEATURE").split(',').any(|it| it == "crt-static");
     // With musl, Rust has the start of such a program for x86-64 alone.
     if is_static && (of_target("ENV") != "musl" || of_target("ARCH") == "x86_64") {
-        // The last of `-no-pie` and `-static-pie` wins.
+        // The last of contradicting flags wins.
         println!("cargo::rustc-link-arg-bins=-static-pie");
+        // Constants are not executable.
+        println!("cargo::rustc-link-arg-bins=-Wl,-z,separate-code");
     }
 }
