@@ -24,6 +24,8 @@ pub mod ipam;
 pub mod json;
 pub mod linked;
 pub mod lock;
+#[cfg(all(target_env = "musl", target_arch = "x86_64"))]
+mod memcpy;
 pub mod names;
 pub mod own_netns;
 mod privilege;
