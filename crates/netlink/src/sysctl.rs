@@ -11,7 +11,8 @@ use std::{
         unix::fs::FileExt,
     },
     path::Path,
-    sync::OnceLock,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -26,30 +27,54 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 
 use crate::Error;
 
-/// The root of the instance of proc that [`use_own_proc`] made.
-static OWN_PROC: OnceLock<OwnedFd> = OnceLock::new();
+/// The root of the instance of proc of [`OwnProc`].
+static OWN_PROC: Mutex<Option<OwnedFd>> = Mutex::new(None);
 
-/// How many pods with settings a node has at least, where [`use_own_proc`] saves time.
+/// How many pods with settings a node has at least, where [`OwnProc`] saves time.
 pub const MANY_PODS: usize = 64;
 
-/// Opens all settings from now on in an instance of proc for this process alone, which ends with it.
-/// Settings are opened in /proc as before where the kernel makes none (rootless runtimes, Linux
-/// before 5.2), and where /proc/sys is read-only.
+/// An [`OwnProc`] that lives longer has no child to wait for RCU at its end: other processes want the
+/// processor, the wait leaves it to them, and a child would not.
+const QUICK: Duration = Duration::from_millis(4);
+
+/// While this value lives, all settings are opened in an instance of proc for this process alone.
 ///
 /// In one instance, the directories `net/ipv6` of all namespaces are entries with the same name, and
 /// a lookup compares them one by one (`proc_sys_compare`, fs/proc/proc_sysctl.c). The entries of a
 /// pod stay as long as it lives. An instance costs about 0.1 ms. At its end the kernel waits for RCU,
 /// which a child does ([`deferred::close`]): 0.2 ms on a quiet node, up to 6 ms beside other changes
-/// of namespaces.
-pub fn use_own_proc() {
-    let is_writable = statvfs("/proc/sys").is_ok_and(|it| !it.flags().contains(FsFlags::ST_RDONLY));
-    if is_writable && let Ok(proc) = own_proc() {
-        // A second call changes nothing.
-        let _ = OWN_PROC.set(proc);
-        if let Some(proc) = OWN_PROC.get() {
+/// of namespaces. When 500 pods start at once, children would take 5 % of the processor time of their
+/// ADDs.
+#[derive(Debug)]
+pub struct OwnProc {
+    begin: Instant,
+}
+
+impl OwnProc {
+    /// Makes an instance. `None` where the kernel makes none (rootless runtimes, Linux before 5.2),
+    /// and where /proc/sys is read-only: settings are opened in /proc as before.
+    pub fn new() -> Option<Self> {
+        let begin = Instant::now();
+        let flags = statvfs("/proc/sys").ok()?.flags();
+        if flags.contains(FsFlags::ST_RDONLY) {
+            return None;
+        }
+        *lock_own_proc() = Some(own_proc().ok()?);
+        Some(Self { begin })
+    }
+}
+
+impl Drop for OwnProc {
+    fn drop(&mut self) {
+        let proc = lock_own_proc().take();
+        if let Some(proc) = proc.filter(|_| self.begin.elapsed() < QUICK) {
             deferred::close(proc.as_fd());
         }
     }
+}
+
+fn lock_own_proc() -> MutexGuard<'static, Option<OwnedFd>> {
+    OWN_PROC.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn own_proc() -> rustix::io::Result<OwnedFd> {
@@ -161,7 +186,7 @@ fn open(key: &str, flags: OFlag, op: impl Fn() -> String) -> Result<File, Error>
         return Err(Error::new(op(), Errno::EINVAL));
     }
     let flags = flags | OFlag::O_CLOEXEC;
-    let opened = match OWN_PROC.get() {
+    let opened = match &*lock_own_proc() {
         Some(proc) => openat(
             proc,
             Path::new("sys").join(key).as_path(),

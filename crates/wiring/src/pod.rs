@@ -11,7 +11,8 @@ use cni::request::Add;
 use cni::result::{IpConfig, Route};
 use cni::{BestEffort, Call, delegate};
 use ipnetwork::IpNetwork;
-use netlink::{Configured, Dad, InterfaceAddress, Layer3, Netlink, RouteSpec, sysctl};
+use netlink::sysctl::{self, OwnProc};
+use netlink::{Configured, Dad, InterfaceAddress, Layer3, Netlink, RouteSpec};
 use netns::NetNs;
 
 use crate::Addressing;
@@ -24,11 +25,13 @@ pub fn open_netns(path: &NetnsPath) -> Result<NetNs> {
     NetNs::open(path.as_path()).with_context(|| format!("failed to open netns {:?}", path.as_str()))
 }
 
-/// Prepares for a node with this number of pods. Call it before their settings are written.
-pub fn expect(pods: usize) {
-    if pods >= sysctl::MANY_PODS {
-        sysctl::use_own_proc();
+/// Prepares for a node with this number of pods. Call it before the pod's settings are written, and
+/// keep the value until they are.
+pub fn expect(pods: usize) -> Option<OwnProc> {
+    if pods < sysctl::MANY_PODS {
+        return None;
     }
+    OwnProc::new()
 }
 
 /// Locks the pod's namespace, for a plugin that chooses what is free in it. The lock is on the

@@ -54,7 +54,7 @@ impl Plugin for Bridge {
             rules::add_access(attachment, &access, Some(plan.bridge.as_str()), undo)?;
         }
         let ports = neighbours.look_at_ports(&host, &bridge);
-        pod::expect(ports.count);
+        let _own_proc = pod::expect(ports.count);
         // With a querier, the bridge forwards neighbour solicitations to the pod only after it has
         // seen the pod's first multicast report.
         let joins_last =

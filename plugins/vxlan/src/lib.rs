@@ -57,7 +57,7 @@ impl Plugin for Vxlan {
         }
         let overlay = ensure_device(&host, &plan, &device, &bridge, &own)?;
         let ports = neighbours.look_at_ports(&host, &bridge);
-        pod::expect(ports.count);
+        let _own_proc = pod::expect(ports.count);
         let mac = || mac::of_pod(call, addressing.as_ref()?);
         let properties = (plan.mac.or_else(mac), Some(device.spec.mtu));
         let pair = port::add_veth(&host, Some(&bridge), request, &netns, properties, undo)?;
