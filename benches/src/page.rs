@@ -219,7 +219,7 @@ fn missing(jobs: &[String]) -> String {
 fn storms(storms: &[Storm]) -> String {
     let mut text = String::from(
         "\n## Many pods at once\n\nAll processes are started one right after the other; milliseconds until the last has answered (median of the storms), until \
-         nothing runs any more that outlives its answer, and of a single pod. CPU time is that of all processes. \
+         nothing runs any more that outlives its answer, and of a single pod. CPU time is that of all processes. Of podwire and the floor there are three times as many storms. \
          In the row of podwire is how many times faster it was than Go, in that of another build of the Go plugins how many times faster than these.\n\n\
          | job | pods | verb | side | total | all done | pod: median / p90 / p99 | CPU time | programs | failed | times faster |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
