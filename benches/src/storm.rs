@@ -31,7 +31,8 @@ struct Seen {
 /// Pods of the largest storm in which programs are counted: strace slows them all.
 const COUNTED: usize = 50;
 
-/// Storms of podwire and of the floor for each of the Go plugins, which with 500 pods take a minute.
+/// How many storms podwire and the floor have for each storm of the Go plugins, which takes a minute
+/// with 500 pods.
 const QUICK: usize = 3;
 
 /// Measures storms of `pods` pods, `rounds` of the Go plugins and [`QUICK`] times as many of the other

@@ -33,8 +33,8 @@ static OWN_PROC: Mutex<Option<OwnedFd>> = Mutex::new(None);
 /// How many pods with settings a node has at least, where [`OwnProc`] saves time.
 pub const MANY_PODS: usize = 64;
 
-/// An [`OwnProc`] that lives longer has no child to wait for RCU at its end: other processes want the
-/// processor, the wait leaves it to them, and a child would not.
+/// If an [`OwnProc`] lives longer than this, the node is busy. Then the plugin waits for RCU itself: while
+/// it waits, other processes have the processor, and a child would only cost time.
 const QUICK: Duration = Duration::from_millis(4);
 
 /// While this value lives, all settings are opened in an instance of proc for this process alone.

@@ -119,9 +119,9 @@ pub fn prepare(host: &Netlink, veth: &Link, attachment: &Attachment) -> Result<(
 /// # Errors
 /// Code 11: the bridge is full; what the kernel refuses, as [`Netlink::join_bridge`].
 pub fn join(host: &Netlink, veth: &Link, bridge: &Link, hairpin: bool) -> Result<()> {
-    // The pod's first reports and solicitations come from a worker of this processor
-    // (`addrconf_dad_work`, net/ipv6/addrconf.c). Let it run first: of each new pod, the other pods get
-    // half as many frames, and when 500 start at once, this takes a tenth less time.
+    // A worker of the kernel on this processor sends the pod's first reports and solicitations
+    // (`addrconf_dad_work`, net/ipv6/addrconf.c). If it runs before the port joins, the bridge does not
+    // copy them to the other pods.
     std::thread::yield_now();
     host.join_bridge(veth, bridge.index, hairpin)
         .map_err(|error| add_refused(error.into(), Some(bridge)))
